@@ -1,0 +1,77 @@
+# headtail: every command a newcomer or CI needs. `make` lists them.
+#
+# The virtual environment is made from a full lock with digests (requirements/cpu.lock); docs/decisions/0004-cpu-lock.md says how.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV        := .venv
+BIN         := $(VENV)/bin
+PYTHON      ?= python3.11
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+ROOT        ?= build/quickstart
+PORT        ?= 8000
+UI_PORT     ?= 5000
+CONFIG      ?= jobs/configs/run_loop.laptop.yaml
+PYTEST_ARGS ?=
+INSTALLED   := $(VENV)/.installed
+
+# what was given of LOG, TASK, GOLD and TEACHER, as flags of `headtail loop`
+LOOP_SETS = $(if $(LOG),--set 'log=$(LOG)') $(if $(TASK),--set 'task=$(TASK)') $(if $(GOLD),--set 'gold=$(GOLD)') \
+            $(if $(TEACHER),--set 'teacher.model=$(TEACHER)')
+PIP       = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --no-deps --no-build-isolation
+
+.PHONY: help install quickstart ui serve test test-fast check format clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(INSTALLED) ## make .venv from the lock (2-3 minutes, once)
+
+$(INSTALLED): requirements/torch.txt requirements/cpu.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found. headtail needs CPython 3.11: install it, or name it: make install PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"error: $(PYTHON) is Python {v[0]}.{v[1]}; headtail needs 3.11, for which its lock was made")'
+	@echo "installing into $(VENV) (about 700 MB to fetch the first time) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@index=$$(timeout 3 $(BIN)/python -c 'import urllib.request; urllib.request.urlopen("$(TORCH_INDEX)/torch/", timeout=3)' 2>/dev/null \
+	    && echo "--extra-index-url $(TORCH_INDEX)" || true); \
+	  $(PIP) $$index -r requirements/torch.txt
+	@$(PIP) --require-hashes -r <(grep '^setuptools==' requirements/cpu.lock)  # first: it builds the one source package, deepspeed
+	@$(PIP) --require-hashes -r requirements/cpu.lock
+	@$(PIP) -e .
+	@touch $@
+	@echo "installed: $$($(BIN)/headtail --version 2>/dev/null || echo headtail)"
+
+quickstart: install ## the whole loop on the shipped example, or on yours: LOG= TASK= GOLD= TEACHER=
+	@$(BIN)/headtail loop --config $(CONFIG) --root $(ROOT) $(LOOP_SETS)
+
+ui: install ## MLflow on what ran
+	@test -f $(ROOT)/mlflow.db || { echo "error: $(ROOT)/mlflow.db not found: run make quickstart first, or name another store: make ui ROOT=..." >&2; exit 2; }
+	@echo "MLflow: http://127.0.0.1:$(UI_PORT)  (Ctrl-C ends it)"
+	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(ROOT)/mlflow.db) --host 127.0.0.1 --port $(UI_PORT) --workers 1
+
+serve: install ## serve the current release on PORT (try-it page at /, API docs at /docs)
+	@$(BIN)/headtail serve --root $(ROOT) --set port=$(PORT)
+
+test: install ## all tests (up to 15 minutes on 2 cores)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: install ## tests that start no engine, cluster or browser
+	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+check: install ## the gate: format, lint, types, floors, layout
+	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: run make format" >&2; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo | tail -n 6
+	@$(BIN)/python -m pytest -q --no-header --durations=0 tests/test_layout.py
+
+format: install ## format the code and mend what lint can
+	@$(BIN)/ruff check --quiet --fix . || true
+	@$(BIN)/ruff format --quiet .
+
+clean: ## remove what was built; the virtual environment stays
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find platform jobs tests requirements -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,293 @@
+"""A generation: an immutable published cache of answers, and how it is looked up.
+
+In: a generation built on local disk (`cache.builder`). Out: in the store `answers.parquet` (CACHED, sorted by query_key),
+an LMDB snapshot of the same rows and `manifest.json`, written last; and a Cache opened on it, which answers by exact
+normalised text. The text is stored beside the answer and compared, so two texts with one hash are a miss, never a
+wrong answer. Knows nothing of releases, models or servers.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+import lmdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field
+
+from headtail.config import Config, build
+from headtail.errors import InputError, StorageError
+from headtail.keys import NORMALISATION, fingerprint, normalise, query_key, sha256_file
+from headtail.redact import redact
+from headtail.rows import Source
+from headtail.storage import FileRef, LocalStorage, Storage, put, read_json
+
+FORMAT = 1  # of a value in LMDB; a reader refuses any other
+VALUE = struct.Struct("<BBf16sI")  # format, source, confidence (NaN: none), answer_key, bytes of the query; then query, answer
+SOURCES = tuple(Source)  # a value holds an index into this: append only
+FOLDER = "generations"
+
+
+class Manifest(Config):
+    """What a generation holds and where it comes from. Its presence is what makes the generation exist."""
+
+    id: str = Field(description="16 hex digits over content, task and lineage")
+    format: int = Field(FORMAT, description="layout of a value in LMDB")
+    normalisation: int = Field(NORMALISATION, description="version of keys.normalise that made the keys")
+    task: str = Field(description="name of the task")
+    task_fingerprint: str = Field(description="over all of the task that changes an answer")
+    rows: int = Field(ge=0, description="answers")
+    rows_by_source: dict[str, int] = Field(description="answers by who gave them")
+    left_out: dict[str, int] = Field(description="rows that were offered and not published, by reason")
+    min_confidence: dict[str, float] = Field(description="by source: answers below were left out")
+    coverage: float | None = Field(None, description="share of events before the cut whose query is here")
+    lineage: tuple[str, ...] = Field((), description="receipts whose answers these are, first wins")
+    examples: tuple[str, ...] = Field((), description="the most frequent queries, for people to try")
+    content: str = Field(description="hash over all keys, values and counts")
+    files: dict[str, FileRef] = Field(description="answers (Parquet) and lmdb, with digests")
+    created: str = Field(description="UTC, ISO 8601")
+
+
+class CachedAnswer(NamedTuple):
+    """One answer found in a generation. `answer` is canonical JSON; `confidence` is None when the engine gave none."""
+
+    query: str
+    answer: str
+    source: str
+    confidence: float | None
+    answer_key: bytes
+
+
+class Cache:
+    """An opened generation. Read-only, without locks, safe to share between threads; opens anew after a fork."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._path = str(folder / "lmdb")
+        self._env = _environment(self._path)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Cache:
+        """The generation in a local folder. StorageError when it is absent, damaged or of another format."""
+        folder = Path(folder)
+        manifest = build(Manifest, read_json(LocalStorage(str(folder)), "manifest.json"), where=str(folder / "manifest.json"))
+        _check(folder, manifest)
+        return cls(folder, manifest)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # an LMDB handle does not travel; the path does
+        return Cache.open, (str(self.folder),)
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    def lookup(self, text: str) -> CachedAnswer | None:
+        """The answer to `text` as people type it, or None. Ingest took personal data out, so a miss is tried without it."""
+        normalised = normalise(text)
+        found = self.get(normalised)
+        if found is None and (clean := redact(normalised)).any:
+            return self.get(clean.text)
+        return found
+
+    def get(self, normalised: str) -> CachedAnswer | None:
+        """The answer to a text that `normalise` has been through, or None."""
+        if self._env.pid != os.getpid():
+            self._env = _environment(self._path)
+        with self._env.handle.begin() as txn:
+            value = txn.get(query_key(normalised))
+        return None if value is None else _decode(value, normalised)
+
+    def close(self) -> None:
+        """Let go of the snapshot; lookups are over."""
+        del self._env
+
+
+class _Environment:
+    """An open LMDB handle and the process that opened it."""
+
+    def __init__(self, path: str) -> None:
+        self.pid = os.getpid()
+        self.handle = lmdb.open(path, readonly=True, lock=False, create=False, readahead=False)
+
+
+_OPEN: WeakValueDictionary[str, _Environment] = WeakValueDictionary()  # LMDB opens a file once per process: handles are shared
+
+
+def _environment(path: str) -> _Environment:
+    real = os.path.realpath(path)
+    found = _OPEN.get(real)
+    if found is not None and found.pid != os.getpid():
+        found.handle.close()  # inherited by fork; this process needs its own
+        found = None
+    if found is None:
+        try:
+            found = _Environment(real)
+        except lmdb.Error as error:
+            raise StorageError(f"the LMDB snapshot cannot be opened: {error}", where=path, fix="publish the generation again") from error
+        _OPEN[real] = found
+    return found
+
+
+def _decode(value: bytes, normalised: str) -> CachedAnswer | None:
+    layout, source, confidence, answer_key, size = VALUE.unpack_from(value)
+    if layout != FORMAT:
+        raise StorageError(
+            "a cached value has an unknown format", value=layout, fix="serve this generation with the headtail version that made it"
+        )
+    end = VALUE.size + size
+    if value[VALUE.size : end] != normalised.encode("utf-8", "surrogatepass"):
+        return None  # another text with the same hash
+    return CachedAnswer(normalised, value[end:].decode(), SOURCES[source], None if confidence != confidence else confidence, answer_key)
+
+
+def _check(folder: Path, manifest: Manifest) -> None:
+    if manifest.format != FORMAT or manifest.normalisation != NORMALISATION:
+        raise StorageError(
+            "this generation was made by another version of headtail",
+            where=str(folder),
+            value=f"format {manifest.format}, normalisation {manifest.normalisation}; this version reads {FORMAT} and {NORMALISATION}",
+            fix="publish it again",
+        )
+    snapshot = folder / "lmdb" / "data.mdb"
+    size = snapshot.stat().st_size if snapshot.exists() else None
+    if size != manifest.files["lmdb"].bytes:
+        raise StorageError(
+            "the LMDB snapshot does not match its manifest", where=str(snapshot), value=f"{size} bytes", fix="publish the generation again"
+        )
+
+
+def generation_path(generation: str) -> str:
+    """The folder of a generation, relative to the store's root."""
+    return f"{FOLDER}/{generation}"
+
+
+def read_manifest(store: Storage, generation: str) -> Manifest:
+    """The manifest of a generation. StorageError when the generation does not exist."""
+    path = f"{generation_path(generation)}/manifest.json"
+    return build(Manifest, read_json(store, path), where=store.uri(path))
+
+
+def open_generation(store: Storage, generation: str, into: Path | None = None) -> Cache:
+    """A generation of a store, opened from local disk.
+
+    A local store is opened in place unless `into` is given (give it when the store is a network mount: LMDB must not
+    be mapped over one). From S3 it is fetched below `into` (default: a new temporary folder) and its digest checked.
+    """
+    manifest = read_manifest(store, generation)
+    if isinstance(store, LocalStorage) and into is None:
+        return Cache.open(store.full(generation_path(generation)))
+    target = (into or Path(tempfile.mkdtemp(prefix="headtail-cache-"))) / generation_path(generation)
+    ref = manifest.files["lmdb"]
+    (target / "lmdb").mkdir(parents=True, exist_ok=True)
+    with told("fetch the generation to", target):
+        with tempfile.TemporaryDirectory(dir=target) as aside:
+            found = store.fetch(ref.path, Path(aside))
+            if sha256_file(found) != ref.sha256:
+                raise StorageError(
+                    "the LMDB snapshot is damaged: its SHA-256 differs from the manifest", where=store.uri(ref.path), fix="publish it again"
+                )
+            local = shutil.copyfile(found, Path(aside) / "whole.mdb") if isinstance(store, LocalStorage) else found
+            os.replace(local, target / "lmdb" / "data.mdb")
+        (target / "manifest.json").write_text(manifest.model_dump_json(), encoding="utf-8")
+    return Cache.open(target)
+
+
+class Built(NamedTuple):
+    """A generation on local disk, not yet in a store. `prefixes`: the first 8 bytes of every key, ascending."""
+
+    parquet: Path
+    lmdb: Path
+    rows_by_source: dict[str, int]
+    left_out: dict[str, int]
+    examples: tuple[str, ...]
+    content: str
+    prefixes: npt.NDArray[np.uint64]
+
+    @property
+    def rows(self) -> int:
+        return len(self.prefixes)
+
+
+def publish_generation(
+    store: Storage,
+    built: Built,
+    *,
+    task: str,
+    task_fingerprint: str,
+    lineage: Sequence[str] = (),
+    min_confidence: Mapping[str, float] | None = None,
+    coverage: float | None = None,
+) -> Manifest:
+    """Move a built generation into the store: files first, manifest last. The same generation again changes nothing."""
+    mark = fingerprint([FORMAT, NORMALISATION, task_fingerprint, list(lineage), dict(min_confidence or {}), built.content])[:16]
+    path = generation_path(mark)
+    if store.exists(f"{path}/manifest.json"):
+        return read_manifest(store, mark)
+    manifest = Manifest(
+        id=mark,
+        task=task,
+        task_fingerprint=task_fingerprint,
+        rows=built.rows,
+        rows_by_source=built.rows_by_source,
+        left_out=built.left_out,
+        min_confidence=dict(min_confidence or {}),
+        coverage=coverage,
+        lineage=tuple(lineage),
+        examples=built.examples,
+        content=built.content,
+        files={
+            "answers": put(store, built.parquet, f"{path}/answers.parquet", built.rows),
+            "lmdb": put(store, built.lmdb / "data.mdb", f"{path}/lmdb/data.mdb", built.rows),
+        },
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    store.create(f"{path}/manifest.json", (manifest.model_dump_json(indent=2) + "\n").encode())  # last: now it exists
+    return read_manifest(store, mark)
+
+
+def coverage(prefixes: npt.NDArray[np.uint64], queries: Iterable[pa.Table | pa.RecordBatch]) -> float | None:
+    """Share of events whose query is in the generation; `queries` has query_key and count. None without events.
+
+    Keys are compared by their first 8 bytes: with 50 million keys a false hit has odds of 1 in 400,000 per log.
+    """
+    events = hits = 0
+    for piece in queries:
+        if piece.num_rows:
+            found = key_halves(piece.column("query_key"))[0]
+            counts = np.asarray(piece.column("count").to_numpy(zero_copy_only=False), dtype=np.int64)
+            events += int(counts.sum())
+            if len(prefixes):
+                place = np.minimum(np.searchsorted(prefixes, found), len(prefixes) - 1)
+                hits += int(counts[prefixes[place] == found].sum())
+    return hits / events if events else None
+
+
+def key_halves(column: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """The 16-byte keys of a column as two arrays of unsigned numbers whose order is the order of the bytes."""
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(whole, pa.ChunkedArray):  # combine_chunks of an empty column
+        whole = pa.concat_arrays(whole.chunks) if whole.num_chunks else pa.array([], column.type)
+    if whole.null_count:
+        raise InputError("query_key must not be null", where="query_key")
+    raw = np.frombuffer(whole.buffers()[1] or b"", dtype=">u8")[2 * whole.offset : 2 * (whole.offset + len(whole))]
+    pairs = raw.reshape(-1, 2).astype(np.uint64)
+    return pairs[:, 0], pairs[:, 1]
+
+
+@contextmanager
+def told(action: str, where: Path) -> Iterator[None]:
+    """Errors of the disk and of LMDB as StorageError that says what to do."""
+    try:
+        yield
+    except (OSError, lmdb.Error) as error:
+        fix = "free space, or set TMPDIR to a larger disk; nothing half published is visible, run again"
+        raise StorageError(f"cannot {action} local disk: {error}", where=str(where), fix=fix) from error

@@ -1,0 +1,203 @@
+"""Figures that several stages and the report share: one colour per tier, direct labels, no chart junk.
+
+In: plain numbers. Out: matplotlib Figures, or SVG text to stand in an HTML page. Colours are Okabe and Ito's, which
+colour-blind readers can tell apart; each tier also has its own marker, so a black-and-white print reads as well.
+Matplotlib is imported when a figure is drawn. Knows nothing of receipts or stores.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+INK, MUTED, RULE, PAPER = "#1b1f24", "#5f6875", "#dfe3e8", "#ffffff"
+COLOURS = {
+    "teacher": "#0072b2",
+    "student": "#d55e00",
+    "fallback": "#7d7d7d",
+    "cache": "#009e73",  # a path a request takes, not a tier
+    "live": "#d55e00",  # the live path is the student's
+    "all": INK,
+}
+_MARKERS = {"teacher": "o", "student": "s", "fallback": "D"}
+_SPARE = ("#cc79a7", "#56b4e9", "#e69f00", "#a0522d")  # for tiers of other names
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10.0,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": RULE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0.0,
+    "ytick.major.size": 0.0,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "figure.constrained_layout.use": True,
+}
+SVG: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "headtail"}  # text stays text; the same figure gives the same bytes
+
+
+class Point(NamedTuple):
+    """A tier's quality on a stratum: value and interval, NaN when there is none."""
+
+    tier: str
+    stratum: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Reliable(NamedTuple):
+    """One bin of a reliability diagram."""
+
+    n: int
+    confidence: float
+    right: float
+    low: float
+    high: float
+
+
+def colour(tier: str, tiers: Sequence[str] = ()) -> str:
+    """The colour of a tier or source; tiers of other names get spare colours by their order in `tiers`."""
+    if tier in COLOURS:
+        return COLOURS[tier]
+    others = [name for name in tiers if name not in COLOURS]
+    return _SPARE[others.index(tier) % len(_SPARE)] if tier in others else MUTED
+
+
+def quality(points: Sequence[Point], name: str = "micro-F1", confidence: float = 0.95) -> Any:
+    """Dots with intervals: strata down, quality across, one colour and marker per tier, tiers named at the top row."""
+    strata = list(dict.fromkeys(p.stratum for p in points))
+    tiers = list(dict.fromkeys(p.tier for p in points))
+    figure, axes = _figure(7.2, 0.9 + 0.62 * len(strata))
+    step = min(0.24, 0.66 / max(1, len(tiers)))
+    lowest = min([p.low for p in points if p.low == p.low] or [0.0])
+    left = 0.0 if lowest < 0.55 else 0.5
+    for p in points:
+        if p.value != p.value:
+            continue
+        place = strata.index(p.stratum) + step * (tiers.index(p.tier) - (len(tiers) - 1) / 2)
+        tint = colour(p.tier, tiers)
+        axes.plot([p.low, p.high], [place, place], color=tint, linewidth=2.0, solid_capstyle="round", alpha=0.55)
+        axes.plot(p.value, place, _MARKERS.get(p.tier, "^"), color=tint, markersize=6.5, markeredgecolor=PAPER, markeredgewidth=0.8)
+        last = p.high if p.high < 0.93 else None
+        spot, side = (last + 0.012, "left") if last is not None else (p.low - 0.012, "right")
+        label = f"{p.tier} {p.value:.2f}" if p.stratum == strata[0] else f"{p.value:.2f}"
+        axes.text(max(spot, left + 0.01) if side == "left" else spot, place, label, color=tint, va="center", ha=side, fontsize=8.5)
+    sizes = {s: max(p.n for p in points if p.stratum == s) for s in strata}
+    axes.set_yticks(range(len(strata)), [f"{s}\nn = {sizes[s]:,}" for s in strata], color=INK)
+    axes.set_ylim(len(strata) - 0.45, -0.55)
+    axes.set_xlim(left, 1.0)
+    axes.set_xlabel(f"{name} against people's answers; bars are {confidence:.0%} intervals")
+    axes.xaxis.grid(True)
+    axes.spines["left"].set_visible(False)
+    return figure
+
+
+def calibration(bins: Mapping[str, Sequence[Reliable]], labels: Mapping[str, str]) -> Any:
+    """Reliability diagram: confidence across, share of right answers up, one panel per tier."""
+    tiers = [tier for tier in bins if bins[tier]]
+    figure, panels = _figure(3.6 * max(1, len(tiers)), 3.5, max(1, len(tiers)))
+    for axes, tier in zip(np.atleast_1d(panels), tiers, strict=False):
+        tint = colour(tier, tiers)
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+        across, up = [b.confidence for b in bins[tier]], [b.right for b in bins[tier]]
+        axes.vlines(across, [b.low for b in bins[tier]], [b.high for b in bins[tier]], color=tint, linewidth=1.6, alpha=0.45)
+        axes.plot(across, up, _MARKERS.get(tier, "^"), color=tint, markersize=5.5, markeredgecolor=PAPER, markeredgewidth=0.7)
+        axes.set_title(labels.get(tier, tier), color=tint, loc="left", fontsize=10)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_xlabel("confidence")
+        axes.grid(True)
+    np.atleast_1d(panels)[0].set_ylabel("share of answers right")
+    if not tiers:
+        _empty(np.atleast_1d(panels)[0], "no answer came with a confidence")
+    return figure
+
+
+def latency(sources: Mapping[str, Sequence[float]]) -> Any:
+    """ECDF of latency in ms by source, log scale, each curve named with its median and 99th percentile."""
+    found = {name: np.sort(np.asarray(values, dtype=float)) for name, values in sources.items() if len(values)}
+    figure, axes = _figure(7.2, 3.4)
+    if not found:
+        _empty(axes, "no request was answered")
+        return figure
+    for number, (name, values) in enumerate(found.items()):
+        tint = colour(name, list(found))
+        up = np.arange(1, len(values) + 1) / len(values)
+        axes.step(np.concatenate([values[:1], values]), np.concatenate([[0.0], up]), where="post", color=tint, linewidth=2.0)
+        p50, p99 = np.quantile(values, [0.5, 0.99])
+        label = f"{name}: half within {_ms(p50)}, 99 % within {_ms(p99)}"
+        axes.text(0.0, 1.05 + 0.085 * (len(found) - 1 - number), label, color=tint, fontsize=9, transform=axes.transAxes)
+    axes.set_xscale("log")
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="minor", length=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("milliseconds, log scale")
+    axes.set_ylabel("share of requests answered by then")
+    axes.grid(True)
+    return figure
+
+
+def svg(figure: Any) -> str:
+    """The figure as SVG text: text as text, the same bytes for the same figure."""
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context(SVG):
+        figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def inline(text: str, name: str, label: str) -> str:
+    """SVG text made fit for an HTML page: no prologue, ids of its own, colours that follow the page's theme.
+
+    Theme colours become CSS variables (`--ink`, `--teacher`, ...) with the drawn colour as the default.
+    """
+    body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
+    names = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper", "#000000": "ink"}
+    names |= {tint: tier for tier, tint in COLOURS.items() if tier not in ("live", "all")}
+    for tint, variable in names.items():
+        body = re.sub(rf"(?<=[:\s]){tint}\b", f"var(--{variable}, {tint})", body, flags=re.I)
+        body = re.sub(rf'(fill|stroke)="{tint}"', rf'style="\1: var(--{variable}, {tint})"', body, flags=re.I)
+    head = f'<svg role="img" aria-label="{_attribute(label)}"'
+    return head + re.sub(r'\s(width|height)="[^"]*"', "", body[4 : body.index(">")]) + body[body.index(">") :]
+
+
+def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+        return figure, figure.subplots(1, panels, sharey=panels > 1)
+
+
+def _empty(axes: Any, text: str) -> None:
+    axes.text(0.5, 0.5, text, ha="center", va="center", color=MUTED, transform=axes.transAxes)
+    axes.set_axis_off()
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.0f} ms" if value >= 10 else f"{value:.2g} ms"
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

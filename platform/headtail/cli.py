@@ -1,0 +1,242 @@
+"""The command line: one command per station, the same flags everywhere, errors that say what to do.
+
+In: `--config FILE`, `--set path.to.field=value`, `--root`. Out: lines and bars on stderr; with `--json` the Receipt as the
+last line of stdout. jobs/*.py go through the same door (`job`). Knows no stage's fields: they come from its Config.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+from rich.table import Table
+
+from headtail import __version__
+from headtail.config import StageConfig, load
+from headtail.errors import ConfigError, HeadtailError
+from headtail.progress import console, quiet, say
+from headtail.receipt import Receipt
+
+# command -> (module that has Config and run, one line of help)
+STAGES: dict[str, tuple[str, str]] = {
+    "world": ("headtail.examples.world", "make an example query log whose right answers are known"),
+    "ingest": ("headtail.querylog", "read a query log: normalise, redact, count; hold out later traffic"),
+    "plan": ("headtail.plan", "draw the line between head and tail; coverage curve; strata"),
+    "precompute": ("headtail.precompute", "answer tables of queries with a teacher or a batch student"),
+    "evaluate": ("headtail.evaluate", "compare answers with people's, by stratum, with intervals"),
+    "curate": ("headtail.curate", "choose the golden rows a student learns from"),
+    "distill": ("headtail.distill", "fine-tune a student on the golden rows"),
+    "publish": ("headtail.publish", "build a cache generation and promote it as the current release"),
+    "replay": ("headtail.replay", "send later traffic to a running server and measure"),
+    "report": ("headtail.report", "write the page people look at"),
+    "loop": ("headtail.loop", "the whole way once round"),
+    "reference": ("headtail.reference", "train the shipped stand-in teacher and students' base from scratch"),
+}
+
+app = typer.Typer(
+    name="headtail",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="An LLM's answers for all of your traffic, at a cost you can bear.",
+    epilog="Start with: headtail loop --config jobs/configs/run_loop.laptop.yaml",
+)
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the stage's fields", metavar="FILE")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="one field over the file's: path.to.field=value (repeatable)", metavar="FIELD=VALUE")]
+Root = Annotated[str | None, typer.Option("--root", help="store: a directory or s3://bucket/prefix", metavar="DIR")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the receipt as the last line of stdout, and nothing else there")]
+
+
+def read_config(name: str, file: Path | None, sets: list[str] | None, root: str | None) -> StageConfig:
+    """The validated config of a stage from a file and flags."""
+    kind = importlib.import_module(STAGES[name][0] if name in STAGES else f"headtail.{name}").Config
+    found: StageConfig = load(kind, file, [*(sets or []), *([f"root={root}"] if root else [])])
+    return found
+
+
+def run_stage(name: str, file: Path | None, sets: list[str] | None, root: str | None, as_json: bool) -> Receipt:
+    """Run a stage and print its receipt."""
+    config = read_config(name, file, sets, root)
+    receipt: Receipt = importlib.import_module(STAGES[name][0]).run(config)
+    if as_json:
+        print(json.dumps(receipt.model_dump(mode="json"), ensure_ascii=False), flush=True)
+    else:
+        show(name, receipt, config.root)
+    return receipt
+
+
+def show(name: str, receipt: Receipt, root: str) -> None:
+    """What a person wants to know after a stage."""
+    if name == "loop":
+        _show_loop(root)
+        return
+    rows = ", ".join(f"{key} {value:,}" for key, value in receipt.rows.items())
+    say(f"{name:<12} {rows or 'done'}  ({receipt.seconds:.1f} s)")
+    say(f"{'':<12} {root.rstrip('/')}/{receipt.path}/receipt.json")
+
+
+def _show_loop(root: str) -> None:
+    from headtail import report
+    from headtail.storage import open_storage, read_json
+
+    summary = read_json(open_storage(root), "summary.json")
+    console.print(report.table(summary))
+    say(f"{summary['stations']} stations, {summary['stations_reused']} of them found done, {summary['loop_seconds']:.0f} s")
+    say("")
+    say(f"Open the report:        {summary['paths']['report']}")
+    say("Review in MLflow:       make ui")
+    say("Ask the release:        make serve, then curl 'localhost:8000/v1/answer?query=...'")
+    say("Look a query up:        headtail lookup --root " + root + " 'pizza near me'")
+
+
+def _command(name: str) -> Callable[..., None]:
+    def command(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
+        run_stage(name, config, sets, root, as_json)
+
+    command.__doc__ = f"{STAGES[name][1][0].upper()}{STAGES[name][1][1:]}."
+    return command
+
+
+for _name in STAGES:
+    app.command(_name)(_command(_name))
+
+
+@app.command()
+def fields(stage: Annotated[str, typer.Argument(help="a command, such as plan")]) -> None:
+    """List every field of a stage's config: name, default, what it is."""
+    if stage not in {*STAGES, "serve"}:
+        raise ConfigError("no such stage", where="headtail fields", value=stage, fix=f"one of: {', '.join([*STAGES, 'serve'])}")
+    kind = importlib.import_module(STAGES[stage][0] if stage in STAGES else f"headtail.{stage}").Config
+    table = Table("field", "default", "what it is", title=f"headtail {stage}", title_justify="left")
+    for path, default, text in _fields(kind, ""):
+        table.add_row(path, default, text)
+    console.print(table)
+
+
+def _fields(kind: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:
+    rows = []
+    for name, field in kind.model_fields.items():
+        inner = next((t for t in _kinds(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)), None)
+        if inner is not None and typing.get_origin(field.annotation) not in (tuple, list, dict):
+            rows += _fields(inner, f"{prefix}{name}.")
+        else:
+            shown = "required" if field.is_required() else str(field.default if field.default is not None else "null")
+            rows.append((prefix + name, shown, field.description or ""))
+    return rows
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+@app.command()
+def serve(config: ConfigFile = None, sets: Sets = None, root: Root = None) -> None:
+    """Serve the current release: cache, then live student, then fallback. Stops with Ctrl-C."""
+    from headtail import serve as stage
+
+    found = read_config("serve", config, sets, root)
+    assert isinstance(found, stage.Config)
+    stage.run_forever(found)
+
+
+@app.command()
+def lookup(query: str, root: Annotated[str, typer.Option("--root", help="store")] = "build/quickstart") -> None:
+    """Answer one query from the published generation, and say where the answer comes from."""
+    from headtail import release
+    from headtail.storage import open_storage
+
+    found = release.lookup(open_storage(root), query)
+    print(json.dumps(found, ensure_ascii=False, indent=2))
+    if not found["cached"]:
+        raise typer.Exit(3)
+
+
+@app.command()
+def rollback(root: Annotated[str, typer.Option("--root", help="store")] = "build/quickstart") -> None:
+    """Make the previous release current again."""
+    from headtail import release
+    from headtail.storage import open_storage
+
+    now = release.rollback(open_storage(root))
+    say(f"current release: {now.id} (generation {now.generation})")
+
+
+@app.command()
+def status(root: Annotated[str, typer.Option("--root", help="store")] = "build/quickstart", as_json: AsJson = False) -> None:
+    """What is in a store: the latest run of each station and the current release."""
+    from headtail.status import status as read
+    from headtail.status import status_table
+
+    found = read(root)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        console.print(status_table(found))
+
+
+@app.command()
+def doctor(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
+    """Check versions, device, model, store, token and ports before they cost anything. Takes a loop's config."""
+    from headtail import doctor as checks
+    from headtail import loop
+
+    found = read_config("loop", config, sets, root)
+    assert isinstance(found, loop.Config)
+    results = checks.examine(found)
+    if as_json:
+        print(json.dumps([result.model_dump() for result in results], ensure_ascii=False))
+    else:
+        console.print(checks.table(results))
+    if any(result.status == "bad" for result in results):
+        raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="print the version and leave")] = False,
+    silent: Annotated[bool, typer.Option("--quiet", help="no bars, no lines")] = False,
+) -> None:
+    if version:
+        print(f"headtail {__version__}")
+        raise typer.Exit
+    quiet(silent)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: deliberate errors as three lines and an exit code, Ctrl-C as 130."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app(arguments, standalone_mode=False)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except HeadtailError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("stopped; what is finished stays, run again to go on", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
+            print(f"error: {error.format_message()}", file=sys.stderr)
+            sys.exit(2)
+        raise
+
+
+def job(name: str) -> None:
+    """What each jobs/*.py calls: the command `name` with this process's flags."""
+    main([name, *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""One door to a Ray cluster: join the one that is running, or start a small one in this process.
+
+Inside `ray job submit` or with RAY_ADDRESS set, the running cluster is joined; elsewhere a local one is started with
+the machine's cores, its dashboard off and its logs quiet. Knows nothing of stages.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+
+def start(cpus: int | None = None) -> None:
+    """Join or start a cluster; does nothing when this process is connected already.
+
+    `cpus`: logical CPUs of a cluster started here; default the cores of this machine, at least 2.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        count = cpus or max(2, os.cpu_count() or 2)
+        ray.init(
+            num_cpus=count,
+            include_dashboard=False,
+            log_to_driver=bool(os.environ.get("HEADTAIL_WORKER_LOGS")),
+            logging_level=logging.ERROR,
+            configure_logging=True,
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}},
+        )
+    quiet_data()
+
+
+def quiet_data() -> None:
+    """Ray Data's own bars and logs off: our progress says what matters."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def stop() -> None:
+    """Leave the cluster; one that this process started ends."""
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()

@@ -1,0 +1,149 @@
+"""Configs: frozen pydantic models read from YAML and `--set path.to.field=value`.
+
+In: a YAML file, overrides. Out: a validated model. An unknown name is an error that says which and what was meant.
+Each stage keeps its own Config beside its `run`; what all stages share is `StageConfig`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from headtail.errors import ConfigError
+
+T = TypeVar("T", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every config: frozen, no unknown fields, every field with a description and its unit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def execution(default: Any, description: str, **limits: Any) -> Any:
+    """A field that changes how a job runs (workers, batch sizes) but not its result: left out of fingerprints."""
+    return Field(default, description=description, json_schema_extra={"execution": True}, **limits)
+
+
+class TrackingConfig(Config):
+    """Where MLflow is. The environment's MLFLOW_TRACKING_URI is used when `uri` is empty."""
+
+    enabled: bool = execution(True, "log to MLflow; receipts are written to the store in any case")
+    uri: str = execution("", "MLflow tracking URI; empty: $MLFLOW_TRACKING_URI, else sqlite:///ROOT/mlflow.db")
+    experiment: str = execution("headtail", "MLflow experiment name")
+    parent_run: str = execution("", "MLflow run id under which this stage's run is nested; set by `loop`")
+
+
+class StageConfig(Config):
+    """What every stage has: a store to work in and a place to report to."""
+
+    root: str = execution("build/headtail", "store: a directory or s3://bucket/prefix")
+    tracking: TrackingConfig = execution(TrackingConfig(), "MLflow settings")
+
+
+def result_fields(config: BaseModel) -> dict[str, Any]:
+    """The fields of `config` that change its result, as plain values: what a fingerprint is made over."""
+    plain = {}
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("execution"):
+            continue
+        plain[name] = _plain(getattr(config, name))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return result_fields(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path | datetime.date):
+        return str(value)
+    return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. ConfigError when it is missing, not UTF-8, not YAML or not a mapping."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError("config file not found", where=str(path), fix="check the path given to --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file cannot be read: {error}", where=str(path)) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {error}", where=str(path)) from error
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError("a config file must hold a mapping of field to value", where=str(path), value=type(data).__name__)
+    return data
+
+
+def apply_sets(data: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+    """`data` with each `path.to.field=value` laid over it; values are read as YAML, so `3`, `true` and `[a, b]` work."""
+    for item in sets:
+        path, sign, text = item.partition("=")
+        if not sign or not path:
+            raise ConfigError("--set takes path.to.field=value", where="--set", value=item, fix="for example --set head.rows=1000")
+        try:
+            value = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            value = text
+        node = data
+        *parents, last = path.strip().split(".")
+        for name in parents:
+            child = node.setdefault(name, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"{name} is a single value, not a group of fields", where="--set", value=item)
+            node = child
+        node[last] = value
+    return data
+
+
+def load(kind: type[T], file: Path | None = None, sets: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> T:
+    """A `kind` from `base`, then the YAML `file`, then `sets`, each over the one before."""
+    data: dict[str, Any] = dict(base or {})
+    if file is not None:
+        data.update(read_yaml(file))
+    return build(kind, apply_sets(data, sets), where=str(file) if file else "command line")
+
+
+def build(kind: type[T], data: Mapping[str, Any], where: str) -> T:
+    """A validated `kind`; a ConfigError that names every bad field, the value seen and the nearest known name."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join(_say(kind, item) for item in error.errors()), where=where, fix=f"see the fields of {kind.__module__}.{kind.__name__}"
+        ) from None
+
+
+def _say(kind: type[BaseModel], item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"]) or kind.__name__
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(kind, item["loc"][:-1])
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+        return f"unknown field {place} (value {item['input']!r}){hint}"
+    if item["type"] == "missing":
+        return f"field {place} is required"
+    return f"field {place}: {item['msg']} (value {item['input']!r})"
+
+
+def _fields_at(kind: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    node: Any = kind
+    for name in path:
+        field = node.model_fields.get(name) if isinstance(node, type) and issubclass(node, BaseModel) else None
+        if field is None:
+            return []
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        node = next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+    return sorted(node.model_fields) if node is not None else []

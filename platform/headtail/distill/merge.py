@@ -1,0 +1,53 @@
+"""From trained weights to a model that can be served: LoRA merged in, saved in Hugging Face format, checked.
+
+In: base folder and trained folder. Out: a merged folder, and how far its logits are from those of base + adapter.
+An unmerged adapter costs a third to a half of the throughput in serving. Knows nothing of training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headtail.errors import TrainingError
+
+MAX_DRIFT = 0.05  # share of the logits' standard deviation: bf16 rounding of weights stays well below, a lost adapter well above
+
+
+def merge_lora(base: Any, adapter: Path, into: Path, probes: list[np.ndarray]) -> float:
+    """Write base + adapter, merged in fp32 and stored in bf16, to `into`; returns the drift of its logits.
+
+    The drift is the root mean square difference of logits on the probe sequences over their standard deviation,
+    between adapter applied at run time and the stored merged weights. TrainingError above MAX_DRIFT.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapted = PeftModel.from_pretrained(base, str(adapter))
+    adapted.eval()
+    before = [_logits(adapted, ids) for ids in probes]
+    merged = adapted.merge_and_unload()
+    merged.to(torch.bfloat16).save_pretrained(into, safe_serialization=True)
+    again = AutoModelForCausalLM.from_pretrained(str(into), dtype=torch.float32)
+    again.eval()
+    after = [_logits(again, ids) for ids in probes]
+    drift = relative_drift(before, after)
+    if not drift <= MAX_DRIFT:
+        raise TrainingError("merged weights do not give the adapter's logits", value=f"drift {drift:.4f}", fix=f"expected at most {MAX_DRIFT}")
+    return drift
+
+
+def relative_drift(before: list[np.ndarray], after: list[np.ndarray]) -> float:
+    """Root mean square difference over the standard deviation of `before`."""
+    a, b = np.concatenate([x.ravel() for x in before]), np.concatenate([x.ravel() for x in after])
+    return float(np.sqrt(np.mean((a - b) ** 2)) / a.std())
+
+
+def _logits(model: Any, ids: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return np.asarray(model(input_ids=torch.from_numpy(ids[None, :])).logits[0].float().numpy())

@@ -1,0 +1,103 @@
+"""Inference engines behind one door: messages in, completions out, as they finish.
+
+In: an iterable of Requests. Out: one Completion per Request, in any order; a row that fails is a Completion with
+`error`, never an exception. Two real engines (vLLM in process, OpenAI-compatible HTTP) and a null engine to measure
+our own overhead. Knows nothing of tasks, stores or ledgers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from pydantic import Field
+
+from headtail.config import Config, execution
+
+
+class ModelConfig(Config):
+    """A model and the engine that runs it."""
+
+    model: str = Field(
+        "example:teacher", description="hub id, local folder, store path of a student (distill/...), or a shipped one (example:teacher)"
+    )
+    engine: Literal["vllm", "openai", "null"] = Field(
+        "vllm", description="vllm: in process; openai: any OpenAI-compatible endpoint; null: echoes, for measuring overhead"
+    )
+    revision: str = Field("", description="hub revision (commit); required for a hub id, so that a key means one set of weights")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="weights and activations; auto: as stored on GPU, bfloat16 on CPU"
+    )
+    quantization: str = Field("", description="vLLM quantization such as fp8; empty for none")
+    max_model_len: int = Field(1024, ge=32, description="tokens of prompt plus answer; longer prompts end as failed rows")
+    base_url: str = Field("", description="openai: https://host/v1; the key comes from the environment (OPENAI_API_KEY)")
+    tensor_parallel: int = execution(1, "GPUs that share one copy of the model", ge=1)
+    gpus: float = execution(0, "GPUs per engine; 0 runs on CPU", ge=0)
+    cpus: float = execution(1, "CPU cores asked of Ray per engine", ge=0)
+    resources: dict[str, float] = execution({}, "custom Ray resources asked per engine, such as {teacher: 1}: keeps it on that role's nodes")
+    max_num_seqs: int = execution(0, "rows decoded together; 0 chooses by device", ge=0)
+    max_num_batched_tokens: int = execution(0, "tokens per engine step; 0 chooses by device", ge=0)
+    kv_cache_gib: float = execution(0.5, "CPU only: GiB of KV cache", gt=0)
+    gpu_memory_utilization: float = execution(0.9, "share of GPU memory the engine takes", gt=0, le=1)
+    request_timeout_s: float = execution(120.0, "openai: seconds after which a request counts as failed", gt=0)
+    concurrency: int = execution(32, "openai: requests in flight per worker", ge=1)
+    usd_per_hour: float = execution(
+        0.0, "price of one worker's machine, for cost figures; 0 prices at the default stated in docs/concepts/cost", ge=0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One row for an engine. `id` is the caller's and comes back on the Completion."""
+
+    id: int
+    messages: Sequence[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What an engine made of one Request.
+
+    `token_texts` and `token_logprobs` have one entry per output token (natural log, after the grammar mask), or are
+    empty when the engine gives none. `error` is empty on success; `transient` says a retry may help.
+    """
+
+    id: int
+    text: str = ""
+    finish_reason: str = ""  # stop | length | content_filter | error
+    tokens_in: int = 0
+    tokens_out: int = 0
+    token_texts: tuple[str, ...] = ()
+    token_logprobs: tuple[float, ...] = ()
+    error: str = ""
+    transient: bool = False
+
+
+class Engine(Protocol):
+    """A started engine."""
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Completions as they finish; keeps the device busy by pulling requests ahead."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Engine arguments actually in force, for the receipt."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_engine(config: ModelConfig, path: str, schema: dict[str, Any] | None, sampling: dict[str, Any]) -> Engine:
+    """Start the engine of `config` on the model at `path` (a local folder or hub id), answers bound to `schema`."""
+    if config.engine == "vllm":
+        from headtail.engines.vllm import VllmEngine
+
+        return VllmEngine(config, path, schema, sampling)
+    if config.engine == "openai":
+        from headtail.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(config, path, schema, sampling)
+    from headtail.engines.null import NullEngine
+
+    return NullEngine(schema)

@@ -1,0 +1,139 @@
+"""People's answers: checked against the task, one per query, kept apart from what may train a model.
+
+In: gold cells as found (query, answer text, split). Out: gold and gold_train tables, the cells that are no valid answer, and
+how often people disagreed. Knows nothing of files or stages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headtail.intake import GOLD_CELL, shown
+from headtail.rows import GOLD, SET_ASIDE
+from headtail.tally import draw
+from headtail.task import Task
+
+INVALID, REDACTED, SPLIT = "gold_invalid", "gold_redacted", "gold_split"
+TRAIN, TEST = "train", "test"
+
+
+class Settled(NamedTuple):
+    """`gold` and `train`: GOLD rows by key, count 0 and stratum "" still to be filled; they share no query."""
+
+    gold: pa.Table
+    train: pa.Table
+    set_aside: pa.Table
+    conflicts: int  # queries with more than one answer; the most frequent was kept, of several the first
+    overlaps: int  # queries marked train and test alike; kept for test only
+
+
+def settle(found: pa.Table, task: Task, train_share: float, seed: int, redacting: bool = True) -> Settled:
+    """One valid answer per query, in the task's canonical form, divided into gold and gold_train."""
+    answers, problems = _answers(found["answer"], task)
+    splits, unknown = _splits(found["split"])
+    reasons = _reasons(found, answers, unknown)
+    aside = _set_aside(found, reasons, problems, redacting)
+    valid = pa.table(
+        {
+            **{name: found[name] for name in ("query_key", "query", "seq")},
+            "answer": answers,
+            "test": pc.equal(splits, TEST),
+            "train": pc.equal(splits, TRAIN),
+        }
+    ).filter(pc.equal(reasons, ""))
+    if not valid.num_rows:
+        return Settled(GOLD.empty_table(), GOLD.empty_table(), aside, 0, 0)
+    kept, conflicts = _vote(valid)
+    marks = valid.group_by("query_key").aggregate([("test", "max"), ("train", "max")])
+    marks = marks.take(pc.index_in(kept["query_key"], marks["query_key"]))
+    test, train = np.asarray(marks["test_max"]), np.asarray(marks["train_max"])
+    chosen = train | (draw(kept["query_key"], "gold_train", seed) < train_share)
+    rows = pa.table(
+        [kept["query_key"], kept["query"], kept["answer"], pa.array(np.zeros(len(kept), np.int64)), pa.repeat("", len(kept))], schema=GOLD
+    )
+    in_train = pa.array(chosen & ~test)
+    return Settled(rows.filter(pc.invert(in_train)), rows.filter(in_train), aside, conflicts, int((test & train).sum()))
+
+
+def fill_counts(gold: pa.Table, queries: list[pa.Table]) -> pa.Table:
+    """`gold` with the events of each query before the cut; 0 when it was not seen."""
+    counts = np.zeros(len(gold), np.int64)
+    for run in queries:
+        places = pc.index_in(run["query_key"], gold["query_key"].combine_chunks())
+        there = np.flatnonzero(np.asarray(places.is_valid()))
+        counts[np.asarray(pc.drop_null(places))] = run["count"].to_numpy()[there]
+    return gold.set_column(gold.schema.get_field_index("count"), "count", pa.array(counts))
+
+
+def _answers(cells: pa.ChunkedArray, task: Task) -> tuple[pa.Array, list[str]]:
+    """Canonical answers, null where a cell is no valid answer; and per row what is wrong with it."""
+    coded = cells.combine_chunks().dictionary_encode()
+    parsed = [_answer(value, task) for value in coded.dictionary.to_pylist()]
+    places = coded.indices.to_pylist()
+    answers = pa.array([answer for answer, _ in parsed], pa.string()).take(coded.indices)
+    return answers, [parsed[place][1] for place in places]
+
+
+def _answer(cell: bytes, task: Task) -> tuple[str | None, str]:
+    """(canonical answer, "") or (None, what is wrong). A task scored by label also takes the bare label."""
+    try:
+        text = cell.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return None, "not UTF-8"
+    answer, problem = task.parse(text)
+    if problem and task.file.score.kind == "label":
+        labelled, still = task.parse(json.dumps({task.file.score.field: text}))
+        answer, problem = (labelled, "") if not still else (None, problem if text.startswith("{") else still)
+    return (None, problem) if problem else (task.dump(answer), "")
+
+
+def _splits(cells: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+    """(train, test or "" per row, whether the cell was something else)."""
+    coded = cells.combine_chunks().dictionary_encode()
+    known = [value.decode("utf-8", "replace").strip().lower() for value in coded.dictionary.to_pylist()]
+    texts = pc.fill_null(pa.array(known, pa.string()).take(coded.indices), "")
+    return texts, pc.invert(pc.is_in(texts, pa.array(["", TRAIN, TEST])))
+
+
+def _reasons(found: pa.Table, answers: pa.Array, unknown: pa.Array) -> pa.Array:
+    reasons = pc.if_else(answers.is_null(), INVALID, "")
+    reasons = pc.if_else(unknown, SPLIT, reasons)
+    return pc.if_else(found["redacted"].combine_chunks(), REDACTED, reasons)  # the answer may still hold what was redacted
+
+
+def _set_aside(found: pa.Table, reasons: pa.Array, problems: list[str], redacting: bool) -> pa.Table:
+    bad = np.flatnonzero(np.asarray(pc.not_equal(reasons, "")))
+    rows: list[dict[str, Any]] = found.take(pa.array(bad)).to_pylist()
+    names = reasons.take(pa.array(bad)).to_pylist()
+    texts = [
+        row["query"]
+        if name == REDACTED
+        else shown(f"{row['query']}: {_text(row['split' if name == SPLIT else 'answer'])} {problems[i]}", redacting)
+        for i, row, name in zip(bad, rows, names, strict=True)
+    ]
+    return pa.table([[row["file"] for row in rows], [row["row"] for row in rows], names, texts], schema=SET_ASIDE)
+
+
+def _text(cell: bytes | None) -> str:
+    return (cell or b"")[:400].decode("utf-8", "replace")
+
+
+def _vote(valid: pa.Table) -> tuple[pa.Table, int]:
+    """Per query the answer most often given, of several the one given first; and how many queries had several answers."""
+    votes = valid.group_by(["query_key", "query", "answer"]).aggregate([("seq", "count"), ("seq", "min")])
+    order = pc.sort_indices(votes, [("query_key", "ascending"), ("seq_count", "descending"), ("seq_min", "ascending")])
+    votes = votes.take(order)
+    several = Counter(votes["query_key"].to_pylist())
+    _, first = np.unique(np.array(list(map(bytes, votes["query_key"].to_pylist())), dtype="V16"), return_index=True)
+    return votes.take(pa.array(np.sort(first))), sum(1 for n in several.values() if n > 1)
+
+
+def no_gold() -> pa.Table:
+    """A table of gold cells without rows."""
+    return GOLD_CELL.empty_table()

@@ -1,0 +1,115 @@
+"""Names for content: normalised text, query keys, fingerprints and answer keys.
+
+In: text, or plain values. Out: 16-byte keys (blake2b-128), hex fingerprints. The same content gives the same key on
+every machine and in every process; what cannot be written down canonically is refused, never skipped.
+Knows nothing of tables or files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from headtail.errors import KeyingError
+
+KEY_BYTES = 16
+NORMALISATION = 1  # part of every fingerprint that depends on `normalise`; raise it when the function changes
+
+_SPACES = re.compile(r"\s+")
+_UNSEEN = re.compile(r"[\u0000-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+
+
+def normalise(text: str) -> str:
+    """The form in which queries are counted and looked up: NFKC, case-folded, unseen characters out, single blanks.
+
+    Idempotent: `normalise(normalise(x)) == normalise(x)`. Punctuation stays: "c++" is not "c".
+    """
+    previous = None
+    for _ in range(4):  # NFKC after casefold can open a new form (U+0345 does); at most two rounds in practice
+        if text == previous:
+            break
+        previous = text
+        text = unicodedata.normalize("NFKC", text).casefold()
+        text = _SPACES.sub(" ", _UNSEEN.sub(" ", text)).strip()
+    return text
+
+
+def query_key(normalised: str) -> bytes:
+    """The 16-byte key of a text that `normalise` has been through."""
+    return hashlib.blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
+
+
+def canonical(value: object, where: str = "value") -> str:
+    """One JSON text per value: sorted keys, no blanks. Raises KeyingError for what JSON cannot hold exactly."""
+    return json.dumps(_plain(value, where), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: object, where: str) -> object:
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            raise KeyingError("a number that is not finite cannot be part of a key", where=where, value=value)
+        return value
+    if isinstance(value, bytes):
+        return {"__bytes__": value.hex()}
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise KeyingError("keys of a mapping must be text", where=where, value=key)
+        return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    raise KeyingError(
+        f"a {type(value).__name__} cannot be part of a key",
+        where=where,
+        value=value,
+        fix="use text, numbers, lists and mappings only",
+    )
+
+
+def fingerprint(value: object, where: str = "value") -> str:
+    """32 hex digits over the canonical form of `value`."""
+    return hashlib.blake2b(canonical(value, where).encode(), digest_size=KEY_BYTES).hexdigest()
+
+
+def answer_key(messages: Sequence[Mapping[str, str]], settings: str) -> bytes:
+    """The key of one answer: rendered messages plus `settings`, the fingerprint of all else that changes it.
+
+    `settings` covers model and weights digest, adapter, sampling, schema and engine family (see `generate`).
+    """
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
+    digest.update(settings.encode())
+    for message in messages:
+        for part in (message["role"], message["content"]):
+            data = part.encode("utf-8", "surrogatepass")
+            digest.update(len(data).to_bytes(8, "little"))  # lengths keep ("ab","c") apart from ("a","bc")
+            digest.update(data)
+    return digest.digest()
+
+
+def shard_of(key: bytes, shards: int) -> int:
+    """The shard (0 .. shards-1) a key belongs to; uniform because keys are hashes."""
+    return int.from_bytes(key[:8], "little") % shards
+
+
+def sha256_file(path: Path, chunk: int = 1 << 20) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(chunk):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def sha256_tree(folder: Path, names: Sequence[str] = ()) -> str:
+    """Hex SHA-256 over (relative name, digest) of every file in `folder`, or of `names` only, in order of name."""
+    found = sorted(names) if names else sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for name in found:
+        digest.update(f"{name}\0{sha256_file(folder / name)}\n".encode())
+    return digest.hexdigest()

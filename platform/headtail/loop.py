@@ -1,0 +1,215 @@
+"""The whole way on one screen: from a query log to a release that answers live traffic, and the report on it.
+
+In: a log (or nothing: then the example world), a task, a teacher (or people's answers to train one on). Out: a receipt
+per station, a release, `report.html` and `summary.json`. Each station is found done when nothing it depends on changed,
+so a second run is a matter of seconds. Decides nothing that a station could decide.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from headtail import curate, distill, evaluate, plan, precompute, publish, querylog, replay, report, serve
+from headtail.config import StageConfig, execution
+from headtail.distill.base import Base
+from headtail.engines import ModelConfig
+from headtail.errors import ConfigError
+from headtail.examples import world
+from headtail.progress import say
+from headtail.receipt import Receipt
+from headtail.storage import open_storage, read_json, write_json
+from headtail.task import EXAMPLES, load_task
+from headtail.tracking import Tracker
+
+SHIPPED_TEACHER = "example:teacher"
+
+
+class Config(StageConfig):
+    """One loop. The groups named like a station are that station's own config; root, task and references are filled in."""
+
+    task: str = Field("query_segmentation", description="task name or folder")
+    log: str = Field("", description="query log: file, folder or glob; empty makes the example world")
+    gold: str = Field("", description="file of people's answers (columns query, answer, optional split); may be a column of the log instead: ingest.columns.gold")
+    teacher: ModelConfig | None = Field(None, description="the model that answers the head; null: the shipped stand-in for a shipped task, else one trained on the gold's training split")
+    gold_train_share: float = Field(0.7, gt=0, lt=1, description="share of the gold that trains the teacher when none is named; the rest evaluates")
+    live: bool = Field(True, description="serve the release and replay later traffic against it")
+    gate_stratum: str = Field("all", description="stratum on which the student must beat the fallback to be promoted")
+    world: world.Config = Field(world.Config(), description="the example world, used when log is empty")
+    ingest: querylog.Config = Field(querylog.Config(), description="see headtail ingest --help")
+    plan: plan.Config = Field(plan.Config(), description="see headtail plan --help")
+    train_teacher: distill.Config = Field(
+        distill.Config(base=Base(model=SHIPPED_TEACHER), lora=None, epochs=6, learning_rate=1e-3), description="how a teacher is trained on gold"
+    )
+    precompute_teacher: precompute.Config = Field(precompute.Config(), description="see headtail precompute --help")
+    curate: curate.Config = Field(curate.Config(), description="see headtail curate --help")
+    distill: distill.Config = Field(distill.Config(), description="see headtail distill --help")
+    precompute_student: precompute.Config = Field(precompute.Config(), description="see headtail precompute --help")
+    evaluate: evaluate.Config = Field(evaluate.Config(), description="see headtail evaluate --help")
+    publish: publish.Config = Field(publish.Config(), description="see headtail publish --help")
+    serve: serve.Config = Field(serve.Config(), description="see headtail serve --help")
+    replay: replay.Config = Field(replay.Config(), description="see headtail replay --help")
+    summary: str = execution("summary.json", "where in the store the summary is also written")
+
+
+class _Loop:
+    """The stations' receipts so far, and what every station is handed."""
+
+    def __init__(self, config: Config, tracker: Tracker, parent: str) -> None:
+        self.config, self.tracker, self.parent = config, tracker, parent
+        self.receipts: dict[str, Receipt] = {}
+        tracking = config.tracking.model_copy(update={"parent_run": parent})
+        self.common = {"root": config.root, "tracking": tracking}
+
+    def station(self, name: str, run: Callable[[Any], Receipt], config: StageConfig, **changes: Any) -> Receipt:
+        """Run one station with the loop's root, tracking and `changes` laid over its config."""
+        known = type(config).model_fields
+        update = {key: value for key, value in {**self.common, **changes}.items() if key in known}
+        data = {field: getattr(config, field) for field in known} | update
+        self.receipts[name] = run(type(config).model_validate(data))
+        return self.receipts[name]
+
+
+def run(config: Config) -> Receipt:
+    """Once round the loop. Returns the report's receipt; errors of a station end the loop with that station named."""
+    started = time.monotonic()
+    tracker = Tracker(config.tracking, config.root)
+    task = load_task(config.task)
+    parent = tracker.start("loop", {"headtail.task": task.name})
+    tracker.prompt(f"headtail-{task.name}", task.template, {"fingerprint": task.fingerprint, "task": task.name})
+    loop = _Loop(config, tracker, parent)
+    try:
+        receipt = _stations(loop)
+    except BaseException:
+        tracker.end(parent, "FAILED")
+        raise
+    store = open_storage(config.root)
+    summary = read_json(store, receipt.output("summary").path)
+    summary["loop_seconds"] = round(time.monotonic() - started, 1)
+    summary["stations_reused"] = sum(r.reused for r in loop.receipts.values())
+    summary["stations"] = len(loop.receipts)
+    summary["paths"] |= {"report": store.uri(receipt.output("report").path), "tracking": tracker.uri, "root": store.root}
+    write_json(store, config.summary, summary)
+    numbers = {key: float(value) for key, value in summary.items() if isinstance(value, int | float)}
+    tracker.log(parent, {"task": task.name, "log": config.log or "example world"}, numbers, _lineage(loop))
+    tracker.artifact(parent, Path(store.fetch(receipt.output("report").path, Path("build/fetched"))))
+    tracker.end(parent)
+    return receipt
+
+
+def _stations(loop: _Loop) -> Receipt:
+    config, do = loop.config, loop.station
+    shared = {"task": config.task}
+    log, gold = _log(loop)
+    teacher = _named_teacher(config)
+    ingest = do(
+        "ingest", querylog.run, config.ingest, **shared, log=log, gold=gold, gold_train_share=0.0 if teacher else config.gold_train_share
+    )
+    if teacher is None:
+        teacher = _train_teacher(loop, ingest)
+    planned = do("plan", plan.run, config.plan, **shared, log=ingest.path)
+    tables = tuple(f"{planned.path}:{name}" for name in ("head", "teach", "gold"))
+    taught = do("precompute_teacher", precompute.run, config.precompute_teacher, **shared, inputs=tables, source="teacher", model=teacher)
+    do("publish_head", publish.run, config.publish, **shared, answers=(taught.path,), student="", evaluation="", promote=True)
+    gold_ref = f"{planned.path}:gold"
+    do("evaluate_teacher", evaluate.run, config.evaluate, **shared, gold=gold_ref, answers={"teacher": taught.path})
+    golden = do("curate", curate.run, config.curate, **shared, answers=taught.path, gold=gold_ref)
+    sets = (distill.TrainingSet(task=config.task, golden=f"{golden.path}:golden"),)
+    student = do("distill", distill.run, config.distill, sets=sets, gold=(gold_ref,))
+    rest = tuple(f"{planned.path}:{name}" for name in ("rest", "gold"))
+    model = config.precompute_student.model.model_copy(update={"model": student.path})
+    answered = do("precompute_student", precompute.run, config.precompute_student, **shared, inputs=rest, source="student", model=model)
+    tiers = {"teacher": taught.path, "student": answered.path}
+    quality = do("evaluate", evaluate.run, config.evaluate, **shared, gold=gold_ref, answers=tiers)
+    passed = beats_fallback(quality, config.gate_stratum)
+    release = do(
+        "publish",
+        publish.run,
+        config.publish,
+        **shared,
+        answers=(taught.path, answered.path) if passed else (taught.path,),
+        student=student.path if passed else "",
+        evaluation=quality.path,
+    )
+    _register(loop, student, quality, release, passed)
+    if config.live:
+        _replay(loop, ingest, planned, release)
+    paths = {name: receipt.path for name, receipt in loop.receipts.items() if name != "world"}
+    return do("report", report.run, report.Config(receipts=paths), receipts=paths, task=config.task)
+
+
+def beats_fallback(quality: Receipt, stratum: str) -> bool:
+    """The first, plain gate: the student's interval lies above the fallback's on `stratum`."""
+    low, high = quality.metrics.get(f"low/student/{stratum}"), quality.metrics.get(f"high/fallback/{stratum}")
+    if low is None or high is None:
+        raise ConfigError("the gate has nothing to go by", where="gate_stratum", value=stratum, fix="name a stratum with gold: head, torso, tail, unseen or all")
+    passed = low > high
+    say(f"gate         student {'promoted' if passed else 'REFUSED'}: at least {low:.3f} against at most {high:.3f} for the fallback on {stratum}")
+    return passed
+
+
+def _log(loop: _Loop) -> tuple[str, str]:
+    """(log, gold): the user's, or the example world's."""
+    config = loop.config
+    if config.log:
+        if not config.gold and not config.ingest.columns.gold and config.teacher is None:
+            raise ConfigError("no gold to evaluate with", where="gold", fix="give GOLD=file with columns query and answer, or ingest.columns.gold, or name a TEACHER")
+        return config.log, config.gold
+    task = load_task(config.task)
+    made = loop.station("world", world.run, config.world)
+    store = open_storage(config.root)
+    if f"gold_{task.name}" not in made.outputs:
+        raise ConfigError("the example world has no answers for this task", where="task", value=task.name, fix="give LOG=your log (and GOLD=answers), or use query_segmentation or query_intent")
+    return store.uri(f"{made.path}/log"), store.uri(made.output(f"gold_{task.name}").path)
+
+
+def _named_teacher(config: Config) -> ModelConfig | None:
+    if config.teacher is not None:
+        return config.teacher
+    shipped = load_task(config.task).folder.is_relative_to(EXAMPLES)
+    return ModelConfig(model=SHIPPED_TEACHER) if shipped else None
+
+
+def _train_teacher(loop: _Loop, ingest: Receipt) -> ModelConfig:
+    """No teacher was named for this task: train one on the training split of people's answers, and say so."""
+    config = loop.config
+    if ingest.output("gold_train").rows == 0:
+        raise ConfigError("no teacher is named and there is no gold to train one on", where="teacher", fix="name TEACHER=model, or give GOLD=file with columns query, answer (and split)")
+    say("teacher      none named: training one on the gold's training split, a stand-in for a strong LLM")
+    sets = (distill.TrainingSet(task=config.task, golden=f"{ingest.path}:gold_train"),)
+    made = loop.station("train_teacher", distill.run, config.train_teacher, sets=sets, gold=(f"{ingest.path}:gold",))
+    return config.precompute_teacher.model.model_copy(update={"model": made.path})
+
+
+def _register(loop: _Loop, student: Receipt, quality: Receipt, release: Receipt, passed: bool) -> None:
+    """The student in MLflow's registry, with its evidence; `champion` moves only when it passed."""
+    task = load_task(loop.config.task)
+    name = f"headtail-{task.name}-student"
+    evidence = {key: f"{value:.4f}" for key, value in quality.metrics.items() if key.startswith(("quality/student", "quality/teacher", "low/student"))}
+    tags = {"fingerprint": student.fingerprint, "path": student.path, "evaluation": quality.path, "release": str(release.facts.get("release", "")), **evidence}
+    store = open_storage(loop.config.root)
+    described = f"{student.facts.get('base')} distilled for {task.name}; evidence: {quality.path}"
+    version = loop.tracker.model_version(name, store.uri(f"{student.path}/model"), student.run_id, tags, described)
+    loop.tracker.alias(name, "champion" if passed else "challenger", version)
+
+
+def _replay(loop: _Loop, ingest: Receipt, planned: Receipt, release: Receipt) -> None:
+    """Serve the release and send it the traffic of a later day; skipped when this release was replayed before."""
+    config = loop.config
+    data = {**{name: getattr(config.serve, name) for name in type(config.serve).model_fields}, **loop.common, "release": release.facts["release"]}
+    changes = {"log": ingest.path, "plan": planned.path, "release": release.facts["release"]}
+    done = replay.find(config.replay.model_copy(update={**loop.common, **changes}))
+    if done is not None:
+        loop.receipts["replay"] = done
+        return
+    with serve.start(type(config.serve).model_validate(data)) as server:
+        loop.station("replay", replay.run, config.replay, **changes, url=server.url)
+
+
+def _lineage(loop: _Loop) -> dict[str, str]:
+    return {f"headtail.station.{name}": f"{receipt.path} run={receipt.run_id or '-'}" for name, receipt in loop.receipts.items()}
+

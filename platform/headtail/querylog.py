@@ -1,0 +1,378 @@
+"""Ingest: a query log of any size to counted queries, held-out later traffic and gold.
+
+In: files (CSV, TSV, JSON Lines, Parquet) with a column of queries and, if there are any, counts, times, side inputs, gold.
+Out: tables queries, later, gold, gold_train, set_aside. Every row of the log is used, or set aside with file, row and reason.
+Knows nothing of heads, tails or models.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import errno
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+from pydantic import Field
+
+from headtail import cells, logfile, redact
+from headtail.config import Config as BaseConfig
+from headtail.config import StageConfig, execution
+from headtail.errors import InputError, LedgerError, StorageError
+from headtail.gold import Settled, fill_counts, settle
+from headtail.intake import GOLD_CELL, Intake, Rules, Totals
+from headtail.keys import fingerprint
+from headtail.logfile import LogFile, Split, Wanted
+from headtail.progress import bar, say
+from headtail.receipt import Receipt
+from headtail.rows import LATER, QUERY, SET_ASIDE, with_side_inputs
+from headtail.spread import Spread
+from headtail.station import Station, run_once
+from headtail.tally import Cut, finish, keep_run, merged, total
+from headtail.task import Task, load_task
+
+STAGE = "ingest"
+VERSION = 1
+SHARD_ROWS = 1 << 20  # rows of the log per shard of keys
+MAX_SHARDS = 128
+SPREAD_ROWS = 4_000_000  # rows from which a cluster's start (5 s) is won back on two cores
+TEXT_ROW_BYTES = 40  # a guess, to choose shards by
+THIN = 0.001  # share of events below which held-out traffic is suspect: a wrong clock makes a last day of one event
+
+
+class Columns(BaseConfig):
+    """Names of the log's columns. Side inputs are found under the names that the task gives them."""
+
+    query: str = Field("query", min_length=1, description="column of queries")
+    count: str = Field("", description="column of counts or weights, whole numbers from 1; empty: every row is one event")
+    time: str = Field("", description="column of dates or times; empty: the log has none")
+    gold: str = Field("", description="column of people's answers, most cells empty; empty: the log has none")
+    separator: str = Field("|", min_length=1, description="between the items of a side input in text files")
+
+
+class Config(StageConfig):
+    """What to ingest and how."""
+
+    task: str = Field("query_segmentation", description="task folder or name of a shipped one: its side inputs and answer schema")
+    log: str = Field(min_length=1, description="file, folder or glob, local or s3://: CSV, TSV, JSON Lines (.gz too), Parquet")
+    columns: Columns = Field(Columns(), description="names of the log's columns")
+    gold: str = Field("", description="file, folder or glob with columns query, answer and, if wanted, split (train or test)")
+    gold_train_share: float = Field(
+        0.0, ge=0, le=1, description="share of gold, by hash, that may train a model; a split column rules over it"
+    )
+    later_days: int = Field(1, ge=0, description="days at the end of the log held out as later traffic; needs columns.time")
+    later_share: float = Field(0.1, ge=0, lt=1, description="share of events held out at random when the log has no times")
+    max_query_chars: int = Field(200, ge=1, le=10_000, description="characters of a normalised query; longer ones are set aside")
+    redact: bool = Field(True, description="replace e-mail addresses, phone and card numbers by <email>, <phone>, <card>")
+    seed: int = Field(0, ge=0, description="of the draws for later_share and gold_train_share")
+    shards: int = execution(0, "shards of keys, each finished in memory; 0 chooses by size", ge=0, le=MAX_SHARDS)
+    workers: int = execution(0, "parts of the log read at once by Ray tasks; 1 stays in this process, 0 chooses by size", ge=0)
+
+
+def run(config: Config) -> Receipt:
+    """Ingest once. InputError when a file or column is missing, unreadable or holds nothing that can be used."""
+    task = load_task(config.task)
+    names = config.columns.model_dump(exclude={"separator"})
+    log = _Files(config.log, "log", {f"columns.{role}": name for role, name in names.items() if name})
+    gold = _Files(config.gold, "gold", {"query": "query", "answer": "answer"}) if config.gold else None
+    matters: dict[str, Any] = {"side_inputs": list(task.side_inputs), "redact_rules": redact.VERSION if config.redact else 0}
+    if gold or config.columns.gold:
+        matters |= {"schema": task.schema, "score": task.file.score.model_dump(mode="json")}
+    return run_once(
+        STAGE,
+        config,
+        lambda station: _work(station, config, task, log, gold),
+        inputs={"log": log.digest, **({"gold": gold.digest} if gold else {})},
+        version=VERSION,
+        replaces={"task": matters, "log": log.title, "gold": gold.title if gold else ""},
+    )
+
+
+class _Files:
+    """The files at one place: found, their columns checked, and a digest over names and bytes."""
+
+    def __init__(self, pattern: str, what: str, columns: Mapping[str, str]) -> None:
+        self.system, found = logfile.find(pattern, what)
+        self.files = [logfile.probe(self.system, file, next(iter(columns.values()))) for file in found]
+        for file in self.files:
+            for role, name in columns.items():
+                _check_column(file, what, role, name)
+        self.sha256 = [logfile.sha256(self.system, file) for file in self.files]
+        self.digest = fingerprint([[file.name, sha] for file, sha in zip(self.files, self.sha256, strict=True)])
+        self.title = self.files[0].name if len(self.files) == 1 else f"{len(self.files)} files"
+
+    def facts(self) -> list[dict[str, Any]]:
+        """For the receipt: from here one walks to the bytes."""
+        return [
+            {"path": file.path, "kind": file.kind, "bytes": file.bytes, "sha256": sha}
+            for file, sha in zip(self.files, self.sha256, strict=True)
+        ]
+
+
+def _check_column(file: LogFile, what: str, role: str, name: str) -> None:
+    sparse = file.kind == logfile.LINES and role == "columns.gold"  # the first lines need not have one
+    if name in file.columns or sparse:
+        return
+    lower = {column.lower(): column for column in file.columns}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    change = f"set {role} to a column that is there" if role.startswith("columns.") else "rename the column in the file"
+    raise InputError(
+        f"the {what} has no column {name!r}",
+        where=file.path,
+        value=f"it has {', '.join(file.columns[:30]) or 'no columns'}",
+        fix=f"did you mean {lower[near[0]]!r}? {change}" if near else f"{change}; a text file's first line must name its columns",
+    )
+
+
+class _Here:
+    """A log counted in this process: what `spread.Spread` does on a cluster."""
+
+    def __init__(self, system: pafs.FileSystem, rules: Rules, wanted: Wanted, shards: int, folder: Path) -> None:
+        self.system, self.wanted, self.shard_count = system, wanted, shards
+        self.intake = Intake(rules, folder, shards)
+
+    def count(self, parts: Sequence[Split], advance: Callable[[int], None]) -> None:
+        """Count every part."""
+        for part in parts:
+            for sheet in logfile.read(self.system, part, self.wanted):
+                self.intake.take(sheet, part.file.name, part.place)
+                advance(sheet.table.num_rows + len(sheet.rejects))
+        self.intake.close()
+
+    @property
+    def totals(self) -> Totals:
+        return self.intake.totals
+
+    @property
+    def gold(self) -> list[pa.Table]:
+        return self.intake.gold
+
+    def set_aside(self) -> Iterator[pa.Table]:
+        """Rows set aside, in the order of the log."""
+        return self.intake.aside.stream(0)
+
+    def shards(self, cut: Cut) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Finished shards in order of key: queries and later traffic."""
+        for shard in range(self.shard_count):
+            yield finish([self.intake.parts.shard(shard)], {name: [spill.shard(shard)] for name, spill in self.intake.sides.items()}, cut)
+
+
+def _work(station: Station, config: Config, task: Task, log: _Files, gold: _Files | None) -> None:
+    began = time.monotonic()
+    rules = _rules(config, task)
+    parts = logfile.split(log.system, log.files)
+    counter = _counter(config, rules, log, parts, station.scratch)
+    with _disk(station.scratch):
+        with bar("ingest", _rows_known(log.files), "events") as progress:
+            counter.count(parts, progress.advance)
+        totals = counter.totals
+        _check_used(totals, config)
+        cut = _cut(totals, config)
+        runs = [
+            tuple(keep_run(station.scratch / "runs", f"{kind}-{i}", table) for kind, table in zip(("queries", "later"), pair, strict=True))
+            for i, pair in enumerate(counter.shards(cut))
+        ]
+        queries, later = [pair[0] for pair in runs], [pair[1] for pair in runs]
+        found, gold_aside = (
+            _gold_file(gold, config, len(parts), station.scratch) if gold else (GOLD_CELL.empty_table(), SET_ASIDE.empty_table())
+        )
+        settled = settle(
+            pa.concat_tables([GOLD_CELL.empty_table(), *counter.gold, found]), task, config.gold_train_share, config.seed, config.redact
+        )
+        aside = [pa.concat_tables([settled.set_aside, gold_aside])]
+        _write(station, rules, queries, later, settled, itertools.chain(counter.set_aside(), aside))
+    if gold or config.columns.gold:
+        _check_gold(station, settled, aside[0], config)
+    _count_rows(station, totals, queries, later, aside[0], settled)
+    station.metrics["events_per_s"] = round(totals.rows / (time.monotonic() - began), 1)
+    _tell(station, config, task, log, gold, cut, totals)
+
+
+def _rules(config: Config, task: Task) -> Rules:
+    columns = config.columns
+    return Rules(
+        query=columns.query,
+        count=columns.count,
+        time=columns.time,
+        gold=columns.gold,
+        side_inputs=task.side_inputs,
+        separator=columns.separator,
+        max_chars=config.max_query_chars,
+        redact=config.redact,
+    )
+
+
+def _rows_known(files: Sequence[LogFile]) -> int | None:
+    return sum(file.rows or 0 for file in files) if all(file.rows is not None for file in files) else None
+
+
+def _counter(config: Config, rules: Rules, log: _Files, parts: Sequence[Split], folder: Path) -> _Here | Spread:
+    """This process for a small log or a log of one part, else Ray tasks."""
+    rows = sum(file.rows if file.rows is not None else file.bytes // TEXT_ROW_BYTES for file in log.files)
+    shards = config.shards or min(MAX_SHARDS, 1 + rows // SHARD_ROWS)
+    wanted = Wanted(rules.columns, rules.side_inputs, rules.separator)
+    if len(parts) > 1 and (config.workers > 1 or (config.workers == 0 and rows >= SPREAD_ROWS)):
+        return Spread(log.system, rules, wanted, shards, config.workers)
+    return _Here(log.system, rules, wanted, shards, folder / "counted")
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise StorageError(
+            "no space left for intermediate files", where=str(folder), fix="free space, or set TMPDIR to a larger disk"
+        ) from error
+
+
+def _check_used(totals: Totals, config: Config) -> None:
+    if totals.used_rows + sum(totals.set_aside.values()) != totals.rows:
+        raise LedgerError("rows read are not rows used plus rows set aside", value=f"{totals}")
+    if not totals.rows:
+        raise InputError("the log has columns but no rows", where=config.log, fix="check the job that writes it")
+    if not totals.used_rows:
+        reasons = ", ".join(f"{reason}: {n:,}" for reason, n in totals.set_aside.most_common())
+        fix = {"bad_time": f"columns.time takes {cells.TIMES}", "bad_count": "columns.count takes whole numbers from 1"}
+        raise InputError(
+            "no row of the log can be used",
+            where=config.log,
+            value=reasons,
+            fix=fix.get(totals.set_aside.most_common(1)[0][0], "check columns.query and the file's encoding (UTF-8)"),
+        )
+
+
+def _cut(totals: Totals, config: Config) -> Cut:
+    """Where later traffic begins."""
+    if not config.columns.time:
+        return Cut(None, config.later_share, config.seed)
+    if not config.later_days or totals.last_day is None or totals.first_day is None:
+        return Cut(None)
+    day = totals.last_day - config.later_days + 1
+    if day <= totals.first_day:
+        raise InputError(
+            f"the log covers {totals.last_day - totals.first_day + 1} days; none is left when the last {config.later_days} are held out",
+            where=config.log,
+            value=f"{_date(totals.first_day)} to {_date(totals.last_day)}",
+            fix="set later_days lower (0 holds nothing out), or leave columns.time empty to hold out a random later_share",
+        )
+    return Cut(day)
+
+
+def _date(day: int) -> str:
+    return (datetime.date(1970, 1, 1) + datetime.timedelta(days=day)).isoformat()
+
+
+def _gold_file(gold: _Files, config: Config, first_split: int, folder: Path) -> tuple[pa.Table, pa.Table]:
+    """Gold cells of the gold file, and its rows that have no usable query, set aside under gold_ reasons."""
+    rules = Rules("query", gold="answer", split="split", every_gold=True, max_chars=config.max_query_chars, redact=config.redact)
+    intake = Intake(rules, folder / "gold", 1)
+    for part in logfile.split(gold.system, gold.files):
+        for sheet in logfile.read(gold.system, part, Wanted(rules.columns)):
+            intake.take(sheet, part.file.name, first_split + part.place)
+    intake.close()
+    aside = intake.aside.shard(0)
+    reasons = pc.binary_join_element_wise("gold", aside["reason"], "_")
+    return pa.concat_tables([GOLD_CELL.empty_table(), *intake.gold]), aside.set_column(2, "reason", reasons)
+
+
+def _write(
+    station: Station, rules: Rules, queries: list[pa.Table], later: list[pa.Table], settled: Settled, aside: Iterator[pa.Table]
+) -> None:
+    station.table("queries", merged(queries), with_side_inputs(QUERY, rules.side_inputs))
+    station.table("later", merged(later), LATER)
+    station.table("gold", fill_counts(settled.gold, queries))
+    station.table("gold_train", fill_counts(settled.train, queries))
+    station.table("set_aside", aside, SET_ASIDE)
+
+
+def _check_gold(station: Station, settled: Settled, aside: pa.Table, config: Config) -> None:
+    if settled.gold.num_rows + settled.train.num_rows == 0:
+        first = f"{aside['reason'][0]}: {aside['text'][0]}" if aside.num_rows else "every cell of the column is empty"
+        fix = "an answer is JSON valid under the task's schema, or a bare label when the task is scored by label"
+        raise InputError(
+            "no gold answer can be used", where=config.gold or f"{config.log}, column {config.columns.gold}", value=first, fix=fix
+        )
+    if not settled.gold.num_rows:
+        station.note("all gold went to gold_train: nothing is left to evaluate against")
+    if settled.conflicts:
+        station.note(f"{settled.conflicts:,} queries had more than one gold answer; the most frequent was kept, of several the first")
+    if settled.overlaps:
+        station.note(f"{settled.overlaps:,} queries were marked train and test alike; they are kept for test only")
+
+
+def _count_rows(
+    station: Station, totals: Totals, queries: list[pa.Table], later: list[pa.Table], gold_aside: pa.Table, settled: Settled
+) -> None:
+    """The ledger: what was read is what was written, or LedgerError."""
+    log_aside, gold_reasons = totals.set_aside, Counter(gold_aside["reason"].to_pylist())
+    rows = station.rows
+    rows["used_events"], rows["later_events"] = total(queries), total(later)
+    rows["events"] = totals.used_events + log_aside.total()
+    rows |= {name: station.outputs[name].rows or 0 for name in ("queries", "gold", "gold_train")}
+    rows["later_queries"] = station.outputs["later"].rows or 0
+    rows |= {
+        "log_rows": totals.rows,
+        "set_aside": log_aside.total(),
+        "gold_conflicts": settled.conflicts,
+        "gold_overlaps": settled.overlaps,
+    }
+    rows |= {f"set_aside.{reason}": n for reason, n in sorted(log_aside.items())}
+    rows["gold_set_aside"] = gold_reasons.total()
+    rows |= {f"gold_set_aside.{reason.removeprefix('gold_')}": n for reason, n in sorted(gold_reasons.items())}
+    checks = {
+        "events": (rows["events"], rows["used_events"] + rows["later_events"] + rows["set_aside"]),
+        "queries": (sum(map(len, queries)), rows["queries"]),
+        "later_queries": (sum(map(len, later)), rows["later_queries"]),
+        "set_aside": (rows["set_aside"] + rows["gold_set_aside"], station.outputs["set_aside"].rows),
+    }
+    for name, (wanted, found) in checks.items():
+        if wanted != found:
+            raise LedgerError(f"{name} do not add up", where=STAGE, value=f"{wanted:,} in, {found:,} out")
+    unseen = [table.filter(pc.invert(table["seen"])) for table in later]
+    station.metrics |= {
+        "unseen_share_later_events": total(unseen) / max(1, rows["later_events"]),
+        "unseen_share_later_queries": sum(map(len, unseen)) / max(1, rows["later_queries"]),
+        **{f"redacted_{name}": float(totals.redacted[name]) for name in ("email", "phone", "card")},
+    }
+
+
+def _tell(station: Station, config: Config, task: Task, log: _Files, gold: _Files | None, cut: Cut, totals: Totals) -> None:
+    """Facts and notes for the receipt, one line for the person watching."""
+    rows, metrics = station.rows, station.metrics
+    station.facts |= {"log": log.facts(), "gold": gold.facts() if gold else [], "task": task.name}
+    if totals.first_day is not None and totals.last_day is not None:
+        station.facts |= {"first_day": _date(totals.first_day), "last_day": _date(totals.last_day)}
+    if cut.day is not None:
+        station.facts["later_from"] = _date(cut.day)
+        if rows["later_events"] < THIN * totals.used_events:
+            station.note(
+                f"later traffic, from {_date(cut.day)}, has only {rows['later_events']:,} events: is the log's last day right and whole?"
+            )
+    elif config.columns.time:
+        station.note("nothing is held out as later traffic (later_days is 0)")
+    else:
+        station.note(
+            f"the log has no times: {config.later_share:.0%} of events, drawn at random, stand for later traffic; drift does not show"
+        )
+    for name in task.side_inputs:
+        if all(name not in file.columns for file in log.files):
+            station.note(f"the log has no column {name}: prompts go without this side input")
+    aside = f", {rows['set_aside']:,} set aside" if rows["set_aside"] else ""
+    later = (
+        f", {rows['later_events']:,} held out ({metrics['unseen_share_later_events']:.1%} of them unseen)" if rows["later_events"] else ""
+    )
+    golden = f", gold {rows['gold']:,} + {rows['gold_train']:,} to train" if rows["gold"] or rows["gold_train"] else ""
+    say(
+        f"{STAGE:<12} {rows['events']:,} events -> {rows['queries']:,} queries{later}{golden}{aside}, {metrics['events_per_s']:,.0f} rows/s"
+    )

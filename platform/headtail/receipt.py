@@ -1,0 +1,82 @@
+"""The receipt: what each stage leaves behind, and the thread by which one walks from an answer back to the log.
+
+In: what a stage counted and wrote. Out: a Receipt, stored as `<stage>/<fingerprint>/receipt.json`, written last: its
+presence is what makes a stage's output exist. Knows nothing of how a stage works.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from headtail.config import Config, build
+from headtail.errors import InputError
+from headtail.storage import FileRef, Storage, read_json, read_table
+
+LATEST = "latest"
+
+
+class Receipt(Config):
+    """One finished run of one stage."""
+
+    stage: str = Field(description="name of the stage")
+    fingerprint: str = Field(description="hash over everything that decides the result")
+    path: str = Field(description="folder of the outputs, relative to the store's root")
+    started: str = Field(description="UTC, ISO 8601")
+    seconds: float = Field(ge=0, description="wall-clock seconds the stage took")
+    rows: dict[str, int] = Field({}, description="rows by state or kind")
+    metrics: dict[str, float] = Field({}, description="figures by plain name")
+    inputs: dict[str, str] = Field({}, description="receipt path or file digest of each input, by name")
+    outputs: dict[str, FileRef] = Field({}, description="files written, by name")
+    settings: dict[str, Any] = Field({}, description="what the fingerprint was made over")
+    facts: dict[str, Any] = Field({}, description="anything else a reader needs: shapes, engine arguments, digests")
+    versions: dict[str, str] = Field({}, description="packages that did the work")
+    notes: tuple[str, ...] = Field((), description="what a reader should know before trusting the figures")
+    run_id: str = Field("", description="MLflow run, empty when tracking was off or out of reach")
+    reused: bool = Field(False, description="true when this call found the work already done")
+
+    def output(self, name: str) -> FileRef:
+        """The named output; InputError lists what there is."""
+        if name not in self.outputs:
+            raise InputError(f"{self.stage} has no output {name}", where=self.path, value=", ".join(self.outputs))
+        return self.outputs[name]
+
+    def table(self, store: Storage, name: str, columns: list[str] | None = None) -> Any:
+        """The named output as an Arrow table."""
+        return read_table(store, self.output(name).path, columns)
+
+
+def receipt_path(stage: str, fingerprint: str) -> str:
+    """The folder in which a stage keeps the outputs of one fingerprint."""
+    return f"{stage}/{fingerprint[:16]}"
+
+
+def load_receipt(store: Storage, stage: str, ref: str = LATEST) -> Receipt:
+    """The receipt of `stage` at `ref`: `latest` or the stage's bare name, a fingerprint, or its folder. InputError says which stage to run."""
+    if ref in (LATEST, stage):
+        pointer = f"{stage}/LATEST"
+        if not store.exists(pointer):
+            raise InputError(
+                f"{stage} has not been run in this store", where=store.uri(stage), fix=f"run: headtail {stage} --root {store.root}"
+            )
+        ref = store.read(pointer).decode().strip()
+    folder = ref if ref.startswith(f"{stage}/") else receipt_path(stage, ref)
+    if not store.exists(f"{folder}/receipt.json"):
+        raise InputError(
+            f"no finished {stage} here", where=store.uri(folder), value=ref, fix="use `latest` or a folder that holds receipt.json"
+        )
+    return build(Receipt, read_json(store, f"{folder}/receipt.json"), where=store.uri(folder))
+
+
+def load_ref(store: Storage, ref: str) -> tuple[Receipt, str]:
+    """The receipt and output name of a table ref: `plan:head` (the latest plan) or `plan/ab12:head`."""
+    where, sign, name = ref.rpartition(":")
+    if not sign or not where or not name:
+        raise InputError(
+            "not a table reference", where="table ref", value=ref, fix="write stage:output or stage/fingerprint:output, such as plan:head"
+        )
+    stage = where.split("/")[0]
+    receipt = load_receipt(store, stage, where if "/" in where else LATEST)
+    receipt.output(name)
+    return receipt, name

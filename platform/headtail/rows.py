@@ -1,0 +1,146 @@
+"""The rows: every table that passes between stages, as Arrow schemas, in the order of the data's way.
+
+    event -> query -> (head | torso | tail) -> answer -> golden row
+                \\-> later (held-out traffic)        gold (people's answers, never trained on)
+
+A task's side inputs are further columns of type list<string> at the end of query, later and gold tables: `with_side_inputs`.
+Knows nothing of where tables are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import pyarrow as pa
+
+from headtail.errors import InputError
+from headtail.keys import KEY_BYTES
+
+KEY = pa.binary(KEY_BYTES)
+SIDE_INPUT = pa.list_(pa.string())
+
+
+class State(StrEnum):
+    """How a row's generation ended. Every row that goes in ends in exactly one of these."""
+
+    ANSWERED = "answered"  # complete, valid under the task's schema
+    TRUNCATED = "truncated"  # the engine stopped at its length limit (finish_reason=length)
+    INVALID = "invalid"  # complete, but not JSON or not valid under the schema
+    REFUSED = "refused"  # the model or its provider declined
+    FAILED = "failed"  # the engine raised, timed out or answered with an error
+
+
+class Stratum(StrEnum):
+    """Where a query stands in the traffic. Quality is always shown by stratum: an average hides the tail."""
+
+    HEAD = "head"  # answered ahead of time by the teacher
+    TORSO = "torso"  # seen more than once, outside the head
+    TAIL = "tail"  # seen once
+    UNSEEN = "unseen"  # not in the log up to the cut; appears in later traffic
+
+
+class Source(StrEnum):
+    """Who answered a request."""
+
+    TEACHER = "teacher"
+    STUDENT = "student"
+    FALLBACK = "fallback"
+
+
+# One aggregated query. `query` is normalised, `query_key` its hash; `count` events up to the cut.
+QUERY = pa.schema(
+    [
+        ("query_key", KEY),
+        ("query", pa.string()),
+        ("count", pa.int64()),
+        ("first_day", pa.date32()),  # null when the log has no timestamps
+        ("last_day", pa.date32()),
+    ]
+)
+
+# A QUERY with its place in the plan. `rank` 1 is the most frequent; `withheld` rows are gold queries: never trained on.
+PLANNED = pa.schema([*QUERY, ("rank", pa.int64()), ("stratum", pa.string()), ("withheld", pa.bool_())])
+
+# Traffic after the cut, aggregated: what the release will meet. `seen`: was in the log before the cut.
+LATER = pa.schema([("query_key", KEY), ("query", pa.string()), ("count", pa.int64()), ("seen", pa.bool_())])
+
+# A row of the log that was not used, and why.
+SET_ASIDE = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("text", pa.string())])
+
+# A person's answer to a query, canonical JSON in `answer`.
+GOLD = pa.schema([("query_key", KEY), ("query", pa.string()), ("answer", pa.string()), ("count", pa.int64()), ("stratum", pa.string())])
+
+# What an engine made of one row. `answer`: canonical JSON, only when state is answered; `raw`: the engine's text otherwise.
+ANSWER = pa.schema(
+    [
+        ("query_key", KEY),
+        ("query", pa.string()),
+        ("answer_key", KEY),
+        ("state", pa.string()),
+        ("answer", pa.string()),
+        ("confidence", pa.float32()),  # 0..1, over decision tokens only; null when the engine gives no log-probs
+        ("finish_reason", pa.string()),
+        ("tokens_in", pa.int32()),
+        ("tokens_out", pa.int32()),
+        ("reason", pa.string()),  # why a row is not answered
+        ("raw", pa.string()),
+        ("count", pa.int64()),  # carried from the input
+        ("stratum", pa.string()),
+        ("withheld", pa.bool_()),
+        ("source", pa.string()),  # teacher | student
+        ("model", pa.string()),
+    ]
+)
+
+# One training row: the query as the teacher saw it, the answer to learn, and where it came from.
+GOLDEN = pa.schema(
+    [
+        ("query_key", KEY),
+        ("query", pa.string()),
+        ("answer", pa.string()),
+        ("weight", pa.float32()),
+        ("stratum", pa.string()),
+        ("origin", pa.string()),  # teacher | human
+        ("answer_key", KEY),  # provenance: the teacher's answer this row was made from; null for human rows
+    ]
+)
+
+# A row that curation left out, and why.
+DROPPED = pa.schema([("query_key", KEY), ("query", pa.string()), ("reason", pa.string()), ("confidence", pa.float32())])
+
+# One row of a published generation, as Parquet; the LMDB snapshot holds the same under `query_key`.
+CACHED = pa.schema(
+    [
+        ("query_key", KEY),
+        ("query", pa.string()),
+        ("answer", pa.string()),
+        ("confidence", pa.float32()),
+        ("source", pa.string()),
+        ("answer_key", KEY),
+        ("count", pa.int64()),
+    ]
+)
+
+
+def with_side_inputs(schema: pa.Schema, side_inputs: Sequence[str]) -> pa.Schema:
+    """`schema` with one list<string> column per side input appended."""
+    for name in side_inputs:
+        schema = schema.append(pa.field(name, SIDE_INPUT))
+    return schema
+
+
+def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
+    """`table` with exactly the columns of `schema`, in order, cast losslessly. InputError names what is missing or differs."""
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise InputError(
+            f"table lacks column{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
+            where=where,
+            value=f"it has {', '.join(table.column_names)}",
+            fix="pass the output of the stage that makes this table",
+        )
+    try:
+        return table.select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(f"table does not fit its schema: {error}", where=where) from error

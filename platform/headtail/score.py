@@ -1,0 +1,73 @@
+"""How two answers to one query are compared.
+
+In: a wanted and a given answer (parsed JSON; given may be None when there is no answer). Out: counts of true positives,
+false positives and false negatives, so that every score is a micro-F1 over rows: for a label it equals accuracy.
+Knows nothing of queries, models or files.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from headtail.config import Config
+from headtail.keys import canonical
+
+
+class Counts(NamedTuple):
+    """Units right (tp), given but not wanted (fp), wanted but not given (fn)."""
+
+    tp: int
+    fp: int
+    fn: int
+
+    @property
+    def right(self) -> bool:
+        """Whether the whole answer is right."""
+        return self.fp == 0 and self.fn == 0
+
+
+class ScoreConfig(Config):
+    """How two answers are scored: the units compared and where they stand in the answer."""
+
+    kind: Literal["spans", "label", "exact"] = Field(
+        description="spans: micro-F1 over (text, label) pairs; label: accuracy of one field; exact: whole answers equal"
+    )
+    field: str = Field("", description="spans: the array of segments; label: the field compared; unused by exact")
+    text: str = Field("text", description="spans: name of the text within a segment")
+    label: str = Field("label", description="spans: name of the label within a segment")
+    ignore: tuple[str, ...] = Field((), description="spans: labels that do not count, such as none")
+
+
+def score(config: ScoreConfig, wanted: Any, given: Any) -> Counts:
+    """Counts for one row. No answer (None) is all units wanted and missed."""
+    want, got = Counter(_units(config, wanted)), Counter(_units(config, given))
+    hit = sum((want & got).values())
+    return Counts(hit, sum(got.values()) - hit, sum(want.values()) - hit)
+
+
+def f1(counts: Iterable[Counts]) -> float:
+    """Micro-F1 over rows, 2tp / (2tp + fp + fn); 1.0 when nothing was wanted and nothing given."""
+    tp = fp = fn = 0
+    for row in counts:
+        tp, fp, fn = tp + row.tp, fp + row.fp, fn + row.fn
+    return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 1.0
+
+
+def _units(config: ScoreConfig, answer: Any) -> list[str]:
+    if not isinstance(answer, dict):
+        return []
+    if config.kind == "exact":
+        return [canonical(answer, "answer")]
+    found = answer.get(config.field)
+    if config.kind == "label":
+        return [] if found is None else [canonical(found, config.field)]
+    segments = found if isinstance(found, list) else []
+    return [
+        f"{segment.get(config.label)}\0{segment.get(config.text)}"
+        for segment in segments
+        if isinstance(segment, dict) and segment.get(config.label) not in config.ignore
+    ]

@@ -1,0 +1,173 @@
+"""One door to MLflow: a parent run for a loop, one run per station, prompts and models registered.
+
+In: receipts, figures, small tables. Out: MLflow run ids. A tracking server that is away never stops a job: the first
+failure is said once, the receipt in the store stays complete. Knows nothing of stages.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from headtail.config import TrackingConfig
+
+T = TypeVar("T")
+
+
+def tracking_uri(config: TrackingConfig, root: str) -> str:
+    """The MLflow URI in force: config, then environment, then a SQLite file in the (local) store."""
+    if config.uri:
+        return config.uri
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return os.environ["MLFLOW_TRACKING_URI"]
+    folder = Path("build/headtail") if "://" in root else Path(root)
+    return f"sqlite:///{folder.expanduser().resolve() / 'mlflow.db'}"
+
+
+class Tracker:
+    """MLflow behind a fuse: after the first failure it says so once and every call returns None."""
+
+    def __init__(self, config: TrackingConfig, root: str) -> None:
+        self.config, self.uri = config, tracking_uri(config, root)
+        self._client: Any = None
+        self._experiment: str = ""
+        self.broken = not config.enabled
+
+    def guard(self, action: Callable[[Any], T]) -> T | None:
+        """`action(client)`, or None when tracking is off or out of reach."""
+        if self.broken:
+            return None
+        try:
+            return action(self.client)
+        except Exception as error:  # any fault of the tracking server, whatever its class
+            self.broken = True
+            print(f"warning: MLflow at {self.uri} is out of reach, going on without it: {error}", file=sys.stderr)
+            return None
+
+    @property
+    def client(self) -> Any:
+        """A started MlflowClient; makes the SQLite file's folder and the experiment on first use."""
+        if self._client is None:
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+            logging.getLogger("alembic").setLevel(logging.ERROR)
+            logging.getLogger("mlflow").setLevel(logging.ERROR)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                import mlflow
+
+                artifacts = None
+                if self.uri.startswith("sqlite:///"):
+                    folder = Path(self.uri.removeprefix("sqlite:///")).parent
+                    folder.mkdir(parents=True, exist_ok=True)
+                    artifacts = (folder / "mlartifacts").as_uri()
+                # never mlflow.set_tracking_uri: it writes to this process's environment, and so to the next tracker
+                self._client = mlflow.MlflowClient(self.uri, self.uri)
+                found = self._client.get_experiment_by_name(self.config.experiment)
+                self._experiment = (
+                    found.experiment_id if found else self._client.create_experiment(self.config.experiment, artifact_location=artifacts)
+                )
+        return self._client
+
+    def start(self, name: str, tags: Mapping[str, str] | None = None, parent: str = "") -> str:
+        """A new run's id, nested under `parent` or the config's parent; empty when tracking is off."""
+        parent = parent or self.config.parent_run
+
+        def begin(client: Any) -> str:
+            all_tags = {"headtail.stage": name, **(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})}
+            return str(client.create_run(self._experiment, tags=all_tags, run_name=name).info.run_id)
+
+        return self.guard(begin) or ""
+
+    def log(self, run_id: str, params: Mapping[str, Any], metrics: Mapping[str, float], tags: Mapping[str, str] | None = None) -> None:
+        """Parameters (cut at MLflow's 6000 characters), metrics and tags of a run."""
+        if not run_id:
+            return
+
+        def write(client: Any) -> None:
+            from mlflow.entities import Metric, Param, RunTag
+            from mlflow.utils.time import get_current_time_millis
+
+            now = get_current_time_millis()
+            found_params = [Param(_name(key), str(value)[:6000]) for key, value in params.items()]
+            found_metrics = [Metric(_name(key), float(value), now, 0) for key, value in metrics.items() if value == value]
+            found_tags = [RunTag(key, str(value)[:5000]) for key, value in (tags or {}).items()]
+            for start in range(0, max(len(found_params), len(found_metrics), len(found_tags)), 100):
+                window = slice(start, start + 100)
+                client.log_batch(run_id, found_metrics[window], found_params[window], found_tags[window])
+
+        self.guard(write)
+
+    def artifact(self, run_id: str, local: Path, folder: str | None = None) -> None:
+        """A local file (or folder) as an artifact of a run."""
+        if run_id:
+            method = "log_artifacts" if local.is_dir() else "log_artifact"
+            self.guard(lambda client: getattr(client, method)(run_id, str(local), folder))
+
+    def dataset(self, run_id: str, name: str, digest: str, source: str, context: str) -> None:
+        """A dataset input of a run: name, digest and where it is."""
+
+        def write(client: Any) -> None:
+            from mlflow.entities import Dataset, DatasetInput, InputTag
+
+            entity = Dataset(name=name, digest=digest[:36], source_type="local", source=f'{{"uri": "{source}"}}')
+            client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
+
+        if run_id:
+            self.guard(write)
+
+    def end(self, run_id: str, status: str = "FINISHED") -> None:
+        """Close a run: FINISHED, FAILED or KILLED."""
+        if run_id:
+            self.guard(lambda client: client.set_terminated(run_id, status))
+
+    def prompt(self, name: str, template: list[dict[str, str]] | str, tags: Mapping[str, str]) -> str:
+        """Register a prompt (a new version only when its text changed); returns `name/version`."""
+
+        def write(client: Any) -> str:
+            found = client.search_prompt_versions(name) if _prompt_exists(client, name) else []
+            for version in found:
+                if version.tags.get("fingerprint") == tags.get("fingerprint"):
+                    return f"{name}/{version.version}"
+            made = client.register_prompt(name=name, template=template, tags=dict(tags))
+            return f"{name}/{made.version}"
+
+        return self.guard(write) or ""
+
+    def model_version(self, name: str, source: str, run_id: str, tags: Mapping[str, str], description: str) -> str:
+        """Register a model version pointing at `source`; returns its version, empty when tracking is off."""
+
+        def write(client: Any) -> str:
+            from mlflow.exceptions import MlflowException
+
+            try:
+                client.create_registered_model(name)
+            except MlflowException as error:
+                if "RESOURCE_ALREADY_EXISTS" not in str(error.error_code):
+                    raise
+            for version in client.search_model_versions(f"name='{name}'"):
+                if version.tags.get("fingerprint") == tags.get("fingerprint"):
+                    return str(version.version)
+            made = client.create_model_version(name, source=source, run_id=run_id or None, tags=dict(tags), description=description)
+            return str(made.version)
+
+        return self.guard(write) or ""
+
+    def alias(self, name: str, alias: str, version: str) -> None:
+        """Point `champion` or `challenger` at a version."""
+        if version:
+            self.guard(lambda client: client.set_registered_model_alias(name, alias, version))
+
+
+def _prompt_exists(client: Any, name: str) -> bool:
+    return any(prompt.name == name for prompt in client.search_prompts(filter_string=f"name='{name}'"))
+
+
+def _name(key: str) -> str:
+    """A name MLflow takes: letters, digits, _ - . space / only."""
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in key)[:250]

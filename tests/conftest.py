@@ -1,0 +1,93 @@
+"""Fixtures shared by all tests. What is dear to start (Ray, the moto server, engines) is started once per session."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from headtail.storage import LocalStorage, Storage, open_storage
+from headtail.task import Task, load_task
+
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+EXAMPLES = Path(__file__).parent.parent / "platform" / "headtail" / "examples"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    """A fresh store's root, with MLflow inside it."""
+    return str(tmp_path / "store")
+
+
+@pytest.fixture
+def store(root: str) -> Storage:
+    """A fresh local store."""
+    made = open_storage(root)
+    assert isinstance(made, LocalStorage)
+    return made
+
+
+@pytest.fixture(scope="session")
+def segmentation() -> Task:
+    return load_task("query_segmentation")
+
+
+@pytest.fixture(scope="session")
+def intent() -> Task:
+    return load_task("query_intent")
+
+
+@pytest.fixture(scope="session")
+def teacher_path() -> Path:
+    """The shipped reference teacher, a Hugging Face folder."""
+    return EXAMPLES / "models" / "teacher"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A real Ray cluster for the whole test session; logical CPUs exceed the cores so that small actors fit."""
+    from headtail.cluster import start, stop
+
+    start(cpus=4)
+    yield
+    stop()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def _moto() -> Iterator[str]:
+    """moto's server stands in for S3; it is not S3, but it answers boto3 and Arrow over HTTP as S3 does."""
+    from moto.server import ThreadedMotoServer
+
+    port = free_port()
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    os.environ.update(
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}",
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY="test",
+        AWS_DEFAULT_REGION="us-east-1",
+    )
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_root(_moto: str, request: pytest.FixtureRequest) -> str:
+    """A fresh bucket as a store's root."""
+    import boto3
+
+    bucket = f"headtail-{abs(hash(request.node.nodeid)) % 10**10}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/store"

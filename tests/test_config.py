@@ -1,0 +1,76 @@
+"""Configs: what is unknown or out of range is said by name, with the value and the nearest known name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field, ValidationError
+
+from headtail.config import Config, StageConfig, apply_sets, execution, load, read_yaml, result_fields
+from headtail.errors import ConfigError
+
+
+class Inner(Config):
+    rows: int = Field(3, ge=1, description="rows")
+    workers: int = execution(1, "workers")
+
+
+class Outer(StageConfig):
+    name: str = Field("x", description="name")
+    head: Inner = Field(Inner(), description="head")
+    maybe: Inner | None = Field(None, description="optional group")
+
+
+def test_file_then_sets_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("name: from-file\nhead: {rows: 5}\n")
+    found = load(Outer, file, ["head.rows=7", "maybe.rows=2", "name=a=b"])
+    assert (found.name, found.head.rows, found.maybe and found.maybe.rows) == ("a=b", 7, 2)
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["head.row=3"], "unknown field head.row .*did you mean rows"),
+        (["nme=3"], "unknown field nme .*did you mean name"),
+        (["maybe.rowz=3"], "did you mean rows"),
+        (["head.rows=0"], "field head.rows: .*greater than or equal to 1.*value 0"),
+        (["head.rows=many"], "field head.rows: .*integer.*'many'"),
+        (["name.deep=3", "name.x=1"], "field name"),
+        (["no-equals"], "path.to.field=value"),
+        (["=3"], "path.to.field=value"),
+    ],
+)
+def test_bad_values_are_named(sets: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as error:
+        load(Outer, None, sets)
+    assert error.value.exit_code == 2
+
+
+def test_set_into_a_single_value_is_said() -> None:
+    with pytest.raises(ConfigError, match="single value"):
+        apply_sets({"a": 1}, ["a.b=2"])
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"[1, 2]", "mapping"), (b"a: [", "not valid YAML"), (b"\xff\xfe\x00", "cannot be read|not valid YAML")])
+def test_bad_files(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        read_yaml(file)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not found"):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_execution_fields_stay_out_of_fingerprints() -> None:
+    fields = result_fields(Outer(root="elsewhere", head=Inner(workers=9)))
+    assert fields == {"name": "x", "head": {"rows": 3}, "maybe": None}
+
+
+def test_frozen() -> None:
+    with pytest.raises(ValidationError):
+        Outer().name = "y"  # type: ignore[misc]

@@ -1,0 +1,110 @@
+"""Keys: the same content gives the same key, different content a different one, and what cannot be hashed is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headtail.errors import KeyingError
+from headtail.keys import KEY_BYTES, answer_key, canonical, fingerprint, normalise, query_key, sha256_tree, shard_of
+
+text = st.text(max_size=60)
+plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text, lambda x: st.lists(x) | st.dictionaries(text, x))
+
+
+@given(text)
+def test_normalise_is_idempotent(value: str) -> None:
+    once = normalise(value)
+    assert normalise(once) == once
+    assert once == once.strip()
+    assert "  " not in once
+
+
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        ("  Pizza\tNear\u00a0Me ", "pizza near me"),
+        ("C++", "c++"),
+        ("ＰＩＺＺＡ", "pizza"),
+        ("caf\u0065\u0301", "caf\u00e9"),
+        ("a\u200bb", "a b"),
+        ("STRASSE straße", "strasse strasse"),
+        ("", ""),
+    ],
+)
+def test_normalise_examples(raw: str, wanted: str) -> None:
+    assert normalise(raw) == wanted
+
+
+@given(text, text)
+def test_query_keys_differ_when_texts_differ(a: str, b: str) -> None:
+    assert (query_key(a) == query_key(b)) == (a == b)
+    assert len(query_key(a)) == KEY_BYTES
+
+
+@given(plain)
+def test_fingerprint_ignores_order_of_names(value: object) -> None:
+    wrapped = {"b": value, "a": 1}
+    assert fingerprint(wrapped) == fingerprint(dict(reversed(list(wrapped.items()))))
+
+
+@given(plain, plain)
+def test_canonical_is_injective(a: object, b: object) -> None:
+    if canonical(a) == canonical(b):
+        assert a == b
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), {1: 2}, {"a": {"b": object()}}, len])
+def test_what_cannot_be_hashed_is_refused(value: object) -> None:
+    with pytest.raises(KeyingError):
+        fingerprint(value)
+
+
+def test_refusal_names_the_place() -> None:
+    with pytest.raises(KeyingError, match="object") as error:
+        fingerprint({"model": [1, object()]}, "settings")
+    assert error.value.where == "settings.model[1]"
+
+
+def test_answer_key_covers_every_part_and_every_boundary() -> None:
+    base = [{"role": "system", "content": "ab"}, {"role": "user", "content": "c"}]
+    keys = {
+        answer_key(base, "s"),
+        answer_key(base, "t"),
+        answer_key([{"role": "system", "content": "a"}, {"role": "user", "content": "bc"}], "s"),
+        answer_key([{"role": "user", "content": "ab"}, {"role": "user", "content": "c"}], "s"),
+        answer_key(base[:1], "s"),
+        answer_key(base[::-1], "s"),
+    }
+    assert len(keys) == 6
+
+
+def test_keys_are_the_same_in_another_process() -> None:
+    code = "from headtail.keys import *; print(query_key('pizza near me').hex(), fingerprint({'b': [1, 2.5], 'a': None}))"
+    seen = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
+    assert seen == {f"{query_key('pizza near me').hex()} {fingerprint({'a': None, 'b': [1, 2.5]})}\n"}
+
+
+def test_shards_are_even() -> None:
+    counts = [0] * 16
+    for i in range(16_000):
+        counts[shard_of(query_key(str(i)), 16)] += 1
+    assert min(counts) > 850
+    assert max(counts) < 1150
+
+
+def test_sha256_tree_sees_names_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "b").write_text("y")
+    first = sha256_tree(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert sha256_tree(tmp_path) != first
+    (tmp_path / "c").rename(tmp_path / "a")
+    assert sha256_tree(tmp_path) == first
+    (tmp_path / "b").write_text("z")
+    assert sha256_tree(tmp_path) != first

@@ -1,0 +1,127 @@
+"""The store: whole or absent, one winner, the same on disk and on S3 (moto's server stands in for S3)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import threading
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from headtail.errors import StorageError
+from headtail.keys import sha256_file
+from headtail.storage import LocalStorage, Storage, fetch_folder, open_storage, put_folder, read_json, read_table, stream_table, write_json, write_table
+
+
+@pytest.fixture(params=["local", "s3"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path / "store") if request.param == "local" else request.getfixturevalue("s3_root"))
+
+
+def test_bytes_and_pointers(any_store: Storage) -> None:
+    assert not any_store.exists("a/b")
+    any_store.replace("a/b", b"one")
+    any_store.replace("a/b", b"two")
+    assert any_store.read("a/b") == b"two"
+    assert any_store.size("a/b") == 3
+    with pytest.raises(StorageError, match="not in the store"):
+        any_store.read("a/c")
+
+
+def test_create_has_one_winner(any_store: Storage) -> None:
+    wins = []
+    threads = [threading.Thread(target=lambda i=i: wins.append((any_store.create("m", str(i).encode()), i))) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winners = [i for won, i in wins if won]
+    assert len(winners) == 1
+    assert any_store.read("m") == str(winners[0]).encode()
+
+
+def test_tables_and_their_digest(any_store: Storage, tmp_path: Path) -> None:
+    table = pa.table({"x": list(range(1000))})
+    ref = write_table(any_store, "t.parquet", (table.slice(i, 100) for i in range(0, 1000, 100)), table.schema)
+    assert (ref.rows, ref.bytes) == (1000, any_store.size("t.parquet"))
+    assert read_table(any_store, "t.parquet").equals(table)
+    assert sum(b.num_rows for b in stream_table(any_store, "t.parquet", batch_rows=64)) == 1000
+    assert sha256_file(any_store.fetch("t.parquet", tmp_path / "local")) == ref.sha256
+    with pytest.raises(StorageError, match="not in the store"):
+        read_table(any_store, "none.parquet")
+
+
+def test_damaged_table_is_said(any_store: Storage) -> None:
+    any_store.replace("bad.parquet", b"PAR1 not really")
+    with pytest.raises(StorageError, match="cannot be read"):
+        read_table(any_store, "bad.parquet")
+
+
+def test_folders(any_store: Storage, tmp_path: Path) -> None:
+    (tmp_path / "model" / "sub").mkdir(parents=True)
+    (tmp_path / "model" / "a.json").write_text("{}")
+    (tmp_path / "model" / "b.bin").write_bytes(os.urandom(100))
+    refs = put_folder(any_store, tmp_path / "model", "m")
+    assert [r.path for r in refs] == ["m/a.json", "m/b.bin"]
+    folder = fetch_folder(any_store, [r.path for r in refs], tmp_path / "cache")
+    assert sorted(p.name for p in folder.iterdir()) == ["a.json", "b.bin"]
+
+
+def test_json(any_store: Storage) -> None:
+    write_json(any_store, "j.json", {"a": [1, "\u00e9"]})
+    assert read_json(any_store, "j.json") == {"a": [1, "\u00e9"]}
+    any_store.replace("j.json", b"{")
+    with pytest.raises(StorageError, match="not JSON"):
+        read_json(any_store, "j.json")
+
+
+def test_pickles(any_store: Storage) -> None:
+    any_store.replace("x", b"1")
+    assert pickle.loads(pickle.dumps(any_store)).read("x") == b"1"
+
+
+def test_other_kinds_are_refused() -> None:
+    with pytest.raises(StorageError, match="not supported"):
+        open_storage("ftp://x")
+
+
+def test_a_failed_write_leaves_the_old_bytes_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStorage(str(tmp_path))
+    store.replace("x", b"old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left") as error:
+        store.replace("x", b"new")
+    assert "free space" in error.value.fix
+    assert store.read("x") == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_disk_really_full(tmp_path: Path) -> None:
+    """/dev/full answers every write with ENOSPC: the same message as above from a real write."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    os.symlink("/dev/full", tmp_path / "full")
+    with pytest.raises(OSError, match="No space"), (tmp_path / "full").open("wb", buffering=0) as file:
+        file.write(b"x")
+
+
+def test_no_permission_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStorage(str(tmp_path / "file" / "below"))
+    (tmp_path / "file").write_text("I am a file, not a folder")
+    with pytest.raises(StorageError, match="cannot write"):
+        store.replace("x", b"1")
+
+    def denied(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", denied)
+    with pytest.raises(StorageError, match="Permission denied") as error:
+        LocalStorage(str(tmp_path / "other")).replace("x", b"1")
+    assert "--root" in error.value.fix
