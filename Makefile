@@ -33,7 +33,7 @@ install: $(INSTALLED) ## make .venv from the lock (2-3 minutes, once)
 $(INSTALLED): requirements/torch.txt requirements/cpu.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found. headtail needs CPython 3.11: install it, or name it: make install PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"error: $(PYTHON) is Python {v[0]}.{v[1]}; headtail needs 3.11, for which its lock was made")'
-	@echo "installing into $(VENV) (about 700 MB to fetch the first time) ..."
+	@echo "installing into $(VENV): a few minutes the first time ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@index=$$(timeout 3 $(BIN)/python -c 'import urllib.request; urllib.request.urlopen("$(TORCH_INDEX)/torch/", timeout=3)' 2>/dev/null \
 	    && echo "--extra-index-url $(TORCH_INDEX)" || true); \

@@ -91,3 +91,29 @@ def s3_root(_moto: str, request: pytest.FixtureRequest) -> str:
     bucket = f"headtail-{abs(hash(request.node.nodeid)) % 10**10}"
     boto3.client("s3").create_bucket(Bucket=bucket)
     return f"s3://{bucket}/store"
+
+
+SMALL_LOOP = (
+    "world.events=6000",
+    "world.days=3",
+    "world.universe=3000",
+    "world.gold=160",
+    "plan.head.coverage=0.3",
+    "plan.teach_rows=300",
+    "plan.rest_rows=300",
+    "distill.max_steps=20",
+    "distill.log_steps=10",
+    "gate_stratum=all",
+    "replay.requests=150",
+)
+
+
+@pytest.fixture(scope="session")
+def finished_loop(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The root of a small loop that has run once on real engines: the dearest fixture, shared by all who need a release."""
+    from headtail import loop
+    from headtail.config import load
+
+    root = str(tmp_path_factory.mktemp("loop") / "store")
+    loop.run(load(loop.Config, None, [*SMALL_LOOP, f"root={root}", f"serve.port={free_port()}"]))
+    return root

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -23,7 +24,7 @@ ROLES = {"teacher", "student", "serve"}
 
 
 def read(path: Path) -> dict[str, Any]:
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)  # in C: the resource definitions are a megabyte each
     assert isinstance(data, dict)
     return data
 
@@ -130,14 +131,17 @@ def closed(schema: Any) -> Any:
         return schema
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
-    made = {key: closed(value) for key, value in schema.items() if not key.startswith("x-kubernetes") and key != "format"}
-    if "properties" in schema and isinstance(schema["properties"], dict):
+    made = {
+        key: closed(value) for key, value in schema.items() if not key.startswith("x-kubernetes") and key not in {"format", "properties"}
+    }
+    if "properties" in schema:
         made["properties"] = {name: closed(child) for name, child in schema["properties"].items()}
         if not schema.get("x-kubernetes-preserve-unknown-fields"):
             made.setdefault("additionalProperties", False)
     return made
 
 
+@functools.cache
 def definition(kind: str) -> dict[str, Any]:
     path = SCHEMAS / f"ray.io_{kind.lower()}s.yaml"
     if not path.is_file():
@@ -187,3 +191,20 @@ def test_groups_of_a_manifest_are_sound(path: Path) -> None:
 def test_jobs_that_a_manifest_names_are_there(path: Path) -> None:
     for found in re.findall(r"(?:/opt/headtail/)?(jobs/[\w./-]+\.(?:py|yaml))", path.read_text(encoding="utf-8")):
         assert (REPO / found).is_file(), f"{path.name} names {found}"
+
+
+def test_the_service_starts_what_there_is_with_fields_that_exist() -> None:
+    """Ray Serve's own schema takes serveConfigV2; its import path resolves; its args are a valid Config."""
+    import importlib
+
+    from ray.serve.schema import ServeDeploySchema
+
+    from headtail.config import build
+    from headtail.serve import Config
+
+    spec = read(CLUSTERS / "kuberay" / "rayservice.yaml")["spec"]
+    [app] = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"])).applications
+    module, _, name = app.import_path.partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    config = build(Config, app.args, "rayservice.yaml")
+    assert config.model.resources == {"serve": 1}

@@ -30,7 +30,7 @@ def test_file_then_sets_over_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sets", "said"),
+    "sets, said",
     [
         (["head.row=3"], "unknown field head.row .*did you mean rows"),
         (["nme=3"], "unknown field nme .*did you mean name"),
@@ -53,7 +53,9 @@ def test_set_into_a_single_value_is_said() -> None:
         apply_sets({"a": 1}, ["a.b=2"])
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"[1, 2]", "mapping"), (b"a: [", "not valid YAML"), (b"\xff\xfe\x00", "cannot be read|not valid YAML")])
+@pytest.mark.parametrize(
+    "content, said", [(b"[1, 2]", "mapping"), (b"a: [", "not valid YAML"), (b"\xff\xfe\x00", "cannot be read|not valid YAML")]
+)
 def test_bad_files(tmp_path: Path, content: bytes, said: str) -> None:
     file = tmp_path / "c.yaml"
     file.write_bytes(content)

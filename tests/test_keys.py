@@ -14,7 +14,10 @@ from headtail.errors import KeyingError
 from headtail.keys import KEY_BYTES, answer_key, canonical, fingerprint, normalise, query_key, sha256_tree, shard_of
 
 text = st.text(max_size=60)
-plain = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text, lambda x: st.lists(x) | st.dictionaries(text, x))
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text,
+    lambda x: st.lists(x) | st.dictionaries(text, x),
+)
 
 
 @given(text)
@@ -26,7 +29,7 @@ def test_normalise_is_idempotent(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "wanted"),
+    "raw, wanted",
     [
         ("  Pizza\tNear\u00a0Me ", "pizza near me"),
         ("C++", "c++"),

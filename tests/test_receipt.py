@@ -13,7 +13,12 @@ from headtail.storage import FileRef, Storage, write_json
 def made(store: Storage) -> Receipt:
     path = receipt_path("plan", "ab" * 16)
     receipt = Receipt(
-        stage="plan", fingerprint="ab" * 16, path=path, started="2026-01-01T00:00:00+00:00", seconds=1, outputs={"head": FileRef(path=f"{path}/head.parquet", bytes=1, sha256="0")}
+        stage="plan",
+        fingerprint="ab" * 16,
+        path=path,
+        started="2026-01-01T00:00:00+00:00",
+        seconds=1,
+        outputs={"head": FileRef(path=f"{path}/head.parquet", bytes=1, sha256="0")},
     )
     write_json(store, f"{path}/receipt.json", receipt.model_dump(mode="json"))
     store.replace("plan/LATEST", path.encode())
@@ -30,7 +35,15 @@ def test_table_refs(store: Storage, made: Receipt, ref: str) -> None:
     assert load_ref(store, ref) == (made, "head")
 
 
-@pytest.mark.parametrize(("ref", "said"), [("plan:tail", "no output tail"), ("head", "not a table reference"), ("plan/cd:head", "no finished plan"), ("curate:golden", "has not been run")])
+@pytest.mark.parametrize(
+    "ref, said",
+    [
+        ("plan:tail", "no output tail"),
+        ("head", "not a table reference"),
+        ("plan/cd:head", "no finished plan"),
+        ("curate:golden", "has not been run"),
+    ],
+)
 def test_bad_refs_say_what_to_do(store: Storage, made: Receipt, ref: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         load_ref(store, ref)

@@ -16,7 +16,16 @@ def test_side_inputs_come_last() -> None:
 
 
 def test_conform_orders_and_casts() -> None:
-    table = pa.table({"count": pa.array([1], pa.int32()), "extra": ["x"], "query": ["q"], "query_key": [b"0" * 16], "first_day": [None], "last_day": [None]})
+    table = pa.table(
+        {
+            "count": pa.array([1], pa.int32()),
+            "extra": ["x"],
+            "query": ["q"],
+            "query_key": [b"0" * 16],
+            "first_day": [None],
+            "last_day": [None],
+        }
+    )
     assert conform(table, QUERY, "t").schema == QUERY
 
 

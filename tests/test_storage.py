@@ -13,7 +13,18 @@ import pytest
 
 from headtail.errors import StorageError
 from headtail.keys import sha256_file
-from headtail.storage import LocalStorage, Storage, fetch_folder, open_storage, put_folder, read_json, read_table, stream_table, write_json, write_table
+from headtail.storage import (
+    LocalStorage,
+    Storage,
+    fetch_folder,
+    open_storage,
+    put_folder,
+    read_json,
+    read_table,
+    stream_table,
+    write_json,
+    write_table,
+)
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -49,7 +49,7 @@ def test_messages_put_the_shared_part_first(segmentation: Task) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    "changes, said",
     [
         ({"name": "Bad Name"}, "field name"),
         ({"sampling": {"temprature": 1}}, "unknown field sampling.temprature .*did you mean temperature"),
@@ -71,7 +71,7 @@ def test_bad_fields_are_named(tmp_path: Path, changes: dict[str, Any], said: str
 
 
 @pytest.mark.parametrize(
-    ("prompt", "said"),
+    "prompt, said",
     [
         (None, "template not found"),
         ("Query: {{ query }}", "needs a block `user`"),
@@ -92,14 +92,25 @@ def test_no_task_here_lists_the_examples(tmp_path: Path) -> None:
 
 
 def test_schema_from_a_pydantic_model_beside_the_task(tmp_path: Path) -> None:
-    (tmp_path / "my_answer.py").write_text("from typing import Literal\nfrom pydantic import BaseModel\nclass Answer(BaseModel):\n    intent: Literal['a', 'b']\n")
+    (tmp_path / "my_answer.py").write_text(
+        "from typing import Literal\nfrom pydantic import BaseModel\nclass Answer(BaseModel):\n    intent: Literal['a', 'b']\n"
+    )
     task = load_task(write(tmp_path, answer="my_answer:Answer"))
     assert task.parse('{"intent": "b"}') == ({"intent": "b"}, "")
     assert task.parse('{"intent": "z"}')[1].startswith("schema: intent")
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", '{"segments": []', '```json\n{"segments": []}\n```', '{"segments": [{"text": "a"}]}', '{"segments": [], "more": 1}', "[" * 100_000]
+    "text",
+    [
+        "",
+        "{",
+        '{"segments": []',
+        '```json\n{"segments": []}\n```',
+        '{"segments": [{"text": "a"}]}',
+        '{"segments": [], "more": 1}',
+        "[" * 100_000,
+    ],
 )
 def test_nothing_is_repaired(segmentation: Task, text: str) -> None:
     answer, reason = segmentation.parse(text)
@@ -126,8 +137,18 @@ def test_fingerprint_covers_what_changes_an_answer_and_no_more(tmp_path: Path) -
         return load_task(write(tmp_path / name, **changes))
 
     base = made("base")
-    same = [made("d", description="other"), made("v", version=2), made("s", score={"kind": "exact"}), made("t", strata={"torso_min_count": 9})]
-    other = [made("p", prompt=PROMPT + " "), made("m", sampling={"max_tokens": 7}), made("a", answer={**GOOD["answer"], "title": "x"}), made("i", side_inputs=["b"])]
+    same = [
+        made("d", description="other"),
+        made("v", version=2),
+        made("s", score={"kind": "exact"}),
+        made("t", strata={"torso_min_count": 9}),
+    ]
+    other = [
+        made("p", prompt=PROMPT + " "),
+        made("m", sampling={"max_tokens": 7}),
+        made("a", answer={**GOOD["answer"], "title": "x"}),
+        made("i", side_inputs=["b"]),
+    ]
     assert {t.fingerprint for t in same} == {base.fingerprint}
     assert len({t.fingerprint for t in [base, *other]}) == 5
     assert made("s2", score={"kind": "exact"}).score_fingerprint != base.score_fingerprint

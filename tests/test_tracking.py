@@ -42,7 +42,9 @@ def test_models_aliases_and_nesting(tracker: Tracker) -> None:
     assert tracker.model_version("m", "file:///y", child, {"fingerprint": "f2"}, "second") == "2"
     tracker.alias("m", "champion", "2")
     client = mlflow.MlflowClient(tracker.uri)
-    assert client.get_model_version_by_alias("m", "champion").version == "2" or client.get_model_version_by_alias("m", "champion").version == 2
+    assert (
+        client.get_model_version_by_alias("m", "champion").version == "2" or client.get_model_version_by_alias("m", "champion").version == 2
+    )
     assert client.get_run(child).data.tags["mlflow.parentRunId"] == parent
 
 

@@ -92,10 +92,8 @@ def quality(points: Sequence[Point], name: str = "micro-F1", confidence: float =
         tint = colour(p.tier, tiers)
         axes.plot([p.low, p.high], [place, place], color=tint, linewidth=2.0, solid_capstyle="round", alpha=0.55)
         axes.plot(p.value, place, _MARKERS.get(p.tier, "^"), color=tint, markersize=6.5, markeredgecolor=PAPER, markeredgewidth=0.8)
-        last = p.high if p.high < 0.93 else None
-        spot, side = (last + 0.012, "left") if last is not None else (p.low - 0.012, "right")
         label = f"{p.tier} {p.value:.2f}" if p.stratum == strata[0] else f"{p.value:.2f}"
-        axes.text(max(spot, left + 0.01) if side == "left" else spot, place, label, color=tint, va="center", ha=side, fontsize=8.5)
+        axes.text(p.high + 0.012 * (1 - left), place, label, color=tint, va="center", fontsize=8.5)
     sizes = {s: max(p.n for p in points if p.stratum == s) for s in strata}
     axes.set_yticks(range(len(strata)), [f"{s}\nn = {sizes[s]:,}" for s in strata], color=INK)
     axes.set_ylim(len(strata) - 0.45, -0.55)

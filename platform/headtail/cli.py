@@ -53,7 +53,9 @@ app = typer.Typer(
 )
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the stage's fields", metavar="FILE")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="one field over the file's: path.to.field=value (repeatable)", metavar="FIELD=VALUE")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="one field over the file's: path.to.field=value (repeatable)", metavar="FIELD=VALUE")
+]
 Root = Annotated[str | None, typer.Option("--root", help="store: a directory or s3://bucket/prefix", metavar="DIR")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the receipt as the last line of stdout, and nothing else there")]
 

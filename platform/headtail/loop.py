@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
-from headtail import curate, distill, evaluate, plan, precompute, publish, querylog, replay, report, serve
+from headtail import curate, distill, evaluate, plan, precompute, publish, querylog, release, replay, report, serve
 from headtail.config import StageConfig, execution
 from headtail.distill.base import Base
 from headtail.engines import ModelConfig
@@ -34,16 +34,25 @@ class Config(StageConfig):
 
     task: str = Field("query_segmentation", description="task name or folder")
     log: str = Field("", description="query log: file, folder or glob; empty makes the example world")
-    gold: str = Field("", description="file of people's answers (columns query, answer, optional split); may be a column of the log instead: ingest.columns.gold")
-    teacher: ModelConfig | None = Field(None, description="the model that answers the head; null: the shipped stand-in for a shipped task, else one trained on the gold's training split")
-    gold_train_share: float = Field(0.7, gt=0, lt=1, description="share of the gold that trains the teacher when none is named; the rest evaluates")
+    gold: str = Field(
+        "",
+        description="file of people's answers: columns query, answer, optional split; or a column of the log: ingest.columns.gold",
+    )
+    teacher: ModelConfig | None = Field(
+        None,
+        description="the model that answers the head; null: the shipped stand-in for a shipped task, else one trained on gold",
+    )
+    gold_train_share: float = Field(
+        0.7, gt=0, lt=1, description="share of the gold that trains the teacher when none is named; the rest evaluates"
+    )
     live: bool = Field(True, description="serve the release and replay later traffic against it")
     gate_stratum: str = Field("all", description="stratum on which the student must beat the fallback to be promoted")
     world: world.Config = Field(world.Config(), description="the example world, used when log is empty")
-    ingest: querylog.Config = Field(querylog.Config(), description="see headtail ingest --help")
+    ingest: querylog.Config = Field(querylog.Config(log=""), description="see headtail ingest --help")
     plan: plan.Config = Field(plan.Config(), description="see headtail plan --help")
     train_teacher: distill.Config = Field(
-        distill.Config(base=Base(model=SHIPPED_TEACHER), lora=None, epochs=6, learning_rate=1e-3), description="how a teacher is trained on gold"
+        distill.Config(base=Base(model=SHIPPED_TEACHER), lora=None, epochs=6, learning_rate=1e-3),
+        description="how a teacher is trained on gold",
     )
     precompute_teacher: precompute.Config = Field(precompute.Config(), description="see headtail precompute --help")
     curate: curate.Config = Field(curate.Config(), description="see headtail curate --help")
@@ -114,7 +123,8 @@ def _stations(loop: _Loop) -> Receipt:
     planned = do("plan", plan.run, config.plan, **shared, log=ingest.path)
     tables = tuple(f"{planned.path}:{name}" for name in ("head", "teach", "gold"))
     taught = do("precompute_teacher", precompute.run, config.precompute_teacher, **shared, inputs=tables, source="teacher", model=teacher)
-    do("publish_head", publish.run, config.publish, **shared, answers=(taught.path,), student="", evaluation="", promote=True)
+    first = release.current_id(open_storage(config.root)) == ""  # later, the old release stays live until the new one is whole
+    do("publish_head", publish.run, config.publish, **shared, answers=(taught.path,), student="", evaluation="", promote=first)
     gold_ref = f"{planned.path}:gold"
     do("evaluate_teacher", evaluate.run, config.evaluate, **shared, gold=gold_ref, answers={"teacher": taught.path})
     golden = do("curate", curate.run, config.curate, **shared, answers=taught.path, gold=gold_ref)
@@ -126,7 +136,7 @@ def _stations(loop: _Loop) -> Receipt:
     tiers = {"teacher": taught.path, "student": answered.path}
     quality = do("evaluate", evaluate.run, config.evaluate, **shared, gold=gold_ref, answers=tiers)
     passed = beats_fallback(quality, config.gate_stratum)
-    release = do(
+    published = do(
         "publish",
         publish.run,
         config.publish,
@@ -135,9 +145,9 @@ def _stations(loop: _Loop) -> Receipt:
         student=student.path if passed else "",
         evaluation=quality.path,
     )
-    _register(loop, student, quality, release, passed)
+    _register(loop, student, quality, published, passed)
     if config.live:
-        _replay(loop, ingest, planned, release)
+        _replay(loop, ingest, planned, published)
     paths = {name: receipt.path for name, receipt in loop.receipts.items() if name != "world"}
     return do("report", report.run, report.Config(receipts=paths), receipts=paths, task=config.task)
 
@@ -146,9 +156,17 @@ def beats_fallback(quality: Receipt, stratum: str) -> bool:
     """The first, plain gate: the student's interval lies above the fallback's on `stratum`."""
     low, high = quality.metrics.get(f"low/student/{stratum}"), quality.metrics.get(f"high/fallback/{stratum}")
     if low is None or high is None:
-        raise ConfigError("the gate has nothing to go by", where="gate_stratum", value=stratum, fix="name a stratum with gold: head, torso, tail, unseen or all")
+        raise ConfigError(
+            "the gate has nothing to go by",
+            where="gate_stratum",
+            value=stratum,
+            fix="name a stratum with gold: head, torso, tail, unseen or all",
+        )
     passed = low > high
-    say(f"gate         student {'promoted' if passed else 'REFUSED'}: at least {low:.3f} against at most {high:.3f} for the fallback on {stratum}")
+    say(
+        f"gate         student {'promoted' if passed else 'REFUSED'} on {stratum}: "
+        f"at least {low:.3f} against at most {high:.3f} for the fallback"
+    )
     return passed
 
 
@@ -157,13 +175,22 @@ def _log(loop: _Loop) -> tuple[str, str]:
     config = loop.config
     if config.log:
         if not config.gold and not config.ingest.columns.gold and config.teacher is None:
-            raise ConfigError("no gold to evaluate with", where="gold", fix="give GOLD=file with columns query and answer, or ingest.columns.gold, or name a TEACHER")
+            raise ConfigError(
+                "no gold to evaluate with",
+                where="gold",
+                fix="give GOLD=file with columns query and answer, or ingest.columns.gold, or name a TEACHER",
+            )
         return config.log, config.gold
     task = load_task(config.task)
     made = loop.station("world", world.run, config.world)
     store = open_storage(config.root)
     if f"gold_{task.name}" not in made.outputs:
-        raise ConfigError("the example world has no answers for this task", where="task", value=task.name, fix="give LOG=your log (and GOLD=answers), or use query_segmentation or query_intent")
+        raise ConfigError(
+            "the example world has no answers for this task",
+            where="task",
+            value=task.name,
+            fix="give LOG=your log (and GOLD=answers), or use query_segmentation or query_intent",
+        )
     return store.uri(f"{made.path}/log"), store.uri(made.output(f"gold_{task.name}").path)
 
 
@@ -178,30 +205,48 @@ def _train_teacher(loop: _Loop, ingest: Receipt) -> ModelConfig:
     """No teacher was named for this task: train one on the training split of people's answers, and say so."""
     config = loop.config
     if ingest.output("gold_train").rows == 0:
-        raise ConfigError("no teacher is named and there is no gold to train one on", where="teacher", fix="name TEACHER=model, or give GOLD=file with columns query, answer (and split)")
+        raise ConfigError(
+            "no teacher is named and there is no gold to train one on",
+            where="teacher",
+            fix="name TEACHER=model, or give GOLD=file with columns query, answer (and split)",
+        )
     say("teacher      none named: training one on the gold's training split, a stand-in for a strong LLM")
     sets = (distill.TrainingSet(task=config.task, golden=f"{ingest.path}:gold_train"),)
     made = loop.station("train_teacher", distill.run, config.train_teacher, sets=sets, gold=(f"{ingest.path}:gold",))
     return config.precompute_teacher.model.model_copy(update={"model": made.path})
 
 
-def _register(loop: _Loop, student: Receipt, quality: Receipt, release: Receipt, passed: bool) -> None:
+def _register(loop: _Loop, student: Receipt, quality: Receipt, published: Receipt, passed: bool) -> None:
     """The student in MLflow's registry, with its evidence; `champion` moves only when it passed."""
     task = load_task(loop.config.task)
     name = f"headtail-{task.name}-student"
-    evidence = {key: f"{value:.4f}" for key, value in quality.metrics.items() if key.startswith(("quality/student", "quality/teacher", "low/student"))}
-    tags = {"fingerprint": student.fingerprint, "path": student.path, "evaluation": quality.path, "release": str(release.facts.get("release", "")), **evidence}
+    evidence = {
+        key: f"{value:.4f}"
+        for key, value in quality.metrics.items()
+        if key.startswith(("quality/student", "quality/teacher", "low/student"))
+    }
+    tags = {
+        "fingerprint": student.fingerprint,
+        "path": student.path,
+        "evaluation": quality.path,
+        "release": str(published.facts.get("release", "")),
+        **evidence,
+    }
     store = open_storage(loop.config.root)
     described = f"{student.facts.get('base')} distilled for {task.name}; evidence: {quality.path}"
     version = loop.tracker.model_version(name, store.uri(f"{student.path}/model"), student.run_id, tags, described)
     loop.tracker.alias(name, "champion" if passed else "challenger", version)
 
 
-def _replay(loop: _Loop, ingest: Receipt, planned: Receipt, release: Receipt) -> None:
+def _replay(loop: _Loop, ingest: Receipt, planned: Receipt, published: Receipt) -> None:
     """Serve the release and send it the traffic of a later day; skipped when this release was replayed before."""
     config = loop.config
-    data = {**{name: getattr(config.serve, name) for name in type(config.serve).model_fields}, **loop.common, "release": release.facts["release"]}
-    changes = {"log": ingest.path, "plan": planned.path, "release": release.facts["release"]}
+    data = {
+        **{name: getattr(config.serve, name) for name in type(config.serve).model_fields},
+        **loop.common,
+        "release": published.facts["release"],
+    }
+    changes = {"log": ingest.path, "plan": planned.path, "release": published.facts["release"]}
     done = replay.find(config.replay.model_copy(update={**loop.common, **changes}))
     if done is not None:
         loop.receipts["replay"] = done
@@ -212,4 +257,3 @@ def _replay(loop: _Loop, ingest: Receipt, planned: Receipt, release: Receipt) ->
 
 def _lineage(loop: _Loop) -> dict[str, str]:
     return {f"headtail.station.{name}": f"{receipt.path} run={receipt.run_id or '-'}" for name, receipt in loop.receipts.items()}
-

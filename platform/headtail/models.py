@@ -1,8 +1,8 @@
 """Where a model is and what its weights are called: the part of an answer's key that names the model.
 
 In: the `model` field of a config. Out: a Found (local folder or hub id, digest, name). Shipped models (example:teacher),
-local folders, students of the store (distill/<fp>) and hub ids with a revision; what cannot be pinned is refused.
-Knows nothing of engines.
+local folders, students of the store (distill/<fp>), hub ids with a revision, models behind an endpoint; what cannot be
+pinned is refused. Knows nothing of how an engine runs.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from headtail.errors import ConfigError
-from headtail.keys import sha256_tree
-from headtail.receipt import load_receipt
-from headtail.storage import Storage, fetch_folder
+from headtail.engines import ModelConfig
+from headtail.errors import ConfigError, StorageError
+from headtail.keys import sha256_file, sha256_tree
+from headtail.receipt import Receipt, load_receipt
+from headtail.storage import Storage
 
 SHIPPED = Path(__file__).parent / "examples" / "models"
+_BESIDE = (".md", ".txt", ".log", ".png", ".svg")  # about a model, not of it: their change changes no answer
+_TEXT_OF_MODEL = ("merges.txt", "vocab.txt")
 
 
 @dataclass(frozen=True)
@@ -28,25 +31,70 @@ class Found:
     name: str
 
 
-def resolve(model: str, revision: str, store: Storage) -> Found:
-    """Find a model. ConfigError says what to do when it is not there or cannot be pinned."""
+def find(config: ModelConfig, store: Storage, fetch: bool = True) -> Found:
+    """The model of `config` for its engine. Without `fetch` a student stays in the store and `path` is its reference."""
+    if config.engine == "null":
+        return Found(config.model, "null", "null")
+    if config.engine == "openai":
+        from headtail.engines.openai import check_url
+
+        check_url(config.base_url)
+        return Found(config.model, f"endpoint:{config.base_url.rstrip('/')}:{config.model}@{config.revision}", config.model)
+    return resolve(config.model, config.revision, store, fetch)
+
+
+def resolve(model: str, revision: str, store: Storage, fetch: bool = True) -> Found:
+    """Find a model's weights. ConfigError says what to do when they are not there or cannot be pinned."""
     if model.startswith("example:"):
         folder = SHIPPED / model.removeprefix("example:")
         if not (folder / "config.json").is_file():
-            raise ConfigError("no such shipped model", where="model", value=model, fix=f"one of: {', '.join('example:' + p.name for p in sorted(SHIPPED.glob('*')))}")
-        return Found(str(folder), sha256_tree(folder), model)
+            shipped = ", ".join("example:" + p.name for p in sorted(SHIPPED.glob("*")) if (p / "config.json").is_file())
+            raise ConfigError("no such shipped model", where="model", value=model, fix=f"one of: {shipped or 'none is shipped here'}")
+        return Found(str(folder), weights_digest(folder), model)
     if model.startswith("distill/"):
         receipt = load_receipt(store, "distill", model)
-        files = [ref.path for name, ref in receipt.outputs.items() if name.startswith("model/")]
-        cache = Path(tempfile.gettempdir()) / "headtail-models" / receipt.fingerprint
-        return Found(str(fetch_folder(store, files, cache)), str(receipt.facts["digest"]), model)
+        return Found(str(_fetched(receipt, store)) if fetch else model, str(receipt.facts["digest"]), model)
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ConfigError("not a Hugging Face model folder: no config.json", where="model", value=model)
-        return Found(str(folder.resolve()), sha256_tree(folder), folder.name)
+            fix = "give the folder that holds config.json, *.safetensors and tokenizer.json"
+            raise ConfigError("not a Hugging Face model folder: no config.json", where="model", value=model, fix=fix)
+        return Found(str(folder.resolve()), weights_digest(folder), folder.resolve().name)
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise ConfigError("model not found", where="model", value=model, fix="give a folder with config.json, a hub id (org/name) with its revision, distill/<fingerprint> or example:teacher")
+        fix = "give a folder with config.json, a hub id (org/name) with its revision, distill/<fingerprint> or example:teacher"
+        raise ConfigError("model not found", where="model", value=model, fix=fix)
     if not revision:
-        raise ConfigError("a hub model needs its revision, or its answers could come from other weights tomorrow", where="revision", value=model, fix="set revision to the commit hash shown on the hub")
+        fix = "set revision to the commit hash shown on the hub; if a local folder was meant, it does not exist"
+        what = "a hub model needs its revision, or its answers could come from other weights tomorrow"
+        raise ConfigError(what, where="revision", value=model, fix=fix)
     return Found(model, f"hub:{model}@{revision}", model)
+
+
+def weights_digest(folder: Path) -> str:
+    """Hex SHA-256 over the files of a model folder that can change an answer: weights, configs, tokenizer, template."""
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and _counts(path.relative_to(folder))]
+    return sha256_tree(folder, names)
+
+
+def _counts(path: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and (path.suffix not in _BESIDE or path.name in _TEXT_OF_MODEL) and path.name not in ("LICENSE", "NOTICE")
+
+
+def _fetched(receipt: Receipt, store: Storage) -> Path:
+    """A local folder with the student's files, each checked against the digest in its receipt."""
+    cache = Path(tempfile.gettempdir()) / "headtail-models" / receipt.fingerprint
+    folder: Path | None = None
+    for name, ref in sorted(receipt.outputs.items()):
+        if not name.startswith("model/"):
+            continue
+        local = cache / ref.path
+        if not (local.is_file() and sha256_file(local) == ref.sha256):
+            local = store.fetch(ref.path, cache)
+            if sha256_file(local) != ref.sha256:
+                fix = "it is damaged: run distill again after removing its folder"
+                raise StorageError("a model file is not the one that was published", where=store.uri(ref.path), fix=fix)
+        folder = folder or local.parents[name.count("/") - 1]
+    if folder is None:
+        raise ConfigError("this distill receipt holds no model files", where="model", value=receipt.path, fix="run distill again")
+    return folder

@@ -70,7 +70,7 @@ def bar(label: str, total: int | None, unit: str = "rows") -> Iterator[Bar]:
 
 def say(text: str) -> None:
     """One line for the person watching."""
-    console.print(text)
+    console.print(text, soft_wrap=True)
 
 
 def quiet(on: bool = True) -> None:

@@ -36,6 +36,11 @@ class Receipt(Config):
     run_id: str = Field("", description="MLflow run, empty when tracking was off or out of reach")
     reused: bool = Field(False, description="true when this call found the work already done")
 
+    @property
+    def task_fingerprint(self) -> str:
+        """The task (prompt, schema, sampling) this was made under: set by `run_once`, or an input named task; empty if neither."""
+        return str(self.settings.get("task") or self.inputs.get("task", ""))
+
     def output(self, name: str) -> FileRef:
         """The named output; InputError lists what there is."""
         if name not in self.outputs:
@@ -53,7 +58,7 @@ def receipt_path(stage: str, fingerprint: str) -> str:
 
 
 def load_receipt(store: Storage, stage: str, ref: str = LATEST) -> Receipt:
-    """The receipt of `stage` at `ref`: `latest` or the stage's bare name, a fingerprint, or its folder. InputError says which stage to run."""
+    """The receipt of `stage` at `ref`: `latest` or the stage's bare name, a fingerprint, or its folder."""
     if ref in (LATEST, stage):
         pointer = f"{stage}/LATEST"
         if not store.exists(pointer):

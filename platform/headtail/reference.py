@@ -36,13 +36,23 @@ class Config(StageConfig):
     )
     teacher: distill.Config = Field(
         distill.Config(
-            gold=(), base=Base(shape=Shape()), lora=None, epochs=2, batch_rows=32, learning_rate=2e-3, held_out_share=0.01, log_steps=200, checkpoint_steps=400
+            gold=(),
+            base=Base(shape=Shape()),
+            lora=None,
+            epochs=2,
+            batch_rows=32,
+            learning_rate=2e-3,
+            held_out_share=0.01,
+            log_steps=200,
+            checkpoint_steps=400,
         ),
         description="the teacher's training",
     )
     teacher_rows: tuple[int, int] = Field((80_000, 20_000), description="training rows of each task, segmentation and intent")
     base_world: world.Config = Field(
-        world.Config(events=10_000, days=2, seed=3, universe=200_000, train=40_000, avoid_gold_seed=7, tasks=PRETRAINING, label="base world"),
+        world.Config(
+            events=10_000, days=2, seed=3, universe=200_000, train=30_000, avoid_gold_seed=7, tasks=PRETRAINING, label="base world"
+        ),
         description="where the base's training rows come from",
     )
     base: distill.Config = Field(
@@ -77,14 +87,17 @@ def run(config: Config) -> Receipt:
             station.metrics |= {f"{task}/{key}": value for key, value in receipt.metrics.items() if key.startswith("quality/teacher")}
 
     inputs = {"teacher": teacher, "base": base, **quality}
-    nested = {name: {} for name in ("teacher_world", "teacher", "base_world", "base", "gold_world")}
+    nested: dict[str, object] = {name: {} for name in ("teacher_world", "teacher", "base_world", "base", "gold_world")}
     return run_once("reference", config, work, inputs=inputs, replaces=nested)
 
 
-def _train(made: world.Config, training: distill.Config, tasks: tuple[str, ...], rows: tuple[int, int], common: dict[str, object]) -> Receipt:
+def _train(
+    made: world.Config, training: distill.Config, tasks: tuple[str, ...], rows: tuple[int, int], common: dict[str, object]
+) -> Receipt:
     source = world.run(made.model_copy(update=common))
     sets = tuple(
-        distill.TrainingSet(task=task, golden=f"{source.path}:train_{load_task(task).name}", rows=n) for task, n in zip(tasks, rows, strict=True)
+        distill.TrainingSet(task=task, golden=f"{source.path}:train_{load_task(task).name}", rows=n)
+        for task, n in zip(tasks, rows, strict=True)
     )
     return distill.run(training.model_copy(update={**common, "sets": sets}))
 
@@ -100,7 +113,9 @@ def _measure(config: Config, task: str, teacher: Receipt, common: dict[str, obje
             {**common, "task": task, "inputs": (f"{planned.path}:gold",), "source": "teacher", "model": ModelConfig(model=teacher.path)}
         )
     )
-    return evaluate.run(evaluate.Config.model_validate({**common, "task": task, "gold": f"{planned.path}:gold", "answers": {"teacher": answered.path}}))
+    return evaluate.run(
+        evaluate.Config.model_validate({**common, "task": task, "gold": f"{planned.path}:gold", "answers": {"teacher": answered.path}})
+    )
 
 
 def _copy(config: Config, made: Receipt, into: Path, card: str) -> None:
@@ -116,26 +131,25 @@ def _copy(config: Config, made: Receipt, into: Path, card: str) -> None:
 
 def teacher_card(made: Receipt, quality: dict[str, Receipt]) -> str:
     """The teacher's model card."""
-    lines = [
-        f"| {task} | {name} | {receipt.metrics[f'quality/teacher/{name}']:.3f} | {receipt.metrics[f'low/teacher/{name}']:.3f} .. {receipt.metrics[f'high/teacher/{name}']:.3f} |"
-        for task, receipt in quality.items()
-        for name in ("all", "head", "torso", "tail", "unseen")
-        if f"quality/teacher/{name}" in receipt.metrics
-    ]
+    lines = []
+    for task, receipt in quality.items():
+        for name in ("all", "head", "torso", "tail", "unseen"):
+            if f"quality/teacher/{name}" in receipt.metrics:
+                found, low, high = (receipt.metrics[f"{kind}/teacher/{name}"] for kind in ("quality", "low", "high"))
+                lines.append(f"| {task} | {name} | {found:.3f} | {low:.3f} .. {high:.3f} |")
+    table = "\n".join(lines)
     return f"""# The reference teacher
 
-A stand-in for a strong LLM, so that the quickstart runs where no model hub can be reached. It is a Llama-type decoder of
-{made.metrics["params"] / 1e6:.2f} M parameters (bf16), trained from random weights on {made.rows["golden"]:,} rows of headtail's example world (seed 1) for the
-tasks query_segmentation and query_intent. It knows that world's vocabulary and nothing else: do not use it for anything real.
-
-Made by `headtail reference`, {made.metrics["train_seconds"] / 60:.0f} minutes on 2 CPU cores; held-out loss per answer token {made.metrics["eval_loss"]:.4f}.
+A stand-in for a strong LLM, so that the quickstart runs where no model hub can be reached. {_made(made, 1)}
+for the tasks query_segmentation and query_intent. It knows that world's vocabulary and nothing else: do not use it for
+anything real.
 
 Quality against the gold of the quickstart's world (seed 7); no query of that gold was in its training rows. Micro-F1 over
 (text, label) for segmentation, accuracy for intent; 95 % bootstrap intervals.
 
 | task | stratum | quality | interval |
 |---|---|---|---|
-{chr(10).join(lines)}
+{table}
 
 Licence: Apache-2.0, as the rest of the repository. Training data: generated, contains no person's data.
 """
@@ -145,11 +159,19 @@ def base_card(made: Receipt) -> str:
     """The base's model card."""
     return f"""# The students' base
 
-A Llama-type decoder of {made.metrics["params"] / 1e6:.2f} M parameters (bf16), trained from random weights on {made.rows["golden"]:,} rows of headtail's example
-world (seed 3) for two tasks that are neither of the product's: correcting the spelling of a query, and cutting a query into its
-parts without labels. A student starts here and learns its own task from a teacher's answers through LoRA.
+{_made(made, 3)}
+for two tasks that are neither of the product's: correcting the spelling of a query, and cutting a query into its parts
+without labels. A student starts here and learns its own task from a teacher's answers through LoRA.
 
-Made by `headtail reference`, {made.metrics["train_seconds"] / 60:.0f} minutes on 2 CPU cores; held-out loss per answer token {made.metrics["eval_loss"]:.4f}.
-
-Licence: Apache-2.0. Training data: generated, contains no person's data.
+Licence: Apache-2.0, as the rest of the repository. Training data: generated, contains no person's data.
 """
+
+
+def _made(made: Receipt, seed: int) -> str:
+    figures = made.metrics
+    return (
+        f"It is a Llama-type decoder of\n{figures['params'] / 1e6:.2f} M parameters (bf16), trained from random weights on "
+        f"{made.rows['golden']:,} rows of headtail's example world (seed {seed}) by\n`headtail reference`: "
+        f"{figures['train_seconds'] / 60:.0f} minutes on 2 CPU cores, held-out loss per answer token "
+        f"{figures['eval_loss']:.4f}. It was made"
+    )

@@ -9,9 +9,12 @@ Knows nothing of where tables are stored.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from enum import StrEnum
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from headtail.errors import InputError
@@ -144,3 +147,20 @@ def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
         return table.select(schema.names).cast(schema)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InputError(f"table does not fit its schema: {error}", where=where) from error
+
+
+def key_words(keys: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """A column of keys as two arrays of numbers, high word first, whose order is the order of the keys."""
+    pieces = keys.chunks if isinstance(keys, pa.ChunkedArray) else [keys]
+    words = [np.frombuffer(p.buffers()[1], ">u8")[2 * p.offset : 2 * (p.offset + len(p))].reshape(-1, 2) for p in pieces if len(p)]
+    both = np.concatenate(words) if words else np.zeros((0, 2), ">u8")
+    return both[:, 0].astype(np.uint64), both[:, 1].astype(np.uint64)
+
+
+def draw(keys: pa.ChunkedArray | pa.Array, purpose: str, seed: int) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) per key: the same wherever and in whatever order it is asked for; independent between purposes."""
+    salt = int.from_bytes(hashlib.blake2b(f"{purpose}/{seed}".encode(), digest_size=8).digest(), "little")
+    x = key_words(keys)[1] ^ np.uint64(salt)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64, Steele et al. 2014
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return np.asarray((x ^ (x >> np.uint64(31))) >> np.uint64(11), np.float64) / 2.0**53

@@ -66,10 +66,10 @@ class Station:
         return refs
 
     def figure(self, name: str, figure: Any) -> FileRef:
-        """Write a matplotlib figure as SVG, also logged to MLflow."""
+        """Write a matplotlib figure as output `<name>.svg` (a table may be called `<name>`), also logged to MLflow."""
         local = self.scratch / f"{name}.svg"
         local.write_text(charts.svg(figure), encoding="utf-8")
-        return self.file(name, local)
+        return self.file(local.name, local)
 
     def note(self, text: str) -> None:
         """Something a reader should know before trusting the figures."""

@@ -25,7 +25,13 @@ def status(root: str) -> dict[str, Any]:
     for stage in STATIONS:
         if store.exists(f"{stage}/LATEST"):
             found = load_receipt(store, stage)
-            stations[stage] = {"path": found.path, "started": found.started, "seconds": found.seconds, "rows": found.rows, "run_id": found.run_id}
+            stations[stage] = {
+                "path": found.path,
+                "started": found.started,
+                "seconds": found.seconds,
+                "rows": found.rows,
+                "run_id": found.run_id,
+            }
     current = release.current(store) if store.exists(release.CURRENT) else None
     return {
         "root": store.root,
@@ -38,7 +44,9 @@ def status(root: str) -> dict[str, Any]:
 def status_table(found: dict[str, Any]) -> Table:
     """`status` for people."""
     current = found["release"]
-    title = f"{found['root']}  release {current['id']} (generation {current['generation']})" if current else f"{found['root']}  no release yet"
+    title = (
+        f"{found['root']}  release {current['id']} (generation {current['generation']})" if current else f"{found['root']}  no release yet"
+    )
     table = Table("station", "latest", "finished", "rows", title=title, title_justify="left")
     for stage, item in found["stations"].items():
         rows = ", ".join(f"{key} {value:,}" for key, value in list(item["rows"].items())[:4])

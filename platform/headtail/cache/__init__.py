@@ -91,15 +91,18 @@ class Cache:
         return self.manifest.rows
 
     def lookup(self, text: str) -> CachedAnswer | None:
-        """The answer to `text` as people type it, or None. Ingest took personal data out, so a miss is tried without it."""
-        normalised = normalise(text)
+        """The answer to `text` as people type it, or None."""
+        return self.find(normalise(text))
+
+    def find(self, normalised: str) -> CachedAnswer | None:
+        """The answer to a normalised text, or None. Ingest took personal data out, so a miss is tried again without it."""
         found = self.get(normalised)
         if found is None and (clean := redact(normalised)).any:
             return self.get(clean.text)
         return found
 
     def get(self, normalised: str) -> CachedAnswer | None:
-        """The answer to a text that `normalise` has been through, or None."""
+        """The answer to exactly this text, or None."""
         if self._env.pid != os.getpid():
             self._env = _environment(self._path)
         with self._env.handle.begin() as txn:

@@ -24,7 +24,7 @@ from headtail.progress import say
 from headtail.receipt import Receipt, load_ref
 from headtail.rows import GOLDEN, conform, with_side_inputs
 from headtail.station import Station, run_once
-from headtail.storage import Storage, fetch_folder, open_storage, put_folder, read_json, read_table, write_table
+from headtail.storage import Storage, fetch_folder, open_storage, put_folder, read_json, write_table
 from headtail.task import Task, load_task
 
 __all__ = ["Config", "Lora", "TrainingSet", "run"]
@@ -109,7 +109,9 @@ def _work(config: Config, station: Station, tasks: list[Task], refs: dict[str, t
 def _golden(store: Storage, receipt: Receipt, output: str, task: Task) -> pa.Table:
     table = receipt.table(store, output)
     if table.num_rows == 0:
-        raise InputError("no golden rows to train on", where=f"{receipt.path}:{output}", fix="lower curate's min_confidence or teach more rows")
+        raise InputError(
+            "no golden rows to train on", where=f"{receipt.path}:{output}", fix="lower curate's min_confidence or teach more rows"
+        )
     schema = with_side_inputs(GOLDEN, task.side_inputs)
     for name in task.side_inputs:
         if name not in table.column_names:
@@ -123,7 +125,10 @@ def check_leak(golden: list[pa.Table], gold: list[pa.Table]) -> None:
     found = [held[key] for table in golden for key in table["query_key"].to_pylist() if key in held]
     if found:
         raise LeakError(
-            f"{len(found)} training rows are in the gold set", where="distill", value=", ".join(map(repr, found[:5])), fix="withhold gold queries before teaching (plan does) and curate again"
+            f"{len(found)} training rows are in the gold set",
+            where="distill",
+            value=", ".join(map(repr, found[:5])),
+            fix="withhold gold queries before teaching (plan does) and curate again",
         )
 
 
@@ -192,7 +197,9 @@ def _train(config: Config, station: Station, tokenizer: Any, base: Path | None, 
     total = int(rows * (1 - config.held_out_share) * config.epochs)
     total = min(total, config.max_steps * config.batch_rows * config.workers) if config.max_steps else total
     with metered(f"distill ({name})"[:28], total) as meter:
-        spec = Spec(station.store, work, f"{work}/tokens.parquet", files, path, config.base.revision, int(tokenizer.pad_token_id), settings, meter)
+        spec = Spec(
+            station.store, work, f"{work}/tokens.parquet", files, path, config.base.revision, int(tokenizer.pad_token_id), settings, meter
+        )
         resources = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
         trainer = TorchTrainer(
             lambda _: worker(spec),
@@ -228,7 +235,11 @@ def _finish(config: Config, station: Station, tokenizer: Any, base: Path | None,
     from headtail.distill.merge import merge_lora
     from headtail.models import resolve
 
-    names = ("adapter_config.json", "adapter_model.safetensors") if config.lora else ("config.json", "generation_config.json", "model.safetensors")
+    names = (
+        ("adapter_config.json", "adapter_model.safetensors")
+        if config.lora
+        else ("config.json", "generation_config.json", "model.safetensors")
+    )
     files = [f"{station.path}/work/trained/{name}" for name in names]
     trained = fetch_folder(station.store, [f for f in files if station.store.exists(f)], station.scratch / "fetched")
     model = station.scratch / "model"
@@ -255,9 +266,8 @@ def _record(config: Config, station: Station, history: list[dict[str, float]], t
     station.metrics |= {k: float(v) for k, v in _sizes(station).items()}
     station.json("history", history)
     station.figure("loss", _curve(history))
-    say(
-        f"distill      {tokens.num_rows - held:,} rows from {base}: eval loss {last['eval_loss']:.4f} after {int(last['step']):,} steps, {last['seconds']:.0f} s"
-    )
+    rows, steps = tokens.num_rows - held, int(last["step"])
+    say(f"distill      {rows:,} rows from {base}: eval loss {last['eval_loss']:.4f}, {steps:,} steps, {last['seconds']:.0f} s")
 
 
 def _sizes(station: Station) -> dict[str, int]:

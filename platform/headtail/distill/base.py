@@ -39,11 +39,20 @@ class Base(Config):
         return self
 
 
+def hush() -> None:
+    """transformers' own bars off: our progress says what matters."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def make_base(shape: Shape, tokenizer: Any, seed: int) -> Any:
     """A LlamaForCausalLM of random fp32 weights for a tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    hush()
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=-(-len(tokenizer) // 64) * 64,  # a multiple of 64 keeps matrix kernels on their fast path
@@ -66,6 +75,7 @@ def load_base(path: str, revision: str = "", layers: int = 0) -> tuple[Any, Any]
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    hush()
     extra = {"revision": revision} if revision else {}
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **extra)
     tokenizer = AutoTokenizer.from_pretrained(path, **extra)

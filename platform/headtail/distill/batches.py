@@ -52,7 +52,12 @@ def encode(task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_o
     ids = [a + b for a, b in zip(before, after, strict=True)]
     for query, row in zip(golden["query"].to_pylist(), ids, strict=True):
         if len(row) > max_tokens:
-            raise TrainingError("a training row is too long", where=f"query {query!r}", value=f"{len(row)} tokens", fix=f"raise max_tokens (now {max_tokens}) or drop it")
+            raise TrainingError(
+                "a training row is too long",
+                where=f"query {query!r}",
+                value=f"{len(row)} tokens",
+                fix=f"raise max_tokens (now {max_tokens}) or drop it",
+            )
     keys = golden["query_key"].to_pylist()
     return pa.table(
         [ids, [len(a) for a in before], golden["weight"].to_pylist(), [key in held_out for key in keys]],

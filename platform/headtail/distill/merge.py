@@ -36,7 +36,9 @@ def merge_lora(base: Any, adapter: Path, into: Path, probes: list[np.ndarray]) -
     after = [_logits(again, ids) for ids in probes]
     drift = relative_drift(before, after)
     if not drift <= MAX_DRIFT:
-        raise TrainingError("merged weights do not give the adapter's logits", value=f"drift {drift:.4f}", fix=f"expected at most {MAX_DRIFT}")
+        raise TrainingError(
+            "merged weights do not give the adapter's logits", value=f"drift {drift:.4f}", fix=f"expected at most {MAX_DRIFT}"
+        )
     return drift
 
 

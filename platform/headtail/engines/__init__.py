@@ -35,7 +35,9 @@ class ModelConfig(Config):
     tensor_parallel: int = execution(1, "GPUs that share one copy of the model", ge=1)
     gpus: float = execution(0, "GPUs per engine; 0 runs on CPU", ge=0)
     cpus: float = execution(1, "CPU cores asked of Ray per engine", ge=0)
-    resources: dict[str, float] = execution({}, "custom Ray resources asked per engine, such as {teacher: 1}: keeps it on that role's nodes")
+    resources: dict[str, float] = execution(
+        {}, "custom Ray resources asked per engine, such as {teacher: 1}: keeps it on that role's nodes"
+    )
     max_num_seqs: int = execution(0, "rows decoded together; 0 chooses by device", ge=0)
     max_num_batched_tokens: int = execution(0, "tokens per engine step; 0 chooses by device", ge=0)
     kv_cache_gib: float = execution(0.5, "CPU only: GiB of KV cache", gt=0)
@@ -100,4 +102,4 @@ def open_engine(config: ModelConfig, path: str, schema: dict[str, Any] | None, s
         return OpenAIEngine(config, path, schema, sampling)
     from headtail.engines.null import NullEngine
 
-    return NullEngine(schema)
+    return NullEngine(schema, path)

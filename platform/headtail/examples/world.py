@@ -50,7 +50,9 @@ class Config(StageConfig):
     side_input_ranks: int = Field(3_000, ge=0, description="side inputs are known for the most frequent ranks only")
     gold: int = Field(1_500, ge=0, description="queries with a right answer, spread over head, torso, tail and unseen")
     train: int = Field(0, ge=0, description="rows per task to train models on, disjoint from the gold; 0 for none")
-    tasks: tuple[str, ...] = Field(("query_segmentation", "query_intent"), description="tasks (names or folders) for which answers are written")
+    tasks: tuple[str, ...] = Field(
+        ("query_segmentation", "query_intent"), description="tasks (names or folders) for which answers are written"
+    )
     avoid_gold_seed: int | None = Field(None, description="keep the gold of the world of this seed out of the training rows too")
     start: datetime.date = Field(datetime.date(2026, 1, 5), description="first day")
     label: str = execution("world", "name shown in progress lines")
@@ -107,9 +109,16 @@ _NEW_KINDS = ("name_place", "quality_topic_place", "booking", "name_delivery", "
 
 def _parts(kind: str, rng: random.Random) -> list[tuple[str, str]]:
     entity = (rng.choice(words()["ambiguous"]), "?") if rng.random() < 0.08 else None
-    name = lambda: entity or (_business(rng), "name")  # noqa: E731
-    topic = lambda: entity or (_pick(rng, "topics"), "topic")  # noqa: E731
-    place = lambda: (_pick(rng, "locations"), "location")  # noqa: E731
+
+    def name() -> tuple[str, str]:
+        return entity or (_business(rng), "name")
+
+    def topic() -> tuple[str, str]:
+        return entity or (_pick(rng, "topics"), "topic")
+
+    def place() -> tuple[str, str]:
+        return (_pick(rng, "locations"), "location")
+
     joined = [(rng.choice(words()["joiners"]), "none")] if rng.random() < 0.4 else []
     match kind:
         case "name":
@@ -260,7 +269,11 @@ def sample(config: Config, n: int, salt: str) -> Iterator[tuple[str, Meaning, bo
     while len(seen) < n and tries < 50 * n + 1000:
         tries += 1
         once = rng.random() < 0.2
-        fresh = int(last_new * (1 + rng.random())) if salt.startswith("train") else last_new - 1 - int(rng.random() * (last_new - config.universe) / config.days)
+        fresh = (
+            int(last_new * (1 + rng.random()))
+            if salt.startswith("train")
+            else last_new - 1 - int(rng.random() * (last_new - config.universe) / config.days)
+        )
         rank = max(fresh, config.universe) if once else int(config.universe ** rng.random()) - 1
         variant = 1 + rng.randrange(VARIANTS - 1) if rng.random() < 2 * config.typo_share else 0
         found = meaning(config.seed, rank, config.universe)

@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from headtail.delimited import Dialect, LongLine, Reject, Sheet, dialect, sheets
 from headtail.errors import InputError
+from headtail.querylog.delimited import Dialect, LongLine, Reject, Sheet, dialect, sheets
 from headtail.storage import open_storage
 
 PARQUET, DELIMITED, LINES = "parquet", "delimited", "lines"
@@ -75,6 +75,8 @@ class Wanted(NamedTuple):
 
 def find(pattern: str, what: str = "log") -> tuple[pafs.FileSystem, list[LogFile]]:
     """The files at `pattern`, in order of name. InputError when there is none."""
+    if not pattern:
+        raise InputError(f"no {what} is named", where=what, fix="name a file, a folder or a glob")
     if pattern.startswith("s3://"):
         system, root, paths = _find_s3(pattern)
     else:

@@ -17,13 +17,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headtail import cells
-from headtail.delimited import Sheet
 from headtail.errors import InputError
 from headtail.keys import normalise, query_key
+from headtail.querylog import cells
+from headtail.querylog.delimited import Sheet
+from headtail.querylog.tally import NO_DAY, PART, SEEN_SIDE, Spill, latest_by_day, sum_days
 from headtail.redact import CANDIDATE, redact
 from headtail.rows import KEY, SET_ASIDE
-from headtail.tally import NO_DAY, PART, SEEN_SIDE, Spill, latest_by_day, sum_days
 
 REASONS = ("", "not_utf8", "empty", "too_long", "bad_count", "bad_time")
 NOT_UTF8, EMPTY, TOO_LONG, BAD_COUNT, BAD_TIME = range(1, 6)
@@ -32,7 +32,7 @@ SHOWN_CHARS = 200
 FILE_ROWS = 1 << 40  # more rows than a file has: split number and row make one number that orders the whole log
 
 # Text that `normalise` leaves as it is: printable ASCII without capitals, single blanks. Found in bulk, so that most texts skip Python.
-_PLAIN = r"^[!-@\[-~]+(?: [!-@\[-~]+)*$"
+PLAIN = r"^[!-@\[-~]+(?: [!-@\[-~]+)*$"
 
 GOLD_CELL = pa.schema(
     [
@@ -104,7 +104,7 @@ class Texts(NamedTuple):
 
 def clean_texts(raw: pa.Array, rules: Rules) -> Texts:
     """Distinct raw texts (bytes) to normalised, redacted queries."""
-    plain = pc.and_(pc.match_substring_regex(raw, _PLAIN), pc.less_equal(pc.binary_length(raw), rules.max_chars))
+    plain = pc.and_(pc.match_substring_regex(raw, PLAIN), pc.less_equal(pc.binary_length(raw), rules.max_chars))
     if rules.redact:
         plain = pc.and_not(plain, pc.match_substring_regex(raw, CANDIDATE))
     codes, reasons, marks = np.full(len(raw), -1, np.int64), np.zeros(len(raw), np.int8), np.zeros(len(raw), np.int8)

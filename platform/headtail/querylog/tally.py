@@ -7,7 +7,6 @@ nor the number of shards. Knows nothing of files, tasks or Ray.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,13 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headtail.rows import KEY, LATER, QUERY, SIDE_INPUT, with_side_inputs
+from headtail.rows import KEY, LATER, QUERY, SIDE_INPUT, draw, key_words, with_side_inputs
 
 PART = pa.schema([("query_key", KEY), ("query", pa.string()), ("day", pa.int32()), ("count", pa.int64())])
 SEEN_SIDE = pa.schema([("query_key", KEY), ("day", pa.int32()), ("time", pa.int64()), ("seq", pa.int64()), ("value", SIDE_INPUT)])
 NO_DAY = -(2**31)  # stands for the day in a log without times
 HELD_ROWS = 1 << 19
-_U64 = npt.NDArray[np.uint64]
 
 
 class Cut(NamedTuple):
@@ -32,23 +30,6 @@ class Cut(NamedTuple):
     day: int | None
     share: float = 0.0
     seed: int = 0
-
-
-def key_words(keys: pa.ChunkedArray | pa.Array) -> tuple[_U64, _U64]:
-    """A column of keys as two arrays of numbers, high word first, whose order is the order of the keys."""
-    pieces = keys.chunks if isinstance(keys, pa.ChunkedArray) else [keys]
-    words = [np.frombuffer(p.buffers()[1], ">u8")[2 * p.offset : 2 * (p.offset + len(p))].reshape(-1, 2) for p in pieces if len(p)]
-    both = np.concatenate(words) if words else np.zeros((0, 2), ">u8")
-    return both[:, 0].astype(np.uint64), both[:, 1].astype(np.uint64)
-
-
-def draw(keys: pa.ChunkedArray | pa.Array, purpose: str, seed: int) -> npt.NDArray[np.float64]:
-    """A number in [0, 1) per key: the same wherever and in whatever order it is asked for; independent between purposes."""
-    salt = int.from_bytes(hashlib.blake2b(f"{purpose}/{seed}".encode(), digest_size=8).digest(), "little")
-    x = key_words(keys)[1] ^ np.uint64(salt)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64, Steele et al. 2014
-        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    return np.asarray((x ^ (x >> np.uint64(31))) >> np.uint64(11), np.float64) / 2.0**53
 
 
 def shard_ids(keys: pa.ChunkedArray | pa.Array, shards: int) -> npt.NDArray[np.int64]:

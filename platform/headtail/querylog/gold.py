@@ -14,9 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headtail.intake import GOLD_CELL, shown
-from headtail.rows import GOLD, SET_ASIDE
-from headtail.tally import draw
+from headtail.querylog.intake import GOLD_CELL, shown
+from headtail.rows import GOLD, SET_ASIDE, draw
 from headtail.task import Task
 
 INVALID, REDACTED, SPLIT = "gold_invalid", "gold_redacted", "gold_split"

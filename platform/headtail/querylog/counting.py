@@ -1,7 +1,7 @@
-"""Counting a log on a Ray cluster: one task per part of the log, then one per shard of keys.
+"""Counting a log, part by part, then finishing it shard by shard: in this process, or by Ray tasks.
 
-In: Splits and Rules. Out: totals, gold cells, rows set aside, and finished shards, the same as one process makes. Partial sums
-travel through Ray's object store, which spills to disk. Every node must reach the log's files. Knows nothing of stores.
+In: Splits and Rules. Out: totals, gold cells, rows set aside, finished shards: the same from both. On a cluster partial sums
+travel through Ray's object store, which spills to disk, and every node must reach the log's files. Knows nothing of stores.
 """
 
 from __future__ import annotations
@@ -16,13 +16,46 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from headtail import cluster
-from headtail.intake import GOLD_CELL, Intake, Rules, Totals
-from headtail.logfile import Split, Wanted, read
-from headtail.tally import Cut, finish
+from headtail.querylog.intake import GOLD_CELL, Intake, Rules, Totals
+from headtail.querylog.logfile import Split, Wanted, read
+from headtail.querylog.tally import Cut, finish
+
+
+class Here:
+    """A log counted in this process. `count` first, then the rest."""
+
+    def __init__(self, system: pafs.FileSystem, rules: Rules, wanted: Wanted, shards: int, folder: Path) -> None:
+        self.system, self.wanted, self.shard_count = system, wanted, shards
+        self.intake = Intake(rules, folder, shards)
+
+    def count(self, parts: Sequence[Split], advance: Callable[[int], None]) -> None:
+        """Count every part."""
+        for part in parts:
+            for sheet in read(self.system, part, self.wanted):
+                self.intake.take(sheet, part.file.name, part.place)
+                advance(sheet.table.num_rows + len(sheet.rejects))
+        self.intake.close()
+
+    @property
+    def totals(self) -> Totals:
+        return self.intake.totals
+
+    @property
+    def gold(self) -> list[pa.Table]:
+        return self.intake.gold
+
+    def set_aside(self) -> Iterator[pa.Table]:
+        """Rows set aside, in the order of the log."""
+        return self.intake.aside.stream(0)
+
+    def shards(self, cut: Cut) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Finished shards in order of key: queries and later traffic."""
+        for shard in range(self.shard_count):
+            yield finish([self.intake.parts.shard(shard)], {name: [spill.shard(shard)] for name, spill in self.intake.sides.items()}, cut)
 
 
 class Spread:
-    """A log counted by Ray tasks. `count` first, then `shards`."""
+    """A log counted by Ray tasks, `workers` at once (0: as many as there are CPUs)."""
 
     def __init__(self, system: pafs.FileSystem, rules: Rules, wanted: Wanted, shards: int, workers: int) -> None:
         import ray
@@ -43,8 +76,8 @@ class Spread:
         while waiting or running:
             while waiting and len(running) < self.workers:
                 running.append(task.remote(self.system, waiting.popleft(), self.rules, self.wanted, self.shard_count))
-            head, *pieces = _gathered(running.popleft())
-            totals, gold, aside = head
+            head, aside, *pieces = list(running.popleft())
+            totals, gold = _got(head)
             self.totals.add(totals)
             self.gold.append(gold)
             self._aside.append(aside)
@@ -53,7 +86,7 @@ class Spread:
 
     def set_aside(self) -> Iterator[pa.Table]:
         """Rows set aside, in the order of the log."""
-        yield from self._aside
+        yield from map(_got, self._aside)
 
     def shards(self, cut: Cut) -> Iterator[tuple[pa.Table, pa.Table]]:
         """Finished shards in order of key: queries and later traffic."""
@@ -65,35 +98,28 @@ class Spread:
             while waiting and len(running) < self.workers:
                 shard = waiting.popleft()
                 running.append(task.remote(self.rules.side_inputs, cut, *(pieces[shard] for pieces in self._pieces)))
-            yield ray.get(running.popleft())
+            yield _got(running.popleft())
 
 
-def _gathered(generator: Any) -> list[Any]:
-    """The head of a counting task by value, its shards by reference."""
-    import ray
-
-    head, *pieces = list(generator)
-    return [_reraised(lambda: ray.get(head)), *pieces]
-
-
-def _reraised(get: Callable[[], Any]) -> Any:
-    """A deliberate error of a task as itself, not wrapped by Ray."""
+def _got(reference: Any) -> Any:
+    """A task's result, or its deliberate error as itself, not wrapped by Ray."""
     import ray
 
     try:
-        return get()
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, Exception) else error from None
 
 
 def _count(system: pafs.FileSystem, part: Split, rules: Rules, wanted: Wanted, shards: int) -> Iterator[Any]:
-    """(totals, gold, set aside), then per shard (sums, sides)."""
+    """(totals, gold), the rows set aside, then per shard (sums, sides)."""
     with tempfile.TemporaryDirectory(prefix="headtail-ingest-") as folder:
         intake = Intake(rules, Path(folder), shards)
         for sheet in read(system, part, wanted):
             intake.take(sheet, part.file.name, part.place)
         intake.close()
-        yield intake.totals, pa.concat_tables([GOLD_CELL.empty_table(), *intake.gold]), intake.aside.shard(0)
+        yield intake.totals, pa.concat_tables([GOLD_CELL.empty_table(), *intake.gold])
+        yield intake.aside.shard(0)
         for shard in range(shards):
             yield intake.parts.shard(shard), {name: spill.shard(shard) for name, spill in intake.sides.items()}
 

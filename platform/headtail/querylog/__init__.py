@@ -8,42 +8,41 @@ Knows nothing of heads, tails or models.
 from __future__ import annotations
 
 import datetime
-import difflib
 import errno
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 from pydantic import Field
 
-from headtail import cells, logfile, redact
+from headtail import redact
 from headtail.config import Config as BaseConfig
 from headtail.config import StageConfig, execution
 from headtail.errors import InputError, LedgerError, StorageError
-from headtail.gold import Settled, fill_counts, settle
-from headtail.intake import GOLD_CELL, Intake, Rules, Totals
-from headtail.keys import fingerprint
-from headtail.logfile import LogFile, Split, Wanted
 from headtail.progress import bar, say
+from headtail.querylog import cells, logfile
+from headtail.querylog.counting import Here, Spread
+from headtail.querylog.gold import Settled, fill_counts, settle
+from headtail.querylog.intake import GOLD_CELL, Intake, Rules, Totals
+from headtail.querylog.logfile import LogFile, Split, Wanted
+from headtail.querylog.sources import Files
+from headtail.querylog.tally import Cut, keep_run, merged, total
 from headtail.receipt import Receipt
 from headtail.rows import LATER, QUERY, SET_ASIDE, with_side_inputs
-from headtail.spread import Spread
 from headtail.station import Station, run_once
-from headtail.tally import Cut, finish, keep_run, merged, total
 from headtail.task import Task, load_task
 
 STAGE = "ingest"
 VERSION = 1
 SHARD_ROWS = 1 << 20  # rows of the log per shard of keys
 MAX_SHARDS = 128
-SPREAD_ROWS = 4_000_000  # rows from which a cluster's start (5 s) is won back on two cores
+SPREAD_ROWS = 20_000_000  # rows from which Ray tasks win back what they cost: ten million take one core 13 s
 TEXT_ROW_BYTES = 40  # a guess, to choose shards by
 THIN = 0.001  # share of events below which held-out traffic is suspect: a wrong clock makes a last day of one event
 
@@ -62,7 +61,7 @@ class Config(StageConfig):
     """What to ingest and how."""
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped one: its side inputs and answer schema")
-    log: str = Field(min_length=1, description="file, folder or glob, local or s3://: CSV, TSV, JSON Lines (.gz too), Parquet")
+    log: str = Field("", description="file, folder or glob, local or s3://: CSV, TSV, JSON Lines (.gz too), Parquet")
     columns: Columns = Field(Columns(), description="names of the log's columns")
     gold: str = Field("", description="file, folder or glob with columns query, answer and, if wanted, split (train or test)")
     gold_train_share: float = Field(
@@ -81,8 +80,8 @@ def run(config: Config) -> Receipt:
     """Ingest once. InputError when a file or column is missing, unreadable or holds nothing that can be used."""
     task = load_task(config.task)
     names = config.columns.model_dump(exclude={"separator"})
-    log = _Files(config.log, "log", {f"columns.{role}": name for role, name in names.items() if name})
-    gold = _Files(config.gold, "gold", {"query": "query", "answer": "answer"}) if config.gold else None
+    log = Files(config.log, "log", {f"columns.{role}": name for role, name in names.items() if name})
+    gold = Files(config.gold, "gold", {"query": "query", "answer": "answer"}) if config.gold else None
     matters: dict[str, Any] = {"side_inputs": list(task.side_inputs), "redact_rules": redact.VERSION if config.redact else 0}
     if gold or config.columns.gold:
         matters |= {"schema": task.schema, "score": task.file.score.model_dump(mode="json")}
@@ -96,76 +95,7 @@ def run(config: Config) -> Receipt:
     )
 
 
-class _Files:
-    """The files at one place: found, their columns checked, and a digest over names and bytes."""
-
-    def __init__(self, pattern: str, what: str, columns: Mapping[str, str]) -> None:
-        self.system, found = logfile.find(pattern, what)
-        self.files = [logfile.probe(self.system, file, next(iter(columns.values()))) for file in found]
-        for file in self.files:
-            for role, name in columns.items():
-                _check_column(file, what, role, name)
-        self.sha256 = [logfile.sha256(self.system, file) for file in self.files]
-        self.digest = fingerprint([[file.name, sha] for file, sha in zip(self.files, self.sha256, strict=True)])
-        self.title = self.files[0].name if len(self.files) == 1 else f"{len(self.files)} files"
-
-    def facts(self) -> list[dict[str, Any]]:
-        """For the receipt: from here one walks to the bytes."""
-        return [
-            {"path": file.path, "kind": file.kind, "bytes": file.bytes, "sha256": sha}
-            for file, sha in zip(self.files, self.sha256, strict=True)
-        ]
-
-
-def _check_column(file: LogFile, what: str, role: str, name: str) -> None:
-    sparse = file.kind == logfile.LINES and role == "columns.gold"  # the first lines need not have one
-    if name in file.columns or sparse:
-        return
-    lower = {column.lower(): column for column in file.columns}
-    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
-    change = f"set {role} to a column that is there" if role.startswith("columns.") else "rename the column in the file"
-    raise InputError(
-        f"the {what} has no column {name!r}",
-        where=file.path,
-        value=f"it has {', '.join(file.columns[:30]) or 'no columns'}",
-        fix=f"did you mean {lower[near[0]]!r}? {change}" if near else f"{change}; a text file's first line must name its columns",
-    )
-
-
-class _Here:
-    """A log counted in this process: what `spread.Spread` does on a cluster."""
-
-    def __init__(self, system: pafs.FileSystem, rules: Rules, wanted: Wanted, shards: int, folder: Path) -> None:
-        self.system, self.wanted, self.shard_count = system, wanted, shards
-        self.intake = Intake(rules, folder, shards)
-
-    def count(self, parts: Sequence[Split], advance: Callable[[int], None]) -> None:
-        """Count every part."""
-        for part in parts:
-            for sheet in logfile.read(self.system, part, self.wanted):
-                self.intake.take(sheet, part.file.name, part.place)
-                advance(sheet.table.num_rows + len(sheet.rejects))
-        self.intake.close()
-
-    @property
-    def totals(self) -> Totals:
-        return self.intake.totals
-
-    @property
-    def gold(self) -> list[pa.Table]:
-        return self.intake.gold
-
-    def set_aside(self) -> Iterator[pa.Table]:
-        """Rows set aside, in the order of the log."""
-        return self.intake.aside.stream(0)
-
-    def shards(self, cut: Cut) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """Finished shards in order of key: queries and later traffic."""
-        for shard in range(self.shard_count):
-            yield finish([self.intake.parts.shard(shard)], {name: [spill.shard(shard)] for name, spill in self.intake.sides.items()}, cut)
-
-
-def _work(station: Station, config: Config, task: Task, log: _Files, gold: _Files | None) -> None:
+def _work(station: Station, config: Config, task: Task, log: Files, gold: Files | None) -> None:
     began = time.monotonic()
     rules = _rules(config, task)
     parts = logfile.split(log.system, log.files)
@@ -214,14 +144,14 @@ def _rows_known(files: Sequence[LogFile]) -> int | None:
     return sum(file.rows or 0 for file in files) if all(file.rows is not None for file in files) else None
 
 
-def _counter(config: Config, rules: Rules, log: _Files, parts: Sequence[Split], folder: Path) -> _Here | Spread:
+def _counter(config: Config, rules: Rules, log: Files, parts: Sequence[Split], folder: Path) -> Here | Spread:
     """This process for a small log or a log of one part, else Ray tasks."""
     rows = sum(file.rows if file.rows is not None else file.bytes // TEXT_ROW_BYTES for file in log.files)
     shards = config.shards or min(MAX_SHARDS, 1 + rows // SHARD_ROWS)
     wanted = Wanted(rules.columns, rules.side_inputs, rules.separator)
     if len(parts) > 1 and (config.workers > 1 or (config.workers == 0 and rows >= SPREAD_ROWS)):
         return Spread(log.system, rules, wanted, shards, config.workers)
-    return _Here(log.system, rules, wanted, shards, folder / "counted")
+    return Here(log.system, rules, wanted, shards, folder / "counted")
 
 
 @contextmanager
@@ -273,7 +203,7 @@ def _date(day: int) -> str:
     return (datetime.date(1970, 1, 1) + datetime.timedelta(days=day)).isoformat()
 
 
-def _gold_file(gold: _Files, config: Config, first_split: int, folder: Path) -> tuple[pa.Table, pa.Table]:
+def _gold_file(gold: Files, config: Config, first_split: int, folder: Path) -> tuple[pa.Table, pa.Table]:
     """Gold cells of the gold file, and its rows that have no usable query, set aside under gold_ reasons."""
     rules = Rules("query", gold="answer", split="split", every_gold=True, max_chars=config.max_query_chars, redact=config.redact)
     intake = Intake(rules, folder / "gold", 1)
@@ -293,7 +223,7 @@ def _write(
     station.table("later", merged(later), LATER)
     station.table("gold", fill_counts(settled.gold, queries))
     station.table("gold_train", fill_counts(settled.train, queries))
-    station.table("set_aside", aside, SET_ASIDE)
+    station.table("set_aside", (piece for piece in aside if piece.num_rows), SET_ASIDE)
 
 
 def _check_gold(station: Station, settled: Settled, aside: pa.Table, config: Config) -> None:
@@ -347,7 +277,7 @@ def _count_rows(
     }
 
 
-def _tell(station: Station, config: Config, task: Task, log: _Files, gold: _Files | None, cut: Cut, totals: Totals) -> None:
+def _tell(station: Station, config: Config, task: Task, log: Files, gold: Files | None, cut: Cut, totals: Totals) -> None:
     """Facts and notes for the receipt, one line for the person watching."""
     rows, metrics = station.rows, station.metrics
     station.facts |= {"log": log.facts(), "gold": gold.facts() if gold else [], "task": task.name}

@@ -1,0 +1,73 @@
+"""Turn the SNIPS and CLINC150 folders, as published, into a log and a gold file that `make quickstart` takes.
+
+    python docs/benchmarks/real_data/prepare.py snips   path/to/snips    build/real/snips
+    python docs/benchmarks/real_data/prepare.py clinc150 path/to/clinc150 build/real/clinc150
+
+The texts and labels are people's. Neither set is a log, so how often each text is asked is drawn here from a Zipf law
+(exponent 1.05, seed 0): coverage figures on it say nothing about real traffic, quality figures do.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+EVENTS = 200_000
+Row = tuple[str, Any, str]  # text, answer, split
+
+
+def snips(folder: Path) -> Iterator[Row]:
+    """Slots of the seven intents; one of the files is Latin-1."""
+    for intent in sorted(p for p in folder.iterdir() if p.is_dir()):
+        for split, name in (("train", f"train_{intent.name}_full.json"), ("test", f"validate_{intent.name}.json")):
+            raw = (intent / name).read_bytes()
+            try:
+                data = json.loads(raw.decode("utf-8"))
+            except UnicodeDecodeError:
+                data = json.loads(raw.decode("latin-1"))
+            for item in data[intent.name]:
+                text = "".join(part["text"] for part in item["data"])
+                slots = [{"text": clean(part["text"]), "label": part["entity"].lower()} for part in item["data"] if "entity" in part]
+                yield text, {"segments": slots}, split
+
+
+def clinc150(folder: Path) -> Iterator[Row]:
+    """150 intents and out-of-scope."""
+    data = json.loads((folder / "data_full.json").read_text(encoding="utf-8"))
+    for part, split in (("train", "train"), ("oos_train", "train"), ("val", "train"), ("oos_val", "train"), ("test", "test"), ("oos_test", "test")):
+        for text, label in data[part]:
+            yield text, {"intent": label}, split
+
+
+def clean(text: str) -> str:
+    """As headtail normalises queries, so that a span can be found in its query."""
+    return " ".join(text.casefold().split())
+
+
+def main(kind: str, source: str, target: str) -> None:
+    """Write log.parquet (query, count) and gold.jsonl (query, answer, split); a text of both splits stays in test only."""
+    rows = list({"snips": snips, "clinc150": clinc150}[kind](Path(source)))
+    held = {clean(text) for text, _, split in rows if split == "test"}
+    rows = [row for row in rows if row[2] == "test" or clean(row[0]) not in held]
+    out = Path(target)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "gold.jsonl").open("w", encoding="utf-8") as file:
+        for text, answer, split in rows:
+            file.write(json.dumps({"query": text, "answer": json.dumps(answer, ensure_ascii=False), "split": split}, ensure_ascii=False) + "\n")
+    texts = sorted({text for text, _, _ in rows})
+    random.Random(0).shuffle(texts)
+    weights = [rank**-1.05 for rank in range(1, len(texts) + 1)]
+    counts = [max(1, round(EVENTS * w / sum(weights))) for w in weights]
+    pq.write_table(pa.table({"query": texts, "count": counts}), out / "log.parquet")
+    print(f"{kind}: {len(texts):,} texts, {sum(counts):,} events, {sum(r[2] == 'train' for r in rows):,} train and {sum(r[2] == 'test' for r in rows):,} test answers in {out}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])

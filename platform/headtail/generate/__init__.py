@@ -1,0 +1,142 @@
+"""Generate: an engine over any number of rows, in fixed shards, such that no row is lost, doubled, mixed or paid twice.
+
+In: a Job (tables, task, model). Out: a Ledger (a ShardReceipt per shard, each published once) and `answers`, which reads
+them. What was finished before a crash is found again; a finished job is found whole and starts nothing.
+
+    prepare.py  input -> shards      shard.py  rows -> published answers      worker.py  engine <-> shards      ledger.py  do they add up
+
+Knows nothing of stages, receipts of stages or what answers are for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from headtail.errors import ConfigError, EngineError, HeadtailError
+from headtail.generate.job import Job, ShardReceipt, Table
+from headtail.generate.ledger import Ledger, settle_up
+from headtail.generate.prepare import Manifest, prepare
+from headtail.generate.shard import read_receipt
+from headtail.generate.worker import Ask, Worker
+from headtail.progress import say
+from headtail.receipt import Receipt
+from headtail.storage import Storage, open_storage, read_table
+
+__all__ = ["Job", "Ledger", "Table", "answers", "generate"]
+
+ANSWERS = "answers/"  # outputs of this kind, one per shard, in a stage's receipt
+_LONGEST_CHAIN = 16  # shards per Ray task: fewer pauses of the engine between tasks against evener ends
+_RESTARTS = 256  # of an actor: more than MOST_CULPRITS rows of a few shards can cause; then something else is wrong
+_LOOKS = 16  # threads that look whether shards are done; a look at S3 takes some 20 ms
+
+
+def generate(job: Job) -> Ledger:
+    """Bring every row of the job to its one state. LedgerError when rows do not add up; EngineError when no engine runs."""
+    store = open_storage(job.root)
+    manifest = prepare(job)
+    done, asks = survey(job, store, manifest)
+    said: list[dict[str, Any]] = []
+    if asks:
+        if done or any(ask.edition for ask in asks):
+            again = sum(ask.edition > 0 for ask in asks)
+            retried = f", {again} have failed rows to try again" if again else ""
+            say(f"  resuming: {len(done)} of {len(done) + len(asks)} shards are done{retried}")
+        said = _spread(job, manifest, asks, sum(receipt.rows for receipt in done))
+    made = [ShardReceipt.model_validate(receipt) for one in said for receipt in one["receipts"]]
+    return settle_up(job, store, manifest, done, made, said)
+
+
+def survey(job: Job, store: Storage, manifest: Manifest) -> tuple[list[ShardReceipt], list[Ask]]:
+    """What is published and needs nothing more, and what is to be done. Failed rows of a published shard are done again."""
+    numbers = sorted({shard for part in manifest.parts for shard in part.shards})
+
+    def look(number: int) -> ShardReceipt | Ask:
+        edition = 0
+        while store.exists(job.receipt_path(number, edition)):
+            edition += 1
+        if not edition:
+            return Ask(number, 0)
+        receipt = read_receipt(job, store, number, edition - 1)
+        return Ask(number, edition) if receipt.failed else receipt
+
+    with ThreadPoolExecutor(_LOOKS) as pool:
+        found = list(pool.map(look, numbers))
+    return [one for one in found if isinstance(one, ShardReceipt)], [one for one in found if isinstance(one, Ask)]
+
+
+def chains(shards: int, workers: int) -> int:
+    """Ray tasks to spread `shards` over: long chains keep engines full, and each worker gets four tasks or more if it can."""
+    length = min(_LONGEST_CHAIN, max(1, shards // (4 * workers))) if shards >= 8 * workers else -(-shards // workers)
+    return -(-shards // length)
+
+
+def _spread(job: Job, manifest: Manifest, asks: Sequence[Ask], done: int) -> list[dict[str, Any]]:
+    """Run `asks` on the job's workers with Ray Data; what each task said."""
+    import ray
+
+    from headtail.cluster import start
+    from headtail.meter import metered
+
+    start()
+    _check_room(job)
+    count = chains(len(asks), job.workers)
+    items = [{"shard": ask.shard, "edition": ask.edition} for ask in asks]
+    total = sum(part.file.rows or 0 for part in manifest.parts)
+    with metered(f"{job.task.name} by {job.name}", total, done=done) as meter:
+        asked = ray.data.from_items(items, override_num_blocks=count).map_batches(
+            Worker,
+            fn_constructor_kwargs={"job": job, "manifest": manifest, "run": uuid.uuid4().hex[:8], "meter": meter},
+            batch_size=-(-len(asks) // count),
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=min(job.workers, count)),
+            num_cpus=job.model.cpus,
+            num_gpus=job.model.gpus or None,
+            resources=dict(job.model.resources) or None,
+            max_restarts=_RESTARTS,
+            max_task_retries=_RESTARTS,
+        )
+        try:
+            return [json.loads(row["said"]) for row in asked.iter_rows()]
+        except ray.exceptions.RayError as error:
+            raise _ours(error) from error
+
+
+def _check_room(job: Job) -> None:
+    """ConfigError when the workers can never start; on a cluster that can grow, a line that says what is waited for."""
+    import ray
+
+    have = ray.cluster_resources()
+    for name, each in {"CPU": job.model.cpus, "GPU": job.model.gpus, **job.model.resources}.items():
+        if each * job.workers <= have.get(name, 0):
+            continue
+        text = f"{job.workers} workers x {each:g} {name} are asked for, the cluster has {have.get(name, 0):g}"
+        if not (os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID")):
+            fix = f"lower workers or what each asks for (model.{name.lower()}s), or join a larger cluster"
+            raise ConfigError(text, where="workers, model", fix=fix)
+        say(f"  {text}: waiting for nodes to come up")
+
+
+def _ours(error: BaseException) -> HeadtailError:
+    """The deliberate error inside what Ray wraps around it, else an EngineError that shows Ray's own words."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, HeadtailError):
+            return seen
+        inner = getattr(seen, "cause", None) or seen.__cause__
+        seen = inner if inner is not seen else None
+    fix = "run again to resume; HEADTAIL_WORKER_LOGS=1 shows the workers' output"
+    return EngineError(f"a worker broke: {str(error).strip().splitlines()[-1]}", fix=fix)
+
+
+def answers(store: Storage, receipt: Receipt, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The answers that a precompute receipt names, a shard at a time, in order of shard."""
+    for name in sorted(receipt.outputs):
+        if name.startswith(ANSWERS):
+            yield read_table(store, receipt.outputs[name].path, columns)

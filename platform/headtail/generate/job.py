@@ -1,0 +1,107 @@
+"""What one generate job is made of: the words its modules share.
+
+In: nothing. Out: Job (what to do, sent whole to every worker), Table (an input), ShardReceipt (what became of a shard)
+and the paths of a job's files. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+from pydantic import Field
+
+from headtail.config import Config, result_fields
+from headtail.engines import ModelConfig
+from headtail.engines.grammar import FORM
+from headtail.keys import fingerprint
+from headtail.rows import ANSWER, State, with_side_inputs
+from headtail.storage import FileRef
+from headtail.task import Task
+
+
+@dataclass(frozen=True)
+class Table:
+    """One input table in the store. `label` is for people, such as plan/ab12:head."""
+
+    path: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that decides a job and how it runs. `path` is its folder in the store at `root`; `digest` pins the model's weights."""
+
+    root: str
+    path: str
+    task: Task
+    model: ModelConfig
+    digest: str
+    name: str
+    source: str
+    tables: tuple[Table, ...]
+    workers: int = 1
+    shards: int = 0
+    flush_rows: int = 1000
+    flush_seconds: float = 10.0
+    attempts: int = 3
+
+    @cached_property
+    def settings(self) -> str:
+        """Fingerprint over all that changes an answer besides its messages: the other half of every answer_key."""
+        return fingerprint(answer_settings(self.task, self.model, self.digest))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the answers this job makes."""
+        return with_side_inputs(ANSWER, self.task.side_inputs)
+
+    def manifest_path(self) -> str:
+        return f"{self.path}/work/manifest.json"
+
+    def part_path(self, part: int) -> str:
+        return f"{self.path}/work/parts/part-{part:05d}.parquet"
+
+    def journal_path(self, shard: int) -> str:
+        return f"{self.path}/work/shards/{shard:05d}/journal.json"
+
+    def segment_path(self, shard: int, name: str) -> str:
+        return f"{self.path}/work/shards/{shard:05d}/segment-{name}.parquet"
+
+    def answers_path(self, shard: int, name: str) -> str:
+        return f"{self.path}/answers/shard-{shard:05d}-{name}.parquet"
+
+    def receipt_path(self, shard: int, edition: int) -> str:
+        return f"{self.path}/shards/{shard:05d}-{edition}.json"
+
+
+def answer_settings(task: Task, model: ModelConfig, digest: str) -> dict[str, Any]:
+    """What changes an answer besides the rendered messages: weights, precision, limits, schema, sampling, engine family."""
+    kept = {name: value for name, value in result_fields(model).items() if name != "model"}
+    return {**task.answer_settings, "model": {**kept, "digest": digest}, "grammar": FORM if model.engine == "vllm" else 0}
+
+
+class ShardReceipt(Config):
+    """What became of one shard, published with its answers by one atomic step; the first to publish wins.
+
+    An `edition` above 0 replaces one that held failed rows. Nothing reads answers except through these.
+    """
+
+    shard: int = Field(ge=0, description="number of the shard")
+    edition: int = Field(0, ge=0, description="0 at first; one more each time failed rows of the one before were tried again")
+    answers: FileRef = Field(description="the answers, sorted by query_key")
+    rows: int = Field(ge=0, description="rows in, without duplicates")
+    duplicates: int = Field(ge=0, description="input rows with the same query_key and answer_key as an earlier one")
+    states: dict[str, int] = Field(description="rows by state; their sum is `rows`")
+    reasons: dict[str, int] = Field({}, description="the most frequent reasons of failed rows, and how many rows each")
+    tokens_in: int = Field(0, ge=0, description="prompt tokens of all rows")
+    tokens_out: int = Field(0, ge=0, description="answer tokens of all rows")
+    seconds: float = Field(0.0, ge=0, description="engine time that went into this shard, over all runs")
+    computed: int = Field(0, ge=0, description="rows that the run which published this had made itself")
+    damaged: int = Field(0, ge=0, description="rows of earlier segments that could not be read and were made again")
+
+    @property
+    def failed(self) -> int:
+        return self.states.get(State.FAILED, 0)

@@ -1,0 +1,189 @@
+"""Sort a job's input into fixed shards, once, so that a resumed job meets the very same shards.
+
+In: input tables. Out: part files (rows sorted by shard, one row group per shard) and a manifest that names them, written
+last. A shard is a function of query_key alone: reordered or re-cut input changes nothing, and one query's rows meet in
+one shard, where duplicates are found. Knows nothing of prompts, models or engines.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from headtail.config import Config, build
+from headtail.errors import InputError, StorageError
+from headtail.generate.job import Job, Table
+from headtail.keys import KEY_BYTES
+from headtail.rows import KEY, conform, with_side_inputs
+from headtail.storage import FileRef, Storage, open_storage, put, read_json
+
+SHARD_ROWS = 20_000  # a shard is held in a worker's memory: some 20 MB
+SMALLEST_SHARD_ROWS = 250
+PART_ROWS = 1_000_000  # rows that one task sorts in memory: some 200 MB
+IN_PROCESS_ROWS = 2 * PART_ROWS  # fewer are sorted here; a cluster would take longer to start
+
+# What the rest of the job needs of an input row; a task's side inputs follow.
+INPUT = pa.schema([("query_key", KEY), ("query", pa.string()), ("count", pa.int64()), ("stratum", pa.string()), ("withheld", pa.bool_())])
+
+
+class Part(Config):
+    """One part file: row group i holds the rows of shard `shards[i]`."""
+
+    file: FileRef = Field(description="the part file")
+    shards: tuple[int, ...] = Field(description="shard of each row group")
+
+
+class Manifest(Config):
+    """The job's input, sorted. Its presence means that every part is complete."""
+
+    shards: int = Field(ge=1, description="how many shards the rows are spread over")
+    rows: int = Field(ge=0, description="rows of all input tables, duplicates included")
+    parts: tuple[Part, ...] = Field(description="part files, in order of input")
+    lacking: dict[str, tuple[str, ...]] = Field({}, description="side inputs that a table does not have, by the table's label")
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A run of row groups of one table: what one task sorts into one part file."""
+
+    table: Table
+    groups: tuple[int, ...]
+    number: int
+
+
+def prepare(job: Job) -> Manifest:
+    """The job's manifest: the one that is there, else made now. The first to publish one wins."""
+    store = open_storage(job.root)
+    if not store.exists(job.manifest_path()):
+        fragments, rows, lacking = survey(store, job)
+        shards = job.shards or shard_count(rows, job.workers)
+        parts = _sort_all(job, fragments, shards, rows)
+        made = Manifest(shards=shards, rows=rows, parts=tuple(parts), lacking=lacking)
+        store.create(job.manifest_path(), made.model_dump_json(indent=1).encode())
+    return build(Manifest, read_json(store, job.manifest_path()), where=store.uri(job.manifest_path()))
+
+
+def shard_count(rows: int, workers: int) -> int:
+    """How many shards suit `rows`: at most SHARD_ROWS each, and four per worker as long as they do not become tiny."""
+    by_size = math.ceil(rows / SHARD_ROWS)
+    by_workers = min(4 * workers, rows // SMALLEST_SHARD_ROWS)
+    return max(1, by_size, by_workers)
+
+
+def survey(store: Storage, job: Job) -> tuple[list[Fragment], int, dict[str, tuple[str, ...]]]:
+    """The fragments of all tables, their rows, and which side inputs a table lacks. Reads Parquet footers only."""
+    found: list[Fragment] = []
+    rows, lacking = 0, {}
+    for table in job.tables:
+        with pq.ParquetFile(store.full(table.path), filesystem=store.filesystem) as file:
+            rows += file.metadata.num_rows
+            missing = tuple(name for name in job.task.side_inputs if name not in file.schema_arrow.names)
+            if missing:
+                lacking[table.label] = missing
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        found += [Fragment(table, groups, len(found) + i) for i, groups in enumerate(_cut(sizes))]
+    if not rows:
+        raise InputError("no rows to answer", where=", ".join(table.label for table in job.tables), fix="name input tables that hold rows")
+    return found, rows, lacking
+
+
+def _cut(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    held: list[int] = []
+    rows = 0
+    for group, size in enumerate(sizes):
+        if held and rows + size > PART_ROWS:
+            yield tuple(held)
+            held, rows = [], 0
+        held.append(group)
+        rows += size
+    if rows:
+        yield tuple(held)
+
+
+def _sort_all(job: Job, fragments: list[Fragment], shards: int, rows: int) -> list[Part]:
+    if rows <= IN_PROCESS_ROWS:
+        return [sort_fragment(job, fragment, shards) for fragment in fragments]
+    import ray
+
+    from headtail.cluster import start
+
+    start()
+    asked = ray.data.from_items([{"number": i} for i in range(len(fragments))], override_num_blocks=len(fragments))
+    made = asked.map(lambda row: _sorted_text(job, fragments[row["number"]], shards), num_cpus=1).take_all()
+    return [Part.model_validate_json(row["part"]) for row in sorted(made, key=lambda row: int(row["number"]))]
+
+
+def _sorted_text(job: Job, fragment: Fragment, shards: int) -> dict[str, Any]:
+    return {"number": fragment.number, "part": sort_fragment(job, fragment, shards).model_dump_json()}
+
+
+def sort_fragment(job: Job, fragment: Fragment, shards: int) -> Part:
+    """One part file from one fragment: its rows in order of shard, and within a shard in order of input."""
+    store = open_storage(job.root)
+    with pq.ParquetFile(store.full(fragment.table.path), filesystem=store.filesystem) as file:
+        table = input_rows(file.read_row_groups(list(fragment.groups)), job.task.side_inputs, fragment.table.label)
+    owner = shards_of(table["query_key"], shards)
+    order = np.argsort(owner, kind="stable")
+    table, owner = table.take(pa.array(order)), owner[order]
+    numbers, starts = np.unique(owner, return_index=True)
+    ends = [*starts[1:].tolist(), len(owner)]
+    with tempfile.TemporaryDirectory(prefix="headtail-part-") as folder:
+        local = Path(folder) / "part.parquet"
+        with pq.ParquetWriter(local, table.schema, compression="zstd") as writer:
+            for start, end in zip(starts.tolist(), ends, strict=True):
+                writer.write_table(table.slice(start, end - start), row_group_size=max(1, end - start))
+        ref = put(store, local, job.part_path(fragment.number), table.num_rows)
+    return Part(file=ref, shards=tuple(numbers.tolist()))
+
+
+def input_rows(table: pa.Table, side_inputs: Sequence[str], label: str) -> pa.Table:
+    """`table` in the INPUT schema. A table of gold answers is withheld whole; side inputs it lacks are null."""
+    have = set(table.column_names)
+    rows = table.num_rows
+    fill: dict[str, Any] = {
+        "count": pa.repeat(pa.scalar(1, pa.int64()), rows),
+        "stratum": pa.repeat(pa.scalar("", pa.string()), rows),
+        "withheld": pa.repeat(pa.scalar("answer" in have), rows),
+    }
+    schema = with_side_inputs(INPUT, side_inputs)
+    fill |= {name: pa.nulls(rows, schema.field(name).type) for name in side_inputs}
+    for name, column in fill.items():
+        if name not in have:
+            table = table.append_column(name, column)
+    made = conform(table, schema, label)
+    for name in ("query_key", "query"):
+        if made[name].null_count:
+            raise InputError(f"{made[name].null_count} rows have no {name}", where=label, fix="run the stage that made this table again")
+    return made
+
+
+def shards_of(keys: pa.ChunkedArray, shards: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """`keys.shard_of` for a whole column at once."""
+    column = pc.cast(keys, KEY).combine_chunks()
+    raw = np.frombuffer(column.buffers()[1], dtype="<u8", offset=column.offset * KEY_BYTES, count=len(column) * (KEY_BYTES // 8))
+    return (raw[:: KEY_BYTES // 8] % np.uint64(shards)).astype(np.int64)
+
+
+def read_shard(store: Storage, manifest: Manifest, shard: int) -> pa.Table:
+    """All input rows of one shard, duplicates included, in order of input."""
+    pieces = []
+    for part in manifest.parts:
+        if shard in part.shards:
+            try:
+                with pq.ParquetFile(store.full(part.file.path), filesystem=store.filesystem) as file:
+                    pieces.append(file.read_row_group(part.shards.index(shard)))
+            except (OSError, pa.ArrowInvalid) as error:
+                fix = "remove the job's work folder and run again: finished shards are kept"
+                where = store.uri(part.file.path)
+                raise StorageError(f"a part of the sorted input cannot be read: {error}", where=where, fix=fix) from error
+    return pa.concat_tables(pieces) if pieces else pa.table({})

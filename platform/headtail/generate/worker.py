@@ -1,0 +1,250 @@
+"""The worker: one engine, fed from shard after shard without a pause, whose outcomes go back to the shard they came from.
+
+In: numbers of shards, as a Ray Data batch. Out: a ShardReceipt each. Rows go from the store to the engine to the store;
+none passes through Ray. An engine that breaks is started again and shards that broke it go on alone, in small steps.
+Knows nothing of how shards are kept or engines work.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from headtail.engines import Completion, Engine, Request, open_engine
+from headtail.errors import HeadtailError
+from headtail.generate.job import Job, ShardReceipt
+from headtail.generate.prepare import Manifest
+from headtail.generate.shard import Shard, read_receipt
+from headtail.models import find
+from headtail.outcome import settle
+from headtail.storage import open_storage
+
+_PASS_BACKOFF_S = 1.0  # before rows with transient errors are asked once more; doubles
+_LONGEST_BACKOFF_S = 30.0
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A shard to do, and which edition of it."""
+
+    shard: int
+    edition: int
+
+
+class Worker:
+    """A Ray Data actor. `run` names this run of the job; `meter` is told how far it is (None: nobody is)."""
+
+    def __init__(self, job: Job, manifest: Manifest, run: str, meter: Any = None) -> None:
+        self.job, self.manifest, self.run, self.meter = job, manifest, run, meter
+        self.store = open_storage(job.root)
+        self.engine: Engine | None = None
+        self.name = uuid.uuid4().hex[:8]
+        self.start_s = 0.0
+        self.restarts = 0
+        self._told: set[int] = set()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        asks = [Ask(int(shard), int(edition)) for shard, edition in zip(batch["shard"], batch["edition"], strict=True)]
+        receipts = self.work(asks)
+        facts = self.engine.facts() if self.engine is not None else {}
+        said = {"worker": self.name, "engine": facts, "start_s": self.start_s, "restarts": self.restarts}
+        said["receipts"] = [receipt.model_dump(mode="json") for receipt in receipts]
+        return {"said": [json.dumps(said)]}
+
+    def work(self, asks: Sequence[Ask]) -> list[ShardReceipt]:
+        """Bring shards to their end: first those that never broke an engine, together; then the others, one by one."""
+        made: dict[int, ShardReceipt] = {}
+        todo = []
+        for ask in asks:
+            if self.store.exists(self.job.receipt_path(ask.shard, ask.edition)):  # this task is a retry, and that was done
+                made[ask.shard] = read_receipt(self.job, self.store, ask.shard, ask.edition)
+            else:
+                todo.append(ask)
+        while todo:
+            alone: list[Ask] = []
+            self._guarded(_Chain(self, todo, alone), made)
+            for ask in alone:
+                self._guarded(_Narrow(self, self.open(ask)), made)
+            todo = [ask for ask in todo if ask.shard not in made]
+        return [made[ask.shard] for ask in asks]
+
+    def open(self, ask: Ask) -> Shard:
+        """The shard, with what is finished of it; that much is told to the meter once."""
+        shard = Shard(self.job, self.store, self.manifest, ask.shard, ask.edition, self.run)
+        if ask.shard not in self._told:
+            self._told.add(ask.shard)
+            self.tell(done=shard.resumed + shard.computed)
+        return shard
+
+    def _guarded(self, feed: _Chain | _Narrow, made: dict[int, ShardReceipt]) -> None:
+        """Run a feed to its end or until the engine breaks; what is finished is safe in either case."""
+        try:
+            for receipt in feed.run():
+                made[receipt.shard] = receipt
+        except HeadtailError:
+            feed.save()
+            raise  # ours, on purpose: the job cannot go on
+        except Exception as error:
+            feed.save()
+            self.restarts += 1
+            print(f"engine broke, starting it again: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            self._drop_engine()
+
+    def _drop_engine(self) -> None:
+        engine, self.engine = self.engine, None
+        try:
+            if engine is not None:
+                engine.close()
+        except Exception as error:  # it is broken already; the new one matters
+            print(f"the broken engine did not close: {error}", file=sys.stderr, flush=True)
+
+    def started(self) -> Engine:
+        """The engine; started when the first row needs it, so that a finished job starts none."""
+        if self.engine is None:
+            begun = time.monotonic()
+            found = find(self.job.model, self.store)
+            self.engine = open_engine(self.job.model, found.path, self.job.task.schema, self.job.task.file.sampling.model_dump())
+            self.start_s += time.monotonic() - begun
+        return self.engine
+
+    def asked(self, requests: Iterator[Request]) -> Iterator[tuple[Completion, float]]:
+        """Completions, each with the engine time since the one before."""
+        engine, last = self.started(), time.monotonic()
+        for completion in engine.generate(requests):
+            now = time.monotonic()
+            yield completion, now - last
+            last = now
+
+    def tell(self, **amounts: float) -> None:
+        if self.meter is not None:
+            self.meter.add.remote(**amounts)
+
+    def take(self, shard: Shard, row: int, completion: Completion) -> bool:
+        """Settle a row, or leave it open when its error is transient and it has tries left. True when it is settled."""
+        if completion.transient and completion.error:
+            shard.tries[row] += 1
+            if shard.tries[row] < self.job.attempts:
+                return False
+        shard.settle(row, settle(self.job.task, completion), completion)
+        return True
+
+    def flush(self, shard: Shard, broken: bool = False) -> None:
+        if count := shard.flush(broken):
+            self.tell(done=count)
+
+
+class _Chain:
+    """Healthy shards fed to the engine in one stream: the next begins while the last rows of the one before run."""
+
+    def __init__(self, worker: Worker, asks: Sequence[Ask], alone: list[Ask]) -> None:
+        self.worker, self.asks, self.alone = worker, list(asks), alone
+        self.shards: list[Shard] = []
+        self._handed: list[int] = []  # rows of each open shard that are with the engine
+        self._done: list[ShardReceipt] = []
+
+    def run(self) -> Iterator[ShardReceipt]:
+        yield from self._pass(self._fresh())
+        wait = _PASS_BACKOFF_S
+        while any(shard.todo for shard in self.shards):  # rows with transient errors, as long as they have tries left
+            time.sleep(min(wait, _LONGEST_BACKOFF_S))
+            wait *= 2
+            yield from self._pass(self._again())
+
+    def _pass(self, requests: Iterator[Request]) -> Iterator[ShardReceipt]:
+        first = next(requests, None)
+        if first is not None:  # without a row to ask, no engine is started
+            for completion, seconds in self.worker.asked(_prepend(first, requests)):
+                place, row = divmod(completion.id, _ROWS)
+                shard = self.shards[place]
+                shard.spent(seconds)
+                self._handed[place] -= 1
+                self.worker.take(shard, row, completion)
+                if shard.due():
+                    self.worker.flush(shard)
+                yield from self._ended(place)
+        for place in range(len(self.shards)):
+            yield from self._ended(place)
+
+    def _ended(self, place: int) -> Iterator[ShardReceipt]:
+        shard = self.shards[place]
+        if shard.finished and not self._handed[place] and not shard.published:
+            self.worker.flush(shard)
+            yield shard.publish()
+
+    def _fresh(self) -> Iterator[Request]:
+        with ThreadPoolExecutor(1) as ahead:  # the next shard is read while this one runs
+            nexts: Future[Shard] | None = ahead.submit(self.worker.open, self.asks[0]) if self.asks else None
+            for at, ask in enumerate(self.asks):
+                assert nexts is not None
+                shard = nexts.result()
+                nexts = ahead.submit(self.worker.open, self.asks[at + 1]) if at + 1 < len(self.asks) else None
+                if shard.suspicious:
+                    self.alone.append(ask)
+                    continue
+                yield from self._hand(shard)
+
+    def _hand(self, shard: Shard) -> Iterator[Request]:
+        self.shards.append(shard)
+        self._handed.append(0)
+        place = len(self.shards) - 1
+        if shard.todo:
+            shard.begin()
+        for row in list(shard.todo):
+            self._handed[place] += 1
+            yield Request(place * _ROWS + row, shard.messages[row])
+
+    def _again(self) -> Iterator[Request]:
+        for place, shard in enumerate(self.shards):
+            self.worker.flush(shard)
+            for row in list(shard.todo):
+                self._handed[place] += 1
+                yield Request(place * _ROWS + row, shard.messages[row])
+
+    def save(self) -> None:
+        for shard in self.shards:
+            self.worker.flush(shard, broken=True)
+
+
+class _Narrow:
+    """One shard that broke the engine, a window of rows at a time, each made safe before the next."""
+
+    def __init__(self, worker: Worker, shard: Shard) -> None:
+        self.worker, self.shard = worker, shard
+
+    def run(self) -> Iterator[ShardReceipt]:
+        shard, worker = self.shard, self.worker
+        shard.begin()
+        while shard.todo:
+            group = shard.todo[: shard.window] if shard.window else list(shard.todo)
+            wait = _PASS_BACKOFF_S
+            while group:
+                left = []
+                for completion, seconds in worker.asked(Request(row, shard.messages[row]) for row in group):
+                    shard.spent(seconds)
+                    if not worker.take(shard, completion.id, completion):
+                        left.append(completion.id)
+                    elif shard.window == 0 and shard.due():
+                        worker.flush(shard)
+                group = left
+                if group:
+                    time.sleep(min(wait, _LONGEST_BACKOFF_S))
+                    wait *= 2
+            worker.flush(shard)
+        yield shard.publish()
+
+    def save(self) -> None:
+        self.worker.flush(self.shard, broken=True)
+
+
+_ROWS = 1 << 32  # request id = place of the shard in its chain * _ROWS + row
+
+
+def _prepend(first: Request, rest: Iterator[Request]) -> Iterator[Request]:
+    yield first
+    yield from rest

@@ -1,0 +1,95 @@
+"""What became of one row: its state, its answer and how sure the model was. Pure.
+
+In: a task and an engine's Completion. Out: an Outcome. Nothing is repaired: text that stops at the length limit is
+truncated, text that is not valid under the schema is invalid, an error is failed. Confidence is taken over decision
+tokens only, because a grammar forces braces, keys and punctuation and forced tokens look certain.
+Knows nothing of tables, engines or retries.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from headtail.engines import Completion
+from headtail.rows import State
+from headtail.task import Task
+
+_REASON_CHARS = 500
+
+# A string, a number, a word, or one mark of JSON punctuation. In valid JSON a string before a colon is a key.
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|true|false|null|[{}\[\],:]', re.DOTALL)
+
+
+class Outcome(NamedTuple):
+    """How a row ended. `answer` is canonical JSON and set only when answered; `raw` is the engine's text otherwise."""
+
+    state: State
+    answer: str | None
+    confidence: float | None
+    reason: str
+    raw: str | None
+
+
+def settle(task: Task, completion: Completion) -> Outcome:
+    """The state of one completion, with its answer and confidence or the reason why there is none."""
+    if completion.error:
+        return _without(State.FAILED, completion.error, completion)
+    if completion.finish_reason == "content_filter":
+        return _without(State.REFUSED, "the model or its provider declined", completion)
+    if completion.finish_reason == "length":
+        return _without(State.TRUNCATED, f"stopped at the length limit after {completion.tokens_out} tokens", completion)
+    if completion.finish_reason != "stop":
+        return _without(State.FAILED, f"ended with finish reason {completion.finish_reason!r}, not stop", completion)
+    answer, problem = task.parse(completion.text)
+    if problem:
+        return _without(State.INVALID, problem, completion)
+    sure = confidence(completion.text, completion.token_texts, completion.token_logprobs)
+    return Outcome(State.ANSWERED, task.dump(answer), sure, "", None)
+
+
+def _without(state: State, reason: str, completion: Completion) -> Outcome:
+    return Outcome(state, None, None, reason[:_REASON_CHARS], completion.text or None)
+
+
+def confidence(text: str, token_texts: Sequence[str], token_logprobs: Sequence[float]) -> float | None:
+    """Geometric mean probability (0..1) of the tokens that overlap a JSON scalar value of `text`.
+
+    None without log-probs, when the tokens do not spell `text`, or when it holds no scalar: no figure is better than a
+    wrong one. A mean and not a product: a product of probabilities falls with length alone.
+    """
+    if not token_logprobs or len(token_logprobs) != len(token_texts) or "".join(token_texts) != text:
+        return None
+    spans = scalar_spans(text)
+    total, count, place, at = 0.0, 0, 0, 0
+    for piece, logprob in zip(token_texts, token_logprobs, strict=True):
+        start, place = place, place + len(piece)
+        while at < len(spans) and spans[at][1] <= start:
+            at += 1
+        if at < len(spans) and spans[at][0] < place and start < place:
+            total, count = total + logprob, count + 1
+    return min(1.0, math.exp(total / count)) if count else None
+
+
+def scalar_spans(text: str) -> list[tuple[int, int]]:
+    """The [start, end) of every scalar value in JSON `text`, in order. Keys and punctuation are left out.
+
+    A string's span runs from after its opening quote through its closing quote: where to stop is a decision too.
+    """
+    spans: list[tuple[int, int]] = []
+    pending: tuple[int, int] | None = None
+    for match in _TOKEN.finditer(text):
+        mark = match.group()
+        if mark == ":":
+            pending = None  # what came before was a key
+            continue
+        if pending is not None:
+            spans.append(pending)
+            pending = None
+        if mark[0] == '"':
+            pending = (match.start() + 1, match.end())
+        elif mark not in "{}[],":
+            spans.append(match.span())
+    return spans if pending is None else [*spans, pending]

@@ -1,0 +1,137 @@
+"""Precompute: the answers to whole tables of queries, by a teacher or a batch student. One stage for both.
+
+In: table references (plan:head, plan:teach, plan:gold), a task, a model. Out: answer tables in shards, each row in
+exactly one state, a ledger that says they add up, tokens, seconds and money. Only `answered` rows may go further.
+Decides nothing about which queries are worth it, nor what their answers are used for.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from headtail.config import StageConfig, execution, result_fields
+from headtail.engines import ModelConfig
+from headtail.errors import EngineError, InputError
+from headtail.generate import ANSWERS, Job, Ledger, Table, generate
+from headtail.models import Found, find
+from headtail.receipt import Receipt, load_ref
+from headtail.rows import State
+from headtail.station import Station, run_once
+from headtail.storage import open_storage
+from headtail.task import load_task
+
+USD_PER_HOUR = 0.09  # of one worker, where a config names no price: a 2-core cloud machine; an assumption, see docs/precompute.md
+
+
+class Config(StageConfig):
+    """What to answer and with what."""
+
+    task: str = Field("query_segmentation", description="task name or folder")
+    inputs: tuple[str, ...] = Field(
+        ("plan:head", "plan:teach", "plan:gold"), min_length=1, description="table references; a row that is in several is answered once"
+    )
+    source: Literal["teacher", "student"] = Field("teacher", description="who answers, for the rows' provenance")
+    model: ModelConfig = Field(ModelConfig(), description="the model and its engine")
+    workers: int = execution(1, "engines that run side by side", ge=1)
+    shards: int = execution(0, "files the rows are spread over; 0 chooses; fixed by a job's first run", ge=0, le=1_000_000)
+    flush_rows: int = execution(1000, "rows of a shard after which they are made safe", ge=1)
+    flush_seconds: float = execution(10.0, "seconds after which the finished rows of a shard are made safe", gt=0)
+    attempts: int = execution(3, "times a row is asked in one run while its error is transient", ge=1)
+    max_failed_share: float = execution(0.05, "share of failed rows (0..1) above which the job fails; finished rows are kept", ge=0, le=1)
+
+
+def run(config: Config) -> Receipt:
+    """Answer every row of the inputs once. Found done when nothing that changes an answer changed."""
+    task, store = load_task(config.task), open_storage(config.root)
+    found = [load_ref(store, ref) for ref in config.inputs]
+    labels = tuple(f"{receipt.path}:{name}" for receipt, name in found)
+    if len(set(labels)) < len(labels):
+        raise InputError("the same table is named twice", where="inputs", value=", ".join(labels), fix="name each table once")
+    model = find(config.model, store, fetch=False)
+    tables = tuple(Table(receipt.output(name).path, label) for (receipt, name), label in zip(found, labels, strict=True))
+
+    def work(station: Station) -> None:
+        job = Job(
+            root=store.root,
+            path=station.path,
+            task=task,
+            model=config.model,
+            digest=model.digest,
+            name=model.name,
+            source=config.source,
+            tables=tables,
+            workers=config.workers,
+            shards=config.shards,
+            flush_rows=config.flush_rows,
+            flush_seconds=config.flush_seconds,
+            attempts=config.attempts,
+        )
+        ledger = generate(job)
+        _record(station, config, job, model, ledger)
+        _judge(config, job, ledger)
+
+    inputs: dict[str, Any] = {label.replace(":", "."): receipt for (receipt, _), label in zip(found, labels, strict=True)}
+    # The task by what changes an answer: a changed scorer or fallback answers nothing anew. The model by its weights.
+    inputs |= {"task": task.fingerprint, "model": model.digest}
+    replaces = {"task": task.name, "inputs": list(labels), "model": {**result_fields(config.model), "model": model.digest}}
+    return run_once("precompute", config, work, inputs=inputs, replaces=replaces)
+
+
+def _judge(config: Config, job: Job, ledger: Ledger) -> None:
+    """EngineError when too many rows failed. What is finished stays, and the next run asks the failed rows again."""
+    failed = ledger.states[State.FAILED]
+    if ledger.failed_share <= config.max_failed_share:
+        return
+    reasons = "; ".join(f"{count} x {reason}" for reason, count in ledger.reasons.items())
+    raise EngineError(
+        f"{failed} of {ledger.rows} rows failed, more than max_failed_share={config.max_failed_share:g}",
+        where=job.path,
+        value=reasons,
+        fix="mend the cause and run again: finished rows are kept, failed ones are asked again; or raise max_failed_share",
+    )
+
+
+def _record(station: Station, config: Config, job: Job, model: Found, ledger: Ledger) -> None:
+    for shard in ledger.shards:
+        station.outputs[f"{ANSWERS}shard-{shard.shard:05d}"] = shard.answers
+    station.json("ledger", ledger.plain())
+    station.rows = {
+        "in": ledger.rows,
+        **ledger.states,
+        "duplicates": ledger.duplicates,
+        "recomputed": ledger.computed,
+        "resumed": ledger.rows - ledger.computed,
+    }
+    station.metrics = figures(ledger, config.workers, config.model.usd_per_hour or USD_PER_HOUR)
+    station.facts = {
+        "model": {"name": model.name, "digest": model.digest, "path": model.path},
+        "engine": ledger.engine,
+        "settings": job.settings,
+        "engine_restarts": ledger.restarts,
+        "usd_per_hour": config.model.usd_per_hour or USD_PER_HOUR,
+    }
+    for label, names in ledger.lacking.items():
+        station.note(f"{label} has no {', '.join(names)}: its rows were asked without")
+    if damaged := sum(shard.damaged for shard in ledger.shards):
+        station.note(f"{damaged} finished rows of an earlier run could not be read and were asked again")
+
+
+def figures(ledger: Ledger, workers: int, usd_per_hour: float) -> dict[str, float]:
+    """Speed, tokens and money. Seconds are those of all runs that made these answers, so a resumed job shows its true cost."""
+    rows, busy = ledger.rows, ledger.seconds + ledger.start_s * workers
+    usd = busy / 3600 * usd_per_hour
+    wall = ledger.seconds / workers
+    return {
+        "rows_per_s": rows / wall if wall else 0.0,
+        "tokens_in": float(ledger.tokens_in),
+        "tokens_out": float(ledger.tokens_out),
+        "tokens_in_per_row": ledger.tokens_in / rows,
+        "tokens_out_per_row": ledger.tokens_out / rows,
+        "engine_start_s": ledger.start_s,
+        "generate_s": wall,
+        "usd": usd,
+        "usd_per_million": usd / rows * 1e6,
+        "answered_share": ledger.states[State.ANSWERED] / rows,
+    }

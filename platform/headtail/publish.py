@@ -1,0 +1,198 @@
+"""Publish: answers become a generation, the generation a release, the release the current one.
+
+    answers (first receipt wins) -> generations/<id> -> releases/<id>.json -> CURRENT
+
+Killed at any point nothing half published can be reached: the manifest makes the generation, the receipt the stage's
+output, and CURRENT moves last. Publishing the same again builds nothing and makes sure that CURRENT points to it.
+Knows nothing of how answers were made or how they are served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from headtail import release as releases
+from headtail.cache import Built, Manifest, coverage, generation_path, publish_generation, read_manifest
+from headtail.cache.builder import build_generation
+from headtail.config import StageConfig, execution
+from headtail.errors import ConfigError, LedgerError
+from headtail.generate import answers as read_answers
+from headtail.progress import bar, say
+from headtail.receipt import LATEST, Receipt, load_receipt
+from headtail.rows import ANSWER
+from headtail.station import Station, run_once
+from headtail.storage import FileRef, Storage, open_storage, stream_table
+from headtail.task import Task, load_task
+
+
+class Config(StageConfig):
+    """What is published, and whether it goes live."""
+
+    task: str = Field("query_segmentation", description="task folder or name of a shipped example")
+    answers: tuple[str, ...] = Field((LATEST,), min_length=1, description="precompute receipt refs; the first that has an answer wins")
+    student: str = Field("", description="distill receipt ref of the model that answers misses live; empty: misses get the task's fallback")
+    evaluation: str = Field("", description="evaluate receipt ref kept as evidence")
+    min_confidence: dict[Literal["teacher", "student"], float] = Field(
+        {"teacher": 0.0, "student": 0.0},
+        description="least confidence (0..1) by source; answers below go to the live tail; above 0 also answers without confidence",
+    )
+    promote: bool = execution(True, "make the release current")
+    note: str = Field("", description="why, in words; kept with the release")
+
+
+def run(config: Config) -> Receipt:
+    """Build the generation and its release unless they exist, then promote."""
+    task, store = load_task(config.task), open_storage(config.root)
+    answers = {ref: load_receipt(store, "precompute", _latest(ref, "precompute")) for ref in config.answers}
+    student = load_receipt(store, "distill", _latest(config.student, "distill")) if config.student else None
+    evaluation = load_receipt(store, "evaluate", _latest(config.evaluation, "evaluate")) if config.evaluation else None
+    for receipt in answers.values():
+        _same_task(task, receipt)
+    parts = _Parts(task, tuple(answers.values()), student, evaluation)
+
+    def work(station: Station) -> None:
+        built = _build(station, config, parts)
+        manifest = _generation(station, config, parts, built)
+        _release(station, config, parts, manifest)
+
+    inputs = {f"answers.{i}": receipt for i, receipt in enumerate(parts.answers)}
+    inputs |= {name: receipt for name, receipt in (("student", student), ("evaluation", evaluation)) if receipt is not None}
+    replaces = {
+        "task": task.name,
+        "answers": [receipt.path for receipt in parts.answers],
+        "student": student.path if student else "",
+        "evaluation": evaluation.path if evaluation else "",
+    }
+    receipt = run_once("publish", config, work, inputs=inputs, task=task, replaces=replaces)
+    read_manifest(store, receipt.facts["generation"])  # found done before, but deleted since: said here, not by the server
+    if config.promote:  # also when reused: after a rollback, publishing the same again makes it current again
+        releases.promote(store, receipt.facts["release"])
+        say(f"{'publish':<12} release {receipt.facts['release']} is current")
+    return receipt
+
+
+class _Parts:
+    """The receipts that a release is made of."""
+
+    def __init__(self, task: Task, answers: tuple[Receipt, ...], student: Receipt | None, evaluation: Receipt | None) -> None:
+        self.task, self.answers, self.student, self.evaluation = task, answers, student, evaluation
+
+
+def _latest(ref: str, stage: str) -> str:
+    return LATEST if ref == stage else ref
+
+
+def _same_task(task: Task, receipt: Receipt) -> None:
+    """Answers to another prompt or schema are never served under this task."""
+    made_for = receipt.settings.get("task", "")
+    if made_for != task.fingerprint:
+        raise ConfigError(
+            "these answers were made for another version of the task",
+            where=f"answers: {receipt.path}",
+            value=f"task {task.name} is {task.fingerprint[:16]}, the answers' is {str(made_for)[:16]}",
+            fix="run precompute with this task, or publish with the task as it was",
+        )
+
+
+def _build(station: Station, config: Config, parts: _Parts) -> Built:
+    """The generation on local disk; every row offered must be published or left out."""
+    offered = sum(ref.rows or 0 for receipt in parts.answers for name, ref in receipt.outputs.items() if name.startswith("answers/"))
+    folder = station.scratch / "generation"
+    folder.mkdir()
+    started = time.monotonic()
+    least = {str(source): value for source, value in config.min_confidence.items()}
+    with bar("publish", offered) as shown:
+
+        def stream(receipt: Receipt) -> Iterator[pa.Table]:
+            for table in read_answers(station.store, receipt, columns=ANSWER.names):
+                yield table
+                shown.advance(table.num_rows)
+
+        built = build_generation([stream(receipt) for receipt in parts.answers], folder, expect=offered, min_confidence=least)
+    left = sum(built.left_out.values())
+    if built.rows + left != offered:
+        raise LedgerError("rows of the answers do not add up", value=f"{offered} offered, {built.rows} published, {left} left out")
+    station.rows = {
+        "published": built.rows,
+        **{f"published.{source}": rows for source, rows in built.rows_by_source.items()},
+        "left_out": left,
+        **{f"left_out.{reason}": rows for reason, rows in sorted(built.left_out.items())},
+    }
+    station.metrics["build_rows_per_s"] = round(offered / max(time.monotonic() - started, 1e-9), 1)
+    if not built.rows:
+        station.note("nothing was fit to be published: every query will be a miss")
+    return built
+
+
+def _generation(station: Station, config: Config, parts: _Parts, built: Built) -> Manifest:
+    share = _coverage(station, parts, built)
+    manifest = publish_generation(
+        station.store,
+        built,
+        task=parts.task.name,
+        task_fingerprint=parts.task.fingerprint,
+        lineage=[receipt.path for receipt in parts.answers],
+        min_confidence={str(source): value for source, value in config.min_confidence.items()},
+        coverage=share,
+    )
+    station.outputs |= manifest.files
+    station.outputs["manifest"] = _ref(station.store, f"{generation_path(manifest.id)}/manifest.json")
+    station.metrics["bytes"] = float(sum(ref.bytes for ref in manifest.files.values()))
+    if share is not None:
+        station.metrics["coverage"] = share
+    return manifest
+
+
+def _release(station: Station, config: Config, parts: _Parts, manifest: Manifest) -> None:
+    previous = releases.current_id(station.store)
+    evidence: dict[str, object] = {}
+    if parts.evaluation is not None:
+        figures = {name: value for name, value in parts.evaluation.metrics.items() if name.startswith(("quality/", "exact/"))}
+        evidence = {"evaluate": parts.evaluation.path, "figures": figures}
+        for receipt in parts.answers:
+            if receipt.path not in parts.evaluation.inputs.values():
+                station.note(f"the evaluation {parts.evaluation.path} did not look at the answers {receipt.path}")
+    made = releases.make(
+        station.store,
+        generation=manifest.id,
+        task=parts.task,
+        student=parts.student.path if parts.student else "",
+        thresholds={str(source): value for source, value in config.min_confidence.items()},
+        evidence=evidence,
+        note=config.note,
+    )
+    station.outputs["release"] = _ref(station.store, f"{releases.FOLDER}/{made.id}.json")
+    station.facts |= {"generation": manifest.id, "release": made.id, "previous": previous, "student": made.student}
+    station.tracker.log(station.run_id, {}, {}, {"headtail.generation": manifest.id, "headtail.release": made.id})
+
+
+def _coverage(station: Station, parts: _Parts, built: Built) -> float | None:
+    """Share of the log's events before the cut, counted in the log itself; None when no log is in the answers' lineage."""
+    logs = {receipt.fingerprint: receipt for found in parts.answers for receipt in _ancestors(station.store, found.inputs, "ingest")}
+    if len(logs) != 1:
+        station.note(f"coverage is not known: {len(logs)} logs in the answers' lineage")
+        return None
+    (log,) = logs.values()
+    return coverage(built.prefixes, stream_table(station.store, log.output("queries").path, ["query_key", "count"]))
+
+
+def _ancestors(store: Storage, inputs: Mapping[str, str], stage: str, depth: int = 6) -> Iterator[Receipt]:
+    """Receipts of `stage` that are reached through `inputs`, the nearest on each way."""
+    for path in sorted(set(inputs.values())):
+        if depth and path.count("/") == 1 and store.exists(f"{path}/receipt.json"):
+            receipt = load_receipt(store, path.partition("/")[0], path)
+            if receipt.stage == stage:
+                yield receipt
+            else:
+                yield from _ancestors(store, receipt.inputs, stage, depth - 1)
+
+
+def _ref(store: Storage, path: str) -> FileRef:
+    data = store.read(path)
+    return FileRef(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

@@ -1,0 +1,238 @@
+"""A release: a generation, the student for its misses, the task, and the evidence that let it pass; and which one is live.
+
+In: what a publish made. Out: `releases/<id>.json` (written once), `CURRENT` (the id that is live, moved in one atomic
+step) and `releases/moves/<n>.json` (who was made current when; each number can be written once, so two promotions at
+the same time are ordered). Rollback undoes the last promotion. Knows nothing of servers or how a generation is made.
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from headtail.cache import open_generation, read_manifest
+from headtail.config import Config, build
+from headtail.errors import InputError
+from headtail.keys import fingerprint, normalise
+from headtail.storage import Storage, read_json
+from headtail.task import Task, TaskFile
+
+CURRENT = "CURRENT"
+FOLDER = "releases"
+MOVES = f"{FOLDER}/moves"
+
+
+class TaskCopy(Config):
+    """The task as it was when it was published, whole: an edited folder cannot change what a release answers."""
+
+    file: dict[str, Any] = Field(description="task.yaml")
+    json_schema: dict[str, Any] = Field(description="JSON Schema of an answer")
+    template: str = Field(description="the prompt")
+
+    @classmethod
+    def of(cls, task: Task) -> TaskCopy:
+        return cls(file=task.file.model_dump(mode="json"), json_schema=task.schema, template=task.template)
+
+
+class Release(Config):
+    """What is served together. The id is made over its parts, not over when it was made or after what."""
+
+    id: str = Field(description="16 hex digits over generation, student, task, thresholds, evidence and note")
+    generation: str = Field(description="id of the published cache")
+    student: str = Field("", description="distill/<fingerprint> that answers misses; empty: misses get the task's fallback")
+    task: str = Field(description="name of the task")
+    task_fingerprint: str = Field(description="over all of the task that changes an answer")
+    task_copy: TaskCopy = Field(description="the task itself")
+    thresholds: dict[str, float] = Field({}, description="least confidence by source that was published")
+    evidence: dict[str, Any] = Field({}, description="what let it pass: receipt of the evaluation and its figures")
+    previous: str = Field(
+        "", description="the release that was current when this one was first made; for people, rollback goes by the moves"
+    )
+    created: str = Field(description="UTC, ISO 8601")
+    note: str = Field("", description="why, in words")
+
+
+class Move(Config):
+    """One change of CURRENT."""
+
+    number: int = Field(ge=1, description="1 for the first")
+    action: Literal["promote", "rollback"] = Field(description="what was asked for")
+    release: str = Field(description="the release that became current")
+    before: str = Field("", description="the release that was current; empty for the first")
+    at: str = Field(description="UTC, ISO 8601")
+
+
+def make(
+    store: Storage,
+    *,
+    generation: str,
+    task: Task,
+    student: str = "",
+    thresholds: dict[str, float] | None = None,
+    evidence: dict[str, Any] | None = None,
+    note: str = "",
+) -> Release:
+    """Record a release; nothing is live by this. The same parts give the same release, which is written once."""
+    read_manifest(store, generation)  # a release never names a generation that is not there
+    copy = TaskCopy.of(task)
+    parts = {
+        "generation": generation,
+        "student": student,
+        "task": copy.model_dump(),
+        "thresholds": thresholds or {},
+        "evidence": evidence or {},
+        "note": note,
+    }
+    release = Release(
+        id=fingerprint(parts, "release")[:16],
+        generation=generation,
+        student=student,
+        task=task.name,
+        task_fingerprint=task.fingerprint,
+        task_copy=copy,
+        thresholds=thresholds or {},
+        evidence=evidence or {},
+        previous=current_id(store),
+        created=_now(),
+        note=note,
+    )
+    store.create(_path(release.id), (release.model_dump_json(indent=2) + "\n").encode())
+    return load(store, release.id)
+
+
+def load(store: Storage, release: str = "current") -> Release:
+    """A release by id, or the current one. InputError says what to do when there is none."""
+    if release == "current":
+        return current(store)
+    if not store.exists(_path(release)):
+        raise InputError(
+            "no such release", where=store.uri(FOLDER), value=release, fix="`current`, or an id that `headtail publish` printed"
+        )
+    return build(Release, read_json(store, _path(release)), where=store.uri(_path(release)))
+
+
+def current_id(store: Storage) -> str:
+    """The id that CURRENT holds; empty when nothing was promoted yet."""
+    return store.read(CURRENT).decode().strip() if store.exists(CURRENT) else ""
+
+
+def current(store: Storage) -> Release:
+    """The release that is live. InputError when nothing was promoted yet."""
+    found = current_id(store)
+    if not found:
+        raise InputError("this store has no release yet", where=store.uri(CURRENT), fix=f"run: headtail publish --root {store.root}")
+    return load(store, found)
+
+
+def open_task(release: Release) -> Task:
+    """The task that a release was published with."""
+    copy = release.task_copy
+    return Task(build(TaskFile, copy.file, where=f"release {release.id}"), Path(), copy.json_schema, copy.template)
+
+
+def promote(store: Storage, release: str) -> Release:
+    """Make `release` current. Nothing changes when it is already."""
+    found = load(store, release)
+    if current_id(store) != found.id:
+        _move(store, found.id, "promote")
+    return found
+
+
+def rollback(store: Storage) -> Release:
+    """Undo the last promotion that was not undone yet. InputError when there is none before it."""
+    stack = _stack(store)
+    if len(stack) < 2:
+        raise InputError(
+            "there is no release to go back to", where=store.uri(MOVES), value=stack[-1] if stack else "nothing promoted", fix="publish one"
+        )
+    found = load(store, stack[-2])
+    read_manifest(store, found.generation)  # never point at a generation that was deleted
+    _move(store, found.id, "rollback")
+    return found
+
+
+def history(store: Storage) -> list[Move]:
+    """Every change of CURRENT, oldest first."""
+    return [_read_move(store, number) for number in range(1, _last(store) + 1)]
+
+
+def lookup(store: Storage, query: str, release: str = "current", into: Path | None = None) -> dict[str, Any]:
+    """What a release's generation holds for `query`, with the way back to where it came from; `cached` false on a miss."""
+    found = load(store, release)
+    cache = open_generation(store, found.generation, into)
+    answer = cache.lookup(query)
+    return {
+        "query": query,
+        "normalised": answer.query if answer else normalise(query),
+        "answer": None if answer is None else open_task(found).parse(answer.answer)[0],
+        "source": None if answer is None else answer.source,
+        "cached": answer is not None,
+        "confidence": None if answer is None or answer.confidence is None else round(answer.confidence, 4),
+        "answer_key": None if answer is None else answer.answer_key.hex(),
+        "release": found.id,
+        "generation": found.generation,
+        "lineage": list(cache.manifest.lineage),
+        "evidence": found.evidence.get("evaluate", ""),
+    }
+
+
+def _path(release: str) -> str:
+    return f"{FOLDER}/{release}.json"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _move(store: Storage, release: str, action: Literal["promote", "rollback"]) -> None:
+    """Write the move, then CURRENT. If another move came in between, CURRENT follows that one: the last number wins."""
+    while True:
+        number, before = _last(store) + 1, current_id(store)
+        last = _read_move(store, number - 1) if number > 1 else None
+        if last is not None and last.release == release and last.action == action and before == last.before:
+            number -= 1  # killed between the move and CURRENT: finish that move
+            break
+        move = Move(number=number, action=action, release=release, before=before, at=_now())
+        if store.create(_move_path(number), (move.model_dump_json(indent=2) + "\n").encode()):
+            break
+    store.replace(CURRENT, release.encode())
+    while store.exists(_move_path(number + 1)):
+        number += 1
+        store.replace(CURRENT, _read_move(store, number).release.encode())
+
+
+def _stack(store: Storage) -> list[str]:
+    """Promotions that stand, oldest first; the last is current."""
+    moves, live = history(store), current_id(store)
+    if moves and moves[-1].release != live:
+        moves.pop()  # cut short between the move and CURRENT: it did not happen
+    stack: list[str] = []
+    for move in moves:
+        if move.action == "promote":
+            stack.append(move.release)
+        elif len(stack) > 1:
+            stack.pop()
+    return stack if not live or stack[-1:] == [live] else [*stack, live]
+
+
+def _last(store: Storage) -> int:
+    """The number of the last move: numbers have no gaps, so doubling and halving finds it without listing."""
+    high = 1
+    while store.exists(_move_path(high)):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if store.exists(_move_path(middle)) else (low, middle)
+    return low
+
+
+def _read_move(store: Storage, number: int) -> Move:
+    return build(Move, read_json(store, _move_path(number)), where=store.uri(_move_path(number)))
+
+
+def _move_path(number: int) -> str:
+    return f"{MOVES}/{number:08}.json"

@@ -1,0 +1,140 @@
+"""The page: receipts and summary laid out as one self-contained HTML file, figures inline, light and dark, printable.
+
+In: the store, receipts by station, the summary. Out: HTML text that loads nothing from anywhere and needs no script.
+Everything that came from a query is escaped by the template.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+from markupsafe import Markup
+
+from headtail import charts
+from headtail.receipt import Receipt
+from headtail.report.summary import SLICES, SOURCES, TIERS, ms, percent, usd
+from headtail.rows import State
+from headtail.storage import Storage
+
+_TEMPLATE = Path(__file__).parent / "report.html.j2"
+_EXAMPLES_EACH = 5  # examples shown per kind
+_LONG = 160  # characters of an answer shown in the examples
+_FIGURES = {
+    "coverage": ("plan", "Share of events covered by the most frequent queries, before the cut and in later traffic"),
+    "quality": ("evaluate", "Quality by stratum for each tier with intervals"),
+    "calibration": ("evaluate", "Share of right answers by confidence"),
+    "latency": ("replay", "Share of requests answered within a given time, by who answered"),
+    "loss": ("distill", "Training loss by step"),
+}
+
+
+def render(store: Storage, receipts: Mapping[str, Receipt], summary: Mapping[str, Any]) -> str:
+    """The whole page."""
+    env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
+    env.filters |= {"percent": percent, "number": number, "ms": ms, "usd": usd, "fixed": fixed, "when": when, "made_from": made_from}
+    return env.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        s=summary,
+        tiers=TIERS,
+        slices=SLICES,
+        sources=SOURCES,
+        states=[str(s) for s in State],
+        figures={name: _figure(store, receipts, name, *where) for name, where in _FIGURES.items()},
+        examples=list(_examples(store, receipts)),
+        colours={tier: charts.COLOURS[tier] for tier in TIERS},
+        jobs=[job for job in TIERS[:2] if summary[f"rows_{job}_in"] is not None],
+    )
+
+
+def _figure(store: Storage, receipts: Mapping[str, Receipt], name: str, station: str, label: str) -> Markup | None:
+    """The station's SVG made fit for the page, or None when there is none."""
+    for found in (station, f"{station}_teacher"):
+        for output, ref in receipts[found].outputs.items() if found in receipts else ():
+            if output in (f"{name}.svg", name) and ref.path.endswith(".svg"):
+                return Markup(charts.inline(store.read(ref.path).decode(), name, label))  # our own drawing, its text escaped by it
+    return None
+
+
+def _examples(store: Storage, receipts: Mapping[str, Receipt]) -> Iterator[dict[str, Any]]:
+    """Gold queries on which the tiers differ, the most frequent first: what a figure cannot show."""
+    name = next((name for name in ("evaluate", "evaluate_teacher") if name in receipts), "")
+    if not name:
+        return
+    rows = pivot(receipts[name].table(store, "rows"))
+    both = [row for row in rows if {"teacher", "student"} <= row["tiers"].keys()]
+    if not both:
+        wrong = [row for row in rows if not row["tiers"].get("teacher", {}).get("exact", True)]
+        yield {"kind": "Teacher wrong", "rows": wrong[: 2 * _EXAMPLES_EACH], "of": len(wrong)}
+        return
+    kinds: dict[str, list[dict[str, Any]]] = {"Student right, teacher wrong": [], "Teacher right, student wrong": [], "Both wrong": []}
+    for row in both:
+        teacher, student = row["tiers"]["teacher"], row["tiers"]["student"]
+        if student["exact"] and not teacher["exact"]:
+            kinds["Student right, teacher wrong"].append(row)
+        elif teacher["exact"] and not student["exact"]:
+            kinds["Teacher right, student wrong"].append(row)
+        elif not teacher["exact"]:
+            kinds["Both wrong"].append(row)
+    for kind, found in kinds.items():
+        yield {"kind": kind, "rows": found[:_EXAMPLES_EACH], "of": len(found)}
+
+
+def pivot(rows: pa.Table) -> list[dict[str, Any]]:
+    """Evaluate's rows with one entry per gold row and its tiers within, most frequent first."""
+    found: dict[tuple[bytes, str], dict[str, Any]] = {}
+    for line in rows.to_pylist():
+        row = found.setdefault(
+            (line["query_key"], line["wanted"]),
+            {"query": line["query"], "stratum": line["stratum"], "count": line["count"], "wanted": plain(line["wanted"]), "tiers": {}},
+        )
+        shown = plain(line["given"]) if line["given"] is not None else f"({line['state']})"
+        row["tiers"][line["tier"]] = {"given": shown, "exact": line["exact"], "confidence": line["confidence"]}
+    return sorted(found.values(), key=lambda row: (-(row["count"] or 0), row["query"]))
+
+
+def plain(text: str) -> str:
+    """An answer's JSON as a person would write it: `topic: pizza, location: nyc`, or the label alone."""
+    shown = _plain(json.loads(text))
+    return shown if len(shown) <= _LONG else shown[: _LONG - 1] + "…"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        if len(value) == 1:
+            return _plain(next(iter(value.values())))
+        if all(not isinstance(v, dict | list) for v in value.values()):
+            return ": ".join(str(v) for v in value.values())
+        return "; ".join(f"{k}: {_plain(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value) or "(nothing)"
+    return str(value)
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """A number with thousands, a dash when unknown."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def fixed(value: float | None, digits: int = 2) -> str:
+    """A score, a dash when unknown."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def made_from(inputs: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(what, short name, whole name) of a receipt's inputs: `head plan/ab12cd34`, `task 9f8e7d6c`."""
+    found = []
+    for name, where in inputs.items():
+        label = name.removeprefix(where).lstrip(".:/") or name
+        stage, sign, mark = where.rpartition("/")
+        short = f"{stage}/{mark[:8]}" if sign and stage in where and "/" not in stage else where[:8] if not sign else f"{where[:24]}…"
+        found.append((label, short, where))
+    return found
+
+
+def when(text: str) -> str:
+    """An ISO time as day and minute, UTC."""
+    return text[:16].replace("T", " ")

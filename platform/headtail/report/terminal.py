@@ -1,0 +1,110 @@
+"""The closing table of a loop, for a terminal: coverage, quality, rows by state, latency, cost. In: the summary. Out: a rich Table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from headtail.report.summary import SLICES, SOURCES, TIERS
+from headtail.rows import State
+
+NONE = "-"
+_STYLES = {"teacher": "blue", "student": "dark_orange3", "fallback": "bright_black"}
+
+
+def table(summary: Mapping[str, Any]) -> Table:
+    """The figures of `summary` (see docs/report.md) as one table; what was not run is a dash, and said below."""
+    outer = Table(
+        box=None, show_header=False, pad_edge=False, title=str(summary.get("title", "")), title_justify="left", title_style="bold"
+    )
+    outer.add_column()
+    for heading, body in _sections(summary):
+        outer.add_row(Text(heading, style="bold"))
+        outer.add_row(body)
+        outer.add_row("")
+    for line in _closing(summary):
+        outer.add_row(Text(line, style="dim"))
+    return outer
+
+
+def _sections(s: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
+    yield (
+        "Coverage",
+        _grid(
+            ("", "share of events"),
+            [
+                ("later traffic answered from the cache (replayed)", _percent(s.get("coverage_later_traffic"))),
+                ("later traffic, head alone (planned)", _percent(s.get("head_coverage_later"))),
+                ("later traffic seen before (the most a cache can answer)", _percent(s.get("seen_coverage_later"))),
+                ("log before the cut", _percent(s.get("coverage_log"))),
+            ],
+        ),
+    )
+    strata = [(name, _count(s.get(f"gold_rows_{name}")), *(_quality(s, tier, name) for tier in TIERS)) for name in SLICES]
+    yield "Quality against people's answers (micro-F1, 95 % interval)", _grid(("stratum", "n", *TIERS), strata, _STYLES)
+    states = [(str(state), *(_count(s.get(f"rows_{tier}_{state}")) for tier in TIERS[:2])) for state in State]
+    states.insert(0, ("rows in", *(_count(s.get(f"rows_{tier}_in")) for tier in TIERS[:2])))
+    states.append(("rows/s", *(_rate(s.get(f"rows_per_s_{tier}")) for tier in TIERS[:2])))
+    yield "Rows by state", _grid(("", *TIERS[:2]), states, _STYLES)
+    latency = [
+        (source, _count(s.get(f"requests_{source}")), *(_ms(s.get(f"latency_{source}_{p}_ms")) for p in ("p50", "p95", "p99")))
+        for source in (*SOURCES, "all")
+    ]
+    yield "Latency in ms, by who answered", _grid(("", "requests", "p50", "p95", "p99"), latency)
+    cost = [("USD per million queries", *(_usd(s.get(f"usd_per_million_{tier}")) for tier in TIERS))]
+    ratio = s.get("cost_ratio_teacher_to_student")
+    cost.append(
+        (
+            "teacher's cost over the tier's",
+            *("1.0" if s.get("usd_per_million_teacher") else NONE, NONE if ratio is None else f"{ratio:.1f}", NONE),
+        )
+    )
+    yield "Cost in batch", _grid(("", *TIERS), cost, _STYLES)
+
+
+def _closing(s: Mapping[str, Any]) -> Iterator[str]:
+    if str(s.get("model_teacher") or "").startswith(("example:", "distill/")):
+        yield f"The teacher ({s['model_teacher']}) is a stand-in for a strong LLM: these figures show the way, not what a real one reaches."
+    if s.get("student_served") is False and s.get("model_student"):
+        yield "The release serves no student: a miss ends in the fallback."
+    if s.get("not_run"):
+        yield f"Not run: {', '.join(s['not_run'])}."
+
+
+def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> Table:
+    made = Table(box=None, header_style="none", pad_edge=False, padding=(0, 2, 0, 0))
+    for number, head in enumerate(heads):
+        made.add_column(head, justify="left" if number == 0 else "right", style=(styles or {}).get(head, ""), no_wrap=True)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def _quality(s: Mapping[str, Any], tier: str, name: str) -> str:
+    value = s.get(f"quality_{tier}_{name}")
+    if value is None:
+        return NONE
+    return f"{value:.3f} [{s[f'quality_low_{tier}_{name}']:.3f}, {s[f'quality_high_{tier}_{name}']:.3f}]"
+
+
+def _percent(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.1f} %"
+
+
+def _count(value: float | None) -> str:
+    return NONE if value is None else f"{int(value):,}"
+
+
+def _rate(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.1f}"
+
+
+def _ms(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.1f}"
+
+
+def _usd(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.2f}"

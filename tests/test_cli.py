@@ -1,0 +1,80 @@
+"""The command line: help that teaches, errors of a few lines with an exit code, the receipt as the last line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headtail.cli import STAGES, main
+
+
+def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "headtail.cli", *arguments], capture_output=True, text=True, timeout=120, env={**os.environ, **(env or {})}
+    )
+
+
+def exits(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as done:
+        main(list(arguments))
+    return int(done.value.code or 0)
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help").returncode == 0
+    shown = run("--help").stdout
+    for name in [*STAGES, "serve", "lookup", "status", "doctor", "rollback", "fields"]:
+        assert name in shown
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "serve"])
+def test_fields_of_every_stage_are_described(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from headtail.cli import _fields, read_config
+
+    rows = _fields(type(read_config(stage, None, None, None)), "")
+    assert all(text for _, _, text in rows), [path for path, _, text in rows if not text]
+
+
+def test_receipt_is_the_last_line_of_stdout(tmp_path: Path) -> None:
+    done = run("world", "--root", str(tmp_path), "--set", "events=200", "--set", "gold=5", "--set", "tracking.enabled=false", "--json")
+    assert done.returncode == 0, done.stderr
+    receipt = json.loads(done.stdout.strip().splitlines()[-1])
+    assert receipt["stage"] == "world"
+    assert receipt["rows"]["events"] == 200
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["plan", "--set", "hed.rows=3"], "unknown field hed"),
+        (["plan", "--config", "none.yaml"], "config file not found"),
+        (["plan", "--root", "{tmp}"], "ingest has not been run"),
+        (["ingest", "--root", "{tmp}", "--set", "log={tmp}/none.csv"], "none.csv"),
+        (["ingest", "--root", "/proc/nowhere", "--set", "log={tmp}"], ""),
+        (["fields", "none"], "no such stage"),
+        (["none"], "No such command"),
+        (["plan", "--sett", "x=1"], "No such option"),
+        (["distill", "--root", "{tmp}", "--set", "base.shape.layers=2", "--set", "base.model="], "noise"),
+    ],
+)
+def test_bad_input_is_said_in_a_few_lines(arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = exits(*[a.replace("{tmp}", str(tmp_path)) for a in arguments])
+    error = capsys.readouterr().err
+    assert code in (1, 2)
+    assert said in error
+    assert "Traceback" not in error
+    assert len(error.splitlines()) < 12
+
+
+def test_version() -> None:
+    assert run("--version").stdout.startswith("headtail 0.")
+
+
+def test_importing_the_package_pulls_in_no_framework() -> None:
+    code = "import sys, headtail.cli; print([m for m in ('ray', 'torch', 'vllm', 'mlflow', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

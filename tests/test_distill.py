@@ -1,0 +1,198 @@
+"""Distillation: batches lose nothing, LoRA merges to the same logits, training on gold is refused, a killed run goes on."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headtail import distill
+from headtail.config import TrackingConfig
+from headtail.distill.base import Base, Shape, keep_layers, make_base
+from headtail.distill.batches import WINDOW, collate, encode, plan_epoch
+from headtail.distill.merge import merge_lora, relative_drift
+from headtail.distill.tokenizer import train_tokenizer
+from headtail.distill.train import learning_rate
+from headtail.errors import ConfigError, InputError, LeakError, TrainingError
+from headtail.examples import world
+from headtail.receipt import Receipt
+from headtail.task import Task
+
+OFF = TrackingConfig(enabled=False)
+TINY = Shape(vocabulary=400, hidden=32, layers=3, heads=2, feed_forward=64, positions=256)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    found = (found for _, found, _ in world.sample(world.Config(seed=5), 300, "train/x"))
+    return train_tokenizer((text for m in found for text in (m.text, json.dumps(world.answers(m)["query_segmentation"]))), 400)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=400), st.integers(1, 8), st.integers(1, 4), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_every_row_once_whatever_divides(lengths: list[int], rows: int, workers: int, seed: int) -> None:
+    steps = plan_epoch(np.array(lengths), rows=rows, workers=workers, seed=seed)
+    assert all(step.shape == (workers, rows) for step in steps)
+    real = np.concatenate([step.ravel() for step in steps])
+    assert sorted(real[real >= 0].tolist()) == list(range(len(lengths)))
+    assert len(steps) == -(-len(lengths) // (rows * workers)) or len(lengths) > rows * workers * WINDOW
+
+
+def test_buckets_waste_little() -> None:
+    lengths = np.random.default_rng(0).integers(40, 120, 20_000)
+    steps = plan_epoch(lengths, rows=16, workers=2, seed=0)
+    padded = sum(lengths[w[w >= 0]].max() * len(w) for step in steps for w in step if (w >= 0).any())
+    assert lengths.sum() / padded > 0.95
+
+
+def test_order_depends_on_seed_alone() -> None:
+    lengths = np.arange(500) % 50 + 1
+    a, b, c = (plan_epoch(lengths, rows=8, workers=2, seed=s) for s in (1, 1, 2))
+    assert all((x == y).all() for x, y in zip(a, b, strict=True))
+    assert any((x != y).any() for x, y in zip(a, c, strict=True))
+
+
+def test_only_the_answer_is_labelled() -> None:
+    batch = collate([np.array([5, 6, 7, 8]), np.array([9, 10])], np.array([2, 1]), np.array([1.0, 0.5]), pad=0)
+    assert batch.labels.tolist() == [[-100, -100, 7, 8], [-100, 10, -100, -100]]
+    assert batch.mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch.real_tokens == 6
+
+
+def golden_table(rows: list[tuple[str, dict[str, Any]]], task: Task) -> pa.Table:
+    from headtail.keys import query_key
+    from headtail.rows import GOLDEN, with_side_inputs
+
+    columns = [[query_key(q) for q, _ in rows], [q for q, _ in rows], [task.dump(a) for _, a in rows], [1.0] * len(rows)]
+    tail = [["head"] * len(rows), ["teacher"] * len(rows), [None] * len(rows), [["blue fox"]] * len(rows)]
+    schema = with_side_inputs(GOLDEN, ["businesses"])
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns + tail, schema, strict=True)], schema=schema)
+
+
+def test_encode_splits_prompt_and_answer(tokenizer: Any, segmentation: Task) -> None:
+    answer = {"segments": [{"text": "pizza", "label": "topic"}]}
+    tokens = encode(segmentation, tokenizer, golden_table([("pizza", answer)], segmentation), 400, set()).to_pylist()[0]
+    prompt, target = tokens["ids"][: tokens["answer_start"]], tokens["ids"][tokens["answer_start"] :]
+    assert tokenizer.decode(prompt).endswith("Businesses viewed: blue fox\nQuery: pizza<|end|><|assistant|>")
+    assert tokenizer.decode(target) == segmentation.target(answer) + "<|end|>"
+
+
+def test_long_and_invalid_rows_are_errors_that_name_the_query(tokenizer: Any, segmentation: Task) -> None:
+    good = golden_table([("pizza place", {"segments": []})], segmentation)
+    with pytest.raises(TrainingError, match="too long") as error:
+        encode(segmentation, tokenizer, good, 10, set())
+    assert "pizza place" in error.value.where
+    bad = good.set_column(2, "answer", pa.array(['{"segments": [1]}']))
+    with pytest.raises(TrainingError, match="not valid"):
+        encode(segmentation, tokenizer, bad, 400, set())
+
+
+@given(st.text(max_size=80))
+@settings(deadline=None)
+def test_tokenizer_writes_any_text(tokenizer: Any, text: str) -> None:
+    text = text.encode("utf-8", "ignore").decode()
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_learning_rate_rises_then_falls() -> None:
+    rates = [learning_rate(s, 100, 1.0, 0.1) for s in range(100)]
+    assert rates[9] == max(rates) == 1.0
+    assert all(a < b for a, b in itertools.pairwise(rates[:10]))
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
+    assert 0.09 < rates[-1] < 0.12
+
+
+def test_merge_equals_adapter_and_a_lost_adapter_is_caught(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    make_base(TINY, tokenizer, 0).save_pretrained(tmp_path / "base")
+    from headtail.distill.base import load_base
+
+    tokenizer.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(load_base(str(tmp_path / "base"))[0], LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:
+                weight.normal_(0, 0.2)
+    adapted.save_pretrained(tmp_path / "adapter")
+    probes = [np.arange(10, 40), np.arange(50, 90)]
+    drift = merge_lora(load_base(str(tmp_path / "base"))[0], tmp_path / "adapter", tmp_path / "merged", probes)
+    assert drift < 0.02
+    from peft.tuners.lora import LoraModel
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", LoraModel.unload)
+    with pytest.raises(TrainingError, match="adapter's logits"):
+        merge_lora(load_base(str(tmp_path / "base"))[0], tmp_path / "adapter", tmp_path / "merged2", probes)
+
+
+def test_relative_drift_is_zero_for_equal_logits() -> None:
+    x = [np.random.default_rng(0).normal(size=(3, 4))]
+    assert relative_drift(x, x) == 0
+
+
+def test_layers_are_taken_evenly(tokenizer: Any) -> None:
+    model = make_base(TINY.model_copy(update={"layers": 6}), tokenizer, 0)
+    first, last = model.model.layers[0], model.model.layers[5]
+    keep_layers(model, 3)
+    assert (model.config.num_hidden_layers, len(model.model.layers)) == (3, 3)
+    assert model.model.layers[0] is first
+    assert model.model.layers[2] is last
+
+
+def test_lora_on_random_weights_is_refused(root: str) -> None:
+    with pytest.raises(ConfigError, match="noise"):
+        distill.run(distill.Config(root=root, base=Base(shape=TINY)))
+
+
+@pytest.fixture
+def rows(root: str) -> Receipt:
+    return world.run(world.Config(root=root, tracking=OFF, events=500, days=2, train=160, gold=40, seed=3))
+
+
+def test_leak_with_gold_is_an_error(root: str, rows: Receipt) -> None:
+    ref = f"{rows.path}:train_query_segmentation"
+    config = distill.Config(root=root, tracking=OFF, sets=(distill.TrainingSet(golden=ref),), gold=(ref,), base=Base(shape=TINY), lora=None)
+    with pytest.raises(LeakError, match="in the gold set"):
+        distill.run(config)
+
+
+def test_empty_golden_set_is_an_error(root: str, rows: Receipt) -> None:
+    from headtail.storage import open_storage, read_table, write_table
+
+    store = open_storage(root)
+    path = rows.output("train_query_segmentation").path
+    write_table(store, path, read_table(store, path).slice(0, 0))
+    with pytest.raises(InputError, match="no golden rows"):
+        distill.run(
+            distill.Config(
+                root=root,
+                tracking=OFF,
+                sets=(distill.TrainingSet(golden=f"{rows.path}:train_query_segmentation"),),
+                gold=(),
+                base=Base(shape=TINY),
+                lora=None,
+            )
+        )
+
+
+@pytest.mark.slow
+def test_from_nothing_then_lora_on_two_workers(root: str, rows: Receipt, cluster: None, tmp_path: Path) -> None:
+    """Real Ray Train, real DeepSpeed ZeRO-2 on gloo, real PEFT: the loss falls, the second run does nothing."""
+    sets = (distill.TrainingSet(golden=f"{rows.path}:train_query_segmentation"),)
+    common = {"root": root, "tracking": OFF, "sets": sets, "gold": (), "log_steps": 5, "batch_rows": 8}
+    made = distill.run(distill.Config(**common, base=Base(shape=TINY), lora=None, epochs=3, checkpoint_steps=10))
+    curve = json.loads((Path(root) / made.output("history").path).read_text())
+    assert curve[-1]["eval_loss"] < curve[0]["eval_loss"] - 0.3
+    assert made.rows["golden"] + made.rows["held_out"] == 160
+    student = distill.run(distill.Config(**common, base=Base(model=made.path, layers=2), epochs=1))
+    assert student.metrics["merge_drift"] < 0.05
+    assert student.metrics["params"] < made.metrics["params"]
+    assert distill.run(distill.Config(**common, base=Base(model=made.path, layers=2), epochs=1)).reused

@@ -1,0 +1,421 @@
+"""Rows in, rows out: no row lost, doubled, mixed or paid twice, whatever breaks. In process, with the null engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from headtail import keys
+from headtail.engines import Completion, ModelConfig
+from headtail.errors import EngineError, InputError, LedgerError
+from headtail.generate import Job, Table, chains, prepare, settle_up, survey
+from headtail.generate.ledger import Ledger, check_sums
+from headtail.generate.prepare import INPUT, input_rows, read_shard, shard_count, shards_of
+from headtail.generate.shard import WINDOWS, Journal, Shard, check_rows
+from headtail.generate.worker import Ask, Worker
+from headtail.outcome import settle
+from headtail.rows import PLANNED, State, with_side_inputs
+from headtail.storage import Storage, open_storage, read_json, read_table, write_table
+from headtail.task import Task
+
+MakeJob = Callable[..., Job]
+
+
+def planned(queries: list[str], **columns: list[object]) -> pa.Table:
+    """A plan's table of `queries`."""
+    rows = [
+        {
+            "query_key": keys.query_key(query),
+            "query": query,
+            "count": len(queries) - i,
+            "rank": i + 1,
+            "stratum": "head",
+            "withheld": False,
+            "businesses": ["Joe's Diner"] if i % 3 == 0 else None,
+            **{name: values[i] for name, values in columns.items()},
+        }
+        for i, query in enumerate(queries)
+    ]
+    return pa.Table.from_pylist(rows, schema=with_side_inputs(PLANNED, ("businesses",)))
+
+
+@pytest.fixture
+def make_job(root: str, segmentation: Task) -> MakeJob:
+    """A job over one or more tables of queries, with the null engine."""
+
+    def make(*tables: pa.Table, **fields: object) -> Job:
+        store = open_storage(root)
+        refs = []
+        for i, table in enumerate(tables):
+            write_table(store, f"plan/x/{i}.parquet", table)
+            refs.append(Table(f"plan/x/{i}.parquet", f"plan/x:{i}"))
+        job = Job(
+            root=root,
+            path="precompute/x",
+            task=segmentation,
+            model=ModelConfig(engine="null", model="null:faults"),
+            digest="null",
+            name="null",
+            source="teacher",
+            tables=tuple(refs),
+            flush_rows=20,
+        )
+        return dataclasses.replace(job, **fields)  # type: ignore[arg-type]
+
+    return make
+
+
+def run_here(job: Job, run: str = "run0") -> tuple[Ledger, Worker]:
+    """`generate` without Ray: one worker in this process."""
+    store = open_storage(job.root)
+    manifest = prepare(job)
+    done, asks = survey(job, store, manifest)
+    worker = Worker(job, manifest, run)
+    made = worker.work(asks)
+    said = {"worker": worker.name, "engine": {}, "start_s": worker.start_s, "restarts": worker.restarts}
+    return settle_up(job, store, manifest, done, made, [said]), worker
+
+
+def rows_of(job: Job, ledger: Ledger) -> pa.Table:
+    store = open_storage(job.root)
+    return pa.concat_tables([read_table(store, shard.answers.path) for shard in ledger.shards])
+
+
+# --- prepare
+
+
+def test_shards_are_those_of_keys_shard_of(segmentation: Task) -> None:
+    table = planned([f"q{i}" for i in range(500)])
+    assert shards_of(table["query_key"], 7).tolist() == [keys.shard_of(key, 7) for key in table["query_key"].to_pylist()]
+    sliced = table.slice(37, 100)
+    assert shards_of(sliced["query_key"], 7).tolist() == [keys.shard_of(key, 7) for key in sliced["query_key"].to_pylist()]
+
+
+@pytest.mark.parametrize("shards", [1, 3, 16])
+def test_every_input_row_is_in_one_shard(make_job: MakeJob, shards: int) -> None:
+    first, second = planned([f"a{i}" for i in range(101)]), planned([f"b{i}" for i in range(53)])
+    job = make_job(first, second, shards=shards)
+    manifest, store = prepare(job), open_storage(job.root)
+    assert manifest.rows == 154
+    seen = [query for shard in range(shards) for query in read_shard(store, manifest, shard).to_pydict().get("query", [])]
+    assert sorted(seen) == sorted([*first["query"].to_pylist(), *second["query"].to_pylist()])
+
+
+def test_a_resumed_job_keeps_its_shards(make_job: MakeJob) -> None:
+    table = planned([f"a{i}" for i in range(101)])
+    assert prepare(make_job(table, shards=3)) == prepare(make_job(table, shards=9))
+
+
+def test_shard_count_bounds() -> None:
+    assert shard_count(1, 1) == 1
+    assert shard_count(2000, 1) == 4
+    assert shard_count(2000, 8) == 8
+    assert shard_count(50_000_000, 64) == 2500
+
+
+def test_a_gold_table_is_withheld_and_a_missing_side_input_is_null(segmentation: Task) -> None:
+    gold = pa.table({"query_key": [keys.query_key("a")], "query": ["a"], "answer": ["{}"], "count": [3], "stratum": ["tail"]})
+    made = input_rows(gold, ("businesses",), "plan:gold").to_pylist()
+    assert made == [{"query_key": keys.query_key("a"), "query": "a", "count": 3, "stratum": "tail", "withheld": True, "businesses": None}]
+    with pytest.raises(InputError, match="query_key"):
+        input_rows(gold.drop_columns(["query_key"]), (), "plan:gold")
+
+
+def test_no_rows_is_an_error_that_says_where(make_job: MakeJob) -> None:
+    with pytest.raises(InputError, match="no rows to answer"):
+        prepare(make_job(planned([])))
+
+
+# --- all rows, each in one state
+
+
+@pytest.mark.parametrize(("rows", "shards", "flush"), [(1, 1, 1), (97, 4, 10), (1000, 7, 33)])
+def test_rows_in_are_rows_out(make_job: MakeJob, rows: int, shards: int, flush: int) -> None:
+    job = make_job(planned([f"query {i}" for i in range(rows)]), shards=shards, flush_rows=flush)
+    ledger, _ = run_here(job)
+    assert (ledger.rows, ledger.states[State.ANSWERED], ledger.duplicates, ledger.computed) == (rows, rows, 0, rows)
+    table = rows_of(job, ledger)
+    assert table.schema.equals(job.schema)
+    assert len(set(table["query_key"].to_pylist())) == rows
+
+
+def test_each_row_has_its_own_answer_also_when_prompts_are_alike(make_job: MakeJob) -> None:
+    """The null engine echoes the prompt's end: an answer given to another row would show."""
+    job = make_job(planned([f"pizza {i}" for i in range(50)]), planned([f"pizza {i}" for i in range(25, 75)]), shards=3)
+    table = rows_of(job, run_here(job)[0])
+    for row in table.to_pylist():
+        assert json.loads(row["answer"])["segments"][0]["text"].endswith(row["query"])
+
+
+def test_duplicates_are_answered_once_and_gold_stays_withheld(make_job: MakeJob) -> None:
+    same = planned(["a", "b", "c"], businesses=[None, None, None])
+    gold = planned(["b", "d"], businesses=[None, None], withheld=[True, True])
+    job = make_job(same, gold)
+    ledger, _ = run_here(job)
+    assert (ledger.rows, ledger.duplicates) == (4, 1)
+    assert {row["query"]: row["withheld"] for row in rows_of(job, ledger).to_pylist()} == {"a": False, "b": True, "c": False, "d": True}
+
+
+def test_the_same_query_with_other_side_inputs_is_another_row(make_job: MakeJob) -> None:
+    job = make_job(planned(["a"], businesses=[["x"]]), planned(["a"], businesses=[["y"]]))
+    assert run_here(job)[0].rows == 2
+
+
+def test_every_kind_of_bad_row_ends_in_its_state(make_job: MakeJob) -> None:
+    words = ["!fail", "!length", "!refuse", "!text", "!invalid", "!flaky", "fine"]
+    job = make_job(planned(words), shards=1)
+    ledger, _ = run_here(job)
+    states = {row["query"]: row["state"] for row in rows_of(job, ledger).to_pylist()}
+    assert states == {
+        "!fail": "failed",
+        "!length": "truncated",
+        "!refuse": "refused",
+        "!text": "invalid",
+        "!invalid": "invalid",
+        "!flaky": "answered",
+        "fine": "answered",
+    }
+    for row in rows_of(job, ledger).to_pylist():
+        assert (row["state"] == "answered") == (row["answer"] is not None) == (row["reason"] == "")
+    assert ledger.reasons == {"told to fail": 1}
+
+
+def test_a_prompt_template_that_raises_fails_its_row_alone(make_job: MakeJob, segmentation: Task) -> None:
+    picky = dataclasses.replace(
+        segmentation, template="{% block user %}{{ query }}{% if query == 'bad' %}{{ 1 // 0 }}{% endif %}{% endblock %}"
+    )
+    job = make_job(planned(["good", "bad", "better"]), task=picky)
+    ledger, _ = run_here(job)
+    assert (ledger.states[State.ANSWERED], ledger.states[State.FAILED]) == (2, 1)
+    assert "ZeroDivisionError" in next(iter(ledger.reasons))
+
+
+# --- resume
+
+
+def test_a_second_run_starts_no_engine_and_changes_no_row(make_job: MakeJob) -> None:
+    job = make_job(planned([f"q{i}" for i in range(100)]), shards=4)
+    first, _ = run_here(job)
+    second, worker = run_here(job, "run1")
+    assert worker.engine is None
+    assert (second.computed, second.rows) == (0, 100)
+    assert [shard.answers for shard in second.shards] == [shard.answers for shard in first.shards]
+
+
+class _Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+def interrupted(job: Job, after: int, run: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run until the engine has answered `after` rows, then die without a word. Returns rows answered."""
+    from headtail.engines.null import NullEngine
+
+    answered = 0
+    plain = NullEngine._answer
+
+    def counted(self: NullEngine, row: int, text: str) -> Completion:
+        nonlocal answered
+        if answered == after:
+            raise _Killed
+        answered += 1
+        return plain(self, row, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NullEngine, "_answer", counted)
+        try:
+            run_here(job, run)
+        except _Killed:
+            pass
+    return answered
+
+
+def test_killed_anywhere_a_rerun_repeats_at_most_a_flush_per_open_shard(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DESIGN 1, in process: many kills at random places; rows are counted where they are processed, not where they are written."""
+    job = make_job(planned([f"q{i}" for i in range(300)]), shards=3, flush_rows=10)
+    rng, processed, kills = random.Random(5), 0, 0
+    while True:
+        answered = interrupted(job, rng.randint(1, 60), f"run{kills}", monkeypatch)
+        processed += answered
+        if survey(job, open_storage(job.root), prepare(job))[1] == []:
+            break
+        kills += 1
+    ledger, _ = run_here(job, "last")
+    assert (ledger.rows, ledger.states[State.ANSWERED], ledger.computed) == (300, 300, 0)
+    assert kills >= 5
+    assert processed - 300 <= kills * job.flush_rows
+
+
+def test_failed_rows_are_asked_again_on_a_rerun_and_finished_ones_are_not(make_job: MakeJob) -> None:
+    """DESIGN 3."""
+    job = make_job(planned(["!fail", *(f"q{i}" for i in range(40))]), shards=2)
+    first, _ = run_here(job)
+    assert first.states[State.FAILED] == 1
+    healed = dataclasses.replace(job, model=ModelConfig(engine="null", model="null"))
+    second, _ = run_here(dataclasses.replace(healed, digest="null"), "run1")
+    assert (second.states[State.FAILED], second.states[State.ANSWERED]) == (0, 41)
+    assert second.computed == 1
+    kept = {shard.shard: shard.answers for shard in first.shards if not shard.failed}
+    assert all(kept.get(shard.shard, shard.answers) == shard.answers for shard in second.shards)
+
+
+def test_transient_errors_stop_at_the_limit(make_job: MakeJob) -> None:
+    job = make_job(planned(["!flaky one", "fine"]), attempts=2)
+    ledger, _ = run_here(job)
+    assert ledger.states[State.FAILED] == 1
+
+
+def test_a_damaged_segment_is_made_again_and_said(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(planned([f"q{i}" for i in range(100)]), shards=1, flush_rows=10)
+    interrupted(job, 55, "run0", monkeypatch)
+    store = open_storage(job.root)
+    journal = Journal.model_validate(read_json(store, job.journal_path(0)))
+    assert len(journal.segments) == 5
+    Path(store.full(journal.segments[1].path)).write_bytes(b"not parquet")
+    ledger, _ = run_here(job, "run1")
+    assert (ledger.rows, ledger.computed, ledger.shards[0].damaged) == (100, 60, 10)
+
+
+def test_what_changes_an_answer_changes_every_key(make_job: MakeJob, segmentation: Task, intent: Task) -> None:
+    """DESIGN 2. The folder is named by the stage's fingerprint; the rows' own keys differ too."""
+    base = make_job(planned(["a"]))
+    others = {
+        "weights": dataclasses.replace(base, digest="other"),
+        "precision": dataclasses.replace(base, model=base.model.model_copy(update={"dtype": "float32"})),
+        "quantization": dataclasses.replace(base, model=base.model.model_copy(update={"quantization": "fp8"})),
+        "engine": dataclasses.replace(base, model=base.model.model_copy(update={"engine": "vllm"})),
+        "endpoint": dataclasses.replace(base, model=base.model.model_copy(update={"base_url": "http://x/v1"})),
+        "schema": dataclasses.replace(base, task=dataclasses.replace(segmentation, schema={**segmentation.schema, "minProperties": 1})),
+        "task": dataclasses.replace(base, task=intent),
+    }
+    marks = {name: job.settings for name, job in others.items()}
+    assert base.settings not in marks.values()
+    assert len(set(marks.values())) == len(marks)
+    same = base.model.model_copy(update={"max_num_seqs": 3, "cpus": 2.0, "usd_per_hour": 9.0})
+    assert dataclasses.replace(base, model=same).settings == base.settings
+    prompt = dataclasses.replace(segmentation, template=segmentation.template.replace("Split", "Cut"))
+    made = [keys.answer_key(task.messages("a"), base.settings) for task in (segmentation, prompt)]
+    assert made[0] != made[1]
+
+
+# --- rows and engines that break
+
+
+def test_a_row_that_breaks_the_engine_ends_as_failed_and_the_others_are_answered(make_job: MakeJob) -> None:
+    """DESIGN 5: found by asking fewer and fewer rows at a time, at the cost of some restarts."""
+    job = make_job(planned([*(f"q{i}" for i in range(90)), "!raise", *(f"r{i}" for i in range(90))]), shards=2, flush_rows=1000)
+    ledger, worker = run_here(job)
+    assert (ledger.states[State.ANSWERED], ledger.states[State.FAILED]) == (180, 1)
+    assert worker.restarts == len(WINDOWS)
+    assert "the engine died on this row" in next(iter(ledger.reasons))
+
+
+def test_two_rows_that_break_the_engine(make_job: MakeJob) -> None:
+    job = make_job(planned(["!raise 1", *(f"q{i}" for i in range(20)), "!raise 2"]), shards=1)
+    ledger, _ = run_here(job)
+    assert (ledger.states[State.ANSWERED], ledger.states[State.FAILED]) == (20, 2)
+
+
+def test_an_engine_that_breaks_on_everything_ends_the_job(make_job: MakeJob) -> None:
+    job = make_job(planned([f"!raise {i}" for i in range(30)]), shards=1)
+    with pytest.raises(EngineError, match="killed the engine"):
+        run_here(job)
+
+
+# --- publishing and the ledger
+
+
+def test_a_publish_retried_after_its_commit_changes_nothing(make_job: MakeJob) -> None:
+    job = make_job(planned([f"q{i}" for i in range(30)]), shards=1)
+    store, manifest = open_storage(job.root), prepare(job)
+    first, late = (Shard(job, store, manifest, 0, 0, run) for run in ("one", "two"))
+    made = []
+    for shard in (first, late):  # two workers that do not know of one another
+        shard.begin()
+        for row in list(shard.todo):
+            text = json.dumps({"segments": [{"text": str(id(shard)), "label": "topic"}]})
+            completion = Completion(row, text, "stop")
+            shard.settle(row, settle(job.task, completion), completion)
+        made.append(shard.publish())
+    assert made[0] == made[1]
+    assert settle_up(job, store, manifest, [], [made[0]], []).rows == 30
+    assert Worker(job, manifest, "three").work([Ask(0, 0)]) == [made[0]]
+
+
+def test_check_rows_names_what_is_wrong(make_job: MakeJob) -> None:
+    job = make_job(planned(["a", "b"]), shards=1)
+    ledger, _ = run_here(job)
+    table = rows_of(job, ledger)
+    pairs = list(zip(table["query_key"].to_pylist(), table["answer_key"].to_pylist(), strict=True))
+    check_rows(table, pairs, "here")
+    with pytest.raises(LedgerError, match="1 missing"):
+        check_rows(table.slice(0, 1), pairs, "here")
+    with pytest.raises(LedgerError, match="1 twice"):
+        check_rows(pa.concat_tables([table, table.slice(0, 1)]), pairs, "here")
+    with pytest.raises(LedgerError, match="1 not asked for"):
+        check_rows(table, pairs[:1], "here")
+    odd = table.set_column(table.column_names.index("state"), "state", pa.array(["answered", "lost"]))
+    with pytest.raises(LedgerError, match="unknown state lost"):
+        check_rows(odd, pairs, "here")
+
+
+def test_sums_that_do_not_agree_name_the_shard(make_job: MakeJob) -> None:
+    job = make_job(planned([f"q{i}" for i in range(100)]), shards=4)
+    ledger, _ = run_here(job)
+    manifest = prepare(job)
+    check_sums(ledger.shards, manifest, "here")
+    with pytest.raises(LedgerError, match="shard 2 is missing"):
+        check_sums([shard for shard in ledger.shards if shard.shard != 2], manifest, "here")
+    short = ledger.shards[1].model_copy(update={"states": {"answered": 1}})
+    with pytest.raises(LedgerError, match="shard 1: "):
+        check_sums([ledger.shards[0], short, *ledger.shards[2:]], manifest, "here")
+    with pytest.raises(LedgerError, match="shard 3 is there 2 times"):
+        check_sums([*ledger.shards, ledger.shards[3]], manifest, "here")
+
+
+def test_a_published_file_that_was_cut_is_found(make_job: MakeJob) -> None:
+    job = make_job(planned([f"q{i}" for i in range(20)]), shards=1)
+    ledger, _ = run_here(job)
+    path = Path(open_storage(job.root).full(ledger.shards[0].answers.path))
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(LedgerError, match="has .* bytes, not"):
+        run_here(job)
+
+
+def test_input_columns_survive(make_job: MakeJob) -> None:
+    table = planned(["a", "b"], stratum=["torso", "tail"], withheld=[True, False])
+    job = make_job(table)
+    found = {row["query"]: row for row in rows_of(job, run_here(job)[0]).to_pylist()}
+    for row in table.to_pylist():
+        for name in (*INPUT.names, "businesses"):
+            assert found[row["query"]][name] == row[name]
+
+
+@pytest.mark.parametrize(("shards", "workers", "tasks"), [(1, 1, 1), (4, 1, 1), (5, 2, 2), (16, 1, 4), (2500, 16, 157)])
+def test_chains(shards: int, workers: int, tasks: int) -> None:
+    assert chains(shards, workers) == tasks
+
+
+# --- the same on S3
+
+
+def test_on_s3(s3_root: str, segmentation: Task, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """moto stands in for S3: conditional put, segments, a kill and a resume."""
+    store = open_storage(s3_root)
+    write_table(store, "plan/x/0.parquet", planned([f"q{i}" for i in range(60)]))
+    job = dataclasses.replace(make_job(), root=s3_root, tables=(Table("plan/x/0.parquet", "plan/x:0"),), shards=2, flush_rows=10)
+    interrupted(job, 25, "run0", monkeypatch)
+    ledger, _ = run_here(job, "run1")
+    assert (ledger.rows, ledger.states[State.ANSWERED]) == (60, 60)
+    assert ledger.computed <= 60 - 10

@@ -1,0 +1,205 @@
+"""jobs/: every shipped config is valid, every job says how it is submitted, and one really is: to a real cluster, with a token."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from conftest import free_port
+from headtail import cli
+from headtail.receipt import load_receipt
+from headtail.storage import open_storage, read_table
+
+REPO = Path(__file__).parent.parent
+JOBS = sorted((REPO / "jobs").glob("*.py"))
+CONFIGS = sorted((REPO / "jobs" / "configs").glob("*.yaml"))
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [path.stem for path in paths]
+
+
+def stage_of(job: Path) -> str:
+    found = re.search(r'job\("(\w+)"\)', job.read_text(encoding="utf-8"))
+    assert found, f"{job.name} does not call job()"
+    return found[1]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=names(CONFIGS))
+def test_shipped_config_is_valid(path: Path) -> None:
+    stage = stage_of(REPO / "jobs" / f"{path.stem.split('.')[0]}.py")
+    config = cli.read_config(stage, path, None, None)
+    assert config.root == ("build/quickstart" if ".laptop" in path.name else "s3://your-bucket/headtail")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=names(CONFIGS))
+def test_every_field_of_a_shipped_config_is_explained(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ")
+    assert "headtail fields" in text
+    bare = [line for line in text.splitlines() if re.match(r"\s*-? ?[\w.]+: *[^\s#{]", line) and "#" not in line and "{" not in line]
+    assert not bare
+    assert len(yaml.safe_load(text)) > 1
+
+
+@pytest.mark.parametrize("path", JOBS, ids=names(JOBS))
+def test_every_job_says_how_it_is_submitted(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert re.fullmatch(r"[a-z]+_[a-z]+", path.stem), "a job is verb_noun.py"
+    for size in ("laptop", "cluster"):
+        assert f"jobs/configs/{path.stem}.{size}.yaml" in text
+        assert (REPO / "jobs" / "configs" / f"{path.stem}.{size}.yaml").is_file()
+    assert "ray job submit --runtime-env jobs/runtime_env.yaml" in text
+    assert f"python jobs/{path.stem}.py" in text
+    assert stage_of(path) in {*cli.STAGES, "serve"}
+
+
+@pytest.mark.parametrize("path", JOBS, ids=names(JOBS))
+def test_a_job_refuses_an_unknown_field_and_says_which(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([stage_of(path), "--set", "wrokers=2"])
+    assert left.value.code == 2
+    assert "wrokers" in capsys.readouterr().err
+
+
+class Cluster(NamedTuple):
+    """A running head: its dashboard's address, and an environment that holds its token."""
+
+    address: str
+    env: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Cluster]:
+    """`ray start --head` with a token, on ports of its own; ended by its own process id."""
+    folder = Path(tempfile.mkdtemp(prefix="ht-", dir="/tmp"))  # short: sockets have 107 characters for their path
+    token = folder / "token"
+    token.write_text("a" * 32, encoding="utf-8")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_DISABLE_IMPORT_WARNING": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    env.pop("PYTHONPATH", None)  # the code must come with the job
+    ports = {name: free_port() for name in PORTS}
+    flags = [f"--{name}={port}" for name, port in ports.items()]
+    command = ["ray", "start", "--head", "--block", "--num-cpus=4", "--object-store-memory=200000000", "--include-dashboard=true", *flags]
+    log = (folder / "ray.log").open("wb")
+    process = subprocess.Popen([*command, f"--temp-dir={folder}/ray"], env=env, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    cluster = Cluster(f"http://127.0.0.1:{ports['dashboard-port']}", env)
+    try:
+        _wait_until_up(cluster, process, folder / "ray.log")
+        yield cluster
+    finally:
+        _end(process)
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+PORTS = (
+    "port",
+    "dashboard-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "metrics-export-port",
+    "ray-client-server-port",
+)
+
+
+def _wait_until_up(cluster: Cluster, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            pytest.fail(f"ray start ended with {process.returncode}:\n{log.read_text(encoding='utf-8')[-3000:]}")
+        listed = ray(cluster, "job", "list", "--address", cluster.address)
+        if listed.returncode == 0:
+            return
+        time.sleep(1)
+    pytest.fail(f"the dashboard did not come up in 90 s:\n{log.read_text(encoding='utf-8')[-3000:]}\n{listed.stderr[-2000:]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """`ray start --block` ends its own processes on SIGTERM; what is left of its process group goes after 20 s."""
+    process.terminate()
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=10)
+
+
+def ray(cluster: Cluster, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "ray"), *arguments]
+    return subprocess.run(command, env={**cluster.env, **env}, cwd=REPO, capture_output=True, text=True, timeout=240)
+
+
+def submit(cluster: Cluster, job: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """The command line that the job's header gives, with the laptop's config."""
+    entry = ["python", f"jobs/{job}.py", "--config", f"jobs/configs/{job}.laptop.yaml", *flags]
+    return ray(cluster, "job", "submit", "--address", cluster.address, "--runtime-env", "jobs/runtime_env.yaml", "--", *entry, **env)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("log") / "queries.csv"
+    rows = [f"query {rank}" for rank in range(1, 60) for _ in range(60 // rank)]
+    path.write_text("query\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+def last_json(text: str) -> dict[str, Any]:
+    line = next(line for line in reversed(text.splitlines()) if line.startswith("{"))
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+@pytest.mark.slow
+def test_jobs_run_under_ray_job_submit_with_a_token(head: Cluster, log: Path, tmp_path: Path) -> None:
+    """ingest, plan, then precompute on a Ray worker: the code travels with the job, the outputs land in the store."""
+    root = str(tmp_path / "store")
+    common = ["--root", root, "--set", "tracking.enabled=false", "--json"]
+    store = open_storage(root)
+
+    done = submit(head, "ingest_log", "--set", f"log={log}", *common)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert load_receipt(store, "ingest").rows["queries"] > 0
+
+    done = submit(head, "plan_head", "--set", "log=latest", *common)
+    assert done.returncode == 0, done.stdout + done.stderr
+    planned = load_receipt(store, "plan")
+    assert last_json(done.stdout)["fingerprint"] == planned.fingerprint
+    assert read_table(store, planned.output("head").path).num_rows == planned.rows["head"] > 0
+
+    engine = ["--set", "model.engine=null", "--set", "max_failed_share=1"]
+    done = submit(head, "precompute_answers", "--set", "inputs=['plan:head']", *engine, *common)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert load_receipt(store, "precompute").rows["in"] == planned.rows["head"]
+
+
+@pytest.mark.slow
+def test_a_failed_job_fails_its_submission(head: Cluster, tmp_path: Path) -> None:
+    done = submit(head, "plan_head", "--root", str(tmp_path / "empty"), "--set", "tracking.enabled=false")
+    assert done.returncode == 1
+    assert "ingest has not been run in this store" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token", ["b" * 32, ""], ids=["wrong", "none"])
+def test_without_the_token_nothing_runs(head: Cluster, tmp_path: Path, token: str) -> None:
+    root = tmp_path / "store"
+    mode = "token" if token else "disabled"
+    done = submit(head, "plan_head", "--root", str(root), RAY_AUTH_TOKEN=token, RAY_AUTH_MODE=mode, RAY_AUTH_TOKEN_PATH="")
+    assert done.returncode != 0
+    assert re.search(r"authenticat|unauthori[sz]ed|40[13]", done.stdout + done.stderr, re.IGNORECASE)
+    assert not root.exists()

@@ -1,0 +1,164 @@
+"""The shape of the repository: what a reader relies on without being told, and what would break without a test failing."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+REPO = Path(__file__).parent.parent
+PACKAGE = REPO / "platform" / "headtail"
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))
+HEAVY = ("ray", "torch", "vllm", "mlflow", "transformers", "deepspeed", "peft", "matplotlib", "boto3")
+BREAKERS = {"torchvision", "torchaudio", "torchcodec"}
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def lock(name: str) -> dict[str, str]:
+    lines = (REPO / "requirements" / name).read_text(encoding="utf-8").splitlines()
+    return dict(line.split()[0].split("==", 1) for line in lines if line and not line.startswith("#"))  # type: ignore[misc]
+
+
+def test_the_source_root_is_no_package() -> None:
+    assert not (REPO / "platform" / "__init__.py").exists(), "it would shadow the standard library's `platform`"
+    assert [path.name for path in (REPO / "platform").iterdir() if not path.name.startswith((".", "__"))] == ["headtail"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=map(dotted, MODULES))
+def test_every_module_says_what_it_does_and_stays_small(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), f"{dotted(path)} has no header"
+    assert path.name != "utils.py"
+    assert text.count("\n") <= 400, f"{dotted(path)} has {text.count(chr(10))} lines: is it one concept?"
+    long = [
+        f"{node.name} ({(node.end_lineno or 0) - node.lineno + 1} lines)"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (node.end_lineno or 0) - node.lineno >= 70
+    ]
+    assert not long, f"{dotted(path)}: {', '.join(long)}"
+
+
+def test_every_module_has_a_test_of_its_name() -> None:
+    tested = {path.stem.removeprefix("test_") for path in (REPO / "tests").rglob("test_*.py")}
+    top = {path.stem for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"examples"}
+    assert not sorted((top | folders) - tested)
+
+
+LOOK = "import sys, importlib; importlib.import_module(sys.argv[1]); print(*(n for n in sys.argv[2].split(',') if n in sys.modules))"
+
+
+def test_importing_the_package_pulls_in_no_framework() -> None:
+    """One process for all: whichever stage drags a framework in, it is there at the end, and then we look which."""
+    names = [dotted(path) for path in PACKAGE.glob("*.py")] + [dotted(path) for path in PACKAGE.glob("*/__init__.py")]
+    every = f"import sys, importlib; [importlib.import_module(n) for n in {names!r}]; print(*(n for n in {HEAVY!r} if n in sys.modules))"
+    found = subprocess.run([sys.executable, "-c", every], capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stderr
+    if found.stdout.split():
+        guilty = {name: _drags(name) for name in names}
+        pytest.fail(f"frameworks at import: { {name: what for name, what in guilty.items() if what} }")
+
+
+def _drags(name: str) -> list[str]:
+    return subprocess.run([sys.executable, "-c", LOOK, name, ",".join(HEAVY)], capture_output=True, text=True, timeout=60).stdout.split()
+
+
+def test_no_job_hides_an_importable_module() -> None:
+    """A job's folder is first on sys.path: jobs/evaluate.py would shadow the package `evaluate`."""
+    hidden = [path.stem for path in (REPO / "jobs").glob("*.py") if importlib.util.find_spec(path.stem) is not None]
+    assert not hidden
+    assert all(path.read_text(encoding="utf-8").count("\n") < 40 for path in (REPO / "jobs").glob("*.py"))
+
+
+def test_the_cpu_lock_is_whole() -> None:
+    """Every direct requirement is locked within its range, every line has its digest, and no line says where a file came from."""
+    locked = lock("cpu.lock")
+    extras = PROJECT["project"]["optional-dependencies"]
+    torch = Requirement((REPO / "requirements" / "torch.txt").read_text(encoding="utf-8").splitlines()[-1])
+    for text in [*PROJECT["project"]["dependencies"], *extras["cpu"], *extras["dev"]]:
+        wanted = Requirement(text)
+        version = next(iter(torch.specifier)).version if wanted.name == "torch" else locked.get(canonical(wanted.name))
+        assert version, f"{wanted.name} is not in cpu.lock"
+        assert wanted.specifier.contains(version), f"{text} against {version}"
+    assert not (BREAKERS | {"torch"}) & locked.keys(), "they break `import transformers` beside a CPU torch"
+
+
+def test_the_gpu_lock_is_whole() -> None:
+    locked, extras = lock("gpu.lock"), PROJECT["project"]["optional-dependencies"]
+    for text in [*PROJECT["project"]["dependencies"], *extras["gpu"]]:
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(locked[canonical(wanted.name)]), text
+
+
+@pytest.mark.parametrize("name", ["cpu.lock", "gpu.lock"])
+def test_lines_of_a_lock_are_pinned_and_hashed(name: str) -> None:
+    for line in (REPO / "requirements" / name).read_text(encoding="utf-8").splitlines():
+        assert line.startswith("#") or re.fullmatch(r"[a-z0-9-]+==[\w.+!]+ --hash=sha256:[0-9a-f]{64}", line), line
+
+
+def test_a_lock_is_made_from_a_report() -> None:
+    sys.path.insert(0, str(REPO / "requirements"))
+    try:
+        import lock as maker
+    finally:
+        sys.path.pop(0)
+    item = {
+        "metadata": {"name": "A_b", "version": "1"},
+        "download_info": {"url": "https://x/y.whl", "archive_info": {"hashes": {"sha256": "0" * 64}}},
+    }
+    own = {"metadata": {"name": "headtail", "version": "1"}, "download_info": {"url": "file:///x", "dir_info": {}}}
+    about = {"platform_python_implementation": "CPython", "python_version": "3.11", "sys_platform": "linux", "platform_machine": "x86_64"}
+    text = maker.lock({"install": [item, own], "environment": about})
+    assert text.splitlines()[-1] == f"a-b==1 --hash=sha256:{'0' * 64}"
+    assert "https" not in text
+    assert "a-b==" not in maker.lock({"install": [item], "environment": about}, without=["A.B"])
+    bare = {"metadata": {"name": "c", "version": "1"}, "download_info": {"url": "https://x/c.whl"}}
+    with pytest.raises(SystemExit, match="c==1 has no SHA-256"):
+        maker.lock({"install": [bare], "environment": about})
+
+
+def test_make_help_lists_what_the_readme_promises() -> None:
+    shown = subprocess.run(["make", "help"], cwd=REPO, capture_output=True, text=True, timeout=20).stdout
+    for target in ("install", "quickstart", "ui", "serve", "test", "test-fast", "check", "format", "clean"):
+        assert re.search(rf"^  make {target} +\w", shown, re.MULTILINE), f"make help does not list {target}"
+
+
+def test_make_passes_the_users_files_to_the_loop() -> None:
+    flags = ["LOG=my log.csv", "TASK=tasks/mine", "GOLD=gold.csv", "TEACHER=org/model", "VENV=/nonexistent", "-o", "install"]
+    command = subprocess.run(["make", "-n", "quickstart", *flags], cwd=REPO, capture_output=True, text=True, timeout=20).stdout
+    for flag in ("--set 'log=my log.csv'", "--set 'task=tasks/mine'", "--set 'gold=gold.csv'", "--set 'teacher.model=org/model'"):
+        assert flag in command
+
+
+def test_links_between_pages_hold() -> None:
+    pages = [REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "CHANGELOG.md", *sorted((REPO / "docs").rglob("*.md"))]
+    broken = [
+        f"{page.relative_to(REPO)} -> {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        if not re.match(r"[a-z]+:", target) and not (page.parent / target).exists()
+    ]
+    assert not broken
+
+
+def test_every_docs_page_is_in_the_index() -> None:
+    index = (REPO / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = [path.relative_to(REPO / "docs") for path in (REPO / "docs").rglob("*.md") if path.name != "README.md"]
+    assert not [str(page) for page in pages if str(page) not in index]

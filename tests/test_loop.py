@@ -1,0 +1,136 @@
+"""The whole way, once round, on real engines in small: every station leaves its receipt and the thread holds."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from conftest import SMALL_LOOP
+from headtail import loop, release
+from headtail.cache import open_generation
+from headtail.config import TrackingConfig, load
+from headtail.errors import ConfigError
+from headtail.receipt import Receipt, load_receipt
+from headtail.rows import State
+from headtail.storage import open_storage, read_json
+
+STATIONS = {
+    "ingest",
+    "plan",
+    "precompute_teacher",
+    "publish_head",
+    "evaluate_teacher",
+    "curate",
+    "distill",
+    "precompute_student",
+    "evaluate",
+    "publish",
+    "replay",
+    "report",
+}
+
+
+def quality(low: float, high: float) -> Receipt:
+    metrics = {"low/student/all": low, "high/fallback/all": high}
+    return Receipt(stage="evaluate", fingerprint="0", path="evaluate/0", started="", seconds=0, metrics=metrics)
+
+
+def test_gate_passes_only_above_the_fallback() -> None:
+    assert loop.beats_fallback(quality(0.5, 0.4), "all")
+    assert not loop.beats_fallback(quality(0.4, 0.4), "all")
+    with pytest.raises(ConfigError, match="gate"):
+        loop.beats_fallback(quality(0.5, 0.4), "torso")
+
+
+def test_own_log_without_gold_or_teacher_is_refused(root: str, tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("query\npizza\n")
+    with pytest.raises(ConfigError, match="no gold"):
+        loop.run(loop.Config(root=root, log=str(log), tracking=TrackingConfig(enabled=False)))
+
+
+def test_a_task_the_world_does_not_know_is_refused(root: str) -> None:
+    task = Path(loop.__file__).parent / "examples" / "pretraining" / "query_correction"
+    with pytest.raises(ConfigError, match="no answers for this task"):
+        loop.run(
+            load(
+                loop.Config,
+                None,
+                [
+                    f"root={root}",
+                    f"task={task}",
+                    "world.events=100",
+                    "world.gold=5",
+                    "tracking.enabled=false",
+                    "teacher.model=example:teacher",
+                ],
+            )
+        )
+
+
+@pytest.mark.slow
+def test_every_station_is_there_and_rows_add_up(finished_loop: str) -> None:
+    summary = read_json(open_storage(finished_loop), "summary.json")
+    assert set(summary["paths"]["receipts"]) >= STATIONS
+    store = open_storage(finished_loop)
+    for name in ("precompute_teacher", "precompute_student"):
+        rows = load_receipt(store, "precompute", summary["paths"]["receipts"][name]).rows
+        assert rows["in"] == sum(rows[state] for state in State)
+        assert rows["answered"] > 0.9 * rows["in"]
+
+
+@pytest.mark.slow
+def test_second_run_reuses_everything_and_is_quick(finished_loop: str, cluster: None) -> None:
+    before = release.current(open_storage(finished_loop))
+    started = time.monotonic()
+    first = read_json(open_storage(finished_loop), "summary.json")
+    loop.run(load(loop.Config, None, [*SMALL_LOOP, f"root={finished_loop}"]))
+    again = read_json(open_storage(finished_loop), "summary.json")
+    assert again["stations_reused"] == again["stations"]
+    assert time.monotonic() - started < 60
+    assert release.current(open_storage(finished_loop)) == before
+    same = {key: value for key, value in first.items() if isinstance(value, float) and not key.startswith(("loop_", "stations"))}
+    assert {key: again[key] for key in same} == same
+
+
+@pytest.mark.slow
+def test_a_served_answer_can_be_walked_back_to_the_log(finished_loop: str) -> None:
+    store = open_storage(finished_loop)
+    summary = read_json(store, "summary.json")
+    now = release.current(store)
+    generation = open_generation(store, now.generation)
+    query = generation.examples(1)[0]
+    found = generation.lookup(query)
+    assert found is not None
+    published = load_receipt(store, "publish", summary["paths"]["receipts"]["publish"])
+    teacher = load_receipt(store, "precompute", next(path for path in published.inputs.values() if path.startswith("precompute/")))
+    assert teacher.facts["model"]["digest"]
+    planned = load_receipt(store, "plan", next(path for path in teacher.inputs.values() if path.startswith("plan/")).split(":")[0])
+    ingested = load_receipt(store, "ingest", next(path for path in planned.inputs.values() if path.startswith("ingest/")).split(":")[0])
+    assert query in ingested.table(store, "queries", ["query"])["query"].to_pylist()
+
+
+@pytest.mark.slow
+def test_mlflow_shows_the_release_within_a_minute(finished_loop: str) -> None:
+    client = MlflowClient(f"sqlite:///{finished_loop}/mlflow.db")
+    experiment = client.get_experiment_by_name("headtail")
+    runs = client.search_runs([experiment.experiment_id])
+    parent = next(run for run in runs if run.data.tags["headtail.stage"] == "loop" and run.info.status == "FINISHED")
+    children = {run.data.tags["headtail.stage"] for run in runs if run.data.tags.get("mlflow.parentRunId")}
+    assert children >= {"ingest", "plan", "precompute", "publish", "evaluate", "curate", "distill", "report"}
+    assert "report.html" in {a.path for a in client.list_artifacts(parent.info.run_id)}
+    assert [prompt.name for prompt in client.search_prompts()] == ["headtail-query_segmentation"]
+    models = client.search_registered_models()
+    assert [model.name for model in models] == ["headtail-query_segmentation-student"]
+    assert models[0].aliases
+
+
+@pytest.mark.slow
+def test_summary_is_plain_json(finished_loop: str) -> None:
+    summary = json.loads(Path(finished_loop, "summary.json").read_text())
+    assert Path(summary["paths"]["report"]).is_file()
+    assert summary["paths"]["tracking"].startswith("sqlite:///")

@@ -1,0 +1,120 @@
+"""A model is found and pinned, or refused with what to do."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from headtail.engines import ModelConfig
+from headtail.errors import ConfigError, InputError, StorageError
+from headtail.models import find, resolve, weights_digest
+from headtail.receipt import Receipt
+from headtail.storage import Storage, open_storage, put, write_json
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "small-model"
+    made.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "merges.txt", "README.md"):
+        (made / name).write_text(name)
+    return made
+
+
+def published(store: Storage, folder: Path) -> Receipt:
+    """A distill receipt whose outputs are the files of `folder`."""
+    digest = weights_digest(folder)
+    outputs = {}
+    for file in sorted(folder.iterdir()):
+        copy = folder.parent / file.name
+        shutil.copy(file, copy)
+        outputs[f"model/{file.name}"] = put(store, copy, f"distill/abc/model/{file.name}")
+    receipt = Receipt(
+        stage="distill", fingerprint="abc" * 10, path="distill/abc", started="", seconds=0, outputs=outputs, facts={"digest": digest}
+    )
+    write_json(store, "distill/abc/receipt.json", receipt.model_dump(mode="json"))
+    return receipt
+
+
+def test_the_shipped_teacher(store: Storage, teacher_path: Path) -> None:
+    found = resolve("example:teacher", "", store)
+    assert (found.path, found.name) == (str(teacher_path), "example:teacher")
+    assert len(found.digest) == 64
+
+
+def test_a_folder_is_pinned_by_what_changes_answers(store: Storage, folder: Path) -> None:
+    before = resolve(str(folder), "", store)
+    assert (before.path, before.name) == (str(folder), "small-model")
+    (folder / "README.md").write_text("another word")
+    (folder / ".cache").write_text("x")
+    assert resolve(str(folder), "", store).digest == before.digest
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "merges.txt"):
+        (folder / name).write_text("changed")
+        after = resolve(str(folder), "", store).digest
+        assert after != before.digest
+        (folder / name).write_text(name)
+
+
+@pytest.mark.parametrize("where", ["store", "s3"])
+def test_a_student_is_fetched_and_checked(where: str, request: pytest.FixtureRequest, folder: Path) -> None:
+    store = open_storage(request.getfixturevalue("root" if where == "store" else "s3_root"))
+    receipt = published(store, folder)
+    found = resolve("distill/abc", "", store)
+    assert found.digest == weights_digest(folder)
+    assert {file.name for file in Path(found.path).iterdir()} == {file.name for file in folder.iterdir()}
+    assert resolve("distill/abc", "", store, fetch=False).path == "distill/abc"
+    store.replace(receipt.outputs["model/config.json"].path, b"something else")
+    cached = Path(found.path) / "config.json"
+    cached.unlink(missing_ok=where == "s3") if where == "s3" else None
+    with pytest.raises(StorageError, match="not the one that was published"):
+        resolve("distill/abc", "", store)
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "says"),
+    [
+        ("example:nothing", "", "no such shipped model"),
+        ("/no/such/folder", "", "model not found"),
+        ("./nothing", "", "model not found"),
+        ("nothing", "", "model not found"),
+        ("a/b/c", "", "model not found"),
+        ("org/model", "", "needs its revision"),
+    ],
+)
+def test_what_cannot_be_pinned_is_refused(store: Storage, model: str, revision: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as error:
+        resolve(model, revision, store)
+    assert error.value.fix
+
+
+def test_a_folder_without_config_is_refused(store: Storage, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        resolve(str(tmp_path), "", store)
+
+
+def test_a_student_that_was_never_made(store: Storage) -> None:
+    with pytest.raises(InputError, match="no finished distill"):
+        resolve("distill/ffff", "", store)
+
+
+def test_hub_ids_carry_their_revision(store: Storage) -> None:
+    one, two = (resolve("org/model", revision, store) for revision in ("abc", "abd"))
+    assert one.path == two.path == "org/model"
+    assert one.digest != two.digest
+
+
+def test_an_endpoint_is_part_of_the_digest(store: Storage) -> None:
+    def digest(**fields: str) -> str:
+        return find(ModelConfig(engine="openai", **{"base_url": "http://a/v1", "model": "m", **fields}), store).digest  # type: ignore[arg-type]
+
+    assert len({digest(), digest(base_url="http://b/v1"), digest(model="n"), digest(revision="2")}) == 4
+    assert digest() == digest(base_url="http://a/v1/")
+
+
+@pytest.mark.parametrize("url", ["", "host/v1", "ftp://host/v1", "https://me:secret@host/v1", "https://host/v1?key=secret"])
+def test_a_base_url_that_cannot_be_written_down_is_refused(store: Storage, url: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        find(ModelConfig(engine="openai", model="m", base_url=url), store)
+    assert "secret" not in str(error.value)

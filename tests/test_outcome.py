@@ -1,0 +1,124 @@
+"""States and confidence: pure functions over completions."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headtail.engines import Completion
+from headtail.outcome import confidence, scalar_spans, settle
+from headtail.rows import State
+from headtail.task import Task
+
+GOOD = '{"segments": [{"text": "thai food", "label": "topic"}]}'
+
+
+def _spelled(*pieces: tuple[str, float]) -> tuple[str, tuple[str, ...], tuple[float, ...]]:
+    return "".join(text for text, _ in pieces), tuple(text for text, _ in pieces), tuple(logprob for _, logprob in pieces)
+
+
+@pytest.mark.parametrize(
+    ("completion", "state", "reason"),
+    [
+        (Completion(0, GOOD, "stop"), State.ANSWERED, ""),
+        (Completion(0, GOOD, "length", tokens_out=9), State.TRUNCATED, "length limit after 9"),
+        (Completion(0, GOOD, "content_filter"), State.REFUSED, "declined"),
+        (Completion(0, GOOD, "stop", error="HTTP 500"), State.FAILED, "HTTP 500"),
+        (Completion(0, GOOD, "tool_calls"), State.FAILED, "tool_calls"),
+        (Completion(0, GOOD, ""), State.FAILED, "finish reason"),
+        (Completion(0, GOOD[:-1], "stop"), State.INVALID, "not JSON"),
+        (Completion(0, "```json\n" + GOOD + "\n```", "stop"), State.INVALID, "not JSON"),
+        (Completion(0, '{"segments": [{"text": "a", "label": "dish"}]}', "stop"), State.INVALID, "schema"),
+        (Completion(0, '{"error": {"message": "overloaded"}}', "stop"), State.INVALID, "schema"),
+        (Completion(0, "", "stop"), State.INVALID, "not JSON"),
+    ],
+)
+def test_states(segmentation: Task, completion: Completion, state: State, reason: str) -> None:
+    """DESIGN 5 and 6: an error body is no answer, a cut text is truncated even if it parses, nothing is repaired."""
+    outcome = settle(segmentation, completion)
+    assert outcome.state == state
+    assert reason in outcome.reason
+    if state == State.ANSWERED:
+        assert outcome.answer == segmentation.dump(json.loads(GOOD))
+        assert outcome.raw is None
+    else:
+        assert (outcome.answer, outcome.confidence, outcome.raw) == (None, None, completion.text or None)
+
+
+def test_confidence_counts_values_alone() -> None:
+    text, texts, logprobs = _spelled(('{"', -9.0), ("intent", -9.0), ('": "', -9.0), ("near", -0.1), ("_me", -0.3), ('"', -0.2), ("}", -9.0))
+    assert confidence(text, texts, logprobs) == pytest.approx(math.exp(-0.2))
+
+
+def test_a_token_that_only_touches_a_value_counts() -> None:
+    text, texts, logprobs = _spelled(('{"a": "x', -0.5), ('"}', -0.1))
+    assert confidence(text, texts, logprobs) == pytest.approx(math.exp(-0.3))
+
+
+def test_an_empty_string_is_the_decision_to_stop() -> None:
+    text, texts, logprobs = _spelled(('{"a": "', -3.0), ('"', -0.7), ("}", -3.0))
+    assert confidence(text, texts, logprobs) == pytest.approx(math.exp(-0.7))
+
+
+@pytest.mark.parametrize("change", ["none", "count", "spelling"])
+def test_no_figure_rather_than_a_wrong_one(change: str) -> None:
+    text, texts, logprobs = _spelled(('{"a": ', -0.1), ("1", -0.2), ("}", -0.1))
+    if change == "none":
+        texts, logprobs = (), ()
+    elif change == "count":
+        logprobs = logprobs[:-1]
+    else:
+        texts = ("{", "1", "}")
+    assert confidence(text, texts, logprobs) is None
+
+
+def test_nothing_to_decide_has_no_confidence() -> None:
+    assert confidence('{"a": []}', ('{"a": []}',), (-0.1,)) is None
+
+
+def test_special_tokens_spell_nothing_and_count_for_nothing() -> None:
+    text, texts, logprobs = _spelled(('{"a": ', 0.0), ("7", -0.4), ("}", 0.0), ("", -5.0))
+    assert confidence(text, texts, logprobs) == pytest.approx(math.exp(-0.4))
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def _scalars(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [scalar for child in value.values() for scalar in _scalars(child)]
+    if isinstance(value, list):
+        return [scalar for child in value for scalar in _scalars(child)]
+    return [value]
+
+
+@given(_JSON, st.booleans())
+def test_spans_are_the_scalars_in_order(value: Any, escaped: bool) -> None:
+    text = json.dumps(value, ensure_ascii=escaped)
+    found = [text[start:end] for start, end in scalar_spans(text)]
+    assert [json.loads('"' + piece if piece.endswith('"') else piece) for piece in found] == _scalars(value)
+
+
+@given(_JSON, st.lists(st.tuples(st.integers(1, 5), st.floats(-8, 0)), min_size=1, max_size=300))
+def test_confidence_is_a_probability(value: Any, cuts: list[tuple[int, float]]) -> None:
+    text, texts, logprobs, at = json.dumps(value), [], [], 0
+    for length, logprob in cuts:
+        if at < len(text):
+            texts.append(text[at : at + length])
+            logprobs.append(logprob)
+            at += length
+    if at < len(text):
+        texts.append(text[at:])
+        logprobs.append(-1.0)
+    sure = confidence(text, texts, logprobs)
+    assert (sure is None) == (not _scalars(value))
+    assert sure is None or 0.0 < sure <= 1.0

@@ -1,0 +1,532 @@
+"""The report from a fixed set of receipts: the same names and figures every time, one file, nothing loaded, nothing run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from headtail import charts, report
+from headtail.config import TrackingConfig
+from headtail.errors import InputError
+from headtail.evaluate import QUALITY, ROWS
+from headtail.keys import canonical, query_key
+from headtail.receipt import Receipt
+from headtail.report.page import plain
+from headtail.report.summary import STATIONS, headline, summarise
+from headtail.storage import FileRef, Storage, read_json, write_json, write_table
+
+GOLDEN = Path(__file__).parent / "golden"
+OFF = TrackingConfig(enabled=False)
+SECTIONS = ("headline", "coverage", "quality", "examples", "calibration", "states", "latency", "cost", "training", "lineage", "notes")
+NASTY = '<script>alert(1)</script> & "quotes"'
+
+# tier: stratum: quality, low, high, exact
+SCORES = {
+    "teacher": {
+        "head": (0.94, 0.91, 0.965, 0.9),
+        "torso": (0.92, 0.87, 0.96, 0.86),
+        "tail": (0.9, 0.85, 0.94, 0.84),
+        "unseen": (0.86, 0.68, 0.96, 0.79),
+    },
+    "student": {
+        "head": (0.91, 0.875, 0.94, 0.85),
+        "torso": (0.87, 0.81, 0.92, 0.79),
+        "tail": (0.83, 0.77, 0.88, 0.73),
+        "unseen": (0.78, 0.58, 0.91, 0.67),
+    },
+    "fallback": {
+        "head": (0.41, 0.36, 0.46, 0.33),
+        "torso": (0.35, 0.28, 0.42, 0.3),
+        "tail": (0.3, 0.24, 0.36, 0.24),
+        "unseen": (0.33, 0.17, 0.53, 0.29),
+    },
+}
+OVERALL = {
+    "teacher": ((0.917, 0.896, 0.936, 0.867), (0.936, 0.905, 0.962, 0.892)),
+    "student": ((0.868, 0.842, 0.893, 0.787), (0.903, 0.866, 0.936, 0.84)),
+    "fallback": ((0.362, 0.331, 0.393, 0.293), (0.402, 0.353, 0.452, 0.325)),
+}
+SIZES = {"head": 180, "torso": 96, "tail": 120, "unseen": 24}
+
+
+def quality_table(tiers: tuple[str, ...] = ("teacher", "student", "fallback")) -> pa.Table:
+    lines = []
+    for tier in tiers:
+        slices = {**SCORES[tier], "all": OVERALL[tier][0], "traffic": OVERALL[tier][1]}
+        for name, (value, low, high, exact) in slices.items():
+            n = SIZES.get(name, 420 if name == "all" else 396)
+            line = {"tier": tier, "stratum": name, "n": n, "answered": n - (tier != "fallback"), "quality": value, "low": low, "high": high}
+            lines.append({**line, "exact": exact, "effective": float(n), "method": "clopper-pearson" if n < 30 else "bootstrap"})
+    return pa.Table.from_pylist(lines, schema=QUALITY)
+
+
+def rows_table() -> pa.Table:
+    """A dozen gold rows: (query, stratum, events, people, teacher, student), answers as `label:text` lists, None for truncated."""
+    cases = [
+        (
+            "plumber near me",
+            "head",
+            8120,
+            "topic:plumber location:near_me",
+            "topic:plumber location:near_me",
+            "topic:plumber location:near_me",
+        ),
+        ("starbuks", "head", 5400, "name:starbucks", "name:starbucks", "topic:starbucks"),
+        (
+            "best pizza brooklyn",
+            "head",
+            2210,
+            "topic:pizza location:brooklyn",
+            "topic:pizza location:brooklyn",
+            "name:pizza location:brooklyn",
+        ),
+        (
+            "dentist open sunday",
+            "torso",
+            41,
+            "topic:dentist time:sunday",
+            "topic:dentist none:open time:sunday",
+            "topic:dentist time:sunday",
+        ),
+        (
+            "how much is a tow truck",
+            "torso",
+            17,
+            "question:how_much topic:tow_truck",
+            "question:how_much topic:tow_truck",
+            "topic:tow_truck",
+        ),
+        (
+            "joes barber shop queens",
+            "tail",
+            1,
+            "name:joe's_barber_shop location:queens",
+            "name:joe's_barber_shop location:queens",
+            "topic:barber_shop location:queens",
+        ),
+        ("vegan nail salon 24h", "tail", 1, "topic:vegan_nail_salon time:24h", "topic:nail_salon time:24h", "topic:nail_salon"),
+        (
+            "ramen late nite soho",
+            "unseen",
+            0,
+            "topic:ramen time:late_night location:soho",
+            "topic:ramen time:late_night location:soho",
+            None,
+        ),
+        (NASTY, "tail", 1, "topic:script", "none:script", "none:alert"),
+    ]
+    lines = []
+    for query, stratum, count, *answers in cases:
+        wanted, *given = [_segments(a) for a in answers]
+        for tier, answer in zip(
+            ("teacher", "student", "fallback"), (*given, canonical({"segments": [{"label": "topic", "text": query}]})), strict=True
+        ):
+            base = {
+                "query_key": query_key(query),
+                "query": query,
+                "stratum": stratum,
+                "count": count,
+                "tier": tier,
+                "wanted": wanted,
+                "given": answer,
+            }
+            state = "answered" if answer else "truncated"
+            lines.append(
+                {
+                    **base,
+                    "state": state,
+                    "tp": 1,
+                    "fp": 0,
+                    "fn": 0,
+                    "exact": answer == wanted,
+                    "confidence": 0.75 if answer and tier != "fallback" else None,
+                }
+            )
+    return pa.Table.from_pylist(lines, schema=ROWS)
+
+
+def _segments(text: str | None) -> str | None:
+    if text is None:
+        return None
+    pairs = [part.split(":") for part in text.split()]
+    return canonical({"segments": [{"label": label, "text": words.replace("_", " ")} for label, words in pairs]})
+
+
+def figures() -> dict[str, Any]:
+    """The stations' figures, drawn as the stations draw them."""
+    lines = [line for line in quality_table().to_pylist()]
+    rng = np.random.default_rng(0)
+    bins = {
+        tier: [
+            charts.Reliable(28, c, min(1.0, max(0.0, c - drop)), max(0.0, c - drop - 0.13), min(1.0, c - drop + 0.12))
+            for c in np.linspace(0.42, 0.99, 15)
+        ]
+        for tier, drop in (("teacher", 0.02), ("student", 0.09))
+    }
+    labels = {"teacher": "teacher: ECE 0.021, AUROC 0.883", "student": "student: ECE 0.088, AUROC 0.842"}
+    sources = {"cache": rng.lognormal(0.2, 0.35, 1424), "live": rng.lognormal(3.6, 0.3, 548), "fallback": rng.lognormal(7.6, 0.02, 28)}
+    return {
+        "quality": charts.quality([charts.Point(q["tier"], q["stratum"], q["quality"], q["low"], q["high"], q["n"]) for q in lines]),
+        "calibration": charts.calibration(bins, labels),
+        "latency": charts.latency({name: list(values) for name, values in sources.items()}),
+    }
+
+
+def job(tier: str, rows: int, per_s: float, model: str) -> dict[str, Any]:
+    bad = {"truncated": rows // 400, "invalid": rows // 900, "refused": 0, "failed": 1}
+    seconds = rows / per_s
+    usd = 0.09 * (seconds + 12.5) / 3600
+    return {
+        "rows": {"in": rows, "answered": rows - sum(bad.values()), **bad, "duplicates": 0, "recomputed": rows, "resumed": 0},
+        "metrics": {
+            "rows_per_s": per_s,
+            "tokens_in": rows * 84.0,
+            "tokens_out": rows * 21.5,
+            "tokens_in_per_row": 84.0 if tier == "teacher" else 38.0,
+            "tokens_out_per_row": 21.5,
+            "engine_start_s": 12.5,
+            "generate_s": round(seconds, 2),
+            "usd": round(usd, 6),
+            "usd_per_hour": 0.09,
+            "usd_per_million": round(usd / rows * 1e6, 4),
+            "answered_share": 1 - sum(bad.values()) / rows,
+        },
+        "facts": {"model": {"name": model, "digest": "sha256:00"}, "settings": "ab" * 8},
+        "notes": ("temperature 0 is not batch-invariant: answers were published once, not computed twice",) if tier == "teacher" else (),
+    }
+
+
+def world(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
+    """Receipts of every station but `leave_out`, written to `store`; their paths by station."""
+    drawn = figures()
+    parts: dict[str, dict[str, Any]] = {
+        "ingest": {
+            "rows": {"events": 100_000, "queries": 21_480, "later_events": 10_000, "later_queries": 4_100, "gold": 420},
+            "metrics": {"unseen_share_later_events": 0.174},
+        },
+        "plan": {
+            "rows": {"head": 1200, "teach": 2000, "rest": 18_280, "gold": 420},
+            "metrics": {
+                "head_rows": 1200,
+                "head_coverage": 0.503,
+                "head_coverage_later": 0.489,
+                "seen_coverage_later": 0.826,
+                "zipf_exponent": 1.04,
+            },
+            "notes": ("later traffic is one day; a week would say more",),
+        },
+        "precompute_teacher": job("teacher", 3620, 61.5, "example:teacher"),
+        "publish_head": {
+            "rows": {"published": 1197},
+            "metrics": {"coverage": 0.502},
+            "facts": {"release": "r-0001", "generation": "g-0001"},
+        },
+        "evaluate_teacher": {"tables": {"quality": quality_table(("teacher", "fallback")), "rows": rows_table()}},
+        "curate": {"rows": {"golden": 2711, "dropped": 909, "dropped.withheld": 420, "dropped.unconfident": 480, "dropped.invalid": 9}},
+        "distill": {
+            "metrics": {
+                "train_loss": 0.0813,
+                "eval_loss": 0.1127,
+                "train_seconds": 94.2,
+                "examples": 2711,
+                "trainable_params": 221_184,
+                "params": 1_804_032,
+            },
+            "facts": {"base": "example:student-base", "model": "student"},
+        },
+        "precompute_student": job("student", 18_700, 402.0, "distill/dddddddddddddddd"),
+        "evaluate": {
+            "tables": {"quality": quality_table(), "rows": rows_table()},
+            "figures": {name: drawn[name] for name in ("quality", "calibration")},
+            "metrics": {
+                "ece/teacher": 0.021,
+                "ece/student": 0.088,
+                "auroc/teacher": 0.883,
+                "auroc/student": 0.842,
+                "agreement/student": 0.904,
+                "difference/student/value": -0.049,
+                "difference/student/low": -0.071,
+                "difference/student/high": -0.027,
+            },
+            "notes": ("unseen: only 24 gold rows; its intervals are wide and exact (Clopper-Pearson), not bootstrap",),
+        },
+        "publish": {
+            "rows": {"published": 21_390},
+            "metrics": {"coverage": 0.994},
+            "facts": {"release": "r-0002", "generation": "g-0002", "student": "distill/dddd"},
+        },
+        "replay": {
+            "rows": {"requests": 2000, "errors": 0, "cache": 1424, "live": 548, "fallback": 28},
+            "metrics": {
+                "requests": 2000,
+                "errors": 0,
+                "cache_hit_share": 0.712,
+                "live_share": 0.274,
+                "fallback_share": 0.014,
+                "degraded_share": 0.014,
+                "requests_per_s": 212.4,
+                "quality": 0.893,
+                **{"p50_ms": 1.4, "p95_ms": 52.0, "p99_ms": 88.0, "p50_ms/cache": 1.2, "p95_ms/cache": 2.2, "p99_ms/cache": 2.9},
+                **{"p50_ms/live": 36.6, "p95_ms/live": 60.1, "p99_ms/live": 74.3},
+                **{"p50_ms/fallback": 2001.0, "p95_ms/fallback": 2064.0, "p99_ms/fallback": 2088.0},
+            },
+            "figures": {"latency": drawn["latency"]},
+        },
+    }
+    paths: dict[str, str] = {}
+    for number, (name, fields) in enumerate(parts.items()):
+        if name not in leave_out:
+            stage = name.split("_")[0]
+            paths[name] = keep(store, stage, f"{'abcdef0123456'[number]}" * 16, number, paths, **fields)
+    return paths
+
+
+def keep(
+    store: Storage,
+    stage: str,
+    mark: str,
+    number: int,
+    before: Mapping[str, str],
+    tables: Mapping[str, pa.Table] | None = None,
+    figures: Mapping[str, Any] | None = None,
+    **fields: Any,
+) -> str:
+    """One receipt with its outputs; returns its path."""
+    path = f"{stage}/{mark}"
+    outputs = {name: write_table(store, f"{path}/{name}.parquet", table) for name, table in (tables or {}).items()}
+    for name, figure in (figures or {}).items():
+        data = charts.svg(figure).encode()
+        store.replace(f"{path}/{name}.svg", data)
+        outputs[f"{name}.svg"] = FileRef(path=f"{path}/{name}.svg", bytes=len(data), sha256="0" * 64)
+    made = Receipt(
+        stage=stage,
+        fingerprint=mark * 2,
+        path=path,
+        started=f"2030-01-01T00:{number:02d}:00+00:00",
+        seconds=3.5 + number,
+        outputs=outputs,
+        inputs=dict(list(before.items())[-2:]),
+        settings={"config": {"task": "query_segmentation"}},
+        run_id=mark * 2,
+        **fields,
+    )
+    write_json(store, f"{path}/receipt.json", made.model_dump(mode="json"))
+    return path
+
+
+def made(store: Storage, root: str, leave_out: tuple[str, ...] = (), **fields: Any) -> tuple[Receipt, dict[str, Any], str]:
+    """(receipt, summary, page) of a report over the hand-made world."""
+    receipt = report.run(report.Config(root=root, tracking=OFF, receipts=world(store, leave_out), title="Quickstart", **fields))
+    return receipt, read_json(store, receipt.output("summary").path), store.read(receipt.output("report").path).decode()
+
+
+def same_as_golden(name: str, text: str) -> None:
+    """Equal to the file in tests/golden; HEADTAIL_WRITE_GOLDEN=1 writes it anew, to be read before it is committed."""
+    path = GOLDEN / name
+    if os.environ.get("HEADTAIL_WRITE_GOLDEN"):
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def printed(summary: Mapping[str, Any]) -> str:
+    console = Console(width=100, record=True, file=open(os.devnull, "w"), color_system=None, legacy_windows=False)  # noqa: SIM115
+    console.print(report.table(summary))
+    console.file.close()
+    return "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n"
+
+
+def test_summary_is_the_golden_one(store: Storage, root: str) -> None:
+    _, summary, _ = made(store, root, reused=("ingest",))
+    assert summary.pop("paths").keys() == {"report", "summary"}
+    summary.pop("headtail")
+    same_as_golden("report_summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+
+def test_table_is_the_golden_one(store: Storage, root: str) -> None:
+    _, summary, _ = made(store, root)
+    same_as_golden("report_table.txt", printed(summary))
+
+
+def test_table_of_a_head_only_run(store: Storage, root: str) -> None:
+    _, summary, _ = made(store, root, ("curate", "distill", "precompute_student", "evaluate", "publish", "replay"))
+    same_as_golden("report_table_head_only.txt", printed(summary))
+    assert summary["quality_teacher_all"] == 0.917  # from evaluate_teacher
+    assert summary["not_run"] == ["curate", "distill", "precompute_student", "evaluate", "publish", "replay"]
+    assert summary["usd_per_million_student"] is None
+
+
+def test_every_name_is_documented(store: Storage, root: str) -> None:
+    _, summary, _ = made(store, root)
+    text = (Path(__file__).parent.parent / "docs" / "report.md").read_text(encoding="utf-8")
+    known = [re.sub(r"<\w+>", "(.+)", name) for name in re.findall(r"^\| `([^`]+)`", text, flags=re.M)]
+    missing = [name for name in summary if not any(re.fullmatch(pattern, name) for pattern in known)]
+    assert not missing
+
+
+class Page(HTMLParser):
+    """What a page holds: ids, loads, text, and whether its tags nest."""
+
+    VOID = frozenset({"meta", "br", "link", "img", "hr", "input"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.anchors: list[str] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("src", "href", "xlink:href", "data", "poster", "action"):
+                (self.anchors if (value or "").startswith("#") else self.loads).append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.mark.parametrize("leave_out", [(), ("evaluate", "replay"), tuple(s for s in STATIONS if s != "plan")])
+def test_page_stands_alone_and_is_whole(store: Storage, root: str, leave_out: tuple[str, ...]) -> None:
+    _, _, text = made(store, root, leave_out)
+    page = Page(text)
+    assert page.open == []  # every tag was closed in order
+    assert page.loads == []
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert not set(page.tags) & {"script", "link", "iframe", "img", "object", "embed"}
+    assert set(SECTIONS) <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert {a[1:] for a in page.anchors} <= set(page.ids)
+    assert "prefers-color-scheme: dark" in text
+    assert "@media print" in text
+    for name in leave_out:
+        assert f"{name} not run" in page.text
+
+
+def test_page_says_what_matters(store: Storage, root: str) -> None:
+    _, summary, text = made(store, root, reused=("ingest",))
+    shown = Page(text).text
+    assert text.count("<svg") == 3
+    for words in (
+        "71.2 %",
+        "Of the later traffic, 71.2 % was answered from the cache, 27.4 % live by the student and 1.4 % by the fallback.",
+        "the teacher scores 0.92 (0.90 to 0.94)",
+        "On the same queries the student is 0.05 below the teacher (-0.07 to -0.03).",
+        "small stand-in that ships with headtail",
+        "it says nothing of whether either is right, and is no quality figure",
+        "Few gold rows in unseen (24)",
+        "precompute/" + "c" * 8,
+        "reused",
+        "later traffic is one day; a week would say more",
+    ):
+        assert words in shown
+    assert all(line in shown for line in summary["headline"])
+    assert "✗" not in summary["headline"]
+    assert shown.index("Student right, teacher wrong") < shown.index("dentist open sunday") < shown.index("Teacher right, student wrong")
+    assert shown.index("starbuks") < shown.index("joes barber shop queens")  # by traffic
+    assert "(truncated)" in shown
+    assert "plumber near me" not in shown  # both right
+
+
+def test_queries_cannot_write_html(store: Storage, root: str) -> None:
+    _, _, text = made(store, root)
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#34;quotes&#34;" in text
+
+
+def test_rerun_does_nothing_and_figures_decide(store: Storage, root: str) -> None:
+    first, _, _ = made(store, root)
+    again, _, _ = made(store, root)
+    assert again.reused
+    assert made(store, root, ("replay",))[0].fingerprint != first.fingerprint
+
+
+def test_nothing_to_report_on(root: str) -> None:
+    with pytest.raises(InputError, match="nothing to report on"):
+        report.run(report.Config(root=root, tracking=OFF))
+    with pytest.raises(InputError, match="no finished plan here"):
+        report.run(report.Config(root=root, tracking=OFF, receipts={"plan": "plan/none"}))
+
+
+def test_headline_does_not_flatter() -> None:
+    """A dearer student, a difference that is none, and shares that round to nothing are said as they are."""
+    none = summarise({}, [], "empty")
+    assert list(headline(none)) == []
+    said = list(headline({**none, "usd_per_million_teacher": 1.0, "usd_per_million_student": 2.0, "cost_ratio_teacher_to_student": 0.5}))
+    assert said == ["A million queries cost USD 1.00 with the teacher and USD 2.00 with the student in batch: 2.0 times more."]
+    close = {"student_minus_teacher": -0.01, "student_minus_teacher_low": -0.03, "student_minus_teacher_high": 0.01}
+    assert "cannot be told apart" in next(iter(headline({**none, **close})))
+    rare = {"coverage_later_traffic": 0.7, "cache_hit_share": 0.7, "live_share": 0.298, "fallback_share": 0.002}
+    assert "0.2 % by the fallback" in next(iter(headline({**none, **rare})))
+
+
+def test_plain_answers() -> None:
+    assert plain('{"intent":"browse"}') == "browse"
+    assert plain('{"segments":[{"label":"topic","text":"pizza"},{"label":"location","text":"nyc"}]}') == "topic: pizza, location: nyc"
+    assert plain('{"segments":[]}') == "(nothing)"
+    assert plain('{"a":[1,2],"b":{"c":null}}') == "a: 1, 2; b: None"
+    assert len(plain(json.dumps({"a": "x" * 999}))) == 160
+
+
+def test_s3(s3_root: str) -> None:
+    from headtail.storage import open_storage
+
+    receipt, summary, _ = made(open_storage(s3_root), s3_root)
+    assert summary["paths"]["report"].startswith("s3://")
+    assert receipt.rows["stations"] == 11
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the Debian package chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_real_browser_shows_it(store: Storage, root: str, tmp_path: Path, scheme: str) -> None:
+    """Chromium draws the page without a network; its DOM holds the figures, and its picture is not blank."""
+    receipt, _, _ = made(store, root)
+    page, shot = Path(store.full(receipt.output("report").path)), tmp_path / "page.png"
+    base = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}"]
+    base += ["--host-resolver-rules=MAP * ~NOTFOUND", "--force-device-scale-factor=1", "--window-size=1100,7200"]
+    base += ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    subprocess.run([*base, f"--screenshot={shot}", page.as_uri()], check=True, capture_output=True, timeout=120)
+    dom = subprocess.run([*base, "--dump-dom", page.as_uri()], check=True, capture_output=True, timeout=120, text=True).stdout
+    assert dom.count("<svg") == 3
+    assert "Lineage" in dom
+    import matplotlib.image
+
+    pixels = matplotlib.image.imread(shot)[..., :3]
+    assert pixels.shape[:2] == (7200, 1100)
+    assert (pixels.mean() > 0.5) == (scheme == "light")
+    for tier in ("teacher", "student"):  # the tiers' colours are on the page, in the theme's shade
+        shade = {"light": charts.COLOURS[tier], "dark": {"teacher": "#56b4e9", "student": "#ff8b3d"}[tier]}[scheme]
+        wanted = np.array([int(shade[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        assert int((np.abs(pixels - wanted).max(axis=2) < 0.02).sum()) > 200

@@ -1,0 +1,592 @@
+"""Whatever the student does, a caller gets an answer; whatever the caller sends, the server stays up. Then the same on real Ray Serve."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import free_port
+from headtail import release, serve
+from headtail.config import TrackingConfig, build
+from headtail.errors import ConfigError, InputError
+from headtail.keys import normalise
+from headtail.release import Release
+from headtail.serve.answerer import REASONS, Live, LiveFailure, LiveReply
+from headtail.serve.app import PAGE, AnswerResponse, State, make_app, open_served
+from headtail.storage import Storage, open_storage
+from headtail.task import Task, load_task
+from test_cache import answers, good, publish
+
+OFF = TrackingConfig(enabled=False)
+STUDENT = "distill/0123456789abcdef"
+
+
+def segments(text: str, label: str = "topic") -> dict[str, Any]:
+    return {"segments": [{"label": label, "text": text}]}
+
+
+def published(
+    store: Storage, tmp_path: Path, task: Task, queries: Sequence[str] = ("pizza near me", "<email> login"), student: str = STUDENT
+) -> Release:
+    """A release whose generation answers `queries`, made current."""
+    rows = [good(query, json.dumps(segments(query), sort_keys=True)) for query in queries]
+    _, manifest = publish(store, tmp_path, answers(*rows))
+    return release.promote(store, release.make(store, generation=manifest.id, task=task, student=student).id)
+
+
+def reply(task: Task, answer: Any = None, **changes: Any) -> LiveReply:
+    text = answer if isinstance(answer, str) else json.dumps(answer if answer is not None else segments("from the student"))
+    return LiveReply(text, "stop", 0.8, "ab" * 16, STUDENT, task.fingerprint)._replace(**changes)
+
+
+def says(task: Task, answer: Any = None, **changes: Any) -> Live:
+    async def live(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+        return reply(task, answer, **changes)
+
+    return live
+
+
+def breaks(error: BaseException) -> Live:
+    async def live(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+        raise error
+
+    return live
+
+
+async def sleeps(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+    await asyncio.sleep(60)
+    raise AssertionError("was not cancelled")
+
+
+@asynccontextmanager
+async def client(state: State) -> AsyncIterator[httpx.AsyncClient]:
+    """The app without Ray: ASGI in this process. An exception that escapes it fails the test, as a 500 would."""
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(state)), base_url="http://test") as made:
+        yield made
+
+
+def ask(state: State, query: Any = "something rare", **more: Any) -> httpx.Response:
+    async def go() -> httpx.Response:
+        async with client(state) as http:
+            return await http.post("/v1/answer", json={"query": query, **more})
+
+    return asyncio.run(go())
+
+
+@pytest.fixture
+def open_state(store: Storage, tmp_path: Path, segmentation: Task) -> Callable[..., State]:
+    published(store, tmp_path, segmentation)
+
+    def make(live: Live | None = None, **options: Any) -> State:
+        given = {"timeout_s": 0.2, "stands_for": STUDENT, "deployed": "m", **options}
+        return State(store, open_served(store, "current"), live, **given)
+
+    return make
+
+
+# ---- one answer
+
+
+def test_a_head_query_never_reaches_the_student(open_state: Callable[..., State]) -> None:
+    state = open_state(breaks(AssertionError("the student was asked")))
+    found = ask(state, " Pizza\u00a0NEAR me").json()
+    assert {name: found[name] for name in ("normalised", "answer", "source", "cached", "degraded", "reason")} == {
+        "normalised": "pizza near me",
+        "answer": segments("pizza near me"),
+        "source": "teacher",
+        "cached": True,
+        "degraded": False,
+        "reason": "",
+    }
+    AnswerResponse.model_validate(found, strict=True)
+    assert set(found) == set(AnswerResponse.model_fields)
+    assert found["release"] == state.answerer.served.release.id
+    assert len(bytes.fromhex(found["answer_key"])) == 16
+
+
+def test_a_miss_is_answered_by_the_student(open_state: Callable[..., State], segmentation: Task) -> None:
+    found = ask(open_state(says(segmentation))).json()
+    assert (found["source"], found["cached"], found["degraded"], found["reason"]) == ("student", False, False, "")
+    assert found["answer"] == segments("from the student")
+    assert (found["confidence"], found["answer_key"]) == (0.8, "ab" * 16)
+    AnswerResponse.model_validate(found, strict=True)
+
+
+FAULTS: dict[str, tuple[Callable[[Task], Live | None], str]] = {
+    "switched off": (lambda task: None, "off"),
+    "late": (lambda task: sleeps, "timeout"),
+    "raises": (lambda task: breaks(RuntimeError("boom")), "error"),
+    "raises a timeout of its own": (lambda task: breaks(TimeoutError()), "timeout"),
+    "is cancelled on its side": (lambda task: breaks(asyncio.CancelledError()), "unavailable"),
+    "is gone": (lambda task: breaks(LiveFailure("unavailable")), "unavailable"),
+    "is full": (lambda task: breaks(LiveFailure("overloaded")), "overloaded"),
+    "is cut short": (lambda task: says(task, finish_reason="length"), "truncated"),
+    "writes no JSON": (lambda task: says(task, '{"segments": ['), "invalid"),
+    "writes nothing": (lambda task: says(task, ""), "invalid"),
+    "writes other JSON": (lambda task: says(task, {"segments": [{"text": "x", "label": "planet"}]}), "invalid"),
+    "writes half a character": (lambda task: says(task, '{"segments": [{"text": "\\ud800", "label": "topic"}]}'), "invalid"),
+    "nests without end": (lambda task: says(task, "[" * 100_000), "invalid"),
+    "is of another task": (lambda task: says(task, task_fingerprint="0" * 32), "outdated"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_student_degrades_and_never_fails(open_state: Callable[..., State], segmentation: Task, fault: str) -> None:
+    live, reason = FAULTS[fault]
+    state = open_state(live(segmentation))
+    response = ask(state, "Something rare")
+    assert response.status_code == 200
+    found = response.json()
+    assert (found["source"], found["degraded"], found["cached"], found["reason"]) == ("fallback", True, False, reason)
+    assert reason in REASONS
+    assert found["answer"] == segmentation.fallback("something rare")
+    assert found["confidence"] is None
+    assert found["answer_key"] is None
+    assert state.answerer.in_flight == 0
+    AnswerResponse.model_validate(found, strict=True)
+
+
+def test_a_release_without_student_says_so(store: Storage, tmp_path: Path, segmentation: Task) -> None:
+    published(store, tmp_path, segmentation, student="")
+    found = ask(State(store, open_served(store, "current"), None)).json()
+    assert (found["source"], found["degraded"], found["reason"]) == ("fallback", True, "no_student")
+
+
+def test_waiting_for_the_student_never_takes_the_places_of_hits(open_state: Callable[..., State], segmentation: Task) -> None:
+    started = 0
+
+    async def slow(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+        nonlocal started
+        started += 1
+        await asyncio.sleep(0.3)
+        return reply(segmentation)
+
+    state = open_state(slow, max_live=3, timeout_s=5)
+
+    async def go() -> tuple[list[dict[str, Any]], float]:
+        async with client(state) as http:
+            misses = [asyncio.create_task(http.post("/v1/answer", json={"query": f"rare {i}"})) for i in range(20)]
+            await asyncio.sleep(0.1)
+            clock = time.perf_counter()
+            hit = await http.post("/v1/answer", json={"query": "pizza near me"})
+            took = time.perf_counter() - clock
+            return [hit.json(), *[(await miss).json() for miss in misses]], took
+
+    (hit, *misses), took = asyncio.run(go())
+    assert hit["cached"]
+    assert took < 0.15
+    assert started == 3
+    assert sorted(m["reason"] for m in misses) == [""] * 3 + ["overloaded"] * 17
+
+
+def test_a_caller_who_leaves_frees_his_place(open_state: Callable[..., State]) -> None:
+    state = open_state(sleeps, timeout_s=30)
+
+    async def go() -> None:
+        task = asyncio.create_task(state.answerer.answer("rare"))
+        await asyncio.sleep(0.05)
+        assert state.answerer.in_flight == 1
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert state.answerer.in_flight == 0
+
+    asyncio.run(go())
+
+
+def test_personal_data_never_reaches_the_student(open_state: Callable[..., State], segmentation: Task) -> None:
+    seen: list[str] = []
+
+    async def live(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+        seen.append(query)
+        return reply(segmentation)
+
+    state = open_state(live)
+    found = ask(state, "mail Jane.Doe@example.com or +49 171 1234567 about 4111 1111 1111 1111").json()
+    assert seen == ["mail <email> or <phone> about <card>"]
+    assert found["normalised"] == seen[0]
+    assert ask(state, "Someone@Example.com login").json()["cached"]  # and what ingest redacted is found
+    assert len(seen) == 1
+
+
+def test_side_inputs_go_to_the_student_and_only_known_ones(open_state: Callable[..., State], segmentation: Task) -> None:
+    seen: list[Mapping[str, Sequence[str]]] = []
+
+    async def live(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+        seen.append(side)
+        return reply(segmentation)
+
+    state = open_state(live)
+    assert ask(state, "marios", side_inputs={"businesses": ["Mario's"]}).json()["source"] == "student"
+    assert seen == [{"businesses": ["Mario's"]}]
+    refused = ask(state, "marios", side_inputs={"weather": ["rain"]})
+    assert refused.status_code == 422
+    assert "businesses" in refused.json()["error"]["do"]
+    assert ask(state, "marios", side_inputs={"businesses": "Mario's"}).status_code == 422
+
+
+# ---- what callers send
+
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "empty": (b'{"query": ""}', "query"),
+    "blanks only": ('{"query": " \u00a0\u200b\\n"}'.encode(), "query"),
+    "too long": (json.dumps({"query": "x" * 201}).encode(), "query"),
+    "a megabyte": (json.dumps({"query": "x" * 2**20}).encode(), "query"),
+    "too long once normalised": (json.dumps({"query": "\ufdfa" * 20}).encode(), "query"),  # one character becomes 18
+    "half a character": (b'{"query": "\\ud800"}', "body"),
+    "null": (b'{"query": null}', "query"),
+    "a number": (b'{"query": 3}', "query"),
+    "a list": (b'{"query": ["a"]}', "query"),
+    "no query": (b"{}", "query"),
+    "unknown field": (b'{"query": "a", "querry": "b"}', "querry"),
+    "not an object": (b"[]", "body"),
+    "not JSON": (b"{", "body"),
+    "nothing": (b"", "body"),
+    "not UTF-8": (b'{"query": "\xff\xfe"}', "body"),
+    "deep": (b"[" * 100_000, "body"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_requests_are_refused_with_what_is_wrong(open_state: Callable[..., State], case: str) -> None:
+    body, field = BAD[case]
+    state = open_state()
+
+    async def go() -> httpx.Response:
+        async with client(state) as http:
+            return await http.post("/v1/answer", content=body)
+
+    response = asyncio.run(go())
+    assert response.status_code == 422
+    error = response.json()["error"]
+    assert error["field"] == field
+    assert error["what"]
+    assert error["do"]
+    assert len(response.content) < 1000  # the input is not sent back
+
+
+def test_get_takes_the_same_and_refuses_the_same(open_state: Callable[..., State]) -> None:
+    async def go() -> list[httpx.Response]:
+        async with client(open_state()) as http:
+            return [
+                await http.get("/v1/answer", params={"query": "pizza near me"}),
+                await http.get("/v1/answer"),
+                await http.get("/v1/answer", params={"query": ""}),
+                await http.get("/v1/answer?query=%ff%fe"),
+                await http.post(
+                    "/v1/answer", content=b'{"query":"pizza near me"}', headers={"content-type": "application/x-www-form-urlencoded"}
+                ),
+            ]
+
+    good_one, missing, empty, undecodable, curl = asyncio.run(go())
+    assert good_one.json()["cached"]
+    assert missing.status_code == empty.status_code == 422
+    assert missing.json()["error"]["field"] == "query"
+    assert undecodable.status_code in (200, 422)
+    assert curl.json()["cached"]  # `curl -d` without a content type
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(query=st.text(st.characters(), max_size=230))
+def test_any_text_gets_a_valid_answer_or_a_refusal(open_state: Callable[..., State], segmentation: Task, query: str) -> None:
+    state = open_state()
+
+    async def go() -> httpx.Response:
+        async with client(state) as http:
+            return await http.post("/v1/answer", content=json.dumps({"query": query}).encode())
+
+    response = asyncio.run(go())
+    if response.status_code == 422:
+        assert not normalise(query) or len(normalise(query)) > 200 or any("\ud800" <= c <= "\udfff" for c in query)
+        return
+    assert response.status_code == 200
+    found = response.json()
+    assert found["query"] == query
+    jsonschema.validate(found["answer"], segmentation.schema)
+
+
+# ---- what is served
+
+
+def test_the_server_follows_current(store: Storage, tmp_path: Path, open_state: Callable[..., State], segmentation: Task) -> None:
+    state = open_state(says(segmentation), refresh_s=0.02)
+    first = state.answerer.served.release.id
+    assert ask(state, "new query").json()["source"] == "student"
+    second = published(store, tmp_path, segmentation, ["new query"])
+
+    async def until(wanted: str) -> dict[str, Any]:
+        watch = asyncio.create_task(state.watch())
+        async with client(state) as http:
+            for _ in range(200):
+                found: dict[str, Any] = (await http.get("/v1/answer", params={"query": "new query"})).json()
+                if found["release"] == wanted:
+                    watch.cancel()
+                    return found
+                await asyncio.sleep(0.02)
+        raise AssertionError(f"still not {wanted}")
+
+    assert asyncio.run(until(second.id))["cached"]
+    release.rollback(store)
+    assert not asyncio.run(until(first))["cached"]
+    assert (
+        state.metrics.registry.get_sample_value(
+            "headtail_release_info", {"release": first, "generation": state.answerer.served.release.generation}
+        )
+        == 1
+    )
+
+
+def test_no_request_sees_parts_of_two_releases(store: Storage, tmp_path: Path, segmentation: Task, intent: Task) -> None:
+    """The release moves to another task while a miss waits for the student: that miss stays with the old one throughout."""
+    old = published(store, tmp_path, segmentation)
+    gate = asyncio.Event()
+
+    async def live(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+        await gate.wait()
+        return reply(segmentation)
+
+    state = State(store, open_served(store, "current"), live, stands_for=STUDENT, timeout_s=5)
+
+    async def go() -> tuple[Any, Any]:
+        waiting = asyncio.create_task(state.answerer.answer("rare"))
+        await asyncio.sleep(0.02)
+        published(store, tmp_path, intent, ["x"])
+        assert await state.refresh()
+        gate.set()
+        return await waiting, await state.answerer.answer("rare")
+
+    before, after = asyncio.run(go())
+    assert (before.release, before.source) == (old.id, "student")
+    assert before.answer == segments("from the student")
+    assert (after.reason, after.answer) == ("outdated", intent.fallback("rare"))  # the deployed student knows the other task
+
+
+def test_a_new_student_asks_for_a_redeploy(store: Storage, tmp_path: Path, open_state: Callable[..., State], segmentation: Task) -> None:
+    state = open_state(says(segmentation))
+    assert state.redeploy_needed is False
+    published(store, tmp_path, segmentation, student="distill/fedcba9876543210")
+    assert asyncio.run(state.refresh())
+    assert ask(state, "pizza near me").json()["cached"]
+    assert bool(state.redeploy_needed)
+    found = ask(state).json()
+    assert (found["source"], found["degraded"], found["reason"]) == ("student", False, "previous_student")
+    assert state.metrics.registry.get_sample_value("headtail_redeploy_needed") == 1
+
+
+def test_what_cannot_be_followed_leaves_the_old_release_in_place(
+    store: Storage, tmp_path: Path, open_state: Callable[..., State], segmentation: Task
+) -> None:
+    state = open_state(refresh_s=0.01)
+    broken = published(store, tmp_path, segmentation, ["other"])
+    Path(store.root, "generations", broken.generation, "lmdb", "data.mdb").unlink()
+
+    async def go() -> None:
+        watch = asyncio.create_task(state.watch())
+        await asyncio.sleep(0.2)
+        assert not watch.done()
+        watch.cancel()
+
+    asyncio.run(go())
+    assert ask(state, "pizza near me").json()["cached"]
+    failures = state.metrics.registry.get_sample_value("headtail_refresh_failures_total")
+    assert failures is not None
+    assert failures >= 1
+
+
+def test_copies_of_generations_are_removed_once_replaced(store: Storage, tmp_path: Path, segmentation: Task) -> None:
+    published(store, tmp_path, segmentation, ["a"])
+    (copies := tmp_path / "copies").mkdir()
+    state = State(store, open_served(store, "current", copies), None, cache_dir=copies)
+    for query in ("b", "c"):
+        published(store, tmp_path, segmentation, [query])
+        assert asyncio.run(state.refresh())
+        assert ask(state, query).json()["cached"]
+    assert [p.name for p in (copies / "generations").iterdir()] == [state.answerer.served.release.generation]
+
+
+def test_metrics_and_the_other_pages(open_state: Callable[..., State], segmentation: Task) -> None:
+    state = open_state(says(segmentation, finish_reason="length"))
+
+    async def go() -> dict[str, httpx.Response]:
+        async with client(state) as http:
+            for query in ("pizza near me", "pizza near me", "rare", ""):
+                await http.post("/v1/answer", json={"query": query})
+            paths = ("/metrics", "/v1/release", "/healthz", "/readyz", "/", "/docs", "/docs/swagger-ui-bundle.js", "/openapi.json")
+            return {path: await http.get(path) for path in paths}
+
+    found = asyncio.run(go())
+    assert {path: response.status_code for path, response in found.items()} == dict.fromkeys(found, 200)
+    for line in (
+        'headtail_requests_total{path="cache",source="teacher"} 2.0',
+        'headtail_requests_total{path="fallback",source="fallback"} 1.0',
+        'headtail_degraded_total{reason="truncated"} 1.0',
+        'headtail_rejected_total{field="query"} 1.0',
+        'headtail_request_seconds_count{path="cache"} 2.0',
+    ):
+        assert line in found["/metrics"].text
+    shown = found["/v1/release"].json()
+    assert shown["id"] == state.answerer.served.release.id
+    assert shown["rows"] == 2
+    assert shown["examples"] == ["<email> login", "pizza near me"]
+    assert "task_copy" not in shown
+    paths = found["/openapi.json"].json()["paths"]
+    assert set(paths) == {"/v1/answer", "/v1/release", "/healthz", "/readyz", "/metrics"}
+    assert "query" in paths["/v1/answer"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
+
+
+def test_the_page_needs_no_network() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("https://example", "")
+    assert "innerHTML" not in page  # answers are text, never markup
+
+
+# ---- starting
+
+
+def config(root: str, **options: Any) -> serve.Config:
+    return build(serve.Config, {"root": root, "port": free_port(), "tracking": OFF, "refresh_s": 0.3, **options}, where="test")
+
+
+def test_what_must_fail_fails_before_anything_heavy_starts(
+    store: Storage, root: str, tmp_path: Path, segmentation: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headtail.cluster.start", lambda: pytest.fail("Ray was started"))
+    with pytest.raises(InputError, match="no release yet"):
+        serve.start(config(root))
+    made = published(store, tmp_path, segmentation)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError) as told:
+            serve.start(config(root, port=port))
+        assert f"port {port}" in str(told.value)
+        assert f"--set port={port + 1}" in str(told.value)
+    with pytest.raises(InputError, match="no finished distill here"):
+        serve.start(config(root))  # the release's student is not in this store
+    with pytest.raises(ConfigError, match="model not found"):
+        serve.start(config(root, model={"model": "./nowhere"}))
+    with pytest.raises(ConfigError, match="runs in vLLM"):
+        serve.start(config(root, model={"model": "x", "engine": "openai"}))
+    with pytest.raises(InputError, match="no such release"):
+        serve.start(config(root, release="feed"))
+    with pytest.raises(ConfigError, match="did you mean max_queued_requests"):
+        config(root, max_queued_request=1)
+    Path(root, "generations", made.generation, "manifest.json").unlink()
+    with pytest.raises(Exception, match="not in the store"):
+        serve.start(config(root))
+
+
+# ---- on Ray Serve
+
+
+class Fake:
+    """A student that does what the query says, in a Serve replica of its own."""
+
+    def __init__(self, model: Any, root: str, task: Task, stands_for: str) -> None:
+        self.task, self.stands_for = task, stands_for
+
+    async def reconfigure(self, warm_up: str) -> None:
+        pass
+
+    async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> LiveReply:
+        if query == "be slow":
+            await asyncio.sleep(60)
+        if query == "be broken":
+            raise ValueError("boom")
+        if query == "be dead":
+            os._exit(1)
+        return LiveReply(json.dumps(segments(query, "name")), "stop", 0.5, "cd" * 16, self.stands_for, self.task.fingerprint)
+
+
+@pytest.fixture(scope="module")
+def served(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[serve.Server, Storage, Path]]:
+    """Ray Serve with a cache, an ingress and the fake student."""
+    scratch = tmp_path_factory.mktemp("scratch")
+    store = open_storage(str(tmp_path_factory.mktemp("store")))
+    published(store, scratch, load_task("query_segmentation"))
+    made = config(store.root, model={"model": "example:teacher", "cpus": 0.1}, live_timeout_ms=700)
+    with serve.start(made, student=Fake) as server:
+        yield server, store, scratch
+
+
+def over_http(server: serve.Server, query: str) -> dict[str, Any]:
+    response = httpx.get(f"{server.url}/v1/answer", params={"query": query}, timeout=30)
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+def eventually(check: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_serve_answers_hits_misses_and_faults(served: tuple[serve.Server, Storage, Path]) -> None:
+    server = served[0]
+    assert over_http(server, "Pizza near me")["source"] == "teacher"
+    live = over_http(server, "something rare")
+    assert (live["source"], live["answer"], live["degraded"]) == ("student", segments("something rare", "name"), False)
+    late = over_http(server, "be slow")
+    assert (late["source"], late["reason"]) == ("fallback", "timeout")
+    assert 690 < late["latency_ms"] < 2000
+    assert over_http(server, "be broken")["reason"] == "error"
+    assert httpx.get(f"{server.url}/v1/answer", params={"query": "x" * 201}).status_code == 422
+    assert 'headtail_degraded_total{reason="timeout"} 1.0' in httpx.get(f"{server.url}/metrics").text
+
+
+@pytest.mark.slow
+def test_serve_outlives_its_student(served: tuple[serve.Server, Storage, Path]) -> None:
+    server = served[0]
+    first = over_http(server, "be dead")
+    assert (first["source"], first["degraded"]) == ("fallback", True)
+    assert first["reason"] in ("unavailable", "timeout")
+    for number in range(5):  # while Serve starts another
+        assert over_http(server, f"rare {number}")["source"] in ("fallback", "student")
+        assert over_http(server, "pizza near me")["cached"]
+    eventually(lambda: over_http(server, "rare again")["source"] == "student", 60)
+
+
+@pytest.mark.slow
+def test_serve_follows_current_while_it_is_asked(served: tuple[serve.Server, Storage, Path]) -> None:
+    server, store, scratch = served
+    before = release.current(store)
+    after = published(store, scratch, load_task("query_segmentation"), ["brand new", "pizza near me"])
+    seen: list[tuple[str, bool]] = []
+
+    def moved() -> bool:
+        found = over_http(server, "brand new")
+        seen.append((found["release"], found["cached"]))
+        return bool(found["release"] == after.id)
+
+    eventually(moved)
+    assert set(seen) <= {(before.id, False), (after.id, True)}  # each answer belongs to one release, whole
+    release.rollback(store)
+    eventually(lambda: not over_http(server, "brand new")["cached"])
+
+
+@pytest.mark.slow
+def test_a_second_server_on_the_cluster_is_refused(served: tuple[serve.Server, Storage, Path]) -> None:
+    server, store, _ = served
+    with pytest.raises(ConfigError, match="already runs in this Ray cluster"):
+        serve.start(config(store.root, live=False))
+    with pytest.raises(ConfigError, match=f"port {server.config.port}"):
+        serve.start(config(store.root, port=server.config.port))
+    assert over_http(server, "pizza near me")["cached"]  # the first one was left alone
