@@ -16,10 +16,10 @@ from sklearn.metrics import f1_score
 from headtail import evaluate
 from headtail.config import TrackingConfig, build
 from headtail.errors import ConfigError, InputError
-from headtail.evaluate import QUALITY, ROWS, Given, by_tier, differences, quality_rows, score_rows
+from headtail.evaluate.scoring import Given, Sureness, by_tier, differences, quality_rows, score_rows
 from headtail.keys import canonical, query_key
 from headtail.receipt import Receipt
-from headtail.rows import ANSWER, GOLD, with_side_inputs
+from headtail.rows import ANSWER, GOLD, QUALITY, SCORED, with_side_inputs
 from headtail.storage import FileRef, Storage, read_json, read_table, write_json, write_table
 from headtail.task import Task
 
@@ -76,9 +76,9 @@ def segments(*pairs: tuple[str, str]) -> dict[str, Any]:
 def oracle_f1(pairs: Sequence[tuple[Any, Any]], weights: Sequence[float] | None = None) -> float | None:
     """Micro-F1 over (label, text) pairs as multisets; a missing answer is None."""
     hit = given_units = wanted_units = 0.0
-    for i, (wanted, given) in enumerate(pairs):
+    for i, (wanted, answer) in enumerate(pairs):
         want = [(s["label"], s["text"]) for s in wanted["segments"]]
-        got = [(s["label"], s["text"]) for s in given["segments"]] if given is not None else []
+        got = [(s["label"], s["text"]) for s in answer["segments"]] if answer is not None else []
         weight = weights[i] if weights else 1.0
         wanted_units += weight * len(want)
         given_units += weight * len(got)
@@ -105,8 +105,8 @@ def test_quality_is_the_oracles(segmentation: Task, rows: list[tuple[Any, Any, s
         query_key(f"q{i}"): Given(given, "answered" if given is not None else "invalid", None) for i, (_, given, _, _) in enumerate(rows)
     }
     scored = score_rows(segmentation, gold, {"teacher": answers})
-    assert scored.schema == ROWS
-    table = quality_rows(scored, evaluate.Config(resamples=200))
+    assert scored.schema == SCORED
+    table = quality_rows(scored, Sureness(resamples=200))
     assert table.schema == QUALITY
     for line in table.to_pylist():
         if line["tier"] != "teacher":
@@ -133,7 +133,7 @@ def test_quality_is_the_oracles(segmentation: Task, rows: list[tuple[Any, Any, s
 def test_labels_are_sklearns_micro_f1(intent: Task, rows: list[tuple[str, str]]) -> None:
     gold = gold_table([(f"q{i}", intent_of(w), "head", 1) for i, (w, _) in enumerate(rows)])
     answers = {query_key(f"q{i}"): Given(intent_of(g), "answered", 0.5) for i, (_, g) in enumerate(rows)}
-    line = quality_rows(score_rows(intent, gold, {"teacher": answers}), evaluate.Config(resamples=200)).to_pylist()[0]
+    line = quality_rows(score_rows(intent, gold, {"teacher": answers}), Sureness(resamples=200)).to_pylist()[0]
     assert line["quality"] == pytest.approx(f1_score([w for w, _ in rows], [g for _, g in rows], average="micro"))
     assert line["quality"] == pytest.approx(line["exact"])
 
@@ -213,10 +213,10 @@ def test_silence_is_not_praised(segmentation: Task) -> None:
     """Gold with nothing to find, and a tier that answered nothing: no unit is wrong, yet it must not score 1."""
     gold = gold_table([(f"q{i}", segments(), "head", 1) for i in range(3)])
     silent = {query_key(f"q{i}"): Given(None, "failed", None) for i in range(3)}
-    line = quality_rows(score_rows(segmentation, gold, {"teacher": silent}), evaluate.Config()).to_pylist()[0]
+    line = quality_rows(score_rows(segmentation, gold, {"teacher": silent}), Sureness()).to_pylist()[0]
     assert (line["quality"], line["exact"]) == (0.0, 0.0)
     right = {query_key(f"q{i}"): Given(segments(), "answered", None) for i in range(3)}
-    line = quality_rows(score_rows(segmentation, gold, {"teacher": right}), evaluate.Config()).to_pylist()[0]
+    line = quality_rows(score_rows(segmentation, gold, {"teacher": right}), Sureness()).to_pylist()[0]
     assert (line["quality"], line["exact"]) == (1.0, 1.0)
     assert line["low"] < 0.5  # three rows
 
@@ -295,7 +295,7 @@ def test_differences_are_paired_on_the_same_rows(intent: Task) -> None:
         return {query_key(f"q{i}"): Given(intent_of("browse" if i < right else "price"), "answered", None) for i in range(40)}
 
     scored = by_tier(score_rows(intent, gold, {"teacher": tier(36), "student": tier(20)}))
-    found = {(d["tier"], d["split"]): d for d in differences(scored, evaluate.Config())}
+    found = {(d["tier"], d["split"]): d for d in differences(scored, Sureness())}
     assert found["student", "all"]["value"] == pytest.approx(20 / 40 - 36 / 40)
     assert found["student", "all"]["high"] < 0
     assert ("student", "torso") not in found

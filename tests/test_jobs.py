@@ -130,10 +130,10 @@ def _wait_until_up(cluster: Cluster, process: subprocess.Popen[bytes], log: Path
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """`ray start --block` ends its own processes on SIGTERM; what is left of its process group goes after 20 s."""
+    """`ray start --block` ends its own processes on SIGTERM; what is left of its process group goes after 10 s."""
     process.terminate()
     try:
-        process.wait(timeout=20)
+        process.wait(timeout=10)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(timeout=10)
@@ -181,7 +181,7 @@ def test_jobs_run_under_ray_job_submit_with_a_token(head: Cluster, log: Path, tm
     assert last_json(done.stdout)["fingerprint"] == planned.fingerprint
     assert read_table(store, planned.output("head").path).num_rows == planned.rows["head"] > 0
 
-    engine = ["--set", "model.engine=null", "--set", "max_failed_share=1"]
+    engine = ["--set", 'model.engine="null"', "--set", "max_failed_share=1"]
     done = submit(head, "precompute_answers", "--set", "inputs=['plan:head']", *engine, *common)
     assert done.returncode == 0, done.stdout + done.stderr
     assert load_receipt(store, "precompute").rows["in"] == planned.rows["head"]

@@ -516,5 +516,4 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout.split()[-1]) / 1024)
-    print(peaks)
     assert peaks[1] < 2 * peaks[0] + 30, f"{peaks} MiB"

@@ -20,11 +20,11 @@ from rich.console import Console
 from headtail import charts, report
 from headtail.config import TrackingConfig
 from headtail.errors import InputError
-from headtail.evaluate import QUALITY, ROWS
 from headtail.keys import canonical, query_key
 from headtail.receipt import Receipt
 from headtail.report.page import plain
 from headtail.report.summary import STATIONS, headline, summarise
+from headtail.rows import QUALITY, SCORED
 from headtail.storage import FileRef, Storage, read_json, write_json, write_table
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -154,7 +154,7 @@ def rows_table() -> pa.Table:
                     "confidence": 0.75 if answer and tier != "fallback" else None,
                 }
             )
-    return pa.Table.from_pylist(lines, schema=ROWS)
+    return pa.Table.from_pylist(lines, schema=SCORED)
 
 
 def _segments(text: str | None) -> str | None:
@@ -166,7 +166,7 @@ def _segments(text: str | None) -> str | None:
 
 def figures() -> dict[str, Any]:
     """The stations' figures, drawn as the stations draw them."""
-    lines = [line for line in quality_table().to_pylist()]
+    lines = quality_table().to_pylist()
     rng = np.random.default_rng(0)
     bins = {
         tier: [
@@ -278,9 +278,18 @@ def world(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
                 "degraded_share": 0.014,
                 "requests_per_s": 212.4,
                 "quality": 0.893,
-                **{"p50_ms": 1.4, "p95_ms": 52.0, "p99_ms": 88.0, "p50_ms/cache": 1.2, "p95_ms/cache": 2.2, "p99_ms/cache": 2.9},
-                **{"p50_ms/live": 36.6, "p95_ms/live": 60.1, "p99_ms/live": 74.3},
-                **{"p50_ms/fallback": 2001.0, "p95_ms/fallback": 2064.0, "p99_ms/fallback": 2088.0},
+                "p50_ms": 1.4,
+                "p95_ms": 52.0,
+                "p99_ms": 88.0,
+                "p50_ms/cache": 1.2,
+                "p95_ms/cache": 2.2,
+                "p99_ms/cache": 2.9,
+                "p50_ms/live": 36.6,
+                "p95_ms/live": 60.1,
+                "p99_ms/live": 74.3,
+                "p50_ms/fallback": 2001.0,
+                "p95_ms/fallback": 2064.0,
+                "p99_ms/fallback": 2088.0,
             },
             "figures": {"latency": drawn["latency"]},
         },
@@ -442,7 +451,7 @@ def test_page_says_what_matters(store: Storage, root: str) -> None:
         "71.2 %",
         "Of the later traffic, 71.2 % was answered from the cache, 27.4 % live by the student and 1.4 % by the fallback.",
         "the teacher scores 0.92 (0.90 to 0.94)",
-        "On the same queries the student is 0.05 below the teacher (-0.07 to -0.03).",
+        "On the same queries the student is 0.05 below the teacher (difference -0.07 to -0.03).",
         "small stand-in that ships with headtail",
         "it says nothing of whether either is right, and is no quality figure",
         "Few gold rows in unseen (24)",

@@ -500,7 +500,7 @@ class Fake:
     def __init__(self, model: Any, root: str, task: Task, stands_for: str) -> None:
         self.task, self.stands_for = task, stands_for
 
-    async def reconfigure(self, warm_up: str) -> None:
+    async def reconfigure(self, warm_up: dict[str, str]) -> None:
         pass
 
     async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> LiveReply:

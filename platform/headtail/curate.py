@@ -110,7 +110,7 @@ class _Columns(NamedTuple):
     lot: npt.NDArray[np.float64]  # by query_key and seed alone, so that shards and order change nothing
     state: npt.NDArray[np.object_]
     confidence: npt.NDArray[np.float64]
-    count: npt.NDArray[np.float64]
+    events: npt.NDArray[np.float64]
     stratum: npt.NDArray[np.object_]
     withheld: npt.NDArray[np.bool_]
 
@@ -141,7 +141,7 @@ def judge(tables: Iterable[pa.Table], gold_keys: pa.Array, config: Config) -> Ju
     if unknown and config.min_confidence > 0:
         notes.append(f"{unknown:,} golden rows have no confidence (the engine gave no log-probabilities): they were not filtered by it")
     weight = np.zeros(len(reason))
-    weight[reason == _KEPT] = traffic_weights(rows.count[reason == _KEPT])
+    weight[reason == _KEPT] = traffic_weights(rows.events[reason == _KEPT])
     return Judged(reason, weight, rows.stratum, rows.confidence, notes)
 
 
@@ -184,7 +184,7 @@ def _read(tables: Iterable[pa.Table], gold_keys: pa.Array, seed: int) -> _Column
         parts["answer_key"].append(np.column_stack(key_words(table["answer_key"])))
         parts["lot"].append(draw(table["query_key"], "curate", seed))
         parts["confidence"].append(table["confidence"].cast(pa.float64()).fill_null(float("nan")).to_numpy())
-        parts["count"].append(table["count"].cast(pa.float64()).fill_null(0.0).to_numpy())
+        parts["events"].append(table["count"].cast(pa.float64()).fill_null(0.0).to_numpy())
         parts["withheld"].append(pc.or_(known, table["withheld"].fill_null(False)).to_numpy())
         for name in ("state", "stratum"):  # dictionary-encoded, so that a million rows hold five strings
             coded = table[name].fill_null("").combine_chunks().dictionary_encode()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
@@ -49,9 +50,9 @@ class Config(StageConfig):
 def run(config: Config) -> Receipt:
     """Build the generation and its release unless they exist, then promote."""
     task, store = load_task(config.task), open_storage(config.root)
-    answers = {ref: load_receipt(store, "precompute", _latest(ref, "precompute")) for ref in config.answers}
-    student = load_receipt(store, "distill", _latest(config.student, "distill")) if config.student else None
-    evaluation = load_receipt(store, "evaluate", _latest(config.evaluation, "evaluate")) if config.evaluation else None
+    answers = {ref: load_receipt(store, "precompute", ref) for ref in config.answers}
+    student = load_receipt(store, "distill", config.student) if config.student else None
+    evaluation = load_receipt(store, "evaluate", config.evaluation) if config.evaluation else None
     for receipt in answers.values():
         _same_task(task, receipt)
     parts = _Parts(task, tuple(answers.values()), student, evaluation)
@@ -77,20 +78,19 @@ def run(config: Config) -> Receipt:
     return receipt
 
 
+@dataclass(frozen=True)
 class _Parts:
-    """The receipts that a release is made of."""
+    """What a release is made of."""
 
-    def __init__(self, task: Task, answers: tuple[Receipt, ...], student: Receipt | None, evaluation: Receipt | None) -> None:
-        self.task, self.answers, self.student, self.evaluation = task, answers, student, evaluation
-
-
-def _latest(ref: str, stage: str) -> str:
-    return LATEST if ref == stage else ref
+    task: Task
+    answers: tuple[Receipt, ...]
+    student: Receipt | None
+    evaluation: Receipt | None
 
 
 def _same_task(task: Task, receipt: Receipt) -> None:
     """Answers to another prompt or schema are never served under this task."""
-    made_for = receipt.settings.get("task", "")
+    made_for = receipt.inputs.get("task") or receipt.settings.get("task", "")
     if made_for != task.fingerprint:
         raise ConfigError(
             "these answers were made for another version of the task",

@@ -48,7 +48,7 @@ class Config(StageConfig):
         ),
         description="the teacher's training",
     )
-    teacher_rows: tuple[int, int] = Field((80_000, 20_000), description="training rows of each task, segmentation and intent")
+    teacher_rows: tuple[int, int] = Field((0, 20_000), description="training rows of each task, segmentation and intent; 0 for all")
     base_world: world.Config = Field(
         world.Config(
             events=10_000, days=2, seed=3, universe=200_000, train=30_000, avoid_gold_seed=7, tasks=PRETRAINING, label="base world"

@@ -125,6 +125,41 @@ CACHED = pa.schema(
     ]
 )
 
+# One gold row as one tier answered it.
+SCORED = pa.schema(
+    [
+        ("query_key", KEY),
+        ("query", pa.string()),
+        ("stratum", pa.string()),
+        ("count", pa.int64()),
+        ("tier", pa.string()),
+        ("wanted", pa.string()),
+        ("given", pa.string()),  # null when there is no valid answer
+        ("state", pa.string()),
+        ("tp", pa.int32()),
+        ("fp", pa.int32()),
+        ("fn", pa.int32()),
+        ("exact", pa.bool_()),
+        ("confidence", pa.float32()),
+    ]
+)
+
+# Quality of one tier on one slice of the gold rows. Figures are null when the slice has no row.
+QUALITY = pa.schema(
+    [
+        ("tier", pa.string()),
+        ("stratum", pa.string()),
+        ("n", pa.int64()),
+        ("answered", pa.int64()),
+        ("quality", pa.float64()),  # micro-F1
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("exact", pa.float64()),  # share of rows wholly right
+        ("effective", pa.float64()),  # equal rows that would carry as much (Kish)
+        ("method", pa.string()),  # how the interval was made
+    ]
+)
+
 
 def with_side_inputs(schema: pa.Schema, side_inputs: Sequence[str]) -> pa.Schema:
     """`schema` with one list<string> column per side input appended."""

@@ -68,6 +68,7 @@ class Config(StageConfig):
     workers: int = Field(2, ge=1, description="Ray Train workers")
     cpus_per_worker: float = execution(1, "CPU cores per worker", gt=0)
     gpus_per_worker: float = execution(0, "GPUs per worker; 0 trains on CPU with gloo", ge=0)
+    resources_per_worker: dict[str, float] = execution({}, "custom Ray resources per worker, such as {student: 1}: that role's nodes")
     log_steps: int = execution(100, "steps between points of the loss curve", ge=1)
     checkpoint_steps: int = execution(500, "steps between checkpoints", ge=1)
     max_failures: int = execution(3, "times that a lost worker group is started again from the last checkpoint", ge=0)
@@ -201,6 +202,7 @@ def _train(config: Config, station: Station, tokenizer: Any, base: Path | None, 
             station.store, work, f"{work}/tokens.parquet", files, path, config.base.revision, int(tokenizer.pad_token_id), settings, meter
         )
         resources = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
+        resources |= config.resources_per_worker
         trainer = TorchTrainer(
             lambda _: worker(spec),
             train_loop_config={},

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -193,17 +194,19 @@ class VllmEngine:
 
 
 def _start(config: ModelConfig, found: dict[str, Any]) -> Any:
-    import torch
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's and vLLM's deprecations are theirs
+        import torch
 
-    if not config.gpus:
-        torch.set_num_threads(threads(config))  # also when torch was imported before the environment was set
-    from vllm import EngineArgs, LLMEngine
+        if not config.gpus:
+            torch.set_num_threads(threads(config))  # also when torch was imported before the environment was set
+        from vllm import EngineArgs, LLMEngine
 
-    try:
-        return LLMEngine.from_engine_args(EngineArgs(**found))
-    except Exception as error:
-        fix = "headtail doctor checks versions, GPU and memory; lower kv_cache_gib or gpu_memory_utilization if memory is short"
-        raise EngineError(f"vLLM did not start: {type(error).__name__}: {error}", where=found["model"], fix=fix) from error
+        try:
+            return LLMEngine.from_engine_args(EngineArgs(**found))
+        except Exception as error:
+            fix = "headtail doctor checks versions, GPU and memory; lower kv_cache_gib or gpu_memory_utilization if memory is short"
+            raise EngineError(f"vLLM did not start: {type(error).__name__}: {error}", where=found["model"], fix=fix) from error
 
 
 def _sampling(sampling: dict[str, Any], grammar: str) -> Any:

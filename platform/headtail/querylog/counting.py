@@ -76,12 +76,12 @@ class Spread:
         while waiting or running:
             while waiting and len(running) < self.workers:
                 running.append(task.remote(self.system, waiting.popleft(), self.rules, self.wanted, self.shard_count))
-            head, aside, *pieces = list(running.popleft())
-            totals, gold = _got(head)
+            results = list(running.popleft())
+            totals, gold = _got(results[0])  # first: where a task failed there may be no others
             self.totals.add(totals)
             self.gold.append(gold)
-            self._aside.append(aside)
-            self._pieces.append(pieces)
+            self._aside.append(results[1])
+            self._pieces.append(results[2:])
             advance(totals.rows)
 
     def set_aside(self) -> Iterator[pa.Table]:

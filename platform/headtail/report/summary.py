@@ -175,18 +175,20 @@ def headline(made: Mapping[str, Any]) -> Iterator[str]:
         shares += [f"{percent(made['fallback_share'])} by the fallback"] if made["fallback_share"] else []
         yield f"Of the later traffic, {_list(shares)}."
     elif made["head_coverage_later"] is not None:
-        yield f"The head of {made['head_rows']:,.0f} queries covers {percent(made['head_coverage_later'])} of later traffic (planned, not replayed)."
+        planned = percent(made["head_coverage_later"])
+        yield f"The head of {made['head_rows']:,.0f} queries covers {planned} of later traffic (planned, not replayed)."
     scores = [f"the {tier} scores {_scored(made, tier)}" for tier in TIERS if made[f"quality_{tier}_all"] is not None]
     if scores:
         yield f"On {made['gold_rows_all']:,} queries answered by people, {_list(scores)} out of 1 (micro-F1, 95 % interval)."
     gap, low, high = (made[f"student_minus_teacher{end}"] for end in ("", "_low", "_high"))
-    if gap is not None:
-        if low <= 0 <= high:
-            yield f"On the same queries student and teacher cannot be told apart: the difference is {gap:+.2f}, between {low:+.2f} and {high:+.2f}."
-        else:
-            yield f"On the same queries the student is {abs(gap):.2f} {'below' if gap < 0 else 'above'} the teacher ({low:+.2f} to {high:+.2f})."
+    if gap is not None and low <= 0 <= high:
+        yield f"On the same queries student and teacher cannot be told apart: difference {gap:+.2f} ({low:+.2f} to {high:+.2f})."
+    elif gap is not None:
+        side = "below" if gap < 0 else "above"
+        yield f"On the same queries the student is {abs(gap):.2f} {side} the teacher (difference {low:+.2f} to {high:+.2f})."
     if made["latency_all_p50_ms"] is not None:
-        yield f"Half of the requests were answered within {ms(made['latency_all_p50_ms'])}, 99 of 100 within {ms(made['latency_all_p99_ms'])}."
+        half, most = ms(made["latency_all_p50_ms"]), ms(made["latency_all_p99_ms"])
+        yield f"Half of the requests were answered within {half}, 99 of 100 within {most}."
     teacher, student, ratio = (made[k] for k in ("usd_per_million_teacher", "usd_per_million_student", "cost_ratio_teacher_to_student"))
     if ratio is not None:
         less = f"{ratio:.1f} times less" if ratio >= 1 else f"{1 / ratio:.1f} times more"

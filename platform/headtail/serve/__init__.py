@@ -22,7 +22,7 @@ from pydantic import Field
 
 from headtail import release as releases
 from headtail.cache import read_manifest
-from headtail.config import StageConfig, execution
+from headtail.config import StageConfig, build, execution
 from headtail.engines import ModelConfig
 from headtail.errors import ConfigError, EngineError
 from headtail.models import find
@@ -173,11 +173,15 @@ def application(config: Config, release: releases.Release, model: ModelConfig | 
             num_replicas=config.live_replicas,
             max_ongoing_requests=config.max_ongoing_requests,
             max_queued_requests=config.max_queued_requests,
-            ray_actor_options={"num_cpus": model.cpus, "num_gpus": model.gpus * model.tensor_parallel},
+            ray_actor_options={
+                "num_cpus": model.cpus,
+                "num_gpus": model.gpus * model.tensor_parallel,
+                "resources": dict(model.resources),
+            },
             health_check_period_s=5,
             graceful_shutdown_timeout_s=5,
             max_constructor_retry_count=1,
-            user_config="warm up",
+            user_config={"query": "warm up"},
         )(student or Student)
         live = kind.bind(model, config.root, releases.open_task(release), release.student)
     ingress = serve.deployment(
@@ -190,6 +194,14 @@ def application(config: Config, release: releases.Release, model: ModelConfig | 
         max_surge_percent=100,  # the new replica answers before the old one leaves
     )(serve.ingress()(Ingress))
     return ingress.bind(config, live, model.model if model else "", release.student if config.live else None)
+
+
+def from_args(args: dict[str, Any]) -> Any:
+    """The application from the `args` of a Serve config file (import_path: headtail.serve:from_args): fields of Config."""
+    config = build(Config, args, where="args of the Serve config")
+    store = open_storage(config.root)
+    release = releases.load(store, config.release)
+    return application(config, release, _student(config, store, release))
 
 
 _LOGGING: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}

@@ -70,9 +70,9 @@ class Student:
         key = answer_key(messages, self._settings).hex()
         return LiveReply(text, str(made.finish_reason), sure, key, self.stands_for, self.task.fingerprint)
 
-    async def reconfigure(self, warm_up: str) -> None:
+    async def reconfigure(self, warm_up: dict[str, str]) -> None:
         """Called by Serve before the replica counts as ready: one answer, or the first caller waits 2 s for the grammar."""
-        await self.answer(warm_up, {})
+        await self.answer(warm_up["query"], {})
 
     async def check_health(self) -> None:
         """Raises when the engine is dead, so that Serve replaces the replica."""

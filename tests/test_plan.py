@@ -1,0 +1,283 @@
+"""The plan against plain Python: where the head ends, who answers what, what later traffic finds covered."""
+
+from __future__ import annotations
+
+import json
+import random
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headtail import plan
+from headtail.config import TrackingConfig
+from headtail.errors import InputError, LedgerError
+from headtail.plan import Config, Head, head_end, run, strata, teach_sample, zipf_exponent
+from headtail.querylog import Columns
+from headtail.querylog import Config as LogConfig
+from headtail.querylog import run as ingest
+from headtail.receipt import Receipt, load_ref
+from headtail.rows import GOLD, PLANNED, with_side_inputs
+from headtail.storage import open_storage, read_json, stream_table
+
+OFF = TrackingConfig(enabled=False)
+ANSWER = json.dumps({"segments": []})
+COUNTS = st.lists(st.integers(1, 50), min_size=1, max_size=40).map(lambda found: np.array(sorted(found, reverse=True)))
+
+
+@given(COUNTS, st.none() | st.floats(0.01, 1), st.none() | st.integers(1, 50), st.integers(1, 60))
+@settings(deadline=None)
+def test_the_tightest_limit_ends_the_head(
+    counts: np.ndarray[Any, np.dtype[np.int64]], coverage: float | None, rows: int | None, low: int
+) -> None:
+    end, limit = head_end(counts, Head(coverage=coverage, rows=rows, min_count=low))
+    total, fits = int(counts.sum()), []
+    for n in range(len(counts) + 1):
+        reached = coverage is not None and n > 0 and counts[: n - 1].sum() >= coverage * total * (1 - 1e-12)
+        fits.append(not reached and (rows is None or n <= rows) and (n == 0 or counts[n - 1] >= low))
+    assert end == max(n for n, fine in enumerate(fits) if fine)
+    assert limit in ("coverage", "rows", "min_count")
+
+
+def test_the_limit_that_rules_is_named() -> None:
+    counts = np.array([50, 30, 10, 5, 3, 1, 1])
+    assert head_end(counts, Head(coverage=0.5)) == (1, "coverage")
+    assert head_end(counts, Head(coverage=0.51)) == (2, "coverage")
+    assert head_end(counts, Head(coverage=0.9, rows=2)) == (2, "rows")
+    assert head_end(counts, Head(coverage=1.0)) == (5, "min_count")
+    assert head_end(counts, Head(coverage=1.0, min_count=1)) == (7, "min_count")
+    assert head_end(np.array([], np.int64), Head()) == (0, "min_count")
+
+
+@given(COUNTS, st.integers(0, 40), st.integers(0, 2**30), st.integers(1, 5))
+@settings(deadline=None)
+def test_the_teaching_sample(counts: np.ndarray[Any, np.dtype[np.int64]], rows: int, seed: int, torso: int) -> None:
+    rng = np.random.default_rng(seed)
+    stratum, withheld = strata(counts, min(3, len(counts)), torso), rng.random(len(counts)) < 0.2
+    chosen = teach_sample(rng.random(len(counts)), stratum, withheld, rows)
+    assert not (chosen & withheld).any()
+    assert not (chosen & (stratum == 0)).any()
+    free = [int(((stratum == code) & ~withheld).sum()) for code in (1, 2)]
+    taken = [int((chosen & (stratum == code)).sum()) for code in (1, 2)]
+    assert sum(taken) == min(rows, sum(free)), "where one stratum has too few the other gives more"
+    assert taken[0] >= min(rows // 2, free[0])
+    assert taken[1] >= min(rows - rows // 2, free[1])
+
+
+def test_the_zipf_exponent_is_found_again() -> None:
+    for exponent in (0.8, 1.0, 1.3):
+        counts = np.floor(1e9 * np.arange(1, 20_001, dtype=float) ** -exponent).astype(np.int64)
+        assert zipf_exponent(counts) == pytest.approx(exponent, abs=0.01)
+    assert zipf_exponent(np.array([9, 3, 1])) > 1
+    assert zipf_exponent(np.array([5, 5])) == 0.0
+
+
+@pytest.fixture
+def log(root: str, tmp_path: Path) -> Callable[..., Receipt]:
+    """Ingest events (query, day) with gold for some queries; side inputs for queries that end in 0."""
+
+    def do(events: list[tuple[str, int]], gold: list[str] = [], **fields: Any) -> Receipt:  # noqa: B006
+        path = tmp_path / "log.jsonl"
+        side = {query: [f"{query} shop"] for query, _ in events if query.endswith("0")}
+        rows = [{"query": query, "time": f"2024-01-0{day}", "businesses": side.get(query)} for query, day in events]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "gold.jsonl").write_text("".join(json.dumps({"query": query, "answer": ANSWER}) + "\n" for query in gold))
+        where = {"gold": str(tmp_path / "gold.jsonl")} if gold else {}
+        return ingest(LogConfig(root=root, log=str(path), columns=Columns(time="time"), tracking=OFF, **where, **fields))
+
+    return do
+
+
+EVENTS = [(f"q{i}", 1 + i % 2) for i in range(60) for _ in range(max(1, 30 // (i + 1)))] + [("q3", 3), ("q50", 3), ("new", 3), ("new", 3)]
+GOLDEN = ["q0", "q7", "q20", "q59", "q30", "new", "never asked"]
+
+
+def do(root: str, **fields: Any) -> Receipt:
+    return run(Config(**({"root": root, "tracking": OFF, "teach_rows": 10} | fields)))
+
+
+def rows(root: str, receipt: Receipt, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = receipt.table(open_storage(root), name).to_pylist()
+    return found
+
+
+def test_every_query_has_its_place(log: Callable[..., Receipt], root: str) -> None:
+    ingested = log(EVENTS, GOLDEN)
+    receipt = do(root)
+    parts = {name: rows(root, receipt, name) for name in ("head", "teach", "rest")}
+    everything = sorted((row for part in parts.values() for row in part), key=lambda row: row["rank"])
+    assert [row["rank"] for row in everything] == list(range(1, 61)), "disjoint, and together all queries"
+    queries = rows(root, ingested, "queries")
+    columns = ("query_key", "query", "count", "first_day", "last_day", "businesses")
+    assert [{name: row[name] for name in columns} for row in everything] == queries
+    for name, part in parts.items():
+        assert receipt.table(open_storage(root), name).schema == with_side_inputs(PLANNED, ["businesses"])
+        assert [row["rank"] for row in part] == sorted(row["rank"] for row in part)
+    assert {row["query"] for row in everything if row["withheld"]} == {"q0", "q7", "q20", "q59", "q30"}
+    assert not any(row["withheld"] for row in parts["teach"])
+    assert {row["stratum"] for row in parts["head"]} == {"head"}
+    assert all(row["stratum"] == ("torso" if row["count"] > 1 else "tail") for row in parts["teach"] + parts["rest"])
+    assert sorted(row["stratum"] for row in parts["teach"]) == ["tail"] * 5 + ["torso"] * 5
+    torso = sum(row["stratum"] == "torso" for row in everything)
+    expected = {
+        "head": len(parts["head"]),
+        "torso": torso,
+        "teach": 10,
+        "rest": len(parts["rest"]),
+        "gold": 7,
+        "withheld": 5,
+        "left_out": 0,
+    }
+    assert expected.items() <= receipt.rows.items()
+    assert sum(receipt.rows[name] for name in ("head", "torso", "tail")) == 60
+
+
+def test_gold_has_strata_and_side_inputs(log: Callable[..., Receipt], root: str) -> None:
+    log(EVENTS, GOLDEN)
+    receipt = do(root)
+    gold = receipt.table(open_storage(root), "gold")
+    assert gold.schema == with_side_inputs(GOLD, ["businesses"])
+    found = {row["query"]: row for row in gold.to_pylist()}
+    wanted = {"q0": "head", "q7": "torso", "q20": "tail", "q59": "tail", "q30": "tail", "new": "unseen", "never asked": "unseen"}
+    assert {query: row["stratum"] for query, row in found.items()} == wanted
+    assert {query: row["businesses"] for query, row in found.items() if row["businesses"]} == {
+        "q0": ["q0 shop"],
+        "q20": ["q20 shop"],
+        "q30": ["q30 shop"],
+    }
+    assert {query: row["count"] for query, row in found.items()} == {
+        "q0": 30,
+        "q7": 5,
+        "q20": 1,
+        "q59": 1,
+        "q30": 1,
+        "new": 0,
+        "never asked": 0,
+    }
+    assert [receipt.rows[f"gold.{name}"] for name in ("head", "torso", "tail", "unseen")] == [1, 1, 3, 2]
+
+
+def test_coverage_is_what_a_cache_of_the_head_would_have_hit(log: Callable[..., Receipt], root: str) -> None:
+    log(EVENTS, GOLDEN)
+    receipt = do(root)
+    head = {row["query"] for row in rows(root, receipt, "head")}
+    before = [query for query, day in EVENTS if day < 3]
+    later = [query for query, day in EVENTS if day == 3]
+    assert receipt.metrics["head_coverage"] == pytest.approx(sum(q in head for q in before) / len(before))
+    assert receipt.metrics["head_coverage_later"] == pytest.approx(sum(q in head for q in later) / len(later)) == 0.25
+    assert receipt.metrics["seen_coverage_later"] == 0.5
+    assert receipt.metrics["head_rows"] == len(head)
+    found = read_json(open_storage(root), receipt.output("coverage").path)
+    ranked = [
+        row["query"]
+        for row in sorted(rows(root, receipt, "head") + rows(root, receipt, "teach") + rows(root, receipt, "rest"), key=lambda r: r["rank"])
+    ]
+    for point in found["points"]:
+        covered = set(ranked[: point["rank"]])
+        assert point["share"] == pytest.approx(sum(q in covered for q in before) / len(before))
+        assert point["share_later"] == pytest.approx(sum(q in covered for q in later) / len(later))
+    assert [found["points"][i]["rank"] for i in (0, -1)] == [1, 60]
+    assert found["head"] | {"rows": len(head), "limit": "coverage"} == found["head"]
+    assert len(head) in {point["rank"] for point in found["points"]}
+
+
+def test_the_figure_says_it(log: Callable[..., Receipt], root: str) -> None:
+    log(EVENTS)
+    receipt = do(root)
+    svg = open_storage(root).read(receipt.output("coverage.svg").path).decode()
+    ET.fromstring(svg)
+    for text in ("head ends", "up to the cut 100%", "later traffic 50%", "most frequent queries, log scale", "of 60 queries"):
+        assert text in svg
+    log([("a", 1), ("a", 1), ("b", 1)], later_days=0)
+    alone = do(root)
+    assert "later traffic" not in open_storage(root).read(alone.output("coverage.svg").path).decode()
+    assert any("no later traffic" in note for note in alone.notes)
+
+
+def test_the_plan_does_not_depend_on_the_order_of_the_log(log: Callable[..., Receipt], root: str) -> None:
+    log(EVENTS, GOLDEN)
+    first = do(root)
+    shuffled = EVENTS.copy()
+    random.Random(1).shuffle(shuffled)
+    log(shuffled, GOLDEN)
+    second = do(root)
+    assert second.fingerprint != first.fingerprint, "another log"
+    for name in ("head", "teach", "rest", "gold"):
+        assert rows(root, second, name) == rows(root, first, name)
+    third = do(root, seed=1)
+    assert {row["query"] for row in rows(root, third, "teach")} != {row["query"] for row in rows(root, first, "teach")}
+    assert rows(root, third, "head") == rows(root, first, "head")
+
+
+def test_a_cap_on_the_rest_leaves_out_the_least_frequent(log: Callable[..., Receipt], root: str) -> None:
+    log(EVENTS)
+    whole, capped = do(root), do(root, rest_rows=20)
+    assert rows(root, capped, "rest") == rows(root, whole, "rest")[:20]
+    assert capped.rows["left_out"] == whole.rows["rest"] - 20
+    assert any("in no table" in note for note in capped.notes)
+
+
+def test_a_second_run_is_reused_and_refs_work(log: Callable[..., Receipt], root: str) -> None:
+    ingested = log(EVENTS, GOLDEN)
+    first = do(root)
+    assert do(root).reused
+    assert do(root, log=ingested.path).reused
+    assert do(root, log=ingested.fingerprint).reused
+    assert do(root, task="query_segmentation", head=Head(coverage=0.6)).fingerprint != first.fingerprint
+    store = open_storage(root)
+    receipt, name = load_ref(store, "plan:gold")
+    assert receipt.output(name).rows == 7
+    assert first.inputs["log"] == ingested.path
+
+
+def test_what_a_user_did_wrong_is_said(log: Callable[..., Receipt], root: str) -> None:
+    with pytest.raises(InputError, match="ingest has not been run"):
+        do(root)
+    log([("a", 1), ("b", 1), ("c", 2)])
+    with pytest.raises(InputError, match="the head is empty") as error:
+        do(root)
+    assert "most frequent query has 1 events" in str(error.value)
+    assert not open_storage(root).exists("plan/LATEST")
+    assert do(root, head=Head(min_count=1)).rows["head"] == 1
+    with pytest.raises(InputError, match="another task than query_intent"):
+        do(root, task="query_intent")
+
+
+def test_few_queries_and_gold_in_the_head_alone_are_noted(log: Callable[..., Receipt], root: str) -> None:
+    log([("a", 1), ("a", 1), ("b", 1), ("c", 2)], ["a"])
+    receipt = do(root)
+    assert any("only 1 of 10 teaching rows" in note for note in receipt.notes)
+    assert any("all gold is in the head" in note for note in receipt.notes)
+
+
+def test_rows_that_do_not_add_up_end_the_job(log: Callable[..., Receipt], root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    log(EVENTS)
+    real = stream_table
+
+    def lossy(*arguments: Any) -> Any:
+        for batch in real(*arguments):
+            yield batch.slice(0, batch.num_rows - 1)
+
+    monkeypatch.setattr(plan, "stream_table", lossy)
+    with pytest.raises(LedgerError, match="are not the queries of the log"):
+        do(root)
+    assert not open_storage(root).exists("plan/LATEST")
+
+
+def test_a_table_out_of_order_is_refused(log: Callable[..., Receipt], root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    log(EVENTS)
+    real = Receipt.table
+
+    def reversed_table(self: Receipt, store: Any, name: str, columns: list[str] | None = None) -> pa.Table:
+        found = real(self, store, name, columns)
+        return found.take(pa.array(range(len(found) - 1, -1, -1))) if name == "queries" else found
+
+    monkeypatch.setattr(Receipt, "table", reversed_table)
+    with pytest.raises(LedgerError, match="not by falling count"):
+        do(root)

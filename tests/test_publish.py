@@ -1,0 +1,248 @@
+"""Nothing half published can be reached, whatever kills it where; publishing again is idempotent and puts CURRENT right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from headtail import publish, release
+from headtail.cache import open_generation, read_manifest
+from headtail.config import TrackingConfig, build
+from headtail.errors import ConfigError, HeadtailError, InputError, StorageError
+from headtail.keys import query_key
+from headtail.receipt import Receipt
+from headtail.rows import QUERY
+from headtail.storage import FileRef, LocalStorage, Storage, open_storage, read_json, write_json, write_table
+from headtail.task import Task
+from test_cache import answers, good
+
+OFF = TrackingConfig(enabled=False)
+A, B = '{"intent":"browse"}', '{"intent":"price"}'
+
+
+def leave(store: Storage, stage: str, mark: str, tables: Mapping[str, pa.Table], **fields: Any) -> Receipt:
+    """A receipt made by hand, as the stage would leave it."""
+    path = f"{stage}/{mark * 4}"
+    outputs: dict[str, FileRef] = {name: write_table(store, f"{path}/{name}.parquet", table) for name, table in tables.items()}
+    made = Receipt(
+        stage=stage, fingerprint=mark * 8, path=path, started="2030-01-01T00:00:00+00:00", seconds=1.0, outputs=outputs, **fields
+    )
+    write_json(store, f"{path}/receipt.json", made.model_dump(mode="json"))
+    store.replace(f"{stage}/LATEST", path.encode())
+    return made
+
+
+def log(store: Storage, counts: Mapping[str, int]) -> Receipt:
+    rows = [{"query_key": query_key(q), "query": q, "count": n} for q, n in counts.items()]
+    ingest = leave(store, "ingest", "1090", {"queries": pa.Table.from_pylist(rows, schema=QUERY)})
+    return leave(store, "plan", "b1a4", {}, inputs={"log": ingest.path})
+
+
+def answered(store: Storage, mark: str, task: Task, *tables: pa.Table, inputs: Mapping[str, str] | None = None) -> Receipt:
+    shards = {f"answers/shard-{i:05d}": table for i, table in enumerate(tables)}
+    return leave(store, "precompute", mark, shards, inputs={"task": task.fingerprint, **(inputs or {})})
+
+
+@pytest.fixture
+def prepared(store: Storage, intent: Task) -> tuple[Receipt, Receipt]:
+    """Teacher's and student's answers over a log of 100 events."""
+    plan = log(store, {"pizza": 50, "burger": 30, "rare": 15, "never": 5})
+    teacher = answered(
+        store, "aaaa", intent, answers(good("pizza", A)), answers(good("burger", A, confidence=0.2)), inputs={"plan.head": plan.path}
+    )
+    rest = answers(good("burger", B, "student"), good("rare", B, "student"), ("never", "", "truncated", None, "student"))
+    return teacher, answered(store, "bbbb", intent, rest, inputs={"plan.rest": plan.path})
+
+
+def config(root: str, *receipts: Receipt, **options: Any) -> publish.Config:
+    data = {"root": root, "tracking": OFF, "task": "query_intent", "answers": tuple(r.path for r in receipts), **options}
+    return build(publish.Config, data, where="test")
+
+
+def test_publish_makes_a_generation_a_release_and_moves_current(store: Storage, root: str, prepared: tuple[Receipt, Receipt]) -> None:
+    receipt = publish.run(config(root, *prepared))
+    assert receipt.rows == {
+        "published": 3,
+        "published.student": 1,
+        "published.teacher": 2,
+        "left_out": 2,
+        "left_out.duplicate": 1,
+        "left_out.truncated": 1,
+    }
+    assert receipt.metrics["coverage"] == 0.95
+    assert receipt.facts["previous"] == ""
+    now = release.current(store)
+    assert (now.id, now.generation) == (receipt.facts["release"], receipt.facts["generation"])
+    manifest = read_manifest(store, now.generation)
+    assert manifest.lineage == tuple(r.path for r in prepared)
+    assert manifest.coverage == 0.95
+    assert manifest.examples[:2] == ("burger", "pizza")
+    assert set(receipt.outputs) == {"answers", "lmdb", "manifest", "release"}
+    for ref in receipt.outputs.values():
+        assert len(store.read(ref.path)) == ref.bytes
+    found = release.lookup(store, "Burger")
+    assert (found["answer"], found["source"]) == ({"intent": "browse"}, "teacher")
+
+
+def test_a_threshold_by_source_leaves_rows_to_the_next_receipt(store: Storage, root: str, prepared: tuple[Receipt, Receipt]) -> None:
+    receipt = publish.run(config(root, *prepared, min_confidence={"teacher": 0.5}))
+    assert receipt.rows["left_out.unconfident"] == 1
+    assert release.lookup(store, "burger")["source"] == "student"
+    assert release.current(store).thresholds == {"teacher": 0.5}
+    with pytest.raises(ConfigError, match="min_confidence"):
+        config(root, *prepared, min_confidence={"techer": 0.5})
+
+
+def test_again_builds_nothing_and_after_a_rollback_promotes_again(
+    store: Storage, root: str, prepared: tuple[Receipt, Receipt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = publish.run(config(root, prepared[0]))
+    second = publish.run(config(root, *prepared))
+    assert second.facts["previous"] == first.facts["release"]
+    monkeypatch.setattr(publish, "build_generation", lambda *_, **__: pytest.fail("built again"))
+    assert publish.run(config(root, *prepared)).reused
+    assert len(release.history(store)) == 2  # nothing moved
+    assert release.rollback(store).id == first.facts["release"]
+    again = publish.run(config(root, *prepared))
+    assert again.reused
+    assert release.current_id(store) == second.facts["release"]
+    assert release.rollback(store).id == first.facts["release"]  # and that can be taken back too
+
+
+def test_without_promote_nothing_goes_live_and_with_it_later_nothing_is_built(
+    store: Storage, root: str, prepared: tuple[Receipt, Receipt]
+) -> None:
+    made = publish.run(config(root, *prepared, promote=False))
+    assert release.current_id(store) == ""
+    assert publish.run(config(root, *prepared)).reused
+    assert release.current_id(store) == made.facts["release"]
+
+
+STEPS = ("answers.parquet", "data.mdb", "manifest.json", "releases/", "receipt.json", "LATEST", "moves/", "CURRENT")
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_killed_at_any_write_nothing_half_published_is_reachable(
+    store: Storage, root: str, prepared: tuple[Receipt, Receipt], monkeypatch: pytest.MonkeyPatch, step: str, after: bool
+) -> None:
+    old = publish.run(config(root, prepared[0]))
+    hit = []
+
+    def killing(name: str) -> Any:
+        original = getattr(LocalStorage, name)
+
+        def write(self: LocalStorage, *arguments: Any) -> Any:
+            path = arguments[1] if name == "put_file" else arguments[0]
+            if step not in path:
+                return original(self, *arguments)
+            if after:
+                original(self, *arguments)
+            hit.append(path)
+            raise KeyboardInterrupt
+
+        return write
+
+    with monkeypatch.context() as patch:
+        for name in ("replace", "create", "put_file"):
+            patch.setattr(LocalStorage, name, killing(name))
+        with pytest.raises(KeyboardInterrupt):
+            publish.run(config(root, *prepared))
+    assert hit
+    live = release.current(store)
+    assert open_generation(store, live.generation).lookup("pizza") is not None  # whatever is current is whole
+    assert release.lookup(store, "pizza")["cached"]
+    if (step, after) != ("CURRENT", True):
+        assert live.id == old.facts["release"]
+    new = publish.run(config(root, *prepared))
+    assert release.current_id(store) == new.facts["release"]
+    assert release.lookup(store, "rare")["cached"]
+    assert len(release.history(store)) == 2
+    assert release.rollback(store).id == old.facts["release"]
+
+
+def test_disk_full_while_building_is_told_and_changes_nothing(
+    store: Storage, root: str, prepared: tuple[Receipt, Receipt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = publish.run(config(root, prepared[0]))
+
+    def full(self: object, local: Path, path: str) -> None:
+        raise StorageError("cannot write: No space left on device", where=path, fix="free space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStorage, "put_file", full)
+        with pytest.raises(StorageError, match="No space left"):
+            publish.run(config(root, *prepared))
+    assert release.current_id(store) == old.facts["release"]
+
+
+def test_answers_to_another_prompt_are_refused(store: Storage, root: str, segmentation: Task, prepared: tuple[Receipt, Receipt]) -> None:
+    other = answered(store, "cccc", segmentation, answers(good("x")))
+    with pytest.raises(ConfigError, match="another version of the task"):
+        publish.run(config(root, prepared[0], other))
+    assert release.current_id(store) == ""
+
+
+def test_rows_that_are_missing_from_a_shard_are_noticed(store: Storage, root: str, prepared: tuple[Receipt, Receipt]) -> None:
+    write_table(
+        store, prepared[1].outputs["answers/shard-00000"].path, answers(good("rare", B, "student"))
+    )  # two rows fewer than the receipt says
+    with pytest.raises(HeadtailError, match="do not add up"):
+        publish.run(config(root, *prepared))
+    assert release.current_id(store) == ""
+
+
+def test_what_is_missing_is_named(store: Storage, root: str, prepared: tuple[Receipt, Receipt]) -> None:
+    with pytest.raises(InputError, match="no finished precompute here"):
+        publish.run(config(root).model_copy(update={"answers": ("precompute/feed",)}))
+    with pytest.raises(InputError, match="distill has not been run"):
+        publish.run(config(root, *prepared, student="latest"))
+    made = publish.run(config(root, *prepared))
+    Path(store.uri(f"generations/{made.facts['generation']}/manifest.json")).unlink()
+    with pytest.raises(StorageError, match="not in the store"):
+        publish.run(config(root, *prepared))
+
+
+def test_latest_names_what_is_latest_now(store: Storage, root: str, intent: Task, prepared: tuple[Receipt, Receipt]) -> None:
+    by_latest = publish.run(config(root, answers=("latest",)))
+    assert by_latest.inputs["answers.0"] == prepared[1].path
+    assert publish.run(config(root, prepared[1])).reused  # the same thing under its own name
+    answered(store, "dddd", intent, answers(good("new", A)))
+    assert not publish.run(config(root, answers=("latest",))).reused
+
+
+def test_evidence_and_student_go_into_the_release(store: Storage, root: str, prepared: tuple[Receipt, Receipt]) -> None:
+    metrics = {"quality/teacher/all": 0.9, "ece/teacher": 0.1}
+    seen = leave(store, "evaluate", "eeee", {}, metrics=metrics, inputs={"teacher": prepared[0].path})
+    student = leave(store, "distill", "5555", {}, facts={"digest": "d"})
+    receipt = publish.run(config(root, *prepared, student=student.path, evaluation=seen.path, note="first try"))
+    now = release.current(store)
+    assert now.student == student.path
+    assert now.evidence == {"evaluate": seen.path, "figures": {"quality/teacher/all": 0.9}}
+    assert now.note == "first try"
+    assert receipt.notes == (f"the evaluation {seen.path} did not look at the answers {prepared[1].path}",)
+
+
+def test_without_a_log_coverage_is_unknown_not_zero(store: Storage, root: str, intent: Task) -> None:
+    receipt = publish.run(config(root, answered(store, "aaaa", intent, answers(good("pizza", A)))))
+    assert "coverage" not in receipt.metrics
+    assert any("coverage is not known" in note for note in receipt.notes)
+
+
+def test_nothing_fit_to_publish_is_a_note_and_every_query_a_miss(store: Storage, root: str, intent: Task) -> None:
+    receipt = publish.run(config(root, answered(store, "aaaa", intent, answers(("pizza", "", "failed", None, "teacher")))))
+    assert receipt.rows == {"published": 0, "left_out": 1, "left_out.failed": 1}
+    assert any("every query will be a miss" in note for note in receipt.notes)
+    assert not release.lookup(store, "pizza")["cached"]
+
+
+@pytest.mark.slow
+def test_to_s3_and_back(s3_root: str, intent: Task) -> None:
+    store = open_storage(s3_root)
+    receipt = publish.run(config(s3_root, answered(store, "aaaa", intent, answers(good("pizza", A)))))
+    assert read_json(store, receipt.outputs["release"].path)["id"] == release.current_id(store)
+    assert release.lookup(store, "Pizza")["cached"]
