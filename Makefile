@@ -65,8 +65,8 @@ check: install ## the gate: format, lint, types, floors, layout
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: run make format" >&2; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-logo | tail -n 6
-	@$(BIN)/python -m pytest -q --no-header --durations=0 tests/test_layout.py
+	@said=$$($(BIN)/lint-imports --no-logo) || { echo "$$said"; exit 1; }; echo "$$said" | tail -n 1
+	@$(BIN)/python -m pytest -q --no-header -o addopts="" tests/test_layout.py
 
 format: install ## format the code and mend what lint can
 	@$(BIN)/ruff check --quiet --fix . || true

@@ -129,7 +129,9 @@ GOOD = '{"segments": [{"text": "x", "label": "topic"}]}'
 def chat(text: str | None, reason: str = "stop", **message: Any) -> dict[str, Any]:
     tokens = [{"token": char, "logprob": -0.5} for char in text or ""]
     return {
-        "choices": [{"message": {"role": "assistant", "content": text, **message}, "finish_reason": reason, "logprobs": {"content": tokens}}],
+        "choices": [
+            {"message": {"role": "assistant", "content": text, **message}, "finish_reason": reason, "logprobs": {"content": tokens}}
+        ],
         "usage": {"prompt_tokens": 7, "completion_tokens": 3},
     }
 
@@ -166,7 +168,7 @@ class Server:
                 with contextlib.suppress(BrokenPipeError):  # a client that gave up waiting
                     self.wfile.write(data)
 
-            def log_message(self, format: str, *args: Any) -> None:
+            def log_message(self, *args: Any) -> None:
                 return None
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -241,7 +243,7 @@ def test_openai_waits_as_long_as_it_is_told_with_all_requests(server: Server, as
 
 
 @pytest.mark.parametrize(
-    ("body", "status"),
+    "body, status",
     [
         ({"error": {"message": "overloaded", "code": 500}}, 500),
         ({"error": {"message": "overloaded"}}, 200),
@@ -330,7 +332,7 @@ def test_openai_without_logprobs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "seconds"), [("3", 3.0), ("0.5", 0.5), ("-4", 0.0), ("", 0.0), ("soon", 0.0), ("Thu, 01 Jan 1970 00:02:00 GMT", 20.0)]
+    "header, seconds", [("3", 3.0), ("0.5", 0.5), ("-4", 0.0), ("", 0.0), ("soon", 0.0), ("Thu, 01 Jan 1970 00:02:00 GMT", 20.0)]
 )
 def test_retry_after(header: str, seconds: float) -> None:
     assert retry_after(header, now=100.0) == seconds

@@ -32,7 +32,7 @@ def canonical(name: str) -> str:
 
 def lock(name: str) -> dict[str, str]:
     lines = (REPO / "requirements" / name).read_text(encoding="utf-8").splitlines()
-    return dict(line.split()[0].split("==", 1) for line in lines if line and not line.startswith("#"))  # type: ignore[misc]
+    return dict(line.split()[0].split("==", 1) for line in lines if line and not line.startswith("#"))
 
 
 def test_the_source_root_is_no_package() -> None:
@@ -114,11 +114,11 @@ def test_lines_of_a_lock_are_pinned_and_hashed(name: str) -> None:
 
 
 def test_a_lock_is_made_from_a_report() -> None:
-    sys.path.insert(0, str(REPO / "requirements"))
-    try:
-        import lock as maker
-    finally:
-        sys.path.pop(0)
+    spec = importlib.util.spec_from_file_location("lock", REPO / "requirements" / "lock.py")
+    assert spec is not None
+    assert spec.loader is not None
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
     item = {
         "metadata": {"name": "A_b", "version": "1"},
         "download_info": {"url": "https://x/y.whl", "archive_info": {"hashes": {"sha256": "0" * 64}}},
@@ -162,3 +162,16 @@ def test_every_docs_page_is_in_the_index() -> None:
     index = (REPO / "docs" / "README.md").read_text(encoding="utf-8")
     pages = [path.relative_to(REPO / "docs") for path in (REPO / "docs").rglob("*.md") if path.name != "README.md"]
     assert not [str(page) for page in pages if str(page) not in index]
+
+
+def test_pages_that_the_code_points_to_are_there() -> None:
+    """Messages and comments send people to docs/<page>.md."""
+    files = [path for folder in ("platform", "jobs", "clusters", "requirements") for path in (REPO / folder).rglob("*") if path.is_file()]
+    files = [path for path in [*files, REPO / "Makefile", REPO / "pyproject.toml"] if path.suffix in {".py", ".yaml", ".txt", ".toml", ""}]
+    named = {
+        (path.relative_to(REPO), page)
+        for path in files
+        if "__pycache__" not in path.parts
+        for page in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8"))
+    }
+    assert not sorted(f"{path}: {page}" for path, page in named if not (REPO / page).is_file())

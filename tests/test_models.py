@@ -73,7 +73,7 @@ def test_a_student_is_fetched_and_checked(where: str, request: pytest.FixtureReq
 
 
 @pytest.mark.parametrize(
-    ("model", "revision", "says"),
+    "model, revision, says",
     [
         ("example:nothing", "", "no such shipped model"),
         ("/no/such/folder", "", "model not found"),

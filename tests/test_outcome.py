@@ -23,7 +23,7 @@ def _spelled(*pieces: tuple[str, float]) -> tuple[str, tuple[str, ...], tuple[fl
 
 
 @pytest.mark.parametrize(
-    ("completion", "state", "reason"),
+    "completion, state, reason",
     [
         (Completion(0, GOOD, "stop"), State.ANSWERED, ""),
         (Completion(0, GOOD, "length", tokens_out=9), State.TRUNCATED, "length limit after 9"),
@@ -51,7 +51,9 @@ def test_states(segmentation: Task, completion: Completion, state: State, reason
 
 
 def test_confidence_counts_values_alone() -> None:
-    text, texts, logprobs = _spelled(('{"', -9.0), ("intent", -9.0), ('": "', -9.0), ("near", -0.1), ("_me", -0.3), ('"', -0.2), ("}", -9.0))
+    text, texts, logprobs = _spelled(
+        ('{"', -9.0), ("intent", -9.0), ('": "', -9.0), ("near", -0.1), ("_me", -0.3), ('"', -0.2), ("}", -9.0)
+    )
     assert confidence(text, texts, logprobs) == pytest.approx(math.exp(-0.2))
 
 

@@ -153,7 +153,7 @@ def test_gold_has_strata_and_side_inputs(log: Callable[..., Receipt], root: str)
     }
     assert {query: row["count"] for query, row in found.items()} == {
         "q0": 30,
-        "q7": 5,
+        "q7": 3,
         "q20": 1,
         "q59": 1,
         "q30": 1,

@@ -198,13 +198,16 @@ def test_rows_that_are_missing_from_a_shard_are_noticed(store: Storage, root: st
 
 def test_what_is_missing_is_named(store: Storage, root: str, prepared: tuple[Receipt, Receipt]) -> None:
     with pytest.raises(InputError, match="no finished precompute here"):
-        publish.run(config(root).model_copy(update={"answers": ("precompute/feed",)}))
+        publish.run(config(root, answers=("precompute/feed",)))
     with pytest.raises(InputError, match="distill has not been run"):
         publish.run(config(root, *prepared, student="latest"))
     made = publish.run(config(root, *prepared))
     Path(store.uri(f"generations/{made.facts['generation']}/manifest.json")).unlink()
-    with pytest.raises(StorageError, match="not in the store"):
+    with pytest.raises(StorageError, match="no longer in the store") as told:
         publish.run(config(root, *prepared))
+    assert f"remove {made.path}/receipt.json" in str(told.value)
+    Path(store.uri(f"{made.path}/receipt.json")).unlink()
+    assert publish.run(config(root, *prepared)).facts["generation"] == made.facts["generation"]  # what it says to do works
 
 
 def test_latest_names_what_is_latest_now(store: Storage, root: str, intent: Task, prepared: tuple[Receipt, Receipt]) -> None:

@@ -327,7 +327,7 @@ def keep(
         seconds=3.5 + number,
         outputs=outputs,
         inputs=dict(list(before.items())[-2:]),
-        settings={"config": {"task": "query_segmentation"}},
+        settings={"config": {"task": {"schema": {}} if stage == "ingest" else "query_segmentation"}},
         run_id=mark * 2,
         **fields,
     )

@@ -1,13 +1,12 @@
-"""Whatever the student does, a caller gets an answer; whatever the caller sends, the server stays up. Then the same on real Ray Serve."""
+"""Whatever the student does, a caller gets an answer; whatever the caller sends, the server stays up. test_serve_ray: on Ray Serve."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ from headtail.keys import normalise
 from headtail.release import Release
 from headtail.serve.answerer import REASONS, Live, LiveFailure, LiveReply
 from headtail.serve.app import PAGE, AnswerResponse, State, make_app, open_served
-from headtail.storage import Storage, open_storage
-from headtail.task import Task, load_task
+from headtail.storage import Storage
+from headtail.task import Task
 from test_cache import answers, good, publish
 
 OFF = TrackingConfig(enabled=False)
@@ -489,104 +488,3 @@ def test_what_must_fail_fails_before_anything_heavy_starts(
     Path(root, "generations", made.generation, "manifest.json").unlink()
     with pytest.raises(Exception, match="not in the store"):
         serve.start(config(root))
-
-
-# ---- on Ray Serve
-
-
-class Fake:
-    """A student that does what the query says, in a Serve replica of its own."""
-
-    def __init__(self, model: Any, root: str, task: Task, stands_for: str) -> None:
-        self.task, self.stands_for = task, stands_for
-
-    async def reconfigure(self, warm_up: dict[str, str]) -> None:
-        pass
-
-    async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> LiveReply:
-        if query == "be slow":
-            await asyncio.sleep(60)
-        if query == "be broken":
-            raise ValueError("boom")
-        if query == "be dead":
-            os._exit(1)
-        return LiveReply(json.dumps(segments(query, "name")), "stop", 0.5, "cd" * 16, self.stands_for, self.task.fingerprint)
-
-
-@pytest.fixture(scope="module")
-def served(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[serve.Server, Storage, Path]]:
-    """Ray Serve with a cache, an ingress and the fake student."""
-    scratch = tmp_path_factory.mktemp("scratch")
-    store = open_storage(str(tmp_path_factory.mktemp("store")))
-    published(store, scratch, load_task("query_segmentation"))
-    made = config(store.root, model={"model": "example:teacher", "cpus": 0.1}, live_timeout_ms=700)
-    with serve.start(made, student=Fake) as server:
-        yield server, store, scratch
-
-
-def over_http(server: serve.Server, query: str) -> dict[str, Any]:
-    response = httpx.get(f"{server.url}/v1/answer", params={"query": query}, timeout=30)
-    assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
-
-
-def eventually(check: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.1)
-
-
-@pytest.mark.slow
-def test_serve_answers_hits_misses_and_faults(served: tuple[serve.Server, Storage, Path]) -> None:
-    server = served[0]
-    assert over_http(server, "Pizza near me")["source"] == "teacher"
-    live = over_http(server, "something rare")
-    assert (live["source"], live["answer"], live["degraded"]) == ("student", segments("something rare", "name"), False)
-    late = over_http(server, "be slow")
-    assert (late["source"], late["reason"]) == ("fallback", "timeout")
-    assert 690 < late["latency_ms"] < 2000
-    assert over_http(server, "be broken")["reason"] == "error"
-    assert httpx.get(f"{server.url}/v1/answer", params={"query": "x" * 201}).status_code == 422
-    assert 'headtail_degraded_total{reason="timeout"} 1.0' in httpx.get(f"{server.url}/metrics").text
-
-
-@pytest.mark.slow
-def test_serve_outlives_its_student(served: tuple[serve.Server, Storage, Path]) -> None:
-    server = served[0]
-    first = over_http(server, "be dead")
-    assert (first["source"], first["degraded"]) == ("fallback", True)
-    assert first["reason"] in ("unavailable", "timeout")
-    for number in range(5):  # while Serve starts another
-        assert over_http(server, f"rare {number}")["source"] in ("fallback", "student")
-        assert over_http(server, "pizza near me")["cached"]
-    eventually(lambda: over_http(server, "rare again")["source"] == "student", 60)
-
-
-@pytest.mark.slow
-def test_serve_follows_current_while_it_is_asked(served: tuple[serve.Server, Storage, Path]) -> None:
-    server, store, scratch = served
-    before = release.current(store)
-    after = published(store, scratch, load_task("query_segmentation"), ["brand new", "pizza near me"])
-    seen: list[tuple[str, bool]] = []
-
-    def moved() -> bool:
-        found = over_http(server, "brand new")
-        seen.append((found["release"], found["cached"]))
-        return bool(found["release"] == after.id)
-
-    eventually(moved)
-    assert set(seen) <= {(before.id, False), (after.id, True)}  # each answer belongs to one release, whole
-    release.rollback(store)
-    eventually(lambda: not over_http(server, "brand new")["cached"])
-
-
-@pytest.mark.slow
-def test_a_second_server_on_the_cluster_is_refused(served: tuple[serve.Server, Storage, Path]) -> None:
-    server, store, _ = served
-    with pytest.raises(ConfigError, match="already runs in this Ray cluster"):
-        serve.start(config(store.root, live=False))
-    with pytest.raises(ConfigError, match=f"port {server.config.port}"):
-        serve.start(config(store.root, port=server.config.port))
-    assert over_http(server, "pizza near me")["cached"]  # the first one was left alone

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 
 def start(cpus: int | None = None) -> None:
@@ -46,7 +47,9 @@ def quiet_data() -> None:
     """Ray Data's own bars and logs off: our progress says what matters."""
     import ray
 
-    context = ray.data.DataContext.get_current()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray 2.60's DataContext sets fields of its own that it calls deprecated
+        context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 Array = npt.NDArray[np.float64]
 
@@ -49,8 +49,8 @@ def clopper_pearson(right: float, n: float, confidence: float = 0.95) -> tuple[f
         return 0.0, 1.0
     miss = (1 - confidence) / 2
     right = min(max(right, 0.0), n)
-    low = float(stats.beta.ppf(miss, right, n - right + 1)) if right > 1e-12 else 0.0
-    high = float(stats.beta.ppf(1 - miss, right + 1, n - right)) if n - right > 1e-12 else 1.0
+    low = float(special.betaincinv(right, n - right + 1, miss)) if right > 1e-12 else 0.0
+    high = float(special.betaincinv(right + 1, n - right, 1 - miss)) if n - right > 1e-12 else 1.0
     return low, high
 
 
@@ -142,7 +142,8 @@ def auroc(scores: Array, right: npt.NDArray[np.bool_]) -> float:
     negatives = len(right) - positives
     if not positives or not negatives:
         return float("nan")
-    ranks = stats.rankdata(scores)
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # the mean rank of equal scores
     return float((ranks[right].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 

@@ -16,12 +16,22 @@ from pydantic import Field
 
 from headtail import curate, distill, evaluate, plan, precompute, publish, querylog, release, replay, report, serve
 from headtail.config import StageConfig, execution
+from headtail.curate import Config as CurateConfig
+from headtail.distill import Config as DistillConfig
 from headtail.distill.base import Base
 from headtail.engines import ModelConfig
 from headtail.errors import ConfigError
+from headtail.evaluate import Config as EvaluateConfig
 from headtail.examples import world
+from headtail.examples.world import Config as WorldConfig
+from headtail.plan import Config as PlanConfig
+from headtail.precompute import Config as PrecomputeConfig
 from headtail.progress import say
+from headtail.publish import Config as PublishConfig
+from headtail.querylog import Config as IngestConfig
 from headtail.receipt import Receipt
+from headtail.replay import Config as ReplayConfig
+from headtail.serve import Config as ServeConfig
 from headtail.storage import open_storage, read_json, write_json
 from headtail.task import EXAMPLES, load_task
 from headtail.tracking import Tracker
@@ -47,21 +57,21 @@ class Config(StageConfig):
     )
     live: bool = Field(True, description="serve the release and replay later traffic against it")
     gate_stratum: str = Field("all", description="stratum on which the student must beat the fallback to be promoted")
-    world: world.Config = Field(world.Config(), description="the example world, used when log is empty")
-    ingest: querylog.Config = Field(querylog.Config(log=""), description="see headtail ingest --help")
-    plan: plan.Config = Field(plan.Config(), description="see headtail plan --help")
-    train_teacher: distill.Config = Field(
-        distill.Config(base=Base(model=SHIPPED_TEACHER), lora=None, epochs=6, learning_rate=1e-3),
+    world: WorldConfig = Field(WorldConfig(), description="the example world, used when log is empty")
+    ingest: IngestConfig = Field(IngestConfig(log=""), description="see headtail ingest --help")
+    plan: PlanConfig = Field(PlanConfig(), description="see headtail plan --help")
+    train_teacher: DistillConfig = Field(
+        DistillConfig(base=Base(model=SHIPPED_TEACHER), lora=None, epochs=6, learning_rate=1e-3),
         description="how a teacher is trained on gold",
     )
-    precompute_teacher: precompute.Config = Field(precompute.Config(), description="see headtail precompute --help")
-    curate: curate.Config = Field(curate.Config(), description="see headtail curate --help")
-    distill: distill.Config = Field(distill.Config(), description="see headtail distill --help")
-    precompute_student: precompute.Config = Field(precompute.Config(), description="see headtail precompute --help")
-    evaluate: evaluate.Config = Field(evaluate.Config(), description="see headtail evaluate --help")
-    publish: publish.Config = Field(publish.Config(), description="see headtail publish --help")
-    serve: serve.Config = Field(serve.Config(), description="see headtail serve --help")
-    replay: replay.Config = Field(replay.Config(), description="see headtail replay --help")
+    precompute_teacher: PrecomputeConfig = Field(PrecomputeConfig(), description="see headtail precompute --help")
+    curate: CurateConfig = Field(CurateConfig(), description="see headtail curate --help")
+    distill: DistillConfig = Field(DistillConfig(), description="see headtail distill --help")
+    precompute_student: PrecomputeConfig = Field(PrecomputeConfig(), description="see headtail precompute --help")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="see headtail evaluate --help")
+    publish: PublishConfig = Field(PublishConfig(), description="see headtail publish --help")
+    serve: ServeConfig = Field(ServeConfig(), description="see headtail serve --help")
+    replay: ReplayConfig = Field(ReplayConfig(), description="see headtail replay --help")
     summary: str = execution("summary.json", "where in the store the summary is also written")
 
 

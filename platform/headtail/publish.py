@@ -19,10 +19,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from headtail import release as releases
-from headtail.cache import Built, Manifest, coverage, generation_path, publish_generation, read_manifest
+from headtail.cache import Built, Manifest, coverage, generation_path, publish_generation
 from headtail.cache.builder import build_generation
 from headtail.config import StageConfig, execution
-from headtail.errors import ConfigError, LedgerError
+from headtail.errors import ConfigError, LedgerError, StorageError
 from headtail.generate import answers as read_answers
 from headtail.progress import bar, say
 from headtail.receipt import LATEST, Receipt, load_receipt
@@ -71,7 +71,7 @@ def run(config: Config) -> Receipt:
         "evaluation": evaluation.path if evaluation else "",
     }
     receipt = run_once("publish", config, work, inputs=inputs, task=task, replaces=replaces)
-    read_manifest(store, receipt.facts["generation"])  # found done before, but deleted since: said here, not by the server
+    _still_there(store, receipt)
     if config.promote:  # also when reused: after a rollback, publishing the same again makes it current again
         releases.promote(store, receipt.facts["release"])
         say(f"{'publish':<12} release {receipt.facts['release']} is current")
@@ -86,6 +86,14 @@ class _Parts:
     answers: tuple[Receipt, ...]
     student: Receipt | None
     evaluation: Receipt | None
+
+
+def _still_there(store: Storage, receipt: Receipt) -> None:
+    """A generation that was published before may have been deleted since: said here, not by the server."""
+    manifest = f"{generation_path(receipt.facts['generation'])}/manifest.json"
+    if not store.exists(manifest):
+        fix = f"remove {receipt.path}/receipt.json and publish again"
+        raise StorageError("the generation that this publish made is no longer in the store", where=store.uri(manifest), fix=fix)
 
 
 def _same_task(task: Task, receipt: Receipt) -> None:

@@ -1,8 +1,8 @@
 """The shipped models, made again from nothing: the stand-in teacher and the students' base.
 
 In: the example world (other seeds than the quickstart's). Out: two Hugging Face folders with model cards, and the
-teacher's measured quality on gold it has not seen. The teacher learns the two product tasks; the base learns two
-neighbouring ones (correction, chunking), so that a student still has to learn its task from the teacher.
+teacher's measured quality on gold it has not seen. The teacher learns the two product tasks; the base learns three
+neighbouring ones (correction, chunking, coarse tags), so that a student still has to learn its task from the teacher.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from headtail.storage import fetch_folder, open_storage
 from headtail.task import EXAMPLES, load_task
 
 TASKS = ("query_segmentation", "query_intent")
-PRETRAINING = tuple(str(EXAMPLES.parent / "pretraining" / name) for name in ("query_correction", "query_chunking"))
+PRETRAINING = tuple(str(EXAMPLES.parent / "pretraining" / name) for name in ("query_correction", "query_chunking", "query_tagging"))
 
 
 class Config(StageConfig):
@@ -48,7 +48,7 @@ class Config(StageConfig):
         ),
         description="the teacher's training",
     )
-    teacher_rows: tuple[int, int] = Field((0, 20_000), description="training rows of each task, segmentation and intent; 0 for all")
+    teacher_rows: tuple[int, ...] = Field((0, 20_000), description="training rows of each task, segmentation and intent; 0 for all")
     base_world: world.Config = Field(
         world.Config(
             events=10_000, days=2, seed=3, universe=200_000, train=30_000, avoid_gold_seed=7, tasks=PRETRAINING, label="base world"
@@ -77,7 +77,7 @@ def run(config: Config) -> Receipt:
     """Train both, measure the teacher, write the folders and their cards."""
     common = {"root": config.root, "tracking": config.tracking}
     teacher = _train(config.teacher_world, config.teacher, TASKS, config.teacher_rows, common)
-    base = _train(config.base_world, config.base, PRETRAINING, (0, 0), common)
+    base = _train(config.base_world, config.base, PRETRAINING, (0, 0, 0), common)
     quality = {task: _measure(config, task, teacher, common) for task in TASKS}
 
     def work(station: Station) -> None:
@@ -92,7 +92,7 @@ def run(config: Config) -> Receipt:
 
 
 def _train(
-    made: world.Config, training: distill.Config, tasks: tuple[str, ...], rows: tuple[int, int], common: dict[str, object]
+    made: world.Config, training: distill.Config, tasks: tuple[str, ...], rows: tuple[int, ...], common: dict[str, object]
 ) -> Receipt:
     source = world.run(made.model_copy(update=common))
     sets = tuple(
@@ -160,8 +160,8 @@ def base_card(made: Receipt) -> str:
     return f"""# The students' base
 
 {_made(made, 3)}
-for two tasks that are neither of the product's: correcting the spelling of a query, and cutting a query into its parts
-without labels. A student starts here and learns its own task from a teacher's answers through LoRA.
+for three tasks that are none of the product's: correcting the spelling of a query, cutting it into its parts, and tagging the
+parts coarsely (what, where, when, other). A student starts here and learns its own task from a teacher's answers through LoRA.
 
 Licence: Apache-2.0, as the rest of the repository. Training data: generated, contains no person's data.
 """

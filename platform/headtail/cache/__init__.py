@@ -26,10 +26,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from headtail.config import Config, build
-from headtail.errors import InputError, StorageError
+from headtail.errors import StorageError
 from headtail.keys import NORMALISATION, fingerprint, normalise, query_key, sha256_file
 from headtail.redact import redact
-from headtail.rows import Source
+from headtail.rows import Source, key_words
 from headtail.storage import FileRef, LocalStorage, Storage, put, read_json
 
 FORMAT = 1  # of a value in LMDB; a reader refuses any other
@@ -265,25 +265,13 @@ def coverage(prefixes: npt.NDArray[np.uint64], queries: Iterable[pa.Table | pa.R
     events = hits = 0
     for piece in queries:
         if piece.num_rows:
-            found = key_halves(piece.column("query_key"))[0]
+            found = key_words(piece.column("query_key"))[0]
             counts = np.asarray(piece.column("count").to_numpy(zero_copy_only=False), dtype=np.int64)
             events += int(counts.sum())
             if len(prefixes):
                 place = np.minimum(np.searchsorted(prefixes, found), len(prefixes) - 1)
                 hits += int(counts[prefixes[place] == found].sum())
     return hits / events if events else None
-
-
-def key_halves(column: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """The 16-byte keys of a column as two arrays of unsigned numbers whose order is the order of the bytes."""
-    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(whole, pa.ChunkedArray):  # combine_chunks of an empty column
-        whole = pa.concat_arrays(whole.chunks) if whole.num_chunks else pa.array([], column.type)
-    if whole.null_count:
-        raise InputError("query_key must not be null", where="query_key")
-    raw = np.frombuffer(whole.buffers()[1] or b"", dtype=">u8")[2 * whole.offset : 2 * (whole.offset + len(whole))]
-    pairs = raw.reshape(-1, 2).astype(np.uint64)
-    return pairs[:, 0], pairs[:, 1]
 
 
 @contextmanager

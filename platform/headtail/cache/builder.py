@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headtail.cache import FORMAT, SOURCES, VALUE, Built, key_halves, told
+from headtail.cache import FORMAT, SOURCES, VALUE, Built, told
 from headtail.errors import InputError, LedgerError
 from headtail.keys import KEY_BYTES, query_key
-from headtail.rows import ANSWER, CACHED, State, conform
+from headtail.rows import ANSWER, CACHED, State, conform, key_words
 
 PARTITION_ROWS = 500_000  # rows sorted at a time: about 250 MB at 250 bytes a row, twice while they are moved
 SLICE_ROWS = 65_536  # rows turned into Python bytes at a time
@@ -86,6 +86,8 @@ def _plausible(table: pa.Table) -> None:
             raise InputError(
                 f"answers hold an unknown {column}", where=column, value=sorted(map(str, strange)), fix=f"known: {', '.join(sorted(known))}"
             )
+    if table.column("query_key").null_count or table.column("query").null_count:
+        raise InputError("query_key and query must not be null", where="answers", fix="run precompute again: its output is damaged")
     sample = table.slice(0, 64)
     for key, text in zip(sample.column("query_key").to_pylist(), sample.column("query").to_pylist(), strict=True):
         if key != query_key(text):
@@ -125,7 +127,7 @@ class _Spill:
         if len(self.paths) == 1:
             self._writers[0].write(table)
             return
-        place = (key_halves(table.column("query_key"))[0] >> np.uint64(48)) * np.uint64(len(self.paths)) >> np.uint64(16)
+        place = (key_words(table.column("query_key"))[0] >> np.uint64(48)) * np.uint64(len(self.paths)) >> np.uint64(16)
         order = np.argsort(place, kind="stable")
         ends = np.searchsorted(place[order], np.arange(len(self.paths) + 1, dtype=np.uint64))
         moved = table.take(pa.array(order))
@@ -143,7 +145,7 @@ class _Spill:
 
 
 def _first_per_key(table: pa.Table, left_out: Counter[str]) -> pa.Table:
-    high, low = key_halves(table.column("query_key"))
+    high, low = key_words(table.column("query_key"))
     precedence = table.column("precedence").to_numpy()
     order = np.lexsort((precedence, low, high))  # stable: within one stream the first row wins
     high, low = high[order], low[order]
@@ -185,7 +187,7 @@ class _Writer:
             self._note(piece, values)
 
     def _note(self, piece: pa.Table, values: pa.Array) -> None:
-        high, low = key_halves(piece.column("query_key"))
+        high, low = key_words(piece.column("query_key"))
         lengths = np.asarray(pc.binary_length(values)).astype("<u8")
         counts = np.asarray(pc.fill_null(piece.column("count"), 0)).astype("<i8")
         body = pc.binary_join(

@@ -45,7 +45,7 @@ class ModelConfig(Config):
     request_timeout_s: float = execution(120.0, "openai: seconds after which a request counts as failed", gt=0)
     concurrency: int = execution(32, "openai: requests in flight per worker", ge=1)
     usd_per_hour: float = execution(
-        0.0, "price of one worker's machine, for cost figures; 0 prices at the default stated in docs/concepts/cost", ge=0
+        0.0, "price of one worker's machine, for cost figures; 0 prices at the default stated in docs/cost.md", ge=0
     )
 
 

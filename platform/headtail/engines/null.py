@@ -1,7 +1,8 @@
 """The null engine: a minimal valid answer for each row at once, to measure what everything around an engine costs.
 
 In: Requests. Out: Completions whose free texts echo the end of the prompt, so that a row given another's answer shows.
-With `model: null:faults` words in the prompt break a row or the engine on purpose; `null:delay_us=N` waits per row.
+With `model: null:faults` words in the prompt break a row or the engine on purpose; `delay_us=N` waits per row;
+`log=FILE` writes a byte per row asked, so that work done twice can be counted where it is done.
 Knows nothing of language.
 """
 
@@ -22,16 +23,20 @@ _FLAKY_TIMES = 2  # errors before a !flaky row is answered
 
 
 class NullEngine:
-    """Answers without a model. `model`: "null", or "null:" and options `faults` and `delay_us=N`, comma-separated."""
+    """Answers without a model. `model`: "null", or "null:" and options `faults`, `delay_us=N`, `log=FILE`, comma-separated."""
 
     def __init__(self, schema: dict[str, Any] | None, model: str = "null") -> None:
         self.schema = schema or {"type": "string"}
-        self.faults, self.delay_s = _options(model)
+        options = _options(model)
+        self.faults, self.delay_s = "faults" in options, int(options.get("delay_us", "0")) / 1e6
+        self._log = open(options["log"], "ab", buffering=0) if "log" in options else None  # noqa: SIM115 - closed by close
         self._seen: Counter[str] = Counter()
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         for request in requests:
             text = request.messages[-1]["content"]
+            if self._log is not None:
+                self._log.write(b".")
             if self.delay_s:
                 time.sleep(self.delay_s)
             yield (self._broken(request, text) if self.faults else None) or self._answer(request.id, text)
@@ -40,7 +45,8 @@ class NullEngine:
         return {"engine": "null", "faults": self.faults, "delay_us": round(self.delay_s * 1e6)}
 
     def close(self) -> None:
-        return None
+        if self._log is not None:
+            self._log.close()
 
     def _answer(self, row: int, text: str) -> Completion:
         answer = json.dumps(minimal(self.schema, self.schema, text), ensure_ascii=False)
@@ -65,17 +71,14 @@ class NullEngine:
         return made.get(word)
 
 
-def _options(model: str) -> tuple[bool, float]:
-    faults, delay_s = False, 0.0
+def _options(model: str) -> dict[str, str]:
+    found = {}
     for option in filter(None, model.partition("null:")[2].split(",")):
         name, _, value = option.partition("=")
-        if name == "faults" and not value:
-            faults = True
-        elif name == "delay_us" and value.isdigit():
-            delay_s = int(value) / 1e6
-        else:
-            raise ConfigError("unknown option of the null engine", where="model.model", value=option, fix="null:faults,delay_us=N")
-    return faults, delay_s
+        if not ((name == "faults" and not value) or (name == "delay_us" and value.isdigit()) or (name == "log" and value)):
+            raise ConfigError("unknown option of the null engine", where="model.model", value=option, fix="null:faults,delay_us=N,log=FILE")
+        found[name] = value
+    return found
 
 
 def minimal(schema: dict[str, Any], root: dict[str, Any], echo: str) -> Any:

@@ -137,7 +137,7 @@ def remarks(quality: pa.Table, rows: pa.Table, task: Task, receipts: Mapping[str
             yield f"{line['stratum']}: no gold rows, so nothing is known of it"
         elif line["n"] < SMALL:
             yield f"{line['stratum']}: only {line['n']} gold rows; its intervals are wide and exact (Clopper-Pearson), not bootstrap"
-    exact = sorted({line["stratum"] for line in lines if line["n"] and line["n"] >= SMALL and line["method"] != BOOTSTRAP})
+    exact = list(dict.fromkeys(line["stratum"] for line in lines if line["n"] >= SMALL and line["method"] != BOOTSTRAP))
     if exact:
         why = "too few effective rows, or rows of one kind, for a bootstrap"
         yield f"{', '.join(exact)}: {why}; some intervals are Clopper-Pearson at the effective number of rows"

@@ -201,6 +201,9 @@ def misspell(text: str, variant: int) -> str:
     return " ".join(tokens)
 
 
+_COARSE = {"topic": "what", "name": "what", "location": "where", "time": "when"}
+
+
 def answers(found: Meaning) -> dict[str, dict[str, Any]]:
     """The right answer of each task that this world knows, by task name."""
     return {
@@ -208,6 +211,7 @@ def answers(found: Meaning) -> dict[str, dict[str, Any]]:
         "query_intent": {"intent": found.intent},
         "query_correction": {"text": found.text},
         "query_chunking": {"segments": [text for text, _ in found.segments]},
+        "query_tagging": {"segments": [{"text": text, "label": _COARSE.get(label, "other")} for text, label in found.segments]},
     }
 
 

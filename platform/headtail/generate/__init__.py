@@ -33,7 +33,6 @@ __all__ = ["Job", "Ledger", "Table", "answers", "generate"]
 
 ANSWERS = "answers/"  # outputs of this kind, one per shard, in a stage's receipt
 _LONGEST_CHAIN = 16  # shards per Ray task: fewer pauses of the engine between tasks against evener ends
-_RESTARTS = 256  # of an actor: more than MOST_CULPRITS rows of a few shards can cause; then something else is wrong
 _LOOKS = 16  # threads that look whether shards are done; a look at S3 takes some 20 ms
 
 
@@ -99,8 +98,6 @@ def _spread(job: Job, manifest: Manifest, asks: Sequence[Ask], done: int) -> lis
             num_cpus=job.model.cpus,
             num_gpus=job.model.gpus or None,
             resources=dict(job.model.resources) or None,
-            max_restarts=_RESTARTS,
-            max_task_retries=_RESTARTS,
         )
         try:
             return [json.loads(row["said"]) for row in asked.iter_rows()]

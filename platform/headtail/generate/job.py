@@ -70,6 +70,9 @@ class Job:
     def segment_path(self, shard: int, name: str) -> str:
         return f"{self.path}/work/shards/{shard:05d}/segment-{name}.parquet"
 
+    def starts_path(self, run: str) -> str:
+        return f"{self.path}/work/starts-{run}.json"
+
     def answers_path(self, shard: int, name: str) -> str:
         return f"{self.path}/answers/shard-{shard:05d}-{name}.parquet"
 

@@ -17,16 +17,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from headtail.engines import Completion, Engine, Request, open_engine
-from headtail.errors import HeadtailError
+from headtail.errors import EngineError, HeadtailError
 from headtail.generate.job import Job, ShardReceipt
 from headtail.generate.prepare import Manifest
 from headtail.generate.shard import Shard, read_receipt
 from headtail.models import find
 from headtail.outcome import settle
-from headtail.storage import open_storage
+from headtail.storage import open_storage, read_json, write_json
 
 _PASS_BACKOFF_S = 1.0  # before rows with transient errors are asked once more; doubles
 _LONGEST_BACKOFF_S = 30.0
+MOST_STARTS = 16  # of engines in a row that finish no row. Ray brings a dead actor back for ever; this is what ends it
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Worker:
         self.name = uuid.uuid4().hex[:8]
         self.start_s = 0.0
         self.restarts = 0
+        self._proven = True
         self._told: set[int] = set()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -108,10 +110,21 @@ class Worker:
         """The engine; started when the first row needs it, so that a finished job starts none."""
         if self.engine is None:
             begun = time.monotonic()
+            self._count_start()
             found = find(self.job.model, self.store)
             self.engine = open_engine(self.job.model, found.path, self.job.task.schema, self.job.task.file.sampling.model_dump())
             self.start_s += time.monotonic() - begun
         return self.engine
+
+    def _count_start(self) -> None:
+        """Write down that an engine is about to start; EngineError when too many did and none finished a row."""
+        path = self.job.starts_path(self.run)
+        starts = int(read_json(self.store, path)) if self.store.exists(path) else 0
+        if starts >= MOST_STARTS:
+            fix = "see the workers' output (HEADTAIL_WORKER_LOGS=1) and headtail doctor: memory, versions, GPU"
+            raise EngineError(f"the engine died {starts} times before it finished a row", where=self.job.path, fix=fix)
+        write_json(self.store, path, starts + 1)
+        self._proven = False
 
     def asked(self, requests: Iterator[Request]) -> Iterator[tuple[Completion, float]]:
         """Completions, each with the engine time since the one before."""
@@ -137,6 +150,9 @@ class Worker:
     def flush(self, shard: Shard, broken: bool = False) -> None:
         if count := shard.flush(broken):
             self.tell(done=count)
+            if not self._proven:
+                self._proven = True
+                write_json(self.store, self.job.starts_path(self.run), 0)
 
 
 class _Chain:

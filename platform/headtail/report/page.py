@@ -7,6 +7,7 @@ Everything that came from a query is escaped by the template.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from headtail.storage import Storage
 _TEMPLATE = Path(__file__).parent / "report.html.j2"
 _EXAMPLES_EACH = 5  # examples shown per kind
 _LONG = 160  # characters of an answer shown in the examples
+_LONG_NAME = 32  # characters of a model's or input's name shown in a table
 _FIGURES = {
     "coverage": ("plan", "Share of events covered by the most frequent queries, before the cut and in later traffic"),
     "quality": ("evaluate", "Quality by stratum for each tier with intervals"),
@@ -36,7 +38,16 @@ _FIGURES = {
 def render(store: Storage, receipts: Mapping[str, Receipt], summary: Mapping[str, Any]) -> str:
     """The whole page."""
     env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
-    env.filters |= {"percent": percent, "number": number, "ms": ms, "usd": usd, "fixed": fixed, "when": when, "made_from": made_from}
+    env.filters |= {
+        "percent": percent,
+        "number": number,
+        "ms": ms,
+        "usd": usd,
+        "fixed": fixed,
+        "when": when,
+        "made_from": made_from,
+        "short": short,
+    }
     return env.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         s=summary,
         tiers=TIERS,
@@ -68,7 +79,7 @@ def _examples(store: Storage, receipts: Mapping[str, Receipt]) -> Iterator[dict[
     both = [row for row in rows if {"teacher", "student"} <= row["tiers"].keys()]
     if not both:
         wrong = [row for row in rows if not row["tiers"].get("teacher", {}).get("exact", True)]
-        yield {"kind": "Teacher wrong", "rows": wrong[: 2 * _EXAMPLES_EACH], "of": len(wrong)}
+        yield {"kind": "Teacher wrong", "rows": wrong[: 2 * _EXAMPLES_EACH], "of": len(wrong), "tiers": TIERS[:1]}
         return
     kinds: dict[str, list[dict[str, Any]]] = {"Student right, teacher wrong": [], "Teacher right, student wrong": [], "Both wrong": []}
     for row in both:
@@ -80,7 +91,7 @@ def _examples(store: Storage, receipts: Mapping[str, Receipt]) -> Iterator[dict[
         elif not teacher["exact"]:
             kinds["Both wrong"].append(row)
     for kind, found in kinds.items():
-        yield {"kind": kind, "rows": found[:_EXAMPLES_EACH], "of": len(found)}
+        yield {"kind": kind, "rows": found[:_EXAMPLES_EACH], "of": len(found), "tiers": TIERS[:2]}
 
 
 def pivot(rows: pa.Table) -> list[dict[str, Any]]:
@@ -126,13 +137,15 @@ def fixed(value: float | None, digits: int = 2) -> str:
 
 def made_from(inputs: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """(what, short name, whole name) of a receipt's inputs: `head plan/ab12cd34`, `task 9f8e7d6c`."""
-    found = []
-    for name, where in inputs.items():
-        label = name.removeprefix(where).lstrip(".:/") or name
-        stage, sign, mark = where.rpartition("/")
-        short = f"{stage}/{mark[:8]}" if sign and stage in where and "/" not in stage else where[:8] if not sign else f"{where[:24]}…"
-        found.append((label, short, where))
-    return found
+    return [(name.removeprefix(where).lstrip(".:/") or name, short(where), where) for name, where in inputs.items()]
+
+
+def short(where: str) -> str:
+    """A receipt's path, a digest or a model's name, short enough for a table: `plan/ab12cd34`, `9f8e7d6c`."""
+    stage, sign, mark = where.rpartition("/")
+    if re.fullmatch(r"[0-9a-f]{12,}", mark):
+        return f"{stage}{sign}{mark[:8]}"
+    return where if len(where) <= _LONG_NAME else f"{where[:_LONG_NAME]}…"
 
 
 def when(text: str) -> str:

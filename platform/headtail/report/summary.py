@@ -159,7 +159,7 @@ def notes(receipts: Mapping[str, Receipt], made: Mapping[str, Any]) -> Iterator[
     if made["student_served"] is False and made["model_student"]:
         yield "The release serves no student: it did not pass the gate or was not named, so a miss ends in the fallback."
     if made["requests"]:
-        yield f"Latency was measured from one machine that ran client and server, over {int(made['requests']):,} requests."
+        yield f"Latency is what the replaying client saw over {int(made['requests']):,} requests; client and server may share a machine."
     if made["usd_per_million_teacher"] is not None:
         yield "Cost is the machine's price times the seconds it was busy, engine start included; the price is an assumption (docs/cost.md)."
     for name in _ordered(receipts):
@@ -235,9 +235,9 @@ def _fact(receipts: Mapping[str, Receipt], name: str) -> Any:
 
 def _task(receipts: Mapping[str, Receipt]) -> str | None:
     for receipt in receipts.values():
-        found = receipt.settings.get("config", {}).get("task")
-        if found:
-            return str(found).rstrip("/").rsplit("/", 1)[-1]
+        for found in (receipt.facts.get("task"), receipt.settings.get("config", {}).get("task")):
+            if found and isinstance(found, str):  # ingest's settings hold the parts of the task that matter to it, not its name
+                return found.rstrip("/").rsplit("/", 1)[-1]
     return None
 
 

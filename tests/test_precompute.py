@@ -1,0 +1,280 @@
+"""The stage: contract, resume after real kills on a real Ray cluster, and real vLLM through it once."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from headtail import keys, precompute
+from headtail.config import TrackingConfig, build
+from headtail.engines import ModelConfig
+from headtail.errors import ConfigError, EngineError, InputError
+from headtail.generate import answers
+from headtail.generate.ledger import Ledger
+from headtail.generate.shard import Journal
+from headtail.precompute import Config, figures
+from headtail.receipt import Receipt, load_receipt
+from headtail.rows import ANSWER, GOLD, PLANNED, State, with_side_inputs
+from headtail.storage import Storage, open_storage, read_json, write_json, write_table
+from headtail.task import EXAMPLES
+
+OFF = TrackingConfig(enabled=False)
+SIDE = ("businesses",)
+
+
+def plan(store: Storage, mark: str = "ab12", **tables: list[str]) -> None:
+    """A finished plan whose tables hold these queries; `gold` gets gold's schema."""
+    outputs = {}
+    for name, queries in tables.items():
+        schema = GOLD if name == "gold" else PLANNED
+        rows: list[dict[str, Any]] = [
+            {"query_key": keys.query_key(query), "query": query, "count": i + 1, "stratum": "head", "withheld": False, "answer": "{}"}
+            for i, query in enumerate(queries)
+        ]
+        table = pa.Table.from_pylist(rows, schema=with_side_inputs(schema, SIDE))
+        outputs[name] = write_table(store, f"plan/{mark}/{name}.parquet", table)
+    receipt = Receipt(stage="plan", fingerprint=mark, path=f"plan/{mark}", started="", seconds=0, outputs=outputs)
+    write_json(store, f"plan/{mark}/receipt.json", receipt.model_dump(mode="json"))
+    store.replace("plan/LATEST", f"plan/{mark}".encode())
+
+
+def config(root: str, **fields: Any) -> Config:
+    model = {"engine": "null", "model": fields.pop("model", "null:faults"), "cpus": 0.5}
+    return build(Config, {"root": root, "tracking": OFF, "inputs": ["plan:head"], "model": model, **fields}, "test")
+
+
+# --- without a cluster
+
+
+def test_a_table_named_twice_is_an_error(root: str, store: Storage) -> None:
+    plan(store, head=["a"])
+    with pytest.raises(InputError, match="named twice"):
+        precompute.run(config(root, inputs=["plan:head", "plan/ab12:head"]))
+
+
+@pytest.mark.parametrize(
+    "fields, error",
+    [
+        ({"inputs": ["plan:nothing"]}, InputError),
+        ({"inputs": ["nothing"]}, InputError),
+        ({"inputs": []}, ConfigError),
+        ({"attempts": 0}, ConfigError),
+        ({"max_failed_share": 2}, ConfigError),
+        ({"sharts": 3}, ConfigError),
+        ({"task": "no_such_task"}, ConfigError),
+    ],
+)
+def test_bad_config(root: str, store: Storage, fields: dict[str, Any], error: type[Exception]) -> None:
+    plan(store, head=["a"])
+    with pytest.raises(error):
+        precompute.run(config(root, **fields))
+
+
+def test_a_model_that_is_not_there_is_named_before_anything_starts(root: str, store: Storage) -> None:
+    plan(store, head=["a"])
+    asked = build(Config, {"root": root, "tracking": OFF, "inputs": ["plan:head"], "model": {"model": "/no/such/model"}}, "test")
+    with pytest.raises(ConfigError, match="model not found"):
+        precompute.run(asked)
+    assert not store.exists("precompute")
+
+
+def test_figures_are_over_all_runs() -> None:
+    states = {str(state): 0 for state in State} | {"answered": 900, "failed": 100}
+    ledger = Ledger((), 1000, 0, states, {}, 10, 5000, 20000, seconds=200.0, start_s=10.0, restarts=0, lacking={})
+    made = figures(ledger, workers=2, usd_per_hour=3.6)
+    assert made["rows_per_s"] == pytest.approx(10)
+    assert made["usd"] == pytest.approx(0.22)
+    assert made["usd_per_million"] == pytest.approx(220)
+    assert (made["tokens_in_per_row"], made["tokens_out_per_row"], made["answered_share"]) == (5, 20, 0.9)
+
+
+# --- on a cluster, null engine
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_the_contract(root: str, store: Storage) -> None:
+    plan(store, head=[f"q{i}" for i in range(300)], gold=["q1", "q2", "new"])
+    receipt = precompute.run(config(root, inputs=["plan:head", "plan:gold"], workers=2, shards=5))
+    assert receipt.rows == {
+        "in": 301,
+        "answered": 301,
+        "truncated": 0,
+        "invalid": 0,
+        "refused": 0,
+        "failed": 0,
+        "duplicates": 2,
+        "recomputed": 301,
+        "resumed": 0,
+    }
+    assert sorted(receipt.outputs) == [*(f"answers/shard-{i:05d}" for i in range(5)), "ledger"]
+    table = pa.concat_tables(answers(store, receipt))
+    assert table.schema.equals(with_side_inputs(ANSWER, SIDE))
+    assert sorted(table["query"].to_pylist()) == sorted([*(f"q{i}" for i in range(300)), "new"])
+    withheld = {row["query"] for row in table.to_pylist() if row["withheld"]}
+    assert withheld == {"q1", "q2", "new"}
+    assert set(table["source"].to_pylist()) == {"teacher"}
+    assert next(answers(store, receipt, ["query_key", "state"])).column_names == ["query_key", "state"]
+    wanted = {"rows_per_s", "tokens_in", "tokens_out", "tokens_in_per_row", "tokens_out_per_row", "engine_start_s", "generate_s"}
+    assert wanted | {"usd", "usd_per_million", "answered_share"} == set(receipt.metrics)
+    assert receipt.facts["engine"]["engine"] == "null"
+    assert receipt.inputs["plan/ab12.head"] == "plan/ab12"
+    ledger = read_json(store, receipt.output("ledger").path)
+    assert sum(shard["rows"] for shard in ledger["shards"]) == 301
+
+    again = precompute.run(config(root, inputs=["plan:head", "plan:gold"], workers=1, shards=9))
+    assert again.reused
+    assert again.outputs == receipt.outputs
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_changed_prompt_is_another_job_and_a_changed_score_is_not(root: str, store: Storage, tmp_path: Path) -> None:
+    """DESIGN 2."""
+    plan(store, head=[f"q{i}" for i in range(40)])
+    folder = tmp_path / "task"
+    shutil.copytree(EXAMPLES / "query_segmentation", folder)
+    first = precompute.run(config(root, task=str(folder)))
+    text = (folder / "task.yaml").read_text()
+    (folder / "task.yaml").write_text(text.replace("kind: spans, field: segments, text: text, label: label", "kind: exact"))
+    assert (folder / "task.yaml").read_text() != text
+    assert precompute.run(config(root, task=str(folder))).reused
+    (folder / "prompt.j2").write_text((folder / "prompt.j2").read_text().replace("Split", "Cut"))
+    second = precompute.run(config(root, task=str(folder)))
+    assert (second.path != first.path, second.rows["recomputed"]) == (True, 40)
+    old, new = (set(pa.concat_tables(answers(store, receipt))["answer_key"].to_pylist()) for receipt in (first, second))
+    assert not old & new
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_too_many_failed_rows_fail_the_job_and_the_next_run_asks_only_those(root: str, store: Storage) -> None:
+    """DESIGN 3."""
+    plan(store, head=[*(f"q{i}" for i in range(80)), *(f"!fail {i}" for i in range(20))])
+    with pytest.raises(EngineError, match="20 of 100 rows failed") as error:
+        precompute.run(config(root))
+    assert "told to fail" in str(error.value)
+    with pytest.raises(InputError, match="has not been run"):
+        load_receipt(store, "precompute")
+    receipt = precompute.run(config(root, model="null"))
+    assert (receipt.rows["answered"], receipt.rows["failed"], receipt.rows["recomputed"], receipt.rows["resumed"]) == (100, 0, 20, 80)
+    assert not receipt.reused
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_row_that_kills_its_process_is_one_failed_row(root: str, store: Storage, tmp_path: Path) -> None:
+    """DESIGN 5: the worker's process dies at once, as with an out-of-memory kill; Ray brings it back each time."""
+    plan(store, head=[*(f"q{i}" for i in range(150)), "!exit"])
+    log = tmp_path / "asked"
+    receipt = precompute.run(config(root, model=f"null:faults,log={log}", shards=2, flush_rows=10))
+    assert (receipt.rows["answered"], receipt.rows["failed"]) == (150, 1)
+    assert "the engine died on this row" in json.dumps(read_json(store, receipt.output("ledger").path)["reasons"])
+    assert log.stat().st_size <= 151 + 5 * (64 + 10)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_job_that_can_never_start_says_so_at_once(root: str, store: Storage) -> None:
+    plan(store, head=["a"])
+    with pytest.raises(ConfigError, match="are asked for, the cluster has"):
+        precompute.run(config(root, workers=1000))
+
+
+_DRIVER = """
+import sys
+from headtail import precompute
+from headtail.config import TrackingConfig, build
+if __name__ == "__main__":
+    model = {"engine": "null", "model": sys.argv[2], "cpus": 0.5}
+    fields = {"root": sys.argv[1], "tracking": TrackingConfig(enabled=False), "inputs": ["plan:head"], "model": model}
+    precompute.run(build(precompute.Config, {**fields, "shards": 2, "flush_rows": 50}, "test"))
+"""
+
+
+def _safe_rows(store: Storage) -> int:
+    """Rows that the journals of the one job in this store name."""
+    found = list(Path(store.root).glob("precompute/*/work/shards/*/journal.json"))
+    return sum(ref.rows or 0 for path in found for ref in Journal.model_validate_json(path.read_text()).segments)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_killed_at_sixty_percent_almost_all_finished_rows_survive(root: str, store: Storage, tmp_path: Path) -> None:
+    """DESIGN 1, with SIGKILL and small rows: the driver dies, its cluster with it, and another process goes on."""
+    total, flush = 1500, 50
+    plan(store, head=[f"q{i}" for i in range(total)])
+    log = tmp_path / "asked"
+    log.touch()
+    model = f"null:delay_us=3000,log={log}"
+    driver = tmp_path / "driver.py"
+    driver.write_text(_DRIVER)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    environment.pop("RAY_ADDRESS", None)
+    process = subprocess.Popen(
+        [sys.executable, str(driver), root, model],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while log.stat().st_size < 0.6 * total:
+            assert process.poll() is None, "the driver ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    while True:  # the orphaned worker goes within seconds of its raylet
+        before = log.stat().st_size
+        time.sleep(2)
+        if log.stat().st_size == before:
+            break
+    asked_first, safe = log.stat().st_size, _safe_rows(store)
+    assert 0 < safe <= asked_first < total
+    assert asked_first - safe <= 2 * flush  # one flush of each of two shards that may be open
+    receipt = precompute.run(config(root, model=model, shards=2, flush_rows=flush))
+    assert (receipt.rows["answered"], receipt.rows["resumed"], receipt.rows["recomputed"]) == (total, safe, total - safe)
+    assert log.stat().st_size - asked_first == total - safe
+
+
+# --- real vLLM through the stage
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_vllm_through_ray(root: str, store: Storage) -> None:
+    plan(
+        store,
+        head=[f"{what} near {where}" for what in ("pizza", "thai food", 'a 12" record') for where in ("boston", "me")] * 1,
+        gold=["joes"],
+    )
+    model = {"model": "example:teacher", "max_model_len": 512, "max_num_seqs": 32, "kv_cache_gib": 0.25, "cpus": 2}
+    asked = build(
+        Config, {"root": root, "tracking": OFF, "inputs": ["plan:head", "plan:gold"], "model": model, "max_failed_share": 0}, "test"
+    )
+    receipt = precompute.run(asked)
+    assert receipt.rows["in"] == 7
+    assert receipt.rows["failed"] == receipt.rows["refused"] == 0
+    assert receipt.facts["engine"]["max_num_seqs"] == 32
+    assert receipt.facts["model"]["name"] == "example:teacher"
+    assert receipt.metrics["engine_start_s"] > 0
+    assert receipt.metrics["tokens_in_per_row"] > 10
+    for row in pa.concat_tables(answers(store, receipt)).to_pylist():
+        assert row["model"] == "example:teacher"
+        assert (row["state"] == "answered") == (row["confidence"] is not None)
+    assert precompute.run(asked).reused
+    assert ModelConfig().model == "example:teacher"
+    assert open_storage(root) == store

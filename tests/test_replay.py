@@ -1,0 +1,244 @@
+"""A replay must say what happened: every request counted once, errors never as answers, shares and quality as an oracle has them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import free_port
+from headtail import release, replay
+from headtail.config import TrackingConfig, build
+from headtail.errors import ConfigError, HeadtailError, InputError
+from headtail.keys import canonical, query_key
+from headtail.receipt import Receipt
+from headtail.replay import REQUESTS, Event, Met
+from headtail.rows import GOLD, LATER
+from headtail.serve.answerer import LiveFailure, LiveReply
+from headtail.serve.app import State, make_app, open_served
+from headtail.storage import Storage, open_storage
+from headtail.task import Task
+from local_server import Running
+from test_cache import answers, good, publish
+from test_publish import leave
+
+OFF = TrackingConfig(enabled=False)
+Asgi = Callable[[Any, Any, Any], Awaitable[None]]
+
+
+def later(store: Storage, counts: Mapping[str, int]) -> Receipt:
+    rows = [{"query_key": query_key(q), "query": q, "count": n, "seen": not q.startswith("new")} for q, n in counts.items()]
+    return leave(store, "ingest", "1090", {"later": pa.Table.from_pylist(rows, schema=LATER)})
+
+
+def gold(store: Storage, wanted: Mapping[str, str]) -> Receipt:
+    rows = [
+        {"query_key": query_key(q), "query": q, "answer": canonical({"intent": i}), "count": 1, "stratum": "head"}
+        for q, i in wanted.items()
+    ]
+    return leave(store, "plan", "b1a4", {"gold": pa.Table.from_pylist(rows, schema=GOLD)})
+
+
+COUNTS = {"pizza": 40, "burger": 30, "rare": 10, "new one": 5, "bad": 15}
+
+
+@pytest.fixture
+def state(store: Storage, tmp_path: Path, intent: Task) -> State:
+    """pizza and burger are cached (burger wrongly), `bad` breaks the student, the others are live."""
+    later(store, COUNTS)
+    gold(store, {"pizza": "browse", "burger": "price", "bad": "browse", "rare": "booking"})
+    table = answers(good("pizza", '{"intent":"browse"}'), good("burger", '{"intent":"browse"}'))
+    _, manifest = publish(store, tmp_path, table)
+    release.promote(store, release.make(store, generation=manifest.id, task=intent, student="distill/x").id)
+
+    async def live(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+        if query == "bad":
+            raise LiveFailure("overloaded")
+        await asyncio.sleep(0.02)
+        return LiveReply('{"intent": "booking"}', "stop", 0.9, "ab" * 16, "distill/x", intent.fingerprint)
+
+    return State(store, open_served(store, "current"), live, deployed="m", stands_for="distill/x", follow=False)
+
+
+def config(root: str, url: str, **options: Any) -> replay.Config:
+    data = {"root": root, "url": url, "tracking": OFF, "task": "query_intent", "timeout_s": 5, **options}
+    return build(replay.Config, data, where="test")
+
+
+def test_a_replay_counts_every_event_once(store: Storage, root: str, state: State) -> None:
+    with Running(make_app(state)) as server:
+        receipt = replay.run(config(root, server.url, requests=1000))  # more than there are: all of them
+    assert receipt.rows == {"requests": 100, "errors": 0, "cache": 70, "live": 15, "fallback": 15}
+    m = receipt.metrics
+    assert (m["cache_hit_share"], m["live_share"], m["fallback_share"], m["degraded_share"]) == (0.7, 0.15, 0.15, 0.15)
+    assert m["requests"] == 100
+    assert m["errors"] == 0
+    # gold: pizza 40 right, burger 30 wrong, bad 15 right by its fallback, rare 10 right
+    assert m["quality_requests"] == 95
+    assert m["quality"] == pytest.approx(65 / 95)
+    table = receipt.table(store, "requests")
+    assert table.schema == REQUESTS
+    assert Counter(table.column("query").to_pylist()) == COUNTS
+    assert Counter(table.column("reason").to_pylist()) == {"": 85, "overloaded": 15}
+    assert {row["query"] for row in table.to_pylist() if not row["seen"]} == {"new one"}
+    live_ms = [row["latency_ms"] for row in table.to_pylist() if row["source"] == "student"]
+    assert min(live_ms) >= 20
+    assert m["p50_ms/live"] == pytest.approx(np.quantile(live_ms, 0.5))
+    assert m["p50_ms/cache"] < m["p50_ms/live"]
+    assert m["p50_ms"] <= m["p95_ms"] <= m["p99_ms"]
+    assert b"<svg" in store.read(receipt.output("latency.svg" if "latency.svg" in receipt.outputs else "latency").path)
+    assert receipt.facts["server"]["id"] == release.current_id(store)
+
+
+def test_the_same_release_is_not_measured_twice_and_another_is(
+    store: Storage, root: str, tmp_path: Path, state: State, intent: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Running(make_app(state)) as server:
+        asked = config(root, server.url, requests=50)
+        first = replay.run(asked)
+        named = asked.model_copy(update={"release": release.current_id(store)})
+        monkeypatch.setattr(replay, "send", lambda *_: pytest.fail("sent again"))
+        assert replay.run(asked).fingerprint == replay.run(named).fingerprint == first.fingerprint
+    found = replay.find(named)  # the server is gone
+    assert found is not None
+    assert found.fingerprint == first.fingerprint
+    assert replay.find(named.model_copy(update={"requests": 51})) is None
+    assert replay.find(named.model_copy(update={"release": "another"})) is None
+    monkeypatch.undo()
+    _, manifest = publish(store, tmp_path, answers(good("pizza", '{"intent":"price"}')))
+    release.promote(store, release.make(store, generation=manifest.id, task=intent).id)
+    with Running(make_app(State(store, open_served(store, "current"), None, follow=False))) as server:
+        second = replay.run(asked.model_copy(update={"url": server.url}))
+    assert second.fingerprint != first.fingerprint
+    assert second.rows["live"] == 0
+
+
+def test_a_sample_is_drawn_by_traffic_and_repeats(store: Storage) -> None:
+    log = later(store, {f"q{i}": max(1, 1000 // (i + 1)) for i in range(300)})
+    one, two = replay.draw(store, log, 500, 7), replay.draw(store, log, 500, 7)
+    assert one == two
+    assert one != replay.draw(store, log, 500, 8)
+    top = Counter(event.query for event in one).most_common(1)[0]
+    assert top[0] == "q0"
+    assert 50 < top[1] < 110  # 1000 of about 6400 events: 78 expected
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(counts=st.lists(st.integers(1, 30), min_size=1, max_size=20), share=st.floats(0, 1), seed=st.integers(0, 99))
+def test_no_event_is_drawn_twice(counts: list[int], share: float, seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    store = open_storage(str(tmp_path_factory.mktemp("store")))
+    have = {f"q{i}": n for i, n in enumerate(counts)}
+    log = later(store, have)
+    wanted = max(1, int(share * sum(counts)))
+    drawn = Counter(event.query for event in replay.draw(store, log, wanted, seed))
+    assert drawn.total() == wanted
+    assert all(n <= have[query] for query, n in drawn.items())
+    assert Counter(event.query for event in replay.draw(store, log, 10**6, seed)) == have
+
+
+async def _reply(send: Any, status: int, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def flaky(served: Mapping[str, Any]) -> Asgi:
+    """A server that fails in every way it can, by query."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["path"] == "/v1/release":
+            await _reply(send, 200, json.dumps(served).encode())
+            return
+        body = b""
+        more = True
+        while more:
+            part = await receive()
+            body, more = body + part.get("body", b""), part.get("more_body", False)
+        query = json.loads(body)["query"]
+        good_reply = {
+            "answer": {"intent": "browse"},
+            "source": "teacher",
+            "cached": True,
+            "degraded": False,
+            "reason": "",
+            "release": served["id"],
+        }
+        if query == "pizza":
+            await _reply(send, 200, json.dumps(good_reply).encode())
+        elif query == "burger":
+            await _reply(send, 500, b'{"error": "boom"}')
+        elif query == "rare":
+            await asyncio.sleep(3)
+        elif query == "bad":
+            await _reply(send, 200, b"<html>a proxy's idea of an answer</html>")
+        else:
+            await _reply(send, 200, b'{"unexpected": 1}')
+
+    return app
+
+
+def test_errors_are_errors_and_never_answers(store: Storage, root: str) -> None:
+    later(store, COUNTS)
+    gold(store, dict.fromkeys(COUNTS, "browse"))
+    with Running(flaky({"id": "r1", "task": "query_intent"})) as server:
+        receipt = replay.run(config(root, server.url, timeout_s=0.3, concurrency=16))
+    assert receipt.rows == {"requests": 100, "errors": 60, "cache": 40, "live": 0, "fallback": 0}
+    assert receipt.metrics["quality"] == pytest.approx(2 * 40 / (2 * 40 + 60))  # an error is an answer missed
+    table = receipt.table(store, "requests")
+    by_query = {row["query"]: (row["status"], row["source"]) for row in table.to_pylist()}
+    assert by_query == {"pizza": (200, "teacher"), "burger": (500, ""), "rare": (0, ""), "bad": (0, ""), "new one": (0, "")}
+    assert any("30 requests failed" in note for note in receipt.notes)
+    assert receipt.metrics["p99_ms"] < 300  # latency is of answers
+
+
+def test_a_release_that_moves_meanwhile_is_told(store: Storage, root: str) -> None:
+    later(store, {"pizza": 5})
+    gold(store, {})
+    served = {"id": "r1", "task": "query_intent"}
+    with Running(flaky(served)) as server:
+        plain = replay.about
+        try:
+            replay.about = lambda url, timeout_s: {**plain(url, timeout_s), "id": "r0"}  # the server had another a moment ago
+            receipt = replay.run(config(root, server.url))
+        finally:
+            replay.about = plain
+    assert any("release moved" in note and "r1" in note for note in receipt.notes)
+    assert "quality" not in receipt.metrics  # no gold: no figure, rather than 0 or 1
+
+
+def test_what_is_wrong_is_named(store: Storage, root: str, state: State) -> None:
+    with pytest.raises(InputError, match="no server answers"):
+        replay.run(config(root, f"http://127.0.0.1:{free_port()}"))
+    with pytest.raises(ConfigError, match="url"):
+        config(root, "localhost:8000")
+    with Running(make_app(state)) as server:
+        with pytest.raises(ConfigError, match="another release"):
+            replay.run(config(root, server.url, release="feed"))
+        with pytest.raises(ConfigError, match="another task"):
+            replay.run(config(root, server.url, task="query_segmentation"))
+        with pytest.raises(InputError, match="no headtail server"):
+            replay.run(config(root, server.url + "/docs"))
+        later(store, {})
+        with pytest.raises(InputError, match="no later traffic"):
+            replay.run(config(root, server.url))
+        later(store, {"burger": 3})
+    with Running(flaky({"id": "r9", "task": "query_intent"})) as server, pytest.raises(HeadtailError, match="every request failed"):
+        replay.run(config(root, server.url))
+
+
+def test_figures_of_one_slow_request() -> None:
+    event = Event(b"k" * 16, "q", True)
+    found = replay.figures([Met(event, 200, 1234.5, {}, "fallback", False, True, "timeout")], 2.0)
+    assert found["p50_ms"] == found["p99_ms/fallback"] == 1234.5
+    assert found["requests_per_s"] == 0.5
+    assert "p50_ms/cache" not in found

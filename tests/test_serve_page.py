@@ -1,0 +1,176 @@
+"""The try-it page in a real Chromium: answers, chips, badges, keyboard, hostile text, light and dark, a narrow screen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from chromium import browser, needs_chromium
+from headtail import release
+from headtail.serve.answerer import LiveFailure, LiveReply
+from headtail.serve.app import State, make_app, open_served
+from headtail.storage import open_storage
+from headtail.task import Task, load_task
+from local_server import Running
+from test_cache import answers, good, publish
+
+pytestmark = [pytest.mark.slow, needs_chromium]
+MARKUP = "<img src=x onerror=alert(1)>"
+
+
+def segments(*pairs: tuple[str, str]) -> str:
+    return json.dumps({"segments": [{"label": label, "text": text} for text, label in pairs]})
+
+
+def serving(folder: Path, task: Task, rows: Sequence[tuple[str, str]], live: Mapping[str, str]) -> State:
+    """`rows` from the cache, `live` from the student, anything else makes the student fail."""
+    store = open_storage(str(folder / "store"))
+    _, manifest = publish(store, folder, answers(*(good(query, answer) for query, answer in rows)))
+    release.promote(store, release.make(store, generation=manifest.id, task=task, student="distill/0123456789abcdef").id)
+
+    async def student(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+        if query not in live:
+            raise LiveFailure("timeout")
+        return LiveReply(live[query], "stop", 0.83, "ab" * 16, "distill/0123456789abcdef", task.fingerprint)
+
+    return State(
+        store,
+        open_served(store, "current"),
+        student,
+        deployed="distill/0123456789abcdef",
+        stands_for="distill/0123456789abcdef",
+        follow=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    cached = [
+        ("pizza near me", segments(("pizza", "topic"), ("near me", "location"))),
+        ("how late is the drug store open", segments(("how late", "question"), ("drug store", "topic"), ("open", "none"))),
+        ("joes barber shop sunday", segments(("joe's barber shop", "name"), ("sunday", "time"))),
+    ]
+    live = {"vegan ramen kreuzberg tonight": segments(("vegan ramen", "topic"), ("kreuzberg", "location"), ("tonight", "time"))}
+    live |= {MARKUP: segments((MARKUP, "topic"))}
+    with Running(make_app(serving(tmp_path_factory.mktemp("page"), load_task("query_segmentation"), cached, live))) as server:
+        yield server.url
+
+
+def test_a_person_tries_it(url: str, tmp_path: Path) -> None:
+    with browser(tmp_path / "profile") as page:
+        page.open(url)
+        page.until("!document.getElementById('examples').hidden")
+        assert page.js("document.activeElement.id") == "query"  # type at once
+        page.type("Pizza near me")
+        page.press("Enter")
+        page.until("document.getElementById('badge').innerText.startsWith('cache')")
+        assert page.text("#badge") == "cache: teacher"
+        chips = "[...document.querySelectorAll('.chip')].map(e => e.innerText.split('\\n'))"
+        assert page.js(chips) == [["pizza", "topic"], ["near me", "location"]]
+        colours = page.js("[...document.querySelectorAll('.chip')].map(e => getComputedStyle(e).backgroundColor)")
+        assert len(set(colours)) == 2
+        assert "looked up as “pizza near me”" in page.text("#note")
+        assert "ms in the server" in page.text("#figures")
+        assert json.loads(page.js("document.getElementById('json').textContent"))["cached"] is True
+
+        page.js("document.activeElement.blur()")
+        page.press("/")
+        assert page.js("document.activeElement.id") == "query"
+        assert page.js("document.getElementById('query').value") == "Pizza near me"  # the slash itself is not typed
+        page.type("vegan ramen kreuzberg tonight")  # over the selected text
+        page.press("Enter")
+        page.until("document.getElementById('badge').innerText === 'live student'")
+        assert "confidence 0.83" in page.text("#figures")
+
+        page.press("ArrowUp")
+        page.press("ArrowUp")
+        assert page.js("document.getElementById('query').value") == "Pizza near me"
+        page.press("ArrowDown")
+        assert page.js("document.getElementById('query').value") == "vegan ramen kreuzberg tonight"
+
+        page.js("document.querySelectorAll('#examples button')[0].click()")
+        page.until("document.getElementById('badge').innerText.startsWith('cache')")
+        assert page.js("document.querySelectorAll('#recent li').length") == 3
+        assert "distill/0123456789abcdef" in page.text("#release")
+        assert page.problems == []
+        assert page.hosts == {url.removeprefix("http://")}  # nothing but this server was asked
+
+
+def test_what_goes_wrong_is_said(url: str, tmp_path: Path) -> None:
+    with browser(tmp_path / "profile") as page:
+        page.open(url)
+        page.type("zzz")
+        page.press("Enter")
+        page.until("document.getElementById('badge').innerText === 'fallback'")
+        assert "the student took too long" in page.text("#note")
+        page.js("document.getElementById('query').select()")
+        page.type("x" * 201)
+        page.press("Enter")
+        page.until("document.getElementById('note').className === 'bad'")
+        assert "at most 200 are taken" in page.text("#note")
+        assert page.js("document.getElementById('badge').hidden") is True
+        assert [p for p in page.problems if "422" not in p] == []
+
+
+def test_text_is_never_markup(url: str, tmp_path: Path) -> None:
+    with browser(tmp_path / "profile") as page:
+        page.open(url)
+        page.type(MARKUP)
+        page.press("Enter")
+        page.until("document.querySelectorAll('.chip').length === 1")
+        assert page.text(".chip span") == MARKUP
+        assert page.js("document.querySelectorAll('main img').length") == 0
+        assert page.problems == []
+
+
+@pytest.mark.parametrize("look", ["light", "dark", "phone"])
+def test_it_looks_right(url: str, tmp_path: Path, look: str) -> None:
+    width = 390 if look == "phone" else 1000
+    with browser(tmp_path / "profile", width=width, dark=look == "dark") as page:
+        page.open(f"{url}/?query=how+late+is+the+drug+store+open")
+        page.until("document.querySelectorAll('.chip').length === 3")
+        assert page.js("document.documentElement.scrollWidth <= innerWidth")  # nothing sticks out
+        thin = page.js(CONTRAST)
+        assert thin == [], f"too little contrast: {thin}"
+        assert len(page.picture(tmp_path / f"{look}.png")) > 10_000
+
+
+# Every text on the page against the colour behind it: WCAG AA, 4.5:1.
+CONTRAST = """(() => {
+  const parse = (c) => c.match(/[\\d.]+/g).map(Number);
+  const lum = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0);
+  const behind = (e) => {
+    for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c[3] !== 0) return c; }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const e of document.querySelectorAll("body *")) {
+    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
+    if (!own || !e.getClientRects().length || e.className === "visually-hidden" || e.tagName === "SCRIPT") continue;
+    const s = getComputedStyle(e), opacity = Number(s.opacity), back = behind(e);
+    const front = parse(s.color).slice(0, 3).map((v, i) => v * opacity + back[i] * (1 - opacity));
+    const [a, b] = [lum(front), lum(back)].sort((x, y) => y - x), ratio = (a + .05) / (b + .05);
+    if (ratio < 4.5) found.push(`${e.tagName}#${e.id}.${e.className} ${ratio.toFixed(2)} ${e.textContent.trim().slice(0, 30)}`);
+  }
+  return found;
+})()"""
+
+
+def test_other_tasks_are_drawn_too(tmp_path: Path) -> None:
+    state = serving(tmp_path, load_task("query_intent"), [("pizza price", '{"intent": "price"}')], {})
+    with Running(make_app(state)) as server, browser(tmp_path / "profile") as page:
+        page.open(f"{server.url}/?query=pizza+price")
+        page.until("document.querySelectorAll('#chips .label').length === 1")
+        assert page.text("#chips") == "price"
+        assert page.text("#task") == load_task("query_intent").file.description
+
+
+def test_the_api_docs_work_without_a_network(url: str, tmp_path: Path) -> None:
+    with browser(tmp_path / "profile") as page:
+        page.open(f"{url}/docs")
+        page.until("document.querySelectorAll('.opblock').length >= 5")
+        assert page.hosts == {url.removeprefix("http://")}

@@ -1,0 +1,160 @@
+"""The server as it runs: Ray Serve, an ingress replica, a student replica that misbehaves on request, and the real vLLM student."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+
+from headtail import release, serve
+from headtail.errors import ConfigError, EngineError
+from headtail.generate.job import answer_settings
+from headtail.keys import answer_key, fingerprint
+from headtail.models import resolve
+from headtail.serve.answerer import LiveReply
+from headtail.storage import Storage, open_storage
+from headtail.task import Task, load_task
+from test_serve import config, published, segments
+
+pytestmark = pytest.mark.slow
+
+
+class Fake:
+    """A student that does what the query says, in a Serve replica of its own."""
+
+    def __init__(self, model: Any, root: str, task: Task, stands_for: str) -> None:
+        self.task, self.stands_for = task, stands_for
+
+    async def reconfigure(self, warm_up: dict[str, str]) -> None:
+        pass
+
+    async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> LiveReply:
+        if query == "be slow":
+            await asyncio.sleep(60)
+        if query == "be broken":
+            raise ValueError("boom")
+        if query == "be dead":
+            os._exit(1)
+        return LiveReply(json.dumps(segments(query, "name")), "stop", 0.5, "cd" * 16, self.stands_for, self.task.fingerprint)
+
+
+@pytest.fixture(scope="module")
+def served(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[serve.Server, Storage, Path]]:
+    """Ray Serve with a cache, an ingress and the fake student."""
+    scratch = tmp_path_factory.mktemp("scratch")
+    store = open_storage(str(tmp_path_factory.mktemp("store")))
+    published(store, scratch, load_task("query_segmentation"))
+    made = config(store.root, model={"model": "example:teacher", "cpus": 0.1}, live_timeout_ms=700)
+    with serve.start(made, student=Fake) as server:
+        yield server, store, scratch
+
+
+def over_http(server: serve.Server, query: str) -> dict[str, Any]:
+    response = httpx.get(f"{server.url}/v1/answer", params={"query": query}, timeout=30)
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+def eventually(check: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.1)
+
+
+def test_serve_answers_hits_misses_and_faults(served: tuple[serve.Server, Storage, Path]) -> None:
+    server = served[0]
+    assert over_http(server, "Pizza near me")["source"] == "teacher"
+    live = over_http(server, "something rare")
+    assert (live["source"], live["answer"], live["degraded"]) == ("student", segments("something rare", "name"), False)
+    late = over_http(server, "be slow")
+    assert (late["source"], late["reason"]) == ("fallback", "timeout")
+    assert 690 < late["latency_ms"] < 2000
+    assert over_http(server, "be broken")["reason"] == "error"
+    assert httpx.get(f"{server.url}/v1/answer", params={"query": "x" * 201}).status_code == 422
+    assert 'headtail_degraded_total{reason="timeout"} 1.0' in httpx.get(f"{server.url}/metrics").text
+
+
+def test_serve_outlives_its_student(served: tuple[serve.Server, Storage, Path]) -> None:
+    server = served[0]
+    first = over_http(server, "be dead")
+    assert (first["source"], first["degraded"]) == ("fallback", True)
+    assert first["reason"] in ("unavailable", "timeout")
+    for number in range(5):  # while Serve starts another
+        assert over_http(server, f"rare {number}")["source"] in ("fallback", "student")
+        assert over_http(server, "pizza near me")["cached"]
+    eventually(lambda: over_http(server, "rare again")["source"] == "student", 60)
+
+
+def test_serve_follows_current_while_it_is_asked(served: tuple[serve.Server, Storage, Path]) -> None:
+    server, store, scratch = served
+    before = release.current(store)
+    after = published(store, scratch, load_task("query_segmentation"), ["brand new", "pizza near me"])
+    seen: list[tuple[str, bool]] = []
+
+    def moved() -> bool:
+        found = over_http(server, "brand new")
+        seen.append((found["release"], found["cached"]))
+        return bool(found["release"] == after.id)
+
+    eventually(moved)
+    assert set(seen) <= {(before.id, False), (after.id, True)}  # each answer belongs to one release, whole
+    release.rollback(store)
+    eventually(lambda: not over_http(server, "brand new")["cached"])
+
+
+def test_a_second_server_on_the_cluster_is_refused(served: tuple[serve.Server, Storage, Path]) -> None:
+    server, store, _ = served
+    with pytest.raises(ConfigError, match="already runs in this Ray cluster"):
+        serve.start(config(store.root, live=False))
+    with pytest.raises(ConfigError, match=f"port {server.config.port}"):
+        serve.start(config(store.root, port=server.config.port))
+    assert over_http(server, "pizza near me")["cached"]  # the first one was left alone
+
+
+def test_an_engine_that_cannot_start_is_told_and_leaves_nothing_behind(cluster: None, store: Storage, root: str, tmp_path: Path) -> None:
+    """Runs after the module's server has gone: a model folder with a config that vLLM refuses."""
+    published(store, tmp_path, load_task("query_segmentation"))
+    (broken := tmp_path / "broken").mkdir()
+    (broken / "config.json").write_text("{}")
+    asked = config(root, model={"model": str(broken)}, start_timeout_s=120)
+    with pytest.raises(EngineError, match="the server did not start") as told:
+        serve.start(asked)
+    assert "live" in str(told.value)
+    with serve.start(config(root, live=False, port=asked.port)) as server:  # the port and the cluster are free again
+        assert over_http(server, "rare")["reason"] == "off"
+    server.stop()  # twice is harmless
+
+
+def test_the_real_student_answers_misses(cluster: None, store: Storage, root: str, tmp_path: Path, teacher_path: Path) -> None:
+    task = load_task("query_segmentation")
+    published(store, tmp_path, task)
+    asked = config(root, model={"model": str(teacher_path), "kv_cache_gib": 0.1, "max_num_seqs": 8}, live_timeout_ms=60_000)
+    with serve.start(asked) as server:
+        first = httpx.post(
+            f"{server.url}/v1/answer", json={"query": "Best  sushi in berlin", "side_inputs": {"businesses": ["Sushi Bar"]}}, timeout=90
+        )
+        found = first.json()
+        assert found["source"] == "student", found
+        jsonschema.validate(found["answer"], task.schema)
+        assert 0 < found["confidence"] <= 1
+        digest = resolve(str(teacher_path), "", store).digest
+        settings = fingerprint(answer_settings(task, asked.model, digest))
+        messages = task.messages("best sushi in berlin", {"businesses": ["Sushi Bar"]})
+        assert found["answer_key"] == answer_key(messages, settings).hex()  # the key that precompute would give this row
+        assert over_http(server, "pizza near me")["cached"]
+        many = [over_http(server, f"{word} near the station") for word in ("ramen", "coffee", "shoes")]
+        assert {m["source"] for m in many} <= {"student", "fallback"}
+        long = over_http(server, "x y " * 50)  # whatever it makes of this, it is an answer
+        jsonschema.validate(long["answer"], task.schema)
+        shown = httpx.get(f"{server.url}/v1/release").json()
+        assert shown["live"]["student"] == str(teacher_path)
