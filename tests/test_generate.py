@@ -327,7 +327,7 @@ def test_two_rows_that_break_the_engine(make_job: MakeJob) -> None:
 
 def test_an_engine_that_breaks_on_everything_ends_the_job(make_job: MakeJob) -> None:
     job = make_job(planned([f"!raise {i}" for i in range(30)]), shards=1)
-    with pytest.raises(EngineError, match="killed the engine"):
+    with pytest.raises(EngineError, match=r"the engine died \d+ times|killed the engine"):
         run_here(job)
 
 

@@ -7,6 +7,7 @@ so a second run is a matter of seconds. Decides nothing that a station could dec
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,11 +112,13 @@ def run(config: Config) -> Receipt:
     summary["loop_seconds"] = round(time.monotonic() - started, 1)
     summary["stations_reused"] = sum(r.reused for r in loop.receipts.values())
     summary["stations"] = len(loop.receipts)
+    summary["paths"]["receipts"] = {name: found.path for name, found in loop.receipts.items()}
     summary["paths"] |= {"report": store.uri(receipt.output("report").path), "tracking": tracker.uri, "root": store.root}
     write_json(store, config.summary, summary)
-    numbers = {key: float(value) for key, value in summary.items() if isinstance(value, int | float)}
+    numbers = {key: float(value) for key, value in summary.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     tracker.log(parent, {"task": task.name, "log": config.log or "example world"}, numbers, _lineage(loop))
-    tracker.artifact(parent, Path(store.fetch(receipt.output("report").path, Path("build/fetched"))))
+    with tempfile.TemporaryDirectory(prefix="headtail-report-") as scratch:
+        tracker.artifact(parent, store.fetch(receipt.output("report").path, Path(scratch)))
     tracker.end(parent)
     return receipt
 
@@ -159,7 +162,8 @@ def _stations(loop: _Loop) -> Receipt:
     if config.live:
         _replay(loop, ingest, planned, published)
     paths = {name: receipt.path for name, receipt in loop.receipts.items() if name != "world"}
-    return do("report", report.run, report.Config(receipts=paths), receipts=paths, task=config.task)
+    reused = tuple(name for name, receipt in loop.receipts.items() if receipt.reused)
+    return do("report", report.run, report.Config(), receipts=paths, title=f"headtail: {load_task(config.task).name}", reused=reused)
 
 
 def beats_fallback(quality: Receipt, stratum: str) -> bool:
@@ -256,7 +260,7 @@ def _replay(loop: _Loop, ingest: Receipt, planned: Receipt, published: Receipt) 
         **loop.common,
         "release": published.facts["release"],
     }
-    changes = {"log": ingest.path, "plan": planned.path, "release": published.facts["release"]}
+    changes = {"task": config.task, "log": ingest.path, "plan": planned.path, "release": published.facts["release"]}
     done = replay.find(config.replay.model_copy(update={**loop.common, **changes}))
     if done is not None:
         loop.receipts["replay"] = done

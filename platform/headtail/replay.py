@@ -3,7 +3,7 @@
     later (ingest) -> events drawn as they occurred -> HTTP -> requests (one row each), shares, latency, quality where there is gold
 
 Latency is what a caller sees, its own client included. The running release is part of the receipt's fingerprint: the
-same release, url and settings are not measured twice. Knows nothing of how the server works inside.
+same release and settings are not measured twice. Knows nothing of how the server works inside.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from headtail import charts
-from headtail.config import StageConfig, TrackingConfig
+from headtail.config import StageConfig, TrackingConfig, execution
 from headtail.errors import ConfigError, HeadtailError, InputError, LedgerError
 from headtail.progress import bar
 from headtail.receipt import LATEST, Receipt, load_receipt
@@ -56,7 +56,7 @@ class Config(StageConfig):
     task: str = Field("query_segmentation", description="task folder or name of a shipped example: how answers are scored")
     log: str = Field(LATEST, description="ingest receipt whose later traffic is sent")
     plan: str = Field(LATEST, description="plan receipt: which queries have gold, and their strata")
-    url: str = Field("http://127.0.0.1:8000", pattern=r"^https?://.+", description="the server")
+    url: str = execution("http://127.0.0.1:8000", "the server; not part of the fingerprint: the release is", pattern=r"^https?://.+")
     release: str = Field("", description="release that the server must serve; empty: whichever it serves")
     requests: int = Field(2000, ge=1, description="events drawn from later traffic, each at most once; all of them when there are fewer")
     concurrency: int = Field(8, ge=1, le=1024, description="requests in flight")
@@ -138,7 +138,7 @@ class _Missing(Exception):
 def _once(config: Config, work: Callable[[Station, Receipt, Receipt, Task], None]) -> Receipt:
     task, store = load_task(config.task), open_storage(config.root)
     log, plan = load_receipt(store, "ingest", config.log), load_receipt(store, "plan", config.plan)
-    replaces = {"task": task.name, "log": log.path, "plan": plan.path, "url": config.url.rstrip("/")}
+    replaces = {"task": task.name, "log": log.path, "plan": plan.path}
     return run_once(
         "replay", config, lambda station: work(station, log, plan, task), inputs={"log": log, "plan": plan}, task=task, replaces=replaces
     )
