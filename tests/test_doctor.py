@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from conftest import free_port
 from headtail import doctor, loop
 from headtail.config import load
 
@@ -15,7 +16,7 @@ def found(sets: list[str]) -> dict[str, doctor.Result]:
 
 
 def test_this_machine_passes(root: str) -> None:
-    results = found([f"root={root}", "serve.port=0"])
+    results = found([f"root={root}", f"serve.port={free_port()}"])
     assert [r for r in results.values() if r.status == "bad"] == []
     assert results["store"].status == "ok"
     assert results["vllm"].found == doctor.VLLM
@@ -58,10 +59,10 @@ def test_endpoint_out_of_reach_and_no_secret_shown(root: str, monkeypatch: pytes
 def test_cluster_without_token_is_named(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    assert found([f"root={root}"])["ray"].status == "warn"
+    assert found([f"root={root}"])["cluster"].status == "warn"
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "x" * 32)
-    assert found([f"root={root}"])["ray"].status == "ok"
+    assert found([f"root={root}"])["cluster"].status == "ok"
 
 
 def test_table_puts_the_worst_first() -> None:

@@ -46,11 +46,17 @@ def test_gate_passes_only_above_the_fallback() -> None:
         loop.beats_fallback(quality(0.5, 0.4), "torso")
 
 
-def test_own_log_without_gold_or_teacher_is_refused(root: str, tmp_path: Path) -> None:
+def test_own_task_without_gold_or_teacher_is_refused(root: str, tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
     log.write_text("query\npizza\n")
-    with pytest.raises(ConfigError, match="no gold"):
-        loop.run(loop.Config(root=root, log=str(log), tracking=TrackingConfig(enabled=False)))
+    task = str(Path(loop.__file__).parent / "examples" / "pretraining" / "query_correction")
+    with pytest.raises(ConfigError, match="no teacher is named and there is no gold"):
+        loop.run(loop.Config(root=root, log=str(log), task=task, tracking=TrackingConfig(enabled=False)))
+
+
+def test_a_student_nobody_judged_is_not_promoted() -> None:
+    assert not loop._unproven(loop.Config())
+    assert loop._unproven(loop.Config(promote_unproven=True))
 
 
 def test_a_task_the_world_does_not_know_is_refused(root: str) -> None:

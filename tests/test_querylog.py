@@ -370,6 +370,14 @@ def test_gold_beside_the_queries_of_the_log(ingest: Callable[..., Receipt], root
     assert aside(root, receipt) == [(3, "gold_invalid")]
 
 
+def test_answers_that_json_lets_in_but_no_table_can_hold(segmentation: Task) -> None:
+    from headtail.querylog.gold import _answer
+
+    lone = b'{"segments": [{"text": "\\ud800", "label": "topic"}]}'
+    assert _answer(lone, segmentation)[0] is None
+    assert "cannot be stored" in _answer(lone, segmentation)[1]
+
+
 def test_gold_for_training_is_split_by_hash_and_shares_no_query(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
     lines = [f"q{i}\tbrowse" for i in range(2000)]
     (tmp_path / "gold.tsv").write_text("query\tanswer\n" + "\n".join(lines) + "\n")

@@ -27,6 +27,62 @@ from test_serve import config, published, segments
 pytestmark = pytest.mark.slow
 
 
+def over_http(server: serve.Server, query: str) -> dict[str, Any]:
+    response = httpx.get(f"{server.url}/v1/answer", params={"query": query}, timeout=30)
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+def eventually(check: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.1)
+
+
+# These two start servers of their own: they stand before the first that asks for the shared one.
+
+
+def test_an_engine_that_cannot_start_is_told_and_leaves_nothing_behind(cluster: None, store: Storage, root: str, tmp_path: Path) -> None:
+    """A model folder whose config vLLM refuses."""
+    published(store, tmp_path, load_task("query_segmentation"))
+    (broken := tmp_path / "broken").mkdir()
+    (broken / "config.json").write_text("{}")
+    asked = config(root, model={"model": str(broken)}, start_timeout_s=120)
+    with pytest.raises(EngineError, match="the server did not start") as told:
+        serve.start(asked)
+    assert "live" in str(told.value)
+    with serve.start(config(root, live=False, port=asked.port)) as server:  # the port and the cluster are free again
+        assert over_http(server, "rare")["reason"] == "off"
+    server.stop()  # twice is harmless
+
+
+def test_the_real_student_answers_misses(cluster: None, store: Storage, root: str, tmp_path: Path, teacher_path: Path) -> None:
+    task = load_task("query_segmentation")
+    published(store, tmp_path, task)
+    asked = config(root, model={"model": str(teacher_path), "kv_cache_gib": 0.1, "max_num_seqs": 8}, live_timeout_ms=60_000)
+    with serve.start(asked) as server:
+        first = httpx.post(
+            f"{server.url}/v1/answer", json={"query": "Best  sushi in berlin", "side_inputs": {"businesses": ["Sushi Bar"]}}, timeout=90
+        )
+        found = first.json()
+        assert found["source"] == "student", found
+        jsonschema.validate(found["answer"], task.schema)
+        assert 0 < found["confidence"] <= 1
+        digest = resolve(str(teacher_path), "", store).digest
+        settings = fingerprint(answer_settings(task, asked.model, digest))
+        messages = task.messages("best sushi in berlin", {"businesses": ["Sushi Bar"]})
+        assert found["answer_key"] == answer_key(messages, settings).hex()  # the key that precompute would give this row
+        assert over_http(server, "pizza near me")["cached"]
+        many = [over_http(server, f"{word} near the station") for word in ("ramen", "coffee", "shoes")]
+        assert {m["source"] for m in many} <= {"student", "fallback"}
+        long = over_http(server, "x y " * 50)  # whatever it makes of this, it is an answer
+        jsonschema.validate(long["answer"], task.schema)
+        shown = httpx.get(f"{server.url}/v1/release").json()
+        assert shown["live"]["student"] == str(teacher_path)
+
+
 class Fake:
     """A student that does what the query says, in a Serve replica of its own."""
 
@@ -55,20 +111,6 @@ def served(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     made = config(store.root, model={"model": "example:teacher", "cpus": 0.1}, live_timeout_ms=700)
     with serve.start(made, student=Fake) as server:
         yield server, store, scratch
-
-
-def over_http(server: serve.Server, query: str) -> dict[str, Any]:
-    response = httpx.get(f"{server.url}/v1/answer", params={"query": query}, timeout=30)
-    assert response.status_code == 200, response.text
-    found: dict[str, Any] = response.json()
-    return found
-
-
-def eventually(check: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.1)
 
 
 def test_serve_answers_hits_misses_and_faults(served: tuple[serve.Server, Storage, Path]) -> None:
@@ -119,42 +161,3 @@ def test_a_second_server_on_the_cluster_is_refused(served: tuple[serve.Server, S
     with pytest.raises(ConfigError, match=f"port {server.config.port}"):
         serve.start(config(store.root, port=server.config.port))
     assert over_http(server, "pizza near me")["cached"]  # the first one was left alone
-
-
-def test_an_engine_that_cannot_start_is_told_and_leaves_nothing_behind(cluster: None, store: Storage, root: str, tmp_path: Path) -> None:
-    """Runs after the module's server has gone: a model folder with a config that vLLM refuses."""
-    published(store, tmp_path, load_task("query_segmentation"))
-    (broken := tmp_path / "broken").mkdir()
-    (broken / "config.json").write_text("{}")
-    asked = config(root, model={"model": str(broken)}, start_timeout_s=120)
-    with pytest.raises(EngineError, match="the server did not start") as told:
-        serve.start(asked)
-    assert "live" in str(told.value)
-    with serve.start(config(root, live=False, port=asked.port)) as server:  # the port and the cluster are free again
-        assert over_http(server, "rare")["reason"] == "off"
-    server.stop()  # twice is harmless
-
-
-def test_the_real_student_answers_misses(cluster: None, store: Storage, root: str, tmp_path: Path, teacher_path: Path) -> None:
-    task = load_task("query_segmentation")
-    published(store, tmp_path, task)
-    asked = config(root, model={"model": str(teacher_path), "kv_cache_gib": 0.1, "max_num_seqs": 8}, live_timeout_ms=60_000)
-    with serve.start(asked) as server:
-        first = httpx.post(
-            f"{server.url}/v1/answer", json={"query": "Best  sushi in berlin", "side_inputs": {"businesses": ["Sushi Bar"]}}, timeout=90
-        )
-        found = first.json()
-        assert found["source"] == "student", found
-        jsonschema.validate(found["answer"], task.schema)
-        assert 0 < found["confidence"] <= 1
-        digest = resolve(str(teacher_path), "", store).digest
-        settings = fingerprint(answer_settings(task, asked.model, digest))
-        messages = task.messages("best sushi in berlin", {"businesses": ["Sushi Bar"]})
-        assert found["answer_key"] == answer_key(messages, settings).hex()  # the key that precompute would give this row
-        assert over_http(server, "pizza near me")["cached"]
-        many = [over_http(server, f"{word} near the station") for word in ("ramen", "coffee", "shoes")]
-        assert {m["source"] for m in many} <= {"student", "fallback"}
-        long = over_http(server, "x y " * 50)  # whatever it makes of this, it is an answer
-        jsonschema.validate(long["answer"], task.schema)
-        shown = httpx.get(f"{server.url}/v1/release").json()
-        assert shown["live"]["student"] == str(teacher_path)

@@ -201,10 +201,10 @@ def _base(config: Config, store: Storage) -> Iterator[Result]:
 def _token() -> Iterator[Result]:
     address, mode = os.environ.get("RAY_ADDRESS"), os.environ.get("RAY_AUTH_MODE")
     if not address:
-        yield Result(check="ray", status="ok", found="no RAY_ADDRESS: a local cluster is started in this process")
+        yield Result(check="cluster", status="ok", found="no RAY_ADDRESS: a local cluster is started in this process")
     elif mode != "token":
         yield Result(
-            check="ray",
+            check="cluster",
             status="warn",
             found=f"{address} without RAY_AUTH_MODE=token",
             fix="anyone who reaches the dashboard port can run code: export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
@@ -216,7 +216,7 @@ def _token() -> Iterator[Result]:
             or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
         )
         yield Result(
-            check="ray",
+            check="cluster",
             status="ok" if known else "bad",
             found=f"{address}, token {'found' if known else 'missing'}",
             fix="" if known else "export RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",

@@ -58,6 +58,7 @@ class Config(StageConfig):
     )
     live: bool = Field(True, description="serve the release and replay later traffic against it")
     gate_stratum: str = Field("all", description="stratum on which the student must beat the fallback to be promoted")
+    promote_unproven: bool = Field(False, description="let a student go live although there is no gold to judge it by")
     world: WorldConfig = Field(WorldConfig(), description="the example world, used when log is empty")
     ingest: IngestConfig = Field(IngestConfig(log=""), description="see headtail ingest --help")
     plan: PlanConfig = Field(PlanConfig(), description="see headtail plan --help")
@@ -139,7 +140,9 @@ def _stations(loop: _Loop) -> Receipt:
     first = release.current_id(open_storage(config.root)) == ""  # later, the old release stays live until the new one is whole
     do("publish_head", publish.run, config.publish, **shared, answers=(taught.path,), student="", evaluation="", promote=first)
     gold_ref = f"{planned.path}:gold"
-    do("evaluate_teacher", evaluate.run, config.evaluate, **shared, gold=gold_ref, answers={"teacher": taught.path})
+    judged = planned.output("gold").rows != 0
+    if judged:
+        do("evaluate_teacher", evaluate.run, config.evaluate, **shared, gold=gold_ref, answers={"teacher": taught.path})
     golden = do("curate", curate.run, config.curate, **shared, answers=taught.path, gold=gold_ref)
     sets = (distill.TrainingSet(task=config.task, golden=f"{golden.path}:golden"),)
     student = do("distill", distill.run, config.distill, sets=sets, gold=(gold_ref,))
@@ -147,8 +150,8 @@ def _stations(loop: _Loop) -> Receipt:
     model = config.precompute_student.model.model_copy(update={"model": student.path})
     answered = do("precompute_student", precompute.run, config.precompute_student, **shared, inputs=rest, source="student", model=model)
     tiers = {"teacher": taught.path, "student": answered.path}
-    quality = do("evaluate", evaluate.run, config.evaluate, **shared, gold=gold_ref, answers=tiers)
-    passed = beats_fallback(quality, config.gate_stratum)
+    quality = do("evaluate", evaluate.run, config.evaluate, **shared, gold=gold_ref, answers=tiers) if judged else None
+    passed = beats_fallback(quality, config.gate_stratum) if quality else _unproven(config)
     published = do(
         "publish",
         publish.run,
@@ -156,7 +159,7 @@ def _stations(loop: _Loop) -> Receipt:
         **shared,
         answers=(taught.path, answered.path) if passed else (taught.path,),
         student=student.path if passed else "",
-        evaluation=quality.path,
+        evaluation=quality.path if quality else "",
     )
     _register(loop, student, quality, published, passed)
     if config.live:
@@ -184,16 +187,19 @@ def beats_fallback(quality: Receipt, stratum: str) -> bool:
     return passed
 
 
+def _unproven(config: Config) -> bool:
+    """Without gold nothing says whether the student is any good: it goes live only when that was asked for."""
+    done = (
+        "promoted unproven, as asked" if config.promote_unproven else "REFUSED: no gold to judge it by (gold=..., or promote_unproven=true)"
+    )
+    say(f"gate         student {done}")
+    return config.promote_unproven
+
+
 def _log(loop: _Loop) -> tuple[str, str]:
     """(log, gold): the user's, or the example world's."""
     config = loop.config
     if config.log:
-        if not config.gold and not config.ingest.columns.gold and config.teacher is None:
-            raise ConfigError(
-                "no gold to evaluate with",
-                where="gold",
-                fix="give GOLD=file with columns query and answer, or ingest.columns.gold, or name a TEACHER",
-            )
         return config.log, config.gold
     task = load_task(config.task)
     made = loop.station("world", world.run, config.world)
@@ -230,24 +236,23 @@ def _train_teacher(loop: _Loop, ingest: Receipt) -> ModelConfig:
     return config.precompute_teacher.model.model_copy(update={"model": made.path})
 
 
-def _register(loop: _Loop, student: Receipt, quality: Receipt, published: Receipt, passed: bool) -> None:
+def _register(loop: _Loop, student: Receipt, quality: Receipt | None, published: Receipt, passed: bool) -> None:
     """The student in MLflow's registry, with its evidence; `champion` moves only when it passed."""
     task = load_task(loop.config.task)
     name = f"headtail-{task.name}-student"
-    evidence = {
-        key: f"{value:.4f}"
-        for key, value in quality.metrics.items()
-        if key.startswith(("quality/student", "quality/teacher", "low/student"))
-    }
+    kept = ("quality/student", "quality/teacher", "low/student")
+    figures = quality.metrics if quality else {}
+    evidence = {key: f"{value:.4f}" for key, value in figures.items() if key.startswith(kept)}
+    evaluated = quality.path if quality else "none: no gold"
     tags = {
         "fingerprint": student.fingerprint,
         "path": student.path,
-        "evaluation": quality.path,
+        "evaluation": evaluated,
         "release": str(published.facts.get("release", "")),
         **evidence,
     }
     store = open_storage(loop.config.root)
-    described = f"{student.facts.get('base')} distilled for {task.name}; evidence: {quality.path}"
+    described = f"{student.facts.get('base')} distilled for {task.name}; evidence: {evaluated}"
     version = loop.tracker.model_version(name, store.uri(f"{student.path}/model"), student.run_id, tags, described)
     loop.tracker.alias(name, "champion" if passed else "challenger", version)
 

@@ -26,7 +26,8 @@ Row = tuple[str, Any, str]  # text, answer, split
 def snips(folder: Path) -> Iterator[Row]:
     """Slots of the seven intents; one of the files is Latin-1."""
     for intent in sorted(p for p in folder.iterdir() if p.is_dir()):
-        for split, name in (("train", f"train_{intent.name}_full.json"), ("test", f"validate_{intent.name}.json")):
+        files = (("train", f"train_{intent.name}_full.json"), ("test", f"validate_{intent.name}.json"))
+        for split, name in files:
             raw = (intent / name).read_bytes()
             try:
                 data = json.loads(raw.decode("utf-8"))
@@ -34,16 +35,17 @@ def snips(folder: Path) -> Iterator[Row]:
                 data = json.loads(raw.decode("latin-1"))
             for item in data[intent.name]:
                 text = "".join(part["text"] for part in item["data"])
-                slots = [{"text": clean(part["text"]), "label": part["entity"].lower()} for part in item["data"] if "entity" in part]
+                marked = [part for part in item["data"] if "entity" in part]
+                slots = [{"text": clean(part["text"]), "label": part["entity"].lower()} for part in marked]
                 yield text, {"segments": slots}, split
 
 
 def clinc150(folder: Path) -> Iterator[Row]:
     """150 intents and out-of-scope."""
     data = json.loads((folder / "data_full.json").read_text(encoding="utf-8"))
-    for part, split in (("train", "train"), ("oos_train", "train"), ("val", "train"), ("oos_val", "train"), ("test", "test"), ("oos_test", "test")):
+    for part in ("train", "oos_train", "val", "oos_val", "test", "oos_test"):
         for text, label in data[part]:
-            yield text, {"intent": label}, split
+            yield text, {"intent": label}, "test" if part.endswith("test") else "train"
 
 
 def clean(text: str) -> str:
@@ -60,13 +62,15 @@ def main(kind: str, source: str, target: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with (out / "gold.jsonl").open("w", encoding="utf-8") as file:
         for text, answer, split in rows:
-            file.write(json.dumps({"query": text, "answer": json.dumps(answer, ensure_ascii=False), "split": split}, ensure_ascii=False) + "\n")
+            row = {"query": text, "answer": json.dumps(answer, ensure_ascii=False), "split": split}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
     texts = sorted({text for text, _, _ in rows})
     random.Random(0).shuffle(texts)
     weights = [rank**-1.05 for rank in range(1, len(texts) + 1)]
     counts = [max(1, round(EVENTS * w / sum(weights))) for w in weights]
     pq.write_table(pa.table({"query": texts, "count": counts}), out / "log.parquet")
-    print(f"{kind}: {len(texts):,} texts, {sum(counts):,} events, {sum(r[2] == 'train' for r in rows):,} train and {sum(r[2] == 'test' for r in rows):,} test answers in {out}")
+    answers = {split: sum(row[2] == split for row in rows) for split in ("train", "test")}
+    print(f"{kind}: {len(texts):,} texts, {sum(counts):,} events, {answers['train']:,} train and {answers['test']:,} test answers in {out}")
 
 
 if __name__ == "__main__":

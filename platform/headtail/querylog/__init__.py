@@ -104,7 +104,7 @@ def _work(station: Station, config: Config, task: Task, log: Files, gold: Files 
         with bar("ingest", _rows_known(log.files), "events") as progress:
             counter.count(parts, progress.advance)
         totals = counter.totals
-        _check_used(totals, config)
+        _check_used(totals, config, _rows_known(log.files))
         cut = _cut(totals, config)
         runs = [
             tuple(keep_run(station.scratch / "runs", f"{kind}-{i}", table) for kind, table in zip(("queries", "later"), pair, strict=True))
@@ -166,7 +166,9 @@ def _disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_used(totals: Totals, config: Config) -> None:
+def _check_used(totals: Totals, config: Config, known: int | None) -> None:
+    if known is not None and known != totals.rows:
+        raise LedgerError("the log's files hold other rows than were read", where=config.log, value=f"{known:,} and {totals.rows:,}")
     if totals.used_rows + sum(totals.set_aside.values()) != totals.rows:
         raise LedgerError("rows read are not rows used plus rows set aside", value=f"{totals}")
     if not totals.rows:

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headtail.errors import KeyingError
 from headtail.querylog.intake import GOLD_CELL, shown
 from headtail.rows import GOLD, SET_ASIDE, draw
 from headtail.task import Task
@@ -89,7 +90,14 @@ def _answer(cell: bytes, task: Task) -> tuple[str | None, str]:
     if problem and task.file.score.kind == "label":
         labelled, still = task.parse(json.dumps({task.file.score.field: text}))
         answer, problem = (labelled, "") if not still else (None, problem if text.startswith("{") else still)
-    return (None, problem) if problem else (task.dump(answer), "")
+    if problem:
+        return None, problem
+    try:
+        stored = task.dump(answer)
+        stored.encode("utf-8")
+    except (KeyingError, UnicodeEncodeError) as error:  # NaN, half a surrogate pair: JSON lets them in
+        return None, f"cannot be stored: {error}"
+    return stored, ""
 
 
 def _splits(cells: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:

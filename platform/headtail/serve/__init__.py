@@ -264,7 +264,7 @@ def _wait(config: Config, server: Server, model: ModelConfig | None) -> None:
             messages = [state.message, *(part.message for part in state.deployments.values())]
             raise EngineError(
                 "the server did not start",
-                value=" | ".join(m for m in messages if m)[-1500:],
+                value=" | ".join(m for m in messages if m)[-15000:],
                 fix="headtail doctor; or --set live=false to serve without the student",
             )
         if state is not None and state.status == "RUNNING":
