@@ -44,15 +44,19 @@ def eventually(check: Callable[[], bool], seconds: float = 30) -> None:
 # These two start servers of their own: they stand before the first that asks for the shared one.
 
 
+class Broken:
+    """A student that does not start."""
+
+    def __init__(self, model: Any, root: str, task: Task, stands_for: str) -> None:
+        raise EngineError("no memory left for the student", where=model.model)
+
+
 def test_an_engine_that_cannot_start_is_told_and_leaves_nothing_behind(cluster: None, store: Storage, root: str, tmp_path: Path) -> None:
-    """A model folder whose config vLLM refuses."""
     published(store, tmp_path, load_task("query_segmentation"))
-    (broken := tmp_path / "broken").mkdir()
-    (broken / "config.json").write_text("{}")
-    asked = config(root, model={"model": str(broken)}, start_timeout_s=120)
-    with pytest.raises(EngineError, match="the server did not start") as told:
-        serve.start(asked)
-    assert "live" in str(told.value)
+    asked = config(root, model={"model": "example:teacher", "cpus": 0.1}, start_timeout_s=120)
+    with pytest.raises(EngineError, match="did not start: no memory left for the student") as told:
+        serve.start(asked, student=Broken)
+    assert told.value.where == "deployment live"
     with serve.start(config(root, live=False, port=asked.port)) as server:  # the port and the cluster are free again
         assert over_http(server, "rare")["reason"] == "off"
     server.stop()  # twice is harmless

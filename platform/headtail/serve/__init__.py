@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import signal
 import socket
 import threading
@@ -261,12 +262,10 @@ def _wait(config: Config, server: Server, model: ModelConfig | None) -> None:
     while True:
         state = serve.status().applications.get(APP)
         if state is not None and state.status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            messages = [state.message, *(part.message for part in state.deployments.values())]
-            raise EngineError(
-                "the server did not start",
-                value=" | ".join(m for m in messages if m)[-15000:],
-                fix="headtail doctor; or --set live=false to serve without the student",
-            )
+            broken = {name: part.message for name, part in state.deployments.items() if part.status != "HEALTHY" and part.message}
+            where, message = next(iter(broken.items()), ("application", state.message))
+            fix = "run headtail doctor; or --set live=false to serve without the student"
+            raise EngineError(f"the server did not start: {_cause(message)}", where=f"deployment {where}", fix=fix)
         if state is not None and state.status == "RUNNING":
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{server.url}/readyz", timeout=5).status_code == 200:
@@ -283,6 +282,13 @@ def _wait(config: Config, server: Server, model: ModelConfig | None) -> None:
             waiting = f"the student {model.model}" if model else "the ingress"
             say(f"serve        waiting for {waiting}: {now - began:.0f} s")
         time.sleep(0.2)
+
+
+def _cause(message: str) -> str:
+    """The error itself, out of the traceback that Serve reports."""
+    found = list(re.finditer(r"^[\w.]*(?:Error|Exception): ", message, re.MULTILINE))
+    told = message[found[-1].end() :] if found else message
+    return " ".join(line.strip() for line in told.strip().splitlines()[:2])[:500]
 
 
 @contextlib.contextmanager

@@ -119,10 +119,10 @@ class Answerer:
         started = time.perf_counter()
         served = self.served
         normalised = self._check(query, side_inputs or {}, served.task)
-        found = served.cache.find(normalised)
+        clean = redact(normalised).text  # as ingest does: keys are of redacted text, and no model sees personal data
+        found = served.cache.find(clean)
         if found is not None:
             return _cached(query, found, served, started)
-        clean = redact(normalised).text  # personal data is taken out before a model sees it, as ingest does
         try:
             live = await self._ask(clean, side_inputs or {}, served)
         except LiveFailure as failure:
