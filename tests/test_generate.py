@@ -15,9 +15,9 @@ import pytest
 from headtail import keys
 from headtail.engines import Completion, ModelConfig
 from headtail.errors import EngineError, InputError, LedgerError
-from headtail.generate import Job, Table, chains, prepare, settle_up, survey
-from headtail.generate.ledger import Ledger, check_sums
-from headtail.generate.prepare import INPUT, input_rows, read_shard, shard_count, shards_of
+from headtail.generate import Job, Table, chains, survey, sweep
+from headtail.generate.ledger import Ledger, check_sums, settle_up
+from headtail.generate.prepare import INPUT, input_rows, prepare, read_shard, shard_count, shards_of
 from headtail.generate.shard import WINDOWS, Journal, Shard, check_rows
 from headtail.generate.worker import MOST_STARTS, Ask, Worker
 from headtail.outcome import settle
@@ -266,6 +266,18 @@ def test_failed_rows_are_asked_again_on_a_rerun_and_finished_ones_are_not(make_j
     assert second.computed == 1
     kept = {shard.shard: shard.answers for shard in first.shards if not shard.failed}
     assert all(kept.get(shard.shard, shard.answers) == shard.answers for shard in second.shards)
+
+
+def test_failed_rows_are_asked_again_after_the_work_was_swept(make_job: MakeJob) -> None:
+    """A job killed between its sweep and its receipt: what was published is where the next edition starts."""
+    job = make_job(planned(["!fail", *(f"q{i}" for i in range(40))]), shards=2)
+    run_here(job)
+    store = open_storage(job.root)
+    sweep(store, job)
+    sweep(store, job)
+    assert not store.exists(job.journal_path(0))
+    second, _ = run_here(dataclasses.replace(job, model=ModelConfig(engine="null", model="null")), "run1")
+    assert (second.states[State.ANSWERED], second.computed) == (41, 1)
 
 
 def test_transient_errors_stop_at_the_limit(make_job: MakeJob) -> None:

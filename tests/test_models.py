@@ -107,7 +107,8 @@ def test_hub_ids_carry_their_revision(store: Storage) -> None:
 
 def test_an_endpoint_is_part_of_the_digest(store: Storage) -> None:
     def digest(**fields: str) -> str:
-        return find(ModelConfig(engine="openai", **{"base_url": "http://a/v1", "model": "m", **fields}), store).digest  # type: ignore[arg-type]
+        plain = {"engine": "openai", "base_url": "http://a/v1", "model": "m"}
+        return find(ModelConfig.model_validate({**plain, **fields}), store).digest
 
     assert len({digest(), digest(base_url="http://b/v1"), digest(model="n"), digest(revision="2")}) == 4
     assert digest() == digest(base_url="http://a/v1/")

@@ -219,9 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: deliberate errors as three lines and an exit code, Ctrl-C as 130."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        app(arguments, standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
+        code = app(arguments, standalone_mode=False)
     except HeadtailError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -233,6 +231,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(f"error: {error.format_message()}", file=sys.stderr)
             sys.exit(2)
         raise
+    if isinstance(code, int) and code:  # typer hands back the code of `typer.Exit`
+        sys.exit(code)
 
 
 def job(name: str) -> None:

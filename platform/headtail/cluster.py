@@ -6,10 +6,12 @@ the machine's cores, its dashboard off and its logs quiet. Knows nothing of stag
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 
 
 def start(cpus: int | None = None) -> None:
@@ -31,16 +33,40 @@ def start(cpus: int | None = None) -> None:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         count = cpus or max(2, os.cpu_count() or 2)
-        ray.init(
-            address="local",  # not whatever cluster this machine's last `ray start` left behind
-            num_cpus=count,
-            include_dashboard=False,
-            log_to_driver=bool(os.environ.get("HEADTAIL_WORKER_LOGS")),
-            logging_level=logging.ERROR,
-            configure_logging=True,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}},
-        )
+        with _hushed():
+            ray.init(
+                address="local",  # not whatever cluster this machine's last `ray start` left behind
+                num_cpus=count,
+                include_dashboard=False,
+                log_to_driver=bool(os.environ.get("HEADTAIL_WORKER_LOGS")),
+                logging_level=logging.ERROR,
+                configure_logging=True,
+                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}},
+            )
     quiet_data()
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Ray's C++ side set to say nothing on stderr, unless RAY_BACKEND_LOG_LEVEL asks for more.
+
+    It calls Ray Data's ordinary actors faulty (ray-project/ray#53727) on every map; and it says on stderr that its level
+    was set, hence the detour. What goes wrong is raised as an exception all the same.
+    """
+    if "RAY_BACKEND_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+        del os.environ["RAY_BACKEND_LOG_LEVEL"]
 
 
 def quiet_data() -> None:

@@ -14,7 +14,7 @@ from pydantic import Field
 from headtail.config import StageConfig, execution, result_fields
 from headtail.engines import ModelConfig
 from headtail.errors import EngineError, InputError
-from headtail.generate import ANSWERS, Job, Ledger, Table, generate
+from headtail.generate import ANSWERS, Job, Ledger, Table, generate, sweep
 from headtail.models import Found, find
 from headtail.receipt import Receipt, load_ref
 from headtail.rows import State
@@ -22,7 +22,7 @@ from headtail.station import Station, run_once
 from headtail.storage import open_storage
 from headtail.task import load_task
 
-USD_PER_HOUR = 0.09  # of one worker, where a config names no price: a 2-core cloud machine; an assumption, see docs/precompute.md
+USD_PER_HOUR = 0.09  # of one worker, where a config names no price: a 2-core cloud machine; an assumption, see docs/cost.md
 
 
 class Config(StageConfig):
@@ -71,6 +71,7 @@ def run(config: Config) -> Receipt:
         ledger = generate(job)
         _record(station, config, job, model, ledger)
         _judge(config, job, ledger)
+        sweep(store, job)
 
     inputs: dict[str, Any] = {label.replace(":", "."): receipt for (receipt, _), label in zip(found, labels, strict=True)}
     # The task by what changes an answer: a changed scorer or fallback answers nothing anew. The model by its weights.

@@ -47,7 +47,7 @@ def status_table(found: dict[str, Any]) -> Table:
     title = (
         f"{found['root']}  release {current['id']} (generation {current['generation']})" if current else f"{found['root']}  no release yet"
     )
-    table = Table("station", "latest", "finished", "rows", title=title, title_justify="left")
+    table = Table("station", "latest", "started", "rows", title=title, title_justify="left")
     for stage, item in found["stations"].items():
         rows = ", ".join(f"{key} {value:,}" for key, value in list(item["rows"].items())[:4])
         table.add_row(stage, item["path"], item["started"], rows)

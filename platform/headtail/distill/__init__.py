@@ -114,6 +114,9 @@ def _golden(store: Storage, receipt: Receipt, output: str, task: Task) -> pa.Tab
             "no golden rows to train on", where=f"{receipt.path}:{output}", fix="lower curate's min_confidence or teach more rows"
         )
     schema = with_side_inputs(GOLDEN, task.side_inputs)
+    if "origin" not in table.column_names:  # people's answers (GOLD rows): every one counts the same, none has a teacher behind it
+        for name, value in (("weight", 1.0), ("origin", "human"), ("answer_key", None)):
+            table = table.append_column(name, pa.array([value] * table.num_rows, schema.field(name).type))
     for name in task.side_inputs:
         if name not in table.column_names:
             table = table.append_column(name, pa.array([[]] * table.num_rows, schema.field(name).type))
@@ -197,7 +200,7 @@ def _train(config: Config, station: Station, tokenizer: Any, base: Path | None, 
     settings = config.model_dump(mode="json")
     total = int(rows * (1 - config.held_out_share) * config.epochs)
     total = min(total, config.max_steps * config.batch_rows * config.workers) if config.max_steps else total
-    with metered(f"distill ({name})"[:28], total) as meter:
+    with metered("distill", total) as meter:
         spec = Spec(
             station.store, work, f"{work}/tokens.parquet", files, path, config.base.revision, int(tokenizer.pad_token_id), settings, meter
         )

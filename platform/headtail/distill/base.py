@@ -41,8 +41,11 @@ class Base(Config):
 
 def hush() -> None:
     """transformers' own bars off: our progress says what matters."""
+    import warnings
+
     from transformers.utils import logging
 
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft asks for it on every merge
     logging.disable_progress_bar()
     logging.set_verbosity_error()
 

@@ -91,7 +91,7 @@ class VllmEngine:
         if not getattr(self._tokenizer, "chat_template", None):
             fix = "use an instruction-tuned model, or add chat_template.jinja"
             raise EngineError("the model's tokenizer has no chat template", where=path, fix=fix)
-        self._params = _sampling(sampling, grammar)
+        self._params = sampling_params(sampling, grammar)
         self._verify()
         self._window = self.arguments["max_num_seqs"] + AHEAD
         self.start_s = time.monotonic() - started
@@ -173,7 +173,7 @@ class VllmEngine:
     def _completion(self, row: int, output: Any) -> Completion:
         made = output.outputs[0]
         reason = str(made.finish_reason or "")
-        texts = _texts(self._tokenizer, made.token_ids)
+        texts = token_texts(self._tokenizer, made.token_ids)
         broken = reason not in ("stop", "length", "repetition")
         return Completion(
             id=row,
@@ -209,7 +209,7 @@ def _start(config: ModelConfig, found: dict[str, Any]) -> Any:
             raise EngineError(f"vLLM did not start: {type(error).__name__}: {error}", where=found["model"], fix=fix) from error
 
 
-def _sampling(sampling: dict[str, Any], grammar: str) -> Any:
+def sampling_params(sampling: dict[str, Any], grammar: str) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -220,13 +220,13 @@ def _sampling(sampling: dict[str, Any], grammar: str) -> Any:
         seed=sampling.get("seed"),
         logprobs=0,  # of the sampled token only
         flat_logprobs=True,
-        detokenize=False,  # once per row when it is finished, not once per token: see _texts
+        detokenize=False,  # once per row when it is finished, not once per token: see token_texts
         output_kind=RequestOutputKind.FINAL_ONLY,
         structured_outputs=StructuredOutputsParams(json=grammar) if grammar else None,
     )
 
 
-def _texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
     """The text that each token adds; together they spell the answer. A token that ends inside a character adds nothing yet."""
     from tokenizers.decoders import DecodeStream
 

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 
 from headtail.errors import ConfigError, EngineError, HeadtailError
 from headtail.generate.job import Job, ShardReceipt, Table
@@ -29,7 +30,7 @@ from headtail.progress import say
 from headtail.receipt import Receipt
 from headtail.storage import Storage, open_storage, read_table
 
-__all__ = ["Job", "Ledger", "Table", "answers", "generate"]
+__all__ = ["ANSWERS", "Job", "Ledger", "Table", "answers", "chains", "generate", "survey", "sweep"]
 
 ANSWERS = "answers/"  # outputs of this kind, one per shard, in a stage's receipt
 _LONGEST_CHAIN = 16  # shards per Ray task: fewer pauses of the engine between tasks against evener ends
@@ -130,6 +131,13 @@ def _ours(error: BaseException) -> HeadtailError:
         seen = inner if inner is not seen else None
     fix = "run again to resume; HEADTAIL_WORKER_LOGS=1 shows the workers' output"
     return EngineError(f"a worker broke: {str(error).strip().splitlines()[-1]}", fix=fix)
+
+
+def sweep(store: Storage, job: Job) -> None:
+    """Remove the segments and journals of a job whose shards are all published. Nothing reads them any more."""
+    folder = store.full(job.shards_folder)
+    if store.filesystem.get_file_info(folder).type == pafs.FileType.Directory:
+        store.filesystem.delete_dir(folder)
 
 
 def answers(store: Storage, receipt: Receipt, columns: list[str] | None = None) -> Iterator[pa.Table]:

@@ -64,11 +64,15 @@ class Job:
     def part_path(self, part: int) -> str:
         return f"{self.path}/work/parts/part-{part:05d}.parquet"
 
+    @property
+    def shards_folder(self) -> str:
+        return f"{self.path}/work/shards"
+
     def journal_path(self, shard: int) -> str:
-        return f"{self.path}/work/shards/{shard:05d}/journal.json"
+        return f"{self.shards_folder}/{shard:05d}/journal.json"
 
     def segment_path(self, shard: int, name: str) -> str:
-        return f"{self.path}/work/shards/{shard:05d}/segment-{name}.parquet"
+        return f"{self.shards_folder}/{shard:05d}/segment-{name}.parquet"
 
     def starts_path(self, run: str) -> str:
         return f"{self.path}/work/starts-{run}.json"

@@ -56,6 +56,7 @@ class Shard:
         self.job, self.store, self.number, self.edition, self.run = job, store, number, edition, run
         self._read_input(read_shard(store, manifest, number))
         self.journal = self._read_journal()
+        self._seconds = self.journal.seconds
         self.damaged = 0
         self._buffer: list[tuple[int, Outcome, Completion]] = []
         self._flushed = time.monotonic()
@@ -179,7 +180,7 @@ class Shard:
             self._buffer = []
             self.computed += count
             was = self.journal
-            update: dict[str, Any] = {"segments": (*was.segments, ref), "runs": (*was.runs, self.run)}
+            update: dict[str, Any] = {"segments": (*was.segments, ref), "runs": (*was.runs, self.run), "seconds": self._seconds}
             if self.window:
                 update["passed"] = was.passed + count
             if not broken and (not self.window or was.passed + count >= PASSED_ENOUGH):
@@ -191,7 +192,7 @@ class Shard:
 
     def spent(self, seconds: float) -> None:
         """Add engine time; it is written with the next flush."""
-        self.journal = self.journal.model_copy(update={"seconds": self.journal.seconds + seconds})
+        self._seconds += seconds
 
     def _write_journal(self) -> None:
         self.store.replace(self.job.journal_path(self.number), self.journal.model_dump_json().encode())
@@ -245,7 +246,7 @@ class Shard:
             reasons=dict(Counter(failed["reason"].to_pylist()).most_common(_LISTED)),
             tokens_in=pc.sum(table["tokens_in"]).as_py() or 0,
             tokens_out=pc.sum(table["tokens_out"]).as_py() or 0,
-            seconds=round(self.journal.seconds, 3),
+            seconds=round(self._seconds, 3),
             computed=self.computed,
             damaged=self.damaged,
         )

@@ -149,13 +149,13 @@ def start(config: Config, student: type | None = None) -> Server:
 
 def run_forever(config: Config) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     with start(config) as server:
         say(f"serving release {server.release} at {server.url}  (try-it page; API docs at {server.url}/docs)")
         say(f"ask it:   curl '{server.url}/v1/answer?query=pizza+near+me'")
         say("Ctrl-C ends it")
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):  # only now: while starting, Ctrl-C interrupts
+            signal.signal(number, lambda *_: stop.set())
         stop.wait()
         say("stopping ...")
 

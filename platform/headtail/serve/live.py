@@ -33,7 +33,7 @@ class Student:
     """
 
     def __init__(self, config: ModelConfig, root: str, task: Task, stands_for: str) -> None:
-        from headtail.engines.vllm import _sampling, arguments, environment
+        from headtail.engines.vllm import arguments, environment, sampling_params
 
         os.environ.update(environment(config))  # before vLLM is imported
         found = find(config, open_storage(root))
@@ -46,7 +46,7 @@ class Student:
         grammar = check(for_engine(task.schema, sampling["max_tokens"]), "task.yaml answer")
         self.task, self.stands_for = task, stands_for
         self._settings = fingerprint(answer_settings(task, config, found.digest))
-        self._params = _sampling(sampling, grammar)
+        self._params = sampling_params(sampling, grammar)
         try:
             self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments(config, found.path)))
         except Exception as error:
@@ -56,7 +56,7 @@ class Student:
 
     async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> LiveReply:
         """The student's text for one query. A cancelled call is taken out of the engine."""
-        from headtail.engines.vllm import _texts
+        from headtail.engines.vllm import token_texts
 
         messages = self.task.messages(query, side_inputs)
         ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
@@ -64,7 +64,7 @@ class Student:
         async for output in self._engine.generate({"prompt_token_ids": ids}, self._params, f"live-{next(self._numbers)}"):
             final = output
         made = final.outputs[0]
-        texts = _texts(self._tokenizer, made.token_ids)
+        texts = token_texts(self._tokenizer, made.token_ids)
         text = "".join(texts)
         sure = confidence(text, texts, tuple(made.logprobs.logprobs) if made.logprobs is not None else ())
         key = answer_key(messages, self._settings).hex()
