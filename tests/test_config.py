@@ -76,3 +76,9 @@ def test_execution_fields_stay_out_of_fingerprints() -> None:
 def test_frozen() -> None:
     with pytest.raises(ValidationError):
         Outer().name = "y"  # type: ignore[misc]
+
+
+def test_bare_null_in_yaml_is_the_null_engine() -> None:
+    from headtail.engines import ModelConfig
+
+    assert load(ModelConfig, None, ["engine=null"]).engine == "null"

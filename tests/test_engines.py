@@ -365,7 +365,7 @@ def test_vllm_each_row_once_with_what_it_says(vllm_engine: Engine, segmentation:
     queries = [f"pizza near {'boston' if i % 2 else 'me'}" for i in range(150)]
     asked = [Request(i, segmentation.messages(query)) for i, query in enumerate(queries)]
     asked[7] = Request(7, [{"role": "user", "content": "very long " * 500}])
-    asked[9] = Request(9, [{"nonsense": "x"}])  # type: ignore[list-item]
+    asked[9] = Request(9, [{"nonsense": "x"}])
     found = {completion.id: completion for completion in vllm_engine.generate(iter(asked))}
     assert sorted(found) == list(range(150))
     assert "256" in found[7].error

@@ -10,10 +10,12 @@ import pytest
 from mlflow import MlflowClient
 
 from conftest import SMALL_LOOP
-from headtail import loop, release
+from headtail import loop, plan, precompute, publish, querylog, release
 from headtail.cache import open_generation
 from headtail.config import TrackingConfig, load
+from headtail.engines import ModelConfig
 from headtail.errors import ConfigError
+from headtail.examples import world
 from headtail.receipt import Receipt, load_receipt
 from headtail.rows import State
 from headtail.storage import open_storage, read_json
@@ -76,6 +78,28 @@ def test_a_task_the_world_does_not_know_is_refused(root: str) -> None:
                 ],
             )
         )
+
+
+@pytest.mark.slow
+def test_stations_work_on_s3(s3_root: str, cluster: None, tmp_path: Path) -> None:
+    """World to published generation on S3 (moto's server stands in for it), with the null engine; then the same again."""
+    off = {"root": s3_root, "tracking": TrackingConfig(enabled=False)}
+    made = world.run(world.Config(**off, events=2000, days=2, universe=500, gold=40))
+    store = open_storage(s3_root)
+    log = tmp_path / "log"
+    log.mkdir()
+    for name, ref in made.outputs.items():
+        if name.startswith("log/"):
+            (log / f"{Path(name).name}.parquet").write_bytes(store.read(ref.path))
+    (tmp_path / "gold.parquet").write_bytes(store.read(made.output("gold_query_segmentation").path))
+    querylog.run(querylog.Config(**off, log=str(log), gold=str(tmp_path / "gold.parquet")))
+    plan.run(plan.Config(**off, teach_rows=20))
+    answered = precompute.run(precompute.Config(**off, model=ModelConfig(engine="null", model="null")))
+    assert answered.rows["in"] == sum(answered.rows[state] for state in State)
+    published = publish.run(publish.Config(**off))
+    query = published.table(store, "answers", ["query"])["query"][0].as_py()
+    assert release.lookup(store, query, into=tmp_path / "cache")["cached"]
+    assert publish.run(publish.Config(**off)).reused
 
 
 @pytest.mark.slow

@@ -216,7 +216,7 @@ def test_killed_at_sixty_percent_almost_all_finished_rows_survive(root: str, sto
     plan(store, head=[f"q{i}" for i in range(total)])
     log = tmp_path / "asked"
     log.touch()
-    model = f"null:delay_us=3000,log={log}"
+    model = f"null:delay_us=8000,log={log}"  # slow enough that the orphaned worker, which lives some 2 s longer, does not finish
     driver = tmp_path / "driver.py"
     driver.write_text(_DRIVER)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -245,7 +245,7 @@ def test_killed_at_sixty_percent_almost_all_finished_rows_survive(root: str, sto
     asked_first, safe = log.stat().st_size, _safe_rows(store)
     assert 0 < safe <= asked_first < total
     assert asked_first - safe <= 2 * flush  # one flush of each of two shards that may be open
-    receipt = precompute.run(config(root, model=model, shards=2, flush_rows=flush))
+    receipt = precompute.run(config(root, model=f"null:log={log}", shards=2, flush_rows=flush))
     assert (receipt.rows["answered"], receipt.rows["resumed"], receipt.rows["recomputed"]) == (total, safe, total - safe)
     assert log.stat().st_size - asked_first == total - safe
 

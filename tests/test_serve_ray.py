@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +18,7 @@ import httpx
 import jsonschema
 import pytest
 
+from conftest import free_port
 from headtail import release, serve
 from headtail.errors import ConfigError, EngineError
 from headtail.generate.job import answer_settings
@@ -165,3 +170,35 @@ def test_a_second_server_on_the_cluster_is_refused(served: tuple[serve.Server, S
     with pytest.raises(ConfigError, match=f"port {server.config.port}"):
         serve.start(config(store.root, port=server.config.port))
     assert over_http(server, "pizza near me")["cached"]  # the first one was left alone
+
+
+def test_ctrl_c_ends_it_and_frees_the_port(store: Storage, root: str, tmp_path: Path) -> None:
+    """As a person runs it: a process of its own with a Ray cluster of its own."""
+    published(store, tmp_path, load_task("query_segmentation"))
+    port = free_port()
+    code = f"from headtail import serve; serve.run_forever(serve.Config(root={root!r}, port={port}, live=False))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    told = ""
+    try:
+        while "Ctrl-C ends it" not in told:
+            line = process.stderr.readline()
+            assert line, told
+            told += line
+        assert _answers(port)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, err
+    assert f"http://127.0.0.1:{port}" in told
+    assert "Traceback" not in told + err
+    assert out == ""  # stdout is for receipts
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(("127.0.0.1", port))
+
+
+def _answers(port: int) -> bool:
+    return httpx.get(f"http://127.0.0.1:{port}/v1/answer", params={"query": "pizza near me"}, timeout=5).status_code == 200

@@ -19,7 +19,7 @@ from headtail.config import Config as Fields
 from headtail.config import StageConfig, execution
 from headtail.distill.base import Base
 from headtail.errors import ConfigError, InputError, LeakError
-from headtail.keys import sha256_tree, shard_of
+from headtail.keys import shard_of
 from headtail.progress import say
 from headtail.receipt import Receipt, load_ref
 from headtail.rows import GOLDEN, conform, with_side_inputs
@@ -238,7 +238,7 @@ def _finish(config: Config, station: Station, tokenizer: Any, base: Path | None,
     """Fetch what was trained, merge, check, and make it the stage's output."""
     from headtail.distill.base import load_base
     from headtail.distill.merge import merge_lora
-    from headtail.models import resolve
+    from headtail.models import resolve, weights_digest
 
     names = (
         ("adapter_config.json", "adapter_model.safetensors")
@@ -258,7 +258,7 @@ def _finish(config: Config, station: Station, tokenizer: Any, base: Path | None,
             if (trained / name).exists():
                 shutil.copy(trained / name, model / name)
     tokenizer.save_pretrained(model)
-    station.facts["digest"] = sha256_tree(model)
+    station.facts["digest"] = weights_digest(model)
     station.folder("model", model)
 
 

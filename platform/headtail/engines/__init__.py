@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from headtail.config import Config, execution
 
@@ -47,6 +47,12 @@ class ModelConfig(Config):
     usd_per_hour: float = execution(
         0.0, "price of one worker's machine, for cost figures; 0 prices at the default stated in docs/cost.md", ge=0
     )
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _bare_null(cls, value: object) -> object:
+        """YAML reads an unquoted null as nothing; here it is the engine of that name."""
+        return "null" if value is None else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,16 +148,19 @@ def start(config: Config, student: type | None = None) -> Server:
 
 
 def run_forever(config: Config) -> None:
-    """Serve until Ctrl-C or SIGTERM."""
-    with start(config) as server:
-        say(f"serving release {server.release} at {server.url}  (try-it page; API docs at {server.url}/docs)")
-        say(f"ask it:   curl '{server.url}/v1/answer?query=pizza+near+me'")
-        say("Ctrl-C ends it")
-        stop = threading.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):  # only now: while starting, Ctrl-C interrupts
-            signal.signal(number, lambda *_: stop.set())
-        stop.wait()
-        say("stopping ...")
+    """Serve until Ctrl-C or SIGTERM. While it starts, both interrupt; what was started is ended in any case."""
+    stop = threading.Event()
+    try:
+        with start(config) as server:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: stop.set())
+            say(f"serving release {server.release} at {server.url}  (try-it page; API docs at {server.url}/docs)")
+            say(f"ask it:   curl '{server.url}/v1/answer?query=pizza+near+me'")
+            say("Ctrl-C ends it")
+            stop.wait()
+            say("stopping ...")
+    except KeyboardInterrupt:
+        say("interrupted while starting")
 
 
 def application(config: Config, release: releases.Release, model: ModelConfig | None, student: type | None = None) -> Any:
