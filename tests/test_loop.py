@@ -86,13 +86,8 @@ def test_stations_work_on_s3(s3_root: str, cluster: None, tmp_path: Path) -> Non
     off = {"root": s3_root, "tracking": TrackingConfig(enabled=False)}
     made = world.run(world.Config(**off, events=2000, days=2, universe=500, gold=40))
     store = open_storage(s3_root)
-    log = tmp_path / "log"
-    log.mkdir()
-    for name, ref in made.outputs.items():
-        if name.startswith("log/"):
-            (log / f"{Path(name).name}.parquet").write_bytes(store.read(ref.path))
-    (tmp_path / "gold.parquet").write_bytes(store.read(made.output("gold_query_segmentation").path))
-    querylog.run(querylog.Config(**off, log=str(log), gold=str(tmp_path / "gold.parquet")))
+    gold = store.uri(made.output("gold_query_segmentation").path)
+    querylog.run(querylog.Config(**off, log=store.uri(f"{made.path}/log"), gold=gold))
     plan.run(plan.Config(**off, teach_rows=20))
     answered = precompute.run(precompute.Config(**off, model=ModelConfig(engine="null", model="null")))
     assert answered.rows["in"] == sum(answered.rows[state] for state in State)

@@ -115,6 +115,7 @@ def start(config: Config, student: type | None = None) -> Server:
     """
     _check_port(config)
     store = open_storage(config.root)
+    config = config.model_copy(update={"root": store.root})  # absolute: replicas have a working directory of their own
     release = releases.load(store, config.release)
     read_manifest(store, release.generation)
     model = _student(config, store, release)
@@ -204,6 +205,7 @@ def from_args(args: dict[str, Any]) -> Any:
     """The application from the `args` of a Serve config file (import_path: headtail.serve:from_args): fields of Config."""
     config = build(Config, args, where="args of the Serve config")
     store = open_storage(config.root)
+    config = config.model_copy(update={"root": store.root})  # absolute: replicas have a working directory of their own
     release = releases.load(store, config.release)
     return application(config, release, _student(config, store, release))
 
@@ -224,7 +226,8 @@ def _student(config: Config, store: Storage, release: releases.Release) -> Model
             "the live student runs in vLLM", where="model.engine", value=model.engine, fix="set model.engine=vllm, or live=false"
         )
     find(model, store, fetch=False)  # each replica fetches for itself
-    return model
+    folder = Path(model.model).expanduser()
+    return model.model_copy(update={"model": str(folder.resolve())}) if folder.is_dir() else model
 
 
 def _check_port(config: Config) -> None:
