@@ -145,6 +145,9 @@ def test_mlflow_shows_the_release_within_a_minute(finished_loop: str) -> None:
     parent = next(run for run in runs if run.data.tags["headtail.stage"] == "loop" and run.info.status == "FINISHED")
     children = {run.data.tags["headtail.stage"] for run in runs if run.data.tags.get("mlflow.parentRunId")}
     assert children >= {"ingest", "plan", "precompute", "publish", "evaluate", "curate", "distill", "report"}
+    note = parent.data.tags["mlflow.note.content"]
+    assert all(part in note for part in ("release", "prompt", "teacher", "golden set", "student", "evidence", "report"))
+    assert {run.info.run_name for run in runs} >= {"precompute_teacher", "precompute_student", "publish_head", "publish"}
     assert "report.html" in {a.path for a in client.list_artifacts(parent.info.run_id)}
     assert [prompt.name for prompt in client.search_prompts()] == ["headtail-query_segmentation"]
     models = client.search_registered_models()

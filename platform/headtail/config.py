@@ -37,6 +37,7 @@ class TrackingConfig(Config):
     enabled: bool = execution(True, "log to MLflow; receipts are written to the store in any case")
     uri: str = execution("", "MLflow tracking URI; empty: $MLFLOW_TRACKING_URI, else sqlite:///ROOT/mlflow.db")
     experiment: str = execution("headtail", "MLflow experiment name")
+    run_name: str = execution("", "name of the MLflow run; empty: the stage's")
     parent_run: str = execution("", "MLflow run id under which this stage's run is nested; set by `loop`")
 
 

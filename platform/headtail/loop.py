@@ -83,13 +83,14 @@ class _Loop:
     def __init__(self, config: Config, tracker: Tracker, parent: str) -> None:
         self.config, self.tracker, self.parent = config, tracker, parent
         self.receipts: dict[str, Receipt] = {}
-        tracking = config.tracking.model_copy(update={"parent_run": parent})
-        self.common = {"root": config.root, "tracking": tracking}
+        self.tracking = config.tracking.model_copy(update={"parent_run": parent})
+        self.common = {"root": config.root, "tracking": self.tracking}
 
     def station(self, name: str, run: Callable[[Any], Receipt], config: StageConfig, **changes: Any) -> Receipt:
         """Run one station with the loop's root, tracking and `changes` laid over its config."""
         known = type(config).model_fields
-        update = {key: value for key, value in {**self.common, **changes}.items() if key in known}
+        named = {"tracking": self.tracking.model_copy(update={"run_name": name})}
+        update = {key: value for key, value in {**self.common, **named, **changes}.items() if key in known}
         data = {field: getattr(config, field) for field in known} | update
         self.receipts[name] = run(type(config).model_validate(data))
         return self.receipts[name]
@@ -101,7 +102,7 @@ def run(config: Config) -> Receipt:
     tracker = Tracker(config.tracking, config.root)
     task = load_task(config.task)
     parent = tracker.start("loop", {"headtail.task": task.name})
-    tracker.prompt(f"headtail-{task.name}", task.template, {"fingerprint": task.fingerprint, "task": task.name})
+    prompt = tracker.prompt(f"headtail-{task.name}", task.template, {"fingerprint": task.fingerprint, "task": task.name})
     loop = _Loop(config, tracker, parent)
     try:
         receipt = _stations(loop)
@@ -117,7 +118,8 @@ def run(config: Config) -> Receipt:
     summary["paths"] |= {"report": store.uri(receipt.output("report").path), "tracking": tracker.uri, "root": store.root}
     write_json(store, config.summary, summary)
     numbers = {key: float(value) for key, value in summary.items() if isinstance(value, int | float) and not isinstance(value, bool)}
-    tracker.log(parent, {"task": task.name, "log": config.log or "example world"}, numbers, _lineage(loop))
+    tags = {**_lineage(loop), "mlflow.note.content": _note(loop, summary, prompt)}
+    tracker.log(parent, {"task": task.name, "log": config.log or "example world"}, numbers, tags)
     with tempfile.TemporaryDirectory(prefix="headtail-report-") as scratch:
         tracker.artifact(parent, store.fetch(receipt.output("report").path, Path(scratch)))
     tracker.end(parent)
@@ -272,6 +274,22 @@ def _replay(loop: _Loop, ingest: Receipt, planned: Receipt, published: Receipt) 
         return
     with serve.start(type(config.serve).model_validate(data)) as server:
         loop.station("replay", replay.run, config.replay, **changes, url=server.url)
+
+
+def _note(loop: _Loop, summary: dict[str, Any], prompt: str) -> str:
+    """What a reviewer reads first on the loop's page in MLflow: where each part of the release is."""
+    found = loop.receipts
+    published, student = found["publish"], found["distill"]
+    parts = {
+        "release": f"{published.facts.get('release')} (generation {published.facts.get('generation')})",
+        "prompt": f"Prompts: {prompt}",
+        "teacher": f"{found['precompute_teacher'].facts['model']['name']}, run precompute_teacher",
+        "golden set": f"{found['curate'].rows.get('golden', 0):,} rows, {found['curate'].path}, run curate",
+        "student": f"Models: headtail-{load_task(loop.config.task).name}-student, {student.path}",
+        "evidence": found["evaluate"].path if "evaluate" in found else "none: no gold",
+        "report": f"artifact report.html here; {summary['paths']['report']}",
+    }
+    return "| part | where |\n|---|---|\n" + "\n".join(f"| {name} | {where} |" for name, where in parts.items())
 
 
 def _lineage(loop: _Loop) -> dict[str, str]:

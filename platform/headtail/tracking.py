@@ -81,7 +81,7 @@ class Tracker:
 
         def begin(client: Any) -> str:
             all_tags = {"headtail.stage": name, **(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})}
-            return str(client.create_run(self._experiment, tags=all_tags, run_name=name).info.run_id)
+            return str(client.create_run(self._experiment, tags=all_tags, run_name=self.config.run_name or name).info.run_id)
 
         return self.guard(begin) or ""
 
