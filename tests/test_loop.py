@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 
 from conftest import SMALL_LOOP
-from headtail import loop, plan, precompute, publish, querylog, release
+from headtail import loop, plan, precompute, publish, querylog, release, report
 from headtail.cache import open_generation
 from headtail.config import TrackingConfig, load
 from headtail.engines import ModelConfig
@@ -20,20 +20,7 @@ from headtail.receipt import Receipt, load_receipt
 from headtail.rows import State
 from headtail.storage import open_storage, read_json
 
-STATIONS = {
-    "ingest",
-    "plan",
-    "precompute_teacher",
-    "publish_head",
-    "evaluate_teacher",
-    "curate",
-    "distill",
-    "precompute_student",
-    "evaluate",
-    "publish",
-    "replay",
-    "report",
-}
+STATIONS = set(report.STATIONS) - {"world", "train_teacher"}
 
 
 def quality(low: float, high: float) -> Receipt:

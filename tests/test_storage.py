@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -114,13 +116,27 @@ def test_a_failed_write_leaves_the_old_bytes_and_no_litter(tmp_path: Path, monke
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-def test_disk_really_full(tmp_path: Path) -> None:
-    """/dev/full answers every write with ENOSPC: the same message as above from a real write."""
-    if not os.path.exists("/dev/full"):
-        pytest.skip("no /dev/full here")
-    os.symlink("/dev/full", tmp_path / "full")
-    with pytest.raises(OSError, match="No space"), (tmp_path / "full").open("wb", buffering=0) as file:
-        file.write(b"x")
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 256 KiB."""
+    place = tmp_path / "tiny"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs privileges that are not to be had here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_disk_really_full(tiny_disk: Path) -> None:
+    store = LocalStorage(str(tiny_disk))
+    store.replace("kept", b"old")
+    with pytest.raises(StorageError, match="No space left") as error:
+        store.replace("kept", os.urandom(1 << 20))
+    assert "free space" in error.value.fix
+    with pytest.raises(StorageError, match="No space left"):
+        write_table(store, "t.parquet", pa.table({"x": os.urandom(1 << 20).hex().split("0")}))
+    assert store.read("kept") == b"old"
+    assert [p.name for p in tiny_disk.iterdir()] == ["kept"]
 
 
 def test_no_permission_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
