@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from headtail.cli import STAGES, main
+
+REPO = Path(__file__).parent.parent
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -78,3 +82,30 @@ def test_version() -> None:
 def test_importing_the_package_pulls_in_no_framework() -> None:
     code = "import sys, headtail.cli; print([m for m in ('ray', 'torch', 'vllm', 'mlflow', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def documented() -> list[tuple[str, list[str]]]:
+    """Every `headtail ...` line shown in README.md and docs/, as (page, words)."""
+    found = []
+    for page in [REPO / "README.md", *sorted((REPO / "docs").rglob("*.md"))]:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in text.splitlines():
+            match = re.match(r"^ {4,}(?:\$ |[A-Z_]+=\S+ )*(?:\.venv/bin/)?headtail (.*)$", line)
+            if match and " | " not in line and "..." not in line:
+                found.append((str(page.relative_to(REPO)), shlex.split(match[1], comments=True)))
+    return found
+
+
+@pytest.mark.parametrize("page, words", documented(), ids=lambda x: x if isinstance(x, str) else "-".join(x)[:40])
+def test_documented_commands_exist_and_their_fields_too(page: str, words: list[str]) -> None:
+    from headtail.cli import app, read_config
+
+    commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert words[0] in commands
+    sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
+    if words[0] in {*STAGES, "serve"}:
+        read_config(words[0], None, sets, None)
+
+
+def test_there_are_documented_commands() -> None:
+    assert len(documented()) > 15

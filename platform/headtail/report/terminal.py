@@ -66,8 +66,10 @@ def _sections(s: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
 
 
 def _closing(s: Mapping[str, Any]) -> Iterator[str]:
-    if str(s.get("model_teacher") or "").startswith(("example:", "distill/")):
-        yield f"The teacher ({s['model_teacher']}) is a stand-in for a strong LLM: these figures show the way, not what a real one reaches."
+    teacher = str(s.get("model_teacher") or "")
+    if teacher.startswith(("example:", "distill/")):
+        trained = ", trained here on gold's training split," if teacher.startswith("distill/") else ""
+        yield f"The teacher ({teacher}){trained} is a stand-in for a strong LLM: these figures show the way, not what a real one reaches."
     if s.get("student_served") is False and s.get("model_student"):
         yield "The release serves no student: a miss ends in the fallback."
     if s.get("not_run"):
