@@ -23,16 +23,21 @@ from headtail.storage import open_storage, read_json
 STATIONS = set(report.STATIONS) - {"world", "train_teacher"}
 
 
-def quality(low: float, high: float) -> Receipt:
-    metrics = {"low/student/all": low, "high/fallback/all": high}
+def quality(low: float, high: float, drop: float) -> Receipt:
+    metrics = {"low/student/all": low, "high/fallback/all": high, "difference/student/low": -drop}
     return Receipt(stage="evaluate", fingerprint="0", path="evaluate/0", started="", seconds=0, metrics=metrics)
 
 
-def test_gate_passes_only_above_the_fallback() -> None:
-    assert loop.beats_fallback(quality(0.5, 0.4), "all")
-    assert not loop.beats_fallback(quality(0.4, 0.4), "all")
+@pytest.mark.parametrize(
+    "low, high, drop, passes", [(0.9, 0.1, 0.02, True), (0.9, 0.1, 0.05, True), (0.9, 0.1, 0.06, False), (0.1, 0.1, 0.0, False)]
+)
+def test_gate_wants_more_than_the_fallback_and_nearly_the_teacher(low: float, high: float, drop: float, passes: bool) -> None:
+    assert loop.gate(quality(low, high, drop), "all", 0.05) is passes
+
+
+def test_gate_without_evidence_is_an_error() -> None:
     with pytest.raises(ConfigError, match="gate"):
-        loop.beats_fallback(quality(0.5, 0.4), "torso")
+        loop.gate(quality(0.9, 0.1, 0.0), "torso", 0.05)
 
 
 def test_own_task_without_gold_or_teacher_is_refused(root: str, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ class Config(StageConfig):
     )
     live: bool = Field(True, description="serve the release and replay later traffic against it")
     gate_stratum: str = Field("all", description="stratum on which the student must beat the fallback to be promoted")
+    gate_max_drop: float = Field(0.05, ge=0, le=1, description="quality the student may lose to the teacher, at the interval's far end")
     promote_unproven: bool = Field(False, description="let a student go live although there is no gold to judge it by")
     world: WorldConfig = Field(WorldConfig(), description="the example world, used when log is empty")
     ingest: IngestConfig = Field(IngestConfig(log=""), description="see headtail ingest --help")
@@ -153,7 +154,7 @@ def _stations(loop: _Loop) -> Receipt:
     answered = do("precompute_student", precompute.run, config.precompute_student, **shared, inputs=rest, source="student", model=model)
     tiers = {"teacher": taught.path, "student": answered.path}
     quality = do("evaluate", evaluate.run, config.evaluate, **shared, gold=gold_ref, answers=tiers) if judged else None
-    passed = beats_fallback(quality, config.gate_stratum) if quality else _unproven(config)
+    passed = gate(quality, config.gate_stratum, config.gate_max_drop) if quality else _unproven(config)
     published = do(
         "publish",
         publish.run,
@@ -171,20 +172,20 @@ def _stations(loop: _Loop) -> Receipt:
     return do("report", report.run, report.Config(), receipts=paths, title=f"headtail: {load_task(config.task).name}", reused=reused)
 
 
-def beats_fallback(quality: Receipt, stratum: str) -> bool:
-    """The first, plain gate: the student's interval lies above the fallback's on `stratum`."""
-    low, high = quality.metrics.get(f"low/student/{stratum}"), quality.metrics.get(f"high/fallback/{stratum}")
-    if low is None or high is None:
-        raise ConfigError(
-            "the gate has nothing to go by",
-            where="gate_stratum",
-            value=stratum,
-            fix="name a stratum with gold: head, torso, tail, unseen or all",
-        )
-    passed = low > high
+def gate(quality: Receipt, stratum: str, max_drop: float) -> bool:
+    """The first, plain gate. Both must hold, on intervals rather than on averages:
+
+    the student lies above the fallback on `stratum`, and at most `max_drop` below the teacher over all gold rows.
+    """
+    names = (f"low/student/{stratum}", f"high/fallback/{stratum}", "difference/student/low")
+    low, high, drop = (quality.metrics.get(name) for name in names)
+    if low is None or high is None or drop is None:
+        known = "name a stratum with gold: head, torso, tail, unseen or all"
+        raise ConfigError("the gate has nothing to go by", where="gate_stratum", value=stratum, fix=known)
+    passed = low > high and drop >= -max_drop
     say(
-        f"gate         student {'promoted' if passed else 'REFUSED'} on {stratum}: "
-        f"at least {low:.3f} against at most {high:.3f} for the fallback"
+        f"gate         student {'promoted' if passed else 'REFUSED'}: on {stratum} at least {low:.3f} against at most {high:.3f} for the "
+        f"fallback; at most {-drop:.3f} below the teacher, {max_drop:g} allowed"
     )
     return passed
 
