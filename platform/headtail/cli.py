@@ -111,7 +111,7 @@ def _command(name: str) -> Callable[..., None]:
 
 
 for _name in STAGES:
-    app.command(_name)(_command(_name))
+    app.command(_name, epilog=f"Every field that --config and --set take, with its meaning: headtail fields {_name}")(_command(_name))
 
 
 @app.command()
@@ -142,7 +142,7 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
 
 
-@app.command()
+@app.command(epilog="Every field that --config and --set take, with its meaning: headtail fields serve")
 def serve(config: ConfigFile = None, sets: Sets = None, root: Root = None) -> None:
     """Serve the current release: cache, then live student, then fallback. Stops with Ctrl-C."""
     from headtail import serve as stage

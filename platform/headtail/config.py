@@ -44,7 +44,7 @@ class TrackingConfig(Config):
 class StageConfig(Config):
     """What every stage has: a store to work in and a place to report to."""
 
-    root: str = execution("build/headtail", "store: a directory or s3://bucket/prefix")
+    root: str = execution("build/quickstart", "store: a directory or s3://bucket/prefix")
     tracking: TrackingConfig = execution(TrackingConfig(), "MLflow settings")
 
 

@@ -25,7 +25,7 @@ def tracking_uri(config: TrackingConfig, root: str) -> str:
         return config.uri
     if os.environ.get("MLFLOW_TRACKING_URI"):
         return os.environ["MLFLOW_TRACKING_URI"]
-    folder = Path("build/headtail") if "://" in root else Path(root)
+    folder = Path("build/quickstart") if "://" in root else Path(root)
     return f"sqlite:///{folder.expanduser().resolve() / 'mlflow.db'}"
 
 
