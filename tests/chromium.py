@@ -56,7 +56,8 @@ class Page:
 
     def open(self, url: str) -> None:
         self.call("Page.navigate", url=url)
-        self.until("document.readyState === 'complete'")
+        there = f"location.href.startsWith({json.dumps(url)})"  # the blank page before it is complete too
+        self.until(f"{there} && document.readyState === 'complete'")
 
     def js(self, expression: str) -> Any:
         """The value of a JavaScript expression."""
@@ -75,7 +76,8 @@ class Page:
         return str(self.js(f"document.querySelector({json.dumps(selector)}).innerText"))
 
     def type(self, text: str) -> None:
-        """Text into whatever has the focus, as a keyboard would."""
+        """Text into the field that has the focus, as a keyboard would."""
+        self.until("document.activeElement instanceof HTMLInputElement")
         self.call("Input.insertText", text=text)
 
     def press(self, key: str) -> None:
