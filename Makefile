@@ -18,9 +18,9 @@ CONFIG      ?= jobs/configs/run_loop.laptop.yaml
 PYTEST_ARGS ?=
 INSTALLED   := $(VENV)/.installed
 
-# what was given of LOG, TASK, GOLD and TEACHER, as flags of `headtail loop`
+# what was given of LOG, TASK, GOLD, TEACHER and SET, as flags of `headtail loop`
 LOOP_SETS = $(if $(LOG),--set 'log=$(LOG)') $(if $(TASK),--set 'task=$(TASK)') $(if $(GOLD),--set 'gold=$(GOLD)') \
-            $(if $(TEACHER),--set 'teacher.model=$(TEACHER)')
+            $(if $(TEACHER),--set 'teacher.model=$(TEACHER)') $(foreach field,$(SET),--set '$(field)')
 PIP       = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --no-deps --no-build-isolation
 
 .PHONY: help install quickstart ui serve test test-fast check format clean
@@ -44,7 +44,7 @@ $(INSTALLED): requirements/torch.txt requirements/cpu.lock pyproject.toml
 	@touch $@
 	@echo "installed: $$($(BIN)/headtail --version 2>/dev/null || echo headtail)"
 
-quickstart: install ## the whole loop on the shipped example, or on yours: LOG= TASK= GOLD= TEACHER=
+quickstart: install ## the whole loop on the shipped example, or on yours: LOG= TASK= GOLD= TEACHER= SET='field=value ...'
 	@$(BIN)/headtail loop --config $(CONFIG) --root $(ROOT) $(LOOP_SETS)
 
 ui: install ## MLflow on what ran

@@ -141,10 +141,19 @@ def test_make_help_lists_what_the_readme_promises() -> None:
 
 
 def test_make_passes_the_users_files_to_the_loop() -> None:
-    flags = ["LOG=my log.csv", "TASK=tasks/mine", "GOLD=gold.csv", "TEACHER=org/model", "VENV=/nonexistent", "-o", "install"]
+    flags = [
+        "LOG=my log.csv",
+        "TASK=tasks/mine",
+        "GOLD=gold.csv",
+        "TEACHER=org/model",
+        "SET=plan.seed=1 ingest.seed=2",
+        "VENV=/nonexistent",
+        "-o",
+        "install",
+    ]
     command = subprocess.run(["make", "-n", "quickstart", *flags], cwd=REPO, capture_output=True, text=True, timeout=20).stdout
-    for flag in ("--set 'log=my log.csv'", "--set 'task=tasks/mine'", "--set 'gold=gold.csv'", "--set 'teacher.model=org/model'"):
-        assert flag in command
+    wanted = ("log=my log.csv", "task=tasks/mine", "gold=gold.csv", "teacher.model=org/model", "plan.seed=1", "ingest.seed=2")
+    assert all(f"--set '{field}'" in command for field in wanted)
 
 
 def test_links_between_pages_hold() -> None:
