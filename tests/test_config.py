@@ -82,3 +82,22 @@ def test_bare_null_in_yaml_is_the_null_engine() -> None:
     from headtail.engines import ModelConfig
 
     assert load(ModelConfig, None, ["engine=null"]).engine == "null"
+
+
+def test_naming_one_field_of_a_group_keeps_the_groups_own_defaults() -> None:
+    class Whole(Config):
+        inner: Inner = Field(Inner(rows=9, workers=4), description="a group whose defaults are not its type's")
+        deep: Outer = Field(Outer(name="n", head=Inner(rows=8)), description="a group in a group")
+
+    found = load(Whole, None, ["inner.workers=2", "deep.head.workers=3"])
+    assert (found.inner.rows, found.inner.workers) == (9, 2)
+    assert (found.deep.name, found.deep.head.rows, found.deep.head.workers) == ("n", 8, 3)
+    with pytest.raises(ConfigError, match=r"unknown field deep\.head\.row .*did you mean rows"):
+        load(Whole, None, ["deep.head.row=2"])
+
+
+def test_a_trained_teacher_keeps_its_settings_when_one_is_changed() -> None:
+    from headtail.loop import Config as Loop
+
+    plain, changed = Loop().train_teacher, load(Loop, None, ["train_teacher.epochs=2"]).train_teacher
+    assert changed == plain.model_copy(update={"epochs": 2.0})

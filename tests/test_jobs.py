@@ -12,14 +12,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
-from conftest import free_port
+from conftest import SMALL_LOOP, free_port
 from headtail import cli
+from headtail.config import TrackingConfig
+from headtail.examples import world
 from headtail.receipt import load_receipt
 from headtail.storage import open_storage, read_table
 
@@ -185,6 +188,61 @@ def test_jobs_run_under_ray_job_submit_with_a_token(head: Cluster, log: Path, tm
     done = submit(head, "precompute_answers", "--set", "inputs=['plan:head']", *engine, *common)
     assert done.returncode == 0, done.stdout + done.stderr
     assert load_receipt(store, "precompute").rows["in"] == planned.rows["head"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_job_runs_under_ray_job_submit(head: Cluster, tmp_path: Path) -> None:
+    """Each job once on real engines, in small, in the data's order; the server as a job beside the replay."""
+    root = str(tmp_path / "store")
+    off = {"root": root, "tracking": TrackingConfig(enabled=False)}
+    made = world.run(world.Config(**off, events=3000, days=2, universe=800, gold=60))
+    store = open_storage(root)
+    port, ran = free_port(), set()
+
+    def run(job: str, *sets: str) -> dict[str, Any]:
+        flags = [flag for field in (*sets, "tracking.enabled=false") for flag in ("--set", field)]
+        done = submit(head, job, "--root", root, "--json", *flags)
+        assert done.returncode == 0, f"{job}\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
+        ran.add(job)
+        return last_json(done.stdout)
+
+    gold = store.uri(made.output("gold_query_segmentation").path)
+    run("ingest_log", f"log={store.uri(made.path)}/log", f"gold={gold}", "columns.time=time", "gold_train_share=0.4")
+    run("plan_head", "head.rows=30", "teach_rows=40", "rest_rows=20")
+    run("train_teacher", "max_steps=2", "batch_rows=4")
+    taught = run("precompute_answers")
+    evaluated = run("evaluate_answers")
+    run("curate_golden", "min_confidence=0")
+    student = run("train_student", "max_steps=2", "batch_rows=4")
+    published = run("publish_generation", f"student={student['path']}", f"evaluation={evaluated['path']}")
+    assert published["rows"]["published"] == taught["rows"]["answered"] > 0
+    with served(head, root, port):
+        replayed = run("replay_log", f"url=http://127.0.0.1:{port}", "requests=40")
+    ran.add("serve_release")
+    assert replayed["rows"]["requests"] == 40
+    assert replayed["metrics"]["errors"] == 0
+    run("run_loop", *SMALL_LOOP, "live=false", "world.events=3000", "world.gold=60", "plan.rest_rows=50", "plan.teach_rows=50")
+    left = {"train_reference"}  # two trainings and two measurements through the stations above: minutes, and nothing new to submit
+    assert ran == {path.stem for path in (REPO / "jobs").glob("*.py")} - left
+
+
+@contextmanager
+def served(cluster: Cluster, root: str, port: int) -> Iterator[None]:
+    """serve_release as a job that is not waited for; stopped with `ray job stop`."""
+    flags = ["--root", root, "--set", f"port={port}"]
+    entry = ["python", "jobs/serve_release.py", "--config", "jobs/configs/serve_release.laptop.yaml", *flags]
+    name = ["--address", cluster.address, "--submission-id", "serving", "--no-wait", "--runtime-env", "jobs/runtime_env.yaml"]
+    begun = ray(cluster, "job", "submit", *name, "--", *entry)
+    assert begun.returncode == 0, begun.stdout + begun.stderr
+    try:
+        end = time.monotonic() + 180
+        while "serving release" not in (said := ray(cluster, "job", "logs", "--address", cluster.address, "serving").stdout):
+            assert time.monotonic() < end, said
+            time.sleep(2)
+        yield
+    finally:
+        ray(cluster, "job", "stop", "--address", cluster.address, "serving")
 
 
 @pytest.mark.slow

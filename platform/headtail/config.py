@@ -120,11 +120,23 @@ def load(kind: type[T], file: Path | None = None, sets: Sequence[str] = (), base
 def build(kind: type[T], data: Mapping[str, Any], where: str) -> T:
     """A validated `kind`; a ConfigError that names every bad field, the value seen and the nearest known name."""
     try:
-        return kind.model_validate(data)
+        return kind.model_validate(_over_defaults(kind, data))
     except ValidationError as error:
         raise ConfigError(
             "\n".join(_say(kind, item) for item in error.errors()), where=where, fix=f"see the fields of {kind.__module__}.{kind.__name__}"
         ) from None
+
+
+def _over_defaults(kind: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with each group laid over that group's default, so that naming one field of a group keeps the others."""
+    return {name: _laid_over(field.default, value) if (field := kind.model_fields.get(name)) else value for name, value in data.items()}
+
+
+def _laid_over(default: Any, value: Any) -> Any:
+    if not (isinstance(default, BaseModel) and isinstance(value, Mapping)):
+        return value
+    known = {name: getattr(default, name) for name in type(default).model_fields}
+    return known | {name: _laid_over(known.get(name), item) for name, item in value.items()}
 
 
 def _say(kind: type[BaseModel], item: Any) -> str:
