@@ -75,6 +75,19 @@ def test_bad_input_is_said_in_a_few_lines(arguments: list[str], said: str, tmp_p
     assert len(error.splitlines()) < 12
 
 
+@pytest.mark.parametrize("command", [["lookup", "pizza"], ["status"], ["rollback"]])
+def test_commands_on_a_store_take_the_same_flags(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "loop.yaml"
+    file.write_text(f"root: {tmp_path}/store\ntask: query_intent\n")
+    for flags in (["--config", str(file)], ["--set", f"root={tmp_path}/store"], ["--root", f"{tmp_path}/store"]):
+        if command == ["status"]:
+            main([*command, *flags, "--json"])
+            assert json.loads(capsys.readouterr().out)["root"] == f"{tmp_path}/store"
+        else:
+            assert exits(*command, *flags, "--json") == 2
+            assert "this store has no release yet" in capsys.readouterr().err or command == ["rollback"]
+
+
 def test_version() -> None:
     assert run("--version").stdout.startswith("headtail 0.")
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from rich.table import Table
 
 from headtail import __version__
-from headtail.config import StageConfig, load
+from headtail.config import StageConfig, apply_sets, load, read_yaml
 from headtail.errors import ConfigError, HeadtailError
 from headtail.progress import console, quiet, say
 from headtail.receipt import Receipt
@@ -152,35 +152,43 @@ def serve(config: ConfigFile = None, sets: Sets = None, root: Root = None) -> No
     stage.run_forever(found)
 
 
+def _root_of(file: Path | None, sets: list[str] | None, root: str | None) -> str:
+    """The store that these flags name. Any stage's or loop's config file will do: only its `root` is read."""
+    data = apply_sets(read_yaml(file) if file else {}, sets or [])
+    return root or str(data.get("root") or StageConfig().root)
+
+
 @app.command()
-def lookup(query: str, root: Annotated[str, typer.Option("--root", help="store")] = "build/quickstart") -> None:
-    """Answer one query from the published generation, and say where the answer comes from."""
+def lookup(query: str, config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
+    """Answer one query from the published generation, and say where the answer comes from. Exit code 3 on a miss."""
     from headtail import release
     from headtail.storage import open_storage
 
-    found = release.lookup(open_storage(root), query)
-    print(json.dumps(found, ensure_ascii=False, indent=2))
+    found = release.lookup(open_storage(_root_of(config, sets, root)), query)
+    print(json.dumps(found, ensure_ascii=False, indent=None if as_json else 2))
     if not found["cached"]:
         raise typer.Exit(3)
 
 
 @app.command()
-def rollback(root: Annotated[str, typer.Option("--root", help="store")] = "build/quickstart") -> None:
+def rollback(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
     """Make the previous release current again."""
     from headtail import release
     from headtail.storage import open_storage
 
-    now = release.rollback(open_storage(root))
+    now = release.rollback(open_storage(_root_of(config, sets, root)))
     say(f"current release: {now.id} (generation {now.generation})")
+    if as_json:
+        print(now.model_dump_json())
 
 
 @app.command()
-def status(root: Annotated[str, typer.Option("--root", help="store")] = "build/quickstart", as_json: AsJson = False) -> None:
+def status(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
     """What is in a store: the latest run of each station and the current release."""
     from headtail.status import status as read
     from headtail.status import status_table
 
-    found = read(root)
+    found = read(_root_of(config, sets, root))
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:
