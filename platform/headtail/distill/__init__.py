@@ -20,6 +20,7 @@ from headtail.config import StageConfig, execution
 from headtail.distill.base import Base
 from headtail.errors import ConfigError, InputError, LeakError
 from headtail.keys import shard_of
+from headtail.models import Found, resolve
 from headtail.progress import say
 from headtail.receipt import Receipt, load_ref
 from headtail.rows import GOLDEN, conform, with_side_inputs
@@ -76,8 +77,6 @@ class Config(StageConfig):
 
 def run(config: Config) -> Receipt:
     """Train and save the model. Errors: LeakError, TrainingError, ConfigError (base not found, random base under LoRA)."""
-    from headtail.models import resolve
-
     if config.base.shape is not None and config.lora is not None:
         raise ConfigError("LoRA on random weights learns noise", where="base.shape with lora", fix="set lora to null, or name base.model")
     store = open_storage(config.root)
@@ -85,25 +84,27 @@ def run(config: Config) -> Receipt:
     refs |= {f"gold.{i}": load_ref(store, ref) for i, ref in enumerate(config.gold)}
     tasks = [load_task(s.task) for s in config.sets]
     inputs: dict[str, Any] = {name: receipt.output(output) for name, (receipt, output) in refs.items()}
-    if config.base.model:
-        inputs["base"] = resolve(config.base.model, config.base.revision, store).digest
+    found = resolve(config.base.model, config.base.revision, store) if config.base.model else None  # once: it hashes the weights
+    if found is not None:
+        inputs["base"] = found.digest
     sets = [{"task": t.fingerprint, "golden": refs[f"golden.{i}"][1], "rows": config.sets[i].rows} for i, t in enumerate(tasks)]
     replaces = {"sets": sets, "gold": [], "workers": config.workers}
-    return run_once("distill", config, lambda station: _work(config, station, tasks, refs), inputs=inputs, replaces=replaces)
+    return run_once("distill", config, lambda station: _work(config, station, tasks, refs, found), inputs=inputs, replaces=replaces)
 
 
-def _work(config: Config, station: Station, tasks: list[Task], refs: dict[str, tuple[Receipt, str]]) -> None:
+def _work(config: Config, station: Station, tasks: list[Task], refs: dict[str, tuple[Receipt, str]], found: Found | None) -> None:
     golden = [_golden(station.store, *refs[f"golden.{i}"], task) for i, task in enumerate(tasks)]
     golden = [table.slice(0, s.rows) if s.rows else table for table, s in zip(golden, config.sets, strict=True)]
     gold = [refs[f"gold.{i}"] for i in range(len(config.gold))]
     check_leak(golden, [receipt.table(station.store, name, ["query_key", "query"]) for receipt, name in gold])
     for name, (receipt, _) in refs.items():
         station.inputs[name] = receipt.path
-    tokenizer, base_folder, base_name = _prepare_base(config, station, tasks, golden)
+    tokenizer, made, base_name = _prepare_base(config, station, tasks, golden, found)
+    base_path = found.path if found is not None else ""
     tokens = _tokens(config, station, tasks, golden, tokenizer)
     work = f"{station.path}/work"
-    _train(config, station, tokenizer, base_folder, base_name, tokens.num_rows)
-    _finish(config, station, tokenizer, base_folder, tokens)
+    _train(config, station, tokenizer, made, base_path, tokens.num_rows)
+    _finish(config, station, tokenizer, str(made or base_path), tokens)
     _record(config, station, read_json(station.store, f"{work}/history.json"), tokens, base_name, tasks)
 
 
@@ -136,19 +137,20 @@ def check_leak(golden: list[pa.Table], gold: list[pa.Table]) -> None:
         )
 
 
-def _prepare_base(config: Config, station: Station, tasks: list[Task], golden: list[pa.Table]) -> tuple[Any, Path | None, str]:
+def _prepare_base(
+    config: Config, station: Station, tasks: list[Task], golden: list[pa.Table], found: Found | None
+) -> tuple[Any, Path | None, str]:
     """(tokenizer, local folder of a base made here or None, name). A base that is cut or made is saved to the store."""
     from headtail.distill.base import load_base, make_base
     from headtail.distill.tokenizer import train_tokenizer
-    from headtail.models import resolve
 
     folder = station.scratch / "base"
-    if config.base.shape is not None:
+    if found is None:
+        assert config.base.shape is not None  # Base sees to it: model or shape
         tokenizer = train_tokenizer(_texts(tasks, golden), config.base.shape.vocabulary)
         tokenizer.model_max_length = config.base.shape.positions
         model, name = make_base(config.base.shape, tokenizer, config.seed), "random weights"
     else:
-        found = resolve(config.base.model, config.base.revision, station.store)
         model, tokenizer = load_base(found.path, config.base.revision, config.base.layers)
         name = found.name + (f", {config.base.layers} of its layers" if config.base.layers else "")
         if not config.base.layers:
@@ -178,11 +180,10 @@ def _tokens(config: Config, station: Station, tasks: list[Task], golden: list[pa
     return tokens
 
 
-def _train(config: Config, station: Station, tokenizer: Any, base: Path | None, name: str, rows: int) -> None:
+def _train(config: Config, station: Station, tokenizer: Any, made: Path | None, base_path: str, rows: int) -> None:
     from headtail import cluster
     from headtail.distill.train import Spec, worker
     from headtail.meter import metered
-    from headtail.models import resolve
 
     cluster.start()
     import ray
@@ -190,19 +191,25 @@ def _train(config: Config, station: Station, tokenizer: Any, base: Path | None, 
     from ray.train.torch import TorchConfig, TorchTrainer
 
     work = f"{station.path}/work"
-    if base is not None:
+    files: tuple[str, ...] = ()
+    if made is not None:
         kept = station.scratch / "base-copy"
-        shutil.copytree(base, kept)
+        shutil.copytree(made, kept)
         files = tuple(ref.path for ref in put_folder(station.store, kept, f"{work}/base"))
-    else:
-        files = ()
-    path = "" if base is not None else resolve(config.base.model, config.base.revision, station.store).path
     settings = config.model_dump(mode="json")
     total = int(rows * (1 - config.held_out_share) * config.epochs)
     total = min(total, config.max_steps * config.batch_rows * config.workers) if config.max_steps else total
     with metered("distill", total) as meter:
         spec = Spec(
-            station.store, work, f"{work}/tokens.parquet", files, path, config.base.revision, int(tokenizer.pad_token_id), settings, meter
+            station.store,
+            work,
+            f"{work}/tokens.parquet",
+            files,
+            base_path,
+            config.base.revision,
+            int(tokenizer.pad_token_id),
+            settings,
+            meter,
         )
         resources = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
         resources |= config.resources_per_worker
@@ -234,11 +241,11 @@ def _told(error: Exception) -> Exception:
     return TrainingError(f"training failed: {error}", fix="see HEADTAIL_WORKER_LOGS=1 for the workers' own output")
 
 
-def _finish(config: Config, station: Station, tokenizer: Any, base: Path | None, tokens: pa.Table) -> None:
+def _finish(config: Config, station: Station, tokenizer: Any, base_path: str, tokens: pa.Table) -> None:
     """Fetch what was trained, merge, check, and make it the stage's output."""
     from headtail.distill.base import load_base
     from headtail.distill.merge import merge_lora
-    from headtail.models import resolve, weights_digest
+    from headtail.models import weights_digest
 
     names = (
         ("adapter_config.json", "adapter_model.safetensors")
@@ -249,9 +256,8 @@ def _finish(config: Config, station: Station, tokenizer: Any, base: Path | None,
     trained = fetch_folder(station.store, [f for f in files if station.store.exists(f)], station.scratch / "fetched")
     model = station.scratch / "model"
     if config.lora:
-        path = str(base) if base is not None else resolve(config.base.model, config.base.revision, station.store).path
         probes = [np.asarray(row, dtype=np.int64) for row in tokens["ids"][:8].to_pylist()]
-        station.metrics["merge_drift"] = merge_lora(load_base(path)[0], trained, model, probes)
+        station.metrics["merge_drift"] = merge_lora(load_base(base_path)[0], trained, model, probes)
     else:
         model.mkdir()
         for name in names:
