@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from headtail.storage import LocalStorage, Storage, open_storage
+from headtail.receipt import Receipt
+from headtail.storage import FileRef, LocalStorage, Storage, open_storage, write_json, write_table
 from headtail.task import Task, load_task
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -57,6 +60,18 @@ def cluster() -> Iterator[None]:
     start(cpus=4)
     yield
     stop()
+
+
+def keep(store: Storage, stage: str, mark: str, tables: Mapping[str, pa.Table], **fields: Any) -> Receipt:
+    """A receipt made by hand, as the stage itself would leave it."""
+    path = f"{stage}/{mark}"
+    outputs: dict[str, FileRef] = {name: write_table(store, f"{path}/{name}.parquet", table) for name, table in tables.items()}
+    made = Receipt(
+        stage=stage, fingerprint=mark * 2, path=path, started="2030-01-01T00:00:00+00:00", seconds=1.0, outputs=outputs, **fields
+    )
+    write_json(store, f"{path}/receipt.json", made.model_dump(mode="json"))
+    store.replace(f"{stage}/LATEST", path.encode())
+    return made
 
 
 def free_port() -> int:

@@ -14,30 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import keep
 from headtail import curate
 from headtail.config import TrackingConfig, build
 from headtail.curate import Judged, judge, leak_keys, traffic_weights
 from headtail.errors import ConfigError, InputError, LeakError, LedgerError
 from headtail.keys import canonical, query_key
-from headtail.receipt import Receipt
 from headtail.rows import ANSWER, DROPPED, GOLD, GOLDEN, State, with_side_inputs
-from headtail.storage import FileRef, Storage, write_json, write_table
+from headtail.storage import Storage
 from headtail.task import Task
 
 OFF = TrackingConfig(enabled=False)
 ANSWERS = with_side_inputs(ANSWER, ["businesses"])
-
-
-def keep(store: Storage, stage: str, mark: str, tables: Mapping[str, pa.Table], **fields: Any) -> Receipt:
-    """A receipt made by hand, as the stage itself would leave it."""
-    path = f"{stage}/{mark}"
-    outputs: dict[str, FileRef] = {name: write_table(store, f"{path}/{name}.parquet", table) for name, table in tables.items()}
-    made = Receipt(
-        stage=stage, fingerprint=mark * 2, path=path, started="2030-01-01T00:00:00+00:00", seconds=1.0, outputs=outputs, **fields
-    )
-    write_json(store, f"{path}/receipt.json", made.model_dump(mode="json"))
-    store.replace(f"{stage}/LATEST", path.encode())
-    return made
 
 
 def one(

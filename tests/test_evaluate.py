@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
+from conftest import keep
 from headtail import evaluate
 from headtail.config import TrackingConfig, build
 from headtail.errors import ConfigError, InputError
@@ -20,24 +21,12 @@ from headtail.evaluate.scoring import Given, Sureness, by_tier, differences, qua
 from headtail.keys import canonical, query_key
 from headtail.receipt import Receipt
 from headtail.rows import ANSWER, GOLD, QUALITY, SCORED, with_side_inputs
-from headtail.storage import FileRef, Storage, read_json, read_table, write_json, write_table
+from headtail.storage import Storage, read_json, read_table
 from headtail.task import Task
 
 LABELS = ("topic", "name", "location", "none")
 INTENTS = ("browse", "price", "booking", "delivery")
 OFF = TrackingConfig(enabled=False)
-
-
-def keep(store: Storage, stage: str, mark: str, tables: Mapping[str, pa.Table], **fields: Any) -> Receipt:
-    """A receipt made by hand, as the stage itself would leave it."""
-    path = f"{stage}/{mark}"
-    outputs: dict[str, FileRef] = {name: write_table(store, f"{path}/{name}.parquet", table) for name, table in tables.items()}
-    made = Receipt(
-        stage=stage, fingerprint=mark * 2, path=path, started="2030-01-01T00:00:00+00:00", seconds=1.0, outputs=outputs, **fields
-    )
-    write_json(store, f"{path}/receipt.json", made.model_dump(mode="json"))
-    store.replace(f"{stage}/LATEST", path.encode())
-    return made
 
 
 def gold_table(rows: Sequence[tuple[str, Any, str, int]]) -> pa.Table:

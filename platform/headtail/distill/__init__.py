@@ -257,7 +257,7 @@ def _finish(config: Config, station: Station, tokenizer: Any, base_path: str, to
     model = station.scratch / "model"
     if config.lora:
         probes = [np.asarray(row, dtype=np.int64) for row in tokens["ids"][:8].to_pylist()]
-        station.metrics["merge_drift"] = merge_lora(load_base(base_path)[0], trained, model, probes)
+        station.metrics["merge_drift"] = merge_lora(load_base(base_path, config.base.revision)[0], trained, model, probes)
     else:
         model.mkdir()
         for name in names:
