@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from headtail import numbered
 from headtail.cache import open_generation, read_manifest
 from headtail.config import Config, build
 from headtail.errors import InputError
@@ -156,7 +157,7 @@ def rollback(store: Storage) -> Release:
 
 def history(store: Storage) -> list[Move]:
     """Every change of CURRENT, oldest first."""
-    return [_read_move(store, number) for number in range(1, _last(store) + 1)]
+    return [_read_move(store, number) for number in range(1, numbered.last(store, MOVES) + 1)]
 
 
 def lookup(store: Storage, query: str, release: str = "current", into: Path | None = None) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def _now() -> str:
 def _move(store: Storage, release: str, action: Literal["promote", "rollback"]) -> None:
     """Write the move, then CURRENT. If another move came in between, CURRENT follows that one: the last number wins."""
     while True:
-        number, before = _last(store) + 1, current_id(store)
+        number, before = numbered.last(store, MOVES) + 1, current_id(store)
         last = _read_move(store, number - 1) if number > 1 else None
         if last is not None and last.release == release and last.action == action and before == last.before:
             number -= 1  # killed between the move and CURRENT: finish that move
@@ -218,21 +219,9 @@ def _stack(store: Storage) -> list[str]:
     return stack if not live or stack[-1:] == [live] else [*stack, live]
 
 
-def _last(store: Storage) -> int:
-    """The number of the last move: numbers have no gaps, so doubling and halving finds it without listing."""
-    high = 1
-    while store.exists(_move_path(high)):
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if store.exists(_move_path(middle)) else (low, middle)
-    return low
-
-
 def _read_move(store: Storage, number: int) -> Move:
     return build(Move, read_json(store, _move_path(number)), where=store.uri(_move_path(number)))
 
 
 def _move_path(number: int) -> str:
-    return f"{MOVES}/{number:08}.json"
+    return numbered.path(MOVES, number)

@@ -35,6 +35,7 @@ class Sampling(Config):
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus: smallest set of tokens with this much probability")
     max_tokens: int = Field(128, ge=1, le=32768, description="tokens an answer may have; more is `truncated`")
     seed: int | None = Field(None, description="seed of the sampler; null lets the engine choose")
+    n: int = Field(1, ge=1, le=64, description="samples per query; the answer is the one most of them agree on, and all are kept")
 
 
 class Strata(Config):

@@ -68,7 +68,9 @@ class Completion:
     """What an engine made of one Request.
 
     `token_texts` and `token_logprobs` have one entry per output token (natural log, after the grammar mask), or are
-    empty when the engine gives none. `error` is empty on success; `transient` says a retry may help.
+    empty when the engine gives none. `tokens_cached` of `tokens_in` were found in the engine's prefix cache.
+    `samples` holds what the same request gave beyond the first when sampling asks for n > 1; the tokens of each are
+    its own. `error` is empty on success; `transient` says a retry may help.
     """
 
     id: int
@@ -76,10 +78,12 @@ class Completion:
     finish_reason: str = ""  # stop | length | content_filter | error
     tokens_in: int = 0
     tokens_out: int = 0
+    tokens_cached: int = 0
     token_texts: tuple[str, ...] = ()
     token_logprobs: tuple[float, ...] = ()
     error: str = ""
     transient: bool = False
+    samples: tuple[Completion, ...] = ()
 
 
 class Engine(Protocol):
