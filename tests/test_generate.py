@@ -12,13 +12,15 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from headtail import keys
+from headtail import keys, rows
 from headtail.engines import Completion, ModelConfig
 from headtail.errors import EngineError, InputError, LedgerError
 from headtail.generate import Job, Table, chains, survey, sweep
-from headtail.generate.ledger import Ledger, check_sums, settle_up
+from headtail.generate.job import Journal
+from headtail.generate.ledger import Ledger, audit, check_sums, settle_up
 from headtail.generate.prepare import INPUT, input_rows, prepare, read_shard, shard_count, shards_of
-from headtail.generate.shard import WINDOWS, Journal, Shard, check_rows
+from headtail.generate.shard import WINDOWS, Shard
+from headtail.generate.wanted import Wanted, check_rows, wanted
 from headtail.generate.worker import MOST_STARTS, Ask, Worker
 from headtail.outcome import settle
 from headtail.rows import PLANNED, State, with_side_inputs
@@ -328,7 +330,7 @@ def test_a_row_that_breaks_the_engine_ends_as_failed_and_the_others_are_answered
     ledger, worker = run_here(job)
     assert (ledger.states[State.ANSWERED], ledger.states[State.FAILED]) == (180, 1)
     assert worker.restarts == len(WINDOWS)
-    assert "the engine died on this row" in next(iter(ledger.reasons))
+    assert "the engine died or hung on this row" in next(iter(ledger.reasons))
 
 
 def test_two_rows_that_break_the_engine(make_job: MakeJob) -> None:
@@ -378,17 +380,19 @@ def test_check_rows_names_what_is_wrong(make_job: MakeJob) -> None:
     job = make_job(planned(["a", "b"]), shards=1)
     ledger, _ = run_here(job)
     table = rows_of(job, ledger)
-    pairs = list(zip(table["query_key"].to_pylist(), table["answer_key"].to_pylist(), strict=True))
-    check_rows(table, pairs, "here")
-    with pytest.raises(LedgerError, match="1 missing"):
-        check_rows(table.slice(0, 1), pairs, "here")
+    asked = wanted(read_shard(open_storage(job.root), prepare(job), 0), job.task, job.settings)
+    check_rows(table, asked, "here")
+    with pytest.raises(LedgerError, match=r"1 missing \('[ab]' "):
+        check_rows(table.slice(0, 1), asked, "here")
     with pytest.raises(LedgerError, match="1 twice"):
-        check_rows(pa.concat_tables([table, table.slice(0, 1)]), pairs, "here")
+        check_rows(pa.concat_tables([table, table.slice(0, 1)]), asked, "here")
     with pytest.raises(LedgerError, match="1 not asked for"):
-        check_rows(table, pairs[:1], "here")
+        check_rows(table, Wanted(asked.table.slice(0, 1), asked.messages[:1], asked.pairs[:1]), "here")
+    with pytest.raises(LedgerError, match="out of order"):
+        check_rows(table.take([1, 0]), asked, "here")
     odd = table.set_column(table.column_names.index("state"), "state", pa.array(["answered", "lost"]))
     with pytest.raises(LedgerError, match="unknown state lost"):
-        check_rows(odd, pairs, "here")
+        check_rows(odd, asked, "here")
 
 
 def test_sums_that_do_not_agree_name_the_shard(make_job: MakeJob) -> None:
@@ -412,6 +416,23 @@ def test_a_published_file_that_was_cut_is_found(make_job: MakeJob) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(LedgerError, match=r"has \d+ bytes, not"):
         run_here(job)
+
+
+def test_the_audit_reads_what_is_published_and_names_rows(make_job: MakeJob) -> None:
+    """The anti-join looks at the store, not at what workers said."""
+    job = make_job(planned([f"q{i}" for i in range(20)]), shards=1)
+    ledger, _ = run_here(job)
+    store, manifest, receipt = open_storage(job.root), prepare(job), ledger.shards[0]
+    whole = read_table(store, receipt.answers.path)
+    other = whole.set_column(0, "query_key", pa.array([*whole["query_key"].to_pylist()[:-1], keys.query_key("stranger")], rows.KEY))
+    damaged = {
+        r"1 missing \('q\d+'\); 1 not asked for": other,
+        "has 19 rows, not 20": whole.slice(1),
+    }
+    for said, table in damaged.items():
+        ref = write_table(store, receipt.answers.path, table)
+        with pytest.raises(LedgerError, match=said):
+            audit([receipt.model_copy(update={"answers": ref})], manifest, store, "here")
 
 
 def test_input_columns_survive(make_job: MakeJob) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,9 +20,9 @@ from headtail import keys, precompute
 from headtail.config import TrackingConfig, build
 from headtail.engines import ModelConfig
 from headtail.errors import ConfigError, EngineError, InputError
-from headtail.generate import answers
+from headtail.generate import Limits, answers
+from headtail.generate.job import Journal
 from headtail.generate.ledger import Ledger
-from headtail.generate.shard import Journal
 from headtail.precompute import Config, figures
 from headtail.receipt import Receipt, load_receipt
 from headtail.rows import ANSWER, GOLD, PLANNED, State, with_side_inputs
@@ -90,11 +91,33 @@ def test_a_model_that_is_not_there_is_named_before_anything_starts(root: str, st
 
 def test_figures_are_over_all_runs() -> None:
     states = {str(state): 0 for state in State} | {"answered": 900, "failed": 100}
-    ledger = Ledger((), 1000, 0, states, {}, 10, 5000, 20000, seconds=200.0, start_s=10.0, restarts=0, lacking={})
-    made = figures(ledger, workers=2, usd_per_hour=3.6)
+    ledger = Ledger(
+        shards=(),
+        rows=1000,
+        duplicates=0,
+        states=states,
+        reasons={},
+        computed=10,
+        reused=0,
+        tokens_in=5000,
+        tokens_out=20000,
+        seconds=200.0,
+        reused_seconds=0.0,
+        reused_tokens_in=0,
+        reused_tokens_out=0,
+        start_s=10.0,
+        restarts=0,
+        lacking={},
+    )
+    made = figures(ledger, Limits(workers=2, usd_per_hour=3.6))
     assert made["rows_per_s"] == pytest.approx(10)
     assert made["usd"] == pytest.approx(0.22)
     assert made["usd_per_million"] == pytest.approx(220)
+    half = dataclasses.replace(ledger, reused=500, seconds=100.0, reused_seconds=100.0, reused_tokens_in=2500, reused_tokens_out=10000)
+    other = figures(half, Limits(workers=2, usd_per_hour=3.6, usd_per_million_tokens_in=1.0, usd_per_million_tokens_out=4.0))
+    assert other["usd"] == pytest.approx(0.12 + 0.0025 + 0.04)
+    assert other["usd_saved"] == pytest.approx(0.1 + 0.0025 + 0.04)
+    assert other["usd_per_million"] == pytest.approx(220 + 85)
     assert (made["tokens_in_per_row"], made["tokens_out_per_row"], made["answered_share"]) == (5, 20, 0.9)
 
 

@@ -66,6 +66,10 @@ class EngineError(HeadtailError):
     """An inference engine could not start or broke down as a whole (a single bad row is a state, not an error)."""
 
 
+class LimitReached(HeadtailError):
+    """A job stopped before its end because a limit that the user set was reached. What is finished is kept."""
+
+
 class LeakError(HeadtailError):
     """A row of an evaluation set was about to be trained on."""
 

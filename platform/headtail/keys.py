@@ -12,7 +12,9 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from headtail.errors import KeyingError
 
@@ -82,19 +84,36 @@ def answer_key(messages: Sequence[Mapping[str, str]], settings: str) -> bytes:
 
     `settings` covers model and weights digest, adapter, sampling, schema and engine family (see `generate`).
     """
-    digest = hashlib.blake2b(digest_size=KEY_BYTES)
-    digest.update(settings.encode())
-    for message in messages:
-        for part in (message["role"], message["content"]):
-            data = part.encode("utf-8", "surrogatepass")
-            digest.update(len(data).to_bytes(8, "little"))  # lengths keep ("ab","c") apart from ("a","bc")
-            digest.update(data)
-    return digest.digest()
+    first, *others = messages
+    digest = _begun(settings, first["role"], first["content"]).copy()
+    for message in others:
+        _add(digest, message["role"], message["content"])
+    return bytes(digest.digest())
+
+
+@lru_cache(64)
+def _begun(settings: str, role: str, content: str) -> Any:
+    """The first message is most often the same for all rows of a job: it is hashed once."""
+    digest = hashlib.blake2b(settings.encode(), digest_size=KEY_BYTES)
+    _add(digest, role, content)
+    return digest
+
+
+def _add(digest: Any, role: str, content: str) -> None:
+    for part in (role, content):
+        data = part.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little") + data)  # lengths keep ("ab","c") apart from ("a","bc")
 
 
 def shard_of(key: bytes, shards: int) -> int:
-    """The shard (0 .. shards-1) a key belongs to; uniform because keys are hashes."""
-    return int.from_bytes(key[:8], "little") % shards
+    """The shard (0 .. shards-1) a key belongs to: a range of keys, so shards in order are keys in order. Uniform: keys are hashes."""
+    return int.from_bytes(key[:4], "big") * shards >> 32
+
+
+def overlapping(shard: int, shards: int, others: int) -> range:
+    """Which of `others` shards hold keys of shard `shard` of `shards`."""
+    first, end = -(-(shard << 32) // shards), -(-((shard + 1) << 32) // shards)
+    return range(first * others >> 32, ((end - 1) * others >> 32) + 1)
 
 
 def sha256_file(path: Path, chunk: int = 1 << 20) -> str:

@@ -1,13 +1,15 @@
 """How far a job has come, told by its workers and shown by its driver.
 
-In: counts that workers add from anywhere in the cluster. Out: their totals, polled into a progress bar. One small Ray
-actor per job; adding is fire-and-forget, so a slow meter never slows a worker. Decides nothing.
+In: counts that workers add from anywhere in the cluster. Out: their totals, polled into a progress bar, and back to the
+workers a reason to stop, when the driver's `judge` gives one. One small Ray actor per job beside the driver; nobody waits
+for it, so a slow meter never slows a worker. Decides nothing.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,31 +21,46 @@ POLL_S = 0.5
 class _Totals:
     def __init__(self) -> None:
         self.totals: dict[str, float] = {}
+        self.reason = ""
 
-    def add(self, **amounts: float) -> None:
+    def add(self, **amounts: float) -> str:
         for name, amount in amounts.items():
             self.totals[name] = self.totals.get(name, 0) + amount
+        return self.reason
+
+    def stop(self, reason: str) -> None:
+        self.reason = self.reason or reason
 
     def read(self) -> dict[str, float]:
         return self.totals
 
 
 @contextmanager
-def metered(label: str, total: int | None, unit: str = "rows", done: int = 0) -> Iterator[Any]:
-    """A meter actor whose `done` total drives a bar; workers call `meter.add.remote(done=n)`."""
-    import ray
+def metered(
+    label: str, total: int | None, unit: str = "rows", done: int = 0, judge: Callable[[Mapping[str, float], float], str] | None = None
+) -> Iterator[Any]:
+    """A meter actor whose `done` total drives a bar; workers call `meter.add.remote(done=n)`, which returns why to stop, or "".
 
-    meter = ray.remote(num_cpus=0)(_Totals).remote()
-    stop = threading.Event()
+    `judge(totals, seconds)` is asked twice a second; what it says is what workers hear.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    meter = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Totals).remote()
+    stop, begun = threading.Event(), time.monotonic()
     with bar(label, total, unit) as shown:
         shown.update(done)
 
         def poll() -> None:
             while not stop.wait(POLL_S):
                 try:
-                    shown.update(done + int(ray.get(meter.read.remote(), timeout=10).get("done", 0)))
+                    totals = ray.get(meter.read.remote(), timeout=10)
+                    shown.update(done + int(totals.get("done", 0)))
+                    if judge is not None and (reason := judge(totals, time.monotonic() - begun)):
+                        meter.stop.remote(reason)
                 except ray.exceptions.RayError:
-                    return  # the bar stands still; the job's own errors are told elsewhere
+                    continue  # the bar stands still; the job's own errors are told elsewhere
 
         thread = threading.Thread(target=poll, daemon=True)
         thread.start()

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from headtail.engines import Completion
 from headtail.rows import State
@@ -24,17 +25,52 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|true|false|null|[{}\[\],:
 
 
 class Outcome(NamedTuple):
-    """How a row ended. `answer` is canonical JSON and set only when answered; `raw` is the engine's text otherwise."""
+    """How a row ended. `answer` is canonical JSON and set only when answered; `raw` is the engine's text otherwise.
+
+    With n > 1 samples, `agreement` is the share of them that gave this answer and `samples` holds each (rows.SAMPLE).
+    """
 
     state: State
     answer: str | None
     confidence: float | None
     reason: str
     raw: str | None
+    agreement: float | None = None
+    samples: tuple[dict[str, Any], ...] | None = None
 
 
 def settle(task: Task, completion: Completion) -> Outcome:
-    """The state of one completion, with its answer and confidence or the reason why there is none."""
+    """The state of one completion, with its answer and confidence or the reason why there is none.
+
+    Of several samples the answer that most of them give is taken (self-consistency, Wang et al. 2022), the earliest of
+    equals; when none is an answer, the row ends as its first sample did.
+    """
+    if completion.samples and not completion.error:
+        return _elect(task, (completion, *completion.samples))
+    return _settle_one(task, completion)
+
+
+def _elect(task: Task, completions: Sequence[Completion]) -> Outcome:
+    outcomes = [_settle_one(task, completion) for completion in completions]
+    votes = Counter(outcome.answer for outcome in outcomes if outcome.answer is not None)
+    samples = tuple(
+        {
+            "answer": outcome.answer,
+            "state": str(outcome.state),
+            "finish_reason": completion.finish_reason,
+            "tokens_out": completion.tokens_out,
+            "confidence": outcome.confidence,
+        }
+        for outcome, completion in zip(outcomes, completions, strict=True)
+    )
+    if not votes:
+        return outcomes[0]._replace(agreement=0.0, samples=samples)
+    answer, count = votes.most_common(1)[0]
+    chosen = next(outcome for outcome in outcomes if outcome.answer == answer)
+    return chosen._replace(agreement=count / len(outcomes), samples=samples)
+
+
+def _settle_one(task: Task, completion: Completion) -> Outcome:
     if completion.error:
         return _without(State.FAILED, completion.error, completion)
     if completion.finish_reason == "content_filter":

@@ -14,7 +14,7 @@ from pydantic import Field
 from headtail.config import StageConfig, execution, result_fields
 from headtail.engines import ModelConfig
 from headtail.errors import EngineError, InputError
-from headtail.generate import ANSWERS, Job, Ledger, Table, generate, sweep
+from headtail.generate import ANSWERS, Job, Ledger, Limits, Table, generate, sweep
 from headtail.models import Found, find
 from headtail.receipt import Receipt, load_ref
 from headtail.rows import State
@@ -39,7 +39,20 @@ class Config(StageConfig):
     flush_rows: int = execution(1000, "rows of a shard after which they are made safe", ge=1)
     flush_seconds: float = execution(10.0, "seconds after which the finished rows of a shard are made safe", gt=0)
     attempts: int = execution(3, "times a row is asked in one run while its error is transient", ge=1)
-    max_failed_share: float = execution(0.05, "share of failed rows (0..1) above which the job fails; finished rows are kept", ge=0, le=1)
+    reuse: bool = execution(True, "take over answers that earlier jobs in this store made under the same answer_key")
+    reuse_jobs: int = execution(20, "how many earlier jobs, newest first, are looked through for them", ge=1)
+    retry: tuple[State, ...] = Field(
+        (State.FAILED,), description="states in which an answer of an earlier job is not taken over but asked again"
+    )
+    keep_logprobs: bool = Field(True, description="keep the log-prob of each token of an answer: 4 bytes a token before compression")
+    max_failed_share: float = execution(
+        0.05, "share of failed rows (0..1) above which the job stops, early when it is sure; finished rows are kept", ge=0, le=1
+    )
+    budget_usd: float = execution(0.0, "USD that this job may cost, earlier runs of it included; it then stops; 0: no limit", ge=0)
+    budget_seconds: float = execution(0.0, "seconds that one run may take before it stops; 0: no limit", ge=0)
+    stall_seconds: float = execution(
+        600.0, "seconds in which an engine finishes no row after which it hangs and is started again; 0: never", ge=0
+    )
 
 
 def run(config: Config) -> Receipt:
@@ -67,6 +80,12 @@ def run(config: Config) -> Receipt:
             flush_rows=config.flush_rows,
             flush_seconds=config.flush_seconds,
             attempts=config.attempts,
+            retry=tuple(str(state) for state in config.retry),
+            reuse=config.reuse,
+            reuse_jobs=config.reuse_jobs,
+            keep_logprobs=config.keep_logprobs,
+            stall_seconds=config.stall_seconds,
+            limits=limits(config),
         )
         ledger = generate(job)
         _record(station, config, job, model, ledger)
@@ -102,10 +121,11 @@ def _record(station: Station, config: Config, job: Job, model: Found, ledger: Le
         "in": ledger.rows,
         **ledger.states,
         "duplicates": ledger.duplicates,
+        "reused": ledger.reused,
         "recomputed": ledger.computed,
-        "resumed": ledger.rows - ledger.computed,
+        "resumed": ledger.rows - ledger.computed - ledger.reused,
     }
-    station.metrics = figures(ledger, config.workers, config.model.usd_per_hour or USD_PER_HOUR)
+    station.metrics = figures(ledger, limits(config))
     station.facts = {
         "model": {"name": model.name, "digest": model.digest, "path": model.path},
         "engine": ledger.engine,
@@ -119,13 +139,33 @@ def _record(station: Station, config: Config, job: Job, model: Found, ledger: Le
         station.note(f"{damaged} finished rows of an earlier run could not be read and were asked again")
 
 
-def figures(ledger: Ledger, workers: int, usd_per_hour: float) -> dict[str, float]:
-    """Speed, tokens and money. Seconds are those of all runs that made these answers, so a resumed job shows its true cost."""
-    rows, busy = ledger.rows, ledger.seconds + ledger.start_s * workers
-    usd = busy / 3600 * usd_per_hour
+def limits(config: Config) -> Limits:
+    """The bounds and prices of a job."""
+    return Limits(
+        failed_share=config.max_failed_share,
+        usd=config.budget_usd,
+        seconds=config.budget_seconds,
+        workers=config.workers,
+        usd_per_hour=config.model.usd_per_hour or USD_PER_HOUR,
+        usd_per_million_tokens_in=config.model.usd_per_million_tokens_in,
+        usd_per_million_tokens_out=config.model.usd_per_million_tokens_out,
+    )
+
+
+def figures(ledger: Ledger, prices: Limits) -> dict[str, float]:
+    """Speed, tokens and money. Seconds are those of all runs that made these answers, so a resumed job shows its true cost.
+
+    `usd` is what this job paid; `usd_per_million` what a million such rows cost, those taken over from other jobs at what
+    they cost there; `usd_saved` what taking them over saved.
+    """
+    rows, workers = ledger.rows, prices.workers
+    asked = rows - ledger.reused
+    saved = ledger.reused_seconds / 3600 * prices.usd_per_hour + prices.tokens_usd(ledger.reused_tokens_in, ledger.reused_tokens_out)
+    usd = (ledger.seconds + ledger.start_s * workers) / 3600 * prices.usd_per_hour
+    usd += prices.tokens_usd(ledger.tokens_in - ledger.reused_tokens_in, ledger.tokens_out - ledger.reused_tokens_out)
     wall = ledger.seconds / workers
     return {
-        "rows_per_s": rows / wall if wall else 0.0,
+        "rows_per_s": asked / wall if wall else 0.0,
         "tokens_in": float(ledger.tokens_in),
         "tokens_out": float(ledger.tokens_out),
         "tokens_in_per_row": ledger.tokens_in / rows,
@@ -133,6 +173,7 @@ def figures(ledger: Ledger, workers: int, usd_per_hour: float) -> dict[str, floa
         "engine_start_s": ledger.start_s,
         "generate_s": wall,
         "usd": usd,
-        "usd_per_million": usd / rows * 1e6,
+        "usd_saved": saved,
+        "usd_per_million": (usd + saved) / rows * 1e6,
         "answered_share": ledger.states[State.ANSWERED] / rows,
     }

@@ -74,6 +74,17 @@ SET_ASIDE = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa
 # A person's answer to a query, canonical JSON in `answer`.
 GOLD = pa.schema([("query_key", KEY), ("query", pa.string()), ("answer", pa.string()), ("count", pa.int64()), ("stratum", pa.string())])
 
+# One of n samples of a row, beside the others.
+SAMPLE = pa.struct(
+    [
+        ("answer", pa.string()),  # canonical JSON, only when state is answered
+        ("state", pa.string()),
+        ("finish_reason", pa.string()),
+        ("tokens_out", pa.int32()),
+        ("confidence", pa.float32()),
+    ]
+)
+
 # What an engine made of one row. `answer`: canonical JSON, only when state is answered; `raw`: the engine's text otherwise.
 ANSWER = pa.schema(
     [
@@ -93,6 +104,10 @@ ANSWER = pa.schema(
         ("withheld", pa.bool_()),
         ("source", pa.string()),  # teacher | student
         ("model", pa.string()),
+        ("seconds", pa.float32()),  # engine time that went into this row, whenever it was made; their sum is the engine's
+        ("agreement", pa.float32()),  # share of n samples that gave this answer; null when one was drawn
+        ("samples", pa.list_(SAMPLE)),  # every sample when n > 1, else null
+        ("logprobs", pa.list_(pa.float32())),  # natural log, one per output token of the answer; null when not kept
     ]
 )
 

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import jsonschema
+import jinja2.meta
+import jsonschema_rs
 from pydantic import BaseModel, Field
 
 from headtail.config import Config, build, read_yaml
 from headtail.errors import ConfigError
-from headtail.keys import canonical, fingerprint
+from headtail.keys import fingerprint
 from headtail.score import Counts, ScoreConfig, score
 
 EXAMPLES = Path(__file__).parent / "examples" / "tasks"
@@ -79,12 +80,22 @@ class Task:
 
     @cached_property
     def _jinja(self) -> jinja2.Template:
-        env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-        return env.from_string(self.template)
+        return _ENVIRONMENT.from_string(self.template)
 
     @cached_property
-    def _validator(self) -> jsonschema.Draft202012Validator:
-        return jsonschema.Draft202012Validator(self.schema)
+    def _constant(self) -> dict[str, str]:
+        """Blocks that use no variable, rendered: most often the system message, the same for all rows."""
+        found = {}
+        for block in _ENVIRONMENT.parse(self.template).find_all(jinja2.nodes.Block):
+            alone = jinja2.nodes.Template(block.body, lineno=1)
+            alone.set_environment(_ENVIRONMENT)
+            if not jinja2.meta.find_undeclared_variables(alone) and not any(alone.find_all(_IMPURE)):
+                found[block.name] = "".join(self._jinja.blocks[block.name](self._jinja.new_context({}))).strip()
+        return found
+
+    @cached_property
+    def _validator(self) -> Any:
+        return jsonschema_rs.Draft202012Validator(self.schema)
 
     def __getstate__(self) -> dict[str, Any]:  # templates and validators are rebuilt where they are needed
         return {name: getattr(self, name) for name in ("file", "folder", "schema", "template")}
@@ -94,25 +105,30 @@ class Task:
 
     def messages(self, query: str, side: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, str]]:
         """The chat messages for one query: system first and the same for all rows, so that its prefix is cached."""
-        values = {name: list((side or {}).get(name) or ()) for name in self.side_inputs}
-        context = self._jinja.new_context({"query": query, **values})
-        blocks = self._jinja.blocks
-        return [{"role": role, "content": "".join(blocks[role](context)).strip()} for role in ("system", "user") if role in blocks]
+        values: dict[str, Any] = {name: list((side or {}).get(name) or ()) for name in self.side_inputs}
+        values["query"] = query
+        context = self._jinja.new_context(values)
+        blocks, constant = self._jinja.blocks, self._constant
+        return [
+            {"role": role, "content": constant[role] if role in constant else "".join(blocks[role](context)).strip()}
+            for role in ("system", "user")
+            if role in blocks
+        ]
 
     def parse(self, text: str) -> tuple[Any, str]:
         """(answer, "") when `text` is JSON valid under the schema, else (None, reason). Nothing is repaired."""
         try:
-            answer = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+            answer = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        except (ValueError, RecursionError) as error:
             return None, f"not JSON: {error}"
-        problem = next(iter(self._validator.iter_errors(answer)), None)
-        if problem is not None:
-            return None, f"schema: {'/'.join(map(str, problem.absolute_path)) or 'answer'}: {problem.message[:200]}"
-        return answer, ""
+        if self._validator.is_valid(answer):
+            return answer, ""
+        problem = next(self._validator.iter_errors(answer))
+        return None, f"schema: {'/'.join(map(str, problem.instance_path)) or 'answer'}: {problem.message[:200]}"
 
     def dump(self, answer: Any) -> str:
-        """The stored form of an answer: canonical JSON."""
-        return canonical(answer, "answer")
+        """The stored form of a parsed answer: its canonical JSON, as `keys.canonical` makes it."""
+        return _CANONICAL.encode(answer)
 
     def target(self, answer: Any) -> str:
         """The text a model is taught to write: keys in the schema's order with ", " and ": ", as the grammar wants it."""
@@ -140,6 +156,22 @@ class Task:
     def score_fingerprint(self) -> str:
         """Over what changes a score."""
         return fingerprint({"score": self.file.score.model_dump(), "fallback": self.file.fallback})
+
+
+_ENVIRONMENT = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+_IMPURE = (jinja2.nodes.Include, jinja2.nodes.Extends, jinja2.nodes.Import, jinja2.nodes.FromImport, jinja2.nodes.Filter, jinja2.nodes.Call)
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
 def load_task(path: str | Path) -> Task:
@@ -189,11 +221,12 @@ def _schema(answer: dict[str, Any] | str, folder: Path, where: str) -> dict[str,
 
 def _check(task: Task, where: str) -> None:
     try:
-        jsonschema.Draft202012Validator.check_schema(task.schema)
-    except jsonschema.SchemaError as error:
-        raise ConfigError(
-            f"field answer: not a JSON Schema: {error.message}", where=where, value="/".join(map(str, error.absolute_path))
-        ) from None
+        jsonschema_rs.Draft202012Validator(task.schema)
+    except jsonschema_rs.ValidationError as error:
+        place = "/".join(map(str, error.instance_path))
+        raise ConfigError(f"field answer: not a JSON Schema: {error.message}", where=where, value=place) from None
+    except jsonschema_rs.ReferencingError as error:
+        raise ConfigError(f"field answer: {error}", where=where, fix="put what $ref names into the schema's own $defs") from None
     for place in _unbounded(task.schema, "answer"):
         raise ConfigError(
             f"field {place}: text needs maxLength, enum or const and a list needs maxItems",

@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
-import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,16 +24,14 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
+from headtail.cache.snapshot import FORMAT, SOURCES, VALUE
 from headtail.config import Config, build
 from headtail.errors import StorageError
 from headtail.keys import NORMALISATION, fingerprint, normalise, query_key, sha256_file
 from headtail.redact import redact
-from headtail.rows import Source, key_words
+from headtail.rows import key_words
 from headtail.storage import FileRef, LocalStorage, Storage, put, read_json
 
-FORMAT = 1  # of a value in LMDB; a reader refuses any other
-VALUE = struct.Struct("<BBf16sI")  # format, source, confidence (NaN: none), answer_key, bytes of the query; then query, answer
-SOURCES = tuple(Source)  # a value holds an index into this: append only
 FOLDER = "generations"
 
 
@@ -140,16 +137,16 @@ def _environment(path: str) -> _Environment:
     return found
 
 
-def _decode(value: bytes, normalised: str) -> CachedAnswer | None:
-    layout, source, confidence, answer_key, size = VALUE.unpack_from(value)
-    if layout != FORMAT:
+def _decode(value: bytes, text: bytes, normalised: str) -> CachedAnswer | None:
+    kind, confidence, answer_key = VALUE.unpack_from(value)
+    if kind >> 4 != FORMAT:
         raise StorageError(
-            "a cached value has an unknown format", value=layout, fix="serve this generation with the headtail version that made it"
+            "a cached value has an unknown format", value=kind >> 4, fix="serve this generation with the headtail version that made it"
         )
-    end = VALUE.size + size
-    if value[VALUE.size : end] != normalised.encode("utf-8", "surrogatepass"):
+    end = VALUE.size + len(text) + 1
+    if value[VALUE.size : end] != text + b"\0":
         return None  # another text with the same hash
-    return CachedAnswer(normalised, value[end:].decode(), SOURCES[source], None if confidence != confidence else confidence, answer_key)
+    return CachedAnswer(normalised, value[end:].decode(), SOURCES[kind & 15], None if confidence != confidence else confidence, answer_key)
 
 
 def _check(folder: Path, manifest: Manifest) -> None:

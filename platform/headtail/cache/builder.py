@@ -1,201 +1,193 @@
-"""Build a generation on local disk from ANSWER rows, streaming.
+"""Build a generation on local disk from ANSWER rows, as a merge of sorted streams.
 
-In: streams of ANSWER tables, in order of precedence. Out: a Built: Parquet, LMDB, counts. Rows are spilled to one file
-per range of keys, then each range is sorted, deduplicated and written in order, so at most one range
-(PARTITION_ROWS) is in memory and LMDB is filled by appending. Every row offered is published or counted in `left_out`.
-Knows nothing of stores, manifests or releases.
+In: streams of ANSWER tables, each in order of query_key, in order of precedence. Out: a Built: Parquet, LMDB, counts.
+The first stream that has a publishable answer to a key wins; every row offered is published or counted in `left_out`.
+One batch per stream is in memory; Parquet and digests are made on a thread beside LMDB. Knows nothing of stores,
+manifests or releases.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headtail.cache import FORMAT, SOURCES, VALUE, Built, told
+from headtail.cache import Built, told
+from headtail.cache.merge import Batch, ascending, in_order, rounds
+from headtail.cache.snapshot import SOURCES, Snapshot, Values
 from headtail.errors import InputError, LedgerError
 from headtail.keys import KEY_BYTES, query_key
 from headtail.rows import ANSWER, CACHED, State, conform, key_words
 
-PARTITION_ROWS = 500_000  # rows sorted at a time: about 250 MB at 250 bytes a row, twice while they are moved
-SLICE_ROWS = 65_536  # rows turned into Python bytes at a time
+PIECE_ROWS = 131_072  # rows written at a time: a row group of the Parquet file, a transaction of LMDB
+PIECE_BYTES = 256 << 20  # of text in a piece; fewer rows when answers are long
 EXAMPLES = 12
-SPILLED = pa.schema(  # 64-bit offsets: a range may hold more than 2 GiB of text
-    [pa.field(f.name, pa.large_string() if f.type == pa.string() else f.type) for f in CACHED] + [pa.field("precedence", pa.int16())]
-)
+OFFERED = pa.schema([ANSWER.field(name) for name in (*CACHED.names, "state")])  # what is read of ANSWER
+_AHEAD = 2  # pieces that may wait for the Parquet thread
 
 
 def build_generation(
     streams: Sequence[Iterable[pa.Table]],
     folder: Path,
     *,
-    expect: int = 0,
     min_confidence: Mapping[str, float] | None = None,
-    partition_rows: int = PARTITION_ROWS,
+    labels: Sequence[str] = (),
 ) -> Built:
     """A generation in `folder` (empty, local). The first stream that has a publishable answer to a query wins.
 
-    `expect`: rows about to come, to choose how finely to partition. `min_confidence`: by source; rows below, and rows
-    without confidence where a minimum above 0 is asked, are left out. The result does not depend on `partition_rows`.
+    Streams are ascending by query_key, of OFFERED's columns or more; of rows with one key the first wins. `min_confidence`: by source;
+    rows below, and rows without confidence where a minimum above 0 is asked, are left out. `labels`: of streams, for errors.
     """
     left_out: Counter[str] = Counter()
+    names = [*labels, *(f"answers {i}" for i in range(len(labels), len(streams)))]
     with told("build the generation on", folder):
-        with _Spill(folder, max(1, min(512, -(-expect // partition_rows)))) as spill:
-            for precedence, stream in enumerate(streams):
-                for table in stream:
-                    kept = _publishable(conform(table, ANSWER, "answers"), min_confidence or {}, left_out)
-                    spill.add(kept.append_column("precedence", pa.array(np.full(kept.num_rows, precedence, np.int16))))
-        writer = _Writer(folder, spill.bytes, spill.rows)
-        for part in spill.sorted(left_out):
-            writer.add(part)
-        return writer.finish(spill.rows, left_out)
+        writer = _Writer(folder)
+    try:
+        for piece in pieces(merged(streams, min_confidence or {}, left_out, names)):
+            with told("build the generation on", folder):
+                writer.add(piece)
+        with told("build the generation on", folder):
+            return writer.finish(left_out)
+    finally:
+        writer.close()
 
 
-def _publishable(table: pa.Table, min_confidence: Mapping[str, float], left_out: Counter[str]) -> pa.Table:
+def merged(
+    streams: Sequence[Iterable[pa.Table]], least: Mapping[str, float], left_out: Counter[str], labels: Sequence[str]
+) -> Iterator[pa.Table]:
+    """CACHED rows in order of key, one per key; the others are counted in `left_out`."""
+    offers = [_offers(stream, least, left_out, label) for stream, label in zip(streams, labels, strict=True)]
+    for cut in rounds(offers):
+        some = [table for table in cut if table.num_rows]
+        table = some[0] if len(some) == 1 else pa.concat_tables(some)
+        yield table if len(some) == 1 else _first_of_each(table, left_out)
+
+
+def pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows as pieces of PIECE_ROWS (fewer where they are long, and at the end), each in one chunk."""
+    held: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        held.append(table)
+        rows += table.num_rows
+        while rows >= PIECE_ROWS:
+            whole = pa.concat_tables(held)
+            yield from _fitting(whole.slice(0, PIECE_ROWS))
+            held, rows = [whole.slice(PIECE_ROWS)], rows - PIECE_ROWS
+    if rows:
+        yield from _fitting(pa.concat_tables(held))
+
+
+def _fitting(table: pa.Table) -> Iterator[pa.Table]:
+    if table.num_rows > 1 and table.get_total_buffer_size() > PIECE_BYTES and table.nbytes > PIECE_BYTES:
+        half = table.num_rows // 2
+        yield from _fitting(table.slice(0, half))
+        yield from _fitting(table.slice(half))
+    else:
+        yield table.combine_chunks()
+
+
+def _offers(stream: Iterable[pa.Table], least: Mapping[str, float], left_out: Counter[str], label: str) -> Iterator[Batch]:
+    """The rows of one stream that may be published, each key once, in order."""
+    last: pa.Table | None = None  # the last row kept: its key may go on in the next batch
+    for table, bound in ascending((conform(table, OFFERED, label) for table in stream), label):
+        kept = _publishable(table, least, left_out, label)
+        if kept.num_rows:
+            kept = _first_of_each(kept if last is None else pa.concat_tables([last, kept]), left_out).slice(last is not None)
+        if kept.num_rows:
+            last = kept.slice(kept.num_rows - 1)
+        yield Batch(kept, bound)
+
+
+def _publishable(table: pa.Table, least: Mapping[str, float], left_out: Counter[str], label: str) -> pa.Table:
     """The answered, confident rows, as CACHED; the others are counted by reason."""
-    _plausible(table)
-    states = pc.value_counts(table.column("state")).to_pylist()
-    left_out.update({item["values"]: item["counts"] for item in states if item["values"] != State.ANSWERED})
-    answered = table.filter(pc.equal(table.column("state"), State.ANSWERED.value))
+    _plausible(table, label)
+    states = {item["values"]: item["counts"] for item in pc.value_counts(table.column("state")).to_pylist()}
+    answered = table
+    if set(states) != {State.ANSWERED.value}:
+        left_out.update({state: count for state, count in states.items() if state != State.ANSWERED})
+        answered = table.filter(pc.equal(table.column("state"), State.ANSWERED.value))
     if answered.column("answer").null_count:
-        raise InputError("a row in state answered has no answer", where="answers", fix="run precompute again: its output is damaged")
+        raise InputError("a row in state answered has no answer", where=label, fix="run precompute again: its output is damaged")
     sure: Any = np.ones(answered.num_rows, dtype=bool)
-    for source, least in min_confidence.items():
-        if least > 0:
-            above = pc.fill_null(pc.greater_equal(answered.column("confidence"), pa.scalar(least, pa.float32())), False)
+    for source, least_of in least.items():
+        if least_of > 0:
+            above = pc.fill_null(pc.greater_equal(answered.column("confidence"), pa.scalar(least_of, pa.float32())), False)
             sure &= np.asarray(pc.or_(above, pc.not_equal(answered.column("source"), source)))
     left_out["unconfident"] += int((~sure).sum())
-    return answered.filter(pa.array(sure)).select(CACHED.names)
+    return (answered if sure.all() else answered.filter(pa.array(sure))).select(CACHED.names)
 
 
-def _plausible(table: pa.Table) -> None:
+def _plausible(table: pa.Table, label: str) -> None:
     """Refuse unknown sources and states, and keys that are not those of their texts (checked on a sample)."""
     for column, known in (("source", set(SOURCES)), ("state", set(State))):
         strange = set(pc.unique(table.column(column)).to_pylist()) - known
         if strange:
             raise InputError(
-                f"answers hold an unknown {column}", where=column, value=sorted(map(str, strange)), fix=f"known: {', '.join(sorted(known))}"
+                f"answers hold an unknown {column}", where=label, value=sorted(map(str, strange)), fix=f"known: {', '.join(sorted(known))}"
             )
     if table.column("query_key").null_count or table.column("query").null_count:
-        raise InputError("query_key and query must not be null", where="answers", fix="run precompute again: its output is damaged")
+        raise InputError("query_key and query must not be null", where=label, fix="run precompute again: its output is damaged")
     sample = table.slice(0, 64)
     for key, text in zip(sample.column("query_key").to_pylist(), sample.column("query").to_pylist(), strict=True):
         if key != query_key(text):
             raise InputError(
-                "query_key is not the key of its query",
-                where="answers",
-                value=text,
-                fix="ingest the log again with this version of headtail",
+                "query_key is not the key of its query", where=label, value=text, fix="ingest the log again with this version of headtail"
             )
 
 
-class _Spill:
-    """Rows on disk, one Arrow stream per range of keys; ranges are in key order."""
-
-    def __init__(self, folder: Path, partitions: int) -> None:
-        self.paths = [folder / f"spill-{i:03}.arrow" for i in range(partitions)]
-        self.rows = self.bytes = 0
-
-    def __enter__(self) -> _Spill:
-        options = pa.ipc.IpcWriteOptions(compression="lz4")
-        self._sinks = [pa.OSFile(str(path), "wb") for path in self.paths]
-        self._writers = [pa.ipc.new_stream(sink, SPILLED, options=options) for sink in self._sinks]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for writer, sink in zip(self._writers, self._sinks, strict=True):
-            writer.close()
-            sink.close()
-
-    def add(self, table: pa.Table) -> None:
-        """Rows of CACHED with their precedence."""
-        if not table.num_rows:
-            return
-        table = table.cast(SPILLED)
-        self.rows += table.num_rows
-        self.bytes += sum(int(pc.sum(pc.binary_length(table.column(name))).as_py() or 0) for name in ("query", "answer"))
-        if len(self.paths) == 1:
-            self._writers[0].write(table)
-            return
-        place = (key_words(table.column("query_key"))[0] >> np.uint64(48)) * np.uint64(len(self.paths)) >> np.uint64(16)
-        order = np.argsort(place, kind="stable")
-        ends = np.searchsorted(place[order], np.arange(len(self.paths) + 1, dtype=np.uint64))
-        moved = table.take(pa.array(order))
-        for i in np.flatnonzero(np.diff(ends)):
-            self._writers[i].write(moved.slice(int(ends[i]), int(ends[i + 1] - ends[i])))
-
-    def sorted(self, left_out: Counter[str]) -> Iterator[pa.Table]:
-        """Each range, sorted by key, one row per key; the files are removed as they are read."""
-        for path in self.paths:
-            with pa.OSFile(str(path), "rb") as source:
-                table = pa.ipc.open_stream(source).read_all()
-            path.unlink()
-            if table.num_rows:
-                yield _first_per_key(table, left_out)
-
-
-def _first_per_key(table: pa.Table, left_out: Counter[str]) -> pa.Table:
-    high, low = key_words(table.column("query_key"))
-    precedence = table.column("precedence").to_numpy()
-    order = np.lexsort((precedence, low, high))  # stable: within one stream the first row wins
-    high, low = high[order], low[order]
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
+def _first_of_each(table: pa.Table, left_out: Counter[str]) -> pa.Table:
+    """The first row of each key, in order of key; the others are counted, apart when their text differs."""
+    order, first = in_order(*key_words(table.column("query_key")))
     if not first.all():
         queries = table.column("query")
         winner = order[np.flatnonzero(first)[np.cumsum(first) - 1]]
         other = pc.not_equal(queries.take(pa.array(order[~first])), queries.take(pa.array(winner[~first])))
         collisions = int(pc.sum(other).as_py() or 0)
         left_out.update({"collision": collisions, "duplicate": int((~first).sum()) - collisions})
-    return table.take(pa.array(order[first])).drop_columns(["precedence"])
+    elif (order[1:] > order[:-1]).all():
+        return table
+    return table.take(pa.array(order[first]))
 
 
 class _Writer:
-    """Sorted rows into Parquet and LMDB at once; digests as they pass."""
+    """Pieces in order of key into LMDB here, into Parquet and digests on a thread."""
 
-    def __init__(self, folder: Path, text_bytes: int, rows: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self.parquet, self.lmdb = folder / "answers.parquet", folder / "lmdb"
-        self._parquet = pq.ParquetWriter(self.parquet, CACHED, compression="zstd")
-        # Short values share pages of 4 KiB, long ones take whole pages: 4 times the text is above the worst case. The file is sparse.
-        self._env = lmdb.open(str(self.lmdb), map_size=4 * text_bytes + 256 * rows + (64 << 20), lock=False, sync=False, metasync=False)
+        self._snapshot = Snapshot(self.lmdb)
+        # Keys are random and texts differ: a dictionary would be filled and thrown away.
+        self._parquet = pq.ParquetWriter(self.parquet, CACHED, compression="zstd", use_dictionary=["source"])
         self._digests = [blake2b(digest_size=KEY_BYTES) for _ in range(4)]
         self._prefixes: list[npt.NDArray[np.uint64]] = []
         self._sources: Counter[str] = Counter()
         self._top: list[tuple[int, str]] = []
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="headtail-parquet")
+        self._beside: deque[Future[None]] = deque()
 
-    def add(self, table: pa.Table) -> None:
+    def add(self, piece: pa.Table) -> None:
         """The next rows in key order."""
-        for start in range(0, table.num_rows, SLICE_ROWS):
-            piece = table.slice(start, SLICE_ROWS).combine_chunks()
-            self._parquet.write_table(piece.cast(CACHED))
-            keys, values = piece.column("query_key"), _values(piece)
-            with self._env.begin(write=True) as txn:
-                pairs = zip(keys.to_pylist(), values.to_pylist(), strict=True)
-                done, added = txn.cursor().putmulti(pairs, append=True)
-            if not done == added == piece.num_rows:
-                raise LedgerError("LMDB did not take every row", where=str(self.lmdb), value=f"{added} of {piece.num_rows}")
-            self._note(piece, values)
+        values = Values(piece)
+        self._beside.append(self._thread.submit(self._note, piece, values))
+        self._snapshot.add(piece, values)
+        while len(self._beside) > _AHEAD:
+            self._beside.popleft().result()
 
-    def _note(self, piece: pa.Table, values: pa.Array) -> None:
+    def _note(self, piece: pa.Table, values: Values) -> None:
         high, low = key_words(piece.column("query_key"))
-        lengths = np.asarray(pc.binary_length(values)).astype("<u8")
+        lengths = np.diff(values.ends).astype("<u8")
         counts = np.asarray(pc.fill_null(piece.column("count"), 0)).astype("<i8")
-        body = pc.binary_join(
-            pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values), pa.scalar(b"", pa.large_binary())
-        )
-        for digest, data in zip(
-            self._digests, (np.stack([high, low], 1).tobytes(), lengths.tobytes(), counts.tobytes(), body[0].as_buffer()), strict=True
-        ):
+        for digest, data in zip(self._digests, (np.stack([high, low], 1), lengths, counts, values.body), strict=True):
             digest.update(data)
         self._prefixes.append(high)
         for item in pc.value_counts(piece.column("source")).to_pylist():
@@ -203,33 +195,22 @@ class _Writer:
         best = piece.select(["count", "query"]).take(pc.select_k_unstable(piece, k=EXAMPLES, sort_keys=[("count", "descending")]))
         found = zip((c or 0 for c in best.column("count").to_pylist()), best.column("query").to_pylist(), strict=True)
         self._top = heapq.nsmallest(EXAMPLES, [*self._top, *found], key=lambda item: (-item[0], item[1]))
+        self._parquet.write_table(piece, row_group_size=PIECE_ROWS)
 
-    def finish(self, offered: int, left_out: Counter[str]) -> Built:
-        """Close and fsync; what was spilled must have been written or counted."""
+    def finish(self, left_out: Counter[str]) -> Built:
+        """Close and sync both files; they must hold the same rows."""
+        while self._beside:
+            self._beside.popleft().result()
         self._parquet.close()
-        self._env.sync(True)
-        entries = self._env.stat()["entries"]
-        self._env.close()
+        self._snapshot.finish()
+        rows = pq.read_metadata(self.parquet).num_rows
         prefixes = np.concatenate(self._prefixes) if self._prefixes else np.empty(0, np.uint64)
-        if entries != len(prefixes) or offered != entries + left_out["duplicate"] + left_out["collision"]:
-            raise LedgerError(
-                "rows of the generation do not add up",
-                value=f"{offered} offered, {entries} in LMDB, {len(prefixes)} written, {dict(left_out)} left out",
-            )
+        if not rows == self._snapshot.rows == len(prefixes) == sum(self._sources.values()):
+            raise LedgerError("Parquet and LMDB do not add up", value=f"{rows} and {self._snapshot.rows} rows, {len(prefixes)} keys")
         content = blake2b(b"".join(d.digest() for d in self._digests), digest_size=KEY_BYTES).hexdigest()
         shown = tuple(query for _, query in self._top)
         return Built(self.parquet, self.lmdb, dict(sorted(self._sources.items())), +left_out, shown, content, prefixes)
 
-
-def _values(piece: pa.Table) -> pa.Array:
-    """The LMDB value of each row: VALUE's header, the query, the answer. Built in Arrow: no Python object per field."""
-    queries = piece.column("query").combine_chunks().cast(pa.large_binary())
-    header = np.zeros(piece.num_rows, dtype=[("f", "u1"), ("s", "u1"), ("c", "<f4"), ("k", "V16"), ("n", "<u4")])
-    header["f"] = FORMAT
-    header["s"] = np.asarray(pc.index_in(piece.column("source"), value_set=pa.array(SOURCES, pa.large_string())))
-    header["c"] = np.asarray(pc.fill_null(piece.column("confidence"), float("nan")))
-    header["k"] = [key or bytes(KEY_BYTES) for key in piece.column("answer_key").to_pylist()]
-    header["n"] = np.asarray(pc.binary_length(queries))
-    fixed = pa.FixedSizeBinaryArray.from_buffers(pa.binary(VALUE.size), len(header), [None, pa.py_buffer(header.tobytes())])
-    answers = piece.column("answer").combine_chunks().cast(pa.large_binary())
-    return pc.binary_join_element_wise(fixed.cast(pa.large_binary()), queries, answers, pa.scalar(b"", pa.large_binary()))
+    def close(self) -> None:
+        """Let go of the thread; what it was doing is finished first."""
+        self._thread.shutdown()

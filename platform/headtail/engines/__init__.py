@@ -48,6 +48,9 @@ class ModelConfig(Config):
         0.0, "price of one worker's machine, for cost figures; 0 prices at the default stated in docs/cost.md", ge=0
     )
 
+    usd_per_million_tokens_in: float = execution(0.0, "what a provider bills per million prompt tokens, beside usd_per_hour", ge=0)
+    usd_per_million_tokens_out: float = execution(0.0, "what a provider bills per million answer tokens, beside usd_per_hour", ge=0)
+
     @field_validator("engine", mode="before")
     @classmethod
     def _bare_null(cls, value: object) -> object:

@@ -3,7 +3,9 @@
 In: a Job (tables, task, model). Out: a Ledger (a ShardReceipt per shard, each published once) and `answers`, which reads
 them. What was finished before a crash is found again; a finished job is found whole and starts nothing.
 
-    prepare.py  input -> shards      shard.py  rows -> published answers      worker.py  engine <-> shards      ledger.py  do they add up
+    prepare.py  input -> shards          catalog.py  answers made before          shard.py   rows -> published answers
+    wanted.py   a shard's rows, keyed    worker.py   engine <-> shards            ledger.py  do they add up
+    limits.py   when to stop early       watch.py    an engine that hangs         preview.py what would be asked, at what price
 
 Knows nothing of stages, receipts of stages or what answers are for.
 """
@@ -20,9 +22,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from headtail.errors import ConfigError, EngineError, HeadtailError
+from headtail.errors import ConfigError, EngineError, HeadtailError, LimitReached
+from headtail.generate.catalog import ANSWERS, register
 from headtail.generate.job import Job, ShardReceipt, Table
 from headtail.generate.ledger import Ledger, settle_up
+from headtail.generate.limits import Limits
 from headtail.generate.prepare import Manifest, prepare
 from headtail.generate.shard import read_receipt
 from headtail.generate.worker import Ask, Worker
@@ -30,17 +34,21 @@ from headtail.progress import say
 from headtail.receipt import Receipt
 from headtail.storage import Storage, open_storage, read_table
 
-__all__ = ["ANSWERS", "Job", "Ledger", "Table", "answers", "chains", "generate", "survey", "sweep"]
+__all__ = ["ANSWERS", "Job", "Ledger", "Limits", "Table", "answers", "chains", "generate", "survey", "sweep"]
 
-ANSWERS = "answers/"  # outputs of this kind, one per shard, in a stage's receipt
 _LONGEST_CHAIN = 16  # shards per Ray task: fewer pauses of the engine between tasks against evener ends
 _LOOKS = 16  # threads that look whether shards are done; a look at S3 takes some 20 ms
 
 
 def generate(job: Job) -> Ledger:
-    """Bring every row of the job to its one state. LedgerError when rows do not add up; EngineError when no engine runs."""
+    """Bring every row of the job to its one state.
+
+    LedgerError when rows do not add up; EngineError when no engine runs; LimitReached when errors, money or time passed
+    the job's limits. What is finished is kept in each case.
+    """
     store = open_storage(job.root)
     manifest = prepare(job)
+    register(store, job)
     done, asks = survey(job, store, manifest)
     said: list[dict[str, Any]] = []
     if asks:
@@ -50,7 +58,14 @@ def generate(job: Job) -> Ledger:
             say(f"  resuming: {len(done)} of {len(done) + len(asks)} shards are done{retried}")
         said = _spread(job, manifest, asks, sum(receipt.rows for receipt in done))
     made = [ShardReceipt.model_validate(receipt) for one in said for receipt in one["receipts"]]
+    if reason := next((one["stopped"] for one in said if one.get("stopped")), ""):
+        _stopped(job, reason, len(done) + len(made), len(done) + len(asks))
     return settle_up(job, store, manifest, done, made, said)
+
+
+def _stopped(job: Job, reason: str, done: int, shards: int) -> None:
+    fix = "what is finished is kept: mend the cause or raise the limit, and run again to go on"
+    raise LimitReached(f"stopped early: {reason}", where=job.path, value=f"{done} of {shards} shards are published", fix=fix)
 
 
 def survey(job: Job, store: Storage, manifest: Manifest) -> tuple[list[ShardReceipt], list[Ask]]:
@@ -89,7 +104,7 @@ def _spread(job: Job, manifest: Manifest, asks: Sequence[Ask], done: int) -> lis
     count = chains(len(asks), job.workers)
     items = [{"shard": ask.shard, "edition": ask.edition} for ask in asks]
     total = sum(part.file.rows or 0 for part in manifest.parts)
-    with metered(f"{job.task.name} by {job.name}", total, done=done) as meter:
+    with metered(f"{job.task.name} by {job.name}", total, done=done, judge=job.limits.problem) as meter:
         asked = ray.data.from_items(items, override_num_blocks=count).map_batches(
             Worker,
             fn_constructor_kwargs={"job": job, "manifest": manifest, "run": uuid.uuid4().hex[:8], "meter": meter},

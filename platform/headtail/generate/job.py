@@ -1,12 +1,12 @@
 """What one generate job is made of: the words its modules share.
 
-In: nothing. Out: Job (what to do, sent whole to every worker), Table (an input), ShardReceipt (what became of a shard)
-and the paths of a job's files. Pure.
+In: nothing. Out: Job (what to do, sent whole to every worker), Table (an input), Journal and ShardReceipt (what is finished
+of a shard, and what became of it) and the paths of a job's files. Pure.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from pydantic import Field
 from headtail.config import Config, result_fields
 from headtail.engines import ModelConfig
 from headtail.engines.grammar import FORM
+from headtail.generate.limits import Limits
 from headtail.keys import fingerprint
 from headtail.rows import ANSWER, State, with_side_inputs
 from headtail.storage import FileRef
@@ -47,6 +48,12 @@ class Job:
     flush_rows: int = 1000
     flush_seconds: float = 10.0
     attempts: int = 3
+    retry: tuple[str, ...] = (State.FAILED,)
+    reuse: bool = True
+    reuse_jobs: int = 20
+    keep_logprobs: bool = True
+    stall_seconds: float = 600.0
+    limits: Limits = field(default_factory=Limits)
 
     @cached_property
     def settings(self) -> str:
@@ -90,6 +97,17 @@ def answer_settings(task: Task, model: ModelConfig, digest: str) -> dict[str, An
     return {**task.answer_settings, "model": {**kept, "digest": digest}, "grammar": FORM if model.engine == "vllm" else 0}
 
 
+class Journal(Config):
+    """What is finished of a shard that is not. Replaced whole at each flush."""
+
+    segments: tuple[FileRef, ...] = Field((), description="files of finished rows")
+    runs: tuple[str, ...] = Field((), description="which run of the job wrote each segment")
+    strikes: int = Field(0, ge=0, description="how often the shard was begun since rows were last flushed")
+    passed: int = Field(0, ge=0, description="rows flushed in a narrow window")
+    culprits: int = Field(0, ge=0, description="rows that were found to kill the engine")
+    seconds: float = Field(0.0, ge=0, description="engine time so far")
+
+
 class ShardReceipt(Config):
     """What became of one shard, published with its answers by one atomic step; the first to publish wins.
 
@@ -105,7 +123,11 @@ class ShardReceipt(Config):
     reasons: dict[str, int] = Field({}, description="the most frequent reasons of failed rows, and how many rows each")
     tokens_in: int = Field(0, ge=0, description="prompt tokens of all rows")
     tokens_out: int = Field(0, ge=0, description="answer tokens of all rows")
-    seconds: float = Field(0.0, ge=0, description="engine time that went into this shard, over all runs")
+    seconds: float = Field(0.0, ge=0, description="engine time that this job put into the shard, over all its runs")
+    reused: int = Field(0, ge=0, description="rows whose answers an earlier job had made under the same answer_key")
+    reused_seconds: float = Field(0.0, ge=0, description="engine time that went into the reused rows when they were made")
+    reused_tokens_in: int = Field(0, ge=0, description="prompt tokens of the reused rows, when they were made")
+    reused_tokens_out: int = Field(0, ge=0, description="answer tokens of the reused rows, when they were made")
     computed: int = Field(0, ge=0, description="rows that the run which published this had made itself")
     damaged: int = Field(0, ge=0, description="rows of earlier segments that could not be read and were made again")
 

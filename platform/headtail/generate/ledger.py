@@ -1,7 +1,8 @@
 """Do the rows add up: the last look at a job before anything reads its answers.
 
-In: the manifest and a ShardReceipt per shard. Out: a Ledger, or a LedgerError that names shards. Workers have compared
-every row with their shard's input; here each shard is there once, its file is whole, and the sums agree.
+In: the manifest and a ShardReceipt per shard. Out: a Ledger, or a LedgerError that names shards and rows. Workers have
+compared every row with their shard's input before they published it; here each shard is there once, the sums agree, and
+what is in the store now is read again and compared with the input both ways: no query missing, none that was not asked.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from headtail.errors import LedgerError, StorageError
 from headtail.generate.job import Job, ShardReceipt
-from headtail.generate.prepare import Manifest
+from headtail.generate.prepare import Manifest, read_shard
 from headtail.rows import State
-from headtail.storage import Storage
+from headtail.storage import Storage, read_table
 
 _LISTED = 5
 _LOOKS = 16
@@ -24,7 +28,10 @@ _LOOKS = 16
 
 @dataclass(frozen=True)
 class Ledger:
-    """A job whose rows add up. `computed`: rows an engine was run for now; the others were found finished."""
+    """A job whose rows add up. `computed`: rows an engine was run for now; `reused`: rows that another job had answered before.
+
+    `seconds` and tokens of reused rows are apart: they were paid for by that job. `tokens_in` and `tokens_out` hold both.
+    """
 
     shards: tuple[ShardReceipt, ...]
     rows: int
@@ -32,9 +39,13 @@ class Ledger:
     states: dict[str, int]
     reasons: dict[str, int]
     computed: int
+    reused: int
     tokens_in: int
     tokens_out: int
     seconds: float
+    reused_seconds: float
+    reused_tokens_in: int
+    reused_tokens_out: int
     start_s: float
     restarts: int
     lacking: dict[str, tuple[str, ...]]
@@ -52,7 +63,8 @@ class Ledger:
             "states": self.states,
             "reasons": self.reasons,
             "computed": self.computed,
-            "resumed": self.rows - self.computed,
+            "reused": self.reused,
+            "resumed": self.rows - self.computed - self.reused,
             "shards": [shard.model_dump(mode="json") for shard in self.shards],
         }
 
@@ -63,7 +75,7 @@ def settle_up(
     """The Ledger of shards found `done` and shards `made` now. `said`: what each Ray task told of its engine."""
     shards = tuple(sorted([*done, *made], key=lambda receipt: receipt.shard))
     check_sums(shards, manifest, job.path)
-    _check_files(shards, store, job.path)
+    audit(shards, manifest, store, job.path)
     states: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for shard in shards:
@@ -78,9 +90,13 @@ def settle_up(
         states={str(state): states.get(state, 0) for state in State},
         reasons=dict(reasons.most_common(_LISTED)),
         computed=sum(shard.computed for shard in made),
+        reused=sum(shard.reused for shard in shards),
         tokens_in=sum(shard.tokens_in for shard in shards),
         tokens_out=sum(shard.tokens_out for shard in shards),
         seconds=sum(shard.seconds for shard in shards),
+        reused_seconds=sum(shard.reused_seconds for shard in shards),
+        reused_tokens_in=sum(shard.reused_tokens_in for shard in shards),
+        reused_tokens_out=sum(shard.reused_tokens_out for shard in shards),
         start_s=max(starts.values(), default=0.0),
         restarts=sum(restarts.values()),
         lacking=manifest.lacking,
@@ -108,17 +124,32 @@ def check_sums(shards: Sequence[ShardReceipt], manifest: Manifest, where: str) -
         raise LedgerError(f"rows do not add up: {'; '.join(said[:_LISTED])}{more}", where=where, fix=fix)
 
 
-def _check_files(shards: Sequence[ShardReceipt], store: Storage, where: str) -> None:
+def audit(shards: Sequence[ShardReceipt], manifest: Manifest, store: Storage, where: str) -> None:
+    """LedgerError unless the answers in the store are to exactly the queries of the input, by an anti-join both ways per shard."""
+
     def problem(receipt: ShardReceipt) -> str:
         try:
             size = store.size(receipt.answers.path)
+            if size != receipt.answers.bytes:
+                return f"shard {receipt.shard}: {receipt.answers.path} has {size} bytes, not {receipt.answers.bytes}"
+            answers = read_table(store, receipt.answers.path, ["query_key", "query"])
         except (StorageError, OSError) as error:
             return f"shard {receipt.shard}: {receipt.answers.path}: {error}"
-        wanted = receipt.answers.bytes
-        return "" if size == wanted else f"shard {receipt.shard}: {receipt.answers.path} has {size} bytes, not {wanted}"
+        if answers.num_rows != receipt.rows:
+            return f"shard {receipt.shard}: {receipt.answers.path} has {answers.num_rows} rows, not {receipt.rows}"
+        asked = read_shard(store, manifest, receipt.shard, ["query_key", "query"])
+        both = (("missing", _only_in(asked, answers)), ("not asked for", _only_in(answers, asked)))
+        said = [f"{len(rows)} {name} ({', '.join(map(repr, rows[:_LISTED]))})" for name, rows in both if rows]
+        return f"shard {receipt.shard}: {'; '.join(said)}" if said else ""
 
     with ThreadPoolExecutor(_LOOKS) as pool:
         said = [text for text in pool.map(problem, shards) if text]
     if said:
         fix = "these files were changed after they were written: remove the job's folder and run again"
-        raise LedgerError(f"answers that were published are not there: {'; '.join(said[:_LISTED])}", where=where, fix=fix)
+        raise LedgerError(f"answers that were published are not those of the input: {'; '.join(said[:_LISTED])}", where=where, fix=fix)
+
+
+def _only_in(one: pa.Table, other: pa.Table) -> list[str]:
+    """Queries of `one` whose key is not in `other`."""
+    there = pc.is_in(one["query_key"], value_set=other["query_key"].combine_chunks())
+    return [] if pc.all(there).as_py() in (True, None) else one.filter(pc.invert(there))["query"].to_pylist()

@@ -1,8 +1,8 @@
 """Sort a job's input into fixed shards, once, so that a resumed job meets the very same shards.
 
 In: input tables. Out: part files (rows sorted by shard, one row group per shard) and a manifest that names them, written
-last. A shard is a function of query_key alone: reordered or re-cut input changes nothing, and one query's rows meet in
-one shard, where duplicates are found. Knows nothing of prompts, models or engines.
+last. A shard is a range of query_key: reordered or re-cut input changes nothing, one query's rows meet in one shard, where
+duplicates are found, and shards in order are keys in order. Knows nothing of prompts, models or engines.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from pydantic import Field
 from headtail.config import Config, build
 from headtail.errors import InputError, StorageError
 from headtail.generate.job import Job, Table
-from headtail.keys import KEY_BYTES
-from headtail.rows import KEY, conform, with_side_inputs
+from headtail.rows import KEY, conform, key_words, with_side_inputs
 from headtail.storage import FileRef, Storage, open_storage, put, read_json
 
 SHARD_ROWS = 20_000  # a shard is held in a worker's memory: some 20 MB
@@ -169,19 +168,18 @@ def input_rows(table: pa.Table, side_inputs: Sequence[str], label: str) -> pa.Ta
 
 def shards_of(keys: pa.ChunkedArray, shards: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     """`keys.shard_of` for a whole column at once."""
-    column = pc.cast(keys, KEY).combine_chunks()
-    raw = np.frombuffer(column.buffers()[1], dtype="<u8", offset=column.offset * KEY_BYTES, count=len(column) * (KEY_BYTES // 8))
-    return (raw[:: KEY_BYTES // 8] % np.uint64(shards)).astype(np.int64)
+    high, _ = key_words(pc.cast(keys, KEY))
+    return ((high >> np.uint64(32)) * np.uint64(shards) >> np.uint64(32)).astype(np.int64)
 
 
-def read_shard(store: Storage, manifest: Manifest, shard: int) -> pa.Table:
+def read_shard(store: Storage, manifest: Manifest, shard: int, columns: list[str] | None = None) -> pa.Table:
     """All input rows of one shard, duplicates included, in order of input."""
     pieces = []
     for part in manifest.parts:
         if shard in part.shards:
             try:
                 with pq.ParquetFile(store.full(part.file.path), filesystem=store.filesystem) as file:
-                    pieces.append(file.read_row_group(part.shards.index(shard)))
+                    pieces.append(file.read_row_group(part.shards.index(shard), columns=columns))
             except (OSError, pa.ArrowInvalid) as error:
                 fix = "remove the job's work folder and run again: finished shards are kept"
                 where = store.uri(part.file.path)

@@ -18,14 +18,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field
 
-from headtail.config import Config, build
+from headtail.config import build
 from headtail.engines import Completion
-from headtail.errors import EngineError, LedgerError, StorageError
-from headtail.generate.job import Job, ShardReceipt
+from headtail.errors import EngineError, StorageError
+from headtail.generate.catalog import Earlier, as_asked
+from headtail.generate.job import Job, Journal, ShardReceipt
 from headtail.generate.prepare import Manifest, read_shard
-from headtail.keys import answer_key
+from headtail.generate.wanted import Wanted, check_rows, in_order, wanted
 from headtail.outcome import Outcome
 from headtail.rows import State
 from headtail.storage import FileRef, Storage, put, read_json, read_table
@@ -38,57 +38,32 @@ MOST_CULPRITS = 10  # rows of one shard that may kill an engine before the job g
 _LISTED = 5  # reasons and sample rows named in receipts and errors
 
 
-class Journal(Config):
-    """What is finished of a shard that is not. Replaced whole at each flush."""
-
-    segments: tuple[FileRef, ...] = Field((), description="files of finished rows")
-    runs: tuple[str, ...] = Field((), description="which run of the job wrote each segment")
-    strikes: int = Field(0, ge=0, description="how often the shard was begun since rows were last flushed")
-    passed: int = Field(0, ge=0, description="rows flushed in a narrow window")
-    culprits: int = Field(0, ge=0, description="rows that were found to kill the engine")
-    seconds: float = Field(0.0, ge=0, description="engine time so far")
-
-
 class Shard:
     """An open shard. `todo` holds the rows (by position) that have no outcome yet, in order of input."""
 
-    def __init__(self, job: Job, store: Storage, manifest: Manifest, number: int, edition: int, run: str) -> None:
+    def __init__(
+        self, job: Job, store: Storage, manifest: Manifest, number: int, edition: int, run: str, before: Sequence[Earlier] = ()
+    ) -> None:
         self.job, self.store, self.number, self.edition, self.run = job, store, number, edition, run
-        self._read_input(read_shard(store, manifest, number))
+        self.wanted = wanted(read_shard(store, manifest, number), job.task, job.settings)
         self.journal = self._read_journal()
         self._seconds = self.journal.seconds
-        self.damaged = 0
-        self._buffer: list[tuple[int, Outcome, Completion]] = []
+        self.damaged = self.computed = 0
+        self._buffer: list[tuple[int, Outcome, Completion, float]] = []
         self._flushed = time.monotonic()
         self._tables: list[pa.Table] = []
         self.published = False
         self.tries: Counter[int] = Counter()  # transient errors of each row in this worker
         done = self._read_finished()
-        self.todo = [row for row in range(len(self.keys)) if row not in done]
+        self.resumed = len(done) - self.computed
+        self.reused = pa.Table.from_batches([], schema=job.schema)
+        done |= self._take_over(done, before, manifest.shards)
+        self.todo = [row for row in range(len(self.wanted)) if row not in done]
 
-    # --- what is in it
-
-    def _read_input(self, table: pa.Table) -> None:
-        """Rows, their messages and keys, and how many are duplicates of an earlier one."""
-        rows: dict[tuple[bytes, bytes], dict[str, Any]] = {}
-        self.messages: list[list[dict[str, str]]] = []
-        self.unrendered: dict[int, str] = {}
-        self.duplicates = 0
-        for row in table.to_pylist():
-            try:
-                messages, problem = self.job.task.messages(row["query"], row), ""
-            except Exception as error:  # templates are the user's, and can raise anything: this row's fault alone
-                messages, problem = [{"role": "unrendered", "content": row["query"]}], f"prompt template: {type(error).__name__}: {error}"
-            first = rows.setdefault((row["query_key"], answer_key(messages, self.job.settings)), row)
-            if first is row:
-                if problem:
-                    self.unrendered[len(self.messages)] = problem
-                self.messages.append(messages)
-            else:
-                self.duplicates += 1
-                first["withheld"] = first["withheld"] or row["withheld"]  # gold anywhere is gold everywhere
-        self.keys = list(rows)
-        self.rows = list(rows.values())
+    @property
+    def messages(self) -> list[list[dict[str, str]]]:
+        """The messages of each row."""
+        return self.wanted.messages
 
     # --- what is finished
 
@@ -104,9 +79,7 @@ class Shard:
         if self.edition and not refs:
             before = read_receipt(self.job, self.store, self.number, self.edition - 1)
             refs, runs = [before.answers], ["before"]
-        place = {key: row for row, key in enumerate(self.keys)}
         done: set[int] = set()
-        self.computed = 0
         for ref, run in zip(refs, runs, strict=True):
             try:
                 table = read_table(self.store, ref.path).select(self.job.schema.names).cast(self.job.schema)
@@ -115,14 +88,44 @@ class Shard:
                 continue
             if run != self.run:  # rows that failed in an earlier run get another chance
                 table = table.filter(pc.not_equal(table["state"], State.FAILED))
-            pairs = zip(table["query_key"].to_pylist(), table["answer_key"].to_pylist(), strict=True)
-            found = [place.get(pair, -1) for pair in pairs]
-            fresh = [i for i, row in enumerate(found) if row >= 0 and row not in done]
-            self._tables.append(table.take(pa.array(fresh, pa.int64())))
-            done |= {found[i] for i in fresh}
+            fresh = [(i, row) for i, row in enumerate(self._places(table)) if row >= 0 and row not in done]
+            self._tables.append(table.take(pa.array([i for i, _ in fresh], pa.int64())))
+            done |= {row for _, row in fresh}
             self.computed += len(fresh) if run == self.run else 0
-        self.resumed = len(done) - self.computed
         return done
+
+    def _places(self, table: pa.Table) -> list[int]:
+        """The position of each row of `table` in this shard; -1 for a stranger."""
+        pairs = zip(table["query_key"].to_pylist(), table["answer_key"].to_pylist(), strict=True)
+        return [self.wanted.place.get(pair, -1) for pair in pairs]
+
+    def _take_over(self, done: set[int], before: Sequence[Earlier], shards: int) -> set[int]:
+        """Answers of earlier jobs to rows of this one. An answered row is taken first, then the newest of those not to be retried."""
+        chosen: dict[int, tuple[bool, pa.Table, int]] = {}
+        for source in before:
+            if len(done) + sum(answered for answered, _, _ in chosen.values()) == len(self.wanted):
+                break
+            for table in source.answers(self.number, shards):
+                states = table["state"].to_pylist()
+                for i, row in enumerate(self._places(table)):
+                    if row < 0 or row in done or states[i] in self.job.retry:
+                        continue
+                    answered = states[i] == State.ANSWERED
+                    if row not in chosen or (answered and not chosen[row][0]):
+                        chosen[row] = (answered, table, i)
+        by_table: dict[int, tuple[pa.Table, list[int], list[int]]] = {}
+        for row, (_, table, i) in chosen.items():
+            _, there, here = by_table.setdefault(id(table), (table, [], []))
+            there.append(i)
+            here.append(row)
+        taken = [
+            as_asked(table.take(pa.array(there, pa.int64())), self.wanted.table.take(pa.array(here, pa.int64())), self.job)
+            for table, there, here in by_table.values()
+        ]
+        if taken:
+            self.reused = pa.concat_tables(taken)
+            self._tables.append(self.reused)
+        return set(chosen)
 
     # --- rows that break the engine
 
@@ -142,8 +145,9 @@ class Shard:
         if self.journal.strikes > len(WINDOWS) and self.todo:
             self._accuse()
         self._write_journal()
-        for row in [row for row in self.todo if row in self.unrendered]:
-            self.settle(row, Outcome(State.FAILED, None, None, self.unrendered[row], None), Completion(row, finish_reason="error"))
+        for row in [row for row in self.todo if row in self.wanted.unrendered]:
+            outcome = Outcome(State.FAILED, None, None, self.wanted.unrendered[row], None)
+            self.settle(row, outcome, Completion(row, finish_reason="error"))
         self.flush()
 
     def _accuse(self) -> None:
@@ -151,17 +155,17 @@ class Shard:
         if culprits > MOST_CULPRITS:
             fix = "the engine dies whatever it is asked: see its logs (HEADTAIL_WORKER_LOGS=1) and memory; finished rows are kept"
             said = f"more than {MOST_CULPRITS} rows of shard {self.number} killed the engine"
-            raise EngineError(said, where=self.job.path, value=self.rows[row]["query"], fix=fix)
-        reason = "the engine died on this row each time, last when it was asked alone"
+            raise EngineError(said, where=self.job.path, value=self.wanted.table["query"][row].as_py(), fix=fix)
+        reason = "the engine died or hung on this row each time, last when it was asked alone"
         self.settle(row, Outcome(State.FAILED, None, None, reason, None), Completion(row, finish_reason="error"))
         self.journal = self.journal.model_copy(update={"culprits": culprits, "strikes": 1, "passed": 0})
         self.flush()
 
     # --- taking outcomes
 
-    def settle(self, row: int, outcome: Outcome, completion: Completion) -> None:
-        """Take the outcome of one row; it is safe after the next flush."""
-        self._buffer.append((row, outcome, completion))
+    def settle(self, row: int, outcome: Outcome, completion: Completion, seconds: float = 0.0) -> None:
+        """Take the outcome of one row and the engine time it took; it is safe after the next flush."""
+        self._buffer.append((row, outcome, completion, seconds))
 
     def due(self) -> bool:
         """Whether enough rows or time have gathered for a flush."""
@@ -175,7 +179,7 @@ class Shard:
             table = self._table()
             ref = self._put(table, self.job.segment_path(self.number, f"{self.run}-{uuid.uuid4().hex[:8]}"))
             self._tables.append(table)
-            settled = {row for row, _, _ in self._buffer}
+            settled = {row for row, _, _, _ in self._buffer}
             self.todo = [row for row in self.todo if row not in settled]
             self._buffer = []
             self.computed += count
@@ -198,24 +202,26 @@ class Shard:
         self.store.replace(self.job.journal_path(self.number), self.journal.model_dump_json().encode())
 
     def _table(self) -> pa.Table:
-        lines = []
-        for row, outcome, completion in self._buffer:
-            query_key, key = self.keys[row]
-            lines.append(
-                {
-                    **self.rows[row],
-                    "query_key": query_key,
-                    "answer_key": key,
-                    **outcome._asdict(),
-                    "state": str(outcome.state),
-                    "finish_reason": completion.finish_reason,
-                    "tokens_in": completion.tokens_in,
-                    "tokens_out": completion.tokens_out,
-                    "source": self.job.source,
-                    "model": self.job.name,
-                }
-            )
-        return pa.Table.from_pylist(lines, schema=self.job.schema)
+        """The buffer as ANSWER rows, column by column: a dict per row costs more than all else here."""
+        rows, outcomes, completions, seconds = zip(*self._buffer, strict=True)
+        count, wanted = len(rows), self.wanted
+        keep = self.job.keep_logprobs
+        made: dict[str, Any] = {
+            "answer_key": [wanted.pairs[row][1] for row in rows],
+            **dict(zip(Outcome._fields, zip(*outcomes, strict=True), strict=True)),
+            "finish_reason": [completion.finish_reason for completion in completions],
+            "tokens_in": [completion.tokens_in for completion in completions],
+            "tokens_out": [tokens_out(completion) for completion in completions],
+            "source": pa.repeat(pa.scalar(self.job.source), count),
+            "model": pa.repeat(pa.scalar(self.job.name), count),
+            "seconds": seconds,
+            "logprobs": [(completion.token_logprobs if keep else None) or None for completion in completions],
+        }
+        asked = wanted.table.take(pa.array(rows, pa.int64()))
+        columns = [pa.array(made[field.name], field.type) if field.name in made else asked[field.name] for field in self.job.schema]
+        return pa.Table.from_arrays(
+            [_cast(column, field.type) for column, field in zip(columns, self.job.schema, strict=True)], schema=self.job.schema
+        )
 
     def _put(self, table: pa.Table, path: str) -> FileRef:
         with tempfile.TemporaryDirectory(prefix="headtail-segment-") as folder:
@@ -232,29 +238,36 @@ class Shard:
     def publish(self) -> ShardReceipt:
         """Check every row, write the answers, publish. When another writer was first, what it published counts."""
         self.flush()
-        table = pa.concat_tables(self._tables).combine_chunks() if self._tables else self.job.schema.empty_table()
-        check_rows(table, self.keys, f"{self.job.path}, shard {self.number}")
-        table = table.take(pc.sort_indices(table, sort_keys=[("query_key", "ascending"), ("answer_key", "ascending")]))
+        table = in_order(pa.concat_tables(self._tables).combine_chunks() if self._tables else self.job.schema.empty_table())
+        check_rows(table, self.wanted, f"{self.job.path}, shard {self.number}")
         failed = table.filter(pc.equal(table["state"], State.FAILED))
         made = ShardReceipt(
             shard=self.number,
             edition=self.edition,
             answers=self._put(table, self.job.answers_path(self.number, uuid.uuid4().hex[:8])),
             rows=table.num_rows,
-            duplicates=self.duplicates,
+            duplicates=self.wanted.duplicates,
             states=dict(sorted(Counter(table["state"].to_pylist()).items())),
             reasons=dict(Counter(failed["reason"].to_pylist()).most_common(_LISTED)),
-            tokens_in=pc.sum(table["tokens_in"]).as_py() or 0,
-            tokens_out=pc.sum(table["tokens_out"]).as_py() or 0,
+            tokens_in=_sum(table["tokens_in"]),
+            tokens_out=_sum(table["tokens_out"]),
             seconds=round(self._seconds, 3),
+            reused=self.reused.num_rows,
+            reused_seconds=round(float(_sum(self.reused["seconds"])), 3),
+            reused_tokens_in=_sum(self.reused["tokens_in"]),
+            reused_tokens_out=_sum(self.reused["tokens_out"]),
             computed=self.computed,
             damaged=self.damaged,
         )
         path = self.job.receipt_path(self.number, self.edition)
         won = self.store.create(path, made.model_dump_json(indent=1).encode())
         self.published = True
-        self.rows, self.keys, self.messages, self._tables = [], [], [], []  # the worker keeps the shard, not its rows
+        self.wanted, self._tables = _NOTHING, []  # the worker keeps the shard, not its rows
+        self.reused = self.reused.slice(0, 0)
         return made if won else read_receipt(self.job, self.store, self.number, self.edition)
+
+
+_NOTHING = Wanted(pa.table({}), [], [])
 
 
 def read_receipt(job: Job, store: Storage, shard: int, edition: int) -> ShardReceipt:
@@ -263,26 +276,14 @@ def read_receipt(job: Job, store: Storage, shard: int, edition: int) -> ShardRec
     return build(ShardReceipt, read_json(store, path), where=store.uri(path))
 
 
-def check_rows(table: pa.Table, wanted: Sequence[tuple[bytes, bytes]], where: str) -> None:
-    """LedgerError unless `table` holds each wanted (query_key, answer_key) exactly once, each in a known state."""
-    given = Counter(zip(table["query_key"].to_pylist(), table["answer_key"].to_pylist(), strict=True))
-    queries = dict(zip(table["query_key"].to_pylist(), table["query"].to_pylist(), strict=True))
-    asked = set(wanted)
-    problems = {
-        "missing": [pair for pair in wanted if pair not in given],
-        "not asked for": [pair for pair in given if pair not in asked],
-        "twice": [pair for pair, count in given.items() if count > 1],
-    }
-    states = set(table["state"].to_pylist()) - {str(state) for state in State}
-    said = [
-        f"{len(pairs)} {name} ({', '.join(_named(pair, queries) for pair in pairs[:_LISTED])})" for name, pairs in problems.items() if pairs
-    ]
-    said += [f"unknown state {state}" for state in states]
-    if said:
-        fix = "nothing of this shard was published; run again, and report this if it stays"
-        value = f"{len(wanted)} rows in, {table.num_rows} out"
-        raise LedgerError(f"rows do not add up: {'; '.join(said)}", where=where, value=value, fix=fix)
+def tokens_out(completion: Completion) -> int:
+    """Answer tokens of all samples of a row."""
+    return completion.tokens_out + sum(sample.tokens_out for sample in completion.samples)
 
 
-def _named(pair: tuple[bytes, bytes], queries: dict[bytes, str]) -> str:
-    return f"{queries.get(pair[0], 'query')!r} {pair[0].hex()[:12]}"
+def _sum(column: pa.ChunkedArray) -> Any:
+    return pc.sum(column).as_py() or 0
+
+
+def _cast(column: Any, kind: pa.DataType) -> Any:
+    return column if column.type == kind else column.cast(kind)

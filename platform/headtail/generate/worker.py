@@ -11,6 +11,7 @@ import json
 import sys
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,15 +19,19 @@ from typing import Any
 
 from headtail.engines import Completion, Engine, Request, open_engine
 from headtail.errors import EngineError, HeadtailError
+from headtail.generate.catalog import earlier
 from headtail.generate.job import Job, ShardReceipt
 from headtail.generate.prepare import Manifest
-from headtail.generate.shard import Shard, read_receipt
+from headtail.generate.shard import Shard, read_receipt, tokens_out
+from headtail.generate.watch import watched
 from headtail.models import find
 from headtail.outcome import settle
 from headtail.storage import open_storage, read_json, write_json
 
 _PASS_BACKOFF_S = 1.0  # before rows with transient errors are asked once more; doubles
 _LONGEST_BACKOFF_S = 30.0
+_TELL_S = 1.0  # the meter is told, and asked whether to stop, at most this often
+_START_S = 1800.0  # beyond stall_seconds: loading the weights of a large model takes long
 MOST_STARTS = 16  # of engines in a row that finish no row. Ray brings a dead actor back for ever; this is what ends it
 
 
@@ -48,19 +53,27 @@ class Worker:
         self.name = uuid.uuid4().hex[:8]
         self.start_s = 0.0
         self.restarts = 0
+        self.stopped = ""  # why the job stops before its end; what is open is made safe and nothing new is begun
+        self.before = earlier(self.store, job)
         self._proven = True
-        self._told: set[int] = set()
+        self._opened: set[int] = set()
+        self._news: dict[str, float] = defaultdict(float)
+        self._news_at = 0.0
+        self._reply: Any = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         asks = [Ask(int(shard), int(edition)) for shard, edition in zip(batch["shard"], batch["edition"], strict=True)]
         receipts = self.work(asks)
         facts = self.engine.facts() if self.engine is not None else {}
         said = {"worker": self.name, "engine": facts, "start_s": self.start_s, "restarts": self.restarts}
-        said["receipts"] = [receipt.model_dump(mode="json") for receipt in receipts]
+        said |= {"receipts": [receipt.model_dump(mode="json") for receipt in receipts], "stopped": self.stopped}
         return {"said": [json.dumps(said)]}
 
     def work(self, asks: Sequence[Ask]) -> list[ShardReceipt]:
-        """Bring shards to their end: first those that never broke an engine, together; then the others, one by one."""
+        """Bring shards to their end: first those that never broke an engine, together; then the others, one by one.
+
+        A shard that is missing in what comes back was left open because the job is to stop.
+        """
         made: dict[int, ShardReceipt] = {}
         todo = []
         for ask in asks:
@@ -68,20 +81,21 @@ class Worker:
                 made[ask.shard] = read_receipt(self.job, self.store, ask.shard, ask.edition)
             else:
                 todo.append(ask)
-        while todo:
+        while todo and not self.stopped:
             alone: list[Ask] = []
             self._guarded(_Chain(self, todo, alone), made)
             for ask in alone:
                 self._guarded(_Narrow(self, self.open(ask)), made)
             todo = [ask for ask in todo if ask.shard not in made]
-        return [made[ask.shard] for ask in asks]
+        self.tell()
+        return [made[ask.shard] for ask in asks if ask.shard in made]
 
     def open(self, ask: Ask) -> Shard:
         """The shard, with what is finished of it; that much is told to the meter once."""
-        shard = Shard(self.job, self.store, self.manifest, ask.shard, ask.edition, self.run)
-        if ask.shard not in self._told:
-            self._told.add(ask.shard)
-            self.tell(done=shard.resumed + shard.computed)
+        shard = Shard(self.job, self.store, self.manifest, ask.shard, ask.edition, self.run, self.before)
+        if ask.shard not in self._opened:
+            self._opened.add(ask.shard)
+            self.note(done=len(shard.wanted) - len(shard.todo), reused=shard.reused.num_rows, earlier_seconds=shard.journal.seconds)
         return shard
 
     def _guarded(self, feed: _Chain | _Narrow, made: dict[int, ShardReceipt]) -> None:
@@ -112,7 +126,8 @@ class Worker:
             begun = time.monotonic()
             self._count_start()
             found = find(self.job.model, self.store)
-            self.engine = open_engine(self.job.model, found.path, self.job.task.schema, self.job.task.file.sampling.model_dump())
+            with watched(self.job.stall_seconds + _START_S):
+                self.engine = open_engine(self.job.model, found.path, self.job.task.schema, self.job.task.file.sampling.model_dump())
             self.start_s += time.monotonic() - begun
         return self.engine
 
@@ -127,29 +142,58 @@ class Worker:
         self._proven = False
 
     def asked(self, requests: Iterator[Request]) -> Iterator[tuple[Completion, float]]:
-        """Completions, each with the engine time since the one before."""
+        """Completions, each with the engine time since the one before. A process whose engine stalls is ended, as by a crash."""
         engine, last = self.started(), time.monotonic()
-        for completion in engine.generate(requests):
-            now = time.monotonic()
-            yield completion, now - last
-            last = now
+        limit = self.job.stall_seconds if self.job.model.engine != "openai" else 0.0  # an endpoint has timeouts of its own
+        with watched(limit) as alive:
+            for completion in engine.generate(requests):
+                now = time.monotonic()
+                alive(now)
+                if now - self._news_at >= _TELL_S:
+                    self.tell()
+                yield completion, now - last
+                last = now
 
-    def tell(self, **amounts: float) -> None:
-        if self.meter is not None:
-            self.meter.add.remote(**amounts)
+    def note(self, **amounts: float) -> None:
+        """Something to tell the meter with the next `tell`."""
+        for name, amount in amounts.items():
+            self._news[name] += amount
 
-    def take(self, shard: Shard, row: int, completion: Completion) -> bool:
+    def tell(self) -> None:
+        """Tell the meter what is new, and hear whether the job is to stop. Waits for nothing: the answer is heard the next time."""
+        self._news_at = time.monotonic()
+        if self.meter is None:
+            return
+        import ray
+
+        if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
+            try:
+                self.stopped = self.stopped or ray.get(self._reply)
+            except ray.exceptions.RayError as error:  # it comes back elsewhere; until then the bar stands still
+                print(f"the meter did not answer: {error}", file=sys.stderr, flush=True)
+            self._reply = None
+        told = self.meter.add.remote(**self._news)
+        self._reply = told if self._reply is None else self._reply
+        self._news.clear()
+
+    def take(self, shard: Shard, row: int, completion: Completion, seconds: float) -> bool:
         """Settle a row, or leave it open when its error is transient and it has tries left. True when it is settled."""
-        if completion.transient and completion.error:
-            shard.tries[row] += 1
-            if shard.tries[row] < self.job.attempts:
-                return False
-        shard.settle(row, settle(self.job.task, completion), completion)
+        news = self._news
+        news["asked"] += 1
+        news["tokens_in"] += completion.tokens_in
+        news["tokens_out"] += tokens_out(completion) if completion.samples else completion.tokens_out
+        if completion.error:
+            news["errors"] += 1
+            if completion.transient:
+                shard.tries[row] += 1
+                if shard.tries[row] < self.job.attempts:
+                    return False
+        shard.settle(row, settle(self.job.task, completion), completion, seconds)
         return True
 
     def flush(self, shard: Shard, broken: bool = False) -> None:
         if count := shard.flush(broken):
-            self.tell(done=count)
+            self.note(done=count)
             if not self._proven:
                 self._proven = True
                 write_json(self.store, self.job.starts_path(self.run), 0)
@@ -167,7 +211,7 @@ class _Chain:
     def run(self) -> Iterator[ShardReceipt]:
         yield from self._pass(self._fresh())
         wait = _PASS_BACKOFF_S
-        while any(shard.todo for shard in self.shards):  # rows with transient errors, as long as they have tries left
+        while any(shard.todo for shard in self.shards) and not self.worker.stopped:  # transient errors, with tries left
             time.sleep(min(wait, _LONGEST_BACKOFF_S))
             wait *= 2
             yield from self._pass(self._again())
@@ -180,10 +224,11 @@ class _Chain:
                 shard = self.shards[place]
                 shard.spent(seconds)
                 self._handed[place] -= 1
-                self.worker.take(shard, row, completion)
+                self.worker.take(shard, row, completion, seconds)
                 if shard.due():
                     self.worker.flush(shard)
-                yield from self._ended(place)
+                if not self._handed[place] and shard.finished:
+                    yield from self._ended(place)
         for place in range(len(self.shards)):
             yield from self._ended(place)
 
@@ -192,6 +237,8 @@ class _Chain:
         if shard.finished and not self._handed[place] and not shard.published:
             self.worker.flush(shard)
             yield shard.publish()
+        elif self.worker.stopped and not shard.published:
+            self.worker.flush(shard)
 
     def _fresh(self) -> Iterator[Request]:
         with ThreadPoolExecutor(1) as ahead:  # the next shard is read while this one runs
@@ -199,6 +246,8 @@ class _Chain:
             for at, ask in enumerate(self.asks):
                 assert nexts is not None
                 shard = nexts.result()
+                if self.worker.stopped:
+                    return
                 nexts = ahead.submit(self.worker.open, self.asks[at + 1]) if at + 1 < len(self.asks) else None
                 if shard.suspicious:
                     self.alone.append(ask)
@@ -211,9 +260,12 @@ class _Chain:
         place = len(self.shards) - 1
         if shard.todo:
             shard.begin()
+        messages = shard.messages
         for row in list(shard.todo):
+            if self.worker.stopped:
+                return
             self._handed[place] += 1
-            yield Request(place * _ROWS + row, shard.messages[row])
+            yield Request(place * _ROWS + row, messages[row])
 
     def _again(self) -> Iterator[Request]:
         for place, shard in enumerate(self.shards):
@@ -236,14 +288,14 @@ class _Narrow:
     def run(self) -> Iterator[ShardReceipt]:
         shard, worker = self.shard, self.worker
         shard.begin()
-        while shard.todo:
+        while shard.todo and not worker.stopped:
             group = shard.todo[: shard.window] if shard.window else list(shard.todo)
             wait = _PASS_BACKOFF_S
-            while group:
+            while group and not worker.stopped:
                 left = []
                 for completion, seconds in worker.asked(Request(row, shard.messages[row]) for row in group):
                     shard.spent(seconds)
-                    if not worker.take(shard, completion.id, completion):
+                    if not worker.take(shard, completion.id, completion, seconds):
                         left.append(completion.id)
                     elif shard.window == 0 and shard.due():
                         worker.flush(shard)
@@ -252,7 +304,8 @@ class _Narrow:
                     time.sleep(min(wait, _LONGEST_BACKOFF_S))
                     wait *= 2
             worker.flush(shard)
-        yield shard.publish()
+        if not shard.todo:
+            yield shard.publish()
 
     def save(self) -> None:
         self.worker.flush(self.shard, broken=True)

@@ -1,0 +1,143 @@
+"""Which jobs ran in a store, so that an answer is paid for once: found again by its answer_key, whatever job asked for it.
+
+In: jobs, as they begin. Out: numbered entries under precompute/catalog, and the answers that earlier jobs under the same
+settings made for a range of keys: published shards and, of jobs that were cut short, the segments their journals name.
+Directories are never listed. Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+from pydantic import Field
+
+from headtail import numbered
+from headtail.config import Config, build
+from headtail.errors import StorageError
+from headtail.generate.job import Job, Journal, ShardReceipt, answer_settings
+from headtail.generate.prepare import Manifest
+from headtail.keys import overlapping
+from headtail.receipt import Receipt
+from headtail.rows import ANSWER
+from headtail.storage import FileRef, Storage, read_json, read_table
+
+FOLDER = "precompute/catalog"
+ANSWERS = "answers/"  # outputs of this kind, one per shard, in a stage's receipt
+_CARRIED = ("count", "stratum", "withheld", "source")  # an answer's columns that belong to whoever asks, not to the answer
+
+
+class Entry(Config):
+    """One job that began. Later jobs compare themselves with it."""
+
+    path: str = Field(description="the job's folder")
+    task: str = Field(description="name of the task")
+    source: str = Field(description="teacher or student")
+    model: str = Field(description="name of the model")
+    settings: str = Field(description="fingerprint over all that changes an answer besides its messages")
+    parts: dict[str, Any] = Field(description="what `settings` was made over")
+    template: str = Field(description="the prompt, as Jinja2")
+    side_inputs: tuple[str, ...] = Field((), description="the task's side inputs")
+    began: str = Field(description="UTC, ISO 8601")
+
+
+def register(store: Storage, job: Job) -> None:
+    """Enter a job in the catalog, once. Killed in between it may be entered twice, which changes nothing."""
+    mark = f"{job.path}/work/entry"
+    if store.exists(mark):
+        return
+    entry = Entry(
+        path=job.path,
+        task=job.task.name,
+        source=job.source,
+        model=job.name,
+        settings=job.settings,
+        parts=answer_settings(job.task, job.model, job.digest),
+        template=job.task.template,
+        side_inputs=job.task.side_inputs,
+        began=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    number = numbered.append(store, FOLDER, lambda _: entry.model_dump_json(indent=1).encode())
+    store.replace(mark, str(number).encode())
+
+
+def entries(store: Storage) -> list[Entry]:
+    """All jobs of the store, newest first, each once."""
+    found: dict[str, Entry] = {}
+    for number, plain in numbered.read(store, FOLDER):
+        found[plain["path"]] = build(Entry, plain, where=store.uri(numbered.path(FOLDER, number)))
+    return list(reversed(found.values()))
+
+
+def earlier(store: Storage, job: Job) -> list[Earlier]:
+    """Jobs whose answers this one may take over, newest first: the same settings, so the same key means the same answer."""
+    if not job.reuse:
+        return []
+    same = [entry for entry in entries(store) if entry.settings == job.settings and entry.path != job.path]
+    return [Earlier(store, entry.path) for entry in same[: job.reuse_jobs]]
+
+
+class Earlier:
+    """The answers of one earlier job, finished or cut short, by range of keys."""
+
+    def __init__(self, store: Storage, path: str) -> None:
+        self.store, self.path = store, path
+        self._seen: dict[int, tuple[FileRef, ...]] = {}
+
+    @cached_property
+    def _finished(self) -> dict[int, FileRef] | None:
+        path = f"{self.path}/receipt.json"
+        if not self.store.exists(path):
+            return None
+        receipt = build(Receipt, read_json(self.store, path), where=self.store.uri(path))
+        return {int(name.rpartition("-")[2]): ref for name, ref in receipt.outputs.items() if name.startswith(ANSWERS)}
+
+    @cached_property
+    def _shards(self) -> int:
+        path = f"{self.path}/work/manifest.json"
+        if not self.store.exists(path):
+            return 0
+        return build(Manifest, read_json(self.store, path), where=self.store.uri(path)).shards
+
+    def answers(self, shard: int, shards: int) -> Iterator[pa.Table]:
+        """Tables of ANSWER rows that hold all there are in the range of shard `shard` of `shards`, and others."""
+        for number in overlapping(shard, shards, self._shards) if self._shards else ():
+            if number not in self._seen:
+                self._seen[number] = self._files(number)
+            for ref in self._seen[number]:
+                try:
+                    table = read_table(self.store, ref.path)
+                except (StorageError, OSError, pa.ArrowInvalid):
+                    continue  # deleted or damaged: these rows are asked again
+                yield table
+
+    def _files(self, number: int) -> tuple[FileRef, ...]:
+        if self._finished is not None:
+            return (self._finished[number],) if number in self._finished else ()
+        edition, receipt = 0, ""
+        while self.store.exists(path := f"{self.path}/shards/{number:05d}-{edition}.json"):
+            edition, receipt = edition + 1, path
+        found: tuple[FileRef, ...] = (build(ShardReceipt, read_json(self.store, receipt), where=receipt).answers,) if receipt else ()
+        journal = f"{self.path}/work/shards/{number:05d}/journal.json"
+        if not receipt and self.store.exists(journal):
+            found = build(Journal, read_json(self.store, journal), where=journal).segments
+        return found
+
+
+def as_asked(table: pa.Table, asked: pa.Table, job: Job) -> pa.Table:
+    """Answer rows of an earlier job as rows of this one: what belongs to the asker comes from its own input rows, `asked`."""
+    columns = []
+    for field in job.schema:
+        if field.name == "source":
+            column: Any = pa.repeat(pa.scalar(job.source), table.num_rows)
+        elif field.name in _CARRIED or field.name not in ANSWER.names:
+            column = asked[field.name]
+        elif field.name in table.column_names:
+            column = table[field.name]
+        else:
+            column = pa.nulls(table.num_rows, field.type)
+        columns.append(column.cast(field.type))
+    return pa.Table.from_arrays(columns, schema=job.schema)

@@ -1,0 +1,50 @@
+"""When a job stops before its end: too many errors, or its money or time is spent. Pure.
+
+In: what workers have told so far. Out: nothing, or why to stop. What is finished is kept either way and the next run goes
+on from there. Knows nothing of workers or clusters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from headtail.intervals import clopper_pearson
+
+_SURE = 0.999  # confidence that the share of errors is above its limit before a job is stopped for it
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one job. 0 in `usd` and `seconds` means no bound; prices are USD per worker hour and per million tokens."""
+
+    failed_share: float = 1.0
+    usd: float = 0.0
+    seconds: float = 0.0
+    workers: int = 1
+    usd_per_hour: float = 0.0
+    usd_per_million_tokens_in: float = 0.0
+    usd_per_million_tokens_out: float = 0.0
+
+    def spent(self, told: Mapping[str, float], wall: float) -> float:
+        """USD: workers for `wall` seconds of this run, engine time of earlier runs (`earlier_seconds`), tokens of both."""
+        hours = (wall * self.workers + told.get("earlier_seconds", 0.0)) / 3600
+        return hours * self.usd_per_hour + self.tokens_usd(told.get("tokens_in", 0.0), told.get("tokens_out", 0.0))
+
+    def tokens_usd(self, tokens_in: float, tokens_out: float) -> float:
+        """USD for tokens, where a provider bills by them."""
+        return (tokens_in * self.usd_per_million_tokens_in + tokens_out * self.usd_per_million_tokens_out) / 1e6
+
+    def problem(self, told: Mapping[str, float], wall: float) -> str:
+        """Why the job should stop, or nothing. `told`: rows `asked`, of them `errors`, tokens; `wall`: seconds of this run."""
+        asked, errors = told.get("asked", 0.0), told.get("errors", 0.0)
+        if asked and errors / asked > self.failed_share:
+            low, _ = clopper_pearson(errors, asked, 2 * _SURE - 1)
+            if low > self.failed_share:
+                return f"{errors:,.0f} of {asked:,.0f} rows asked ended in an error, more than max_failed_share={self.failed_share:g}"
+        if self.seconds and wall >= self.seconds:
+            return f"{math.ceil(wall):,} s have passed, budget_seconds={self.seconds:g} is spent"
+        if self.usd and (usd := self.spent(told, wall)) >= self.usd:
+            return f"USD {usd:.4f} are spent, budget_usd={self.usd:g}"
+        return ""
