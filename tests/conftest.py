@@ -14,6 +14,7 @@ import pytest
 from headtail.receipt import Receipt
 from headtail.storage import FileRef, LocalStorage, Storage, open_storage, write_json, write_table
 from headtail.task import Task, load_task
+from null_jobs import MakeJob, maker
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -39,6 +40,12 @@ def store(root: str) -> Storage:
 @pytest.fixture(scope="session")
 def segmentation() -> Task:
     return load_task("query_segmentation")
+
+
+@pytest.fixture
+def make_job(root: str, segmentation: Task) -> MakeJob:
+    """A job over one or more tables of queries, with the null engine; see null_jobs."""
+    return maker(root, segmentation)
 
 
 @pytest.fixture(scope="session")

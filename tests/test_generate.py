@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,84 +13,23 @@ import pytest
 from headtail import keys, rows
 from headtail.engines import Completion, ModelConfig
 from headtail.errors import EngineError, InputError, LedgerError
-from headtail.generate import Job, Table, chains, survey, sweep
+from headtail.generate import Table, chains, survey, sweep
 from headtail.generate.job import Journal
-from headtail.generate.ledger import Ledger, audit, check_sums, settle_up
+from headtail.generate.ledger import audit, check_sums, settle_up
 from headtail.generate.prepare import INPUT, input_rows, prepare, read_shard, shard_count, shards_of
 from headtail.generate.shard import WINDOWS, Shard
 from headtail.generate.wanted import Wanted, check_rows, wanted
 from headtail.generate.worker import MOST_STARTS, Ask, Worker
 from headtail.outcome import settle
-from headtail.rows import PLANNED, State, with_side_inputs
+from headtail.rows import State
 from headtail.storage import open_storage, read_json, read_table, write_table
 from headtail.task import Task
-
-MakeJob = Callable[..., Job]
-
-
-def planned(queries: list[str], **columns: list[object]) -> pa.Table:
-    """A plan's table of `queries`."""
-    rows = [
-        {
-            "query_key": keys.query_key(query),
-            "query": query,
-            "count": len(queries) - i,
-            "rank": i + 1,
-            "stratum": "head",
-            "withheld": False,
-            "businesses": ["Joe's Diner"] if i % 3 == 0 else None,
-            **{name: values[i] for name, values in columns.items()},
-        }
-        for i, query in enumerate(queries)
-    ]
-    return pa.Table.from_pylist(rows, schema=with_side_inputs(PLANNED, ("businesses",)))
-
-
-@pytest.fixture
-def make_job(root: str, segmentation: Task) -> MakeJob:
-    """A job over one or more tables of queries, with the null engine."""
-
-    def make(*tables: pa.Table, **fields: object) -> Job:
-        store = open_storage(root)
-        refs = []
-        for i, table in enumerate(tables):
-            write_table(store, f"plan/x/{i}.parquet", table)
-            refs.append(Table(f"plan/x/{i}.parquet", f"plan/x:{i}"))
-        job = Job(
-            root=root,
-            path="precompute/x",
-            task=segmentation,
-            model=ModelConfig(engine="null", model="null:faults"),
-            digest="null",
-            name="null",
-            source="teacher",
-            tables=tuple(refs),
-            flush_rows=20,
-        )
-        return dataclasses.replace(job, **fields)  # type: ignore[arg-type]
-
-    return make
+from null_jobs import MakeJob, interrupted, planned, rows_of, run_here
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headtail.generate.worker._PASS_BACKOFF_S", 0.01)
-
-
-def run_here(job: Job, run: str = "run0") -> tuple[Ledger, Worker]:
-    """`generate` without Ray: one worker in this process."""
-    store = open_storage(job.root)
-    manifest = prepare(job)
-    done, asks = survey(job, store, manifest)
-    worker = Worker(job, manifest, run)
-    made = worker.work(asks)
-    said = {"worker": worker.name, "engine": {}, "start_s": worker.start_s, "restarts": worker.restarts}
-    return settle_up(job, store, manifest, done, made, [said]), worker
-
-
-def rows_of(job: Job, ledger: Ledger) -> pa.Table:
-    store = open_storage(job.root)
-    return pa.concat_tables([read_table(store, shard.answers.path) for shard in ledger.shards])
 
 
 # --- prepare
@@ -214,31 +151,6 @@ def test_a_second_run_starts_no_engine_and_changes_no_row(make_job: MakeJob) -> 
     assert worker.engine is None
     assert (second.computed, second.rows) == (0, 100)
     assert [shard.answers for shard in second.shards] == [shard.answers for shard in first.shards]
-
-
-class _Killed(BaseException):
-    """Stands for SIGKILL: nothing of ours catches it."""
-
-
-def interrupted(job: Job, after: int, run: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Run until the engine has answered `after` rows, then die without a word. Returns rows answered."""
-    from headtail.engines.null import NullEngine
-
-    answered = 0
-    plain = NullEngine._answer
-
-    def counted(self: NullEngine, row: int, text: str) -> Completion:
-        nonlocal answered
-        if answered == after:
-            raise _Killed
-        answered += 1
-        return plain(self, row, text)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(NullEngine, "_answer", counted)
-        with contextlib.suppress(_Killed):
-            run_here(job, run)
-    return answered
 
 
 def test_killed_anywhere_a_rerun_repeats_at_most_a_flush_per_open_shard(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,7 +221,7 @@ def _named_teacher(config: Config) -> ModelConfig | None:
     if config.teacher is not None:
         return config.teacher
     shipped = load_task(config.task).folder.is_relative_to(EXAMPLES)
-    return ModelConfig(model=SHIPPED_TEACHER) if shipped else None
+    return config.precompute_teacher.model.model_copy(update={"model": SHIPPED_TEACHER}) if shipped else None
 
 
 def _train_teacher(loop: _Loop, ingest: Receipt) -> ModelConfig:

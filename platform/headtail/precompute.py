@@ -36,7 +36,7 @@ class Config(StageConfig):
     model: ModelConfig = Field(ModelConfig(), description="the model and its engine")
     workers: int = execution(1, "engines that run side by side", ge=1)
     shards: int = execution(0, "files the rows are spread over; 0 chooses; fixed by a job's first run", ge=0, le=1_000_000)
-    flush_rows: int = execution(1000, "rows of a shard after which they are made safe", ge=1)
+    flush_rows: int = execution(10_000, "rows of a shard after which they are made safe", ge=1)
     flush_seconds: float = execution(10.0, "seconds after which the finished rows of a shard are made safe", gt=0)
     attempts: int = execution(3, "times a row is asked in one run while its error is transient", ge=1)
     reuse: bool = execution(True, "take over answers that earlier jobs in this store made under the same answer_key")

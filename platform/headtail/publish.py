@@ -20,13 +20,12 @@ from pydantic import Field
 
 from headtail import release as releases
 from headtail.cache import Built, Manifest, coverage, generation_path, publish_generation
-from headtail.cache.builder import build_generation
+from headtail.cache.builder import OFFERED, build_generation
 from headtail.config import StageConfig, execution
 from headtail.errors import ConfigError, LedgerError, StorageError
 from headtail.generate import answers as read_answers
 from headtail.progress import bar, say
 from headtail.receipt import LATEST, Receipt, load_receipt
-from headtail.rows import ANSWER
 from headtail.station import Station, run_once
 from headtail.storage import FileRef, Storage, open_storage, stream_table
 from headtail.task import Task, load_task
@@ -118,11 +117,12 @@ def _build(station: Station, config: Config, parts: _Parts) -> Built:
     with bar("publish", offered) as shown:
 
         def stream(receipt: Receipt) -> Iterator[pa.Table]:
-            for table in read_answers(station.store, receipt, columns=ANSWER.names):
+            for table in read_answers(station.store, receipt, columns=OFFERED.names):
                 yield table
                 shown.advance(table.num_rows)
 
-        built = build_generation([stream(receipt) for receipt in parts.answers], folder, expect=offered, min_confidence=least)
+        streams, labels = [stream(receipt) for receipt in parts.answers], [receipt.path for receipt in parts.answers]
+        built = build_generation(streams, folder, min_confidence=least, labels=labels)
     left = sum(built.left_out.values())
     if built.rows + left != offered:
         raise LedgerError("rows of the answers do not add up", value=f"{offered} offered, {built.rows} published, {left} left out")

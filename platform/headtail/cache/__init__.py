@@ -104,7 +104,7 @@ class Cache:
             self._env = _environment(self._path)
         with self._env.handle.begin() as txn:
             value = txn.get(query_key(normalised))
-        return None if value is None else _decode(value, normalised)
+        return None if value is None else _decode(value, normalised.encode("utf-8", "surrogatepass"), normalised)
 
     def close(self) -> None:
         """Let go of the snapshot; lookups are over."""

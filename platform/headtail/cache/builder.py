@@ -89,7 +89,7 @@ def pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _fitting(table: pa.Table) -> Iterator[pa.Table]:
-    if table.num_rows > 1 and table.get_total_buffer_size() > PIECE_BYTES and table.nbytes > PIECE_BYTES:
+    if table.num_rows > 1 and table.nbytes > PIECE_BYTES:
         half = table.num_rows // 2
         yield from _fitting(table.slice(0, half))
         yield from _fitting(table.slice(half))

@@ -45,7 +45,7 @@ class Job:
     tables: tuple[Table, ...]
     workers: int = 1
     shards: int = 0
-    flush_rows: int = 1000
+    flush_rows: int = 10_000
     flush_seconds: float = 10.0
     attempts: int = 3
     retry: tuple[str, ...] = (State.FAILED,)

@@ -1,0 +1,259 @@
+"""One job under test: its store, its input, its runs, and what is found in the end.
+
+In: a Lab (folder, seed, an S3 server when one is needed) and what the job is to be. Out: runs in forked processes that
+obey a plan of faults, and Findings. The store is made by headtail's own writers; it is looked at with `verify` alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from .events import Account, Follow, account
+from .faults import WIDTH
+from .spec import DELIBERATE, DONE, UNFORESEEN, Spec, start
+from .verify import Findings, Tree, check_files, check_rows
+
+ANSWERED, FAILED = frozenset({"answered"}), frozenset({"failed"})
+RUN_S = 60.0  # a forked run takes below a second; one that takes this long hangs
+
+
+class Lab:
+    """Where jobs are made. Use as a context manager: the S3 server ends with it, and stores of jobs that held are removed."""
+
+    def __init__(self, folder: Path, seed: int, engine: str = "null") -> None:
+        self.folder, self.seed, self.engine = folder, seed, engine
+        self.environment: dict[str, str] = {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+        self._server: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
+
+    def s3(self) -> None:
+        """Start moto's server, which stands in for S3, unless it runs."""
+        if self._server is not None:
+            return
+        port = free_port()
+        self.environment |= {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_REGION": "us-east-1",
+        }
+        self._server = subprocess.Popen([sys.executable, "-c", _MOTO, str(port), str(os.getpid())], stderr=subprocess.DEVNULL)
+        end = time.monotonic() + 30
+        while socket.socket().connect_ex(("127.0.0.1", port)):
+            assert self._server.poll() is None, "moto's server did not start"
+            assert time.monotonic() < end, "moto's server did not answer within 30 s"
+            time.sleep(0.05)
+
+
+# Ends by itself when the harness is gone, however that ended.
+_MOTO = """
+import os, sys, time
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=int(sys.argv[1]), verbose=False)
+server.start()
+while os.getppid() == int(sys.argv[2]):
+    time.sleep(0.5)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@dataclass
+class Bench:
+    """One job. `expected` holds the states that each query may end in; `fields` the job's config."""
+
+    lab: Lab
+    name: str
+    s3: bool = False
+    root: str = ""
+    expected: dict[str, frozenset[str]] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
+    pace: dict[str, float] = field(default_factory=dict)
+    echo: bool = True
+    found: Findings = field(default_factory=Findings)
+    steps: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(f"{self.lab.seed}/{self.name}")
+        self.folder = self.lab.folder / self.name.replace("/", "-")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        if self.s3:
+            self.lab.s3()
+        self.root = self.root or (f"s3://{self.name.replace('/', '-').replace('_', '-')}/store" if self.s3 else str(self.folder / "store"))
+        self.log = Follow(self.folder / "events")
+        self._runs = 0
+
+    # --- its input
+
+    def make(self, expected: Mapping[str, frozenset[str]], *, flush_rows: int = 20, shards: int = 2, delay_us: int = 200, **model: Any) -> None:
+        """The store with a finished plan of these queries, and the job's config. `model` fields lie over the null engine's."""
+        from .world import bucket, plan
+
+        self.expected = dict(expected)
+        if self.s3:
+            bucket(self.root, self.lab.environment)
+        with environment(self.lab.environment):
+            plan(self.root, list(expected))
+        null = {"engine": "null", "model": f"null:faults,delay_us={delay_us}", "cpus": 0.5}
+        self.fields = {
+            "root": self.root,
+            "tracking": {"enabled": False},
+            "inputs": ["plan:head"],
+            "model": {**null, **model},
+            "shards": shards,
+            "flush_rows": flush_rows,
+        }
+
+    def rows(self, count: int) -> dict[str, frozenset[str]]:
+        """`count` queries that are all to be answered."""
+        return {f"query {i} of {self.name}": ANSWERED for i in range(count)}
+
+    # --- its runs
+
+    def plan(self, at: Mapping[int, str] | None = None) -> Path:
+        """A plan file: what is to happen at which commit of the next run, or of all processes that get this plan."""
+        self._runs += 1
+        path = self.folder / f"plan-{self._runs}.json"
+        text = {"events": str(self.log.path), "commits": str(path.with_suffix(".commits")), "at": dict(at or {}), "pace": self.pace}
+        path.write_text(json.dumps(text))
+        return path
+
+    def commits(self) -> list[str]:
+        """The commits of the last run: process, operation and path of each."""
+        path = self.folder / f"plan-{self._runs}.commits"
+        data = path.read_bytes() if path.exists() else b""
+        return [data[i : i + WIDTH].decode().rstrip() for i in range(0, len(data), WIDTH)]
+
+    def begin(self, at: Mapping[int, str] | None = None, run: str = "", more: Mapping[str, str] | None = None) -> BaseProcess:
+        """A run started in a forked process. The same `run` as before: as if Ray had brought the worker back."""
+        plan = self.plan(at)
+        self.steps.append(f"run {self._runs}: {dict(at) if at else 'no faults planned'}")
+        said = str(self.folder / f"said-{self._runs}")
+        return start(Spec(self.fields, str(plan), said, run or f"run{self._runs:04}", {**self.lab.environment, **(more or {})}))
+
+    def end(self, process: BaseProcess, timeout: float = RUN_S) -> int:
+        """Its exit code. One that hangs is killed and told as a problem."""
+        process.join(timeout)
+        if process.exitcode is None:
+            self.fault(f"{self.steps[-1]} did not end within {timeout:g} s")
+            process.kill()
+            process.join()
+        code = int(process.exitcode or 0)
+        process.close()
+        self.steps[-1] += f" -> {code}"
+        if code in (UNFORESEEN, 1):
+            self.fault(f"{self.steps[-1]}: a stack trace, not an error that says what to do: ...{self.said()[-600:]}")
+        return code
+
+    def go(self, at: Mapping[int, str] | None = None, run: str = "", more: Mapping[str, str] | None = None) -> int:
+        """A run from start to end; its exit code."""
+        return self.end(self.begin(at, run, more))
+
+    def said(self) -> str:
+        """What the last run said when it failed."""
+        path = self.folder / f"said-{self._runs}"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    def killed(self, process: BaseProcess, what: str) -> None:
+        """SIGKILL to a run, written into the log first."""
+        assert process.pid is not None
+        self.note_kill(process.pid, what)
+        process.kill()
+
+    def note_kill(self, pid: int, what: str) -> None:
+        with self.log.path.open("a", encoding="utf-8") as file:
+            file.write(f"{time.time():.6f} {pid} k {what}\n")
+
+    def resume(self, most: int = 6) -> None:
+        """Runs without faults until one ends well: the first should, unless a fault outlives its run."""
+        codes = []
+        for _ in range(most):
+            codes.append(self.go())
+            if codes[-1] == DONE:
+                return
+        self.fault(f"{most} runs without faults ended with {codes}: {self.said()[-400:]}")
+
+    # --- what is found
+
+    def fault(self, what: str) -> None:
+        """Something that is wrong besides rows and files."""
+        self.found.wrong += 1
+        self.found.say(what)
+
+    def tree(self) -> Tree:
+        return Tree(self.root, self.lab.environment)
+
+    def look(self, when: str) -> None:
+        """After a kill: every file that a resumed job would read is whole."""
+        before = self.found.unreadable
+        check_files(self.tree(), self.found)
+        if self.found.unreadable > before:
+            self.found.say(f"... found after {when}")
+
+    def check(self) -> Findings:
+        """In the end: rows, files, and that running once more asks nothing and changes nothing."""
+        tree = self.tree()
+        check_files(tree, self.found)
+        check_rows(tree, self.expected, self.found, self.echo)
+        before, asked = tree.digests(), self.log.count("a")
+        if (code := self.go()) != DONE:
+            self.fault(f"a run after success ended with {code}: {self.said()[-400:]}")
+        after, again = tree.digests(), self.log.count("a") - asked
+        changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        if changed or again:
+            self.found.changed += len(changed) + again
+            self.found.say(f"a run after success asked {again} rows and changed {', '.join(changed[:5]) or 'no file'}")
+        return self.found
+
+    def account(self) -> Account:
+        return account(self.log.read())
+
+    def remove(self) -> None:
+        """Nothing of a job that held is kept."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class environment:  # noqa: N801 - used as a function
+    """Variables set in this process for the length of a `with` block."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self.values = dict(values)
+
+    def __enter__(self) -> None:
+        self.kept = {name: os.environ.get(name) for name in self.values}
+        os.environ.update(self.values)
+
+    def __exit__(self, *_: object) -> None:
+        for name, value in self.kept.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def codes(found: Sequence[int]) -> bool:
+    """Whether these exit codes are those of a job that was killed or that ended on purpose."""
+    return all(code in (DONE, DELIBERATE) or code < 0 or code == 137 for code in found)

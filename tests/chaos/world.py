@@ -1,0 +1,53 @@
+"""The input of a job under test: a store with a finished plan, as headtail's own stages would leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from headtail import keys
+from headtail.receipt import Receipt
+from headtail.rows import PLANNED, with_side_inputs
+from headtail.storage import open_storage, write_json, write_table
+
+SIDE = ("businesses",)
+_WHAT = ("pizza", "thai food", "coffee", "hardware store", "emergency vet", "piano lessons", "used bikes", "late pharmacy", "tax help", "vinyl")
+_HOW = ("cheap", "best", "open now", "24 hour", "kid friendly", "quiet", "family owned", "new")
+_WHERE = ("boston", "near me", "austin tx", "in portland", "downtown chicago", "oakland", "on main street", "by the airport", "miami beach")
+
+
+def plan(root: str, queries: Sequence[str]) -> None:
+    """A plan whose `head` holds these queries."""
+    store = open_storage(root)
+    rows: list[dict[str, Any]] = [
+        {"query_key": keys.query_key(query), "query": query, "count": i + 1, "stratum": "head", "withheld": False}
+        for i, query in enumerate(queries)
+    ]
+    ref = write_table(store, "plan/chaos/head.parquet", pa.Table.from_pylist(rows, schema=with_side_inputs(PLANNED, SIDE)))
+    receipt = Receipt(stage="plan", fingerprint="chaos", path="plan/chaos", started="", seconds=0, outputs={"head": ref})
+    write_json(store, "plan/chaos/receipt.json", receipt.model_dump(mode="json"))
+    store.replace("plan/LATEST", b"plan/chaos")
+
+
+def bucket(root: str, environment: Mapping[str, str]) -> None:
+    """The bucket of an s3:// root, on the lab's server."""
+    import boto3
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        region_name=environment["AWS_DEFAULT_REGION"],
+    )
+    client.create_bucket(Bucket=root.removeprefix("s3://").split("/")[0])
+    client.close()
+
+
+def sentences(count: int) -> list[str]:
+    """Queries that a search engine might get, all different: for the real model."""
+    found = [f"{how} {what} {where}" for where in _WHERE for what in _WHAT for how in _HOW]
+    assert count <= len(found)
+    return found[:count]

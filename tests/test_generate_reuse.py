@@ -1,0 +1,159 @@
+"""What is never paid twice, and when a job stops: answers of earlier jobs, limits, engines that hang. In process, null engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from headtail import keys
+from headtail.engines import ModelConfig
+from headtail.generate import survey
+from headtail.generate.limits import Limits
+from headtail.generate.prepare import prepare
+from headtail.generate.worker import Ask, Worker
+from headtail.rows import State
+from headtail.storage import open_storage
+from headtail.task import Task
+from null_jobs import MakeJob, interrupted, planned, rows_of, run_here
+
+# --- answers of earlier jobs
+
+
+def test_shards_in_order_are_keys_in_order(make_job: MakeJob) -> None:
+    job = make_job(planned([f"q{i}" for i in range(500)]), shards=7)
+    ledger, _ = run_here(job)
+    pairs = [(row["query_key"], row["answer_key"]) for row in rows_of(job, ledger).select(["query_key", "answer_key"]).to_pylist()]
+    assert pairs == sorted(pairs)
+
+
+@pytest.mark.parametrize("shards, others", [(1, 1), (7, 3), (3, 7), (64, 1000), (1000, 64)])
+def test_overlapping_shards_cover_a_shard_and_no_more(shards: int, others: int) -> None:
+    some = [keys.query_key(str(i)) for i in range(3000)]
+    for shard in range(0, shards, max(1, shards // 20)):
+        mine = {keys.shard_of(key, others) for key in some if keys.shard_of(key, shards) == shard}
+        found = keys.overlapping(shard, shards, others)
+        assert mine <= set(found)
+        assert 0 <= found.start < found.stop <= others
+        assert len(found) <= others // shards + 2
+
+
+def test_a_larger_log_asks_only_what_is_new_and_carries_its_own_columns(make_job: MakeJob) -> None:
+    """An answer is paid for once, whatever job asks and however it is cut; what belongs to the asker is the asker's."""
+    first = make_job(planned([f"q{i}" for i in range(300)]), path="precompute/one", shards=3)
+    run_here(first)
+    more = planned([*(f"q{i}" for i in range(99, 399))], stratum=["torso"] * 300, withheld=[True] * 300)
+    second = make_job(more, path="precompute/two", shards=5, source="student")
+    ledger, _ = run_here(second)
+    assert (ledger.rows, ledger.reused, ledger.computed) == (300, 201, 99)
+    table = rows_of(second, ledger)
+    assert set(table["stratum"].to_pylist()) == {"torso"}
+    assert set(table["source"].to_pylist()) == {"student"}
+    assert all(table["withheld"].to_pylist())
+    wanted_counts = dict(zip(more["query"].to_pylist(), more["count"].to_pylist(), strict=True))
+    assert dict(zip(table["query"].to_pylist(), table["count"].to_pylist(), strict=True)) == wanted_counts
+    for row in table.to_pylist():
+        assert json.loads(row["answer"])["segments"][0]["text"].endswith(row["query"])
+    none = dataclasses.replace(second, path="precompute/three", reuse=False)
+    assert run_here(none)[0].computed == 300
+
+
+def test_a_job_that_was_cut_short_leaves_its_flushed_rows_to_others(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make_job(planned([f"q{i}" for i in range(100)]), path="precompute/one", shards=1, flush_rows=20)
+    interrupted(first, 75, "run0", monkeypatch)
+    ledger, _ = run_here(make_job(planned([f"q{i}" for i in range(110)]), path="precompute/two", shards=2))
+    assert (ledger.reused, ledger.computed) == (60, 50)
+
+
+def test_a_prompt_edit_asks_only_the_rows_it_touches(make_job: MakeJob, segmentation: Task) -> None:
+    table = planned([f"q{i}" for i in range(90)])  # every third has businesses
+    run_here(make_job(table, path="precompute/one", shards=2))
+    edited = dataclasses.replace(segmentation, template=segmentation.template.replace("Businesses viewed", "People then viewed"))
+    ledger, _ = run_here(make_job(table, path="precompute/two", shards=2, task=edited))
+    assert (ledger.reused, ledger.computed) == (60, 30)
+    longer = dataclasses.replace(segmentation, schema={**segmentation.schema, "minProperties": 1})
+    ledger, _ = run_here(make_job(table, path="precompute/three", shards=2, task=longer))
+    assert (ledger.reused, ledger.computed) == (0, 90)
+
+
+def test_states_to_retry_are_asked_again_and_an_answer_wins_over_a_newer_failure(make_job: MakeJob) -> None:
+    table = planned(["a", "b", "!length", "!invalid", "!fail"])
+    run_here(make_job(table, path="precompute/one", shards=1))
+    ledger, _ = run_here(make_job(table, path="precompute/two", shards=1))
+    assert (ledger.reused, ledger.computed) == (4, 1)  # the failed row alone
+    again = (State.FAILED, State.INVALID)
+    ledger, _ = run_here(make_job(table, path="precompute/three", shards=1, retry=again))
+    assert (ledger.reused, ledger.computed) == (3, 2)
+    sober = make_job(table, path="precompute/four", shards=1, retry=again, model=ModelConfig(engine="null", model="null"))
+    assert run_here(sober)[0].states[State.ANSWERED] == 4  # the same engine without faults answers what it may ask
+    ledger, _ = run_here(make_job(table, path="precompute/five", shards=1))
+    assert ledger.states[State.ANSWERED] == 4
+    assert ledger.computed == 0
+
+
+# --- limits and engines that hang
+
+
+def test_limits() -> None:
+    limits = Limits(failed_share=0.05, usd=1.0, seconds=60, workers=2, usd_per_hour=3.6, usd_per_million_tokens_out=10.0)
+    assert limits.problem({}, 0) == ""
+    assert limits.problem({"asked": 10, "errors": 3}, 1) == ""  # far too few to be sure
+    assert limits.problem({"asked": 10_000, "errors": 520}, 1) == ""  # above, but it may be chance
+    assert "600 of 10,000" in limits.problem({"asked": 10_000, "errors": 600}, 1)
+    assert "budget_seconds=60" in limits.problem({}, 60)
+    assert limits.spent({"earlier_seconds": 100, "tokens_out": 50_000}, 50) == pytest.approx(0.2 + 0.5)
+    assert "budget_usd=1" in limits.problem({"tokens_out": 90_000}, 50)
+    assert Limits().problem({"asked": 9, "errors": 9}, 1e9) == ""
+
+
+def test_a_worker_that_is_told_to_stop_keeps_what_is_done_and_the_next_goes_on(make_job: MakeJob) -> None:
+    job = make_job(planned([f"q{i}" for i in range(200)]), shards=2, flush_rows=1000)
+    store, manifest = open_storage(job.root), prepare(job)
+    worker = Worker(job, manifest, "run0")
+    take, taken = worker.take, 0
+
+    def counted(*args: object) -> bool:
+        nonlocal taken
+        taken += 1
+        worker.stopped = "enough" if taken == 130 else worker.stopped
+        return take(*args)  # type: ignore[arg-type]
+
+    worker.take = counted  # type: ignore[method-assign,assignment]
+    made = worker.work([Ask(0, 0), Ask(1, 0)])
+    assert len(made) == 1
+    assert taken == 130
+    done, asks = survey(job, store, manifest)
+    assert (done, len(asks)) == (made, 1)
+    ledger, _ = run_here(job, "run1")
+    assert ledger.computed == 70
+    assert ledger.rows == 200
+
+
+HANGS = """
+import sys, time
+from headtail.generate.watch import watched
+with watched(0.5) as alive:
+    for _ in range(30):
+        time.sleep(0.05)
+        alive(time.monotonic())
+    print("alive", flush=True)
+with watched(0.2):
+    pass
+time.sleep(0.4)
+print("let go", flush=True)
+with watched(0.5):
+    time.sleep(60)
+print("never", flush=True)
+"""
+
+
+def test_a_process_that_hangs_ends_itself_and_shows_where() -> None:
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=30)
+    assert done.stdout.split("\n")[:2] == ["alive", "let go"]
+    assert "never" not in done.stdout
+    assert done.returncode != 0
+    assert "Timeout" in done.stderr
+    assert "line 15" in done.stderr
