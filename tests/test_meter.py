@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from headtail.meter import metered
@@ -12,5 +14,19 @@ def test_totals(cluster: None) -> None:
     import ray
 
     with metered("work", 30) as meter:
-        ray.get([meter.add.remote(done=10, tokens=3) for _ in range(3)])
-        assert ray.get(meter.read.remote()) == {"done": 30, "tokens": 9}
+        told = [({0: 4}, {0: 1.5}), ({1: 10}, {1: 2.0}), ({0: 9}, {0: 7.5})]  # the last one died in between, and tells part 0 again
+        assert ray.get([meter.add.remote(done, before, tokens=3) for done, before in told]) == ["", "", ""]
+        assert ray.get(meter.read.remote()) == {"done": 19, "before": 3.5, "tokens": 9}
+
+
+@pytest.mark.slow
+def test_workers_hear_why_to_stop(cluster: None) -> None:
+    import ray
+
+    with metered("work", 30, judge=lambda told, seconds: "enough" if told["done"] >= 5 and seconds > 0 else "") as meter:
+        assert ray.get(meter.add.remote({0: 4})) == ""
+        deadline = time.monotonic() + 20
+        while (heard := ray.get(meter.add.remote({0: 5}))) == "":
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert heard == "enough"

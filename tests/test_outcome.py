@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -124,3 +125,36 @@ def test_confidence_is_a_probability(value: Any, cuts: list[tuple[int, float]]) 
     sure = confidence(text, texts, logprobs)
     assert (sure is None) == (not _scalars(value))
     assert sure is None or 0.0 < sure <= 1.0
+
+
+# --- several samples
+
+
+def _label(name: str, logprob: float = -0.1) -> Completion:
+    text = json.dumps({"segments": [{"text": "thai", "label": name}]})
+    return Completion(0, text, "stop", tokens_out=2, token_texts=(text,), token_logprobs=(logprob,))
+
+
+def test_the_answer_most_samples_give_is_taken_and_all_are_kept(segmentation: Task) -> None:
+    cut = Completion(0, '{"segm', "length", tokens_out=3)
+    first = dataclasses.replace(_label("name", -2.0), samples=(_label("topic"), cut, _label("topic", -0.5)))
+    outcome = settle(segmentation, first)
+    assert json.loads(outcome.answer or "")["segments"][0]["label"] == "topic"
+    assert (outcome.state, outcome.agreement, outcome.confidence) == (State.ANSWERED, 0.5, pytest.approx(math.exp(-0.1)))
+    assert outcome.samples is not None
+    assert [sample["state"] for sample in outcome.samples] == ["answered", "answered", "truncated", "answered"]
+    assert [sample["tokens_out"] for sample in outcome.samples] == [2, 2, 3, 2]
+    assert outcome.samples[2]["answer"] is None
+
+
+def test_of_equals_the_earliest_sample_is_taken(segmentation: Task) -> None:
+    outcome = settle(segmentation, dataclasses.replace(_label("name"), samples=(_label("topic"),)))
+    assert json.loads(outcome.answer or "")["segments"][0]["label"] == "name"
+    assert outcome.agreement == 0.5
+
+
+def test_without_any_answer_the_row_ends_as_its_first_sample(segmentation: Task) -> None:
+    cut, odd = Completion(0, "{", "length"), Completion(0, "[]", "stop")
+    outcome = settle(segmentation, dataclasses.replace(cut, samples=(odd,)))
+    assert (outcome.state, outcome.agreement, outcome.answer) == (State.TRUNCATED, 0.0, None)
+    assert settle(segmentation, _label("name")).agreement is None

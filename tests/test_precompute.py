@@ -19,7 +19,7 @@ import pytest
 from headtail import keys, precompute
 from headtail.config import TrackingConfig, build
 from headtail.engines import ModelConfig
-from headtail.errors import ConfigError, EngineError, InputError
+from headtail.errors import ConfigError, EngineError, InputError, LimitReached
 from headtail.generate import Limits, answers
 from headtail.generate.job import Journal
 from headtail.generate.ledger import Ledger
@@ -137,6 +137,7 @@ def test_the_contract(root: str, store: Storage) -> None:
         "refused": 0,
         "failed": 0,
         "duplicates": 2,
+        "reused": 0,
         "recomputed": 301,
         "resumed": 0,
     }
@@ -149,7 +150,7 @@ def test_the_contract(root: str, store: Storage) -> None:
     assert set(table["source"].to_pylist()) == {"teacher"}
     assert next(answers(store, receipt, ["query_key", "state"])).column_names == ["query_key", "state"]
     wanted = {"rows_per_s", "tokens_in", "tokens_out", "tokens_in_per_row", "tokens_out_per_row", "engine_start_s", "generate_s"}
-    assert wanted | {"usd", "usd_per_million", "answered_share"} == set(receipt.metrics)
+    assert wanted | {"usd", "usd_saved", "usd_per_million", "answered_share"} == set(receipt.metrics)
     assert receipt.facts["engine"]["engine"] == "null"
     assert receipt.inputs["plan/ab12.head"] == "plan/ab12"
     ledger = read_json(store, receipt.output("ledger").path)
@@ -196,13 +197,43 @@ def test_too_many_failed_rows_fail_the_job_and_the_next_run_asks_only_those(root
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
+def test_a_budget_ends_a_job_early_and_a_larger_one_goes_on(root: str, store: Storage, tmp_path: Path) -> None:
+    plan(store, head=[f"q{i}" for i in range(2000)])
+    log = tmp_path / "asked"
+    log.touch()
+    slow = f"null:delay_us=5000,log={log}"
+    with pytest.raises(LimitReached, match="budget_seconds=3 is spent"):
+        precompute.run(config(root, model=slow, shards=4, budget_seconds=3))
+    asked = log.stat().st_size
+    assert 50 < asked < 2000
+    assert not store.exists("precompute/LATEST")
+    receipt = precompute.run(config(root, model=f"null:log={log}", shards=4))
+    assert (receipt.rows["resumed"], receipt.rows["recomputed"]) == (asked, 2000 - asked)
+    assert log.stat().st_size == 2000
+    with pytest.raises(LimitReached, match="budget_usd=1e-06"):
+        precompute.run(config(root, model=slow, retry=["failed", "answered"], budget_usd=1e-6, shards=4))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_many_errors_end_a_job_before_its_end(root: str, store: Storage, tmp_path: Path) -> None:
+    plan(store, head=[f"q{i} {'!fail' if i % 3 == 0 else ''}".strip() for i in range(3000)])
+    log = tmp_path / "asked"
+    log.touch()
+    with pytest.raises(LimitReached, match="more than max_failed_share"):
+        precompute.run(config(root, model=f"null:faults,delay_us=3000,log={log}", shards=4, max_failed_share=0.2))
+    assert 100 < log.stat().st_size < 2500
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_a_row_that_kills_its_process_is_one_failed_row(root: str, store: Storage, tmp_path: Path) -> None:
     """DESIGN 5: the worker's process dies at once, as with an out-of-memory kill; Ray brings it back each time."""
     plan(store, head=[*(f"q{i}" for i in range(150)), "!exit"])
     log = tmp_path / "asked"
     receipt = precompute.run(config(root, model=f"null:faults,log={log}", shards=2, flush_rows=10))
     assert (receipt.rows["answered"], receipt.rows["failed"]) == (150, 1)
-    assert "the engine died on this row" in json.dumps(read_json(store, receipt.output("ledger").path)["reasons"])
+    assert "the engine died or hung on this row" in json.dumps(read_json(store, receipt.output("ledger").path)["reasons"])
     assert log.stat().st_size <= 151 + 5 * (64 + 10)
 
 

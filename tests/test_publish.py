@@ -43,7 +43,8 @@ def log(store: Storage, counts: Mapping[str, int]) -> Receipt:
 
 
 def answered(store: Storage, mark: str, task: Task, *tables: pa.Table, inputs: Mapping[str, str] | None = None) -> Receipt:
-    shards = {f"answers/shard-{i:05d}": table for i, table in enumerate(tables)}
+    in_order = sorted(tables, key=lambda table: table.column("query_key")[0].as_py())  # shards are ranges of keys
+    shards = {f"answers/shard-{i:05d}": table for i, table in enumerate(in_order)}
     return leave(store, "precompute", mark, shards, inputs={"task": task.fingerprint, **(inputs or {})})
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headtail.errors import ConfigError
+from headtail.keys import canonical
 from headtail.task import EXAMPLES, Task, load_task
 
 GOOD: dict[str, Any] = {
@@ -162,3 +165,43 @@ def test_pickles_to_workers(segmentation: Task) -> None:
 
 def test_fallback_carries_the_query(segmentation: Task) -> None:
     assert json.loads(segmentation.dump(segmentation.fallback("pizza"))) == {"segments": [{"label": "topic", "text": "pizza"}]}
+
+
+_KEYS = st.sampled_from(["text", "label", "other"])
+_SCALARS = st.none() | st.booleans() | st.integers(-3, 3) | st.floats(-2, 2) | st.sampled_from(["", "topic", "name", "é" * 9, "x" * 201])
+_VALUES = st.recursive(_SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=3), max_leaves=8)
+_SCHEMAS: list[dict[str, Any]] = [
+    {"type": "object", "properties": {"text": {"type": "string", "maxLength": 8}, "label": {"enum": ["topic", 1]}}, "required": ["text"]},
+    {"type": "array", "items": {"$ref": "#/$defs/one"}, "maxItems": 2, "$defs": {"one": {"type": ["integer", "null"], "minimum": 0}}},
+    {"anyOf": [{"type": "number", "exclusiveMaximum": 1}, {"type": "object", "additionalProperties": False, "properties": {"text": {}}}]},
+]
+
+
+@given(answer=_VALUES, schema=st.sampled_from(_SCHEMAS))
+def test_valid_is_what_the_reference_validator_calls_valid(segmentation: Task, answer: Any, schema: dict[str, Any]) -> None:
+    task = dataclasses.replace(segmentation, schema=schema)
+    found, problem = task.parse(json.dumps(answer))
+    assert (problem == "") == jsonschema.Draft202012Validator(schema).is_valid(answer)
+    assert found == (answer if problem == "" else None)
+
+
+@given(answer=_VALUES)
+def test_the_stored_form_is_the_canonical_one(segmentation: Task, answer: Any) -> None:
+    assert segmentation.dump(answer) == canonical(answer)
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", "1e999", "[-1e999]"])
+def test_numbers_that_json_does_not_have_are_no_answer(segmentation: Task, text: str) -> None:
+    assert dataclasses.replace(segmentation, schema={}).parse(text)[1].startswith("not JSON")
+
+
+def test_a_block_without_variables_is_rendered_once_and_others_each_time(segmentation: Task) -> None:
+    template = "{% block system %}A{% if true %}B{% endif %}{% endblock %}{% block user %}{{ query }}{% endblock %}"
+    task = dataclasses.replace(segmentation, template=template)
+    assert task._constant == {"system": "AB"}
+    assert [m["content"] for m in task.messages("x")] == ["AB", "x"]
+    moody = dataclasses.replace(segmentation, template=template.replace("A{%", "{{ query }}{%"))
+    assert moody._constant == {}
+    assert [[m["content"] for m in moody.messages(q)] for q in "xy"] == [["xB", "x"], ["yB", "y"]]
+    random = dataclasses.replace(segmentation, template=template.replace("A{%", "{{ range(9) | random }}{%"))
+    assert random._constant == {}

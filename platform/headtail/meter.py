@@ -21,9 +21,13 @@ POLL_S = 0.5
 class _Totals:
     def __init__(self) -> None:
         self.totals: dict[str, float] = {}
+        self.done: dict[int, float] = {}
+        self.before: dict[int, float] = {}
         self.reason = ""
 
-    def add(self, **amounts: float) -> str:
+    def add(self, done: dict[int, float] | None = None, before: dict[int, float] | None = None, **amounts: float) -> str:
+        self.done.update(done or {})
+        self.before = (before or {}) | self.before
         for name, amount in amounts.items():
             self.totals[name] = self.totals.get(name, 0) + amount
         return self.reason
@@ -32,15 +36,17 @@ class _Totals:
         self.reason = self.reason or reason
 
     def read(self) -> dict[str, float]:
-        return self.totals
+        return self.totals | {"done": sum(self.done.values()), "before": sum(self.before.values())}
 
 
 @contextmanager
 def metered(
     label: str, total: int | None, unit: str = "rows", done: int = 0, judge: Callable[[Mapping[str, float], float], str] | None = None
 ) -> Iterator[Any]:
-    """A meter actor whose `done` total drives a bar; workers call `meter.add.remote(done=n)`, which returns why to stop, or "".
+    """A meter actor that drives a bar; workers call `meter.add.remote(...)`, which returns why to stop, or "".
 
+    `done` and `before` are amounts by part of the work, so that a worker that died and came back may tell them again: of
+    `done` the last counts, of `before` (what was there when the part was first opened) the first. Other amounts are added up.
     `judge(totals, seconds)` is asked twice a second; what it says is what workers hear.
     """
     import ray

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 
 from .events import Account, Follow, account
 from .faults import WIDTH
-from .spec import DELIBERATE, DONE, UNFORESEEN, Spec, start
+from .spec import DONE, UNFORESEEN, Spec, start
 from .verify import Findings, Tree, check_files, check_rows
 
 ANSWERED, FAILED = frozenset({"answered"}), frozenset({"failed"})
@@ -36,6 +36,8 @@ class Lab:
         self.folder, self.seed, self.engine = folder, seed, engine
         self.environment: dict[str, str] = {"HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         self._server: subprocess.Popen[bytes] | None = None
+        self.points: dict[bool, list[tuple[int, str]]] = {}  # by whether on S3: every commit of a job, and each moment of it
+        self.hit: dict[bool, set[tuple[int, str]]] = {False: set(), True: set()}
         folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Lab:
@@ -83,9 +85,34 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+class Run:
+    """A run in a forked process, until it ended and after."""
+
+    def __init__(self, process: BaseProcess, said: Path, what: str) -> None:
+        self.process, self.pid, self._said, self.what = process, process.pid or 0, said, what
+
+    def __str__(self) -> str:
+        return f"{self.what} -> {'still runs' if self.alive else self.code}"
+
+    @property
+    def alive(self) -> bool:
+        return self.process.exitcode is None
+
+    @property
+    def code(self) -> int:
+        return int(self.process.exitcode or 0)
+
+    @property
+    def said(self) -> str:
+        return self._said.read_text(encoding="utf-8") if self._said.exists() else ""
+
+    def wait(self, seconds: float | None) -> None:
+        self.process.join(seconds)
+
+
 @dataclass
 class Bench:
-    """One job. `expected` holds the states that each query may end in; `fields` the job's config."""
+    """One job. `name` is its kind and number; `expected` holds the states each query may end in; `fields` is the job's config."""
 
     lab: Lab
     name: str
@@ -96,7 +123,9 @@ class Bench:
     pace: dict[str, float] = field(default_factory=dict)
     echo: bool = True
     found: Findings = field(default_factory=Findings)
-    steps: list[str] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+    faults: dict[str, int] = field(default_factory=dict)
+    checked: bool = False
 
     def __post_init__(self) -> None:
         self.rng = random.Random(f"{self.lab.seed}/{self.name}")
@@ -108,6 +137,14 @@ class Bench:
         self.root = self.root or (f"s3://{self.name.replace('/', '-').replace('_', '-')}/store" if self.s3 else str(self.folder / "store"))
         self.log = Follow(self.folder / "events")
         self._runs = 0
+
+    @property
+    def number(self) -> int:
+        return int(self.name.rpartition("/")[2])
+
+    @property
+    def store(self) -> str:
+        return "s3" if self.s3 else "disk"
 
     # --- its input
 
@@ -150,45 +187,45 @@ class Bench:
         data = path.read_bytes() if path.exists() else b""
         return [data[i : i + WIDTH].decode().rstrip() for i in range(0, len(data), WIDTH)]
 
-    def begin(self, at: Mapping[int, str] | None = None, run: str = "", more: Mapping[str, str] | None = None) -> BaseProcess:
+    def begin(self, at: Mapping[int, str] | None = None, run: str = "", more: Mapping[str, str] | None = None) -> Run:
         """A run started in a forked process. The same `run` as before: as if Ray had brought the worker back."""
         plan = self.plan(at)
-        self.steps.append(f"run {self._runs}: {dict(at) if at else 'no faults planned'}")
-        said = str(self.folder / f"said-{self._runs}")
-        return start(Spec(self.fields, str(plan), said, run or f"run{self._runs:04}", {**self.lab.environment, **(more or {})}))
+        said = self.folder / f"said-{self._runs}"
+        spec = Spec(self.fields, str(plan), str(said), run or f"run{self._runs:04}", {**self.lab.environment, **(more or {})})
+        begun = Run(start(spec), said, f"run {self._runs}{f' with {dict(at)}' if at else ''}")
+        self.runs.append(begun)
+        return begun
 
-    def end(self, process: BaseProcess, timeout: float = RUN_S) -> int:
+    def end(self, run: Run, timeout: float = RUN_S) -> int:
         """Its exit code. One that hangs is killed and told as a problem."""
-        process.join(timeout)
-        if process.exitcode is None:
-            self.fault(f"{self.steps[-1]} did not end within {timeout:g} s")
-            process.kill()
-            process.join()
-        code = int(process.exitcode or 0)
-        process.close()
-        self.steps[-1] += f" -> {code}"
-        if code in (UNFORESEEN, 1):
-            self.fault(f"{self.steps[-1]}: a stack trace, not an error that says what to do: ...{self.said()[-600:]}")
-        return code
+        run.wait(timeout)
+        if run.alive:
+            self.fault(f"{run} did not end within {timeout:g} s")
+            run.process.kill()
+            run.wait(None)
+        if run.code in (UNFORESEEN, 1):
+            self.fault(f"{run}: a stack trace, not an error that says what to do: ...{run.said[-600:]}")
+        return run.code
 
     def go(self, at: Mapping[int, str] | None = None, run: str = "", more: Mapping[str, str] | None = None) -> int:
         """A run from start to end; its exit code."""
         return self.end(self.begin(at, run, more))
 
+    @property
     def said(self) -> str:
         """What the last run said when it failed."""
-        path = self.folder / f"said-{self._runs}"
-        return path.read_text(encoding="utf-8") if path.exists() else ""
+        return self.runs[-1].said
 
-    def killed(self, process: BaseProcess, what: str) -> None:
-        """SIGKILL to a run, written into the log first."""
-        assert process.pid is not None
-        self.note_kill(process.pid, what)
-        process.kill()
+    def kill(self, run: Run, what: str) -> None:
+        """SIGKILL to a run, unless it has ended; written into the log first."""
+        if run.alive:
+            self.note_kill(run.pid, what)
+            run.process.kill()
+            run.wait(None)
 
-    def note_kill(self, pid: int, what: str) -> None:
+    def note_kill(self, pid: int, what: str, kind: str = "k") -> None:
         with self.log.path.open("a", encoding="utf-8") as file:
-            file.write(f"{time.time():.6f} {pid} k {what}\n")
+            file.write(f"{time.time():.6f} {pid} {kind} {what}\n")
 
     def resume(self, most: int = 6) -> None:
         """Runs without faults until one ends well: the first should, unless a fault outlives its run."""
@@ -197,7 +234,7 @@ class Bench:
             codes.append(self.go())
             if codes[-1] == DONE:
                 return
-        self.fault(f"{most} runs without faults ended with {codes}: {self.said()[-400:]}")
+        self.fault(f"{most} runs without faults ended with {codes}: {self.said[-400:]}")
 
     # --- what is found
 
@@ -217,13 +254,16 @@ class Bench:
             self.found.say(f"... found after {when}")
 
     def check(self) -> Findings:
-        """In the end: rows, files, and that running once more asks nothing and changes nothing."""
+        """In the end: rows, files, and that running once more asks nothing and changes nothing. Done once."""
+        if self.checked:
+            return self.found
+        self.checked = True
         tree = self.tree()
         check_files(tree, self.found)
         check_rows(tree, self.expected, self.found, self.echo)
         before, asked = tree.digests(), self.log.count("a")
         if (code := self.go()) != DONE:
-            self.fault(f"a run after success ended with {code}: {self.said()[-400:]}")
+            self.fault(f"a run after success ended with {code}: {self.said[-400:]}")
         after, again = tree.digests(), self.log.count("a") - asked
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
         if changed or again:
@@ -252,8 +292,3 @@ class environment:  # noqa: N801 - used as a function
     def __exit__(self, *_: object) -> None:
         for name, value in self.kept.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-
-
-def codes(found: Sequence[int]) -> bool:
-    """Whether these exit codes are those of a job that was killed or that ended on purpose."""
-    return all(code in (DONE, DELIBERATE) or code < 0 or code == 137 for code in found)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 
 class Event(NamedTuple):
-    """One line. Kinds: s generate began, a row asked, d row done, e row to be tried again, k kill, f write failed on purpose."""
+    """One line. Kinds: s generate began, a row asked, d row done, e row ended in an error, k kill, f write failed on purpose."""
 
     time: float
     pid: int
@@ -67,7 +67,7 @@ class Account:
 
 
 def account(events: Sequence[Event]) -> Account:
-    """The Account of one job's events. A row that ended in a transient error and is tried again repeats nothing."""
+    """The Account of one job's events. A row that ended in an error and is asked again repeats nothing."""
     events = sorted(events, key=lambda event: event.time)
     kills = [event for event in events if event.kind in "kf"]
     times = [kill.time for kill in kills]

@@ -62,7 +62,7 @@ def _read_plan() -> None:
 
 
 def tell(kind: str, what: str = "") -> None:
-    """A line of the log: time, pid, kind (s started, a asked, d done, e error to be tried again, k killed, f failed), what."""
+    """A line of the log: time, pid, kind (s started, a asked, d done, e ended in an error, k killed, f failed), what."""
     os.write(_log, f"{time.time():.6f} {os.getpid()} {kind} {what}\n".encode())
 
 
@@ -238,7 +238,7 @@ def _watched(plain: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]
 
         tell("s")
         for completion in plain(engine, asked()):
-            tell("e" if completion.error and completion.transient else "d", marks.pop(completion.id))
+            tell("e" if completion.error else "d", marks.pop(completion.id))
             yield completion
 
     return generate

@@ -104,7 +104,7 @@ class Cache:
             self._env = _environment(self._path)
         with self._env.handle.begin() as txn:
             value = txn.get(query_key(normalised))
-        return None if value is None else _decode(value, normalised.encode("utf-8", "surrogatepass"), normalised)
+        return None if value is None else decode(value, normalised)
 
     def close(self) -> None:
         """Let go of the snapshot; lookups are over."""
@@ -137,16 +137,19 @@ def _environment(path: str) -> _Environment:
     return found
 
 
-def _decode(value: bytes, text: bytes, normalised: str) -> CachedAnswer | None:
+def decode(value: bytes, normalised: str) -> CachedAnswer | None:
+    """A value of the snapshot as the answer to `normalised`; None when it belongs to another text."""
     kind, confidence, answer_key = VALUE.unpack_from(value)
     if kind >> 4 != FORMAT:
         raise StorageError(
             "a cached value has an unknown format", value=kind >> 4, fix="serve this generation with the headtail version that made it"
         )
-    end = VALUE.size + len(text) + 1
-    if value[VALUE.size : end] != text + b"\0":
+    text = normalised.encode("utf-8", "surrogatepass")
+    end = VALUE.size + len(text)
+    if value[VALUE.size : end] != text or value[end] != 0:
         return None  # another text with the same hash
-    return CachedAnswer(normalised, value[end:].decode(), SOURCES[kind & 15], None if confidence != confidence else confidence, answer_key)
+    known = None if confidence != confidence else confidence
+    return CachedAnswer(normalised, value[end + 1 :].decode(), SOURCES[kind & 15], known, answer_key)
 
 
 def _check(folder: Path, manifest: Manifest) -> None:

@@ -192,7 +192,8 @@ class _Writer:
         self._prefixes.append(high)
         for item in pc.value_counts(piece.column("source")).to_pylist():
             self._sources[item["values"]] += item["counts"]
-        best = piece.select(["count", "query"]).take(pc.select_k_unstable(piece, k=EXAMPLES, sort_keys=[("count", "descending")]))
+        most = pc.select_k_unstable(piece, k=EXAMPLES, sort_keys=[("count", "descending"), ("query", "ascending")])
+        best = piece.select(["count", "query"]).take(most)
         found = zip((c or 0 for c in best.column("count").to_pylist()), best.column("query").to_pylist(), strict=True)
         self._top = heapq.nsmallest(EXAMPLES, [*self._top, *found], key=lambda item: (-item[0], item[1]))
         self._parquet.write_table(piece, row_group_size=PIECE_ROWS)

@@ -95,7 +95,7 @@ class _Head:
 
 def before(high: Words, low: Words, key: Key) -> int:
     """How many of the sorted keys are below `key`."""
-    start, end = (int(np.searchsorted(high, np.uint64(key[0]), side)) for side in ("left", "right"))  # type: ignore[call-overload]
+    start, end = (int(np.searchsorted(high, np.uint64(key[0]), side)) for side in ("left", "right"))
     return start + int(np.searchsorted(low[start:end], np.uint64(key[1]), "left"))
 
 

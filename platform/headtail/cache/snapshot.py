@@ -79,7 +79,7 @@ class Snapshot:
         self._grow(len(values.body) + len(values) * 64)
         keys, ends, body = _fixed(piece.column("query_key"), KEY_BYTES).tolist(), values.ends.tolist(), values.body.to_pybytes()
         for start in range(0, len(keys), _TAKEN):
-            rows = (body[a:b] for a, b in pairwise(ends[start : start + _TAKEN + 1]))  # made as LMDB takes them: a list of them is a third slower
+            rows = (body[a:b] for a, b in pairwise(ends[start : start + _TAKEN + 1]))  # as LMDB takes them: a list is a third slower
             with self._env.begin(write=True) as txn:
                 done, added = txn.cursor().putmulti(zip(keys[start : start + _TAKEN], rows, strict=True), append=True)
             if not done == added == len(keys[start : start + _TAKEN]):

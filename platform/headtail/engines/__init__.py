@@ -40,10 +40,18 @@ class ModelConfig(Config):
     )
     max_num_seqs: int = execution(0, "rows decoded together; 0 chooses by device", ge=0)
     max_num_batched_tokens: int = execution(0, "tokens per engine step; 0 chooses by device", ge=0)
+    kv_block_tokens: int = execution(
+        0, "tokens per block of KV cache: prompts share whole blocks only; 0 chooses by device (CPU 32, GPU vLLM's own)", ge=0
+    )
+    engine_process: bool | None = execution(
+        None, "vllm: the engine's core in a process of its own; null: on GPU yes, on CPU no (there it starts slower and makes no more rows/s)"
+    )
     kv_cache_gib: float = execution(0.5, "CPU only: GiB of KV cache", gt=0)
     gpu_memory_utilization: float = execution(0.9, "share of GPU memory the engine takes", gt=0, le=1)
     request_timeout_s: float = execution(120.0, "openai: seconds after which a request counts as failed", gt=0)
-    concurrency: int = execution(32, "openai: requests in flight per worker", ge=1)
+    concurrency: int = execution(32, "openai: most requests in flight per worker; fewer while the endpoint pushes back", ge=1)
+    requests_per_minute: int = execution(0, "openai: requests that each worker may send in a minute; 0 for no limit", ge=0)
+    tokens_per_minute: int = execution(0, "openai: prompt and answer tokens that each worker may use in a minute; 0 for no limit", ge=0)
     usd_per_hour: float = execution(
         0.0, "price of one worker's machine, for cost figures; 0 prices at the default stated in docs/cost.md", ge=0
     )
@@ -72,8 +80,8 @@ class Completion:
 
     `token_texts` and `token_logprobs` have one entry per output token (natural log, after the grammar mask), or are
     empty when the engine gives none. `tokens_cached` of `tokens_in` were found in the engine's prefix cache.
-    `samples` holds what the same request gave beyond the first when sampling asks for n > 1; the tokens of each are
-    its own. `error` is empty on success; `transient` says a retry may help.
+    `samples` holds what the same request gave beyond the first when sampling asks for n > 1; the answer tokens of each
+    are its own, the prompt's are counted once, on the first. `error` is empty on success; `transient` says a retry may help.
     """
 
     id: int

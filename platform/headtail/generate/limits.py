@@ -28,8 +28,8 @@ class Limits:
     usd_per_million_tokens_out: float = 0.0
 
     def spent(self, told: Mapping[str, float], wall: float) -> float:
-        """USD: workers for `wall` seconds of this run, engine time of earlier runs (`earlier_seconds`), tokens of both."""
-        hours = (wall * self.workers + told.get("earlier_seconds", 0.0)) / 3600
+        """USD: workers for `wall` seconds of this run, engine time of earlier runs (`before`), tokens of both."""
+        hours = (wall * self.workers + told.get("before", 0.0)) / 3600
         return hours * self.usd_per_hour + self.tokens_usd(told.get("tokens_in", 0.0), told.get("tokens_out", 0.0))
 
     def tokens_usd(self, tokens_in: float, tokens_out: float) -> float:

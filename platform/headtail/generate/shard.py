@@ -61,6 +61,11 @@ class Shard:
         self.todo = [row for row in range(len(self.wanted)) if row not in done]
 
     @property
+    def done(self) -> int:
+        """Rows that are safe, or taken over."""
+        return len(self.wanted) - len(self.todo)
+
+    @property
     def messages(self) -> list[list[dict[str, str]]]:
         """The messages of each row."""
         return self.wanted.messages

@@ -56,7 +56,8 @@ class Worker:
         self.stopped = ""  # why the job stops before its end; what is open is made safe and nothing new is begun
         self.before = earlier(self.store, job)
         self._proven = True
-        self._opened: set[int] = set()
+        self._done: dict[int, int] = {}
+        self._before: dict[int, float] = {}
         self._news: dict[str, float] = defaultdict(float)
         self._news_at = 0.0
         self._reply: Any = None
@@ -75,27 +76,26 @@ class Worker:
         A shard that is missing in what comes back was left open because the job is to stop.
         """
         made: dict[int, ShardReceipt] = {}
-        todo = []
-        for ask in asks:
-            if self.store.exists(self.job.receipt_path(ask.shard, ask.edition)):  # this task is a retry, and that was done
-                made[ask.shard] = read_receipt(self.job, self.store, ask.shard, ask.edition)
-            else:
-                todo.append(ask)
-        while todo and not self.stopped:
+        while (todo := self._left(asks, made)) and not self.stopped:
             alone: list[Ask] = []
             self._guarded(_Chain(self, todo, alone), made)
             for ask in alone:
                 self._guarded(_Narrow(self, self.open(ask)), made)
-            todo = [ask for ask in todo if ask.shard not in made]
         self.tell()
         return [made[ask.shard] for ask in asks if ask.shard in made]
+
+    def _left(self, asks: Sequence[Ask], made: dict[int, ShardReceipt]) -> list[Ask]:
+        """What is not published yet. A task that Ray repeats, or an engine that broke, may leave published shards behind."""
+        for ask in asks:
+            if ask.shard not in made and self.store.exists(self.job.receipt_path(ask.shard, ask.edition)):
+                made[ask.shard] = read_receipt(self.job, self.store, ask.shard, ask.edition)
+        return [ask for ask in asks if ask.shard not in made]
 
     def open(self, ask: Ask) -> Shard:
         """The shard, with what is finished of it; that much is told to the meter once."""
         shard = Shard(self.job, self.store, self.manifest, ask.shard, ask.edition, self.run, self.before)
-        if ask.shard not in self._opened:
-            self._opened.add(ask.shard)
-            self.note(done=len(shard.wanted) - len(shard.todo), reused=shard.reused.num_rows, earlier_seconds=shard.journal.seconds)
+        self._done[ask.shard] = shard.done
+        self._before.setdefault(ask.shard, shard.journal.seconds)
         return shard
 
     def _guarded(self, feed: _Chain | _Narrow, made: dict[int, ShardReceipt]) -> None:
@@ -154,11 +154,6 @@ class Worker:
                 yield completion, now - last
                 last = now
 
-    def note(self, **amounts: float) -> None:
-        """Something to tell the meter with the next `tell`."""
-        for name, amount in amounts.items():
-            self._news[name] += amount
-
     def tell(self) -> None:
         """Tell the meter what is new, and hear whether the job is to stop. Waits for nothing: the answer is heard the next time."""
         self._news_at = time.monotonic()
@@ -172,9 +167,9 @@ class Worker:
             except ray.exceptions.RayError as error:  # it comes back elsewhere; until then the bar stands still
                 print(f"the meter did not answer: {error}", file=sys.stderr, flush=True)
             self._reply = None
-        told = self.meter.add.remote(**self._news)
+        told = self.meter.add.remote(self._done, self._before, **self._news)
         self._reply = told if self._reply is None else self._reply
-        self._news.clear()
+        self._done, self._before, self._news = {}, {}, defaultdict(float)
 
     def take(self, shard: Shard, row: int, completion: Completion, seconds: float) -> bool:
         """Settle a row, or leave it open when its error is transient and it has tries left. True when it is settled."""
@@ -192,31 +187,36 @@ class Worker:
         return True
 
     def flush(self, shard: Shard, broken: bool = False) -> None:
-        if count := shard.flush(broken):
-            self.note(done=count)
+        if shard.flush(broken):
+            self._done[shard.number] = shard.done
             if not self._proven:
                 self._proven = True
                 write_json(self.store, self.job.starts_path(self.run), 0)
 
 
 class _Chain:
-    """Healthy shards fed to the engine in one stream: the next begins while the last rows of the one before run."""
+    """Healthy shards fed to the engine in one stream: the next is read, and the one before published, while this one runs."""
 
     def __init__(self, worker: Worker, asks: Sequence[Ask], alone: list[Ask]) -> None:
         self.worker, self.asks, self.alone = worker, list(asks), alone
         self.shards: list[Shard] = []
         self._handed: list[int] = []  # rows of each open shard that are with the engine
-        self._done: list[ShardReceipt] = []
+        self._ended: set[int] = set()  # shards that are published, or about to be
+        self._behind = ThreadPoolExecutor(1)
+        self._publishing: list[Future[ShardReceipt]] = []
 
     def run(self) -> Iterator[ShardReceipt]:
-        yield from self._pass(self._fresh())
-        wait = _PASS_BACKOFF_S
-        while any(shard.todo for shard in self.shards) and not self.worker.stopped:  # transient errors, with tries left
-            time.sleep(min(wait, _LONGEST_BACKOFF_S))
-            wait *= 2
-            yield from self._pass(self._again())
+        with self._behind:
+            self._pass(self._fresh())
+            wait = _PASS_BACKOFF_S
+            while any(shard.todo for shard in self.shards) and not self.worker.stopped:  # transient errors, with tries left
+                time.sleep(min(wait, _LONGEST_BACKOFF_S))
+                wait *= 2
+                self._pass(self._again())
+            for publishing in self._publishing:
+                yield publishing.result()
 
-    def _pass(self, requests: Iterator[Request]) -> Iterator[ShardReceipt]:
+    def _pass(self, requests: Iterator[Request]) -> None:
         first = next(requests, None)
         if first is not None:  # without a row to ask, no engine is started
             for completion, seconds in self.worker.asked(_prepend(first, requests)):
@@ -228,17 +228,19 @@ class _Chain:
                 if shard.due():
                     self.worker.flush(shard)
                 if not self._handed[place] and shard.finished:
-                    yield from self._ended(place)
-        for place in range(len(self.shards)):
-            yield from self._ended(place)
+                    self._end(place)
+        if self.worker.stopped:
+            self.save(broken=False)
 
-    def _ended(self, place: int) -> Iterator[ShardReceipt]:
-        shard = self.shards[place]
-        if shard.finished and not self._handed[place] and not shard.published:
-            self.worker.flush(shard)
-            yield shard.publish()
-        elif self.worker.stopped and not shard.published:
-            self.worker.flush(shard)
+    def _end(self, place: int) -> None:
+        """Publish a shard that has every row, behind the engine's back."""
+        if place not in self._ended:
+            self._ended.add(place)
+            self.worker.flush(self.shards[place])
+            self._publishing.append(self._behind.submit(self.shards[place].publish))
+            for publishing in self._publishing:
+                if publishing.done():
+                    publishing.result()  # an error ends the job here rather than at the end of the chain
 
     def _fresh(self) -> Iterator[Request]:
         with ThreadPoolExecutor(1) as ahead:  # the next shard is read while this one runs
@@ -260,6 +262,9 @@ class _Chain:
         place = len(self.shards) - 1
         if shard.todo:
             shard.begin()
+        if shard.finished:
+            self._end(place)  # nothing is to be asked: resumed, taken over, or no row could be rendered
+            return
         messages = shard.messages
         for row in list(shard.todo):
             if self.worker.stopped:
@@ -274,9 +279,10 @@ class _Chain:
                 self._handed[place] += 1
                 yield Request(place * _ROWS + row, shard.messages[row])
 
-    def save(self) -> None:
-        for shard in self.shards:
-            self.worker.flush(shard, broken=True)
+    def save(self, broken: bool = True) -> None:
+        for place, shard in enumerate(self.shards):
+            if place not in self._ended:
+                self.worker.flush(shard, broken=broken)
 
 
 class _Narrow:

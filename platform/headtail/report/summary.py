@@ -77,7 +77,7 @@ _JOB_METRICS = (
     "usd_per_hour",
     "usd_per_million",
 )
-_JOB_ROWS = ("in", *(str(s) for s in State), "duplicates", "recomputed", "resumed")
+_JOB_ROWS = ("in", *(str(s) for s in State), "duplicates", "reused", "recomputed", "resumed")
 _EVALUATIONS = ("evaluate", "evaluate_teacher")
 
 

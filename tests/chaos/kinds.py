@@ -1,0 +1,204 @@
+"""What is done to a job without a cluster: one function per kind of fault, each for one job with at most `left` kills.
+
+In: a Bench and how many kills are left. Out: nothing; the bench's log and findings hold it. Every random choice comes from
+the bench's own generator, which is seeded by the seed, the kind and the number of the job.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from .bench import FAILED, Bench
+from .endpoint import Endpoint
+from .spec import DELIBERATE, DONE
+
+ROWS = 120  # of a job: some 28 commits on its way from input to receipt
+MOMENTS = ("kill:before", "kill:inside", "kill:after")
+
+
+def small(bench: Bench, **fields: int) -> None:
+    """A job of ROWS rows, half of such jobs with a row that always fails."""
+    rows = bench.rows(ROWS)
+    if bench.rng.random() < 0.5:
+        rows[f"!fail {bench.name}"] = FAILED
+    bench.make(rows, **fields)
+
+
+def points(bench: Bench) -> list[tuple[int, str]]:
+    """Every commit of a job without faults, with every moment of it. Found once per store, by running one."""
+    known = bench.lab.points
+    if bench.s3 not in known:
+        probe = Bench(bench.lab, f"probe.{bench.store}/0", s3=bench.s3)
+        small(probe)
+        if probe.go() != DONE:
+            raise RuntimeError(f"a job without faults does not end well: {probe.said}")
+        known[bench.s3] = [(number + 1, moment) for number in range(len(probe.commits())) for moment in MOMENTS]
+        probe.remove()
+    return known[bench.s3]
+
+
+def commit(bench: Bench, left: int) -> None:
+    """SIGKILL at a commit: job i dies first at point i, so that enough jobs meet every point; then at random ones."""
+    every = points(bench)
+    small(bench)
+    if bench.number < len(every):
+        number, moment = every[bench.number]
+        bench.lab.hit[bench.s3].add((number, moment))
+    else:
+        number, moment = bench.rng.choice(every)
+    run = "run0000"
+    code = bench.go({number: moment}, run)
+    if code >= 0 and bench.number < len(every):
+        bench.fault(f"was to die at commit {number} ({moment}), ended with {code}")
+    kills = int(code < 0)
+    while code != DONE and kills < left and bench.rng.random() < 0.6:
+        bench.look(str(bench.runs[-1]))
+        run = run if bench.rng.random() < 0.5 else f"run{kills:04}"  # Ray brought the worker back, or another driver goes on
+        code = bench.go({bench.rng.randint(1, every[-1][0]): bench.rng.choice(MOMENTS)}, run)
+        kills += code < 0
+    bench.look(str(bench.runs[-1]))
+    bench.resume()
+
+
+def timed(bench: Bench, left: int) -> None:
+    """SIGKILL at random times."""
+    small(bench, delay_us=1500)
+    for _ in range(bench.rng.randint(1, min(left, 5))):
+        run = bench.begin()
+        run.wait(bench.rng.uniform(0.02, 0.6))
+        bench.kill(run, "at a random time")
+        if bench.end(run) == DONE:
+            break
+        bench.look(str(bench.runs[-1]))
+    bench.resume()
+
+
+def again(bench: Bench, left: int) -> None:
+    """Writes that are done and then fail once, so that whoever wrote may write again."""
+    every = points(bench)
+    small(bench)
+    count = min(left, bench.rng.randint(1, 3))
+    bench.go({bench.rng.randint(1, every[-1][0]): "fail:after" for _ in range(count)})
+    bench.look(str(bench.runs[-1]))
+    bench.resume()
+
+
+def full(bench: Bench, left: int) -> None:
+    """No space left on the device while a chosen write goes on."""
+    every = points(bench)
+    small(bench)
+    count = min(left, bench.rng.randint(1, 3))
+    bench.go({bench.rng.randint(1, every[-1][0]): "fail:inside" for _ in range(count)})
+    bench.look(str(bench.runs[-1]))
+    bench.resume()
+
+
+def twin(bench: Bench, left: int) -> None:
+    """Two drivers run the same job at once, as when one is taken for dead; one of them is killed, at a commit or at any time."""
+    every = points(bench)
+    small(bench, delay_us=1000)
+    rng = bench.rng
+    at_commit = rng.random() < 0.5
+    first = bench.begin({rng.randint(1, every[-1][0]): rng.choice(MOMENTS)} if at_commit else None, "one")
+    time.sleep(rng.uniform(0, 0.4))
+    second = bench.begin(None, "two")
+    if not at_commit:
+        time.sleep(rng.uniform(0, 0.4))
+        bench.kill(rng.choice((first, second)), "one of two")
+    for run in (first, second):
+        if bench.end(run) == DELIBERATE:
+            bench.fault(f"of two runs at once, {run}: {run.said}")
+    bench.look("two runs at once")
+    bench.resume()
+
+
+def poison(bench: Bench, left: int) -> None:
+    """A row that kills the engine's process each time it is asked; Ray brings the worker back each time."""
+    rows = bench.rows(ROWS)
+    rows[f"!exit {bench.name}"] = FAILED
+    bench.make(rows)
+    for _ in range(20):
+        run = bench.begin(None, "run0000")
+        code = bench.end(run)
+        if code != 137:
+            break
+        bench.note_kill(run.pid, "a row killed the engine")
+        bench.look(str(bench.runs[-1]))
+    bench.resume()
+
+
+def hang(bench: Bench, left: int) -> None:
+    """A row on which the engine hangs each time it is asked."""
+    rows = bench.rows(ROWS)
+    rows[f"!hang {bench.name}"] = FAILED
+    bench.make(rows)
+    bench.fields |= {"stall_seconds": 1.0}
+    for _ in range(20):
+        run = bench.begin(None, "run0000")
+        code = bench.end(run)
+        if code == DONE or bench.found.wrong:
+            break
+        bench.note_kill(run.pid, "an engine hung")
+        bench.look(str(bench.runs[-1]))
+    bench.resume()
+
+
+def endpoint(bench: Bench, left: int) -> None:
+    """An endpoint that answers 429 and 500 with JSON bodies, breaks connections and stalls; then one that refuses the key."""
+    with Endpoint(bench.rng.random()) as server:
+        bench.pace = {"BACKOFF_S": 0.02, "_PASS_BACKOFF_S": 0.05}
+        server_url = {"engine": "openai", "model": "some/model", "base_url": server.url, "request_timeout_s": 1.0, "concurrency": 8}
+        bench.make(bench.rows(ROWS), **server_url)
+        bench.fields |= {"attempts": 20}
+        server.share = 0.3
+        server.refuse_after = bench.rng.randint(10, 60)
+        code = bench.go()
+        if code != DELIBERATE or "401" not in bench.said:
+            bench.fault(f"an endpoint that refuses the key ended the run with {code}: {bench.said}")
+        server.refuse_after = -1
+        run = bench.begin()
+        run.wait(bench.rng.uniform(0.1, 1.0))
+        bench.kill(run, "while the endpoint failed")
+        bench.end(run)
+        bench.look(str(bench.runs[-1]))
+        bench.resume()
+        bench.faults |= server.faults
+
+
+def full_disk(bench: Bench, left: int) -> None:
+    """A file system of 1 MB that is really full, at a random fill; space is made bit by bit until the job is done."""
+    mount = bench.folder / "disk"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], check=True)
+    try:
+        bench.root = str(mount / "store")
+        small(bench)
+        more = {"TMPDIR": str(mount)} if bench.rng.random() < 0.5 else {}
+        room, code = bench.rng.randint(0, 60) * 1024, DELIBERATE
+        for _ in range(12):
+            _fill(mount, room)
+            code = bench.go(more=more)
+            if code == DONE:
+                break
+            bench.note_kill(0, "the disk is full", "f")
+            if "No space left" not in bench.said:
+                bench.fault(f"a full disk ended the run with {code}: {bench.said[-400:]}")
+            bench.look(str(bench.runs[-1]))
+            room += bench.rng.randint(10, 60) * 1024
+        (mount / "filler").unlink()
+        bench.resume()
+        bench.check()  # while the disk is there
+    finally:
+        subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+def _fill(mount: Path, room: int) -> None:
+    """Leave `room` bytes free."""
+    filler = mount / "filler"
+    filler.unlink(missing_ok=True)
+    space = os.statvfs(mount)
+    with filler.open("wb") as file:
+        file.write(bytes(max(0, space.f_bavail * space.f_bsize - room)))
