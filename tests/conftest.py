@@ -42,9 +42,21 @@ def segmentation() -> Task:
     return load_task("query_segmentation")
 
 
+@pytest.fixture(params=["local", "s3"])
+def any_root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A fresh store's root, once on local disk and once on S3, for which moto's server stands in."""
+    return str(request.getfixturevalue("s3_root")) if request.param == "s3" else str(tmp_path / "store")
+
+
 @pytest.fixture
-def make_job(root: str, segmentation: Task) -> MakeJob:
-    """A job over one or more tables of queries, with the null engine; see null_jobs."""
+def make_job(any_root: str, segmentation: Task) -> MakeJob:
+    """A job over one or more tables of queries, with the null engine, on either kind of store; see null_jobs."""
+    return maker(any_root, segmentation)
+
+
+@pytest.fixture
+def make_local_job(root: str, segmentation: Task) -> MakeJob:
+    """The same on local disk, for tests that damage files."""
     return maker(root, segmentation)
 
 

@@ -13,7 +13,7 @@ import pytest
 from headtail import keys, rows
 from headtail.engines import Completion, ModelConfig
 from headtail.errors import EngineError, InputError, LedgerError
-from headtail.generate import Table, chains, survey, sweep
+from headtail.generate import chains, survey, sweep
 from headtail.generate.job import Journal
 from headtail.generate.ledger import audit, check_sums, settle_up
 from headtail.generate.prepare import INPUT, input_rows, prepare, read_shard, shard_count, shards_of
@@ -200,8 +200,8 @@ def test_transient_errors_stop_at_the_limit(make_job: MakeJob) -> None:
     assert ledger.states[State.FAILED] == 1
 
 
-def test_a_damaged_segment_is_made_again_and_said(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = make_job(planned([f"q{i}" for i in range(100)]), shards=1, flush_rows=10)
+def test_a_damaged_segment_is_made_again_and_said(make_local_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_local_job(planned([f"q{i}" for i in range(100)]), shards=1, flush_rows=10)
     interrupted(job, 55, "run0", monkeypatch)
     store = open_storage(job.root)
     journal = Journal.model_validate(read_json(store, job.journal_path(0)))
@@ -321,8 +321,8 @@ def test_sums_that_do_not_agree_name_the_shard(make_job: MakeJob) -> None:
         check_sums([*ledger.shards, ledger.shards[3]], manifest, "here")
 
 
-def test_a_published_file_that_was_cut_is_found(make_job: MakeJob) -> None:
-    job = make_job(planned([f"q{i}" for i in range(20)]), shards=1)
+def test_a_published_file_that_was_cut_is_found(make_local_job: MakeJob) -> None:
+    job = make_local_job(planned([f"q{i}" for i in range(20)]), shards=1)
     ledger, _ = run_here(job)
     path = Path(open_storage(job.root).full(ledger.shards[0].answers.path))
     path.write_bytes(path.read_bytes()[:-10])
@@ -359,17 +359,3 @@ def test_input_columns_survive(make_job: MakeJob) -> None:
 @pytest.mark.parametrize("shards, workers, tasks", [(1, 1, 1), (4, 1, 1), (5, 2, 2), (16, 1, 4), (2500, 16, 157)])
 def test_chains(shards: int, workers: int, tasks: int) -> None:
     assert chains(shards, workers) == tasks
-
-
-# --- the same on S3
-
-
-def test_on_s3(s3_root: str, segmentation: Task, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    """moto stands in for S3: conditional put, segments, a kill and a resume."""
-    store = open_storage(s3_root)
-    write_table(store, "plan/x/0.parquet", planned([f"q{i}" for i in range(60)]))
-    job = dataclasses.replace(make_job(), root=s3_root, tables=(Table("plan/x/0.parquet", "plan/x:0"),), shards=2, flush_rows=10)
-    interrupted(job, 25, "run0", monkeypatch)
-    ledger, _ = run_here(job, "run1")
-    assert (ledger.rows, ledger.states[State.ANSWERED]) == (60, 60)
-    assert ledger.computed <= 60 - 10

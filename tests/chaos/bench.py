@@ -177,8 +177,8 @@ class Bench:
         """A plan file: what is to happen at which commit of the next run, or of all processes that get this plan."""
         self._runs += 1
         path = self.folder / f"plan-{self._runs}.json"
-        text = {"events": str(self.log.path), "commits": str(path.with_suffix(".commits")), "at": dict(at or {}), "pace": self.pace}
-        path.write_text(json.dumps(text))
+        text = {"events": str(self.log.path), "commits": str(path.with_suffix(".commits")), "at": dict(at or {})}
+        path.write_text(json.dumps({**text, "pace": self.pace, "seed": f"{self.lab.seed}/{self.name}"}))
         return path
 
     def commits(self) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -91,16 +92,25 @@ def named_files(value: object) -> Iterator[dict[str, Any]]:
 
 
 def reachable(tree: Tree) -> list[str]:
-    """The JSON files that somebody reads: receipts and catalogs always, a job's own work only while the job has no receipt."""
-    names = tree.names()
+    """The JSON files that somebody reads: receipts and catalogs always, a job's own work only while it may go on."""
+    names = [name for name in tree.names() if name.endswith(".json") and not name.rpartition("/")[2].startswith(".")]
     finished = {name.removesuffix("receipt.json") for name in names if name.endswith("/receipt.json")}
-    found = []
-    for name in names:
-        if name.endswith(".json") and not name.rpartition("/")[2].startswith("."):
-            job = name.partition("/work/")[0] + "/"
-            if "/work/" not in name or job not in finished:
-                found.append(name)
-    return found
+    return [name for name in names if not _over(tree, name, names, finished)]
+
+
+def _over(tree: Tree, name: str, names: list[str], finished: set[str]) -> bool:
+    """Whether `name` is work that no resume reads: its job has a receipt, or its shard has one and no failed row to ask again."""
+    job, sign, rest = name.partition("/work/")
+    if not sign or f"{job}/" in finished:
+        return bool(sign)
+    shard = re.fullmatch(r"shards/(\d+)/journal\.json", rest)
+    if shard is None:
+        return False
+    editions = [one for one in names if re.fullmatch(rf"{re.escape(job)}/shards/{shard[1]}-\d+\.json", one)]
+    if not editions:
+        return False
+    latest = max(editions, key=lambda one: int(one.rpartition("-")[2].removesuffix(".json")))
+    return not json.loads(tree.read(latest))["states"].get("failed", 0)
 
 
 def check_files(tree: Tree, found: Findings) -> None:

@@ -44,7 +44,8 @@ class ModelConfig(Config):
         0, "tokens per block of KV cache: prompts share whole blocks only; 0 chooses by device (CPU 32, GPU vLLM's own)", ge=0
     )
     engine_process: bool | None = execution(
-        None, "vllm: the engine's core in a process of its own; null: on GPU yes, on CPU no (there it starts slower and makes no more rows/s)"
+        None,
+        "vllm: the engine's core in a process of its own; null: on GPU yes, on CPU no (there it starts slower and makes no more rows/s)",
     )
     kv_cache_gib: float = execution(0.5, "CPU only: GiB of KV cache", gt=0)
     gpu_memory_utilization: float = execution(0.9, "share of GPU memory the engine takes", gt=0, le=1)

@@ -1,6 +1,8 @@
-"""vLLM in process: messages in, completions under the task's grammar out, with the device kept full.
+"""vLLM: messages in, completions under the task's grammar out, with the device kept full.
 
-In: Requests. Out: Completions with finish reason, token counts and the log-prob of each sampled token. Defaults are
+In: Requests. Out: Completions with finish reason, token counts and the log-prob of each sampled token, for every sample.
+vLLM starts and schedules; the loop around its engine core is ours: what vLLM does anew for every row (check the schema,
+copy the sampling, wrap each token's log-prob) is done once here, and prompts become ids on another thread. Defaults are
 chosen by device, read back from the started engine and asserted. A row that cannot be asked is a Completion with an
 error; an engine that breaks raises. Knows nothing of tasks or retries.
 """
@@ -9,21 +11,33 @@ from __future__ import annotations
 
 import gc
 import os
+import queue
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 from headtail.engines import Completion, ModelConfig, Request
+from headtail.engines.flight import Flight
 from headtail.engines.grammar import BACKEND, check, for_engine
+from headtail.engines.load import Load
+from headtail.engines.tokens import Ahead, ids
+from headtail.engines.tokens import token_texts as token_texts
 from headtail.errors import ConfigError, EngineError
 
 # Rows decoded together and tokens per step. CPU: measured on 2 cores (docs/engines.md); 2048 tokens, vLLM's own default
-# for small machines, splits the first prompts over many steps. GPU: what keeps an H100-class card busy on short answers.
-DEFAULTS = {"cpu": {"max_num_seqs": 256, "max_num_batched_tokens": 8192}, "gpu": {"max_num_seqs": 1024, "max_num_batched_tokens": 16384}}
+# for small machines, splits the first prompts over many steps. GPU: vLLM's own classes for offline work, by device memory.
+CPU_ROOM = (256, 8192)
+GPU_ROOM = (256, 8192)
+LARGE_GPU_ROOM = (1024, 16384)
+LARGE_GPU_BYTES = 70 * 2**30  # H100, H200, B200, MI300; not A100, on which vLLM saw no gain from more
+CPU_BLOCK = 32  # vLLM's 128 exceeds most shared prompts, so none would be found; below 32 its CPU kernels are slower
 _QUIET = ("VLLM_LOGGING_LEVEL", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "TOKENIZERS_PARALLELISM")
-AHEAD = 64  # requests that wait inside the engine beyond those that run, so that a freed place is taken in the same step
+AHEAD = 64  # rows that wait inside the engine beyond those that run, so that a freed place is taken in the same step
+_LOOK_S = 0.2  # between looks whether the core's process still lives: a killed one says nothing
+_PROBE = ({"role": "user", "content": "x"},)
 
 
 def threads(config: ModelConfig) -> int:
@@ -31,28 +45,43 @@ def threads(config: ModelConfig) -> int:
     return max(1, int(config.cpus))
 
 
+def apart(config: ModelConfig) -> bool:
+    """Whether the engine's core gets a process of its own."""
+    return bool(config.gpus) if config.engine_process is None else config.engine_process
+
+
 def environment(config: ModelConfig) -> dict[str, str]:
     """What must be in the environment before torch and vLLM are imported."""
     found = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
+    found["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if apart(config) else "0"
     if config.gpus:
         return found
     return found | {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process: starts in seconds, and no second copy of every token
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # binding piles engines that share a machine onto the same cores
         "OMP_NUM_THREADS": str(threads(config)),  # Ray would set this to 1
         "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads that spin made a shared 2-core machine ten times slower
     }
 
 
+def room(config: ModelConfig) -> tuple[int, int]:
+    """(max_num_seqs, max_num_batched_tokens) where the config leaves them to us."""
+    if not config.gpus:
+        return CPU_ROOM
+    from vllm.platforms import current_platform
+
+    large = current_platform.get_device_total_memory() >= LARGE_GPU_BYTES and "a100" not in current_platform.get_device_name().lower()
+    return LARGE_GPU_ROOM if large else GPU_ROOM
+
+
 def arguments(config: ModelConfig, path: str) -> dict[str, Any]:
     """vLLM's engine arguments for `config` on the model at `path`. Serving uses the same."""
-    device = "gpu" if config.gpus else "cpu"
+    seqs, tokens = room(config) if not (config.max_num_seqs and config.max_num_batched_tokens) else (0, 0)
     found: dict[str, Any] = {
         "model": path,
-        "dtype": "bfloat16" if config.dtype == "auto" and device == "cpu" else config.dtype,
+        "dtype": "bfloat16" if config.dtype == "auto" and not config.gpus else config.dtype,
         "max_model_len": config.max_model_len,
-        "max_num_seqs": config.max_num_seqs or DEFAULTS[device]["max_num_seqs"],
-        "max_num_batched_tokens": config.max_num_batched_tokens or DEFAULTS[device]["max_num_batched_tokens"],
+        "max_num_seqs": config.max_num_seqs or seqs,
+        "max_num_batched_tokens": config.max_num_batched_tokens or tokens,
         "enable_prefix_caching": True,
         "structured_outputs_config": {"backend": BACKEND, "disable_any_whitespace": True},
         "generation_config": "vllm",  # sampling is the task's, not the model folder's
@@ -66,9 +95,11 @@ def arguments(config: ModelConfig, path: str) -> dict[str, Any]:
         found["quantization"] = config.quantization
     if config.revision and not Path(path).is_dir():
         found["revision"] = config.revision
-    if device == "cpu":
-        return found | {"enforce_eager": True, "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
-    return found | {"gpu_memory_utilization": config.gpu_memory_utilization}
+    if config.gpus:
+        found["gpu_memory_utilization"] = config.gpu_memory_utilization
+        return found | ({"block_size": config.kv_block_tokens} if config.kv_block_tokens else {})
+    found |= {"enforce_eager": True, "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
+    return found | {"block_size": config.kv_block_tokens or CPU_BLOCK}
 
 
 class VllmEngine:
@@ -84,16 +115,20 @@ class VllmEngine:
         if Path(path).is_dir():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         grammar = check(for_engine(schema, sampling["max_tokens"]), "task.yaml answer") if schema is not None else ""
-        self.config, self.arguments = config, arguments(config, path)
+        self.config, self.arguments, self.apart = config, arguments(config, path), apart(config)
         self._engine = _start(config, self.arguments)
+        self._core = self._engine.engine_core
         self._assert_in_force()
         self._tokenizer = self._engine.get_tokenizer()
         if not getattr(self._tokenizer, "chat_template", None):
             fix = "use an instruction-tuned model, or add chat_template.jinja"
             raise EngineError("the model's tokenizer has no chat template", where=path, fix=fix)
-        self._params = sampling_params(sampling, grammar)
-        self._verify()
+        self._params = self._prepared(sampling_params(sampling, grammar), int(sampling.get("n", 1)))
+        self._ends = frozenset(self._params[0].all_stop_token_ids)
+        self._limit = self._engine.vllm_config.model_config.max_model_len
         self._window = self.arguments["max_num_seqs"] + AHEAD
+        self.load = Load(self.arguments["max_num_seqs"])
+        self._request = _request_kind()
         self.start_s = time.monotonic() - started
 
     def _assert_in_force(self) -> None:
@@ -108,15 +143,24 @@ class VllmEngine:
             found_value = f"{outputs.backend}, disable_any_whitespace={outputs.disable_any_whitespace}"
             raise EngineError("vLLM runs with another grammar backend than asked", value=found_value)
 
-    def _verify(self) -> None:
-        found = self._engine.vllm_config
+    def _prepared(self, params: Any, n: int) -> list[Any]:
+        """The sampling of each of `n` samples as vLLM's core takes it: checked and completed by vLLM once, not per row."""
+        prompt = {"type": "token", "prompt_token_ids": ids(self._tokenizer, [list(_PROBE)])[0]}
+        tasks = self._engine.get_supported_tasks()
         try:
-            self._params.verify(found.model_config, found.speculative_config, found.structured_outputs_config, self._tokenizer)
-        except ValueError as error:  # once here, else every row would fail with the same words
+            first = self._engine.input_processor.process_inputs("probe", prompt, params, tasks).sampling_params
+        except ValueError as error:
             fix = "simplify the answer schema or change the task's sampling"
             raise ConfigError(f"vLLM cannot take this task: {error}", where="task.yaml", fix=fix) from None
+        made = [first]
+        for sample in range(1, n):  # as vLLM does it: with a seed, one more for each
+            made.append(copy(first))
+            if first.seed is not None:
+                made[-1].seed = first.seed + sample
+        return made
 
     def facts(self) -> dict[str, Any]:
+        """What is in force, and how full the engine was so far."""
         found = self._engine.vllm_config
         import vllm
 
@@ -134,62 +178,66 @@ class VllmEngine:
             "prefix_caching": found.cache_config.enable_prefix_caching,
             "enforce_eager": found.model_config.enforce_eager,
             "tensor_parallel": found.parallel_config.tensor_parallel_size,
-            "structured_outputs": f"{BACKEND}, no free whitespace" if self._params.structured_outputs else "none",
+            "structured_outputs": f"{BACKEND}, no free whitespace" if self._params[0].structured_outputs else "none",
             "threads": threads(self.config) if not self.config.gpus else None,
+            "engine_process": self.apart,
+            "samples": len(self._params),
             "start_s": round(self.start_s, 2),
+            **self.load.figures(),
         }
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Completions as they finish. Pulls requests so that the engine always has some waiting."""
-        source, more = iter(requests), True
-        flying: dict[str, int] = {}
+        flight = Flight(self._tokenizer, len(self._params), self._ends)
         try:
-            while more or flying:
-                while more and len(flying) < self._window:
-                    request = next(source, None)
-                    if request is None:
-                        more = False
-                    elif failed := self._add(request, flying):
-                        yield failed
-                for output in self._engine.step() if flying else ():
-                    if output.finished:
-                        yield self._completion(flying.pop(output.request_id), output)
+            with Ahead(self._tokenizer, requests) as ahead:
+                last = time.monotonic()
+                while ahead.more or flight:
+                    # Wait for ids only when places would stay empty: some milliseconds against a step's tens.
+                    while len(flight) < self._window and (asked := ahead.take(wait=len(flight) < self.load.slots)):
+                        if failed := self._add(flight, *asked):
+                            yield failed
+                    if flight:
+                        begun = time.monotonic()
+                        outputs = self._outputs()
+                        now = time.monotonic()
+                        self.load.step(len(outputs), now - last, now - begun, fed=ahead.more)
+                        last = now
+                        for row in flight.take(outputs):
+                            self.load.row(row.tokens_in, row.cached)
+                            yield flight.completion(row)
         finally:
-            if flying:
-                self._engine.abort_request(list(flying))
+            if flight:
+                self._core.abort_requests(flight.names())
 
-    def _add(self, request: Request, flying: dict[str, int]) -> Completion | None:
-        name = str(request.id)
-        try:
-            if name in flying:
-                raise ValueError(f"two requests with the id {name} at once")
-            ids = self._tokenizer.apply_chat_template(list(request.messages), add_generation_prompt=True, tokenize=True, return_dict=False)
-            self._engine.add_request(name, {"type": "token", "prompt_token_ids": ids}, self._params)
-        except Exception as error:  # whatever this one row did: too long, a template that raises; the others go on
-            return Completion(request.id, finish_reason="error", error=f"{type(error).__name__}: {error}")
-        flying[name] = request.id
+    def _add(self, flight: Flight, request: Request, prompt: list[int], problem: str) -> Completion | None:
+        if not problem and request.id in flight:
+            problem = f"two requests with the id {request.id} at once"
+        if not problem and not 0 < len(prompt) < self._limit:
+            problem = f"the prompt has {len(prompt)} tokens; with an answer it must fit into max_model_len={self._limit}"
+        if problem:
+            return Completion(request.id, finish_reason="error", error=problem)
+        for name, params in zip(flight.add(request.id, len(prompt)), self._params, strict=True):
+            self._core.add_request(self._request(name, prompt, None, params, None, 0.0, None, None, None))
         return None
 
-    def _completion(self, row: int, output: Any) -> Completion:
-        made = output.outputs[0]
-        reason = str(made.finish_reason or "")
-        texts = token_texts(self._tokenizer, made.token_ids)
-        broken = reason not in ("stop", "length", "repetition")
-        return Completion(
-            id=row,
-            text="".join(texts),
-            finish_reason="length" if reason == "repetition" else reason,
-            tokens_in=len(output.prompt_token_ids or ()),
-            tokens_out=len(made.token_ids),
-            token_texts=texts,
-            token_logprobs=tuple(made.logprobs.logprobs) if made.logprobs is not None else (),
-            error=f"the engine ended the request: {reason or 'no reason'}" if broken else "",
-            transient=broken,
-        )
+    def _outputs(self) -> Any:
+        """What the core made of one step. Raises when the core's process is dead: vLLM itself would wait for ever."""
+        if not self.apart:
+            return self._core.get_output().outputs
+        while True:
+            try:
+                found = self._core.outputs_queue.get(timeout=_LOOK_S)
+            except queue.Empty:
+                self._core.ensure_alive()
+                continue
+            if isinstance(found, Exception):
+                raise found
+            return found.outputs
 
     def close(self) -> None:
-        self._engine.engine_core.shutdown()
-        del self._engine
+        self._core.shutdown()
+        del self._core, self._engine
         gc.collect()
 
 
@@ -209,7 +257,14 @@ def _start(config: ModelConfig, found: dict[str, Any]) -> Any:
             raise EngineError(f"vLLM did not start: {type(error).__name__}: {error}", where=found["model"], fix=fix) from error
 
 
+def _request_kind() -> Any:
+    from vllm.v1.engine import EngineCoreRequest
+
+    return EngineCoreRequest
+
+
 def sampling_params(sampling: dict[str, Any], grammar: str) -> Any:
+    """vLLM's words for a task's sampling, of one sample."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -224,11 +279,3 @@ def sampling_params(sampling: dict[str, Any], grammar: str) -> Any:
         output_kind=RequestOutputKind.FINAL_ONLY,
         structured_outputs=StructuredOutputsParams(json=grammar) if grammar else None,
     )
-
-
-def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
-    """The text that each token adds; together they spell the answer. A token that ends inside a character adds nothing yet."""
-    from tokenizers.decoders import DecodeStream
-
-    stream, inner = DecodeStream(skip_special_tokens=True), tokenizer._tokenizer
-    return tuple(stream.step(inner, token) or "" for token in ids)
