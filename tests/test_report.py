@@ -189,7 +189,7 @@ def job(tier: str, rows: int, per_s: float, model: str) -> dict[str, Any]:
     seconds = rows / per_s
     usd = 0.09 * (seconds + 12.5) / 3600
     return {
-        "rows": {"in": rows, "answered": rows - sum(bad.values()), **bad, "duplicates": 0, "recomputed": rows, "resumed": 0},
+        "rows": {"in": rows, "answered": rows - sum(bad.values()), **bad, "duplicates": 0, "reused": 0, "recomputed": rows, "resumed": 0},
         "metrics": {
             "rows_per_s": per_s,
             "tokens_in": rows * 84.0,

@@ -40,43 +40,9 @@ from .rivals import Rival, rivals
 
 LOOKUPS, WARM = 200_000, 50_000
 STEP = 131_072
-DISHES = [
-    "ramen",
-    "sushi",
-    "pizza",
-    "tapas",
-    "bagel",
-    "curry",
-    "tacos",
-    "pho",
-    "steak",
-    "salad",
-    "vegan",
-    "brunch",
-    "kebab",
-    "dim-sum",
-    "oyster",
-    "falafel",
-]
-KINDS = ["cheap", "best", "late", "open", "new", "quiet", "nearby", "family"]
-PLACES = [
-    "soho",
-    "camden",
-    "harlem",
-    "mission",
-    "marais",
-    "kreuzberg",
-    "shibuya",
-    "brooklyn",
-    "leith",
-    "ancoats",
-    "docklands",
-    "bairro",
-    "gracia",
-    "oakland",
-    "queens",
-    "chelsea",
-]
+DISHES = ("ramen", "sushi", "pizza", "tapas", "bagel", "curry", "tacos", "pho", "steak", "salad", "vegan", "brunch", "kebab", "oyster")
+KINDS = ("cheap", "best", "late", "open", "new", "quiet", "nearby", "family")
+PLACES = ("soho", "camden", "harlem", "mission", "marais", "kreuzberg", "shibuya", "leith", "docklands", "bairro", "gracia", "chelsea")
 
 
 class Row(NamedTuple):

@@ -38,6 +38,7 @@ class Lab:
         self._server: subprocess.Popen[bytes] | None = None
         self.points: dict[bool, list[tuple[int, str]]] = {}  # by whether on S3: every commit of a job, and each moment of it
         self.hit: dict[bool, set[tuple[int, str]]] = {False: set(), True: set()}
+        self.left_behind: list[str] = []  # processes of clusters that did not go by themselves
         folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Lab:
@@ -223,9 +224,9 @@ class Bench:
             run.process.kill()
             run.wait(None)
 
-    def note_kill(self, pid: int, what: str, kind: str = "k") -> None:
+    def note_kill(self, pid: int, what: str, kind: str = "k", at: float = 0.0) -> None:
         with self.log.path.open("a", encoding="utf-8") as file:
-            file.write(f"{time.time():.6f} {pid} {kind} {what}\n")
+            file.write(f"{at or time.time():.6f} {pid} {kind} {what}\n")
 
     def resume(self, most: int = 6) -> None:
         """Runs without faults until one ends well: the first should, unless a fault outlives its run."""

@@ -1,0 +1,71 @@
+"""A run of a precompute job on a real Ray cluster that this process starts: what the harness kills parts of.
+
+    python -m chaos.driver SPEC.json     fields of the job's config, and `nodes`: 0, or how many further nodes to keep alive
+
+With nodes, workers may run on them alone, and a node whose raylet is gone is replaced, as a cloud's autoscaler would: the
+driver and the head live on. Without, there is one node, and the driver ends with it. Exit codes are those of spec.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+DONE, DELIBERATE, UNFORESEEN = 0, 3, 4
+PLACE = "replaceable"  # the custom resource that further nodes have
+
+
+def main(spec: dict[str, Any]) -> int:
+    from headtail import precompute
+    from headtail.config import build
+    from headtail.errors import HeadtailError
+
+    fields = spec["fields"]
+    if spec["nodes"]:
+        fields = {**fields, "model": {**fields["model"], "resources": {PLACE: 0.1}}}
+        _nodes(int(spec["nodes"]))
+    try:
+        precompute.run(build(precompute.Config, fields, "chaos"))
+    except HeadtailError as error:
+        print(error, flush=True)
+        return DELIBERATE
+    except BaseException:
+        traceback.print_exc(file=sys.stdout)
+        return UNFORESEEN
+    return DONE
+
+
+def _nodes(count: int) -> None:
+    """A head without room for workers, `count` nodes that have it, and a thread that replaces those that die."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from headtail.cluster import quiet_data
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    nodes = [cluster.add_node(num_cpus=2, resources={PLACE: 1}) for _ in range(count)]
+    path = {"env_vars": {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}}
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="error", runtime_env=path)
+    quiet_data()
+
+    def keep() -> None:
+        while True:
+            time.sleep(0.3)
+            for node in [node for node in nodes if not node.remaining_processes_alive()]:
+                nodes.remove(node)
+                node.kill_all_processes(check_alive=False, allow_graceful=False)
+                nodes.append(cluster.add_node(wait=False, num_cpus=2, resources={PLACE: 1}))
+
+    threading.Thread(target=keep, daemon=True).start()
+
+
+if __name__ == "__main__":
+    code = main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    sys.stdout.flush()
+    os._exit(code) if code else sys.exit(0)
