@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
 from pathlib import Path
@@ -359,3 +360,20 @@ def test_input_columns_survive(make_job: MakeJob) -> None:
 @pytest.mark.parametrize("shards, workers, tasks", [(1, 1, 1), (4, 1, 1), (5, 2, 2), (16, 1, 4), (2500, 16, 157)])
 def test_chains(shards: int, workers: int, tasks: int) -> None:
     assert chains(shards, workers) == tasks
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 97, 401])
+def test_reordered_and_recut_input_is_the_same_rows_in_the_same_shards(make_job: MakeJob, rows: int) -> None:
+    """DESIGN 4: what a shard holds depends on its keys alone, and no count is rounded off."""
+    table = planned([f"q{i}" for i in range(rows)])
+    shuffled = table.take(random.Random(rows).sample(range(rows), rows))
+    cut = sorted({0, rows // 3, rows // 2, rows})
+    pieces = [shuffled.slice(a, b - a) for a, b in itertools.pairwise(cut)]
+    tables, made = [], []
+    for path, parts in (("precompute/one", [table]), ("precompute/two", pieces)):
+        job = make_job(*parts, path=path, shards=5, reuse=False)
+        made.append(run_here(job)[0])
+        tables.append(rows_of(job, made[-1]).drop_columns(["seconds"]))
+    assert tables[0].num_rows == rows
+    assert tables[0].equals(tables[1])
+    assert [shard.rows for shard in made[0].shards] == [shard.rows for shard in made[1].shards]

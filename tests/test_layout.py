@@ -184,3 +184,10 @@ def test_pages_that_the_code_points_to_are_there() -> None:
         for page in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8"))
     }
     assert not sorted(f"{path}: {page}" for path, page in named if not (REPO / page).is_file())
+
+
+def test_every_promise_names_a_test_that_exists() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", (REPO / "docs" / "promises.md").read_text(encoding="utf-8"))
+    assert len(named) > 15
+    gone = [f"{file}::{test}" for file, test in named if f"def {test}(" not in (REPO / "tests" / file).read_text(encoding="utf-8")]
+    assert not gone

@@ -12,6 +12,7 @@ import datetime
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
+from pydantic_core import from_json
 
 from headtail.cache.snapshot import FORMAT, SOURCES, VALUE
 from headtail.config import Config, build
@@ -64,6 +66,10 @@ class CachedAnswer(NamedTuple):
     confidence: float | None
     answer_key: bytes
 
+    def decoded(self) -> Any:
+        """The answer as plain values: what `json.loads` makes of it, in a third of the time."""
+        return from_json(self.answer)
+
 
 class Cache:
     """An opened generation. Read-only, without locks, safe to share between threads; opens anew after a fork."""
@@ -102,8 +108,7 @@ class Cache:
         """The answer to exactly this text, or None."""
         if self._env.pid != os.getpid():
             self._env = _environment(self._path)
-        with self._env.handle.begin() as txn:
-            value = txn.get(query_key(normalised))
+        value = self._env.get(query_key(normalised))
         return None if value is None else decode(value, normalised)
 
     def close(self) -> None:
@@ -112,11 +117,20 @@ class Cache:
 
 
 class _Environment:
-    """An open LMDB handle and the process that opened it."""
+    """An open LMDB handle and the process that opened it. Each thread keeps one transaction: the file never changes."""
 
     def __init__(self, path: str) -> None:
         self.pid = os.getpid()
         self.handle = lmdb.open(path, readonly=True, lock=False, create=False, readahead=False)
+        self._own = threading.local()
+
+    def get(self, key: bytes) -> bytes | None:
+        try:
+            txn = self._own.txn
+        except AttributeError:
+            txn = self._own.txn = self.handle.begin()
+        found: bytes | None = txn.get(key)
+        return found
 
 
 _OPEN: WeakValueDictionary[str, _Environment] = WeakValueDictionary()  # LMDB opens a file once per process: handles are shared
@@ -146,10 +160,10 @@ def decode(value: bytes, normalised: str) -> CachedAnswer | None:
         )
     text = normalised.encode("utf-8", "surrogatepass")
     end = VALUE.size + len(text)
-    if value[VALUE.size : end] != text or value[end] != 0:
+    if not value.startswith(text, VALUE.size) or value[end]:
         return None  # another text with the same hash
     known = None if confidence != confidence else confidence
-    return CachedAnswer(normalised, value[end + 1 :].decode(), SOURCES[kind & 15], known, answer_key)
+    return tuple.__new__(CachedAnswer, (normalised, value[end + 1 :].decode(), SOURCES[kind & 15], known, answer_key))
 
 
 def _check(folder: Path, manifest: Manifest) -> None:

@@ -20,9 +20,9 @@ class Row:
 
     __slots__ = ("cached", "id", "left", "samples", "tokens_in")
 
-    def __init__(self, id: int, tokens_in: int, samples: int) -> None:
-        self.id, self.tokens_in, self.left, self.cached = id, tokens_in, samples, 0
-        self.samples = [Sample(self, number) for number in range(samples)]
+    def __init__(self, number: int, tokens_in: int, samples: int) -> None:
+        self.id, self.tokens_in, self.left, self.cached = number, tokens_in, samples, 0
+        self.samples = [Sample(self, i) for i in range(samples)]
 
 
 class Sample:
