@@ -127,6 +127,39 @@ GOLDEN = pa.schema(
 # A row that curation left out, and why.
 DROPPED = pa.schema([("query_key", KEY), ("query", pa.string()), ("reason", pa.string()), ("confidence", pa.float32())])
 
+# An answer that may be wrong, in order of what looking at it is expected to gain. `gain`: score times events.
+SUSPECT = pa.schema(
+    [
+        ("query_key", KEY),
+        ("query", pa.string()),
+        ("answer", pa.string()),  # canonical JSON; null when the row is not answered
+        ("answer_key", KEY),
+        ("stratum", pa.string()),
+        ("count", pa.int64()),
+        ("score", pa.float32()),  # 0..1: how likely the answer is wrong
+        ("gain", pa.float64()),
+        ("reasons", pa.list_(pa.string())),  # signals that speak against it, strongest first
+        ("alternatives", pa.list_(pa.string())),  # other answers that a sample, a neighbour or a student gave; canonical JSON
+        ("confidence", pa.float32()),
+        ("agreement", pa.float32()),
+    ]
+)
+
+# What a person decided about one answer. `verdict`: accept | correct | drop; `answer` is what holds from now on, null if dropped.
+REVIEWED = pa.schema(
+    [
+        ("query_key", KEY),
+        ("query", pa.string()),
+        ("verdict", pa.string()),
+        ("answer", pa.string()),
+        ("before", pa.string()),  # the answer that was looked at
+        ("answer_key", KEY),  # its provenance
+        ("who", pa.string()),
+        ("at", pa.string()),  # UTC, ISO 8601
+        ("why", pa.string()),
+    ]
+)
+
 # One row of a published generation, as Parquet; the LMDB snapshot holds the same under `query_key`.
 CACHED = pa.schema(
     [

@@ -38,7 +38,7 @@ from headtail.storage import open_storage
 
 from .rivals import Rival, rivals
 
-LOOKUPS, WARM = 200_000, 50_000
+LOOKUPS, WARM = 200_000, 1_000_000  # lookups measured; looked up before, or as many as there are keys
 STEP = 131_072
 DISHES = ("ramen", "sushi", "pizza", "tapas", "bagel", "curry", "tacos", "pho", "steak", "salad", "vegan", "brunch", "kebab", "oyster")
 KINDS = ("cheap", "best", "late", "open", "new", "quiet", "nearby", "family")
@@ -128,12 +128,12 @@ def timed(work: Callable[[], Any], keys: int) -> tuple[float, float]:
 
 def lookups(get: Callable[[str], Any], keys: int, number: int = LOOKUPS) -> tuple[float, float]:
     """p50 and p99 of `get(normalised text)` in microseconds, over keys drawn at random; each must be found."""
-    ids = np.random.default_rng(7).integers(0, keys, WARM + number)
-    asked = texts(ids)[0].to_pylist()
-    for text in asked[:WARM]:
+    warm = min(keys, WARM)
+    asked = texts(np.random.default_rng(7).integers(0, keys, warm + number))[0].to_pylist()
+    for text in asked[:warm]:
         get(text)
     clock, seen = time.perf_counter_ns, np.empty(number)
-    for i, text in enumerate(asked[WARM:]):
+    for i, text in enumerate(asked[warm:]):
         start = clock()
         found = get(text)
         seen[i] = clock() - start
@@ -143,8 +143,8 @@ def lookups(get: Callable[[str], Any], keys: int, number: int = LOOKUPS) -> tupl
     return float(p50), float(p99)
 
 
-def of_headtail(folder: Path, source: Path, keys: int, raw: int) -> tuple[Row, float]:
-    """Our own figures, and rows per second of the whole build: LMDB, Parquet, digests, counts, checks."""
+def of_headtail(folder: Path, source: Path, keys: int, raw: int) -> tuple[Row, dict[str, float]]:
+    """Our own figures; and those that only we have: the whole build (LMDB, Parquet, digests, counts, checks), other ways to look up."""
 
     def snapshot() -> None:
         made = Snapshot(folder / "alone")
@@ -164,11 +164,15 @@ def of_headtail(folder: Path, source: Path, keys: int, raw: int) -> tuple[Row, f
     manifest = publish_generation(store, built, task="bench", task_fingerprint="bench")
     opened = open_generation(store, manifest.id)
     check(opened, keys)
-    found = lookups(lambda text: json.loads(opened.get(text).answer), keys)  # type: ignore[union-attr]
+    found = lookups(lambda text: opened.get(text).decoded(), keys)  # type: ignore[union-attr]
+    plainly = lookups(lambda text: json.loads(opened.get(text).answer), keys)  # type: ignore[union-attr]
+    missed = lookups(lambda text: opened.get(text + "x") is None, keys)
+    more = {"whole_build_rows_per_s": whole, "lookup_json_loads_p50_us": plainly[0], "lookup_json_loads_p99_us": plainly[1]}
+    more |= {"miss_p50_us": missed[0], "miss_p99_us": missed[1]}
     size = manifest.files["lmdb"].bytes / raw
     opened.close()
     settings = "appended in order of key, transactions of 16,384 rows, synced and read back at the end; read-only, no locks"
-    return Row("headtail (LMDB)", *alone, size, *found, settings), whole
+    return Row("headtail (LMDB)", *alone, size, *found, settings), more
 
 
 def check(opened: Cache, keys: int) -> None:
@@ -189,7 +193,7 @@ def of_rival(rival: Rival, folder: Path, source: Path, keys: int, raw: int) -> R
         def get(text: str) -> Any:
             value = rival.get(query_key(text))
             found = None if value is None else decode(value, text)
-            return None if found is None else json.loads(found.answer)
+            return None if found is None else found.decoded()
 
         found = lookups(get, keys)
         return Row(rival.name, *build, rival.bytes() / raw, *found, rival.settings)
@@ -197,11 +201,11 @@ def of_rival(rival: Rival, folder: Path, source: Path, keys: int, raw: int) -> R
         rival.close()
 
 
-def run(keys: int, folder: Path) -> tuple[list[Row], float, float]:
-    """Rows of the table, ours first; rows per second of the whole build; bytes of key, query and answer per row."""
+def run(keys: int, folder: Path) -> tuple[list[Row], dict[str, float]]:
+    """Rows of the table, ours first; and figures that only we have."""
     source = folder / "input.parquet"
     raw = make_input(source, keys)
-    ours, whole = of_headtail(folder, source, keys, raw)
+    ours, more = of_headtail(folder, source, keys, raw)
     rows = [ours]
     show(ours)
     for rival in rivals():
@@ -209,24 +213,24 @@ def run(keys: int, folder: Path) -> tuple[list[Row], float, float]:
         rows.append(of_rival(rival, place, source, keys, raw))
         show(rows[-1])
         shutil.rmtree(place)
-    return rows, whole, raw / keys
+    return rows, {"keys": float(keys), "raw_bytes_per_row": raw / keys, **more}
 
 
 def figures(keys: int = 10_000_000, folder: Path | None = None) -> dict[str, float]:
     """All figures by name: ours plain, the rivals' as name/figure. `folder`: where files go; default a temporary one."""
     with tempfile.TemporaryDirectory(prefix="headtail-bench-", dir=folder) as scratch:
-        return plain(keys, *run(keys, Path(scratch)))
+        return plain(*run(keys, Path(scratch)))
 
 
-def plain(keys: int, rows: list[Row], whole: float, raw: float) -> dict[str, float]:
+def plain(rows: list[Row], more: dict[str, float]) -> dict[str, float]:
     """The figures of a run as one mapping."""
     named = {
-        f"{'' if row is rows[0] else row.name + '/'}{name}": round(value, 4)
+        f"{'' if row is rows[0] else row.name + '/'}{name}": value
         for row in rows
         for name, value in row._asdict().items()
         if isinstance(value, float)
     }
-    return {"keys": float(keys), "raw_bytes_per_row": round(raw, 2), **named, "whole_build_rows_per_s": round(whole, 1)}
+    return {name: round(value, 4) for name, value in {**named, **more}.items()}
 
 
 def show(row: Row) -> None:
@@ -246,12 +250,13 @@ def main() -> None:
     print(f"{flags.keys:,} keys; build in rows/s, and rows per second of this process's processor time; size over raw bytes; lookup in us")
     print(f"{'':<16} {'build':>12} {'per CPU s':>14} {'size':>8} {'p50':>10} {'p99':>10}")
     with tempfile.TemporaryDirectory(prefix="headtail-bench-", dir=flags.folder) as scratch:
-        rows, whole, raw = run(flags.keys, Path(scratch))
-    print(f"whole build (LMDB, Parquet, digests, checks): {whole:,.0f} rows/s; {raw:.1f} raw bytes a row")
+        rows, more = run(flags.keys, Path(scratch))
+    for name, value in more.items():
+        print(f"{name:<28} {value:>14,.2f}")
     machine = {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
     versions = {name: version(name) for name in ("lmdb", "pyarrow", "rocksdict")}
     found = {
-        "figures": plain(flags.keys, rows, whole, raw),
+        "figures": plain(rows, more),
         "settings": {row.name: row.settings for row in rows},
         "machine": machine,
         "versions": versions,
