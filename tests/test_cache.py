@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import struct
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -17,11 +23,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headtail import cache as cache_module
-from headtail.cache import Built, Cache, Manifest, builder, coverage, merge, open_generation, publish_generation, read_manifest
+from headtail import numbered
+from headtail.cache import (
+    Built,
+    Cache,
+    CachedAnswer,
+    Manifest,
+    builder,
+    coverage,
+    merge,
+    open_generation,
+    publish_generation,
+    read_manifest,
+)
 from headtail.cache.builder import build_generation
+from headtail.cache.manifest import LOG
 from headtail.cache.snapshot import Snapshot, Values
-from headtail.errors import InputError, StorageError
-from headtail.keys import normalise, query_key
+from headtail.errors import InputError, LedgerError, StorageError
+from headtail.keys import canonical, normalise, query_key
 from headtail.rows import ANSWER, CACHED, key_words
 from headtail.storage import Storage, open_storage, read_table
 
@@ -59,6 +78,11 @@ def cut(table: pa.Table, rows: int) -> list[pa.Table]:
 
 def good(query: str, answer: str = '{"a":1}', source: str = "teacher", confidence: float | None = 0.9) -> Row:
     return query, answer, "answered", confidence, source
+
+
+@pytest.fixture(params=["local", "s3"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path / "store") if request.param == "local" else request.getfixturevalue("s3_root"))
 
 
 def publish(store: Storage, tmp_path: Path, *tables: pa.Table, **options: object) -> tuple[Built, Manifest]:
@@ -262,24 +286,43 @@ def test_the_same_content_is_the_same_generation_and_other_lineage_another(store
     assert built.content == first.content
 
 
-def test_killed_before_the_manifest_means_no_generation(store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "build"
-    folder.mkdir()
-    built = build_generation([[answers(good("a"))]], folder)
-
-    def killed(self: object, path: str, data: bytes) -> bool:
-        raise KeyboardInterrupt
-
+@pytest.mark.parametrize("step", ["log/", "answers.parquet", "data.mdb", "manifest.json"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_killed_at_any_write_there_is_no_generation_until_its_manifest(
+    any_store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
+) -> None:
+    table = answers(good("a"))
     with monkeypatch.context() as patch:
-        patch.setattr(type(store), "create", killed)
+        kill_at(patch, any_store, step, after)
         with pytest.raises(KeyboardInterrupt):
-            publish_generation(store, built, task="t", task_fingerprint="f")
-    (half,) = (Path(store.root) / "generations").iterdir()
-    with pytest.raises(StorageError, match="not in the store"):
-        open_generation(store, half.name)
-    _, manifest = publish(store, tmp_path, answers(good("a")))  # and the next attempt succeeds
-    assert manifest.id == half.name
-    assert open_generation(store, manifest.id).lookup("a") is not None
+            publish(any_store, tmp_path, table)
+    begun = [entry["generation"] for _, entry in numbered.read(any_store, LOG)]
+    assert len(begun) == ((step, after) != ("log/", False))  # known before anything of it is written
+    exists = (step, after) == ("manifest.json", True)
+    for one in begun:
+        assert any_store.exists(f"generations/{one}/manifest.json") == exists
+    _, manifest = publish(any_store, tmp_path, table)  # the next attempt completes it
+    assert {manifest.id, *begun} == {manifest.id}
+    assert open_generation(any_store, manifest.id).lookup("a") is not None
+
+
+def kill_at(patch: pytest.MonkeyPatch, store: Storage, step: str, after: bool, hit: list[str] | None = None) -> None:
+    """From now on a write to a path that has `step` in it dies, before or after it was done."""
+
+    def killing(plain: Callable[..., object], place: int) -> Callable[..., object]:
+        def write(self: Storage, *arguments: Any) -> object:
+            if step not in str(arguments[place]):
+                return plain(self, *arguments)
+            if after:
+                plain(self, *arguments)
+            if hit is not None:
+                hit.append(str(arguments[place]))
+            raise KeyboardInterrupt
+
+        return write
+
+    for name in ("replace", "create", "put_file", "remove"):
+        patch.setattr(type(store), name, killing(getattr(type(store), name), 1 if name == "put_file" else 0))
 
 
 def test_wrong_key_unknown_source_and_missing_answer_are_refused(tmp_path: Path) -> None:
@@ -321,6 +364,36 @@ def test_disk_full_is_told_and_leaves_nothing(store: Storage, tmp_path: Path, mo
         build_generation([[answers(good("a"))]], folder)
     assert "TMPDIR" in str(told.value)
     assert not (Path(store.root) / "generations").exists()
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 1 MiB."""
+    (place := tmp_path / "tiny").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs privileges that are not to be had here")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_disk_that_is_really_full(tiny_disk: Path, tmp_path: Path) -> None:
+    """While building, and while moving what was built into the store: told, and what was there stays."""
+    small, large = answers(good("a")), answers(*(good(f"q{i}", '"' + os.urandom(500).hex() + '"') for i in range(2000)))
+    (full := tiny_disk / "build").mkdir()
+    with pytest.raises(StorageError, match="No space left") as told:
+        build_generation([[large]], full)
+    assert "TMPDIR" in str(told.value)
+    shutil.rmtree(full)
+    store = open_storage(str(tiny_disk / "store"))
+    _, kept = publish(store, tmp_path, small)
+    (folder := tmp_path / "large").mkdir()
+    built = build_generation([[large]], folder)
+    with pytest.raises(StorageError, match="No space left"):
+        publish_generation(store, built, task="t", task_fingerprint="f")
+    assert open_generation(store, kept.id).lookup("a") is not None
+    assert not store.litter(datetime.datetime.max.replace(tzinfo=datetime.UTC))
+    subprocess.run(["mount", "-o", "remount,size=8m", str(tiny_disk)], check=True)  # space was freed: the same build is published
+    assert open_generation(store, publish_generation(store, built, task="t", task_fingerprint="f").id).lookup("q7") is not None
 
 
 def test_one_file_opened_twice_after_fork_and_after_pickling(store: Storage, tmp_path: Path) -> None:
@@ -368,14 +441,111 @@ def test_coverage_counts_events_of_the_log(tmp_path: Path) -> None:
     assert coverage(built.prefixes, []) is None
 
 
-@pytest.mark.slow
-def test_from_s3(s3_root: str, tmp_path: Path) -> None:
-    store = open_storage(s3_root)
-    _, manifest = publish(store, tmp_path, answers(good("a")))
+def test_a_generation_is_opened_from_disk_and_from_s3(any_store: Storage, tmp_path: Path) -> None:
+    _, manifest = publish(any_store, tmp_path, answers(good("a")))
     (local := tmp_path / "local").mkdir()
-    opened = open_generation(store, manifest.id, into=local)
+    opened = open_generation(any_store, manifest.id, into=local)
     assert opened.folder.is_relative_to(local)
     assert opened.lookup("A ") is not None
-    store.replace(manifest.files["lmdb"].path, bytes(manifest.files["lmdb"].bytes))
+    any_store.replace(manifest.files["lmdb"].path, bytes(manifest.files["lmdb"].bytes))
     with pytest.raises(StorageError, match="SHA-256"):
-        open_generation(store, manifest.id, into=tmp_path / "other")
+        open_generation(any_store, manifest.id, into=tmp_path / "other")
+
+
+def test_a_copy_from_s3_lives_as_long_as_its_cache(s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store = open_storage(s3_root)
+    _, manifest = publish(store, tmp_path, answers(good("a")))
+    opened = open_generation(store, manifest.id)
+    folder = opened.folder
+    assert opened.lookup("a") is not None
+    pid = os.fork()
+    if pid == 0:
+        del opened  # in a child: the parent's copy stays
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert folder.is_dir()
+    del opened
+    assert not folder.exists()
+    store.replace(manifest.files["lmdb"].path, b"damaged")
+    with pytest.raises(StorageError, match="SHA-256"):
+        open_generation(store, manifest.id)
+    assert not list(tmp_path.glob("headtail-cache-*"))
+
+
+def test_each_thread_looks_up_for_itself(store: Storage, tmp_path: Path) -> None:
+    _, manifest = publish(store, tmp_path, answers(*(good(f"q{i}", str(i)) for i in range(500))))
+    opened = open_generation(store, manifest.id)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: opened.get(f"q{i % 500}"), range(4000)))
+    assert [one and one.answer for one in found] == [str(i % 500) for i in range(4000)]
+    opened.close()
+    assert open_generation(store, manifest.id).get("q1") is not None
+
+
+plain_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(value=plain_values)
+def test_an_answer_is_decoded_as_json_does(value: object) -> None:
+    answer = CachedAnswer("q", canonical(value), "teacher", None, b"")
+    assert repr(answer.decoded()) == repr(json.loads(answer.answer))
+
+
+def test_an_answer_nested_deeply_is_decoded_too() -> None:
+    text = "[" * 400 + "]" * 400
+    assert CachedAnswer("q", text, "teacher", None, b"").decoded() == json.loads(text)
+
+
+def test_a_value_of_another_format_is_refused(store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("headtail.cache.snapshot.FORMAT", 7)
+        _, manifest = publish(store, tmp_path, answers(good("a")))
+    with pytest.raises(StorageError, match="unknown format"):
+        open_generation(store, manifest.id).get("a")
+    path = f"generations/{manifest.id}/manifest.json"
+    store.replace(path, store.read(path).replace(b'"format": 2', b'"format": 1'))
+    with pytest.raises(StorageError, match="another version of headtail"):
+        open_generation(store, manifest.id)
+
+
+def test_a_snapshot_that_lost_rows_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Snapshot.finish
+
+    def lossy(self: Snapshot) -> None:
+        with self._env.begin(write=True) as txn:
+            txn.delete(query_key("b"))
+        plain(self)
+
+    monkeypatch.setattr(Snapshot, "finish", lossy)
+    with pytest.raises(LedgerError, match="does not hold what was written"):
+        build_generation([[answers(good("a"), good("b"))]], tmp_path)
+
+
+def test_long_answers_and_queries_of_every_length(store: Storage, tmp_path: Path) -> None:
+    rows = [good("q" * n, '"' + "y" * size + '"') for n, size in ((1, 0), (100, 2000), (1000, 4096), (70_000, 10), (3, 3_000_000))]
+    _, manifest = publish(store, tmp_path, answers(*rows))
+    opened = open_generation(store, manifest.id)
+    for query, answer, *_ in rows:
+        found = opened.get(query)
+        assert found is not None
+        assert found.answer == answer
+    assert opened.get("q" * 99) is None
+
+
+def test_the_map_grows_as_rows_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headtail.cache.snapshot._SPARE", 1 << 20)
+    monkeypatch.setattr(builder, "PIECE_ROWS", 64)
+    built = build_generation([[answers(*(good(f"q{i}", '"' + "z" * 20_000 + '"') for i in range(1000)))]], tmp_path)
+    assert built.rows == 1000
+    assert (built.lmdb / "data.mdb").stat().st_size > 20_000_000
+
+
+def test_a_query_with_nul_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="NUL"):
+        build_generation([[answers(good("a\0b"))]], tmp_path)

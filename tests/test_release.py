@@ -10,11 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headtail import release
+from headtail.cache.manifest import Manifest, mark_path, require
 from headtail.errors import InputError, StorageError
 from headtail.release import Release
-from headtail.storage import LocalStorage, Storage, open_storage
+from headtail.storage import Storage, open_storage
 from headtail.task import Task
 from test_cache import answers, good, publish
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """All of this is done on disk and on S3 (moto's server stands in for it)."""
+    return open_storage(str(tmp_path / "store") if request.param == "local" else request.getfixturevalue("s3_root"))
 
 
 def make(store: Storage, tmp_path: Path, task: Task, name: str, **options: str) -> Release:
@@ -73,10 +80,14 @@ def test_rollback_refuses_a_generation_that_is_gone(store: Storage, tmp_path: Pa
     a, b = (make(store, tmp_path, intent, name) for name in "ab")
     release.promote(store, a.id)
     release.promote(store, b.id)
-    Path(store.root, "generations", a.generation, "manifest.json").unlink()
-    with pytest.raises(StorageError, match="not in the store"):
+    store.remove(f"generations/{a.generation}/manifest.json")
+    with pytest.raises(StorageError, match="not in the store: it was collected or deleted") as told:
         release.rollback(store)
+    assert "publish it again" in str(told.value)
     assert release.current(store) == b
+    with pytest.raises(StorageError, match="not in the store"):
+        release.promote(store, a.id)
+    assert len(release.history(store)) == 2
 
 
 @pytest.mark.parametrize("action", ["promote", "rollback"])
@@ -94,7 +105,7 @@ def test_killed_between_the_move_and_current(
         return release.promote(store, c.id) if action == "promote" else release.rollback(store)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalStorage, "replace", killed)
+        patch.setattr(type(store), "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             act()
     assert release.current(store) == b  # nothing half done is live
@@ -151,7 +162,7 @@ def test_the_task_travels_with_the_release(store: Storage, tmp_path: Path, inten
 def test_lookup_says_where_an_answer_comes_from(store: Storage, tmp_path: Path, intent: Task) -> None:
     made = make(store, tmp_path, intent, "pizza price")
     release.promote(store, made.id)
-    found = release.lookup(store, " Pizza  PRICE ")
+    found = release.lookup(store, " Pizza  PRICE ", into=tmp_path)
     assert found["cached"]
     assert (found["answer"], found["source"], found["normalised"]) == ({"intent": "price"}, "teacher", "pizza price")
     assert (found["release"], found["generation"]) == (made.id, made.generation)
@@ -161,11 +172,50 @@ def test_lookup_says_where_an_answer_comes_from(store: Storage, tmp_path: Path, 
     assert missed["normalised"] == "nothing of the kind"
 
 
-@pytest.mark.slow
-def test_on_s3(s3_root: str, tmp_path: Path, intent: Task) -> None:
-    store = open_storage(s3_root)
-    a, b = (make(store, tmp_path, intent, name) for name in "ab")
+def test_a_generation_is_named_by_release_by_id_or_by_its_place(store: Storage, tmp_path: Path, intent: Task) -> None:
+    a, b, c = (make(store, tmp_path, intent, name) for name in "abc")
+    with pytest.raises(InputError, match="no release yet"):
+        release.generation_of(store, "current")
+    release.promote(store, a.id)
+    with pytest.raises(InputError, match="no previous release"):
+        release.generation_of(store, "previous")
+    release.promote(store, b.id)
+    release.promote(store, c.id)
+    refs = ("current", "previous", a.id, a.generation)
+    assert [release.generation_of(store, ref) for ref in refs] == [c.generation, b.generation, a.generation, a.generation]
+    release.rollback(store)
+    assert release.generation_of(store, "previous") == a.generation  # where the next rollback would go
+    with pytest.raises(InputError, match="neither a release nor a generation"):
+        release.generation_of(store, "feed")
+    found = release.diff(store, "previous", "current")
+    assert (found.before, found.after, found.added.rows, found.dropped.rows) == (a.generation, b.generation, 1, 1)
+
+
+def test_a_generation_that_is_being_collected_is_not_made_current(
+    store: Storage, tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of the two looks first: the mark is seen before the move, or after it, and then the move is taken back."""
+    a, b, c = (make(store, tmp_path, intent, name) for name in "abc")
     release.promote(store, a.id)
     release.promote(store, b.id)
-    assert release.rollback(store) == a
-    assert release.lookup(store, "a", into=tmp_path)["cached"]
+    store.create(mark_path(c.generation), b"")
+    with pytest.raises(StorageError, match="being collected") as told:
+        release.promote(store, c.id)
+    assert "headtail gc" in str(told.value)
+    assert len(release.history(store)) == 2
+    store.remove(mark_path(c.generation))
+    looks = []
+
+    def marked_at_second_look(which: Storage, generation: str) -> Manifest:
+        looks.append(generation)
+        if len(looks) == 2:
+            store.create(mark_path(generation), b"")
+        return require(which, generation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(release, "require", marked_at_second_look)
+        with pytest.raises(StorageError, match="being collected"):
+            release.promote(store, c.id)
+    assert release.current(store) == b
+    assert release.rollback(store) == a  # the move that was taken back is not in the way
+    assert release.promote(store, b.id) == b

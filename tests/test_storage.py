@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import os
 import pickle
@@ -81,6 +82,69 @@ def test_folders(any_store: Storage, tmp_path: Path) -> None:
     assert [r.path for r in refs] == ["m/a.json", "m/b.bin"]
     folder = fetch_folder(any_store, [r.path for r in refs], tmp_path / "cache")
     assert sorted(p.name for p in folder.iterdir()) == ["a.json", "b.bin"]
+
+
+def test_what_is_removed_is_gone_and_only_that(any_store: Storage) -> None:
+    for path in ("g/one/a", "g/one/sub/b", "g/two/a", "top"):
+        any_store.replace(path, b"123")
+    assert [(one.path, one.bytes) for one in any_store.files("g/one")] == [("g/one/a", 3), ("g/one/sub/b", 3)]
+    any_store.remove("g/one/sub/b")
+    any_store.remove("g/one/a")
+    any_store.remove("g/one/a")  # nothing there is fine
+    any_store.remove("never/was/there")
+    assert [one.path for one in any_store.files("")] == ["g/two/a", "top"]
+    assert any_store.files("g/one") == any_store.files("nothing") == []
+    (left,) = any_store.files("g")
+    any_store.discard(left)
+    assert not any_store.exists("g/two/a")
+
+
+def test_no_empty_folder_is_left_on_disk(tmp_path: Path) -> None:
+    store = LocalStorage(str(tmp_path))
+    store.replace("g/one/sub/b", b"1")
+    store.remove("g/one/sub/b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_killed_writers_left_is_found_once_it_is_old(any_store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary file on disk; parts of an upload on S3."""
+    any_store.replace("x/whole", b"1")
+    if isinstance(any_store, LocalStorage):
+
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", killed)
+            with pytest.raises(KeyboardInterrupt):
+                any_store.replace("x/half", b"12345")
+        (tmp_path / "store" / "x" / ".hidden.tmp").write_text("of somebody else")
+    else:
+        any_store._client.create_multipart_upload(Bucket=any_store._bucket, Key=any_store._key("x/half"))  # type: ignore[attr-defined]
+    day = datetime.timedelta(days=1)
+    now = datetime.datetime.now(datetime.UTC)
+    if isinstance(any_store, LocalStorage):  # moto dates every upload 2010
+        assert any_store.litter(now - day) == []  # somebody may be writing it
+    (found,) = any_store.litter(now + day)
+    assert "half" in found.path
+    any_store.discard(found)
+    assert any_store.litter(now + day) == []
+    assert any_store.read("x/whole") == b"1"
+
+
+def test_a_stream_holds_a_group_of_rows_not_the_file(any_store: Storage) -> None:
+    """pyarrow's own iterator keeps what it has read of every group until the end: memory would grow with the file."""
+    table = pa.table({"x": [os.urandom(500) for _ in range(20_000)]})
+    write_table(any_store, "t.parquet", (table.slice(i, 1000) for i in range(0, 20_000, 1000)), table.schema)
+    start, most = pa.total_allocated_bytes(), 0
+    for _ in stream_table(any_store, "t.parquet"):
+        most = max(most, pa.total_allocated_bytes() - start)
+    assert most < table.nbytes / 4
+    with pytest.raises(StorageError, match="not in the store"):
+        next(stream_table(any_store, "none.parquet"))
+    any_store.replace("t.parquet", b"PAR1 not really")
+    with pytest.raises(StorageError, match="cannot be read"):
+        next(stream_table(any_store, "t.parquet"))
 
 
 def test_json(any_store: Storage) -> None:

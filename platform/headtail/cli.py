@@ -71,11 +71,15 @@ def run_stage(name: str, file: Path | None, sets: list[str] | None, root: str | 
     """Run a stage and print its receipt."""
     config = read_config(name, file, sets, root)
     receipt: Receipt = importlib.import_module(STAGES[name][0]).run(config)
+    _end(name, receipt, config.root, as_json)
+    return receipt
+
+
+def _end(name: str, receipt: Receipt, root: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(receipt.model_dump(mode="json"), ensure_ascii=False), flush=True)
     else:
-        show(name, receipt, config.root)
-    return receipt
+        show(name, receipt, root)
 
 
 def show(name: str, receipt: Receipt, root: str) -> None:
@@ -110,8 +114,52 @@ def _command(name: str) -> Callable[..., None]:
     return command
 
 
+Plan = Annotated[bool, typer.Option("--plan", help="say what would be asked, why, and what it would cost; then stop")]
+Apply = Annotated[bool, typer.Option("--apply", help="print the plan, do it, and say what came of it")]
+ProbeRows = Annotated[
+    int | None,
+    typer.Option(
+        "--probe", min=0, help="rows that may be asked for the estimate; their answers are taken over; 0 asks none. 1000 with --plan"
+    ),
+]
+
+
+def _precompute(
+    config: ConfigFile = None,
+    sets: Sets = None,
+    root: Root = None,
+    as_json: AsJson = False,
+    plan: Plan = False,
+    apply: Apply = False,
+    probe: ProbeRows = None,
+) -> None:
+    """Answer tables of queries with a teacher or a batch student."""
+    if not (plan or apply):
+        if probe is not None:
+            raise ConfigError("a probe is part of a plan", where="--probe", value=probe, fix="add --plan or --apply")
+        run_stage("precompute", config, sets, root, as_json)
+        return
+    from headtail import precompute
+    from headtail.generate.preview import ROWS
+    from headtail.generate.shown import outcome, shown
+
+    found = read_config("precompute", config, sets, root)
+    assert isinstance(found, precompute.Config)
+    planned = precompute.plan(found, probe if probe is not None else ROWS if plan else 0)
+    console.print(shown(planned))
+    if not apply:
+        if as_json:
+            print(planned.model_dump_json(), flush=True)
+        return
+    receipt = precompute.run(found, planned)
+    _end("precompute", receipt, found.root, as_json)
+    if not receipt.reused:
+        console.print(outcome(receipt.facts["planned"]))
+
+
 for _name in STAGES:
-    app.command(_name, epilog=f"Every field that --config and --set take, with its meaning: headtail fields {_name}")(_command(_name))
+    _epilog = f"Every field that --config and --set take, with its meaning: headtail fields {_name}"
+    app.command(_name, epilog=_epilog)(_precompute if _name == "precompute" else _command(_name))
 
 
 @app.command()

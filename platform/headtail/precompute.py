@@ -7,20 +7,22 @@ Decides nothing about which queries are worth it, nor what their answers are use
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import time
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from headtail.config import StageConfig, execution, result_fields
 from headtail.engines import ModelConfig
-from headtail.errors import EngineError, InputError
+from headtail.errors import EngineError, InputError, LimitReached
 from headtail.generate import ANSWERS, Job, Ledger, Limits, Table, generate, sweep
+from headtail.generate.preview import ROWS, Preview, finished, kept, preview
 from headtail.models import Found, find
-from headtail.receipt import Receipt, load_ref
+from headtail.receipt import Receipt, load_receipt, load_ref, receipt_path
 from headtail.rows import State
-from headtail.station import Station, run_once
-from headtail.storage import open_storage
-from headtail.task import load_task
+from headtail.station import Station, identity, run_once
+from headtail.storage import Storage, open_storage
+from headtail.task import Task, load_task
 
 USD_PER_HOUR = 0.09  # of one worker, where a config names no price: a 2-core cloud machine; an assumption, see docs/cost.md
 
@@ -55,8 +57,17 @@ class Config(StageConfig):
     )
 
 
-def run(config: Config) -> Receipt:
-    """Answer every row of the inputs once. Found done when nothing that changes an answer changed."""
+class _Asked(NamedTuple):
+    """What a config names, found in the store. `identity`: what the stage's fingerprint is made over, besides the config."""
+
+    store: Storage
+    task: Task
+    model: Found
+    tables: tuple[Table, ...]
+    identity: dict[str, Any]
+
+
+def _find(config: Config) -> _Asked:
     task, store = load_task(config.task), open_storage(config.root)
     found = [load_ref(store, ref) for ref in config.inputs]
     labels = tuple(f"{receipt.path}:{name}" for receipt, name in found)
@@ -64,39 +75,67 @@ def run(config: Config) -> Receipt:
         raise InputError("the same table is named twice", where="inputs", value=", ".join(labels), fix="name each table once")
     model = find(config.model, store, fetch=False)
     tables = tuple(Table(receipt.output(name).path, label) for (receipt, name), label in zip(found, labels, strict=True))
-
-    def work(station: Station) -> None:
-        job = Job(
-            root=store.root,
-            path=station.path,
-            task=task,
-            model=config.model,
-            digest=model.digest,
-            name=model.name,
-            source=config.source,
-            tables=tables,
-            workers=config.workers,
-            shards=config.shards,
-            flush_rows=config.flush_rows,
-            flush_seconds=config.flush_seconds,
-            attempts=config.attempts,
-            retry=tuple(str(state) for state in config.retry),
-            reuse=config.reuse,
-            reuse_jobs=config.reuse_jobs,
-            keep_logprobs=config.keep_logprobs,
-            stall_seconds=config.stall_seconds,
-            limits=limits(config),
-        )
-        ledger = generate(job)
-        _record(station, config, job, model, ledger)
-        _judge(config, job, ledger)
-        sweep(store, job)
-
     inputs: dict[str, Any] = {label.replace(":", "."): receipt for (receipt, _), label in zip(found, labels, strict=True)}
     # The task by what changes an answer: a changed scorer or fallback answers nothing anew. The model by its weights.
     inputs |= {"task": task.fingerprint, "model": model.digest}
     replaces = {"task": task.name, "inputs": list(labels), "model": {**result_fields(config.model), "model": model.digest}}
-    return run_once("precompute", config, work, inputs=inputs, replaces=replaces)
+    return _Asked(store, task, model, tables, {"inputs": inputs, "replaces": replaces})
+
+
+def _job(config: Config, asked: _Asked, path: str) -> Job:
+    return Job(
+        root=asked.store.root,
+        path=path,
+        task=asked.task,
+        model=config.model,
+        digest=asked.model.digest,
+        name=asked.model.name,
+        source=config.source,
+        tables=asked.tables,
+        workers=config.workers,
+        shards=config.shards,
+        flush_rows=config.flush_rows,
+        flush_seconds=config.flush_seconds,
+        attempts=config.attempts,
+        retry=tuple(str(state) for state in config.retry),
+        reuse=config.reuse,
+        reuse_jobs=config.reuse_jobs,
+        keep_logprobs=config.keep_logprobs,
+        stall_seconds=config.stall_seconds,
+        limits=limits(config),
+    )
+
+
+def plan(config: Config, probe: int = ROWS) -> Preview:
+    """What `run` would do and what that would cost. `probe`: rows that may be asked to find out; the answers are kept and reused."""
+    asked = _find(config)
+    path = receipt_path("precompute", identity("precompute", config, **asked.identity)[1])
+    if asked.store.exists(f"{path}/receipt.json"):
+        return finished(path, load_receipt(asked.store, "precompute", path).rows["in"])
+    return preview(_job(config, asked, path), probe)
+
+
+def run(config: Config, planned: Preview | None = None) -> Receipt:
+    """Answer every row of the inputs once. Found done when nothing that changes an answer changed.
+
+    `planned`: what `plan` said; LimitReached when its upper bound exceeds a budget, else the receipt says what came of it.
+    """
+    asked = _find(config)
+    if planned is not None and planned.beyond:
+        fix = "raise the budget, or name fewer rows in `inputs`; the probe's answers are kept"
+        raise LimitReached(f"not started: {planned.beyond}", where=planned.path, value=f"{planned.ask} rows to ask", fix=fix)
+
+    def work(station: Station) -> None:
+        job, begun = _job(config, asked, station.path), time.monotonic()
+        ledger = generate(job)
+        wall = time.monotonic() - begun
+        _record(station, config, job, asked.model, ledger)
+        if planned is not None:
+            station.facts["planned"] = kept(planned, ledger, wall)
+        _judge(config, job, ledger)
+        sweep(asked.store, job)
+
+    return run_once("precompute", config, work, **asked.identity)
 
 
 def _judge(config: Config, job: Job, ledger: Ledger) -> None:

@@ -2,7 +2,8 @@
 
 In: what a publish made. Out: `releases/<id>.json` (written once), `CURRENT` (the id that is live, moved in one atomic
 step) and `releases/moves/<n>.json` (who was made current when; each number can be written once, so two promotions at
-the same time are ordered). Rollback undoes the last promotion. Knows nothing of servers or how a generation is made.
+the same time are ordered). Rollback undoes the last promotion. `collect` says which generations that may still need, `diff`
+compares two of them by name. Knows nothing of servers or how a generation is made.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from headtail import numbered
+from headtail.cache import collect as garbage
 from headtail.cache import open_generation, read_manifest
+from headtail.cache.diff import Diff, diff_generations
+from headtail.cache.manifest import manifest_path, require
 from headtail.config import Config, build
-from headtail.errors import InputError
+from headtail.errors import ConfigError, InputError, StorageError
 from headtail.keys import fingerprint, normalise
 from headtail.storage import Storage, read_json
 from headtail.task import Task, TaskFile
@@ -138,7 +142,8 @@ def promote(store: Storage, release: str) -> Release:
     """Make `release` current. Nothing changes when it is already."""
     found = load(store, release)
     if current_id(store) != found.id:
-        _move(store, found.id, "promote")
+        require(store, found.generation)
+        _move(store, found, "promote")
     return found
 
 
@@ -150,14 +155,54 @@ def rollback(store: Storage) -> Release:
             "there is no release to go back to", where=store.uri(MOVES), value=stack[-1] if stack else "nothing promoted", fix="publish one"
         )
     found = load(store, stack[-2])
-    read_manifest(store, found.generation)  # never point at a generation that was deleted
-    _move(store, found.id, "rollback")
+    require(store, found.generation)  # never point at a generation that was collected
+    _move(store, found, "rollback")
     return found
 
 
 def history(store: Storage) -> list[Move]:
     """Every change of CURRENT, oldest first."""
-    return [_read_move(store, number) for number in range(1, numbered.last(store, MOVES) + 1)]
+    return [build(Move, move, where=store.uri(_move_path(number))) for number, move in numbered.read(store, MOVES)]
+
+
+def generation_of(store: Storage, ref: str) -> str:
+    """The generation that `ref` names: `current`, `previous` (what rollback would go to), a release's id or a generation's."""
+    if ref == "previous":
+        stack = _stack(store)
+        if len(stack) < 2:
+            raise InputError("there is no previous release", where=store.uri(MOVES), fix="name a release or a generation by its id")
+        ref = stack[-2]
+    if ref == "current" or store.exists(_path(ref)):
+        return load(store, ref).generation
+    if store.exists(manifest_path(ref)):
+        return ref
+    fix = "`current`, `previous`, or an id that `headtail publish` printed"
+    raise InputError("neither a release nor a generation has this id", where=store.root, value=ref, fix=fix)
+
+
+def diff(store: Storage, before: str, after: str, examples: int = 10) -> Diff:
+    """What changed from one generation to another, each named as `generation_of` takes it."""
+    return diff_generations(store, generation_of(store, before), generation_of(store, after), examples)
+
+
+def collect(store: Storage, keep: int = 5, days: float = 14, dry_run: bool = False) -> garbage.Collected:
+    """Take away generations that are older than `days` and of none of: the current release, the last `keep` promoted ones, those
+    that `keep` rollbacks reach. Also what killed publishes and writes left behind."""
+    if keep < 1 or days < 0:
+        raise ConfigError("keep must be 1 or more, days 0 or more", where="headtail gc", value=f"keep {keep}, days {days}")
+    named = {load(store, move.release).generation for move in history(store)}
+    age = datetime.timedelta(days=days)
+    return garbage.collect(store, lambda: needed(store, keep), older_than=age, also=named, dry_run=dry_run)
+
+
+def needed(store: Storage, keep: int) -> dict[str, str]:
+    """Generations that must not be collected, and why."""
+    moves, stack, live = history(store), _stack(store), current_id(store)
+    found = {release: f"of release {release}, which {keep} rollbacks reach" for release in stack[-1 - keep :]}
+    latest = list(dict.fromkeys(move.release for move in reversed(moves)))[:keep]
+    found |= {release: f"of release {release}, one of the last {keep}" for release in latest}
+    found |= {live: f"of release {live}, which is current"} if live else {}
+    return {load(store, release).generation: reason for release, reason in found.items()}
 
 
 def lookup(store: Storage, query: str, release: str = "current", into: Path | None = None) -> dict[str, Any]:
@@ -188,21 +233,31 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _move(store: Storage, release: str, action: Literal["promote", "rollback"]) -> None:
+def _move(store: Storage, release: Release, action: Literal["promote", "rollback"]) -> None:
     """Write the move, then CURRENT. If another move came in between, CURRENT follows that one: the last number wins."""
     while True:
         number, before = numbered.last(store, MOVES) + 1, current_id(store)
         last = _read_move(store, number - 1) if number > 1 else None
-        if last is not None and last.release == release and last.action == action and before == last.before:
+        if last is not None and last.release == release.id and last.action == action and before == last.before:
             number -= 1  # killed between the move and CURRENT: finish that move
             break
-        move = Move(number=number, action=action, release=release, before=before, at=_now())
-        if store.create(_move_path(number), (move.model_dump_json(indent=2) + "\n").encode()):
+        if _write_move(store, number, action, release.id, before):
             break
-    store.replace(CURRENT, release.encode())
+    try:
+        require(store, release.generation)  # again: a collector that did not see the move had marked it before this look
+    except StorageError:
+        if before:  # the move is taken back; the first of all is no move until CURRENT says so
+            _write_move(store, number + 1, "rollback" if action == "promote" else "promote", before, before)
+        raise
+    store.replace(CURRENT, release.id.encode())
     while store.exists(_move_path(number + 1)):
         number += 1
         store.replace(CURRENT, _read_move(store, number).release.encode())
+
+
+def _write_move(store: Storage, number: int, action: Literal["promote", "rollback"], release: str, before: str) -> bool:
+    move = Move(number=number, action=action, release=release, before=before, at=_now())
+    return store.create(_move_path(number), (move.model_dump_json(indent=2) + "\n").encode())
 
 
 def _stack(store: Storage) -> list[str]:

@@ -92,17 +92,7 @@ def run_once(
     result. `replaces`: config fields whose raw value (a path, `latest`) is stood for by what it resolved to.
     """
     store = open_storage(config.root)
-    found = {name: _digest(item) for name, item in (inputs or {}).items()}
-    settings = {
-        "stage": stage,
-        "version": version,
-        "normalisation": NORMALISATION,
-        "config": {**result_fields(config), **(replaces or {})},
-        "inputs": found,
-        "task": task.fingerprint if task else "",
-        "task_score": task.score_fingerprint if task else "",
-    }
-    mark = fingerprint(settings, stage)
+    settings, mark = identity(stage, config, inputs=inputs, task=task, version=version, replaces=replaces)
     path = receipt_path(stage, mark)
     if store.exists(f"{path}/receipt.json"):
         receipt = load_receipt(store, stage, path).model_copy(update={"reused": True})
@@ -139,6 +129,28 @@ def run_once(
     write_json(store, f"{path}/receipt.json", receipt.model_dump(mode="json"))  # last: now the stage's output exists
     store.replace(f"{stage}/{LATEST.upper()}", path.encode())
     return receipt
+
+
+def identity(
+    stage: str,
+    config: StageConfig,
+    *,
+    inputs: Mapping[str, Receipt | FileRef | str] | None = None,
+    task: Task | None = None,
+    version: int = 1,
+    replaces: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], str]:
+    """What decides the result of a stage under `config`, and the fingerprint over it. Arguments as in `run_once`."""
+    settings = {
+        "stage": stage,
+        "version": version,
+        "normalisation": NORMALISATION,
+        "config": {**result_fields(config), **(replaces or {})},
+        "inputs": {name: _digest(item) for name, item in (inputs or {}).items()},
+        "task": task.fingerprint if task else "",
+        "task_score": task.score_fingerprint if task else "",
+    }
+    return settings, fingerprint(settings, stage)
 
 
 def versions() -> dict[str, str]:

@@ -1,11 +1,13 @@
 """One door to MLflow: a parent run for a loop, one run per station, prompts and models registered.
 
-In: receipts, figures, small tables. Out: MLflow run ids. A tracking server that is away never stops a job: the first
-failure is said once, the receipt in the store stays complete. Knows nothing of stages.
+In: receipts, figures, small tables, evidence. Out: MLflow run ids. A tracking server that is away never stops a job: the
+first failure is said once, the receipt in the store stays complete. The alias `champion` moves by `promote` alone, on
+evidence that is kept with the model version. Knows nothing of stages.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -15,8 +17,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from headtail.config import TrackingConfig
+from headtail.errors import GateRefused
+from headtail.evidence import Evidence, read_evidence
 
 T = TypeVar("T")
+CHAMPION, CHALLENGER = "champion", "challenger"  # what passed its gate; what has not, or not yet
+_EVIDENCE = "gate.evidence"  # tag of a model version: the whole evidence as JSON
 
 
 def tracking_uri(config: TrackingConfig, root: str) -> str:
@@ -163,6 +169,58 @@ class Tracker:
         """Point `champion` or `challenger` at a version."""
         if version:
             self.guard(lambda client: client.set_registered_model_alias(name, alias, version))
+
+    def challenge(self, name: str, version: str) -> None:
+        """Point `challenger` at a version: registered, not promoted."""
+        if version:
+            self.guard(lambda client: client.set_registered_model_alias(name, CHALLENGER, version))
+
+    def promote(self, name: str, version: str, evidence: Mapping[str, Any] | Evidence) -> bool:
+        """Keep the evidence with a model version, then make the version `champion`. False when tracking is off or out of reach.
+
+        GateRefused, and `champion` stays where it is, when the evidence is not complete, did not pass, or is of another model than
+        the version's (its tag `path`). Evidence that can be read is kept in any case, so that a refusal is in the registry too.
+        """
+        found = read_evidence(evidence)
+        missing = found.lacking()
+        if not version:
+            if missing:
+                raise _refusal(name, version, missing)
+            return False
+
+        def keep(client: Any) -> list[str]:
+            held = client.get_model_version(name, version).tags
+            if held.get("path") != found.candidate:
+                origin = held.get("path") or "of unknown origin (it has no tag path)"
+                return [f"evidence of this version: what was given is of {found.candidate}, the version is {origin}"]
+            tags = {_name(key): value for key, value in found.tags().items()}
+            for key in [key for key in held if key.startswith("gate.") and key not in tags]:
+                client.delete_model_version_tag(name, version, key)  # of an earlier gate that asked for something else
+            for key, value in tags.items():
+                client.set_model_version_tag(name, version, key, value)
+            if not missing:  # last: whoever sees the alias sees the evidence
+                client.set_registered_model_alias(name, CHAMPION, version)
+            return missing
+
+        problems = self.guard(keep)
+        if problems or missing:
+            raise _refusal(name, version, problems or missing)
+        return problems is not None
+
+    def evidence(self, name: str, alias: str = CHAMPION) -> Evidence | None:
+        """The evidence kept with the version that an alias points to; None when there is none, or tracking is off."""
+
+        def read(client: Any) -> str:
+            held = client.get_registered_model(name).aliases
+            return str(client.get_model_version_by_alias(name, alias).tags.get(_EVIDENCE, "")) if alias in held else ""
+
+        text = self.guard(read)
+        return read_evidence(json.loads(text)) if text else None
+
+
+def _refusal(name: str, version: str, missing: list[str]) -> GateRefused:
+    where = f"{name} version {version or '-'}"
+    return GateRefused(f"{CHAMPION} does not move; missing: {'; '.join(missing)}", where=where, fix="see the gate's receipt")
 
 
 def _prompt_exists(client: Any, name: str) -> bool:

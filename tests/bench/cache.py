@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +33,8 @@ import pyarrow.parquet as pq
 
 from headtail.cache import Cache, decode, open_generation, publish_generation
 from headtail.cache.builder import OFFERED, build_generation, merged, pieces
-from headtail.cache.snapshot import Snapshot, Values
-from headtail.keys import query_key
+from headtail.cache.snapshot import Snapshot, Values, fixed
+from headtail.keys import KEY_BYTES, query_key
 from headtail.storage import open_storage
 
 from .rivals import Rival, rivals
@@ -105,7 +106,7 @@ def _keys(words: npt.NDArray[np.uint64]) -> pa.Array:
 
 def read(path: Path) -> Iterator[pa.Table]:
     """The input as a stream; on one thread."""
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, pre_buffer=False) as file:
         for batch in file.iter_batches(batch_size=STEP, use_threads=False):
             yield pa.Table.from_batches([batch])
 
@@ -115,8 +116,8 @@ def pairs(path: Path) -> Iterator[tuple[bytes, bytes]]:
     for piece in read(path):
         values = Values(piece)
         body = values.body.to_pybytes()
-        keys = piece.column("query_key").combine_chunks().buffers()[1].to_pybytes()
-        yield from ((keys[16 * i : 16 * i + 16], body[a:b]) for i, (a, b) in enumerate(pairwise(values.ends.tolist())))
+        rows = (body[a:b] for a, b in pairwise(values.ends.tolist()))
+        yield from zip(fixed(piece.column("query_key"), KEY_BYTES).tolist(), rows, strict=True)
 
 
 def timed(work: Callable[[], Any], keys: int) -> tuple[float, float]:
@@ -126,9 +127,9 @@ def timed(work: Callable[[], Any], keys: int) -> tuple[float, float]:
     return keys / (time.perf_counter() - clock), keys / (time.process_time() - processor)
 
 
-def lookups(get: Callable[[str], Any], keys: int, number: int = LOOKUPS) -> tuple[float, float]:
-    """p50 and p99 of `get(normalised text)` in microseconds, over keys drawn at random; each must be found."""
-    warm = min(keys, WARM)
+def lookups(get: Callable[[str], Any], keys: int) -> tuple[float, float]:
+    """p50 and p99 of `get(normalised text)` in microseconds, over keys drawn at random; it must not return None."""
+    warm, number = min(keys, WARM), LOOKUPS
     asked = texts(np.random.default_rng(7).integers(0, keys, warm + number))[0].to_pylist()
     for text in asked[:warm]:
         get(text)
@@ -254,7 +255,7 @@ def main() -> None:
     for name, value in more.items():
         print(f"{name:<28} {value:>14,.2f}")
     machine = {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
-    versions = {name: version(name) for name in ("lmdb", "pyarrow", "rocksdict")}
+    versions = {name: version(name) for name in ("lmdb", "pyarrow", "rocksdict") if find_spec(name)}
     found = {
         "figures": plain(rows, more),
         "settings": {row.name: row.settings for row in rows},

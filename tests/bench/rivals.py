@@ -6,6 +6,7 @@ same bytes as headtail's LMDB snapshot, so that only the store differs.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -189,8 +190,11 @@ class Redis:
 def rivals() -> Iterator[Rival]:
     """Those that can run here; a line for each that cannot."""
     yield Sqlite()
-    yield Rocks(compressed=False)
-    yield Rocks(compressed=True)
+    if importlib.util.find_spec("rocksdict"):
+        yield Rocks(compressed=False)
+        yield Rocks(compressed=True)
+    else:
+        print("RocksDB is left out: rocksdict is not installed (pip install rocksdict)", flush=True)
     if shutil.which("redis-server"):
         yield Redis()
     else:

@@ -22,7 +22,7 @@ from typing import Any
 
 from .events import Account, Follow, account
 from .faults import WIDTH
-from .spec import DONE, UNFORESEEN, Spec, start
+from .spec import DONE, UNFORESEEN, Spec, start, start_making, warm
 from .verify import Findings, Tree, check_files, check_rows
 
 ANSWERED, FAILED = frozenset({"answered"}), frozenset({"failed"})
@@ -42,6 +42,7 @@ class Lab:
         folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Lab:
+        warm()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,7 +64,7 @@ class Lab:
         }
         self._server = subprocess.Popen([sys.executable, "-c", _MOTO, str(port), str(os.getpid())], stderr=subprocess.DEVNULL)
         end = time.monotonic() + 30
-        while socket.socket().connect_ex(("127.0.0.1", port)):
+        while not answers(port):
             assert self._server.poll() is None, "moto's server did not start"
             assert time.monotonic() < end, "moto's server did not answer within 30 s"
             time.sleep(0.05)
@@ -78,6 +79,11 @@ server.start()
 while os.getppid() == int(sys.argv[2]):
     time.sleep(0.5)
 """
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as made:
+        return made.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_port() -> int:
@@ -149,21 +155,27 @@ class Bench:
 
     # --- its input
 
-    def make(self, expected: Mapping[str, frozenset[str]], *, flush_rows: int = 20, shards: int = 2, delay_us: int = 200, **model: Any) -> None:
-        """The store with a finished plan of these queries, and the job's config. `model` fields lie over the null engine's."""
-        from .world import bucket, plan
-
+    def make(
+        self,
+        expected: Mapping[str, frozenset[str]],
+        *,
+        flush_rows: int = 20,
+        shards: int = 2,
+        delay_us: int = 200,
+        model: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The store with a finished plan of these queries, and the job's config. `model`: instead of the null engine."""
         self.expected = dict(expected)
-        if self.s3:
-            bucket(self.root, self.lab.environment)
-        with environment(self.lab.environment):
-            plan(self.root, list(expected))
+        made = start_making(self.root, list(expected), self.lab.environment)
+        made.join(RUN_S)
+        if made.exitcode != 0:
+            raise RuntimeError(f"the input of {self.name} could not be made: exit code {made.exitcode}")
         null = {"engine": "null", "model": f"null:faults,delay_us={delay_us}", "cpus": 0.5}
         self.fields = {
             "root": self.root,
             "tracking": {"enabled": False},
             "inputs": ["plan:head"],
-            "model": {**null, **model},
+            "model": dict(model or null),
             "shards": shards,
             "flush_rows": flush_rows,
         }
@@ -278,18 +290,3 @@ class Bench:
     def remove(self) -> None:
         """Nothing of a job that held is kept."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-class environment:  # noqa: N801 - used as a function
-    """Variables set in this process for the length of a `with` block."""
-
-    def __init__(self, values: Mapping[str, str]) -> None:
-        self.values = dict(values)
-
-    def __enter__(self) -> None:
-        self.kept = {name: os.environ.get(name) for name in self.values}
-        os.environ.update(self.values)
-
-    def __exit__(self, *_: object) -> None:
-        for name, value in self.kept.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from .bench import ANSWERED, FAILED, Bench
 from .kinds import MOMENTS
@@ -71,21 +72,28 @@ def poison(bench: Bench, left: int) -> None:
     """A row that kills its actor each time; Ray brings it back each time. Deaths are told afterwards, from the log."""
     bench.make({**bench.rows(300), f"!exit {bench.name}": FAILED}, flush_rows=25, shards=2)
     _live(bench, Aim("nobody"), 0)
-    *dead, _ = bench.log.workers() or [0]
-    for pid in dead:
-        last = max(event.time for event in bench.log.events if event.pid == pid)
-        bench.note_kill(pid, "a row killed its actor", at=last)
+    for pid in bench.log.workers():
+        own = [event for event in bench.log.events if event.pid == pid]
+        if own[-1].kind == "a":  # it was asked a row and never said anything again
+            bench.note_kill(pid, "a row killed its actor", at=own[-1].time)
 
 
 def _real(bench: Bench, rows: int) -> None:
     """The reference teacher under vLLM, decoding few rows together so that a job of some hundred rows takes some seconds."""
     from .world import sentences
 
-    own = {"model": "example:teacher", "engine": "vllm", "cpus": 1, "max_num_seqs": 4, "kv_cache_gib": 0.25, "max_model_len": 512}
+    own: dict[str, Any] = {
+        "model": "example:teacher",
+        "engine": "vllm",
+        "cpus": 1,
+        "max_num_seqs": 4,
+        "kv_cache_gib": 0.25,
+        "max_model_len": 512,
+    }
     if bench.name.startswith("core"):
         own["engine_process"] = True
     bench.echo = False
-    bench.make({query: STATES - {"failed"} for query in sentences(min(rows, 700))}, flush_rows=50, shards=2, **own)
+    bench.make({query: STATES - {"failed"} for query in sentences(min(rows, 700))}, flush_rows=50, shards=2, model=own)
     bench.fields |= {"flush_seconds": 1.0}
     assert ANSWERED < STATES
 

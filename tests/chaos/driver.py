@@ -12,8 +12,8 @@ import json
 import os
 import sys
 import threading
-import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +23,34 @@ PLACE = "replaceable"  # the custom resource that further nodes have
 
 def main(spec: dict[str, Any]) -> int:
     from headtail import precompute
+    from headtail.cluster import stop
     from headtail.config import build
     from headtail.errors import HeadtailError
 
-    fields = spec["fields"]
+    fields, close = spec["fields"], _nothing
     if spec["nodes"]:
         fields = {**fields, "model": {**fields["model"], "resources": {PLACE: 0.1}}}
-        _nodes(int(spec["nodes"]))
+        close = _nodes(int(spec["nodes"]))
     try:
         precompute.run(build(precompute.Config, fields, "chaos"))
+        stop()
     except HeadtailError as error:
         print(error, flush=True)
         return DELIBERATE
     except BaseException:
         traceback.print_exc(file=sys.stdout)
         return UNFORESEEN
+    finally:
+        close()
     return DONE
 
 
-def _nodes(count: int) -> None:
-    """A head without room for workers, `count` nodes that have it, and a thread that replaces those that die."""
+def _nothing() -> None:
+    pass
+
+
+def _nodes(count: int) -> Callable[[], None]:
+    """A head without room for workers, `count` nodes that have it, a thread that replaces those that die; what ends all of it."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -54,18 +62,28 @@ def _nodes(count: int) -> None:
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error", runtime_env=path)
     quiet_data()
 
+    over = threading.Event()
+
     def keep() -> None:
-        while True:
-            time.sleep(0.3)
+        while not over.wait(0.3):
             for node in [node for node in nodes if not node.remaining_processes_alive()]:
                 nodes.remove(node)
                 node.kill_all_processes(check_alive=False, allow_graceful=False)
                 nodes.append(cluster.add_node(wait=False, num_cpus=2, resources={PLACE: 1}))
 
-    threading.Thread(target=keep, daemon=True).start()
+    def close() -> None:
+        over.set()
+        keeper.join(30)
+        ray.shutdown()
+        for node in [*nodes, cluster.head_node]:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+    keeper = threading.Thread(target=keep, daemon=True)
+    keeper.start()
+    return close
 
 
 if __name__ == "__main__":
     code = main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     sys.stdout.flush()
-    os._exit(code) if code else sys.exit(0)
+    os._exit(code)  # Ray's own clean-up has nothing left to do, or nothing left to do it with

@@ -25,8 +25,7 @@ class Endpoint:
         self.asked = 0
         self.faults: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), _handler(self))
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
@@ -51,6 +50,13 @@ class Endpoint:
                 return ""
             self.faults[name] = self.faults.get(name, 0) + 1
             return name
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that are killed or tired of waiting leave broken connections: nothing to tell."""
 
 
 def _handler(endpoint: Endpoint) -> type[BaseHTTPRequestHandler]:

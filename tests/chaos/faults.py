@@ -180,14 +180,14 @@ def _plant_in_boto() -> Callable[[], None]:
     return unplant
 
 
-def _patch_storage(module: ModuleType) -> None:
+def _patch_storage(module: Any) -> None:
     for kind in (module.LocalStorage, module.S3Storage):
         for op in _OPS:
             setattr(kind, op, _committed(op, getattr(kind, op)))
     _patch_os()
 
 
-def _patch_sweep(module: ModuleType) -> None:
+def _patch_sweep(module: Any) -> None:
     plain = module.sweep
 
     def sweep(store: Any, job: Any) -> None:
@@ -221,7 +221,7 @@ def _half_swept(store: Any, job: Any) -> None:
 def _patch_engine(module: ModuleType) -> None:
     for kind in vars(module).values():
         if isinstance(kind, type) and kind.__module__ == module.__name__ and hasattr(kind, "generate") and hasattr(kind, "facts"):
-            kind.generate = _watched(kind.generate)  # type: ignore[attr-defined]
+            kind.generate = _watched(kind.generate)
     for name, seconds in _plan.get("pace", {}).items():
         if hasattr(module, name):
             setattr(module, name, seconds)

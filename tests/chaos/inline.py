@@ -21,9 +21,10 @@ from headtail import generate, precompute, progress
 from headtail.config import build
 from headtail.engines import null, openai  # noqa: F401
 from headtail.errors import HeadtailError
+from headtail.generate.worker import Worker
 from headtail.task import load_task
 
-from . import faults
+from . import faults, world
 from .spec import DELIBERATE, DONE, UNFORESEEN, Spec
 
 load_task("query_segmentation")
@@ -48,11 +49,24 @@ def run(spec: Spec) -> None:
     os._exit(code)  # no clean-up: a forked process has the server's objects too
 
 
+def make(root: str, queries: list[str], environment: dict[str, str]) -> None:
+    """In the forked process: the store of a job, with its plan. Never returns."""
+    os.environ.update(environment)
+    try:
+        if root.startswith("s3://"):
+            world.bucket(root)
+        world.plan(root, queries)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
 def _precompute(spec: Spec) -> None:
     def here(job: Any, manifest: Any, asks: Sequence[Any], *_: Any, **__: Any) -> list[dict[str, Any]]:
         """Stands for `generate._spread`: all shards in one worker in this process."""
         batch = {"shard": [ask.shard for ask in asks], "edition": [ask.edition for ask in asks]}
-        return [json.loads(text) for text in generate.Worker(job, manifest, spec.run)(batch)["said"]]
+        return [json.loads(text) for text in Worker(job, manifest, spec.run)(batch)["said"]]
 
     assert callable(generate._spread), "generate changed: mend this"
     generate._spread = here

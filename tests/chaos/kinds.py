@@ -7,6 +7,7 @@ the bench's own generator, which is seeded by the seed, the kind and the number 
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import time
 from pathlib import Path
@@ -19,16 +20,16 @@ ROWS = 120  # of a job: some 28 commits on its way from input to receipt
 MOMENTS = ("kill:before", "kill:inside", "kill:after")
 
 
-def small(bench: Bench, **fields: int) -> None:
+def small(bench: Bench, delay_us: int = 200) -> None:
     """A job of ROWS rows, half of such jobs with a row that always fails."""
     rows = bench.rows(ROWS)
     if bench.rng.random() < 0.5:
         rows[f"!fail {bench.name}"] = FAILED
-    bench.make(rows, **fields)
+    bench.make(rows, delay_us=delay_us)
 
 
 def points(bench: Bench) -> list[tuple[int, str]]:
-    """Every commit of a job without faults, with every moment of it. Found once per store, by running one."""
+    """Every commit of a job without faults, with every moment of it, shuffled. Found once per store, by running one."""
     known = bench.lab.points
     if bench.s3 not in known:
         probe = Bench(bench.lab, f"probe.{bench.store}/0", s3=bench.s3)
@@ -36,6 +37,7 @@ def points(bench: Bench) -> list[tuple[int, str]]:
         if probe.go() != DONE:
             raise RuntimeError(f"a job without faults does not end well: {probe.said}")
         known[bench.s3] = [(number + 1, moment) for number in range(len(probe.commits())) for moment in MOMENTS]
+        random.Random(bench.lab.seed).shuffle(known[bench.s3])
         probe.remove()
     return known[bench.s3]
 
@@ -57,7 +59,7 @@ def commit(bench: Bench, left: int) -> None:
     while code != DONE and kills < left and bench.rng.random() < 0.6:
         bench.look(str(bench.runs[-1]))
         run = run if bench.rng.random() < 0.5 else f"run{kills:04}"  # Ray brought the worker back, or another driver goes on
-        code = bench.go({bench.rng.randint(1, every[-1][0]): bench.rng.choice(MOMENTS)}, run)
+        code = bench.go({bench.rng.randint(1, len(every) // len(MOMENTS)): bench.rng.choice(MOMENTS)}, run)
         kills += code < 0
     bench.look(str(bench.runs[-1]))
     bench.resume()
@@ -81,7 +83,7 @@ def again(bench: Bench, left: int) -> None:
     every = points(bench)
     small(bench)
     count = min(left, bench.rng.randint(1, 3))
-    bench.go({bench.rng.randint(1, every[-1][0]): "fail:after" for _ in range(count)})
+    bench.go({bench.rng.randint(1, len(every) // len(MOMENTS)): "fail:after" for _ in range(count)})
     bench.look(str(bench.runs[-1]))
     bench.resume()
 
@@ -91,7 +93,7 @@ def full(bench: Bench, left: int) -> None:
     every = points(bench)
     small(bench)
     count = min(left, bench.rng.randint(1, 3))
-    bench.go({bench.rng.randint(1, every[-1][0]): "fail:inside" for _ in range(count)})
+    bench.go({bench.rng.randint(1, len(every) // len(MOMENTS)): "fail:inside" for _ in range(count)})
     bench.look(str(bench.runs[-1]))
     bench.resume()
 
@@ -102,7 +104,7 @@ def twin(bench: Bench, left: int) -> None:
     small(bench, delay_us=1000)
     rng = bench.rng
     at_commit = rng.random() < 0.5
-    first = bench.begin({rng.randint(1, every[-1][0]): rng.choice(MOMENTS)} if at_commit else None, "one")
+    first = bench.begin({rng.randint(1, len(every) // len(MOMENTS)): rng.choice(MOMENTS)} if at_commit else None, "one")
     time.sleep(rng.uniform(0, 0.4))
     second = bench.begin(None, "two")
     if not at_commit:
@@ -150,8 +152,8 @@ def endpoint(bench: Bench, left: int) -> None:
     """An endpoint that answers 429 and 500 with JSON bodies, breaks connections and stalls; then one that refuses the key."""
     with Endpoint(bench.rng.random()) as server:
         bench.pace = {"BACKOFF_S": 0.02, "_PASS_BACKOFF_S": 0.05}
-        server_url = {"engine": "openai", "model": "some/model", "base_url": server.url, "request_timeout_s": 1.0, "concurrency": 8}
-        bench.make(bench.rows(ROWS), **server_url)
+        model = {"engine": "openai", "model": "some/model", "base_url": server.url, "request_timeout_s": 1.0, "concurrency": 8}
+        bench.make(bench.rows(ROWS), model=model)
         bench.fields |= {"attempts": 20}
         server.share = 0.3
         server.refuse_after = bench.rng.randint(10, 60)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -29,25 +27,40 @@ class Spec:
 
 def start(spec: Spec) -> BaseProcess:
     """The run, started in a fork of a server that has everything imported."""
+    return _forked("run", spec)
+
+
+def start_making(root: str, queries: list[str], environment: dict[str, str]) -> BaseProcess:
+    """A store with a plan of these queries being made, likewise."""
+    return _forked("make", root, queries, environment)
+
+
+def warm() -> None:
+    """Start the server that forks, if it does not run: PYTHONPATH is set for it alone."""
     context = multiprocessing.get_context("forkserver")
-    inside = f"{__package__}.inline"
-    context.set_forkserver_preload([inside])
-    process = context.Process(target=_run, args=(inside, spec), daemon=True)
-    with _path():
-        process.start()
-    return process
-
-
-def _run(inside: str, spec: Spec) -> None:
-    importlib.import_module(inside).run(spec)
-
-
-@contextmanager
-def _path() -> Iterator[None]:
-    """PYTHONPATH with this package on it, for the server when it starts."""
+    context.set_forkserver_preload([_INSIDE])
     kept = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(TESTS), str(TESTS.parent), kept)))
     try:
-        yield
+        process = context.Process(target=_nothing)
+        process.start()
+        process.join()
     finally:
         os.environ.pop("PYTHONPATH") if kept is None else os.environ.update(PYTHONPATH=kept)
+
+
+_INSIDE = f"{__package__}.inline"
+
+
+def _forked(name: str, *args: Any) -> BaseProcess:
+    process = multiprocessing.get_context("forkserver").Process(target=_call, args=(name, args), daemon=True)
+    process.start()
+    return process
+
+
+def _call(name: str, args: tuple[Any, ...]) -> None:
+    getattr(importlib.import_module(_INSIDE), name)(*args)
+
+
+def _nothing() -> None:
+    pass

@@ -24,7 +24,7 @@ from .driver import PLACE
 from .faults import VARIABLE
 from .spec import TESTS
 
-_GONE_S = 30.0  # after its driver died a cluster has this long to go by itself
+_GONE_S = 8.0  # after its driver died a cluster has this long to go by itself
 # Ray takes 15 s and more to believe that a node or its head is gone. Here sooner, so that a kill costs less time; nothing else changes.
 _SOON = {
     "RAY_health_check_initial_delay_ms": "1000",
@@ -102,18 +102,21 @@ class Driver:
         self.process.wait()
 
     def end(self) -> list[str]:
-        """All of it gone: what did not go by itself within some seconds is killed, and its names are told."""
+        """All of it gone; what did not go by itself within some seconds is told. Ray's agents, which linger, are not waited for."""
         if self.alive:
             self.look()
             self.process.kill()
         self.process.wait()
         end = time.monotonic() + _GONE_S
-        while (left := [one for one in self._seen.values() if _lives(one)]) and time.monotonic() < end:
+        while True:
+            left = [one for one in self._seen.values() if _lives(one)]
             for one in left:  # children of what is orphaned now
                 with contextlib.suppress(psutil.NoSuchProcess):
                     self._seen |= {child.pid: child for child in one.children(recursive=True)}
+            if all("Agent" in _line(one) for one in left) or time.monotonic() > end:
+                break
             time.sleep(0.2)
-        names = [_line(one)[:60] for one in left]
+        names = [_line(one).strip()[:60] for one in left]
         for one in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()

@@ -132,7 +132,9 @@ def check_files(tree: Tree, found: Findings) -> None:
 def _whole(tree: Tree, ref: Mapping[str, Any], named_by: str, found: Findings) -> bool:
     try:
         data = tree.read(ref["path"])
-        problem = "" if hashlib.sha256(data).hexdigest() == ref["sha256"] else f"has {len(data)} bytes, not the {ref['bytes']} of its digest"
+        problem = (
+            "" if hashlib.sha256(data).hexdigest() == ref["sha256"] else f"has {len(data)} bytes, not the {ref['bytes']} of its digest"
+        )
         if not problem and ref["path"].endswith(".parquet"):
             rows = pq.read_table(io.BytesIO(data)).num_rows
             problem = "" if ref.get("rows") in (None, rows) else f"has {rows} rows, not {ref['rows']}"

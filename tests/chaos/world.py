@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +13,18 @@ from headtail.rows import PLANNED, with_side_inputs
 from headtail.storage import open_storage, write_json, write_table
 
 SIDE = ("businesses",)
-_WHAT = ("pizza", "thai food", "coffee", "hardware store", "emergency vet", "piano lessons", "used bikes", "late pharmacy", "tax help", "vinyl")
+_WHAT = (
+    "pizza",
+    "thai food",
+    "coffee",
+    "hardware store",
+    "emergency vet",
+    "piano lessons",
+    "used bikes",
+    "late pharmacy",
+    "tax help",
+    "vinyl",
+)
 _HOW = ("cheap", "best", "open now", "24 hour", "kid friendly", "quiet", "family owned", "new")
 _WHERE = ("boston", "near me", "austin tx", "in portland", "downtown chicago", "oakland", "on main street", "by the airport", "miami beach")
 
@@ -31,19 +42,11 @@ def plan(root: str, queries: Sequence[str]) -> None:
     store.replace("plan/LATEST", b"plan/chaos")
 
 
-def bucket(root: str, environment: Mapping[str, str]) -> None:
-    """The bucket of an s3:// root, on the lab's server."""
+def bucket(root: str) -> None:
+    """The bucket of an s3:// root, at the endpoint that the environment names."""
     import boto3
 
-    client = boto3.client(
-        "s3",
-        endpoint_url=environment["AWS_ENDPOINT_URL"],
-        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
-        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
-        region_name=environment["AWS_DEFAULT_REGION"],
-    )
-    client.create_bucket(Bucket=root.removeprefix("s3://").split("/")[0])
-    client.close()
+    boto3.client("s3").create_bucket(Bucket=root.removeprefix("s3://").split("/")[0])
 
 
 def sentences(count: int) -> list[str]:

@@ -8,53 +8,48 @@ wrong answer. Knows nothing of releases, models or servers.
 
 from __future__ import annotations
 
-import datetime
+import json
 import os
 import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
 
 import lmdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import Field
 from pydantic_core import from_json
 
+from headtail.cache.manifest import Manifest, begin, generation_path, manifest_path, now, read_manifest
 from headtail.cache.snapshot import FORMAT, SOURCES, VALUE
-from headtail.config import Config, build
+from headtail.config import build
 from headtail.errors import StorageError
 from headtail.keys import NORMALISATION, fingerprint, normalise, query_key, sha256_file
 from headtail.redact import redact
 from headtail.rows import key_words
-from headtail.storage import FileRef, LocalStorage, Storage, put, read_json
+from headtail.storage import LocalStorage, Storage, put, read_json
 
-FOLDER = "generations"
+__all__ = [
+    "Built",
+    "Cache",
+    "CachedAnswer",
+    "Manifest",
+    "coverage",
+    "decode",
+    "generation_path",
+    "open_generation",
+    "publish_generation",
+    "read_manifest",
+    "told",
+]
 
 
-class Manifest(Config):
-    """What a generation holds and where it comes from. Its presence is what makes the generation exist."""
-
-    id: str = Field(description="16 hex digits over content, task and lineage")
-    format: int = Field(FORMAT, description="layout of a value in LMDB")
-    normalisation: int = Field(NORMALISATION, description="version of keys.normalise that made the keys")
-    task: str = Field(description="name of the task")
-    task_fingerprint: str = Field(description="over all of the task that changes an answer")
-    rows: int = Field(ge=0, description="answers")
-    rows_by_source: dict[str, int] = Field(description="answers by who gave them")
-    left_out: dict[str, int] = Field(description="rows that were offered and not published, by reason")
-    min_confidence: dict[str, float] = Field(description="by source: answers below were left out")
-    coverage: float | None = Field(None, description="share of events before the cut whose query is here")
-    lineage: tuple[str, ...] = Field((), description="receipts whose answers these are, first wins")
-    examples: tuple[str, ...] = Field((), description="the most frequent queries, for people to try")
-    content: str = Field(description="hash over all keys, values and counts")
-    files: dict[str, FileRef] = Field(description="answers (Parquet) and lmdb, with digests")
-    created: str = Field(description="UTC, ISO 8601")
+_FULL = 16 << 20  # bytes free below which a disk is called full
 
 
 class CachedAnswer(NamedTuple):
@@ -68,7 +63,10 @@ class CachedAnswer(NamedTuple):
 
     def decoded(self) -> Any:
         """The answer as plain values: what `json.loads` makes of it, in a third of the time."""
-        return from_json(self.answer)
+        try:
+            return from_json(self.answer)
+        except ValueError:  # nested deeper than it goes
+            return json.loads(self.answer)
 
 
 class Cache:
@@ -133,7 +131,7 @@ class _Environment:
         return found
 
 
-_OPEN: WeakValueDictionary[str, _Environment] = WeakValueDictionary()  # LMDB opens a file once per process: handles are shared
+_OPEN: weakref.WeakValueDictionary[str, _Environment] = weakref.WeakValueDictionary()  # LMDB opens a file once per process
 
 
 def _environment(path: str) -> _Environment:
@@ -182,30 +180,35 @@ def _check(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def generation_path(generation: str) -> str:
-    """The folder of a generation, relative to the store's root."""
-    return f"{FOLDER}/{generation}"
-
-
-def read_manifest(store: Storage, generation: str) -> Manifest:
-    """The manifest of a generation. StorageError when the generation does not exist."""
-    path = f"{generation_path(generation)}/manifest.json"
-    return build(Manifest, read_json(store, path), where=store.uri(path))
-
-
 def open_generation(store: Storage, generation: str, into: Path | None = None) -> Cache:
     """A generation of a store, opened from local disk.
 
     A local store is opened in place unless `into` is given (give it when the store is a network mount: LMDB must not
-    be mapped over one). From S3 it is fetched below `into` (default: a new temporary folder) and its digest checked.
+    be mapped over one). From S3 it is fetched below `into` and its digest checked; without `into` the copy lives in a
+    temporary folder, as long as the Cache does.
     """
     manifest = read_manifest(store, generation)
     if isinstance(store, LocalStorage) and into is None:
         return Cache.open(store.full(generation_path(generation)))
-    target = (into or Path(tempfile.mkdtemp(prefix="headtail-cache-"))) / generation_path(generation)
+    ours = Path(tempfile.mkdtemp(prefix="headtail-cache-")) if into is None else None
+    target = (into or ours or Path()) / generation_path(generation)
+    try:
+        _fetch(store, manifest, target)
+        opened = Cache.open(target)
+    except BaseException:
+        if ours is not None:
+            shutil.rmtree(ours, ignore_errors=True)
+        raise
+    if ours is not None:
+        weakref.finalize(opened, _remove, ours, os.getpid())
+    return opened
+
+
+def _fetch(store: Storage, manifest: Manifest, target: Path) -> None:
+    """A copy of a generation's snapshot in the local folder `target`, whole and checked."""
     ref = manifest.files["lmdb"]
-    (target / "lmdb").mkdir(parents=True, exist_ok=True)
     with told("fetch the generation to", target):
+        (target / "lmdb").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target) as aside:
             found = store.fetch(ref.path, Path(aside))
             if sha256_file(found) != ref.sha256:
@@ -215,7 +218,11 @@ def open_generation(store: Storage, generation: str, into: Path | None = None) -
             local = shutil.copyfile(found, Path(aside) / "whole.mdb") if isinstance(store, LocalStorage) else found
             os.replace(local, target / "lmdb" / "data.mdb")
         (target / "manifest.json").write_text(manifest.model_dump_json(), encoding="utf-8")
-    return Cache.open(target)
+
+
+def _remove(folder: Path, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child must not take its parent's copy away
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Built(NamedTuple):
@@ -244,10 +251,11 @@ def publish_generation(
     min_confidence: Mapping[str, float] | None = None,
     coverage: float | None = None,
 ) -> Manifest:
-    """Move a built generation into the store: files first, manifest last. The same generation again changes nothing."""
+    """Move a built generation into the store: files first, manifest last. The same generation again adds a line to the log."""
     mark = fingerprint([FORMAT, NORMALISATION, task_fingerprint, list(lineage), dict(min_confidence or {}), built.content])[:16]
     path = generation_path(mark)
-    if store.exists(f"{path}/manifest.json"):
+    begin(store, mark)
+    if store.exists(manifest_path(mark)):
         return read_manifest(store, mark)
     manifest = Manifest(
         id=mark,
@@ -265,9 +273,9 @@ def publish_generation(
             "answers": put(store, built.parquet, f"{path}/answers.parquet", built.rows),
             "lmdb": put(store, built.lmdb / "data.mdb", f"{path}/lmdb/data.mdb", built.rows),
         },
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=now().isoformat(timespec="seconds"),
     )
-    store.create(f"{path}/manifest.json", (manifest.model_dump_json(indent=2) + "\n").encode())  # last: now it exists
+    store.create(manifest_path(mark), (manifest.model_dump_json(indent=2) + "\n").encode())  # last: now it exists
     return read_manifest(store, mark)
 
 
@@ -295,4 +303,6 @@ def told(action: str, where: Path) -> Iterator[None]:
         yield
     except (OSError, lmdb.Error) as error:
         fix = "free space, or set TMPDIR to a larger disk; nothing half published is visible, run again"
-        raise StorageError(f"cannot {action} local disk: {error}", where=str(where), fix=fix) from error
+        full = isinstance(error, lmdb.Error) and shutil.disk_usage(where).free < _FULL
+        said = f"No space left on device ({error})" if full else str(error)  # LMDB calls a write cut short an input/output error
+        raise StorageError(f"cannot {action} local disk: {said}", where=str(where), fix=fix) from error

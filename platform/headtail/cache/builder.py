@@ -12,6 +12,7 @@ import heapq
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -213,5 +214,8 @@ class _Writer:
         return Built(self.parquet, self.lmdb, dict(sorted(self._sources.items())), +left_out, shown, content, prefixes)
 
     def close(self) -> None:
-        """Let go of the thread; what it was doing is finished first."""
+        """Let go of thread and files, whether finished or not."""
         self._thread.shutdown()
+        self._snapshot.close()
+        with suppress(OSError):  # a disk that is full was told of before
+            self._parquet.close()

@@ -102,14 +102,14 @@ class Earlier:
             return 0
         return build(Manifest, read_json(self.store, path), where=self.store.uri(path)).shards
 
-    def answers(self, shard: int, shards: int) -> Iterator[pa.Table]:
+    def answers(self, shard: int, shards: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Tables of ANSWER rows that hold all there are in the range of shard `shard` of `shards`, and others."""
         for number in overlapping(shard, shards, self._shards) if self._shards else ():
             if number not in self._seen:
                 self._seen[number] = self._files(number)
             for ref in self._seen[number]:
                 try:
-                    table = read_table(self.store, ref.path)
+                    table = read_table(self.store, ref.path, columns)
                 except (StorageError, OSError, pa.ArrowInvalid):
                     continue  # deleted or damaged: these rows are asked again
                 yield table

@@ -2,78 +2,49 @@
 
 In: bytes, Arrow tables, files, all under paths relative to the store's root. Out: the same, and a FileRef (rows, bytes,
 SHA-256) for what was written. Every write is whole or absent; `create` lets exactly one writer win; `replace` moves a
-pointer in one step. No caller lists a directory to learn what is true: manifests say it.
+pointer in one step. No caller lists a directory to learn what is true: manifests say it. `files` and `litter` list, to find
+garbage.
 """
 
 from __future__ import annotations
 
-import errno
-import json
+import contextlib
+import datetime
 import os
+import re
 import shutil
-import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlparse
 
-import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
-from pydantic import Field
 
-from headtail.config import Config
-from headtail.errors import InputError, StorageError
-from headtail.keys import sha256_file
+from headtail.errors import StorageError
+from headtail.storage.base import FileRef, Lying, Storage, told
+from headtail.storage.tables import fetch_folder, put, put_folder, read_json, read_table, stream_table, write_json, write_table
 
+__all__ = [
+    "FileRef",
+    "LocalStorage",
+    "Lying",
+    "S3Storage",
+    "Storage",
+    "fetch_folder",
+    "open_storage",
+    "put",
+    "put_folder",
+    "read_json",
+    "read_table",
+    "stream_table",
+    "write_json",
+    "write_table",
+]
 
-class FileRef(Config):
-    """A file that was written: where, how much, and the digest that proves it."""
-
-    path: str = Field(description="relative to the store's root")
-    bytes: int = Field(ge=0, description="size")
-    sha256: str = Field(description="hex digest of the bytes")
-    rows: int | None = Field(None, description="rows, for tables")
-
-
-class Storage(Protocol):
-    """What a store can do. Two implementations: LocalStorage, S3Storage. Both pickle, so workers can hold one."""
-
-    @property
-    def root(self) -> str: ...
-    @property
-    def filesystem(self) -> pafs.FileSystem: ...
-    def full(self, path: str) -> str:
-        """The path within `filesystem`."""
-        ...
-
-    def uri(self, path: str) -> str:
-        """For people and receipts."""
-        ...
-
-    def exists(self, path: str) -> bool: ...
-    def read(self, path: str) -> bytes: ...
-    def replace(self, path: str, data: bytes) -> None:
-        """Write whole, over what was there, in one atomic step."""
-        ...
-
-    def create(self, path: str, data: bytes) -> bool:
-        """Write only if absent. True for the one writer who wins."""
-        ...
-
-    def put_file(self, local: Path, path: str) -> None:
-        """Move a finished local file in, whole or not at all."""
-        ...
-
-    def fetch(self, path: str, into: Path) -> Path:
-        """A local copy of a file; for a local store the file itself."""
-        ...
-
-    def size(self, path: str) -> int: ...
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # what LocalStorage calls a file until it is whole
 
 
 def open_storage(root: str) -> Storage:
@@ -83,22 +54,6 @@ def open_storage(root: str) -> Storage:
     if "://" in root:
         raise StorageError("this kind of store is not supported", where="root", value=root, fix="use a directory or s3://bucket/prefix")
     return LocalStorage(str(Path(root).expanduser().resolve()))
-
-
-@contextmanager
-def _told(action: str, where: str) -> Iterator[None]:
-    """Operating-system errors as StorageError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        fix = {
-            errno.ENOSPC: "free space or choose another --root; nothing half written is visible, run again to resume",
-            errno.EDQUOT: "free space or choose another --root; run again to resume",
-            errno.EACCES: "check the permissions of this path or choose another --root",
-            errno.EPERM: "check the permissions of this path or choose another --root",
-            errno.EROFS: "this file system is read-only: choose another --root",
-        }.get(error.errno or 0, "")
-        raise StorageError(f"cannot {action}: {error.strerror or error}", where=where, fix=fix) from error
 
 
 @dataclass(frozen=True)
@@ -146,12 +101,12 @@ class LocalStorage:
         return aside
 
     def replace(self, path: str, data: bytes) -> None:
-        with _told("write", self.full(path)):
+        with told("write", self.full(path)):
             os.replace(self._write_aside(path, data), self.full(path))
             _sync_folder(Path(self.full(path)).parent)
 
     def create(self, path: str, data: bytes) -> bool:
-        with _told("write", self.full(path)):
+        with told("write", self.full(path)):
             aside = self._write_aside(path, data)
             try:
                 os.link(aside, self.full(path))  # fails if the name exists: one winner, also between processes
@@ -163,7 +118,7 @@ class LocalStorage:
             return True
 
     def put_file(self, local: Path, path: str) -> None:
-        with _told("write", self.full(path)):
+        with told("write", self.full(path)):
             aside = self._aside(path)
             try:
                 shutil.move(local, aside)
@@ -178,6 +133,33 @@ class LocalStorage:
     def fetch(self, path: str, into: Path) -> Path:
         return Path(self.full(path))
 
+    def remove(self, path: str) -> None:
+        with told("remove", self.full(path)):
+            target = Path(self.full(path))
+            target.unlink(missing_ok=True)
+            for folder in target.parents:  # folders are no more than parts of names: an empty one goes too
+                if folder == Path(self.root) or not folder.is_dir() or any(folder.iterdir()):
+                    break
+                folder.rmdir()
+            if folder.is_dir():
+                _sync_folder(folder)
+
+    def files(self, folder: str) -> list[Lying]:
+        found = []
+        for place, _, names in os.walk(self.full(folder)):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):  # finished or removed by another process just now
+                    about = os.stat(os.path.join(place, name))
+                    when = datetime.datetime.fromtimestamp(about.st_ctime, datetime.UTC)  # a file moved in keeps its old mtime
+                    found.append(Lying(os.path.relpath(os.path.join(place, name), self.root), about.st_size, when))
+        return sorted(found)
+
+    def litter(self, before: datetime.datetime) -> list[Lying]:
+        return [one for one in self.files("") if one.modified < before and _ASIDE.fullmatch(os.path.basename(one.path))]
+
+    def discard(self, lying: Lying) -> None:
+        self.remove(lying.path)
+
 
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
@@ -187,21 +169,25 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@lru_cache(maxsize=4)
+def _s3(pid: int, settings: tuple[tuple[str, str], ...]) -> Any:
+    """boto3's client, which takes 50 ms to make: one for a process and its AWS_* settings, for all threads."""
+    import boto3
+    from botocore.config import Config as BotoConfig
+
+    return boto3.client("s3", config=BotoConfig(retries={"max_attempts": 8, "mode": "adaptive"}))
+
+
 @dataclass(frozen=True)
 class S3Storage:
     """A bucket and prefix. An S3 put is whole or absent by itself; `create` is a conditional put (If-None-Match: *)."""
 
     root: str
 
-    @cached_property
+    @property
     def _client(self) -> Any:
-        import boto3
-        from botocore.config import Config as BotoConfig
-
-        return boto3.client("s3", config=BotoConfig(retries={"max_attempts": 8, "mode": "adaptive"}))
-
-    def __getstate__(self) -> dict[str, str]:
-        return {"root": self.root}
+        settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+        return _s3(os.getpid(), settings)
 
     @property
     def _bucket(self) -> str:
@@ -267,7 +253,7 @@ class S3Storage:
         return True
 
     def put_file(self, local: Path, path: str) -> None:
-        with _told("read", str(local)):
+        with told("read", str(local)):
             self._client.upload_file(str(local), self._bucket, self._key(path))
             local.unlink()
 
@@ -275,82 +261,38 @@ class S3Storage:
         target = into / path
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-        with _told("write", str(target)):
+        with told("write", str(target)):
             aside.write_bytes(self.read(path)) if self.size(path) < 1 << 26 else self._client.download_file(
                 self._bucket, self._key(path), str(aside)
             )
             os.replace(aside, target)
         return target
 
+    def remove(self, path: str) -> None:
+        self._call("remove", path, "delete_object")
 
-def write_json(store: Storage, path: str, value: object) -> None:
-    """`value` as readable JSON, replacing what was there."""
-    store.replace(path, (json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n").encode())
+    def files(self, folder: str) -> list[Lying]:
+        pages = self._pages("list_objects_v2", f"{folder}/" if folder else "", "Contents")
+        return [Lying(path, item["Size"], item["LastModified"]) for path, item in pages]
 
+    def litter(self, before: datetime.datetime) -> list[Lying]:
+        pages = self._pages("list_multipart_uploads", "", "Uploads")
+        return [Lying(path, 0, item["Initiated"], item["UploadId"]) for path, item in pages if item["Initiated"] < before]
 
-def read_json(store: Storage, path: str) -> Any:
-    """The JSON at `path`. StorageError when it is absent or not JSON."""
-    try:
-        return json.loads(store.read(path))
-    except json.JSONDecodeError as error:
-        raise StorageError(f"not JSON: {error}", where=store.uri(path)) from error
+    def discard(self, lying: Lying) -> None:
+        if lying.upload:
+            self._call("abort an upload", lying.path, "abort_multipart_upload", UploadId=lying.upload)
+        else:
+            self.remove(lying.path)
 
+    def _pages(self, name: str, path: str, items: str) -> Iterator[tuple[str, Any]]:
+        """Each item of a listing, by its path relative to the root."""
+        from botocore.exceptions import BotoCoreError, ClientError
 
-def write_table(
-    store: Storage, path: str, table: pa.Table | Iterable[pa.Table | pa.RecordBatch], schema: pa.Schema | None = None
-) -> FileRef:
-    """A table, or a stream of them in bounded memory, as one Parquet file (zstd)."""
-    pieces = [table] if isinstance(table, pa.Table) else table
-    schema = table.schema if isinstance(table, pa.Table) else schema
-    if schema is None:
-        raise ValueError("a stream of tables needs its schema")
-    rows = 0
-    with tempfile.TemporaryDirectory(prefix="headtail-") as folder:
-        local = Path(folder) / "table.parquet"
-        with _told("write", str(local)):
-            with pq.ParquetWriter(local, schema, compression="zstd") as writer:
-                for piece in pieces:
-                    writer.write(piece)
-                    rows += piece.num_rows
-            return put(store, local, path, rows)
-
-
-def read_table(store: Storage, path: str, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file of the store. StorageError when it is absent or damaged."""
-    try:
-        return pq.read_table(store.full(path), filesystem=store.filesystem, columns=columns)
-    except FileNotFoundError:
-        raise StorageError("table is not in the store", where=store.uri(path)) from None
-    except pa.ArrowInvalid as error:
-        raise StorageError(
-            f"table cannot be read: {error}", where=store.uri(path), fix="it is damaged: run the stage that wrote it again"
-        ) from error
-
-
-def stream_table(store: Storage, path: str, columns: list[str] | None = None, batch_rows: int = 65536) -> Iterator[pa.RecordBatch]:
-    """The batches of a Parquet file, in bounded memory."""
-    with pq.ParquetFile(store.full(path), filesystem=store.filesystem) as file:
-        yield from file.iter_batches(batch_size=batch_rows, columns=columns)
-
-
-def put(store: Storage, local: Path, path: str, rows: int | None = None) -> FileRef:
-    """A finished local file moved into the store, with its digest."""
-    ref = FileRef(path=path, bytes=local.stat().st_size, sha256=sha256_file(local), rows=rows)
-    store.put_file(local, path)
-    return ref
-
-
-def put_folder(store: Storage, local: Path, path: str) -> list[FileRef]:
-    """Every file of a finished local folder moved in under `path`, in order of name."""
-    files = sorted(p for p in local.rglob("*") if p.is_file())
-    return [put(store, file, f"{path}/{file.relative_to(local)}") for file in files]
-
-
-def fetch_folder(store: Storage, files: Iterable[str], into: Path) -> Path:
-    """Local copies of `files`, which share a folder; returns that folder. For a local store nothing is copied."""
-    folder = None
-    for path in files:
-        folder = store.fetch(path, into).parent if folder is None else (store.fetch(path, into), folder)[1]
-    if folder is None:
-        raise InputError("no files named", where="fetch_folder")
-    return folder
+        root = self._key("")
+        prefix = f"{root}/{path}" if root else path
+        try:
+            for page in self._client.get_paginator(name).paginate(Bucket=self._bucket, Prefix=prefix):
+                yield from ((item["Key"][len(root) + 1 if root else 0 :], item) for item in page.get(items, ()))
+        except (BotoCoreError, ClientError) as error:
+            raise StorageError(f"cannot list: {error}", where=self.uri(path), fix="check bucket, credentials and permissions") from error

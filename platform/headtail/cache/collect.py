@@ -1,0 +1,171 @@
+"""Take away generations that nobody needs any more, and what killed writers left lying.
+
+In: a store, what must stay and why, an age in days. Out: Collected: what went (or would go), its bytes, what stayed.
+A generation goes in this order: the mark that it is being collected, its manifest (now it does not exist), its files, the
+mark. Killed between any two, the next call goes on. Local files that a server has mapped stay readable until it lets go.
+Knows nothing of releases: what must stay is asked of the caller, again after each mark.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+
+from pydantic import Field
+from rich.table import Table
+
+from headtail import numbered
+from headtail.cache.manifest import FOLDER, LOG, Begun, generation_path, manifest_path, mark_path, now, read_manifest
+from headtail.config import Config, build
+from headtail.storage import Lying, Storage
+
+IDLE = datetime.timedelta(days=1)  # a publish or a write that has not ended by then was killed
+_EVER = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+
+
+class Gone(Config):
+    """One thing that was taken away, or would be."""
+
+    what: str = Field(description="generation | unfinished generation | unfinished write")
+    path: str = Field(description="folder or file, relative to the store's root")
+    bytes: int = Field(ge=0, description="its files together; 0 for an upload that S3 holds in parts")
+    since: str = Field(description="when it was published, begun or written; UTC, ISO 8601")
+
+
+class Collected(Config):
+    """What a collection did."""
+
+    dry_run: bool = Field(description="true: nothing was touched")
+    gone: tuple[Gone, ...] = Field(description="what went, or would go")
+    kept: dict[str, str] = Field(description="generations that stay, and why")
+
+    @property
+    def bytes(self) -> int:
+        return sum(one.bytes for one in self.gone)
+
+
+def collect(
+    store: Storage,
+    needed: Callable[[], Mapping[str, str]],
+    *,
+    older_than: datetime.timedelta,
+    also: Iterable[str] = (),
+    dry_run: bool = False,
+) -> Collected:
+    """Collect every generation that is neither in `needed()` (id -> why) nor younger than `older_than`; then the litter.
+
+    Generations are known from the log and from `also`, not by listing; listing finds only what no manifest names.
+    """
+    work = _Collection(store, needed, older_than, dry_run)
+    for generation in sorted({*work.begun, *also}):
+        work.published(generation)
+    for generation, files in _lying(store).items():
+        work.unfinished(generation, files)
+    return Collected(dry_run=dry_run, gone=(*work.gone, *_litter(store, dry_run)), kept=work.kept)
+
+
+class _Collection:
+    """One call of `collect`."""
+
+    def __init__(self, store: Storage, needed: Callable[[], Mapping[str, str]], older_than: datetime.timedelta, dry_run: bool) -> None:
+        self.store, self._ask, self._age, self._dry = store, needed, older_than, dry_run
+        self.gone: list[Gone] = []
+        self.kept: dict[str, str] = {}
+        self._look()
+
+    def _look(self) -> None:
+        """Read anew what is needed and when each generation was last begun."""
+        self.needed = self._ask()
+        entries = numbered.read(self.store, LOG)
+        logged = (build(Begun, entry, where=self.store.uri(numbered.path(LOG, number))) for number, entry in entries)
+        self.begun = {entry.generation: datetime.datetime.fromisoformat(entry.at) for entry in logged}
+
+    def published(self, generation: str) -> None:
+        """A generation with a manifest."""
+        if not self.store.exists(manifest_path(generation)):
+            return
+        manifest = read_manifest(self.store, generation)
+
+        def stays() -> str:
+            last = max(datetime.datetime.fromisoformat(manifest.created), self.begun.get(generation, _EVER))
+            return self.needed.get(generation) or (
+                f"younger than {self._age / datetime.timedelta(days=1):g} days" if now() - last < self._age else ""
+            )
+
+        size = sum(ref.bytes for ref in manifest.files.values())
+        self._take(generation, Gone(what="generation", path=generation_path(generation), bytes=size, since=manifest.created), stays)
+
+    def unfinished(self, generation: str, files: list[Lying]) -> None:
+        """Files without a manifest: a publish or a collection was killed, or is at work."""
+        path, marked = generation_path(generation), any(one.path == mark_path(generation) for one in files)
+        if path in {one.path for one in self.gone}:
+            return
+        if self.store.exists(manifest_path(generation)):
+            if marked and not self._dry:
+                self.store.remove(mark_path(generation))  # a collector was killed after its mark, and the generation is needed by now
+            return
+        last = max(one.modified for one in files)
+
+        def stays() -> str:
+            busy = not marked and now() - max(last, self.begun.get(generation, _EVER)) < IDLE
+            return "being published, or killed less than a day ago" if busy else ""
+
+        size, since = sum(one.bytes for one in files), last.isoformat(timespec="seconds")
+        self._take(generation, Gone(what="unfinished generation", path=path, bytes=size, since=since), stays)
+
+    def _take(self, generation: str, one: Gone, stays: Callable[[], str]) -> None:
+        """Take a generation away unless it `stays` (a reason), also by what is true after the mark."""
+        reason = stays()
+        if not reason and not self._dry:
+            self.store.create(mark_path(generation), b"headtail gc is taking this generation away\n")
+            self._look()
+            reason = stays()
+            if reason:
+                self.store.remove(mark_path(generation))
+            else:
+                _finish(self.store, generation)
+        if reason:
+            self.kept[generation] = reason
+        else:
+            self.gone.append(one)
+
+
+def _finish(store: Storage, generation: str) -> None:
+    """Manifest, files, mark."""
+    store.remove(manifest_path(generation))
+    for one in store.files(generation_path(generation)):
+        if one.path != mark_path(generation):
+            store.discard(one)
+    store.remove(mark_path(generation))
+
+
+def _lying(store: Storage) -> dict[str, list[Lying]]:
+    """The files below each generation's folder."""
+    found: dict[str, list[Lying]] = defaultdict(list)
+    for one in store.files(FOLDER):
+        if not one.path.startswith(f"{LOG}/"):
+            found[one.path.split("/")[1]].append(one)
+    return dict(sorted(found.items()))
+
+
+def _litter(store: Storage, dry_run: bool) -> list[Gone]:
+    """Temporary files of killed writers; on S3 uploads that were never completed."""
+    found = store.litter(now() - IDLE)
+    for one in found if not dry_run else ():
+        store.discard(one)
+    return [
+        Gone(what="unfinished write", path=one.path, bytes=one.bytes, since=one.modified.isoformat(timespec="seconds")) for one in found
+    ]
+
+
+def collected_table(found: Collected) -> Table:
+    """A Collected for people."""
+    verb = "would go" if found.dry_run else "gone"
+    title = f"{len(found.gone)} {verb}, {found.bytes / 1e9:,.2f} GB; {len(found.kept)} generations stay"
+    table = Table("", "path", "GB", "since, or why it stays", title=title, title_justify="left")
+    for one in found.gone:
+        table.add_row(f"{verb}: {one.what}", one.path, f"{one.bytes / 1e9:,.3f}", one.since)
+    for generation, reason in found.kept.items():
+        table.add_row("stays", generation_path(generation), "", reason)
+    return table

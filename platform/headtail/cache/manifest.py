@@ -1,0 +1,102 @@
+"""What says that a generation exists: its manifest; and the log of all that were ever begun, so that none need be searched for.
+
+In: a store. Out: Manifest by id; entries in `generations/log/<n>.json`. A generation that is being collected carries a mark
+(COLLECTING) until the last of its files is gone: who sees it must not publish or promote it.
+"""
+
+from __future__ import annotations
+
+import datetime
+
+from pydantic import Field
+
+from headtail import numbered
+from headtail.cache.snapshot import FORMAT
+from headtail.config import Config, build
+from headtail.errors import StorageError
+from headtail.keys import NORMALISATION
+from headtail.storage import FileRef, Storage, read_json
+
+FOLDER = "generations"
+LOG = f"{FOLDER}/log"
+COLLECTING = "COLLECTING"
+
+
+class Manifest(Config):
+    """What a generation holds and where it comes from. Its presence is what makes the generation exist."""
+
+    id: str = Field(description="16 hex digits over content, task and lineage")
+    format: int = Field(FORMAT, description="layout of a value in LMDB")
+    normalisation: int = Field(NORMALISATION, description="version of keys.normalise that made the keys")
+    task: str = Field(description="name of the task")
+    task_fingerprint: str = Field(description="over all of the task that changes an answer")
+    rows: int = Field(ge=0, description="answers")
+    rows_by_source: dict[str, int] = Field(description="answers by who gave them")
+    left_out: dict[str, int] = Field(description="rows that were offered and not published, by reason")
+    min_confidence: dict[str, float] = Field(description="by source: answers below were left out")
+    coverage: float | None = Field(None, description="share of events before the cut whose query is here")
+    lineage: tuple[str, ...] = Field((), description="receipts whose answers these are, first wins")
+    examples: tuple[str, ...] = Field((), description="the most frequent queries, for people to try")
+    content: str = Field(description="hash over all keys, values and counts")
+    files: dict[str, FileRef] = Field(description="answers (Parquet) and lmdb, with digests")
+    created: str = Field(description="UTC, ISO 8601")
+
+
+class Begun(Config):
+    """An entry of the log: somebody set out to publish this generation. Whether it exists, its manifest says."""
+
+    generation: str = Field(description="id")
+    at: str = Field(description="UTC, ISO 8601")
+
+
+def generation_path(generation: str) -> str:
+    """The folder of a generation, relative to the store's root."""
+    return f"{FOLDER}/{generation}"
+
+
+def manifest_path(generation: str) -> str:
+    """Where the manifest of a generation is."""
+    return f"{generation_path(generation)}/manifest.json"
+
+
+def mark_path(generation: str) -> str:
+    """Where the mark of a generation is that is being collected."""
+    return f"{generation_path(generation)}/{COLLECTING}"
+
+
+def read_manifest(store: Storage, generation: str) -> Manifest:
+    """The manifest of a generation. StorageError when the generation does not exist."""
+    path = manifest_path(generation)
+    return build(Manifest, read_json(store, path), where=store.uri(path))
+
+
+def begin(store: Storage, generation: str) -> None:
+    """Write down that a generation is about to be published. StorageError when it is being collected at this moment.
+
+    The entry comes before the look: a collector marks first and then reads the log, so one of the two sees the other.
+    """
+    entry = Begun(generation=generation, at=now().isoformat(timespec="seconds"))
+    numbered.append(store, LOG, lambda _: (entry.model_dump_json() + "\n").encode())
+    if store.exists(mark_path(generation)):
+        raise being_collected(store, generation)
+
+
+def require(store: Storage, generation: str) -> Manifest:
+    """The manifest of a generation that may be made current. StorageError when it was collected, or is being."""
+    if not store.exists(manifest_path(generation)):
+        where = store.uri(manifest_path(generation))
+        raise StorageError("this generation is not in the store: it was collected or deleted", where=where, fix="publish it again")
+    if store.exists(mark_path(generation)):
+        raise being_collected(store, generation)
+    return read_manifest(store, generation)
+
+
+def being_collected(store: Storage, generation: str) -> StorageError:
+    """The error for who meets the mark."""
+    fix = "run headtail gc to its end (it may have been killed), then try again"
+    return StorageError("this generation is being collected", where=store.uri(generation_path(generation)), fix=fix)
+
+
+def now() -> datetime.datetime:
+    """The time, in UTC."""
+    return datetime.datetime.now(datetime.UTC)

@@ -1,0 +1,115 @@
+"""One decision of a person about one answer, and whether it may be recorded.
+
+In: a verdict, the answer that was looked at, perhaps a new one. Out: the answer that holds from now on in canonical form,
+or what is wrong with it. Knows nothing of files, of the log or of who asks.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from typing import Any, NamedTuple
+
+from headtail.task import Task
+
+ACCEPT, CORRECT, DROP = "accept", "correct", "drop"
+VERDICTS = (ACCEPT, CORRECT, DROP)
+WHO_CHARS, WHY_CHARS, ANSWER_CHARS = 100, 2000, 100_000
+_EARLY = datetime.timedelta(minutes=5)  # clocks differ; a decision from further ahead would win over all others until then
+
+
+class Decision(NamedTuple):
+    """A row of rows.REVIEWED. `answer` is what holds from now on, `before` what was looked at; both canonical JSON or None."""
+
+    query_key: bytes
+    query: str
+    verdict: str
+    answer: str | None
+    before: str | None
+    answer_key: bytes | None
+    who: str
+    at: str  # as `moment` writes it, so that the order of texts is the order of time
+    why: str
+
+
+def moment(when: datetime.datetime) -> str:
+    """UTC, ISO 8601, always with milliseconds."""
+    return when.astimezone(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def now() -> str:
+    """This moment."""
+    return moment(datetime.datetime.now(datetime.UTC))
+
+
+def read_moment(text: str) -> tuple[str, str]:
+    """(moment, "") or ("", what is wrong). A time without a zone is UTC."""
+    try:
+        when = datetime.datetime.fromisoformat(text.strip())
+        found = when if when.tzinfo else when.replace(tzinfo=datetime.UTC)
+        if found > datetime.datetime.now(datetime.UTC) + _EARLY:
+            return "", f"at: {text} is in the future"
+        return moment(found), ""
+    except (ValueError, OverflowError):
+        return "", f"at: {text[:40]} is not a time; write 2026-01-31T12:00:00Z or leave it empty"
+
+
+def read_answer(task: Task, text: str) -> tuple[str | None, str]:
+    """(canonical answer, "") or (None, what is wrong). A task scored by label also takes the bare label, as gold does."""
+    if len(text) > ANSWER_CHARS:
+        return None, f"{len(text):,} characters; at most {ANSWER_CHARS:,} are taken"
+    answer, problem = parse(task, text)
+    if problem and task.file.score.kind == "label":
+        labelled, still = parse(task, json.dumps({task.file.score.field: text.strip()}))
+        answer, problem = (answer, problem) if still else (labelled, "")
+    return (None, problem) if problem else (task.dump(answer), "")
+
+
+def parse(task: Task, text: str) -> tuple[Any, str]:
+    """(answer, "") or (None, what is wrong): valid under the schema, and UTF-8 can hold it."""
+    try:
+        answer, problem = task.parse(text)
+        if not problem:
+            task.dump(answer).encode("utf-8")
+    except (ValueError, RecursionError) as error:  # half a surrogate pair, or a thousand brackets: JSON lets them in
+        return None, f"cannot be stored: {error}"
+    return answer, problem
+
+
+def settle(task: Task, verdict: str, answer: str | None, before: str | None) -> tuple[str | None, str]:
+    """(the answer that holds from now on, "") or (None, what is wrong). Nothing is guessed: a contradiction is an error."""
+    if verdict not in VERDICTS:
+        return None, f"verdict: {verdict[:40]!r} is not one of {', '.join(VERDICTS)}" if verdict else "verdict: empty"
+    if verdict == DROP:
+        return None, "answer: a dropped row has none; empty it, or call it correct" if answer else ""
+    looked_at, problem = read_answer(task, before) if before is not None else (None, "there is no answer")
+    if verdict == ACCEPT:
+        if looked_at is None:
+            return None, f"this answer cannot be accepted: {problem}"
+        if answer and read_answer(task, answer)[0] != looked_at:
+            return None, "answer: it is not the one that was looked at; call it correct"
+        return looked_at, ""
+    if not answer:
+        return None, "answer: empty; a correction needs one"
+    stored, problem = read_answer(task, answer)
+    if problem:
+        return None, f"answer: {problem}"
+    if stored == looked_at:
+        return None, "answer: unchanged; accept it instead"
+    return stored, ""
+
+
+def read_person(who: str, why: str) -> tuple[str, str, str]:
+    """(who, why, "") without blanks at the ends, or ("", "", what is wrong)."""
+    who, why = who.strip(), why.strip()
+    if not who:
+        return "", "", "who: empty; every decision has a name"
+    if len(who) > WHO_CHARS or not who.isprintable():
+        return "", "", f"who: at most {WHO_CHARS} characters that can be printed"
+    if len(why) > WHY_CHARS:
+        return "", "", f"why: {len(why):,} characters; at most {WHY_CHARS:,} are taken"
+    try:
+        (who + why).encode("utf-8")
+    except UnicodeEncodeError:
+        return "", "", "who, why: half a surrogate pair cannot be stored"
+    return who, why, ""

@@ -1,0 +1,197 @@
+"""Review files as CSV and JSON Lines: what is sent out to be looked at, and what comes back.
+
+In: suspects with the decision that holds, if any. Out: text; and from text, rows as they stand there, unchecked. Writing and
+reading give back exactly what went in. A CSV is safe to open in a spreadsheet: no cell can begin a formula, whichever
+separator the program cuts at. Knows nothing of the store or of what a valid decision is.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from headtail.errors import InputError
+from headtail.review.decision import Decision
+from headtail.review.queue import Item
+
+CELL_CHARS = 1 << 24
+COLUMNS = (
+    "rank", "query", "before", "verdict", "answer", "why", "reasons", "alternatives", "side_inputs", "count", "score", "gain",
+    "confidence", "agreement", "stratum", "who", "at", "query_key", "answer_key", "queue",
+)  # fmt: skip
+NEEDED = ("query_key", "answer_key", "before", "verdict", "answer")  # a decision without these says nothing one could check
+
+
+class Row(NamedTuple):
+    """One row of a file that came back. Answers are JSON text, keys hex; empty text where a cell is empty."""
+
+    number: int  # from 1, as people count: records of a CSV without its header, lines, tasks
+    text: str = ""  # the row as it stands, for the list of what was set aside
+    problem: str = ""  # what is wrong with it already
+    query_key: str = ""
+    answer_key: str = ""
+    query: str = ""
+    before: str = ""
+    verdict: str = ""
+    answer: str = ""
+    why: str = ""
+    who: str = ""
+    at: str = ""
+    queue: str = ""
+
+
+FIELDS = Row._fields[3:]
+Sent = tuple[Item, Decision | None]  # what is exported: a suspect, and what holds for it
+
+
+def write_csv(rows: Iterable[Sent], queue: str) -> Iterator[str]:
+    """Lines of a CSV: UTF-8 with a byte order mark (spreadsheets ask for it), every cell quoted and guarded."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, quoting=csv.QUOTE_ALL, lineterminator="\r\n")
+    buffer.write("\ufeff")
+    writer.writerow(COLUMNS)
+    for item, decision in rows:
+        writer.writerow([guard(cell) for cell in _cells(item, decision, queue)])
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+    yield buffer.getvalue()
+
+
+def _cells(item: Item, decision: Decision | None, queue: str) -> list[str]:
+    def number(value: float | None) -> str:
+        return "" if value is None else repr(value)
+
+    said = _said(decision)
+    return [
+        str(item.rank), item.query, item.answer or "", said["verdict"], said["answer"], said["why"], _json(item.reasons),
+        "\n".join(item.alternatives), _json(item.side) if item.side else "", str(item.count), number(item.score), number(item.gain),
+        number(item.confidence), number(item.agreement), item.stratum, said["who"], said["at"], item.query_key,
+        item.answer_key or "", queue,
+    ]  # fmt: skip
+
+
+def _said(decision: Decision | None) -> dict[str, str]:
+    if decision is None:
+        return dict.fromkeys(("verdict", "answer", "why", "who", "at"), "")
+    answer = decision.answer if decision.verdict == "correct" else None
+    return {"verdict": decision.verdict, "answer": answer or "", "why": decision.why, "who": decision.who, "at": decision.at}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+# Where a cell may begin: at the start, and after whatever another program may cut at (a semicolon in half of Europe, a tab, a new
+# line when it does not heed the quotes). There an apostrophe goes before what makes a formula, as OWASP's "CSV Injection" page
+# advises (its list, and the full-width forms). Apostrophes that stand there already are counted, so that it can be undone exactly.
+_BEGIN, _FORMULA = r"""(?:\A|(?<=[;|\t\r\n]))([" ]*)""", r"""('*)(?=[=+\-@\t\r\n＝＋－＠])"""
+_OPEN, _GUARDED = re.compile(_BEGIN + _FORMULA), re.compile(_BEGIN + "'" + _FORMULA)
+
+
+def guard(text: str) -> str:
+    """`text` with an apostrophe before everything a spreadsheet could take for a formula."""
+    return _OPEN.sub(r"\1'\2", text)
+
+
+def unguard(text: str) -> str:
+    """What `guard` was given."""
+    return _GUARDED.sub(r"\1\2", text)
+
+
+def read_csv(data: bytes, where: str) -> Iterator[Row]:
+    """The rows of a CSV, also as a spreadsheet saved it again: cut at commas, semicolons or tabs, with or without a mark."""
+    text = _decode(data, where)
+    head = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=head.count)
+    csv.field_size_limit(max(CELL_CHARS, csv.field_size_limit()))  # the limit is the process's: never lower it
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        _require(names, where)
+        for number, cells in enumerate(reader, 1):
+            if not any(cells):
+                continue
+            shown = delimiter.join(cells)
+            if len(cells) != len(names):
+                yield Row(number, shown, f"{len(cells)} cells, the header has {len(names)}")
+                continue
+            found = {name: unguard(cell) for name, cell in zip(names, cells, strict=True) if name in FIELDS}
+            yield Row(number, shown, **found)
+    except csv.Error as error:
+        raise InputError(f"not a CSV: {error}", where=f"{where}, line {reader.line_num}", fix="save it as CSV UTF-8 again") from error
+
+
+def _require(names: list[str], where: str) -> None:
+    missing = [name for name in NEEDED if name not in names]
+    if missing or len(set(names)) != len(names):
+        what = f"lacks column{'s' if len(missing) > 1 else ''} {', '.join(missing)}" if missing else "names a column twice"
+        raise InputError(f"the header {what}", where=where, value=", ".join(names), fix="start from a file of `headtail review export`")
+
+
+def write_jsonl(rows: Iterable[Sent], queue: str) -> Iterator[str]:
+    """One JSON object per line. Answers are JSON values, not text in text; null: none."""
+    for item, decision in rows:
+        said = _said(decision)
+        line = {
+            **{name: getattr(item, name) for name in ("rank", "query")},
+            "before": value_of(item.answer),
+            **said,
+            "answer": value_of(said["answer"] or None),
+            "reasons": item.reasons,
+            "alternatives": [value_of(text) for text in item.alternatives],
+            "side_inputs": item.side,
+            **{name: getattr(item, name) for name in ("count", "score", "gain", "confidence", "agreement", "stratum")},
+            "query_key": item.query_key,
+            "answer_key": item.answer_key,
+            "queue": queue,
+        }
+        yield _json(line) + "\n"
+
+
+def value_of(text: str | None) -> Any:
+    """The JSON value of a queue's answer; None: there is none."""
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise InputError(f"an answer of the queue is not JSON: {error}", where="review queue", value=text) from None
+
+
+def read_jsonl(data: bytes, where: str) -> Iterator[Row]:
+    """The rows of JSON Lines; blank lines are passed over."""
+    for number, line in enumerate(_decode(data, where).split("\n"), 1):
+        if line.strip():
+            yield _jsonl_row(number, line.rstrip("\r"))
+
+
+def _jsonl_row(number: int, line: str) -> Row:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Row(number, line, f"not JSON: {error}")
+    if not isinstance(found, dict):
+        return Row(number, line, "not a JSON object")
+    missing = [name for name in ("query_key", "answer_key", "before", "verdict") if name not in found]
+    if missing:
+        return Row(number, line, f"{missing[0]}: missing")
+    values: dict[str, str] = {}
+    for name in FIELDS:
+        value = found.get(name)
+        if name in ("before", "answer"):
+            values[name] = "" if value is None else _json(value)
+        elif value is not None and not isinstance(value, str):
+            return Row(number, line, f"{name}: not text")
+        else:
+            values[name] = value or ""
+    return Row(number, line, **values)
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8: {error.reason} at byte {error.start:,}", where=where, fix="save it as UTF-8 (CSV UTF-8)") from None

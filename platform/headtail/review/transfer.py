@@ -1,0 +1,225 @@
+"""Export of the queue to a file and import of the decisions that come back.
+
+In: a queue, a log, a file. Out: a file; or entries of the log, and every row of the file counted as recorded, known before,
+undecided or set aside with a reason. Importing a file a second time records nothing. Knows nothing of the page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from headtail.errors import HeadtailError, InputError, LedgerError
+from headtail.redact import redact
+from headtail.review import formats, labelstudio
+from headtail.review.decision import Decision, now, read_answer, read_moment, read_person, settle
+from headtail.review.formats import Row
+from headtail.review.log import Log, identity, said
+from headtail.review.queue import REF, Item, Queue, load_queue
+from headtail.storage import Storage
+from headtail.task import Task
+
+Format = Literal["csv", "jsonl", "labelstudio"]
+_BY_SUFFIX: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".json": "labelstudio"}
+_BATCH = 500  # decisions in one entry of the log: a kill loses at most this much work, and importing again makes it up
+_SHOWN_CHARS = 200
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. `config`: Label Studio's labelling config, beside the file."""
+
+    file: Path
+    rows: int
+    left_out: int  # beyond the number asked for
+    decided: int  # left out because someone has decided
+    config: Path | None = None
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of each row of a file. `problems`: (row, reason) of those set aside; `aside`: their list in the store."""
+
+    rows: int
+    recorded: int
+    known: int
+    undecided: int
+    problems: tuple[tuple[int, str], ...]
+    aside: str = ""
+
+
+def kind_of(file: Path, given: str) -> Format:
+    """The format, told or known by the file's ending."""
+    kind = given or _BY_SUFFIX.get(file.suffix.lower(), "")
+    if kind not in _BY_SUFFIX.values():
+        known = ", ".join(f"{kind} ({suffix})" for suffix, kind in _BY_SUFFIX.items())
+        raise InputError("the format of a review file is not known", where=str(file), value=given or file.suffix, fix=f"one of: {known}")
+    return cast(Format, kind)
+
+
+def export_queue(file: Path, kind: Format, queue: Queue, log: Log, task: Task, rows: int = 0, decided: bool = False) -> Exported:
+    """Write the first `rows` (0: all) of the queue that nobody has decided on; with `decided` those too, and what was said."""
+    config = file.with_suffix(".xml") if kind == "labelstudio" else None
+    for target in filter(None, (file, config)):
+        if target.exists():
+            raise InputError(
+                "this file exists; it may hold someone's decisions", where=str(target), fix="give another name, or move it away"
+            )
+    holding = {kept.decision.query_key: kept.decision for kept in log.holding()}
+    done = {place for key in holding for place in queue.places.get(key, ())}
+    open_places = [place for place in range(len(queue)) if decided or place not in done]
+    chosen = open_places[:rows] if rows else open_places
+    sent = ((item, holding.get(bytes.fromhex(item.query_key))) for item in queue.items(chosen))
+    if config is not None:
+        _write(config, iter([labelstudio.config(task)]))
+        _write(file, labelstudio.write(sent, queue.ref, task))
+    else:
+        _write(file, (formats.write_csv if kind == "csv" else formats.write_jsonl)(sent, queue.ref))
+    return Exported(file, len(chosen), len(open_places) - len(chosen), len(queue) - len(open_places), config)
+
+
+def _write(file: Path, pieces: Iterator[str]) -> None:
+    """The whole file or nothing."""
+    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with aside.open("x", encoding="utf-8", newline="") as out:
+            out.writelines(pieces)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(aside, file)
+    except OSError as error:
+        raise InputError(f"cannot write: {error.strerror or error}", where=str(file), fix="choose another place") from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def import_file(file: Path, kind: Format, store: Storage, log: Log, task: Task, queue: str, who: str) -> Imported:
+    """Record the decisions of a file. `queue`: ref for rows that name none; `who`: decided, where a row does not say."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read: {error.strerror or error}", where=str(file), fix="check the path") from error
+    log.refresh()
+    judge = Judge(store, task, queue, who)
+    mark = hashlib.sha256(data).hexdigest()[:16]
+    known, source = said(kept.decision for kept in log.all()), f"import:{kind}:{file.name}:{mark}"
+    seen = any(kept.source.endswith(f":{mark}") for kept in log.all())  # this very file: then it does not matter who reads it now
+    counts = {"rows": 0, "recorded": 0, "known": 0, "undecided": 0}
+    aside: list[tuple[Row, str]] = []
+    waiting: list[Decision] = []
+    for row in _read(data, kind, str(file), task):
+        counts["rows"] += 1
+        if not row.problem and not row.verdict.strip() and not row.answer.strip():
+            counts["undecided"] += 1
+            continue
+        decision, problem = judge(row)
+        if decision is None:
+            aside.append((row, problem))
+            continue
+        if identity(decision, who=bool(row.who.strip()) or not seen, at=bool(row.at.strip())) in known:
+            counts["known"] += 1
+            continue
+        known |= said([decision])
+        waiting.append(decision)
+        counts["recorded"] += 1
+        if len(waiting) == _BATCH:
+            log.record(waiting, source)
+            waiting = []
+    if waiting:
+        log.record(waiting, source)
+    if counts["rows"] != counts["recorded"] + counts["known"] + counts["undecided"] + len(aside):
+        raise LedgerError("rows of the file and what became of them do not add up", where=str(file), value=counts)
+    problems = tuple((row.number, problem) for row, problem in aside)
+    return Imported(**counts, problems=problems, aside=_set_aside(store, log.folder, file, mark, aside))
+
+
+def _read(data: bytes, kind: Format, where: str, task: Task) -> Iterator[Row]:
+    if kind == "labelstudio":
+        return labelstudio.read(data, where, task)
+    return (formats.read_csv if kind == "csv" else formats.read_jsonl)(data, where)
+
+
+def _set_aside(store: Storage, folder: str, file: Path, mark: str, aside: list[tuple[Row, str]]) -> str:
+    """The rows set aside as JSON Lines with the columns of rows.SET_ASIDE; the same file gives the same list."""
+    if not aside:
+        return ""
+    path = f"{folder}/set_aside/{mark}.jsonl"
+    lines = [
+        json.dumps(
+            {"file": file.name, "row": row.number, "reason": problem, "text": redact(row.text).text[:_SHOWN_CHARS]}, ensure_ascii=False
+        )
+        for row, problem in aside
+    ]
+    store.replace(path, ("\n".join(lines) + "\n").encode("utf-8", "replace"))
+    return store.uri(path)
+
+
+class Judge:
+    """Turns a row of a file into a decision, or says what is wrong with it."""
+
+    def __init__(self, store: Storage, task: Task, queue: str, who: str) -> None:
+        self.store, self.task, self.default, self.who, self.at = store, task, queue, who, now()
+        self._queues: dict[str, Queue | str] = {}
+
+    def __call__(self, row: Row) -> tuple[Decision | None, str]:
+        """(decision, "") or (None, what is wrong)."""
+        if row.problem:
+            return None, row.problem
+        item, problem = self._looked_at(row)
+        if item is None:
+            return None, problem
+        who, why, problem = read_person(row.who or self.who, row.why)
+        at, late = read_moment(row.at) if row.at.strip() else (self.at, "")
+        answer, wrong = settle(self.task, row.verdict.strip().lower(), row.answer.strip() or None, item.answer)
+        for found in (wrong, problem, late):
+            if found:
+                return None, found
+        key = bytes.fromhex(item.answer_key) if item.answer_key else None
+        return Decision(bytes.fromhex(item.query_key), item.query, row.verdict.strip().lower(), answer, item.answer, key, who, at, why), ""
+
+    def _looked_at(self, row: Row) -> tuple[Item | None, str]:
+        """The suspect that this row is about: its keys, its query and the answer must all be the queue's."""
+        queue = self._queue(row.queue.strip())
+        if isinstance(queue, str):
+            return None, queue
+        try:
+            places = queue.places.get(bytes.fromhex(row.query_key.strip()), [])
+        except ValueError:
+            places = []
+        if not places:
+            return None, f"query_key: {row.query_key[:40]!r} is not in {queue.ref}"
+        found = [item for item in queue.items(places) if (item.answer_key or "") == row.answer_key.strip().lower()]
+        if not found:
+            return None, f"answer_key: {row.answer_key[:40]!r} is not the one of this query in {queue.ref}"
+        item = found[0]
+        if row.query and row.query != item.query:
+            return None, f"query: not the one of this query_key, which is {item.query[:80]!r}; were the rows sorted by one column alone?"
+        if not self._same(row.before, item.answer):
+            return None, "before: not the answer that this row is about; it is not to be edited, a new one goes to `answer`"
+        return item, ""
+
+    def _same(self, given: str, wanted: str | None) -> bool:
+        if not given.strip() or wanted is None:
+            return not given.strip() and wanted is None
+        return given == wanted or read_answer(self.task, given)[0] == (read_answer(self.task, wanted)[0] or wanted)
+
+    def _queue(self, ref: str) -> Queue | str:
+        if ref not in self._queues:
+            self._queues[ref] = self._open(ref)
+        return self._queues[ref]
+
+    def _open(self, ref: str) -> Queue | str:
+        if not ref:
+            return load_queue(self.store, self.default, self.task)
+        if not REF.fullmatch(ref):
+            return f"queue: {ref[:80]!r} is not stage/fingerprint:output"
+        with contextlib.suppress(HeadtailError):
+            return load_queue(self.store, ref, self.task)
+        return f"queue: {ref} cannot be read in this store, or belongs to another task"

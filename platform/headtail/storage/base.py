@@ -1,0 +1,104 @@
+"""The words of the store: what it can do, what is said of a file in it, and how the system's errors are told.
+
+In: nothing. Out: Storage (the protocol that a directory and S3 both keep), FileRef, Lying, `told`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import pyarrow.fs as pafs
+from pydantic import Field
+
+from headtail.config import Config
+from headtail.errors import StorageError
+
+
+class FileRef(Config):
+    """A file that was written: where, how much, and the digest that proves it."""
+
+    path: str = Field(description="relative to the store's root")
+    bytes: int = Field(ge=0, description="size")
+    sha256: str = Field(description="hex digest of the bytes")
+    rows: int | None = Field(None, description="rows, for tables")
+
+
+class Lying(NamedTuple):
+    """A file, or part of one, that lies in a store. `upload`: the id of an upload to S3 that was never finished."""
+
+    path: str
+    bytes: int
+    modified: datetime.datetime
+    upload: str = ""
+
+
+class Storage(Protocol):
+    """What a store can do. Two implementations: LocalStorage, S3Storage. Both pickle, so workers can hold one."""
+
+    @property
+    def root(self) -> str: ...
+    @property
+    def filesystem(self) -> pafs.FileSystem: ...
+    def full(self, path: str) -> str:
+        """The path within `filesystem`."""
+        ...
+
+    def uri(self, path: str) -> str:
+        """For people and receipts."""
+        ...
+
+    def exists(self, path: str) -> bool: ...
+    def read(self, path: str) -> bytes: ...
+    def replace(self, path: str, data: bytes) -> None:
+        """Write whole, over what was there, in one atomic step."""
+        ...
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Write only if absent. True for the one writer who wins."""
+        ...
+
+    def put_file(self, local: Path, path: str) -> None:
+        """Move a finished local file in, whole or not at all."""
+        ...
+
+    def fetch(self, path: str, into: Path) -> Path:
+        """A local copy of a file; for a local store the file itself."""
+        ...
+
+    def size(self, path: str) -> int: ...
+    def remove(self, path: str) -> None:
+        """Take a file away for good; none there is fine."""
+        ...
+
+    def files(self, folder: str) -> list[Lying]:
+        """What lies below a folder. For garbage only: what is true is said by manifests."""
+        ...
+
+    def litter(self, before: datetime.datetime) -> list[Lying]:
+        """What writes left behind that began before `before` and never ended."""
+        ...
+
+    def discard(self, lying: Lying) -> None:
+        """Take away what `files` or `litter` found."""
+        ...
+
+
+@contextmanager
+def told(action: str, where: str) -> Iterator[None]:
+    """Operating-system errors as StorageError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        fix = {
+            errno.ENOSPC: "free space or choose another --root; nothing half written is visible, run again to resume",
+            errno.EDQUOT: "free space or choose another --root; run again to resume",
+            errno.EACCES: "check the permissions of this path or choose another --root",
+            errno.EPERM: "check the permissions of this path or choose another --root",
+            errno.EROFS: "this file system is read-only: choose another --root",
+        }.get(error.errno or 0, "")
+        raise StorageError(f"cannot {action}: {error.strerror or error}", where=where, fix=fix) from error

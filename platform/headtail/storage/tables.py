@@ -1,0 +1,101 @@
+"""Tables, JSON and whole files of a store, on top of what any store can do.
+
+In: a Storage and Arrow tables, plain values or local files. Out: the same at a path, and a FileRef (rows, bytes, SHA-256)
+for what was written. Streams are read and written in bounded memory.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headtail.errors import InputError, StorageError
+from headtail.keys import sha256_file
+from headtail.storage.base import FileRef, Storage, told
+
+
+def write_json(store: Storage, path: str, value: object) -> None:
+    """`value` as readable JSON, replacing what was there."""
+    store.replace(path, (json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n").encode())
+
+
+def read_json(store: Storage, path: str) -> Any:
+    """The JSON at `path`. StorageError when it is absent or not JSON."""
+    try:
+        return json.loads(store.read(path))
+    except json.JSONDecodeError as error:
+        raise StorageError(f"not JSON: {error}", where=store.uri(path)) from error
+
+
+def write_table(
+    store: Storage, path: str, table: pa.Table | Iterable[pa.Table | pa.RecordBatch], schema: pa.Schema | None = None
+) -> FileRef:
+    """A table, or a stream of them in bounded memory, as one Parquet file (zstd)."""
+    pieces = [table] if isinstance(table, pa.Table) else table
+    schema = table.schema if isinstance(table, pa.Table) else schema
+    if schema is None:
+        raise ValueError("a stream of tables needs its schema")
+    rows = 0
+    with tempfile.TemporaryDirectory(prefix="headtail-") as folder:
+        local = Path(folder) / "table.parquet"
+        with told("write", str(local)):
+            with pq.ParquetWriter(local, schema, compression="zstd") as writer:
+                for piece in pieces:
+                    writer.write(piece)
+                    rows += piece.num_rows
+            return put(store, local, path, rows)
+
+
+def read_table(store: Storage, path: str, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file of the store. StorageError when it is absent or damaged."""
+    try:
+        return pq.read_table(store.full(path), filesystem=store.filesystem, columns=columns)
+    except FileNotFoundError:
+        raise StorageError("table is not in the store", where=store.uri(path)) from None
+    except pa.ArrowInvalid as error:
+        raise StorageError(
+            f"table cannot be read: {error}", where=store.uri(path), fix="it is damaged: run the stage that wrote it again"
+        ) from error
+
+
+def stream_table(store: Storage, path: str, columns: list[str] | None = None, batch_rows: int = 65536) -> Iterator[pa.RecordBatch]:
+    """The batches of a Parquet file, in bounded memory. StorageError when it is absent or damaged."""
+    try:
+        with pq.ParquetFile(store.full(path), filesystem=store.filesystem) as file:
+            for group in range(file.num_row_groups):  # one call for all would hold every group until the last is read (pyarrow 25)
+                yield from file.iter_batches(batch_size=batch_rows, columns=columns, row_groups=[group])
+    except FileNotFoundError:
+        raise StorageError("table is not in the store", where=store.uri(path)) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StorageError(
+            f"table cannot be read: {error}", where=store.uri(path), fix="it is damaged: run the stage that wrote it again"
+        ) from error
+
+
+def put(store: Storage, local: Path, path: str, rows: int | None = None) -> FileRef:
+    """A finished local file moved into the store, with its digest."""
+    ref = FileRef(path=path, bytes=local.stat().st_size, sha256=sha256_file(local), rows=rows)
+    store.put_file(local, path)
+    return ref
+
+
+def put_folder(store: Storage, local: Path, path: str) -> list[FileRef]:
+    """Every file of a finished local folder moved in under `path`, in order of name."""
+    files = sorted(p for p in local.rglob("*") if p.is_file())
+    return [put(store, file, f"{path}/{file.relative_to(local)}") for file in files]
+
+
+def fetch_folder(store: Storage, files: Iterable[str], into: Path) -> Path:
+    """Local copies of `files`, which share a folder; returns that folder. For a local store nothing is copied."""
+    folder = None
+    for path in files:
+        folder = store.fetch(path, into).parent if folder is None else (store.fetch(path, into), folder)[1]
+    if folder is None:
+        raise InputError("no files named", where="fetch_folder")
+    return folder

@@ -1,0 +1,287 @@
+"""What is needed is never collected; what is collected is gone whole, whatever kills the collector where; on disk and on S3."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headtail import release
+from headtail.cache import collect, manifest, open_generation, publish_generation
+from headtail.cache.builder import build_generation
+from headtail.cache.collect import collected_table
+from headtail.cache.manifest import mark_path
+from headtail.errors import ConfigError, InputError, StorageError
+from headtail.release import Release
+from headtail.storage import LocalStorage, Storage, open_storage
+from headtail.task import Task
+from test_cache import answers, good, kill_at, publish
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path / "store") if request.param == "local" else request.getfixturevalue("s3_root"))
+
+
+def make(store: Storage, tmp_path: Path, task: Task, name: str) -> Release:
+    """A release whose generation holds one answer, to the query `name`."""
+    _, made = publish(store, tmp_path, answers(good(name, '{"intent":"price"}')))
+    return release.make(store, generation=made.id, task=task)
+
+
+def promoted(store: Storage, tmp_path: Path, task: Task, names: str) -> list[Release]:
+    made = [make(store, tmp_path, task, name) for name in names]
+    for one in made:
+        release.promote(store, one.id)
+    return made
+
+
+def later(patch: pytest.MonkeyPatch, days: float) -> None:
+    """From now on it is `days` later, for who asks how old something is."""
+    moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
+    for module in (collect, manifest):
+        patch.setattr(module, "now", lambda: moment)
+
+
+def test_what_is_old_and_unneeded_goes_whole_and_the_rest_stays(
+    store: Storage, tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = promoted(store, tmp_path, intent, "abcdef")
+    never = make(store, tmp_path, intent, "never promoted")
+    assert release.collect(store, keep=2).gone == ()  # all of it is young
+    later(monkeypatch, 15)
+    young = make(store, tmp_path, intent, "young")
+    plan = release.collect(store, keep=2, dry_run=True)
+    assert {one.path.split("/")[1] for one in plan.gone} == {made[i].generation for i in range(3)} | {never.generation}
+    sizes = [sum(ref.bytes for ref in manifest.read_manifest(store, one.path.split("/")[1]).files.values()) for one in plan.gone]
+    assert plan.bytes == sum(sizes) > 0
+    done = release.collect(store, keep=2)
+    assert (done.gone, done.kept) == (plan.gone, plan.kept)
+    assert not done.dry_run
+    for one in (*made[:3], never):
+        assert store.files(f"generations/{one.generation}") == []
+    for one in (*made[3:], young):  # d: two rollbacks reach it; e, f: the last two; young: by its age
+        assert open_generation(store, one.generation, tmp_path / one.generation).manifest.rows == 1
+    assert "current" in done.kept[made[5].generation]
+    assert "rollbacks reach" in done.kept[made[3].generation]
+    assert "younger than 14 days" in done.kept[young.generation]
+    assert release.collect(store, keep=2).gone == ()  # again: nothing to do
+
+
+def test_rollbacks_within_the_promise_work_and_the_next_is_told(
+    store: Storage, tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = promoted(store, tmp_path, intent, "abcd")
+    later(monkeypatch, 15)
+    release.collect(store, keep=2)
+    assert [release.rollback(store).id for _ in range(2)] == [made[2].id, made[1].id]
+    with pytest.raises(StorageError, match="collected or deleted") as told:
+        release.rollback(store)
+    assert "publish it again" in str(told.value)
+    assert release.current(store) == made[1]
+    with pytest.raises(StorageError, match="collected or deleted"):
+        release.promote(store, made[0].id)
+
+
+def test_a_collected_generation_can_be_published_again(
+    store: Storage, tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = promoted(store, tmp_path, intent, "abc")
+    later(monkeypatch, 15)
+    release.collect(store, keep=1)
+    assert not store.exists(f"generations/{made[0].generation}/manifest.json")
+    again = make(store, tmp_path, intent, "a")
+    assert again.id == made[0].id
+    assert release.promote(store, again.id) == made[0]
+    kept = release.collect(store, keep=1).kept
+    assert again.generation in kept
+
+
+STEPS = [("COLLECTING", False), ("COLLECTING", True), ("manifest.json", False), ("manifest.json", True), ("answers.parquet", True)]
+STEPS += [("data.mdb", False), ("data.mdb", True)]
+
+
+@pytest.mark.parametrize("step, after", STEPS)
+def test_killed_anywhere_the_next_collection_goes_on(
+    store: Storage, tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
+) -> None:
+    """Also at once, without waiting for what is left to grow old."""
+    made = promoted(store, tmp_path, intent, "abc")
+    with monkeypatch.context() as patch:
+        kill_at(patch, store, step, after)
+        with pytest.raises(KeyboardInterrupt):
+            release.collect(store, keep=1, days=0)
+    gone = made[0].generation
+    if store.exists(f"generations/{gone}/manifest.json"):  # whole, or it does not exist
+        assert open_generation(store, gone, tmp_path / "x").lookup("a") is not None
+    if store.exists(mark_path(gone)):
+        with pytest.raises(StorageError, match="being collected"):
+            publish(store, tmp_path, answers(good("a", '{"intent":"price"}')))
+    assert store.exists(f"generations/{made[2].generation}/manifest.json")
+    if (step, after) == ("COLLECTING", False):
+        release.collect(store, keep=1, days=0)
+    else:
+        done = release.collect(store, keep=1, days=0, dry_run=True)
+        assert [one.path for one in done.gone] == [f"generations/{gone}"]
+        release.collect(store, keep=1, days=0)
+    assert store.files(f"generations/{gone}") == []
+    again = make(store, tmp_path, intent, "a")
+    assert release.promote(store, again.id).generation == gone
+    assert release.lookup(store, "a", into=tmp_path / "y")["cached"]
+
+
+def test_a_mark_left_on_what_is_needed_again_is_taken_off(store: Storage, tmp_path: Path, intent: Task) -> None:
+    (made,) = promoted(store, tmp_path, intent, "a")
+    store.create(mark_path(made.generation), b"")
+    assert release.collect(store, days=0).gone == ()
+    assert not store.exists(mark_path(made.generation))
+
+
+def test_who_begins_to_use_a_generation_before_the_mark_is_seen_keeps_it(
+    store: Storage, tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A promotion, then a publish, each between the collector's plan and its mark."""
+    old, other, *_ = promoted(store, tmp_path, intent, "abcd")
+    plain = type(store).create
+    raced: set[str] = set()
+
+    def racing(self: Storage, path: str, data: bytes) -> bool:
+        if path == mark_path(old.generation) and path not in raced:
+            raced.add(path)
+            release.promote(store, old.id)
+        if path == mark_path(other.generation) and path not in raced:
+            raced.add(path)
+            manifest.begin(store, other.generation)
+        return plain(self, path, data)
+
+    later(monkeypatch, 15)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "create", racing)
+        done = release.collect(store, keep=1)
+    assert len(raced) == 2
+    assert "is current" in done.kept[old.generation]
+    assert "younger" in done.kept[other.generation]
+    for one in (old, other):
+        assert not store.exists(mark_path(one.generation))
+        assert open_generation(store, one.generation, tmp_path / one.id).manifest.rows == 1
+
+
+def test_a_publish_that_was_killed_is_swept_when_it_is_a_day_old(
+    store: Storage, tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted(store, tmp_path, intent, "a")
+    (folder := tmp_path / "half").mkdir()
+    built = build_generation([[answers(good("half"))]], folder)
+    with monkeypatch.context() as patch:
+        kill_at(patch, store, "manifest.json", after=False)
+        with pytest.raises(KeyboardInterrupt):
+            publish_generation(store, built, task="t", task_fingerprint="f")
+    done = release.collect(store, days=0)
+    assert done.gone == ()
+    assert "being published, or killed" in " ".join(done.kept.values())
+    later(monkeypatch, 1.5)
+    (gone,) = release.collect(store, dry_run=True).gone
+    assert gone.what == "unfinished generation"
+    assert gone.bytes == sum(one.bytes for one in store.files(gone.path)) > 0
+    assert release.collect(store).gone == (gone,)
+    assert store.files(gone.path) == []
+
+
+def test_litter_of_killed_writers_is_swept(store: Storage, tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    promoted(store, tmp_path, intent, "a")
+    if isinstance(store, LocalStorage):
+        Path(store.root, "plan").mkdir()
+        Path(store.root, "plan", ".head.parquet.0123456789ab.tmp").write_bytes(b"1234")
+        assert release.collect(store).gone == ()
+    else:
+        store._client.create_multipart_upload(Bucket=store._bucket, Key=store._key("plan/head.parquet"))  # type: ignore[attr-defined]
+    later(monkeypatch, 1.5)
+    (gone,) = release.collect(store).gone
+    assert gone.what == "unfinished write"
+    assert "head.parquet" in gone.path
+    assert release.collect(store).gone == ()
+
+
+def test_a_server_goes_on_with_a_generation_that_was_collected(tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a local store it is mapped in place: the file lives until it is let go."""
+    store = open_storage(str(tmp_path / "store"))
+    made = promoted(store, tmp_path, intent, "abc")
+    served = open_generation(store, made[0].generation)
+    release.collect(store, keep=1, days=0)
+    assert not served.folder.exists()
+    assert served.lookup("a") is not None
+    served.close()
+
+
+def test_a_store_without_releases_and_one_from_before_the_log(store: Storage, tmp_path: Path, intent: Task) -> None:
+    assert release.collect(store).gone == ()
+    promoted(store, tmp_path, intent, "abc")
+    for one in store.files("generations/log"):
+        store.remove(one.path)
+    done = release.collect(store, keep=1, days=0)
+    assert len(done.gone) == 1  # known through the release it belongs to
+
+
+def test_flags_that_would_take_what_is_live_are_refused(store: Storage) -> None:
+    for keep, days in ((0, 14), (5, -1)):
+        with pytest.raises(ConfigError, match="keep must be 1"):
+            release.collect(store, keep=keep, days=days)
+
+
+def test_people_see_what_goes_and_why_the_rest_stays(store: Storage, tmp_path: Path, intent: Task) -> None:
+    from rich.console import Console
+
+    made = promoted(store, tmp_path, intent, "abc")
+    found = release.collect(store, keep=1, days=0, dry_run=True)
+    shown_on = io.StringIO()
+    Console(width=160, file=shown_on).print(collected_table(found))
+    text = shown_on.getvalue()
+    for shown in ("would go: generation", made[0].generation, "which is current", "0.000"):
+        assert shown in text
+    assert json.loads(found.model_dump_json())["dry_run"] is True
+
+
+def undo_all(store: Storage, stack: list[str]) -> None:
+    """Roll back until that cannot be done."""
+    while True:
+        release.rollback(store)
+        stack.pop()
+
+
+@settings(max_examples=15, deadline=None)
+@given(steps=st.lists(st.sampled_from(["a", "b", "c", "d", "back", "gc1", "gc2"]), max_size=14))
+def test_no_order_of_moves_and_collections_loses_what_rollback_may_reach(
+    steps: list[str], tmp_path_factory: pytest.TempPathFactory, intent: Task
+) -> None:
+    """The model: a stack of promotions; after a collection with keep=n, the n below the top still exist."""
+    store = open_storage(str(tmp_path_factory.mktemp("store")))
+    scratch = tmp_path_factory.mktemp("scratch")
+    stack: list[str] = []
+    sure = 0  # rollbacks that must work
+    for step in steps:
+        if step == "back":
+            if sure:
+                stack.pop()
+                assert release.rollback(store).id == stack[-1]
+                sure -= 1
+            else:
+                with pytest.raises((InputError, StorageError)):  # nothing below, or it was collected
+                    undo_all(store, stack)
+        elif step.startswith("gc"):
+            release.collect(store, keep=int(step[2]), days=0)
+            sure = min(sure, int(step[2]))
+        else:
+            made = make(store, scratch, intent, step).id
+            if stack[-1:] != [made]:
+                release.promote(store, made)
+                sure = sure + 1 if stack else 0
+                stack.append(made)
+        if stack:
+            live = release.current(store)
+            assert live.id == stack[-1]
+            assert open_generation(store, live.generation).manifest.rows == 1

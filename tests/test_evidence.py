@@ -1,0 +1,106 @@
+"""Evidence says by itself what is lacking: nothing missing, nothing failed, and no verdict that its own figures do not bear out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from headtail.bounds import Share, holm
+from headtail.errors import GateRefused
+from headtail.evidence import Claim, read_evidence
+
+
+def claims(*found: tuple[str, int, int, float], delta: float = 0.05, candidates: int = 1) -> list[dict[str, Any]]:
+    """(stratum, right, n, least) as a gate would judge them."""
+    proofs = [Share(right, n) for _, right, n, _ in found]
+    ps = [proof.p(least) for proof, (*_, least) in zip(proofs, found, strict=True)]
+    passed, levels = holm(ps, delta / candidates)
+    return [
+        Claim(
+            kind="quality",
+            stratum=name,
+            least=least,
+            n=n,
+            right=right,
+            value=right / n if n else None,
+            low=proof.low(float(level)),
+            level=float(level),
+            p=p,
+            method=proof.method,
+            passed=bool(ok),
+            more=None if ok or (need := proof.rows_needed(least, float(level), 0.8)) is None else need - n,
+        ).model_dump()
+        for proof, p, ok, level, (name, right, n, least) in zip(proofs, ps, passed, levels, found, strict=True)
+    ]
+
+
+def evidence(*found: tuple[str, int, int, float], **changes: Any) -> dict[str, Any]:
+    """Evidence of a student, as JSON; by default it passes on two strata."""
+    judged = claims(*(found or (("head", 290, 300, 0.9), ("tail", 280, 300, 0.88))))
+    made = {
+        "passed": all(claim["passed"] for claim in judged),
+        "task": "query_intent",
+        "candidate": "distill/" + "d" * 16,
+        "digest": "D",
+        "tier": "student",
+        "answers": "precompute/" + "s" * 16,
+        "evaluation": "evaluate/" + "e" * 16,
+        "score": "exact",
+        "delta": 0.05,
+        "candidates": 1,
+        "correction": "Holm",
+        "claims": judged,
+        "data": {"rows": "0" * 64, "gold": "1" * 64},
+    }
+    return json.loads(json.dumps({**made, **changes}))  # type: ignore[no-any-return]
+
+
+def test_whole_and_passed_lacks_nothing() -> None:
+    found = read_evidence(evidence())
+    assert found.passed
+    assert found.lacking() == []
+    assert read_evidence(json.loads(found.tags()["gate.evidence"])) == found
+    assert found.tags()["gate.quality.tail"].startswith("holds; tail: 0.933 on 300 labels, at least 0.9")
+
+
+@pytest.mark.parametrize("field", ["claims", "data", "delta", "candidate", "evaluation", "passed", "correction", "answers"])
+def test_a_missing_field_is_named(field: str) -> None:
+    with pytest.raises(GateRefused, match=f"not complete: field {field} is required"):
+        read_evidence({key: value for key, value in evidence().items() if key != field})
+    with pytest.raises(GateRefused, match="not complete"):
+        read_evidence({})
+
+
+def test_empty_claims_and_missing_digests_are_lacking() -> None:
+    with pytest.raises(GateRefused, match="field claims"):
+        read_evidence(evidence(claims=[]))
+    assert read_evidence(evidence(data={"rows": "0" * 64})).lacking() == ["no digest of the gold"]
+
+
+def test_a_refusal_says_what_is_missing() -> None:
+    found = read_evidence(evidence(("head", 290, 300, 0.9), ("tail", 210, 240, 0.85), ("torso", 80, 100, 0.85), ("unseen", 0, 0, 0.9)))
+    assert not found.passed
+    tail, torso, unseen = found.lacking()
+    assert tail.startswith("tail: ")
+    assert "more labels, or 2." in tail
+    assert "0.875 on 240 labels, at least 0.8" in tail
+    assert "0.85 asked" in tail
+    assert torso.startswith("torso: 1")
+    assert "points, more labels alone will not do" in torso
+    assert unseen == "unseen: no labels at all, 39 if all of them are right; 0.9 asked"
+    assert found.tags()["gate.quality.tail"].startswith("MISSED; tail: ")
+
+
+def test_a_verdict_that_its_figures_do_not_bear_out_is_refused() -> None:
+    """Someone writes `passed` into evidence that was refused, or raises delta's share: it is lacking all the same."""
+    refused = evidence(("head", 290, 300, 0.9), ("tail", 210, 240, 0.85))
+    forged = {**refused, "passed": True, "claims": [{**claim, "passed": True} for claim in refused["claims"]]}
+    assert ["tail" in text and "do not show it" in text for text in read_evidence(forged).lacking()] == [True]
+    assert read_evidence({**evidence(), "passed": False}).lacking() == ["the verdict is: refused"]
+    assert read_evidence({**evidence(("tail", 222, 240, 0.88))}).lacking() == []  # p 0.017
+    assert "do not show it" in read_evidence({**evidence(("tail", 222, 240, 0.88)), "candidates": 5}).lacking()[0]
+    without = evidence()
+    without["claims"][0]["n"] = 0
+    assert "do not show it" in read_evidence(without).lacking()[0]

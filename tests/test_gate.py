@@ -1,0 +1,411 @@
+"""The gate: what passes was shown, what is refused says why, and nothing is said of rows, models or judges that were not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from mlflow import MlflowClient
+from scipy import stats
+
+from conftest import keep
+from headtail import evaluate, gate
+from headtail.bounds import Game, Share
+from headtail.config import TrackingConfig, build
+from headtail.errors import ConfigError, GateRefused, InputError
+from headtail.evidence import read_evidence
+from headtail.gate.claims import Tier, Wanted, ask, decide, tier_rows
+from headtail.gate.sources import look, read_judge
+from headtail.keys import canonical, query_key
+from headtail.rows import ANSWER, GOLD, PLANNED
+from headtail.storage import Storage, read_json, write_table
+from headtail.task import Task
+
+OFF = TrackingConfig(enabled=False)
+TEACHER, STUDENT = "t" * 16, "s" * 16
+RIGHT, WRONG = {"intent": "price"}, {"intent": "how_to"}  # the task's fallback is browse: always wrong here
+
+# stratum -> rows, of them right by the student, right by the teacher
+GOOD = {"head": (200, 198, 200), "torso": (150, 147, 148), "tail": (240, 232, 236), "unseen": (160, 152, 156)}
+POOR = {**GOOD, "tail": (240, 205, 236)}
+
+
+def queries(strata: Mapping[str, tuple[int, int, int]]) -> list[tuple[str, str, int]]:
+    """(query, stratum, place in the stratum)."""
+    return [(f"{name} {i}", name, i) for name, (n, _, _) in strata.items() for i in range(n)]
+
+
+def answered(store: Storage, task: Task, mark: str, rows: Sequence[tuple[str, str, bool]], digest: str, name: str) -> None:
+    """A precompute receipt with one answer per row: (query, stratum, right)."""
+    source = "teacher" if mark == TEACHER else "student"
+    lines: list[dict[str, Any]] = [
+        {"query_key": query_key(q), "query": q, "answer_key": query_key(mark + q), "state": "answered", "stratum": stratum, "count": 1}
+        | {"answer": canonical(RIGHT if right else WRONG), "confidence": 0.9, "source": source}
+        for q, stratum, right in rows
+    ]
+    table = pa.Table.from_pylist(sorted(lines, key=lambda line: bytes(line["query_key"])), schema=ANSWER)
+    metrics = {"usd_per_million": 8.0 if mark == TEACHER else 0.5, "tokens_in_per_row": 40.0, "tokens_out_per_row": 8.0, "rows_per_s": 50.0}
+    facts = {"model": {"name": name, "digest": digest, "path": name}}
+    keep(store, "precompute", mark, {"answers/shard-00000": table}, settings={"task": task.fingerprint}, facts=facts, metrics=metrics)
+
+
+def put(store: Storage, task: Task, strata: Mapping[str, tuple[int, int, int]] = GOOD, more: int = 0, student: str = STUDENT) -> None:
+    """Plan, answers of teacher and student (and of `more` tail queries that nobody labelled), and their evaluation."""
+    rows = queries(strata)
+    events = {"head": 40, "torso": 3, "tail": 1, "unseen": 0}
+    gold = [{"query_key": query_key(q), "query": q, "answer": canonical(RIGHT), "count": events[s], "stratum": s} for q, s, _ in rows]
+    top = [{"query_key": query_key("top"), "query": "top", "count": 50, "rank": 1, "stratum": "head", "withheld": False}]
+    keep(store, "plan", "p" * 16, {"gold": pa.Table.from_pylist(gold, GOLD), "head": pa.Table.from_pylist(top, PLANNED)})
+    others = [(f"other {i}", "tail", i % 20 != 0) for i in range(more)]
+    answered(store, task, TEACHER, [(q, s, i < strata[s][2]) for q, s, i in rows], "T", "teacher-model")
+    answered(store, task, student, [(q, s, i < strata[s][1]) for q, s, i in rows] + others, "D", "distill/" + "d" * 16)
+    keep(store, "distill", "d" * 16, {}, facts={"digest": "D"})
+    keep(store, "distill", "x" * 16, {}, facts={"digest": "X"})
+    tiers = {"teacher": TEACHER, "student": student}
+    evaluate.run(evaluate.Config(root=store.root, tracking=OFF, task="query_intent", answers=tiers, resamples=200))
+
+
+def asking(store: Storage, **changes: Any) -> gate.Config:
+    data = {"root": store.root, "tracking": OFF, "task": "query_intent", "minimum": {"tail": 0.9, "unseen": 0.85}, **changes}
+    return gate.Config.model_validate(data)
+
+
+def test_a_good_student_passes(store: Storage, intent: Task) -> None:
+    put(store, intent)
+    receipt = gate.run(asking(store, candidate="distill/" + "d" * 16))
+    found = gate.require(receipt)
+    assert receipt.facts["passed"] is True
+    assert [(claim.kind, claim.stratum, claim.n) for claim in found.claims] == [
+        ("quality", "tail", 240),
+        ("quality", "unseen", 160),
+        ("drop", "all", 750),
+        ("above", "all", 750),
+    ]
+    tail, unseen, drop, above = found.claims
+    assert (tail.right, tail.method) == (232, "clopper-pearson")
+    assert tail.value == pytest.approx(232 / 240)
+    assert tail.p == pytest.approx(stats.binomtest(232, 240, 0.9, alternative="greater").pvalue)
+    assert tail.low == pytest.approx(stats.binomtest(232, 240, alternative="greater").proportion_ci(1 - tail.level, "exact").low)
+    assert tail.low > 0.9
+    assert unseen.low > 0.85
+    assert drop.value == pytest.approx((729 - 740) / 750)
+    assert -0.05 <= drop.low < -11 / 750
+    assert above.value == pytest.approx(729 / 750)
+    assert sorted(claim.level for claim in found.claims) == pytest.approx([0.05 / 4, 0.05 / 3, 0.05 / 2, 0.05])
+    assert (found.candidate, found.digest, found.candidates) == ("distill/" + "d" * 16, "D", 1)
+    assert found.data["gold"] == receipt_of(store, "plan").output("gold").sha256
+    assert found.data["rows"] == receipt_of(store, "evaluate").output("rows").sha256
+    assert receipt.rows["gold.tail"] == 240
+    assert receipt.metrics["low/quality/tail"] == tail.low
+    assert read_json(store, receipt.output("verdict").path) == receipt.facts["evidence"]
+    assert store.read(receipt.output("gate.svg").path).startswith(b"<?xml")
+    assert found.figures["quality_against_people"] == pytest.approx(729 / 750)
+    assert found.figures["times_cheaper_than_teacher"] == 16.0
+    assert found.figures["agreement_with_teacher"] == pytest.approx(739 / 750)
+    assert found.figures["tokens_per_row_student"] == 48.0
+    assert gate.run(asking(store, candidate="distill/" + "d" * 16)).reused
+
+
+def receipt_of(store: Storage, stage: str) -> Any:
+    from headtail.receipt import load_receipt
+
+    return load_receipt(store, stage)
+
+
+def test_a_refusal_is_an_answer(store: Storage, intent: Task, capsys: pytest.CaptureFixture[str]) -> None:
+    put(store, intent, POOR)
+    receipt = gate.run(asking(store, minimum={"tail": 0.82, "unseen": 0.85}, max_drop=0.04))
+    assert receipt.facts["passed"] is False
+    tail, drop = (note for note in receipt.notes)
+    assert tail.startswith("tail: ")
+    assert " more labels, or " in tail
+    assert "0.854 on 240 labels" in tail
+    assert drop.startswith("all, at most 0.04 below the teacher: ")
+    with pytest.raises(GateRefused) as caught:
+        gate.require(receipt)
+    assert tail in str(caught.value)
+    assert drop in str(caught.value)
+    shown = capsys.readouterr().err
+    assert "REFUSED" in shown
+    assert f"MISSED {tail}" in shown
+    claim = read_evidence(receipt.facts["evidence"]).claims[0]
+    assert claim.more == Share(205, 240).rows_needed(0.82, claim.level, 0.8) - 240  # type: ignore[operator]
+    assert receipt.metrics["more_labels/quality/tail"] == claim.more
+    assert receipt.metrics["passed"] == 0.0
+
+
+def test_a_receipt_without_evidence_promotes_nothing(store: Storage) -> None:
+    with pytest.raises(GateRefused, match="not complete"):
+        gate.require(keep(store, "gate", "g" * 16, {}, facts={"passed": True}))
+
+
+def test_a_stratum_without_labels_is_refused(store: Storage, intent: Task) -> None:
+    put(store, intent, {name: GOOD[name] for name in ("head", "torso", "tail")})
+    receipt = gate.run(asking(store))
+    assert receipt.notes[0].startswith("unseen: no labels at all, ")
+
+
+def test_the_order_of_rows_decides_nothing(store: Storage, intent: Task) -> None:
+    put(store, intent)
+    rows = receipt_of(store, "evaluate").table(store, "rows")
+    wanted = asking(store, score="f1", minimum={"tail": 0.9}).wanted(1)
+    rng, found = np.random.default_rng(0), set()
+    for _ in range(3):
+        mixed = rows.take(pa.array(rng.permutation(rows.num_rows)))
+        tiers = {name: tier_rows(mixed, name, "f1") for name in ("student", "teacher", "fallback")}
+        found.add(decide(list(ask(wanted, tiers, "student", "f1", {}, 0)), wanted))
+    assert len(found) == 1
+
+
+def test_f1_per_row_is_a_bounded_mean(store: Storage, segmentation: Task) -> None:
+    """Scores of span rows lie between 0 and 1; nothing wanted and nothing given is 1 only if it was answered."""
+    table = {"query_key": [query_key(str(i)) for i in range(4)], "tier": ["student"] * 4, "stratum": ["tail"] * 4, "count": [1] * 4}
+    table |= {"tp": [1, 0, 0, 2], "fp": [1, 0, 0, 0], "fn": [0, 0, 0, 0], "exact": [False, True, False, True]}
+    rows = pa.table({**table, "query_key": pa.array(table["query_key"], GOLD.field("query_key").type)})
+    scores = dict(zip(tier_rows(rows, "student", "f1").keys, tier_rows(rows, "student", "f1").score, strict=True))
+    assert [scores[query_key(str(i))] for i in range(4)] == pytest.approx([2 / 3, 1.0, 0.0, 1.0])
+    with pytest.raises(InputError, match="more than once"):
+        tier_rows(pa.concat_tables([rows, rows]), "student", "f1")
+
+
+def test_f1_is_gated_by_betting(store: Storage, intent: Task) -> None:
+    put(store, intent)
+    claim = gate.require(gate.run(asking(store, score="f1"))).claims[0]
+    assert (claim.method, claim.right) == ("betting", None)
+    assert claim.low > 0.9
+    assert claim.value == pytest.approx(232 / 240)
+
+
+def test_traffic_is_gated_with_its_weights(store: Storage, intent: Task) -> None:
+    put(store, intent)
+    claim = read_evidence(gate.run(asking(store, minimum={"traffic": 0.9})).facts["evidence"]).claims[0]
+    events = {"head": 40, "torso": 3, "tail": 1}
+    value = sum(GOOD[s][1] * w for s, w in events.items()) / sum(GOOD[s][0] * w for s, w in events.items())
+    assert (claim.n, claim.passed) == (590, True)
+    assert claim.value == pytest.approx(value)
+    assert claim.low < stats.binomtest(198, 200, alternative="greater").proportion_ci(1 - claim.level, "exact").low  # 200 rows carry it
+    plan = receipt_of(store, "plan")
+    keep(store, "plan", "p" * 16, {"gold": plan.table(store, "gold")})
+    with pytest.raises(ConfigError, match="most frequent query"):
+        gate.run(asking(store, minimum={"traffic": 0.91}))
+
+
+# ---- who is judged, on what, how often
+
+
+def test_another_candidate_than_the_one_scored_is_an_error(store: Storage, intent: Task) -> None:
+    put(store, intent)
+    with pytest.raises(ConfigError, match="did not score this candidate"):
+        gate.run(asking(store, candidate="distill/" + "x" * 16))
+    with pytest.raises(ConfigError, match="no answers of this tier"):
+        gate.run(asking(store, tier="fallback"))
+    with pytest.raises(ConfigError, match="another task"):
+        gate.run(asking(store, task="query_segmentation"))
+
+
+def test_a_generation_is_gated_by_its_own_answers(store: Storage, intent: Task) -> None:
+    from headtail import publish
+
+    put(store, intent)
+    for mark in (STUDENT, TEACHER):
+        receipt = receipt_at(store, "precompute", mark)
+        keep(
+            store,
+            "precompute",
+            mark,
+            {k: receipt.table(store, k) for k in receipt.outputs},
+            facts=receipt.facts,
+            inputs={"task": intent.fingerprint},
+        )
+    made = publish.run(publish.Config(root=store.root, tracking=OFF, task="query_intent", answers=(STUDENT, TEACHER)))
+    generation = f"generations/{made.facts['generation']}"
+    receipt = gate.run(asking(store, candidate=generation))
+    found = gate.require(receipt)
+    assert (found.candidate, len(found.digest)) == (generation, 32)
+    assert any(note.startswith(f"{generation} also holds answers of precompute/{TEACHER}") for note in receipt.notes)
+    made = publish.run(publish.Config(root=store.root, tracking=OFF, task="query_intent", answers=(STUDENT,), note="alone"))
+    generation = f"generations/{made.facts['generation']}"
+    with pytest.raises(ConfigError, match="did not score this candidate"):
+        gate.run(asking(store, candidate=generation, tier="teacher", max_drop=None))
+
+
+def receipt_at(store: Storage, stage: str, mark: str) -> Any:
+    from headtail.receipt import load_receipt
+
+    return load_receipt(store, stage, f"{stage}/{mark}")
+
+
+def test_rows_that_are_not_the_evaluations_are_refused(store: Storage, intent: Task) -> None:
+    put(store, intent)
+    found = receipt_of(store, "evaluate")
+    rows = found.table(store, "rows")
+    better = rows.set_column(rows.schema.get_field_index("exact"), "exact", pa.array([True] * rows.num_rows))
+    write_table(store, found.output("rows").path, better)
+    with pytest.raises(InputError, match="not the ones that the evaluation wrote"):
+        gate.run(asking(store))
+
+
+def test_every_look_at_the_same_gold_counts(store: Storage, intent: Task) -> None:
+    """The third student on the same labels is judged at a third of delta, and told so; asking the same again is no new look."""
+    put(store, intent)
+    first = gate.run(asking(store))
+    for mark in ("u" * 16, "v" * 16):
+        put(store, intent, student=mark)
+        last = gate.run(asking(store))
+    assert (first.facts["look"], last.facts["look"]) == (1, 3)
+    found = read_evidence(last.facts["evidence"])
+    assert found.candidates == 3
+    assert min(claim.level for claim in found.claims) == pytest.approx(0.05 / 3 / 4)
+    assert any(note.startswith("look 3 at these gold rows") and "0.092" in note for note in last.notes)
+    put(store, intent)
+    assert gate.run(asking(store)).path == first.path
+    put(store, intent, student="w" * 16)
+    assert read_evidence(gate.run(asking(store, candidates=9)).facts["evidence"]).candidates == 9
+
+
+def test_looks_at_other_gold_do_not_count(store: Storage) -> None:
+    def mine(mark: str, queries: str, gold: str) -> dict[str, str]:
+        rows = pa.table({"query_key": pa.array([query_key(q) for q in queries], GOLD.field("query_key").type)})
+        keep(store, "evaluate", mark * 16, {"rows": rows})
+        return {"answers": mark, "gold": gold, "score": "exact", "judge": "", "evaluation": f"evaluate/{mark * 16}"}
+
+    first, fresh, grown = mine("a", "abc", "g1"), mine("b", "xyz", "g2"), mine("c", "cde", "g3")
+    assert [look(store, "looks", entry) for entry in (first, fresh, grown, first, grown)] == [1, 1, 2, 1, 2]
+
+
+# ---- the judge
+
+
+def judge(store: Storage, rows: Mapping[str, float | None], model: Mapping[str, str] | None = None, keys: bool = False) -> str:
+    """A judge's table over these queries; returns its ref."""
+    columns: dict[str, Any] = {"query_key": pa.array([query_key(q) for q in rows], GOLD.field("query_key").type)}
+    columns["score"] = pa.array(list(rows.values()), pa.float64())
+    if keys:
+        columns["answer_key"] = pa.array([query_key(STUDENT + q) for q in rows], GOLD.field("query_key").type)
+    keep(store, "judge", "j" * 16, {"scores": pa.table(columns)}, facts={"model": dict(model)} if model else {})
+    return "judge/" + "j" * 16 + ":scores"
+
+
+def opinions(more: int) -> dict[str, float | None]:
+    """A judge that is always right, on the tail's gold rows and on `more` rows that nobody labelled."""
+    gold: dict[str, float | None] = {f"tail {i}": float(i < GOOD["tail"][1]) for i in range(240)}
+    return gold | {f"other {i}": float(i % 20 != 0) for i in range(more)}
+
+
+def test_a_judge_sharpens_the_bound(store: Storage, intent: Task) -> None:
+    put(store, intent, more=3000)
+    plain = read_evidence(gate.run(asking(store)).facts["evidence"]).claims[0]
+    receipt = gate.run(asking(store, judge=judge(store, opinions(3000), {"name": "judge-model", "digest": "J"}, keys=True), candidates=2))
+    found = gate.require(receipt)
+    claim = found.claims[0]
+    assert (claim.n, claim.judged) == (240, 3000)
+    assert claim.method == "clopper-pearson or prediction-powered betting"
+    assert claim.value == pytest.approx(0.95, abs=0.004)  # the 3240 rows', not the 240's 0.967
+    same = Share(232, 240).low(claim.level / 2)
+    assert claim.low >= same
+    assert plain.judged == 0
+    about = {"ref": "judge/" + "j" * 16 + ":scores", "name": "judge-model", "own_teacher": False, "rows": 3240, "left_out": 0}
+    assert found.judge == {**about, "labelled_without_score": 510, "answers_checked": True}
+    assert found.data["judge"] == receipt_of(store, "judge").output("scores").sha256
+
+
+def test_a_judge_that_is_the_teacher_is_named_as_such(store: Storage, intent: Task) -> None:
+    put(store, intent, more=200)
+    receipt = gate.run(asking(store, judge=judge(store, opinions(200), {"name": "teacher-model", "digest": "T"})))
+    assert receipt.facts["evidence"]["judge"]["own_teacher"] is True
+    assert any("teacher-model is the candidate's own teacher" in note for note in receipt.notes)
+    assert any("no answer_key" in note for note in receipt.notes)
+
+
+def test_a_judges_silence_counts_against_the_candidate(store: Storage, intent: Task) -> None:
+    put(store, intent, more=400)
+    full = opinions(400)
+    gaps = {q: None if q.endswith("7") else score for q, score in full.items()}
+    low = {}
+    for name, rows in (("full", full), ("gaps", gaps)):
+        table = judge(store, rows)
+        read = read_judge(store, table, receipt_at(store, "precompute", STUDENT), None, student_rows(store))
+        low[name] = read.by_stratum["tail"]
+        assert list(read.by_stratum) == ["tail"]
+    assert low["gaps"].more.mean() < low["full"].more.mean()
+    assert low["gaps"].labelled.mean() >= low["full"].labelled.mean()
+
+
+def student_rows(store: Storage) -> Tier:
+    return tier_rows(receipt_of(store, "evaluate").table(store, "rows"), "student", "exact")
+
+
+def test_scores_of_other_answers_are_left_out_and_bad_tables_refused(store: Storage, intent: Task) -> None:
+    put(store, intent, more=50)
+    own = receipt_at(store, "precompute", STUDENT)
+    read = read_judge(store, judge(store, {**opinions(50), "never asked": 1.0}), own, None, student_rows(store))
+    assert (read.about["rows"], read.about["left_out"]) == (290, 1)
+    read = read_judge(store, judge(store, opinions(50), keys=True), receipt_at(store, "precompute", TEACHER), None, student_rows(store))
+    assert (read.about["rows"], read.about["left_out"]) == (0, 290)  # they are about the student's answers, not the teacher's
+    with pytest.raises(InputError, match="between 0 and 1"):
+        gate.run(asking(store, judge=judge(store, {"other 1": 1.5})))
+    columns = {"query_key": pa.array([query_key("other 1")] * 2, GOLD.field("query_key").type), "score": [1.0, 1.0]}
+    keep(store, "judge", "k" * 16, {"scores": pa.table(columns)})
+    with pytest.raises(InputError, match="twice"):
+        gate.run(asking(store, judge="judge/" + "k" * 16 + ":scores"))
+
+
+# ---- the decision as a whole
+
+
+def test_two_thousand_gates_as_the_stage_decides_them() -> None:
+    """A student on the boundary on the tail, just good enough elsewhere, through the stage's own functions; then a good one."""
+    delta, rng = 0.1, np.random.default_rng(0)
+    wanted = Wanted({"tail": 0.85, "head": 0.8}, 0.2, True, ("all",), delta, 1, 0.8)
+    strata = np.asarray(["tail"] * 60 + ["head"] * 60, dtype=object)
+    keys, events = [bytes([i]) for i in range(120)], np.ones(120)
+    passes = {0.85: 0, 0.98: 0}
+    for truth in passes:
+        for _ in range(2000):
+            score = (rng.random(120) < np.where(strata == "tail", truth, 0.99)).astype(float)
+            other = (rng.random(120) < 0.95).astype(float)
+            tiers = {n: Tier(keys, strata, events, s) for n, s in (("student", score), ("teacher", other), ("fallback", np.zeros(120)))}
+            asked = list(ask(wanted, tiers, "student", "exact", {}, 0))
+            passes[truth] += all(asked_p(a) for a in asked) and all(claim.passed for claim in decide(asked, wanted))
+    assert stats.binomtest(passes[0.85], 2000, delta, alternative="greater").pvalue > 1e-4
+    assert passes[0.85] > 0  # it can err, and the test would see it
+    assert passes[0.98] > 1000
+
+
+def asked_p(asked: Any) -> bool:
+    """Whether this claim could pass at all: spares the simulation the words of refusals."""
+    least = (asked.least + 1) / 2 if isinstance(asked.proof, Game) else asked.least
+    return bool(asked.proof.p(least) <= 0.1)
+
+
+# ---- config, MLflow
+
+
+def test_configs_that_ask_nothing_or_nonsense_are_refused() -> None:
+    for data, match in (
+        ({"minimum": {}, "max_drop": None, "above_fallback": False}, "nothing is asked"),
+        ({"minimum": {"tial": 0.9}}, "unknown stratum tial"),
+        ({"minimum": {"tail": 1.0}}, "1 can never be shown"),
+        ({"relative_on": ["everyone"]}, "unknown stratum everyone"),
+        ({"delta": 0.6}, "delta"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            build(gate.Config, data, "test")
+
+
+def test_the_verdict_is_in_mlflow(store: Storage, intent: Task, tmp_path: Path) -> None:
+    put(store, intent, POOR)
+    receipt = gate.run(asking(store, tracking=TrackingConfig(uri=f"sqlite:///{tmp_path}/ml.db")))
+    client = MlflowClient(f"sqlite:///{tmp_path}/ml.db")
+    run = client.get_run(receipt.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["headtail.gate"] == "refused"
+    assert run.data.metrics["short/quality/tail"] > 0
+    verdict = client.download_artifacts(receipt.run_id, "verdict.json", str(tmp_path))
+    assert json.loads(Path(verdict).read_text(encoding="utf-8"))["passed"] is False
+    assert "gate.svg" in {item.path for item in client.list_artifacts(receipt.run_id)}
