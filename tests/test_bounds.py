@@ -188,7 +188,7 @@ def naive(scores: list[float], least: float, level: float) -> float:
         best = max(best, capital)
         total, seen = total + score, seen + 1
         squares += (score - total / seen) ** 2
-    return 1 / best
+    return 1 / best if np.mean(scores) > least else 1.0
 
 
 SCORES = st.lists(st.sampled_from([0.0, 0.5, 2 / 3, 1.0]) | st.floats(0, 1), min_size=1, max_size=60)

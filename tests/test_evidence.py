@@ -9,7 +9,7 @@ import pytest
 
 from headtail.bounds import Share, holm
 from headtail.errors import GateRefused
-from headtail.evidence import Claim, read_evidence
+from headtail.evidence import Claim, read_evidence, three_figures
 
 
 def claims(*found: tuple[str, int, int, float], delta: float = 0.05, candidates: int = 1) -> list[dict[str, Any]]:
@@ -104,3 +104,12 @@ def test_a_verdict_that_its_figures_do_not_bear_out_is_refused() -> None:
     without = evidence()
     without["claims"][0]["n"] = 0
     assert "do not show it" in read_evidence(without).lacking()[0]
+
+
+def test_three_figures_say_null_where_nothing_is_known() -> None:
+    own = {"usd_per_million": 0.5, "tokens_in_per_row": 8.0, "tokens_out_per_row": 2.0, "rows_per_s": 500.0}
+    found = three_figures(0.9, 0.95, own, {"usd_per_million": 10.0})
+    assert found["times_cheaper_than_teacher"] == 20.0
+    assert (found["tokens_per_row_own"], found["seconds_per_million_own"]) == (10.0, 2000.0)
+    assert (found["tokens_per_row_teacher"], found["seconds_per_million_teacher"]) == (None, None)
+    assert three_figures(None, None, {}, {})["times_cheaper_than_teacher"] is None

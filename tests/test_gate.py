@@ -107,7 +107,8 @@ def test_a_good_student_passes(store: Storage, intent: Task) -> None:
     assert found.figures["quality_against_people"] == pytest.approx(729 / 750)
     assert found.figures["times_cheaper_than_teacher"] == 16.0
     assert found.figures["agreement_with_teacher"] == pytest.approx(739 / 750)
-    assert found.figures["tokens_per_row_student"] == 48.0
+    assert found.figures["tokens_per_row_own"] == 48.0
+    assert found.figures["seconds_per_million_teacher"] == 20_000.0
     assert gate.run(asking(store, candidate="distill/" + "d" * 16)).reused
 
 
@@ -206,6 +207,10 @@ def test_another_candidate_than_the_one_scored_is_an_error(store: Storage, inten
         gate.run(asking(store, tier="fallback"))
     with pytest.raises(ConfigError, match="another task"):
         gate.run(asking(store, task="query_segmentation"))
+    old = receipt_at(store, "precompute", STUDENT)
+    keep(store, "precompute", STUDENT, {}, settings={"task": "0" * 32}, facts=old.facts)
+    with pytest.raises(ConfigError, match="another version of the task"):
+        gate.run(asking(store))
 
 
 def test_a_generation_is_gated_by_its_own_answers(store: Storage, intent: Task) -> None:

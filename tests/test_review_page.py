@@ -125,6 +125,17 @@ def test_a_person_reviews_with_the_keyboard(url: str, store: Storage, tmp_path: 
         key(page, "Escape")
         page.until("!document.getElementById('help').open")
         assert len(decided(store)) == 2
+
+        key(page, "d")
+        at(page, 4)
+        key(page, "d")
+        page.until("row === null && !busy")
+        assert page.text("#query") == "Nothing is left open here."
+        assert "4 of 4 rows decided · 100 % of the expected gain" in page.text("#figures")
+        key(page, "j")
+        key(page, "a")
+        key(page, "u")
+        at(page, 4)
         assert page.problems == []
         assert page.hosts == {url.split("/")[2]}  # nothing but this server was asked
 

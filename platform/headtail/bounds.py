@@ -144,14 +144,17 @@ class Game:
         return np.asarray(np.sqrt(2 * math.log(1 / (self.level - self.spent)) / (n * before)))
 
     def capital(self, least: npt.ArrayLike) -> Array:
-        """The highest log capital reached, by repetition; 0 at the start. It falls as `least` rises."""
+        """The highest log capital reached, by repetition; 0 at the start, and where the rows' own mean is not above `least`.
+
+        It falls as `least` rises.
+        """
         m = np.asarray(least, dtype=np.float64)[..., None]
         if not self.n:
             return np.zeros(self.payoffs.shape[:-1])
         stakes = np.minimum(self._stakes, _CAP / np.maximum(m - (0.0 if self.floors is None else self.floors), 1e-12))
-        if self.weights is not None:
-            stakes = stakes * self.weights
-        return np.asarray(np.maximum(0.0, np.cumsum(np.log1p(stakes * (self.payoffs - m)), -1).max(-1)))
+        gains = self.payoffs - m if self.weights is None else self.weights * (self.payoffs - m)
+        reached = np.cumsum(np.log1p(stakes * gains), -1).max(-1)
+        return np.asarray(np.where(gains.sum(-1) > 0, np.maximum(0.0, reached), 0.0))
 
     def ps(self, least: npt.ArrayLike) -> Array:
         """`p` by repetition."""
@@ -183,7 +186,7 @@ class Game:
         if gains.mean() <= 0:
             return None
         variance = float(gains.var()) + 1e-12
-        most = float(_CAP / (least - (0.0 if self.floors is None else self.floors.min())))
+        most = _CAP / max(1e-12, least - (0.0 if self.floors is None else float(self.floors.min())))
         tuned, goal, sure = math.log(1 / (self.level - self.spent)), math.log(1 / (level - self.spent)), float(special.ndtri(power))
 
         def enough(n: int) -> bool:

@@ -231,6 +231,50 @@ def rollback(config: ConfigFile = None, sets: Sets = None, root: Root = None, as
 
 
 @app.command()
+def diff(
+    before: Annotated[str, typer.Argument(help="a generation's or release's id, `current` or `previous`")],
+    after: Annotated[str, typer.Argument(help="the same")],
+    examples: Annotated[int, typer.Option("--examples", help="queries shown of each kind, the most frequent first")] = 10,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """What changed between two generations: rows added, dropped, changed, with the traffic they stand for."""
+    from headtail import release
+    from headtail.cache.diff import diff_table
+    from headtail.storage import open_storage
+
+    found = release.diff(open_storage(_root_of(config, sets, root)), before, after, examples)
+    if as_json:
+        print(found.model_dump_json())
+    else:
+        console.print(diff_table(found))
+
+
+@app.command()
+def gc(
+    keep: Annotated[int, typer.Option("--keep", help="releases of the history that stay, the current one included")] = 5,
+    days: Annotated[float, typer.Option("--days", help="generations younger than this many days stay")] = 14,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would go, and its bytes; remove nothing")] = False,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old generations that no kept release needs, and what killed writes left behind."""
+    from headtail import release
+    from headtail.cache.collect import collected_table
+    from headtail.storage import open_storage
+
+    found = release.collect(open_storage(_root_of(config, sets, root)), keep, days, dry_run)
+    if as_json:
+        print(found.model_dump_json())
+    else:
+        console.print(collected_table(found))
+
+
+@app.command()
 def status(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
     """What is in a store: the latest run of each station and the current release."""
     from headtail.status import status as read

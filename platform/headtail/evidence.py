@@ -108,6 +108,26 @@ class Evidence(Config):
         return {**lines, **rest, "gate.evaluation": self.evaluation, "gate.evidence": self.model_dump_json()}
 
 
+def three_figures(
+    quality: float | None, agreement: float | None, own: Mapping[str, float], teacher: Mapping[str, float]
+) -> dict[str, float | None]:
+    """A student in three figures: quality against people, agreement with its teacher (no quality figure), cost per million rows.
+
+    `own`, `teacher`: metrics of the precompute receipts that answered (`teacher` empty when the teacher itself is meant or did
+    not answer). Cost in USD, tokens and seconds of all workers together; null where a receipt does not say.
+    """
+    found = {"quality_against_people": quality, "agreement_with_teacher": agreement}
+    for side, metrics in (("own", own), ("teacher", teacher)):
+        tokens = [metrics.get(f"tokens_{way}_per_row") for way in ("in", "out")]
+        rate = metrics.get("rows_per_s")
+        found[f"usd_per_million_{side}"] = metrics.get("usd_per_million")
+        found[f"tokens_per_row_{side}"] = None if None in tokens else sum(t for t in tokens if t is not None)
+        found[f"seconds_per_million_{side}"] = 1e6 / rate if rate else None
+    ours, theirs = found["usd_per_million_own"], found["usd_per_million_teacher"]
+    found["times_cheaper_than_teacher"] = theirs / ours if ours and theirs else None
+    return found
+
+
 def read_evidence(data: Mapping[str, Any] | Evidence) -> Evidence:
     """Evidence from JSON. GateRefused names every field that is missing or wrong."""
     if isinstance(data, Evidence):

@@ -18,7 +18,7 @@ from rich.table import Table
 from headtail import numbered
 from headtail.cache.manifest import FOLDER, LOG, Begun, generation_path, manifest_path, mark_path, now, read_manifest
 from headtail.config import Config, build
-from headtail.storage import Lying, Storage
+from headtail.storage import Storage, Stored
 
 IDLE = datetime.timedelta(days=1)  # a publish or a write that has not ended by then was killed
 _EVER = datetime.datetime.min.replace(tzinfo=datetime.UTC)
@@ -60,7 +60,7 @@ def collect(
     work = _Collection(store, needed, older_than, dry_run)
     for generation in sorted({*work.begun, *also}):
         work.published(generation)
-    for generation, files in _lying(store).items():
+    for generation, files in _stored(store).items():
         work.unfinished(generation, files)
     return Collected(dry_run=dry_run, gone=(*work.gone, *_litter(store, dry_run)), kept=work.kept)
 
@@ -96,7 +96,7 @@ class _Collection:
         size = sum(ref.bytes for ref in manifest.files.values())
         self._take(generation, Gone(what="generation", path=generation_path(generation), bytes=size, since=manifest.created), stays)
 
-    def unfinished(self, generation: str, files: list[Lying]) -> None:
+    def unfinished(self, generation: str, files: list[Stored]) -> None:
         """Files without a manifest: a publish or a collection was killed, or is at work."""
         path, marked = generation_path(generation), any(one.path == mark_path(generation) for one in files)
         if path in {one.path for one in self.gone}:
@@ -140,9 +140,9 @@ def _finish(store: Storage, generation: str) -> None:
     store.remove(mark_path(generation))
 
 
-def _lying(store: Storage) -> dict[str, list[Lying]]:
+def _stored(store: Storage) -> dict[str, list[Stored]]:
     """The files below each generation's folder."""
-    found: dict[str, list[Lying]] = defaultdict(list)
+    found: dict[str, list[Stored]] = defaultdict(list)
     for one in store.files(FOLDER):
         if not one.path.startswith(f"{LOG}/"):
             found[one.path.split("/")[1]].append(one)

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from headtail import charts
 from headtail.config import StageConfig
 from headtail.errors import ConfigError, GateRefused
-from headtail.evidence import Claim, Evidence, read_evidence
+from headtail.evidence import Claim, Evidence, read_evidence, three_figures
 from headtail.gate.claims import ALL, STRATA, TRAFFIC, Asked, ScoreName, Tier, Wanted, ask, decide, others, tier_rows
 from headtail.gate.sources import Judge, answers_of, candidate_of, gold_of, look, most_events, read_judge, scored_rows
 from headtail.progress import say
@@ -82,6 +82,9 @@ def run(config: Config) -> Receipt:
         made_for = evaluation.settings["config"]["task"]
         raise ConfigError("the evaluation is of another task", where="task", value=f"{task.name}; {evaluation.path} is of {made_for}")
     answers = answers_of(store, evaluation, config.tier)
+    if answers.task_fingerprint not in ("", task.fingerprint):
+        value = f"{task.fingerprint[:16]}, the answers' is {answers.task_fingerprint[:16]}"
+        raise ConfigError("the scored answers are to another version of the task", where=answers.path, value=value, fix="evaluate anew")
     candidate, digest, remarks = candidate_of(store, config.candidate, answers)
     planned, gold = gold_of(store, evaluation)
     judge = load_ref(store, config.judge) if config.judge else None
@@ -108,7 +111,7 @@ def run(config: Config) -> Receipt:
             claims=claims,
             data=sources.digests,
             judge=sources.judge.about if sources.judge else {},
-            figures=three_figures(store, evaluation, config.tier),
+            figures=_figures(store, evaluation, config.tier),
         )
         _record(station, config, evidence, sources)
         for text in (*evidence.lacking(), *remarks, *_remarks(config, evidence, number)):
@@ -142,26 +145,11 @@ def require(receipt: Receipt) -> Evidence:
     return found
 
 
-def three_figures(store: Storage, evaluation: Receipt, tier: str) -> dict[str, float | None]:
-    """What stands in every verdict: against people, against the teacher (no quality figure), and cost per million against its."""
-    figures: dict[str, float | None] = {
-        "quality_against_people": evaluation.metrics.get(f"quality/{tier}/{ALL}"),
-        "agreement_with_teacher": evaluation.metrics.get(f"agreement/{tier}"),
-    }
-    named = evaluation.settings["config"]["answers"]
-    for side in dict.fromkeys((tier, str(Source.TEACHER))):
-        metrics = load_receipt(store, "precompute", named[side]).metrics if side in named else {}
-        rate = metrics.get("rows_per_s")
-        figures[f"usd_per_million_{side}"] = metrics.get("usd_per_million")
-        figures[f"tokens_per_row_{side}"] = _sum(metrics.get("tokens_in_per_row"), metrics.get("tokens_out_per_row"))
-        figures[f"seconds_per_million_{side}"] = 1e6 / rate if rate else None
-    own, theirs = (figures.get(f"usd_per_million_{side}") for side in (tier, str(Source.TEACHER)))
-    figures["times_cheaper_than_teacher"] = theirs / own if own and theirs and tier != Source.TEACHER else None
-    return figures
-
-
-def _sum(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a + b
+def _figures(store: Storage, evaluation: Receipt, tier: str) -> dict[str, float | None]:
+    named, teacher = evaluation.settings["config"]["answers"], str(Source.TEACHER)
+    own, theirs = (load_receipt(store, "precompute", named[side]).metrics if side in named else {} for side in (tier, teacher))
+    quality, agreement = (evaluation.metrics.get(name) for name in (f"quality/{tier}/{ALL}", f"agreement/{tier}"))
+    return three_figures(quality, agreement, own, {} if tier == teacher else theirs)
 
 
 class _Sources:

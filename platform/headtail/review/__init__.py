@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import Field
+from rich.markup import escape
 
 from headtail.config import StageConfig, execution
 from headtail.errors import ConfigError
@@ -44,10 +45,10 @@ def export_file(config: Config, file: Path, kind: str = "", rows: int = 0, decid
     queue = load_queue(store, config.suspects, task)
     made = export_queue(file, found, queue, Log(store, task.name), task, rows, decided)
     say(
-        f"review       {made.rows:,} rows written to {file} ({found}), {made.left_out:,} more in the queue, {made.decided:,} decided before"
+        f"review       {made.rows:,} rows written to {escape(str(file))} ({found}), {made.left_out:,} more in the queue, {made.decided:,} decided before"
     )
     if made.config is not None:
-        say(f"{'':<12} labelling config for the Label Studio project: {made.config}")
+        say(f"{'':<12} labelling config for the Label Studio project: {escape(str(made.config))}")
     return made
 
 
@@ -60,10 +61,10 @@ def import_file(config: Config, file: Path, kind: str = "") -> Imported:
     )
     say(f"review       {made.rows:,} rows read: {counts}")
     for number, problem in made.problems[:_TOLD]:
-        say(f"{'':<12} row {number:,}: {problem}".replace("[", r"\["))
+        say(f"{'':<12} row {number:,}: {escape(problem)}")
     if made.problems:
         more = len(made.problems) - _TOLD
-        say(f"{'':<12} {f'and {more:,} more: ' if more > 0 else 'all of them: '}{made.aside}")
+        say(f"{'':<12} {f'and {more:,} more: ' if more > 0 else 'all of them: '}{escape(made.aside)}")
     return made
 
 

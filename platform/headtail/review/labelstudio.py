@@ -21,7 +21,7 @@ from headtail.review.formats import Row, Sent, value_of
 from headtail.task import Task
 
 # Names of controls in the labelling config.
-TEXT, SPANS, FIXED, CHOICE, WHOLE, VERDICT, WHY = "text", "spans", "corrected", "label", "answer", "verdict", "why"
+TEXT, NOTE, SPANS, FIXED, CHOICE, WHOLE, VERDICT, WHY = "text", "note", "spans", "corrected", "label", "answer", "verdict", "why"
 
 
 def labels(task: Task) -> list[str]:
@@ -55,7 +55,7 @@ def config(task: Task) -> str:
     kind = task.file.score.kind
     if names and kind == "spans":
         lines += [f'  <Labels name="{SPANS}" toName="{TEXT}">', *(f"    <Label value={quoteattr(n)}/>" for n in names), "  </Labels>"]
-    lines.append(f'  <Text name="{TEXT}" value="${TEXT}"/>')
+    lines += [f'  <Text name="{TEXT}" value="${TEXT}"/>', f'  <Header value="${NOTE}" size="6"/>']
     if names and kind == "spans":
         lines.append(_area(FIXED, "the text as it should read, if it is not as in the query", ' perRegion="true"'))
     if names and kind == "label":
@@ -79,8 +79,7 @@ def write(rows: Iterable[Sent], queue: str, task: Task) -> Iterator[str]:
             TEXT: item.query,
             **{name: getattr(item, name) for name in ("rank", "query_key", "answer_key", "stratum", "count", "score", "gain")},
             "before": item.answer,
-            "reasons": list(item.reasons),
-            "side_inputs": item.side,
+            NOTE: "; ".join([f"{item.count:,} events", *item.reasons, *(f"{k}: {', '.join(v)}" for k, v in item.side.items() if v)]),
             "queue": queue,
             "decided": f"{decision.verdict} by {decision.who}, {decision.at}" if decision else "",
         }

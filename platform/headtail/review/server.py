@@ -162,7 +162,10 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Bad(404, "not here: use the whole address that `headtail review serve` printed")
         if self.headers.get("origin", f"http://{host}") != f"http://{host}":
             raise _Bad(403, "a page of another site asked for this")
-        if path and self.headers.get("sec-fetch-site", "same-origin") != "same-origin":  # the page itself may be opened from anywhere
+        if path and self.headers.get("sec-fetch-site", "none") not in (
+            "same-origin",
+            "none",
+        ):  # the page itself may be opened from anywhere
             raise _Bad(403, "a page of another site asked for this")
         return path, parse_qs(url.query)
 

@@ -201,7 +201,7 @@ def _parse(task: Task, text: str) -> tuple[Any, str]:
 def _cached(query: str, found: CachedAnswer, served: Served, started: float) -> Reply:
     confidence = None if found.confidence is None else round(found.confidence, 4)
     return Reply(
-        query, found.query, json.loads(found.answer), found.source, True, False, confidence, found.answer_key.hex(),
+        query, found.query, found.decoded(), found.source, True, False, confidence, found.answer_key.hex(),
         served.release.id, served.release.generation, _ms(started), "",
     )  # fmt: skip
 

@@ -24,15 +24,15 @@ from urllib.parse import urlparse
 import pyarrow.fs as pafs
 
 from headtail.errors import StorageError
-from headtail.storage.base import FileRef, Lying, Storage, told
+from headtail.storage.base import FileRef, Storage, Stored, told
 from headtail.storage.tables import fetch_folder, put, put_folder, read_json, read_table, stream_table, write_json, write_table
 
 __all__ = [
     "FileRef",
     "LocalStorage",
-    "Lying",
     "S3Storage",
     "Storage",
+    "Stored",
     "fetch_folder",
     "open_storage",
     "put",
@@ -144,21 +144,21 @@ class LocalStorage:
             if folder.is_dir():
                 _sync_folder(folder)
 
-    def files(self, folder: str) -> list[Lying]:
+    def files(self, folder: str) -> list[Stored]:
         found = []
         for place, _, names in os.walk(self.full(folder)):
             for name in names:
                 with contextlib.suppress(FileNotFoundError):  # finished or removed by another process just now
                     about = os.stat(os.path.join(place, name))
                     when = datetime.datetime.fromtimestamp(about.st_ctime, datetime.UTC)  # a file moved in keeps its old mtime
-                    found.append(Lying(os.path.relpath(os.path.join(place, name), self.root), about.st_size, when))
+                    found.append(Stored(os.path.relpath(os.path.join(place, name), self.root), about.st_size, when))
         return sorted(found)
 
-    def litter(self, before: datetime.datetime) -> list[Lying]:
+    def litter(self, before: datetime.datetime) -> list[Stored]:
         return [one for one in self.files("") if one.modified < before and _ASIDE.fullmatch(os.path.basename(one.path))]
 
-    def discard(self, lying: Lying) -> None:
-        self.remove(lying.path)
+    def discard(self, stored: Stored) -> None:
+        self.remove(stored.path)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -271,19 +271,19 @@ class S3Storage:
     def remove(self, path: str) -> None:
         self._call("remove", path, "delete_object")
 
-    def files(self, folder: str) -> list[Lying]:
+    def files(self, folder: str) -> list[Stored]:
         pages = self._pages("list_objects_v2", f"{folder}/" if folder else "", "Contents")
-        return [Lying(path, item["Size"], item["LastModified"]) for path, item in pages]
+        return [Stored(path, item["Size"], item["LastModified"]) for path, item in pages]
 
-    def litter(self, before: datetime.datetime) -> list[Lying]:
+    def litter(self, before: datetime.datetime) -> list[Stored]:
         pages = self._pages("list_multipart_uploads", "", "Uploads")
-        return [Lying(path, 0, item["Initiated"], item["UploadId"]) for path, item in pages if item["Initiated"] < before]
+        return [Stored(path, 0, item["Initiated"], item["UploadId"]) for path, item in pages if item["Initiated"] < before]
 
-    def discard(self, lying: Lying) -> None:
-        if lying.upload:
-            self._call("abort an upload", lying.path, "abort_multipart_upload", UploadId=lying.upload)
+    def discard(self, stored: Stored) -> None:
+        if stored.upload:
+            self._call("abort an upload", stored.path, "abort_multipart_upload", UploadId=stored.upload)
         else:
-            self.remove(lying.path)
+            self.remove(stored.path)
 
     def _pages(self, name: str, path: str, items: str) -> Iterator[tuple[str, Any]]:
         """Each item of a listing, by its path relative to the root."""

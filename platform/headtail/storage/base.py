@@ -1,6 +1,6 @@
 """The words of the store: what it can do, what is said of a file in it, and how the system's errors are told.
 
-In: nothing. Out: Storage (the protocol that a directory and S3 both keep), FileRef, Lying, `told`.
+In: nothing. Out: Storage (the protocol that a directory and S3 both keep), FileRef, Stored, `told`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class FileRef(Config):
     rows: int | None = Field(None, description="rows, for tables")
 
 
-class Lying(NamedTuple):
+class Stored(NamedTuple):
     """A file, or part of one, that lies in a store. `upload`: the id of an upload to S3 that was never finished."""
 
     path: str
@@ -75,15 +75,15 @@ class Storage(Protocol):
         """Take a file away for good; none there is fine."""
         ...
 
-    def files(self, folder: str) -> list[Lying]:
+    def files(self, folder: str) -> list[Stored]:
         """What lies below a folder. For garbage only: what is true is said by manifests."""
         ...
 
-    def litter(self, before: datetime.datetime) -> list[Lying]:
+    def litter(self, before: datetime.datetime) -> list[Stored]:
         """What writes left behind that began before `before` and never ended."""
         ...
 
-    def discard(self, lying: Lying) -> None:
+    def discard(self, stored: Stored) -> None:
         """Take away what `files` or `litter` found."""
         ...
 

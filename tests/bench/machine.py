@@ -1,0 +1,41 @@
+"""What a figure was measured on: the machine, the versions, the day and the command. Every benchmark writes it beside its figures."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from headtail.station import versions
+
+
+def machine() -> dict[str, Any]:
+    """Machine, versions, date, command: plain values."""
+    return {
+        "machine": f"{os.cpu_count()} x {processor()}, {memory_gib():.0f} GiB",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
+    }
+
+
+def processor() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def memory_gib() -> float:
+    """Memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+
+
+def _module() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return str(spec.name) if spec is not None else Path(sys.argv[0]).name

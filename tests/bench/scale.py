@@ -1,0 +1,164 @@
+"""What headtail itself costs as jobs grow: the null engine through Ray at several sizes, memory and time against rows.
+
+    python -m tests.bench.scale --rows 1000000 5000000 20000000
+
+In: sizes. Out: a table and build/bench/scale.json: per size rows/s, CPU per row, the driver's and the largest worker's peak
+memory; over all sizes the cost's slope and how straight the line is. Each size runs in a process and a cluster of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from headtail.keys import query_key
+from headtail.progress import bar
+from headtail.receipt import Receipt
+from headtail.rows import PLANNED, with_side_inputs
+from headtail.storage import open_storage, write_json, write_table
+from .machine import machine
+
+OUT = Path("build/bench/scale.json")
+SIDE = ("businesses",)
+_BATCH = 100_000
+_POLL_S = 0.5
+
+
+def plan_of(rows: int) -> Iterator[pa.Table]:
+    """`rows` planned queries, streamed."""
+    schema = with_side_inputs(PLANNED, SIDE)
+    for start in range(0, rows, _BATCH):
+        numbers = range(start, min(start + _BATCH, rows))
+        texts = [f"best pizza near me {i}" for i in numbers]
+        count = len(texts)
+        columns: dict[str, Any] = {
+            "query_key": [query_key(text) for text in texts],
+            "query": texts,
+            "count": np.arange(rows - start, rows - start - count, -1),
+            "rank": np.arange(start + 1, start + count + 1),
+            "stratum": pa.repeat("head", count),
+            "withheld": pa.repeat(False, count),
+        }
+        yield pa.table([pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(count, f.type) for f in schema], schema=schema)
+
+
+def one(rows: int, workers: int) -> dict[str, float]:
+    """One job in this process, which is its driver."""
+    from headtail import precompute
+    from headtail.config import TrackingConfig, build
+
+    folder = Path(tempfile.mkdtemp(prefix="headtail-scale-"))
+    try:
+        store = open_storage(str(folder))
+        with bar(f"input of {rows:,}", rows) as shown:
+            ref = write_table(store, "plan/x/head.parquet", _shown(plan_of(rows), shown), with_side_inputs(PLANNED, SIDE))
+        receipt = Receipt(stage="plan", fingerprint="x", path="plan/x", started="", seconds=0, outputs={"head": ref})
+        write_json(store, "plan/x/receipt.json", receipt.model_dump(mode="json"))
+        made_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        model = {"engine": "null", "model": "null", "cpus": 1}
+        config = build(
+            precompute.Config,
+            {
+                "root": str(folder),
+                "tracking": TrackingConfig(enabled=False),
+                "inputs": ["plan/x:head"],
+                "model": model,
+                "workers": workers,
+            },
+            "bench",
+        )
+        stop, peak = threading.Event(), [0.0]
+        watcher = threading.Thread(target=_watch, args=(stop, peak), daemon=True)
+        watcher.start()
+        started = time.monotonic()
+        made = precompute.run(config)
+        seconds = time.monotonic() - started
+        stop.set()
+        watcher.join()
+        assert made.rows["answered"] == rows, made.rows
+        return {
+            "rows": rows,
+            "seconds": round(seconds, 2),
+            "rows_per_s": round(rows / seconds, 1),
+            "worker_us_per_row": round(made.metrics["generate_s"] * workers / rows * 1e6, 2),
+            "driver_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            "driver_peak_before_mib": round(made_rss, 1),
+            "worker_peak_mib": round(peak[0], 1),
+            "shards": len([name for name in made.outputs if name.startswith("answers/")]),
+        }
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _shown(tables: Iterator[pa.Table], shown: Any) -> Iterator[pa.Table]:
+    for table in tables:
+        yield table
+        shown.advance(table.num_rows)
+
+
+def _watch(stop: threading.Event, peak: list[float]) -> None:
+    """The largest resident size of a worker of this cluster, in MiB."""
+    while not stop.wait(_POLL_S):
+        for path in Path("/proc").glob("[0-9]*/status"):
+            try:
+                text = path.read_text()
+                if "ray::MapWorker" in (path.parent / "cmdline").read_text():
+                    size = next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmHWM")), 0.0)
+                    peak[0] = max(peak[0], size)
+            except OSError:
+                continue  # it ended while we looked
+
+
+def fit(rows: list[float], seconds: list[float]) -> dict[str, float]:
+    """Seconds as a straight line over rows: slope in microseconds a row, what is left at 0 rows, and r squared."""
+    slope, start = np.polyfit(rows, seconds, 1)
+    left = np.asarray(seconds) - (slope * np.asarray(rows) + start)
+    spread = np.asarray(seconds) - np.mean(seconds)
+    return {
+        "slope_us_per_row": float(slope * 1e6),
+        "intercept_s": float(start),
+        "r2": float(1 - (left**2).sum() / max((spread**2).sum(), 1e-12)),
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 5_000_000, 20_000_000], help="sizes of the jobs")
+    parser.add_argument("--workers", type=int, default=2, help="workers, one core each")
+    parser.add_argument("--out", type=Path, default=OUT, help="where the figures go")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # a single size, in this process
+    flags = parser.parse_args()
+    if flags.one:
+        print(json.dumps(one(flags.rows[0], flags.workers)), flush=True)
+        return
+    found = []
+    for rows in flags.rows:
+        command = [sys.executable, "-m", "tests.bench.scale", "--one", "--rows", str(rows), "--workers", str(flags.workers)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+    result = {"jobs": found, **machine()}
+    if len(found) > 1:
+        result |= fit([job["rows"] for job in found], [job["seconds"] for job in found])
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
+    flags.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
