@@ -190,8 +190,8 @@ def test_the_stored_form_is_the_canonical_one(segmentation: Task, answer: Any) -
     assert segmentation.dump(answer) == canonical(answer)
 
 
-@pytest.mark.parametrize("text", ["NaN", "[Infinity]", "1e999", "[-1e999]"])
-def test_numbers_that_json_does_not_have_are_no_answer(segmentation: Task, text: str) -> None:
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", "1e999", "[-1e999]", r'{"intent": "\ud800"}'])
+def test_what_json_does_not_have_is_no_answer(segmentation: Task, text: str) -> None:
     assert dataclasses.replace(segmentation, schema={}).parse(text)[1].startswith("not JSON")
 
 

@@ -6,6 +6,7 @@ last line of stdout. jobs/*.py go through the same door (`job`). Knows no stage'
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -165,8 +166,8 @@ for _name in STAGES:
 @app.command()
 def fields(stage: Annotated[str, typer.Argument(help="a command, such as plan")]) -> None:
     """List every field of a stage's config: name, default, what it is."""
-    if stage not in {*STAGES, "serve"}:
-        raise ConfigError("no such stage", where="headtail fields", value=stage, fix=f"one of: {', '.join([*STAGES, 'serve'])}")
+    if stage not in {*STAGES, "serve", "review"}:
+        raise ConfigError("no such stage", where="headtail fields", value=stage, fix=f"one of: {', '.join([*STAGES, 'serve', 'review'])}")
     kind = importlib.import_module(STAGES[stage][0] if stage in STAGES else f"headtail.{stage}").Config
     table = Table("field", "default", "what it is", title=f"headtail {stage}", title_justify="left")
     for path, default, text in _fields(kind, ""):
@@ -228,6 +229,57 @@ def rollback(config: ConfigFile = None, sets: Sets = None, root: Root = None, as
     say(f"current release: {now.id} (generation {now.generation})")
     if as_json:
         print(now.model_dump_json())
+
+
+review_app = typer.Typer(name="review", no_args_is_help=True, help="Look at the answers that are likely to be wrong, and decide.")
+app.add_typer(review_app)
+ReviewFile = Annotated[Path, typer.Argument(help="CSV (.csv), JSON Lines (.jsonl) or Label Studio (.json)", metavar="FILE")]
+ReviewKind = Annotated[str, typer.Option("--format", help="csv, jsonl or labelstudio; else known by the file's ending")]
+
+
+def _review(file: Path | None, sets: list[str] | None, root: str | None) -> Any:
+    return read_config("review", file, sets, root)
+
+
+@review_app.command("export")
+def review_export(
+    file: ReviewFile,
+    rows: Annotated[int, typer.Option("--rows", help="the first so many by expected gain; 0: all", min=0)] = 0,
+    decided: Annotated[bool, typer.Option("--decided", help="also what is decided, with the decision")] = False,
+    kind: ReviewKind = "",
+    config: ConfigFile = None,
+    sets: Sets = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write the queue to a file."""
+    from headtail import review
+
+    made = review.export_file(_review(config, sets, root), file, kind, rows, decided)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(made), ensure_ascii=False, default=str))
+
+
+@review_app.command("import")
+def review_import(
+    file: ReviewFile, kind: ReviewKind = "", config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False
+) -> None:
+    """Record the decisions in a file; a second time nothing. Exit code 1 when rows were set aside."""
+    from headtail import review
+
+    made = review.import_file(_review(config, sets, root), file, kind)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(made), ensure_ascii=False))
+    if made.problems:
+        raise typer.Exit(1)
+
+
+@review_app.command("serve")
+def review_serve(config: ConfigFile = None, sets: Sets = None, root: Root = None) -> None:
+    """Show the queue on a page of this machine. Stops with Ctrl-C; every decision is recorded at once."""
+    from headtail import review
+
+    review.serve(_review(config, sets, root))
 
 
 @app.command()

@@ -119,6 +119,8 @@ class Task:
         """(answer, "") when `text` is JSON valid under the schema, else (None, reason). Nothing is repaired."""
         try:
             answer = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+            if "\\u" in text:
+                self.dump(answer).encode()  # half a surrogate pair is no text: it cannot be stored
         except (ValueError, RecursionError) as error:
             return None, f"not JSON: {error}"
         if self._validator.is_valid(answer):

@@ -21,7 +21,7 @@ _ABOUT = """Kill a precompute job anywhere, let it go on, and check by other mea
   python -m tests.chaos --kills 100                      a tenth of everything, some 4 minutes
   python -m tests.chaos --kills 1000                     all kinds in full, below 40 minutes on 2 cores
   python -m tests.chaos --engine vllm --kills 30         the real engine: some 10 s per kill
-  python -m tests.chaos --only commit.disk --kills 60    one kind
+  python -m tests.chaos --only commit.disk,twin.s3       some kinds
   python -m tests.chaos --seed 7 --only twin.disk/12     one job again, as a failure tells
 
 Exit code 0: nothing missing, duplicated, unreadable or wrong, nothing paid twice after success, and no kill cost more than
@@ -34,10 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.list:
         _list()
         return 0
-    name, _, number = asked.only.partition("/")
-    chosen = [kind for kind in ENGINES[asked.engine] if not name or kind.name == name]
-    if not chosen:
-        print(f"no kind {name} for engine {asked.engine}: see --list", file=sys.stderr)
+    names, _, number = asked.only.partition("/")
+    wanted = list(filter(None, names.split(",")))
+    chosen = [kind for kind in ENGINES[asked.engine] if not wanted or kind.name in wanted]
+    if unknown := set(wanted) - {kind.name for kind in chosen}:
+        print(f"no kind {', '.join(unknown)} for engine {asked.engine}: see --list", file=sys.stderr)
         return 2
     started = time.monotonic()
     with Lab(asked.folder, asked.seed, asked.engine) as lab:
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kills", type=int, default=100, help="kills in all, spread over the kinds (default 100)")
     parser.add_argument("--engine", choices=sorted(ENGINES), default="null", help="null: answers at once; vllm: the reference teacher")
     parser.add_argument("--seed", type=int, default=1, help="of every random choice; times differ from run to run all the same (default 1)")
-    parser.add_argument("--only", default="", metavar="KIND[/JOB]", help="one kind, or one job of it; see --list")
+    parser.add_argument("--only", default="", metavar="KIND,...|KIND/JOB", help="some kinds, or one job of one; see --list")
     parser.add_argument("--out", type=Path, default=Path("build/chaos.json"), help="where the figures go (default build/chaos.json)")
     parser.add_argument("--folder", type=Path, default=Path("build/chaos"), help="where stores are made (default build/chaos)")
     parser.add_argument("--list", action="store_true", help="list the kinds and end")

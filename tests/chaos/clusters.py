@@ -43,7 +43,7 @@ AIMS = {
 }
 VLLM_AIMS = {
     "actor": Aim("actor", rows=120, most=5),
-    "core": Aim("core", rows=120, most=5),
+    "core": Aim("core", rows=120, most=5, restarts=True),  # killed while it starts it ends the run, as an engine that cannot start does
     "driver": Aim("driver", rows=120, most=4, restarts=True),
 }
 

@@ -18,7 +18,7 @@ from typing import Any
 from headtail.engines import Completion, Request
 from headtail.errors import ConfigError
 
-_WORDS = ("!exit", "!raise", "!fail", "!flaky", "!length", "!refuse", "!text", "!invalid")
+_WORDS = ("!exit", "!hang", "!raise", "!fail", "!flaky", "!length", "!refuse", "!text", "!invalid")
 _FLAKY_TIMES = 2  # errors before a !flaky row is answered
 
 
@@ -56,6 +56,8 @@ class NullEngine:
         word = next((word for word in _WORDS if word in text), "")
         if word == "!exit":
             os._exit(137)  # as a GPU driver or the kernel's memory killer would
+        if word == "!hang":
+            time.sleep(1e6)  # as a deadlock in a GPU library would: no exception, no end
         if word == "!raise":
             raise RuntimeError("the null engine was told to break")
         if word == "!flaky":

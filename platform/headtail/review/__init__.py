@@ -44,9 +44,8 @@ def export_file(config: Config, file: Path, kind: str = "", rows: int = 0, decid
     task, store, found = load_task(config.task), open_storage(config.root), kind_of(file, kind)
     queue = load_queue(store, config.suspects, task)
     made = export_queue(file, found, queue, Log(store, task.name), task, rows, decided)
-    say(
-        f"review       {made.rows:,} rows written to {escape(str(file))} ({found}), {made.left_out:,} more in the queue, {made.decided:,} decided before"
-    )
+    say(f"review       {made.rows:,} rows written to {escape(str(file))} ({found})")
+    say(f"{'':<12} {made.left_out:,} more are in the queue, {made.decided:,} were decided before")
     if made.config is not None:
         say(f"{'':<12} labelling config for the Label Studio project: {escape(str(made.config))}")
     return made
