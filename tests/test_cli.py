@@ -113,10 +113,11 @@ def documented() -> list[tuple[str, list[str]]]:
 def test_documented_commands_exist_and_their_fields_too(page: str, words: list[str]) -> None:
     from headtail.cli import app, read_config
 
-    commands = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert words[0] in commands
+    groups = {group.typer_instance.info.name: group.typer_instance for group in app.registered_groups if group.typer_instance}
+    within, word = (groups[words[0]], words[1]) if words[0] in groups else (app, words[0])
+    assert word in {command.name or command.callback.__name__ for command in within.registered_commands if command.callback}
     sets = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
-    if words[0] in {*STAGES, "serve"}:
+    if words[0] in {*STAGES, "serve", "review"}:
         read_config(words[0], None, sets, None)
 
 

@@ -35,6 +35,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "precompute": ("headtail.precompute", "answer tables of queries with a teacher or a batch student"),
     "evaluate": ("headtail.evaluate", "compare answers with people's, by stratum, with intervals"),
     "curate": ("headtail.curate", "choose the golden rows a student learns from"),
+    "gate": ("headtail.gate", "prove that a student or a generation is good enough, or say what is missing"),
     "distill": ("headtail.distill", "fine-tune a student on the golden rows"),
     "publish": ("headtail.publish", "build a cache generation and promote it as the current release"),
     "replay": ("headtail.replay", "send later traffic to a running server and measure"),

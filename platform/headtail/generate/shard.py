@@ -31,8 +31,8 @@ from headtail.rows import State
 from headtail.storage import FileRef, Storage, put, read_json, read_table
 
 # Rows asked at a time, by how often this shard was begun without a flush since: all of them twice (a machine may simply
-# have been taken away), then fewer and fewer, so that a row that kills its engine is soon alone.
-WINDOWS = (0, 0, 64, 8, 1)  # 0: no limit
+# have been taken away), then fewer and fewer, so that a row that kills its engine is soon alone; twice, before it is blamed.
+WINDOWS = (0, 0, 64, 8, 1, 1)  # 0: no limit
 PASSED_ENOUGH = 4096  # rows gone through in a narrow window after which the shard is trusted again
 MOST_CULPRITS = 10  # rows of one shard that may kill an engine before the job gives up
 _LISTED = 5  # reasons and sample rows named in receipts and errors
@@ -59,6 +59,11 @@ class Shard:
         self.reused = pa.Table.from_batches([], schema=job.schema)
         done |= self._take_over(done, before, manifest.shards)
         self.todo = [row for row in range(len(self.wanted)) if row not in done]
+
+    @property
+    def askable(self) -> bool:
+        """Whether any open row has a prompt that an engine can be asked."""
+        return any(row not in self.wanted.unrendered for row in self.todo)
 
     @property
     def done(self) -> int:

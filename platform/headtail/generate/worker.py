@@ -260,6 +260,8 @@ class _Chain:
         self.shards.append(shard)
         self._handed.append(0)
         place = len(self.shards) - 1
+        if shard.askable:
+            self.worker.started()  # before the shard is begun: an engine that is killed at its start says nothing about rows
         if shard.todo:
             shard.begin()
         if shard.finished:
@@ -293,6 +295,8 @@ class _Narrow:
 
     def run(self) -> Iterator[ShardReceipt]:
         shard, worker = self.shard, self.worker
+        if shard.askable:
+            worker.started()
         shard.begin()
         while shard.todo and not worker.stopped:
             group = shard.todo[: shard.window] if shard.window else list(shard.todo)
