@@ -23,10 +23,14 @@ LOOP_SETS = $(if $(LOG),--set 'log=$(LOG)') $(if $(TASK),--set 'task=$(TASK)') $
             $(if $(TEACHER),--set 'teacher.model=$(TEACHER)') $(foreach field,$(SET),--set '$(field)')
 PIP       = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --no-deps --no-build-isolation
 
-.PHONY: help install quickstart ui serve test test-fast check format clean
+KILLS       ?= 1000
+ENGINE      ?= null
+KEYS        ?= 10000000
+
+.PHONY: help install quickstart ui serve test test-fast check format chaos bench-precompute bench-cache bench-scale clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(INSTALLED) ## make .venv from the lock (2-3 minutes, once)
 
@@ -71,6 +75,18 @@ check: install ## the gate: format, lint, types, floors, layout
 format: install ## format the code and mend what lint can
 	@$(BIN)/ruff check --quiet --fix . || true
 	@$(BIN)/ruff format --quiet .
+
+chaos: install ## kill a job KILLS times (ENGINE=null or vllm), count what is lost: build/chaos.json (1000 kills: 40 minutes)
+	@$(BIN)/python -m tests.chaos --kills $(KILLS) --engine $(ENGINE) --out build/chaos.json
+
+bench-precompute: install ## raw vLLM, ray.data.llm and headtail side by side; the cache: build/bench/precompute.json (15 minutes)
+	@$(BIN)/python -m tests.bench.precompute --cache --keys $(KEYS)
+
+bench-cache: install ## the cache beside SQLite, RocksDB and Redis: build/bench/cache.json (6 minutes)
+	@$(BIN)/python -m tests.bench.cache --keys $(KEYS)
+
+bench-scale: install ## 1, 5 and 20 million rows through the null engine: build/bench/scale.json (15 minutes)
+	@$(BIN)/python -m tests.bench.scale
 
 clean: ## remove what was built; the virtual environment stays
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

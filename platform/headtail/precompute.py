@@ -24,6 +24,7 @@ from headtail.station import Station, identity, run_once
 from headtail.storage import Storage, open_storage
 from headtail.task import Task, load_task
 
+LOAD = ("occupancy", "occupancy_fed", "prefix_hit_rate")  # of an engine that says so: see docs/engines.md
 USD_PER_HOUR = 0.09  # of one worker, where a config names no price: a 2-core cloud machine; an assumption, see docs/cost.md
 
 
@@ -165,6 +166,7 @@ def _record(station: Station, config: Config, job: Job, model: Found, ledger: Le
         "resumed": ledger.rows - ledger.computed - ledger.reused,
     }
     station.metrics = figures(ledger, limits(config))
+    station.metrics |= {name: float(ledger.engine[name]) for name in LOAD if name in ledger.engine}
     station.facts = {
         "model": {"name": model.name, "digest": model.digest, "path": model.path},
         "engine": ledger.engine,

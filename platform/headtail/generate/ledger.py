@@ -49,7 +49,7 @@ class Ledger:
     start_s: float
     restarts: int
     lacking: dict[str, tuple[str, ...]]
-    engine: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)  # of the worker that answered most: arguments in force, how full it was
 
     @property
     def failed_share(self) -> float:
@@ -100,7 +100,7 @@ def settle_up(
         start_s=max(starts.values(), default=0.0),
         restarts=sum(restarts.values()),
         lacking=manifest.lacking,
-        engine=next((one["engine"] for one in said if one["engine"]), {}),
+        engine=max((one["engine"] for one in said), key=lambda facts: facts.get("engine_rows", 0), default={}),
     )
 
 
