@@ -214,7 +214,7 @@ def test_a_job_that_does_not_hold_fails_the_run_and_says_how_to_see_it_again(
     found = json.loads(out.read_text())
     assert (code, found["held"], found["total"]["missing"], found["seed"]) == (1, False, 1, 3)
     (failure,) = found["failures"]
-    assert failure["reproduce"] == "python -m tests.chaos --engine null --seed 3 --only commit.disk/0"
+    assert failure["reproduce"] == "python -m tests.chaos --engine null --seed 3 --only commit.disk/0 --left 1"
     assert Path(failure["kept"], "store").is_dir(), "the store of a failed job is kept"
     assert "a query that nobody answered" in capsys.readouterr().err
 

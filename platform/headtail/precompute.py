@@ -107,10 +107,14 @@ def _job(config: Config, asked: _Asked, path: str) -> Job:
     )
 
 
+def _folder(config: Config, asked: _Asked) -> str:
+    return receipt_path("precompute", identity("precompute", config, **asked.identity)[1])
+
+
 def plan(config: Config, probe: int = ROWS) -> Preview:
     """What `run` would do and what that would cost. `probe`: rows that may be asked to find out; the answers are kept and reused."""
     asked = _find(config)
-    path = receipt_path("precompute", identity("precompute", config, **asked.identity)[1])
+    path = _folder(config, asked)
     if asked.store.exists(f"{path}/receipt.json"):
         return finished(path, load_receipt(asked.store, "precompute", path).rows["in"])
     return preview(_job(config, asked, path), probe)
@@ -122,6 +126,9 @@ def run(config: Config, planned: Preview | None = None) -> Receipt:
     `planned`: what `plan` said; LimitReached when its upper bound exceeds a budget, else the receipt says what came of it.
     """
     asked = _find(config)
+    if planned is not None and planned.path != _folder(config, asked):
+        fix = "plan again; name tables by fingerprint (plan/ab12:head) where other jobs make new ones meanwhile"
+        raise InputError("the inputs are others than when the plan was made", where="inputs", value=planned.path, fix=fix)
     if planned is not None and planned.beyond:
         fix = "raise the budget, or name fewer rows in `inputs`; the probe's answers are kept"
         raise LimitReached(f"not started: {planned.beyond}", where=planned.path, value=f"{planned.ask} rows to ask", fix=fix)

@@ -22,7 +22,7 @@ _ABOUT = """Kill a precompute job anywhere, let it go on, and check by other mea
   python -m tests.chaos --kills 1000                     all kinds in full, below 40 minutes on 2 cores
   python -m tests.chaos --engine vllm --kills 30         the real engine: some 10 s per kill
   python -m tests.chaos --only commit.disk,twin.s3       some kinds
-  python -m tests.chaos --seed 7 --only twin.disk/12     one job again, as a failure tells
+  python -m tests.chaos --seed 7 --only twin.disk/12 --left 5    one job again, as a failure tells
 
 Exit code 0: nothing missing, duplicated, unreadable or wrong, nothing paid twice after success, and no kill cost more than
 60 s of the job. 1: otherwise; failed jobs keep their folder and say how to run them again. Needs no network; S3 is moto's
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     started = time.monotonic()
     with Lab(asked.folder, asked.seed, asked.engine) as lab:
-        tallies = _run(lab, chosen, asked.kills, int(number) if number else None)
+        tallies = _run(lab, chosen, asked, int(number) if number else None)
         command = f"python -m tests.chaos {' '.join(sys.argv[1:] if arguments is None else arguments)}"
         found = report.document(tallies, lab, asked.kills, time.monotonic() - started, command)
     asked.out.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if found["held"] else 1
 
 
-def _run(lab: Lab, chosen: list[Kind], kills: int, job: int | None) -> list[Tally]:
+def _run(lab: Lab, chosen: list[Kind], asked: argparse.Namespace, job: int | None) -> list[Tally]:
     struck: dict[str, int] = {}
     with bar("chaos", 0, "kills") as shown:
 
@@ -64,11 +64,11 @@ def _run(lab: Lab, chosen: list[Kind], kills: int, job: int | None) -> list[Tall
                     print(f"{failure['job']}: {failure['problems']}\n  again: {failure['reproduce']}", file=sys.stderr)
 
         said: list[dict[str, object]] = []
-        harness = Harness(lab, chosen, kills, told)
+        harness = Harness(lab, chosen, asked.kills, told)
         shown.total = harness.total
         if shown.rich is not None:
             shown.rich.update(shown.rich.task_ids[0], total=harness.total)
-        return harness.run(job)
+        return harness.run(job, asked.left)
 
 
 def _show(found: dict[str, object], out: Path) -> None:
@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", choices=sorted(ENGINES), default="null", help="null: answers at once; vllm: the reference teacher")
     parser.add_argument("--seed", type=int, default=1, help="of every random choice; times differ from run to run all the same (default 1)")
     parser.add_argument("--only", default="", metavar="KIND,...|KIND/JOB", help="some kinds, or one job of one; see --list")
+    parser.add_argument("--left", type=int, default=0, help="with one job: kills at most (default: --kills)")
     parser.add_argument("--out", type=Path, default=Path("build/chaos.json"), help="where the figures go (default build/chaos.json)")
     parser.add_argument("--folder", type=Path, default=Path("build/chaos"), help="where stores are made (default build/chaos)")
     parser.add_argument("--list", action="store_true", help="list the kinds and end")

@@ -32,14 +32,15 @@ class Aim:
     nodes: int = 0
     workers: int = 1
     restarts: bool = False  # the kill ends the driver: it is started again
+    delay_us: int = 2000  # of the null engine, per row: an orphaned worker lives some seconds and should not get far
 
 
 AIMS = {
     "actor": Aim("actor", workers=2),
     "node": Aim("node", nodes=2, most=6),
-    "driver": Aim("driver", most=6, restarts=True),
-    "raylet": Aim("raylet", most=4, restarts=True),
-    "gcs": Aim("gcs", most=3, restarts=True),
+    "driver": Aim("driver", rows=150, most=6, restarts=True, delay_us=10_000),
+    "raylet": Aim("raylet", rows=150, most=4, restarts=True, delay_us=10_000),
+    "gcs": Aim("gcs", rows=150, most=3, restarts=True, delay_us=10_000),
 }
 VLLM_AIMS = {
     "actor": Aim("actor", rows=120, most=5),
@@ -54,8 +55,8 @@ def cluster(bench: Bench, left: int, aim: Aim) -> None:
     if bench.lab.engine == "vllm":
         _real(bench, rows=int(aim.rows * kills * 0.6) + 60)
     else:
-        rows = int(aim.rows * kills * 0.7) + 200
-        bench.make(bench.rows(rows), flush_rows=50, shards=max(2, rows // 800), delay_us=2000)
+        rows = int(aim.rows * kills * 0.7) + 300
+        bench.make(bench.rows(rows), flush_rows=50, shards=max(2, rows // 800), delay_us=aim.delay_us)
     bench.fields |= {"workers": aim.workers}
     _live(bench, aim, kills)
 

@@ -61,6 +61,7 @@ def _nodes(count: int) -> Callable[[], None]:
     path = {"env_vars": {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}}
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error", runtime_env=path)
     quiet_data()
+    ray._private.utils.set_sigterm_handler = lambda _: None  # only a main thread may set one, and the keeper is none
 
     over = threading.Event()
 

@@ -20,10 +20,10 @@ ROWS = 120  # of a job: some 28 commits on its way from input to receipt
 MOMENTS = ("kill:before", "kill:inside", "kill:after")
 
 
-def small(bench: Bench, delay_us: int = 200) -> None:
-    """A job of ROWS rows, half of such jobs with a row that always fails."""
+def small(bench: Bench, delay_us: int = 200, failing: float = 0.5) -> None:
+    """A job of ROWS rows, such a share of such jobs with a row that always fails: its shard is then begun again by each run."""
     rows = bench.rows(ROWS)
-    if bench.rng.random() < 0.5:
+    if bench.rng.random() < failing:
         rows[f"!fail {bench.name}"] = FAILED
     bench.make(rows, delay_us=delay_us)
 
@@ -33,7 +33,7 @@ def points(bench: Bench) -> list[tuple[int, str]]:
     known = bench.lab.points
     if bench.s3 not in known:
         probe = Bench(bench.lab, f"probe.{bench.store}/0", s3=bench.s3)
-        small(probe)
+        small(probe, failing=1.0)
         if probe.go() != DONE:
             raise RuntimeError(f"a job without faults does not end well: {probe.said}")
         known[bench.s3] = [(number + 1, moment) for number in range(len(probe.commits())) for moment in MOMENTS]
@@ -45,7 +45,7 @@ def points(bench: Bench) -> list[tuple[int, str]]:
 def commit(bench: Bench, left: int) -> None:
     """SIGKILL at a commit: job i dies first at point i, so that enough jobs meet every point; then at random ones."""
     every = points(bench)
-    small(bench)
+    small(bench, failing=1.0)
     if bench.number < len(every):
         number, moment = every[bench.number]
         bench.lab.hit[bench.s3].add((number, moment))
@@ -119,32 +119,25 @@ def twin(bench: Bench, left: int) -> None:
 
 def poison(bench: Bench, left: int) -> None:
     """A row that kills the engine's process each time it is asked; Ray brings the worker back each time."""
-    rows = bench.rows(ROWS)
-    rows[f"!exit {bench.name}"] = FAILED
-    bench.make(rows)
-    for _ in range(20):
-        run = bench.begin(None, "run0000")
-        code = bench.end(run)
-        if code != 137:
-            break
-        bench.note_kill(run.pid, "a row killed the engine")
-        bench.look(str(bench.runs[-1]))
-    bench.resume()
+    bench.make({**bench.rows(ROWS), f"!exit {bench.name}": FAILED})
+    _brought_back(bench, died=137, what="a row killed the engine")
 
 
 def hang(bench: Bench, left: int) -> None:
-    """A row on which the engine hangs each time it is asked."""
-    rows = bench.rows(ROWS)
-    rows[f"!hang {bench.name}"] = FAILED
-    bench.make(rows)
+    """A row on which the engine hangs each time it is asked: after stall_seconds the worker ends itself."""
+    bench.make({**bench.rows(ROWS), f"!hang {bench.name}": FAILED})
     bench.fields |= {"stall_seconds": 1.0}
+    _brought_back(bench, died=1, what="an engine hung")
+
+
+def _brought_back(bench: Bench, died: int, what: str) -> None:
+    """The same run again and again while its process ends with the code `died`; then it should have ended well."""
     for _ in range(20):
         run = bench.begin(None, "run0000")
-        code = bench.end(run)
-        if code == DONE or bench.found.wrong:
+        if bench.end(run, expected=(died,)) != died:
             break
-        bench.note_kill(run.pid, "an engine hung")
-        bench.look(str(bench.runs[-1]))
+        bench.note_kill(run.pid, what)
+        bench.look(str(run))
     bench.resume()
 
 

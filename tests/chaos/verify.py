@@ -119,9 +119,9 @@ def check_files(tree: Tree, found: Findings) -> None:
     for name in reachable(tree):
         try:
             value = json.loads(tree.read(name))
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             found.unreadable += 1
-            found.say(f"{name} is not JSON: {error}")
+            found.say(f"{name} is not JSON, or cannot be read: {error}")
             continue
         for ref in named_files(value):
             key = (ref["path"], ref["sha256"])

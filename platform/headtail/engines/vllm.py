@@ -37,6 +37,7 @@ CPU_BLOCK = 32  # vLLM's 128 exceeds most shared prompts, so none would be found
 _QUIET = ("VLLM_LOGGING_LEVEL", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "TOKENIZERS_PARALLELISM")
 AHEAD = 64  # rows that wait inside the engine beyond those that run, so that a freed place is taken in the same step
 _LOOK_S = 0.2  # between looks whether the core's process still lives: a killed one says nothing
+_MASKS = "headtail.engines.masks"
 _PROBE = ({"role": "user", "content": "x"},)
 
 
@@ -98,8 +99,13 @@ def arguments(config: ModelConfig, path: str) -> dict[str, Any]:
     if config.gpus:
         found["gpu_memory_utilization"] = config.gpu_memory_utilization
         return found | ({"block_size": config.kv_block_tokens} if config.kv_block_tokens else {})
+    if apart(config) and config.tensor_parallel == 1:  # vLLM would put a third process between the core and the model
+        from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+        found["distributed_executor_backend"] = UniProcExecutor
     found |= {"enforce_eager": True, "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
-    return found | {"block_size": config.kv_block_tokens or CPU_BLOCK}
+    found |= {"block_size": config.kv_block_tokens or CPU_BLOCK}
+    return found | {"scheduler_cls": f"{_MASKS}.BatchedScheduler", "worker_cls": f"{_MASKS}.MaskingWorker"}
 
 
 class VllmEngine:
