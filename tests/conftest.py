@@ -137,7 +137,7 @@ SMALL_LOOP = (
     "plan.rest_rows=300",
     "distill.max_steps=20",
     "distill.log_steps=10",
-    "gate_max_drop=1",  # a student of 20 steps is poor; what is tested here is the way, not its quality
+    "gate.max_drop=1",  # a student of 20 steps is poor; what is tested here is the way, not its quality
     "replay.requests=150",
 )
 

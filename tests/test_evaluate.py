@@ -161,6 +161,10 @@ def test_run(store: Storage, root: str, intent: Task) -> None:
     assert m["difference/student/low"] <= m["difference/student/value"] <= m["difference/student/high"]
     assert m["difference/student/value"] == pytest.approx(m["quality/student/all"] - m["quality/teacher/all"])
     assert receipt.rows == {"gold": 60, "answered.teacher": 58, "answered.student": 58, "answered.fallback": 60}
+    figures = receipt.facts["figures"]["student"]
+    assert figures["quality_against_people"] == m["quality/student/all"]
+    assert figures["agreement_with_teacher"] == m["agreement/student"]
+    assert figures["times_cheaper_than_teacher"] is None  # these answers were made by hand and cost nothing
     assert any("agreement/student" in note and "no quality figure" in note for note in receipt.notes)
     assert any(note.startswith("torso: only 13 gold rows") for note in receipt.notes)
     assert set(receipt.outputs) == {"rows", "quality", "quality.svg", "calibration.svg", "report"}

@@ -9,35 +9,20 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from conftest import SMALL_LOOP
+from conftest import SMALL_LOOP, keep
 from headtail import loop, plan, precompute, publish, querylog, release, report
 from headtail.cache import open_generation
 from headtail.config import TrackingConfig, load
 from headtail.engines import ModelConfig
 from headtail.errors import ConfigError
 from headtail.examples import world
-from headtail.receipt import Receipt, load_receipt
+from headtail.receipt import load_receipt
 from headtail.rows import State
 from headtail.storage import open_storage, read_json
+from headtail.tracking import Tracker
+from test_evidence import evidence
 
 STATIONS = set(report.STATIONS) - {"world", "train_teacher"}
-
-
-def quality(low: float, high: float, drop: float) -> Receipt:
-    metrics = {"low/student/all": low, "high/fallback/all": high, "difference/student/low": -drop}
-    return Receipt(stage="evaluate", fingerprint="0", path="evaluate/0", started="", seconds=0, metrics=metrics)
-
-
-@pytest.mark.parametrize(
-    "low, high, drop, passes", [(0.9, 0.1, 0.02, True), (0.9, 0.1, 0.05, True), (0.9, 0.1, 0.06, False), (0.1, 0.1, 0.0, False)]
-)
-def test_gate_wants_more_than_the_fallback_and_nearly_the_teacher(low: float, high: float, drop: float, passes: bool) -> None:
-    assert loop.gate(quality(low, high, drop), "all", 0.05) is passes
-
-
-def test_gate_without_evidence_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="gate"):
-        loop.gate(quality(0.9, 0.1, 0.0), "torso", 0.05)
 
 
 def test_own_task_without_gold_or_teacher_is_refused(root: str, tmp_path: Path) -> None:
@@ -51,6 +36,30 @@ def test_own_task_without_gold_or_teacher_is_refused(root: str, tmp_path: Path) 
 def test_a_student_nobody_judged_is_not_promoted() -> None:
     assert not loop._unproven(loop.Config())
     assert loop._unproven(loop.Config(promote_unproven=True))
+
+
+def test_champion_is_a_student_whose_gate_was_passed(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused, unjudged, passed: the registry says which, and why."""
+    store = open_storage(root)
+    config = loop.Config(root=root, task="query_intent")
+    tracker = Tracker(config.tracking, root)
+    found = loop._Loop(config, tracker, "")
+    published = keep(store, "publish", "p" * 16, {}, facts={"release": "r"})
+    students = {mark: keep(store, "distill", mark * 16, {}, facts={"base": "b"}) for mark in "xyz"}
+    refused = keep(store, "gate", "0" * 16, {}, facts={"evidence": evidence(("tail", 210, 240, 0.85), candidate=students["x"].path)})
+    passed = keep(store, "gate", "1" * 16, {}, facts={"evidence": evidence(candidate=students["z"].path)})
+    client = tracker.client
+    for mark, gated, aliases in (
+        ("x", refused, {"challenger": 1}),
+        ("y", None, {"challenger": 2}),
+        ("z", passed, {"challenger": 2, "champion": 3}),
+    ):
+        loop._register(found, students[mark], gated, published)
+        held = client.get_registered_model("headtail-query_intent-student").aliases
+        assert {name: int(version) for name, version in held.items()} == aliases
+    said = capsys.readouterr().err
+    assert "champion does not move; missing: tail: 993 more labels" in said
+    assert "the evidence is not complete" in said
 
 
 def test_a_task_the_world_does_not_know_is_refused(root: str) -> None:
@@ -144,7 +153,9 @@ def test_mlflow_shows_the_release_within_a_minute(finished_loop: str) -> None:
     assert [prompt.name for prompt in client.search_prompts()] == ["headtail-query_segmentation"]
     models = client.search_registered_models()
     assert [model.name for model in models] == ["headtail-query_segmentation-student"]
-    assert models[0].aliases
+    version = client.get_model_version(models[0].name, next(iter(models[0].aliases.values())))
+    assert ("champion" in models[0].aliases) == (version.tags["gate.passed"] == "true")
+    assert json.loads(version.tags["gate.evidence"])["candidate"] == version.tags["path"]
 
 
 @pytest.mark.slow

@@ -13,13 +13,15 @@ import pytest
 from headtail import publish, release
 from headtail.cache import open_generation, read_manifest
 from headtail.config import TrackingConfig, build
-from headtail.errors import ConfigError, HeadtailError, InputError, StorageError
+from headtail.errors import ConfigError, GateRefused, HeadtailError, InputError, StorageError
+from headtail.evidence import read_evidence
 from headtail.keys import query_key
 from headtail.receipt import Receipt
 from headtail.rows import QUERY
 from headtail.storage import FileRef, Storage, open_storage, write_json, write_table
 from headtail.task import Task
 from test_cache import answers, good, kill_at
+from test_evidence import evidence
 
 OFF = TrackingConfig(enabled=False)
 
@@ -267,3 +269,19 @@ def test_answers_out_of_order_are_refused_with_the_receipt_named(store: Storage,
         publish.run(config(root, old))
     assert old.path in str(told.value)
     assert release.current_id(store) == ""
+
+
+def test_a_student_goes_live_with_the_evidence_of_its_gate(store: Storage, root: str, prepared: tuple[Receipt, Receipt]) -> None:
+    """The evidence is in the release; a refused gate, or one of another student, publishes nothing."""
+    student = leave(store, "distill", "dddd", {})
+    proof = evidence(candidate=student.path)
+    passed = leave(store, "gate", "0a0a", {}, facts={"passed": True, "evidence": proof})
+    made = publish.run(config(root, *prepared, student=student.path, gate=passed.path))
+    assert release.current(store).evidence["gate"]["claims"] == read_evidence(proof).model_dump(mode="json")["claims"]
+    refused = leave(store, "gate", "0b0b", {}, facts={"evidence": evidence(("tail", 210, 240, 0.85), candidate=student.path)})
+    with pytest.raises(GateRefused, match="missing: tail: 993 more labels"):
+        publish.run(config(root, *prepared, student=student.path, gate=refused.path))
+    other = leave(store, "gate", "0c0c", {}, facts={"evidence": evidence(candidate="distill/another")})
+    with pytest.raises(GateRefused, match="what was given is of distill/another"):
+        publish.run(config(root, *prepared, student=student.path, gate=other.path))
+    assert release.current_id(store) == made.facts["release"]

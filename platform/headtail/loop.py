@@ -15,16 +15,17 @@ from typing import Any
 
 from pydantic import Field
 
-from headtail import curate, distill, evaluate, plan, precompute, publish, querylog, release, replay, report, serve
+from headtail import curate, distill, evaluate, gate, plan, precompute, publish, querylog, release, replay, report, serve
 from headtail.config import StageConfig, execution
 from headtail.curate import Config as CurateConfig
 from headtail.distill import Config as DistillConfig
 from headtail.distill.base import Base
 from headtail.engines import ModelConfig
-from headtail.errors import ConfigError
+from headtail.errors import ConfigError, GateRefused
 from headtail.evaluate import Config as EvaluateConfig
 from headtail.examples import world
 from headtail.examples.world import Config as WorldConfig
+from headtail.gate import Config as GateConfig
 from headtail.plan import Config as PlanConfig
 from headtail.precompute import Config as PrecomputeConfig
 from headtail.progress import say
@@ -57,8 +58,6 @@ class Config(StageConfig):
         0.7, gt=0, lt=1, description="share of the gold that trains the teacher when none is named; the rest evaluates"
     )
     live: bool = Field(True, description="serve the release and replay later traffic against it")
-    gate_stratum: str = Field("all", description="stratum on which the student must beat the fallback to be promoted")
-    gate_max_drop: float = Field(0.05, ge=0, le=1, description="quality the student may lose to the teacher, at the interval's far end")
     promote_unproven: bool = Field(False, description="let a student go live although there is no gold to judge it by")
     world: WorldConfig = Field(WorldConfig(), description="the example world, used when log is empty")
     ingest: IngestConfig = Field(IngestConfig(log=""), description="see headtail ingest --help")
@@ -72,6 +71,7 @@ class Config(StageConfig):
     distill: DistillConfig = Field(DistillConfig(), description="see headtail distill --help")
     precompute_student: PrecomputeConfig = Field(PrecomputeConfig(), description="see headtail precompute --help")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="see headtail evaluate --help")
+    gate: GateConfig = Field(GateConfig(), description="what the student must show to be promoted; see headtail gate --help")
     publish: PublishConfig = Field(PublishConfig(), description="see headtail publish --help")
     serve: ServeConfig = Field(ServeConfig(), description="see headtail serve --help")
     replay: ReplayConfig = Field(ReplayConfig(), description="see headtail replay --help")
@@ -154,7 +154,10 @@ def _stations(loop: _Loop) -> Receipt:
     answered = do("precompute_student", precompute.run, config.precompute_student, **shared, inputs=rest, source="student", model=model)
     tiers = {"teacher": taught.path, "student": answered.path}
     quality = do("evaluate", evaluate.run, config.evaluate, **shared, gold=gold_ref, answers=tiers) if judged else None
-    passed = gate(quality, config.gate_stratum, config.gate_max_drop) if quality else _unproven(config)
+    gated = (
+        do("gate", gate.run, config.gate, **shared, evaluation=quality.path, tier="student", candidate=student.path) if quality else None
+    )
+    passed = bool(gated.facts["passed"]) if gated else _unproven(config)
     published = do(
         "publish",
         publish.run,
@@ -163,31 +166,14 @@ def _stations(loop: _Loop) -> Receipt:
         answers=(taught.path, answered.path) if passed else (taught.path,),
         student=student.path if passed else "",
         evaluation=quality.path if quality else "",
+        gate=gated.path if gated and passed else "",
     )
-    _register(loop, student, quality, published, passed)
+    _register(loop, student, gated, published)
     if config.live:
         _replay(loop, ingest, planned, published)
     paths = {name: receipt.path for name, receipt in loop.receipts.items() if name != "world"}
     reused = tuple(name for name, receipt in loop.receipts.items() if receipt.reused)
     return do("report", report.run, report.Config(), receipts=paths, title=f"headtail: {load_task(config.task).name}", reused=reused)
-
-
-def gate(quality: Receipt, stratum: str, max_drop: float) -> bool:
-    """The first, plain gate. Both must hold, on intervals rather than on averages:
-
-    the student lies above the fallback on `stratum`, and at most `max_drop` below the teacher over all gold rows.
-    """
-    names = (f"low/student/{stratum}", f"high/fallback/{stratum}", "difference/student/low")
-    low, high, drop = (quality.metrics.get(name) for name in names)
-    if low is None or high is None or drop is None:
-        known = "name a stratum with gold: head, torso, tail, unseen or all"
-        raise ConfigError("the gate has nothing to go by", where="gate_stratum", value=stratum, fix=known)
-    passed = low > high and drop >= -max_drop
-    say(
-        f"gate         student {'promoted' if passed else 'REFUSED'}: on {stratum} at least {low:.3f} against at most {high:.3f} for the "
-        f"fallback; at most {-drop:.3f} below the teacher, {max_drop:g} allowed"
-    )
-    return passed
 
 
 def _unproven(config: Config) -> bool:
@@ -239,25 +225,19 @@ def _train_teacher(loop: _Loop, ingest: Receipt) -> ModelConfig:
     return config.precompute_teacher.model.model_copy(update={"model": made.path})
 
 
-def _register(loop: _Loop, student: Receipt, quality: Receipt | None, published: Receipt, passed: bool) -> None:
-    """The student in MLflow's registry, with its evidence; `champion` moves only when it passed."""
-    task = load_task(loop.config.task)
+def _register(loop: _Loop, student: Receipt, gated: Receipt | None, published: Receipt) -> None:
+    """The student in MLflow's registry; `champion` moves on the gate's evidence alone, which is kept with the version."""
+    task, tracker = load_task(loop.config.task), loop.tracker
     name = f"headtail-{task.name}-student"
-    kept = ("quality/student", "quality/teacher", "low/student")
-    figures = quality.metrics if quality else {}
-    evidence = {key: f"{value:.4f}" for key, value in figures.items() if key.startswith(kept)}
-    evaluated = quality.path if quality else "none: no gold"
-    tags = {
-        "fingerprint": student.fingerprint,
-        "path": student.path,
-        "evaluation": evaluated,
-        "release": str(published.facts.get("release", "")),
-        **evidence,
-    }
-    store = open_storage(loop.config.root)
-    described = f"{student.facts.get('base')} distilled for {task.name}; evidence: {evaluated}"
-    version = loop.tracker.model_version(name, store.uri(f"{student.path}/model"), student.run_id, tags, described)
-    loop.tracker.alias(name, "champion" if passed else "challenger", version)
+    tags = {"fingerprint": student.fingerprint, "path": student.path, "release": str(published.facts.get("release", ""))}
+    described = f"{student.facts.get('base')} distilled for {task.name}; gate: {gated.path if gated else 'none: no gold'}"
+    source = open_storage(loop.config.root).uri(f"{student.path}/model")
+    version = tracker.model_version(name, source, student.run_id, tags, described)
+    try:
+        tracker.promote(name, version, gated.facts["evidence"] if gated else {})
+    except GateRefused as refusal:
+        tracker.challenge(name, version)
+        say(f"registry     {refusal.what}")
 
 
 def _replay(loop: _Loop, ingest: Receipt, planned: Receipt, published: Receipt) -> None:
@@ -287,7 +267,7 @@ def _note(loop: _Loop, summary: dict[str, Any], prompt: str) -> str:
         "teacher": f"{found['precompute_teacher'].facts['model']['name']}, run precompute_teacher",
         "golden set": f"{found['curate'].rows.get('golden', 0):,} rows, {found['curate'].path}, run curate",
         "student": f"Models: headtail-{load_task(loop.config.task).name}-student, {student.path}",
-        "evidence": found["evaluate"].path if "evaluate" in found else "none: no gold",
+        "evidence": f"{found['gate'].path}, run gate" if "gate" in found else "none: no gold",
         "report": f"artifact report.html here; {summary['paths']['report']}",
     }
     return "| part | where |\n|---|---|\n" + "\n".join(f"| {name} | {where} |" for name, where in parts.items())

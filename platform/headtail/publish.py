@@ -22,7 +22,8 @@ from headtail import release as releases
 from headtail.cache import Built, Manifest, coverage, generation_path, publish_generation
 from headtail.cache.builder import OFFERED, build_generation
 from headtail.config import StageConfig, execution
-from headtail.errors import ConfigError, LedgerError, StorageError
+from headtail.errors import ConfigError, GateRefused, LedgerError, StorageError
+from headtail.evidence import Evidence, read_evidence
 from headtail.generate import answers as read_answers
 from headtail.progress import bar, say
 from headtail.receipt import LATEST, Receipt, load_receipt
@@ -38,6 +39,9 @@ class Config(StageConfig):
     answers: tuple[str, ...] = Field((LATEST,), min_length=1, description="precompute receipt refs; the first that has an answer wins")
     student: str = Field("", description="distill receipt ref of the model that answers misses live; empty: misses get the task's fallback")
     evaluation: str = Field("", description="evaluate receipt ref kept as evidence")
+    gate: str = Field(
+        "", description="gate receipt ref that let the student pass, kept as evidence; a refused one is an error; empty: none"
+    )
     min_confidence: dict[Literal["teacher", "student"], float] = Field(
         {"teacher": 0.0, "student": 0.0},
         description="least confidence (0..1) by source; answers below go to the live tail; above 0 also answers without confidence",
@@ -54,7 +58,8 @@ def run(config: Config) -> Receipt:
     evaluation = load_receipt(store, "evaluate", config.evaluation) if config.evaluation else None
     for receipt in answers.values():
         _same_task(task, receipt)
-    parts = _Parts(task, tuple(answers.values()), student, evaluation)
+    gated = load_receipt(store, "gate", config.gate) if config.gate else None
+    parts = _Parts(task, tuple(answers.values()), student, evaluation, _proven(gated, student) if gated else None)
 
     def work(station: Station) -> None:
         built = _build(station, config, parts)
@@ -62,12 +67,15 @@ def run(config: Config) -> Receipt:
         _release(station, config, parts, manifest)
 
     inputs = {f"answers.{i}": receipt for i, receipt in enumerate(parts.answers)}
-    inputs |= {name: receipt for name, receipt in (("student", student), ("evaluation", evaluation)) if receipt is not None}
+    inputs |= {
+        name: receipt for name, receipt in (("student", student), ("evaluation", evaluation), ("gate", gated)) if receipt is not None
+    }
     replaces = {
         "task": task.name,
         "answers": [receipt.path for receipt in parts.answers],
         "student": student.path if student else "",
         "evaluation": evaluation.path if evaluation else "",
+        "gate": gated.path if gated else "",
     }
     receipt = run_once("publish", config, work, inputs=inputs, task=task, replaces=replaces)
     _still_there(store, receipt)
@@ -85,6 +93,18 @@ class _Parts:
     answers: tuple[Receipt, ...]
     student: Receipt | None
     evaluation: Receipt | None
+    evidence: Evidence | None
+
+
+def _proven(gated: Receipt, student: Receipt | None) -> Evidence:
+    """The evidence of a gate. GateRefused when it was not passed, or is of another student than the one to be served."""
+    found = read_evidence(gated.facts.get("evidence", {}))
+    missing = found.lacking()
+    if student is not None and found.candidate != student.path:
+        missing.append(f"evidence of {student.path}: what was given is of {found.candidate}")
+    if missing:
+        raise GateRefused(f"{found.candidate} is not published; missing: {'; '.join(missing)}", where=gated.path)
+    return found
 
 
 def _still_there(store: Storage, receipt: Receipt) -> None:
@@ -166,6 +186,8 @@ def _release(station: Station, config: Config, parts: _Parts, manifest: Manifest
         for receipt in parts.answers:
             if receipt.path not in parts.evaluation.inputs.values():
                 station.note(f"the evaluation {parts.evaluation.path} did not look at the answers {receipt.path}")
+    if parts.evidence is not None:
+        evidence["gate"] = parts.evidence.model_dump(mode="json")
     made = releases.make(
         station.store,
         generation=manifest.id,

@@ -15,7 +15,7 @@ from headtail.receipt import load_receipt
 from headtail.storage import open_storage
 from headtail.tracking import tracking_uri
 
-STATIONS = ("world", "ingest", "plan", "precompute", "evaluate", "curate", "distill", "publish", "replay", "report")
+STATIONS = ("world", "ingest", "plan", "precompute", "evaluate", "curate", "distill", "gate", "publish", "replay", "report")
 
 
 def status(root: str) -> dict[str, Any]:

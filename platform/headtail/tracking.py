@@ -165,11 +165,6 @@ class Tracker:
 
         return self.guard(write) or ""
 
-    def alias(self, name: str, alias: str, version: str) -> None:
-        """Point `champion` or `challenger` at a version."""
-        if version:
-            self.guard(lambda client: client.set_registered_model_alias(name, alias, version))
-
     def challenge(self, name: str, version: str) -> None:
         """Point `challenger` at a version: registered, not promoted."""
         if version:

@@ -30,6 +30,7 @@ from headtail.progress import bar
 from headtail.receipt import Receipt
 from headtail.rows import PLANNED, with_side_inputs
 from headtail.storage import open_storage, write_json, write_table
+
 from .machine import machine
 
 OUT = Path("build/bench/scale.json")

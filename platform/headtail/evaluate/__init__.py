@@ -36,6 +36,7 @@ from headtail.evaluate.scoring import (
     quality_rows,
     score_rows,
 )
+from headtail.evidence import three_figures
 from headtail.generate import answers as read_answers
 from headtail.intervals import BOOTSTRAP
 from headtail.receipt import Receipt, load_receipt, load_ref
@@ -116,6 +117,10 @@ def _write(station: Station, config: Config, task: Task, receipts: Mapping[str, 
             name = f"agreement/{student.tier}"
             station.metrics[name], both = agreement(task, teacher, student)
             station.note(f"{name} compares {student.tier} with teacher on the {both:,} gold rows both answered: it is no quality figure")
+    station.facts["figures"] = by_tier_figures = dict(_figures(station.metrics, receipts))
+    for tier, figures in by_tier_figures.items():
+        cost = {name: figures[name] for name in ("usd_per_million_own", "times_cheaper_than_teacher")}
+        station.metrics |= {f"{name}/{tier}": value for name, value in cost.items() if value is not None}
     station.rows |= {"gold": len(scored[0].tp), **{f"answered.{s.tier}": int(s.answered.sum()) for s in scored}}
     for text in remarks(quality, rows, task, receipts):
         station.note(text)
@@ -124,6 +129,13 @@ def _write(station: Station, config: Config, task: Task, receipts: Mapping[str, 
     station.figure("quality", _quality_figure(quality, config))
     station.figure("calibration", _calibration_figure(calibrated))
     station.json("report", document(config.sure, task, config.gold, receipts, scored, quality, calibrated, gaps, station.notes))
+
+
+def _figures(metrics: Mapping[str, float], receipts: Mapping[str, Receipt]) -> Iterator[tuple[str, dict[str, float | None]]]:
+    """Each answering tier against people, against the teacher, and what a million rows cost beside the teacher's."""
+    for tier, receipt in receipts.items():
+        teacher = receipts[Source.TEACHER].metrics if Source.TEACHER in receipts and tier != Source.TEACHER else {}
+        yield tier, three_figures(metrics.get(f"quality/{tier}/{ALL}"), metrics.get(f"agreement/{tier}"), receipt.metrics, teacher)
 
 
 def remarks(quality: pa.Table, rows: pa.Table, task: Task, receipts: Mapping[str, Receipt]) -> Iterator[str]:
