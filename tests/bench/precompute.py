@@ -44,7 +44,7 @@ def rate(seconds: dict[str, float]) -> float:
 def measure(system: str, sizes: Sequence[int], threads: int) -> dict[str, Any]:
     """One run of a system in a process of its own: seconds per size, and what it said of itself."""
     command = [sys.executable, "-m", "tests.bench.systems", system, *map(str, sizes), "--threads", str(threads)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -91,7 +91,7 @@ def summary(runs: Sequence[dict[str, Any]], decoding: dict[str, list[float]], ov
     """The figures that are claimed: medians, and ratios of medians."""
     speed = {name: statistics.median(rate(run["seconds"]) for run in runs if run["system"] == name) for name in SYSTEMS}
     told = [line for run in runs if run["system"] == "headtail" for line in run["said"]]
-    largest = max(told, key=lambda line: line["facts"].get("engine_rows", 0), default={"facts": {}})["facts"]
+    largest: dict[str, Any] = max(told, key=lambda line: line["facts"].get("engine_rows", 0), default={"facts": {}})["facts"]
     return {
         **{f"{name.replace('-', '_')}_rows_per_s": round(value, 1) for name, value in speed.items()},
         "ratio_vs_raw_generate": round(speed["headtail"] / speed["raw"], 3),

@@ -56,7 +56,7 @@ def raw(sizes: Sequence[int], threads: int, logprobs: bool) -> Iterator[tuple[in
     """vLLM's own LLM class, prompts as token ids made beforehand, one call per size."""
     import torch
 
-    task, path, arguments, sampling, grammar = parts(threads)
+    task, _, arguments, sampling, grammar = parts(threads)
     torch.set_num_threads(threads)
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
