@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from tests.bench.precompute import rate, summary
-from tests.bench.scale import fit, plan_of
+from bench.precompute import rate, summary
+from bench.scale import fit, plan_of
 
 
 def run(system: str, start: float, rows_per_s: float, **facts: float) -> dict[str, Any]:
