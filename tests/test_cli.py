@@ -38,7 +38,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("stage", [*STAGES, "serve"])
 def test_fields_of_every_stage_are_described(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from headtail.cli import _fields, read_config
+    from headtail.cli import read_config
+    from headtail.cli.stages import _fields
 
     rows = _fields(type(read_config(stage, None, None, None)), "")
     assert all(text for _, _, text in rows), [path for path, _, text in rows if not text]

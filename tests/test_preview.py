@@ -19,7 +19,7 @@ from conftest import keep
 from headtail import cli, generate, precompute
 from headtail.config import TrackingConfig, build
 from headtail.engines import ModelConfig
-from headtail.errors import LimitReached
+from headtail.errors import InputError, LimitReached
 from headtail.generate.catalog import entries
 from headtail.generate.changes import changes, words
 from headtail.generate.job import Job
@@ -295,6 +295,27 @@ def test_a_probe_is_never_paid_twice(root: str, store: Storage, tmp_path: Path, 
 
 
 @pytest.mark.usefixtures("here")
+def test_a_probe_on_other_cores_is_not_timed_together(root: str, store: Storage, tmp_path: Path, asked: Asked) -> None:
+    head(store, 300)
+    precompute.plan(config(root, tmp_path), 60)
+    wider = config(root, tmp_path, model={"cpus": 2.0, "usd_per_hour": 9.0})
+    found = precompute.plan(wider, 60)
+    assert found.notes == ("the probe ran with another cpus: time and money are those of then; a larger --probe is timed anew",)
+    found = precompute.plan(wider, 100)
+    assert found.probe is not None
+    assert (found.notes, found.probe.rows, found.probe.pace.rows, asked()) == ((), 100, 40, 100)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_plan_of_other_inputs_is_not_applied(root: str, store: Storage, tmp_path: Path) -> None:
+    head(store, 20)
+    found = precompute.plan(config(root, tmp_path), 0)
+    head(store, 20, "cd34")
+    with pytest.raises(InputError, match="the inputs are others"):
+        precompute.run(config(root, tmp_path), found)
+
+
+@pytest.mark.usefixtures("here")
 def test_a_probe_of_all_there_is_is_exact(root: str, store: Storage, tmp_path: Path, asked: Asked) -> None:
     head(store, 40)
     found = precompute.plan(config(root, tmp_path), 1000)
@@ -449,7 +470,7 @@ def test_the_command(root: str, store: Storage, tmp_path: Path, asked: Asked, ca
     assert (found.ask, asked()) == (100, 0)
     cli.main(command(root, tmp_path, "--plan", "--probe", "40"))
     said = capsys.readouterr().err
-    for words_of in ("plan of precompute/", "new", "100.0%", "probe: 40 rows", "what the 60 rows that are left will take", "prompt tokens"):
+    for words_of in ("plan of precompute/", "new", "100.0%", "probe: 40 rows", "what is left, 60 rows, will take", "prompt tokens"):
         assert words_of in said
     cli.main(command(root, tmp_path, "--apply", "--json"))
     shown_last = capsys.readouterr()

@@ -191,28 +191,30 @@ def _patch_sweep(module: Any) -> None:
     plain = module.sweep
 
     def sweep(store: Any, job: Any) -> None:
-        number = _number("sweep", job.path)
+        path = job if isinstance(job, str) else str(job.path)
+        number = _number("sweep", path)
         act = _plan["at"].get(str(number), "")
         if act == "kill:inside":
-            _half_swept(store, job)
+            _half_swept(store, path)
         if act in ("kill:before", "kill:inside"):
-            _die(f"{act} {number} sweep {job.path}")
+            _die(f"{act} {number} sweep {path}")
         plain(store, job)
         if act == "kill:after":
-            _die(f"{act} {number} sweep {job.path}")
+            _die(f"{act} {number} sweep {path}")
 
     module.sweep = sweep
 
 
-def _half_swept(store: Any, job: Any) -> None:
+def _half_swept(store: Any, path: str) -> None:
     """Some files of the work that is about to be removed: nothing says in which order they go."""
     import pyarrow.fs as pafs
 
-    found = store.filesystem.get_file_info(pafs.FileSelector(store.full(job.shards_folder), recursive=True, allow_not_found=True))
+    folder = store.full(f"{path}/work/shards")
+    found = store.filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
     rng = random.Random(_plan["seed"])
-    for path in sorted(info.path for info in found if info.type == pafs.FileType.File):
+    for file in sorted(info.path for info in found if info.type == pafs.FileType.File):
         if rng.random() < 0.5:
-            store.filesystem.delete_file(path)
+            store.filesystem.delete_file(file)
 
 
 # --- rows

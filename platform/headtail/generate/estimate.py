@@ -69,6 +69,7 @@ class Probe(Config):
     setup_s: float = Field(ge=0, description="seconds for all else: cluster, actors, reading, publishing")
     seconds: float = Field(ge=0, description="engine time of the rows that this probe asked itself")
     usd: float = Field(ge=0, description="USD that this probe cost")
+    how: dict[str, Any] = Field({}, description="engine settings that change its pace and no answer: cores, GPUs, rows at a time")
 
 
 class Estimate(Config):

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from headtail.config import Config, build
+from headtail.config import Config, build, result_fields
 from headtail.generate import _ours, chains, generate, survey, sweep
 from headtail.generate.catalog import entries
 from headtail.generate.changes import Change, changes
@@ -88,7 +88,7 @@ def preview(job: Job, probe: int = ROWS) -> Preview:
     compared = scope(job, manifest, probe)
     tally = _compare(compared, [*done, *asks])
     known = _probes(store, job)
-    best, probed = max(known, key=lambda one: one.rows, default=None), tally.probed
+    best, probed = max(known, key=lambda one: (one.how == _how(job), one.rows), default=None), tally.probed
     if tally.sample is not None and tally.sample.num_rows and (best is None or best.rows < tally.sample.num_rows):
         best = _ask(job, tally.sample, known)
         probed += _newly(compared, scope(job, manifest, 0), tally.sample)
@@ -150,6 +150,8 @@ def _notes(job: Job, probe: Probe | None, unrendered: int) -> Iterator[str]:
         yield f"the prompt of {unrendered:,} rows cannot be made: they end as failed without being asked"
     if probe is not None and not job.reuse:
         yield "reuse is off: the probe's answers are not taken over, its rows are asked again"
+    if probe is not None and (moved := {name for name, value in _how(job).items() if probe.how.get(name) != value}):
+        yield f"the probe ran with another {', '.join(sorted(moved))}: time and money are those of then; a larger --probe is timed anew"
     if probe is not None and not probe.pace.steady:
         yield (
             f"the probe was too small for an engine that works on {probe.pace.at_once:,} rows at a time: time and money are upper "
@@ -233,7 +235,7 @@ def _ask(job: Job, sample: pa.Table, known: Sequence[Probe]) -> Probe:
     begun = time.monotonic()
     ledger = generate(mine)
     made = _measure(store, mine, ledger, sample, time.monotonic() - begun)
-    timed = max([*known, made], key=lambda one: one.pace.rows)
+    timed = max([made, *(one for one in known if one.how == made.how)], key=lambda one: one.pace.rows)
     made = made.model_copy(update={"pace": timed.pace, "start_s": timed.start_s, "setup_s": timed.setup_s})
     write_json(store, f"{path}/probe.json", made.model_dump(mode="json"))
     sweep(store, mine)
@@ -270,7 +272,13 @@ def _measure(store: Storage, mine: Job, ledger: Ledger, sample: pa.Table, wall: 
         setup_s=max(0.0, wall - ledger.start_s - ledger.seconds),
         seconds=ledger.seconds,
         usd=usd,
+        how=_how(mine),
     )
+
+
+def _how(job: Job) -> dict[str, Any]:
+    answers = result_fields(job.model)
+    return {name: value for name, value in job.model.model_dump(mode="json").items() if name not in answers and "usd" not in name}
 
 
 def _timeline(store: Storage, mine: Job) -> pa.Table:

@@ -37,7 +37,7 @@ def shown(preview: Preview) -> RenderableType:
     if preview.estimate is not None:
         parts.append(_estimate(preview.estimate, preview.workers))
     elif preview.ask:
-        parts.append(Text(f"{preview.ask:,} rows to ask; no estimate without a probe (--probe 1000)"))
+        parts.append(Text(f"{_rows_text(preview.ask)} to ask; no estimate without a probe (--probe 1000)"))
     parts += [Text(f"note: {note}", style="dim") for note in preview.notes]
     if preview.beyond:
         parts.append(Text(f"over budget: {preview.beyond}", style="bold red"))
@@ -85,7 +85,7 @@ def _estimate(found: Estimate, workers: int) -> RenderableType:
     if found.exact:
         return Text("nothing is left to ask: the probe was all there was (exact)", style="bold")
     most = "at most" if found.at_most else "95 % bounds"
-    title = f"what the {found.rows:,} rows that are left will take"
+    title = f"what is left, {_rows_text(found.rows)}, will take"
     table = Table("", "estimate", most, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name, span, form in _spans(found, workers):
         bounds = f"{form(span.high)}" if found.at_most and name[0] not in "tp" else f"{form(span.low)} to {form(span.high)}"
@@ -99,6 +99,10 @@ def _spans(found: Estimate, workers: int) -> Iterator[tuple[str, Span, Any]]:
     yield "engine time", found.engine_s, duration
     yield f"wall time, {workers} worker{'s' if workers > 1 else ''}", found.wall_s, duration
     yield "money", found.usd, _usd
+
+
+def _rows_text(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
 
 
 def _count(value: float) -> str:

@@ -1,0 +1,5 @@
+"""`python -m headtail.cli`."""
+
+from headtail.cli import main
+
+main()

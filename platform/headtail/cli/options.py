@@ -1,0 +1,51 @@
+"""What every command takes, and how a config comes of it.
+
+In: `--config FILE`, `--set path.to.field=value`, `--root`. Out: a validated config, or the root of a store.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headtail.config import StageConfig, apply_sets, load, read_yaml
+
+# command -> (module that has Config and run, one line of help)
+STAGES: dict[str, tuple[str, str]] = {
+    "world": ("headtail.examples.world", "make an example query log whose right answers are known"),
+    "ingest": ("headtail.querylog", "read a query log: normalise, redact, count; hold out later traffic"),
+    "plan": ("headtail.plan", "draw the line between head and tail; coverage curve; strata"),
+    "precompute": ("headtail.precompute", "answer tables of queries with a teacher or a batch student"),
+    "evaluate": ("headtail.evaluate", "compare answers with people's, by stratum, with intervals"),
+    "curate": ("headtail.curate", "choose the golden rows a student learns from"),
+    "gate": ("headtail.gate", "prove that a student or a generation is good enough, or say what is missing"),
+    "distill": ("headtail.distill", "fine-tune a student on the golden rows"),
+    "publish": ("headtail.publish", "build a cache generation and promote it as the current release"),
+    "replay": ("headtail.replay", "send later traffic to a running server and measure"),
+    "report": ("headtail.report", "write the page people look at"),
+    "loop": ("headtail.loop", "the whole way once round"),
+    "reference": ("headtail.reference", "train the shipped stand-in teacher and students' base from scratch"),
+}
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the stage's fields", metavar="FILE")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="one field over the file's: path.to.field=value (repeatable)", metavar="FIELD=VALUE")
+]
+Root = Annotated[str | None, typer.Option("--root", help="store: a directory or s3://bucket/prefix", metavar="DIR")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the receipt as the last line of stdout, and nothing else there")]
+
+
+def read_config(name: str, file: Path | None, sets: list[str] | None, root: str | None) -> StageConfig:
+    """The validated config of a stage from a file and flags."""
+    kind = importlib.import_module(STAGES[name][0] if name in STAGES else f"headtail.{name}").Config
+    found: StageConfig = load(kind, file, [*(sets or []), *([f"root={root}"] if root else [])])
+    return found
+
+
+def root_of(file: Path | None, sets: list[str] | None, root: str | None) -> str:
+    """The store that these flags name. Any stage's or loop's config file will do: only its `root` is read."""
+    data = apply_sets(read_yaml(file) if file else {}, sets or [])
+    return root or str(data.get("root") or StageConfig().root)

@@ -1,0 +1,112 @@
+"""Commands on a store: look a query up, compare and collect generations, roll back, see what is there, check before it costs.
+
+Each reads only `root` of whatever config it is given.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from headtail.cli.options import AsJson, ConfigFile, Root, Sets, read_config, root_of
+from headtail.progress import console, say
+
+
+def lookup(query: str, config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
+    """Answer one query from the published generation, and say where the answer comes from. Exit code 3 on a miss."""
+    from headtail import release
+    from headtail.storage import open_storage
+
+    found = release.lookup(open_storage(root_of(config, sets, root)), query)
+    print(json.dumps(found, ensure_ascii=False, indent=None if as_json else 2))
+    if not found["cached"]:
+        raise typer.Exit(3)
+
+
+def rollback(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
+    """Make the previous release current again."""
+    from headtail import release
+    from headtail.storage import open_storage
+
+    now = release.rollback(open_storage(root_of(config, sets, root)))
+    say(f"current release: {now.id} (generation {now.generation})")
+    if as_json:
+        print(now.model_dump_json())
+
+
+def diff(
+    before: Annotated[str, typer.Argument(help="a generation's or release's id, `current` or `previous`")],
+    after: Annotated[str, typer.Argument(help="the same")],
+    examples: Annotated[int, typer.Option("--examples", help="queries shown of each kind, the most frequent first")] = 10,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """What changed between two generations: rows added, dropped, changed, with the traffic they stand for."""
+    from headtail import release
+    from headtail.cache.diff import diff_table
+    from headtail.storage import open_storage
+
+    found = release.diff(open_storage(root_of(config, sets, root)), before, after, examples)
+    if as_json:
+        print(found.model_dump_json())
+    else:
+        console.print(diff_table(found))
+
+
+def gc(
+    keep: Annotated[int, typer.Option("--keep", help="releases of the history that stay, the current one included")] = 5,
+    days: Annotated[float, typer.Option("--days", help="generations younger than this many days stay")] = 14,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would go, and its bytes; remove nothing")] = False,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old generations that no kept release needs, and what killed writes left behind."""
+    from headtail import release
+    from headtail.cache.collect import collected_table
+    from headtail.storage import open_storage
+
+    found = release.collect(open_storage(root_of(config, sets, root)), keep, days, dry_run)
+    if as_json:
+        print(found.model_dump_json())
+    else:
+        console.print(collected_table(found))
+
+
+def status(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
+    """What is in a store: the latest run of each station and the current release."""
+    from headtail.status import status as read
+    from headtail.status import status_table
+
+    found = read(root_of(config, sets, root))
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        console.print(status_table(found))
+
+
+def doctor(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
+    """Check versions, device, model, store, token and ports before they cost anything. Takes a loop's config."""
+    from headtail import doctor as checks
+    from headtail import loop
+
+    found = read_config("loop", config, sets, root)
+    assert isinstance(found, loop.Config)
+    results = checks.examine(found)
+    if as_json:
+        print(json.dumps([result.model_dump() for result in results], ensure_ascii=False))
+    else:
+        console.print(checks.table(results))
+    if any(result.status == "bad" for result in results):
+        raise typer.Exit(1)
+
+
+def add(app: typer.Typer) -> None:
+    """These commands."""
+    for command in (lookup, diff, rollback, gc, status, doctor):
+        app.command()(command)
