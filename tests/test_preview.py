@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from conftest import keep
 from headtail import cli, generate, precompute
 from headtail.config import TrackingConfig, build
-from headtail.engines import ModelConfig
+from headtail.engines import Completion, ModelConfig, Request
 from headtail.errors import InputError, LimitReached
 from headtail.generate.catalog import entries
 from headtail.generate.changes import changes, words
@@ -354,15 +354,16 @@ class _Killed(BaseException):
 def _killed(act: Callable[[], object], after: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from headtail.engines.null import NullEngine
 
-    plain, answered = NullEngine._answer, iter(range(after))
+    plain, answered = NullEngine.generate, iter(range(after))
 
-    def counted(self: NullEngine, row: int, text: str) -> Any:
-        if next(answered, None) is None:
-            raise _Killed
-        return plain(self, row, text)
+    def counted(self: NullEngine, requests: Iterable[Request]) -> Iterator[Completion]:
+        for completion in plain(self, requests):
+            if next(answered, None) is None:
+                raise _Killed
+            yield completion
 
     with monkeypatch.context() as patch:
-        patch.setattr(NullEngine, "_answer", counted)
+        patch.setattr(NullEngine, "generate", counted)
         with pytest.raises(_Killed):
             act()
 

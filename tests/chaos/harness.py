@@ -185,7 +185,7 @@ class Harness:
     def _more(self, tally: Tally) -> bool:
         """Until the budget is spent, and where it suffices to meet every commit point, until each was met."""
         every = self.lab.points.get(tally.kind.s3, [])
-        missed = tally.kind.do is kinds.commit and tally.budget >= len(every) > len(self.lab.hit[tally.kind.s3])
+        missed = tally.kind.do is kinds.commit and tally.budget >= len(every) > tally.jobs  # job i dies at point i
         return tally.struck < tally.budget or missed
 
     def _one(self, tally: Tally, number: int, left: int) -> None:

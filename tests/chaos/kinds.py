@@ -46,14 +46,12 @@ def commit(bench: Bench, left: int) -> None:
     """SIGKILL at a commit: job i dies first at point i, so that enough jobs meet every point; then at random ones."""
     every = points(bench)
     small(bench, failing=1.0)
-    if bench.number < len(every):
-        number, moment = every[bench.number]
-        bench.lab.hit[bench.s3].add((number, moment))
-    else:
-        number, moment = bench.rng.choice(every)
+    number, moment = every[bench.number] if bench.number < len(every) else bench.rng.choice(every)
     run = "run0000"
     code = bench.go({number: moment}, run)
-    if code >= 0 and bench.number < len(every):
+    if code < 0:
+        bench.lab.hit[bench.s3].add((number, moment))
+    elif number <= len(bench.commits()):
         bench.fault(f"was to die at commit {number} ({moment}), ended with {code}")
     kills = int(code < 0)
     while code != DONE and kills < left and bench.rng.random() < 0.6:

@@ -124,4 +124,4 @@ def open_engine(config: ModelConfig, path: str, schema: dict[str, Any] | None, s
         return OpenAIEngine(config, path, schema, sampling)
     from headtail.engines.null import NullEngine
 
-    return NullEngine(schema, path)
+    return NullEngine(schema, path, int(sampling.get("n", 1)))

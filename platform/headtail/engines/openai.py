@@ -1,45 +1,57 @@
-"""Any OpenAI-compatible endpoint: messages in, completions out, a bounded number of requests in flight.
+"""Any OpenAI-compatible endpoint: messages in, completions out, as many requests at once as the endpoint bears.
 
 In: Requests. Out: Completions. 429, 5xx, timeouts and broken connections are tried again here, as late as Retry-After
-asks, and are `transient` when they do not stop; other 4xx are final for the row; a refused key or an unknown model ends
-the job. A body that is not a chat completion is never an answer. The key comes from $OPENAI_API_KEY and is told to nobody.
+asks, and are `transient` when they do not stop; other 4xx are final for the row; a refused key, an empty account or an
+unknown model ends the job. A body that is not a chat completion is never an answer. The key comes from $OPENAI_API_KEY
+and is told to nobody. How fast requests leave is pace.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import email.utils
+import math
 import os
 import queue
 import random
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
 from headtail.engines import Completion, ModelConfig, Request
+from headtail.engines.pace import Pace
 from headtail.errors import ConfigError, EngineError
 
 TRIES = 5  # of one request before its row is failed (transient) and left to the next attempt
 BACKOFF_S = 0.5  # before the second try; doubles, with jitter
 LONGEST_WAIT_S = 60.0  # a longer Retry-After counts as this
+FORBIDDEN = 8  # rows answered with 403, and none with anything better, after which it is the key and not the rows
+_PUSHED = (429, 503, 529)
+_UNPAID = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")  # a 429 that no waiting mends
+_CHARS_PER_TOKEN = 4  # of a prompt, until the endpoint says how many it was
 _KEY = "OPENAI_API_KEY"
 
 
 class OpenAIEngine:
-    """Requests to `config.base_url`, `config.concurrency` at a time, from one background thread."""
+    """Requests to `config.base_url`, at most `config.concurrency` at a time, from one background thread."""
 
     def __init__(self, config: ModelConfig, model: str, schema: dict[str, Any] | None, sampling: dict[str, Any]) -> None:
         check_url(config.base_url)
         self._config, self._model = config, model
         self._url = config.base_url.rstrip("/") + "/chat/completions"
         self._body = {"model": model, **_sampling(sampling), "logprobs": True}
+        self._samples = int(sampling.get("n", 1))
+        self._most_tokens = int(sampling["max_tokens"]) * self._samples
         if schema is not None:
             self._body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
-        self._resume_at = 0.0  # no request leaves before this (monotonic seconds): Retry-After holds for all of us
+        self._pace = Pace(config.concurrency, config.requests_per_minute, config.tokens_per_minute)
+        self._line, self._came_back = asyncio.Lock(), asyncio.Event()
+        self._answered = self._forbidden = 0
         self._fatal: EngineError | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
@@ -61,8 +73,14 @@ class OpenAIEngine:
             "base_url": self._config.base_url,
             "model": self._model,
             "concurrency": self._config.concurrency,
+            "concurrency_now": int(self._pace.limit),
+            "requests_sent": self._pace.sent,
+            "requests_pushed_back": self._pace.pushes,
+            "requests_per_minute": self._config.requests_per_minute,
+            "tokens_per_minute": self._config.tokens_per_minute,
             "request_timeout_s": self._config.request_timeout_s,
             "tries": TRIES,
+            "samples": self._samples,
         }
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
@@ -101,44 +119,76 @@ class OpenAIEngine:
         arrived.put(completion)
 
     async def _tried(self, request: Request) -> Completion:
-        problem = ""
+        made = Completion(request.id)
         for attempt in range(TRIES):
-            await self._wait_for_turn()
-            try:
-                sent = self._client.post(self._url, json={**self._body, "messages": list(request.messages)})
-                response = await asyncio.wait_for(sent, self._config.request_timeout_s)  # httpx alone restarts its clock at every byte
-            except (TimeoutError, httpx.TimeoutException):
-                problem = f"no answer within {self._config.request_timeout_s:g} s"
-            except httpx.TransportError as error:
-                problem = f"no connection: {type(error).__name__}: {self._clean(str(error))}"
-            else:
-                made = self._read(request.id, response)
-                if not (made.error and made.transient):
-                    return made
-                problem = made.error
-                if asked := retry_after(response.headers.get("retry-after", ""), time.time()):
-                    self._resume_at = max(self._resume_at, time.monotonic() + min(asked, LONGEST_WAIT_S))
+            made = await self._once(request)
+            if not (made.error and made.transient):
+                return made
             if attempt + 1 < TRIES:
                 await asyncio.sleep(BACKOFF_S * 2**attempt * (0.5 + random.random()))
-        return Completion(request.id, finish_reason="error", error=f"{problem} ({TRIES} tries)", transient=True)
+        return replace(made, error=f"{made.error} ({TRIES} tries)")
 
-    async def _wait_for_turn(self) -> None:
-        while (left := self._resume_at - time.monotonic()) > 0:
-            await asyncio.sleep(left)
+    async def _once(self, request: Request) -> Completion:
+        """One try, when it is its turn."""
+        tokens = sum(len(message["content"]) for message in request.messages) // _CHARS_PER_TOKEN + self._most_tokens
+        await self._turn(tokens)
+        left, pushed, used = time.monotonic(), False, tokens
+        try:
+            sent = self._client.post(self._url, json={**self._body, "messages": list(request.messages)})
+            response = await asyncio.wait_for(sent, self._config.request_timeout_s)  # httpx alone restarts its clock at every byte
+            pushed = response.status_code in _PUSHED
+            if asked := retry_after(response.headers.get("retry-after", ""), time.time()):
+                self._pace.pause(time.monotonic() + min(asked, LONGEST_WAIT_S))
+            made = self._read(request.id, response)
+            if not made.error:
+                used = made.tokens_in + made.tokens_out + sum(sample.tokens_out for sample in made.samples)
+            return made
+        except (TimeoutError, httpx.TimeoutException):
+            pushed = True
+            return _later(request.id, f"no answer within {self._config.request_timeout_s:g} s")
+        except httpx.TransportError as error:
+            pushed = True
+            return _later(request.id, f"no connection: {type(error).__name__}: {self._clean(str(error))}")
+        finally:
+            self._pace.back(time.monotonic(), left, pushed, tokens - used)
+            self._came_back.set()
+
+    async def _turn(self, tokens: int) -> None:
+        """Wait, in line, until the pace lets a request leave, and let it leave."""
+        async with self._line:
+            while wait := self._pace.wait(time.monotonic()):
+                self._came_back.clear()
+                try:
+                    await asyncio.wait_for(self._came_back.wait(), wait if math.isfinite(wait) else None)
+                except TimeoutError:
+                    continue
+            self._pace.leave(tokens)
 
     def _read(self, row: int, response: httpx.Response) -> Completion:
         status = response.status_code
-        if status in (401, 404):
-            fix = f"set ${_KEY} to a valid key" if status == 401 else "check model.base_url (it ends in /v1) and model.model"
-            raise EngineError(f"the endpoint answered {status}: {self._excerpt(response)}", where=self._url, fix=fix)
+        self._end_when_all_is_lost(response)
         if status != 200:
             transient = status in (408, 409, 425, 429) or status >= 500
             return Completion(row, finish_reason="error", error=f"HTTP {status}: {self._excerpt(response)}", transient=transient)
         try:
-            return completion_of(row, response.json())
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            said = f"HTTP 200, but not a chat completion: {self._excerpt(response)}"
-            return Completion(row, finish_reason="error", error=said, transient=True)
+            made = completion_of(row, response.json(), self._samples)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            return _later(row, f"HTTP 200, but not a chat completion ({type(error).__name__}: {error}): {self._excerpt(response)}")
+        self._answered += not made.error
+        return made
+
+    def _end_when_all_is_lost(self, response: httpx.Response) -> None:
+        """EngineError for what no other row would fare better with: the key, the account, the model."""
+        status, fix = response.status_code, ""
+        self._forbidden += status == 403
+        if status == 401 or (status == 403 and not self._answered and self._forbidden >= FORBIDDEN):
+            fix = f"set ${_KEY} to a valid key that may use this model"
+        elif status == 404:
+            fix = "check model.base_url (it ends in /v1) and model.model"
+        elif status == 402 or (status == 429 and any(code in response.text[:2000] for code in _UNPAID)):
+            fix = "the account behind the key has no money or quota left; finished rows are kept, run again when it has"
+        if fix:
+            raise EngineError(f"the endpoint answered {status}: {self._excerpt(response)}", where=self._url, fix=fix)
 
     def _excerpt(self, response: httpx.Response) -> str:
         return self._clean(" ".join(response.text[:400].split()))[:200]
@@ -168,7 +218,12 @@ def check_url(url: str) -> None:
 
 def _sampling(sampling: dict[str, Any]) -> dict[str, Any]:
     found = {name: sampling[name] for name in ("temperature", "top_p", "max_tokens")}
-    return found if sampling.get("seed") is None else {**found, "seed": sampling["seed"]}
+    found |= {} if sampling.get("seed") is None else {"seed": sampling["seed"]}
+    return found | ({"n": sampling["n"]} if sampling.get("n", 1) > 1 else {})
+
+
+def _later(row: int, problem: str) -> Completion:
+    return Completion(row, finish_reason="error", error=problem, transient=True)
 
 
 def retry_after(header: str, now: float) -> float:
@@ -183,13 +238,24 @@ def retry_after(header: str, now: float) -> float:
         return 0.0
 
 
-def completion_of(row: int, body: Any) -> Completion:
-    """The Completion in a chat-completions body. Raises KeyError, TypeError or ValueError when it is something else."""
+def completion_of(row: int, body: Any, samples: int = 1) -> Completion:
+    """The Completion in a chat-completions body of `samples` choices. KeyError, TypeError or ValueError when it is something else."""
     if not isinstance(body, dict) or body.get("error"):
         raise ValueError("an error body")
-    choice = body["choices"][0]
-    message, usage = choice["message"], body.get("usage") or {}
-    refused = bool(message.get("refusal"))
+    choices = sorted(body["choices"], key=lambda choice: int(choice.get("index") or 0))
+    if choices and len(choices) != samples:  # it knows no `n`: asking again would not help
+        return Completion(row, finish_reason="error", error=f"the endpoint gave {len(choices)} samples, not the {samples} asked for")
+    usage = body.get("usage") or {}
+    tokens_in, tokens_out = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+    first, *others = (_choice(row, choice, tokens_out // samples) for choice in choices)
+    cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+    rest = tokens_out - sum(other.tokens_out for other in others)  # all that the usage says is counted once
+    return replace(first, tokens_in=tokens_in, tokens_cached=cached, tokens_out=max(0, rest), samples=tuple(others))
+
+
+def _choice(row: int, choice: dict[str, Any], tokens_out: int) -> Completion:
+    """One sample. `tokens_out` is for when its tokens are not listed."""
+    message, refused = choice["message"], bool(choice["message"].get("refusal"))
     text = message.get("refusal") if refused else message["content"]
     if text is None and choice["finish_reason"] != "content_filter":
         raise ValueError("no content")
@@ -198,8 +264,7 @@ def completion_of(row: int, body: Any) -> Completion:
         id=row,
         text=str(text or ""),
         finish_reason="content_filter" if refused else str(choice["finish_reason"]),
-        tokens_in=int(usage.get("prompt_tokens") or 0),
-        tokens_out=int(usage.get("completion_tokens") or 0),
+        tokens_out=len(tokens) or tokens_out,
         token_texts=() if refused else tuple(str(token["token"]) for token in tokens),
         token_logprobs=() if refused else tuple(float(token["logprob"]) for token in tokens),
     )

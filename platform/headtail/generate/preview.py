@@ -7,28 +7,25 @@ Without a probe no engine starts. Decides nothing; `compare` says why a row is a
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from headtail.config import Config, build, result_fields
-from headtail.generate import _ours, chains, generate, survey, sweep
-from headtail.generate.catalog import entries
+from headtail.config import Config
+from headtail.generate import _ours, chains, survey
 from headtail.generate.changes import Change, changes
-from headtail.generate.compare import KINDS, RESUMED, Comparison, Scope, Tally, probes_of, scope
-from headtail.generate.estimate import Estimate, Probe, beyond, estimate, moments, pace
-from headtail.generate.job import Job, Journal, ShardReceipt, Table
+from headtail.generate.compare import KINDS, RESUMED, Comparison, Scope, Tally, scope
+from headtail.generate.estimate import Estimate, Probe, beyond, estimate
+from headtail.generate.job import Job, ShardReceipt
 from headtail.generate.ledger import Ledger
 from headtail.generate.prepare import prepare
+from headtail.generate.probe import ask, how, probes
 from headtail.generate.worker import Ask
-from headtail.keys import fingerprint
-from headtail.progress import bar, say
-from headtail.storage import Storage, open_storage, read_json, read_table, write_json, write_table
+from headtail.progress import bar
+from headtail.storage import open_storage, write_json
 
 ROWS = 1000  # of a probe, where nobody says otherwise
 IN_PROCESS_ROWS = 200_000  # fewer are compared here, in some ten seconds; a cluster would take longer to start
@@ -87,10 +84,10 @@ def preview(job: Job, probe: int = ROWS) -> Preview:
     done, asks = survey(job, store, manifest)
     compared = scope(job, manifest, probe)
     tally = _compare(compared, [*done, *asks])
-    known = _probes(store, job)
-    best, probed = max(known, key=lambda one: (one.how == _how(job), one.rows), default=None), tally.probed
+    known = probes(store, job)
+    best, probed = max(known, key=lambda one: (one.how == how(job), one.rows), default=None), tally.probed
     if tally.sample is not None and tally.sample.num_rows and (best is None or best.rows < tally.sample.num_rows):
-        best = _ask(job, tally.sample, known)
+        best = ask(job, tally.sample, known)
         probed += _newly(compared, scope(job, manifest, 0), tally.sample)
     left = tally.asked - probed
     found = None
@@ -150,7 +147,7 @@ def _notes(job: Job, probe: Probe | None, unrendered: int) -> Iterator[str]:
         yield f"the prompt of {unrendered:,} rows cannot be made: they end as failed without being asked"
     if probe is not None and not job.reuse:
         yield "reuse is off: the probe's answers are not taken over, its rows are asked again"
-    if probe is not None and (moved := {name for name, value in _how(job).items() if probe.how.get(name) != value}):
+    if probe is not None and (moved := {name for name, value in how(job).items() if probe.how.get(name) != value}):
         yield f"the probe ran with another {', '.join(sorted(moved))}: time and money are those of then; a larger --probe is timed anew"
     if probe is not None and not probe.pace.steady:
         yield (
@@ -206,95 +203,10 @@ def _on_cluster(compared: Scope, items: _Items) -> Iterator[Tally]:
                 raise _ours(error) from error
 
 
-# --- probing
-
-
-def _probes(store: Storage, job: Job) -> list[Probe]:
-    """Probes of this job that came to their end."""
-    mine = [entry.path for entry in entries(store) if entry.path.startswith(probes_of(job.path))]
-    there = [path for path in (f"{path}/probe.json" for path in mine) if store.exists(path)]
-    return [build(Probe, read_json(store, path), where=store.uri(path)) for path in there]
-
-
 def _newly(before: Scope, now: Scope, sample: pa.Table) -> int:
     """Rows of a sample that a probe has answered just now."""
     pairs = set(zip(sample["query_key"].to_pylist(), sample["answer_key"].to_pylist(), strict=True))
     return len(pairs & now.probed - before.probed)
-
-
-def _ask(job: Job, sample: pa.Table, known: Sequence[Probe]) -> Probe:
-    """Have the rows of a sample answered by one engine, as a job of their own whose answers any job may take over."""
-    store = open_storage(job.root)
-    path = f"{probes_of(job.path)}{fingerprint([key.hex() for key in sample['answer_key'].to_pylist()])[:16]}"
-    if not store.exists(f"{path}/input.parquet"):
-        write_table(store, f"{path}/input.parquet", sample.drop_columns(["answer_key", "draw"]))
-    table = Table(f"{path}/input.parquet", "probe")
-    limits = dataclasses.replace(job.limits, workers=1)
-    mine = dataclasses.replace(job, path=path, tables=(table,), workers=1, shards=1, reuse=True, limits=limits)
-    say(f"  probe: {sample.num_rows:,} rows are asked to learn what the others will take")
-    begun = time.monotonic()
-    ledger = generate(mine)
-    made = _measure(store, mine, ledger, sample, time.monotonic() - begun)
-    timed = max([made, *(one for one in known if one.how == made.how)], key=lambda one: one.pace.rows)
-    made = made.model_copy(update={"pace": timed.pace, "start_s": timed.start_s, "setup_s": timed.setup_s})
-    write_json(store, f"{path}/probe.json", made.model_dump(mode="json"))
-    sweep(store, mine)
-    return made
-
-
-def _measure(store: Storage, mine: Job, ledger: Ledger, sample: pa.Table, wall: float) -> Probe:
-    """What a probe that is done says: from its answers, and from its journal, which has them in the order they were finished."""
-    answers = read_table(store, ledger.shards[0].answers.path, ["tokens_in", "tokens_out", "seconds"])
-    work = 1.0 + np.asarray(answers["tokens_out"], np.float64)
-    order = _timeline(store, mine)
-    spent = ledger.seconds or float(np.asarray(answers["seconds"], np.float64).sum())
-    if order.num_rows:
-        place = {key: at for at, key in enumerate(sample["answer_key"].to_pylist())}
-        places = np.array([place[key] for key in order["answer_key"].to_pylist()], np.int64)
-        samples = max(1, mine.task.file.sampling.n)
-        slots = int(ledger.engine.get("max_num_seqs") or ledger.engine.get("concurrency") or 1)
-        timed = np.asarray(order["seconds"], np.float64), 1.0 + np.asarray(order["tokens_out"], np.float64)
-        found = pace(np.argsort(np.argsort(places)), *timed, max(1, slots // samples), spent)
-    else:  # nothing was asked now: an earlier probe that was cut short had asked every row
-        found = pace(np.arange(len(work)), np.asarray(answers["seconds"], np.float64), work, len(work), spent)
-    told = mine.limits
-    usd = (ledger.seconds + ledger.start_s) / 3600 * told.usd_per_hour
-    usd += told.tokens_usd(ledger.tokens_in - ledger.reused_tokens_in, ledger.tokens_out - ledger.reused_tokens_out)
-    return Probe(
-        path=mine.path,
-        rows=ledger.rows,
-        states=ledger.states,
-        tokens_in=moments(answers["tokens_in"]),
-        tokens_out=moments(answers["tokens_out"]),
-        work=moments(work),
-        pace=found,
-        start_s=ledger.start_s,
-        setup_s=max(0.0, wall - ledger.start_s - ledger.seconds),
-        seconds=ledger.seconds,
-        usd=usd,
-        how=_how(mine),
-    )
-
-
-def _how(job: Job) -> dict[str, Any]:
-    answers = result_fields(job.model)
-    return {name: value for name, value in job.model.model_dump(mode="json").items() if name not in answers and "usd" not in name}
-
-
-def _timeline(store: Storage, mine: Job) -> pa.Table:
-    """Rows of a probe's longest run in the order they were finished."""
-    columns = ["answer_key", "seconds", "tokens_out"]
-    empty = pa.table({name: pa.array([], mine.schema.field(name).type) for name in columns})
-    if not store.exists(mine.journal_path(0)):
-        return empty
-    journal = build(Journal, read_json(store, mine.journal_path(0)), where=mine.path)
-    runs: dict[str, list[pa.Table]] = {}
-    for ref, run in zip(journal.segments, journal.runs, strict=True):
-        runs.setdefault(run, []).append(read_table(store, ref.path, columns))
-    return max((pa.concat_tables(tables) for tables in runs.values()), key=len, default=empty)
-
-
-# --- afterwards
 
 
 def kept(planned: Preview, ledger: Ledger, wall_s: float) -> dict[str, Any]:
