@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
 import pytest
 
 from headtail import keys
-from headtail.engines import Completion, ModelConfig
+from headtail.engines import Completion, ModelConfig, Request
 from headtail.generate import Job, Table, survey
 from headtail.generate.catalog import register
 from headtail.generate.ledger import Ledger, settle_up
@@ -92,17 +92,18 @@ def interrupted(job: Job, after: int, run: str, monkeypatch: pytest.MonkeyPatch)
     from headtail.engines.null import NullEngine
 
     answered = 0
-    plain = NullEngine._answer
+    plain = NullEngine.generate
 
-    def counted(self: NullEngine, row: int, text: str) -> Completion:
+    def counted(self: NullEngine, requests: Iterable[Request]) -> Iterator[Completion]:
         nonlocal answered
-        if answered == after:
-            raise _Killed
-        answered += 1
-        return plain(self, row, text)
+        for completion in plain(self, requests):
+            if answered == after:
+                raise _Killed
+            answered += 1
+            yield completion
 
     with monkeypatch.context() as patch:
-        patch.setattr(NullEngine, "_answer", counted)
+        patch.setattr(NullEngine, "generate", counted)
         with contextlib.suppress(_Killed):
             run_here(job, run)
     return answered

@@ -1,20 +1,26 @@
-"""Engines: null, OpenAI-compatible HTTP against a server that misbehaves on purpose, grammars, and real vLLM on the CPU."""
+"""Engines: the null engine, grammars, prompts made into ids ahead, rows and samples under way, and how full an engine was."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headtail.engines import Request, grammar
-from headtail.engines.null import NullEngine
+from headtail.engines.flight import Flight
+from headtail.engines.load import Load
+from headtail.engines.null import NullEngine, answerer, minimal
+from headtail.engines.tokens import AHEAD, BATCH, Ahead
 from headtail.errors import ConfigError
 from headtail.task import Task, load_task
-
-SAMPLING = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 120, "seed": None}
 
 
 def requests(*texts: str) -> list[Request]:
@@ -40,6 +46,47 @@ def test_null_answers_are_valid_and_echo_their_own_row(name: str) -> None:
 def test_null_takes_no_unknown_option() -> None:
     with pytest.raises(ConfigError, match="unknown option"):
         NullEngine(None, "null:speed=9")
+
+
+@pytest.mark.parametrize("option", ["delay_us=-1", "delay_us=1.5", "start_s=x", "start_s=1.2.3", "faults=1", "log", "hang"])
+def test_null_options_are_checked(option: str) -> None:
+    with pytest.raises(ConfigError, match="unknown option"):
+        NullEngine(None, f"null:{option}")
+
+
+@pytest.mark.parametrize("micros", [20, 300, 2500])
+def test_null_takes_as_long_as_it_is_told_in_the_mean(micros: int) -> None:
+    count = 60_000 // micros
+    asked = requests(*["x"] * count)
+    started = time.monotonic()
+    assert sum(1 for _ in NullEngine(None, f"null:delay_us={micros}").generate(asked)) == count
+    assert 0.05 <= time.monotonic() - started <= 0.2
+
+
+def test_null_gives_as_many_samples_as_asked(segmentation: Task) -> None:
+    (made,) = NullEngine(segmentation.schema, "null", samples=3).generate(requests("thai food"))
+    assert [sample.text for sample in made.samples] == [made.text] * 2
+    assert (made.tokens_in, [sample.tokens_in for sample in made.samples]) == (2, [0, 0])
+
+
+def test_null_what_is_made_once_is_what_is_made_anew() -> None:
+    schema: dict[str, Any] = {
+        "$defs": {"name": {"type": "string", "minLength": 3, "maxLength": 8}},
+        "type": "object",
+        "properties": {
+            "a": {"$ref": "#/$defs/name"},
+            "none": {"type": "string", "maxLength": 0},
+            "list": {"type": "array", "minItems": 2, "items": {"type": "string", "maxLength": 5}},
+            "n": {"type": "integer", "minimum": 4},
+            "kind": {"enum": ["x", "y"]},
+            "maybe": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
+        },
+    }
+    answer = answerer(schema)
+    for text in ("", "ab", 'say "hi" \\ \n now', "é\x00ü free text \x00"):
+        assert json.loads(answer(text)) == minimal(schema, schema, text)
+    wanted = {"a": "cdefghij", "none": "", "list": ["fghij", "fghij"], "n": 4, "kind": "x", "maybe": False}
+    assert json.loads(answer("abcdefghij")) == wanted
 
 
 def test_null_faults_only_when_asked() -> None:
@@ -112,3 +159,116 @@ def test_a_bound_that_the_token_limit_implies_goes_and_a_tighter_one_stays() -> 
 def test_a_schema_that_is_no_grammar_says_so() -> None:
     with pytest.raises(ConfigError, match="cannot be turned into a grammar"):
         grammar.check({"type": "string", "pattern": "["}, "task.yaml answer")
+
+
+# --- prompts made into ids ahead
+
+
+@pytest.fixture(scope="module")
+def tokenizer(teacher_path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(teacher_path)
+
+
+def test_ids_made_in_batches_are_those_made_one_by_one(tokenizer: Any, segmentation: Task) -> None:
+    queries = ["thai food", "x" * 300, "", 'a "quoted" \\ thing', "größe 中文 🍕", "<|end|> <|user|>", *(f"pizza {i}" for i in range(150))]
+    chats = [segmentation.messages(query, {"businesses": ["a & b"]} if i % 2 else None) for i, query in enumerate(queries)]
+    alone = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False) for chat in chats]
+    with Ahead(tokenizer, (Request(i, chat) for i, chat in enumerate(chats))) as ahead:
+        found = []
+        while ahead.more:
+            if made := ahead.take(wait=True):
+                found.append(made)
+    assert [(request.id, ids, problem) for request, ids, problem in found] == [(i, ids, "") for i, ids in enumerate(alone)]
+    assert ahead.take(wait=True) is None
+
+
+def test_a_row_that_the_template_refuses_is_the_only_one_that_lacks_ids(tokenizer: Any, segmentation: Task) -> None:
+    asked = [Request(i, segmentation.messages(f"query {i}")) for i in range(10)]
+    asked[3] = Request(3, [{"nonsense": "x"}])
+    with Ahead(tokenizer, asked) as ahead:
+        found = [made for _ in range(10) if (made := ahead.take(wait=True))]
+    assert [bool(problem) for _, _, problem in found] == [i == 3 for i in range(10)]
+    assert [bool(ids) for _, ids, _ in found] == [i != 3 for i in range(10)]
+
+
+def test_rows_are_not_pulled_far_ahead(tokenizer: Any, segmentation: Task) -> None:
+    pulled: list[int] = []
+
+    def source() -> Iterator[Request]:
+        for i in range(5000):
+            pulled.append(i)
+            yield Request(i, segmentation.messages("x"))
+
+    with Ahead(tokenizer, source()) as ahead:
+        ahead.take(wait=True)
+        assert len(pulled) <= (AHEAD + 1) * BATCH
+
+
+# --- rows and samples under way
+
+
+def said(name: str, *ids: int, reason: str | None = None, cached: int | None = None) -> Any:
+    """What a core says of a sample after a step."""
+    logprobs = SimpleNamespace(logprobs=np.full((len(ids), 1), -0.25, dtype=np.float32))
+    stats = None if cached is None else SimpleNamespace(num_cached_tokens=cached)
+    return SimpleNamespace(request_id=name, new_token_ids=list(ids), new_logprobs=logprobs, prefill_stats=stats, finish_reason=reason)
+
+
+def test_a_row_is_whole_when_its_last_sample_is(tokenizer: Any) -> None:
+    end = tokenizer.eos_token_id
+    one, two = tokenizer("thai", add_special_tokens=False)["input_ids"], tokenizer("food", add_special_tokens=False)["input_ids"]
+    flight = Flight(tokenizer, samples=2, ends=frozenset({end}))
+    first, second = flight.add(7, tokens_in=40)
+    flight.add(8, tokens_in=9)
+    assert (len(flight), 7 in flight, 9 in flight) == (4, True, False)
+    assert not list(flight.take([said(second, *two, cached=32), said(first, *one, cached=16), said("gone/0", 1)]))
+    assert not list(flight.take([said(second, end, reason="stop")]))
+    (row,) = flight.take([said(first, reason="length")])
+    made = flight.completion(row)
+    assert (made.id, made.text, made.finish_reason, made.error) == (7, "thai", "length", "")
+    assert (made.tokens_in, made.tokens_cached, made.tokens_out) == (40, 16, len(one))
+    (sample,) = made.samples
+    assert (sample.text, sample.finish_reason) == ("food", "stop")
+    assert (sample.tokens_in, sample.tokens_cached, sample.tokens_out) == (0, 0, len(two) + 1)
+    assert len(sample.token_texts) == len(sample.token_logprobs) == sample.tokens_out
+    assert sample.token_logprobs[0] == -0.25
+    assert (len(flight), 7 in flight) == (2, False)
+
+
+def test_a_token_that_ends_an_answer_is_no_part_of_it_even_when_it_is_plain_text(tokenizer: Any) -> None:
+    (end,) = tokenizer("!", add_special_tokens=False)["input_ids"]
+    flight = Flight(tokenizer, samples=1, ends=frozenset({end}))
+    (name,) = flight.add(1, 3)
+    (row,) = flight.take([said(name, *tokenizer("ok", add_special_tokens=False)["input_ids"], end, reason="stop")])
+    assert flight.completion(row).text == "ok"
+
+
+def test_what_an_engine_gives_up_is_to_be_asked_again(tokenizer: Any) -> None:
+    flight = Flight(tokenizer, samples=1, ends=frozenset())
+    (name,) = flight.add(1, 3)
+    (row,) = flight.take([said(name, reason="abort")])
+    made = flight.completion(row)
+    assert "abort" in made.error
+    assert made.transient
+
+
+# --- how full an engine was
+
+
+def test_occupancy_is_rows_over_places_weighted_by_time() -> None:
+    load = Load(slots=100)
+    load.step(rows=100, seconds=3.0, core_seconds=2.0, fed=True)
+    load.step(rows=20, seconds=1.0, core_seconds=1.0, fed=False)
+    load.row(prompt_tokens=50, cached_tokens=32)
+    load.row(prompt_tokens=50, cached_tokens=0)
+    assert load.figures() == {
+        "steps": 2,
+        "engine_rows": 2,
+        "occupancy": 0.8,
+        "occupancy_fed": 1.0,
+        "core_share": 0.75,
+        "prefix_hit_rate": 0.32,
+    }
+    assert Load(slots=4).figures()["occupancy"] == 0.0

@@ -87,7 +87,8 @@ def test_one_round_of_push_backs_counts_once() -> None:
 
 @pytest.mark.parametrize("rate", [1, 2, 7, 60, 599, 6000, 60000])
 def test_no_minute_has_more_than_its_limit(rate: int) -> None:
-    bucket, now, times = Bucket(rate), 0.0, []
+    bucket, now = Bucket(rate), 0.0
+    times: list[float] = []
     while now < 150 and len(times) < 200_000:
         if wait := bucket.wait(now):
             now += wait

@@ -14,7 +14,7 @@ import os
 import queue
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,7 @@ class VllmEngine:
             **self.load.figures(),
         }
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request]) -> Generator[Completion]:
         """Completions as they finish. Pulls requests so that the engine always has some waiting."""
         flight = Flight(self._tokenizer, len(self._params), self._ends)
         try:
@@ -240,6 +240,10 @@ class VllmEngine:
             if isinstance(found, Exception):
                 raise found
             return found.outputs
+
+    def core_pids(self) -> list[int]:
+        """Processes of the engine's core; none when it is in this one."""
+        return [process.pid for process in self._core.resources.engine_manager.processes] if self.apart else []
 
     def close(self) -> None:
         self._core.shutdown()

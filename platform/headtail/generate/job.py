@@ -104,6 +104,8 @@ class Journal(Config):
     runs: tuple[str, ...] = Field((), description="which run of the job wrote each segment")
     strikes: int = Field(0, ge=0, description="how often the shard was begun since rows were last flushed")
     passed: int = Field(0, ge=0, description="rows flushed in a narrow window")
+    suspect: str = Field("", description="answer_key of the row that was being asked alone when the engine last died")
+    deaths: int = Field(0, ge=0, description="how often in a row that was the same one")
     culprits: int = Field(0, ge=0, description="rows that were found to kill the engine")
     seconds: float = Field(0.0, ge=0, description="engine time so far")
 

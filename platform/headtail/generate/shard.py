@@ -31,8 +31,9 @@ from headtail.rows import State
 from headtail.storage import FileRef, Storage, put, read_json, read_table
 
 # Rows asked at a time, by how often this shard was begun without a flush since: all of them twice (a machine may simply
-# have been taken away), then fewer and fewer, so that a row that kills its engine is soon alone; twice, before it is blamed.
-WINDOWS = (0, 0, 64, 8, 1, 1)  # 0: no limit
+# have been taken away), then fewer and fewer, so that a row that kills its engine is soon alone.
+WINDOWS = (0, 0, 64, 8, 1)  # 0: no limit
+DEATHS_ALONE = 2  # with the same row being asked alone, before it is blamed: one may be a machine that was taken away
 PASSED_ENOUGH = 4096  # rows gone through in a narrow window after which the shard is trusted again
 MOST_CULPRITS = 10  # rows of one shard that may kill an engine before the job gives up
 _LISTED = 5  # reasons and sample rows named in receipts and errors
@@ -151,8 +152,13 @@ class Shard:
 
     def begin(self) -> None:
         """Write down, before any row is asked, that the shard is begun once more."""
-        self.journal = self.journal.model_copy(update={"strikes": self.journal.strikes + 1})
-        if self.journal.strikes > len(WINDOWS) and self.todo:
+        was = self.journal
+        update: dict[str, Any] = {"strikes": was.strikes + 1}
+        if was.strikes >= len(WINDOWS) and self.todo:  # rows were asked one by one: the first open one was with the engine
+            first = self.wanted.pairs[self.todo[0]][1].hex()
+            update |= {"suspect": first, "deaths": was.deaths + 1 if was.suspect == first else 1}
+        self.journal = was.model_copy(update=update)
+        if self.journal.deaths >= DEATHS_ALONE:
             self._accuse()
         self._write_journal()
         for row in [row for row in self.todo if row in self.wanted.unrendered]:
@@ -168,7 +174,7 @@ class Shard:
             raise EngineError(said, where=self.job.path, value=self.wanted.table["query"][row].as_py(), fix=fix)
         reason = "the engine died or hung on this row each time, last when it was asked alone"
         self.settle(row, Outcome(State.FAILED, None, None, reason, None), Completion(row, finish_reason="error"))
-        self.journal = self.journal.model_copy(update={"culprits": culprits, "strikes": 1, "passed": 0})
+        self.journal = self.journal.model_copy(update={"culprits": culprits, "strikes": 1, "passed": 0, "suspect": "", "deaths": 0})
         self.flush()
 
     # --- taking outcomes
@@ -198,7 +204,7 @@ class Shard:
             if self.window:
                 update["passed"] = was.passed + count
             if not broken and (not self.window or was.passed + count >= PASSED_ENOUGH):
-                update |= {"strikes": min(1, was.strikes), "passed": 0}
+                update |= {"strikes": min(1, was.strikes), "passed": 0, "suspect": "", "deaths": 0}
             self.journal = was.model_copy(update=update)
             self._write_journal()
         self._flushed = time.monotonic()
