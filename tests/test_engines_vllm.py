@@ -104,7 +104,7 @@ def test_vllm_masks_filled_and_applied_at_once_are_vllms_own(
 
     def fill(self: Any, scheduler_output: Any) -> Any:
         ours = filled(self, scheduler_output)
-        bits = None if ours is None else ours.grammar_bitmask.copy()
+        bits = np.zeros(0) if ours is None else ours.grammar_bitmask.copy()
         theirs = Scheduler.get_grammar_bitmask(self, scheduler_output)
         assert (ours is None) == (theirs is None)
         if ours is not None:

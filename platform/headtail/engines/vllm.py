@@ -259,9 +259,13 @@ def _start(config: ModelConfig, found: dict[str, Any]) -> Any:
         if not config.gpus:
             torch.set_num_threads(threads(config))  # also when torch was imported before the environment was set
         from vllm import EngineArgs, LLMEngine
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.executor import Executor
 
         try:
-            return LLMEngine.from_engine_args(EngineArgs(**found))
+            made = EngineArgs(**found).create_engine_config(UsageContext.LLM_CLASS)
+            # not from_engine_args: it goes by an environment variable that vLLM reads once per process
+            return LLMEngine(made, Executor.get_class(made), log_stats=False, multiprocess_mode=apart(config))
         except Exception as error:
             fix = "headtail doctor checks versions, GPU and memory; lower kv_cache_gib or gpu_memory_utilization if memory is short"
             raise EngineError(f"vLLM did not start: {type(error).__name__}: {error}", where=found["model"], fix=fix) from error
