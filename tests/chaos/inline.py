@@ -38,6 +38,7 @@ def run(spec: Spec) -> None:
     code = UNFORESEEN
     try:
         progress.quiet()
+        os.dup2(os.open(f"{spec.said}.stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         faults.install()
         _precompute(spec)
         code = DONE
@@ -64,9 +65,11 @@ def make(root: str, queries: list[str], environment: dict[str, str]) -> None:
 
 def _precompute(spec: Spec) -> None:
     def here(job: Any, manifest: Any, asks: Sequence[Any], *_: Any, **__: Any) -> list[dict[str, Any]]:
-        """Stands for `generate._spread`: all shards in one worker in this process."""
+        """Stands for `generate._spread`: all shards in one worker in this process. Its errors are raised, not wrapped by Ray."""
+        worker = Worker(job, manifest, spec.run)
+        worker.work(asks)
         batch = {"shard": [ask.shard for ask in asks], "edition": [ask.edition for ask in asks]}
-        return [json.loads(text) for text in Worker(job, manifest, spec.run)(batch)["said"]]
+        return [json.loads(text) for text in worker(batch)["said"]]  # finds all of it published, and says so in its own words
 
     assert callable(generate._spread), "generate changed: mend this"
     generate._spread = here
