@@ -247,6 +247,9 @@ class VllmEngine:
 
     def close(self) -> None:
         self._core.shutdown()
+        if self.apart:  # vLLM leaves its sockets' context to the garbage collector, with two threads for each engine
+            self._core.output_queue_thread.join(timeout=5)
+            self._core.ctx.destroy(linger=0)
         del self._core, self._engine
         gc.collect()
 

@@ -8,7 +8,6 @@ Knows nothing of HTTP, Ray or vLLM: the student is a function that is handed in.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
