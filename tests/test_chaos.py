@@ -253,10 +253,10 @@ def _held(lab: Lab, name: str, kills: int) -> Tally:
 @pytest.mark.parametrize(
     "name, kills",
     [
-        ("commit.disk", 10),
-        ("commit.s3", 4),
+        ("commit.disk", 6),
+        ("commit.s3", 3),
         ("timed.disk", 3),
-        ("twin.disk", 3),
+        ("twin.disk", 2),
         ("again.disk", 2),
         ("again.s3", 2),
         ("full.disk", 2),
@@ -273,8 +273,8 @@ def test_without_a_cluster(lab: Lab, name: str, kills: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, kills", [("actor.disk", 3), ("driver.disk", 1)])
-def test_on_a_cluster(lab: Lab, name: str, kills: int) -> None:
-    tally = _held(lab, name, kills)
-    assert tally.kills >= 1
+def test_on_a_cluster(lab: Lab) -> None:
+    """A real Ray cluster: its actor is killed and comes back, then its driver, and another goes on."""
+    tally = _held(lab, "mixed.disk", 2)
+    assert tally.kills == 2
     assert not [left for left in lab.left_behind if "Worker" in left], "a worker outlived its cluster"

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -272,3 +276,33 @@ def test_occupancy_is_rows_over_places_weighted_by_time() -> None:
         "prefix_hit_rate": 0.32,
     }
     assert Load(slots=4).figures()["occupancy"] == 0.0
+
+
+# --- processes that would outlive their parent
+
+_PARENT = """
+import subprocess, sys, time
+from headtail.engines.orphans import Guard
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+guard = Guard([child.pid])
+if sys.argv[1] == "release":
+    guard.release()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("release", [False, True])
+def test_a_guarded_process_dies_with_its_parent_however_that_dies(release: bool) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT, "release" if release else "guard"], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    ends = time.monotonic() + (1 if release else 10)
+    while Path(f"/proc/{child}").exists() and time.monotonic() < ends:
+        time.sleep(0.02)
+    assert Path(f"/proc/{child}").exists() is release
+    if release:
+        os.kill(child, signal.SIGKILL)

@@ -24,9 +24,9 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Aim:
-    """Whom to kill, and after how many further rows at most (evenly from 0); `most` kills in one job."""
+    """Whom to kill, in turn, and after how many further rows at most (evenly from 0); `most` kills in one job."""
 
-    role: str
+    role: str  # one, or several with a comma between
     rows: int = 300
     most: int = 25
     nodes: int = 0
@@ -40,6 +40,7 @@ AIMS = {
     "node": Aim("node", nodes=2, most=6),
     "driver": Aim("driver", rows=150, most=6, restarts=True, delay_us=10_000),
     "raylet": Aim("raylet", rows=150, most=4, restarts=True, delay_us=10_000),
+    "mixed": Aim("actor,driver", rows=100, most=2, restarts=True, delay_us=5000),
     "gcs": Aim("gcs", rows=150, most=3, restarts=True, delay_us=10_000),
 }
 VLLM_AIMS = {
@@ -51,7 +52,7 @@ VLLM_AIMS = {
 
 def cluster(bench: Bench, left: int, aim: Aim) -> None:
     """Kills at random times: after some rows, or while a cluster or an engine starts."""
-    kills = bench.rng.randint(min(left, max(1, aim.most // 2)), min(left, aim.most))
+    kills = bench.rng.randint(min(left, -(-2 * aim.most // 3)), min(left, aim.most))
     if bench.lab.engine == "vllm":
         _real(bench, rows=int(aim.rows * kills * 0.6) + 60)
     else:
@@ -131,9 +132,11 @@ def _hunt(bench: Bench, driver: Driver, aim: Aim, left: int) -> int:
             driver.stop()
         if killed >= left or not due():
             continue
-        if victims := driver.find(aim.role, bench.log.workers()):
+        roles = aim.role.split(",")
+        role = roles[(killed - left) % len(roles)]  # the last kill of a job is of the last role
+        if victims := driver.find(role, bench.log.workers()):
             victim = rng.choice(victims)
-            bench.note_kill(victim.pid, aim.role)
+            bench.note_kill(victim.pid, role)
             driver.kill(victim, whole=aim.nodes > 0 and rng.random() < 0.5)
             killed += 1
             due = _due(bench, aim)

@@ -14,7 +14,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-_STALL_S = 1.5  # longer than the client's limit
+_STALL_S = 0.8  # longer than the client's limit
 
 
 class Endpoint:

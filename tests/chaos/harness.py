@@ -59,10 +59,11 @@ NULL = (
     Kind("actor.s3", _aimed(clusters.AIMS, "actor"), 0.05, "the same on S3", cluster=True),
     Kind("writer.disk", clusters.writer, 0.03, "SIGKILL at commits, in whichever process of a cluster makes them", cluster=True),
     Kind("writer.s3", clusters.writer, 0.01, "the same on S3", cluster=True),
-    Kind("driver.disk", _aimed(clusters.AIMS, "driver"), 0.025, "SIGKILL of the driver; the next starts at once", cluster=True),
+    Kind("driver.disk", _aimed(clusters.AIMS, "driver"), 0.02, "SIGKILL of the driver; the next starts at once", cluster=True),
     Kind("driver.s3", _aimed(clusters.AIMS, "driver"), 0.01, "the same on S3", cluster=True),
     Kind("node.disk", _aimed(clusters.AIMS, "node"), 0.02, "one node of several taken away, or its raylet alone", cluster=True),
     Kind("raylet.disk", _aimed(clusters.AIMS, "raylet"), 0.015, "SIGKILL of the only raylet", cluster=True),
+    Kind("mixed.disk", _aimed(clusters.AIMS, "mixed"), 0.01, "SIGKILL of an actor, then of the driver", cluster=True),
     Kind("gcs.disk", _aimed(clusters.AIMS, "gcs"), 0.005, "SIGKILL of Ray's GCS", cluster=True),
     Kind("rowkill.disk", clusters.poison, 0.01, "a row that kills its actor each time", cluster=True),
 )

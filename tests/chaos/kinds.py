@@ -123,7 +123,7 @@ def poison(bench: Bench, left: int) -> None:
 def hang(bench: Bench, left: int) -> None:
     """A row on which the engine hangs each time it is asked: after stall_seconds the worker ends itself."""
     bench.make({**bench.rows(ROWS), f"!hang {bench.name}": FAILED})
-    bench.fields |= {"stall_seconds": 1.0}
+    bench.fields |= {"stall_seconds": 0.5}
     _brought_back(bench, died=1, what="an engine hung")
 
 
@@ -142,7 +142,7 @@ def endpoint(bench: Bench, left: int) -> None:
     """An endpoint that answers 429 and 500 with JSON bodies, breaks connections and stalls; then one that refuses the key."""
     with Endpoint(bench.rng.random()) as server:
         bench.pace = {"BACKOFF_S": 0.02, "_PASS_BACKOFF_S": 0.05}
-        model = {"engine": "openai", "model": "some/model", "base_url": server.url, "request_timeout_s": 1.0, "concurrency": 8}
+        model = {"engine": "openai", "model": "some/model", "base_url": server.url, "request_timeout_s": 0.5, "concurrency": 8}
         bench.make(bench.rows(ROWS), model=model)
         bench.fields |= {"attempts": 20}
         server.share = 0.3

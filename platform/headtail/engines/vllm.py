@@ -23,6 +23,7 @@ from headtail.engines import Completion, ModelConfig, Request
 from headtail.engines.flight import Flight
 from headtail.engines.grammar import BACKEND, check, for_engine
 from headtail.engines.load import Load
+from headtail.engines.orphans import Guard
 from headtail.engines.tokens import Ahead, ids
 from headtail.engines.tokens import token_texts as token_texts
 from headtail.errors import ConfigError, EngineError
@@ -124,6 +125,7 @@ class VllmEngine:
         self.config, self.arguments, self.apart = config, arguments(config, path), apart(config)
         self._engine = _start(config, self.arguments)
         self._core = self._engine.engine_core
+        self._guard = Guard(self.core_pids()) if self.apart else None
         self._assert_in_force()
         self._tokenizer = self._engine.get_tokenizer()
         if not getattr(self._tokenizer, "chat_template", None):
@@ -247,9 +249,10 @@ class VllmEngine:
 
     def close(self) -> None:
         self._core.shutdown()
-        if self.apart:  # vLLM leaves its sockets' context to the garbage collector, with two threads for each engine
+        if self._guard is not None:  # vLLM leaves its sockets' context to the garbage collector, with two threads for each engine
             self._core.output_queue_thread.join(timeout=5)
             self._core.ctx.destroy(linger=0)
+            self._guard.release()
         del self._core, self._engine
         gc.collect()
 

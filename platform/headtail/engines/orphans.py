@@ -1,0 +1,35 @@
+"""No process outlives the one that started it: an engine's core whose worker was killed would keep its GPU memory for ever.
+
+In: process ids. Out: a guard, a small process that reads a pipe whose other end is ours: when we are gone, however we went,
+the pipe ends and it kills them. vLLM's core does not look for its parent, and Ray does not reap a killed worker's children.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+_GUARD = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+if not sys.stdin.buffer.read():
+    for pid in sys.argv[1:]:
+        try:
+            os.kill(int(pid), signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+"""
+
+
+class Guard:
+    """Kills `pids` when this process is gone. After `release` it does nothing."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        command = [sys.executable, "-I", "-S", "-c", _GUARD, *map(str, pids)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def release(self) -> None:
+        """They have ended by themselves, or may go on."""
+        self._process.kill()
+        self._process.communicate()
