@@ -120,7 +120,9 @@ class Task:
         try:
             answer = json.loads(text, parse_constant=_no_number, parse_float=_finite)
             if "\\u" in text:
-                self.dump(answer).encode()  # half a surrogate pair is no text: it cannot be stored
+                self.dump(answer).encode()
+        except UnicodeEncodeError:
+            return None, "not JSON: it holds half of a surrogate pair, which is no text and cannot be stored"
         except (ValueError, RecursionError) as error:
             return None, f"not JSON: {error}"
         if self._validator.is_valid(answer):
