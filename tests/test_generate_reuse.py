@@ -11,9 +11,9 @@ import pytest
 
 from headtail import keys
 from headtail.engines import ModelConfig
-from headtail.generate import survey
+from headtail.generate import Job, generate, survey
 from headtail.generate.limits import Limits
-from headtail.generate.prepare import prepare
+from headtail.generate.prepare import Manifest, prepare
 from headtail.generate.worker import Ask, Worker
 from headtail.rows import State
 from headtail.storage import open_storage
@@ -92,6 +92,23 @@ def test_states_to_retry_are_asked_again_and_an_answer_wins_over_a_newer_failure
     ledger, _ = run_here(make_job(table, path="precompute/five", shards=1))
     assert ledger.states[State.ANSWERED] == 4
     assert ledger.computed == 0
+
+
+def test_a_job_whose_rows_were_all_answered_before_starts_no_cluster(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_here(make_job(planned([f"q{i}" for i in range(90)]), path="precompute/one", shards=2))
+    spread: list[int] = []
+
+    def workers(job: Job, manifest: Manifest, asks: list[Ask], done: int) -> list[dict[str, object]]:
+        spread.extend(ask.shard for ask in asks)
+        worker = Worker(job, manifest, "run1")
+        return [{"worker": "w", "engine": {}, "start_s": 0.0, "restarts": 0, "receipts": [one.model_dump() for one in worker.work(asks)]}]
+
+    monkeypatch.setattr("headtail.generate._spread", workers)
+    ledger = generate(make_job(planned([f"q{i}" for i in range(9, 81)]), path="precompute/two", shards=3))
+    assert (ledger.reused, ledger.computed, spread) == (72, 0, [])
+    ledger = generate(make_job(planned([f"q{i}" for i in range(100)]), path="precompute/three", shards=3))
+    assert (ledger.reused, ledger.computed) == (90, 10)
+    assert spread, "new rows are for workers"
 
 
 # --- limits and engines that hang

@@ -26,3 +26,39 @@ def test_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     finally:
         progress.quiet(False)
     assert capsys.readouterr().err == ""
+
+
+def _paced(points: list[tuple[float, int]]) -> progress.Pace:
+    pace = progress.Pace()
+    for now, done in points:
+        pace.see(now, done)
+    return pace
+
+
+def test_the_time_left_counts_neither_start_up_nor_what_an_earlier_run_did() -> None:
+    pace = _paced([(0.0, 1000), (15.0, 1000), (30.0, 1000), (31.0, 1100), (34.0, 1400)])
+    assert pace.rate == pytest.approx(100.0)  # 400 rows in the 4 s since the last look at which nothing had moved
+    assert pace.left(2400) == pytest.approx(10.0)
+
+
+def test_no_time_left_before_anything_was_seen() -> None:
+    assert progress.Pace().left(10) is None
+    assert _paced([(0.0, 0), (9.0, 0)]).left(10) is None
+    assert _paced([(0.0, 0), (0.5, 1)]).left(10_000) is None
+    assert _paced([(0.0, 0), (30.0, 10)]).left(10) == 0.0
+
+
+def test_the_pace_is_that_of_the_last_minute() -> None:
+    slow = [(float(t), t) for t in range(300)]
+    fast = [(300.0 + t, 300 + 10 * t) for t in range(90)]
+    assert _paced(slow + fast).rate == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("rate, said", [(0.0, ""), (380.4, "380 rows/s"), (0.42, "0.42 rows/s"), (1 / 55, "55 s a row")])
+def test_rates_as_people_say_them(rate: float, said: str) -> None:
+    assert progress.spoken_rate(rate, "rows") == said
+
+
+@pytest.mark.parametrize("seconds, said", [(8.2, "8 s"), (240.0, "4 min"), (9000.0, "2.5 h"), (267840.0, "3.1 days")])
+def test_times_as_people_say_them(seconds: float, said: str) -> None:
+    assert progress.spoken_time(seconds) == said

@@ -56,7 +56,7 @@ def metered(
     meter = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Totals).remote()
     stop, begun = threading.Event(), time.monotonic()
     with bar(label, total, unit) as shown:
-        shown.update(done)
+        shown.begin(done)
 
         def poll() -> None:
             while not stop.wait(POLL_S):

@@ -8,14 +8,45 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 console = Console(stderr=True, highlight=False)
 _PLAIN_EVERY_S = 10.0
+_WINDOW_S = 60.0
+_SEEN_S = 2.0  # of progress, before a time left is told
+
+
+class Pace:
+    """Units per second over the last minute, from the first progress on: starting up and what was done before do not count."""
+
+    def __init__(self) -> None:
+        self._points: deque[tuple[float, int]] = deque()
+
+    def see(self, now: float, done: int) -> None:
+        """`done` units at `now`, in seconds."""
+        points = self._points
+        if len(points) == 1 and points[0][1] == done:
+            points.clear()  # nothing has moved yet
+        points.append((now, done))
+        while len(points) > 2 and now - points[1][0] > _WINDOW_S:
+            points.popleft()
+
+    @property
+    def rate(self) -> float:
+        """Units per second; 0 before anything moved."""
+        (begun, first), (now, last) = (self._points[0], self._points[-1]) if self._points else ((0.0, 0), (0.0, 0))
+        return (last - first) / (now - begun) if last > first and now > begun else 0.0
+
+    def left(self, total: int) -> float | None:
+        """Seconds to `total`; None while too little was seen to say."""
+        if not self.rate or self._points[-1][0] - self._points[0][0] < _SEEN_S:
+            return None
+        return max(0, total - self._points[-1][1]) / self.rate
 
 
 class Bar:
@@ -23,7 +54,8 @@ class Bar:
 
     def __init__(self, label: str, total: int | None, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done, self.started, self._said = 0, time.monotonic(), time.monotonic()
+        self.done, self._said, self._pace = 0, time.monotonic(), Pace()
+        self._pace.see(self._said, 0)
         self.rich: Progress | None = None
         if console.is_terminal:
             self.rich = Progress(
@@ -33,28 +65,49 @@ class Bar:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeElapsedColumn(),
-                TextColumn("eta"),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}"),
                 console=console,
                 transient=True,
             )
-            self._task = self.rich.add_task(label, total=total, rate="")
+            self._task = self.rich.add_task(label, total=total, rate="", left="")
 
     def advance(self, n: int = 1) -> None:
         self.update(self.done + n)
 
+    def begin(self, done: int) -> None:
+        """Units that an earlier run has done: shown, but no part of this run's pace."""
+        self.done, self._pace = done, Pace()
+        self.update(done)
+
     def update(self, done: int) -> None:
         """Set the units done so far."""
-        self.done = done
-        elapsed = time.monotonic() - self.started
-        rate = done / elapsed if elapsed > 0 else 0.0
+        now, self.done = time.monotonic(), done
+        self._pace.see(now, done)
+        rate = spoken_rate(self._pace.rate, self.unit)
+        seconds = self._pace.left(self.total) if self.total else None
         if self.rich is not None:
-            self.rich.update(self._task, completed=done, rate=f"{rate:,.0f} {self.unit}/s")
-        elif time.monotonic() - self._said > _PLAIN_EVERY_S and not console.quiet:
-            self._said = time.monotonic()
-            left = f", {(self.total - done) / rate:,.0f} s left" if self.total and rate else ""
+            self.rich.update(self._task, completed=done, rate=rate, left="" if seconds is None else f"{spoken_time(seconds)} left")
+        elif now - self._said > _PLAIN_EVERY_S and not console.quiet:
+            self._said = now
             of = f"/{self.total:,}" if self.total else ""
-            print(f"  {self.label}: {done:,}{of} {self.unit}, {rate:,.0f}/s{left}", file=sys.stderr, flush=True)
+            tail = ", ".join(filter(None, [rate, "" if seconds is None else f"{spoken_time(seconds)} left"]))
+            print(f"  {self.label}: {done:,}{of} {self.unit}{', ' + tail if tail else ''}", file=sys.stderr, flush=True)
+
+
+def spoken_rate(rate: float, unit: str) -> str:
+    """A rate for people: `380 rows/s`, `0.42 rows/s`, `55 s a row`; nothing for none."""
+    if not rate:
+        return ""
+    one = unit.removesuffix("s")
+    return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s" if rate >= 0.2 else f"{1 / rate:,.0f} s a {one}"
+
+
+def spoken_time(seconds: float) -> str:
+    """A time left for people: `8 s`, `4 min`, `2.5 h`, `3.1 days`."""
+    for size, name in ((86_400.0, "days"), (3_600.0, "h")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {name}"
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"
 
 
 @contextmanager

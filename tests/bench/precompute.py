@@ -114,7 +114,7 @@ def show(figures: dict[str, float]) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs=2, default=[1000, 9000], help="rows of a small and of a large run")
+    parser.add_argument("--rows", type=int, nargs=2, default=[1000, 7000], help="rows of a small and of a large run")
     parser.add_argument("--repeats", type=int, default=3, help="turns")
     parser.add_argument("--threads", type=int, default=2, help="cores of the engine")
     parser.add_argument("--cache", action="store_true", help="also build and read a cache, beside its rivals")

@@ -1,9 +1,10 @@
 """The rivals and headtail on the same rows, each in a process of its own: seconds per number of rows.
 
-    python -m tests.bench.systems raw|raw-plain|ray-data-llm|headtail ROWS [ROWS ...] [--threads N]
+    python -m tests.bench.systems raw|raw-plain|raw-masks|ray-data-llm|headtail ROWS [ROWS ...] [--threads N] [--engines N]
 
 In: numbers of rows. Out: one line of JSON, {"rows": seconds}. Same model, prompts, sampling, grammar and engine arguments for
-all. Start-up is in the seconds of systems that start anew for each number, so only differences between numbers are compared.
+all; vLLM's own scheduler and worker for the rivals (raw-masks: raw with headtail's). Each is warmed with a small run first. Start-up
+is in the seconds of systems that start anew for each number, so only differences between numbers are compared.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ from headtail.keys import normalise, query_key
 from headtail.task import Task, load_task
 
 TASK = "query_segmentation"
+WARM = 300  # rows of a first run, not counted: the first job of a process also starts Ray's workers and imports
 LOGICAL_CPUS = 8  # of Ray: every stage of ray.data.llm wants one; two real cores do the work
+
+
+_OURS = ("scheduler_cls", "worker_cls")  # headtail.engines.masks
 
 
 def queries(rows: int) -> list[str]:
@@ -37,8 +42,8 @@ def model(threads: int) -> ModelConfig:
     return ModelConfig(model="example:teacher", cpus=threads)
 
 
-def parts(threads: int) -> tuple[Task, str, dict[str, Any], dict[str, Any], str]:
-    """(task, model folder, engine arguments, sampling, grammar): what headtail's own engine is started with."""
+def parts(threads: int, masks: bool = False) -> tuple[Task, str, dict[str, Any], dict[str, Any], str]:
+    """(task, model folder, engine arguments, sampling, grammar): what headtail's engine is started with, its own classes aside."""
     from headtail.engines.grammar import check, for_engine
     from headtail.engines.vllm import arguments, environment
     from headtail.models import resolve
@@ -49,14 +54,15 @@ def parts(threads: int) -> tuple[Task, str, dict[str, Any], dict[str, Any], str]
     os.environ["HF_HUB_OFFLINE"] = "1"
     path = resolve(config.model, "", LocalStorage("/")).path
     sampling = task.file.sampling.model_dump()
-    return task, path, arguments(config, path), sampling, check(for_engine(task.schema, sampling["max_tokens"]), "task")
+    stock = {name: value for name, value in arguments(config, path).items() if masks or name not in _OURS}
+    return task, path, stock, sampling, check(for_engine(task.schema, sampling["max_tokens"]), "task")
 
 
-def raw(sizes: Sequence[int], threads: int, logprobs: bool) -> Iterator[tuple[int, float]]:
+def raw(sizes: Sequence[int], threads: int, logprobs: bool = True, masks: bool = False) -> Iterator[tuple[int, float]]:
     """vLLM's own LLM class, prompts as token ids made beforehand, one call per size."""
     import torch
 
-    task, _, arguments, sampling, grammar = parts(threads)
+    task, _, arguments, sampling, grammar = parts(threads, masks)
     torch.set_num_threads(threads)
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
@@ -80,8 +86,8 @@ def raw(sizes: Sequence[int], threads: int, logprobs: bool) -> Iterator[tuple[in
         yield rows, seconds
 
 
-def ray_data_llm(sizes: Sequence[int], threads: int, batch: int) -> Iterator[tuple[int, float]]:
-    """ray.data.llm's processor, one engine; a new pipeline per size."""
+def ray_data_llm(sizes: Sequence[int], threads: int, engines: int, batch: int) -> Iterator[tuple[int, float]]:
+    """ray.data.llm's processor; a new pipeline per size."""
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
@@ -94,7 +100,7 @@ def ray_data_llm(sizes: Sequence[int], threads: int, batch: int) -> Iterator[tup
     config = vLLMEngineProcessorConfig(
         model_source=path,
         engine_kwargs=kwargs,
-        concurrency=1,
+        concurrency=engines,
         batch_size=batch,
         log_engine_metrics=False,
         placement_group_config={"bundles": [{"CPU": 1}]},
@@ -122,7 +128,7 @@ def ray_data_llm(sizes: Sequence[int], threads: int, batch: int) -> Iterator[tup
         yield rows, seconds
 
 
-def headtail(sizes: Sequence[int], threads: int) -> Iterator[tuple[int, float]]:
+def headtail(sizes: Sequence[int], threads: int, engines: int) -> Iterator[tuple[int, float]]:
     """The precompute stage as it is run: Ray, shards, ledger, audit; a new store and a new engine per size."""
     import pyarrow as pa
 
@@ -146,7 +152,8 @@ def headtail(sizes: Sequence[int], threads: int) -> Iterator[tuple[int, float]]:
         ref = write_table(store, "plan/x/head.parquet", pa.Table.from_pylist(planned, schema=schema))
         receipt = Receipt(stage="plan", fingerprint="x", path="plan/x", started="", seconds=0, outputs={"head": ref})
         write_json(store, "plan/x/receipt.json", receipt.model_dump(mode="json"))
-        fields = {"root": root, "tracking": TrackingConfig(enabled=False), "inputs": ["plan/x:head"], "model": model(threads)}
+        fields: dict[str, Any] = {"root": root, "tracking": TrackingConfig(enabled=False), "inputs": ["plan/x:head"]}
+        fields |= {"model": model(threads), "workers": engines}
         started = time.monotonic()
         made = precompute.run(build(precompute.Config, fields, "bench"))
         seconds = time.monotonic() - started
@@ -166,17 +173,20 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     systems: dict[str, Callable[..., Iterator[tuple[int, float]]]] = {
-        "raw": lambda sizes, flags: raw(sizes, flags.threads, logprobs=True),
+        "raw": lambda sizes, flags: raw(sizes, flags.threads),
         "raw-plain": lambda sizes, flags: raw(sizes, flags.threads, logprobs=False),
-        "ray-data-llm": lambda sizes, flags: ray_data_llm(sizes, flags.threads, flags.batch),
-        "headtail": lambda sizes, flags: headtail(sizes, flags.threads),
+        "raw-masks": lambda sizes, flags: raw(sizes, flags.threads, masks=True),
+        "ray-data-llm": lambda sizes, flags: ray_data_llm(sizes, flags.threads, flags.engines, flags.batch),
+        "headtail": lambda sizes, flags: headtail(sizes, flags.threads, flags.engines),
     }
     parser.add_argument("system", choices=systems)
     parser.add_argument("rows", type=int, nargs="+")
-    parser.add_argument("--threads", type=int, default=2, help="cores of the engine")
+    parser.add_argument("--threads", type=int, default=2, help="cores of each engine")
+    parser.add_argument("--engines", type=int, default=1, help="engines of ray.data.llm and headtail")
     parser.add_argument("--batch", type=int, default=256, help="ray.data.llm's batch_size")
     flags = parser.parse_args()
-    found = {str(rows): round(seconds, 3) for rows, seconds in systems[flags.system](flags.rows, flags)}
+    found = {str(rows): round(seconds, 3) for rows, seconds in systems[flags.system]([WARM, *flags.rows], flags)}
+    del found[str(WARM)]
     print(json.dumps({"seconds": found}), flush=True)
 
 

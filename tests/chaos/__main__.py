@@ -57,7 +57,7 @@ def _run(lab: Lab, chosen: list[Kind], asked: argparse.Namespace, job: int | Non
 
         def told(tally: Tally) -> None:
             struck[tally.kind.name] = min(tally.struck, tally.budget)
-            shown.update(sum(struck.values()))
+            shown.update(min(sum(struck.values()), harness.total))
             for failure in tally.failures[-1:] if tally.failures else ():
                 if failure not in said:
                     said.append(failure)

@@ -153,11 +153,8 @@ class Harness:
         self.tallies = [
             Tally(kind, 0 if cannot(kind) else max(1, round(kind.share / scale * kills)), skipped=cannot(kind)) for kind in chosen
         ]
+        self.total = sum(tally.budget for tally in self.tallies)
         self._stop = threading.Event()
-
-    @property
-    def total(self) -> int:
-        return sum(tally.budget for tally in self.tallies)
 
     def run(self, job: int | None = None, left: int = 0) -> list[Tally]:
         """All of it; with `job`, that one job of each kind alone, with at most `left` kills."""

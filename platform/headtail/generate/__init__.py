@@ -23,12 +23,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from headtail.errors import ConfigError, EngineError, HeadtailError, LimitReached
-from headtail.generate.catalog import ANSWERS, register
+from headtail.generate.catalog import ANSWERS, earlier, register
 from headtail.generate.job import Job, ShardReceipt, Table
 from headtail.generate.ledger import Ledger, settle_up
 from headtail.generate.limits import Limits
 from headtail.generate.prepare import Manifest, prepare
-from headtail.generate.shard import read_receipt
+from headtail.generate.shard import Shard, read_receipt
 from headtail.generate.worker import Ask, Worker
 from headtail.progress import say
 from headtail.receipt import Receipt
@@ -38,6 +38,7 @@ __all__ = ["ANSWERS", "Job", "Ledger", "Limits", "Table", "answers", "chains", "
 
 _LONGEST_CHAIN = 16  # shards per Ray task: fewer pauses of the engine between tasks against evener ends
 _LOOKS = 16  # threads that look whether shards are done; a look at S3 takes some 20 ms
+_AT_HOME = 100_000  # rows of a job up to which the driver itself takes answers over: some seconds, where Ray takes 15 to start
 
 
 def generate(job: Job) -> Ledger:
@@ -56,7 +57,9 @@ def generate(job: Job) -> Ledger:
             again = sum(ask.edition > 0 for ask in asks)
             retried = f", {again} have failed rows to try again" if again else ""
             say(f"  resuming: {len(done)} of {len(done) + len(asks)} shards are done{retried}")
-        said = _spread(job, manifest, asks, sum(receipt.rows for receipt in done))
+        home, asks = _at_home(job, store, manifest, asks)
+        done += home
+        said = _spread(job, manifest, asks, sum(receipt.rows for receipt in done)) if asks else []
     made = [ShardReceipt.model_validate(receipt) for one in said for receipt in one["receipts"]]
     if reason := next((one["stopped"] for one in said if one.get("stopped")), ""):
         _stopped(job, reason, len(done) + len(made), len(done) + len(asks))
@@ -92,6 +95,19 @@ def chains(shards: int, workers: int) -> int:
     return -(-shards // length)
 
 
+def _at_home(job: Job, store: Storage, manifest: Manifest, asks: Sequence[Ask]) -> tuple[list[ShardReceipt], list[Ask]]:
+    """Publish shards whose rows were all answered before, up to the first that has a row to ask; what is left for workers."""
+    before = earlier(store, job)
+    made: list[ShardReceipt] = []
+    if before and manifest.rows <= _AT_HOME:
+        for ask in asks:
+            shard = Shard(job, store, manifest, ask.shard, ask.edition, uuid.uuid4().hex[:8], before)
+            if shard.todo:
+                break
+            made.append(shard.publish())
+    return made, list(asks[len(made) :])
+
+
 def _spread(job: Job, manifest: Manifest, asks: Sequence[Ask], done: int) -> list[dict[str, Any]]:
     """Run `asks` on the job's workers with Ray Data; what each task said."""
     import ray
@@ -118,7 +134,7 @@ def _spread(job: Job, manifest: Manifest, asks: Sequence[Ask], done: int) -> lis
         try:
             return [json.loads(row["said"]) for row in asked.iter_rows()]
         except ray.exceptions.RayError as error:
-            raise _ours(error) from error
+            raise told(error) from error
 
 
 def _check_room(job: Job) -> None:
@@ -136,7 +152,7 @@ def _check_room(job: Job) -> None:
         say(f"  {text}: waiting for nodes to come up")
 
 
-def _ours(error: BaseException) -> HeadtailError:
+def told(error: BaseException) -> HeadtailError:
     """The deliberate error inside what Ray wraps around it, else an EngineError that shows Ray's own words."""
     seen: BaseException | None = error
     while seen is not None:

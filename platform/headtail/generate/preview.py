@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from headtail.config import Config
-from headtail.generate import _ours, chains, survey
+from headtail.generate import chains, survey, told
 from headtail.generate.changes import Change, changes
 from headtail.generate.compare import KINDS, RESUMED, Comparison, Scope, Tally, scope
 from headtail.generate.estimate import Estimate, Probe, beyond, estimate
@@ -200,7 +200,7 @@ def _on_cluster(compared: Scope, items: _Items) -> Iterator[Tally]:
             try:
                 yield ray.get(ready[0])
             except ray.exceptions.RayError as error:
-                raise _ours(error) from error
+                raise told(error) from error
 
 
 def _newly(before: Scope, now: Scope, sample: pa.Table) -> int:
