@@ -20,6 +20,8 @@ from rich.console import Console
 from headtail import charts, report
 from headtail.config import TrackingConfig
 from headtail.errors import InputError
+from headtail.evidence import Claim, Evidence
+from headtail.gate import figure as gate_figure
 from headtail.keys import canonical, query_key
 from headtail.receipt import Receipt
 from headtail.report.page import plain
@@ -29,7 +31,20 @@ from headtail.storage import FileRef, Storage, read_json, write_json, write_tabl
 
 GOLDEN = Path(__file__).parent / "golden"
 OFF = TrackingConfig(enabled=False)
-SECTIONS = ("headline", "coverage", "quality", "examples", "calibration", "states", "latency", "cost", "training", "lineage", "notes")
+SECTIONS = (
+    "headline",
+    "coverage",
+    "quality",
+    "gate",
+    "examples",
+    "calibration",
+    "states",
+    "latency",
+    "cost",
+    "training",
+    "lineage",
+    "notes",
+)
 NASTY = '<script>alert(1)</script> & "quotes"'
 
 # tier: stratum: quality, low, high, exact
@@ -184,6 +199,30 @@ def figures() -> dict[str, Any]:
     }
 
 
+def evidence() -> Evidence:
+    """Of a gate that the student passed: two claims."""
+    shared = {"level": 0.025, "p": 0.001, "passed": True}
+    claims = (
+        Claim(kind="quality", stratum="tail", least=0.75, n=120, value=0.83, low=0.772, method="betting", **shared),
+        Claim(kind="drop", stratum="all", least=-0.1, n=420, value=-0.049, low=-0.081, method="betting, paired", **shared),
+    )
+    return Evidence(
+        passed=True,
+        task="query_segmentation",
+        candidate="distill/dddddddddddddddd",
+        digest="sha256:00",
+        tier="student",
+        answers="precompute/eeeeeeeeeeeeeeee",
+        evaluation="evaluate/ffffffffffffffff",
+        score="f1",
+        delta=0.05,
+        candidates=1,
+        correction="Holm over 2 claims at 0.05 / 1 candidates",
+        claims=claims,
+        data={"rows": "a" * 64, "gold": "b" * 64},
+    )
+
+
 def job(tier: str, rows: int, per_s: float, model: str) -> dict[str, Any]:
     bad = {"truncated": rows // 400, "invalid": rows // 900, "refused": 0, "failed": 1}
     seconds = rows / per_s
@@ -262,6 +301,7 @@ def world(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
             },
             "notes": ("unseen: only 24 gold rows; its intervals are wide and exact (Clopper-Pearson), not bootstrap",),
         },
+        "gate": {"facts": {"passed": True, "evidence": evidence().model_dump(mode="json")}, "figures": {"gate": gate_figure(evidence())}},
         "publish": {
             "rows": {"published": 21_390},
             "metrics": {"coverage": 0.994},
@@ -446,7 +486,7 @@ def test_page_stands_alone_and_is_whole(store: Storage, root: str, leave_out: tu
 def test_page_says_what_matters(store: Storage, root: str) -> None:
     _, summary, text = made(store, root, reused=("ingest",))
     shown = Page(text).text
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 4
     for words in (
         "71.2 %",
         "Of the later traffic, 71.2 % was answered from the cache, 27.4 % live by the student and 1.4 % by the fallback.",
@@ -513,7 +553,7 @@ def test_s3(s3_root: str) -> None:
 
     receipt, summary, _ = made(open_storage(s3_root), s3_root)
     assert summary["paths"]["report"].startswith("s3://")
-    assert receipt.rows["stations"] == 11
+    assert receipt.rows["stations"] == 12
 
 
 @pytest.mark.slow
@@ -528,7 +568,7 @@ def test_real_browser_shows_it(store: Storage, root: str, tmp_path: Path, scheme
     base += ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     subprocess.run([*base, f"--screenshot={shot}", page.as_uri()], check=True, capture_output=True, timeout=120)
     dom = subprocess.run([*base, "--dump-dom", page.as_uri()], check=True, capture_output=True, timeout=120, text=True).stdout
-    assert dom.count("<svg") == 3
+    assert dom.count("<svg") == 4
     assert "Lineage" in dom
     import matplotlib.image
 

@@ -209,6 +209,10 @@ QUALITY = pa.schema(
 )
 
 
+# A judge's score of one answer, 0..1; an answer_key beside it is checked.
+JUDGED = pa.schema([("query_key", KEY), ("score", pa.float64())])
+
+
 def with_side_inputs(schema: pa.Schema, side_inputs: Sequence[str]) -> pa.Schema:
     """`schema` with one list<string> column per side input appended."""
     for name in side_inputs:

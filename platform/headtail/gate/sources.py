@@ -20,10 +20,8 @@ from headtail.errors import ConfigError, InputError
 from headtail.gate.claims import Judged, Tier
 from headtail.generate import answers as read_answers
 from headtail.receipt import Receipt, load_receipt, load_ref
-from headtail.rows import KEY, SCORED, Stratum, conform
+from headtail.rows import JUDGED, SCORED, Stratum, conform
 from headtail.storage import Storage
-
-JUDGED = pa.schema([("query_key", KEY), ("score", pa.float64())])  # a judge's table; an answer_key beside them is checked
 
 
 def scored_rows(store: Storage, evaluation: Receipt) -> pa.Table:

@@ -29,6 +29,7 @@ _LONG_NAME = 32  # characters of a model's or input's name shown in a table
 _FIGURES = {
     "coverage": ("plan", "Share of events covered by the most frequent queries, before the cut and in later traffic"),
     "quality": ("evaluate", "Quality by stratum for each tier with intervals"),
+    "gate": ("gate", "Each claim of the gate: estimate, what is shown and what is asked"),
     "calibration": ("evaluate", "Share of right answers by confidence"),
     "latency": ("replay", "Share of requests answered within a given time, by who answered"),
     "loss": ("distill", "Training loss by step"),

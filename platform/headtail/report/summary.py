@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from headtail import __version__
+from headtail.evidence import read_evidence
 from headtail.receipt import Receipt
 from headtail.rows import State, Stratum
 
@@ -23,6 +24,7 @@ STATIONS = (
     "distill",
     "precompute_student",
     "evaluate",
+    "gate",
     "publish",
     "replay",
 )
@@ -104,6 +106,7 @@ def summarise(
         end = "" if source == "all" else f"/{source}"
         made |= {f"latency_{source}_{p}_ms": _figure(receipts, "replay", "metrics", f"{p}_ms{end}") for p in ("p50", "p95", "p99")}
         made[f"requests_{source}"] = made["requests"] if source == "all" else _figure(receipts, "replay", "rows", source)
+    made |= _gate(receipts)
     made |= {"release": _fact(receipts, "release"), "generation": _fact(receipts, "generation")}
     made["student_served"] = bool(receipts["publish"].facts.get("student")) if "publish" in receipts else None
     made |= {f"seconds_{name}": receipts[name].seconds if name in receipts else None for name in STATIONS}
@@ -112,6 +115,19 @@ def summarise(
     made["notes"] = list(dict.fromkeys(notes(receipts, made)))
     made["headline"] = list(headline(made))
     return made
+
+
+def _gate(receipts: Mapping[str, Receipt]) -> dict[str, Any]:
+    """The verdict on the student, each claim in words, and what stood in the way."""
+    if "gate" not in receipts:
+        return {"gate_passed": None, "gate_delta": None, "gate_claims": [], "gate_lacking": []}
+    found = read_evidence(receipts["gate"].facts["evidence"])
+    claims = [
+        {"kind": claim.kind, "stratum": claim.stratum, "n": claim.n, "value": claim.value, "low": claim.low, "least": claim.least}
+        | {"passed": claim.passed, "words": claim.words()}
+        for claim in found.claims
+    ]
+    return {"gate_passed": not found.lacking(), "gate_delta": found.delta, "gate_claims": claims, "gate_lacking": found.lacking()}
 
 
 def _quality(receipts: Mapping[str, Receipt], quality: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -186,6 +202,11 @@ def headline(made: Mapping[str, Any]) -> Iterator[str]:
     elif gap is not None:
         side = "below" if gap < 0 else "above"
         yield f"On the same queries the student is {abs(gap):.2f} {side} the teacher (difference {low:+.2f} to {high:+.2f})."
+    if made["gate_passed"]:
+        sure = percent(1 - made["gate_delta"], 0)
+        yield f"The gate let the student pass: all {len(made['gate_claims'])} claims hold, together with at least {sure} confidence."
+    elif made["gate_passed"] is False:
+        yield f"The gate refused the student; what is missing: {'; '.join(made['gate_lacking'])}."
     if made["latency_all_p50_ms"] is not None:
         half, most = ms(made["latency_all_p50_ms"]), ms(made["latency_all_p99_ms"])
         yield f"Half of the requests were answered within {half}, 99 of 100 within {most}."
