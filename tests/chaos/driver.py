@@ -70,7 +70,11 @@ def _nodes(count: int) -> Callable[[], None]:
             for node in [node for node in nodes if not node.remaining_processes_alive()]:
                 nodes.remove(node)
                 node.kill_all_processes(check_alive=False, allow_graceful=False)
-                nodes.append(cluster.add_node(wait=False, num_cpus=2, resources={PLACE: 1}))
+            while len(nodes) < count and not over.is_set():
+                try:
+                    nodes.append(cluster.add_node(wait=False, num_cpus=2, resources={PLACE: 1}))
+                except Exception as error:  # Ray gives a node some seconds to start; on a busy machine the next one is in time
+                    print(f"a node did not start, another one is: {error}", flush=True)
 
     def close() -> None:
         over.set()
