@@ -17,9 +17,12 @@ from hypothesis import strategies as st
 from conftest import keep
 from headtail import curate
 from headtail.config import TrackingConfig, build
-from headtail.curate import Judged, judge, leak_keys, traffic_weights
+from headtail.curate import columns
+from headtail.curate.verdicts import Judged, traffic_weights
+from headtail.curate.verdicts import judge as verdicts
 from headtail.errors import ConfigError, InputError, LeakError, LedgerError
 from headtail.keys import canonical, query_key
+from headtail.leaks import Gold
 from headtail.rows import ANSWER, DROPPED, GOLD, GOLDEN, State, with_side_inputs
 from headtail.storage import Storage
 from headtail.task import Task
@@ -56,6 +59,11 @@ def put(
     keep(store, "precompute", "t" * 16, parts, settings={"task": task.fingerprint}, rows=dict(states or {}))
     keep(store, "plan", "p" * 16, {"gold": gold(*golden)})
     return curate.Config(root=store.root, tracking=OFF)
+
+
+def judge(tables: Sequence[pa.Table], gold_queries: Sequence[str], config: curate.Config) -> Judged:
+    """Verdicts without a look at the text."""
+    return verdicts(columns.read(tables, Gold(gold_queries, config.near_gold), config.seed), config.rules)
 
 
 def why(judged: Judged, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -95,6 +103,7 @@ def test_run(store: Storage, segmentation: Task) -> None:
         "dropped.withheld": 2,
         "golden.head": 1,
         "golden.torso": 1,
+        "suspects": 5,
     }
     plumber = next(row for row in golden.to_pylist() if row["query"] == "plumber")
     assert plumber["businesses"] == ["plumber ltd"]
@@ -123,7 +132,7 @@ ROW = st.builds(
 def test_every_row_has_one_verdict_whatever_the_order(rows: list[dict[str, Any]], size: int, seed: int, rng: Any) -> None:
     for i, row in enumerate(rows):
         row["answer_key"] = query_key(f"{i}")
-    keys, config = leak_keys(["q0", "q1", "q2"]), curate.Config(max_rows=size, seed=seed)
+    keys, config = ["q0", "q1", "q2"], curate.Config(max_rows=size, seed=seed)
     judged = judge([table(rows)], keys, config)
     kept = [row for row, reason in zip(rows, judged.reason, strict=True) if not reason]
     assert len(judged.reason) == len(rows)
@@ -159,19 +168,19 @@ def test_gold_that_is_not_marked_is_a_leak(store: Storage, segmentation: Task) -
 @pytest.mark.parametrize("state", ["truncated", "failed"])
 def test_a_leak_is_a_leak_even_if_the_row_would_be_dropped(state: str) -> None:
     with pytest.raises(LeakError):
-        judge([table([one("pizza", state=state)])], leak_keys(["pizza"]), curate.Config())
+        judge([table([one("pizza", state=state)])], ["pizza"], curate.Config())
 
 
 def test_a_leak_behind_a_wrong_key_or_another_spelling_is_found() -> None:
     with pytest.raises(LeakError):
-        judge([table([one("pizza", query_key=query_key("something else"))])], leak_keys(["pizza"]), curate.Config())
+        judge([table([one("pizza", query_key=query_key("something else"))])], ["pizza"], curate.Config())
     with pytest.raises(LeakError):
-        judge([table([one("pizza")])], leak_keys(["  PIZZA\u200b"]), curate.Config())
+        judge([table([one("pizza")])], ["  PIZZA\u200b"], curate.Config())
 
 
 def test_best_of_several_answers_stays() -> None:
     rows = [one("pizza", confidence=c, answer_key=query_key(str(c))) for c in (0.6, 0.9, 0.8)] + [one("pizza", confidence=None)]
-    judged = judge([table(rows)], leak_keys([]), curate.Config())
+    judged = judge([table(rows)], [], curate.Config())
     assert judged.reason.tolist() == ["duplicate", "", "duplicate", "duplicate"]
 
 
@@ -182,14 +191,14 @@ def test_shares_hold_when_more_qualify_than_fit() -> None:
         + [one(f"tail {i}", stratum="tail") for i in range(30)]
     )
     config = curate.Config(max_rows=200, strata_shares={"torso": 0.25, "tail": 0.2})
-    judged = judge([table(rows)], leak_keys([]), config)
+    judged = judge([table(rows)], [], config)
     kept = Counter(judged.stratum[judged.reason == ""].tolist())
     assert kept.total() == 200
     assert kept["torso"] >= 50
     assert kept["tail"] == 30
     assert judged.notes == ["tail: 30 rows qualify, fewer than its share of 40; all are taken"]
     assert Counter(judged.reason.tolist())["over_quota"] == 790
-    other = judge([table(rows)], leak_keys([]), config.model_copy(update={"seed": 1}))
+    other = judge([table(rows)], [], config.model_copy(update={"seed": 1}))
     assert (other.reason != judged.reason).any()
 
 
@@ -198,7 +207,7 @@ def test_the_draw_is_even() -> None:
     rows = [one(f"q{i}") for i in range(200)]
     drawn = np.zeros(200)
     for seed in range(300):
-        judged = judge([table(rows)], leak_keys([]), curate.Config(max_rows=50, strata_shares={}, seed=seed))
+        judged = judge([table(rows)], [], curate.Config(max_rows=50, strata_shares={}, seed=seed))
         drawn += judged.reason == ""
     spread = (drawn - 75) / np.sqrt(300 * 0.25 * 0.75)
     assert abs(spread).max() < 4.5
@@ -206,7 +215,7 @@ def test_the_draw_is_even() -> None:
 
 
 def test_unknown_confidence_is_kept_and_said() -> None:
-    judged = judge([table([one("a", confidence=None), one("b")])], leak_keys([]), curate.Config())
+    judged = judge([table([one("a", confidence=None), one("b")])], [], curate.Config())
     assert judged.reason.tolist() == ["", ""]
     assert judged.notes[-1].startswith("1 golden rows have no confidence")
 
@@ -254,7 +263,7 @@ def test_many_rows_in_bounded_time() -> None:
     }
     column |= {"count": pa.array(np.arange(n)), "stratum": pa.array(["head"] * n), "withheld": pa.array([False] * n)}
     start = time.process_time()
-    judged = judge([pa.table(column)], leak_keys(["gold"]), curate.Config())
+    judged = judge([pa.table(column)], ["gold"], curate.Config())
     assert time.process_time() - start < 10
     assert (judged.reason == "").sum() == 20_000
 

@@ -7,6 +7,8 @@ import itertools
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pyarrow as pa
 import pytest
@@ -23,7 +25,7 @@ from headtail.generate.wanted import Wanted, check_rows, wanted
 from headtail.generate.worker import MOST_STARTS, Ask, Worker
 from headtail.outcome import settle
 from headtail.rows import State
-from headtail.storage import open_storage, read_json, read_table, write_table
+from headtail.storage import Storage, open_storage, read_json, read_table, write_table
 from headtail.task import Task
 from null_jobs import MakeJob, interrupted, planned, rows_of, run_here
 
@@ -193,6 +195,30 @@ def test_failed_rows_are_asked_again_after_the_work_was_swept(make_job: MakeJob)
     assert not store.exists(job.journal_path(0))
     second, _ = run_here(dataclasses.replace(job, model=ModelConfig(engine="null", model="null")), "run1")
     assert (second.states[State.ANSWERED], second.computed) == (41, 1)
+
+
+def test_a_sweep_that_is_cut_short_has_no_row_asked_again(make_job: MakeJob) -> None:
+    """Journals go first: one that outlived its segments would name rows that are gone."""
+    job = make_job(planned(["!fail", *(f"q{i}" for i in range(40))]), shards=2)
+    first, _ = run_here(job)
+    store = open_storage(job.root)
+
+    class Cut:
+        """The store's file system until the folder itself is to go."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(store.filesystem, name)
+
+        def delete_dir(self, path: str) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(cast(Storage, SimpleNamespace(full=store.full, filesystem=Cut())), job)
+    left = [store.exists(job.journal_path(shard)) for shard in (0, 1)]
+    assert left == [False, False]
+    second, _ = run_here(dataclasses.replace(job, model=ModelConfig(engine="null", model="null")), "run1")
+    assert (second.states[State.ANSWERED], second.computed) == (41, 1)
+    assert second.seconds >= first.seconds  # what the first edition took was paid for
 
 
 def test_transient_errors_stop_at_the_limit(make_job: MakeJob) -> None:

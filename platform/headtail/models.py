@@ -1,6 +1,6 @@
 """Where a model is and what its weights are called: the part of an answer's key that names the model.
 
-In: the `model` field of a config. Out: a Found (local folder or hub id, digest, name). Shipped models (example:teacher),
+In: the `model` field of a config. Out: a Found (local folder or hub id, digest, name, form). Shipped models (example:teacher),
 local folders, students of the store (distill/<fp>), hub ids with a revision, models behind an endpoint; what cannot be
 pinned is refused. Knows nothing of how an engine runs.
 """
@@ -13,6 +13,8 @@ from pathlib import Path
 
 from headtail.engines import ModelConfig
 from headtail.errors import ConfigError, StorageError
+from headtail.form import DEFAULT, FILE, Form, parse
+from headtail.form import read as read_form
 from headtail.keys import sha256_file, sha256_tree
 from headtail.receipt import Receipt, load_receipt
 from headtail.storage import Storage
@@ -24,11 +26,15 @@ _TEXT_OF_MODEL = ("merges.txt", "vocab.txt")
 
 @dataclass(frozen=True)
 class Found:
-    """A model that can be loaded: `path` is a local folder or a hub id, `digest` pins its weights, `name` is for people."""
+    """A model that can be loaded: `path` is a local folder or a hub id, `digest` pins its weights, `name` is for people.
+
+    `form`: how it is asked and answers, from the headtail.json beside its weights. A hub id or an endpoint has the default one.
+    """
 
     path: str
     digest: str
     name: str
+    form: Form = DEFAULT
 
 
 def find(config: ModelConfig, store: Storage, fetch: bool = True) -> Found:
@@ -50,16 +56,18 @@ def resolve(model: str, revision: str, store: Storage, fetch: bool = True) -> Fo
         if not (folder / "config.json").is_file():
             shipped = ", ".join("example:" + p.name for p in sorted(SHIPPED.glob("*")) if (p / "config.json").is_file())
             raise ConfigError("no such shipped model", where="model", value=model, fix=f"one of: {shipped or 'none is shipped here'}")
-        return Found(str(folder), weights_digest(folder), model)
+        return Found(str(folder), weights_digest(folder), model, read_form(folder))
     if model.startswith("distill/"):
         receipt = load_receipt(store, "distill", model)
-        return Found(str(_fetched(receipt, store)) if fetch else model, str(receipt.facts["digest"]), model)
+        kept = receipt.outputs.get(f"model/{FILE}")
+        form = parse(store.read(kept.path), store.uri(kept.path)) if kept else DEFAULT
+        return Found(str(_fetched(receipt, store)) if fetch else model, str(receipt.facts["digest"]), model, form)
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             fix = "give the folder that holds config.json, *.safetensors and tokenizer.json"
             raise ConfigError("not a Hugging Face model folder: no config.json", where="model", value=model, fix=fix)
-        return Found(str(folder.resolve()), weights_digest(folder), folder.resolve().name)
+        return Found(str(folder.resolve()), weights_digest(folder), folder.resolve().name, read_form(folder))
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         fix = "give a folder with config.json, a hub id (org/name) with its revision, distill/<fingerprint> or example:teacher"
         raise ConfigError("model not found", where="model", value=model, fix=fix)

@@ -1,8 +1,8 @@
 """What became of one row: its state, its answer and how sure the model was. Pure.
 
-In: a task and an engine's Completion. Out: an Outcome. Nothing is repaired: text that stops at the length limit is
-truncated, text that is not valid under the schema is invalid, an error is failed. Confidence is taken over decision
-tokens only, because a grammar forces braces, keys and punctuation and forced tokens look certain.
+In: a task, the form in which a model answers it, and an engine's Completion. Out: an Outcome. Nothing is repaired: text
+that stops at the length limit is truncated, text that is not valid under the schema is invalid, an error is failed.
+Confidence is taken over decision tokens only: a grammar forces braces, keys and punctuation, and forced tokens look certain.
 Knows nothing of tables, engines or retries.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from headtail.engines import Completion
+from headtail.form import DEFAULT, Form
 from headtail.rows import State
 from headtail.task import Task
 
@@ -39,19 +40,19 @@ class Outcome(NamedTuple):
     samples: tuple[dict[str, Any], ...] | None = None
 
 
-def settle(task: Task, completion: Completion) -> Outcome:
+def settle(task: Task, completion: Completion, form: Form = DEFAULT, query: str = "") -> Outcome:
     """The state of one completion, with its answer and confidence or the reason why there is none.
 
     Of several samples the answer that most of them give is taken (self-consistency, Wang et al. 2022), the earliest of
     equals; when none is an answer, the row ends as its first sample did.
     """
     if completion.samples and not completion.error:
-        return _elect(task, (completion, *completion.samples))
-    return _settle_one(task, completion)
+        return _elect(task, form, query, (completion, *completion.samples))
+    return _settle_one(task, form, query, completion)
 
 
-def _elect(task: Task, completions: Sequence[Completion]) -> Outcome:
-    outcomes = [_settle_one(task, completion) for completion in completions]
+def _elect(task: Task, form: Form, query: str, completions: Sequence[Completion]) -> Outcome:
+    outcomes = [_settle_one(task, form, query, completion) for completion in completions]
     votes = Counter(outcome.answer for outcome in outcomes if outcome.answer is not None)
     samples = tuple(
         {
@@ -70,7 +71,7 @@ def _elect(task: Task, completions: Sequence[Completion]) -> Outcome:
     return chosen._replace(agreement=count / len(outcomes), samples=samples)
 
 
-def _settle_one(task: Task, completion: Completion) -> Outcome:
+def _settle_one(task: Task, form: Form, query: str, completion: Completion) -> Outcome:
     if completion.error:
         return _without(State.FAILED, completion.error, completion)
     if completion.finish_reason == "content_filter":
@@ -79,26 +80,29 @@ def _settle_one(task: Task, completion: Completion) -> Outcome:
         return _without(State.TRUNCATED, f"stopped at the length limit after {completion.tokens_out} tokens", completion)
     if completion.finish_reason != "stop":
         return _without(State.FAILED, f"ended with finish reason {completion.finish_reason!r}, not stop", completion)
-    answer, problem = task.parse(completion.text)
-    if problem:
-        return _without(State.INVALID, problem, completion)
-    sure = confidence(completion.text, completion.token_texts, completion.token_logprobs)
-    return Outcome(State.ANSWERED, task.dump(answer), sure, "", None)
+    found = form.look(task, completion.text, query)
+    if found.problem:
+        return _without(State.INVALID, found.problem, completion)
+    sure = confidence(completion.text, completion.token_texts, completion.token_logprobs, found.spans)
+    return Outcome(State.ANSWERED, task.dump(found.answer), sure, "", None)
 
 
 def _without(state: State, reason: str, completion: Completion) -> Outcome:
     return Outcome(state, None, None, reason[:_REASON_CHARS], completion.text or None)
 
 
-def confidence(text: str, token_texts: Sequence[str], token_logprobs: Sequence[float]) -> float | None:
-    """Geometric mean probability (0..1) of the tokens that overlap a JSON scalar value of `text`.
+def confidence(
+    text: str, token_texts: Sequence[str], token_logprobs: Sequence[float], spans: Sequence[tuple[int, int]] | None = None
+) -> float | None:
+    """Geometric mean probability (0..1) of the tokens that overlap a decision: `spans`, or the scalar values of JSON `text`.
 
-    None without log-probs, when the tokens do not spell `text`, or when it holds no scalar: no figure is better than a
+    A last token without text (the end of the answer) counts when a span ends beyond the text: to stop there was a decision.
+    None without log-probs, when the tokens do not spell `text`, or when nothing was decided: no figure is better than a
     wrong one. A mean and not a product: a product of probabilities falls with length alone.
     """
     if not token_logprobs or len(token_logprobs) != len(token_texts) or "".join(token_texts) != text:
         return None
-    spans = scalar_spans(text)
+    spans = scalar_spans(text) if spans is None else spans
     total, count, place, at = 0.0, 0, 0, 0
     for piece, logprob in zip(token_texts, token_logprobs, strict=True):
         start, place = place, place + len(piece)
@@ -106,6 +110,8 @@ def confidence(text: str, token_texts: Sequence[str], token_logprobs: Sequence[f
             at += 1
         if at < len(spans) and spans[at][0] < place and start < place:
             total, count = total + logprob, count + 1
+    if spans and spans[-1][1] > len(text) and not token_texts[-1]:
+        total, count = total + token_logprobs[-1], count + 1
     return min(1.0, math.exp(total / count)) if count else None
 
 

@@ -91,6 +91,7 @@ def _job(config: Config, asked: _Asked, path: str) -> Job:
         model=config.model,
         digest=asked.model.digest,
         name=asked.model.name,
+        form=asked.model.form.check(asked.task),
         source=config.source,
         tables=asked.tables,
         workers=config.workers,
@@ -181,6 +182,8 @@ def _record(station: Station, config: Config, job: Job, model: Found, ledger: Le
         "engine_restarts": ledger.restarts,
         "usd_per_hour": config.model.usd_per_hour or USD_PER_HOUR,
     }
+    if not job.form.default:
+        station.facts["form"] = job.form.model_dump()
     for label, names in ledger.lacking.items():
         station.note(f"{label} has no {', '.join(names)}: its rows were asked without")
     if damaged := sum(shard.damaged for shard in ledger.shards):

@@ -78,7 +78,9 @@ ONE_B = Shape("1 B (Llama 3.2)", 16, 2048, 32, 8, 8192, 128_256, tied=True)
 EIGHT_B = Shape("8 B (Llama 3.1)", 32, 4096, 32, 8, 14_336, 128_256, tied=False)
 
 
-def bound(shape: Shape, device: Device, *, weight_bytes: int, kv_bytes: int = 2, rows: int, fresh: float, cached: float, out: float) -> Bound:
+def bound(
+    shape: Shape, device: Device, *, weight_bytes: int, kv_bytes: int = 2, rows: int, fresh: float, cached: float, out: float
+) -> Bound:
     """Of rows with `fresh` prompt tokens to compute, `cached` ones that were found, and `out` answer tokens, `rows` decoded together."""
     peak = device.flops[weight_bytes]
     weights = shape.matmul_params * weight_bytes
@@ -92,7 +94,9 @@ def bound(shape: Shape, device: Device, *, weight_bytes: int, kv_bytes: int = 2,
 
 def main() -> None:
     """The table of docs/engines.md."""
-    found = Table("shape", "weights", "rows together", "decode step, ms", "limit", "rows/s at most", title="H200, 400 + 100 tokens in, 24 out")
+    found = Table(
+        "shape", "weights", "rows together", "decode step, ms", "limit", "rows/s at most", title="H200, 400 + 100 tokens in, 24 out"
+    )
     for shape in (ONE_B, EIGHT_B):
         for weight_bytes, name in ((2, "bf16"), (1, "FP8")):
             for rows in (256, 1024):

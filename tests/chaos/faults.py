@@ -206,15 +206,17 @@ def _patch_sweep(module: Any) -> None:
 
 
 def _half_swept(store: Any, path: str) -> None:
-    """Some files of the work that is about to be removed: nothing says in which order they go."""
+    """Some files of the work that is about to be removed: journals first, each kind in any order."""
     import pyarrow.fs as pafs
 
     folder = store.full(f"{path}/work/shards")
     found = store.filesystem.get_file_info(pafs.FileSelector(folder, recursive=True, allow_not_found=True))
     rng = random.Random(_plan["seed"])
-    for file in sorted(info.path for info in found if info.type == pafs.FileType.File):
-        if rng.random() < 0.5:
-            store.filesystem.delete_file(file)
+    files = sorted(info.path for info in found if info.type == pafs.FileType.File)
+    rng.shuffle(files)
+    files.sort(key=lambda path: not path.endswith("/journal.json"))
+    for file in files[: rng.randint(0, len(files))]:
+        store.filesystem.delete_file(file)
 
 
 # --- rows

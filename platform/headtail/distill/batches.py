@@ -1,36 +1,37 @@
 """Training rows as token sequences, and sequences as batches in which little is padding.
 
-In: golden rows and a tokenizer. Out: per example its token ids, where the answer starts, and its weight; then, per epoch
-and worker, batches whose rows have similar lengths. Every worker gets the same number of batches and no row is dropped:
-what does not divide is filled up with rows of weight 0. Pure; knows nothing of models.
+In: golden rows and a tokenizer. Out: per example its token ids, where the answer starts, and its weight; then, per epoch,
+which rows each worker takes at each step. Rows of a step have similar lengths, so little is padding and no two examples
+ever share a sequence. Every worker gets the same number of batches and no row is dropped. Pure; knows nothing of models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from headtail.errors import TrainingError
+from headtail.form import DEFAULT, Form
 from headtail.task import Task
 
-TOKENS = pa.schema([("ids", pa.list_(pa.int32())), ("answer_start", pa.int32()), ("weight", pa.float32()), ("held_out", pa.bool_())])
+EXAMPLE = pa.schema([("length", pa.int32()), ("weight", pa.float32()), ("held_out", pa.bool_())])  # what every kind's rows have
+TOKENS = pa.schema([("ids", pa.list_(pa.int32())), ("answer_start", pa.int32()), *EXAMPLE])  # a decoder's
 WINDOW = 64  # batches within which rows are sorted by length: long enough for little padding, short enough to stay random
+
+Columns = dict[str, Any]  # examples by column: a list of arrays for list columns, one array for the others
 
 
 class Batch(NamedTuple):
-    """A padded batch. Shapes: ids, mask (rows, tokens) int64; labels likewise with -100 outside answers; weight (rows,)."""
+    """One padded batch: arrays by name for the loss (first axis: rows), how many tokens are real and how many cells there are."""
 
-    ids: np.ndarray
-    mask: np.ndarray
-    labels: np.ndarray
-    weight: np.ndarray
-
-    @property
-    def real_tokens(self) -> int:
-        return int(self.mask.sum())
+    arrays: dict[str, np.ndarray]
+    real_tokens: int
+    tokens: int
 
 
 def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
@@ -38,15 +39,15 @@ def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
     return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
 
 
-def encode(task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
-    """TOKENS rows for golden rows; a row longer than `max_tokens` is an error that names it, never cut."""
+def encode(task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_out: set[bytes], form: Form = DEFAULT) -> pa.Table:
+    """TOKENS rows for golden rows, asked and answered in `form`; a row longer than `max_tokens` is an error that names it, never cut."""
     prompts, targets = [], []
     for row in golden.to_pylist():
-        prompts.append(prompt_text(tokenizer, task.messages(row["query"], {name: row.get(name) for name in task.side_inputs})))
+        prompts.append(prompt_text(tokenizer, form.messages(task, row["query"], {name: row.get(name) for name in task.side_inputs})))
         answer, problem = task.parse(row["answer"])
         if problem:
             raise TrainingError(f"a golden answer is not valid: {problem}", where=f"query {row['query']!r}", value=row["answer"])
-        targets.append(task.target(answer) + tokenizer.eos_token)
+        targets.append(form.target(task, answer, row["query"]) + tokenizer.eos_token)
     before = tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
     after = tokenizer(targets, add_special_tokens=False)["input_ids"] if targets else []
     ids = [a + b for a, b in zip(before, after, strict=True)]
@@ -60,41 +61,84 @@ def encode(task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_o
             )
     keys = golden["query_key"].to_pylist()
     return pa.table(
-        [ids, [len(a) for a in before], golden["weight"].to_pylist(), [key in held_out for key in keys]],
+        [ids, [len(a) for a in before], [len(row) for row in ids], golden["weight"].to_pylist(), [key in held_out for key in keys]],
         schema=TOKENS,
     )
 
 
-def epoch(
-    ids: Sequence[np.ndarray], starts: np.ndarray, weights: np.ndarray, *, rows: int, workers: int, worker: int, seed: int, pad: int
-) -> Iterator[Batch]:
-    """This worker's batches of one epoch, `rows` rows each, in an order that depends on `seed` alone."""
-    for chosen in plan_epoch(np.array([len(row) for row in ids]), rows=rows, workers=workers, seed=seed):
-        mine = chosen[worker]
-        real = mine >= 0
-        index = np.where(real, mine, 0)
-        yield collate([ids[i] for i in index], starts[index], np.where(real, weights[index], 0.0), pad)
+def columns(table: pa.Table) -> Columns:
+    """The examples of a table, ready for `collate`; lists are views of one buffer, so a million rows are no million copies."""
+    found: Columns = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+        if pa.types.is_list(column.type):
+            ends, values = column.offsets.to_numpy(), column.values.to_numpy()
+            found[name] = [values[a:b] for a, b in itertools.pairwise(ends)]
+        else:
+            found[name] = column.to_numpy(zero_copy_only=False)
+    return found
 
 
-def plan_epoch(lengths: np.ndarray, *, rows: int, workers: int, seed: int) -> list[np.ndarray]:
-    """Row indices per step, shape (workers, rows) each; -1 marks a filler. Every row appears exactly once."""
+def plan_epoch(lengths: np.ndarray, *, rows: int, workers: int, seed: int, tokens: int = 0) -> list[list[np.ndarray]]:
+    """Row indices per step and worker, in an order that depends on `seed` alone; every row appears exactly once.
+
+    A step takes at most `rows` rows per worker, and with `tokens` at most that many cells (rows times longest row) per worker,
+    but never less than a row. Steps of one window differ by at most a row, so no step is a small remainder of noisy gradient;
+    each worker takes a stretch of a step's rows, so the longest rows of a step pad only those beside them. A worker's part is
+    empty only when a step has fewer rows than workers.
+    """
     order = np.random.default_rng(seed).permutation(len(lengths))
-    step = rows * workers
-    window = step * WINDOW
-    batches = []
+    window = rows * workers * WINDOW
+    steps: list[np.ndarray] = []
     for begin in range(0, len(order), window):
         part = order[begin : begin + window]
         part = part[np.argsort(lengths[part], kind="stable")]
-        for at in range(0, len(part), step):
-            piece = part[at : at + step]
-            full = np.full(step, -1, dtype=np.int64)
-            full[: len(piece)] = piece
-            batches.append(full.reshape(rows, workers).T)  # interleaved: a short last batch spreads over workers
-    return [batches[i] for i in np.random.default_rng(seed + 1).permutation(len(batches))]
+        steps += _by_tokens(part, lengths, rows, workers, tokens) if tokens else np.array_split(part, -(-len(part) // (rows * workers)))
+    shuffled = np.random.default_rng(seed + 1).permutation(len(steps))
+    return [np.array_split(steps[i], workers) for i in shuffled]
+
+
+def _by_tokens(part: np.ndarray, lengths: np.ndarray, rows: int, workers: int, tokens: int) -> list[np.ndarray]:
+    """Cut rows sorted by length so that no worker's share of a step is more than `rows` rows or `tokens` cells."""
+    steps, begin = [], 0
+    while begin < len(part):
+        each = 1
+        while each < rows and begin + each * workers < len(part):
+            longest = lengths[part[min(begin + (each + 1) * workers, len(part)) - 1]]
+            if (each + 1) * longest > tokens:
+                break
+            each += 1
+        steps.append(part[begin : begin + each * workers])
+        begin += each * workers
+    return steps
+
+
+def steps_of(lengths: np.ndarray, *, rows: int, workers: int, seed: int, tokens: int, epochs: float) -> list[int]:
+    """How many steps each epoch takes; of a last, broken epoch only its share."""
+    whole = math.ceil(epochs)
+    if not len(lengths):
+        return [0] * whole
+    if tokens:
+        each = [len(plan_epoch(lengths, rows=rows, workers=workers, seed=epoch_seed(seed, i), tokens=tokens)) for i in range(whole)]
+    else:
+        each = [_count(len(lengths), rows * workers)] * whole
+    broken = epochs - (whole - 1)
+    return [*each[:-1], math.ceil(each[-1] * broken - 1e-9)]
+
+
+def _count(rows: int, step: int) -> int:
+    full, rest = divmod(rows, step * WINDOW)
+    return full * WINDOW + -(-rest // step)
+
+
+def epoch_seed(seed: int, number: int) -> int:
+    """The seed of epoch `number`'s order."""
+    return seed + 1000 * number
 
 
 def collate(ids: Sequence[np.ndarray], starts: np.ndarray, weights: np.ndarray, pad: int) -> Batch:
-    """Pad to the longest row; only answer tokens are labelled."""
+    """A decoder's batch: ids, mask, labels (rows, tokens) int64, padded to the longest row; -100 where nothing is to be learnt."""
     width = max(len(row) for row in ids)
     tokens = np.full((len(ids), width), pad, dtype=np.int64)
     mask = np.zeros((len(ids), width), dtype=np.int64)
@@ -103,4 +147,5 @@ def collate(ids: Sequence[np.ndarray], starts: np.ndarray, weights: np.ndarray, 
         tokens[i, : len(row)] = row
         mask[i, : len(row)] = 1
         labels[i, starts[i] : len(row)] = row[starts[i] :]
-    return Batch(tokens, mask, labels, weights.astype(np.float32))
+    arrays: dict[str, np.ndarray] = {"ids": tokens, "mask": mask, "labels": labels, "weight": weights.astype(np.float32)}
+    return Batch(arrays, int(mask.sum()), mask.size)

@@ -11,29 +11,30 @@ from typing import Any
 
 import numpy as np
 
+from headtail.distill.batches import Batch
+from headtail.distill.learner import Learner
 from headtail.errors import TrainingError
 
 MAX_DRIFT = 0.05  # share of the logits' standard deviation: bf16 rounding of weights stays well below, a lost adapter well above
 
 
-def merge_lora(base: Any, adapter: Path, into: Path, probes: list[np.ndarray]) -> float:
-    """Write base + adapter, merged in fp32 and stored in bf16, to `into`; returns the drift of its logits.
+def merge_lora(learner: Learner, base: Any, adapter: Path, into: Path, probes: list[Batch]) -> float:
+    """Write base + adapter, merged in fp32 and stored in bf16, to `into` (which holds the tokenizer); returns the drift of its logits.
 
-    The drift is the root mean square difference of logits on the probe sequences over their standard deviation,
-    between adapter applied at run time and the stored merged weights. TrainingError above MAX_DRIFT.
+    The drift is the root mean square difference of logits on the probes over their standard deviation, between adapter
+    applied at run time and the stored merged weights. TrainingError above MAX_DRIFT.
     """
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
     adapted = PeftModel.from_pretrained(base, str(adapter))
     adapted.eval()
-    before = [_logits(adapted, ids) for ids in probes]
+    before = [_logits(learner, adapted, batch) for batch in probes]
     merged = adapted.merge_and_unload()
     merged.to(torch.bfloat16).save_pretrained(into, safe_serialization=True)
-    again = AutoModelForCausalLM.from_pretrained(str(into), dtype=torch.float32)
+    again, _ = learner.load(str(into))
     again.eval()
-    after = [_logits(again, ids) for ids in probes]
+    after = [_logits(learner, again, batch) for batch in probes]
     drift = relative_drift(before, after)
     if not drift <= MAX_DRIFT:
         raise TrainingError(
@@ -48,8 +49,9 @@ def relative_drift(before: list[np.ndarray], after: list[np.ndarray]) -> float:
     return float(np.sqrt(np.mean((a - b) ** 2)) / a.std())
 
 
-def _logits(model: Any, ids: np.ndarray) -> np.ndarray:
+def _logits(learner: Learner, model: Any, batch: Batch) -> np.ndarray:
     import torch
 
     with torch.no_grad():
-        return np.asarray(model(input_ids=torch.from_numpy(ids[None, :])).logits[0].float().numpy())
+        arrays = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
+        return np.asarray(learner.outputs(model, arrays).float().numpy())

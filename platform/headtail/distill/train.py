@@ -1,41 +1,58 @@
 """What each training worker does: DeepSpeed steps over its share of the batches, checkpoints, and the finished weights.
 
-In: a Spec (where tokens and base are, and the settings). Out: in the store, `work/trained` (adapter or full weights,
-written by rank 0) and `work/history.json`. Runs inside Ray Train's worker group on GPUs (nccl) or CPUs (gloo). Knows
-nothing of tasks or prompts: it sees token ids.
+In: a Spec (where examples and base are, the learner, the settings). Out: in the store, `work/trained` (adapter or full
+weights, written by rank 0) and, last, `work/done.json`. Runs inside Ray Train's worker group on GPUs (nccl) or CPUs (gloo).
+Killed at any step, it goes on from the last complete checkpoint and makes the same steps as if nothing had happened. Knows
+nothing of tasks or prompts, nor of what kind of student learns.
 """
 
 from __future__ import annotations
 
-import json
+import bisect
+import itertools
 import math
 import os
+import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-from headtail.distill.batches import Batch, epoch
+from headtail.distill import zero
+from headtail.distill.batches import Batch, Columns, columns, epoch_seed, plan_epoch, steps_of
+from headtail.distill.checkpoints import Checkpoints
+from headtail.distill.learner import Learner
 from headtail.errors import TrainingError
-from headtail.storage import Storage, fetch_folder, put_folder, read_table, write_json
+from headtail.models import resolve
+from headtail.storage import Storage, fetch_folder, put_folder, read_table, write_json, write_table
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(NamedTuple):
     """All that a worker needs. Picklable; `settings` are the plain values of distill.Config."""
 
     store: Storage
     work: str  # folder in the store
-    tokens: str  # table of batches.TOKENS
-    base_files: tuple[str, ...]  # store paths of the base model, or empty when `base_path` is a hub id or shared folder
-    base_path: str
-    revision: str
+    learner: Learner
+    base_files: tuple[str, ...]  # store paths of a base that was made for this run, or empty: every worker finds base.model itself
     pad: int
     settings: dict[str, Any]
     meter: Any
+
+    @property
+    def examples(self) -> str:
+        """The table of examples, in the store."""
+        return f"{self.work}/examples.parquet"
+
+    @property
+    def done(self) -> str:
+        """Written when the weights are whole: history, files, tokens."""
+        return f"{self.work}/done.json"
 
 
 def worker(spec: Spec) -> None:
@@ -49,144 +66,219 @@ def worker(spec: Spec) -> None:
         torch.set_num_threads(max(1, int(spec.settings["cpus_per_worker"])))
     torch.manual_seed(spec.settings["seed"])
     with tempfile.TemporaryDirectory(prefix="headtail-train-") as scratch:
-        engine = _engine(_model(spec, Path(scratch)), spec.settings)
-        trained, held = _rows(spec, held_out=False), _rows(spec, held_out=True)
-        run = _Run(spec, engine, rank, world, trained, held)
-        run.train()
-        if rank == 0:
-            _save(spec, engine.module, Path(scratch))
-            write_json(spec.store, f"{spec.work}/history.json", run.history)
+        table = read_table(spec.store, spec.examples)
+        if spec.settings["logits"] is not None:
+            table = taught(spec, table, rank, world)
+        engine = zero.start(_model(spec, Path(scratch)), spec.settings)
+        held = table["held_out"].to_numpy()
+        Run(spec, engine, rank, world, columns(table.filter(~held)), columns(table.filter(held)), Path(scratch)).train()
     torch.distributed.barrier()
 
 
-class _Run:
-    """The loop's state: where it is, what it saw."""
+def taught(spec: Spec, table: pa.Table, rank: int, world: int) -> pa.Table:
+    """The examples with the teacher's likeliest tokens. Each rank asks the teacher for its share, once, and stores it."""
+    import torch
 
-    def __init__(self, spec: Spec, engine: Any, rank: int, world: int, trained: _Rows, held: _Rows) -> None:
+    from headtail.distill import logits
+    from headtail.distill.base import load_base
+
+    settings, mine = spec.settings["logits"], f"{spec.work}/logits-{rank:05}-of-{world:05}.parquet"
+    if not spec.store.exists(mine):
+        found = resolve(settings["teacher"], settings["revision"], spec.store)
+        device = "cuda" if spec.settings["gpus_per_worker"] else "cpu"
+        asked = table.take(np.arange(rank, table.num_rows, world))
+        write_table(spec.store, mine, logits.top_k(load_base(found.path, settings["revision"])[0], asked, settings["k"], spec.pad, device))
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    torch.distributed.barrier()
+    parts = [read_table(spec.store, f"{spec.work}/logits-{i:05}-of-{world:05}.parquet") for i in range(world)]
+    dealt = np.argsort(np.concatenate([np.arange(i, table.num_rows, world) for i in range(world)]), kind="stable")
+    both = pa.concat_tables(parts).take(dealt)
+    for name in logits.COLUMNS:
+        table = table.append_column(name, both[name])
+    return table
+
+
+@dataclass
+class State:
+    """Where the loop is and what it saw: with the weights, all that a checkpoint must hold. The same on every rank."""
+
+    step: int
+    history: list[dict[str, float]]
+    losses: list[Any]  # of the steps since the last point of the history
+    best: dict[str, Any] | None  # the evaluation with the lowest loss: step, eval_loss, files
+    patience: int  # evaluations since then
+    seconds: float  # trained before this process
+
+    def plain(self, seconds: float) -> dict[str, Any]:
+        return {**vars(self), "losses": [float(loss) for loss in self.losses], "seconds": seconds}
+
+
+class Run:
+    """One rank's loop."""
+
+    def __init__(self, spec: Spec, engine: Any, rank: int, world: int, trained: Columns, held: Columns, scratch: Path) -> None:
         self.spec, self.engine, self.rank, self.world, self.trained, self.held = spec, engine, rank, world, trained, held
-        self.settings = spec.settings
-        per_epoch = math.ceil(len(trained.ids) / (self.settings["batch_rows"] * world))
-        self.steps = math.ceil(per_epoch * self.settings["epochs"])
-        if self.settings["max_steps"]:
-            self.steps = min(self.steps, self.settings["max_steps"])
-        self.history: list[dict[str, float]] = []
+        self.settings, self.scratch = spec.settings, scratch
+        self.cut = {"rows": self.settings["batch_rows"], "workers": world, "tokens": self.settings["batch_tokens"]}
+        each = steps_of(trained["length"], seed=self.settings["seed"], epochs=self.settings["epochs"], **self.cut)
+        self.ends = list(itertools.accumulate(each))
+        self.steps = min(self.ends[-1], self.settings["max_steps"] or self.ends[-1])
+        self.stopping = self.settings["early_stopping"]
+        self.state = State(0, [], [], None, 0, 0.0)
+        self.own = {"real_tokens": 0, "tokens": 0, "rows": 0}
+        self.checkpoints = Checkpoints(spec.store, spec.work, scratch, rank, world, frozen=self.settings["lora"] is not None)
         self.started = time.monotonic()
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of training up to here, those before a resume included."""
+        return self.state.seconds + time.monotonic() - self.started
+
     def train(self) -> None:
-        """All steps from the last complete checkpoint on."""
+        """All steps from the last complete checkpoint on, then the weights and `done.json`."""
+        found = self.checkpoints.load(self.engine)
+        if found is not None:
+            self.state, self.own = State(**found[0]), found[1]
+        self.engine.train()  # from_pretrained leaves it in eval mode: no dropout until somebody says so
+        self.started = time.monotonic()
+        stopped = self._stops()
+        while self.state.step < self.steps and not stopped:
+            self._step()
+            step = self.state.step
+            due = bool(self.stopping) and step % self.stopping["every"] == 0
+            if due or step % self.settings["log_steps"] == 0 or step == self.steps:
+                self._point(due or step == self.steps)
+                stopped = self._stops()
+            if step % self.settings["checkpoint_steps"] == 0 and step < self.steps and not stopped:
+                self.checkpoints.save(self.engine, step, self.state.plain(self.seconds), self.own)
+                self._forget_worse()
+        self._finish(stopped)
+
+    def _step(self) -> None:
         import torch
 
-        step = self._resume()
-        first, losses = step, []
-        per_epoch = math.ceil(len(self.trained.ids) / (self.settings["batch_rows"] * self.world))
-        while step < self.steps:
-            number = step // per_epoch
-            for at, batch in enumerate(self._epoch(self.trained, seed=self.settings["seed"] + 1000 * number)):
-                if at < step - number * per_epoch:
-                    continue  # done before the checkpoint
-                if step >= self.steps:
-                    break
-                losses.append(self._step(step, batch))
-                step += 1
-                if self.rank == 0:
-                    self.spec.meter.add.remote(done=self.settings["batch_rows"] * self.world)
-                if step % self.settings["log_steps"] == 0 or step == self.steps:
-                    self._log(step, losses)
-                    losses = []
-                if step % self.settings["checkpoint_steps"] == 0 and step < self.steps:
-                    self._checkpoint(step)
-        if first == self.steps and not self.history:
-            self._log(step, [])
-        torch.distributed.barrier()
-
-    def _epoch(self, rows: _Rows, seed: int) -> Any:
-        return epoch(
-            rows.ids,
-            rows.starts,
-            rows.weights,
-            rows=self.settings["batch_rows"],
-            workers=self.world,
-            worker=self.rank,
-            seed=seed,
-            pad=self.spec.pad,
-        )
-
-    def _step(self, step: int, batch: Batch) -> float:
+        step = self.state.step
         rate = learning_rate(step, self.steps, self.settings["learning_rate"], self.settings["warmup_share"])
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
-        total, weight = self._loss(batch)
-        loss = total / weight.clamp(min=1e-6)
-        self.engine.backward(loss)
+        batch = self._batch(step)
+        total, weight = self.spec.learner.loss(self.engine, self._tensors(batch))
+        sums = torch.stack([total.detach().float(), weight.detach().float()])
+        torch.distributed.all_reduce(sums)
+        whole = sums[1].clamp(min=1e-6)
+        self.engine.backward(total * (self.world / whole))  # DeepSpeed takes the mean over ranks: the gradient is that of the whole step
         self.engine.step()
-        return float(loss.detach())
+        self.state.losses.append(sums[0] / whole)
+        self.state.step = step + 1
+        self.own["real_tokens"] += batch.real_tokens
+        self.own["tokens"] += batch.tokens
+        self.own["rows"] += len(batch.arrays["weight"])
+        self.spec.meter.add.remote(done={self.rank: self.own["rows"]})
 
-    def _loss(self, batch: Batch) -> tuple[Any, Any]:
-        """(weighted sum of answer-token losses, sum of weights)."""
+    def _batch(self, step: int) -> Batch:
+        """This rank's batch of a step."""
+        number = bisect.bisect_right(self.ends, step)
+        begin = self.ends[number - 1] if number else 0
+        return self._collate(self.trained, self._plan(number)[step - begin])
+
+    @lru_cache(maxsize=1)  # noqa: B019  # one run per process
+    def _plan(self, number: int) -> list[list[np.ndarray]]:
+        return plan_epoch(self.trained["length"], seed=epoch_seed(self.settings["seed"], number), **self.cut)
+
+    def _collate(self, rows: Columns, parts: list[np.ndarray]) -> Batch:
+        mine = parts[self.rank]
+        if len(mine):
+            return self.spec.learner.collate(rows, mine, rows["weight"][mine], self.spec.pad)
+        return self.spec.learner.collate(rows, parts[0][:1], np.zeros(1, np.float32), self.spec.pad)  # fewer rows than workers
+
+    def _tensors(self, batch: Batch) -> dict[str, Any]:
         import torch
-        from torch.nn import functional
 
-        device = self.engine.device
-        ids, mask, labels = (torch.from_numpy(x).to(device) for x in (batch.ids, batch.mask, batch.labels))
-        hidden = self.engine(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-        wanted = labels[:, 1:]
-        chosen = wanted != -100  # the loss is on answer tokens only: gather them before the fp32 softmax
-        each = functional.cross_entropy(hidden[chosen].float(), wanted[chosen], reduction="none")
-        weight = torch.from_numpy(batch.weight).to(device)[:, None].expand_as(wanted)[chosen]
-        return (each * weight).sum(), weight.sum()
+        return {name: torch.from_numpy(array).to(self.engine.device) for name, array in batch.arrays.items()}
 
-    def _log(self, step: int, losses: list[float]) -> None:
-        point = {
-            "step": float(step),
-            "loss": float(np.mean(losses)) if losses else float("nan"),
-            "eval_loss": self._evaluate(),
-            "seconds": time.monotonic() - self.started,
-        }
-        if losses and not math.isfinite(point["loss"]):
+    def _point(self, judged: bool) -> None:
+        """A point of the loss curve; with early stopping and `judged`, also a verdict on the weights."""
+        step, losses = self.state.step, [float(loss) for loss in self.state.losses]
+        loss = float(np.mean(losses)) if losses else float("nan")
+        if losses and not math.isfinite(loss):
             raise TrainingError("the loss is no longer a number", where=f"step {step}", fix="lower learning_rate")
-        self.history.append(point)
+        point = {"step": float(step), "loss": loss, "eval_loss": self._evaluate(), "seconds": self.seconds}
+        self.state.history.append(point)
+        self.state.losses = []
+        if not (self.stopping and judged):
+            return
+        best = self.state.best
+        if best is None or point["eval_loss"] < best["eval_loss"] - self.stopping["min_delta"]:
+            files = self._save(f"best/step-{step:08}")
+            self.state.best, self.state.patience = {"step": step, "eval_loss": point["eval_loss"], "files": files}, 0
+        else:
+            self.state.patience += 1
+
+    def _stops(self) -> bool:
+        return bool(self.stopping) and self.state.patience >= self.stopping["patience"]
 
     def _evaluate(self) -> float:
-        """Mean loss per answer token on the held-out rows, over all ranks."""
+        """Mean loss per thing to learn on the held-out rows, over all ranks."""
         import torch
 
-        if not self.held.ids:
+        sums = torch.zeros(2, device=self.engine.device)
+        if not len(self.held["length"]):
             return float("nan")
-        sums = torch.zeros(2)
         self.engine.eval()
         with torch.no_grad():
-            for batch in self._epoch(self.held, seed=0):
-                total, weight = self._loss(batch)
-                sums += torch.stack([total, weight]).detach().float().cpu()
+            for batch in self._held():
+                total, weight = self.spec.learner.loss(self.engine, self._tensors(batch))
+                sums += torch.stack([total.float(), weight.float()])
         self.engine.train()
-        sums = sums.to(self.engine.device)
         torch.distributed.all_reduce(sums)
+        torch.distributed.broadcast(sums, 0)  # one verdict for all ranks, to the last bit
         return float(sums[0] / sums[1].clamp(min=1e-6))
 
-    @property
-    def _folder(self) -> str:
-        """Where checkpoints are: the store's own disk. On S3 a run that fails starts over (see docs/distill)."""
-        return "" if self.spec.store.root.startswith("s3://") else self.spec.store.full(f"{self.spec.work}/checkpoints")
+    def _held(self) -> Iterator[Batch]:
+        for parts in plan_epoch(self.held["length"], seed=0, **self.cut):
+            yield self._collate(self.held, parts)
 
-    def _checkpoint(self, step: int) -> None:
+    def _save(self, name: str) -> list[str]:
+        """Adapter (LoRA) or whole model, moved into the store as `work/<name>`; all ranks call it, rank 0 is told the files."""
+        lora = self.settings["lora"] is not None
+        state = zero.gathered(self.engine.module, self.settings["zero_stage"], lora, keep=self.rank == 0)
+        if state is None:
+            return []
+        folder = self.scratch / "weights"
+        shutil.rmtree(folder, ignore_errors=True)
+        self.engine.module.save_pretrained(folder, state_dict=state, safe_serialization=True)
+        return [ref.path for ref in put_folder(self.spec.store, folder, f"{self.spec.work}/{name}")]
+
+    def _forget_worse(self) -> None:
+        """Remove weights that were the best until the checkpoint just written."""
+        if self.rank == 0 and self.stopping:
+            kept = set(self.state.best["files"]) if self.state.best else set()
+            for one in self.spec.store.files(f"{self.spec.work}/best"):
+                if one.path not in kept:
+                    self.spec.store.remove(one.path)
+
+    def _finish(self, stopped: bool) -> None:
         import torch
 
-        if not self._folder:
-            return
-        self.engine.save_checkpoint(self._folder, tag=f"step-{step}", save_latest=False)
-        torch.distributed.barrier()
-        if self.rank == 0:  # the marker comes last: a checkpoint without it does not exist
-            marker = {"step": step, "history": self.history}
-            self.spec.store.replace(f"{self.spec.work}/checkpoints/COMPLETE", json.dumps(marker).encode())
+        if not self.state.history:
+            self._point(True)
+        best = self.state.best
+        files = best["files"] if best else self._save("trained")
+        counts = torch.tensor([self.own["real_tokens"], self.own["tokens"], self.own["rows"]], device=self.engine.device)
+        torch.distributed.all_reduce(counts)
+        if self.rank == 0:
+            done = {"history": self.state.history, "files": files, "steps": self.state.step, "stopped_early": stopped}
+            done |= dict(zip(("real_tokens", "tokens", "rows"), counts.tolist(), strict=True))
+            done["taken_step"] = best["step"] if best else self.state.step
+            if self.settings["logits"] is not None:
+                done |= self._logit_bytes()
+            write_json(self.spec.store, self.spec.done, done)
 
-    def _resume(self) -> int:
-        marker = f"{self.spec.work}/checkpoints/COMPLETE"
-        if not self._folder or not self.spec.store.exists(marker):
-            return 0
-        found = json.loads(self.spec.store.read(marker))
-        self.engine.load_checkpoint(self._folder, tag=f"step-{found['step']}")
-        self.history = found["history"]
-        return int(found["step"])
+    def _logit_bytes(self) -> dict[str, float]:
+        """What the teacher's logits cost in the store, compressed."""
+        size = sum(self.spec.store.size(f"{self.spec.work}/logits-{i:05}-of-{self.world:05}.parquet") for i in range(self.world))
+        return {"logits_bytes": size, "logits_bytes_per_row": size / (len(self.trained["length"]) + len(self.held["length"]))}
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_share: float) -> float:
@@ -197,25 +289,13 @@ def learning_rate(step: int, steps: int, peak: float, warmup_share: float) -> fl
     return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
 
 
-@dataclass(frozen=True)
-class _Rows:
-    ids: list[np.ndarray]
-    starts: np.ndarray
-    weights: np.ndarray
-
-
-def _rows(spec: Spec, held_out: bool) -> _Rows:
-    table = read_table(spec.store, spec.tokens)
-    table = table.filter(table["held_out"].to_numpy() == held_out)
-    ids = [np.asarray(row, dtype=np.int64) for row in table["ids"].to_pylist()]
-    return _Rows(ids, table["answer_start"].to_numpy(), table["weight"].to_numpy())
-
-
 def _model(spec: Spec, scratch: Path) -> Any:
-    from headtail.distill.base import load_base
-
-    path = str(fetch_folder(spec.store, spec.base_files, scratch / "base")) if spec.base_files else spec.base_path
-    model, _ = load_base(path, spec.revision)
+    base = spec.settings["base"]
+    if spec.base_files:
+        path = str(fetch_folder(spec.store, spec.base_files, scratch / "base"))
+    else:
+        path = resolve(base["model"], base["revision"], spec.store).path
+    model, _ = spec.learner.load(path, base["revision"])
     lora = spec.settings["lora"]
     if lora is None:
         return model
@@ -228,40 +308,6 @@ def _model(spec: Spec, scratch: Path) -> Any:
             lora_alpha=lora["alpha"],
             lora_dropout=lora["dropout"],
             target_modules=lora["targets"] if isinstance(lora["targets"], str) else list(lora["targets"]),
-            task_type="CAUSAL_LM",
+            task_type=spec.learner.adapter_task,
         ),
     )
-
-
-def _engine(model: Any, settings: dict[str, Any]) -> Any:
-    import logging
-
-    import deepspeed
-    import torch
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=settings["learning_rate"], betas=(0.9, 0.95), weight_decay=settings["weight_decay"])
-    config = {
-        "train_micro_batch_size_per_gpu": settings["batch_rows"],
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": 1.0,
-        "zero_optimization": {"stage": settings["zero_stage"], "overlap_comm": False},
-        "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": settings["precision"] == "bf16"},
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, model_parameters=trainable, config=config)
-    return engine
-
-
-def _save(spec: Spec, module: Any, scratch: Path) -> None:
-    """Adapter (LoRA) or whole model, moved into the store as `work/trained`."""
-    import torch
-
-    folder = scratch / "trained"
-    if spec.settings["lora"] is None:
-        module.to(torch.bfloat16)
-    module.save_pretrained(folder, safe_serialization=True)
-    put_folder(spec.store, folder, f"{spec.work}/trained")

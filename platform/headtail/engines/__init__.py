@@ -1,14 +1,16 @@
 """Inference engines behind one door: messages in, completions out, as they finish.
 
 In: an iterable of Requests. Out: one Completion per Request, in any order; a row that fails is a Completion with
-`error`, never an exception. Two real engines (vLLM in process, OpenAI-compatible HTTP) and a null engine to measure
-our own overhead. Knows nothing of tasks, stores or ledgers.
+`error`, never an exception. Models in process (vLLM for decoders; encoders and seq2seq students by what their folder
+says), OpenAI-compatible HTTP, and a null engine to measure our own overhead. Knows nothing of tasks, stores or ledgers.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import Field, field_validator
@@ -23,7 +25,9 @@ class ModelConfig(Config):
         "example:teacher", description="hub id, local folder, store path of a student (distill/...), or a shipped one (example:teacher)"
     )
     engine: Literal["vllm", "openai", "null"] = Field(
-        "vllm", description="vllm: in process; openai: any OpenAI-compatible endpoint; null: echoes, for measuring overhead"
+        "vllm",
+        description="vllm: in process (students that are no decoders run in their own engine, as their folder says); "
+        "openai: any OpenAI-compatible endpoint; null: echoes, for measuring overhead",
     )
     revision: str = Field("", description="hub revision (commit); required for a hub id, so that a key means one set of weights")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
@@ -112,12 +116,31 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def open_engine(config: ModelConfig, path: str, schema: dict[str, Any] | None, sampling: dict[str, Any]) -> Engine:
-    """Start the engine of `config` on the model at `path` (a local folder or hub id), answers bound to `schema`."""
+def kind_of(path: str) -> str:
+    """decoder, encoder or seq2seq: what the folder at `path` says of itself; a hub id or a folder that says nothing is a decoder's."""
+    file = Path(path) / "headtail.json"
+    return str(json.loads(file.read_text(encoding="utf-8")).get("kind", "decoder")) if file.is_file() else "decoder"
+
+
+Bound = dict[str, Any] | str | None  # what answers are held to: a JSON Schema, a grammar in EBNF (vLLM alone), or nothing
+
+
+def open_engine(config: ModelConfig, path: str, bound: Bound, sampling: dict[str, Any]) -> Engine:
+    """Start the engine of `config` on the model at `path` (a local folder or hub id), answers held to `bound`."""
+    schema = None if isinstance(bound, str) else bound  # only decoders write code, and only vLLM runs them
     if config.engine == "vllm":
+        kind = kind_of(path)
+        if kind == "encoder":
+            from headtail.engines.encoder import EncoderEngine
+
+            return EncoderEngine(config, path, schema, sampling)
+        if kind == "seq2seq":
+            from headtail.engines.seq2seq import Seq2SeqEngine
+
+            return Seq2SeqEngine(config, path, schema, sampling)
         from headtail.engines.vllm import VllmEngine
 
-        return VllmEngine(config, path, schema, sampling)
+        return VllmEngine(config, path, bound, sampling)
     if config.engine == "openai":
         from headtail.engines.openai import OpenAIEngine
 

@@ -1,6 +1,6 @@
-"""The schema as a grammar sees it: what vLLM is told so that an answer can be any valid one, and nothing else.
+"""What vLLM is told so that an answer can be any valid one, and nothing else.
 
-In: an answer schema and the token limit. Out: the JSON Schema handed to xgrammar. Pure; imports xgrammar only to check.
+In: an answer schema, or a grammar in EBNF, and the token limit. Out: the text handed to xgrammar. Imports xgrammar only to check.
 Why it differs from the task's schema: xgrammar 's string with a length bound knows no escapes, so a quote or backslash
 cannot be written, raw control characters can, and a mask costs more. Knows nothing of engines.
 """
@@ -8,6 +8,7 @@ cannot be written, raw control characters can, and a mask costs more. Knows noth
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from headtail.errors import ConfigError
@@ -31,6 +32,26 @@ def for_engine(schema: Any, max_tokens: int) -> Any:
     if schema.get("type") == "string" and isinstance(schema.get("maxLength"), int) and schema["maxLength"] >= max_tokens:
         kept = {name: value for name, value in schema.items() if name not in ("maxLength", "minLength")}
     return {name: value if name in _VALUES else for_engine(value, max_tokens) for name, value in kept.items()}
+
+
+def told(bound: Mapping[str, Any] | str | None, max_tokens: int, where: str) -> dict[str, str]:
+    """The one field of vLLM's structured outputs that holds answers to `bound` (JSON Schema or EBNF); none when it is None."""
+    if bound is None:
+        return {}
+    if isinstance(bound, str):
+        return {"grammar": check_ebnf(bound, where)}
+    return {"json": check(for_engine(bound, max_tokens), where)}
+
+
+def check_ebnf(text: str, where: str) -> str:
+    """`text` itself; ConfigError when xgrammar cannot read it."""
+    import xgrammar
+
+    try:
+        xgrammar.Grammar.from_ebnf(text)
+    except RuntimeError as error:
+        raise ConfigError(f"xgrammar cannot read the grammar: {error}", where=where, fix="keep answer: json for this task") from None
+    return text
 
 
 def check(schema: dict[str, Any], where: str) -> str:

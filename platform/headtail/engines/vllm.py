@@ -19,9 +19,9 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-from headtail.engines import Completion, ModelConfig, Request
+from headtail.engines import Bound, Completion, ModelConfig, Request
 from headtail.engines.flight import Flight
-from headtail.engines.grammar import BACKEND, check, for_engine
+from headtail.engines.grammar import BACKEND, told
 from headtail.engines.load import Load
 from headtail.engines.orphans import Guard
 from headtail.engines.tokens import Ahead, ids
@@ -113,9 +113,9 @@ def arguments(config: ModelConfig, path: str) -> dict[str, Any]:
 
 
 class VllmEngine:
-    """A started vLLM engine. `schema` None leaves answers free, for comparison."""
+    """A started vLLM engine. `bound` None leaves answers free, for comparison."""
 
-    def __init__(self, config: ModelConfig, path: str, schema: dict[str, Any] | None, sampling: dict[str, Any]) -> None:
+    def __init__(self, config: ModelConfig, path: str, bound: Bound, sampling: dict[str, Any]) -> None:
         started = time.monotonic()
         for name, value in environment(config).items():
             if name in _YOURS:
@@ -124,7 +124,7 @@ class VllmEngine:
                 os.environ[name] = value
         if Path(path).is_dir():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        grammar = check(for_engine(schema, sampling["max_tokens"]), "task.yaml answer") if schema is not None else ""
+        grammar = told(bound, sampling["max_tokens"], "task.yaml answer")
         self.config, self.arguments, self.apart = config, arguments(config, path), apart(config)
         self._engine = _start(config, self.arguments)
         self._core = self._engine.engine_core
@@ -189,13 +189,17 @@ class VllmEngine:
             "prefix_caching": found.cache_config.enable_prefix_caching,
             "enforce_eager": found.model_config.enforce_eager,
             "tensor_parallel": found.parallel_config.tensor_parallel_size,
-            "structured_outputs": f"{BACKEND}, no free whitespace" if self._params[0].structured_outputs else "none",
+            "structured_outputs": self._how_bound(),
             "threads": threads(self.config) if not self.config.gpus else None,
             "engine_process": self.apart,
             "samples": len(self._params),
             "start_s": round(self.start_s, 2),
             **self.load.figures(),
         }
+
+    def _how_bound(self) -> str:
+        found = self._params[0].structured_outputs
+        return "none" if not found else f"{BACKEND}, {'a code' if found.grammar else 'no free whitespace'}"
 
     def generate(self, requests: Iterable[Request]) -> Generator[Completion]:
         """Completions as they finish. Pulls requests so that the engine always has some waiting."""
@@ -286,8 +290,8 @@ def _request_kind() -> Any:
     return EngineCoreRequest
 
 
-def sampling_params(sampling: dict[str, Any], grammar: str) -> Any:
-    """vLLM's words for a task's sampling, of one sample."""
+def sampling_params(sampling: dict[str, Any], grammar: dict[str, str]) -> Any:
+    """vLLM's words for a task's sampling, of one sample; `grammar` as `grammar.told` has it."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
@@ -300,5 +304,5 @@ def sampling_params(sampling: dict[str, Any], grammar: str) -> Any:
         flat_logprobs=True,
         detokenize=False,  # once per row when it is finished, not once per token: see token_texts
         output_kind=RequestOutputKind.FINAL_ONLY,
-        structured_outputs=StructuredOutputsParams(json=grammar) if grammar else None,
+        structured_outputs=StructuredOutputsParams(**grammar) if grammar else None,
     )

@@ -24,7 +24,7 @@ import pyarrow.fs as pafs
 
 from headtail.errors import ConfigError, EngineError, HeadtailError, LimitReached
 from headtail.generate.catalog import ANSWERS, earlier, register
-from headtail.generate.job import Job, ShardReceipt, Table
+from headtail.generate.job import JOURNAL, Job, ShardReceipt, Table
 from headtail.generate.ledger import Ledger, settle_up
 from headtail.generate.limits import Limits
 from headtail.generate.prepare import Manifest, prepare
@@ -165,10 +165,18 @@ def told(error: BaseException) -> HeadtailError:
 
 
 def sweep(store: Storage, job: Job) -> None:
-    """Remove the segments and journals of a job whose shards are all published. Nothing reads them any more."""
-    folder = store.full(job.shards_folder)
-    if store.filesystem.get_file_info(folder).type == pafs.FileType.Directory:
-        store.filesystem.delete_dir(folder)
+    """Remove the segments and journals of a job whose shards are all published.
+
+    Journals go first: one that outlived its segments would have rows asked again when a shard with failed rows is opened anew.
+    """
+    folder, files = store.full(job.shards_folder), store.filesystem
+    if files.get_file_info(folder).type != pafs.FileType.Directory:
+        return
+    shards = [found.path for found in files.get_file_info(pafs.FileSelector(folder)) if found.type == pafs.FileType.Directory]
+    journals = [f"{shard}/{JOURNAL}" for shard in shards]
+    with ThreadPoolExecutor(_LOOKS) as pool:
+        list(pool.map(files.delete_file, (one.path for one in files.get_file_info(journals) if one.type == pafs.FileType.File)))
+    files.delete_dir(folder)
 
 
 def answers(store: Storage, receipt: Receipt, columns: list[str] | None = None) -> Iterator[pa.Table]:

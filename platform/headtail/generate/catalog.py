@@ -18,7 +18,7 @@ from pydantic import Field
 from headtail import numbered
 from headtail.config import Config, build
 from headtail.errors import StorageError
-from headtail.generate.job import Job, Journal, ShardReceipt, answer_settings
+from headtail.generate.job import JOURNAL, Job, Journal, ShardReceipt
 from headtail.generate.prepare import Manifest
 from headtail.keys import overlapping
 from headtail.receipt import Receipt
@@ -55,7 +55,7 @@ def register(store: Storage, job: Job) -> None:
         source=job.source,
         model=job.name,
         settings=job.settings,
-        parts=answer_settings(job.task, job.model, job.digest),
+        parts=job.parts,
         template=job.task.template,
         side_inputs=job.task.side_inputs,
         began=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -121,7 +121,7 @@ class Earlier:
         while self.store.exists(path := f"{self.path}/shards/{number:05d}-{edition}.json"):
             edition, receipt = edition + 1, path
         found: tuple[FileRef, ...] = (build(ShardReceipt, read_json(self.store, receipt), where=receipt).answers,) if receipt else ()
-        journal = f"{self.path}/work/shards/{number:05d}/journal.json"
+        journal = f"{self.path}/work/shards/{number:05d}/{JOURNAL}"
         if not receipt and self.store.exists(journal):
             found = build(Journal, read_json(self.store, journal), where=journal).segments
         return found

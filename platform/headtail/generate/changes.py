@@ -14,7 +14,7 @@ from pydantic import Field
 
 from headtail.config import Config
 from headtail.generate.catalog import Entry
-from headtail.generate.job import Job, answer_settings
+from headtail.generate.job import Job
 
 # Parts of `answer_settings` by the names people know; another is named as it is there.
 _WORDS = {
@@ -47,7 +47,7 @@ def words(entry: Entry, job: Job) -> tuple[str, ...]:
 def changes(entry: Entry, job: Job) -> tuple[Change, ...]:
     """All that differs between an earlier job and this one, with its values."""
     found = []
-    if entry.template != job.task.template:
+    if entry.template != job.task.template and job.form.prompt == "task":  # a bare query is asked without the template
         was, now = _lines(entry.template, job.task.template)
         found.append(Change(part="prompt", was=was, now=now))
     if entry.side_inputs != job.task.side_inputs:
@@ -69,7 +69,7 @@ def _at(places: Sequence[tuple[str, Any, Any]], side: int) -> str:
 
 def _settings(entry: Entry, job: Job) -> dict[str, tuple[Any, Any]]:
     """What `Entry.parts` and the job's own differ in. What follows from another difference is left out."""
-    was, now = _flat(entry.parts), _flat(answer_settings(job.task, job.model, job.digest))
+    was, now = _flat(entry.parts), _flat(job.parts)
     found = {
         _WORDS.get(name, name.replace(".", " ")): (was.get(name), now.get(name))
         for name in {**was, **now}

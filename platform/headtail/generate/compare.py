@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headtail.errors import StorageError
+from headtail.form import Form
 from headtail.generate.catalog import Earlier, Entry, entries
 from headtail.generate.changes import words
 from headtail.generate.job import Job, ShardReceipt
@@ -228,6 +229,10 @@ class _Rival:
         file = self.job.task.file.model_copy(update={"side_inputs": self.older.entry.side_inputs})
         return dataclasses.replace(self.job.task, file=file, template=self.older.entry.template)
 
+    @cached_property
+    def _form(self) -> Form:
+        return Form.model_validate(self.older.entry.parts.get("form", {}))
+
     def parts(self, shard: Shard, left: set[int], tables: Iterator[pa.Table]) -> dict[int, tuple[str, ...]]:
         """Of the rows in `left`, those whose query this job asked too, each with what is another now."""
         rows: dict[bytes, list[int]] = {}
@@ -251,16 +256,16 @@ class _Rival:
         query = table["query"][row].as_py()
         now = {name: table[name][row].as_py() or [] for name in names}
         then = {name: was.get(name) or [] for name in {*names, *self.older.entry.side_inputs}}
-        found = [] if _render(self._task, query, {**then, **now}) == messages else ["prompt"]
+        found = [] if _render(self._task, self._form, query, {**then, **now}) == messages else ["prompt"]
         moved = [name for name in names if now[name] != then[name]]
-        felt = [name for name in moved if _render(self.job.task, query, {**now, name: then[name]}) != messages]
+        felt = [name for name in moved if _render(self.job.task, self.job.form, query, {**now, name: then[name]}) != messages]
         found += [f"side input {name}" for name in felt or (moved if not found else [])]
         return (*(found or ["prompt"]), *words)
 
 
-def _render(task: Task, query: str, side: Mapping[str, Any]) -> list[dict[str, str]]:
+def _render(task: Task, form: Form, query: str, side: Mapping[str, Any]) -> list[dict[str, str]]:
     """The messages of a row; a template that raises is as good as any other that does."""
     try:
-        return task.messages(query, side)
+        return form.messages(task, query, side)
     except Exception:  # the user's template, or an old one that does not fit
         return [{"role": "unrendered", "content": query}]

@@ -16,11 +16,14 @@ from pydantic import Field
 from headtail.config import Config, result_fields
 from headtail.engines import ModelConfig
 from headtail.engines.grammar import FORM
+from headtail.form import DEFAULT, Form
 from headtail.generate.limits import Limits
 from headtail.keys import fingerprint
 from headtail.rows import ANSWER, State, with_side_inputs
 from headtail.storage import FileRef
 from headtail.task import Task
+
+JOURNAL = "journal.json"  # of an open shard, in its folder
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Job:
-    """All that decides a job and how it runs. `path` is its folder in the store at `root`; `digest` pins the model's weights."""
+    """All that decides a job and how it runs. `path` is its folder in the store at `root`; `digest` pins the model's weights.
+
+    `form`: how the model is asked and answers.
+    """
 
     root: str
     path: str
@@ -54,11 +60,17 @@ class Job:
     keep_logprobs: bool = True
     stall_seconds: float = 600.0
     limits: Limits = field(default_factory=Limits)
+    form: Form = DEFAULT
 
     @cached_property
     def settings(self) -> str:
         """Fingerprint over all that changes an answer besides its messages: the other half of every answer_key."""
-        return fingerprint(answer_settings(self.task, self.model, self.digest))
+        return fingerprint(self.parts)
+
+    @cached_property
+    def parts(self) -> dict[str, Any]:
+        """What `settings` is made over."""
+        return answer_settings(self.task, self.model, self.digest, self.form)
 
     @property
     def schema(self) -> pa.Schema:
@@ -76,7 +88,7 @@ class Job:
         return f"{self.path}/work/shards"
 
     def journal_path(self, shard: int) -> str:
-        return f"{self.shards_folder}/{shard:05d}/journal.json"
+        return f"{self.shards_folder}/{shard:05d}/{JOURNAL}"
 
     def segment_path(self, shard: int, name: str) -> str:
         return f"{self.shards_folder}/{shard:05d}/segment-{name}.parquet"
@@ -91,10 +103,10 @@ class Job:
         return f"{self.path}/shards/{shard:05d}-{edition}.json"
 
 
-def answer_settings(task: Task, model: ModelConfig, digest: str) -> dict[str, Any]:
-    """What changes an answer besides the rendered messages: weights, precision, limits, schema, sampling, engine family."""
+def answer_settings(task: Task, model: ModelConfig, digest: str, form: Form = DEFAULT) -> dict[str, Any]:
+    """What changes an answer besides its messages: weights, precision, limits, schema, sampling, engine family, form."""
     kept = {name: value for name, value in result_fields(model).items() if name != "model"}
-    return {**task.answer_settings, "model": {**kept, "digest": digest}, "grammar": FORM if model.engine == "vllm" else 0}
+    return {**task.answer_settings, "model": {**kept, "digest": digest}, "grammar": FORM if model.engine == "vllm" else 0, **form.settings}
 
 
 class Journal(Config):

@@ -46,7 +46,7 @@ class Shard:
         self, job: Job, store: Storage, manifest: Manifest, number: int, edition: int, run: str, before: Sequence[Earlier] = ()
     ) -> None:
         self.job, self.store, self.number, self.edition, self.run = job, store, number, edition, run
-        self.wanted = wanted(read_shard(store, manifest, number), job.task, job.settings)
+        self.wanted = wanted(read_shard(store, manifest, number), job.task, job.settings, job.form)
         self.journal = self._read_journal()
         self._seconds = self.journal.seconds
         self.damaged = self.computed = 0
@@ -76,6 +76,10 @@ class Shard:
         """The messages of each row."""
         return self.wanted.messages
 
+    def query(self, row: int) -> str:
+        """The query of a row, for a form that reads answers by it."""
+        return "" if self.job.form.default else str(self.wanted.table["query"][row].as_py())
+
     # --- what is finished
 
     def _read_journal(self) -> Journal:
@@ -89,7 +93,7 @@ class Shard:
         refs, runs = list(self.journal.segments), list(self.journal.runs)
         if self.edition and not refs:
             before = read_receipt(self.job, self.store, self.number, self.edition - 1)
-            refs, runs = [before.answers], ["before"]
+            refs, runs, self._seconds = [before.answers], ["before"], before.seconds
         done: set[int] = set()
         for ref, run in zip(refs, runs, strict=True):
             try:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headtail.errors import LedgerError
+from headtail.form import DEFAULT, Form
 from headtail.keys import answer_key
 from headtail.rows import KEY, State, key_words
 from headtail.task import Task
@@ -41,8 +42,8 @@ class Wanted:
         return len(self.pairs)
 
 
-def wanted(table: pa.Table, task: Task, settings: str) -> Wanted:
-    """The rows of one shard's input, rendered and keyed under `settings`."""
+def wanted(table: pa.Table, task: Task, settings: str, form: Form = DEFAULT) -> Wanted:
+    """The rows of one shard's input, rendered in `form` and keyed under `settings`."""
     queries, keys = table["query"].to_pylist(), table["query_key"].to_pylist()
     sides = [table[name].to_pylist() for name in task.side_inputs]
     names = task.side_inputs
@@ -54,7 +55,7 @@ def wanted(table: pa.Table, task: Task, settings: str) -> Wanted:
     again: list[tuple[int, int]] = []  # position of a duplicate, position of the row it doubles
     for at, query in enumerate(queries):
         try:
-            messages, problem = task.messages(query, {name: side[at] for name, side in zip(names, sides, strict=True)}), ""
+            messages, problem = form.messages(task, query, {name: side[at] for name, side in zip(names, sides, strict=True)}), ""
         except Exception as error:  # templates are the user's, and can raise anything: this row's fault alone
             messages, problem = [{"role": "unrendered", "content": query}], f"prompt template: {type(error).__name__}: {error}"
         pair = keys[at], answer_key(messages, settings)

@@ -125,9 +125,10 @@ class Worker:
         if self.engine is None:
             begun = time.monotonic()
             self._count_start()
-            found = find(self.job.model, self.store)
+            found, sampling = find(self.job.model, self.store), self.job.task.file.sampling.model_dump()
+            bound = self.job.form.bound(self.job.task, sampling["max_tokens"])
             with watched(self.job.stall_seconds + _START_S):
-                self.engine = open_engine(self.job.model, found.path, self.job.task.schema, self.job.task.file.sampling.model_dump())
+                self.engine = open_engine(self.job.model, found.path, bound, sampling)
             self.start_s += time.monotonic() - begun
         return self.engine
 
@@ -183,7 +184,7 @@ class Worker:
                 shard.tries[row] += 1
                 if shard.tries[row] < self.job.attempts:
                     return False
-        shard.settle(row, settle(self.job.task, completion), completion, seconds)
+        shard.settle(row, settle(self.job.task, completion, self.job.form, shard.query(row)), completion, seconds)
         return True
 
     def flush(self, shard: Shard, broken: bool = False) -> None:

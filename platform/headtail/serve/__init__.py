@@ -225,7 +225,7 @@ def _student(config: Config, store: Storage, release: releases.Release) -> Model
         raise ConfigError(
             "the live student runs in vLLM", where="model.engine", value=model.engine, fix="set model.engine=vllm, or live=false"
         )
-    find(model, store, fetch=False)  # each replica fetches for itself
+    find(model, store, fetch=False).form.check(releases.open_task(release))  # each replica fetches for itself
     folder = Path(model.model).expanduser()
     return model.model_copy(update={"model": str(folder.resolve())}) if folder.is_dir() else model
 

@@ -1,8 +1,8 @@
-"""The live student: one vLLM engine in a Serve replica, and the door through which the ingress asks it.
+"""The live student: one engine in a Serve replica, and the door through which the ingress asks it.
 
-In: a query and its side inputs. Out: a LiveReply: the text under the task's grammar, its confidence and answer_key, made
-with the same prompt, grammar, sampling and key as `precompute` uses. Each failure of the replica is a LiveFailure with a
-reason. Knows nothing of caches or HTTP.
+In: a query and its side inputs. Out: a LiveReply: the text of its answer, its confidence and answer_key, made with the same
+form, grammar, sampling and key as `precompute` uses. A decoder runs in vLLM, whose batches rows join and leave as they come;
+another student answers all that wait together. Each failure of the replica is a LiveFailure. Knows nothing of caches or HTTP.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from headtail.engines import ModelConfig
-from headtail.engines.grammar import check, for_engine
+from headtail.engines import Completion, ModelConfig, Request
+from headtail.engines.grammar import told
 from headtail.errors import EngineError
 from headtail.generate.job import answer_settings
 from headtail.keys import answer_key, fingerprint
-from headtail.models import find
+from headtail.models import Found, find
 from headtail.outcome import confidence
 from headtail.serve.answerer import Live, LiveFailure, LiveReply
 from headtail.storage import open_storage
@@ -33,42 +33,26 @@ class Student:
     """
 
     def __init__(self, config: ModelConfig, root: str, task: Task, stands_for: str) -> None:
-        from headtail.engines.vllm import arguments, environment, sampling_params
+        if config.engine == "vllm":
+            from headtail.engines.vllm import environment
 
-        os.environ.update(environment(config))  # before vLLM is imported
+            os.environ.update(environment(config))  # before vLLM is imported
         found = find(config, open_storage(root))
         if Path(found.path).is_dir():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        sampling = task.file.sampling.model_dump()
-        grammar = check(for_engine(task.schema, sampling["max_tokens"]), "task.yaml answer")
-        self.task, self.stands_for = task, stands_for
-        self._settings = fingerprint(answer_settings(task, config, found.digest))
-        self._params = sampling_params(sampling, grammar)
-        try:
-            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments(config, found.path)))
-        except Exception as error:
-            raise EngineError(f"the live student did not start: {error}", where=found.path, fix="headtail doctor") from error
-        self._tokenizer = self._engine.get_tokenizer()
-        self._numbers = itertools.count()
+        self.task, self.stands_for, self.form = task, stands_for, found.form.check(task)
+        self._settings = fingerprint(answer_settings(task, config, found.digest, self.form))
+        kind = _Streamed if self.form.kind == "decoder" else _Together
+        self._engine: _Asked = kind(config, found, task)
 
     async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> LiveReply:
-        """The student's text for one query. A cancelled call is taken out of the engine."""
-        from headtail.engines.vllm import token_texts
-
-        messages = self.task.messages(query, side_inputs)
-        ids = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-        final: Any = None
-        async for output in self._engine.generate({"prompt_token_ids": ids}, self._params, f"live-{next(self._numbers)}"):
-            final = output
-        made = final.outputs[0]
-        texts = token_texts(self._tokenizer, made.token_ids)
-        text = "".join(texts)
-        sure = confidence(text, texts, tuple(made.logprobs.logprobs) if made.logprobs is not None else ())
+        """The student's answer to one query. A cancelled call takes no more of the engine than it must."""
+        messages = self.form.messages(self.task, query, side_inputs)
+        made = await self._engine.ask(messages)
+        sure = confidence(made.text, made.token_texts, made.token_logprobs, self.form.look(self.task, made.text, query).spans)
         key = answer_key(messages, self._settings).hex()
-        return LiveReply(text, str(made.finish_reason), sure, key, self.stands_for, self.task.fingerprint)
+        text = self.form.as_json(self.task, made.text, query)
+        return LiveReply(text, made.finish_reason, sure, key, self.stands_for, self.task.fingerprint)
 
     async def reconfigure(self, warm_up: dict[str, str]) -> None:
         """Called by Serve before the replica counts as ready: one answer, or the first caller waits 2 s for the grammar."""
@@ -76,11 +60,106 @@ class Student:
 
     async def check_health(self) -> None:
         """Raises when the engine is dead, so that Serve replaces the replica."""
-        await self._engine.check_health()
+        await self._engine.check()
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):
+            self._engine.close()
+
+
+class _Asked(Protocol):
+    """An engine that is asked row by row by many callers at once."""
+
+    async def ask(self, messages: Sequence[dict[str, str]]) -> Completion: ...
+
+    async def check(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Streamed:
+    """A decoder in vLLM: each row joins the running batch, and a cancelled one is taken out of it."""
+
+    def __init__(self, config: ModelConfig, found: Found, task: Task) -> None:
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from headtail.engines.vllm import arguments, sampling_params
+
+        sampling = task.file.sampling.model_dump()
+        most = sampling["max_tokens"]
+        self._params = sampling_params(sampling, told(found.form.bound(task, most), most, "task.yaml answer"))
+        try:
+            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments(config, found.path)))
+        except Exception as error:
+            raise EngineError(f"the live student did not start: {error}", where=found.path, fix="headtail doctor") from error
+        self._tokenizer = self._engine.get_tokenizer()
+        self._numbers = itertools.count()
+
+    async def ask(self, messages: Sequence[dict[str, str]]) -> Completion:
+        from headtail.engines.vllm import token_texts
+
+        ids = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=False)
+        final: Any = None
+        async for output in self._engine.generate({"prompt_token_ids": ids}, self._params, f"live-{next(self._numbers)}"):
+            final = output
+        made = final.outputs[0]
+        texts = token_texts(self._tokenizer, made.token_ids)
+        logprobs = tuple(made.logprobs.logprobs) if made.logprobs is not None else ()
+        return Completion(
+            0, "".join(texts), str(made.finish_reason), len(ids), len(texts), token_texts=tuple(texts), token_logprobs=logprobs
+        )
+
+    async def check(self) -> None:
+        await self._engine.check_health()
+
+    def close(self) -> None:
+        if hasattr(self, "_engine"):
             self._engine.shutdown()
+
+
+class _Together:
+    """Another student: while one batch is with the engine, callers gather for the next. One pass is a few milliseconds."""
+
+    def __init__(self, config: ModelConfig, found: Found, task: Task) -> None:
+        from headtail.engines import open_engine
+
+        sampling = task.file.sampling.model_dump()
+        self._engine = open_engine(config, found.path, found.form.bound(task, sampling["max_tokens"]), sampling)
+        self._waiting: list[tuple[Sequence[dict[str, str]], asyncio.Future[Completion]]] = []
+        self._running: asyncio.Task[None] | None = None
+
+    async def ask(self, messages: Sequence[dict[str, str]]) -> Completion:
+        mine: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._waiting.append((messages, mine))
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run())
+        made = await mine
+        if made.error:
+            raise EngineError(made.error)
+        return made
+
+    async def _run(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            asked = [(messages, mine) for messages, mine in batch if not mine.done()]
+            try:
+                made = await asyncio.to_thread(self._all, [messages for messages, _ in asked])
+            except Exception as error:
+                made = {row: Completion(row, error=f"{type(error).__name__}: {error}") for row in range(len(asked))}
+            for row, (_, mine) in enumerate(asked):
+                if not mine.done():  # its caller left meanwhile
+                    mine.set_result(made[row])
+
+    def _all(self, messages: Sequence[Sequence[dict[str, str]]]) -> dict[int, Completion]:
+        return {made.id: made for made in self._engine.generate(Request(row, asked) for row, asked in enumerate(messages))}
+
+    async def check(self) -> None:
+        """It lives in this process: what breaks it breaks the replica."""
+
+    def close(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.close()
 
 
 def door(handle: Any) -> Live:

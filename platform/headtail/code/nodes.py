@@ -1,0 +1,402 @@
+"""The parts that a codec is made of: each writes a value as code, reads it back, and says its grammar.
+
+In: values; a Reader on a code. Out: pieces of code; values; rules of EBNF. Which part stands for which schema, and what a part
+may rely on about what follows it, is decided in `build`. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+STOP, END = "\n", "\t"  # of a text or number that nothing else ends; of a list that more follows
+LONGEST = 64  # bound of a text or list that a grammar still counts; xgrammar compiles 64 steps in 0.1 s, 200 in more than one
+COPIES = "`&/'"  # for one, two, three and four words of the source
+MOST_COPIES = 4
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)(\.0)?")
+
+
+class Unfit(ValueError):
+    """A value that has no code here, or a text that is none; says why."""
+
+
+def same(value: Any) -> str:
+    """A text that two values share when they are the same JSON: 1 is not 1.0, true is not 1."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+@dataclass
+class Source:
+    """The text that answers copy from, word by word: `at` is the first word that no text stood for yet."""
+
+    words: list[str]
+    at: int = 0
+
+    def holds(self, words: list[str]) -> bool:
+        """Whether these come next."""
+        return self.words[self.at : self.at + len(words)] == words
+
+    def copy(self, count: int) -> str:
+        """The next `count` words, or those that are left; they are passed."""
+        start, self.at = self.at, self.at + count
+        return " ".join(self.words[start : self.at])
+
+    def past(self, text: str) -> None:
+        """Text that was written out stands for as many words as it has."""
+        self.at += text.count(" ") + 1 if text else 0
+
+
+@dataclass
+class Writer:
+    """A code being written. `signs`: what gets a backslash within text."""
+
+    signs: frozenset[str]
+    source: Source
+
+    def escaped(self, text: str) -> str:
+        return "".join("\\" + sign if sign == "\\" or sign in self.signs else sign for sign in text)
+
+
+@dataclass
+class Reader:
+    """A code being read. `spans`: what was decided so far."""
+
+    text: str
+    signs: frozenset[str]
+    bare: re.Pattern[str]  # of characters that are neither signs nor backslashes
+    source: Source
+    at: int = 0
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def next(self) -> str:
+        return self.text[self.at : self.at + 1]
+
+    def plain(self) -> str:
+        """The characters up to the next sign or backslash; they are taken."""
+        start, self.at = self.at, self.bare.match(self.text, self.at).end()  # type: ignore[union-attr]  # it matches nothing, too
+        return self.text[start : self.at]
+
+    def take(self, sign: str) -> bool:
+        if self.next != sign:
+            return False
+        self.at += 1
+        return True
+
+    def decided(self, start: int, stopped: bool = False) -> None:
+        """All since `start` was a decision; `stopped`: so is what comes next, by which it ended."""
+        self.spans.append((start, self.at + stopped))
+
+    def fail(self, wanted: str) -> Unfit:
+        return Unfit(f"{wanted} is missing at character {self.at}" + ("" if self.next else ", where it ends"))
+
+
+def merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    made: list[tuple[int, int]] = []
+    for start, end in spans:
+        if made and start < made[-1][1]:
+            made[-1] = made[-1][0], max(end, made[-1][1])
+        elif end > start:
+            made.append((start, end))
+    return made
+
+
+@dataclass
+class Rules:
+    """A grammar being written. `signs`: what a backslash stands before."""
+
+    signs: str
+    max_tokens: int
+    lines: list[str] = field(default_factory=list)
+    known: dict[str, str] = field(default_factory=dict)
+
+    def add(self, body: str) -> str:
+        """The name of a rule with this body."""
+        if body not in self.known:
+            self.known[body] = f"r{len(self.lines)}"
+            self.lines.append(f"{self.known[body]} ::= {body}")
+        return self.known[body]
+
+    def text(self, least: int, most: int | None) -> str:
+        return self.repeat((f"[^{self.signs}]", f'"\\\\" [{self.signs}]'), least, most)
+
+    def repeat(self, ways: tuple[str, ...], least: int, most: int | None) -> str:
+        """One of `ways`, again and again: a rule for each time, because xgrammar takes milliseconds per token over `{0,20}`."""
+        if most is None or most > LONGEST or 0 < self.max_tokens <= most:
+            one = self.add(" | ".join(ways))
+            return " ".join([*([one] * min(least, LONGEST)), f"{one}*"])
+        if not most:
+            return ""
+        rest = ""
+        for at in reversed(range(most)):
+            on = " | ".join(f"{way} {rest}".strip() for way in ways)
+            rest = self.add(f'"" | {on}' if at >= least else on)
+        return rest
+
+
+def quoted(text: str) -> str:
+    return '"' + "".join(c if c.isalnum() and c.isascii() else f"\\u{ord(c):04x}" for c in text) + '"'
+
+
+def charset(signs: list[str]) -> str:
+    return "".join(f"\\u{ord(sign):04x}" for sign in signs)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A part of a code. `empty`: its code may be nothing; `marked`: else it begins with a sign; `ends`: that may be END."""
+
+    empty: bool = True
+    marked: bool = True
+    ends: bool = False
+
+    def write(self, value: Any, into: list[str], to: Writer) -> None:
+        raise NotImplementedError
+
+    def read(self, reader: Reader) -> Any:
+        raise NotImplementedError
+
+    def rule(self, rules: Rules) -> str:
+        """Its grammar; "" when its code is always nothing."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Const(Node):
+    """A value that needs no code."""
+
+    value: Any = None
+
+    def write(self, value: Any, into: list[str], to: Writer) -> None:
+        if same(value) != same(self.value):
+            raise Unfit(f"{same(value)[:80]} is not {same(self.value)[:80]}")
+
+    def read(self, reader: Reader) -> Any:
+        return json.loads(same(self.value))  # a new one each time: answers may be changed by whoever gets them
+
+    def rule(self, rules: Rules) -> str:
+        return ""
+
+
+class Absent:
+    """Stands for the value of a property that is not there."""
+
+
+ABSENT = Absent()
+
+
+@dataclass(frozen=True)
+class Nothing(Node):
+    """A property that is not there."""
+
+    def write(self, value: Any, into: list[str], to: Writer) -> None:
+        if value is not ABSENT:
+            raise Unfit("it is there")
+
+    def read(self, reader: Reader) -> Any:
+        return ABSENT
+
+    def rule(self, rules: Rules) -> str:
+        return ""
+
+
+def within(node: Text | List, count: int, of: str) -> None:
+    """Unfit unless `count` is within the node's bounds: another option may take what this one does not."""
+    if count < node.least or (node.most is not None and count > node.most):
+        raise Unfit(f"{count} {of}, where {node.least} to {'any' if node.most is None else node.most} may stand")
+
+
+@dataclass(frozen=True)
+class Text(Node):
+    """A string as it is, up to the first bare sign. `stop`: a STOP ends it.
+
+    `copies`: signs for as many of the source's next words as each one's place says, or none. MOST_COPIES of them at most.
+    """
+
+    stop: bool = False
+    copies: str = ""
+    least: int = 0
+    most: int | None = None
+
+    def write(self, value: Any, into: list[str], to: Writer) -> None:
+        if not isinstance(value, str):
+            raise Unfit(f"{same(value)[:80]} is not text")
+        within(self, len(value), "characters")
+        words, most = value.split(" "), len(self.copies)
+        if value and len(words) <= most * MOST_COPIES and to.source.holds(words):
+            to.source.copy(len(words))
+            full, rest = divmod(len(words), most)
+            into.append(self.copies[-1] * full + (self.copies[rest - 1] if rest else ""))
+        else:
+            to.source.past(value)
+            into.append(to.escaped(value))
+        into.append(STOP * self.stop)
+
+    def read(self, reader: Reader) -> str:
+        start = reader.at
+        text = self._copied(reader) if self.copies and reader.next and reader.next in self.copies else self._spelled(reader)
+        reader.decided(start, stopped=True)
+        if self.stop and not reader.take(STOP):
+            raise reader.fail("the end of a text")
+        within(self, len(text), "characters")
+        return text
+
+    def _copied(self, reader: Reader) -> str:
+        count = signs = 0
+        while reader.next and reader.next in self.copies:
+            count += self.copies.index(reader.next) + 1
+            signs += 1
+            reader.at += 1
+        if signs > MOST_COPIES:
+            raise Unfit(f"{signs} signs for what is copied, where {MOST_COPIES} may stand")
+        return reader.source.copy(count)
+
+    def _spelled(self, reader: Reader) -> str:
+        made = [reader.plain()]
+        while reader.next == "\\":
+            sign = reader.text[reader.at + 1 : reader.at + 2]
+            if sign != "\\" and sign not in reader.signs:
+                raise reader.fail("a sign after a backslash")
+            reader.at += 2
+            made += [sign, reader.plain()]
+        text = "".join(made)
+        reader.source.past(text)
+        return text
+
+    def rule(self, rules: Rules) -> str:
+        text = rules.text(self.least, self.most)
+        if self.copies:
+            text = rules.add(f"{rules.repeat((f'[{charset(list(self.copies))}]',), 1, MOST_COPIES)} | {text or quoted('')}")
+        return " ".join(filter(None, (text, self.stop and quoted(STOP))))
+
+
+@dataclass(frozen=True)
+class Number(Node):
+    """A number as JSON writes it. `whole`: without a fraction, but 1.0 stays 1.0."""
+
+    stop: bool = False
+    whole: bool = False
+
+    def write(self, value: Any, into: list[str], to: Writer) -> None:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or (self.whole and isinstance(value, float) and not value.is_integer()):
+            raise Unfit(f"{same(value)[:80]} is not a {'whole ' if self.whole else ''}number")
+        spelled = same(value)
+        if self.whole and isinstance(value, float):
+            spelled = "-0.0" if spelled == "-0.0" else f"{int(value)}.0"
+        into.append(spelled + STOP * self.stop)
+
+    def read(self, reader: Reader) -> int | float:
+        found = (_WHOLE if self.whole else _NUMBER).match(reader.text, reader.at)
+        if found is None:
+            raise reader.fail("a number")
+        start, reader.at = reader.at, found.end()
+        reader.decided(start)
+        if self.stop and not reader.take(STOP):
+            raise reader.fail("the end of a number")
+        try:
+            number: int | float = json.loads(found.group())
+        except ValueError as error:  # more digits than Python takes
+            raise Unfit(str(error)) from None
+        if number in (float("inf"), float("-inf")):
+            raise Unfit(f"{found.group()[:40]} is too large a number")
+        return number
+
+    def rule(self, rules: Rules) -> str:
+        rest = '(".0")?' if self.whole else '("." [0-9]+)? ([eE] [+-]? [0-9]+)?'
+        return rules.add(f'"-"? ("0" | [1-9] [0-9]*) {rest}') + (" " + quoted(STOP) if self.stop else "")
+
+
+@dataclass(frozen=True)
+class Choice(Node):
+    """One of several, said by a sign (letters when there are too many), then what that one is."""
+
+    options: tuple[Node, ...] = ()
+    signs: tuple[str, ...] = ()
+
+    def write(self, value: Any, into: list[str], to: Writer) -> None:
+        passed = to.source.at
+        for sign, option in zip(self.signs, self.options, strict=True):
+            inner: list[str] = []
+            try:
+                option.write(value, inner, to)
+            except Unfit:
+                to.source.at = passed
+                continue
+            into += [sign, *inner]
+            return
+        raise Unfit(f"{'absence' if value is ABSENT else same(value)[:80]} is none of the options")
+
+    def read(self, reader: Reader) -> Any:
+        start, width = reader.at, len(self.signs[0])
+        sign = reader.text[start : start + width]
+        if sign not in self.signs:
+            raise reader.fail("the sign of an option")
+        reader.at += width
+        reader.decided(start)
+        return self.options[self.signs.index(sign)].read(reader)
+
+    def rule(self, rules: Rules) -> str:
+        said = (" ".join(filter(None, (quoted(s), o.rule(rules)))) for s, o in zip(self.signs, self.options, strict=True))
+        return rules.add(" | ".join(said))
+
+
+@dataclass(frozen=True)
+class List(Node):
+    """Items one after the other. `end`: an END comes after the last; `lead`: a sign comes before each."""
+
+    item: Node = Node()
+    end: bool = False
+    lead: str = ""
+    least: int = 0
+    most: int | None = None
+
+    def write(self, value: Any, into: list[str], to: Writer) -> None:
+        if not isinstance(value, list):
+            raise Unfit(f"{same(value)[:80]} is not a list")
+        within(self, len(value), "items")
+        for item in value:
+            into.append(self.lead)
+            self.item.write(item, into, to)
+        into.append(END * self.end)
+
+    def read(self, reader: Reader) -> list[Any]:
+        made: list[Any] = []
+        while reader.next and not (self.end and reader.next == END) and (not self.lead or reader.take(self.lead)):
+            made.append(self.item.read(reader))
+        if self.end and not reader.take(END):
+            raise reader.fail("the end of a list")
+        within(self, len(made), "items")
+        return made
+
+    def rule(self, rules: Rules) -> str:
+        item = rules.add(" ".join(filter(None, (self.lead and quoted(self.lead), self.item.rule(rules)))))
+        return " ".join(filter(None, (rules.repeat((item,), self.least, self.most), self.end and quoted(END))))
+
+
+@dataclass(frozen=True)
+class Object(Node):
+    """Its properties in the schema's order. An optional one is a choice whose first option is that it is not there."""
+
+    properties: tuple[tuple[str, Node, bool], ...] = ()  # name, node, whether it may be absent
+
+    def write(self, value: Any, into: list[str], to: Writer) -> None:
+        if not isinstance(value, dict):
+            raise Unfit(f"{same(value)[:80]} is not an object")
+        known = [name for name, _, _ in self.properties]
+        if strange := [name for name in value if name not in known]:
+            raise Unfit(f"unknown property {strange[0]!r}")
+        for name, node, optional in self.properties:
+            if name not in value and not optional:
+                raise Unfit(f"property {name!r} is missing")
+            node.write(value.get(name, ABSENT), into, to)
+
+    def read(self, reader: Reader) -> dict[str, Any]:
+        made = {name: node.read(reader) for name, node, _ in self.properties}
+        return {name: value for name, value in made.items() if value is not ABSENT}
+
+    def rule(self, rules: Rules) -> str:
+        return " ".join(filter(None, (node.rule(rules) for _, node, _ in self.properties)))

@@ -1,0 +1,113 @@
+"""From trained weights to the stage's output: merged, in bf16, with tokenizer and form, and figures for the receipt.
+
+In: `done.json` of a finished run. Out: `model/`, its digest, `history.json`, the loss curve, metrics.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from headtail.distill.launch import Prepared
+from headtail.distill.learner import Learner
+from headtail.models import weights_digest
+from headtail.progress import say
+from headtail.station import Station
+from headtail.storage import fetch_folder
+from headtail.task import Task
+
+if TYPE_CHECKING:
+    from headtail.distill import Config
+
+PROBES = 8  # rows on which merged weights are compared with the adapter
+
+
+def finish(config: Config, station: Station, learner: Learner, base: Prepared, done: dict[str, Any], examples: pa.Table) -> None:
+    """Fetch what was trained, merge, check, and make it the stage's output."""
+    from headtail.distill.batches import columns
+    from headtail.distill.merge import merge_lora
+
+    trained = fetch_folder(station.store, done["files"], station.scratch / "fetched")
+    model = station.scratch / "model"
+    model.mkdir()
+    base.tokenizer.save_pretrained(model)
+    if config.lora:
+        rows = columns(examples.slice(0, PROBES))
+        pad = int(base.tokenizer.pad_token_id)
+        probes = [learner.collate(rows, np.array([i]), np.ones(1, np.float32), pad) for i in range(len(rows["length"]))]
+        station.metrics["merge_drift"] = merge_lora(learner, learner.load(base.path, config.base.revision)[0], trained, model, probes)
+    else:
+        halve(trained, model)
+    learner.finish(model)
+    station.facts["digest"] = weights_digest(model)
+    station.folder("model", model)
+
+
+def halve(trained: Path, into: Path) -> None:
+    """A saved model with its weights in bf16, as it is served."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    for file in sorted(trained.iterdir()):
+        if file.suffix == ".safetensors":
+            weights = {name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in load_file(file).items()}
+            save_file(weights, into / file.name, metadata={"format": "pt"})
+        elif file.name == "config.json":
+            (into / file.name).write_text(
+                json.dumps({**json.loads(file.read_text()), "dtype": "bfloat16"}, indent=2, sort_keys=True) + "\n"
+            )
+        else:
+            (into / file.name).write_bytes(file.read_bytes())
+
+
+def record(config: Config, station: Station, done: dict[str, Any], examples: pa.Table, base: str, tasks: list[Task]) -> None:
+    """The figures of a finished run."""
+    history = done["history"]
+    taken = next((point for point in reversed(history) if point["step"] == done["taken_step"]), history[-1])
+    held = int(np.sum(examples["held_out"].to_numpy()))
+    station.rows |= {"golden": examples.num_rows - held, "held_out": held}
+    station.metrics |= {"train_loss": taken["loss"], "eval_loss": taken["eval_loss"], "train_seconds": history[-1]["seconds"]}
+    station.metrics |= {"steps": float(done["steps"]), "taken_step": float(done["taken_step"])}
+    station.metrics["real_token_share"] = done["real_tokens"] / max(done["tokens"], 1)
+    station.metrics |= {name: float(done[name]) for name in ("logits_bytes", "logits_bytes_per_row") if name in done}
+    station.facts |= {"base": base, "tasks": [t.name for t in tasks], "lora": config.lora.model_dump() if config.lora else None}
+    station.facts |= {"student": config.student, "stopped_early": done["stopped_early"]}
+    station.metrics |= {name: float(value) for name, value in _sizes(station).items()}
+    station.json("history", history)
+    station.figure("loss", _curve(history, int(done["taken_step"])))
+    say(
+        f"distill      {station.rows['golden']:,} rows from {base}: eval loss {taken['eval_loss']:.4f}, {done['steps']:,} steps, "
+        f"{history[-1]['seconds']:.0f} s{', stopped early' if done['stopped_early'] else ''}"
+    )
+
+
+def _sizes(station: Station) -> dict[str, int]:
+    from safetensors import safe_open
+
+    params = size = 0
+    for name, ref in station.outputs.items():
+        if name.startswith("model/") and name.endswith(".safetensors"):
+            with safe_open(station.store.fetch(ref.path, station.scratch / "sizes"), "np") as weights:
+                params += sum(int(np.prod(weights.get_slice(key).get_shape())) for key in weights.keys())  # noqa: SIM118
+            size += ref.bytes
+    return {"params": params, "model_bytes": size}
+
+
+def _curve(history: list[dict[str, float]], taken: int) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.2))
+    axes = figure.subplots()
+    steps = [point["step"] for point in history]
+    axes.plot(steps, [point["loss"] for point in history], label="training", color="#9aa5b1")
+    axes.plot(steps, [point["eval_loss"] for point in history], label="held out", color="#0072b2")
+    if taken != steps[-1]:
+        axes.axvline(taken, color="#d55e00", linewidth=1, linestyle="--", label=f"taken: step {taken}")
+    axes.set(xlabel="step", ylabel="loss per answer token")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure

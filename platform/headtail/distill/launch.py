@@ -1,0 +1,119 @@
+"""Start training: the base where every worker finds it, the examples in the store, a Ray Train group that outlives its workers.
+
+In: a config, a learner, golden rows. Out: `work/done.json` of the finished run: the loss curve and where the weights are.
+A run whose weights are whole is not trained again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+
+from headtail.distill.learner import Learner
+from headtail.models import Found
+from headtail.station import Station
+from headtail.storage import fetch_folder, put_folder, read_json, write_json, write_table
+from headtail.task import Task
+
+if TYPE_CHECKING:
+    from headtail.distill import Config
+
+
+class Prepared(NamedTuple):
+    """What training starts from: `path` for this process, `files` in the store for the workers (none: they find base.model)."""
+
+    tokenizer: Any
+    path: str
+    files: tuple[str, ...]
+    name: str
+
+
+def prepare_base(
+    config: Config, station: Station, learner: Learner, golden: Sequence[tuple[Task, pa.Table]], found: Found | None
+) -> Prepared:
+    """The base, loaded, cut or made. One that is cut or made here is saved to the store, from where workers and a resumed run take it."""
+    store, folder, kept = station.store, station.scratch / "base", f"{station.path}/work/base.json"
+    if store.exists(kept):
+        made = read_json(store, kept)
+        folder = fetch_folder(store, made["files"], folder)
+        return Prepared(learner.load(str(folder))[1], str(folder), tuple(made["files"]), made["name"])
+    if found is None:
+        assert config.base.shape is not None  # Base sees to it: model or shape
+        texts = (text for task, table in golden for text in learner.texts(task, table))
+        model, tokenizer = learner.make(config.base.shape, texts, config.seed)
+        name = "random weights"
+    elif not config.base.layers:
+        _, tokenizer = learner.load(found.path, config.base.revision)
+        return Prepared(tokenizer, found.path, (), found.name)
+    else:
+        model, tokenizer = learner.load(found.path, config.base.revision, config.base.layers)
+        name = f"{found.name}, {config.base.layers} of its layers"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shutil.copytree(folder, station.scratch / "base-copy")
+    files = [ref.path for ref in put_folder(store, station.scratch / "base-copy", f"{station.path}/work/base")]
+    write_json(store, kept, {"files": files, "name": name})  # last: now it is there
+    return Prepared(tokenizer, str(folder), tuple(files), name)
+
+
+def train(config: Config, station: Station, learner: Learner, base: Prepared, examples: pa.Table) -> dict[str, Any]:
+    """What `done.json` says of the finished run."""
+    from headtail import cluster
+    from headtail.distill.train import Spec
+    from headtail.meter import metered
+
+    settings, pad = config.model_dump(mode="json"), int(base.tokenizer.pad_token_id)
+    spec = Spec(station.store, f"{station.path}/work", learner, base.files, pad, settings, None)
+    if not station.store.exists(spec.done):
+        write_table(station.store, spec.examples, examples)
+        cluster.start()
+        with metered("distill", _total(config, examples)) as meter:
+            _fit(config, station, spec._replace(meter=meter))
+    done: dict[str, Any] = read_json(station.store, spec.done)
+    return done
+
+
+def _total(config: Config, examples: pa.Table) -> int:
+    total = int(sum(not held for held in examples["held_out"].to_pylist()) * config.epochs)
+    return min(total, config.max_steps * config.batch_rows * config.workers) if config.max_steps else total
+
+
+def _fit(config: Config, station: Station, spec: Any) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from headtail.distill.train import worker
+
+    resources = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
+    resources |= config.resources_per_worker
+    trainer = TorchTrainer(
+        lambda _: worker(spec),
+        train_loop_config={},
+        torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=station.path.replace("/", "-"),
+            storage_path=str(Path(station.scratch) / "ray-train"),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _told(error) from error
+
+
+def _told(error: Exception) -> Exception:
+    """The worker's own error when it is one of ours, else a TrainingError."""
+    from headtail.errors import HeadtailError, TrainingError
+
+    for found in getattr(error, "worker_failures", {}).values():
+        cause = getattr(found, "cause", found)
+        if isinstance(cause, HeadtailError):
+            return cause
+    return TrainingError(f"training failed: {error}", fix="see HEADTAIL_WORKER_LOGS=1 for the workers' own output")

@@ -1,0 +1,60 @@
+"""DeepSpeed behind one small door: an engine from a model and settings, and its weights gathered whole.
+
+In: a Hugging Face model and the plain values of distill.Config. Out: a DeepSpeed engine (ZeRO 0-3, bf16 or fp32), and from
+it a state dict that holds every weight, also where ZeRO-3 has cut them up. Knows nothing of batches or stores.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+CLIP = 1.0  # gradient norm above which a step is shortened
+
+
+def start(model: Any, settings: dict[str, Any]) -> Any:
+    """A DeepSpeed engine for the weights of `model` that train, with AdamW."""
+    import logging
+
+    import deepspeed
+    import torch
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=settings["learning_rate"], betas=(0.9, 0.95), weight_decay=settings["weight_decay"])
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": settings["batch_rows"],
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": CLIP,
+        "zero_optimization": {"stage": settings["zero_stage"], "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": settings["precision"] == "bf16"},
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, model_parameters=trainable, config=config)
+    return engine
+
+
+def gathered(module: Any, zero_stage: int, trained_only: bool, keep: bool) -> dict[str, Any] | None:
+    """Every weight of `module` on the CPU, by name; None unless `keep`. All ranks call it: under ZeRO-3 each holds a part.
+
+    `trained_only` leaves out weights that do not train (the base under an adapter). save_16bit_model can write nothing and
+    return False under ZeRO-3, hence this.
+    """
+    if zero_stage < 3:
+        if not keep:
+            return None
+        trains = {name for name, p in module.named_parameters() if p.requires_grad}
+        return {name: value.detach().cpu() for name, value in module.state_dict().items() if name in trains or not trained_only}
+    import deepspeed
+
+    found: dict[str, Any] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if trained_only and not parameter.requires_grad:
+            continue
+        with deepspeed.zero.GatheredParameters([parameter]):  # one at a time: the whole model need not fit one GPU
+            if keep:
+                found[name] = parameter.detach().cpu().clone()
+    if keep and not trained_only:
+        found |= {name: value.detach().cpu() for name, value in module.state_dict().items() if name not in found and value.numel()}
+    return found if keep else None

@@ -1,0 +1,165 @@
+"""Suspects and reviews, end to end: planted errors come first in the queue, what people decide holds, personal data stays out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from bench.suspects import OFF, one, world_answers
+from conftest import keep
+from headtail import curate, review
+from headtail.keys import normalise, query_key
+from headtail.review.decision import Decision, now
+from headtail.review.log import Log
+from headtail.review.queue import load_queue
+from headtail.rows import ANSWER, GOLD, GOLDEN, SUSPECT, with_side_inputs
+from headtail.storage import Storage
+from headtail.task import Task, load_task
+
+ROWS = 1500
+
+
+@pytest.mark.parametrize("name", ["query_segmentation", "query_intent"])
+def test_the_queue_finds_planted_errors_five_times_better_than_looking_at_random(name: str) -> None:
+    """With nothing but the answers to go by: no confidence, no samples. 5 % of 1,500 rows are planted wrong."""
+    task = load_task(name)
+    found = one(task, name, world_answers(task, ROWS, seed=11), share=0.05, seed=3)
+    assert found["rows"] == ROWS
+    assert 50 <= found["wrong"] <= 105
+    assert found["score"]["times_random"] >= 5
+    assert found["gain"]["times_random"] >= 5
+    assert found["gain"]["events_times_random"] >= 5
+    assert found["gain"]["share_of_wrong_events"] > found["traffic_only"]["share_of_wrong_events"]
+
+
+@pytest.fixture
+def config(store: Storage, segmentation: Task) -> curate.Config:
+    """1,000 right answers of the world, ten of them wrong or without an answer, and two gold queries."""
+    answers = world_answers(segmentation, 1000)
+    rows = answers.slice(0, 10).to_pylist()
+    for place, row in enumerate(rows):
+        row["answer"] = segmentation.dump({"segments": [{"text": "lighthouse", "label": "time"}]})
+        if place == 0:
+            row |= {"state": "truncated", "answer": None}
+    spoilt = pa.concat_tables([pa.Table.from_pylist(rows, schema=answers.schema), answers.slice(10)])
+    gold = [{"query_key": query_key(q), "query": q, "answer": "{}", "count": 1, "stratum": "tail"} for q in ("anna's first query", "b")]
+    keep(store, "precompute", "t" * 16, {"answers/shard-00000": spoilt}, settings={"task": segmentation.fingerprint})
+    keep(store, "plan", "p" * 16, {"gold": pa.Table.from_pylist(gold, schema=GOLD)})
+    return curate.Config(root=store.root, tracking=OFF)
+
+
+def test_suspects_are_a_queue(store: Storage, segmentation: Task, config: curate.Config) -> None:
+    receipt = curate.run(config)
+    suspects = receipt.table(store, "suspects")
+    assert suspects.schema == with_side_inputs(SUSPECT, ["businesses"])
+    assert suspects.num_rows == receipt.rows["suspects"] == 1000
+    assert (np.diff(suspects["gain"].to_numpy()) <= 1e-9).all()
+    queue = load_queue(store, "curate:suspects", segmentation)
+    first = [queue.item(place) for place in range(10)]
+    wrong = receipt.table(store, "suspects").slice(0, 10)
+    assert sum(item.answer is None or "lighthouse" in item.answer for item in first) >= 9, wrong["query"].to_pylist()
+    unanswered = next(item for item in first if item.answer is None)
+    assert unanswered.score == 1
+    assert unanswered.reasons == ("truncated: there is no answer",)
+    named = next(item for item in first if item.answer is not None)
+    assert "not in the query: lighthouse" in named.reasons
+    assert named.alternatives
+    assert not segmentation.parse(named.alternatives[0])[1]
+    assert receipt.rows["dropped.suspect"] >= 8
+    assert receipt.rows["dropped.truncated"] == 1
+    assert set(receipt.facts["signals"]) >= {"students", "neighbours", "not in query", "left out", "fallback"}
+
+
+def decide(store: Storage, task: Task, row: dict[str, Any], verdict: str, answer: str | None) -> None:
+    made = Decision(row["query_key"], row["query"], verdict, answer, row["answer"], row["answer_key"], "anna", now(), "")
+    Log(store, task.name).record([made], "page")
+
+
+def test_what_people_decide_holds(store: Storage, segmentation: Task, config: curate.Config) -> None:
+    before = curate.run(config)
+    rows = before.table(store, "suspects").to_pylist()
+    wrong = [row for row in rows if row["answer"] and "lighthouse" in row["answer"]]
+    unanswered = next(row for row in rows if row["answer"] is None)
+    right = rows[-1]
+    mended = segmentation.dump({"segments": [{"text": wrong[0]["query"], "label": "topic"}]})
+    decide(store, segmentation, wrong[0], "correct", mended)
+    decide(store, segmentation, wrong[1], "accept", wrong[1]["answer"])
+    decide(store, segmentation, right, "drop", None)
+    decide(store, segmentation, unanswered, "correct", mended)
+    after = curate.run(config)
+    assert after.fingerprint != before.fingerprint, "decisions are part of what decides the result"
+    golden = {row["query_key"]: row for row in after.table(store, "golden").to_pylist()}
+    dropped = {row["query_key"]: row["reason"] for row in after.table(store, "dropped").to_pylist()}
+    assert golden[wrong[0]["query_key"]]["answer"] == mended
+    assert golden[unanswered["query_key"]]["answer"] == mended, "a person's answer rescues a row without one"
+    assert golden[wrong[0]["query_key"]]["answer_key"] is None
+    assert golden[wrong[1]["query_key"]]["answer"] == wrong[1]["answer"], "accepted: no longer dropped as a suspect"
+    assert golden[wrong[1]["query_key"]]["answer_key"] == wrong[1]["answer_key"]
+    assert dropped[right["query_key"]] == "reviewed"
+    people = [row for row in golden.values() if row["origin"] == "human"]
+    assert len(people) == after.rows["golden.human"] == 3
+    mine = golden[wrong[0]["query_key"]]["weight"] / np.log1p(wrong[0]["count"])
+    others = [
+        row["weight"] / np.log1p(next(r["count"] for r in rows if r["query_key"] == key))
+        for key, row in list(golden.items())[:50]
+        if row["origin"] == "teacher"
+    ]
+    assert others == pytest.approx([mine / 4] * len(others), rel=1e-4)
+    left = {row["query_key"] for row in after.table(store, "suspects").to_pylist()}
+    assert not left & {wrong[0]["query_key"], wrong[1]["query_key"], unanswered["query_key"]}
+    raw = curate.run(config.model_copy(update={"reviews": False}))
+    assert raw.fingerprint == before.fingerprint
+    Log(store, segmentation.name).undo("anna")
+    assert curate.run(config).fingerprint not in (before.fingerprint, after.fingerprint)
+
+
+def test_near_duplicates_of_gold_are_set_aside(store: Storage, segmentation: Task, config: curate.Config) -> None:
+    queries = curate.run(config).table(store, "golden")["query"].to_pylist()
+    typed = next(query for query in queries if len(query) > 24 and " " in query)
+    gold = [{"query_key": query_key(t), "query": t, "answer": "{}", "count": 1, "stratum": "tail"} for t in (f"{typed}s",)]
+    keep(store, "plan", "q" * 16, {"gold": pa.Table.from_pylist(gold, schema=GOLD)})
+    receipt = curate.run(config.model_copy(update={"more_gold": (f"plan/{'q' * 16}:gold",), "gold": f"plan/{'p' * 16}:gold"}))
+    dropped = {row["query"]: row["reason"] for row in receipt.table(store, "dropped").to_pylist()}
+    assert dropped[typed] == "near_gold"
+    assert receipt.rows["dropped.near_gold"] >= 1
+    assert typed not in receipt.table(store, "golden")["query"].to_pylist()
+
+
+PRIVATE = ("anna.berg@example.org", "+49 171 2345678", "4111 1111 1111 1111")
+
+
+def test_personal_data_is_out_of_all_that_is_trained_on_or_shown(store: Storage, segmentation: Task) -> None:
+    """Queries that did not come through ingest, a teacher that repeats them, side inputs: planted in each."""
+    answers = world_answers(segmentation, 60).to_pylist()
+    for row, secret in zip(answers, PRIVATE, strict=False):
+        text = normalise(f"call {secret}")
+        segments = [{"text": "call", "label": "none"}, {"text": secret, "label": "name"}]
+        row |= {"query": text, "query_key": query_key(text), "answer": segmentation.dump({"segments": segments})}
+        row |= {"businesses": [f"berg ltd {secret}"]}
+    table = pa.Table.from_pylist(answers, schema=with_side_inputs(ANSWER, ["businesses"]))
+    keep(store, "precompute", "t" * 16, {"answers/shard-00000": table}, settings={"task": segmentation.fingerprint})
+    keep(store, "plan", "p" * 16, {"gold": GOLD.empty_table()})
+    receipt = curate.run(curate.Config(root=store.root, tracking=OFF, max_rows=58))
+    golden = receipt.table(store, "golden")
+    for name in ("golden", "dropped", "suspects"):
+        written = json.dumps(receipt.table(store, name).to_pylist(), default=str)
+        assert not [secret for secret in PRIVATE if secret in written], name
+    assert golden.schema == with_side_inputs(GOLDEN, ["businesses"])
+    kept = [row for row in golden.to_pylist() if row["query"].startswith("call <")]
+    assert {row["query"] for row in kept} <= {"call <email>", "call <phone>", "call <card>"}
+    assert kept
+    for row in kept:
+        assert row["query_key"] == query_key(row["query"])
+        assert row["query"].removeprefix("call ") in row["answer"]
+        assert row["businesses"] == [f"berg ltd {row['query'].removeprefix('call ')}"]
+
+
+def test_the_queue_can_be_exported(store: Storage, config: curate.Config, tmp_path: Path) -> None:
+    curate.run(config)
+    made = review.export_file(review.Config(root=store.root, tracking=OFF), tmp_path / "review.csv", rows=20)
+    assert made.rows == 20

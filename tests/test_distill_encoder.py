@@ -1,0 +1,318 @@
+"""Encoder and seq2seq students: examples, losses, and the whole way from golden rows to answers."""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from conftest import keep
+from headtail import distill, evaluate, form, labels, precompute
+from headtail.config import TrackingConfig
+from headtail.distill.base import Base, Shape
+from headtail.distill.batches import columns
+from headtail.distill.encoder import NOISED, UNTAUGHT, EncoderLearner, Settings, encoder_learner, pool, slip, slipped
+from headtail.distill.learner import Learner
+from headtail.distill.masked import hidden, pretrain, train_word_tokenizer
+from headtail.distill.seq2seq import Seq2SeqLearner
+from headtail.engines import ModelConfig, Request, open_engine
+from headtail.engines.words import Reader
+from headtail.errors import ConfigError, TrainingError
+from headtail.examples import world
+from headtail.keys import normalise, query_key
+from headtail.rows import with_side_inputs
+from headtail.spelling import similar
+from headtail.storage import Storage, open_storage
+from headtail.task import Task
+from test_engines_encoder import TINY, golden_table
+
+OFF = TrackingConfig(enabled=False)
+SMALL = Shape(vocabulary=600, hidden=64, layers=2, heads=2, feed_forward=128, positions=64)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Two threads that wait for each other by spinning take minutes where the machine does other work too."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def rows_of(task: Task, n: int, seed: int = 5) -> list[tuple[str, Any]]:
+    found = world.sample(world.Config(seed=seed, typo_share=0.0), n, "train/x")
+    return [(normalise(text), world.answers(meaning)[task.name]) for text, meaning, _ in found]
+
+
+@pytest.fixture(scope="module")
+def golden(segmentation: Task) -> pa.Table:
+    return golden_table(rows_of(segmentation, 150), segmentation)
+
+
+@pytest.fixture(scope="module")
+def learner(segmentation: Task, golden: pa.Table) -> EncoderLearner:
+    return encoder_learner([segmentation], [golden], form.Manner(), Settings(pretrain_epochs=0), ["a query more"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(learner: EncoderLearner, segmentation: Task, golden: pa.Table) -> Any:
+    return train_word_tokenizer(learner.texts(segmentation, golden), 600)
+
+
+def as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def taught(learner: Learner, task: Task, golden: pa.Table, shape: Shape, steps: int, rate: float, folder: Path) -> Path:
+    """A student trained by a plain loop, saved as `distill` saves it."""
+    import torch
+
+    model, tokenizer = learner.make(shape, learner.texts(task, golden), 0)
+    rows = columns(learner.encode(task, tokenizer, golden, 256, set()))
+    optimizer, rng = torch.optim.AdamW(model.parameters(), lr=rate), np.random.default_rng(0)
+    model.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / 20, 2 * (steps - step) / steps)
+        chosen = rng.choice(len(rows["length"]), min(64, len(rows["length"])), replace=False)
+        total, weight = learner.loss(
+            model, as_tensors(learner.collate(rows, chosen, rows["weight"][chosen], tokenizer.pad_token_id).arrays)
+        )
+        optimizer.zero_grad()
+        (total / weight).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    learner.finish(folder)
+    return folder
+
+
+# --- examples
+
+
+def test_examples_hold_a_row_as_it_is_and_with_slips(
+    learner: EncoderLearner, tokenizer: Any, segmentation: Task, golden: pa.Table, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = set(golden["query_key"].to_pylist()[:20])
+    table = learner.encode(segmentation, tokenizer, golden, 256, out)
+    assert table.num_rows == golden.num_rows
+    assert "labels       hold 100.0% of 150" in capsys.readouterr().err
+    for query, row in zip(golden["query"].to_pylist(), table.to_pylist(), strict=True):
+        reader, spoken = Reader(tokenizer), labels.words(query)
+        first = row["ids"][: row["sizes"][0]]
+        assert first == reader.read(query).ids
+        assert len(row["kinds"]) == len(row["labels"]) == len(spoken)
+        assert len(row["places"]) == len(row["fixes"]) == len(spoken) * len(row["sizes"])
+        assert row["fixes"][: len(spoken)] == [labels.KEEP] * len(spoken)  # this world is spelt well
+        assert len(row["sizes"]) <= 1 + NOISED
+        assert row["length"] == max(row["sizes"])
+        for variant in range(1, len(row["sizes"])):
+            fixes = row["fixes"][variant * len(spoken) : (variant + 1) * len(spoken)]
+            (at,) = [i for i, fix in enumerate(fixes) if fix != labels.KEEP]
+            assert learner.scheme.corrections[fixes[at] - labels.FIRST_FIX] == query[slice(*spoken[at])]
+    held = table.filter(table["held_out"].to_numpy())
+    assert held.num_rows == 20
+    assert all(len(sizes) == 1 for sizes in held["sizes"].to_pylist())  # judged as they are
+
+
+def test_rows_that_labels_cannot_hold_are_not_learnt_from(learner: EncoderLearner, tokenizer: Any, segmentation: Task) -> None:
+    good = [("pizza", {"segments": [{"text": "pizza", "label": "topic"}]})] * 2
+    bad = [("tea houe", {"segments": [{"text": "tea house", "label": "topic"}, {"text": "hours", "label": "time"}]})]
+    table = learner.encode(segmentation, tokenizer, golden_table(good + bad, segmentation), 256, set())
+    assert table["exact"].to_pylist() == [True, True, False]
+    assert table["weight"].to_pylist() == [1.0, 1.0, 0.0]
+    nearest = EncoderLearner(learner.scheme, learner.form, Settings(inexact="nearest"))
+    assert nearest.encode(segmentation, tokenizer, golden_table(good + bad, segmentation), 256, set())["weight"].to_pylist() == [1.0] * 3
+    with pytest.raises(ConfigError, match="cannot hold most"):
+        learner.encode(segmentation, tokenizer, golden_table(bad, segmentation), 256, set())
+
+
+def test_a_long_or_invalid_row_is_an_error_that_names_the_query(learner: EncoderLearner, tokenizer: Any, segmentation: Task) -> None:
+    good = golden_table([("pizza place", {"segments": [{"text": "pizza place", "label": "topic"}]})], segmentation)
+    with pytest.raises(TrainingError, match="too long") as error:
+        learner.encode(segmentation, tokenizer, good, 2, set())
+    assert "pizza place" in error.value.where
+    with pytest.raises(TrainingError, match="not valid"):
+        learner.encode(segmentation, tokenizer, good.set_column(2, "answer", pa.array(['{"segments": [1]}'])), 400, set())
+
+
+def test_a_slip_is_one_slip_and_never_another_known_word() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        assert similar("barbecue", slip("barbecue", rng))
+    scheme = labels.Scheme(schema_digest="", order=("s",), spans=None, corrections=("cat", "cut", "cot", "coat"))
+    made = labels.Labels((labels.BEGIN,), (0,), (labels.KEEP,), (), True)
+    found = slipped("cat", made, scheme, labels.fix_numbers(scheme), 200, rng)
+    assert found
+    assert all(text not in scheme.corrections and fixes == [labels.FIRST_FIX] for text, fixes in found)
+
+
+def test_a_batch_is_the_same_each_time_and_shows_no_row_another(
+    learner: EncoderLearner, tokenizer: Any, segmentation: Task, golden: pa.Table
+) -> None:
+    import torch
+
+    model, _ = learner.make(TINY, learner.texts(segmentation, golden), 0)
+    small = train_word_tokenizer(learner.texts(segmentation, golden), TINY.vocabulary)
+    rows = columns(learner.encode(segmentation, small, golden, 256, set()))
+    chosen = np.array([3, 40, 77, 9])
+    first, second = (learner.collate(rows, chosen, np.ones(4, np.float32), 0) for _ in range(2))
+    assert all(np.array_equal(first.arrays[name], second.arrays[name]) for name in first.arrays)
+    assert first.real_tokens <= first.tokens
+    model.eval()
+    whole = learner.outputs(model, as_tensors(first.arrays))
+    changed = {**first.arrays, "ids": first.arrays["ids"].copy()}
+    changed["ids"][1:] = 7
+    again = learner.outputs(model, as_tensors(changed))
+    real = int(first.arrays["mask"][0].sum())
+    torch.testing.assert_close(whole[0, :real], again[0, :real])  # the other rows changed, this one's outputs did not
+    total, weight = learner.loss(model, as_tensors(first.arrays))
+    some = {**first.arrays, "weight": np.array([1, 0, 1, 1], np.float32)}
+    other = {**some, "ids": some["ids"].copy()}
+    other["ids"][1] = 7
+    assert learner.loss(model, as_tensors(some))[1] < weight
+    torch.testing.assert_close(learner.loss(model, as_tensors(some))[0], learner.loss(model, as_tensors(other))[0])
+    assert total.requires_grad
+
+
+def test_workers_get_the_learner_without_its_queries(learner: EncoderLearner, segmentation: Task, golden: pa.Table) -> None:
+    assert "a query more" in list(learner.texts(segmentation, golden))
+    there = pickle.loads(pickle.dumps(learner))
+    assert there == learner
+    assert there.queries == ()
+
+
+def test_one_task_whose_answers_fit(segmentation: Task, intent: Task, golden: pa.Table) -> None:
+    with pytest.raises(ConfigError, match="one task"):
+        encoder_learner([segmentation, intent], [golden, golden], form.Manner(), Settings())
+    with pytest.raises(ConfigError, match="answers by labels"):
+        encoder_learner([segmentation], [golden], form.Manner(answer="code"), Settings())
+
+
+def test_further_queries_are_those_of_no_gold_set(store: Storage) -> None:
+    table = pa.table({"query_key": [query_key(q) for q in ("a", "b", "c")], "query": ["a", "b", "c"]})
+    made = keep(store, "plan", "ab" * 8, {"rest": table})
+    assert pool(store, [(made, "rest"), (made, "rest")], [table.slice(1, 1)]) == ["a", "c"]
+
+
+# --- a base made here
+
+
+def test_whole_words_are_hidden_and_asked_for_there_alone(tokenizer: Any) -> None:
+    reader, rng = Reader(tokenizer), np.random.default_rng(0)
+    reads = [reader.read("best barbecue in chattanooga"), reader.read("pizza")]
+    ids, mask, wanted = (x.numpy() for x in hidden(reads, reader, tokenizer.mask_token_id, len(tokenizer), rng))
+    for i, found in enumerate(reads):
+        asked = wanted[i] != UNTAUGHT
+        assert asked.any()
+        assert (wanted[i][asked] == np.array([*found.ids, *[0] * (ids.shape[1] - len(found.ids))])[asked]).all()
+        assert not asked[0]
+        assert mask[i].sum() == len(found.ids)
+        ends = [*found.places[1:], found.first - 1]
+        assert all(len(set(asked[a:b])) == 1 for a, b in zip(found.places, ends, strict=True))
+
+
+def test_pretraining_learns_the_queries_words(tokenizer: Any, golden: pa.Table) -> None:
+    import torch
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    model = BertForMaskedLM(BertConfig(vocab_size=640, max_position_embeddings=64, **size))
+    first = pretrain(model, tokenizer, golden["query"].to_pylist(), 1, 3e-3, 0)
+    assert pretrain(model, tokenizer, golden["query"].to_pylist(), 30, 5e-3, 0) < first - 0.7
+
+
+# --- students that answer
+
+
+def test_an_encoder_learns_to_answer_and_to_spell(segmentation: Task, golden: pa.Table, tmp_path: Path) -> None:
+    learner = encoder_learner([segmentation], [golden], form.Manner(), Settings(pretrain_epochs=0))
+    folder = taught(learner, segmentation, golden, SMALL, 160, 4e-3, tmp_path / "model")
+    engine = open_engine(ModelConfig(), str(folder), None, {})
+    rows = rows_of(segmentation, 60)
+    found = {m.id: m for m in engine.generate(Request(i, [{"role": "user", "content": q}]) for i, (q, _) in enumerate(rows))}
+    right = [segmentation.score(answer, segmentation.parse(found[i].text)[0]).right for i, (_, answer) in enumerate(rows)]
+    assert np.mean(right) > 0.9
+    (made,) = engine.generate([Request(0, [{"role": "user", "content": rows[0][0].replace("a", "aa", 1)}])])
+    assert not segmentation.parse(made.text)[1]
+
+
+def test_a_seq2seq_student_learns_to_answer(intent: Task, tmp_path: Path) -> None:
+    rows = rows_of(intent, 40)
+    golden = golden_table(rows, intent)
+    learner = Seq2SeqLearner(form.made_for(intent, form.Manner(prompt="bare"), "seq2seq"))
+    folder = taught(learner, intent, golden, SMALL.model_copy(update={"layers": 1}), 150, 1e-2, tmp_path / "model")
+    sampling = {"temperature": 0.0, "max_tokens": 24}
+    engine = open_engine(ModelConfig(), str(folder), None, sampling)
+    found = {m.id: m for m in engine.generate(Request(i, [{"role": "user", "content": q}]) for i, (q, _) in enumerate(rows))}
+    assert sorted(found) == list(range(40))
+    assert np.mean([intent.parse(found[i].text)[0] == answer for i, (_, answer) in enumerate(rows)]) > 0.8
+    for made in found.values():
+        assert made.finish_reason in ("stop", "length")
+        assert "".join(made.token_texts) == made.text
+        assert len(made.token_logprobs) == made.tokens_out == len(made.token_texts)
+        assert made.finish_reason == "length" or 0 < np.exp(np.mean(made.token_logprobs)) <= 1
+    (cut,) = open_engine(ModelConfig(), str(folder), None, {**sampling, "max_tokens": 2}).generate(
+        [Request(0, [{"role": "user", "content": "x"}])]
+    )
+    assert cut.finish_reason == "length"
+    several = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 24, "n": 3, "seed": 1}
+    (made,) = open_engine(ModelConfig(), str(folder), None, several).generate([Request(0, [{"role": "user", "content": rows[0][0]}])])
+    assert len(made.samples) == 2
+    long = [Request(0, [{"role": "user", "content": "word " * 2000}])]
+    assert "must fit" in next(iter(engine.generate(long))).error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["encoder", "seq2seq"])
+def test_the_whole_way_with_ray(root: str, cluster: None, intent: Task, student: str) -> None:
+    """Golden rows -> distil on two workers -> precompute with what came out -> evaluate against people's answers."""
+    rows = world.run(world.Config(root=root, tracking=OFF, events=500, days=2, train=400, gold=60, seed=3))
+    store = open_storage(root)
+    gold = rows.table(store, "gold_query_intent")
+    asked = with_side_inputs(pa.schema([("query_key", pa.binary(16)), ("query", pa.string()), ("answer", pa.string())]), ())
+    plain = [(query_key(normalise(q)), normalise(q), a) for q, a in zip(gold["query"].to_pylist(), gold["answer"].to_pylist(), strict=True)]
+    table = pa.table([pa.array(column, kind.type) for column, kind in zip(zip(*plain, strict=True), asked, strict=True)], schema=asked)
+    table = table.append_column("count", pa.array([1] * table.num_rows, pa.int64()))
+    table = table.append_column("stratum", pa.array(["tail"] * table.num_rows)).append_column("withheld", pa.array([True] * table.num_rows))
+    held = keep(store, "plan", "cd" * 8, {"gold": table})
+    made = distill.run(
+        distill.Config(
+            root=root,
+            tracking=OFF,
+            student=student,
+            form=form.Manner(prompt="bare"),
+            sets=(distill.TrainingSet(task="query_intent", golden=f"{rows.path}:train_query_intent"),),
+            gold=(f"{held.path}:gold",),
+            base=Base(shape=SMALL),
+            lora=None,
+            encoder=Settings(pretrain_epochs=2),
+            epochs=8,
+            batch_rows=16,
+            learning_rate=5e-3,
+            precision="fp32",
+        )
+    )
+    assert "model/headtail.json" in made.outputs
+    assert ("model/labels.json" in made.outputs) == (student == "encoder")
+    config = {"root": root, "tracking": OFF, "task": "query_intent", "inputs": (f"{held.path}:gold",), "source": "student"}
+    answered = precompute.run(precompute.Config(**config, model=ModelConfig(model=made.path)))
+    assert answered.rows["answered"] + answered.rows["invalid"] + answered.rows["truncated"] == answered.rows["in"] == table.num_rows
+    assert answered.facts["engine"]["engine"] == student
+    quality = evaluate.run(
+        evaluate.Config(root=root, tracking=OFF, task="query_intent", gold=f"{held.path}:gold", answers={"student": answered.path})
+    )
+    assert quality.metrics["quality/student/all"] > 0.6  # a third is the largest class
+    if student == "encoder":
+        shards = [name for name in answered.outputs if name.startswith("answers/")]
+        sure = [c for name in shards for c in answered.table(store, name)["confidence"].to_pylist()]
+        assert all(0 < one <= 1 for one in sure)

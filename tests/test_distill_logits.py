@@ -1,0 +1,125 @@
+"""Logit distillation: the loss is the divergence it says, what is stored is what the teacher thinks, misuse is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headtail import distill
+from headtail.config import TrackingConfig
+from headtail.distill.base import Base, Shape, make_base
+from headtail.distill.learner import DecoderLearner
+from headtail.distill.logits import COLUMNS, Logits, check_logits, soft_loss, top_k
+from headtail.distill.tokenizer import train_tokenizer
+from headtail.errors import ConfigError
+from headtail.examples import world
+from headtail.form import Form
+from headtail.models import Found
+
+TINY = Shape(vocabulary=400, hidden=32, layers=2, heads=2, feed_forward=64, positions=256)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    found = (found for _, found, _ in world.sample(world.Config(seed=5), 300, "train/x"))
+    return train_tokenizer((text for m in found for text in (m.text, json.dumps(world.answers(m)["query_segmentation"]))), 400)
+
+
+def test_with_the_whole_vocabulary_it_is_the_full_divergence() -> None:
+    import torch
+
+    torch.manual_seed(0)
+    student, teacher = torch.randn(6, 40), torch.randn(6, 40) * 2
+    wanted = torch.nn.functional.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    best = teacher.log_softmax(-1).topk(40)
+    assert torch.allclose(soft_loss(student, best.indices, best.values), wanted, atol=1e-5)
+    best = teacher.log_softmax(-1).topk(5)
+    few = soft_loss(student, best.indices, best.values)
+    assert (few <= wanted + 1e-6).all()
+    assert (few > 0).all()
+    same = soft_loss(teacher, best.indices, best.values)
+    assert torch.allclose(same, torch.zeros(6), atol=1e-5), "a student that is the teacher has nothing to learn"
+
+
+def test_the_rest_bucket_is_pushed_back() -> None:
+    """A student sure of the teacher's k tokens although the teacher is not: renormalising over the k would see no fault."""
+    import torch
+
+    teacher = torch.tensor([[2.0, 2.0, 1.9, 1.9, 1.9]]).log_softmax(-1)
+    best = teacher.topk(2)
+    sure = torch.tensor([[9.0, 9.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    loss = soft_loss(sure, best.indices, best.values).sum()
+    loss.backward()
+    assert loss > 1
+    assert sure.grad is not None
+    assert (sure.grad[0, :2] > 0).all()
+
+
+def test_what_is_stored_is_what_the_teacher_thinks(tokenizer: Any, segmentation: Any) -> None:
+    """Row by row the k likeliest tokens at each answer token; and a teacher's own loss on them is its entropy gap: none."""
+    import torch
+
+    from test_distill import golden_table
+
+    model, learner = make_base(TINY, tokenizer, 3).eval(), DecoderLearner(soft=1.0)
+    answers = [{"segments": [{"text": t, "label": "topic"}]} for t in ("pizza", "best tacos in town", "bar")]
+    golden = golden_table([(a["segments"][0]["text"], a) for a in answers], segmentation)
+    examples = learner.encode(segmentation, tokenizer, golden, 400, set())
+    kept = top_k(model, examples, 4, 0, "cpu")
+    row = examples.to_pylist()[1]
+    with torch.no_grad():
+        alone = model(input_ids=torch.tensor([row["ids"]])).logits[0, row["answer_start"] - 1 : -1].log_softmax(-1).topk(4)
+    assert np.array(kept["teacher_ids"][1].as_py()).reshape(-1, 4).tolist() == alone.indices.tolist()
+    assert np.allclose(np.array(kept["teacher_logprobs"][1].as_py(), float).reshape(-1, 4), alone.values.numpy(), atol=4e-3)
+    for name in COLUMNS:
+        examples = examples.append_column(name, kept[name])
+    from headtail.distill.batches import columns
+
+    batch = learner.collate(columns(examples), np.array([2, 0, 1]), np.ones(3), 0)
+    total, weight = learner.loss(model.train(), {name: torch.from_numpy(array) for name, array in batch.arrays.items()})
+    assert float(total.detach() / weight) < 1e-3
+    judged, _ = learner.loss(model.eval(), {name: torch.from_numpy(array) for name, array in batch.arrays.items()})
+    assert float(judged.detach()) > 1, "eval_loss is of the answers alone"
+
+
+def test_another_vocabulary_or_form_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+    other = train_tokenizer(["some other text, quite another"] * 3, 300)
+    other.save_pretrained(tmp_path)
+    make_base(TINY, other, 0).save_pretrained(tmp_path)
+    teacher = Found(str(tmp_path), "digest", "other")
+    with pytest.raises(ConfigError, match="vocabulary is not the student's"):
+        check_logits("decoder", Form(), tokenizer, teacher)
+    check_logits("decoder", Form(), other, teacher)
+    for student, form in (("encoder", Form()), ("decoder", Form(prompt="bare", task="x"))):
+        with pytest.raises(ConfigError, match="in the default form"):
+            check_logits(student, form, other, teacher)
+
+
+@pytest.mark.slow
+def test_a_students_loss_falls_faster_with_its_teachers_logits(root: str, cluster: None, teacher_path: Path) -> None:
+    """Two of the shipped teacher's layers, learning from its logits, on two workers; the bytes are in the receipt."""
+    off = TrackingConfig(enabled=False)
+    rows = world.run(world.Config(root=root, tracking=off, events=500, days=2, train=96, gold=40, seed=3))
+    config = distill.Config(
+        root=root,
+        tracking=off,
+        sets=(distill.TrainingSet(golden=f"{rows.path}:train_query_segmentation"),),
+        gold=(),
+        base=Base(model="example:teacher", layers=3),
+        lora=None,
+        logits=Logits(teacher="example:teacher", k=4, share=0.7),
+        learning_rate=1e-3,
+        epochs=2,
+        log_steps=2,
+        held_out_share=0.2,
+    )
+    made = distill.run(config)
+    curve = json.loads((Path(root) / made.output("history").path).read_text())
+    assert curve[-1]["eval_loss"] < curve[0]["eval_loss"] - 0.3
+    assert made.inputs["teacher"]
+    tokens = 40  # of a short answer, about; 4 tokens of 6 bytes each
+    assert 100 < made.metrics["logits_bytes_per_row"] < tokens * 4 * 6 * 2

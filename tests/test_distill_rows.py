@@ -1,0 +1,103 @@
+"""Training rows: what a weight is made of, which rows judge, and that none of those is trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from conftest import keep
+from headtail import distill
+from headtail.config import TrackingConfig
+from headtail.distill.base import Base, Shape
+from headtail.distill.rows import Weights, read_rows, weigh
+from headtail.errors import ConfigError, LeakError
+from headtail.keys import query_key
+from headtail.receipt import Receipt, load_ref
+from headtail.rows import GOLDEN, with_side_inputs
+from headtail.storage import Storage
+from headtail.task import Task
+
+
+def golden(queries: list[str], origins: list[str], weights: list[float]) -> pa.Table:
+    n = len(queries)
+    schema = with_side_inputs(GOLDEN, ["businesses"])
+    keys = [query_key(q) for q in queries]
+    rows = [keys, queries, ['{"segments":[]}'] * n, weights, ["head"] * n, origins, keys, [[]] * n]
+    return pa.table([pa.array(column, field.type) for column, field in zip(rows, schema, strict=True)], schema=schema)
+
+
+ROWS = golden(["a", "b", "c"], ["teacher", "teacher", "human"], [0.5, 1.5, 1.0])
+
+
+def test_weights_keep_their_proportions_and_have_mean_one() -> None:
+    assert weigh(Weights(), ROWS, None).tolist() == pytest.approx([0.5, 1.5, 1.0])
+    assert weigh(Weights(traffic=0), ROWS, None).tolist() == pytest.approx([1, 1, 1])
+    humans = weigh(Weights(human=4), ROWS, None)
+    assert humans[2] / humans[1] == pytest.approx(4 / 1.5)
+    assert humans.mean() == pytest.approx(1)
+
+
+def test_confidence_counts_for_teachers_alone() -> None:
+    found = weigh(Weights(traffic=0, confidence=2), ROWS, np.array([0.5, np.nan, 0.1]))
+    assert found[0] / found[1] == pytest.approx(0.25)
+    assert found[1] == found[2]
+
+
+def test_confidence_is_found_through_the_answer_key(store: Storage, segmentation: Task) -> None:
+    answers = pa.table({"answer_key": pa.array(reversed(ROWS["answer_key"].to_pylist()), pa.binary(16)), "confidence": [0.9, 0.8, 0.25]})
+    taught = keep(store, "precompute", "t", {"answers/0": answers})
+    made = keep(store, "curate", "g", {"golden": ROWS}, inputs={"answers": taught.path})
+    chosen = distill.TrainingSet(golden=f"{made.path}:golden")
+    refs = {"golden.0": load_ref(store, chosen.golden)}
+    found = read_rows(store, Weights(traffic=0, confidence=1), chosen, segmentation, refs, 0).golden["weight"].to_numpy()
+    assert found[0] / found[1] == pytest.approx(0.25 / 0.8)
+    loose = keep(store, "world", "x", {"golden": ROWS})
+    with pytest.raises(ConfigError, match="no teacher's confidence"):
+        read_rows(store, Weights(confidence=1), chosen, segmentation, {"golden.0": (loose, "golden")}, 0)
+
+
+def judged(store: Storage, held: list[str]) -> distill.Config:
+    made = keep(store, "curate", "g", {"golden": ROWS})
+    people: Receipt = keep(store, "ingest", "p", {"gold_train": golden(held, ["human"] * len(held), [1.0] * len(held))})
+    chosen = distill.TrainingSet(golden=f"{made.path}:golden", held_out=f"{people.path}:gold_train")
+    shape = Shape(vocabulary=300, hidden=32, layers=1, heads=2, feed_forward=32, positions=256)
+    return distill.Config(
+        root=str(store.root), tracking=TrackingConfig(enabled=False), sets=(chosen,), gold=(), base=Base(shape=shape), lora=None
+    )
+
+
+def test_held_out_rows_that_are_trained_on_are_refused(store: Storage) -> None:
+    with pytest.raises(LeakError, match="1 held-out rows are also trained on"):
+        distill.run(judged(store, ["z", "b"]))
+
+
+def test_only_held_out_rows_judge(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a table of its own, no golden row is taken away for eval_loss."""
+    seen: list[pa.Table] = []
+
+    def stop(config: object, station: object, learner: object, base: object, examples: pa.Table) -> None:
+        seen.append(examples)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("headtail.distill.launch.train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        distill.run(judged(store, ["y", "z"]))
+    assert seen[0]["held_out"].to_pylist() == [False] * 3 + [True] * 2
+
+
+def test_identity_is_the_receipts(store: Storage, tmp_path: Path) -> None:
+    config = judged(store, ["y"])
+    assert distill.identity(config) == distill.identity(config.model_copy(update={"log_steps": 7}))
+    assert distill.identity(config) != distill.identity(config.model_copy(update={"seed": 7}))
+
+
+def test_early_stopping_without_held_out_rows_is_refused(store: Storage) -> None:
+    config = judged(store, ["y"])
+    alone = config.model_copy(
+        update={"sets": (config.sets[0].model_copy(update={"held_out": ""}),), "held_out_share": 0, "early_stopping": distill.Stopping()}
+    )
+    with pytest.raises(ConfigError, match="nothing to judge by"):
+        distill.run(alone)

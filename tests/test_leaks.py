@@ -1,0 +1,98 @@
+"""Leaks: what repeats a gold query is found, however it is written; what does not is left alone; the index changes nothing."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headtail import leaks
+from headtail.errors import LeakError
+from headtail.keys import query_key
+from headtail.leaks import Gold, clean, trigrams
+
+
+def rows(*queries: str) -> pa.Table:
+    return pa.table({"query_key": pa.array([query_key(q) for q in queries], pa.binary(16)), "query": list(queries)})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "best pizza restaurants in chicago",
+        "  Best PIZZA restaurants\u200b in Chicago ",
+        "best pizza restaurants chicago in",  # other order
+        "best pizza restaurants in chicagoo",  # a slip
+        "the best pizza restaurants in chicago",
+    ],
+)
+def test_the_same_and_nearly_the_same_are_found(text: str) -> None:
+    near = Gold(["best pizza restaurants in chicago", "gym"]).find(clean(text))
+    assert near is not None
+    assert near.query == "best pizza restaurants in chicago"
+    assert near.similarity >= leaks.NEAR
+
+
+@pytest.mark.parametrize("text", ["best pizza restaurants in seattle", "pizza", "gyms near me", "chicago"])
+def test_other_queries_are_left_alone(text: str) -> None:
+    assert Gold(["best pizza restaurants in chicago", "gym"]).find(text) is None
+
+
+def test_without_a_bound_only_the_same_text_counts() -> None:
+    gold = Gold(["pizza chicago"], near=None)
+    assert gold.find("chicago pizza") is None
+    assert gold.find("pizza chicago") == ("pizza chicago", 1.0)
+
+
+def test_personal_data_does_not_hide_a_leak() -> None:
+    """Gold as people typed it and a training row as ingest kept it are the same query."""
+    assert Gold(["mail anna@example.org"]).find(clean("mail <email>")) == ("mail <email>", 1.0)
+
+
+WORDS = st.lists(st.sampled_from(["pizza", "piza", "near", "me", "chicago", "chicgo", "best", "sushi"]), min_size=1, max_size=5).map(
+    " ".join
+)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=12), WORDS, st.sampled_from([0.3, 0.5, 0.8, 0.95, 1.0]))
+@settings(max_examples=150, deadline=None)
+def test_the_index_finds_what_comparing_with_all_finds(gold: list[str], text: str, near: float) -> None:
+    def similarity(a: str, b: str) -> float:
+        if sorted(set(a.split())) == sorted(set(b.split())):
+            return 1.0
+        x, y = trigrams(a), trigrams(b)
+        return len(x & y) / len(x | y)
+
+    best = max(similarity(text, query) for query in gold)
+    found = Gold(gold, near).find(text)
+    assert (found is not None) == (best >= near - 1e-9)
+    assert found is None or found.similarity == pytest.approx(best)
+
+
+def test_refuse_names_the_rows() -> None:
+    gold = rows("best pizza restaurants in chicago", "plumber")
+    leaks.refuse([rows("sushi"), rows("tacos")], [gold], "here")
+    with pytest.raises(LeakError, match="2 training rows are in the gold set") as caught:
+        leaks.refuse([rows("sushi", "best pizza restaurants in chicag"), rows("plumber")], [gold], "here")
+    assert "'best pizza restaurants in chicag' = 'best pizza restaurants in chicago'" in str(caught.value)
+    wrong_key = rows("sushi").set_column(1, "query", pa.array(["plumber"]))
+    with pytest.raises(LeakError, match="1 training rows"):
+        leaks.refuse([wrong_key], [gold], "here")
+    same_key = rows("plumber").set_column(1, "query", pa.array(["something else altogether"]))
+    with pytest.raises(LeakError, match="its key"):
+        leaks.refuse([same_key], [gold], "here")
+
+
+def test_ten_thousand_gold_rows_are_no_burden() -> None:
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 9))) for _ in range(3000)]
+    texts = [" ".join(rng.choices(words, k=rng.randint(2, 5))) for _ in range(20_000)]
+    gold = Gold(texts[:10_000])
+    start = time.process_time()
+    found = sum(gold.find(text) is not None for text in texts[10_000:])
+    assert time.process_time() - start < 10  # 10,000 queries; under 1 s on an idle core
+    assert found < 200

@@ -1,0 +1,73 @@
+"""An encoder as the live student: many callers share a pass, and each gets what precompute would have stored."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import httpx
+import pytest
+
+from headtail import form, serve
+from headtail.distill.encoder import Settings, encoder_learner
+from headtail.engines import ModelConfig
+from headtail.generate.job import answer_settings
+from headtail.keys import answer_key, fingerprint
+from headtail.models import find
+from headtail.serve.answerer import LiveReply
+from headtail.serve.live import Student
+from headtail.storage import Storage, open_storage
+from headtail.task import Task
+from test_engines_encoder import QUERIES, golden_table, save
+from test_serve import config, published
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, segmentation: Task) -> Path:
+    rows = [(q, {"segments": [{"text": q, "label": "topic"}]}) for q in dict.fromkeys(QUERIES)]
+    golden = golden_table(rows, segmentation)
+    learner = encoder_learner([segmentation], [golden], form.Manner(side=True), Settings(pretrain_epochs=0))
+    return save(learner, tmp_path_factory.mktemp("encoder"), segmentation, golden)
+
+
+def test_callers_share_a_pass_and_each_gets_its_own_answer(folder: Path, root: str, segmentation: Task) -> None:
+    model = ModelConfig(model=str(folder))
+    student = Student(model, root, segmentation, "distill/x")
+    found = find(model, open_storage(root))
+    settings = fingerprint(answer_settings(segmentation, model, found.digest, found.form))
+
+    async def ask() -> list[LiveReply]:
+        await student.reconfigure({"query": "warm up"})
+        return await asyncio.gather(*(student.answer(q, {"businesses": ["pizza palace"]}) for q in QUERIES * 5))
+
+    replies = asyncio.run(ask())
+    for query, reply in zip(QUERIES * 5, replies, strict=True):
+        answer, problem = segmentation.parse(reply.text)
+        assert not problem
+        assert reply.finish_reason == "stop"
+        assert all(piece["text"] in query for piece in answer["segments"])  # a random model corrects nothing here: it knows no spellings
+        key = answer_key(found.form.messages(segmentation, query, {"businesses": ["pizza palace"]}), settings)
+        assert reply.answer_key == key.hex()
+
+
+def test_a_query_that_is_too_long_is_an_error_and_the_next_one_is_answered(folder: Path, root: str, segmentation: Task) -> None:
+    student = Student(ModelConfig(model=str(folder)), root, segmentation, "distill/x")
+
+    async def ask() -> list[object]:
+        return await asyncio.gather(*(student.answer(q, {}) for q in ("pizza", "a " * 90, "sushi")), return_exceptions=True)
+
+    first, second, third = asyncio.run(ask())
+    assert "at most 64 fit" in str(second)
+    assert not isinstance(first, Exception)
+    assert not isinstance(third, Exception)
+
+
+@pytest.mark.slow
+def test_a_server_whose_student_is_an_encoder(
+    cluster: None, store: Storage, root: str, tmp_path: Path, folder: Path, segmentation: Task
+) -> None:
+    published(store, tmp_path, segmentation)
+    with serve.start(config(root, model={"model": str(folder), "cpus": 0.5}, live_timeout_ms=30_000)) as server:
+        found = httpx.get(f"{server.url}/v1/answer", params={"query": "ramen near the station"}, timeout=60).json()
+        assert (found["source"], found["cached"]) == ("student", False), found
+        assert httpx.get(f"{server.url}/v1/answer", params={"query": "pizza near me"}, timeout=30).json()["cached"]
