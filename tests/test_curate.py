@@ -242,6 +242,9 @@ def test_refusals(store: Storage, segmentation: Task, intent: Task) -> None:
     config = put(store, segmentation, [one("a")], states={**{str(s): 0 for s in State}, "answered": 2})
     with pytest.raises(LedgerError, match="do not add up"):
         curate.run(config)
+    config = put(store, segmentation, [one("pizza", withheld=True)], "pizza")
+    with pytest.raises(InputError, match="no answer is fit to train on"):
+        curate.run(config)
     config = put(store, segmentation, [])
     with pytest.raises(InputError, match="no answers to curate"):
         curate.run(config)

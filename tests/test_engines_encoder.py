@@ -17,7 +17,8 @@ from headtail import form, labels
 from headtail.distill.base import Shape
 from headtail.distill.encoder import EncoderLearner, Settings, encoder_learner
 from headtail.engines import ModelConfig, Request, kind_of, open_engine
-from headtail.engines.encoder import EncoderEngine, Writer, batches, decide, heads, longest, slices, width
+from headtail.engines.decisions import Decided, Writer, decide, slices, width
+from headtail.engines.encoder import EncoderEngine, batches, heads, longest
 from headtail.engines.words import Reader
 from headtail.errors import ConfigError
 from headtail.keys import query_key
@@ -231,8 +232,6 @@ def test_what_is_written_is_the_answer_of_the_labels(case: tuple[str, Labels]) -
 
 
 def _decided(made: Labels, zeros: list[float]) -> Any:
-    from headtail.engines.encoder import Decided
-
     return Decided(list(made.kinds), list(made.labels), list(made.fixes), [], zeros, zeros, [])
 
 

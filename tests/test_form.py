@@ -132,8 +132,9 @@ def test_a_bare_student_sees_the_query_alone(segmentation: Task) -> None:
     bare, with_side = made_for(segmentation, BARE), made_for(segmentation, Manner(prompt="bare", side=True))
     assert bare.messages(segmentation, "thai", side) == [{"role": "user", "content": "thai"}]
     assert with_side.messages(segmentation, "thai", side) == [{"role": "user", "content": "thai\nThai House; Siam"}]
+    nothing: Any
     for nothing in (None, {}, {"businesses": []}, {"businesses": None}):
-        assert with_side.messages(segmentation, "thai", nothing) == bare.messages(segmentation, "thai")  # type: ignore[arg-type]
+        assert with_side.messages(segmentation, "thai", nothing) == bare.messages(segmentation, "thai")
 
 
 def test_a_bare_prompt_is_the_query_and_a_lines_end() -> None:
@@ -141,6 +142,21 @@ def test_a_bare_prompt_is_the_query_and_a_lines_end() -> None:
 
     template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(form.BARE_TEMPLATE)  # as transformers compiles it
     assert template.render(messages=[{"role": "user", "content": "thai\nSiam"}], add_generation_prompt=True) == "thai\nSiam\n"
+
+
+def test_an_engines_own_version_is_part_of_the_key(segmentation: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the engine that runs this kind of student, and of no other."""
+    forms = {kind: made_for(segmentation, Manner(prompt="bare"), kind) for kind in ("decoder", "encoder", "seq2seq")}  # type: ignore[arg-type]
+
+    def settings() -> dict[str, str]:
+        return {kind: fingerprint(answer_settings(segmentation, ModelConfig(), "d", form)) for kind, form in forms.items()}
+
+    before = settings()
+    assert len(set(before.values())) == 3
+    for engine, kind in (("generate.job", "decoder"), ("engines.encoder", "encoder"), ("engines.seq2seq", "seq2seq")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"headtail.{engine}.FORM", 99)
+            assert {name for name, value in settings().items() if value != before[name]} == {kind}
 
 
 def test_rows_are_keyed_by_what_the_student_is_asked(segmentation: Task) -> None:
@@ -185,6 +201,17 @@ def test_a_code_becomes_the_very_answer(segmentation: Task) -> None:
     assert bare.as_json(segmentation, CODE, QUERY) == segmentation.dump(ANSWER)
     with pytest.raises(InputError):
         bare.target(segmentation, {"segments": [{"text": "x", "label": "dish"}]}, QUERY)
+
+
+def test_a_code_that_counts_words_is_read_by_its_query(segmentation: Task) -> None:
+    made = made_for(segmentation, Manner(prompt="bare", answer="copy"))
+    assert made.target(segmentation, ANSWER, QUERY) == "&|&^"
+    outcome = settle(segmentation, Completion(0, "&|&^", "stop"), made, QUERY)
+    assert outcome.answer == segmentation.dump(ANSWER)
+    assert made.as_json(segmentation, "&|&^", QUERY) == outcome.answer
+    assert made.settings != made_for(segmentation, BARE).settings
+    with pytest.raises(ConfigError, match="an encoder writes nothing"):
+        made_for(segmentation, BARE, "encoder")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headtail import labels
-from headtail.engines.encoder import slices, width
+from headtail.engines.decisions import slices, width
 from headtail.errors import ConfigError
 from headtail.keys import canonical
 from headtail.labels import BEGIN, DELETE, FIRST_FIX, INSIDE, KEEP, NONE, OUTSIDE, Labels, Scheme, Spans
@@ -101,6 +101,19 @@ def test_corrections_are_learnt_from_answers_by_frequency() -> None:
     assert counts == {"pizza": 3, "sushi": 2}
     assert not found.deletes
     assert labels.with_corrections(PLAIN, rows, 1)[0].corrections == ("pizza",)
+
+
+def test_a_task_that_never_respells_has_no_corrections() -> None:
+    rows = [("find sushi near here", seg(("sushi", "a"))), ("book sushi", seg(("sushi", "b")))] * 5
+    found, counts = labels.with_corrections(PLAIN.model_copy(update={"corrections": ()}), rows, 10)
+    assert (found.corrections, counts) == ((), {})
+
+
+@pytest.mark.parametrize(
+    "query,pieces", [("book a boon brick store", ["boon brick store"]), ("add sun to my sunny run", ["sun", "sunny run"])]
+)
+def test_words_in_no_piece_are_not_read_as_misspelt_ones(query: str, pieces: list[str]) -> None:
+    assert labels.encode(PLAIN, query, seg(*((text, "a") for text in pieces))).exact
 
 
 def test_the_shipped_tasks_fit(segmentation: Task, intent: Task) -> None:

@@ -378,8 +378,20 @@ def test_answers_that_json_lets_in_but_no_table_can_hold(segmentation: Task) -> 
     assert "cannot be stored" in _answer(lone, segmentation)[1]
 
 
+def test_gold_for_training_does_not_nearly_repeat_the_gold(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+    rows = [("best pizza in chicago", "test"), ("pizza best in chicago", "train"), ("best pizza in chicagoo", "train"), ("sushi", "train")]
+    lines = [f"{query}\tbrowse\t{split}" for query, split in rows]
+    (tmp_path / "gold.tsv").write_text("query\tanswer\tsplit\n" + "\n".join(lines) + "\n")
+    receipt = ingest(GOLD_LOG, gold=str(tmp_path / "gold.tsv"))
+    assert list(gold(root, receipt, "gold_train")) == ["sushi"]
+    assert list(gold(root, receipt)) == ["best pizza in chicago"]
+    assert receipt.rows["gold_set_aside.near"] == receipt.rows["gold_set_aside"] == 2
+    aside = receipt.table(open_storage(root), "set_aside").to_pylist()
+    assert [(row["row"], row["reason"], row["text"]) for row in aside] == [(2, "gold_near", rows[1][0]), (3, "gold_near", rows[2][0])]
+
+
 def test_gold_for_training_is_split_by_hash_and_shares_no_query(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
-    lines = [f"q{i}\tbrowse" for i in range(2000)]
+    lines = [f"q{i:04d}\tbrowse" for i in range(2000)]
     (tmp_path / "gold.tsv").write_text("query\tanswer\n" + "\n".join(lines) + "\n")
     receipt = ingest(GOLD_LOG, gold=str(tmp_path / "gold.tsv"), gold_train_share=0.7)
     train, test = gold(root, receipt, "gold_train"), gold(root, receipt)
@@ -388,7 +400,7 @@ def test_gold_for_training_is_split_by_hash_and_shares_no_query(ingest: Callable
     assert abs(len(train) / 2000 - 0.7) < 0.05
     (tmp_path / "gold.tsv").write_text("query\tanswer\n" + "\n".join(reversed(lines[:1000])) + "\n")
     fewer = ingest(GOLD_LOG, gold=str(tmp_path / "gold.tsv"), gold_train_share=0.7)
-    assert gold(root, fewer, "gold_train").keys() == train.keys() & {f"q{i}" for i in range(1000)}, "a query keeps its side"
+    assert gold(root, fewer, "gold_train").keys() == train.keys() & {f"q{i:04d}" for i in range(1000)}, "a query keeps its side"
 
 
 def test_a_split_column_rules_and_test_rules_over_train(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:

@@ -46,6 +46,18 @@ def test_frequencies_follow_the_exponent(exponent: float) -> None:
     assert abs(-slope - exponent) < 0.05
 
 
+def test_asked_is_the_log_counted() -> None:
+    config = world.Config(events=4000, days=3)
+    counted = collections.Counter(events(config)["query"].to_pylist())
+    found: collections.Counter[str] = collections.Counter()
+    counts = []
+    for text, _, n, _ in world.asked(config):
+        found[text] += n
+        counts.append(n)
+    assert found == counted
+    assert counts == sorted(counts, reverse=True)
+
+
 def test_share_never_seen_before() -> None:
     config = world.Config(events=60_000, days=6, unseen_share=0.1)
     seen: set[str] = set()

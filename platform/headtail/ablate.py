@@ -19,13 +19,17 @@ from pydantic import Field
 
 from headtail import charts, curate, distill, evaluate, precompute
 from headtail.config import StageConfig
+from headtail.curate import Config as CurateConfig
+from headtail.distill import Config as DistillConfig
 from headtail.errors import ConfigError
+from headtail.evaluate import Config as EvaluateConfig
 from headtail.evaluate.scoring import ALL, STRATA, by_tier, plain
 from headtail.intervals import f1_difference
+from headtail.precompute import Config as PrecomputeConfig
 from headtail.progress import say
-from headtail.receipt import Receipt, load_ref
+from headtail.receipt import Receipt, load_receipt, load_ref
 from headtail.station import Station, run_once
-from headtail.storage import open_storage
+from headtail.storage import Storage, open_storage
 from headtail.task import load_task
 
 Variant = Literal["raw", "filtered", "relabelled", "human"]
@@ -61,10 +65,10 @@ class Config(StageConfig):
     variants: tuple[Variant, ...] = Field(
         ("raw", "filtered", "relabelled", "human"), min_length=2, description="the first is compared with"
     )
-    curate: curate.Config = Field(curate.Config(), description="of filtered and relabelled; raw turns every filter off")
-    distill: distill.Config = Field(distill.Config(), description="the same for every variant")
-    precompute: precompute.Config = Field(precompute.Config(), description="how the students answer the gold queries")
-    evaluate: evaluate.Config = Field(evaluate.Config(), description="intervals")
+    curate: CurateConfig = Field(CurateConfig(), description="of filtered and relabelled; raw turns every filter off")
+    distill: DistillConfig = Field(DistillConfig(), description="the same for every variant")
+    precompute: PrecomputeConfig = Field(PrecomputeConfig(), description="how the students answer the gold queries")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="intervals")
 
 
 def run(config: Config) -> Receipt:
@@ -73,6 +77,7 @@ def run(config: Config) -> Receipt:
     variants = [name for name in config.variants if name != HUMAN or config.human]
     if len(variants) < 2:
         raise ConfigError("an ablation needs two variants", where="variants", value=variants, fix="name people's answers in `human`")
+    config = _resolved(config, store)
     golden: dict[str, tuple[Receipt, str]] = {}
     answered: dict[str, str] = {}
     for name in variants:
@@ -102,10 +107,20 @@ def run(config: Config) -> Receipt:
         station.figure("ablation", charts.quality(points, confidence=config.evaluate.confidence))
         station.note("one training run each: a difference within a run's own luck (seed) is not told apart from one of the data")
 
-    refs = {"answers": "", "gold": quality.inputs.get("gold", config.gold), "human": "", "task": task.name}
+    refs = {"answers": config.answers, "gold": config.gold, "human": config.human, "task": task.name}
     groups: dict[str, Any] = {name: {} for name in ("curate", "distill", "precompute", "evaluate")}
     inputs = {"evaluation": quality, **{name: found for name, (found, _) in golden.items()}}
     return run_once("ablate", config, work, inputs=inputs, task=task, replaces={**refs, **groups, "variants": variants})
+
+
+def _resolved(config: Config, store: Storage) -> Config:
+    """References by fingerprint: students' answers are made on the way, and `latest` would be theirs."""
+    named = {}
+    for name in ("gold", "human"):
+        if ref := getattr(config, name):
+            receipt, output = load_ref(store, ref)
+            named[name] = f"{receipt.path}:{output}"
+    return config.model_copy(update={**named, "answers": load_receipt(store, "precompute", config.answers).path})
 
 
 def lines(rows: pa.Table, quality: pa.Table, trained: dict[str, tuple[int, int]], config: Config) -> Iterator[dict[str, Any]]:

@@ -20,16 +20,19 @@ from pydantic import Field
 from headtail.config import Config
 from headtail.errors import ConfigError
 from headtail.keys import canonical, fingerprint
-from headtail.spelling import distance, similar
+from headtail.spelling import MOST, distance, similar
 
 FORM = 1  # part of every scheme; raise it when the same labels stand for another answer
 OUTSIDE, BEGIN, INSIDE = 0, 1, 2  # of a word: in no piece, first of a piece, further in it
 KEEP, DELETE, FIRST_FIX = 0, 1, 2  # corrections of a word: none, left out, then Scheme.corrections in order
 NONE = -1  # no label: the word is outside, or the answer says nothing of it
 ABSENT = ""  # among a field's values: the field is left out
+RESPELT = 500
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"  # written without blanks: each is a word here
 _WORD = re.compile(rf"[{_IDEOGRAPH}]|(?:(?![{_IDEOGRAPH}])\w)+|[^\w\s]")
-_SKIP, _ADD, _CHANGE = 1.0, 1.2, 0.5  # costs of alignment: a word left out, a word of the answer that is not in the query, respelt
+# Costs of alignment: a word in no piece (hardly any, or odd readings would use it up), one left out inside a piece, a word of
+# the answer that is not in the query, a word respelt, two words for one or one for two.
+_OUT, _SKIP, _ADD, _CHANGE, _JOIN = 0.01, 0.6, 1.2, 0.5, 0.8
 _NEVER = 1e9
 
 
@@ -172,12 +175,13 @@ def with_corrections(
 ) -> tuple[Scheme, dict[str, int]]:
     """`found` with the spellings that answers use: words of `letters` letters or more and all that replaced a word, by frequency.
 
-    `rows`: queries and parsed answers. A spelling counts when `least` answers hold it. Also returns how many rows hold each.
+    `rows`: queries and parsed answers. A spelling counts when `least` answers hold it; none do when hardly an answer (fewer than
+    `least`, or one in RESPELT) is spelt otherwise than its query. Also returns how many rows hold each.
     """
     if found.spans is None or not limit:
         return found, {}
     counts: Counter[str] = Counter()
-    left_out = 0
+    left_out = respelt = asked = 0
     for query, given in rows:
         spoken = words(query)
         texts = [query[a:b] for a, b in spoken]
@@ -185,8 +189,11 @@ def with_corrections(
         held = {text[a:b] for text, _ in pieces for a, b in words(text) if b - a >= letters}
         steps = [step for step in _align(texts, pieces) if NONE not in (step.word, step.piece)]
         left_out += any(not step.text for step in steps)
-        held |= {step.text for step in steps if step.text not in ("", texts[step.word])}
-        counts.update(held)
+        changed = {step.text for step in steps if step.text not in ("", texts[step.word])}
+        respelt, asked = respelt + bool(changed), asked + 1
+        counts.update(held | changed)
+    if respelt < max(least, asked / RESPELT):
+        return found.model_copy(update={"deletes": left_out >= least}), {}
     kept = [word for word, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])) if count >= least][:limit]
     update = {"corrections": tuple(kept), "deletes": left_out >= least}
     return found.model_copy(update=update), {word: counts[word] for word in kept}
@@ -264,7 +271,8 @@ def _align(texts: Sequence[str], pieces: Sequence[tuple[str, str]]) -> list[_Ste
                 continue
             for di, dj in ((1, 1), (1, 0), (0, 1), (1, 2), (2, 1)):
                 if i + di <= n and j + dj <= m:
-                    price = cost[i][j] + _price(texts[i : i + di], spelt[j : j + dj])
+                    inside = 0 < j < m and spelt[j - 1][0] == spelt[j][0]
+                    price = cost[i][j] + _price(texts[i : i + di], spelt[j : j + dj], inside)
                     if price < cost[i + di][j + dj]:
                         cost[i + di][j + dj], came[i + di][j + dj] = price, (di, dj)
     steps: list[_Step] = []
@@ -279,20 +287,21 @@ def _align(texts: Sequence[str], pieces: Sequence[tuple[str, str]]) -> list[_Ste
 _Spelt = tuple[int, str, str, int, int]  # piece, word, the piece's whole text, start and end of the word in it
 
 
-def _price(texts: Sequence[str], spelt: Sequence[_Spelt]) -> float:
+def _price(texts: Sequence[str], spelt: Sequence[_Spelt], inside: bool) -> float:
     if not spelt:
-        return _SKIP
+        return _SKIP if inside else _OUT
     if not texts:
         return _ADD
     if len({piece for piece, *_ in spelt}) > 1:
         return _NEVER
-    wanted = _spelling(spelt)
-    if len(texts) == 1 and texts[0] == wanted:
+    wanted, joined = _spelling(spelt), "".join(texts)
+    if texts[0] == wanted and len(texts) == 1:
         return 0.0
-    joined = "".join(texts)
-    if not similar(texts[0], wanted) or not similar(joined, wanted):
-        return _NEVER
-    return _CHANGE + distance(joined, wanted) / (len(wanted) + 1)
+    apart = distance(joined, wanted) if similar(texts[0], wanted) else MOST + 1
+    if len(texts) == len(spelt):
+        return _CHANGE + apart / (len(wanted) + 1) if apart <= MOST else _NEVER
+    most = 1 if len(texts) > 1 else MOST  # a blank that is missing is a slip of its own
+    return _JOIN + apart / (len(wanted) + 1) if apart <= most else _NEVER
 
 
 def _spelling(spelt: Sequence[_Spelt]) -> str:

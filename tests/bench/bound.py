@@ -16,42 +16,10 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from headtail.cost import LLAMA_8B, Shape
 from headtail.progress import console
 
 PREFILL_TOKENS = 8192  # prompt tokens of one step
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A Llama-type decoder. `tied`: the output shares the input's embedding."""
-
-    name: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    feed_forward: int
-    vocabulary: int
-    tied: bool
-
-    @property
-    def head(self) -> int:
-        return self.hidden // self.heads
-
-    @property
-    def matmul_params(self) -> int:
-        """Weights that every token is multiplied with: the layers and the output, not the input's embedding."""
-        attention = self.hidden * self.head * (2 * self.heads + 2 * self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.feed_forward) + self.hidden * self.vocabulary
-
-    @property
-    def params(self) -> int:
-        """All weights, norms aside."""
-        return self.matmul_params + (0 if self.tied else self.hidden * self.vocabulary)
-
-    def kv_bytes(self, each: float) -> float:
-        """KV cache of one token at `each` bytes per number."""
-        return 2 * self.layers * self.kv_heads * self.head * each
 
 
 @dataclass(frozen=True)
@@ -74,34 +42,38 @@ class Bound:
 
 
 H200 = Device("H200 SXM", 4.8e12, {2: 989e12, 1: 1979e12})  # NVIDIA H200 data sheet, 2024; without sparsity
-ONE_B = Shape("1 B (Llama 3.2)", 16, 2048, 32, 8, 8192, 128_256, tied=True)
-EIGHT_B = Shape("8 B (Llama 3.1)", 32, 4096, 32, 8, 14_336, 128_256, tied=False)
+ONE_B = Shape(16, 2048, 32, 8, 64, 8192, 128_256)  # Llama 3.2 1B, whose output shares the input's embedding
+SHAPES = {"1 B (Llama 3.2)": ONE_B, "8 B (Llama 3.1)": LLAMA_8B}
+
+
+def kv_cache(shape: Shape, each: int) -> int:
+    """Bytes of KV cache of one token at `each` bytes per number."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_width * each
 
 
 def bound(
     shape: Shape, device: Device, *, weight_bytes: int, kv_bytes: int = 2, rows: int, fresh: float, cached: float, out: float
 ) -> Bound:
     """Of rows with `fresh` prompt tokens to compute, `cached` ones that were found, and `out` answer tokens, `rows` decoded together."""
-    peak = device.flops[weight_bytes]
-    weights = shape.matmul_params * weight_bytes
+    peak, used = device.flops[weight_bytes], shape.body + shape.head
+    weights = used * weight_bytes
     context = fresh + cached + out / 2  # of a row, on average while it decodes
-    moved = (weights + rows * context * shape.kv_bytes(kv_bytes)) / device.bandwidth
-    done = 2 * shape.matmul_params * rows / peak
+    moved = (weights + rows * context * kv_cache(shape, kv_bytes)) / device.bandwidth
+    done = 2 * used * rows / peak
     step = max(moved, done)
-    prefill = fresh * max(2 * shape.matmul_params / peak, weights / PREFILL_TOKENS / device.bandwidth)
+    prefill = fresh * max(2 * used / peak, weights / PREFILL_TOKENS / device.bandwidth)
     return Bound(step, prefill, 1 / (prefill + out * step / rows), "bandwidth" if moved >= done else "FLOPs")
 
 
 def main() -> None:
     """The table of docs/engines.md."""
-    found = Table(
-        "shape", "weights", "rows together", "decode step, ms", "limit", "rows/s at most", title="H200, 400 + 100 tokens in, 24 out"
-    )
-    for shape in (ONE_B, EIGHT_B):
+    heads = ("shape", "weights", "rows together", "decode step, ms", "limit", "rows/s at most")
+    found = Table(*heads, title="H200, 400 + 100 tokens in, 24 out")
+    for called, shape in SHAPES.items():
         for weight_bytes, name in ((2, "bf16"), (1, "FP8")):
             for rows in (256, 1024):
                 made = bound(shape, H200, weight_bytes=weight_bytes, rows=rows, fresh=100, cached=400, out=24)
-                found.add_row(shape.name, name, f"{rows:,}", f"{1000 * made.step_s:.2f}", made.limit, f"{made.rows_per_s:,.0f}")
+                found.add_row(called, name, f"{rows:,}", f"{1000 * made.step_s:.2f}", made.limit, f"{made.rows_per_s:,.0f}")
     console.print(found)
 
 

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from headtail.code.build import Builder, Place
-from headtail.code.nodes import COPIES, Reader, Rules, Source, Unfit, Writer, charset, merged, same
+from headtail.code.nodes import COPIES
+from headtail.code.rules import Rules, charset
+from headtail.code.streams import Reader, Source, Unfit, Writer, merged, same
 from headtail.errors import InputError
 
 __all__ = ["VERSION", "Codec", "Decoded", "Unfit"]
@@ -67,7 +69,7 @@ class Codec:
     def grammar(self, max_tokens: int = 0) -> str:
         """EBNF, as xgrammar reads it, of all codes.
 
-        Bounds of texts and lists that `max_tokens` implies are left out, and those above nodes.LONGEST: a row that oversteps
+        Bounds of texts and lists that `max_tokens` implies are left out, and those above rules.LONGEST: a row that oversteps
         one is invalid afterwards.
         """
         rules = Rules(charset(sorted({*self._signs, "\\"})), max_tokens)

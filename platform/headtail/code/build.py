@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any, NamedTuple
 
-from headtail.code.nodes import END, STOP, Choice, Const, List, Node, Nothing, Number, Object, Text, same
+from headtail.code.nodes import END, STOP, Choice, Const, List, Node, Nothing, Number, Object, Text
+from headtail.code.streams import same
 from headtail.errors import ConfigError
 
 SIGNS = "|~^=<>{}[]_;*@#%$+()!?:,"  # of a choice's options, in this order: first what people seldom type

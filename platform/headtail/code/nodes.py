@@ -8,141 +8,17 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from headtail.code.rules import Rules, charset, quoted
+from headtail.code.streams import Reader, Unfit, Writer, same
+
 STOP, END = "\n", "\t"  # of a text or number that nothing else ends; of a list that more follows
-LONGEST = 64  # bound of a text or list that a grammar still counts; xgrammar compiles 64 steps in 0.1 s, 200 in more than one
 COPIES = "`&/'"  # for one, two, three and four words of the source
 MOST_COPIES = 4
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)(\.0)?")
-
-
-class Unfit(ValueError):
-    """A value that has no code here, or a text that is none; says why."""
-
-
-def same(value: Any) -> str:
-    """A text that two values share when they are the same JSON: 1 is not 1.0, true is not 1."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
-
-
-@dataclass
-class Source:
-    """The text that answers copy from, word by word: `at` is the first word that no text stood for yet."""
-
-    words: list[str]
-    at: int = 0
-
-    def holds(self, words: list[str]) -> bool:
-        """Whether these come next."""
-        return self.words[self.at : self.at + len(words)] == words
-
-    def copy(self, count: int) -> str:
-        """The next `count` words, or those that are left; they are passed."""
-        start, self.at = self.at, self.at + count
-        return " ".join(self.words[start : self.at])
-
-    def past(self, text: str) -> None:
-        """Text that was written out stands for as many words as it has."""
-        self.at += text.count(" ") + 1 if text else 0
-
-
-@dataclass
-class Writer:
-    """A code being written. `signs`: what gets a backslash within text."""
-
-    signs: frozenset[str]
-    source: Source
-
-    def escaped(self, text: str) -> str:
-        return "".join("\\" + sign if sign == "\\" or sign in self.signs else sign for sign in text)
-
-
-@dataclass
-class Reader:
-    """A code being read. `spans`: what was decided so far."""
-
-    text: str
-    signs: frozenset[str]
-    bare: re.Pattern[str]  # of characters that are neither signs nor backslashes
-    source: Source
-    at: int = 0
-    spans: list[tuple[int, int]] = field(default_factory=list)
-
-    @property
-    def next(self) -> str:
-        return self.text[self.at : self.at + 1]
-
-    def plain(self) -> str:
-        """The characters up to the next sign or backslash; they are taken."""
-        start, self.at = self.at, self.bare.match(self.text, self.at).end()  # type: ignore[union-attr]  # it matches nothing, too
-        return self.text[start : self.at]
-
-    def take(self, sign: str) -> bool:
-        if self.next != sign:
-            return False
-        self.at += 1
-        return True
-
-    def decided(self, start: int, stopped: bool = False) -> None:
-        """All since `start` was a decision; `stopped`: so is what comes next, by which it ended."""
-        self.spans.append((start, self.at + stopped))
-
-    def fail(self, wanted: str) -> Unfit:
-        return Unfit(f"{wanted} is missing at character {self.at}" + ("" if self.next else ", where it ends"))
-
-
-def merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    made: list[tuple[int, int]] = []
-    for start, end in spans:
-        if made and start < made[-1][1]:
-            made[-1] = made[-1][0], max(end, made[-1][1])
-        elif end > start:
-            made.append((start, end))
-    return made
-
-
-@dataclass
-class Rules:
-    """A grammar being written. `signs`: what a backslash stands before."""
-
-    signs: str
-    max_tokens: int
-    lines: list[str] = field(default_factory=list)
-    known: dict[str, str] = field(default_factory=dict)
-
-    def add(self, body: str) -> str:
-        """The name of a rule with this body."""
-        if body not in self.known:
-            self.known[body] = f"r{len(self.lines)}"
-            self.lines.append(f"{self.known[body]} ::= {body}")
-        return self.known[body]
-
-    def text(self, least: int, most: int | None) -> str:
-        return self.repeat((f"[^{self.signs}]", f'"\\\\" [{self.signs}]'), least, most)
-
-    def repeat(self, ways: tuple[str, ...], least: int, most: int | None) -> str:
-        """One of `ways`, again and again: a rule for each time, because xgrammar takes milliseconds per token over `{0,20}`."""
-        if most is None or most > LONGEST or 0 < self.max_tokens <= most:
-            one = self.add(" | ".join(ways))
-            return " ".join([*([one] * min(least, LONGEST)), f"{one}*"])
-        if not most:
-            return ""
-        rest = ""
-        for at in reversed(range(most)):
-            on = " | ".join(f"{way} {rest}".strip() for way in ways)
-            rest = self.add(f'"" | {on}' if at >= least else on)
-        return rest
-
-
-def quoted(text: str) -> str:
-    return '"' + "".join(c if c.isalnum() and c.isascii() else f"\\u{ord(c):04x}" for c in text) + '"'
-
-
-def charset(signs: list[str]) -> str:
-    return "".join(f"\\u{ord(sign):04x}" for sign in signs)
 
 
 @dataclass(frozen=True)
@@ -270,7 +146,7 @@ class Text(Node):
         text = rules.text(self.least, self.most)
         if self.copies:
             text = rules.add(f"{rules.repeat((f'[{charset(list(self.copies))}]',), 1, MOST_COPIES)} | {text or quoted('')}")
-        return " ".join(filter(None, (text, self.stop and quoted(STOP))))
+        return " ".join(filter(None, (text, quoted(STOP) if self.stop else "")))
 
 
 @dataclass(frozen=True)
@@ -374,7 +250,7 @@ class List(Node):
 
     def rule(self, rules: Rules) -> str:
         item = rules.add(" ".join(filter(None, (self.lead and quoted(self.lead), self.item.rule(rules)))))
-        return " ".join(filter(None, (rules.repeat((item,), self.least, self.most), self.end and quoted(END))))
+        return " ".join(filter(None, (rules.repeat((item,), self.least, self.most), quoted(END) if self.end else "")))
 
 
 @dataclass(frozen=True)

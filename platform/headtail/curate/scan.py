@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from headtail.curate.columns import Objects, cleaned
 from headtail.errors import InputError
 from headtail.redact import redact
-from headtail.rows import draw
+from headtail.rows import SIDE_INPUT, draw
 from headtail.task import Task
 
 TEXT = ["query_key", "query", "answer", "answer_key", "state", "stratum", "count", "confidence", "agreement", "samples"]
@@ -49,6 +49,8 @@ def scan(read: Reader, task: Task, wanted: npt.NDArray[np.int64], people: Object
             part = table.take(pa.array(mine - start))
             texts, keys = cleaned(part)
             part = part.set_column(0, "query_key", keys).set_column(1, "query", pa.array(texts, pa.string()))
+            for name in task.side_inputs:
+                part = part.set_column(part.schema.get_field_index(name), name, side_column(part, name))
             parts.append(part)
             places.append(mine)
     if not parts:
@@ -63,6 +65,11 @@ def scan(read: Reader, task: Task, wanted: npt.NDArray[np.int64], people: Object
     answers = [parsed(task, text, query) if text is not None else None for text, query in zip(stored, queries, strict=True)]
     human = np.asarray([person is not None for person in said])
     return Scan(whole, place, draw(whole["query_key"], "scan", seed), queries, _sides(whole, task), answers, human)
+
+
+def side_column(table: pa.Table, name: str) -> pa.Array:
+    """A side input without personal data."""
+    return pa.array([redacted(values) for values in table[name].to_pylist()], SIDE_INPUT)
 
 
 def _sides(table: pa.Table, task: Task) -> list[str]:

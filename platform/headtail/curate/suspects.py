@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from headtail.curate.scan import Scan
+from headtail.curate.scan import Scan, redacted
 from headtail.curate.signals import Signal
 from headtail.rows import SUSPECT, conform, with_side_inputs
 from headtail.task import Task
@@ -85,7 +85,7 @@ def _reasons(signals: Sequence[Signal], weighted: Floats, row: int) -> list[str]
 def _alternatives(task: Task, row: int, own: str | None, given: Callable[[int], Iterator[Any]]) -> list[str]:
     found: list[str] = []
     for answer in given(row):
-        text = task.dump(answer)
+        text = task.dump(redacted(answer))
         if text != own and text not in found and not task.parse(text)[1]:
             found.append(text)
     return found[:_ALTERNATIVES]

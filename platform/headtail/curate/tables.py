@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headtail.curate.columns import cleaned
-from headtail.curate.scan import Reader, numbered, parsed, redacted
+from headtail.curate.scan import Reader, numbered, parsed, side_column
 from headtail.curate.verdicts import KEPT, Judged
-from headtail.rows import DROPPED, GOLDEN, SIDE_INPUT, conform, with_side_inputs
+from headtail.rows import DROPPED, GOLDEN, conform, with_side_inputs
 from headtail.task import Task
 
 TEACHER, HUMAN = "teacher", "human"
@@ -42,7 +42,7 @@ def golden_rows(read: Reader, task: Task, judged: Judged) -> Iterator[pa.Table]:
             "stratum": part["stratum"],
             "origin": pa.array([TEACHER if person is None else HUMAN for person in people], pa.string()),
             "answer_key": pc.if_else(pa.array(written), part["answer_key"].combine_chunks(), None),
-            **{name: pa.array([redacted(values) for values in part[name].to_pylist()], SIDE_INPUT) for name in task.side_inputs},
+            **{name: side_column(part, name) for name in task.side_inputs},
         }
         yield conform(pa.table(made), schema, "golden")
 

@@ -77,8 +77,9 @@ def judge(rows: Columns, rules: Rules, decided: Decided = NOBODY, look: Callable
         drop((rows.confidence < rules.min_confidence) & ~mine, UNCONFIDENT)  # NaN is not below: unknown is not unsure
     drop(_duplicates(rows, asked, reason == KEPT), DUPLICATE)
     pool, size, notes = Pool.plain(rows.stratum, rows.lot, rows.events)._replace(first=mine), rules.max_rows, list(laid.notes)
-    if look is not None:
-        seen = look(scanned(rows, mine, reviewable & (reason != DUPLICATE), rules.scan_rows), laid.answer)
+    places = scanned(rows, mine, reviewable & (reason != DUPLICATE), rules.scan_rows)
+    if look is not None and len(places):
+        seen = look(places, laid.answer)
         pool = _with(pool, seen)
         suspicious = np.zeros(len(reason), dtype=bool)
         suspicious[seen.place] = (seen.score >= rules.drop_above) & (rules.drop_above < 1)

@@ -23,7 +23,8 @@ from headtail import form, labels
 from headtail.config import Config
 from headtail.distill.base import Shape, hush
 from headtail.distill.batches import EXAMPLE, Batch, Columns
-from headtail.engines.encoder import LABELS, load, slices
+from headtail.engines.decisions import slices
+from headtail.engines.encoder import LABELS, load
 from headtail.engines.words import Reader, split
 from headtail.errors import ConfigError, TrainingError
 from headtail.progress import say

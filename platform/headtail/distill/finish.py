@@ -73,6 +73,8 @@ def record(config: Config, station: Station, done: dict[str, Any], examples: pa.
     station.metrics |= {"train_loss": taken["loss"], "eval_loss": taken["eval_loss"], "train_seconds": history[-1]["seconds"]}
     station.metrics |= {"steps": float(done["steps"]), "taken_step": float(done["taken_step"])}
     station.metrics["real_token_share"] = done["real_tokens"] / max(done["tokens"], 1)
+    if "exact" in examples.column_names:  # labels cannot hold every answer: those they change teach something else than was wanted
+        station.metrics["labels_exact_share"] = float(np.mean(examples["exact"].to_numpy(zero_copy_only=False)))
     station.metrics |= {name: float(done[name]) for name in ("logits_bytes", "logits_bytes_per_row") if name in done}
     station.facts |= {"base": base, "tasks": [t.name for t in tasks], "lora": config.lora.model_dump() if config.lora else None}
     station.facts |= {"student": config.student, "stopped_early": done["stopped_early"]}

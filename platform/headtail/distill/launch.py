@@ -45,7 +45,7 @@ def prepare_base(
         assert config.base.shape is not None  # Base sees to it: model or shape
         texts = (text for task, table in golden for text in learner.texts(task, table))
         model, tokenizer = learner.make(config.base.shape, texts, config.seed)
-        name = "random weights"
+        name = str(getattr(learner, "made", "random weights"))
     elif not config.base.layers:
         _, tokenizer = learner.load(found.path, config.base.revision)
         return Prepared(tokenizer, found.path, (), found.name)

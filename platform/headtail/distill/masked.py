@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from headtail.distill.base import Shape, hush
+from headtail.engines.decisions import width
 from headtail.engines.device import SPINS
-from headtail.engines.encoder import width
 from headtail.engines.words import Reader
 from headtail.labels import Scheme, words
 from headtail.progress import bar, say

@@ -81,7 +81,7 @@ class Job:
         return f"{self.path}/work/manifest.json"
 
     def part_path(self, part: int) -> str:
-        return f"{self.path}/work/parts/part-{part:05d}.parquet"
+        return f"{self.path}/work/parts/part-{part:05d}.arrow"
 
     @property
     def shards_folder(self) -> str:
@@ -106,7 +106,18 @@ class Job:
 def answer_settings(task: Task, model: ModelConfig, digest: str, form: Form = DEFAULT) -> dict[str, Any]:
     """What changes an answer besides its messages: weights, precision, limits, schema, sampling, engine family, form."""
     kept = {name: value for name, value in result_fields(model).items() if name != "model"}
-    return {**task.answer_settings, "model": {**kept, "digest": digest}, "grammar": FORM if model.engine == "vllm" else 0, **form.settings}
+    return {**task.answer_settings, "model": {**kept, "digest": digest}, "grammar": _told(model, form), **form.settings}
+
+
+def _told(model: ModelConfig, form: Form) -> int:
+    """Version of how an engine in this process comes to its text: of the grammar it is bound by, or of what reads its labels."""
+    if model.engine != "vllm":
+        return 0
+    if form.kind == "decoder":
+        return FORM
+    from headtail.engines import encoder, seq2seq
+
+    return encoder.FORM if form.kind == "encoder" else seq2seq.FORM
 
 
 class Journal(Config):

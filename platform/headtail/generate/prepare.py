@@ -1,14 +1,17 @@
 """Sort a job's input into fixed shards, once, so that a resumed job meets the very same shards.
 
-In: input tables. Out: part files (rows sorted by shard, one row group per shard) and a manifest that names them, written
-last. A shard is a range of query_key: reordered or re-cut input changes nothing, one query's rows meet in one shard, where
-duplicates are found, and shards in order are keys in order. Knows nothing of prompts, models or engines.
+In: input tables. Out: part files (a run of rows per shard, one after the other) and a manifest that says where each run lies,
+written last. A run is read by its bytes alone, so that a shard costs the same in a job of any size. A shard is a range of
+query_key: reordered or re-cut input changes nothing, one query's rows meet in one shard, where duplicates are found, and
+shards in order are keys in order. Knows nothing of prompts, models or engines.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +39,12 @@ INPUT = pa.schema([("query_key", KEY), ("query", pa.string()), ("count", pa.int6
 
 
 class Part(Config):
-    """One part file: row group i holds the rows of shard `shards[i]`."""
+    """One part file: run i, an Arrow IPC stream, holds the rows of shard `shards[i]`."""
 
     file: FileRef = Field(description="the part file")
-    shards: tuple[int, ...] = Field(description="shard of each row group")
+    shards: tuple[int, ...] = Field(description="shard of each run, ascending")
+    ends: tuple[int, ...] = Field(description="byte at which each run ends; it begins where the one before ends")
+    sums: tuple[int, ...] = Field(description="CRC-32 of each run's bytes")
 
 
 class Manifest(Config):
@@ -137,12 +142,22 @@ def sort_fragment(job: Job, fragment: Fragment, shards: int) -> Part:
     numbers, starts = np.unique(owner, return_index=True)
     ends = [*starts[1:].tolist(), len(owner)]
     with tempfile.TemporaryDirectory(prefix="headtail-part-") as folder:
-        local = Path(folder) / "part.parquet"
-        with pq.ParquetWriter(local, table.schema, compression="zstd") as writer:
+        local, places, sums = Path(folder) / "part.arrow", [], []
+        with local.open("wb") as file:
             for start, end in zip(starts.tolist(), ends, strict=True):
-                writer.write_table(table.slice(start, end - start), row_group_size=max(1, end - start))
+                run = _run(table.slice(start, end - start))
+                file.write(run)
+                places.append(file.tell())
+                sums.append(zlib.crc32(run))
         ref = put(store, local, job.part_path(fragment.number), table.num_rows)
-    return Part(file=ref, shards=tuple(numbers.tolist()))
+    return Part(file=ref, shards=tuple(numbers.tolist()), ends=tuple(places), sums=tuple(sums))
+
+
+def _run(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
 
 
 def input_rows(table: pa.Table, side_inputs: Sequence[str], label: str) -> pa.Table:
@@ -176,12 +191,23 @@ def read_shard(store: Storage, manifest: Manifest, shard: int, columns: list[str
     """All input rows of one shard, duplicates included, in order of input."""
     pieces = []
     for part in manifest.parts:
-        if shard in part.shards:
+        at = bisect.bisect_left(part.shards, shard)
+        if at < len(part.shards) and part.shards[at] == shard:
             try:
-                with pq.ParquetFile(store.full(part.file.path), filesystem=store.filesystem) as file:
-                    pieces.append(file.read_row_group(part.shards.index(shard), columns=columns))
+                pieces.append(_read_run(store, part, at, columns))
             except (OSError, pa.ArrowInvalid) as error:
                 fix = "remove the job's work folder and run again: finished shards are kept"
                 where = store.uri(part.file.path)
                 raise StorageError(f"a part of the sorted input cannot be read: {error}", where=where, fix=fix) from error
     return pa.concat_tables(pieces) if pieces else pa.table({})
+
+
+def _read_run(store: Storage, part: Part, at: int, columns: list[str] | None) -> pa.Table:
+    begin, end = part.ends[at - 1] if at else 0, part.ends[at]
+    with store.filesystem.open_input_file(store.full(part.file.path)) as file:
+        run = file.read_at(end - begin, begin)
+    if len(run) != end - begin or zlib.crc32(run) != part.sums[at]:
+        raise OSError(f"bytes {begin} to {end} are not those that were written")
+    with pa.ipc.open_stream(run) as reader:
+        table = reader.read_all()
+    return table.select(columns) if columns is not None else table

@@ -39,7 +39,7 @@ from headtail.station import Station, run_once
 from headtail.task import Task, load_task
 
 STAGE = "ingest"
-VERSION = 1
+VERSION = 2
 SHARD_ROWS = 1 << 20  # rows of the log per shard of keys
 MAX_SHARDS = 128
 SPREAD_ROWS = 20_000_000  # rows from which Ray tasks win back what they cost: ten million take one core 13 s

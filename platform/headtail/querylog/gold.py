@@ -14,17 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headtail import leaks
 from headtail.errors import KeyingError
 from headtail.querylog.intake import GOLD_CELL, shown
 from headtail.rows import GOLD, SET_ASIDE, draw
 from headtail.task import Task
 
-INVALID, REDACTED, SPLIT = "gold_invalid", "gold_redacted", "gold_split"
+INVALID, REDACTED, SPLIT, NEAR = "gold_invalid", "gold_redacted", "gold_split", "gold_near"
 TRAIN, TEST = "train", "test"
 
 
 class Settled(NamedTuple):
-    """`gold` and `train`: GOLD rows by key, count 0 and stratum "" still to be filled; they share no query."""
+    """`gold` and `train`: GOLD rows by key, count 0 and stratum "" still to be filled; they share no query, nor nearly."""
 
     gold: pa.Table
     train: pa.Table
@@ -57,8 +58,19 @@ def settle(found: pa.Table, task: Task, train_share: float, seed: int, redacting
     rows = pa.table(
         [kept["query_key"], kept["query"], kept["answer"], pa.array(np.zeros(len(kept), np.int64)), pa.repeat("", len(kept))], schema=GOLD
     )
-    in_train = pa.array(chosen & ~test)
-    return Settled(rows.filter(pc.invert(in_train)), rows.filter(in_train), aside, conflicts, int((test & train).sum()))
+    in_train = chosen & ~test
+    near = _near(rows, in_train)
+    sources = found.filter(pc.is_in(found["seq"], kept["seq_min"].filter(pa.array(near)).combine_chunks()))
+    aside = pa.concat_tables([aside, _aside(sources, [NEAR] * len(sources), sources["query"].to_pylist())])
+    gold, train_rows = rows.filter(pa.array(~in_train)), rows.filter(pa.array(in_train & ~near))
+    return Settled(gold, train_rows, aside, conflicts, int((test & train).sum()))
+
+
+def _near(rows: pa.Table, in_train: np.ndarray) -> np.ndarray:
+    """Training rows that nearly repeat a query of the gold: whoever learns them has seen the test."""
+    gold = leaks.Gold(rows.filter(pa.array(~in_train))["query"].to_pylist())
+    queries = zip(rows["query"].to_pylist(), in_train.tolist(), strict=True)
+    return np.asarray([train and gold.find(leaks.clean(query)) is not None for query, train in queries], dtype=bool)
 
 
 def fill_counts(gold: pa.Table, queries: list[pa.Table]) -> pa.Table:
@@ -124,7 +136,12 @@ def _set_aside(found: pa.Table, reasons: pa.Array, problems: list[str], redactin
         else shown(f"{row['query']}: {_text(row['split' if name == SPLIT else 'answer'])} {problems[i]}", redacting)
         for i, row, name in zip(bad, rows, names, strict=True)
     ]
-    return pa.table([[row["file"] for row in rows], [row["row"] for row in rows], names, texts], schema=SET_ASIDE)
+    return _aside(found.take(pa.array(bad)), names, texts)
+
+
+def _aside(rows: pa.Table, reasons: list[str], texts: list[str]) -> pa.Table:
+    columns = [rows["file"].combine_chunks(), rows["row"].combine_chunks(), pa.array(reasons, pa.string()), pa.array(texts, pa.string())]
+    return pa.table(columns, schema=SET_ASIDE)
 
 
 def _text(cell: bytes | None) -> str:

@@ -1,0 +1,97 @@
+"""What a code is written to and read from: its characters, the signs in force, and the query's words that answers copy.
+
+In: text. Out: a Reader with a place in the code and the decisions so far; a Writer that sets backslashes; a Source that knows
+which word is next. Knows nothing of schemas or nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class Unfit(ValueError):
+    """A value that has no code here, or a text that is none; says why."""
+
+
+def same(value: Any) -> str:
+    """A text that two values share when they are the same JSON: 1 is not 1.0, true is not 1."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+@dataclass
+class Source:
+    """The text that answers copy from, word by word: `at` is the first word that no text stood for yet."""
+
+    words: list[str]
+    at: int = 0
+
+    def holds(self, words: list[str]) -> bool:
+        """Whether these come next."""
+        return self.words[self.at : self.at + len(words)] == words
+
+    def copy(self, count: int) -> str:
+        """The next `count` words, or those that are left; they are passed."""
+        start, self.at = self.at, self.at + count
+        return " ".join(self.words[start : self.at])
+
+    def past(self, text: str) -> None:
+        """Text that was written out stands for as many words as it has."""
+        self.at += text.count(" ") + 1 if text else 0
+
+
+@dataclass
+class Writer:
+    """A code being written. `signs`: what gets a backslash within text."""
+
+    signs: frozenset[str]
+    source: Source
+
+    def escaped(self, text: str) -> str:
+        return "".join("\\" + sign if sign == "\\" or sign in self.signs else sign for sign in text)
+
+
+@dataclass
+class Reader:
+    """A code being read. `spans`: what was decided so far."""
+
+    text: str
+    signs: frozenset[str]
+    bare: re.Pattern[str]  # of characters that are neither signs nor backslashes
+    source: Source
+    at: int = 0
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def next(self) -> str:
+        return self.text[self.at : self.at + 1]
+
+    def plain(self) -> str:
+        """The characters up to the next sign or backslash; they are taken."""
+        start, self.at = self.at, self.bare.match(self.text, self.at).end()  # type: ignore[union-attr]  # it matches nothing, too
+        return self.text[start : self.at]
+
+    def take(self, sign: str) -> bool:
+        if self.next != sign:
+            return False
+        self.at += 1
+        return True
+
+    def decided(self, start: int, stopped: bool = False) -> None:
+        """All since `start` was a decision; `stopped`: so is what comes next, by which it ended."""
+        self.spans.append((start, self.at + stopped))
+
+    def fail(self, wanted: str) -> Unfit:
+        return Unfit(f"{wanted} is missing at character {self.at}" + ("" if self.next else ", where it ends"))
+
+
+def merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    made: list[tuple[int, int]] = []
+    for start, end in spans:
+        if made and start < made[-1][1]:
+            made[-1] = made[-1][0], max(end, made[-1][1])
+        elif end > start:
+            made.append((start, end))
+    return made

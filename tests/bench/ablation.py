@@ -1,0 +1,127 @@
+"""What curation is worth, measured: students from raw, filtered, relabelled and right answers, judged on the same gold.
+
+    python -m tests.bench.ablation --root build/quickstart [--share 0.1] [--reviewed 200] [--student encoder]
+
+In: a store that a loop on the example world has left (its teacher's answers, plan and log). Errors are planted in a copy of the
+answers; a reviewer who knows the world goes through the first rows of the queue. Out: a table and build/bench/ablation.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from headtail import ablate, curate
+from headtail.config import TrackingConfig, build
+from headtail.examples import planted, world
+from headtail.keys import normalise
+from headtail.receipt import Receipt, load_receipt
+from headtail.review.decision import Decision, now
+from headtail.review.log import Log
+from headtail.storage import Storage, open_storage
+from headtail.task import Task, load_task
+
+from .machine import machine
+from .suspects import put
+
+OUT = Path("build/bench/ablation.json")
+OFF = TrackingConfig(enabled=False)
+STUDENTS: dict[str, dict[str, Any]] = {
+    "decoder": {"epochs": 4},
+    "encoder": {
+        "student": "encoder",
+        "form": {"side": True},
+        "lora": None,
+        "base": {"model": "", "shape": {"vocabulary": 2048, "hidden": 128, "layers": 2, "heads": 2, "feed_forward": 256, "positions": 128}},
+        "epochs": 8,
+    },
+}
+
+
+def right_answers(task: Task, made: Receipt) -> dict[str, str]:
+    """The right answer to every query of the log of a world."""
+    settings = {name: value for name, value in made.settings["config"].items() if name in world.Config.model_fields}
+    found: dict[str, str] = {}
+    for text, meaning, _, _ in world.asked(build(world.Config, settings, made.path)):
+        found.setdefault(normalise(text), task.dump(world.answers(meaning)[task.name]))
+    return found
+
+
+def reviewed(store: Storage, task: Task, suspects: pa.Table, right: dict[str, str], rows: int) -> dict[str, int]:
+    """A person who knows the world decides on the first rows of the queue."""
+    made, counts = [], {"accept": 0, "correct": 0}
+    for row in suspects.slice(0, rows).to_pylist():
+        holds = right.get(row["query"])
+        if holds is None:
+            continue
+        verdict = "accept" if holds == row["answer"] else "correct"
+        counts[verdict] += 1
+        made.append(Decision(row["query_key"], row["query"], verdict, holds, row["answer"], row["answer_key"], "bench", now(), ""))
+    if made:
+        Log(store, task.name).record(made, "page")
+    return counts
+
+
+def one(root: str, task: Task, student: str, share: float, rows: int, seed: int) -> dict[str, Any]:
+    """Plant, review, ablate, in a copy of what is needed of the store."""
+    with tempfile.TemporaryDirectory(prefix="headtail-ablation-") as folder:
+        given, plan = open_storage(root), load_receipt(open_storage(root), "plan")
+        teacher = _teacher(given, plan)
+        for path in (plan.path, teacher.path):
+            shutil.copytree(Path(given.root) / path, Path(folder) / path)
+        right = right_answers(task, load_receipt(given, "world"))
+        store = open_storage(folder)
+        common = {"root": folder, "tracking": OFF, "task": task.name}
+        spoilt = planted.run(planted.Config.model_validate({**common, "answers": teacher.path, "share": share, "seed": seed}))
+        settings: dict[str, Any] = {**common, "answers": spoilt.path, "gold": f"{plan.path}:gold"}
+        whole = curate.run(curate.Config.model_validate({**settings, "min_gain": 0, "reviews": False}))
+        counts = reviewed(store, task, whole.table(store, "suspects"), right, rows)
+        human = put(store, "human", "golden", _human(store, curate.Config.model_validate(settings), right))
+        config = {**settings, "human": f"{human}:golden", "curate": {"min_gain": 0}, "distill": STUDENTS[student]}
+        receipt = ablate.run(build(ablate.Config, config, "bench"))
+        print(ablate.markdown(receipt.table(store, "ablation")))
+        planted_rows = {"planted": spoilt.rows["planted"], "planted_share": share, "reviewed": counts}
+        return {"student": student, **planted_rows, "seconds": receipt.seconds, "ablation": receipt.facts["ablation"]}
+
+
+def _human(store: Storage, config: curate.Config, right: dict[str, str]) -> pa.Table:
+    """Right answers to the queries of the raw golden set: what people would give if they answered all of them."""
+    raw = config.model_copy(update={"min_confidence": 0.0, "min_gain": 0.0, "reviews": False})
+    golden = curate.run(raw).table(store, "golden")
+    golden = golden.filter(pa.array([query in right for query in golden["query"].to_pylist()]))
+    answers = pa.array([right[query] for query in golden["query"].to_pylist()], pa.string())
+    golden = golden.set_column(golden.schema.get_field_index("answer"), "answer", answers)
+    return golden.set_column(golden.schema.get_field_index("origin"), "origin", pa.array(["human"] * golden.num_rows, pa.string()))
+
+
+def _teacher(store: Storage, plan: Receipt) -> Receipt:
+    """The teacher's precompute: the one that curate used last, else the latest."""
+    if store.exists("curate/LATEST"):
+        return load_receipt(store, "precompute", load_receipt(store, "curate").inputs["answers"])
+    return load_receipt(store, "precompute")
+
+
+def main() -> None:
+    """One ablation."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="build/quickstart")
+    parser.add_argument("--task", default="query_segmentation")
+    parser.add_argument("--student", choices=sorted(STUDENTS), default="encoder")
+    parser.add_argument("--share", type=float, default=0.1, help="of the teacher's answers that are made wrong")
+    parser.add_argument("--reviewed", type=int, default=200, help="rows of the queue that are reviewed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args()
+    made = one(given.root, load_task(given.task), given.student, given.share, given.reviewed, given.seed)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps({"machine": machine(), **made}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

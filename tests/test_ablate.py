@@ -1,0 +1,103 @@
+"""The ablation: every variant is curated as it says, judged on the same gold, compared with the first. Training is stood in for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from bench.suspects import OFF, world_answers
+from conftest import keep
+from headtail import ablate, curate, distill, precompute
+from headtail.config import build
+from headtail.errors import ConfigError
+from headtail.receipt import Receipt, load_ref
+from headtail.review.decision import Decision, now
+from headtail.review.log import Log
+from headtail.rows import ANSWER, GOLD, GOLDEN, with_side_inputs
+from headtail.storage import Storage, open_storage
+from headtail.task import Task
+
+GOLD_REF = f"plan/{'p' * 16}:gold"
+
+
+@pytest.fixture
+def config(store: Storage, intent: Task) -> ablate.Config:
+    """Answers, a tenth of them unsure; gold of 80 other queries; people's answers to train on; one decision."""
+    answers = world_answers(intent, 400)
+    sure = pa.array([0.2 if i % 10 == 0 else 0.9 for i in range(320)], pa.float32())
+    at = answers.schema.get_field_index("confidence")
+    keep(store, "precompute", "t" * 16, {"answers/shard-00000": answers.slice(0, 320).set_column(at, "confidence", sure)})
+    columns = ["query_key", "query", "answer", "count", "stratum"]
+    gold = answers.slice(320).select(columns).cast(GOLD)
+    keep(store, "plan", "p" * 16, {"gold": gold})
+    keep(store, "ingest", "i" * 16, {"gold_train": answers.slice(0, 50).select(columns).cast(GOLD)})
+    row = answers.slice(0, 1).to_pylist()[0]
+    holds = intent.dump({"intent": "booking" if "booking" not in row["answer"] else "price"})
+    made = Decision(row["query_key"], row["query"], "correct", holds, row["answer"], row["answer_key"], "anna", now(), "")
+    Log(store, intent.name).record([made], "page")
+    off = curate.Config(near_gold=None)
+    return ablate.Config(root=store.root, tracking=OFF, task="query_intent", human="ingest:gold_train", curate=off)
+
+
+class Stand:
+    """Distill and precompute in one: a student right on as many gold rows, in order, as it had golden rows over five."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.golden: list[pa.Table] = []
+        monkeypatch.setattr(distill, "run", self.distill)
+        monkeypatch.setattr(precompute, "run", self.precompute)
+
+    def distill(self, config: distill.Config) -> Receipt:
+        store = open_storage(config.root)
+        receipt, name = load_ref(store, config.sets[0].golden)
+        self.golden.append(receipt.table(store, name))
+        assert config.gold == (GOLD_REF,)
+        return keep(store, "distill", f"{len(self.golden):016d}", {"golden": self.golden[-1]})
+
+    def precompute(self, config: precompute.Config) -> Receipt:
+        store = open_storage(config.root)
+        assert config.model.model == f"distill/{len(self.golden):016d}"
+        assert (config.inputs, config.source) == ((GOLD_REF,), "student")
+        gold, name = load_ref(store, "plan:gold")
+        lines: list[dict[str, Any]] = []
+        for place, row in enumerate(gold.table(store, name).to_pylist()):
+            right = place < self.golden[-1].num_rows / 5
+            answer = row["answer"] if right else '{"intent":"booking"}'
+            lines.append({**row, "answer": answer, "answer_key": row["query_key"], "state": "answered", "confidence": 0.9})
+        return keep(store, "precompute", f"{len(self.golden):016d}", {"answers/shard-00000": pa.Table.from_pylist(lines, schema=ANSWER)})
+
+
+def test_run(store: Storage, config: ablate.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand = Stand(monkeypatch)
+    receipt = ablate.run(config)
+    raw, filtered, relabelled, human = stand.golden
+    assert raw.num_rows == 320
+    assert 280 <= filtered.num_rows <= 288, "the unsure are gone, and the odd suspect"
+    assert set(raw["origin"].to_pylist()) == {"teacher"} == set(filtered["origin"].to_pylist())
+    assert relabelled["origin"].to_pylist().count("human") == 1
+    assert relabelled.num_rows == filtered.num_rows + 1, "a person's answer to an unsure row is learnt from"
+    assert human.num_rows == 50
+    assert raw.schema == with_side_inputs(GOLDEN, [])
+    table = receipt.table(store, "ablation")
+    assert table.schema == ablate.ABLATION
+    whole = {row["variant"]: row for row in table.to_pylist() if row["stratum"] == "all"}
+    assert list(whole) == ["raw", "filtered", "relabelled", "human"]
+    assert whole["raw"]["difference"] is None
+    assert whole["raw"]["n"] == 80
+    assert whole["human"]["difference"] == pytest.approx(whole["human"]["quality"] - whole["raw"]["quality"])
+    assert whole["human"]["difference_high"] < 0
+    assert (whole["relabelled"]["trained_on"], whole["relabelled"]["by_people"]) == (relabelled.num_rows, 1)
+    assert receipt.facts["ablation"] == table.to_pylist()
+    assert receipt.metrics["quality/raw/all"] == whole["raw"]["quality"]
+    assert "ablation.svg" in receipt.outputs
+    assert ablate.markdown(table).count("\n") == 1 + table.num_rows
+    assert {row["stratum"] for row in table.to_pylist()} <= {"head", "torso", "tail", "unseen", "all"}
+
+
+def test_one_variant_is_no_ablation(config: ablate.Config) -> None:
+    with pytest.raises(ConfigError, match="two variants"):
+        ablate.run(config.model_copy(update={"human": "", "variants": ("raw", "human")}))
+    with pytest.raises(ConfigError, match="variants"):
+        build(ablate.Config, {"variants": ["raw", "cooked"]}, "test")
