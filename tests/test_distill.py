@@ -98,6 +98,30 @@ def test_an_example_never_sees_another(tokenizer: Any) -> None:
     assert abs(loss_of_first([row[:5] for row in ids[1:]], 0) - found[0]) < 1e-5  # another width: other kernels, same sum
 
 
+def test_the_loss_is_the_plain_one_though_only_answers_meet_the_head(tokenizer: Any) -> None:
+    import torch
+    from torch.nn import functional
+
+    learner, model = DecoderLearner(), make_base(TINY, tokenizer, 0)
+    rows = {"ids": [np.arange(10, 10 + n) for n in (9, 30)], "answer_start": np.array([4, 20])}
+    batch = learner.collate(rows, np.arange(2), np.array([1.0, 3.0]), 0)
+    arrays = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
+    total, weight = learner.loss(model, arrays)
+    total.backward()
+    gradient = model.model.layers[0].mlp.up_proj.weight.grad.clone()
+    model.zero_grad()
+    logits = model(input_ids=arrays["ids"], attention_mask=arrays["mask"]).logits
+    assert logits.shape[:2] == arrays["ids"].shape, "the head sees all tokens again"
+    each = [
+        functional.cross_entropy(logits[i, a - 1 : n - 1], arrays["ids"][i, a:n], reduction="sum") for i, a, n in ((0, 4, 9), (1, 20, 30))
+    ]
+    wanted = each[0] + 3 * each[1]
+    wanted.backward()
+    assert float(total.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    assert float(weight) == 5 + 30
+    assert torch.allclose(gradient, model.model.layers[0].mlp.up_proj.weight.grad, atol=1e-6)
+
+
 def test_columns_are_views_with_the_same_values() -> None:
     table = pa.concat_tables([pa.table({"ids": [[1, 2], [], [3]], "weight": [1.0, 2.0, 3.0]}), pa.table({"ids": [[4]], "weight": [4.0]})])
     found = columns(table.slice(1))

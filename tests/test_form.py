@@ -146,7 +146,7 @@ def test_a_bare_prompt_is_the_query_and_a_lines_end() -> None:
 
 def test_an_engines_own_version_is_part_of_the_key(segmentation: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the engine that runs this kind of student, and of no other."""
-    forms = {kind: made_for(segmentation, Manner(prompt="bare"), kind) for kind in ("decoder", "encoder", "seq2seq")}  # type: ignore[arg-type]
+    forms = {kind: made_for(segmentation, Manner(prompt="bare"), kind) for kind in ("decoder", "encoder", "seq2seq")}
 
     def settings() -> dict[str, str]:
         return {kind: fingerprint(answer_settings(segmentation, ModelConfig(), "d", form)) for kind, form in forms.items()}

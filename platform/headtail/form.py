@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from headtail import code
+from headtail.code import VERSION, Codec, Unfit
 from headtail.config import Config, build
 from headtail.errors import ConfigError
 from headtail.keys import fingerprint
@@ -77,9 +77,9 @@ class Form(Manner):
             fix = f"use it for {self.task} with the schema it was distilled with, or distil a student for this one"
             raise ConfigError(f"this student was made for {self.task}, not for {same}", where=f"{FILE} of the model", fix=fix)
         if self.answer != "json":
-            if self.code != code.VERSION:
+            if self.code != VERSION:
                 fix = "distil it again, or use the version of headtail that made it"
-                what = f"this student answers in version {self.code} of the code; this headtail reads version {code.VERSION}"
+                what = f"this student answers in version {self.code} of the code; this headtail reads version {VERSION}"
                 raise ConfigError(what, where=f"{FILE} of the model", fix=fix)
             self._codec(task)
         return self
@@ -101,7 +101,7 @@ class Form(Manner):
             return None
         return task.schema if self.answer == "json" else self._codec(task).grammar(max_tokens)
 
-    def _codec(self, task: Task) -> code.Codec:
+    def _codec(self, task: Task) -> Codec:
         return codec(task, self.answer == "copy")
 
     # --- answering
@@ -116,7 +116,7 @@ class Form(Manner):
             return Look(*task.parse(text), None)
         try:
             found = self._codec(task).decode(text, query)
-        except code.Unfit as error:
+        except Unfit as error:
             return Look(None, f"not a code: {error}", [])
         return Look(*task.parse(task.dump(found.answer)), found.spans)
 
@@ -129,14 +129,14 @@ class Form(Manner):
 
 
 DEFAULT = Form()
-_CODECS: dict[tuple[str, str, bool], code.Codec] = {}
+_CODECS: dict[tuple[str, str, bool], Codec] = {}
 
 
-def codec(task: Task, copies: bool = False) -> code.Codec:
+def codec(task: Task, copies: bool = False) -> Codec:
     """The code of a task's answers; ConfigError when they have none. Made once per process."""
     key = (task.name, task.fingerprint, copies)
     if key not in _CODECS:
-        _CODECS[key] = code.Codec(task.schema, str(task.folder / "task.yaml"), copies)
+        _CODECS[key] = Codec(task.schema, str(task.folder / "task.yaml"), copies)
     return _CODECS[key]
 
 
@@ -149,7 +149,7 @@ def made_for(task: Task, manner: Manner, kind: Kind = "decoder") -> Form:
         kind=kind,
         task=task.name,
         schema_digest=fingerprint(task.schema),
-        code=code.VERSION if manner.answer != "json" else 0,
+        code=VERSION if manner.answer != "json" else 0,
     )
     return DEFAULT if form.default else form.check(task)
 

@@ -2,13 +2,15 @@
 
     python -m tests.bench.scale --rows 1000000 5000000 20000000
 
-In: sizes. Out: a table and build/bench/scale.json: per size rows/s, CPU per row, the driver's and the largest worker's peak
-memory; over all sizes the cost's slope and how straight the line is. Each size runs in a process and a cluster of its own.
+In: sizes. Out: a table and build/bench/scale.json: per size rows/s, processor time of all processes together (Ray's own among
+them), the driver's and the largest worker's peak memory; over all sizes the slope of wall and of processor time, and how
+straight each line is. Each size runs in a process and a cluster of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil  # type: ignore[import-untyped]
 import pyarrow as pa
 
 from headtail.keys import query_key
@@ -82,14 +85,12 @@ def one(rows: int, workers: int) -> dict[str, float]:
             },
             "bench",
         )
-        stop, peak = threading.Event(), [0.0]
-        watcher = threading.Thread(target=_watch, args=(stop, peak), daemon=True)
-        watcher.start()
+        watch = _Watch()
+        watch.start()
         started = time.monotonic()
         made = precompute.run(config)
         seconds = time.monotonic() - started
-        stop.set()
-        watcher.join()
+        watch.stop()
         assert made.rows["answered"] == rows, made.rows
         return {
             "rows": rows,
@@ -98,7 +99,8 @@ def one(rows: int, workers: int) -> dict[str, float]:
             "worker_us_per_row": round(made.metrics["generate_s"] * workers / rows * 1e6, 2),
             "driver_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             "driver_peak_before_mib": round(made_rss, 1),
-            "worker_peak_mib": round(peak[0], 1),
+            "worker_peak_mib": round(watch.peak_mib, 1),
+            "cpu_s": round(watch.cpu_s, 2),
             "shards": len([name for name in made.outputs if name.startswith("answers/")]),
         }
     finally:
@@ -111,17 +113,39 @@ def _shown(tables: Iterator[pa.Table], shown: Any) -> Iterator[pa.Table]:
         shown.advance(table.num_rows)
 
 
-def _watch(stop: threading.Event, peak: list[float]) -> None:
-    """The largest resident size of a worker of this cluster, in MiB."""
-    while not stop.wait(_POLL_S):
-        for path in Path("/proc").glob("[0-9]*/status"):
-            try:
-                text = path.read_text()
-                if "ray::MapWorker" in (path.parent / "cmdline").read_text():
+class _Watch(threading.Thread):
+    """The processes of this job's own cluster: the largest resident size of a worker, and processor time of all of them."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_mib = 0.0
+        self._cpu: dict[int, float] = {}
+        self._over = threading.Event()
+        self._me = psutil.Process()
+        self._begun = sum(self._me.cpu_times()[:2])
+
+    def run(self) -> None:
+        while not self._over.wait(_POLL_S):
+            self._look()
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
+        self._look()
+
+    @property
+    def cpu_s(self) -> float:
+        """Seconds of processor time since the start; a process that ended counts up to its last look."""
+        return float(sum(self._cpu.values()) - self._begun)
+
+    def _look(self) -> None:
+        for one in [self._me, *self._me.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess, OSError):
+                self._cpu[one.pid] = sum(one.cpu_times()[:2])
+                if "ray::MapWorker" in " ".join(one.cmdline()):
+                    text = Path(f"/proc/{one.pid}/status").read_text()
                     size = next((int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmHWM")), 0.0)
-                    peak[0] = max(peak[0], size)
-            except OSError:
-                continue  # it ended while we looked
+                    self.peak_mib = max(self.peak_mib, size)
 
 
 def fit(rows: list[float], seconds: list[float]) -> dict[str, float]:
@@ -155,7 +179,8 @@ def main() -> None:
         print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     result = {"jobs": found, **machine()}
     if len(found) > 1:
-        result |= fit([job["rows"] for job in found], [job["seconds"] for job in found])
+        rows = [job["rows"] for job in found]
+        result |= {"wall": fit(rows, [job["seconds"] for job in found]), "cpu": fit(rows, [job["cpu_s"] for job in found])}
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     flags.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
