@@ -23,6 +23,8 @@ STAGES: dict[str, tuple[str, str]] = {
     "curate": ("headtail.curate", "choose the golden rows a student learns from"),
     "gate": ("headtail.gate", "prove that a student or a generation is good enough, or say what is missing"),
     "distill": ("headtail.distill", "fine-tune a student on the golden rows"),
+    "sweep": ("headtail.distill.sweep", "train a student for each point of a grid and name the best"),
+    "ablate": ("headtail.ablate", "what curation is worth: a student from each kind of golden set, judged on the same gold"),
     "publish": ("headtail.publish", "build a cache generation and promote it as the current release"),
     "replay": ("headtail.replay", "send later traffic to a running server and measure"),
     "report": ("headtail.report", "write the page people look at"),

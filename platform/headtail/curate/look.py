@@ -57,7 +57,8 @@ def look(
     answered = np.asarray([answer is not None for answer in scan.answer], dtype=bool)
     seen = signals.view(scan, task)
     places = neighbours.embed(scan.query, seed)
-    learnt = signals.students(scan, seen, task, suspicion.folds, seed)
+    sets = signals.problems(scan, seen)
+    learnt = signals.students(scan, seen, sets, task, suspicion.folds, seed)
     fallback = {str(Source.FALLBACK): [task.fallback(query) for query in scan.query]}
     found = [learnt.signal] if learnt else []
     found += [s for s in (signals.alike_queries(scan, seen, places, suspicion.neighbours),) if s]
@@ -70,7 +71,7 @@ def look(
         return _instead(scan, seen, learnt, others, row)
 
     made = suspects.queue(scan, task, found, score, suspicion.rows, given)
-    points = curve.measure(signals.problems(scan, seen), scan.lot, seed) if min_gain > 0 else []
+    points = curve.measure(sets, scan.lot, seed) if min_gain > 0 else []
     notes = (
         [] if learnt else [f"fewer than {ENOUGH} answers, or answers that are no labels: no small students were trained to find suspects"]
     )

@@ -98,9 +98,8 @@ class Learnt(NamedTuple):
     instead: Callable[[int], Any]
 
 
-def students(scan: Scan, seen: View, task: Task, folds: int, seed: int) -> Learnt | None:
+def students(scan: Scan, seen: View, sets: list[Items], task: Task, folds: int, seed: int) -> Learnt | None:
     """Cross-validated students over every field or word; a row is as doubtful as its most doubtful item."""
-    sets = problems(scan, seen)
     fold = np.minimum((scan.lot * folds).astype(np.int64), folds - 1)
     margin, flagged = np.full(len(scan), np.nan), np.zeros(len(scan), dtype=bool)
     judged = [crossval.out_of_fold(items, fold[items.row], folds, seed) for items in sets]
