@@ -27,7 +27,7 @@ KILLS       ?= 1000
 ENGINE      ?= null
 KEYS        ?= 10000000
 
-.PHONY: help install quickstart ui serve test test-fast check format chaos bench-precompute bench-cache bench-scale clean
+.PHONY: help install quickstart ui serve test test-fast check format chaos bench-precompute bench-cache bench-scale bench-suspects clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -84,6 +84,9 @@ bench-precompute: install ## raw vLLM, ray.data.llm and headtail side by side; t
 
 bench-cache: install ## the cache beside SQLite, RocksDB and Redis: build/bench/cache.json (6 minutes)
 	@$(BIN)/python -m tests.bench.cache --keys $(KEYS)
+
+bench-suspects: install ## how well curation finds planted errors: build/bench/suspects.json (2 minutes)
+	@$(BIN)/python -m tests.bench.suspects
 
 bench-scale: install ## 1, 5 and 20 million rows through the null engine: build/bench/scale.json (15 minutes)
 	@$(BIN)/python -m tests.bench.scale

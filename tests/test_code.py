@@ -108,15 +108,20 @@ def _strings(value: Any) -> list[str]:
 
 def accepts(grammar: str) -> Callable[[str], bool]:
     """Whether xgrammar lets a text pass, byte by byte, to the end."""
+    look = accepts_bytes(grammar)
+    return lambda text: look(text.encode())
+
+
+def accepts_bytes(grammar: str) -> Callable[[bytes], bool]:
     import xgrammar
 
     vocabulary = [bytes([i]) for i in range(256)] + [b"</s>"]
     info = xgrammar.TokenizerInfo(vocabulary, vocab_type=xgrammar.VocabType.RAW, stop_token_ids=[256])
     compiled = xgrammar.GrammarCompiler(info).compile_grammar(grammar)
 
-    def look(text: str) -> bool:
+    def look(data: bytes) -> bool:
         matcher = xgrammar.GrammarMatcher(compiled)
-        return all(matcher.accept_token(byte) for byte in text.encode()) and bool(matcher.accept_token(256))
+        return all(matcher.accept_token(byte) for byte in data) and bool(matcher.accept_token(256))
 
     return look
 
@@ -214,7 +219,7 @@ def test_what_stands_next_in_the_query_is_counted(segmentation: Task) -> None:
 
 
 def test_an_option_that_does_not_fit_passes_no_words() -> None:
-    one = {"type": "object", "properties": {"a": TEXT, "n": {"type": "null"}}, "required": ["a", "n"], "additionalProperties": False}
+    one = {"type": "object", "properties": {"a": TEXT, "b": {"type": "null"}}, "required": ["a", "b"], "additionalProperties": False}
     two = {"type": "object", "properties": {"a": TEXT, "b": TEXT}, "required": ["a", "b"], "additionalProperties": False}
     codec = Codec({"anyOf": [one, two]}, copies=True)
     assert codec.encode({"a": "x", "b": "y"}, "x y") == "~`\n`"
@@ -226,6 +231,8 @@ def test_lists_end_where_they_must() -> None:
     assert _codec(all=labels, text=TEXT).encode({"all": ["a"], "text": "x"}) == "|\tx"
     nested = {"type": "array", "items": labels, "maxItems": 3}
     assert _codec(all=nested).encode({"all": [[], ["b"], []]}) == "\t~\t\t"
+    followed = _codec(all=nested, text=TEXT)  # here a sign leads each inner list: its end could be taken for the outer one's
+    assert followed.encode({"all": [[], ["b"], []], "text": "x"}) == "|\t|~\t|\t\tx"
     same = {"type": "array", "items": {"const": "x"}, "maxItems": 3}
     assert _codec(all=same).encode({"all": ["x", "x"]}) == "||"  # else two could not be told from none
 
@@ -295,6 +302,14 @@ def test_a_schema_that_cannot_be_coded_exactly_is_refused_with_its_place(schema:
 
 def _laps(text: str, laps: int, grammar: str) -> bool:
     return accepts(grammar)(text * laps)
+
+
+@pytest.mark.parametrize("data", [b"\xed\xa0\x80", b"\xed\xbf\xbf", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\x80", b"\xe0\x80\x80", b"\xc3"])
+def test_bytes_that_are_no_character_are_no_text(data: bytes, segmentation: Task) -> None:
+    """Seen with random weights: decoded they become U+FFFD, and more of them than the grammar had counted."""
+    passes = accepts_bytes(Codec(segmentation.schema).grammar())
+    assert not passes(data + b"|")
+    assert passes("\ud7ff\ue000\U0010ffff\0é|".encode())
 
 
 def test_bounds_are_in_the_grammar_where_they_are_worth_it(segmentation: Task) -> None:

@@ -25,7 +25,7 @@ from test_curate import one, table
 
 
 @given(st.integers(0, 100_000), st.integers(0, world.VARIANTS - 1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_tags_of_a_right_answer_hold_every_word_and_give_it_back(rank: int, variant: int) -> None:
     """Misspelt words are matched with what the answer writes for them, so that nothing is absent and nothing left out."""
     from headtail.task import load_task

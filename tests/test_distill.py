@@ -24,6 +24,7 @@ from headtail.distill.train import learning_rate
 from headtail.errors import ConfigError, InputError, LeakError, TrainingError
 from headtail.examples import world
 from headtail.receipt import Receipt
+from headtail.storage import Storage, put_folder, write_json
 from headtail.task import Task
 
 OFF = TrackingConfig(enabled=False)
@@ -212,6 +213,38 @@ def test_layers_are_taken_evenly(tokenizer: Any) -> None:
     assert (model.config.num_hidden_layers, len(model.model.layers)) == (3, 3)
     assert model.model.layers[0] is first
     assert model.model.layers[2] is last
+
+
+def test_a_student_starts_from_layers_of_a_trained_teacher(store: Storage, tokenizer: Any, tmp_path: Path) -> None:
+    """base.model=distill/... with base.layers: cut once, kept in the store, and found there by a run that goes on."""
+    from headtail.distill.launch import prepare_base
+    from headtail.models import resolve, weights_digest
+    from headtail.station import Station
+    from headtail.tracking import Tracker
+
+    teacher = make_base(TINY, tokenizer, 7)
+    for saved in (teacher, tokenizer):
+        saved.save_pretrained(tmp_path / "teacher")
+    digest = weights_digest(tmp_path / "teacher")
+    files = put_folder(store, tmp_path / "teacher", "distill/t/model")
+    outputs = {ref.path.removeprefix("distill/t/"): ref for ref in files}
+    started = "2030-01-01T00:00:00+00:00"
+    made = Receipt(
+        stage="distill", fingerprint="t" * 16, path="distill/t", started=started, seconds=1.0, outputs=outputs, facts={"digest": digest}
+    )
+    write_json(store, "distill/t/receipt.json", made.model_dump(mode="json"))
+    config = distill.Config(root=store.root, tracking=OFF, base=Base(model="distill/t", layers=2))
+    found = resolve("distill/t", "", store)
+    for turn in ("first", "again"):
+        (tmp_path / turn).mkdir()
+        station = Station("distill", store, "distill/s", Tracker(OFF, store.root), "", tmp_path / turn)
+        base = prepare_base(config, station, DecoderLearner(), [], found)
+        model, _ = DecoderLearner().load(base.path)
+        assert model.config.num_hidden_layers == 2
+        assert (model.model.layers[1].mlp.up_proj.weight == teacher.model.layers[2].mlp.up_proj.weight).all()
+        assert all(store.exists(file) for file in base.files)
+        assert "2 of its layers" in base.name
+        store.replace("distill/t/model/config.json", b"gone") if turn == "first" else None
 
 
 def test_lora_on_random_weights_is_refused(root: str) -> None:

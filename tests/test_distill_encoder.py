@@ -32,6 +32,7 @@ from headtail.spelling import similar
 from headtail.storage import Storage, open_storage
 from headtail.task import Task
 from test_engines_encoder import TINY, golden_table
+from test_labels import PLAIN
 
 OFF = TrackingConfig(enabled=False)
 SMALL = Shape(vocabulary=600, hidden=64, layers=2, heads=2, feed_forward=128, positions=64)
@@ -150,11 +151,20 @@ def test_a_slip_is_one_slip_and_never_another_known_word() -> None:
     rng = random.Random(0)
     for _ in range(200):
         assert similar("barbecue", slip("barbecue", rng))
-    scheme = labels.Scheme(schema_digest="", order=("s",), spans=None, corrections=("cat", "cut", "cot", "coat"))
+    scheme = PLAIN.model_copy(update={"corrections": ("cat", "cut", "cot", "coat")})
     made = labels.Labels((labels.BEGIN,), (0,), (labels.KEEP,), (), True)
     found = slipped("cat", made, scheme, labels.fix_numbers(scheme), 200, rng)
     assert found
     assert all(text not in scheme.corrections and fixes == [labels.FIRST_FIX] for text, fixes in found)
+
+
+def test_slips_do_not_teach_misspelt_texts(segmentation: Task, intent: Task) -> None:
+    """A task that answers with texts but never corrects them gets none; one that answers with a class gets them anywhere."""
+    rng, kept = random.Random(0), labels.Labels((labels.BEGIN,) * 2, (0,) * 2, (labels.KEEP,) * 2, (), True)
+    assert slipped("sushi tonight", kept, labels.scheme(segmentation.schema), {}, 9, rng) == []
+    found = slipped("sushi tonight", kept, labels.scheme(intent.schema), {}, 9, rng)
+    assert len(found) > 5
+    assert all(text != "sushi tonight" and fixes == [labels.KEEP] * 2 for text, fixes in found)
 
 
 def test_a_batch_is_the_same_each_time_and_shows_no_row_another(
@@ -301,6 +311,7 @@ def test_the_whole_way_with_ray(root: str, cluster: None, intent: Task, student:
             form=form.Manner(prompt="bare"),
             sets=(distill.TrainingSet(task="query_intent", golden=f"{rows.path}:train_query_intent"),),
             gold=(f"{held.path}:gold",),
+            near_gold=None,  # this little world says everything twice
             base=Base(shape=SMALL),
             lora=None,
             encoder=Settings(pretrain_epochs=2),

@@ -23,10 +23,13 @@ from conftest import free_port
 from headtail import distill
 from headtail.config import TrackingConfig
 from headtail.distill.base import Base, Shape, make_base
+from headtail.distill.checkpoints import Checkpoints
 from headtail.distill.learner import DecoderLearner
 from headtail.distill.tokenizer import train_tokenizer
+from headtail.errors import StorageError
 from headtail.examples import world
 from headtail.receipt import Receipt
+from headtail.storage import Storage
 from headtail.task import Task
 
 TINY = Shape(vocabulary=400, hidden=32, layers=2, heads=2, feed_forward=64, positions=256)
@@ -78,6 +81,28 @@ def same_curve(one: list[dict[str, float]], other: list[dict[str, float]], withi
     assert [p["step"] for p in one] == [p["step"] for p in other]
     for name in ("loss", "eval_loss"):
         assert [p[name] for p in one] == pytest.approx([p[name] for p in other], abs=within, rel=0)
+
+
+def test_a_checkpoint_without_its_marker_does_not_exist(store: Storage, tmp_path: Path) -> None:
+    store.replace("w/checkpoints/step-00000003/mp_rank_00_model_states.pt", b"half of it")
+    assert Checkpoints(store, "w", tmp_path, rank=0, world=1, frozen=False).load(None) is None
+
+
+def test_a_damaged_checkpoint_is_refused(store: Storage, tmp_path: Path) -> None:
+    path = "w/checkpoints/step-00000003/mp_rank_00_model_states.pt"
+    store.replace(path, b"the weights, one bit off")
+    marker = {"tag": "step-00000003", "world": 1, "files": {path: "0" * 64}, "state": {}}
+    store.replace("w/checkpoints/COMPLETE", json.dumps(marker).encode())
+    with pytest.raises(StorageError, match="not the one that was written"):
+        Checkpoints(store, "w", tmp_path, rank=0, world=1, frozen=False).load(None)
+
+
+def test_a_rank_reads_its_own_parts_and_what_all_share(store: Storage, tmp_path: Path) -> None:
+    names = ["mp_rank_00_model_states.pt", "rank-00000.pt", "rank-00001.pt"]
+    names += [f"{kind}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for kind in ("", "bf16_") for rank in (0, 1, 11)]
+    mine = [name for name in names if Checkpoints(store, "w", tmp_path, rank=1, world=12, frozen=False).needs(name)]
+    shared, own = "mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    assert mine == [shared, "rank-00001.pt", own, f"bf16_{own}"]
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from headtail.distill.base import Shape
 from headtail.distill.encoder import EncoderLearner, Settings, encoder_learner
 from headtail.engines import ModelConfig, Request, kind_of, open_engine
 from headtail.engines.decisions import Decided, Writer, decide, slices, width
-from headtail.engines.encoder import EncoderEngine, batches, heads, longest
+from headtail.engines.encoder import EncoderEngine, at_words, batches, longest
 from headtail.engines.words import Reader
 from headtail.errors import ConfigError
 from headtail.keys import query_key
@@ -190,7 +190,7 @@ def test_decisions_read_off_the_logits_give_the_answer() -> None:
     reads = [_read(query) for query, _ in rows]
     count = sum(len(found.places) for found in reads)
     logits = logits_for(PLAIN, made, count, np.random.default_rng(0))
-    decided = decide(PLAIN, Near(PLAIN.corrections), [q for q, _ in rows], reads, logits, np.zeros((3, width(PLAIN))))
+    decided = decide(PLAIN, Near(PLAIN.corrections), [q for q, _ in rows], reads, logits)
     for (query, answer), found, one in zip(rows, reads, decided, strict=True):
         texts, logprobs, decisions = Writer(PLAIN).write(query, found.spoken, one)
         assert json.loads("".join(texts)) == answer
@@ -203,10 +203,28 @@ def test_a_word_never_becomes_an_unlike_one() -> None:
     logits[0, slices(PLAIN)["kind"].start + BEGIN] = 9
     logits[0, slices(PLAIN)["fix"].start + labels.FIRST_FIX] = 99  # the model is sure of "pizza"
     near = Near(PLAIN.corrections)
-    (found,) = decide(PLAIN, near, ["sushi"], [_read("sushi")], logits, logits)
+    (found,) = decide(PLAIN, near, ["sushi"], [_read("sushi")], logits)
     assert found.fixes == [labels.KEEP]
-    (found,) = decide(PLAIN, near, ["pizzo"], [_read("pizzo")], logits, logits)
+    (found,) = decide(PLAIN, near, ["pizzo"], [_read("pizzo")], logits)
     assert found.fixes == [labels.FIRST_FIX]
+
+
+def test_a_field_is_decided_by_all_words_of_its_query(intent: Task) -> None:
+    scheme = labels.scheme(intent.schema)
+    logits = np.zeros((3, width(scheme)))
+    logits[0, 1], logits[1, 2], logits[2, 3] = 3, 9, 1
+    first, second = decide(scheme, Near(()), ["a b", "c"], [_read("a b"), _read("c")], logits)
+    assert (first.values, second.values) == ([2], [3])
+    assert Writer(scheme).write("c", [(0, 1)], second)[0] == ('{"intent": "', 'opening_hours"', "}")
+
+
+def test_a_mark_inside_a_piece_is_left_out_where_that_is_known() -> None:
+    scheme = PLAIN.model_copy(update={"corrections": ()})
+    made = labels.encode(scheme, "st. louis", {"segments": [{"text": "st louis", "label": "a"}]})
+    assert made.exact
+    logits = logits_for(scheme, [made], 3, np.random.default_rng(0))
+    (found,) = decide(scheme, Near(()), ["st. louis"], [_read("st. louis")], logits)
+    assert found.fixes == [labels.KEEP, labels.DELETE, labels.KEEP]
 
 
 def test_a_pieces_label_is_decided_by_all_its_words() -> None:
@@ -215,7 +233,7 @@ def test_a_pieces_label_is_decided_by_all_its_words() -> None:
     for at, (kind, label, much) in enumerate([(BEGIN, 0, 1), (INSIDE, 1, 3), (INSIDE, 1, 3), (INSIDE, 0, 9)]):
         logits[at, parts["kind"].start + kind] = 9
         logits[at, parts["label"].start + label] = much
-    first, second = decide(PLAIN, Near([]), ["a b c", "d"], [_read("a b c"), _read("d")], logits, np.zeros((2, width(PLAIN))))
+    first, second = decide(PLAIN, Near([]), ["a b c", "d"], [_read("a b c"), _read("d")], logits)
     assert first.labels == [1, 1, 1]
     assert second.labels == [0]  # a row's first word begins a piece, whatever the row before ended in
 
@@ -269,9 +287,8 @@ def test_other_encoders_of_the_hub_give_what_their_own_forward_gives(kind: str, 
     rows, places = torch.tensor([0, 0, 1]), torch.tensor([1, 3, 1])
     with torch.inference_mode():
         whole = model(input_ids=ids, attention_mask=mask).logits
-        at_words, at_start = heads(model, PLAIN, ids, {"attention_mask": mask}, rows, places)
+        found = at_words(model, ids, {"attention_mask": mask}, rows, places)
         alone = model(input_ids=ids[1:, :3]).logits
-    torch.testing.assert_close(at_words, whole[rows, places])
-    torch.testing.assert_close(at_words[2], alone[0, 1], atol=1e-4, rtol=1e-4)
-    assert at_start.shape[0] == 0  # no field to decide
+    torch.testing.assert_close(found, whole[rows, places])
+    torch.testing.assert_close(found[2], alone[0, 1], atol=1e-4, rtol=1e-4)
     assert longest(model) <= 64

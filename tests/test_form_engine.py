@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def test_whatever_the_grammar_lets_a_student_say_is_an_answer(
         assert len(row["logprobs"]) == row["tokens_out"] <= len(job.form.target(made_up, answer, row["query"]).encode()) + 1
 
 
+@pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")  # vLLM leaves its sockets' context to the collector
 def test_the_live_student_says_what_the_batch_student_says(made_up: Task, random_student: Path, root: str, store: Storage) -> None:
     """In JSON, under the same key."""
     from headtail.generate.job import answer_settings
@@ -111,6 +113,8 @@ def test_the_live_student_says_what_the_batch_student_says(made_up: Task, random
             return await asyncio.gather(*(student.answer(f"pizza {i}", {}) for i in range(20)))
         finally:
             student.__del__()
+            del student
+            gc.collect()  # here, not in the next test
 
     model = _model(random_student)
     replies = asyncio.run(ask())
@@ -134,7 +138,8 @@ def test_a_student_is_distilled_to_bare_code_asked_and_scored(cluster: None, roo
     sets = (distill.TrainingSet(task=task.name, golden=f"{rows.path}:train_query_intent"),)
     student = distill.run(
         distill.Config(
-            root=root, tracking=OFF, sets=sets, base=Base(shape=TINY), lora=None, form=BARE, epochs=6, batch_rows=32, workers=1,
+            root=root, tracking=OFF, sets=sets, base=Base(shape=TINY), lora=None, form=BARE, near_gold=None,
+            epochs=6, batch_rows=32, workers=1,
             learning_rate=5e-3, precision="fp32", zero_stage=0,
         )
     )  # fmt: skip
@@ -144,7 +149,7 @@ def test_a_student_is_distilled_to_bare_code_asked_and_scored(cluster: None, roo
     )
     assert done.rows["answered"] == len(table)
     assert done.metrics["tokens_out_per_row"] == 2  # the sign of an option, and the end
-    assert done.metrics["tokens_in_per_row"] < 8
+    assert done.metrics["tokens_in_per_row"] < 14  # the bare query by a tokenizer of 600 tokens
     assert done.facts["engine"]["structured_outputs"] == "xgrammar, a code"
     (given,) = answers(store, done, ["query", "answer", "raw", "confidence"])
     assert all(task.parse(row["answer"])[1] == "" and row["raw"] is None and 0 < row["confidence"] <= 1 for row in given.to_pylist())

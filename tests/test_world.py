@@ -8,7 +8,7 @@ import resource
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headtail.config import TrackingConfig
@@ -84,6 +84,7 @@ def test_one_text_has_one_right_answer() -> None:
 
 
 @given(st.integers(0, 10**7), st.integers(0, world.VARIANTS - 1))
+@settings(deadline=None)  # the first call loads two tasks
 def test_answers_fit_their_tasks(rank: int, variant: int) -> None:
     found = world.meaning(7, rank, 40_000)
     text = world.misspell(found.text, variant)
@@ -128,10 +129,10 @@ def test_stage_writes_a_file_a_day(root: str) -> None:
 
 
 @pytest.mark.slow
-def test_ten_million_events_in_bounded_memory(root: str) -> None:
-    config = world.Config(root=root, tracking=OFF, events=10_000_000, universe=300_000, gold=10)
+def test_millions_of_events_in_bounded_memory(root: str) -> None:
+    config = world.Config(root=root, tracking=OFF, events=3_000_000, universe=300_000, gold=10)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     receipt = world.run(config)
     grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    assert receipt.rows["events"] == 10_000_000
-    assert grown_mib < 800, f"memory grew by {grown_mib:.0f} MiB"
+    assert receipt.rows["events"] == 3_000_000
+    assert grown_mib < 500, f"memory grew by {grown_mib:.0f} MiB"

@@ -66,8 +66,8 @@ class Scheme(Config):
 
     @property
     def fixes(self) -> int:
-        """Classes of corrections, with keeping a word and leaving it out."""
-        return FIRST_FIX + len(self.corrections)
+        """Classes of corrections, with keeping a word and leaving it out; none when words are always kept."""
+        return FIRST_FIX + len(self.corrections) if self.corrections or self.deletes else 0
 
 
 class Labels(NamedTuple):

@@ -120,7 +120,7 @@ GOLDEN = pa.schema(
         ("weight", pa.float32()),
         ("stratum", pa.string()),
         ("origin", pa.string()),  # teacher | human
-        ("answer_key", KEY),  # provenance: the teacher's answer this row was made from; null for human rows
+        ("answer_key", KEY),  # provenance: the teacher's answer this row was made from; null where a person wrote the answer
     ]
 )
 

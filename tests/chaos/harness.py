@@ -6,6 +6,7 @@ the order below; a job's choices depend on the seed, its kind and its number alo
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -150,8 +151,9 @@ class Harness:
     def __init__(self, lab: Lab, chosen: Sequence[Kind], kills: int, told: Callable[[Tally], None]) -> None:
         self.lab, self.told, self.kills = lab, told, kills
         scale = sum(kind.share for kind in chosen if kind.kills and not cannot(kind)) or sum(kind.share for kind in chosen) or 1.0
+        each = kills / scale
         self.tallies = [
-            Tally(kind, 0 if cannot(kind) else max(1, round(kind.share / scale * kills)), skipped=cannot(kind)) for kind in chosen
+            Tally(kind, 0 if cannot(kind) else max(1, math.ceil(kind.share * each - 1e-9)), skipped=cannot(kind)) for kind in chosen
         ]
         self.total = sum(tally.budget for tally in self.tallies)
         self._stop = threading.Event()

@@ -37,7 +37,7 @@ from headtail.storage import Storage, open_storage
 from headtail.task import Task, load_task
 
 __all__ = ["Config", "Suspicion", "run"]
-VERSION = 2
+VERSION = 3
 
 
 class Config(StageConfig):
@@ -57,7 +57,7 @@ class Config(StageConfig):
     max_rows: int = Field(20_000, ge=1, description="rows of the golden set at most")
     min_rows: int = Field(2_000, ge=1, description="rows that the learning curve may not go below")
     min_gain: float = Field(
-        0.0005, ge=0, lt=1, description="error (0..1) that doubling the rows must still gain a small student; 0: max_rows alone decides"
+        0.0002, ge=0, lt=1, description="error (0..1) that doubling the rows must still gain a small student; 0: max_rows alone decides"
     )
     clusters: int = Field(32, ge=1, le=1000, description="clusters of like queries over which rows are spread")
     strata_shares: dict[str, float] = Field(

@@ -56,7 +56,7 @@ def measure(sets: Sequence[Items], lot: npt.NDArray[np.float64], seed: int) -> l
         held = shifted < _HELD_OUT
         order = np.argsort(shifted, kind="stable")
         order = order[~held[order]]
-        most = min(len(order), _MOST)
+        most = min(int(0.75 * len(lot)), len(order), _MOST)  # the same in every turn
         for size in [*(n for n in (SMALLEST * 2**k for k in range(20)) if n < 0.75 * most), *([most] if most >= SMALLEST else [])]:
             inside = np.zeros(len(lot), dtype=bool)
             inside[order[:size]] = True

@@ -64,7 +64,7 @@ class Checkpoints:
             return None
         found = read_json(self.store, self._marker)
         shutil.rmtree(self.scratch, ignore_errors=True)
-        mine = [path for path in found["files"] if self._needed(Path(path).name)]
+        mine = [path for path in found["files"] if self.needs(Path(path).name)]
         folder = self.scratch
         for path in mine:
             local = self.store.fetch(path, self.scratch)
@@ -81,7 +81,7 @@ class Checkpoints:
         for one in self.store.files(self.folder):
             self.store.remove(one.path)
 
-    def _needed(self, name: str) -> bool:
+    def needs(self, name: str) -> bool:
         """Whether this rank reads a file: its own parts, and what all share."""
         if name.startswith("rank-"):
             return name == _OWN.format(rank=self.rank)

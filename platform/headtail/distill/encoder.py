@@ -34,6 +34,7 @@ from headtail.task import Task
 
 NOISED = 4  # copies of a training row with slips, of which a step shows one or none
 LEAST_EXACT = 0.5  # share of golden answers below which an encoder is the wrong student
+SLIP_LETTERS = 5  # of words that are misspelt where no list says which are known
 UNTAUGHT = -100  # what torch's cross entropy leaves out
 _LIST = pa.list_(pa.int32())
 # `ids`, `places`, `fixes`: the variants of a row one after another, the row as it is first; `sizes`, `firsts`: tokens of each variant.
@@ -191,9 +192,11 @@ class EncoderLearner:
         logits = self.outputs(engine, arrays)
         rows = torch.arange(len(logits), device=logits.device)[:, None].expand_as(arrays["places"])
         at_words, parts = logits[rows, arrays["places"]], slices(self.scheme)
-        asked = [(logits[:, 0, parts[f"field:{head.name}"]], arrays["values"][:, i]) for i, head in enumerate(self.scheme.fields)]
+        real = (arrays["kinds"] != UNTAUGHT)[..., None]
+        means = (at_words * real).sum(1) / real.sum(1).clamp(min=1)
+        asked = [(means[:, parts[f"field:{head.name}"]], arrays["values"][:, i]) for i, head in enumerate(self.scheme.fields)]
         if self.scheme.spans is not None:
-            names = [("kind", "kinds"), ("label", "labels"), *([("fix", "fixes")] if self.scheme.corrections else [])]
+            names = [("kind", "kinds"), ("label", "labels"), *([("fix", "fixes")] if self.scheme.fixes else [])]
             asked += [(at_words[..., parts[head]].flatten(0, 1), arrays[name].flatten()) for head, name in names]
         total, weight = logits.new_zeros((), dtype=torch.float32), logits.new_zeros((), dtype=torch.float32)
         for scores, wanted in asked:
@@ -271,24 +274,33 @@ class _Shown:
 def slipped(
     query: str, made: labels.Labels, scheme: labels.Scheme, numbers: Mapping[str, int], copies: int, rng: random.Random
 ) -> list[tuple[str, list[int]]]:
-    """Up to `copies` times `query` with one rightly spelt, known word misspelt, and the corrections that mend it."""
-    spoken = labels.words(query)
+    """Up to `copies` times `query` with one word misspelt, and the corrections that then hold.
+
+    Where texts are corrected it is a known word, rightly spelt, and its correction mends it. Where an answer holds no text of
+    the query it is any longer word: the answer stays. Else there are none, for a text would be learnt misspelt.
+    """
+    mends = scheme.spans is not None
     places = [
         at
-        for at, (a, b) in enumerate(spoken)
-        if made.fixes[at] == labels.KEEP and made.kinds[at] != labels.OUTSIDE and query[a:b] in numbers and query[a:b].isalpha()
+        for at, (a, b) in enumerate(labels.words(query))
+        if query[a:b].isalpha() and (_mendable(query[a:b], at, made, numbers) if mends else b - a >= SLIP_LETTERS)
     ]
     found: list[tuple[str, list[int]]] = []
     for _ in range(copies if places else 0):
         at = rng.choice(places)
-        a, b = spoken[at]
+        a, b = labels.words(query)[at]
         word = slip(query[a:b], rng)
         if word in numbers or word == query[a:b]:
             continue  # another word, rightly spelt
         fixes = list(made.fixes)
-        fixes[at] = numbers[query[a:b]]
+        if mends:
+            fixes[at] = numbers[query[a:b]]
         found.append((query[:a] + word + query[b:], fixes))
     return found
+
+
+def _mendable(word: str, at: int, made: labels.Labels, numbers: Mapping[str, int]) -> bool:
+    return made.fixes[at] == labels.KEEP and made.kinds[at] != labels.OUTSIDE and word in numbers
 
 
 def slip(word: str, rng: random.Random) -> str:

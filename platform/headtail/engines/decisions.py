@@ -37,7 +37,7 @@ def slices(scheme: Scheme) -> dict[str, slice]:
     at = 0
     sizes = [(f"field:{head.name}", len(head.values)) for head in scheme.fields]
     if scheme.spans is not None:
-        sizes += [("kind", 3), ("label", len(scheme.spans.labels)), ("fix", scheme.fixes if scheme.corrections else 0)]
+        sizes += [("kind", 3), ("label", len(scheme.spans.labels)), ("fix", scheme.fixes)]
     for name, size in sizes:
         found[name] = slice(at, at + size)
         at += size
@@ -49,52 +49,73 @@ def width(scheme: Scheme) -> int:
     return max(int(part.stop) for part in slices(scheme).values())
 
 
-def decide(
-    scheme: Scheme, near: Near, queries: Sequence[str], reads: Sequence[Read], at_words: np.ndarray, at_start: np.ndarray
-) -> list[Decided]:
+def decide(scheme: Scheme, near: Near, queries: Sequence[str], reads: Sequence[Read], logits: np.ndarray) -> list[Decided]:
     """Per row: kinds, labels and corrections of its words, values of its fields, and the log-probs of each of the last-named.
 
-    Kind is decided word by word; the label of a piece over all its words together; a correction only among spellings that are
-    near the word, so that no word can become an unlike one.
+    `logits`: shape (words of all rows, outputs). Kind is decided word by word; the label of a piece over all its words together,
+    a field over all words of its query (their mean); a correction only among spellings that are near the word, so that no word
+    can become an unlike one.
     """
-    parts = slices(scheme)
-    values = [log_softmax(at_start[:, parts[f"field:{head.name}"]]) for head in scheme.fields]
+    parts, counts = slices(scheme), np.array([len(found.places) for found in reads])
+    ends = np.cumsum(counts)
+    means = [np.add.reduceat(logits[:, parts[f"field:{head.name}"]], ends - counts, axis=0) / counts[:, None] for head in scheme.fields]
+    values = [log_softmax(mean) for mean in means]
     chosen = [found.argmax(1).tolist() for found in values]
     sure = [found.max(1).tolist() for found in values]
-    ends = np.cumsum([len(found.places) for found in reads])
     made: list[Decided] = []
     if scheme.spans is None:
         return [Decided([], [], [], [c[i] for c in chosen], [], [], [s[i] for s in sure]) for i in range(len(reads))]
-    kinds, word_sure = _best(at_words[:, parts["kind"]])
-    named, label_sure = _labels(kinds, ends, log_softmax(at_words[:, parts["label"]]))
-    fixing = at_words[:, parts["fix"]] if scheme.corrections else None
-    kind_list, sure_list, named_list, label_list = kinds.tolist(), word_sure.tolist(), named.tolist(), label_sure.tolist()
-    for i, (query, found) in enumerate(zip(queries, reads, strict=True)):
+    kinds, word_sure = _best(logits[:, parts["kind"]])
+    named, label_sure = _labels(kinds, ends, log_softmax(logits[:, parts["label"]]))
+    fixes = [KEEP] * len(kinds)
+    if scheme.fixes:
+        fixes, logprobs = _fixes(scheme, near, queries, reads, kinds.tolist(), logits[:, parts["fix"]])
+        word_sure += logprobs
+    kind_list, named_list, sure_list, label_list = kinds.tolist(), named.tolist(), word_sure.tolist(), label_sure.tolist()
+    for i, found in enumerate(reads):
         here = slice(int(ends[i]) - len(found.places), int(ends[i]))
-        row, row_sure = kind_list[here], sure_list[here]
-        fixes = [KEEP] * len(row)
-        if fixing is not None:
-            for at, (a, b) in enumerate(found.spoken):
-                options = near.find(query[a:b]) if row[at] != OUTSIDE else ()
-                if options or (scheme.deletes and row[at] == INSIDE):
-                    fixes[at], logprob = _fix(fixing[here.start + at], options, scheme.deletes)
-                    row_sure[at] += logprob
-        made.append(Decided(row, named_list[here], fixes, [c[i] for c in chosen], row_sure, label_list[here], [s[i] for s in sure]))
+        row = kind_list[here], named_list[here], fixes[here], [c[i] for c in chosen]
+        made.append(Decided(*row, sure_list[here], label_list[here], [s[i] for s in sure]))
     return made
+
+
+def _fixes(
+    scheme: Scheme, near: Near, queries: Sequence[str], reads: Sequence[Read], kinds: Sequence[int], logits: np.ndarray
+) -> tuple[list[int], np.ndarray]:
+    """Correction of each word, and its log-prob among keeping the word, near spellings and, where that is known, leaving it out."""
+    fixes, sure = [KEEP] * len(kinds), np.zeros(len(kinds))
+    always = [KEEP, DELETE] if scheme.deletes else [KEEP]
+    asked: list[int] = []  # words with more than one option
+    options: list[int] = []  # of all of them, one after another
+    begins: list[int] = []
+    at = -1
+    for query, found in zip(queries, reads, strict=True):
+        for a, b in found.spoken:
+            at += 1
+            if kinds[at] == OUTSIDE:
+                continue
+            spellings = near.find(query[a:b])
+            if spellings or (scheme.deletes and kinds[at] == INSIDE):
+                asked.append(at)
+                begins.append(len(options))
+                options += always
+                options += [FIRST_FIX + number for number in spellings]
+    if asked:
+        counts = np.diff([*begins, len(options)])
+        held = logits[np.repeat(asked, counts), options]
+        most = np.maximum.reduceat(held, begins)
+        total = np.add.reduceat(np.exp(held - np.repeat(most, counts)), begins)
+        sure[asked] = -np.log(total)
+        number = np.repeat(np.arange(len(asked)), counts)
+        for place in np.flatnonzero(held == np.repeat(most, counts))[::-1].tolist():  # backwards: the first of equals stays
+            fixes[asked[number[place]]] = options[place]
+    return fixes, sure
 
 
 def _best(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(likeliest class, its log-prob) of each row."""
     found = log_softmax(logits)
     return found.argmax(1), found.max(1)
-
-
-def _fix(logits: np.ndarray, options: Sequence[int], deletes: bool) -> tuple[int, float]:
-    """(correction, log-prob) among keeping the word, `options` and, where that is known, leaving it out."""
-    numbers = [KEEP, *([DELETE] if deletes else ()), *(FIRST_FIX + option for option in options)]
-    held = logits[numbers]
-    at = int(held.argmax())
-    return numbers[at], float(held[at] - held.max() - np.log(np.exp(held - held.max()).sum()))
 
 
 def _labels(kinds: np.ndarray, ends: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -86,8 +86,8 @@ class EncoderEngine:
             for request in window:
                 query, beside = split(request.messages[-1]["content"])
                 found = self._reader.read(query, beside)
-                if len(found.ids) > self._limit:
-                    problem = f"the query has {len(found.ids)} tokens; at most {self._limit} fit"
+                if len(found.ids) > self._limit or not found.places:
+                    problem = f"the query has {len(found.ids)} tokens; at most {self._limit} fit" if found.places else "the query is empty"
                     yield Completion(request.id, finish_reason="error", error=problem)
                 else:
                     asked.append((request, query, found))
@@ -103,12 +103,12 @@ class EncoderEngine:
 
     def _decide(self, queries: Sequence[str], reads: Sequence[Read]) -> list[Decided]:
         begun = time.monotonic()
-        at_words, at_start = self._forward(reads)
+        logits = self._forward(reads)
         self._forward_s += time.monotonic() - begun
-        return decide(self.scheme, self._near, queries, reads, at_words, at_start)
+        return decide(self.scheme, self._near, queries, reads, logits)
 
-    def _forward(self, reads: Sequence[Read]) -> tuple[np.ndarray, np.ndarray]:
-        """Logits at each word's first token, words of all rows one after another, and at each row's first token."""
+    def _forward(self, reads: Sequence[Read]) -> np.ndarray:
+        """Logits at each word's first token, words of all rows one after another."""
         torch = self._torch
         ids, mask, kinds = padded(reads, self._reader.pad)
         self._asked, self._cells, self._real = self._asked + len(reads), self._cells + ids.size, self._real + int(mask.sum())
@@ -118,10 +118,8 @@ class EncoderEngine:
         if not mask.all():
             extra["attention_mask"] = torch.from_numpy(mask).to(self._device)
         with torch.inference_mode():
-            logits = heads(
-                self._model, self.scheme, torch.from_numpy(ids).to(self._device), extra, torch.from_numpy(rows), torch.from_numpy(places)
-            )
-            return tuple(part.float().cpu().numpy() for part in logits)
+            logits = at_words(self._model, torch.from_numpy(ids).to(self._device), extra, torch.from_numpy(rows), torch.from_numpy(places))
+            return np.asarray(logits.float().cpu().numpy())
 
     def close(self) -> None:
         del self._model
@@ -177,14 +175,11 @@ def padded(reads: Sequence[Read], pad: int) -> tuple[np.ndarray, np.ndarray, np.
     return ids, mask, kinds
 
 
-def heads(model: Any, scheme: Scheme, ids: Any, extra: dict[str, Any], rows: Any, places: Any) -> tuple[Any, Any]:
-    """Logits at (rows, places) and at each row's first token; only where they are asked is the last layer, often wide, worked out."""
+def at_words(model: Any, ids: Any, extra: dict[str, Any], rows: Any, places: Any) -> Any:
+    """Logits at (rows, places); only there is the last layer, often wide, worked out."""
     if hasattr(model, "classifier") and not hasattr(model, "head"):
-        hidden, last = model.base_model(input_ids=ids, **extra)[0], model.classifier
-    else:
-        hidden, last = model(input_ids=ids, **extra).logits, lambda logits: logits
-    at_words = last(hidden[rows, places]) if scheme.spans is not None else hidden[:0, 0]
-    return at_words, last(hidden[:, 0]) if scheme.fields else hidden[:0, 0]
+        return model.classifier(model.base_model(input_ids=ids, **extra)[0][rows, places])
+    return model(input_ids=ids, **extra).logits[rows, places]
 
 
 def batches(asked: Sequence[Any], rows: int, tokens: int) -> Iterator[Sequence[Any]]:
