@@ -27,7 +27,7 @@ KILLS       ?= 1000
 ENGINE      ?= null
 KEYS        ?= 10000000
 
-.PHONY: help install quickstart ui serve test test-fast check format chaos bench-precompute bench-cache bench-scale bench-suspects clean
+.PHONY: help install quickstart ui serve test test-fast check format chaos bench-precompute bench-cache bench-scale bench-suspects bench-distill clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -87,6 +87,9 @@ bench-cache: install ## the cache beside SQLite, RocksDB and Redis: build/bench/
 
 bench-suspects: install ## how well curation finds planted errors: build/bench/suspects.json (2 minutes)
 	@$(BIN)/python -m tests.bench.suspects
+
+bench-distill: install ## the training loop beside Hugging Face's Trainer: build/bench/distill.json (10 minutes)
+	@$(BIN)/python -m tests.bench.distill $(BENCH_ARGS)
 
 bench-scale: install ## 1, 5 and 20 million rows through the null engine: build/bench/scale.json (15 minutes)
 	@$(BIN)/python -m tests.bench.scale

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -90,7 +91,9 @@ class _Streamed:
         most = sampling["max_tokens"]
         self._params = sampling_params(sampling, told(found.form.bound(task, most), most, "task.yaml answer"))
         try:
-            self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments(config, found.path)))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's and vLLM's deprecations are theirs
+                self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments(config, found.path)))
         except Exception as error:
             raise EngineError(f"the live student did not start: {error}", where=found.path, fix="headtail doctor") from error
         self._tokenizer = self._engine.get_tokenizer()
