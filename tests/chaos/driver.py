@@ -57,7 +57,9 @@ def _nodes(count: int) -> Callable[[], None]:
     from headtail.cluster import quiet_data
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    nodes = [cluster.add_node(num_cpus=2, resources={PLACE: 1}) for _ in range(count)]
+    nodes: list[Any] = []
+    while len(nodes) < count:
+        _add(cluster, nodes, wait=True)
     path = {"env_vars": {"PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}}
     ray.init(address=cluster.address, log_to_driver=False, logging_level="error", runtime_env=path)
     quiet_data()
@@ -71,10 +73,7 @@ def _nodes(count: int) -> Callable[[], None]:
                 nodes.remove(node)
                 node.kill_all_processes(check_alive=False, allow_graceful=False)
             while len(nodes) < count and not over.is_set():
-                try:
-                    nodes.append(cluster.add_node(wait=False, num_cpus=2, resources={PLACE: 1}))
-                except Exception as error:  # Ray gives a node some seconds to start; on a busy machine the next one is in time
-                    print(f"a node did not start, another one is: {error}", flush=True)
+                _add(cluster, nodes, wait=False)
 
     def close() -> None:
         over.set()
@@ -86,6 +85,13 @@ def _nodes(count: int) -> Callable[[], None]:
     keeper = threading.Thread(target=keep, daemon=True)
     keeper.start()
     return close
+
+
+def _add(cluster: Any, nodes: list[Any], wait: bool) -> None:
+    try:
+        nodes.append(cluster.add_node(wait=wait, num_cpus=2, resources={PLACE: 1}))
+    except Exception as error:  # Ray gives a node some seconds to start; on a busy machine the next one is in time
+        print(f"a node did not start, another one is: {error}", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ Knows nothing of stages, receipts of stages or what answers are for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -38,6 +40,7 @@ __all__ = ["ANSWERS", "Job", "Ledger", "Limits", "Table", "answers", "chains", "
 
 _LONGEST_CHAIN = 16  # shards per Ray task: fewer pauses of the engine between tasks against evener ends
 _LOOKS = 16  # threads that look whether shards are done; a look at S3 takes some 20 ms
+_SWEEPS = 3  # tries to take away finished work while another driver does the same
 _AT_HOME = 100_000  # rows of a job up to which the driver itself takes answers over: some seconds, where Ray takes 15 to start
 
 
@@ -170,13 +173,20 @@ def sweep(store: Storage, job: Job) -> None:
     Journals go first: one that outlived its segments would have rows asked again when a shard with failed rows is opened anew.
     """
     folder, files = store.full(job.shards_folder), store.filesystem
-    if files.get_file_info(folder).type != pafs.FileType.Directory:
-        return
-    shards = [found.path for found in files.get_file_info(pafs.FileSelector(folder)) if found.type == pafs.FileType.Directory]
-    journals = [f"{shard}/{JOURNAL}" for shard in shards]
-    with ThreadPoolExecutor(_LOOKS) as pool:
-        list(pool.map(files.delete_file, (one.path for one in files.get_file_info(journals) if one.type == pafs.FileType.File)))
-    files.delete_dir(folder)
+    for _ in range(_SWEEPS):  # another driver may be at it too: what it took away is gone, which is all that is wanted
+        if files.get_file_info(folder).type != pafs.FileType.Directory:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            shards = [found.path for found in files.get_file_info(pafs.FileSelector(folder)) if found.type == pafs.FileType.Directory]
+            with ThreadPoolExecutor(_LOOKS) as pool:
+                list(pool.map(partial(_removed, files), [f"{shard}/{JOURNAL}" for shard in shards]))
+            files.delete_dir(folder)
+
+
+def _removed(files: pafs.FileSystem, path: str) -> None:
+    if files.get_file_info(path).type == pafs.FileType.File:
+        with contextlib.suppress(FileNotFoundError):
+            files.delete_file(path)
 
 
 def answers(store: Storage, receipt: Receipt, columns: list[str] | None = None) -> Iterator[pa.Table]:

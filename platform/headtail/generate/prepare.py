@@ -28,6 +28,7 @@ from headtail.errors import InputError, StorageError
 from headtail.generate.job import Job, Table
 from headtail.rows import KEY, conform, key_words, with_side_inputs
 from headtail.storage import FileRef, Storage, open_storage, put, read_json
+from headtail.storage.base import told
 
 SHARD_ROWS = 20_000  # a shard is held in a worker's memory: some 20 MB
 SMALLEST_SHARD_ROWS = 250
@@ -143,7 +144,7 @@ def sort_fragment(job: Job, fragment: Fragment, shards: int) -> Part:
     ends = [*starts[1:].tolist(), len(owner)]
     with tempfile.TemporaryDirectory(prefix="headtail-part-") as folder:
         local, places, sums = Path(folder) / "part.arrow", [], []
-        with local.open("wb") as file:
+        with told("write", str(local)), local.open("wb") as file:
             for start, end in zip(starts.tolist(), ends, strict=True):
                 run = _run(table.slice(start, end - start))
                 file.write(run)

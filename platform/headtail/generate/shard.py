@@ -7,17 +7,14 @@ Knows nothing of engines: it says which rows are still to be asked and takes wha
 
 from __future__ import annotations
 
-import tempfile
 import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from headtail.config import build
 from headtail.engines import Completion
@@ -28,7 +25,7 @@ from headtail.generate.prepare import Manifest, read_shard
 from headtail.generate.wanted import Wanted, check_rows, in_order, wanted
 from headtail.outcome import Outcome
 from headtail.rows import State
-from headtail.storage import FileRef, Storage, put, read_json, read_table
+from headtail.storage import Storage, read_json, read_table, write_table
 
 # Rows asked at a time, by how often this shard was begun without a flush since: all of them twice (a machine may simply
 # have been taken away), then fewer and fewer, so that a row that kills its engine is soon alone.
@@ -197,7 +194,7 @@ class Shard:
         count = len(self._buffer)
         if count:
             table = self._table()
-            ref = self._put(table, self.job.segment_path(self.number, f"{self.run}-{uuid.uuid4().hex[:8]}"))
+            ref = write_table(self.store, self.job.segment_path(self.number, f"{self.run}-{uuid.uuid4().hex[:8]}"), table)
             self._tables.append(table)
             settled = {row for row, _, _, _ in self._buffer}
             self.todo = [row for row in self.todo if row not in settled]
@@ -243,12 +240,6 @@ class Shard:
             [_cast(column, field.type) for column, field in zip(columns, self.job.schema, strict=True)], schema=self.job.schema
         )
 
-    def _put(self, table: pa.Table, path: str) -> FileRef:
-        with tempfile.TemporaryDirectory(prefix="headtail-segment-") as folder:
-            local = Path(folder) / "rows.parquet"
-            pq.write_table(table, local, compression="zstd")
-            return put(self.store, local, path, table.num_rows)
-
     # --- the end
 
     @property
@@ -264,7 +255,7 @@ class Shard:
         made = ShardReceipt(
             shard=self.number,
             edition=self.edition,
-            answers=self._put(table, self.job.answers_path(self.number, uuid.uuid4().hex[:8])),
+            answers=write_table(self.store, self.job.answers_path(self.number, uuid.uuid4().hex[:8]), table),
             rows=table.num_rows,
             duplicates=self.wanted.duplicates,
             states=dict(sorted(Counter(table["state"].to_pylist()).items())),
