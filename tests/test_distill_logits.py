@@ -119,7 +119,7 @@ def test_a_student_learns_from_its_teachers_logits_on_two_workers(root: str, clu
     )
     made = distill.run(config)
     curve = json.loads((Path(root) / made.output("history").path).read_text())
-    assert curve[-1]["eval_loss"] < curve[0]["eval_loss"] - 0.3
+    assert curve[-1]["eval_loss"] < 0.85 * curve[0]["eval_loss"]
     assert made.inputs["teacher"]
     tokens = 40  # of a short answer, about; 4 tokens of 6 bytes each
     assert 100 < made.metrics["logits_bytes_per_row"] < tokens * 4 * 6 * 2
