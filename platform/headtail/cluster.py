@@ -13,11 +13,15 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from headtail.errors import EngineError
+from headtail.progress import say
+
 
 def start(cpus: int | None = None) -> None:
     """Join or start a cluster; does nothing when this process is connected already.
 
-    `cpus`: logical CPUs of a cluster started here; default the cores of this machine, at least 2.
+    `cpus`: logical CPUs of a cluster started here; default the cores of this machine, at least 2. EngineError when Ray does
+    not start.
     """
     import ray
 
@@ -32,18 +36,33 @@ def start(cpus: int | None = None) -> None:
     if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
-        count = cpus or max(2, os.cpu_count() or 2)
-        with _hushed():
-            ray.init(
-                address="local",  # not whatever cluster this machine's last `ray start` left behind
-                num_cpus=count,
-                include_dashboard=False,
-                log_to_driver=bool(os.environ.get("HEADTAIL_WORKER_LOGS")),
-                logging_level=logging.ERROR,
-                configure_logging=True,
-                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}},
-            )
+        _start_here(cpus or max(2, os.cpu_count() or 2))
     quiet_data()
+
+
+def _start_here(cpus: int) -> None:
+    """A cluster on this machine. Ray gives it 30 s, which a busy machine may exceed: it gets a second chance, then an error."""
+    import ray
+
+    for last in (False, True):
+        try:
+            with _hushed():
+                ray.init(
+                    address="local",  # not whatever cluster this machine's last `ray start` left behind
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    log_to_driver=bool(os.environ.get("HEADTAIL_WORKER_LOGS")),
+                    logging_level=logging.ERROR,
+                    configure_logging=True,
+                    runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}},
+                )
+            return
+        except Exception as error:  # Ray raises plain Exception here
+            ray.shutdown()
+            if last or "timed out during startup" not in str(error):
+                fix = "the machine is too busy, or out of memory, disk (/tmp) or processes: free some and run again; finished rows are kept"
+                raise EngineError(f"Ray did not start on this machine: {error}", fix=fix) from error
+            say("  Ray did not start within 30 s: the machine is busy; trying once more")
 
 
 @contextlib.contextmanager
