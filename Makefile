@@ -88,8 +88,8 @@ bench-cache: install ## the cache beside SQLite, RocksDB and Redis: build/bench/
 bench-suspects: install ## how well curation finds planted errors: build/bench/suspects.json (2 minutes)
 	@$(BIN)/python -m tests.bench.suspects
 
-bench-distill: install ## the training loop beside Hugging Face's Trainer: build/bench/distill.json (10 minutes)
-	@$(BIN)/python -m tests.bench.distill $(BENCH_ARGS)
+bench-distill: quickstart ## training beside Hugging Face's Trainer, the quickstart's students beside their teacher: build/bench/distill.json
+	@$(BIN)/python -m tests.bench.distill --root build/quickstart $(BENCH_ARGS)
 
 bench-scale: install ## 1, 5 and 20 million rows through the null engine: build/bench/scale.json (15 minutes)
 	@$(BIN)/python -m tests.bench.scale

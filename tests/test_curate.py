@@ -20,10 +20,12 @@ from headtail.config import TrackingConfig, build
 from headtail.curate import columns
 from headtail.curate.verdicts import Judged, traffic_weights
 from headtail.curate.verdicts import judge as verdicts
-from headtail.errors import ConfigError, InputError, LeakError, LedgerError
+from headtail.errors import ConfigError, InputError, LeakError, LedgerError, StorageError
 from headtail.keys import canonical, query_key
 from headtail.leaks import Gold
-from headtail.rows import ANSWER, DROPPED, GOLD, GOLDEN, State, with_side_inputs
+from headtail.review.decision import Decision, now
+from headtail.review.log import Log
+from headtail.rows import ANSWER, ANSWER_SINCE, DROPPED, GOLD, GOLDEN, TOP, State, with_side_inputs, with_top
 from headtail.storage import Storage
 from headtail.task import Task
 
@@ -68,6 +70,37 @@ def judge(tables: Sequence[pa.Table], gold_queries: Sequence[str], config: curat
 
 def why(judged: Judged, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {row["query"]: reason for row, reason in zip(rows, judged.reason.tolist(), strict=True)}
+
+
+def test_answers_of_an_older_release_have_no_samples(store: Storage, segmentation: Task) -> None:
+    """Their tables lack columns that came later; a table that lacks another one is damaged, and said to be."""
+    config = put(store, segmentation, [one("plumber"), one("pizza"), one("cut short", state="truncated")])
+    whole = table([one("plumber"), one("pizza"), one("cut short", state="truncated")]).drop_columns(list(ANSWER_SINCE))
+    keep(store, "precompute", "0" * 16, {"answers/shard-00000": whole}, settings={"task": segmentation.fingerprint})
+    receipt = curate.run(config)
+    assert receipt.rows["golden"] == 2
+    assert receipt.table(store, "suspects")["agreement"].null_count == receipt.rows["suspects"]
+    keep(store, "precompute", "1" * 16, {"answers/shard-00000": whole.drop_columns(["state"])}, settings={"task": segmentation.fingerprint})
+    with pytest.raises(StorageError, match="state"):
+        curate.run(config)
+
+
+def test_likeliest_tokens_stay_with_the_teachers_own_words(store: Storage, segmentation: Task) -> None:
+    rows = [one("plumber"), one("pizza"), one("ann@example.com mail"), one("cut short", state="truncated")]
+    told = [{**row, "token_ids": [5, 6], "top_ids": [5, 1, 6, 2], "top_logprobs": [np.float16(-i) for i in range(4)]} for row in rows]
+    config = put(store, segmentation, rows)
+    table_with = pa.Table.from_pylist(told, schema=with_side_inputs(with_top(ANSWER, 2), ["businesses"]))
+    settings_with = {"task": segmentation.fingerprint, "config": {"top_logprobs": 2}}
+    keep(store, "precompute", "2" * 16, {"answers/shard-00000": table_with}, settings=settings_with)
+    before = rows[1]
+    made = Decision(query_key("pizza"), "pizza", "correct", '{"segments":[]}', before["answer"], before["answer_key"], "anna", now(), "")
+    Log(store, segmentation.name).record([made], "page")
+    golden = {row["query"]: row for row in curate.run(config).table(store, "golden").to_pylist()}
+    assert golden["plumber"]["top_ids"] == [5, 1, 6, 2]
+    assert golden["plumber"]["top_logprobs"] == [0, -1, -2, -3]
+    assert golden["plumber"]["businesses"] == ["plumber ltd"]
+    assert [golden["pizza"][name] for name in TOP.names] == [None] * 3, "a person wrote this one"
+    assert [golden["<email> mail"][name] for name in TOP.names] == [None] * 3, "personal data went out of the answer"
 
 
 def test_run(store: Storage, segmentation: Task) -> None:

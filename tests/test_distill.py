@@ -50,13 +50,13 @@ def test_every_row_once_whatever_divides(lengths: list[int], rows: int, workers:
         assert max(map(len, step)) - min(map(len, step)) <= 1  # nobody waits for a worker with more to do
         cells = [len(part) * max(lengths[i] for i in part) for part in step if len(part)]
         assert not tokens or all(one <= tokens for one in cells) or max(map(len, step)) == 1
-    assert steps_of(np.array(lengths), seed=seed, epochs=1.0, **cut) == [len(steps)]
+    assert steps_of(lambda _: np.array(lengths), seed=seed, epochs=1.0, **cut) == [len(steps)]
 
 
 def test_broken_epochs_are_counted() -> None:
     lengths = np.full(100, 7)
-    assert steps_of(lengths, rows=5, workers=2, seed=0, tokens=0, epochs=2.5) == [10, 10, 5]
-    assert steps_of(lengths, rows=5, workers=2, seed=0, tokens=14, epochs=0.3) == [8]
+    assert steps_of(lambda _: lengths, rows=5, workers=2, seed=0, tokens=0, epochs=2.5) == [10, 10, 5]
+    assert steps_of(lambda _: lengths, rows=5, workers=2, seed=0, tokens=14, epochs=0.3) == [8]
 
 
 @pytest.mark.parametrize("rows, tokens", [(16, 0), (16, 1200), (64, 2000)])

@@ -17,11 +17,12 @@ from conftest import keep
 from headtail import distill, evaluate, form, labels, precompute
 from headtail.config import TrackingConfig
 from headtail.distill.base import Base, Shape
-from headtail.distill.batches import columns
-from headtail.distill.encoder import NOISED, UNTAUGHT, EncoderLearner, Settings, encoder_learner, pool, slip, slipped
+from headtail.distill.batches import UNTAUGHT, columns, epoch_seed, plan_epoch
+from headtail.distill.encoder import NOISED, EncoderLearner, Settings, encoder_learner, pool, slip, slipped
 from headtail.distill.learner import Learner
-from headtail.distill.masked import hidden, pretrain, train_word_tokenizer
+from headtail.distill.masked import hidden, pretrain
 from headtail.distill.seq2seq import Seq2SeqLearner
+from headtail.distill.tokenizer import train_word_tokenizer
 from headtail.engines import ModelConfig, Request, open_engine
 from headtail.engines.words import Reader
 from headtail.errors import ConfigError, TrainingError
@@ -84,9 +85,8 @@ def taught(learner: Learner, task: Task, golden: pa.Table, shape: Shape, steps: 
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 20, 2 * (steps - step) / steps)
         chosen = rng.choice(len(rows["length"]), min(64, len(rows["length"])), replace=False)
-        total, weight = learner.loss(
-            model, as_tensors(learner.collate(rows, chosen, rows["weight"][chosen], tokenizer.pad_token_id).arrays)
-        )
+        batch = learner.collate(learner.shown(rows, step), chosen, rows["weight"][chosen], tokenizer.pad_token_id)
+        total, weight = learner.loss(model, as_tensors(batch.arrays))
         optimizer.zero_grad()
         (total / weight).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -124,6 +124,29 @@ def test_examples_hold_a_row_as_it_is_and_with_slips(
     held = table.filter(table["held_out"].to_numpy())
     assert held.num_rows == 20
     assert all(len(sizes) == 1 for sizes in held["sizes"].to_pylist())  # judged as they are
+
+
+def test_batches_are_planned_by_what_is_shown(learner: EncoderLearner, tokenizer: Any, segmentation: Task) -> None:
+    """Slips and all, at least 95 % of a batch's tokens are real; and there are as many slips as were asked for."""
+    rows = columns(learner.encode(segmentation, tokenizer, golden_table(rows_of(segmentation, 1200, 6), segmentation), 256, set()))
+    several = np.array([len(sizes) > 1 for sizes in rows["sizes"]])
+    met: list[set[int]] = [set() for _ in several]
+    for number in range(150):
+        shown = learner.shown(rows, epoch_seed(3, number))
+        for i, variant in enumerate(shown["variant"]):
+            met[i].add(int(variant))
+    assert [len(found) for found in met] == [len(sizes) for sizes in rows["sizes"]], "in time every variant is shown"
+    assert several.mean() > 0.5
+    assert np.mean(shown["variant"][several] > 0) == pytest.approx(learner.settings.slips, abs=0.06)
+    assert np.array_equal(shown["variant"], learner.shown(rows, epoch_seed(3, 149))["variant"]), "a run that goes on shows the same"
+    real = cells = 0
+    for step in plan_epoch(shown["length"], rows=32, workers=2, seed=epoch_seed(3, 149)):
+        for part in step:
+            batch = learner.collate(shown, part, np.ones(len(part), np.float32), 0)
+            assert batch.real_tokens == shown["length"][part].sum()
+            real, cells = real + batch.real_tokens, cells + batch.tokens
+    print(f"real tokens {real / cells:.4f}")
+    assert real / cells >= 0.95
 
 
 def test_rows_that_labels_cannot_hold_are_not_learnt_from(learner: EncoderLearner, tokenizer: Any, segmentation: Task) -> None:

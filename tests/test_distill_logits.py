@@ -7,18 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from conftest import keep
 from headtail import distill
 from headtail.config import TrackingConfig
 from headtail.distill.base import Base, Shape, make_base
 from headtail.distill.learner import DecoderLearner
-from headtail.distill.logits import COLUMNS, Logits, check_logits, soft_loss, top_k
+from headtail.distill.logits import COLUMNS, Logits, check_logits, check_stored, soft_loss, top_k
 from headtail.distill.tokenizer import train_tokenizer
+from headtail.engines.tokens import vocabulary
 from headtail.errors import ConfigError
 from headtail.examples import world
 from headtail.form import Form
 from headtail.models import Found
+from headtail.rows import TOP
+from headtail.storage import Storage
 
 TINY = Shape(vocabulary=400, hidden=32, layers=2, heads=2, feed_forward=64, positions=256)
 
@@ -84,6 +89,64 @@ def test_what_is_stored_is_what_the_teacher_thinks(tokenizer: Any, segmentation:
     assert float(total.detach() / weight) < 1e-3
     judged, _ = learner.loss(model.eval(), {name: torch.from_numpy(array) for name, array in batch.arrays.items()})
     assert float(judged.detach()) > 1, "eval_loss is of the answers alone"
+
+
+def stored(golden: pa.Table, tokenizer: Any, task: Any, k: int, lost: set[int]) -> pa.Table:
+    """Golden rows with made-up likeliest tokens; those of `lost` were written in other tokens."""
+    rows = []
+    for i, row in enumerate(golden.to_pylist()):
+        ids = tokenizer(task.target(json.loads(row["answer"])) + tokenizer.eos_token)["input_ids"]
+        n, rng = len(ids), np.random.default_rng(i)
+        best = np.stack([rng.permutation(300)[:k] for _ in range(n)])
+        sure = np.log(np.sort(rng.dirichlet(np.ones(k + 1), n)[:, :k], axis=1)[:, ::-1]).astype(np.float16)
+        top = {"token_ids": [9, *ids] if i in lost else ids, "top_ids": best.ravel(), "top_logprobs": sure.ravel()}
+        rows.append({**row, **(dict.fromkeys(top) if i == 0 else top)})  # the first is a person's
+    return pa.Table.from_pylist(rows, schema=pa.schema([*golden.schema, *TOP]))
+
+
+def test_stored_log_probabilities_are_learnt_where_they_are_of_what_is_to_be_written(tokenizer: Any, segmentation: Any) -> None:
+    """A row that has none, or none of these tokens, learns from the written token alone: its loss is the cross entropy."""
+    import torch
+
+    from headtail.distill.batches import columns
+    from test_distill import golden_table
+
+    texts = ("pizza", "best tacos in town", "bar", "tea")
+    golden = golden_table([(t, {"segments": [{"text": t, "label": "topic"}]}) for t in texts], segmentation)
+    kept = stored(golden, tokenizer, segmentation, 4, lost={3})
+    learner, model = DecoderLearner(soft=1.0, stored=3), make_base(TINY, tokenizer, 3)
+    examples = learner.encode(segmentation, tokenizer, kept, 400, set())
+    assert examples["soft"].to_pylist() == [False, True, True, False]
+    there = np.array(kept["top_ids"][1].as_py()).reshape(-1, 4)
+    assert np.array(examples["teacher_ids"][1].as_py()).reshape(-1, 3).tolist() == there[:, :3].tolist()
+    rows, plain = columns(examples), DecoderLearner()
+
+    def loss(asked: DecoderLearner, i: int) -> Any:
+        batch = asked.collate(rows, np.array([i]), np.ones(1), 0)
+        total, weight = asked.loss(model.train(), {name: torch.from_numpy(array) for name, array in batch.arrays.items()})
+        return total / weight
+
+    for i in (0, 3):
+        assert torch.allclose(loss(learner, i), loss(plain, i), atol=1e-5)
+    assert abs(float((loss(learner, 1) - loss(plain, 1)).detach())) > 0.1
+    model.zero_grad()
+    loss(learner, 0).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    with pytest.raises(ConfigError, match=r"stored are 4"):
+        DecoderLearner(soft=1.0, stored=5).encode(segmentation, tokenizer, kept, 400, set())
+
+
+def test_stored_log_probabilities_of_another_vocabulary_or_none_are_refused(tokenizer: Any, store: Storage) -> None:
+    known = keep(store, "precompute", "a" * 16, {}, facts={"vocabulary": vocabulary(tokenizer)})
+    check_stored("decoder", tokenizer, known, "curate:golden")
+    with pytest.raises(ConfigError, match="only a decoder"):
+        check_stored("encoder", tokenizer, known, "curate:golden")
+    for source in (None, keep(store, "precompute", "b" * 16, {})):
+        with pytest.raises(ConfigError, match="top_logprobs=8"):
+            check_stored("decoder", tokenizer, source, "curate:golden")
+    other = keep(store, "precompute", "c" * 16, {}, facts={"vocabulary": "another"})
+    with pytest.raises(ConfigError, match="vocabulary is not the student's"):
+        check_stored("decoder", tokenizer, other, "curate:golden")
 
 
 def test_another_vocabulary_or_form_is_refused(tokenizer: Any, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from headtail import form, labels
 from headtail.distill.base import Shape
 from headtail.distill.encoder import EncoderLearner, Settings, encoder_learner
-from headtail.engines import ModelConfig, Request, kind_of, open_engine
+from headtail.engines import ModelConfig, Request, open_engine
 from headtail.engines.decisions import Decided, Writer, decide, slices, width
 from headtail.engines.encoder import EncoderEngine, at_words, batches, longest
 from headtail.engines.words import Reader
@@ -59,13 +59,17 @@ def save(learner: EncoderLearner, folder: Path, task: Task, golden: pa.Table) ->
     return folder
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, segmentation: Task) -> Path:
+def random_encoder(folder: Path, task: Task) -> Path:
     """A random encoder for segmentation: it knows nothing, but all around it is real."""
     rows = [(q, {"segments": [{"text": q, "label": "topic"}]}) for q in dict.fromkeys(QUERIES)]
-    golden = golden_table(rows, segmentation)
-    learner = encoder_learner([segmentation], [golden], form.Manner(side=True), Settings(pretrain_epochs=0))
-    return save(learner, tmp_path_factory.mktemp("encoder"), segmentation, golden)
+    golden = golden_table(rows, task)
+    learner = encoder_learner([task], [golden], form.Manner(side=True), Settings(pretrain_epochs=0))
+    return save(learner, folder, task, golden)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, segmentation: Task) -> Path:
+    return random_encoder(tmp_path_factory.mktemp("encoder"), segmentation)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +85,7 @@ def asked(texts: list[str]) -> list[Request]:
 
 
 def test_the_folder_says_which_engine_runs_it(folder: Path, teacher_path: Path) -> None:
-    assert (kind_of(str(folder)), kind_of(str(teacher_path)), kind_of("org/model")) == ("encoder", "decoder", "decoder")
+    assert [form.read(path).kind for path in (folder, teacher_path, Path("org/model"))] == ["encoder", "decoder", "decoder"]
 
 
 def test_each_row_gets_its_own_valid_answer(engine: EncoderEngine, segmentation: Task) -> None:

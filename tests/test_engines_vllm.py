@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headtail.engines import ModelConfig, Request
+from headtail.engines import Completion, ModelConfig, Request
 from headtail.engines.vllm import VllmEngine
 from headtail.task import Task
 
@@ -55,6 +55,7 @@ def test_vllm_each_row_once_with_what_it_says(vllm_engine: VllmEngine, segmentat
             continue
         assert completion.error == ""
         assert completion.finish_reason in ("stop", "length")
+        assert completion.top is None
         assert "".join(completion.token_texts) == completion.text
         assert len(completion.token_logprobs) == len(completion.token_texts) == completion.tokens_out
         assert all(logprob <= 1e-6 for logprob in completion.token_logprobs)
@@ -144,10 +145,10 @@ def test_vllm_rows_without_a_grammar_are_not_masked() -> None:
 
 
 def test_vllm_samples_are_several_answers_each_with_its_own_tokens(teacher_path: Path, segmentation: Task) -> None:
-    """And a core in a process of its own that is killed is an exception at once, not a wait for ever."""
+    """With its likeliest tokens. And a core in a process of its own that is killed is an exception at once, not a wait for ever."""
     config = ModelConfig(max_model_len=256, max_num_seqs=32, kv_cache_gib=0.25, cpus=1, engine_process=True)
     sampling = {**SAMPLING, "max_tokens": 48, "temperature": 2.0, "n": 3, "seed": 5}
-    engine = VllmEngine(config, str(teacher_path), segmentation.schema, sampling)
+    engine = VllmEngine(config, str(teacher_path), segmentation.schema, sampling, top=24)
     try:
         found = list(engine.generate(Request(i, segmentation.messages(f"qwv zork {i} blim")) for i in range(40)))
         assert len({completion.id for completion in found}) == 40
@@ -157,6 +158,7 @@ def test_vllm_samples_are_several_answers_each_with_its_own_tokens(teacher_path:
                 assert sample.error == ""
                 assert "".join(sample.token_texts) == sample.text
                 assert len(sample.token_logprobs) == len(sample.token_texts) == sample.tokens_out > 0
+                _likeliest(sample)
             assert completion.tokens_in > 10
             assert all(sample.tokens_in == 0 for sample in completion.samples)
         assert any(len({row.text, *(sample.text for sample in row.samples)}) == 3 for row in found)  # each has a seed of its own
@@ -164,6 +166,21 @@ def test_vllm_samples_are_several_answers_each_with_its_own_tokens(teacher_path:
         _kill(engine, segmentation)
     finally:
         engine.close()
+
+
+def _likeliest(sample: Completion) -> None:
+    """At each token the likeliest ones in order, as sure as the log-prob of the one taken says; what is forbidden is the lowest number."""
+    top = sample.top
+    assert top is not None
+    assert (len(top.token_ids), top.ids.shape, top.logprobs.shape) == (sample.tokens_out, (sample.tokens_out, 24), top.ids.shape)
+    assert (top.token_ids.dtype, top.ids.dtype, top.logprobs.dtype) == (np.int32, np.int32, np.float16)
+    sure = top.logprobs.astype(float)
+    assert np.isfinite(sure).all()
+    assert (np.diff(sure, axis=1) <= 0).all()
+    assert (np.exp(sure).sum(1) <= 1.01).all()
+    rows, places = np.nonzero(top.ids == top.token_ids[:, None])
+    assert len(rows) > 0.8 * sample.tokens_out
+    assert sure[rows, places] == pytest.approx(np.array(sample.token_logprobs)[rows], rel=2e-3, abs=2e-3)
 
 
 def _kill(engine: VllmEngine, task: Task) -> None:

@@ -165,6 +165,9 @@ def test_run(store: Storage, root: str, intent: Task) -> None:
     assert figures["quality_against_people"] == m["quality/student/all"]
     assert figures["agreement_with_teacher"] == m["agreement/student"]
     assert figures["times_cheaper_than_teacher"] is None  # these answers were made by hand and cost nothing
+    assert m["figures/student/quality_against_people"] == m["quality/student/all"]
+    assert "figures/student/times_cheaper_than_teacher" not in m
+    assert receipt.facts["figures"]["teacher"]["agreement_with_teacher"] is None
     assert any("agreement/student" in note and "no quality figure" in note for note in receipt.notes)
     assert any(note.startswith("torso: only 13 gold rows") for note in receipt.notes)
     assert set(receipt.outputs) == {"rows", "quality", "quality.svg", "calibration.svg", "report"}

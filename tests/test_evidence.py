@@ -9,7 +9,7 @@ import pytest
 
 from headtail.bounds import Share, holm
 from headtail.errors import GateRefused
-from headtail.evidence import Claim, read_evidence, three_figures
+from headtail.evidence import Claim, figure_metrics, figures_of, read_evidence, three_figures
 
 
 def claims(*found: tuple[str, int, int, float], delta: float = 0.05, candidates: int = 1) -> list[dict[str, Any]]:
@@ -112,4 +112,13 @@ def test_three_figures_say_null_where_nothing_is_known() -> None:
     assert found["times_cheaper_than_teacher"] == 20.0
     assert (found["tokens_per_row_own"], found["seconds_per_million_own"]) == (10.0, 2000.0)
     assert (found["tokens_per_row_teacher"], found["seconds_per_million_teacher"]) == (None, None)
-    assert three_figures(None, None, {}, {})["times_cheaper_than_teacher"] is None
+    assert (found["times_faster_than_teacher"], found["times_fewer_tokens_than_teacher"]) == (None, None)
+    nothing = three_figures(None, None, {}, {})
+    assert set(nothing) == set(found)
+    assert set(nothing.values()) == {None}
+    assert (figure_metrics(nothing), figures_of({}, "student")) == ({}, nothing)
+    assert figure_metrics(found, "student")["figures/student/times_cheaper_than_teacher"] == 20.0
+    assert len(figure_metrics(found)) == sum(value is not None for value in found.values())
+    assert figures_of({"figures": {"student": found}}, "student") == found
+    whole = three_figures(0.9, 0.95, own, {**own, "rows_per_s": 25.0, "tokens_out_per_row": 92.0})
+    assert (whole["times_faster_than_teacher"], whole["times_fewer_tokens_than_teacher"]) == (20.0, 10.0)

@@ -106,6 +106,8 @@ def test_a_good_student_passes(store: Storage, intent: Task) -> None:
     assert store.read(receipt.output("gate.svg").path).startswith(b"<?xml")
     assert found.figures["quality_against_people"] == pytest.approx(729 / 750)
     assert found.figures["times_cheaper_than_teacher"] == 16.0
+    assert receipt.facts["figures"] == found.figures == receipt_of(store, "evaluate").facts["figures"]["student"]
+    assert receipt.metrics["figures/times_cheaper_than_teacher"] == 16.0
     assert found.figures["agreement_with_teacher"] == pytest.approx(739 / 750)
     assert found.figures["tokens_per_row_own"] == 48.0
     assert found.figures["seconds_per_million_teacher"] == 20_000.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import json
 import random
@@ -219,6 +220,39 @@ def test_a_sweep_that_is_cut_short_has_no_row_asked_again(make_job: MakeJob) -> 
     second, _ = run_here(dataclasses.replace(job, model=ModelConfig(engine="null", model="null")), "run1")
     assert (second.states[State.ANSWERED], second.computed) == (41, 1)
     assert second.seconds >= first.seconds  # what the first edition took was paid for
+
+
+@pytest.mark.parametrize("late, tries", [(1, 2), (9, 3)])
+def test_a_driver_that_writes_while_another_sweeps_breaks_neither(make_job: MakeJob, late: int, tries: int) -> None:
+    """Two drivers of one job: a file appears in a folder that is being removed. What is left is the other driver's to sweep."""
+    job = make_job(planned([f"q{i}" for i in range(40)]), shards=2)
+    run_here(job)
+    store, removals = open_storage(job.root), []
+
+    class Late:
+        """The store's file system, in whose folders files appear while they are removed."""
+
+        fault = OSError(errno.ENOTEMPTY, "Cannot delete directory entry")
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(store.filesystem, name)
+
+        def delete_dir(self, path: str) -> None:
+            removals.append(path)
+            if len(removals) <= late:
+                raise self.fault
+            store.filesystem.delete_dir(path)
+
+    class Refused(Late):
+        fault = OSError(errno.EACCES, "Permission denied")
+
+    with pytest.raises(OSError, match="Permission denied"):
+        sweep(cast(Storage, SimpleNamespace(full=store.full, filesystem=Refused())), job)
+    removals.clear()
+    sweep(cast(Storage, SimpleNamespace(full=store.full, filesystem=Late())), job)
+    assert len(removals) == tries
+    second, _ = run_here(job, "run1")
+    assert (second.states[State.ANSWERED], second.computed) == (40, 0)
 
 
 def test_transient_errors_stop_at_the_limit(make_job: MakeJob) -> None:

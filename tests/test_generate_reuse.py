@@ -6,16 +6,24 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from headtail import keys
-from headtail.engines import ModelConfig
-from headtail.generate import Job, generate, survey
+from headtail.engines import Completion, ModelConfig, Request, Top
+from headtail.engines.null import NullEngine
+from headtail.generate import Job, generate, survey, worker
+from headtail.generate.compare import Comparison, scope
 from headtail.generate.limits import Limits
 from headtail.generate.prepare import Manifest, prepare
+from headtail.generate.shard import _tops
 from headtail.generate.worker import Ask, Worker
-from headtail.rows import State
+from headtail.outcome import Outcome
+from headtail.rows import TOP, State
 from headtail.storage import open_storage
 from headtail.task import Task
 from null_jobs import MakeJob, interrupted, planned, rows_of, run_here
@@ -77,6 +85,62 @@ def test_a_prompt_edit_asks_only_the_rows_it_touches(make_job: MakeJob, segmenta
     longer = dataclasses.replace(segmentation, schema={**segmentation.schema, "minProperties": 1})
     ledger, _ = run_here(make_job(table, path="precompute/three", shards=2, task=longer))
     assert (ledger.reused, ledger.computed) == (0, 90)
+
+
+class Telling(NullEngine):
+    """Says of each token which are likeliest: made up, as many as asked for."""
+
+    def __init__(self, schema: Any, model: str, samples: int, top: int) -> None:
+        super().__init__(schema, model, samples)
+        self.top = top
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        for made in super().generate(requests):
+            ids = np.arange(3 * self.top, dtype=np.int32).reshape(3, -1)
+            yield replace(made, top=Top(np.arange(3, dtype=np.int32), ids, -ids.astype(np.float16)) if self.top else None)
+
+
+@pytest.fixture
+def telling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(config: ModelConfig, path: str, bound: Any, sampling: dict[str, Any], top: int) -> Telling:
+        return Telling(bound, path, int(sampling.get("n", 1)), top)
+
+    monkeypatch.setattr(worker, "open_engine", opened)
+
+
+def test_likeliest_tokens_are_asked_for_once(make_job: MakeJob, telling: None) -> None:
+    """An answer stored without them, or with fewer, does not serve a job that asks for them; one with them serves any."""
+    table = planned(["a", "b", "c", "!length", "!invalid"])
+    run_here(make_job(table, path="precompute/none", shards=1))
+    job = make_job(table, path="precompute/two", shards=2, top_logprobs=2)
+    manifest, store = prepare(job), open_storage(job.root)
+    told = Comparison(scope(job, manifest, 0)).of(survey(job, store, manifest)[1])
+    assert dict(told.rows) == {("reused", ()): 2, ("retried", ("without top_logprobs",)): 3}
+    ledger, _ = run_here(job)
+    assert (ledger.reused, ledger.computed) == (2, 3), "rows that are no answers have none to ask for"
+    for row in rows_of(job, ledger).to_pylist():
+        likeliest = (row["token_ids"], row["top_ids"], row["top_logprobs"])
+        wanted = ([0, 1, 2], [0, 1, 2, 3, 4, 5], [0, -1, -2, -3, -4, -5]) if row["state"] == "answered" else (None, None, None)
+        assert likeliest == wanted
+    for path, top, computed in (("three", 3, 3), ("one", 1, 0), ("again", 3, 0)):
+        ledger, _ = run_here(make_job(table, path=f"precompute/{path}", shards=1, top_logprobs=top))
+        assert (path, ledger.computed) == (path, computed)
+    last = make_job(table, path="precompute/last", shards=1)
+    ledger, _ = run_here(last)
+    assert (ledger.reused, ledger.computed) == (5, 0)
+    assert not set(TOP.names) & set(rows_of(last, ledger).column_names)
+
+
+def test_tokens_are_those_of_the_answer_that_was_taken() -> None:
+    """Of several samples the first has its tokens kept; where another won the vote they are not the answer's."""
+    top = Top(np.zeros(1, np.int32), np.zeros((1, 2), np.int32), np.zeros((1, 2), np.float16))
+    made = Completion(0, "x", "stop", top=top)
+    won = Outcome(State.ANSWERED, "1", 0.5, "", None, 1.0, ({"answer": "1"}, {"answer": "1"}))
+    lost = won._replace(samples=({"answer": "2"}, {"answer": "1"}, {"answer": "1"}))
+    none = Outcome(State.INVALID, None, None, "no", "x")
+    found = _tops([won, lost, none, won._replace(samples=None)], [made] * 4)
+    assert [found[name][0] is None for name in TOP.names] == [False] * 3
+    assert [values is None for values in found["token_ids"]] == [False, True, True, False]
 
 
 def test_states_to_retry_are_asked_again_and_an_answer_wins_over_a_newer_failure(make_job: MakeJob) -> None:

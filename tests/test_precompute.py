@@ -13,21 +13,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from headtail import keys, precompute
 from headtail.config import TrackingConfig, build
 from headtail.engines import ModelConfig
+from headtail.engines.tokens import vocabulary
 from headtail.errors import ConfigError, EngineError, InputError, LimitReached
 from headtail.generate import Limits, answers
 from headtail.generate.job import Journal
 from headtail.generate.ledger import Ledger
+from headtail.models import SHIPPED
 from headtail.precompute import Config, figures
 from headtail.receipt import Receipt, load_receipt
 from headtail.rows import ANSWER, GOLD, PLANNED, State, with_side_inputs
 from headtail.storage import Storage, open_storage, read_json, write_json, write_table
-from headtail.task import EXAMPLES
+from headtail.task import EXAMPLES, load_task
 
 OFF = TrackingConfig(enabled=False)
 SIDE = ("businesses",)
@@ -73,6 +76,7 @@ def test_a_table_named_twice_is_an_error(root: str, store: Storage) -> None:
         ({"max_failed_share": 2}, ConfigError),
         ({"sharts": 3}, ConfigError),
         ({"task": "no_such_task"}, ConfigError),
+        ({"top_logprobs": 4}, ConfigError),  # this engine knows none
     ],
 )
 def test_bad_config(root: str, store: Storage, fields: dict[str, Any], error: type[Exception]) -> None:
@@ -310,6 +314,9 @@ def test_killed_at_sixty_percent_almost_all_finished_rows_survive(root: str, sto
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_vllm_through_ray(root: str, store: Storage) -> None:
+    """With the likeliest tokens, which a student may learn from."""
+    from transformers import AutoTokenizer
+
     plan(
         store,
         head=[f"{what} near {where}" for what in ("pizza", "thai food", 'a 12" record') for where in ("boston", "me")] * 1,
@@ -317,7 +324,9 @@ def test_vllm_through_ray(root: str, store: Storage) -> None:
     )
     model = {"model": "example:teacher", "max_model_len": 512, "max_num_seqs": 32, "kv_cache_gib": 0.25, "cpus": 2}
     asked = build(
-        Config, {"root": root, "tracking": OFF, "inputs": ["plan:head", "plan:gold"], "model": model, "max_failed_share": 0}, "test"
+        Config,
+        {"root": root, "tracking": OFF, "inputs": ["plan:head", "plan:gold"], "model": model, "max_failed_share": 0, "top_logprobs": 4},
+        "test",
     )
     receipt = precompute.run(asked)
     assert receipt.rows["in"] == 7
@@ -326,9 +335,20 @@ def test_vllm_through_ray(root: str, store: Storage) -> None:
     assert receipt.facts["model"]["name"] == "example:teacher"
     assert receipt.metrics["engine_start_s"] > 0
     assert receipt.metrics["tokens_in_per_row"] > 10
+    task, tokenizer, learnt = load_task("query_segmentation"), AutoTokenizer.from_pretrained(SHIPPED / "teacher"), 0
     for row in pa.concat_tables(answers(store, receipt)).to_pylist():
         assert row["model"] == "example:teacher"
-        assert (row["state"] == "answered") == (row["confidence"] is not None)
+        assert (row["state"] == "answered") == (row["confidence"] is not None) == (row["token_ids"] is not None)
+        if row["token_ids"] is not None:
+            likeliest, sure = (np.array(row[name], float).reshape(-1, 4) for name in ("top_ids", "top_logprobs"))
+            assert len(likeliest) == len(row["token_ids"]) == row["tokens_out"]
+            assert likeliest[:, 0].tolist() == row["token_ids"], "the likeliest token was written, at temperature 0"
+            assert sure[:, 0] == pytest.approx(row["logprobs"], abs=2e-3)
+            written = task.target(json.loads(row["answer"])) + tokenizer.eos_token
+            learnt += tokenizer(written, add_special_tokens=False)["input_ids"] == row["token_ids"]
+    assert learnt >= receipt.rows["answered"] - 1 > 0, "as a student with this vocabulary would write it"
+    assert receipt.facts["vocabulary"] == vocabulary(tokenizer)
+    assert 10 < receipt.metrics["top_logprobs_bytes_per_row"] < 2000
     assert precompute.run(asked).reused
     assert ModelConfig().model == "example:teacher"
     assert open_storage(root) == store

@@ -14,7 +14,7 @@ from headtail import publish, release
 from headtail.cache import open_generation, read_manifest
 from headtail.config import TrackingConfig, build
 from headtail.errors import ConfigError, GateRefused, HeadtailError, InputError, StorageError
-from headtail.evidence import read_evidence
+from headtail.evidence import read_evidence, three_figures
 from headtail.keys import query_key
 from headtail.receipt import Receipt
 from headtail.rows import QUERY
@@ -232,6 +232,39 @@ def test_evidence_and_student_go_into_the_release(store: Storage, root: str, pre
     assert receipt.notes == (f"the evaluation {seen.path} did not look at the answers {prepared[1].path}",)
 
 
+def test_three_figures_of_each_student_are_its_gates_or_the_evaluations_or_its_cost(
+    store: Storage, root: str, prepared: tuple[Receipt, Receipt]
+) -> None:
+    def made(old: Receipt, mark: str, source: str, name: str, **metrics: float) -> Receipt:
+        tables = {label: old.table(store, label) for label in old.outputs}
+        settings = {"config": {"source": source}}
+        return leave(
+            store, "precompute", mark, tables, inputs=old.inputs, facts={"model": {"name": name}}, settings=settings, metrics=metrics
+        )
+
+    student, live = (leave(store, "distill", mark, {}) for mark in ("d1d1", "d2d2"))
+    taught = made(prepared[0], "ac01", "teacher", "big", usd_per_million=10.0)
+    batch = made(prepared[1], "ac02", "student", student.path, usd_per_million=0.5, rows_per_s=100.0)
+    alone = publish.run(config(root, taught, batch, student=live.path))
+    assert alone.facts["figures"]["batch"]["times_cheaper_than_teacher"] == 20.0
+    assert alone.facts["figures"]["batch"]["quality_against_people"] is None
+    assert alone.facts["figures"]["live"]["usd_per_million_own"] is None
+    assert alone.metrics["figures/batch/seconds_per_million_own"] == 10_000.0
+    assert "figures/batch/quality_against_people" not in alone.metrics
+    seen = three_figures(0.9, 0.8, batch.metrics, taught.metrics)
+    evaluated = leave(
+        store, "evaluate", "ee01", {}, facts={"figures": {"student": seen}}, settings={"config": {"answers": {"student": batch.path}}}
+    )
+    told = publish.run(config(root, taught, batch, student=live.path, evaluation=evaluated.path))
+    assert told.facts["figures"]["batch"] == seen
+    assert told.metrics["figures/batch/quality_against_people"] == 0.9
+    proof = evidence(candidate=live.path) | {"figures": three_figures(0.7, None, {}, {})}
+    gated = leave(store, "gate", "0a0a", {}, facts={"passed": True, "evidence": proof})
+    both = publish.run(config(root, taught, batch, student=live.path, evaluation=evaluated.path, gates=(gated.path,)))
+    assert both.facts["figures"] == {"live": proof["figures"], "batch": seen}
+    assert publish.run(config(root, taught)).facts["figures"] == {}, "no student, no figures"
+
+
 def test_without_a_log_coverage_is_unknown_not_zero(store: Storage, root: str, intent: Task) -> None:
     receipt = publish.run(config(root, answered(store, "aaaa", intent, answers(good("pizza", A)))))
     assert "coverage" not in receipt.metrics
@@ -276,12 +309,12 @@ def test_a_student_goes_live_with_the_evidence_of_its_gate(store: Storage, root:
     student = leave(store, "distill", "dddd", {})
     proof = evidence(candidate=student.path)
     passed = leave(store, "gate", "0a0a", {}, facts={"passed": True, "evidence": proof})
-    made = publish.run(config(root, *prepared, student=student.path, gate=passed.path))
-    assert release.current(store).evidence["gate"]["claims"] == read_evidence(proof).model_dump(mode="json")["claims"]
+    made = publish.run(config(root, *prepared, student=student.path, gates=(passed.path,)))
+    assert release.current(store).evidence["gates"][0]["claims"] == read_evidence(proof).model_dump(mode="json")["claims"]
     refused = leave(store, "gate", "0b0b", {}, facts={"evidence": evidence(("tail", 210, 240, 0.85), candidate=student.path)})
     with pytest.raises(GateRefused, match="missing: tail: 993 more labels"):
-        publish.run(config(root, *prepared, student=student.path, gate=refused.path))
+        publish.run(config(root, *prepared, student=student.path, gates=(refused.path,)))
     other = leave(store, "gate", "0c0c", {}, facts={"evidence": evidence(candidate="distill/another")})
     with pytest.raises(GateRefused, match="what was given is of distill/another"):
-        publish.run(config(root, *prepared, student=student.path, gate=other.path))
+        publish.run(config(root, *prepared, student=student.path, gates=(other.path,)))
     assert release.current_id(store) == made.facts["release"]

@@ -8,8 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from headtail import form, serve
-from headtail.distill.encoder import Settings, encoder_learner
+from headtail import serve
 from headtail.engines import ModelConfig
 from headtail.generate.job import answer_settings
 from headtail.keys import answer_key, fingerprint
@@ -18,16 +17,13 @@ from headtail.serve.answerer import LiveReply
 from headtail.serve.live import Student
 from headtail.storage import Storage, open_storage
 from headtail.task import Task
-from test_engines_encoder import QUERIES, golden_table, save
+from test_engines_encoder import QUERIES, random_encoder
 from test_serve import config, published
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, segmentation: Task) -> Path:
-    rows = [(q, {"segments": [{"text": q, "label": "topic"}]}) for q in dict.fromkeys(QUERIES)]
-    golden = golden_table(rows, segmentation)
-    learner = encoder_learner([segmentation], [golden], form.Manner(side=True), Settings(pretrain_epochs=0))
-    return save(learner, tmp_path_factory.mktemp("encoder"), segmentation, golden)
+    return random_encoder(tmp_path_factory.mktemp("encoder"), segmentation)
 
 
 def test_callers_share_a_pass_and_each_gets_its_own_answer(folder: Path, root: str, segmentation: Task) -> None:

@@ -85,11 +85,11 @@ def run(config: Config) -> Receipt:
         where, output = golden[name]
         say(f"ablate       {name}: a student from {where.outputs[output].rows or 0:,} rows")
         sets = (distill.TrainingSet(task=config.task, golden=f"{where.path}:{output}"),)
-        student = distill.run(_with(config, config.distill, sets=sets, gold=(config.gold,)))
+        student = distill.run(config.distill.at(config.root, config.tracking, sets=sets, gold=(config.gold,)))
         model = config.precompute.model.model_copy(update={"model": student.path})
         asked = {"task": config.task, "inputs": (config.gold,), "source": "student", "model": model}
-        answered[name] = precompute.run(_with(config, config.precompute, **asked)).path
-    quality = evaluate.run(_with(config, config.evaluate, task=config.task, gold=config.gold, answers=answered))
+        answered[name] = precompute.run(config.precompute.at(config.root, config.tracking, **asked)).path
+    quality = evaluate.run(config.evaluate.at(config.root, config.tracking, task=config.task, gold=config.gold, answers=answered))
 
     def work(station: Station) -> None:
         trained = {name: _rows(*found) for name, found in golden.items()}
@@ -163,13 +163,7 @@ def _curated(config: Config, variant: str) -> Receipt:
     changes: dict[str, Any] = {"task": config.task, "answers": config.answers, "gold": config.gold, "reviews": variant == "relabelled"}
     if variant == "raw":
         changes |= {"min_confidence": 0.0, "suspicion": config.curate.suspicion.model_copy(update={"drop_above": 1.0})}
-    return curate.run(_with(config, config.curate, **changes))
-
-
-def _with(config: Config, group: Any, **changes: Any) -> Any:
-    common = {"root": config.root, "tracking": config.tracking}
-    data = {name: getattr(group, name) for name in type(group).model_fields}
-    return type(group).model_validate({**data, **common, **changes})
+    return curate.run(config.curate.at(config.root, config.tracking, **changes))
 
 
 def _rows(receipt: Receipt, output: str) -> tuple[int, int]:

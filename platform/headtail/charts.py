@@ -18,12 +18,13 @@ INK, MUTED, RULE, PAPER = "#1b1f24", "#5f6875", "#dfe3e8", "#ffffff"
 COLOURS = {
     "teacher": "#0072b2",
     "student": "#d55e00",
+    "realtime": "#aa4499",
     "fallback": "#7d7d7d",
     "cache": "#009e73",  # a path a request takes, not a tier
     "live": "#d55e00",  # the live path is the student's
     "all": INK,
 }
-_MARKERS = {"teacher": "o", "student": "s", "fallback": "D"}
+_MARKERS = {"teacher": "o", "student": "s", "realtime": "^", "fallback": "D"}
 _SPARE = ("#cc79a7", "#56b4e9", "#e69f00", "#a0522d")  # for tiers of other names
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",

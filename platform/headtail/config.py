@@ -10,7 +10,7 @@ import datetime
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -46,6 +46,11 @@ class StageConfig(Config):
 
     root: str = execution("build/quickstart", "store: a directory or s3://bucket/prefix")
     tracking: TrackingConfig = execution(TrackingConfig(), "MLflow settings")
+
+    def at(self, root: str, tracking: TrackingConfig, **changes: Any) -> Self:
+        """This stage's config as part of a larger job: that job's store and tracking, and `changes`; an unknown name is an error."""
+        held = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate({**held, "root": root, "tracking": tracking, **changes})
 
 
 def result_fields(config: BaseModel) -> dict[str, Any]:

@@ -109,7 +109,9 @@ def _device(config: Config) -> Iterator[Result]:
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    asked = max((config.teacher or ModelConfig()).gpus, config.precompute_student.model.gpus, config.distill.gpus_per_worker)
+    trained = [config.distill, *([config.realtime] if config.realtime else [])]
+    models = [config.teacher or ModelConfig(), config.precompute_student.model]
+    asked = max(*(model.gpus for model in models), *(one.gpus_per_worker for one in trained))
     if asked > gpus:
         yield Result(
             check="device",

@@ -114,7 +114,8 @@ def three_figures(
     """A student in three figures: quality against people, agreement with its teacher (no quality figure), cost per million rows.
 
     `own`, `teacher`: metrics of the precompute receipts that answered (`teacher` empty when the teacher itself is meant or did
-    not answer). Cost in USD, tokens and seconds of all workers together; null where a receipt does not say.
+    not answer). Cost in USD, in tokens per row and in seconds of all workers together, and how many times the teacher's it is.
+    Null where nobody can know: docs/evaluate.md says when.
     """
     found = {"quality_against_people": quality, "agreement_with_teacher": agreement}
     for side, metrics in (("own", own), ("teacher", teacher)):
@@ -123,9 +124,20 @@ def three_figures(
         found[f"usd_per_million_{side}"] = metrics.get("usd_per_million")
         found[f"tokens_per_row_{side}"] = None if None in tokens else sum(t for t in tokens if t is not None)
         found[f"seconds_per_million_{side}"] = 1e6 / rate if rate else None
-    ours, theirs = found["usd_per_million_own"], found["usd_per_million_teacher"]
-    found["times_cheaper_than_teacher"] = theirs / ours if ours and theirs else None
+    for name, what in (("cheaper", "usd_per_million"), ("faster", "seconds_per_million"), ("fewer_tokens", "tokens_per_row")):
+        ours, theirs = found[f"{what}_own"], found[f"{what}_teacher"]
+        found[f"times_{name}_than_teacher"] = theirs / ours if ours and theirs else None
     return found
+
+
+def figures_of(facts: Mapping[str, Any], tier: str) -> dict[str, float | None]:
+    """The three figures that an evaluation's facts hold of a tier; all null when it was made before there were any."""
+    return dict(facts.get("figures", {}).get(tier) or three_figures(None, None, {}, {}))
+
+
+def figure_metrics(figures: Mapping[str, float | None], of: str = "") -> dict[str, float]:
+    """Figures that are known as metrics of a receipt: `figures/<name>`, or `figures/<of>/<name>`."""
+    return {"/".join(filter(None, ("figures", of, name))): value for name, value in figures.items() if value is not None}
 
 
 def read_evidence(data: Mapping[str, Any] | Evidence) -> Evidence:

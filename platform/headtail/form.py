@@ -120,11 +120,10 @@ class Form(Manner):
             return Look(None, f"not a code: {error}", [])
         return Look(*task.parse(task.dump(found.answer)), found.spans)
 
-    def as_json(self, task: Task, text: str, query: str) -> str:
-        """`text` as the task's JSON; what stands for no answer is no JSON either."""
+    def as_json(self, task: Task, text: str, found: Look) -> str:
+        """`text`, in which `found` was seen, as the task's JSON; what stands for no answer is no JSON either."""
         if self.answer == "json":
             return text
-        found = self.look(task, text, query)
         return "" if found.problem else task.dump(found.answer)
 
 

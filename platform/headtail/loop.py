@@ -11,11 +11,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from headtail import curate, distill, evaluate, gate, plan, precompute, publish, querylog, release, replay, report, serve
+from headtail import curate, distill, evaluate, gate, labels, plan, precompute, publish, querylog, release, replay, report, serve
 from headtail.config import StageConfig, execution
 from headtail.curate import Config as CurateConfig
 from headtail.distill import Config as DistillConfig
@@ -39,6 +39,7 @@ from headtail.task import EXAMPLES, load_task
 from headtail.tracking import Tracker
 
 SHIPPED_TEACHER = "example:teacher"
+BATCH, REALTIME = "student", "realtime"  # tiers
 
 
 class Config(StageConfig):
@@ -70,6 +71,11 @@ class Config(StageConfig):
     curate: CurateConfig = Field(CurateConfig(), description="see headtail curate --help")
     distill: DistillConfig = Field(DistillConfig(), description="see headtail distill --help")
     precompute_student: PrecomputeConfig = Field(PrecomputeConfig(), description="see headtail precompute --help")
+    realtime: DistillConfig | None = Field(
+        None,
+        description="a second, smaller student that answers misses live; null, or an encoder that cannot hold the task's answers: "
+        "the first one does both. See headtail distill --help",
+    )
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="see headtail evaluate --help")
     gate: GateConfig = Field(GateConfig(), description="what the student must show to be promoted; see headtail gate --help")
     publish: PublishConfig = Field(PublishConfig(), description="see headtail publish --help")
@@ -85,15 +91,11 @@ class _Loop:
         self.config, self.tracker, self.parent = config, tracker, parent
         self.receipts: dict[str, Receipt] = {}
         self.tracking = config.tracking.model_copy(update={"parent_run": parent})
-        self.common = {"root": config.root, "tracking": self.tracking}
 
     def station(self, name: str, run: Callable[[Any], Receipt], config: StageConfig, **changes: Any) -> Receipt:
-        """Run one station with the loop's root, tracking and `changes` laid over its config."""
-        known = type(config).model_fields
-        named = {"tracking": self.tracking.model_copy(update={"run_name": name})}
-        update = {key: value for key, value in {**self.common, **named, **changes}.items() if key in known}
-        data = {field: getattr(config, field) for field in known} | update
-        self.receipts[name] = run(type(config).model_validate(data))
+        """Run one station with the loop's root, tracking and, of `changes`, those that it knows."""
+        known = {key: value for key, value in changes.items() if key in type(config).model_fields}
+        self.receipts[name] = run(config.at(self.config.root, self.tracking.model_copy(update={"run_name": name}), **known))
         return self.receipts[name]
 
 
@@ -148,32 +150,86 @@ def _stations(loop: _Loop) -> Receipt:
         do("evaluate_teacher", evaluate.run, config.evaluate, **shared, gold=gold_ref, answers={"teacher": taught.path})
     golden = do("curate", curate.run, config.curate, **shared, answers=taught.path, gold=gold_ref)
     sets = (distill.TrainingSet(task=config.task, golden=f"{golden.path}:golden"),)
-    student = do("distill", distill.run, config.distill, sets=sets, gold=(gold_ref,))
-    rest = tuple(f"{planned.path}:{name}" for name in ("rest", "gold"))
-    model = config.precompute_student.model.model_copy(update={"model": student.path})
-    answered = do("precompute_student", precompute.run, config.precompute_student, **shared, inputs=rest, source="student", model=model)
-    tiers = {"teacher": taught.path, "student": answered.path}
+    students = _students(loop, sets, planned)
+    tiers = {"teacher": taught.path} | {tier: found.answered.path for tier, found in students.items()}
     quality = do("evaluate", evaluate.run, config.evaluate, **shared, gold=gold_ref, answers=tiers) if judged else None
-    gated = (
-        do("gate", gate.run, config.gate, **shared, evaluation=quality.path, tier="student", candidate=student.path) if quality else None
-    )
-    passed = bool(gated.facts["passed"]) if gated else _unproven(config)
+    passed = {tier: found for tier, found in students.items() if _passes(loop, tier, found.made, quality, len(students))}
+    live = passed.get(REALTIME) or passed.get(BATCH)
+    gates = {tier: loop.receipts.get(_at("gate", tier)) for tier in students}
     published = do(
         "publish",
         publish.run,
         config.publish,
         **shared,
-        answers=(taught.path, answered.path) if passed else (taught.path,),
-        student=student.path if passed else "",
+        answers=(taught.path, *([passed[BATCH].answered.path] if BATCH in passed else [])),
+        student=live.made.path if live else "",
         evaluation=quality.path if quality else "",
-        gate=gated.path if gated and passed else "",
+        gates=tuple(found.path for tier in passed if (found := gates[tier])),
     )
-    _register(loop, student, gated, published)
+    for tier, student in students.items():
+        _register(loop, student.made, gates[tier], published, tier)
     if config.live:
         _replay(loop, ingest, planned, published)
     paths = {name: receipt.path for name, receipt in loop.receipts.items() if name != "world"}
     reused = tuple(name for name, receipt in loop.receipts.items() if receipt.reused)
     return do("report", report.run, report.Config(), receipts=paths, title=f"headtail: {load_task(config.task).name}", reused=reused)
+
+
+class _Student(NamedTuple):
+    """A student, and what it answered."""
+
+    made: Receipt
+    answered: Receipt
+
+
+def _at(station: str, tier: str) -> str:
+    """The name of a station for a tier: the batch student's is the station's own."""
+    return station if tier == BATCH else f"{station}_{tier}"
+
+
+def _students(loop: _Loop, sets: tuple[distill.TrainingSet, ...], planned: Receipt) -> dict[str, _Student]:
+    """The batch student answers what the teacher did not; the realtime student, if there is one, answers gold alone: its work is live."""
+    config, found = loop.config, {}
+    wanted: dict[str, tuple[DistillConfig, tuple[str, ...]]] = {BATCH: (config.distill, ("rest", "gold"))}
+    if config.realtime is not None and _fits(config.realtime, config.task):
+        wanted[REALTIME] = (_all_read(config.realtime, planned), ("gold",))
+    for tier, (how, tables) in wanted.items():
+        made = loop.station(_at("distill", tier), distill.run, how, sets=sets, gold=(f"{planned.path}:gold",))
+        model = config.precompute_student.model.model_copy(update={"model": made.path})
+        asked = {"task": config.task, "inputs": tuple(f"{planned.path}:{name}" for name in tables), "source": "student", "model": model}
+        found[tier] = _Student(made, loop.station(f"precompute_{tier}", precompute.run, config.precompute_student, **asked))
+    return found
+
+
+def _fits(config: DistillConfig, name: str) -> bool:
+    """Whether a student of this kind can answer the task at all; when not, why is said."""
+    if config.student != "encoder":
+        return True
+    task = load_task(name)
+    try:
+        labels.scheme(task.schema, task.name)
+    except ConfigError as error:
+        say(f"realtime     none: {error.what}; the batch student answers live too")
+        return False
+    return True
+
+
+def _all_read(config: DistillConfig, planned: Receipt) -> DistillConfig:
+    """An encoder that is made here first learns to guess words of all queries of the plan."""
+    if config.student != "encoder" or config.base.shape is None or config.encoder.queries:
+        return config
+    queries = tuple(f"{planned.path}:{name}" for name in ("head", "teach", "rest"))
+    return config.model_copy(update={"encoder": config.encoder.model_copy(update={"queries": queries})})
+
+
+def _passes(loop: _Loop, tier: str, student: Receipt, quality: Receipt | None, candidates: int) -> bool:
+    """The gate's verdict on a student; both are judged on the same gold, so each must be surer."""
+    config = loop.config
+    if quality is None:
+        return _unproven(config)
+    how = config.gate.model_copy(update={"candidates": max(config.gate.candidates, candidates)})
+    asked = {"task": config.task, "evaluation": quality.path, "tier": tier, "candidate": student.path}
+    return bool(loop.station(_at("gate", tier), gate.run, how, **asked).facts["passed"])
 
 
 def _unproven(config: Config) -> bool:
@@ -225,10 +281,10 @@ def _train_teacher(loop: _Loop, ingest: Receipt) -> ModelConfig:
     return config.precompute_teacher.model.model_copy(update={"model": made.path})
 
 
-def _register(loop: _Loop, student: Receipt, gated: Receipt | None, published: Receipt) -> None:
-    """The student in MLflow's registry; `champion` moves on the gate's evidence alone, which is kept with the version."""
+def _register(loop: _Loop, student: Receipt, gated: Receipt | None, published: Receipt, tier: str = BATCH) -> None:
+    """A student in MLflow's registry; `champion` moves on the gate's evidence alone, which is kept with the version."""
     task, tracker = load_task(loop.config.task), loop.tracker
-    name = f"headtail-{task.name}-student"
+    name = f"headtail-{task.name}-{tier}"
     tags = {"fingerprint": student.fingerprint, "path": student.path, "release": str(published.facts.get("release", ""))}
     described = f"{student.facts.get('base')} distilled for {task.name}; gate: {gated.path if gated else 'none: no gold'}"
     source = open_storage(loop.config.root).uri(f"{student.path}/model")
@@ -243,17 +299,12 @@ def _register(loop: _Loop, student: Receipt, gated: Receipt | None, published: R
 def _replay(loop: _Loop, ingest: Receipt, planned: Receipt, published: Receipt) -> None:
     """Serve the release and send it the traffic of a later day; skipped when this release was replayed before."""
     config = loop.config
-    data = {
-        **{name: getattr(config.serve, name) for name in type(config.serve).model_fields},
-        **loop.common,
-        "release": published.facts["release"],
-    }
     changes = {"task": config.task, "log": ingest.path, "plan": planned.path, "release": published.facts["release"]}
-    done = replay.find(config.replay.model_copy(update={**loop.common, **changes}))
+    done = replay.find(config.replay.at(config.root, loop.tracking, **changes))
     if done is not None:
         loop.receipts["replay"] = done
         return
-    with serve.start(type(config.serve).model_validate(data)) as server:
+    with serve.start(config.serve.at(config.root, loop.tracking, release=published.facts["release"])) as server:
         loop.station("replay", replay.run, config.replay, **changes, url=server.url)
 
 
@@ -267,7 +318,10 @@ def _note(loop: _Loop, summary: dict[str, Any], prompt: str) -> str:
         "teacher": f"{found['precompute_teacher'].facts['model']['name']}, run precompute_teacher",
         "golden set": f"{found['curate'].rows.get('golden', 0):,} rows, {found['curate'].path}, run curate",
         "student": f"Models: headtail-{load_task(loop.config.task).name}-student, {student.path}",
-        "evidence": f"{found['gate'].path}, run gate" if "gate" in found else "none: no gold",
+        "realtime student": f"Models: headtail-{load_task(loop.config.task).name}-realtime, {found['distill_realtime'].path}"
+        if "distill_realtime" in found
+        else "none: the student above answers live",
+        "evidence": ", ".join(f"{found[name].path}, run {name}" for name in ("gate", "gate_realtime") if name in found) or "none: no gold",
         "report": f"artifact report.html here; {summary['paths']['report']}",
     }
     return "| part | where |\n|---|---|\n" + "\n".join(f"| {name} | {where} |" for name, where in parts.items())

@@ -8,20 +8,22 @@ Decides nothing about which queries are worth it, nor what their answers are use
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from headtail.config import StageConfig, execution, result_fields
-from headtail.engines import ModelConfig
+from headtail.engines import ModelConfig, check_top
+from headtail.engines.tokens import vocabulary
 from headtail.errors import EngineError, InputError, LimitReached
 from headtail.generate import ANSWERS, Job, Ledger, Limits, Table, generate, sweep
 from headtail.generate.preview import ROWS, Preview, finished, kept, preview
 from headtail.models import Found, find
 from headtail.receipt import Receipt, load_receipt, load_ref, receipt_path
-from headtail.rows import State
+from headtail.rows import TOP, State
 from headtail.station import Station, identity, run_once
-from headtail.storage import Storage, open_storage
+from headtail.storage import Storage, column_bytes, open_storage
 from headtail.task import Task, load_task
 
 LOAD = ("occupancy", "occupancy_fed", "prefix_hit_rate")  # of an engine that says so: see docs/engines.md
@@ -37,6 +39,9 @@ class Config(StageConfig):
     )
     source: Literal["teacher", "student"] = Field("teacher", description="who answers, for the rows' provenance")
     model: ModelConfig = Field(ModelConfig(), description="the model and its engine")
+    side_inputs: bool = Field(
+        True, description="ask rows with the side inputs that they have; false: without, as live tail traffic is asked"
+    )
     workers: int = execution(1, "engines that run side by side", ge=1)
     shards: int = execution(0, "files the rows are spread over; 0 chooses; fixed by a job's first run", ge=0, le=1_000_000)
     flush_rows: int = execution(10_000, "rows of a shard after which they are made safe", ge=1)
@@ -48,6 +53,13 @@ class Config(StageConfig):
         (State.FAILED,), description="states in which an answer of an earlier job is not taken over but asked again"
     )
     keep_logprobs: bool = Field(True, description="keep the log-prob of each token of an answer: 4 bytes a token before compression")
+    top_logprobs: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="keep so many of the likeliest tokens at each token of an answer, for a student to learn from: 6 bytes each before "
+        "compression; 0: none. Only a decoder that vLLM runs has them",
+    )
     max_failed_share: float = execution(
         0.05, "share of failed rows (0..1) above which the job stops, early when it is sure; finished rows are kept", ge=0, le=1
     )
@@ -75,6 +87,8 @@ def _find(config: Config) -> _Asked:
     if len(set(labels)) < len(labels):
         raise InputError("the same table is named twice", where="inputs", value=", ".join(labels), fix="name each table once")
     model = find(config.model, store, fetch=False)
+    if config.top_logprobs:
+        check_top(config.model.engine, model.form.kind)
     tables = tuple(Table(receipt.output(name).path, label) for (receipt, name), label in zip(found, labels, strict=True))
     inputs: dict[str, Any] = {label.replace(":", "."): receipt for (receipt, _), label in zip(found, labels, strict=True)}
     # The task by what changes an answer: a changed scorer or fallback answers nothing anew. The model by its weights.
@@ -92,6 +106,7 @@ def _job(config: Config, asked: _Asked, path: str) -> Job:
         digest=asked.model.digest,
         name=asked.model.name,
         form=asked.model.form.check(asked.task),
+        side_inputs=config.side_inputs,
         source=config.source,
         tables=asked.tables,
         workers=config.workers,
@@ -103,6 +118,7 @@ def _job(config: Config, asked: _Asked, path: str) -> Job:
         reuse=config.reuse,
         reuse_jobs=config.reuse_jobs,
         keep_logprobs=config.keep_logprobs,
+        top_logprobs=config.top_logprobs,
         stall_seconds=config.stall_seconds,
         limits=limits(config),
     )
@@ -182,12 +198,28 @@ def _record(station: Station, config: Config, job: Job, model: Found, ledger: Le
         "engine_restarts": ledger.restarts,
         "usd_per_hour": config.model.usd_per_hour or USD_PER_HOUR,
     }
+    if config.top_logprobs:
+        _tell_top(station, config, ledger)
     if not job.form.default:
         station.facts["form"] = job.form.model_dump()
+    if job.task.side_inputs and not job.side_inputs:
+        station.note("rows were asked without the side inputs that they have")
     for label, names in ledger.lacking.items():
         station.note(f"{label} has no {', '.join(names)}: its rows were asked without")
     if damaged := sum(shard.damaged for shard in ledger.shards):
         station.note(f"{damaged} finished rows of an earlier run could not be read and were asked again")
+
+
+def _tell_top(station: Station, config: Config, ledger: Ledger) -> None:
+    """What the likeliest tokens cost in the store, compressed, and whose vocabulary their ids are of."""
+    from transformers import AutoTokenizer
+
+    paths = [shard.answers.path for shard in ledger.shards]
+    with ThreadPoolExecutor(16) as pool:
+        size = sum(pool.map(lambda path: column_bytes(station.store, path, TOP.names), paths))
+    station.metrics |= {"top_logprobs_bytes": float(size), "top_logprobs_bytes_per_row": size / ledger.rows}
+    revision = {"revision": config.model.revision} if config.model.revision else {}
+    station.facts["vocabulary"] = vocabulary(AutoTokenizer.from_pretrained(find(config.model, station.store).path, **revision))
 
 
 def limits(config: Config) -> Limits:

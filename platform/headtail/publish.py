@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,10 +23,11 @@ from headtail.cache import Built, Manifest, coverage, generation_path, publish_g
 from headtail.cache.builder import OFFERED, build_generation
 from headtail.config import StageConfig, execution
 from headtail.errors import ConfigError, GateRefused, LedgerError, StorageError
-from headtail.evidence import Evidence, read_evidence
+from headtail.evidence import Evidence, figure_metrics, figures_of, read_evidence, three_figures
 from headtail.generate import answers as read_answers
 from headtail.progress import bar, say
 from headtail.receipt import LATEST, Receipt, load_receipt
+from headtail.rows import Source
 from headtail.station import Station, run_once
 from headtail.storage import FileRef, Storage, open_storage, stream_table
 from headtail.task import Task, load_task
@@ -39,8 +40,9 @@ class Config(StageConfig):
     answers: tuple[str, ...] = Field((LATEST,), min_length=1, description="precompute receipt refs; the first that has an answer wins")
     student: str = Field("", description="distill receipt ref of the model that answers misses live; empty: misses get the task's fallback")
     evaluation: str = Field("", description="evaluate receipt ref kept as evidence")
-    gate: str = Field(
-        "", description="gate receipt ref that let the student pass, kept as evidence; a refused one is an error; empty: none"
+    gates: tuple[str, ...] = Field(
+        (),
+        description="gate receipt refs, kept as evidence: of the student and of models whose answers are published; none may be refused",
     )
     min_confidence: dict[Literal["teacher", "student"], float] = Field(
         {"teacher": 0.0, "student": 0.0},
@@ -58,8 +60,8 @@ def run(config: Config) -> Receipt:
     evaluation = load_receipt(store, "evaluate", config.evaluation) if config.evaluation else None
     for receipt in answers.values():
         _same_task(task, receipt)
-    gated = load_receipt(store, "gate", config.gate) if config.gate else None
-    parts = _Parts(task, tuple(answers.values()), student, evaluation, _proven(gated, student) if gated else None)
+    gated = [load_receipt(store, "gate", ref) for ref in config.gates]
+    parts = _Parts(task, tuple(answers.values()), student, evaluation, _proven(gated, student))
 
     def work(station: Station) -> None:
         built = _build(station, config, parts)
@@ -67,15 +69,14 @@ def run(config: Config) -> Receipt:
         _release(station, config, parts, manifest)
 
     inputs = {f"answers.{i}": receipt for i, receipt in enumerate(parts.answers)}
-    inputs |= {
-        name: receipt for name, receipt in (("student", student), ("evaluation", evaluation), ("gate", gated)) if receipt is not None
-    }
+    inputs |= {name: receipt for name, receipt in (("student", student), ("evaluation", evaluation)) if receipt is not None}
+    inputs |= {f"gate.{i}": receipt for i, receipt in enumerate(gated)}
     replaces = {
         "task": task.name,
         "answers": [receipt.path for receipt in parts.answers],
         "student": student.path if student else "",
         "evaluation": evaluation.path if evaluation else "",
-        "gate": gated.path if gated else "",
+        "gates": [receipt.path for receipt in gated],
     }
     receipt = run_once("publish", config, work, inputs=inputs, task=task, replaces=replaces)
     _still_there(store, receipt)
@@ -93,18 +94,20 @@ class _Parts:
     answers: tuple[Receipt, ...]
     student: Receipt | None
     evaluation: Receipt | None
-    evidence: Evidence | None
+    proofs: tuple[Evidence, ...]
 
 
-def _proven(gated: Receipt, student: Receipt | None) -> Evidence:
-    """The evidence of a gate. GateRefused when it was not passed, or is of another student than the one to be served."""
-    found = read_evidence(gated.facts.get("evidence", {}))
-    missing = found.lacking()
-    if student is not None and found.candidate != student.path:
-        missing.append(f"evidence of {student.path}: what was given is of {found.candidate}")
-    if missing:
-        raise GateRefused(f"{found.candidate} is not published; missing: {'; '.join(missing)}", where=gated.path)
-    return found
+def _proven(gated: Sequence[Receipt], student: Receipt | None) -> tuple[Evidence, ...]:
+    """The evidence of gates. GateRefused when one was not passed, or none is of the student that is to be served."""
+    proofs = tuple(read_evidence(receipt.facts.get("evidence", {})) for receipt in gated)
+    for receipt, found in zip(gated, proofs, strict=True):
+        if missing := found.lacking():
+            raise GateRefused(f"{found.candidate} is not published; missing: {'; '.join(missing)}", where=receipt.path)
+    seen = [found.candidate for found in proofs]
+    if student is not None and proofs and student.path not in seen:
+        what = f"{student.path} is not published; missing: evidence of {student.path}: what was given is of {', '.join(seen)}"
+        raise GateRefused(what, where=gated[0].path)
+    return proofs
 
 
 def _still_there(store: Storage, receipt: Receipt) -> None:
@@ -186,8 +189,8 @@ def _release(station: Station, config: Config, parts: _Parts, manifest: Manifest
         for receipt in parts.answers:
             if receipt.path not in parts.evaluation.inputs.values():
                 station.note(f"the evaluation {parts.evaluation.path} did not look at the answers {receipt.path}")
-    if parts.evidence is not None:
-        evidence["gate"] = parts.evidence.model_dump(mode="json")
+    if parts.proofs:
+        evidence["gates"] = [proof.model_dump(mode="json") for proof in parts.proofs]
     made = releases.make(
         station.store,
         generation=manifest.id,
@@ -199,7 +202,38 @@ def _release(station: Station, config: Config, parts: _Parts, manifest: Manifest
     )
     station.outputs["release"] = _ref(station.store, f"{releases.FOLDER}/{made.id}.json")
     station.facts |= {"generation": manifest.id, "release": made.id, "previous": previous, "student": made.student}
+    station.facts["figures"] = of_students = dict(_figures(station.store, parts))
+    for role, known in of_students.items():
+        station.metrics |= figure_metrics(known, role)
     station.tracker.log(station.run_id, {}, {}, {"headtail.generation": manifest.id, "headtail.release": made.id})
+
+
+def _figures(store: Storage, parts: _Parts) -> Iterator[tuple[str, dict[str, float | None]]]:
+    """The three figures of the student that answers live, and of each whose answers are published: its gate's, else the evaluation's.
+
+    Where neither looked at it, its cost alone.
+    """
+    by_source: dict[str, list[Receipt]] = {}
+    for receipt in parts.answers:
+        by_source.setdefault(str(receipt.settings.get("config", {}).get("source")), []).append(receipt)
+    batch, taught = by_source.get(Source.STUDENT, []), by_source.get(Source.TEACHER, [])
+    known: dict[str, dict[str, float | None]] = {}
+    for receipt in batch:
+        known.setdefault(_by(receipt), three_figures(None, None, receipt.metrics, taught[0].metrics if taught else {}))
+    tiers = parts.evaluation.settings.get("config", {}).get("answers", {}) if parts.evaluation else {}
+    for tier, path in tiers.items():
+        if parts.evaluation and tier in parts.evaluation.facts.get("figures", {}) and store.exists(f"{path}/receipt.json"):
+            known[_by(load_receipt(store, "precompute", path))] = figures_of(parts.evaluation.facts, tier)
+    known |= {proof.candidate: proof.figures for proof in parts.proofs if proof.figures}
+    if parts.student is not None:
+        yield "live", known.get(parts.student.path) or three_figures(None, None, {}, taught[0].metrics if taught else {})
+    for number, name in enumerate(dict.fromkeys(map(_by, batch))):
+        yield f"batch{number + 1 if number else ''}", known[name]
+
+
+def _by(receipt: Receipt) -> str:
+    """The model that made these answers."""
+    return str(receipt.facts.get("model", {}).get("name") or receipt.path)
 
 
 def _coverage(station: Station, parts: _Parts, built: Built) -> float | None:

@@ -111,6 +111,19 @@ ANSWER = pa.schema(
     ]
 )
 
+# Beside an ANSWER, and the GOLDEN row made from it, where a job was asked for top_logprobs: the answer's own tokens (its end
+# included), and at each of them the k likeliest, likeliest first. Null where a row is not answered, or is no longer the model's words.
+TOP = pa.schema(
+    [
+        ("token_ids", pa.list_(pa.int32())),  # n
+        ("top_ids", pa.list_(pa.int32())),  # n x k, flat
+        ("top_logprobs", pa.list_(pa.float16())),  # n x k, flat; natural log, after the grammar's mask
+    ]
+)
+
+# Columns of ANSWER that came later: tables of an older release lack them, and hold null there.
+ANSWER_SINCE = ("seconds", "agreement", "samples", "logprobs")
+
 # One training row: the query as the teacher saw it, the answer to learn, and where it came from.
 GOLDEN = pa.schema(
     [
@@ -211,6 +224,11 @@ QUALITY = pa.schema(
 
 # A judge's score of one answer, 0..1; an answer_key beside it is checked.
 JUDGED = pa.schema([("query_key", KEY), ("score", pa.float64())])
+
+
+def with_top(schema: pa.Schema, top: int) -> pa.Schema:
+    """`schema`, with the columns of TOP appended when any likeliest tokens are asked for."""
+    return pa.schema([*schema, *TOP]) if top else schema
 
 
 def with_side_inputs(schema: pa.Schema, side_inputs: Sequence[str]) -> pa.Schema:

@@ -1,9 +1,11 @@
 """What curation is worth, measured: students from raw, filtered, relabelled and right answers, judged on the same gold.
 
     python -m tests.bench.ablation --root build/quickstart [--share 0.1] [--reviewed 200] [--student encoder]
+    python -m tests.bench.ablation --root build/real/run_snips --task docs/benchmarks/real_data/snips_slots --share 0
 
-In: a store that a loop on the example world has left (its teacher's answers, plan and log). Errors are planted in a copy of the
-answers; a reviewer who knows the world goes through the first rows of the queue. Out: a table and build/bench/ablation.json.
+In: a store that a loop has left (its teacher's answers, plan and log). Errors are planted in a copy of the answers; a reviewer who
+knows the right ones goes through the first rows of the queue: from the example world, or where the log is people's, from the
+training split of their labels. Out: a table and build/bench/ablation.json.
 """
 
 from __future__ import annotations
@@ -44,8 +46,12 @@ STUDENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def right_answers(task: Task, made: Receipt) -> dict[str, str]:
-    """The right answer to every query of the log of a world."""
+def right_answers(store: Storage, task: Task) -> dict[str, str]:
+    """The right answer to queries of a log: to all of a world's, else to those of the training split of people's answers."""
+    if not store.exists("world/LATEST"):
+        table = load_receipt(store, "ingest").table(store, "gold_train", ["query", "answer"])
+        return dict(zip(table["query"].to_pylist(), table["answer"].to_pylist(), strict=True))
+    made = load_receipt(store, "world")
     settings = {name: value for name, value in made.settings["config"].items() if name in world.Config.model_fields}
     found: dict[str, str] = {}
     for text, meaning, _, _ in world.asked(build(world.Config, settings, made.path)):
@@ -75,10 +81,12 @@ def one(root: str, task: Task, student: str, share: float, rows: int, seed: int)
         teacher = _teacher(given, plan)
         for path in (plan.path, teacher.path):
             shutil.copytree(Path(given.root) / path, Path(folder) / path)
-        right = right_answers(task, load_receipt(given, "world"))
+        right = right_answers(given, task)
         store = open_storage(folder)
-        common = {"root": folder, "tracking": OFF, "task": task.name}
-        spoilt = planted.run(planted.Config.model_validate({**common, "answers": teacher.path, "share": share, "seed": seed}))
+        common = {"root": folder, "tracking": OFF, "task": str(task.folder)}
+        spoilt = teacher
+        if share:
+            spoilt = planted.run(planted.Config.model_validate({**common, "answers": teacher.path, "share": share, "seed": seed}))
         settings: dict[str, Any] = {**common, "answers": spoilt.path, "gold": f"{plan.path}:gold"}
         whole = curate.run(curate.Config.model_validate({**settings, "min_gain": 0, "reviews": False}))
         counts = reviewed(store, task, whole.table(store, "suspects"), right, rows)
@@ -86,7 +94,7 @@ def one(root: str, task: Task, student: str, share: float, rows: int, seed: int)
         config = {**settings, "human": f"{human}:golden", "curate": {"min_gain": 0}, "distill": STUDENTS[student]}
         receipt = ablate.run(build(ablate.Config, config, "bench"))
         print(ablate.markdown(receipt.table(store, "ablation")))
-        planted_rows = {"planted": spoilt.rows["planted"], "planted_share": share, "reviewed": counts}
+        planted_rows = {"planted": spoilt.rows.get("planted", 0), "planted_share": share, "reviewed": counts}
         return {"student": student, **planted_rows, "seconds": receipt.seconds, "ablation": receipt.facts["ablation"]}
 
 

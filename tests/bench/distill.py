@@ -1,10 +1,9 @@
 """headtail's training loop beside a plain Hugging Face Trainer: same data, model, batch, precision and threads, in turn in one run.
 
-    python -m tests.bench.distill                                            some 5 minutes on 2 cores
-    python -m tests.bench.distill --root build/quickstart --teacher precompute/ab --decoder precompute/cd --encoder precompute/ef \
-        --evaluation evaluate/gh                                             with what students cost and lose, from their receipts
+    python -m tests.bench.distill                               some 5 minutes on 2 cores
+    python -m tests.bench.distill --root build/quickstart       with what its students cost and lose (tests.bench.students)
 
-In: nothing but this checkout, or receipts of a store. Out: a table and build/bench/distill.json. Rows per second are of the
+In: nothing but this checkout, or a store with students. Out: a table and build/bench/distill.json. Rows per second are of the
 steady state: the first steps of each run are left out. The plain Trainer draws rows at random and pads to the longest of a
 batch; `trainer-grouped` is the same with its own grouping by length, the stronger rival. Every run is a process of its own.
 """
@@ -15,23 +14,23 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from headtail.progress import bar, console
-from headtail.receipt import Receipt
+from headtail.progress import console
 
+from . import students
 from .machine import machine
+from .turns import in_turn
 
 OUT = Path("build/bench/distill.json")
 SYSTEMS = ("headtail", "trainer", "trainer-grouped")
+CLAIMED = ("decoder_cost_ratio", "encoder_cost_ratio", "decoder_quality_gap", "encoder_quality_gap")
 SKIPPED = 0.2  # share of a run's steps that come before its steady state
 RATE = 1e-3
 
@@ -168,52 +167,6 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-STUDENTS = ("decoder", "encoder")
-
-
-def students(receipts: Mapping[str, Receipt], evaluation: Receipt | None) -> dict[str, Any]:
-    """What students cost and lose beside their teacher, from receipts of precompute and evaluate; null where one is missing.
-
-    The cost ratio is that of engine seconds per row, all threads of the machine, as each job measured it end to end.
-    """
-    found: dict[str, Any] = {}
-    teacher = receipts.get("teacher")
-    for name in STUDENTS:
-        student = receipts.get(name)
-        ratio = student.metrics["rows_per_s"] / teacher.metrics["rows_per_s"] if student and teacher else None
-        quality = evaluation.metrics if evaluation else {}
-        both = quality.get("quality/teacher/all"), quality.get(f"quality/{name}/all")
-        gap = None if both[0] is None or both[1] is None else 100 * (both[0] - both[1])  # points
-        found |= {f"{name}_cost_ratio": ratio, f"{name}_quality_gap": gap}
-        if student:
-            found[f"{name}_tokens_per_row"] = [student.metrics["tokens_in_per_row"], student.metrics["tokens_out_per_row"]]
-    if teacher:
-        found["teacher_tokens_per_row"] = [teacher.metrics["tokens_in_per_row"], teacher.metrics["tokens_out_per_row"]]
-    return found
-
-
-def measure(system: str, setting: Setting) -> dict[str, Any]:
-    """One run of a system in a process of its own."""
-    command = [sys.executable, "-m", "tests.bench.distill", "--turn", system, "--setting", json.dumps(setting._asdict())]
-    places = {"OMP_NUM_THREADS": str(setting.threads), "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **places})
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    last = [line for line in done.stdout.splitlines() if line.startswith("{")][-1]
-    return {"system": system, **json.loads(last)}
-
-
-def turns(repeats: int, setting: Setting) -> list[dict[str, Any]]:
-    """Every system `repeats` times, in turn, so that a slow minute of the machine meets them all."""
-    runs = []
-    with bar("systems in turn", repeats * len(SYSTEMS), "runs") as shown:
-        for turn in range(repeats):
-            for system in SYSTEMS if turn % 2 == 0 else reversed(SYSTEMS):
-                runs.append(measure(system, setting))
-                shown.update(len(runs))
-    return runs
-
-
 def _turn(system: str, setting: Setting) -> None:
     from headtail.distill.base import hush
 
@@ -230,18 +183,6 @@ def _rows(folder: str, rows: int) -> str:
     return f"{made.path}:train_query_segmentation"
 
 
-def _receipts(arguments: argparse.Namespace) -> dict[str, Any]:
-    from headtail.receipt import load_receipt
-    from headtail.storage import open_storage
-
-    if not arguments.root:
-        return students({}, None)
-    store = open_storage(arguments.root)
-    named = {name: getattr(arguments, name) for name in ("teacher", *STUDENTS)}
-    found = {name: load_receipt(store, "precompute", ref) for name, ref in named.items() if ref}
-    return students(found, load_receipt(store, "evaluate", arguments.evaluation) if arguments.evaluation else None)
-
-
 def main() -> None:
     """Measure, show, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -251,36 +192,34 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--model", default="example:student-base")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--root", default="", help="store of the receipts below")
-    for name in ("teacher", *STUDENTS, "evaluation"):
-        parser.add_argument(f"--{name}", default="", help="receipt of precompute" if name != "evaluation" else "receipt of evaluate")
+    parser.add_argument("--root", default="", help="store whose students are measured beside their teacher; empty: none are")
+    students.add_flags(parser)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--turn", default="", help=argparse.SUPPRESS)
     parser.add_argument("--setting", default="", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.turn:
-        _turn(arguments.turn, Setting(**json.loads(arguments.setting)))
+    given = parser.parse_args()
+    if given.turn:
+        _turn(given.turn, Setting(**json.loads(given.setting)))
         return
-    costs = _receipts(arguments)  # first: a wrong reference is told before minutes are spent
+    costs = students.measured(given, given.repeats) if given.root else dict.fromkeys(CLAIMED)
     with tempfile.TemporaryDirectory(prefix="headtail-bench-") as folder:
-        golden = _rows(folder, arguments.rows)
-        setting = Setting(folder, golden, arguments.rows, arguments.batch, arguments.threads, arguments.precision, arguments.model)
-        runs = turns(arguments.repeats, setting)
+        setting = Setting(folder, _rows(folder, given.rows), given.rows, given.batch, given.threads, given.precision, given.model)
+        asked = json.dumps(setting._asdict())
+        places = {"OMP_NUM_THREADS": str(setting.threads), "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+        command = [sys.executable, "-m", "tests.bench.distill", "--setting", asked, "--turn"]
+        runs = in_turn(SYSTEMS, given.repeats, lambda system: [*command, system], places)
     found = {**summary(runs), **costs, "setting": setting._replace(folder="", golden="")._asdict(), "runs": runs, **machine()}
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    table = Table(
-        "system", "rows/s", "real tokens", title=f"training, {setting.precision}, {setting.threads} threads", title_justify="left"
-    )
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    title = f"training, {setting.precision}, {setting.threads} threads"
+    table = Table("system", "rows/s", "real tokens", title=title, title_justify="left")
     for system in SYSTEMS:
         table.add_row(system, f"{found['rows_per_s'][system]:.1f}", f"{found['real_token_share_by_system'][system]:.3f}")
     console.print(table)
-    for name in (
-        "throughput_vs_trainer",
-        "throughput_vs_trainer_grouped",
-        *(f"{s}_{f}" for s in STUDENTS for f in ("cost_ratio", "quality_gap")),
-    ):
-        console.print(f"{name:<32} {found[name] if found[name] is None else format(found[name], '.3f')}")
+    if given.root:
+        students.show(found)
+    for name in ("throughput_vs_trainer", "throughput_vs_trainer_grouped", *CLAIMED):
+        console.print(f"{name:<32} {'not measured' if found.get(name) is None else format(found[name], '.3f')}")
 
 
 if __name__ == "__main__":

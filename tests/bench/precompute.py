@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -22,11 +21,12 @@ from typing import Any
 
 from rich.table import Table
 
-from headtail.progress import bar, console
+from headtail.progress import console
 
 from .machine import machine
 from .overhead import overhead_us
 from .systems import model, parts, queries
+from .turns import in_turn
 
 OUT = Path("build/bench/precompute.json")
 SYSTEMS = ("raw", "raw-plain", "ray-data-llm", "headtail")
@@ -41,25 +41,11 @@ def rate(seconds: dict[str, float]) -> float:
     return (large - small) / (slow - quick)
 
 
-def measure(system: str, sizes: Sequence[int], threads: int) -> dict[str, Any]:
-    """One run of a system in a process of its own: seconds per size, and what it said of itself."""
-    command = [sys.executable, "-m", "tests.bench.systems", system, *map(str, sizes), "--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {"system": system, **said[-1], "said": said[:-1]}
-
-
 def turns(repeats: int, sizes: Sequence[int], threads: int) -> list[dict[str, Any]]:
-    """Every system `repeats` times, in turn, so that a slow minute of the machine meets them all."""
-    runs = []
-    with bar("systems in turn", repeats * len(SYSTEMS), "runs") as shown:
-        for turn in range(repeats):
-            for system in SYSTEMS if turn % 2 == 0 else reversed(SYSTEMS):
-                runs.append(measure(system, sizes, threads))
-                shown.advance(1)
-    return runs
+    """Every system's seconds per size, and what it said of itself."""
+    return in_turn(
+        SYSTEMS, repeats, lambda system: [sys.executable, "-m", "tests.bench.systems", system, *map(str, sizes), "--threads", str(threads)]
+    )
 
 
 def constrained_and_free(repeats: int, threads: int) -> dict[str, list[float]]:

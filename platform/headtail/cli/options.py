@@ -25,6 +25,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "distill": ("headtail.distill", "fine-tune a student on the golden rows"),
     "sweep": ("headtail.distill.sweep", "train a student for each point of a grid and name the best"),
     "ablate": ("headtail.ablate", "what curation is worth: a student from each kind of golden set, judged on the same gold"),
+    "gap": ("headtail.gap", "what side inputs are worth: teacher and student asked with them and without, on the same gold"),
     "publish": ("headtail.publish", "build a cache generation and promote it as the current release"),
     "replay": ("headtail.replay", "send later traffic to a running server and measure"),
     "report": ("headtail.report", "write the page people look at"),

@@ -31,7 +31,7 @@ from headtail.curate.verdicts import KEPT, Judged, Rules, Seen, judge
 from headtail.errors import InputError, LedgerError
 from headtail.generate import answers as read_answers
 from headtail.receipt import Receipt, load_receipt, load_ref
-from headtail.rows import DROPPED, GOLDEN, State, Stratum, with_side_inputs
+from headtail.rows import DROPPED, State, Stratum
 from headtail.station import Station, run_once
 from headtail.storage import Storage, open_storage
 from headtail.task import Task, load_task
@@ -120,7 +120,7 @@ def run(config: Config) -> Receipt:
             return Seen(looked_at.place, found.score, found.kind, found.cluster, found.curve.enough if found.curve else None)
 
         judged = judge(rows, config.rules, decided.read_decisions(reviewed, task), at)
-        _write(station, task, judged, read)
+        _write(station, task, judged, read, int(receipt.settings.get("config", {}).get("top_logprobs", 0)))
         _tell(station, config, judged, seen[0])
 
     inputs: dict[str, Any] = {"answers": receipt, **{name: found for name, (found, _) in gold.items()}}
@@ -152,7 +152,7 @@ def _account(rows: Columns, receipt: Receipt) -> None:
         )
 
 
-def _write(station: Station, task: Task, judged: Judged, read: Reader) -> None:
+def _write(station: Station, task: Task, judged: Judged, read: Reader, top: int) -> None:
     kept = judged.reason == KEPT
     reasons = Counter(judged.reason[~kept].tolist())
     if not kept.any():
@@ -160,7 +160,7 @@ def _write(station: Station, task: Task, judged: Judged, read: Reader) -> None:
         raise InputError(
             "no answer is fit to train on", where="answers", value=told, fix="lower min_confidence, or look at the teacher's receipt"
         )
-    golden = station.table("golden", tables.golden_rows(read, task, judged), with_side_inputs(GOLDEN, task.side_inputs))
+    golden = station.table("golden", tables.golden_rows(read, task, judged, top), tables.golden_schema(task, top))
     dropped = station.table("dropped", tables.dropped_rows(read, judged), DROPPED)
     station.rows |= {"in": len(judged.reason), "golden": int(golden.rows or 0), "dropped": int(dropped.rows or 0)}
     station.rows |= {f"dropped.{why}": count for why, count in sorted(reasons.items())}

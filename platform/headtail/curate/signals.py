@@ -10,6 +10,7 @@ nothing. A hit that nearly every row has (a fallback that always differs, words 
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -136,8 +137,6 @@ def _instead(task: Task, scan: Scan, seen: View, sets: list[Items], judged: list
             return None
         best.append([items.names[found.best[item]] for item in mine])
     if seen.fields:
-        import json
-
         return {**scan.answer[row], **{name: json.loads(labels[0]) for name, labels in zip(seen.fields, best, strict=True)}}
     tagged = seen.tagged[row]
     return untag(task, [word.written for word in tagged.words], best[0]) if tagged else None

@@ -14,16 +14,25 @@ import pyarrow.compute as pc
 from headtail.curate.columns import cleaned
 from headtail.curate.scan import Reader, numbered, parsed, side_column
 from headtail.curate.verdicts import KEPT, Judged
-from headtail.rows import DROPPED, GOLDEN, conform, with_side_inputs
+from headtail.rows import DROPPED, GOLDEN, TOP, conform, with_side_inputs, with_top
 from headtail.task import Task
 
 TEACHER, HUMAN = "teacher", "human"
 
 
-def golden_rows(read: Reader, task: Task, judged: Judged) -> Iterator[pa.Table]:
-    """The kept answers as GOLDEN rows with their side inputs, parsed once more and written canonically."""
-    schema = with_side_inputs(GOLDEN, task.side_inputs)
-    columns = ["query_key", "query", "answer", "stratum", "answer_key", *task.side_inputs]
+def golden_schema(task: Task, top: int) -> pa.Schema:
+    """Of the golden rows; `top`: how many of the likeliest tokens the answers hold."""
+    return with_side_inputs(with_top(GOLDEN, top), task.side_inputs)
+
+
+def golden_rows(read: Reader, task: Task, judged: Judged, top: int) -> Iterator[pa.Table]:
+    """The kept answers as GOLDEN rows with their side inputs, parsed once more and written canonically.
+
+    The likeliest tokens stay with answers that are still the teacher's, word for word.
+    """
+    schema = golden_schema(task, top)
+    tops = TOP.names if top else []
+    columns = ["query_key", "query", "answer", "stratum", "answer_key", *task.side_inputs, *tops]
     for table, start in numbered(read(columns)):
         kept = np.flatnonzero(judged.reason[start : start + table.num_rows] == KEPT)
         if not len(kept):
@@ -33,6 +42,7 @@ def golden_rows(read: Reader, task: Task, judged: Judged) -> Iterator[pa.Table]:
         people = judged.answer[start + kept].tolist()
         stored = part["answer"].to_pylist()
         answers = [task.dump(parsed(task, person or text, query)) for person, text, query in zip(people, stored, texts, strict=True)]
+        same = pa.array([answer == text for answer, text in zip(answers, stored, strict=True)])
         written = [person is None or person == text for person, text in zip(people, stored, strict=True)]  # by the teacher
         made = {
             "query_key": keys,
@@ -43,6 +53,7 @@ def golden_rows(read: Reader, task: Task, judged: Judged) -> Iterator[pa.Table]:
             "origin": pa.array([TEACHER if person is None else HUMAN for person in people], pa.string()),
             "answer_key": pc.if_else(pa.array(written), part["answer_key"].combine_chunks(), None),
             **{name: side_column(part, name) for name in task.side_inputs},
+            **{name: pc.if_else(same, part[name].combine_chunks(), None) for name in tops},
         }
         yield conform(pa.table(made), schema, "golden")
 

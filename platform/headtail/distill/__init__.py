@@ -18,9 +18,9 @@ from headtail.distill.base import Base
 from headtail.distill.encoder import Settings as EncoderSettings
 from headtail.distill.learner import Kind, learner_for
 from headtail.distill.logits import Logits
-from headtail.distill.rows import TrainingSet, Weights, examples, read_rows, tables_of
+from headtail.distill.rows import Rows, TrainingSet, Weights, examples, left_out, read_rows, source_of, tables_of, with_side
 from headtail.errors import ConfigError
-from headtail.form import Manner
+from headtail.form import Form, Manner
 from headtail.models import Found, resolve
 from headtail.receipt import Receipt, load_ref
 from headtail.station import Station, run_once
@@ -65,6 +65,9 @@ class Config(StageConfig):
     lora: Lora | None = Field(Lora(), description="LoRA settings; null trains all weights")
     encoder: EncoderSettings = Field(EncoderSettings(), description="encoder students: corrections, slips, pre-training")
     logits: Logits | None = Field(None, description="learn from a teacher's likeliest tokens too; null learns from its answers alone")
+    two_stage: bool = Field(
+        False, description="learn with side inputs, then go on from those weights without them, as the tail is asked: twice the training"
+    )
     epochs: float = Field(3.0, gt=0, description="passes over the training rows")
     max_steps: int = Field(0, ge=0, description="stop after this many optimiser steps; 0 for no limit")
     early_stopping: Stopping | None = Field(None, description="stop when held-out rows get no better; null trains to the end")
@@ -94,6 +97,12 @@ class Config(StageConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _stages_differ(self) -> Config:
+        if self.two_stage and (self.student == "encoder" or self.form.prompt == "bare") and not self.form.side:
+            raise ValueError("two_stage: this form shows no side inputs, so both stages would be the same: set form.side to true")
+        return self
+
 
 class Sources(NamedTuple):
     """What a config names, found: the part of a run that is known before any work."""
@@ -111,7 +120,7 @@ def run(config: Config) -> Receipt:
     store = open_storage(config.root)
     sources = _sources(config, store)
     made = run_once(
-        "distill", config, lambda station: _work(config, station, sources), inputs=sources.inputs, version=2, replaces=sources.replaces
+        "distill", config, lambda station: _work(config, station, sources), inputs=sources.inputs, version=3, replaces=sources.replaces
     )
     work = f"{made.path}/work"
     if store.exists(f"{work}/done.json"):  # the receipt is there: what a resumed run would have needed can go
@@ -123,7 +132,7 @@ def run(config: Config) -> Receipt:
 def identity(config: Config) -> str:
     """The fingerprint that `run` would give: same fingerprint, same student."""
     sources = _sources(config, open_storage(config.root))
-    return stage_identity("distill", config, inputs=sources.inputs, version=2, replaces=sources.replaces)[1]
+    return stage_identity("distill", config, inputs=sources.inputs, version=3, replaces=sources.replaces)[1]
 
 
 def _sources(config: Config, store: Storage) -> Sources:
@@ -135,9 +144,12 @@ def _sources(config: Config, store: Storage) -> Sources:
         named |= {f"queries.{i}": ref for i, ref in enumerate(config.encoder.queries)}
     refs = {name: load_ref(store, ref) for name, ref in named.items()}
     tasks = [load_task(s.task) for s in config.sets]
+    if config.two_stage and not any(task.side_inputs for task in tasks):
+        fix = "set two_stage to false: there is nothing that live traffic lacks"
+        raise ConfigError("no task here has side inputs", where="two_stage", value=", ".join(t.name for t in tasks), fix=fix)
     inputs: dict[str, Any] = {name: receipt.output(output) for name, (receipt, output) in refs.items()}
     found = resolve(config.base.model, config.base.revision, store) if config.base.model else None  # once: it hashes the weights
-    teacher = resolve(config.logits.teacher, config.logits.revision, store) if config.logits else None
+    teacher = resolve(config.logits.teacher, config.logits.revision, store) if config.logits and config.logits.teacher else None
     inputs |= {name: model.digest for name, model in (("base", found), ("teacher", teacher)) if model is not None}
     sets = [
         {"task": t.fingerprint, "golden": refs[f"golden.{i}"][1], "rows": s.rows, "held_out": refs[f"held.{i}"][1] if s.held_out else ""}
@@ -151,27 +163,76 @@ def _work(config: Config, station: Station, sources: Sources) -> None:
     from headtail.distill.encoder import pool
     from headtail.distill.finish import finish, record
     from headtail.distill.launch import prepare_base, train
-    from headtail.distill.logits import check_logits
 
     store, tasks = station.store, sources.tasks
-    rows = [read_rows(store, config.weights, s, t, sources.refs, i) for i, (s, t) in enumerate(zip(config.sets, tasks, strict=True))]
+    soft, stored = (config.logits.share, config.logits.stored) if config.logits else (0.0, 0)
+    sets = zip(config.sets, tasks, strict=True)
+    rows = [read_rows(store, config.weights, s, t, sources.refs, i, stored) for i, (s, t) in enumerate(sets)]
     gold = [r.table(store, name, ["query_key", "query"]) for r, name in _named(sources, "gold.")]
     leaks.refuse([table for one in rows for table in tables_of(one)], gold, where="distill", near=config.near_gold)
+    first: Receipt | None = None
+    shown = rows
+    if config.two_stage:
+        first = _first_stage(config, station, rows, tasks)
+        config, sources = _second_stage(config, sources, first, store)
+        rows = [left_out(one, task) for one, task in zip(rows, tasks, strict=True)]
     for name, (receipt, _) in sources.refs.items():
         station.inputs[name] = receipt.path
-    soft = config.logits.share if config.logits else 0.0
     queries = pool(store, _named(sources, "queries."), gold)
-    learner = learner_for(config.student, tasks, [one.golden for one in rows], config.form, soft, encoder=config.encoder, queries=queries)
+    settings = {"encoder": config.encoder, "queries": queries, "stored": stored}
+    learner = learner_for(config.student, tasks, [one.golden for one in rows], config.form, soft, **settings)
     base = prepare_base(config, station, learner, [(t, one.golden) for t, one in zip(tasks, rows, strict=True)], sources.found)
-    if config.logits is not None and sources.teacher is not None:
-        check_logits(config.student, learner.form, base.tokenizer, sources.teacher)
+    if config.logits is not None:
+        _check_logits(config, store, sources, learner.form, base.tokenizer)
     table = examples(learner, base.tokenizer, rows, tasks, config.max_tokens, config.held_out_share)
     if config.early_stopping is not None and True not in table["held_out"].to_pylist():
         fix = "raise held_out_share, or name sets.0.held_out"
         raise ConfigError("early stopping has nothing to judge by: no row is held out", where="early_stopping", fix=fix)
-    done = train(config, station, learner, base, table)
+    if "soft" in table.column_names and True not in table["soft"].to_pylist():
+        fix = "the student's chat template or end of text is another than the teacher's: name logits.teacher, or set logits to null"
+        raise ConfigError("no golden row is stored in the tokens that the student is to write", where="logits", fix=fix)
+    taught = None  # what a teacher of logits reads: its answers are those to the rows as it was asked, side inputs and all
+    if first is not None and sources.teacher is not None:
+        taught = examples(learner, base.tokenizer, shown, tasks, config.max_tokens, config.held_out_share)
+    done = train(config, station, learner, base, table, taught)
     finish(config, station, learner, base, done, table)
     record(config, station, done, table, base.name, tasks)
+    if first is not None:
+        _record_stages(station, first, sum(int(with_side(one.golden, task).sum()) for one, task in zip(shown, tasks, strict=True)))
+
+
+def _check_logits(config: Config, store: Storage, sources: Sources, form: Form, tokenizer: Any) -> None:
+    """ConfigError unless the student can learn from the logits that it is to learn from, asked for or stored."""
+    from headtail.distill.logits import check_logits, check_stored
+
+    if sources.teacher is not None:
+        check_logits(config.student, form, tokenizer, sources.teacher)
+        return
+    for receipt, name in _named(sources, "golden."):
+        check_stored(config.student, tokenizer, source_of(store, receipt), f"{receipt.path}:{name}")
+
+
+def _first_stage(config: Config, station: Station, rows: list[Rows], tasks: list[Task]) -> Receipt:
+    """The student that was shown side inputs: an ordinary run, found when it was made before. ConfigError when no row has any."""
+    if not any(with_side(one.golden, task).any() for one, task in zip(rows, tasks, strict=True)):
+        fix = "set two_stage to false, or curate rows that the teacher was asked with side inputs"
+        raise ConfigError("no training row has side inputs: both stages would be the same", where="two_stage", fix=fix)
+    tracking = config.tracking.model_copy(update={"parent_run": station.run_id, "run_name": "first stage"})
+    return run(config.model_copy(update={"two_stage": False, "tracking": tracking}))
+
+
+def _second_stage(config: Config, sources: Sources, first: Receipt, store: Storage) -> tuple[Config, Sources]:
+    """The same training from the first stage's weights, of a student that is shown the query alone."""
+    update = {"base": Base(model=first.path), "form": config.form.model_copy(update={"side": False})}
+    return config.model_copy(update=update), sources._replace(found=resolve(first.path, "", store))
+
+
+def _record_stages(station: Station, first: Receipt, count: int) -> None:
+    station.inputs["first_stage"] = first.path
+    station.rows["side_inputs_left_out"] = count
+    kept = ("eval_loss", "steps", "train_seconds")
+    stages = {"shown": (first.path, first.metrics), "left out": (station.path, station.metrics)}
+    station.facts["stages"] = [{"side_inputs": side, "path": path, **{k: m[k] for k in kept}} for side, (path, m) in stages.items()]
 
 
 def _named(sources: Sources, prefix: str) -> list[tuple[Receipt, str]]:

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from headtail.config import Config
+from headtail.engines.device import quiet_transformers
 
 
 class Shape(Config):
@@ -40,14 +41,11 @@ class Base(Config):
 
 
 def hush() -> None:
-    """transformers' own bars off: our progress says what matters."""
+    """transformers' and PEFT's own words off: our progress says what matters."""
     import warnings
 
-    from transformers.utils import logging
-
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # peft asks for it on every merge
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    quiet_transformers()
 
 
 def make_base(shape: Shape, tokenizer: Any, seed: int) -> Any:
@@ -90,13 +88,17 @@ def load_base(path: str, revision: str = "", layers: int = 0) -> tuple[Any, Any]
 
 
 def keep_layers(model: Any, layers: int) -> None:
-    """Drop all but `layers` decoder layers, evenly spaced from first to last (a usual start for a smaller student)."""
+    """Drop all but `layers` of a decoder's layers (a usual start for a smaller student); see `spread`."""
     from torch import nn
 
     found = model.model.layers
-    last = len(found) - 1
-    chosen = sorted({round(i * last / max(layers - 1, 1)) for i in range(layers)})
+    chosen = spread(len(found), layers)
     model.model.layers = nn.ModuleList([found[i] for i in chosen])
     for i, layer in enumerate(model.model.layers):
         layer.self_attn.layer_idx = i
     model.config.num_hidden_layers = len(chosen)
+
+
+def spread(found: int, wanted: int) -> list[int]:
+    """Numbers of `wanted` of `found` layers, evenly spaced with the first and the last."""
+    return sorted({round(i * (found - 1) / max(wanted - 1, 1)) for i in range(wanted)})

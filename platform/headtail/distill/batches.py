@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from headtail.task import Task
 
 EXAMPLE = pa.schema([("length", pa.int32()), ("weight", pa.float32()), ("held_out", pa.bool_())])  # what every kind's rows have
 TOKENS = pa.schema([("ids", pa.list_(pa.int32())), ("answer_start", pa.int32()), *EXAMPLE])  # a decoder's
+UNTAUGHT = -100  # what torch's cross entropy leaves out
 WINDOW = 64  # batches within which rows are sorted by length: long enough for little padding, short enough to stay random
 
 Columns = dict[str, Any]  # examples by column: a list of arrays for list columns, one array for the others
@@ -44,26 +45,33 @@ def encode(task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_o
     prompts, targets = [], []
     for row in golden.to_pylist():
         prompts.append(prompt_text(tokenizer, form.messages(task, row["query"], {name: row.get(name) for name in task.side_inputs})))
-        answer, problem = task.parse(row["answer"])
-        if problem:
-            raise TrainingError(f"a golden answer is not valid: {problem}", where=f"query {row['query']!r}", value=row["answer"])
-        targets.append(form.target(task, answer, row["query"]) + tokenizer.eos_token)
+        targets.append(form.target(task, golden_answer(task, row), row["query"]) + tokenizer.eos_token)
     before = tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
     after = tokenizer(targets, add_special_tokens=False)["input_ids"] if targets else []
     ids = [a + b for a, b in zip(before, after, strict=True)]
-    for query, row in zip(golden["query"].to_pylist(), ids, strict=True):
-        if len(row) > max_tokens:
-            raise TrainingError(
-                "a training row is too long",
-                where=f"query {query!r}",
-                value=f"{len(row)} tokens",
-                fix=f"raise max_tokens (now {max_tokens}) or drop it",
-            )
+    lengths = [len(row) for row in ids]
+    check_lengths(golden["query"].to_pylist(), lengths, max_tokens)
     keys = golden["query_key"].to_pylist()
     return pa.table(
-        [ids, [len(a) for a in before], [len(row) for row in ids], golden["weight"].to_pylist(), [key in held_out for key in keys]],
+        [ids, [len(a) for a in before], lengths, golden["weight"].to_pylist(), [key in held_out for key in keys]],
         schema=TOKENS,
     )
+
+
+def golden_answer(task: Task, row: Mapping[str, Any]) -> Any:
+    """The answer of a golden row; TrainingError names a row whose answer is none."""
+    answer, problem = task.parse(row["answer"])
+    if problem:
+        raise TrainingError(f"a golden answer is not valid: {problem}", where=f"query {row['query']!r}", value=row["answer"])
+    return answer
+
+
+def check_lengths(queries: Sequence[str], lengths: Sequence[int], max_tokens: int) -> None:
+    """TrainingError names the first row that is longer than `max_tokens`: rows are never cut."""
+    for query, length in zip(queries, lengths, strict=True):
+        if length > max_tokens:
+            fix = f"raise max_tokens (now {max_tokens}) or drop it"
+            raise TrainingError("a training row is too long", where=f"query {query!r}", value=f"{length} tokens", fix=fix)
 
 
 def columns(table: pa.Table) -> Columns:
@@ -114,15 +122,15 @@ def _by_tokens(part: np.ndarray, lengths: np.ndarray, rows: int, workers: int, t
     return steps
 
 
-def steps_of(lengths: np.ndarray, *, rows: int, workers: int, seed: int, tokens: int, epochs: float) -> list[int]:
-    """How many steps each epoch takes; of a last, broken epoch only its share."""
-    whole = math.ceil(epochs)
-    if not len(lengths):
+def steps_of(lengths: Callable[[int], np.ndarray], *, rows: int, workers: int, seed: int, tokens: int, epochs: float) -> list[int]:
+    """How many steps each epoch takes, `lengths(number)` being what epoch `number` shows; of a last, broken epoch only its share."""
+    whole, count = math.ceil(epochs), len(lengths(0))
+    if not count:
         return [0] * whole
     if tokens:
-        each = [len(plan_epoch(lengths, rows=rows, workers=workers, seed=epoch_seed(seed, i), tokens=tokens)) for i in range(whole)]
+        each = [len(plan_epoch(lengths(i), rows=rows, workers=workers, seed=epoch_seed(seed, i), tokens=tokens)) for i in range(whole)]
     else:
-        each = [_count(len(lengths), rows * workers)] * whole
+        each = [_count(count, rows * workers)] * whole
     broken = epochs - (whole - 1)
     return [*each[:-1], math.ceil(each[-1] * broken - 1e-9)]
 
@@ -138,11 +146,11 @@ def epoch_seed(seed: int, number: int) -> int:
 
 
 def collate(ids: Sequence[np.ndarray], starts: np.ndarray, weights: np.ndarray, pad: int) -> Batch:
-    """A decoder's batch: ids, mask, labels (rows, tokens) int64, padded to the longest row; -100 where nothing is to be learnt."""
+    """A decoder's batch: ids, mask, labels (rows, tokens) int64, padded to the longest row; UNTAUGHT where nothing is to be learnt."""
     width = max(len(row) for row in ids)
     tokens = np.full((len(ids), width), pad, dtype=np.int64)
     mask = np.zeros((len(ids), width), dtype=np.int64)
-    labels = np.full((len(ids), width), -100, dtype=np.int64)
+    labels = np.full((len(ids), width), UNTAUGHT, dtype=np.int64)
     for i, row in enumerate(ids):
         tokens[i, : len(row)] = row
         mask[i, : len(row)] = 1

@@ -8,7 +8,6 @@ hidden words of queries (masked LM, Devlin et al. 2019). Knows nothing of Ray, s
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,21 +20,20 @@ from pydantic import Field
 
 from headtail import form, labels
 from headtail.config import Config
-from headtail.distill.base import Shape, hush
-from headtail.distill.batches import EXAMPLE, Batch, Columns
+from headtail.distill.base import Shape, hush, spread
+from headtail.distill.batches import EXAMPLE, UNTAUGHT, Batch, Columns, check_lengths, golden_answer
 from headtail.engines.decisions import slices
-from headtail.engines.encoder import LABELS, load
+from headtail.engines.encoder import LABELS, load, padded
 from headtail.engines.words import Reader, split
-from headtail.errors import ConfigError, TrainingError
+from headtail.errors import ConfigError
 from headtail.progress import say
 from headtail.receipt import Receipt
 from headtail.storage import Storage
 from headtail.task import Task
 
-NOISED = 4  # copies of a training row with slips, of which a step shows one or none
+NOISED = 4  # copies of a training row with slips, of which an epoch shows one or none
 LEAST_EXACT = 0.5  # share of golden answers below which an encoder is the wrong student
 SLIP_LETTERS = 5  # of words that are misspelt where no list says which are known
-UNTAUGHT = -100  # what torch's cross entropy leaves out
 _LIST = pa.list_(pa.int32())
 # `ids`, `places`, `fixes`: the variants of a row one after another, the row as it is first; `sizes`, `firsts`: tokens of each variant.
 COLUMNS = pa.schema(
@@ -48,7 +46,7 @@ class Settings(Config):
     """What is the encoder's own."""
 
     corrections: int = Field(2048, ge=0, description="spellings that a word may be replaced by, the most frequent; 0: texts stay as typed")
-    slips: float = Field(0.4, ge=0, lt=1, description="share of training rows that a step shows with one word misspelt")
+    slips: float = Field(0.4, ge=0, lt=1, description="share of training rows that an epoch shows with one word misspelt")
     inexact: Literal["skip", "nearest"] = Field(
         "skip", description="rows whose answer labels cannot hold exactly: not learnt from (weight 0), or taught by the nearest labels"
     )
@@ -111,13 +109,7 @@ class EncoderLearner:
         for row in golden.to_pylist():
             out = row["query_key"] in held_out
             example = self._example(task, reader, numbers, row, 0 if out or not self.settings.slips else NOISED)
-            if example["length"] > max_tokens:
-                raise TrainingError(
-                    "a training row is too long",
-                    where=f"query {row['query']!r}",
-                    value=f"{example['length']} tokens",
-                    fix=f"raise max_tokens (now {max_tokens}) or drop it",
-                )
+            check_lengths([row["query"]], [example["length"]], max_tokens)
             counts = example["exact"] or self.settings.inexact == "nearest"
             made.append({**example, "weight": row["weight"] if counts else 0.0, "held_out": out})
         self._tell(made)
@@ -136,10 +128,7 @@ class EncoderLearner:
         return split(messages[-1]["content"])
 
     def _labels(self, task: Task, row: Mapping[str, Any], numbers: Mapping[str, int]) -> labels.Labels:
-        answer, problem = task.parse(row["answer"])
-        if problem:
-            raise TrainingError(f"a golden answer is not valid: {problem}", where=f"query {row['query']!r}", value=row["answer"])
-        return labels.encode(self.scheme, row["query"], answer, numbers)
+        return labels.encode(self.scheme, row["query"], golden_answer(task, row), numbers)
 
     def _example(self, task: Task, reader: Reader, numbers: Mapping[str, int], row: Mapping[str, Any], copies: int) -> dict[str, Any]:
         query, beside = self._asked(task, row)
@@ -161,20 +150,26 @@ class EncoderLearner:
             "length": max(len(found.ids) for found, _ in reads_fixes),
         }
 
+    def shown(self, rows: Columns, seed: int) -> Columns:
+        """`rows` with `variant`, which of a row's variants this epoch shows, and the `length` of that one.
+
+        Drawn before batches are planned: a slip makes a row longer, and planned by another length a sixth of a batch was padding.
+        """
+        rng, sizes = np.random.default_rng((seed, 1)), rows["sizes"]  # not the numbers that the order is drawn from
+        slips = np.array([len(found) - 1 for found in sizes])
+        slipped, which = (rng.random(len(sizes)) for _ in range(2))
+        variant = np.where((slipped < self.settings.slips) & (slips > 0), 1 + (which * slips).astype(np.int64), 0)
+        length = np.array([found[at] for found, at in zip(sizes, variant, strict=True)], np.int32)
+        return {**rows, "variant": variant, "length": length}
+
     def collate(self, rows: Columns, chosen: np.ndarray, weights: np.ndarray, pad: int) -> Batch:
-        """A batch; which rows are shown with a slip depends on the rows chosen alone, and so changes with their order."""
-        digest = hashlib.blake2b(np.ascontiguousarray(chosen, np.int64).tobytes(), digest_size=8).digest()
-        rng = np.random.default_rng(int.from_bytes(digest, "little"))
-        shown = [_Shown.of(rows, int(i), rng, self.settings.slips) for i in chosen]
-        wide, spoken = max(len(one.ids) for one in shown), max(1, *(len(one.places) for one in shown))
-        arrays = {name: np.zeros((len(shown), wide), np.int64) for name in ("mask", "types")}
-        arrays["ids"] = np.full((len(shown), wide), pad, np.int64)
+        """A batch of the variants that `shown` chose; without it, of the rows as they are."""
+        shown = [_Shown.of(rows, int(i)) for i in chosen]
+        spoken = max(1, *(len(one.places) for one in shown))
+        arrays = dict(zip(("ids", "mask", "types"), padded(shown, pad), strict=True))
         arrays["places"] = np.zeros((len(shown), spoken), np.int64)
         arrays |= {name: np.full((len(shown), spoken), UNTAUGHT, np.int64) for name in ("kinds", "labels", "fixes")}
         for i, one in enumerate(shown):
-            arrays["ids"][i, : len(one.ids)] = one.ids
-            arrays["mask"][i, : len(one.ids)] = 1
-            arrays["types"][i, one.first : len(one.ids)] = 1
             for name in ("places", "kinds", "labels", "fixes"):
                 found = getattr(one, name)
                 arrays[name][i, : len(found)] = found
@@ -253,9 +248,9 @@ class _Shown:
     labels: np.ndarray
 
     @staticmethod
-    def of(rows: Columns, i: int, rng: np.random.Generator, slips: float) -> _Shown:
+    def of(rows: Columns, i: int) -> _Shown:
         sizes, spoken = rows["sizes"][i], len(rows["kinds"][i])
-        at = 1 + int(rng.integers(len(sizes) - 1)) if len(sizes) > 1 and rng.random() < slips else 0
+        at = int(rows["variant"][i]) if "variant" in rows else 0
         begin = int(sizes[:at].sum())
         here = slice(at * spoken, (at + 1) * spoken)
         return _Shown(
@@ -329,7 +324,6 @@ def _keep_layers(model: Any, layers: int) -> None:
         raise ConfigError(
             "this model's layers cannot be cut", where="base.layers", value=model.config.model_type, fix="set base.layers to 0"
         )
-    last = len(found) - 1
-    chosen = sorted({round(i * last / max(layers - 1, 1)) for i in range(layers)})
+    chosen = spread(len(found), layers)
     setattr(encoder, name, nn.ModuleList([found[i] for i in chosen]))
     model.config.num_hidden_layers = len(chosen)

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from headtail.distill.launch import Prepared
 from headtail.distill.learner import Learner
+from headtail.distill.rows import source_of
+from headtail.evidence import figure_metrics, three_figures
 from headtail.models import weights_digest
 from headtail.progress import say
+from headtail.receipt import load_receipt
 from headtail.station import Station
 from headtail.storage import fetch_folder
 from headtail.task import Task
@@ -76,8 +80,16 @@ def record(config: Config, station: Station, done: dict[str, Any], examples: pa.
     if "exact" in examples.column_names:  # labels cannot hold every answer: those they change teach something else than was wanted
         station.metrics["labels_exact_share"] = float(np.mean(examples["exact"].to_numpy(zero_copy_only=False)))
     station.metrics |= {name: float(done[name]) for name in ("logits_bytes", "logits_bytes_per_row") if name in done}
+    if "soft" in examples.column_names:
+        soft = int(np.sum(examples.filter(pc.invert(examples["held_out"]))["soft"].to_numpy()))
+        station.rows["golden.logits"] = soft
+        if soft < station.rows["golden"]:
+            rest = station.rows["golden"] - soft
+            station.note(f"{rest:,} rows learn from the written token alone: no log-probabilities are stored of the tokens they are taught")
     station.facts |= {"base": base, "tasks": [t.name for t in tasks], "lora": config.lora.model_dump() if config.lora else None}
     station.facts |= {"student": config.student, "stopped_early": done["stopped_early"]}
+    station.facts["figures"] = figures = three_figures(None, None, {}, _teacher(config, station))
+    station.metrics |= figure_metrics(figures)
     station.metrics |= {name: float(value) for name, value in _sizes(station).items()}
     station.json("history", history)
     station.figure("loss", _curve(history, int(done["taken_step"])))
@@ -85,6 +97,13 @@ def record(config: Config, station: Station, done: dict[str, Any], examples: pa.
         f"distill      {station.rows['golden']:,} rows from {base}: eval loss {taken['eval_loss']:.4f}, {done['steps']:,} steps, "
         f"{history[-1]['seconds']:.0f} s{', stopped early' if done['stopped_early'] else ''}"
     )
+
+
+def _teacher(config: Config, station: Station) -> dict[str, float]:
+    """Metrics of the teacher's answers behind the golden rows: what the student will be held against. Empty when there is not one."""
+    golden = {station.inputs[f"golden.{number}"] for number in range(len(config.sets))}
+    found = [source_of(station.store, load_receipt(station.store, path.partition("/")[0], path)) for path in golden]
+    return found[0].metrics if found[0] is not None and len({one and one.path for one in found}) == 1 else {}
 
 
 def _sizes(station: Station) -> dict[str, int]:

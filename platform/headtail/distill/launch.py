@@ -60,8 +60,10 @@ def prepare_base(
     return Prepared(tokenizer, str(folder), tuple(files), name)
 
 
-def train(config: Config, station: Station, learner: Learner, base: Prepared, examples: pa.Table) -> dict[str, Any]:
-    """What `done.json` says of the finished run."""
+def train(
+    config: Config, station: Station, learner: Learner, base: Prepared, examples: pa.Table, taught: pa.Table | None = None
+) -> dict[str, Any]:
+    """What `done.json` says of the finished run. `taught`: the examples as a teacher of logits reads them, if it reads others."""
     from headtail import cluster
     from headtail.distill.train import Spec
     from headtail.meter import metered
@@ -69,6 +71,8 @@ def train(config: Config, station: Station, learner: Learner, base: Prepared, ex
     settings, pad = config.model_dump(mode="json"), int(base.tokenizer.pad_token_id)
     spec = Spec(station.store, f"{station.path}/work", learner, base.files, pad, settings, None)
     if not station.store.exists(spec.done):
+        if taught is not None:
+            write_table(station.store, spec.taught, taught)
         write_table(station.store, spec.examples, examples)
         cluster.start()
         with metered("distill", _total(config, examples)) as meter:

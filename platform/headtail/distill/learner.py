@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 
 from headtail.distill.base import Shape
-from headtail.distill.batches import Batch, Columns
-from headtail.distill.logits import COLUMNS, soft_loss
+from headtail.distill.batches import UNTAUGHT, Batch, Columns
+from headtail.distill.logits import COLUMNS, soft_loss, with_stored
 from headtail.errors import ConfigError
 from headtail.form import DEFAULT, Form, Manner, made_for
 from headtail.form import write as write_form
+from headtail.rows import TOP
 from headtail.task import Task
 
 Kind = Literal["decoder", "encoder", "seq2seq"]
@@ -59,6 +60,10 @@ class Learner(Protocol):
         """Examples in the order of `golden`, one per row; TrainingError names a row that is too long or not valid."""
         ...
 
+    def shown(self, rows: Columns, seed: int) -> Columns:
+        """The examples as the epoch of `seed` shows them, by that seed alone; `length` is what each then has. Most kinds never vary."""
+        ...
+
     def collate(self, rows: Columns, chosen: np.ndarray, weights: np.ndarray, pad: int) -> Batch:
         """The examples numbered `chosen` as one padded batch; `weights` (same length) are theirs, 0 for a filler."""
         ...
@@ -87,6 +92,7 @@ class DecoderLearner:
     adapter_task: str = "CAUSAL_LM"
     form: Form = DEFAULT  # how the student is asked and answers
     soft: float = 0.0  # share of the loss that comes from a teacher's logits (see logits.py)
+    stored: int = 0  # how many of the likeliest tokens come with the golden rows; 0: a teacher is asked
 
     def make(self, shape: Shape, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
         from headtail.distill.base import make_base
@@ -116,7 +122,12 @@ class DecoderLearner:
     def encode(self, task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
         from headtail.distill.batches import encode
 
-        return encode(task, tokenizer, golden, max_tokens, held_out, self.form)
+        if not self.stored:
+            return encode(task, tokenizer, golden, max_tokens, held_out, self.form)
+        return with_stored(encode(task, tokenizer, golden.drop_columns(TOP.names), max_tokens, held_out, self.form), golden, self.stored)
+
+    def shown(self, rows: Columns, seed: int) -> Columns:
+        return rows
 
     def collate(self, rows: Columns, chosen: np.ndarray, weights: np.ndarray, pad: int) -> Batch:
         from headtail.distill.batches import collate
@@ -133,7 +144,7 @@ class DecoderLearner:
         from torch.nn import functional
 
         wanted = arrays["labels"][:, 1:]
-        chosen = wanted != -100
+        chosen = wanted != UNTAUGHT
         # The loss is on answer tokens only, so only they meet the head: of a vocabulary of 150,000 it is a quarter of a 0.5 B model's
         # work, and the logits of all tokens are its largest tensor by far.
         head = getattr(engine, "module", engine).get_output_embeddings()
@@ -177,7 +188,7 @@ def learner_for(
             fix="prompt: task, answer: json",
         )
     if kind == "decoder":
-        return DecoderLearner(form=next(iter(forms.values())), soft=soft)
+        return DecoderLearner(form=next(iter(forms.values())), soft=soft, stored=settings.get("stored", 0))
     from headtail.distill.seq2seq import Seq2SeqLearner
 
     return Seq2SeqLearner(next(iter(forms.values())))

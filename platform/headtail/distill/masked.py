@@ -1,4 +1,4 @@
-"""An encoder base made from nothing: a byte-level tokenizer for words, a small BERT, and masked-LM training on queries.
+"""An encoder base made from nothing: a small BERT that learns to guess hidden words of queries (masked LM).
 
 In: a shape and texts. Out: a token classifier whose heads are random and whose body has learnt to guess hidden words, and its
 tokenizer. One process, fp32, minutes on two cores; for real use take a hub model as base. Knows nothing of tasks.
@@ -7,24 +7,23 @@ tokenizer. One process, fp32, minutes on two cores; for real use take a hub mode
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from headtail.distill.base import Shape, hush
+from headtail.distill.batches import UNTAUGHT
+from headtail.distill.tokenizer import WORD_SPECIAL, train_word_tokenizer
 from headtail.engines.decisions import width
-from headtail.engines.device import SPINS
+from headtail.engines.device import spin_briefly
 from headtail.engines.words import Reader
-from headtail.labels import Scheme, words
+from headtail.labels import Scheme
 from headtail.progress import bar, say
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 HIDDEN_SHARE = 0.2  # of words; 8 of 10 are masked, one becomes another, one stays (Devlin et al. 2019)
 BATCH_TOKENS = 2048
-_NOT_ASKED = -100
 
 
 class Pretraining(Protocol):
@@ -38,37 +37,9 @@ class Pretraining(Protocol):
     def pretrain_rows(self) -> int: ...
 
 
-def train_word_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
-    """A byte-level BPE whose words begin with a marked blank, so that a word's tokens are the same wherever it stands."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        min_frequency=2,
-        show_progress=False,
-    )
-    made.train_from_iterator((text[a:b] for text in texts for a, b in words(text)), trainer)
-    pad, unknown, start, end, mask = SPECIAL
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        pad_token=pad,
-        unk_token=unknown,
-        cls_token=start,
-        sep_token=end,
-        mask_token=mask,
-        clean_up_tokenization_spaces=False,
-    )
-
-
 def make_base(shape: Shape, texts: Sequence[str], seed: int, settings: Pretraining, scheme: Scheme) -> tuple[Any, Any]:
     """(BertForTokenClassification in fp32, tokenizer)."""
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # before torch is imported
+    spin_briefly()  # before torch is imported
     import torch
     from transformers import BertConfig, BertForMaskedLM, BertForTokenClassification
 
@@ -130,7 +101,7 @@ def hidden(reads: Sequence[Any], reader: Reader, mask_id: int, vocabulary: int, 
 
     wide = max(len(found.ids) for found in reads)
     ids = np.full((len(reads), wide), reader.pad, np.int64)
-    mask, wanted = np.zeros_like(ids), np.full_like(ids, _NOT_ASKED)
+    mask, wanted = np.zeros_like(ids), np.full_like(ids, UNTAUGHT)
     for i, found in enumerate(reads):
         ids[i, : len(found.ids)] = found.ids
         mask[i, : len(found.ids)] = 1
@@ -144,7 +115,7 @@ def hidden(reads: Sequence[Any], reader: Reader, mask_id: int, vocabulary: int, 
             if how < 0.8:
                 ids[i, here] = mask_id
             elif how < 0.9:
-                ids[i, here] = rng.integers(len(SPECIAL), vocabulary, ends[at] - found.places[at])
+                ids[i, here] = rng.integers(len(WORD_SPECIAL), vocabulary, ends[at] - found.places[at])
     return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(wanted)
 
 

@@ -20,7 +20,7 @@ from headtail.errors import ConfigError, InputError, LeakError
 from headtail.generate import answers
 from headtail.keys import shard_of
 from headtail.receipt import Receipt, load_receipt
-from headtail.rows import GOLDEN, conform, with_side_inputs
+from headtail.rows import GOLDEN, TOP, conform, with_side_inputs, with_top
 from headtail.storage import Storage
 from headtail.task import Task
 
@@ -59,16 +59,25 @@ def tables_of(rows: Rows) -> list[pa.Table]:
 
 
 def read_rows(
-    store: Storage, weights: Weights, chosen: TrainingSet, task: Task, refs: Mapping[str, tuple[Receipt, str]], number: int
+    store: Storage,
+    weights: Weights,
+    chosen: TrainingSet,
+    task: Task,
+    refs: Mapping[str, tuple[Receipt, str]],
+    number: int,
+    top: int = 0,
 ) -> Rows:
-    """The rows of set `number`, with their weights. InputError when there is none, LeakError when one is in both tables."""
-    golden = _golden(store, *refs[f"golden.{number}"], task)
+    """The rows of set `number`, with their weights. InputError when there is none, LeakError when one is in both tables.
+
+    `top`: with the likeliest tokens (rows.TOP), null where none are stored.
+    """
+    golden = _golden(store, *refs[f"golden.{number}"], task, top)
     golden = golden.slice(0, chosen.rows) if chosen.rows else golden
     sure = _confidence(store, refs[f"golden.{number}"][0], golden) if weights.confidence else None
     golden = golden.set_column(golden.column_names.index("weight"), GOLDEN.field("weight"), pa.array(weigh(weights, golden, sure)))
     if not chosen.held_out:
         return Rows(golden, golden.slice(0, 0))
-    held = _golden(store, *refs[f"held.{number}"], task)
+    held = _golden(store, *refs[f"held.{number}"], task, top)
     both = held.filter(pc.is_in(held["query_key"], value_set=golden["query_key"].combine_chunks()))
     if both.num_rows:
         raise LeakError(
@@ -78,6 +87,28 @@ def read_rows(
             fix="split the people's answers before (ingest: gold_train_share), or leave held_out empty",
         )
     return Rows(golden, held)
+
+
+def with_side(table: pa.Table, task: Task) -> np.ndarray:
+    """Which rows have any side input: bool per row."""
+    found = np.zeros(table.num_rows, dtype=bool)
+    for name in task.side_inputs:
+        if name in table.column_names:
+            found |= np.asarray(pc.fill_null(pc.list_value_length(table[name]), 0)) > 0
+    return found
+
+
+def left_out(rows: Rows, task: Task) -> Rows:
+    """The same rows, answers and weights, with no side inputs: as queries of the tail are asked."""
+
+    def bare(table: pa.Table) -> pa.Table:
+        for name in task.side_inputs:
+            at = table.schema.get_field_index(name)
+            field = table.schema.field(at)
+            table = table.set_column(at, field, pa.array([[]] * table.num_rows, field.type))
+        return table
+
+    return Rows(*(bare(table) for table in rows))
 
 
 def weigh(weights: Weights, golden: pa.Table, confidence: np.ndarray | None) -> np.ndarray:
@@ -105,20 +136,29 @@ def examples(
     return pa.concat_tables(parts)
 
 
-def _golden(store: Storage, receipt: Receipt, output: str, task: Task) -> pa.Table:
+def _golden(store: Storage, receipt: Receipt, output: str, task: Task, top: int) -> pa.Table:
     table = receipt.table(store, output)
     if table.num_rows == 0:
         raise InputError(
             "no golden rows to train on", where=f"{receipt.path}:{output}", fix="lower curate's min_confidence or teach more rows"
         )
-    schema = with_side_inputs(GOLDEN, task.side_inputs)
+    schema = with_side_inputs(with_top(GOLDEN, top), task.side_inputs)
     if "origin" not in table.column_names:  # people's answers (GOLD rows): every one counts the same, none has a teacher behind it
         for name, value in (("weight", 1.0), ("origin", "human"), ("answer_key", None)):
             table = table.append_column(name, pa.array([value] * table.num_rows, schema.field(name).type))
     for name in task.side_inputs:
         if name not in table.column_names:
             table = table.append_column(name, pa.array([[]] * table.num_rows, schema.field(name).type))
+    for name in TOP.names if top else ():
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, TOP.field(name).type))
     return conform(table, schema, f"{receipt.path}:{output}")
+
+
+def source_of(store: Storage, golden: Receipt) -> Receipt | None:
+    """The receipt of the teacher's answers that golden rows were curated from; None when there is none, or none any more."""
+    path = golden.inputs.get("answers", "")
+    return load_receipt(store, "precompute", path) if path.startswith("precompute/") and store.exists(f"{path}/receipt.json") else None
 
 
 def _confidence(store: Storage, golden: Receipt, table: pa.Table) -> np.ndarray:

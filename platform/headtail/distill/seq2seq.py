@@ -16,12 +16,11 @@ import pyarrow as pa
 
 from headtail import form
 from headtail.distill.base import Shape, hush
-from headtail.distill.batches import EXAMPLE, Batch, Columns
+from headtail.distill.batches import EXAMPLE, UNTAUGHT, Batch, Columns, check_lengths, golden_answer
 from headtail.engines.seq2seq import load, prompt_ids, prompt_text
-from headtail.errors import ConfigError, TrainingError
+from headtail.errors import ConfigError
 from headtail.task import Task
 
-UNTAUGHT = -100  # what torch's cross entropy leaves out
 ROWS = pa.schema([("ids", pa.list_(pa.int32())), ("target", pa.list_(pa.int32())), *EXAMPLE])
 
 
@@ -77,20 +76,18 @@ class Seq2SeqLearner:
         ids = prompt_ids(tokenizer, [prompt for prompt, _ in pairs])
         target = prompt_ids(tokenizer, [answer for _, answer in pairs])
         lengths = [len(a) + len(b) for a, b in zip(ids, target, strict=True)]
-        for query, length in zip(golden["query"].to_pylist(), lengths, strict=True):
-            if length > max_tokens:
-                fix = f"raise max_tokens (now {max_tokens}) or drop it"
-                raise TrainingError("a training row is too long", where=f"query {query!r}", value=f"{length} tokens", fix=fix)
+        check_lengths(golden["query"].to_pylist(), lengths, max_tokens)
         held = [key in held_out for key in golden["query_key"].to_pylist()]
         return pa.table([ids, target, lengths, golden["weight"].to_pylist(), held], schema=ROWS)
 
     def _pair(self, task: Task, row: Mapping[str, Any]) -> tuple[str, str]:
         """What is read, and what is to be written."""
-        answer, problem = task.parse(row["answer"])
-        if problem:
-            raise TrainingError(f"a golden answer is not valid: {problem}", where=f"query {row['query']!r}", value=row["answer"])
+        answer = golden_answer(task, row)
         side = {name: row.get(name) or [] for name in task.side_inputs}
         return prompt_text(self.form.messages(task, row["query"], side)), self.form.target(task, answer, row["query"])
+
+    def shown(self, rows: Columns, seed: int) -> Columns:
+        return rows
 
     def collate(self, rows: Columns, chosen: np.ndarray, weights: np.ndarray, pad: int) -> Batch:
         """A batch: what is read, and what is written, each padded to its longest."""

@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from headtail.distill import zero
+from headtail.distill import logits, zero
 from headtail.distill.batches import Batch, Columns, columns, epoch_seed, plan_epoch, steps_of
 from headtail.distill.checkpoints import Checkpoints
 from headtail.distill.learner import Learner
 from headtail.errors import TrainingError
 from headtail.models import resolve
-from headtail.storage import Storage, fetch_folder, put_folder, read_table, write_json, write_table
+from headtail.storage import Storage, column_bytes, fetch_folder, put_folder, read_table, write_json, write_table
 
 
 class Spec(NamedTuple):
@@ -50,6 +50,11 @@ class Spec(NamedTuple):
         return f"{self.work}/examples.parquet"
 
     @property
+    def taught(self) -> str:
+        """The same examples as the teacher of `logits` is to read them; not there when it reads those."""
+        return f"{self.work}/taught.parquet"
+
+    @property
     def done(self) -> str:
         """Written when the weights are whole: history, files, tokens."""
         return f"{self.work}/done.json"
@@ -67,7 +72,7 @@ def worker(spec: Spec) -> None:
     torch.manual_seed(spec.settings["seed"])
     with tempfile.TemporaryDirectory(prefix="headtail-train-") as scratch:
         table = read_table(spec.store, spec.examples)
-        if spec.settings["logits"] is not None:
+        if spec.settings["logits"] is not None and spec.settings["logits"]["teacher"]:
             table = taught(spec, table, rank, world)
         engine = zero.start(_model(spec, Path(scratch)), spec.settings)
         held = table["held_out"].to_numpy()
@@ -79,14 +84,14 @@ def taught(spec: Spec, table: pa.Table, rank: int, world: int) -> pa.Table:
     """The examples with the teacher's likeliest tokens. Each rank asks the teacher for its share, once, and stores it."""
     import torch
 
-    from headtail.distill import logits
     from headtail.distill.base import load_base
 
     settings, mine = spec.settings["logits"], f"{spec.work}/logits-{rank:05}-of-{world:05}.parquet"
     if not spec.store.exists(mine):
         found = resolve(settings["teacher"], settings["revision"], spec.store)
         device = "cuda" if spec.settings["gpus_per_worker"] else "cpu"
-        asked = table.take(np.arange(rank, table.num_rows, world))
+        read = read_table(spec.store, spec.taught) if spec.store.exists(spec.taught) else table
+        asked = read.take(np.arange(rank, table.num_rows, world))
         write_table(spec.store, mine, logits.top_k(load_base(found.path, settings["revision"])[0], asked, settings["k"], spec.pad, device))
         if device == "cuda":
             torch.cuda.empty_cache()
@@ -121,7 +126,7 @@ class Run:
         self.spec, self.engine, self.rank, self.world, self.trained, self.held = spec, engine, rank, world, trained, held
         self.settings, self.scratch = spec.settings, scratch
         self.cut = {"rows": self.settings["batch_rows"], "workers": world, "tokens": self.settings["batch_tokens"]}
-        each = steps_of(trained["length"], seed=self.settings["seed"], epochs=self.settings["epochs"], **self.cut)
+        each = steps_of(lambda n: self._shown(n)["length"], seed=self.settings["seed"], epochs=self.settings["epochs"], **self.cut)
         self.ends = list(itertools.accumulate(each))
         self.steps = min(self.ends[-1], self.settings["max_steps"] or self.ends[-1])
         self.stopping = self.settings["early_stopping"]
@@ -180,11 +185,17 @@ class Run:
         """This rank's batch of a step."""
         number = bisect.bisect_right(self.ends, step)
         begin = self.ends[number - 1] if number else 0
-        return self._collate(self.trained, self._plan(number)[step - begin])
+        rows, plan = self._epoch(number)
+        return self._collate(rows, plan[step - begin])
 
     @lru_cache(maxsize=1)  # noqa: B019  # one run per process
-    def _plan(self, number: int) -> list[list[np.ndarray]]:
-        return plan_epoch(self.trained["length"], seed=epoch_seed(self.settings["seed"], number), **self.cut)
+    def _epoch(self, number: int) -> tuple[Columns, list[list[np.ndarray]]]:
+        """The rows as an epoch shows them, and its batches: planned by what is shown, so that little of them is padding."""
+        rows = self._shown(number)
+        return rows, plan_epoch(rows["length"], seed=epoch_seed(self.settings["seed"], number), **self.cut)
+
+    def _shown(self, number: int) -> Columns:
+        return self.spec.learner.shown(self.trained, epoch_seed(self.settings["seed"], number))
 
     def _collate(self, rows: Columns, parts: list[np.ndarray]) -> Batch:
         mine = parts[self.rank]
@@ -277,7 +288,10 @@ class Run:
 
     def _logit_bytes(self) -> dict[str, float]:
         """What the teacher's logits cost in the store, compressed."""
-        size = sum(self.spec.store.size(f"{self.spec.work}/logits-{i:05}-of-{self.world:05}.parquet") for i in range(self.world))
+        if self.settings["logits"]["teacher"]:
+            size = sum(self.spec.store.size(f"{self.spec.work}/logits-{i:05}-of-{self.world:05}.parquet") for i in range(self.world))
+        else:
+            size = column_bytes(self.spec.store, self.spec.examples, logits.COLUMNS)
         return {"logits_bytes": size, "logits_bytes_per_row": size / (len(self.trained["length"]) + len(self.held["length"]))}
 
 

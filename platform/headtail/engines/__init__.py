@@ -7,15 +7,17 @@ says), OpenAI-compatible HTTP, and a null engine to measure our own overhead. Kn
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 from pydantic import Field, field_validator
 
+from headtail import form
 from headtail.config import Config, execution
+from headtail.errors import ConfigError
 
 
 class ModelConfig(Config):
@@ -79,6 +81,18 @@ class Request:
     messages: Sequence[dict[str, str]]
 
 
+class Top(NamedTuple):
+    """The k likeliest tokens at every token of an answer, its end included, after the grammar's mask and before temperature.
+
+    `token_ids` (n) int32: the answer itself; `ids` (n, k) int32, likeliest first, and `logprobs` (n, k) float16, natural log.
+    What the grammar forbids has the lowest float16.
+    """
+
+    token_ids: np.ndarray
+    ids: np.ndarray
+    logprobs: np.ndarray
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What an engine made of one Request.
@@ -87,6 +101,7 @@ class Completion:
     empty when the engine gives none. `tokens_cached` of `tokens_in` were found in the engine's prefix cache.
     `samples` holds what the same request gave beyond the first when sampling asks for n > 1; the answer tokens of each
     are its own, the prompt's are counted once, on the first. `error` is empty on success; `transient` says a retry may help.
+    `top`: the likeliest tokens, when asked for.
     """
 
     id: int
@@ -100,6 +115,7 @@ class Completion:
     error: str = ""
     transient: bool = False
     samples: tuple[Completion, ...] = ()
+    top: Top | None = field(default=None, compare=False)
 
 
 class Engine(Protocol):
@@ -116,20 +132,30 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-def kind_of(path: str) -> str:
-    """decoder, encoder or seq2seq: what the folder at `path` says of itself; a hub id or a folder that says nothing is a decoder's."""
-    file = Path(path) / "headtail.json"
-    return str(json.loads(file.read_text(encoding="utf-8")).get("kind", "decoder")) if file.is_file() else "decoder"
-
-
 Bound = dict[str, Any] | str | None  # what answers are held to: a JSON Schema, a grammar in EBNF (vLLM alone), or nothing
 
 
-def open_engine(config: ModelConfig, path: str, bound: Bound, sampling: dict[str, Any]) -> Engine:
-    """Start the engine of `config` on the model at `path` (a local folder or hub id), answers held to `bound`."""
+def check_top(engine: str, kind: str) -> None:
+    """ConfigError unless this engine tells the likeliest tokens by their ids."""
+    if engine != "vllm" or kind != "decoder":
+        raise ConfigError(
+            "only a decoder that vLLM runs here tells the likeliest tokens by their ids; an endpoint spells them, others have none",
+            where="top_logprobs",
+            value=engine if engine != "vllm" else f"a student of kind {kind}",
+            fix="set top_logprobs to 0",
+        )
+
+
+def open_engine(config: ModelConfig, path: str, bound: Bound, sampling: dict[str, Any], top: int = 0) -> Engine:
+    """Start the engine of `config` on the model at `path` (a local folder or hub id), answers held to `bound`.
+
+    `top`: how many of the likeliest tokens come with each token of an answer.
+    """
     schema = None if isinstance(bound, str) else bound  # only decoders write code, and only vLLM runs them
+    kind = form.read(Path(path)).kind if config.engine == "vllm" else "decoder"  # a hub id is a decoder's
+    if top:
+        check_top(config.engine, kind)
     if config.engine == "vllm":
-        kind = kind_of(path)
         if kind == "encoder":
             from headtail.engines.encoder import EncoderEngine
 
@@ -140,7 +166,7 @@ def open_engine(config: ModelConfig, path: str, bound: Bound, sampling: dict[str
             return Seq2SeqEngine(config, path, schema, sampling)
         from headtail.engines.vllm import VllmEngine
 
-        return VllmEngine(config, path, bound, sampling)
+        return VllmEngine(config, path, bound, sampling, top)
     if config.engine == "openai":
         from headtail.engines.openai import OpenAIEngine
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from headtail.engines import Completion, ModelConfig, Request
 from headtail.engines.decisions import Decided, Writer, decide, width
-from headtail.engines.device import precision, set_environment
+from headtail.engines.device import precision, quiet_transformers, set_environment, threads
 from headtail.engines.words import Read, Reader, split
 from headtail.errors import ConfigError, EngineError
 from headtail.keys import fingerprint
@@ -43,7 +43,7 @@ class EncoderEngine:
         self.config, self.scheme = config, read_scheme(path, schema)
         self._torch, self._device = torch, "cuda" if config.gpus else "cpu"
         if not config.gpus:
-            torch.set_num_threads(max(1, int(config.cpus)))
+            torch.set_num_threads(threads(config))
         self._model, tokenizer = load(path, self.scheme, precision(config))
         self._model.to(self._device).eval()
         self._reader, self._near = Reader(tokenizer), Near(self.scheme.corrections)
@@ -141,10 +141,8 @@ def load(path: str, scheme: Scheme, dtype: str = "float32", revision: str = "") 
     """(token classifier whose outputs are the scheme's heads one after another, tokenizer). A base without heads gets random ones."""
     import torch
     from transformers import AutoModelForTokenClassification, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    quiet_transformers()
     extra: dict[str, Any] = {"revision": revision} if revision else {}
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
@@ -163,8 +161,8 @@ def longest(model: Any) -> int:
     return found - int(model.config.pad_token_id or 0) - 1 if "roberta" in model.config.model_type else found
 
 
-def padded(reads: Sequence[Read], pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ids, mask and segment numbers, shape (rows, tokens) int64."""
+def padded(reads: Sequence[Any], pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ids, mask and segment numbers, shape (rows, tokens) int64, of what has `ids` and `first`, where the second segment begins."""
     wide = max(len(found.ids) for found in reads)
     ids = np.full((len(reads), wide), pad, np.int64)
     mask, kinds = np.zeros_like(ids), np.zeros_like(ids)

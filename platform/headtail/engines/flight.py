@@ -11,8 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from headtail.engines import Completion
+import numpy as np
+
+from headtail.engines import Completion, Top
 from headtail.engines.tokens import token_texts
+
+LOWEST = float(np.finfo(np.float16).min)  # stands for minus infinity, which would make NaN of a chance of 0 times it
 
 
 class Row:
@@ -28,19 +32,29 @@ class Row:
 class Sample:
     """One answer under way."""
 
-    __slots__ = ("ids", "logprobs", "number", "reason", "row")
+    __slots__ = ("ids", "logprobs", "number", "reason", "row", "top_ids", "top_logprobs")
 
     def __init__(self, row: Row, number: int) -> None:
         self.row, self.number, self.reason = row, number, ""
         self.ids: list[int] = []
         self.logprobs: list[float] = []
+        self.top_ids: list[np.ndarray] = []
+        self.top_logprobs: list[np.ndarray] = []
+
+    def top(self) -> Top:
+        """The likeliest tokens, in the types they are stored in."""
+        logprobs = np.concatenate(self.top_logprobs).clip(min=LOWEST).astype(np.float16)
+        return Top(np.array(self.ids, np.int32), np.concatenate(self.top_ids).astype(np.int32), logprobs)
 
 
 class Flight:
-    """All that is with the core. Its length is in samples: each takes a place. `ends`: tokens that stop an answer."""
+    """All that is with the core. Its length is in samples: each takes a place. `ends`: tokens that stop an answer.
 
-    def __init__(self, tokenizer: Any, samples: int, ends: frozenset[int]) -> None:
-        self._tokenizer, self._samples, self._ends = tokenizer, samples, ends
+    `top`: how many of the likeliest tokens the core was asked for.
+    """
+
+    def __init__(self, tokenizer: Any, samples: int, ends: frozenset[int], top: int = 0) -> None:
+        self._tokenizer, self._samples, self._ends, self._top = tokenizer, samples, ends, top
         self._flying: dict[str, Sample] = {}
 
     def __len__(self) -> int:
@@ -68,6 +82,9 @@ class Flight:
             sample.ids += output.new_token_ids
             if output.new_logprobs is not None:
                 sample.logprobs += output.new_logprobs.logprobs[:, 0].tolist()  # the sampled token's is the first
+                if self._top:
+                    sample.top_ids.append(output.new_logprobs.logprob_token_ids[:, 1 : self._top + 1])
+                    sample.top_logprobs.append(output.new_logprobs.logprobs[:, 1 : self._top + 1])
             if output.prefill_stats is not None and not sample.number and not sample.row.cached:
                 sample.row.cached = output.prefill_stats.num_cached_tokens
             if output.finish_reason is not None:
@@ -98,4 +115,5 @@ class Flight:
             token_logprobs=tuple(sample.logprobs),
             error=f"the engine ended the request: {reason or 'no reason'}" if broken else "",
             transient=broken,
+            top=sample.top() if sample.top_ids else None,
         )

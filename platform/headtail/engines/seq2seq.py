@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from headtail.engines import Completion, ModelConfig, Request
-from headtail.engines.device import precision, set_environment
+from headtail.engines.device import precision, quiet_transformers, set_environment, threads
 from headtail.engines.tokens import token_texts
 from headtail.errors import EngineError
 
@@ -31,7 +32,7 @@ class Seq2SeqEngine:
 
         self.config, self._torch, self._device = config, torch, "cuda" if config.gpus else "cpu"
         if not config.gpus:
-            torch.set_num_threads(max(1, int(config.cpus)))
+            torch.set_num_threads(threads(config))
         self._model, self._tokenizer = load(path, precision(config), config.revision)
         self._model.to(self._device).eval()
         self._rows = config.max_num_seqs or (GPU_ROWS if config.gpus else CPU_ROWS)
@@ -113,8 +114,6 @@ class Seq2SeqEngine:
 
 
 def _with(first: Completion, others: tuple[Completion, ...]) -> Completion:
-    from dataclasses import replace
-
     return replace(first, samples=tuple(replace(other, tokens_in=0) for other in others))
 
 
@@ -133,10 +132,8 @@ def load(path: str, dtype: str = "float32", revision: str = "") -> tuple[Any, An
     """(encoder-decoder, tokenizer) from a folder or hub id."""
     import torch
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    quiet_transformers()
     extra: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         model = AutoModelForSeq2SeqLM.from_pretrained(path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **extra)

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from headtail.engines import Request
+from headtail.keys import fingerprint
 
 BATCH = 64  # rows made into ids by one call; from 16 on a call's own cost no longer shows
 AHEAD = 3  # such batches under way: what an engine of 256 rows takes in one step at its start
@@ -79,6 +80,11 @@ def ids(tokenizer: Any, chats: list[list[dict[str, str]]]) -> list[list[int]]:
     """Token ids of rendered chats, ready for an answer."""
     found = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
     return [list(one) for one in found]
+
+
+def vocabulary(tokenizer: Any) -> str:
+    """Fingerprint of what each token id stands for: two tokenizers whose ids mean the same have the same."""
+    return fingerprint(tokenizer.get_vocab())
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from headtail.engines import Bound, Completion, ModelConfig, Request
+from headtail.engines.device import SPINS, precision, threads
 from headtail.engines.flight import Flight
 from headtail.engines.grammar import BACKEND, told
 from headtail.engines.load import Load
@@ -35,19 +36,11 @@ GPU_ROOM = (256, 8192)
 LARGE_GPU_ROOM = (1024, 16384)
 LARGE_GPU_BYTES = 70 * 2**30  # H100, H200, B200, MI300; not A100, on which vLLM saw no gain from more
 CPU_BLOCK = 32  # vLLM's 128 exceeds most shared prompts, so none would be found; below 32 its CPU kernels are slower
-# How long an OpenMP thread that waits looks before it sleeps, in turns of some 12 ns. A step of a small model is thousands of
-# operations of some 20 us, and waking a thread takes as long; endless looking made a shared 2-core machine ten times slower.
-SPINS = "3000"
 _YOURS = ("VLLM_LOGGING_LEVEL", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "TOKENIZERS_PARALLELISM", "GOMP_SPINCOUNT")
 AHEAD = 64  # rows that wait inside the engine beyond those that run, so that a freed place is taken in the same step
 _LOOK_S = 0.2  # between looks whether the core's process still lives: a killed one says nothing
 _MASKS = "headtail.engines.masks"
 _PROBE = ({"role": "user", "content": "x"},)
-
-
-def threads(config: ModelConfig) -> int:
-    """CPU threads of one engine: the cores it was given, at least one."""
-    return max(1, int(config.cpus))
 
 
 def apart(config: ModelConfig) -> bool:
@@ -83,7 +76,7 @@ def arguments(config: ModelConfig, path: str) -> dict[str, Any]:
     seqs, tokens = room(config) if not (config.max_num_seqs and config.max_num_batched_tokens) else (0, 0)
     found: dict[str, Any] = {
         "model": path,
-        "dtype": "bfloat16" if config.dtype == "auto" and not config.gpus else config.dtype,
+        "dtype": precision(config),
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs or seqs,
         "max_num_batched_tokens": config.max_num_batched_tokens or tokens,
@@ -113,9 +106,9 @@ def arguments(config: ModelConfig, path: str) -> dict[str, Any]:
 
 
 class VllmEngine:
-    """A started vLLM engine. `bound` None leaves answers free, for comparison."""
+    """A started vLLM engine. `bound` None leaves answers free, for comparison; `top` of the likeliest tokens come with each token."""
 
-    def __init__(self, config: ModelConfig, path: str, bound: Bound, sampling: dict[str, Any]) -> None:
+    def __init__(self, config: ModelConfig, path: str, bound: Bound, sampling: dict[str, Any], top: int = 0) -> None:
         started = time.monotonic()
         for name, value in environment(config).items():
             if name in _YOURS:
@@ -125,7 +118,9 @@ class VllmEngine:
         if Path(path).is_dir():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         grammar = told(bound, sampling["max_tokens"], "task.yaml answer")
-        self.config, self.arguments, self.apart = config, arguments(config, path), apart(config)
+        self.config, self.arguments, self.apart, self.top = config, arguments(config, path), apart(config), top
+        if top:
+            self.arguments["max_logprobs"] = top  # vLLM's own limit is 20
         self._engine = _start(config, self.arguments)
         self._core = self._engine.engine_core
         self._guard = Guard(self.core_pids()) if self.apart else None
@@ -134,7 +129,7 @@ class VllmEngine:
         if not getattr(self._tokenizer, "chat_template", None):
             fix = "use an instruction-tuned model, or add chat_template.jinja"
             raise EngineError("the model's tokenizer has no chat template", where=path, fix=fix)
-        self._params = self._prepared(sampling_params(sampling, grammar), int(sampling.get("n", 1)))
+        self._params = self._prepared(sampling_params(sampling, grammar, top), int(sampling.get("n", 1)))
         self._ends = frozenset(self._params[0].all_stop_token_ids)
         self._limit = self._engine.vllm_config.model_config.max_model_len
         self._window = self.arguments["max_num_seqs"] + AHEAD
@@ -203,7 +198,7 @@ class VllmEngine:
 
     def generate(self, requests: Iterable[Request]) -> Generator[Completion]:
         """Completions as they finish. Pulls requests so that the engine always has some waiting."""
-        flight = Flight(self._tokenizer, len(self._params), self._ends)
+        flight = Flight(self._tokenizer, len(self._params), self._ends, self.top)
         try:
             with Ahead(self._tokenizer, requests) as ahead:
                 last = time.monotonic()
@@ -290,7 +285,7 @@ def _request_kind() -> Any:
     return EngineCoreRequest
 
 
-def sampling_params(sampling: dict[str, Any], grammar: dict[str, str]) -> Any:
+def sampling_params(sampling: dict[str, Any], grammar: dict[str, str], top: int = 0) -> Any:
     """vLLM's words for a task's sampling, of one sample; `grammar` as `grammar.told` has it."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
@@ -300,7 +295,7 @@ def sampling_params(sampling: dict[str, Any], grammar: dict[str, str]) -> Any:
         top_p=sampling["top_p"],
         max_tokens=sampling["max_tokens"],
         seed=sampling.get("seed"),
-        logprobs=0,  # of the sampled token only
+        logprobs=top,  # beside the sampled token's
         flat_logprobs=True,
         detokenize=False,  # once per row when it is finished, not once per token: see token_texts
         output_kind=RequestOutputKind.FINAL_ONLY,

@@ -36,7 +36,7 @@ from headtail.evaluate.scoring import (
     quality_rows,
     score_rows,
 )
-from headtail.evidence import three_figures
+from headtail.evidence import figure_metrics, three_figures
 from headtail.generate import answers as read_answers
 from headtail.intervals import BOOTSTRAP
 from headtail.receipt import Receipt, load_receipt, load_ref
@@ -117,10 +117,9 @@ def _write(station: Station, config: Config, task: Task, receipts: Mapping[str, 
             name = f"agreement/{student.tier}"
             station.metrics[name], both = agreement(task, teacher, student)
             station.note(f"{name} compares {student.tier} with teacher on the {both:,} gold rows both answered: it is no quality figure")
-    station.facts["figures"] = by_tier_figures = dict(_figures(station.metrics, receipts))
-    for tier, figures in by_tier_figures.items():
-        cost = {name: figures[name] for name in ("usd_per_million_own", "times_cheaper_than_teacher")}
-        station.metrics |= {f"{name}/{tier}": value for name, value in cost.items() if value is not None}
+    station.facts["figures"] = figures = dict(_figures(station.metrics, receipts))
+    for tier, known in figures.items():
+        station.metrics |= figure_metrics(known, tier)
     station.rows |= {"gold": len(scored[0].tp), **{f"answered.{s.tier}": int(s.answered.sum()) for s in scored}}
     for text in remarks(quality, rows, task, receipts):
         station.note(text)

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from headtail import charts
 from headtail.config import StageConfig
 from headtail.errors import ConfigError, GateRefused
-from headtail.evidence import Claim, Evidence, read_evidence, three_figures
+from headtail.evidence import Claim, Evidence, figure_metrics, figures_of, read_evidence
 from headtail.gate.claims import ALL, STRATA, TRAFFIC, Asked, ScoreName, Tier, Wanted, ask, decide, others, tier_rows
 from headtail.gate.sources import Judge, answers_of, candidate_of, gold_of, look, most_events, read_judge, scored_rows
 from headtail.progress import say
@@ -111,7 +111,7 @@ def run(config: Config) -> Receipt:
             claims=claims,
             data=sources.digests,
             judge=sources.judge.about if sources.judge else {},
-            figures=_figures(store, evaluation, config.tier),
+            figures=figures_of(evaluation.facts, config.tier),
         )
         _record(station, config, evidence, sources)
         for text in (*evidence.lacking(), *remarks, *_remarks(config, evidence, number)):
@@ -143,13 +143,6 @@ def require(receipt: Receipt) -> Evidence:
         fix = "label more rows of these strata and evaluate again, or make the candidate better"
         raise GateRefused(f"{found.candidate} is refused: " + "; ".join(missing), where=receipt.path, fix=fix)
     return found
-
-
-def _figures(store: Storage, evaluation: Receipt, tier: str) -> dict[str, float | None]:
-    named, teacher = evaluation.settings["config"]["answers"], str(Source.TEACHER)
-    own, theirs = (load_receipt(store, "precompute", named[side]).metrics if side in named else {} for side in (tier, teacher))
-    quality, agreement = (evaluation.metrics.get(name) for name in (f"quality/{tier}/{ALL}", f"agreement/{tier}"))
-    return three_figures(quality, agreement, own, {} if tier == teacher else theirs)
 
 
 class _Sources:
@@ -187,7 +180,8 @@ def _record(station: Station, config: Config, evidence: Evidence, sources: _Sour
         if claim.judged:
             station.rows[f"judged.{claim.stratum}"] = claim.judged
     station.metrics["passed"] = float(evidence.passed)
-    station.facts |= {"passed": evidence.passed, "evidence": evidence.model_dump(mode="json")}
+    station.metrics |= figure_metrics(evidence.figures)
+    station.facts |= {"passed": evidence.passed, "evidence": evidence.model_dump(mode="json"), "figures": evidence.figures}
     station.json("verdict", evidence.model_dump(mode="json"))
     station.figure("gate", figure(evidence))
     station.tracker.log(station.run_id, {}, {}, {"headtail.gate": "passed" if evidence.passed else "refused"})

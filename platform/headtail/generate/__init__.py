@@ -13,6 +13,7 @@ Knows nothing of stages, receipts of stages or what answers are for.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import uuid
@@ -24,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from headtail.errors import ConfigError, EngineError, HeadtailError, LimitReached
+from headtail.errors import ConfigError, EngineError, HeadtailError, LimitReached, StorageError
 from headtail.generate.catalog import ANSWERS, earlier, register
 from headtail.generate.job import JOURNAL, Job, ShardReceipt, Table
 from headtail.generate.ledger import Ledger, settle_up
@@ -34,7 +35,8 @@ from headtail.generate.shard import Shard, read_receipt
 from headtail.generate.worker import Ask, Worker
 from headtail.progress import say
 from headtail.receipt import Receipt
-from headtail.storage import Storage, open_storage, read_table
+from headtail.rows import ANSWER, ANSWER_SINCE
+from headtail.storage import Storage, open_storage, read_table, table_columns
 
 __all__ = ["ANSWERS", "Job", "Ledger", "Limits", "Table", "answers", "chains", "generate", "survey", "sweep"]
 
@@ -173,24 +175,43 @@ def sweep(store: Storage, job: Job) -> None:
     Journals go first: one that outlived its segments would have rows asked again when a shard with failed rows is opened anew.
     """
     folder, files = store.full(job.shards_folder), store.filesystem
-    for _ in range(_SWEEPS):  # another driver may be at it too: what it took away is gone, which is all that is wanted
+    for _ in range(_SWEEPS):
         if files.get_file_info(folder).type != pafs.FileType.Directory:
             return
-        with contextlib.suppress(FileNotFoundError):
+        try:
             shards = [found.path for found in files.get_file_info(pafs.FileSelector(folder)) if found.type == pafs.FileType.Directory]
             with ThreadPoolExecutor(_LOOKS) as pool:
                 list(pool.map(partial(_removed, files), [f"{shard}/{JOURNAL}" for shard in shards]))
             files.delete_dir(folder)
+        except FileNotFoundError:
+            continue  # another driver sweeps too: what it took away is gone, which is all that is wanted
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            # another driver, late, put a file there meanwhile: it will sweep in its turn
 
 
 def _removed(files: pafs.FileSystem, path: str) -> None:
-    if files.get_file_info(path).type == pafs.FileType.File:
-        with contextlib.suppress(FileNotFoundError):
-            files.delete_file(path)
+    with contextlib.suppress(FileNotFoundError):
+        files.delete_file(path)
 
 
 def answers(store: Storage, receipt: Receipt, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The answers that a precompute receipt names, a shard at a time, in order of shard."""
     for name in sorted(receipt.outputs):
         if name.startswith(ANSWERS):
-            yield read_table(store, receipt.outputs[name].path, columns)
+            yield _read(store, receipt.outputs[name].path, columns)
+
+
+def _read(store: Storage, path: str, columns: list[str] | None) -> pa.Table:
+    """A table of answers. What an older release did not write yet is null."""
+    try:
+        return read_table(store, path, columns)
+    except StorageError:
+        lacking = [name for name in columns or () if name in ANSWER_SINCE and name not in table_columns(store, path)]
+        if not lacking:
+            raise
+    table = read_table(store, path, [name for name in columns or () if name not in lacking])
+    for name in lacking:
+        table = table.append_column(ANSWER.field(name), pa.nulls(table.num_rows, ANSWER.field(name).type))
+    return table.select(columns)

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from headtail import numbered
@@ -22,7 +24,7 @@ from headtail.generate.job import JOURNAL, Job, Journal, ShardReceipt
 from headtail.generate.prepare import Manifest
 from headtail.keys import overlapping
 from headtail.receipt import Receipt
-from headtail.rows import ANSWER
+from headtail.rows import ANSWER, TOP, State
 from headtail.storage import FileRef, Storage, read_json, read_table
 
 FOLDER = "precompute/catalog"
@@ -41,6 +43,7 @@ class Entry(Config):
     parts: dict[str, Any] = Field(description="what `settings` was made over")
     template: str = Field(description="the prompt, as Jinja2")
     side_inputs: tuple[str, ...] = Field((), description="the task's side inputs")
+    shown: bool = Field(True, description="whether rows were asked with the side inputs that they had")
     began: str = Field(description="UTC, ISO 8601")
 
 
@@ -58,6 +61,7 @@ def register(store: Storage, job: Job) -> None:
         parts=job.parts,
         template=job.task.template,
         side_inputs=job.task.side_inputs,
+        shown=job.side_inputs,
         began=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
     number = numbered.append(store, FOLDER, lambda _: entry.model_dump_json(indent=1).encode())
@@ -127,13 +131,25 @@ class Earlier:
         return found
 
 
+def enough(table: pa.Table, top: int) -> np.ndarray:
+    """Which answers of an earlier job hold all that is asked for: answered rows lack their `top` likeliest tokens, or have them."""
+    if not top:
+        return np.ones(table.num_rows, bool)
+    answered = pc.equal(table["state"], str(State.ANSWERED))
+    if TOP.names[0] not in table.column_names:
+        return np.asarray(pc.invert(answered))
+    tokens, likeliest = (pc.fill_null(pc.list_value_length(table[name]), 0) for name in TOP.names[:2])
+    has = pc.and_(pc.greater(tokens, 0), pc.greater_equal(likeliest, pc.multiply(tokens, top)))
+    return np.asarray(pc.or_(pc.invert(answered), has))
+
+
 def as_asked(table: pa.Table, asked: pa.Table, job: Job) -> pa.Table:
     """Answer rows of an earlier job as rows of this one: what belongs to the asker comes from its own input rows, `asked`."""
     columns = []
     for field in job.schema:
         if field.name == "source":
             column: Any = pa.repeat(pa.scalar(job.source), table.num_rows)
-        elif field.name in _CARRIED or field.name not in ANSWER.names:
+        elif field.name in _CARRIED or field.name not in (*ANSWER.names, *TOP.names):
             column = asked[field.name]
         elif field.name in table.column_names:
             column = table[field.name]

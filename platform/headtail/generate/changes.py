@@ -50,8 +50,9 @@ def changes(entry: Entry, job: Job) -> tuple[Change, ...]:
     if entry.template != job.task.template and job.form.prompt == "task":  # a bare query is asked without the template
         was, now = _lines(entry.template, job.task.template)
         found.append(Change(part="prompt", was=was, now=now))
-    if entry.side_inputs != job.task.side_inputs:
-        found.append(Change(part="side inputs", was=", ".join(entry.side_inputs), now=", ".join(job.task.side_inputs)))
+    was, now = _side(entry.side_inputs, entry.shown), _side(job.task.side_inputs, job.side_inputs)
+    if was != now:
+        found.append(Change(part="side inputs", was=was, now=now))
     for part, values in _settings(entry, job).items():
         pair = values
         if part == "schema":
@@ -61,6 +62,10 @@ def changes(entry: Entry, job: Job) -> tuple[Change, ...]:
             pair = (entry.model, job.name)
         found.append(Change(part=part, was=_short(pair[0]), now=_short(pair[1])))
     return tuple(found)
+
+
+def _side(names: Sequence[str], shown: bool) -> str:
+    return ", ".join(names) if shown or not names else "left out"
 
 
 def _at(places: Sequence[tuple[str, Any, Any]], side: int) -> str:

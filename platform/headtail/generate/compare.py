@@ -182,7 +182,7 @@ class Comparison:
             for pair, state in zip(_pairs(table), table["state"].to_pylist(), strict=True):
                 row = shard.wanted.place.get(pair, -1)
                 if row in left:
-                    groups[row] = (RETRIED, (state,))
+                    groups[row] = (RETRIED, (state if state in self.job.retry else "without top_logprobs",))
                     left.discard(row)
         for rival in self.rivals:
             if not left:

@@ -19,7 +19,7 @@ from headtail.engines.grammar import FORM
 from headtail.form import DEFAULT, Form
 from headtail.generate.limits import Limits
 from headtail.keys import fingerprint
-from headtail.rows import ANSWER, State, with_side_inputs
+from headtail.rows import ANSWER, State, with_side_inputs, with_top
 from headtail.storage import FileRef
 from headtail.task import Task
 
@@ -38,7 +38,7 @@ class Table:
 class Job:
     """All that decides a job and how it runs. `path` is its folder in the store at `root`; `digest` pins the model's weights.
 
-    `form`: how the model is asked and answers.
+    `form`: how the model is asked and answers; without `side_inputs` rows are asked as if they had none.
     """
 
     root: str
@@ -58,9 +58,11 @@ class Job:
     reuse: bool = True
     reuse_jobs: int = 20
     keep_logprobs: bool = True
+    top_logprobs: int = 0
     stall_seconds: float = 600.0
     limits: Limits = field(default_factory=Limits)
     form: Form = DEFAULT
+    side_inputs: bool = True
 
     @cached_property
     def settings(self) -> str:
@@ -75,7 +77,7 @@ class Job:
     @property
     def schema(self) -> pa.Schema:
         """Of the answers this job makes."""
-        return with_side_inputs(ANSWER, self.task.side_inputs)
+        return with_side_inputs(with_top(ANSWER, self.top_logprobs), self.task.side_inputs)
 
     def manifest_path(self) -> str:
         return f"{self.path}/work/manifest.json"

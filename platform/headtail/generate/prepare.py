@@ -93,7 +93,7 @@ def survey(store: Storage, job: Job) -> tuple[list[Fragment], int, dict[str, tup
         with pq.ParquetFile(store.full(table.path), filesystem=store.filesystem) as file:
             rows += file.metadata.num_rows
             missing = tuple(name for name in job.task.side_inputs if name not in file.schema_arrow.names)
-            if missing:
+            if missing and job.side_inputs:
                 lacking[table.label] = missing
             sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
         found += [Fragment(table, groups, len(found) + i) for i, groups in enumerate(_cut(sizes))]
@@ -136,7 +136,10 @@ def sort_fragment(job: Job, fragment: Fragment, shards: int) -> Part:
     """One part file from one fragment: its rows in order of shard, and within a shard in order of input."""
     store = open_storage(job.root)
     with pq.ParquetFile(store.full(fragment.table.path), filesystem=store.filesystem) as file:
-        table = input_rows(file.read_row_groups(list(fragment.groups)), job.task.side_inputs, fragment.table.label)
+        table = file.read_row_groups(list(fragment.groups))
+        if not job.side_inputs:
+            table = table.drop_columns([name for name in job.task.side_inputs if name in table.column_names])
+        table = input_rows(table, job.task.side_inputs, fragment.table.label)
     owner = shards_of(table["query_key"], shards)
     order = np.argsort(owner, kind="stable")
     table, owner = table.take(pa.array(order)), owner[order]

@@ -19,12 +19,12 @@ import pyarrow.compute as pc
 from headtail.config import build
 from headtail.engines import Completion
 from headtail.errors import EngineError, StorageError
-from headtail.generate.catalog import Earlier, as_asked
+from headtail.generate.catalog import Earlier, as_asked, enough
 from headtail.generate.job import Job, Journal, ShardReceipt
 from headtail.generate.prepare import Manifest, read_shard
 from headtail.generate.wanted import Wanted, check_rows, in_order, wanted
 from headtail.outcome import Outcome
-from headtail.rows import State
+from headtail.rows import TOP, State
 from headtail.storage import Storage, read_json, read_table, write_table
 
 # Rows asked at a time, by how often this shard was begun without a flush since: all of them twice (a machine may simply
@@ -118,9 +118,9 @@ class Shard:
             if len(done) + sum(answered for answered, _, _ in chosen.values()) == len(self.wanted):
                 break
             for table in source.answers(self.number, shards):
-                states = table["state"].to_pylist()
+                states, whole = table["state"].to_pylist(), enough(table, self.job.top_logprobs)
                 for i, row in enumerate(self._places(table)):
-                    if row < 0 or row in done or states[i] in self.job.retry:
+                    if row < 0 or row in done or states[i] in self.job.retry or not whole[i]:
                         continue
                     answered = states[i] == State.ANSWERED
                     if row not in chosen or (answered and not chosen[row][0]):
@@ -232,7 +232,8 @@ class Shard:
             "source": pa.repeat(pa.scalar(self.job.source), count),
             "model": pa.repeat(pa.scalar(self.job.name), count),
             "seconds": seconds,
-            "logprobs": [(completion.token_logprobs if keep else None) or None for completion in completions],
+            "logprobs": [(c.token_logprobs if keep and _first(o) else None) or None for o, c in zip(outcomes, completions, strict=True)],
+            **(_tops(outcomes, completions) if self.job.top_logprobs else {}),
         }
         asked = wanted.table.take(pa.array(rows, pa.int64()))
         columns = [pa.array(made[field.name], field.type) if field.name in made else asked[field.name] for field in self.job.schema]
@@ -290,6 +291,17 @@ def read_receipt(job: Job, store: Storage, shard: int, edition: int) -> ShardRec
 def tokens_out(completion: Completion) -> int:
     """Answer tokens of all samples of a row."""
     return completion.tokens_out + sum(sample.tokens_out for sample in completion.samples)
+
+
+def _first(outcome: Outcome) -> bool:
+    """Whether a row ended as the first of its samples did, whose tokens its completion has."""
+    return not outcome.samples or outcome.samples[0]["answer"] == outcome.answer
+
+
+def _tops(outcomes: Sequence[Outcome], completions: Sequence[Completion]) -> dict[str, list[Any]]:
+    """The columns of TOP: of answered rows, where they are the answer's own tokens."""
+    tops = [c.top if o.answer is not None and _first(o) else None for o, c in zip(outcomes, completions, strict=True)]
+    return {name: [None if top is None else top[at].ravel() for top in tops] for at, name in enumerate(TOP.names)}
 
 
 def _sum(column: pa.ChunkedArray) -> Any:

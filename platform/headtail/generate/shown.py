@@ -19,7 +19,7 @@ from headtail.generate.preview import Preview
 _MEANS = {
     "reused": "an earlier job's answer has the same key",
     "resumed": "finished in this job already",
-    "retried": "an earlier answer has the same key, but a state to be retried",
+    "retried": "an earlier answer has the same key, but a state to be retried, or lacks top_logprobs",
     "changed": "asked before under another key",
     "new": "never asked by an earlier job of this task and source",
 }

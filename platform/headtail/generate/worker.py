@@ -128,7 +128,7 @@ class Worker:
             found, sampling = find(self.job.model, self.store), self.job.task.file.sampling.model_dump()
             bound = self.job.form.bound(self.job.task, sampling["max_tokens"])
             with watched(self.job.stall_seconds + _START_S):
-                self.engine = open_engine(self.job.model, found.path, bound, sampling)
+                self.engine = open_engine(self.job.model, found.path, bound, sampling, self.job.top_logprobs)
             self.start_s += time.monotonic() - begun
         return self.engine
 

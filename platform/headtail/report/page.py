@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from headtail import charts
 from headtail.receipt import Receipt
-from headtail.report.summary import SLICES, SOURCES, TIERS, ms, percent, usd
+from headtail.report.summary import MODELS, SLICES, SOURCES, TIERS, ms, percent, usd
 from headtail.rows import State
 from headtail.storage import Storage
 
@@ -26,13 +26,15 @@ _TEMPLATE = Path(__file__).parent / "report.html.j2"
 _EXAMPLES_EACH = 5  # examples shown per kind
 _LONG = 160  # characters of an answer shown in the examples
 _LONG_NAME = 32  # characters of a model's or input's name shown in a table
-_FIGURES = {
-    "coverage": ("plan", "Share of events covered by the most frequent queries, before the cut and in later traffic"),
-    "quality": ("evaluate", "Quality by stratum for each tier with intervals"),
-    "gate": ("gate", "Each claim of the gate: estimate, what is shown and what is asked"),
-    "calibration": ("evaluate", "Share of right answers by confidence"),
-    "latency": ("replay", "Share of requests answered within a given time, by who answered"),
-    "loss": ("distill", "Training loss by step"),
+_FIGURES = {  # name on the page: output, station, what it shows
+    "coverage": ("coverage", "plan", "Share of events covered by the most frequent queries, before the cut and in later traffic"),
+    "quality": ("quality", "evaluate", "Quality by stratum for each tier with intervals"),
+    "gate": ("gate", "gate", "Each claim of the gate: estimate, what is shown and what is asked"),
+    "gate_realtime": ("gate", "gate_realtime", "Each claim of the realtime student's gate: estimate, what is shown and what is asked"),
+    "calibration": ("calibration", "evaluate", "Share of right answers by confidence"),
+    "latency": ("latency", "replay", "Share of requests answered within a given time, by who answered"),
+    "loss": ("loss", "distill", "Training loss by step"),
+    "loss_realtime": ("loss", "distill_realtime", "Training loss of the realtime student by step"),
 }
 
 
@@ -51,22 +53,23 @@ def render(store: Storage, receipts: Mapping[str, Receipt], summary: Mapping[str
     }
     return env.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         s=summary,
-        tiers=TIERS,
+        tiers=summary["tiers"],
+        models=MODELS,
         slices=SLICES,
         sources=SOURCES,
         states=[str(s) for s in State],
         figures={name: _figure(store, receipts, name, *where) for name, where in _FIGURES.items()},
         examples=list(_examples(store, receipts)),
         colours={tier: charts.COLOURS[tier] for tier in TIERS},
-        jobs=[job for job in TIERS[:2] if summary[f"rows_{job}_in"] is not None],
+        jobs=[job for job in MODELS if summary[f"rows_{job}_in"] is not None],
     )
 
 
-def _figure(store: Storage, receipts: Mapping[str, Receipt], name: str, station: str, label: str) -> Markup | None:
+def _figure(store: Storage, receipts: Mapping[str, Receipt], name: str, output: str, station: str, label: str) -> Markup | None:
     """The station's SVG made fit for the page, or None when there is none."""
     for found in (station, f"{station}_teacher"):
-        for output, ref in receipts[found].outputs.items() if found in receipts else ():
-            if output in (f"{name}.svg", name) and ref.path.endswith(".svg"):
+        for own, ref in receipts[found].outputs.items() if found in receipts else ():
+            if own in (f"{output}.svg", output) and ref.path.endswith(".svg"):
                 return Markup(charts.inline(store.read(ref.path).decode(), name, label))  # our own drawing, its text escaped by it
     return None
 
@@ -77,6 +80,7 @@ def _examples(store: Storage, receipts: Mapping[str, Receipt]) -> Iterator[dict[
     if not name:
         return
     rows = pivot(receipts[name].table(store, "rows"))
+    tiers = [tier for tier in MODELS if any(tier in row["tiers"] for row in rows[:1])]
     both = [row for row in rows if {"teacher", "student"} <= row["tiers"].keys()]
     if not both:
         wrong = [row for row in rows if not row["tiers"].get("teacher", {}).get("exact", True)]
@@ -92,7 +96,7 @@ def _examples(store: Storage, receipts: Mapping[str, Receipt]) -> Iterator[dict[
         elif not teacher["exact"]:
             kinds["Both wrong"].append(row)
     for kind, found in kinds.items():
-        yield {"kind": kind, "rows": found[:_EXAMPLES_EACH], "of": len(found), "tiers": TIERS[:2]}
+        yield {"kind": kind, "rows": found[:_EXAMPLES_EACH], "of": len(found), "tiers": tiers}
 
 
 def pivot(rows: pa.Table) -> list[dict[str, Any]]:

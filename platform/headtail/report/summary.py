@@ -23,12 +23,17 @@ STATIONS = (
     "curate",
     "distill",
     "precompute_student",
+    "distill_realtime",
+    "precompute_realtime",
     "evaluate",
     "gate",
+    "gate_realtime",
     "publish",
     "replay",
 )
-TIERS = ("teacher", "student", "fallback")
+REALTIME = ("distill_realtime", "precompute_realtime", "gate_realtime")  # there only where a second student answers live
+MODELS = ("teacher", "student", "realtime")
+TIERS = (*MODELS, "fallback")
 SLICES = (*(str(s) for s in Stratum), "all", "traffic")
 SOURCES = ("cache", "live", "fallback")
 SMALL = 30  # gold rows below which a figure is said to rest on few
@@ -47,12 +52,6 @@ _FIGURES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "zipf_exponent": (("plan", "metrics", "zipf_exponent"),),
     "golden_rows": (("curate", "rows", "golden"),),
     "golden_dropped": (("curate", "rows", "dropped"),),
-    "train_loss": (("distill", "metrics", "train_loss"),),
-    "eval_loss": (("distill", "metrics", "eval_loss"),),
-    "train_seconds": (("distill", "metrics", "train_seconds"),),
-    "train_examples": (("distill", "metrics", "examples"),),
-    "student_params": (("distill", "metrics", "params"),),
-    "student_trainable_params": (("distill", "metrics", "trainable_params"),),
     "published_rows": (("publish", "rows", "published"), ("publish_head", "rows", "published")),
     "coverage_log": (("publish", "metrics", "coverage"), ("publish_head", "metrics", "coverage")),
     "coverage_log_head": (("publish_head", "metrics", "coverage"),),
@@ -91,7 +90,7 @@ def summarise(
     for name, places in _FIGURES.items():
         made[name] = next((value for place in places if (value := _figure(receipts, *place)) is not None), None)
     made |= dict(_quality(receipts, quality))
-    for tier in ("teacher", "student"):
+    for tier in MODELS:
         job = f"precompute_{tier}"
         made[f"model_{tier}"] = _model_name(receipts[job]) if job in receipts else None
         made |= {f"rows_{tier}_{name}": _figure(receipts, job, "rows", name) for name in _JOB_ROWS}
@@ -99,35 +98,54 @@ def summarise(
         if made[f"usd_per_hour_{tier}"] is None and job in receipts:
             made[f"usd_per_hour_{tier}"] = receipts[job].facts.get("usd_per_hour")
         made[f"usd_per_million_running_{tier}"] = _running(made, tier)
+    made |= dict(_training(receipts))
     made["usd_per_million_fallback"] = 0.0
     made["cost_ratio_teacher_to_student"] = _ratio(made["usd_per_million_teacher"], made["usd_per_million_student"])
+    made["cost_ratio_teacher_to_realtime"] = _ratio(made["usd_per_million_teacher"], made["usd_per_million_realtime"])
     made["cost_ratio_running"] = _ratio(made["usd_per_million_running_teacher"], made["usd_per_million_running_student"])
+    made["cost_ratio_running_realtime"] = _ratio(made["usd_per_million_running_teacher"], made["usd_per_million_running_realtime"])
+    made["tiers"] = [tier for tier in TIERS if tier != "realtime" or made["model_realtime"]]
     for source in ("all", *SOURCES):
         end = "" if source == "all" else f"/{source}"
         made |= {f"latency_{source}_{p}_ms": _figure(receipts, "replay", "metrics", f"{p}_ms{end}") for p in ("p50", "p95", "p99")}
         made[f"requests_{source}"] = made["requests"] if source == "all" else _figure(receipts, "replay", "rows", source)
-    made |= _gate(receipts)
+    made |= _gate(receipts, "gate", "gate") | _gate(receipts, "gate_realtime", "realtime_gate")
     made |= {"release": _fact(receipts, "release"), "generation": _fact(receipts, "generation")}
     made["student_served"] = bool(receipts["publish"].facts.get("student")) if "publish" in receipts else None
     made |= {f"seconds_{name}": receipts[name].seconds if name in receipts else None for name in STATIONS}
-    made["not_run"] = [name for name in STATIONS if name not in receipts]
+    made["not_run"] = [name for name in STATIONS if name not in receipts and (made["model_realtime"] or name not in REALTIME)]
     made["lineage"] = [_step(name, receipts[name], name in reused) for name in _ordered(receipts)]
     made["notes"] = list(dict.fromkeys(notes(receipts, made)))
     made["headline"] = list(headline(made))
     return made
 
 
-def _gate(receipts: Mapping[str, Receipt]) -> dict[str, Any]:
-    """The verdict on the student, each claim in words, and what stood in the way."""
-    if "gate" not in receipts:
-        return {"gate_passed": None, "gate_delta": None, "gate_claims": [], "gate_lacking": []}
-    found = read_evidence(receipts["gate"].facts["evidence"])
+def _gate(receipts: Mapping[str, Receipt], station: str, name: str) -> dict[str, Any]:
+    """The verdict on a student, each claim in words, and what stood in the way."""
+    if station not in receipts:
+        return {f"{name}_passed": None, f"{name}_delta": None, f"{name}_claims": [], f"{name}_lacking": []}
+    found = read_evidence(receipts[station].facts["evidence"])
     claims = [
         {"kind": claim.kind, "stratum": claim.stratum, "n": claim.n, "value": claim.value, "low": claim.low, "least": claim.least}
         | {"passed": claim.passed, "words": claim.words()}
         for claim in found.claims
     ]
-    return {"gate_passed": not found.lacking(), "gate_delta": found.delta, "gate_claims": claims, "gate_lacking": found.lacking()}
+    lacking = found.lacking()
+    return {f"{name}_passed": not lacking, f"{name}_delta": found.delta, f"{name}_claims": claims, f"{name}_lacking": lacking}
+
+
+def _training(receipts: Mapping[str, Receipt]) -> Iterator[tuple[str, Any]]:
+    """How each student was made."""
+    for tier, station, end in (("student", "distill", ""), ("realtime", "distill_realtime", "_realtime")):
+        for name, metric in (("train_examples", "examples"), *((name,) * 2 for name in ("train_loss", "eval_loss", "train_seconds"))):
+            yield f"{name}{end}", _figure(receipts, station, "metrics", metric)
+        for name in ("params", "trainable_params"):
+            yield f"{tier}_{name}", _figure(receipts, station, "metrics", name)
+        config = receipts[station].settings.get("config", {}) if station in receipts else {}
+        form, kind = config.get("form", {}), config.get("student")
+        yield f"{tier}_kind", kind
+        yield f"{tier}_prompt", "bare" if kind == "encoder" else form.get("prompt")
+        yield f"{tier}_answer", "labels" if kind == "encoder" else form.get("answer")
 
 
 def _quality(receipts: Mapping[str, Receipt], quality: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -144,10 +162,12 @@ def _quality(receipts: Mapping[str, Receipt], quality: Iterable[Mapping[str, Any
             yield f"quality_high_{where}", line.get("high")
             yield f"quality_method_{where}", line.get("method")
         yield f"exact_{tier}", found.get((tier, "all"), {}).get("exact")
-    for name in ("ece_teacher", "ece_student", "auroc_teacher", "auroc_student", "agreement_student"):
-        yield name, _evaluated(receipts, name.replace("_", "/"))
+    for tier in MODELS:
+        for name in ("ece", "auroc", "agreement")[: 2 if tier == "teacher" else 3]:
+            yield f"{name}_{tier}", _evaluated(receipts, f"{name}/{tier}")
     for end in ("value", "low", "high"):
-        yield f"student_minus_teacher{'' if end == 'value' else '_' + end}", _evaluated(receipts, f"difference/student/{end}")
+        for tier in MODELS[1:]:
+            yield f"{tier}_minus_teacher{'' if end == 'value' else '_' + end}", _evaluated(receipts, f"difference/{tier}/{end}")
 
 
 def _evaluated(receipts: Mapping[str, Receipt], metric: str) -> float | None:
@@ -207,6 +227,10 @@ def headline(made: Mapping[str, Any]) -> Iterator[str]:
         yield f"The gate let the student pass: all {len(made['gate_claims'])} claims hold, together with at least {sure} confidence."
     elif made["gate_passed"] is False:
         yield f"The gate refused the student; what is missing: {'; '.join(made['gate_lacking'])}."
+    if made["realtime_gate_passed"]:
+        yield "The gate let the realtime student pass too: it answers live what is not in the cache."
+    elif made["realtime_gate_passed"] is False:
+        yield f"The gate refused the realtime student; what is missing: {'; '.join(made['realtime_gate_lacking'])}."
     if made["latency_all_p50_ms"] is not None:
         half, most = ms(made["latency_all_p50_ms"]), ms(made["latency_all_p99_ms"])
         yield f"Half of the requests were answered within {half}, 99 of 100 within {most}."
@@ -214,6 +238,9 @@ def headline(made: Mapping[str, Any]) -> Iterator[str]:
     if ratio is not None:
         less = f"{ratio:.1f} times less" if ratio >= 1 else f"{1 / ratio:.1f} times more"
         yield f"A million queries cost {usd(teacher)} with the teacher and {usd(student)} with the student in batch: {less}."
+        if made["cost_ratio_running_realtime"]:
+            both = f"the student {made['cost_ratio_running']:.1f} and the realtime student {made['cost_ratio_running_realtime']:.1f} times"
+            yield f"Without the engines' start, which a long run spreads thin, {both} less than the teacher."
     elif teacher is not None:
         yield f"A million queries cost {usd(teacher)} with the teacher."
 

@@ -8,11 +8,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from headtail.report.summary import SLICES, SOURCES, TIERS
+from headtail.report.summary import MODELS, SLICES, SOURCES, TIERS
 from headtail.rows import State
 
 NONE = "-"
-_STYLES = {"teacher": "blue", "student": "dark_orange3", "fallback": "bright_black"}
+_STYLES = {"teacher": "blue", "student": "dark_orange3", "realtime": "magenta", "fallback": "bright_black"}
 
 
 def table(summary: Mapping[str, Any]) -> Table:
@@ -43,26 +43,24 @@ def _sections(s: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
             ],
         ),
     )
-    strata = [(name, _count(s.get(f"gold_rows_{name}")), *(_quality(s, tier, name) for tier in TIERS)) for name in SLICES]
-    yield "Quality against people's answers (micro-F1, 95 % interval)", _grid(("stratum", "n", *TIERS), strata, _STYLES)
-    states = [(str(state), *(_count(s.get(f"rows_{tier}_{state}")) for tier in TIERS[:2])) for state in State]
-    states.insert(0, ("rows in", *(_count(s.get(f"rows_{tier}_in")) for tier in TIERS[:2])))
-    states.append(("rows/s", *(_rate(s.get(f"rows_per_s_{tier}")) for tier in TIERS[:2])))
-    yield "Rows by state", _grid(("", *TIERS[:2]), states, _STYLES)
+    tiers = [tier for tier in TIERS if tier in s.get("tiers", TIERS)]
+    models = [tier for tier in tiers if tier in MODELS]
+    strata = [(name, _count(s.get(f"gold_rows_{name}")), *(_quality(s, tier, name) for tier in tiers)) for name in SLICES]
+    yield "Quality against people's answers (micro-F1, 95 % interval)", _grid(("stratum", "n", *tiers), strata, _STYLES)
+    states = [(str(state), *(_count(s.get(f"rows_{tier}_{state}")) for tier in models)) for state in State]
+    states.insert(0, ("rows in", *(_count(s.get(f"rows_{tier}_in")) for tier in models)))
+    states.append(("rows/s", *(_rate(s.get(f"rows_per_s_{tier}")) for tier in models)))
+    yield "Rows by state", _grid(("", *models), states, _STYLES)
     latency = [
         (source, _count(s.get(f"requests_{source}")), *(_ms(s.get(f"latency_{source}_{p}_ms")) for p in ("p50", "p95", "p99")))
         for source in (*SOURCES, "all")
     ]
     yield "Latency in ms, by who answered", _grid(("", "requests", "p50", "p95", "p99"), latency)
-    cost = [("USD per million queries", *(_usd(s.get(f"usd_per_million_{tier}")) for tier in TIERS))]
-    ratio = s.get("cost_ratio_teacher_to_student")
-    cost.append(
-        (
-            "teacher's cost over the tier's",
-            *("1.0" if s.get("usd_per_million_teacher") else NONE, NONE if ratio is None else f"{ratio:.1f}", NONE),
-        )
-    )
-    yield "Cost in batch", _grid(("", *TIERS), cost, _STYLES)
+    cost: list[tuple[str, ...]] = []
+    for words, name in (("USD per million queries", "usd_per_million"), ("without the engine's start", "usd_per_million_running")):
+        cost.append((words, *(_usd(s.get(f"{name}_{tier}")) for tier in tiers)))
+        cost.append(("teacher's cost over the tier's", *(_over(s.get(f"{name}_teacher"), s.get(f"{name}_{tier}")) for tier in tiers)))
+    yield "Cost in batch", _grid(("", *tiers), cost, _STYLES)
 
 
 def _closing(s: Mapping[str, Any]) -> Iterator[str]:
@@ -73,6 +71,10 @@ def _closing(s: Mapping[str, Any]) -> Iterator[str]:
     if s.get("gate_passed") is not None:
         verdict = "passed" if s["gate_passed"] else "REFUSED"
         yield f"Gate: the student {verdict}, {sum(claim['passed'] for claim in s['gate_claims'])} of {len(s['gate_claims'])} claims hold."
+    if s.get("realtime_gate_passed") is not None:
+        claims = s["realtime_gate_claims"]
+        verdict = "passed" if s["realtime_gate_passed"] else "REFUSED"
+        yield f"Gate: the realtime student {verdict}, {sum(claim['passed'] for claim in claims)} of {len(claims)} claims hold."
     if s.get("student_served") is False and s.get("model_student"):
         yield "The release serves no student: a miss ends in the fallback."
     if s.get("not_run"):
@@ -93,6 +95,10 @@ def _quality(s: Mapping[str, Any], tier: str, name: str) -> str:
     if value is None:
         return NONE
     return f"{value:.3f} [{s[f'quality_low_{tier}_{name}']:.3f}, {s[f'quality_high_{tier}_{name}']:.3f}]"
+
+
+def _over(above: float | None, below: float | None) -> str:
+    return f"{above / below:.1f}" if above and below else NONE
 
 
 def _percent(value: float | None) -> str:

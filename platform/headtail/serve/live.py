@@ -50,9 +50,10 @@ class Student:
         """The student's answer to one query. A cancelled call takes no more of the engine than it must."""
         messages = self.form.messages(self.task, query, side_inputs)
         made = await self._engine.ask(messages)
-        sure = confidence(made.text, made.token_texts, made.token_logprobs, self.form.look(self.task, made.text, query).spans)
+        found = self.form.look(self.task, made.text, query)
+        sure = confidence(made.text, made.token_texts, made.token_logprobs, found.spans)
         key = answer_key(messages, self._settings).hex()
-        text = self.form.as_json(self.task, made.text, query)
+        text = self.form.as_json(self.task, made.text, found)
         return LiveReply(text, made.finish_reason, sure, key, self.stands_for, self.task.fingerprint)
 
     async def reconfigure(self, warm_up: dict[str, str]) -> None:

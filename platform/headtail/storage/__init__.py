@@ -25,7 +25,18 @@ import pyarrow.fs as pafs
 
 from headtail.errors import StorageError
 from headtail.storage.base import FileRef, Storage, Stored, told
-from headtail.storage.tables import fetch_folder, put, put_folder, read_json, read_table, stream_table, write_json, write_table
+from headtail.storage.tables import (
+    column_bytes,
+    fetch_folder,
+    put,
+    put_folder,
+    read_json,
+    read_table,
+    stream_table,
+    table_columns,
+    write_json,
+    write_table,
+)
 
 __all__ = [
     "FileRef",
@@ -33,6 +44,7 @@ __all__ = [
     "S3Storage",
     "Storage",
     "Stored",
+    "column_bytes",
     "fetch_folder",
     "open_storage",
     "put",
@@ -40,6 +52,7 @@ __all__ = [
     "read_json",
     "read_table",
     "stream_table",
+    "table_columns",
     "write_json",
     "write_table",
 ]

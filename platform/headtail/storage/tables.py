@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,25 @@ def read_table(store: Storage, path: str, columns: list[str] | None = None) -> p
     except FileNotFoundError:
         raise StorageError("table is not in the store", where=store.uri(path)) from None
     except pa.ArrowInvalid as error:
-        raise StorageError(
-            f"table cannot be read: {error}", where=store.uri(path), fix="it is damaged: run the stage that wrote it again"
-        ) from error
+        raise _damaged(store, path, error) from error
+
+
+def table_columns(store: Storage, path: str) -> list[str]:
+    """Names of a Parquet file's columns. StorageError when it is absent or damaged."""
+    try:
+        return list(pq.read_schema(store.full(path), filesystem=store.filesystem).names)
+    except FileNotFoundError:
+        raise StorageError("table is not in the store", where=store.uri(path)) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(store, path, error) from error
+
+
+def column_bytes(store: Storage, path: str, names: Collection[str]) -> int:
+    """Bytes that some columns of a Parquet file take in the store, compressed; 0 for those it does not have."""
+    with pq.ParquetFile(store.full(path), filesystem=store.filesystem) as file:
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    chunks = (group.column(i) for group in groups for i in range(group.num_columns))
+    return sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in names)
 
 
 def stream_table(store: Storage, path: str, columns: list[str] | None = None, batch_rows: int = 65536) -> Iterator[pa.RecordBatch]:
@@ -73,9 +89,12 @@ def stream_table(store: Storage, path: str, columns: list[str] | None = None, ba
     except FileNotFoundError:
         raise StorageError("table is not in the store", where=store.uri(path)) from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise StorageError(
-            f"table cannot be read: {error}", where=store.uri(path), fix="it is damaged: run the stage that wrote it again"
-        ) from error
+        raise _damaged(store, path, error) from error
+
+
+def _damaged(store: Storage, path: str, error: Exception) -> StorageError:
+    fix = "it is damaged: run the stage that wrote it again"
+    return StorageError(f"table cannot be read: {error}", where=store.uri(path), fix=fix)
 
 
 def put(store: Storage, local: Path, path: str, rows: int | None = None) -> FileRef:

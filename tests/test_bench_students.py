@@ -1,4 +1,4 @@
-"""Arithmetic of the encoder benchmark."""
+"""Arithmetic of the benchmark of students."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from bench.encoder import copied, figures
+from bench.students import copied, figures
 from conftest import keep
 from headtail.receipt import Receipt, load_receipt
 from headtail.storage import open_storage
@@ -26,7 +26,7 @@ def test_the_ratio_is_of_seconds_per_row_by_median() -> None:
     assert found["us_per_row"] == {"teacher": 200_000, "encoder": 10_000}
     assert found["encoder_cost_ratio"] == pytest.approx(20)
     assert found["encoder_cost_ratio_with_start"] == pytest.approx(10)
-    assert found["cost_ratios"] == pytest.approx([10, 30, 10])
+    assert found["encoder_cost_ratios"] == pytest.approx([10, 30, 10])
     assert "quality" not in found
 
 

@@ -1,0 +1,173 @@
+"""Students beside their teacher: what a row costs end to end, in turn in one run, and what quality is lost where.
+
+    python -m tests.bench.students --root build/quickstart                     the students of that store's current release and loop
+    python -m tests.bench.students --root ROOT --student decoder=distill/ab --student encoder=distill/cd --inputs rest gold
+
+In: a store with a finished plan and distilled students. Out: figures, and with --out a JSON file. All run `precompute` on the
+same rows, through Ray, in a store of their own that holds nothing else, so that nothing is found done or taken over. Seconds per
+row are those of the receipts: prompts made and keyed, engine, answers parsed, checked and stored; with and without engine start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from headtail import evaluate, form, precompute
+from headtail.config import TrackingConfig
+from headtail.engines import ModelConfig
+from headtail.models import find
+from headtail.progress import console
+from headtail.receipt import Receipt, load_receipt
+from headtail.storage import Storage, open_storage
+
+from .machine import machine
+
+OFF = TrackingConfig(enabled=False)
+STRATA = ("all", "head", "torso", "tail", "unseen")
+TEACHER = "teacher"
+
+
+def copied(source: Storage, target: Storage, receipts: Sequence[Receipt]) -> None:
+    """The files of finished stages, in another store."""
+    for receipt in receipts:
+        for path in [*(ref.path for ref in receipt.outputs.values()), f"{receipt.path}/receipt.json"]:
+            target.replace(path, source.read(path))
+        target.replace(f"{receipt.stage}/LATEST", receipt.path.encode())
+
+
+def turn(root: str, plan: Receipt, models: Mapping[str, str], task: str, inputs: Sequence[str], cpus: int) -> dict[str, Receipt]:
+    """One `precompute` of each model over the same rows in a fresh store, and their evaluation when gold is among the rows."""
+    source = open_storage(root)
+    with tempfile.TemporaryDirectory(prefix="headtail-bench-") as folder:
+        store = open_storage(folder)
+        copied(source, store, [plan, *(load_receipt(source, "distill", ref) for ref in models.values() if ref.startswith("distill/"))])
+        made = {}
+        for name, model in models.items():
+            config = precompute.Config(
+                root=folder,
+                tracking=OFF,
+                task=task,
+                inputs=tuple(f"{plan.path}:{table}" for table in inputs),
+                source=TEACHER if name == TEACHER else "student",
+                model=ModelConfig(model=model, cpus=cpus),
+            )
+            made[name] = precompute.run(config)
+        if "gold" in inputs:
+            answers = {name: receipt.path for name, receipt in made.items()}
+            made["evaluation"] = evaluate.run(
+                evaluate.Config(root=folder, tracking=OFF, task=task, gold=f"{plan.path}:gold", answers=answers)
+            )
+        return made
+
+
+def figures(turns: Sequence[Mapping[str, Receipt]]) -> dict[str, Any]:
+    """Medians over turns: microseconds per row of each model, how many times cheaper each student is, quality by stratum, points lost."""
+    names = [name for name in turns[0] if name != "evaluation"]
+    cost = {name: statistics.median(1e6 * _seconds(one[name], False) for one in turns) for name in names}
+    whole = {name: statistics.median(1e6 * _seconds(one[name], True) for one in turns) for name in names}
+    told = ("tokens_in_per_row", "tokens_out_per_row")
+    found: dict[str, Any] = {
+        "rows": turns[0][TEACHER].rows["in"],
+        "us_per_row": cost,
+        "us_per_row_with_start": whole,
+        "tokens_per_row": {name: [turns[0][name].metrics.get(key) for key in told] for name in names},
+        "engines": {name: turns[0][name].facts["engine"] for name in names},
+    }
+    for name in names:
+        if name != TEACHER:
+            found[f"{name}_cost_ratio"] = cost[TEACHER] / cost[name]
+            found[f"{name}_cost_ratio_with_start"] = whole[TEACHER] / whole[name]
+            found[f"{name}_cost_ratios"] = [_seconds(one[TEACHER], False) / _seconds(one[name], False) for one in turns]
+    if "evaluation" in turns[0]:
+        quality = turns[0]["evaluation"].metrics
+        found["quality"] = {name: {s: quality[f"quality/{name}/{s}"] for s in STRATA if f"quality/{name}/{s}" in quality} for name in names}
+        for name in names:
+            if name != TEACHER:
+                found[f"{name}_quality_gap"] = 100 * (quality[f"quality/{TEACHER}/all"] - quality[f"quality/{name}/all"])  # points
+    return found
+
+
+def _seconds(receipt: Receipt, start: bool) -> float:
+    """Seconds of a worker per row."""
+    return (receipt.metrics["generate_s"] + (receipt.metrics["engine_start_s"] if start else 0.0)) / receipt.rows["in"]
+
+
+def measure(
+    root: str, students: Mapping[str, str], *, plan: str = "latest", task: str = "query_segmentation", teacher: str = "example:teacher",
+    inputs: Sequence[str] = ("rest", "gold"), cpus: int = 2, repeats: int = 1,
+) -> dict[str, Any]:  # fmt: skip
+    """`figures` of `repeats` turns on the rows of a plan."""
+    store = open_storage(root)
+    models = {TEACHER: teacher} | {name: load_receipt(store, "distill", ref).path for name, ref in students.items()}
+    return figures([turn(root, load_receipt(store, "plan", plan), models, task, inputs, cpus) for _ in range(repeats)])
+
+
+def students_of(root: str) -> dict[str, str]:
+    """The newest student of each kind in a store: kind -> distill/<fingerprint>."""
+    store, found = open_storage(root), {}
+    receipts = [load_receipt(store, "distill", f"distill/{folder.name}") for folder in sorted(Path(root, "distill").glob("?*/"))]
+    for receipt in sorted(receipts, key=lambda receipt: receipt.started):
+        kind = form.read(Path(find(ModelConfig(model=receipt.path), store).path)).kind
+        found[str(kind)] = receipt.path
+    return found
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """The figures as a table."""
+    table = Table("model", "us/row", "with start", "times cheaper", "tokens in", "tokens out", *(f"quality {s}" for s in STRATA))
+    for name, cost in found["us_per_row"].items():
+        ratio, tokens = found.get(f"{name}_cost_ratio"), found["tokens_per_row"][name]
+        quality = found.get("quality", {}).get(name, {})
+        table.add_row(
+            name,
+            f"{cost:,.0f}",
+            f"{found['us_per_row_with_start'][name]:,.0f}",
+            "" if ratio is None else f"{ratio:.1f}",
+            *("" if count is None else f"{count:.1f}" for count in tokens),
+            *(f"{quality[s]:.3f}" if s in quality else "" for s in STRATA),
+        )
+    console.print(table)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that say which students of which store are measured on which rows."""
+    parser.add_argument("--plan", default="latest")
+    parser.add_argument("--student", action="append", default=[], help="name=distill/<fingerprint>; default: the newest of each kind")
+    parser.add_argument("--task", default="query_segmentation")
+    parser.add_argument("--teacher", default="example:teacher")
+    parser.add_argument("--inputs", nargs="+", default=["rest", "gold"])
+    parser.add_argument("--cpus", type=int, default=2)
+
+
+def measured(given: argparse.Namespace, repeats: int) -> dict[str, Any]:
+    """`measure` as the flags say."""
+    named = dict(text.split("=", 1) for text in given.student) or students_of(given.root)
+    asked = {name: getattr(given, name) for name in ("plan", "task", "teacher", "inputs", "cpus")}
+    return {**measure(given.root, named, **asked, repeats=repeats), "students": named}
+
+
+def main() -> None:
+    """Measure, show, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=None)
+    add_flags(parser)
+    given = parser.parse_args()
+    found = measured(given, given.repeats)
+    if given.out is not None:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps({**found, **machine()}, indent=2) + "\n", encoding="utf-8")
+    show(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Two-stage distillation: which rows each stage is shown, whose weights the second goes on from, and that a kill repeats neither.
+
+Training itself is stood in for here; tests/test_gap.py trains for real.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from conftest import keep
+from headtail import distill, form
+from headtail.config import TrackingConfig, build
+from headtail.distill.base import Base, Shape, load_base, make_base
+from headtail.distill.encoder import Settings
+from headtail.distill.learner import DecoderLearner
+from headtail.distill.logits import COLUMNS, Logits, top_k
+from headtail.distill.rows import Rows, left_out, with_side
+from headtail.distill.tokenizer import train_tokenizer
+from headtail.distill.train import Spec, taught
+from headtail.errors import ConfigError
+from headtail.models import weights_digest
+from headtail.storage import Storage, write_table
+from headtail.task import Task
+from test_distill_encoder import rows_of
+from test_engines_encoder import golden_table
+
+OFF = TrackingConfig(enabled=False)
+TINY = Shape(vocabulary=400, hidden=32, layers=1, heads=2, feed_forward=32, positions=256)
+
+
+def golden_of(task: Task, n: int = 40) -> pa.Table:
+    """Every other row has a business."""
+    table = golden_table(list(dict(rows_of(task, n)).items()), task)
+    sides: list[list[str]] = [["blue fox"] if i % 2 == 0 else [] for i in range(table.num_rows)]
+    at = table.schema.get_field_index("businesses")
+    return table.set_column(at, table.schema.field(at), pa.array(sides, table.schema.field(at).type))
+
+
+def test_left_out_changes_nothing_but_side_inputs(segmentation: Task) -> None:
+    golden = golden_of(segmentation)
+    assert with_side(golden, segmentation).tolist() == [i % 2 == 0 for i in range(golden.num_rows)]
+    bare = left_out(Rows(golden, golden.slice(0, 3)), segmentation)
+    assert not with_side(bare.golden, segmentation).any()
+    assert not with_side(bare.held, segmentation).any()
+    assert bare.golden.schema == golden.schema
+    assert bare.golden.drop_columns(["businesses"]) == golden.drop_columns(["businesses"])
+    nothing = golden.set_column(golden.schema.get_field_index("businesses"), "businesses", pa.nulls(golden.num_rows, pa.list_(pa.string())))
+    assert not with_side(nothing, segmentation).any()
+
+
+class Seen(NamedTuple):
+    """What one training was given."""
+
+    config: distill.Config
+    learner: Any
+    tokenizer: Any
+    examples: pa.Table
+    taught: pa.Table | None
+
+
+class Stand:
+    """Training that takes the base as it is. `dies`: the number of the training that is broken off."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seen, self.dies = list[Seen](), -1
+        monkeypatch.setattr("headtail.distill.launch.train", self.train)
+        monkeypatch.setattr("headtail.distill.finish.finish", self.finish)
+        monkeypatch.setattr("headtail.distill.finish.record", self.record)
+
+    def train(self, config: Any, station: Any, learner: Any, base: Any, examples: pa.Table, taught: pa.Table | None) -> dict[str, Any]:
+        self.seen.append(Seen(config, learner, base.tokenizer, examples, taught))
+        if len(self.seen) - 1 == self.dies:
+            raise KeyboardInterrupt
+        return {}
+
+    def finish(self, config: Any, station: Any, learner: Any, base: Any, done: Any, examples: Any) -> None:
+        folder = station.scratch / "made"
+        shutil.copytree(base.path, folder)
+        base.tokenizer.save_pretrained(folder)
+        learner.finish(folder)
+        station.facts["digest"] = weights_digest(folder)
+        station.folder("model", folder)
+
+    def record(self, config: Any, station: Any, done: Any, examples: Any, base: str, tasks: Any) -> None:
+        station.facts["base"] = base
+        station.metrics |= {"eval_loss": 1.0 / len(self.seen), "steps": 3.0, "train_seconds": 1.0}
+
+
+@pytest.fixture
+def stand(monkeypatch: pytest.MonkeyPatch) -> Stand:
+    return Stand(monkeypatch)
+
+
+@pytest.fixture
+def config(store: Storage, segmentation: Task) -> distill.Config:
+    keep(store, "curate", "g" * 16, {"golden": golden_of(segmentation)})
+    return distill.Config(root=store.root, tracking=OFF, gold=(), base=Base(shape=TINY), lora=None, two_stage=True)
+
+
+def texts(seen: Seen) -> list[tuple[str, str]]:
+    """(what is read, what is to be written) of a decoder's examples."""
+    rows = zip(seen.examples["ids"].to_pylist(), seen.examples["answer_start"].to_pylist(), strict=True)
+    return [(seen.tokenizer.decode(ids[:start]), seen.tokenizer.decode(ids[start:])) for ids, start in rows]
+
+
+def test_the_second_stage_goes_on_without_side_inputs(store: Storage, stand: Stand, config: distill.Config) -> None:
+    made = distill.run(config)
+    first, second = stand.seen
+    shown, bare = texts(first), texts(second)
+    assert ["blue fox" in prompt for prompt, _ in shown] == [i % 2 == 0 for i in range(len(shown))]
+    assert not any("blue fox" in prompt for prompt, _ in bare)
+    assert [target for _, target in bare] == [target for _, target in shown], "the answers that were given with them"
+    assert bare[1::2] == shown[1::2], "rows that had none stay as they were"
+    assert second.examples["weight"] == first.examples["weight"]
+    assert second.examples["held_out"] == first.examples["held_out"]
+    stages = made.facts["stages"]
+    assert (first.config.base.shape, second.config.base) == (TINY, Base(model=stages[0]["path"]))
+    assert [stage["side_inputs"] for stage in stages] == ["shown", "left out"]
+    assert (stages[1]["path"], stages[0]["eval_loss"], stages[1]["eval_loss"]) == (made.path, 1.0, 0.5)
+    assert made.inputs["first_stage"] == stages[0]["path"] == made.facts["base"]
+    assert made.rows["side_inputs_left_out"] == sum(i % 2 == 0 for i in range(len(shown)))
+    assert made.fingerprint == distill.identity(config)
+    assert store.read("distill/LATEST").decode() == made.path
+    alone = distill.run(config.model_copy(update={"two_stage": False}))
+    assert (alone.reused, alone.path) == (True, stages[0]["path"]), "stage 1 is the ordinary run of this config"
+    assert distill.run(config).reused
+    assert len(stand.seen) == 2
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_kill_repeats_only_the_stage_it_hit(stand: Stand, config: distill.Config, dies: int) -> None:
+    stand.dies = dies
+    with pytest.raises(KeyboardInterrupt):
+        distill.run(config)
+    made = distill.run(config)
+    assert [seen.config.base.model for seen in stand.seen] == [
+        ["", "", made.inputs["first_stage"]],
+        ["", *[made.inputs["first_stage"]] * 2],
+    ][dies]
+    assert distill.run(config).reused
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder", "seq2seq"])
+def test_a_student_of_a_bare_form_is_never_shown_them_again(
+    store: Storage, stand: Stand, config: distill.Config, segmentation: Task, kind: Any
+) -> None:
+    manner = form.Manner(prompt="bare", side=True)
+    made = distill.run(config.model_copy(update={"student": kind, "form": manner, "encoder": Settings(pretrain_epochs=0)}))
+    first, second = stand.seen
+    forms = [json.loads(store.read(f"{stage['path']}/model/headtail.json")) for stage in made.facts["stages"]]
+    assert [(one["prompt"], one["side"], one["kind"]) for one in forms] == [("bare", True, kind), ("bare", False, kind)]
+    golden = golden_of(segmentation)
+    plain = golden_table([(row["query"], segmentation.parse(row["answer"])[0]) for row in golden.to_pylist()], segmentation)
+    held = {key for key, out in zip(golden["query_key"].to_pylist(), second.examples["held_out"].to_pylist(), strict=True) if out}
+    asked = second.learner.encode(segmentation, second.tokenizer, plain, 400, held)
+    assert second.examples["ids"].to_pylist() == asked["ids"].to_pylist()
+    assert first.examples["ids"].to_pylist() != asked["ids"].to_pylist()
+
+
+def base_folder(folder: Path, segmentation: Task) -> Path:
+    texts = [text for row in golden_of(segmentation).to_pylist() for text in (row["query"], row["answer"])]
+    tokenizer = train_tokenizer(texts, 400)
+    for saved in (make_base(TINY, tokenizer, 0), tokenizer):
+        saved.save_pretrained(folder)
+    return folder
+
+
+def test_a_teacher_of_logits_reads_rows_as_it_was_asked(
+    stand: Stand, config: distill.Config, segmentation: Task, tmp_path: Path, store: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its likeliest tokens are those beside the side inputs, at the student's answer tokens: one row each, in the same order."""
+    folder = str(base_folder(tmp_path / "base", segmentation))
+    distill.run(config.model_copy(update={"base": Base(model=folder), "logits": Logits(teacher=folder, k=4)}))
+    first, second = stand.seen
+    assert first.taught is None, "in the first stage it reads what the student reads"
+    assert second.taught is not None
+    assert second.taught == first.examples
+    starts = [table["answer_start"].to_pylist() for table in (second.examples, second.taught)]
+    ids = [table["ids"].to_pylist() for table in (second.examples, second.taught)]
+    assert [row[a:] for row, a in zip(ids[0], starts[0], strict=True)] == [row[a:] for row, a in zip(ids[1], starts[1], strict=True)]
+
+    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
+    settings = second.config.model_dump(mode="json")
+    spec = Spec(store, "run", second.learner, (), 0, settings, None)
+    write_table(store, spec.taught, second.taught)
+    found = taught(spec, second.examples, 0, 1)
+    with_them, without = (top_k(load_base(folder)[0], table, 4, 0, "cpu") for table in (second.taught, second.examples))
+    assert found.drop_columns(list(COLUMNS)) == second.examples
+    assert found[COLUMNS[0]].to_pylist() == with_them[COLUMNS[0]].to_pylist()
+    given, other = (np.concatenate(table[COLUMNS[1]].to_pylist()) for table in (found, without))
+    assert given.shape == other.shape
+    assert (given != other).any()
+
+
+def test_stages_that_would_be_the_same_are_refused(
+    store: Storage, stand: Stand, config: distill.Config, segmentation: Task, intent: Task
+) -> None:
+    for fields in ({"form": {"prompt": "bare"}}, {"student": "encoder"}):
+        with pytest.raises(ConfigError, match="shows no side inputs"):
+            build(distill.Config, {"two_stage": True, **fields}, "test")
+    assert build(distill.Config, {"two_stage": True, "student": "encoder", "form": {"side": True}}, "test").two_stage
+    golden = left_out(Rows(golden_of(segmentation), golden_of(segmentation).slice(0, 0)), segmentation).golden
+    keep(store, "curate", "n" * 16, {"golden": golden})
+    with pytest.raises(ConfigError, match="no training row has side inputs"):
+        distill.run(config)
+    keep(store, "curate", "i" * 16, {"golden": golden_table(rows_of(intent, 20), intent)})
+    with pytest.raises(ConfigError, match="no task here has side inputs"):
+        distill.run(config.model_copy(update={"sets": (distill.TrainingSet(task="query_intent"),)}))
+    assert not stand.seen, "nothing was trained"
+
+
+def test_a_decoder_asked_by_its_task_has_the_default_form(stand: Stand, config: distill.Config) -> None:
+    made = distill.run(config)
+    assert isinstance(stand.seen[1].learner, DecoderLearner)
+    assert "model/headtail.json" not in made.outputs
