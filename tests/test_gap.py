@@ -302,6 +302,7 @@ def test_two_stages_close_the_gap(root: str, store: Storage, shop: Task, cluster
     n = found.rows["with_side_inputs"]
     assert (found.rows["asked_otherwise.teacher"], found.rows["asked_otherwise.student"]) == (n, 0)
     assert found.facts["real"] == {"teacher": True, "student": False}
+    print(gap.markdown(found.table(store, "gap")))
     whole = {(x["model"], x["shown"]): x for x in found.facts["gap"] if x["stratum"] == "all"}
     assert whole["teacher", True]["quality"] > 0.95
     assert whole["teacher", False]["effect"] < -0.3

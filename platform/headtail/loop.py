@@ -196,7 +196,13 @@ def _students(loop: _Loop, sets: tuple[distill.TrainingSet, ...], planned: Recei
     for tier, (how, tables) in wanted.items():
         made = loop.station(_at("distill", tier), distill.run, how, sets=sets, gold=(f"{planned.path}:gold",))
         model = config.precompute_student.model.model_copy(update={"model": made.path})
-        asked = {"task": config.task, "inputs": tuple(f"{planned.path}:{name}" for name in tables), "source": "student", "model": model}
+        asked: dict[str, Any] = {
+            "task": config.task,
+            "inputs": tuple(f"{planned.path}:{name}" for name in tables),
+            "source": "student",
+            "model": model,
+        }
+        asked["side_inputs"] = config.precompute_student.side_inputs and not how.two_stage  # judged as it will be asked
         found[tier] = _Student(made, loop.station(f"precompute_{tier}", precompute.run, config.precompute_student, **asked))
     return found
 

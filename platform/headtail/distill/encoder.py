@@ -153,7 +153,7 @@ class EncoderLearner:
     def shown(self, rows: Columns, seed: int) -> Columns:
         """`rows` with `variant`, which of a row's variants this epoch shows, and the `length` of that one.
 
-        Drawn before batches are planned: a slip makes a row longer, and planned by another length a sixth of a batch was padding.
+        Drawn before batches are planned: a slip makes a row longer, and planned by the longest variant, a quarter of a batch was padding.
         """
         rng, sizes = np.random.default_rng((seed, 1)), rows["sizes"]  # not the numbers that the order is drawn from
         slips = np.array([len(found) - 1 for found in sizes])

@@ -165,6 +165,8 @@ def _quality(receipts: Mapping[str, Receipt], quality: Iterable[Mapping[str, Any
     for tier in MODELS:
         for name in ("ece", "auroc", "agreement")[: 2 if tier == "teacher" else 3]:
             yield f"{name}_{tier}", _evaluated(receipts, f"{name}/{tier}")
+        for name in () if tier == "teacher" else ("times_faster", "times_fewer_tokens"):
+            yield f"{name}_{tier}", _evaluated(receipts, f"figures/{tier}/{name}_than_teacher")
     for end in ("value", "low", "high"):
         for tier in MODELS[1:]:
             yield f"{tier}_minus_teacher{'' if end == 'value' else '_' + end}", _evaluated(receipts, f"difference/{tier}/{end}")
