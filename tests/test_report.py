@@ -442,6 +442,16 @@ def test_table_is_the_golden_one(store: Storage, root: str) -> None:
     same_as_golden("report_table.txt", printed(summary))
 
 
+def test_a_narrow_terminal_crops_no_figure(store: Storage, root: str) -> None:
+    _, summary, _ = made(store, root)
+    shown = Console(width=80, record=True, file=open(os.devnull, "w"), color_system=None)  # noqa: SIM115
+    shown.print(report.table(summary, shown.width))
+    shown.file.close()
+    text = shown.export_text()
+    assert "…" not in text
+    assert re.search(r"all +420 +0.917 ±21 +0.868 ±26 +0.900 ±23 +0.362 ±31", text)
+
+
 def test_table_of_a_head_only_run(store: Storage, root: str) -> None:
     _, summary, _ = made(store, root, ("curate", "distill", "precompute_student", "evaluate", "publish", "replay", *REALTIME))
     same_as_golden("report_table_head_only.txt", printed(summary))

@@ -53,7 +53,7 @@ def _show_loop(root: str) -> None:
     from headtail.storage import open_storage, read_json
 
     summary = read_json(open_storage(root), "summary.json")
-    console.print(report.table(summary))
+    console.print(report.table(summary, console.width))
     say(f"{summary['stations']} stations, {summary['stations_reused']} of them found done, {summary['loop_seconds']:.0f} s")
     say("")
     say(f"Open the report:        {summary['paths']['report']}")

@@ -12,16 +12,20 @@ from headtail.report.summary import MODELS, SLICES, SOURCES, TIERS
 from headtail.rows import State
 
 NONE = "-"
+WIDE = 100  # columns that intervals of four tiers take
 _STYLES = {"teacher": "blue", "student": "dark_orange3", "realtime": "magenta", "fallback": "bright_black"}
 
 
-def table(summary: Mapping[str, Any]) -> Table:
-    """The figures of `summary` (see docs/report.md) as one table; what was not run is a dash, and said below."""
+def table(summary: Mapping[str, Any], width: int = WIDE) -> Table:
+    """The figures of `summary` (see docs/report.md) as one table; what was not run is a dash, and said below.
+
+    On fewer than WIDE columns an interval is its longer half, in thousandths.
+    """
     outer = Table(
         box=None, show_header=False, pad_edge=False, title=str(summary.get("title", "")), title_justify="left", title_style="bold"
     )
     outer.add_column()
-    for heading, body in _sections(summary):
+    for heading, body in _sections(summary, width >= WIDE):
         outer.add_row(Text(heading, style="bold"))
         outer.add_row(body)
         outer.add_row("")
@@ -30,7 +34,7 @@ def table(summary: Mapping[str, Any]) -> Table:
     return outer
 
 
-def _sections(s: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
+def _sections(s: Mapping[str, Any], wide: bool) -> Iterator[tuple[str, Table]]:
     yield (
         "Coverage",
         _grid(
@@ -45,8 +49,9 @@ def _sections(s: Mapping[str, Any]) -> Iterator[tuple[str, Table]]:
     )
     tiers = [tier for tier in TIERS if tier in s.get("tiers", TIERS)]
     models = [tier for tier in tiers if tier in MODELS]
-    strata = [(name, _count(s.get(f"gold_rows_{name}")), *(_quality(s, tier, name) for tier in tiers)) for name in SLICES]
-    yield "Quality against people's answers (micro-F1, 95 % interval)", _grid(("stratum", "n", *tiers), strata, _STYLES)
+    strata = [(name, _count(s.get(f"gold_rows_{name}")), *(_quality(s, tier, name, wide) for tier in tiers)) for name in SLICES]
+    interval = "95 % interval" if wide else "95 % interval: ± in thousandths"
+    yield f"Quality against people's answers (micro-F1, {interval})", _grid(("stratum", "n", *tiers), strata, _STYLES)
     states = [(str(state), *(_count(s.get(f"rows_{tier}_{state}")) for tier in models)) for state in State]
     states.insert(0, ("rows in", *(_count(s.get(f"rows_{tier}_in")) for tier in models)))
     states.append(("rows/s", *(_rate(s.get(f"rows_per_s_{tier}")) for tier in models)))
@@ -90,11 +95,12 @@ def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[s
     return made
 
 
-def _quality(s: Mapping[str, Any], tier: str, name: str) -> str:
+def _quality(s: Mapping[str, Any], tier: str, name: str, wide: bool) -> str:
     value = s.get(f"quality_{tier}_{name}")
     if value is None:
         return NONE
-    return f"{value:.3f} [{s[f'quality_low_{tier}_{name}']:.3f}, {s[f'quality_high_{tier}_{name}']:.3f}]"
+    low, high = s[f"quality_low_{tier}_{name}"], s[f"quality_high_{tier}_{name}"]
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if wide else f"{value:.3f} ±{1000 * max(value - low, high - value):.0f}"
 
 
 def _over(above: float | None, below: float | None) -> str:
