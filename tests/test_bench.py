@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 
 from bench.precompute import rate, summary
 from bench.scale import fit, plan_of
+from bench.turns import in_turn
 
 
 def run(system: str, start: float, rows_per_s: float, **facts: float) -> dict[str, Any]:
@@ -46,3 +48,12 @@ def test_the_slope_of_a_line() -> None:
 
 def test_the_plan_has_as_many_rows_as_asked() -> None:
     assert sum(table.num_rows for table in plan_of(100_001)) == 100_001
+
+
+def test_systems_take_turns_and_what_is_no_json_is_no_figure() -> None:
+    code = "import sys; print({'train': 1}); print('{\"a\": 1}'); print('{\"b\": \"' + sys.argv[1] + '\"}')"
+    runs = in_turn(("x", "y"), 2, lambda system: [sys.executable, "-c", code, system])
+    assert [run["system"] for run in runs] == ["x", "y", "y", "x"]
+    assert runs[0] == {"system": "x", "b": "x", "said": [{"a": 1}]}
+    with pytest.raises(SystemExit, match="ZeroDivisionError"):
+        in_turn(("x",), 1, lambda system: [sys.executable, "-c", "1 / 0"])

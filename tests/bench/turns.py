@@ -5,10 +5,11 @@ In: names, and the command that runs one of them. Out: what each run said of its
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from headtail.progress import bar
@@ -31,5 +32,13 @@ def _one(command: Sequence[str], places: Mapping[str, str]) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **places})
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    said = list(_spoken(done.stdout))
     return {**said[-1], "said": said[:-1]}
+
+
+def _spoken(text: str) -> Iterator[dict[str, Any]]:
+    """Its lines of JSON: libraries print what looks alike (transformers' Trainer does) and is none."""
+    for line in text.splitlines():
+        if line.startswith("{"):
+            with contextlib.suppress(json.JSONDecodeError):
+                yield json.loads(line)
