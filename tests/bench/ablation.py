@@ -1,11 +1,11 @@
 """What curation is worth, measured: students from raw, filtered, relabelled and right answers, judged on the same gold.
 
     python -m tests.bench.ablation --root build/quickstart [--share 0.1] [--reviewed 200] [--student encoder]
-    python -m tests.bench.ablation --root build/real/run_snips --task docs/benchmarks/real_data/snips_slots --share 0
+    python -m tests.bench.ablation --root build/real/run_snips --task docs/benchmarks/real_data/snips_slots --people
 
 In: a store that a loop has left (its teacher's answers, plan and log). Errors are planted in a copy of the answers; a reviewer who
-knows the right ones goes through the first rows of the queue: from the example world, or where the log is people's, from the
-training split of their labels. Out: a table and build/bench/ablation.json.
+knows the right ones goes through the first rows of the queue. What is right the example world knows, and where the log is people's,
+the training split of their labels; with --people these stand in for the teacher's answers too. Out: a table and build/bench/ablation.json.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from headtail.storage import Storage, open_storage
 from headtail.task import Task, load_task
 
 from .machine import machine
-from .suspects import put
+from .suspects import answers_table, put
 
 OUT = Path("build/bench/ablation.json")
 OFF = TrackingConfig(enabled=False)
@@ -74,15 +74,20 @@ def reviewed(store: Storage, task: Task, suspects: pa.Table, right: dict[str, st
     return counts
 
 
-def one(root: str, task: Task, student: str, share: float, rows: int, seed: int) -> dict[str, Any]:
+def one(root: str, task: Task, student: str, share: float, rows: int, seed: int, people: bool) -> dict[str, Any]:
     """Plant, review, ablate, in a copy of what is needed of the store."""
     with tempfile.TemporaryDirectory(prefix="headtail-ablation-") as folder:
         given, plan = open_storage(root), load_receipt(open_storage(root), "plan")
-        teacher = _teacher(given, plan)
-        for path in (plan.path, teacher.path):
-            shutil.copytree(Path(given.root) / path, Path(folder) / path)
         right = right_answers(given, task)
         store = open_storage(folder)
+        shutil.copytree(Path(given.root) / plan.path, Path(folder) / plan.path)
+        if people:
+            teacher = load_receipt(
+                store, "precompute", put(store, "precompute", "answers/shard-00000", _as_taught(given, plan, task, right))
+            )
+        else:
+            teacher = _teacher(given)
+            shutil.copytree(Path(given.root) / teacher.path, Path(folder) / teacher.path)
         common = {"root": folder, "tracking": OFF, "task": str(task.folder)}
         spoilt = teacher
         if share:
@@ -108,7 +113,15 @@ def _human(store: Storage, config: curate.Config, right: dict[str, str]) -> pa.T
     return golden.set_column(golden.schema.get_field_index("origin"), "origin", pa.array(["human"] * golden.num_rows, pa.string()))
 
 
-def _teacher(store: Storage, plan: Receipt) -> Receipt:
+def _as_taught(store: Storage, plan: Receipt, task: Task, right: dict[str, str]) -> pa.Table:
+    """People's answers to the queries that the teacher would have answered, as if it always were right."""
+    asked = [row for name in ("head", "teach") for row in plan.table(store, name, ["query", "count"]).to_pylist()]
+    return answers_table(
+        task, [(row["query"], json.loads(right[row["query"]]), row["count"], []) for row in asked if row["query"] in right]
+    )
+
+
+def _teacher(store: Storage) -> Receipt:
     """The teacher's precompute: the one that curate used last, else the latest."""
     if store.exists("curate/LATEST"):
         return load_receipt(store, "precompute", load_receipt(store, "curate").inputs["answers"])
@@ -123,10 +136,11 @@ def main() -> None:
     parser.add_argument("--student", choices=sorted(STUDENTS), default="encoder")
     parser.add_argument("--share", type=float, default=0.1, help="of the teacher's answers that are made wrong")
     parser.add_argument("--reviewed", type=int, default=200, help="rows of the queue that are reviewed")
+    parser.add_argument("--people", action="store_true", help="people's labels, not the teacher's, are what errors are planted in")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
-    made = one(given.root, load_task(given.task), given.student, given.share, given.reviewed, given.seed)
+    made = one(given.root, load_task(given.task), given.student, given.share, given.reviewed, given.seed, given.people)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps({"machine": machine(), **made}, indent=2) + "\n")
 
