@@ -291,11 +291,11 @@ def world(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
         "evaluate_teacher": {"tables": {"quality": quality_table(("teacher", "fallback")), "rows": rows_table()}},
         "curate": {"rows": {"golden": 2711, "dropped": 909, "dropped.withheld": 420, "dropped.unconfident": 480, "dropped.invalid": 9}},
         "distill": {
+            "rows": {"golden": 2711, "held_out": 142},
             "metrics": {
                 "train_loss": 0.0813,
                 "eval_loss": 0.1127,
                 "train_seconds": 94.2,
-                "examples": 2711,
                 "trainable_params": 221_184,
                 "params": 1_804_032,
             },
@@ -357,7 +357,8 @@ def world(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
             "figures": {"latency": drawn["latency"]},
         },
         "distill_realtime": {
-            "metrics": {"train_loss": 0.0512, "eval_loss": 0.0731, "train_seconds": 41.0, "examples": 2711, "trainable_params": 608_640}
+            "rows": {"golden": 2711, "held_out": 142},
+            "metrics": {"train_loss": 0.0512, "eval_loss": 0.0731, "train_seconds": 41.0, "trainable_params": 608_640}
             | {"params": 608_640},
             "config": {"student": "encoder", "form": {"prompt": "task", "answer": "json"}},
         },

@@ -105,7 +105,8 @@ def one(root: str, task: Task, student: str, share: float, rows: int, seed: int,
 
 def _human(store: Storage, config: curate.Config, right: dict[str, str]) -> pa.Table:
     """Right answers to the queries of the raw golden set: what people would give if they answered all of them."""
-    raw = config.model_copy(update={"min_confidence": 0.0, "min_gain": 0.0, "reviews": False})
+    every = config.suspicion.model_copy(update={"drop_above": 1.0})  # hard queries look suspect: without them it would be another set
+    raw = config.model_copy(update={"min_confidence": 0.0, "min_gain": 0.0, "reviews": False, "suspicion": every})
     golden = curate.run(raw).table(store, "golden")
     golden = golden.filter(pa.array([query in right for query in golden["query"].to_pylist()]))
     answers = pa.array([right[query] for query in golden["query"].to_pylist()], pa.string())

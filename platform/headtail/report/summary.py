@@ -137,8 +137,9 @@ def _gate(receipts: Mapping[str, Receipt], station: str, name: str) -> dict[str,
 def _training(receipts: Mapping[str, Receipt]) -> Iterator[tuple[str, Any]]:
     """How each student was made."""
     for tier, station, end in (("student", "distill", ""), ("realtime", "distill_realtime", "_realtime")):
-        for name, metric in (("train_examples", "examples"), *((name,) * 2 for name in ("train_loss", "eval_loss", "train_seconds"))):
-            yield f"{name}{end}", _figure(receipts, station, "metrics", metric)
+        yield f"train_examples{end}", _figure(receipts, station, "rows", "golden")
+        for name in ("train_loss", "eval_loss", "train_seconds"):
+            yield f"{name}{end}", _figure(receipts, station, "metrics", name)
         for name in ("params", "trainable_params"):
             yield f"{tier}_{name}", _figure(receipts, station, "metrics", name)
         config = receipts[station].settings.get("config", {}) if station in receipts else {}
