@@ -17,12 +17,13 @@ from headtail.engines import ModelConfig
 from headtail.errors import ConfigError
 from headtail.examples import world
 from headtail.receipt import load_receipt
+from headtail.report.summary import REALTIME
 from headtail.rows import State
 from headtail.storage import open_storage, read_json
 from headtail.tracking import Tracker
 from test_evidence import evidence
 
-STATIONS = set(report.STATIONS) - {"world", "train_teacher"}
+STATIONS = set(report.STATIONS) - {"world", "train_teacher"} - set(REALTIME)  # the small loop has one student
 
 
 def test_own_task_without_gold_or_teacher_is_refused(root: str, tmp_path: Path) -> None:
@@ -36,6 +37,20 @@ def test_own_task_without_gold_or_teacher_is_refused(root: str, tmp_path: Path) 
 def test_a_student_nobody_judged_is_not_promoted() -> None:
     assert not loop._unproven(loop.Config())
     assert loop._unproven(loop.Config(promote_unproven=True))
+
+
+def test_an_encoder_is_a_live_student_only_of_tasks_that_labels_can_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoder = loop.Config.model_validate({"realtime": {"student": "encoder", "base": {"shape": {}}, "lora": None}}).realtime
+    assert encoder is not None
+    assert loop._fits(encoder, "query_segmentation")
+    free = Path(loop.__file__).parent / "examples" / "pretraining" / "query_correction"
+    assert not loop._fits(encoder, str(free))
+    assert "the batch student answers live too" in capsys.readouterr().err
+    assert loop._fits(loop.Config().distill, str(free))  # a decoder writes whatever it is asked
+    planned = keep(open_storage(str(tmp_path)), "plan", "p" * 16, {})
+    assert loop._all_read(encoder, planned).encoder.queries == tuple(f"{planned.path}:{name}" for name in ("head", "teach", "rest"))
+    own = encoder.model_copy(update={"encoder": encoder.encoder.model_copy(update={"queries": ("plan:rest",)})})
+    assert loop._all_read(own, planned) is own
 
 
 def test_champion_is_a_student_whose_gate_was_passed(root: str, capsys: pytest.CaptureFixture[str]) -> None:
