@@ -23,8 +23,7 @@ from headtail.curate import Config as CurateConfig
 from headtail.distill import Config as DistillConfig
 from headtail.errors import ConfigError
 from headtail.evaluate import Config as EvaluateConfig
-from headtail.evaluate.scoring import ALL, STRATA, by_tier, plain
-from headtail.intervals import f1_difference
+from headtail.evaluate.scoring import ALL, STRATA, by_tier, minus
 from headtail.precompute import Config as PrecomputeConfig
 from headtail.progress import say
 from headtail.receipt import Receipt, load_receipt, load_ref
@@ -131,14 +130,12 @@ def lines(rows: pa.Table, quality: pa.Table, trained: dict[str, tuple[int, int]]
     for name, (count, people) in trained.items():
         for stratum in (*STRATA, ALL):
             found = figures[name, stratum]
-            inside = base.where(stratum)
-            if not inside.any():
+            if not base.where(stratum).any():
                 continue
             line = {"variant": name, "stratum": stratum, "trained_on": count, "by_people": people, "n": found["n"]}
             line |= {key: found[key] for key in ("quality", "low", "high")}
             if scored[name] is not base:
-                mine, first = ((s.tp[inside], s.fp[inside], s.fn[inside]) for s in (scored[name], base))
-                gap = plain(f1_difference(mine, first, **config.evaluate.sure._asdict()))
+                gap = minus(scored[name], base, stratum, config.evaluate.sure)
                 line |= {"difference": gap["value"], "difference_low": gap["low"], "difference_high": gap["high"]}
             yield line
 

@@ -23,9 +23,8 @@ from headtail.engines import ModelConfig
 from headtail.errors import ConfigError, InputError
 from headtail.evaluate import SMALL
 from headtail.evaluate import Config as EvaluateConfig
-from headtail.evaluate.scoring import ALL, STRATA, Scored, Sureness, by_tier, plain, quality_of
+from headtail.evaluate.scoring import ALL, STRATA, Scored, Sureness, by_tier, minus, plain, quality_of
 from headtail.generate import answers
-from headtail.intervals import f1_difference
 from headtail.precompute import Config as PrecomputeConfig
 from headtail.progress import say
 from headtail.receipt import Receipt, load_ref
@@ -145,9 +144,7 @@ def lines(rows: pa.Table, keys: pa.Array, models: Sequence[str], sure: Sureness)
 
 def _minus(name: str, one: Scored, other: Scored, stratum: str, sure: Sureness) -> dict[str, Any]:
     """A paired difference on the rows of a stratum, as columns `name`, `name_low`, `name_high`."""
-    inside = one.where(stratum)
-    a, b = ((s.tp[inside], s.fp[inside], s.fn[inside]) for s in (one, other))
-    found = plain(f1_difference(a, b, **sure._asdict()))
+    found = minus(one, other, stratum, sure)
     return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 

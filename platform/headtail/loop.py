@@ -201,8 +201,8 @@ def _students(loop: _Loop, sets: tuple[distill.TrainingSet, ...], planned: Recei
             "inputs": tuple(f"{planned.path}:{name}" for name in tables),
             "source": "student",
             "model": model,
+            "side_inputs": config.precompute_student.side_inputs and not how.two_stage,  # judged as it will be asked
         }
-        asked["side_inputs"] = config.precompute_student.side_inputs and not how.two_stage  # judged as it will be asked
         found[tier] = _Student(made, loop.station(f"precompute_{tier}", precompute.run, config.precompute_student, **asked))
     return found
 

@@ -188,12 +188,15 @@ def differences(scored: Sequence[Scored], sure: Sureness) -> Iterator[dict[str, 
     base = next((s for s in scored if s.tier == Source.TEACHER), scored[0])
     for other in scored:
         for name in (*STRATA, ALL) if other is not base else ():
-            inside = other.where(name)
-            if not inside.any():
-                continue
-            a, b = ((s.tp[inside], s.fp[inside], s.fn[inside]) for s in (other, base))
-            found = f1_difference(a, b, **sure._asdict())
-            yield {"tier": other.tier, "minus": base.tier, "split": name, **plain(found)}
+            if other.where(name).any():
+                yield {"tier": other.tier, "minus": base.tier, "split": name, **minus(other, base, name, sure)}
+
+
+def minus(one: Scored, other: Scored, name: str, sure: Sureness) -> dict[str, Any]:
+    """The paired difference of two tiers on the rows of a slice, as JSON."""
+    inside = one.where(name)
+    a, b = ((s.tp[inside], s.fp[inside], s.fn[inside]) for s in (one, other))
+    return plain(f1_difference(a, b, **sure._asdict()))
 
 
 def plain(found: Interval) -> dict[str, Any]:

@@ -73,13 +73,10 @@ def _closing(s: Mapping[str, Any]) -> Iterator[str]:
     if teacher.startswith(("example:", "distill/")):
         trained = ", trained here on gold's training split," if teacher.startswith("distill/") else ""
         yield f"The teacher ({teacher}){trained} is a stand-in for a strong LLM: these figures show the way, not what a real one reaches."
-    if s.get("gate_passed") is not None:
-        verdict = "passed" if s["gate_passed"] else "REFUSED"
-        yield f"Gate: the student {verdict}, {sum(claim['passed'] for claim in s['gate_claims'])} of {len(s['gate_claims'])} claims hold."
-    if s.get("realtime_gate_passed") is not None:
-        claims = s["realtime_gate_claims"]
-        verdict = "passed" if s["realtime_gate_passed"] else "REFUSED"
-        yield f"Gate: the realtime student {verdict}, {sum(claim['passed'] for claim in claims)} of {len(claims)} claims hold."
+    for gate, who in (("gate", "student"), ("realtime_gate", "realtime student")):
+        if s.get(f"{gate}_passed") is not None:
+            claims, verdict = s[f"{gate}_claims"], "passed" if s[f"{gate}_passed"] else "REFUSED"
+            yield f"Gate: the {who} {verdict}, {sum(claim['passed'] for claim in claims)} of {len(claims)} claims hold."
     if s.get("student_served") is False and s.get("model_student"):
         yield "The release serves no student: a miss ends in the fallback."
     if s.get("not_run"):
