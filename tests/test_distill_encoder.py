@@ -292,7 +292,7 @@ def test_a_seq2seq_student_learns_to_answer(intent: Task, tmp_path: Path) -> Non
     golden = golden_table(rows, intent)
     learner = Seq2SeqLearner(form.made_for(intent, form.Manner(prompt="bare"), "seq2seq"))
     folder = taught(learner, intent, golden, SMALL.model_copy(update={"layers": 1}), 150, 1e-2, tmp_path / "model")
-    sampling = {"temperature": 0.0, "max_tokens": 24}
+    sampling = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 24}
     engine = open_engine(ModelConfig(), str(folder), None, sampling)
     found = {m.id: m for m in engine.generate(Request(i, [{"role": "user", "content": q}]) for i, (q, _) in enumerate(rows))}
     assert sorted(found) == list(range(40))

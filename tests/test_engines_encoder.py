@@ -11,14 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from headtail import form, labels
 from headtail.distill.base import Shape
 from headtail.distill.encoder import EncoderLearner, Settings, encoder_learner
 from headtail.engines import ModelConfig, Request, open_engine
 from headtail.engines.decisions import Decided, Writer, decide, slices, width
-from headtail.engines.encoder import EncoderEngine, at_words, batches, longest
+from headtail.engines.encoder import EncoderEngine, at_words, longest
 from headtail.engines.words import Reader
 from headtail.errors import ConfigError
 from headtail.keys import query_key
@@ -151,21 +150,6 @@ def test_a_words_tokens_do_not_depend_on_its_neighbours(engine: EncoderEngine) -
     together, alone = reader.read("cheap pizza, now"), [reader.read(word) for word in ("cheap", "pizza", ",", "now")]
     assert together.ids[1:-1] == [i for one in alone for i in one.ids[1:-1]]
     assert [together.ids[p] for p in together.places] == [one.ids[1] for one in alone]
-
-
-@given(st.lists(st.integers(1, 30), max_size=60), st.integers(1, 9), st.integers(1, 80))
-def test_batches_hold_every_row_once_within_bounds(lengths: list[int], rows: int, tokens: int) -> None:
-    made = [(None, "", _Sized(n)) for n in sorted(lengths)]
-    cut = list(batches(made, rows, tokens))
-    assert [row for batch in cut for row in batch] == made
-    for batch in cut:
-        assert len(batch) <= rows
-        assert len(batch) == 1 or len(batch) * len(batch[-1][2].ids) <= tokens
-
-
-class _Sized:
-    def __init__(self, length: int) -> None:
-        self.ids = [0] * length
 
 
 def logits_for(scheme: Scheme, made: list[Labels], words: int, rng: np.random.Generator) -> np.ndarray:

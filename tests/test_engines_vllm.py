@@ -134,7 +134,7 @@ def test_vllm_masks_filled_and_applied_at_once_are_vllms_own(
 def test_vllm_rows_without_a_grammar_are_not_masked() -> None:
     import torch
 
-    from headtail.engines.masks import apply
+    from headtail.engines.grammar import apply
 
     logits = torch.zeros((3, 40), dtype=torch.bfloat16)
     words = np.array([[0b101, 0], [-1, 1]], dtype=np.int32)

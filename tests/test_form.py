@@ -145,7 +145,7 @@ def test_a_bare_prompt_is_the_query_and_a_lines_end() -> None:
 
 
 def test_an_engines_own_version_is_part_of_the_key(segmentation: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the engine that runs this kind of student, and of no other."""
+    """Of the engine that runs this kind of student, and of no other; the grammar's is part of all that write."""
     forms = {kind: made_for(segmentation, Manner(prompt="bare"), kind) for kind in ("decoder", "encoder", "seq2seq")}
 
     def settings() -> dict[str, str]:
@@ -153,10 +153,11 @@ def test_an_engines_own_version_is_part_of_the_key(segmentation: Task, monkeypat
 
     before = settings()
     assert len(set(before.values())) == 3
-    for engine, kind in (("generate.job", "decoder"), ("engines.encoder", "encoder"), ("engines.seq2seq", "seq2seq")):
+    parts = (("generate.job", {"decoder", "seq2seq"}), ("engines.encoder", {"encoder"}), ("engines.transformers", {"seq2seq"}))
+    for part, kinds in parts:
         with monkeypatch.context() as patch:
-            patch.setattr(f"headtail.{engine}.FORM", 99)
-            assert {name for name, value in settings().items() if value != before[name]} == {kind}
+            patch.setattr(f"headtail.{part}.FORM", 99)
+            assert {name for name, value in settings().items() if value != before[name]} == kinds
 
 
 def test_rows_are_keyed_by_what_the_student_is_asked(segmentation: Task) -> None:

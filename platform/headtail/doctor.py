@@ -18,7 +18,7 @@ from typing import Literal
 from rich.table import Table
 
 from headtail.config import Config as Fields
-from headtail.engines import ModelConfig
+from headtail.engines import IN_PROCESS, ModelConfig
 from headtail.errors import HeadtailError
 from headtail.loop import SHIPPED_TEACHER, Config
 from headtail.models import resolve
@@ -171,7 +171,7 @@ def _store(store: Storage) -> Iterator[Result]:
 def _model(model: ModelConfig, role: str, store: Storage) -> Iterator[Result]:
     if model.engine == "openai":
         yield _endpoint(model, role)
-    elif model.engine == "vllm":
+    elif model.engine in IN_PROCESS:
         try:
             found = resolve(model.model, model.revision, store)
             yield Result(check=role, status="ok", found=f"{found.name} ({found.digest[:12]})")

@@ -97,7 +97,7 @@ class Form(Manner):
 
     def bound(self, task: Task, max_tokens: int) -> dict[str, Any] | str | None:
         """What an engine binds answers to: a JSON Schema, a grammar in EBNF, or None when the engine makes them otherwise."""
-        if self.kind != "decoder":
+        if self.kind == "encoder":
             return None
         return task.schema if self.answer == "json" else self._codec(task).grammar(max_tokens)
 

@@ -39,7 +39,7 @@ from headtail.task import EXAMPLES, load_task
 from headtail.tracking import Tracker
 
 SHIPPED_TEACHER = "example:teacher"
-BATCH, REALTIME = "student", "realtime"  # tiers
+TEACHER, BATCH, REALTIME = "teacher", "student", "realtime"  # tiers
 
 
 class Config(StageConfig):
@@ -69,7 +69,10 @@ class Config(StageConfig):
     )
     precompute_teacher: PrecomputeConfig = Field(PrecomputeConfig(), description="see headtail precompute --help")
     curate: CurateConfig = Field(CurateConfig(), description="see headtail curate --help")
-    distill: DistillConfig = Field(DistillConfig(), description="see headtail distill --help")
+    distill: DistillConfig = Field(
+        DistillConfig(),
+        description="see headtail distill --help; here base.model: teacher starts from the loop's teacher, with base.layers",
+    )
     precompute_student: PrecomputeConfig = Field(PrecomputeConfig(), description="see headtail precompute --help")
     realtime: DistillConfig | None = Field(
         None,
@@ -150,8 +153,8 @@ def _stations(loop: _Loop) -> Receipt:
         do("evaluate_teacher", evaluate.run, config.evaluate, **shared, gold=gold_ref, answers={"teacher": taught.path})
     golden = do("curate", curate.run, config.curate, **shared, answers=taught.path, gold=gold_ref)
     sets = (distill.TrainingSet(task=config.task, golden=f"{golden.path}:golden"),)
-    students = _students(loop, sets, planned)
-    tiers = {"teacher": taught.path} | {tier: found.answered.path for tier, found in students.items()}
+    students = _students(loop, sets, planned, teacher)
+    tiers = {TEACHER: taught.path} | {tier: found.answered.path for tier, found in students.items()}
     quality = do("evaluate", evaluate.run, config.evaluate, **shared, gold=gold_ref, answers=tiers) if judged else None
     passed = {tier: found for tier, found in students.items() if _passes(loop, tier, found.made, quality, len(students))}
     live = passed.get(REALTIME) or passed.get(BATCH)
@@ -187,12 +190,12 @@ def _at(station: str, tier: str) -> str:
     return station if tier == BATCH else f"{station}_{tier}"
 
 
-def _students(loop: _Loop, sets: tuple[distill.TrainingSet, ...], planned: Receipt) -> dict[str, _Student]:
+def _students(loop: _Loop, sets: tuple[distill.TrainingSet, ...], planned: Receipt, teacher: ModelConfig) -> dict[str, _Student]:
     """The batch student answers what the teacher did not; the realtime student, if there is one, answers gold alone: its work is live."""
     config, found = loop.config, {}
-    wanted: dict[str, tuple[DistillConfig, tuple[str, ...]]] = {BATCH: (config.distill, ("rest", "gold"))}
+    wanted: dict[str, tuple[DistillConfig, tuple[str, ...]]] = {BATCH: (_of_teacher(config.distill, teacher), ("rest", "gold"))}
     if config.realtime is not None and _fits(config.realtime, config.task):
-        wanted[REALTIME] = (_all_read(config.realtime, planned), ("gold",))
+        wanted[REALTIME] = (_all_read(_of_teacher(config.realtime, teacher), planned), ("gold",))
     for tier, (how, tables) in wanted.items():
         made = loop.station(_at("distill", tier), distill.run, how, sets=sets, gold=(f"{planned.path}:gold",))
         model = config.precompute_student.model.model_copy(update={"model": made.path})
@@ -205,6 +208,14 @@ def _students(loop: _Loop, sets: tuple[distill.TrainingSet, ...], planned: Recei
         }
         found[tier] = _Student(made, loop.station(f"precompute_{tier}", precompute.run, config.precompute_student, **asked))
     return found
+
+
+def _of_teacher(config: DistillConfig, teacher: ModelConfig) -> DistillConfig:
+    """A student whose base is called `teacher` starts from the loop's own, whatever that turns out to be."""
+    if config.base.model != TEACHER:
+        return config
+    base = config.base.model_copy(update={"model": teacher.model, "revision": teacher.revision})
+    return config.model_copy(update={"base": base})
 
 
 def _fits(config: DistillConfig, name: str) -> bool:

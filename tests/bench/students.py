@@ -2,6 +2,7 @@
 
     python -m tests.bench.students --root build/quickstart                     the students of that store's current release and loop
     python -m tests.bench.students --root ROOT --student decoder=distill/ab --student encoder=distill/cd --inputs rest gold
+    python -m tests.bench.students --root ROOT --student code=distill/ab --engine code=transformers
 
 In: a store with a finished plan and distilled students. Out: figures, and with --out a JSON file. All run `precompute` on the
 same rows, through Ray, in a store of their own that holds nothing else, so that nothing is found done or taken over. Seconds per
@@ -43,7 +44,9 @@ def copied(source: Storage, target: Storage, receipts: Sequence[Receipt]) -> Non
         target.replace(f"{receipt.stage}/LATEST", receipt.path.encode())
 
 
-def turn(root: str, plan: Receipt, models: Mapping[str, str], task: str, inputs: Sequence[str], cpus: int) -> dict[str, Receipt]:
+def turn(
+    root: str, plan: Receipt, models: Mapping[str, str], task: str, inputs: Sequence[str], cpus: int, engines: Mapping[str, str]
+) -> dict[str, Receipt]:
     """One `precompute` of each model over the same rows in a fresh store, and their evaluation when gold is among the rows."""
     source = open_storage(root)
     with tempfile.TemporaryDirectory(prefix="headtail-bench-") as folder:
@@ -57,7 +60,7 @@ def turn(root: str, plan: Receipt, models: Mapping[str, str], task: str, inputs:
                 task=task,
                 inputs=tuple(f"{plan.path}:{table}" for table in inputs),
                 source=TEACHER if name == TEACHER else "student",
-                model=ModelConfig(model=model, cpus=cpus),
+                model=ModelConfig.model_validate({"model": model, "cpus": cpus, "engine": engines.get(name, "vllm")}),
             )
             made[name] = precompute.run(config)
         if "gold" in inputs:
@@ -102,12 +105,12 @@ def _seconds(receipt: Receipt, start: bool) -> float:
 
 def measure(
     root: str, students: Mapping[str, str], *, plan: str = "latest", task: str = "query_segmentation", teacher: str = "example:teacher",
-    inputs: Sequence[str] = ("rest", "gold"), cpus: int = 2, repeats: int = 1,
+    inputs: Sequence[str] = ("rest", "gold"), cpus: int = 2, engines: Mapping[str, str] | None = None, repeats: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """`figures` of `repeats` turns on the rows of a plan."""
     store = open_storage(root)
     models = {TEACHER: teacher} | {name: load_receipt(store, "distill", ref).path for name, ref in students.items()}
-    return figures([turn(root, load_receipt(store, "plan", plan), models, task, inputs, cpus) for _ in range(repeats)])
+    return figures([turn(root, load_receipt(store, "plan", plan), models, task, inputs, cpus, engines or {}) for _ in range(repeats)])
 
 
 def students_of(root: str) -> dict[str, str]:
@@ -122,12 +125,13 @@ def students_of(root: str) -> dict[str, str]:
 
 def show(found: Mapping[str, Any]) -> None:
     """The figures as a table."""
-    table = Table("model", "us/row", "with start", "times cheaper", "tokens in", "tokens out", *(f"quality {s}" for s in STRATA))
+    table = Table("model", "engine", "us/row", "started", "cheaper", "in", "out", *STRATA, box=None)
     for name, cost in found["us_per_row"].items():
         ratio, tokens = found.get(f"{name}_cost_ratio"), found["tokens_per_row"][name]
         quality = found.get("quality", {}).get(name, {})
         table.add_row(
             name,
+            found["engines"][name]["engine"],
             f"{cost:,.0f}",
             f"{found['us_per_row_with_start'][name]:,.0f}",
             "" if ratio is None else f"{ratio:.1f}",
@@ -141,6 +145,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that say which students of which store are measured on which rows."""
     parser.add_argument("--plan", default="latest")
     parser.add_argument("--student", action="append", default=[], help="name=distill/<fingerprint>; default: the newest of each kind")
+    parser.add_argument("--engine", action="append", default=[], help="name=engine, of a student or of teacher; default: vllm")
     parser.add_argument("--task", default="query_segmentation")
     parser.add_argument("--teacher", default="example:teacher")
     parser.add_argument("--inputs", nargs="+", default=["rest", "gold"])
@@ -151,7 +156,10 @@ def measured(given: argparse.Namespace, repeats: int) -> dict[str, Any]:
     """`measure` as the flags say."""
     named = dict(text.split("=", 1) for text in given.student) or students_of(given.root)
     asked = {name: getattr(given, name) for name in ("plan", "task", "teacher", "inputs", "cpus")}
-    return {**measure(given.root, named, **asked, repeats=repeats), "students": named}
+    engines = dict(text.split("=", 1) for text in given.engine)
+    if unknown := set(engines) - {TEACHER, *named}:
+        raise SystemExit(f"--engine: no student is called {', '.join(sorted(unknown))}; there are {', '.join([TEACHER, *named])}")
+    return {**measure(given.root, named, **asked, engines=engines, repeats=repeats), "students": named}
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from headtail import form
 from headtail.distill.base import Shape, hush
 from headtail.distill.batches import EXAMPLE, UNTAUGHT, Batch, Columns, check_lengths, golden_answer
-from headtail.engines.seq2seq import load, prompt_ids, prompt_text
+from headtail.engines.transformers import load, prompt_ids, prompt_text
 from headtail.errors import ConfigError
 from headtail.task import Task
 

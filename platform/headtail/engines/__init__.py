@@ -1,8 +1,8 @@
 """Inference engines behind one door: messages in, completions out, as they finish.
 
 In: an iterable of Requests. Out: one Completion per Request, in any order; a row that fails is a Completion with
-`error`, never an exception. Models in process (vLLM for decoders; encoders and seq2seq students by what their folder
-says), OpenAI-compatible HTTP, and a null engine to measure our own overhead. Knows nothing of tasks, stores or ledgers.
+`error`, never an exception. Models in process (vLLM; transformers for small students; encoders by what their folder says),
+OpenAI-compatible HTTP, and a null engine to measure our own overhead. Knows nothing of tasks, stores or ledgers.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ class ModelConfig(Config):
     model: str = Field(
         "example:teacher", description="hub id, local folder, store path of a student (distill/...), or a shipped one (example:teacher)"
     )
-    engine: Literal["vllm", "openai", "null"] = Field(
+    engine: Literal["vllm", "transformers", "openai", "null"] = Field(
         "vllm",
         description="vllm: in process (students that are no decoders run in their own engine, as their folder says); "
+        "transformers: in process, rows of a batch written together: quicker for students of a few million weights on CPU; "
         "openai: any OpenAI-compatible endpoint; null: echoes, for measuring overhead",
     )
     revision: str = Field("", description="hub revision (commit); required for a hub id, so that a key means one set of weights")
@@ -132,7 +133,8 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-Bound = dict[str, Any] | str | None  # what answers are held to: a JSON Schema, a grammar in EBNF (vLLM alone), or nothing
+Bound = dict[str, Any] | str | None  # what answers are held to: a JSON Schema, a grammar in EBNF (in process alone), or nothing
+IN_PROCESS = ("vllm", "transformers")
 
 
 def check_top(engine: str, kind: str) -> None:
@@ -151,19 +153,19 @@ def open_engine(config: ModelConfig, path: str, bound: Bound, sampling: dict[str
 
     `top`: how many of the likeliest tokens come with each token of an answer.
     """
-    schema = None if isinstance(bound, str) else bound  # only decoders write code, and only vLLM runs them
-    kind = form.read(Path(path)).kind if config.engine == "vllm" else "decoder"  # a hub id is a decoder's
+    schema = None if isinstance(bound, str) else bound  # only models in process write code
+    kind = form.read(Path(path)).kind if config.engine in IN_PROCESS else "decoder"  # a hub id is a decoder's
     if top:
         check_top(config.engine, kind)
-    if config.engine == "vllm":
+    if config.engine in IN_PROCESS:
         if kind == "encoder":
             from headtail.engines.encoder import EncoderEngine
 
             return EncoderEngine(config, path, schema, sampling)
-        if kind == "seq2seq":
-            from headtail.engines.seq2seq import Seq2SeqEngine
+        if kind == "seq2seq" or config.engine == "transformers":
+            from headtail.engines.transformers import TransformersEngine
 
-            return Seq2SeqEngine(config, path, schema, sampling)
+            return TransformersEngine(config, path, bound, sampling)
         from headtail.engines.vllm import VllmEngine
 
         return VllmEngine(config, path, bound, sampling, top)

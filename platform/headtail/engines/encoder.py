@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from headtail.engines import Completion, ModelConfig, Request
+from headtail.engines.batches import cut
 from headtail.engines.decisions import Decided, Writer, decide, width
 from headtail.engines.device import precision, quiet_transformers, set_environment, threads
 from headtail.engines.words import Read, Reader, split
@@ -91,8 +92,7 @@ class EncoderEngine:
                     yield Completion(request.id, finish_reason="error", error=problem)
                 else:
                     asked.append((request, query, found))
-            asked.sort(key=lambda one: len(one[2].ids))
-            for batch in batches(asked, self._rows, self._tokens):
+            for batch in cut(asked, lambda one: len(one[2].ids), self._rows, self._tokens):
                 yield from self._answer(batch)
 
     def _answer(self, batch: Sequence[tuple[Request, str, Read]]) -> Iterator[Completion]:
@@ -178,14 +178,3 @@ def at_words(model: Any, ids: Any, extra: dict[str, Any], rows: Any, places: Any
     if hasattr(model, "classifier") and not hasattr(model, "head"):
         return model.classifier(model.base_model(input_ids=ids, **extra)[0][rows, places])
     return model(input_ids=ids, **extra).logits[rows, places]
-
-
-def batches(asked: Sequence[Any], rows: int, tokens: int) -> Iterator[Sequence[Any]]:
-    """Cut rows sorted by length so that a batch has at most `rows` rows and, padded, `tokens` tokens; never less than a row."""
-    begin = 0
-    while begin < len(asked):
-        end = min(begin + rows, len(asked))
-        while end - begin > 1 and (end - begin) * len(asked[end - 1][2].ids) > tokens:
-            end = begin + max(1, min(end - begin - 1, tokens // len(asked[end - 1][2].ids)))
-        yield asked[begin:end]
-        begin = end

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from headtail.engines import Completion, Top
-from headtail.engines.tokens import token_texts
+from headtail.engines.tokens import answer_texts
 
 LOWEST = float(np.finfo(np.float16).min)  # stands for minus infinity, which would make NaN of a chance of 0 times it
 
@@ -102,7 +102,7 @@ class Flight:
     def _said(self, sample: Sample) -> Completion:
         row, reason, first = sample.row, sample.reason, not sample.number
         stopped = bool(sample.ids) and sample.ids[-1] in self._ends
-        texts = (*token_texts(self._tokenizer, sample.ids[:-1]), "") if stopped else token_texts(self._tokenizer, sample.ids)
+        texts = answer_texts(self._tokenizer, sample.ids, stopped)
         broken = reason not in ("stop", "length", "repetition")
         return Completion(
             id=row.id,

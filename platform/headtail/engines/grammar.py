@@ -1,6 +1,6 @@
-"""What vLLM is told so that an answer can be any valid one, and nothing else.
+"""What an engine is told so that an answer can be any valid one, and nothing else; and the masks that hold rows to it.
 
-In: an answer schema, or a grammar in EBNF, and the token limit. Out: the text handed to xgrammar. Imports xgrammar only to check.
+In: an answer schema, or a grammar in EBNF, and the token limit. Out: the text handed to xgrammar; `Masks` for an engine of our own.
 Why it differs from the task's schema: xgrammar 's string with a length bound knows no escapes, so a quote or backslash
 cannot be written, raw control characters can, and a mask costs more. Knows nothing of engines.
 """
@@ -8,8 +8,10 @@ cannot be written, raw control characters can, and a mask costs more. Knows noth
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from headtail.errors import ConfigError
 
@@ -65,3 +67,69 @@ def check(schema: dict[str, Any], where: str) -> str:
         fix = "simplify the answer schema: no uniqueItems, patternProperties, multipleOf; no pattern together with maxLength"
         raise ConfigError(f"the answer schema cannot be turned into a grammar: {error}", where=where, fix=fix) from None
     return text
+
+
+def apply(logits: Any, places: Sequence[int], masks: np.ndarray[Any, np.dtype[np.int32]]) -> None:
+    """Set logits[places[i], token] (on a CPU) to -inf where bit `token` of masks[i] (int32 words, lowest bit first) is 0, in place."""
+    import torch
+
+    forbidden = np.zeros((logits.shape[0], masks.shape[1]), dtype=np.int32)
+    forbidden[list(places)] = ~masks
+    bits = np.unpackbits(forbidden.view(np.uint8), axis=1, count=logits.shape[1], bitorder="little")
+    logits.masked_fill_(torch.from_numpy(bits).view(torch.bool), float("-inf"))
+
+
+class Masks:
+    """Holds the rows of a batch to a grammar, all in one call; to nothing when `bound` is None.
+
+    `width`: of the logits, which may be padded beyond the tokenizer; `ends`: tokens that close an answer.
+    """
+
+    def __init__(
+        self, tokenizer: Any, width: int, ends: list[int], bound: Mapping[str, Any] | str | None, max_tokens: int, threads: int = 1
+    ) -> None:
+        self.how, self._compiled = "none", None
+        self._bits: Any = None
+        text = told(bound, max_tokens, "task.yaml answer")
+        if not text:
+            return
+        import xgrammar
+
+        compiler = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=width, stop_token_ids=ends))
+        if "json" in text:
+            self._compiled = compiler.compile_json_schema(text["json"], any_whitespace=False)
+        else:
+            self._compiled = compiler.compile_grammar(text["grammar"])
+        self.how = f"{BACKEND}, {'a code' if 'grammar' in text else 'no free whitespace'}"
+        self._xgrammar, self._width = xgrammar, width
+        self._spoken = self._allowed(tokenizer, ends)
+        self._filler = xgrammar.BatchGrammarMatcher(threads)
+
+    def _allowed(self, tokenizer: Any, ends: list[int]) -> Any:
+        """All tokens but special ones: to xgrammar these are text, such as <|user|>, but they add none to an answer."""
+        import torch
+
+        words = np.full(self._xgrammar.allocate_token_bitmask(1, self._width).shape[1], -1, np.int32)
+        for token, added in tokenizer.added_tokens_decoder.items():
+            if added.special and token not in ends:
+                words[token // 32] &= ~np.int32(1 << token % 32) if token % 32 < 31 else np.int32(2**31 - 1)
+        return torch.from_numpy(words)
+
+    def matcher(self) -> Any:
+        """Where an answer that begins now stands in the grammar."""
+        return None if self._compiled is None else self._xgrammar.GrammarMatcher(self._compiled)
+
+    def apply(self, logits: Any, matchers: Sequence[Any]) -> None:
+        """Set what may not follow to -inf, in place. `logits`: shape (rows, width); a matcher for each row."""
+        if self._compiled is None:
+            return
+        rows = len(matchers)
+        if self._bits is None or len(self._bits) < rows:
+            self._bits = self._xgrammar.allocate_token_bitmask(rows, self._width)
+        bits = self._bits[:rows]
+        self._filler.batch_fill_next_token_bitmask(list(matchers), bits, list(range(rows)))
+        bits &= self._spoken
+        if logits.is_cuda:
+            self._xgrammar.apply_token_bitmask_inplace(logits, bits.to(logits.device))
+        else:
+            apply(logits, range(rows), bits.numpy())

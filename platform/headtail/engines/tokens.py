@@ -82,9 +82,19 @@ def ids(tokenizer: Any, chats: list[list[dict[str, str]]]) -> list[list[int]]:
     return [list(one) for one in found]
 
 
+def unfit(prompt: Sequence[int], limit: int) -> str:
+    """Why a prompt cannot be asked of a model that reads and writes less than `limit` tokens; empty when it can."""
+    return "" if 0 < len(prompt) < limit else f"the prompt has {len(prompt)} tokens; with an answer it must fit into max_model_len={limit}"
+
+
 def vocabulary(tokenizer: Any) -> str:
     """Fingerprint of what each token id stands for: two tokenizers whose ids mean the same have the same."""
     return fingerprint(tokenizer.get_vocab())
+
+
+def answer_texts(tokenizer: Any, ids: Sequence[int], stopped: bool) -> tuple[str, ...]:
+    """`token_texts` of a whole answer, whose last token is its end when it `stopped`; that adds nothing."""
+    return (*token_texts(tokenizer, ids[:-1]), "") if stopped else token_texts(tokenizer, ids)
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from headtail.engines.flight import Flight
 from headtail.engines.grammar import BACKEND, told
 from headtail.engines.load import Load
 from headtail.engines.orphans import Guard
-from headtail.engines.tokens import Ahead, ids
+from headtail.engines.tokens import Ahead, ids, unfit
 from headtail.engines.tokens import token_texts as token_texts
 from headtail.errors import ConfigError, EngineError
 
@@ -223,9 +223,7 @@ class VllmEngine:
     def _add(self, flight: Flight, request: Request, prompt: list[int], problem: str) -> Completion | None:
         if not problem and request.id in flight:
             problem = f"two requests with the id {request.id} at once"
-        if not problem and not 0 < len(prompt) < self._limit:
-            problem = f"the prompt has {len(prompt)} tokens; with an answer it must fit into max_model_len={self._limit}"
-        if problem:
+        if problem := problem or unfit(prompt, self._limit):
             return Completion(request.id, finish_reason="error", error=problem)
         for name, params in zip(flight.add(request.id, len(prompt)), self._params, strict=True):
             self._core.add_request(self._request(name, prompt, None, params, None, 0.0, None, None, None))

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from headtail.config import Config, result_fields
-from headtail.engines import ModelConfig
+from headtail.engines import IN_PROCESS, ModelConfig
 from headtail.engines.grammar import FORM
 from headtail.form import DEFAULT, Form
 from headtail.generate.limits import Limits
@@ -111,15 +111,15 @@ def answer_settings(task: Task, model: ModelConfig, digest: str, form: Form = DE
     return {**task.answer_settings, "model": {**kept, "digest": digest}, "grammar": _told(model, form), **form.settings}
 
 
-def _told(model: ModelConfig, form: Form) -> int:
+def _told(model: ModelConfig, form: Form) -> int | list[int]:
     """Version of how an engine in this process comes to its text: of the grammar it is bound by, or of what reads its labels."""
-    if model.engine != "vllm":
+    if model.engine not in IN_PROCESS:
         return 0
-    if form.kind == "decoder":
+    if form.kind == "decoder" and model.engine == "vllm":
         return FORM
-    from headtail.engines import encoder, seq2seq
+    from headtail.engines import encoder, transformers
 
-    return encoder.FORM if form.kind == "encoder" else seq2seq.FORM
+    return encoder.FORM if form.kind == "encoder" else [FORM, transformers.FORM]
 
 
 class Journal(Config):

@@ -24,7 +24,7 @@ from pydantic import Field
 from headtail import release as releases
 from headtail.cache import read_manifest
 from headtail.config import StageConfig, build, execution
-from headtail.engines import ModelConfig
+from headtail.engines import IN_PROCESS, ModelConfig
 from headtail.errors import ConfigError, EngineError
 from headtail.models import find
 from headtail.progress import say
@@ -221,10 +221,9 @@ def _student(config: Config, store: Storage, release: releases.Release) -> Model
     if not model.model:
         say("serve        this release has no student: misses get the task's fallback")
         return None
-    if model.engine != "vllm":
-        raise ConfigError(
-            "the live student runs in vLLM", where="model.engine", value=model.engine, fix="set model.engine=vllm, or live=false"
-        )
+    if model.engine not in IN_PROCESS:
+        fix = f"set model.engine to one of {', '.join(IN_PROCESS)}, or live=false"
+        raise ConfigError("the live student runs in this process", where="model.engine", value=model.engine, fix=fix)
     find(model, store, fetch=False).form.check(releases.open_task(release))  # each replica fetches for itself
     folder = Path(model.model).expanduser()
     return model.model_copy(update={"model": str(folder.resolve())}) if folder.is_dir() else model

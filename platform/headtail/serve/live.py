@@ -1,8 +1,8 @@
 """The live student: one engine in a Serve replica, and the door through which the ingress asks it.
 
 In: a query and its side inputs. Out: a LiveReply: the text of its answer, its confidence and answer_key, made with the same
-form, grammar, sampling and key as `precompute` uses. A decoder runs in vLLM, whose batches rows join and leave as they come;
-another student answers all that wait together. Each failure of the replica is a LiveFailure. Knows nothing of caches or HTTP.
+form, grammar, sampling and key as `precompute` uses. vLLM's batches rows join and leave as they come; students in other
+engines answer all that wait together. Each failure of the replica is a LiveFailure. Knows nothing of caches or HTTP.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Student:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         self.task, self.stands_for, self.form = task, stands_for, found.form.check(task)
         self._settings = fingerprint(answer_settings(task, config, found.digest, self.form))
-        kind = _Streamed if self.form.kind == "decoder" else _Together
+        kind = _Streamed if self.form.kind == "decoder" and config.engine == "vllm" else _Together
         self._engine: _Asked = kind(config, found, task)
 
     async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> LiveReply:
