@@ -38,7 +38,7 @@ def config(store: Storage, intent: Task) -> ablate.Config:
     holds = intent.dump({"intent": "booking" if "booking" not in row["answer"] else "price"})
     made = Decision(row["query_key"], row["query"], "correct", holds, row["answer"], row["answer_key"], "anna", now(), "")
     Log(store, intent.name).record([made], "page")
-    off = curate.Config(near_gold=None)
+    off = curate.Config(near_gold=None, suspicion=curate.Suspicion(drop_above=0.5))
     return ablate.Config(root=store.root, tracking=OFF, task="query_intent", human="ingest:gold_train", curate=off)
 
 
@@ -73,11 +73,12 @@ class Stand:
 def test_run(store: Storage, config: ablate.Config, monkeypatch: pytest.MonkeyPatch) -> None:
     stand = Stand(monkeypatch)
     receipt = ablate.run(config)
-    raw, filtered, relabelled, human = stand.golden
+    raw, reviewed, filtered, relabelled, human = stand.golden
     assert raw.num_rows == 320
     assert 280 <= filtered.num_rows <= 288, "the unsure are gone, and the odd suspect"
     assert set(raw["origin"].to_pylist()) == {"teacher"} == set(filtered["origin"].to_pylist())
-    assert relabelled["origin"].to_pylist().count("human") == 1
+    assert reviewed.num_rows == 320
+    assert reviewed["origin"].to_pylist().count("human") == relabelled["origin"].to_pylist().count("human") == 1
     decided = relabelled.filter(pc.equal(relabelled["origin"], "human"))["query"].to_pylist()
     assert decided[0] not in filtered["query"].to_pylist(), "a person's answer to an unsure row is learnt from"
     assert abs(relabelled.num_rows - filtered.num_rows - 1) <= 2  # it also moves what the small models think of its neighbours
@@ -86,7 +87,7 @@ def test_run(store: Storage, config: ablate.Config, monkeypatch: pytest.MonkeyPa
     table = receipt.table(store, "ablation")
     assert table.schema == ablate.ABLATION
     whole = {row["variant"]: row for row in table.to_pylist() if row["stratum"] == "all"}
-    assert list(whole) == ["raw", "filtered", "relabelled", "human"]
+    assert list(whole) == ["raw", "reviewed", "filtered", "relabelled", "human"]
     assert whole["raw"]["difference"] is None
     assert whole["raw"]["n"] == 80
     assert whole["human"]["difference"] == pytest.approx(whole["human"]["quality"] - whole["raw"]["quality"])

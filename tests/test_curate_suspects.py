@@ -70,9 +70,16 @@ def test_suspects_are_a_queue(store: Storage, segmentation: Task, config: curate
     assert "not in the query: lighthouse" in named.reasons
     assert named.alternatives
     assert not segmentation.parse(named.alternatives[0])[1]
-    assert receipt.rows["dropped.suspect"] >= 8
+    assert "dropped.suspect" not in receipt.rows, "they are for people to look at"
     assert receipt.rows["dropped.truncated"] == 1
     assert set(receipt.facts["signals"]) >= {"students", "neighbours", "not in query", "left out", "fallback"}
+
+
+def test_suspects_are_dropped_only_where_that_is_asked_for(config: curate.Config) -> None:
+    asked = config.model_copy(update={"suspicion": curate.Suspicion(drop_above=0.5)})
+    kept, cut = curate.run(config).rows, curate.run(asked).rows
+    assert cut["dropped.suspect"] >= 8
+    assert cut["golden"] == kept["golden"] - cut["dropped.suspect"]
 
 
 def decide(store: Storage, task: Task, row: dict[str, Any], verdict: str, answer: str | None) -> None:

@@ -16,7 +16,7 @@ from headtail import distill, evaluate, form, precompute
 from headtail.config import TrackingConfig
 from headtail.distill.base import Base, Shape, make_base
 from headtail.distill.tokenizer import train_tokenizer
-from headtail.engines import ModelConfig
+from headtail.engines import IN_PROCESS, ModelConfig
 from headtail.examples import world
 from headtail.form import Manner
 from headtail.generate import answers
@@ -76,15 +76,16 @@ def random_student(made_up: Task, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-def _model(path: Path | str) -> ModelConfig:
-    return ModelConfig(model=str(path), max_model_len=256, max_num_seqs=64, kv_cache_gib=0.1, cpus=1)
+def _model(path: Path | str, engine: Any = "vllm") -> ModelConfig:
+    return ModelConfig(model=str(path), engine=engine, max_model_len=256, max_num_seqs=64, kv_cache_gib=0.1, cpus=1)
 
 
+@pytest.mark.parametrize("engine", IN_PROCESS)
 def test_whatever_the_grammar_lets_a_student_say_is_an_answer(
-    make_local_job: MakeJob, made_up: Task, random_student: Path, store: Storage
+    make_local_job: MakeJob, made_up: Task, random_student: Path, store: Storage, engine: str
 ) -> None:
-    """300 rows of noise through worker, vLLM and xgrammar: each ends as a valid answer, spelled by its tokens, with a confidence."""
-    model, queries = _model(random_student), [f"pizza {i} near me" for i in range(300)]
+    """300 rows of noise through worker, engine and xgrammar: each ends as a valid answer, spelled by its tokens, with a confidence."""
+    model, queries = _model(random_student, engine), [f"pizza {i} near me" for i in range(300)]
     found = find(model, store)
     job = make_local_job(
         planned(queries), task=made_up, model=model, digest=found.digest, name=found.name, form=found.form.check(made_up), source="student"
@@ -102,7 +103,10 @@ def test_whatever_the_grammar_lets_a_student_say_is_an_answer(
 
 
 @pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")  # vLLM leaves its sockets' context to the collector
-def test_the_live_student_says_what_the_batch_student_says(made_up: Task, random_student: Path, root: str, store: Storage) -> None:
+@pytest.mark.parametrize("engine", IN_PROCESS)
+def test_the_live_student_says_what_the_batch_student_says(
+    made_up: Task, random_student: Path, root: str, store: Storage, engine: str
+) -> None:
     """In JSON, under the same key."""
     from headtail.generate.job import answer_settings
     from headtail.keys import answer_key, fingerprint
@@ -116,7 +120,7 @@ def test_the_live_student_says_what_the_batch_student_says(made_up: Task, random
             del student
             gc.collect()  # here, not in the next test
 
-    model = _model(random_student)
+    model = _model(random_student, engine)
     replies = asyncio.run(ask())
     found = find(model, store)
     settings = fingerprint(answer_settings(made_up, model, found.digest, found.form))

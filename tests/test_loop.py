@@ -53,6 +53,24 @@ def test_an_encoder_is_a_live_student_only_of_tasks_that_labels_can_hold(tmp_pat
     assert loop._all_read(own, planned) is own
 
 
+def test_a_students_base_and_code_are_what_the_loop_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`teacher` as a base is the loop's own; answers that no code can hold are written in JSON, and that is said."""
+    made = loop.Config.model_validate({"distill": {"base": {"model": "teacher", "layers": 3}, "form": {"prompt": "bare", "answer": "code"}}})
+    base = loop._of_teacher(made.distill, ModelConfig(model="big/model", revision="ab12")).base
+    assert (base.model, base.revision, base.layers) == ("big/model", "ab12", 3)
+    named = loop.Config().distill
+    assert loop._of_teacher(named, ModelConfig()) is named
+    assert loop._coded(made.distill, "query_segmentation") is made.distill
+    folder = tmp_path / "open_task"
+    folder.mkdir()
+    plain = {"name": "open_task", "answer": {"type": "object"}, "score": {"kind": "exact"}, "fallback": {}}
+    (folder / "task.yaml").write_text(json.dumps(plain))
+    (folder / "prompt.j2").write_text("{% block user %}{{ query }}{% endblock %}")
+    plainer = loop._coded(made.distill, str(folder)).form
+    assert (plainer.prompt, plainer.answer) == ("bare", "json")
+    assert "answers in JSON" in capsys.readouterr().err
+
+
 def test_champion_is_a_student_whose_gate_was_passed(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Refused, unjudged, passed: the registry says which, and why."""
     store = open_storage(root)

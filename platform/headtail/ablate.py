@@ -1,8 +1,9 @@
 """Ablation: what curation is worth, by training a student on each kind of golden set and judging all of them on the same gold.
 
     raw          the teacher's answers as they are
+    reviewed     raw, with people's decisions before the teacher's answers
     filtered     without the unconfident and the suspect
-    relabelled   filtered, with people's decisions before the teacher's answers
+    relabelled   filtered, with people's decisions
     human        people's answers alone, when there are any to train on
 
 In: a teacher's answers, gold, and the stages' own configs. Out: a table (variant x stratum) of quality with intervals, and each
@@ -20,6 +21,7 @@ from pydantic import Field
 from headtail import charts, curate, distill, evaluate, precompute
 from headtail.config import StageConfig
 from headtail.curate import Config as CurateConfig
+from headtail.curate import Suspicion
 from headtail.distill import Config as DistillConfig
 from headtail.errors import ConfigError
 from headtail.evaluate import Config as EvaluateConfig
@@ -31,8 +33,9 @@ from headtail.station import Station, run_once
 from headtail.storage import Storage, open_storage
 from headtail.task import load_task
 
-Variant = Literal["raw", "filtered", "relabelled", "human"]
+Variant = Literal["raw", "reviewed", "filtered", "relabelled", "human"]
 HUMAN = "human"
+UNFILTERED, PEOPLES = ("raw", "reviewed"), ("reviewed", "relabelled")
 
 # One variant's student on one slice of the gold. `difference`: minus the first variant on the same rows, null for the first itself.
 ABLATION = pa.schema(
@@ -62,9 +65,11 @@ class Config(StageConfig):
         "", description="table ref of people's answers to train on, such as ingest:gold_train; empty leaves that variant out"
     )
     variants: tuple[Variant, ...] = Field(
-        ("raw", "filtered", "relabelled", "human"), min_length=2, description="the first is compared with"
+        ("raw", "reviewed", "filtered", "relabelled", "human"), min_length=2, description="the first is compared with"
     )
-    curate: CurateConfig = Field(CurateConfig(), description="of filtered and relabelled; raw turns every filter off")
+    curate: CurateConfig = Field(
+        CurateConfig(suspicion=Suspicion(drop_above=0.5)), description="of filtered and relabelled; raw and reviewed turn every filter off"
+    )
     distill: DistillConfig = Field(DistillConfig(), description="the same for every variant")
     precompute: PrecomputeConfig = Field(PrecomputeConfig(), description="how the students answer the gold queries")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="intervals")
@@ -157,8 +162,8 @@ def markdown(table: pa.Table) -> str:
 
 
 def _curated(config: Config, variant: str) -> Receipt:
-    changes: dict[str, Any] = {"task": config.task, "answers": config.answers, "gold": config.gold, "reviews": variant == "relabelled"}
-    if variant == "raw":
+    changes: dict[str, Any] = {"task": config.task, "answers": config.answers, "gold": config.gold, "reviews": variant in PEOPLES}
+    if variant in UNFILTERED:
         changes |= {"min_confidence": 0.0, "suspicion": config.curate.suspicion.model_copy(update={"drop_above": 1.0})}
     return curate.run(config.curate.at(config.root, config.tracking, **changes))
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
-from headtail import curate, distill, evaluate, gate, labels, plan, precompute, publish, querylog, release, replay, report, serve
+from headtail import curate, distill, evaluate, form, gate, labels, plan, precompute, publish, querylog, release, replay, report, serve
 from headtail.config import StageConfig, execution
 from headtail.curate import Config as CurateConfig
 from headtail.distill import Config as DistillConfig
@@ -193,7 +193,8 @@ def _at(station: str, tier: str) -> str:
 def _students(loop: _Loop, sets: tuple[distill.TrainingSet, ...], planned: Receipt, teacher: ModelConfig) -> dict[str, _Student]:
     """The batch student answers what the teacher did not; the realtime student, if there is one, answers gold alone: its work is live."""
     config, found = loop.config, {}
-    wanted: dict[str, tuple[DistillConfig, tuple[str, ...]]] = {BATCH: (_of_teacher(config.distill, teacher), ("rest", "gold"))}
+    batch = _coded(_of_teacher(config.distill, teacher), config.task)
+    wanted: dict[str, tuple[DistillConfig, tuple[str, ...]]] = {BATCH: (batch, ("rest", "gold"))}
     if config.realtime is not None and _fits(config.realtime, config.task):
         wanted[REALTIME] = (_all_read(_of_teacher(config.realtime, teacher), planned), ("gold",))
     for tier, (how, tables) in wanted.items():
@@ -216,6 +217,18 @@ def _of_teacher(config: DistillConfig, teacher: ModelConfig) -> DistillConfig:
         return config
     base = config.base.model_copy(update={"model": teacher.model, "revision": teacher.revision})
     return config.model_copy(update={"base": base})
+
+
+def _coded(config: DistillConfig, name: str) -> DistillConfig:
+    """With answers in JSON where the task's cannot be put in code; why is said."""
+    if config.form.answer == "json":
+        return config
+    try:
+        form.made_for(load_task(name), config.form, config.student)
+    except ConfigError as error:
+        say(f"distill      answers in JSON: {error.what} ({error.where})")
+        return config.model_copy(update={"form": config.form.model_copy(update={"answer": "json"})})
+    return config
 
 
 def _fits(config: DistillConfig, name: str) -> bool:

@@ -96,7 +96,12 @@ def one(root: str, task: Task, student: str, share: float, rows: int, seed: int,
         whole = curate.run(curate.Config.model_validate({**settings, "min_gain": 0, "reviews": False}))
         counts = reviewed(store, task, whole.table(store, "suspects"), right, rows)
         human = put(store, "human", "golden", _human(store, curate.Config.model_validate(settings), right))
-        config = {**settings, "human": f"{human}:golden", "curate": {"min_gain": 0}, "distill": STUDENTS[student]}
+        config = {
+            **settings,
+            "human": f"{human}:golden",
+            "curate": {"min_gain": 0, "suspicion": {"drop_above": 0.5}},
+            "distill": STUDENTS[student],
+        }
         receipt = ablate.run(build(ablate.Config, config, "bench"))
         print(ablate.markdown(receipt.table(store, "ablation")))
         planted_rows = {"planted": spoilt.rows.get("planted", 0), "planted_share": share, "reviewed": counts}

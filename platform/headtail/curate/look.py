@@ -28,7 +28,11 @@ class Suspicion(Fields):
 
     rows: int = Field(2_000, ge=0, description="rows of the review queue at most, those first by which most is gained")
     drop_above: float = Field(
-        0.5, gt=0, le=1, description="answers with at least this score are not learnt from unless a person accepts them; 1 keeps all"
+        1.0,
+        gt=0,
+        le=1,
+        description="answers with at least this score are not learnt from unless a person accepts them; 1 keeps all: "
+        "what looks wrong is often only hard (docs/curate.md)",
     )
     folds: int = Field(4, ge=2, le=20, description="parts of the cross-validation of small students")
     neighbours: int = Field(10, ge=1, le=100, description="queries that read alike, to compare an answer with")

@@ -28,7 +28,7 @@ class Rules(NamedTuple):
     """What decides, besides the rows."""
 
     min_confidence: float = 0.5
-    drop_above: float = 0.5
+    drop_above: float = 1.0
     max_rows: int = 20_000
     min_rows: int = 2_000
     scan_rows: int = 400_000

@@ -122,7 +122,7 @@ class EncoderEngine:
             return np.asarray(logits.float().cpu().numpy())
 
     def close(self) -> None:
-        del self._model
+        self._model = None  # twice is once
 
 
 def read_scheme(path: str, schema: dict[str, Any] | None) -> Scheme:

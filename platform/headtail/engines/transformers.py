@@ -173,7 +173,7 @@ class TransformersEngine:
         return Completion(request.id, "".join(texts), row.reason, 0, len(row.ids), 0, texts, tuple(row.logprobs))
 
     def close(self) -> None:
-        del self._model
+        self._model = None  # twice is once
 
 
 class _Row:
