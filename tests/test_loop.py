@@ -55,7 +55,9 @@ def test_an_encoder_is_a_live_student_only_of_tasks_that_labels_can_hold(tmp_pat
 
 def test_a_students_base_and_code_are_what_the_loop_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`teacher` as a base is the loop's own; answers that no code can hold are written in JSON, and that is said."""
-    made = loop.Config.model_validate({"distill": {"base": {"model": "teacher", "layers": 3}, "form": {"prompt": "bare", "answer": "code"}}})
+    made = loop.Config.model_validate(
+        {"distill": {"base": {"model": "teacher", "layers": 3}, "form": {"prompt": "bare", "answer": "code"}}}
+    )
     base = loop._of_teacher(made.distill, ModelConfig(model="big/model", revision="ab12")).base
     assert (base.model, base.revision, base.layers) == ("big/model", "ab12", 3)
     named = loop.Config().distill
