@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from pathlib import Path
@@ -13,14 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headtail import distill
+from headtail import distill, form
 from headtail.config import TrackingConfig
-from headtail.distill.base import Base, Shape, keep_layers, make_base
+from headtail.distill.base import Base, Shape, keep_layers, load_base, make_base
 from headtail.distill.batches import collate, columns, encode, plan_epoch, steps_of
 from headtail.distill.learner import DecoderLearner
 from headtail.distill.merge import merge_lora, relative_drift
 from headtail.distill.tokenizer import train_tokenizer
-from headtail.distill.train import learning_rate
+from headtail.distill.train import adapted, learning_rate
 from headtail.errors import ConfigError, InputError, LeakError, TrainingError
 from headtail.examples import world
 from headtail.receipt import Receipt
@@ -178,8 +179,6 @@ def test_merge_equals_adapter_and_a_lost_adapter_is_caught(tokenizer: Any, tmp_p
     from peft import LoraConfig, get_peft_model
 
     make_base(TINY, tokenizer, 0).save_pretrained(tmp_path / "base")
-    from headtail.distill.base import load_base
-
     tokenizer.save_pretrained(tmp_path / "base")
     adapted = get_peft_model(load_base(str(tmp_path / "base"))[0], LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
     with torch.no_grad():
@@ -199,6 +198,44 @@ def test_merge_equals_adapter_and_a_lost_adapter_is_caught(tokenizer: Any, tmp_p
     monkeypatch.setattr(LoraModel, "merge_and_unload", LoraModel.unload)
     with pytest.raises(TrainingError, match="adapter's logits"):
         merge_lora(learner, load_base(str(tmp_path / "base"))[0], tmp_path / "adapter", tmp_path / "merged2", probes)
+
+
+def test_adapters_tell_signs_apart_that_the_base_never_met(tokenizer: Any, intent: Task, tmp_path: Path) -> None:
+    """Two answers, two signs, embeddings alike: without their own the best is a coin's log(2). What is learnt outlives the merge."""
+    import torch
+
+    made, tokenizer = form.made_for(intent, form.Manner(prompt="bare", answer="code")), copy.deepcopy(tokenizer)
+    assert form.DEFAULT.signs(tokenizer) == []
+    rows = golden_table([("pizza", {"intent": "price"}), ("noodles", {"intent": "booking"})], intent)
+    lora, losses = {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": "all-linear"}, {}
+    for learner in (DecoderLearner(form=made), DecoderLearner(form=made.model_copy(update={"answer": "json"}))):
+        torch.manual_seed(0)
+        base = make_base(TINY, learner._asked(tokenizer), 0)
+        signs = made.signs(tokenizer)
+        told = base.get_input_embeddings().weight.data.mul_(30)  # as large as a trained model's
+        told[signs] = told[signs[0]].clone()
+        for saved in (base, tokenizer):
+            saved.save_pretrained(tmp_path / "base")
+        model = adapted(base, tokenizer, learner, lora)
+        examples = columns(DecoderLearner(form=made).encode(intent, tokenizer, rows, 100, set()))
+        batch = learner.collate(examples, np.arange(2), np.ones(2), tokenizer.pad_token_id)
+        arrays = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
+        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        for _ in range(100):
+            total, weight = learner.loss(model, arrays)
+            optimiser.zero_grad()
+            (total / weight).backward()
+            optimiser.step()
+        losses[learner.form.answer] = 2 * (total / weight).item()  # a row's: its end is the other token
+        model.save_pretrained(tmp_path / learner.form.answer)
+    assert losses["code"] < 0.05
+    assert losses["json"] > 0.69
+    tokenizer.save_pretrained(tmp_path / "merged")
+    drift = merge_lora(DecoderLearner(form=made), load_base(str(tmp_path / "base"))[0], tmp_path / "code", tmp_path / "merged", [batch])
+    assert drift < 0.02
+    merged = load_base(str(tmp_path / "merged"))[0]
+    total, weight = learner.loss(merged, arrays)
+    assert 2 * (total / weight).item() < 0.05
 
 
 def test_relative_drift_is_zero_for_equal_logits() -> None:

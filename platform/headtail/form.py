@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from headtail.code import VERSION, Codec, Unfit
+from headtail.code import ALPHABET, VERSION, Codec, Unfit
 from headtail.config import Config, build
 from headtail.errors import ConfigError
 from headtail.keys import fingerprint
@@ -67,6 +67,11 @@ class Form(Manner):
     def chat_template(self) -> str | None:
         """The template that a student's tokenizer is to have; None keeps the base's own."""
         return BARE_TEMPLATE if self.prompt == "bare" else None
+
+    def signs(self, tokenizer: Any) -> list[int]:
+        """Ids of the code's signs that are tokens: a base may never have met them, and then its embeddings of them are all alike."""
+        known = tokenizer.get_vocab() if self.answer != "json" else {}
+        return sorted(known[sign] for sign in ALPHABET if sign in known)
 
     def check(self, task: Task) -> Form:
         """Itself, when it was made for `task` and this version reads its code; else ConfigError."""

@@ -12,14 +12,15 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from headtail.code.build import Builder, Place
+from headtail.code.build import SIGNS, Builder, Place
 from headtail.code.nodes import COPIES
 from headtail.code.rules import Rules, charset
 from headtail.code.streams import Reader, Source, Unfit, Writer, merged, same
 from headtail.errors import InputError
 
-__all__ = ["VERSION", "Codec", "Decoded", "Unfit"]
+__all__ = ["ALPHABET", "VERSION", "Codec", "Decoded", "Unfit"]
 
+ALPHABET = SIGNS + COPIES  # all signs that a code may have
 VERSION = 1  # part of a student's form: raise it when the same answer gets another code
 
 

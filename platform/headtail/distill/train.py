@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -309,10 +309,16 @@ def _model(spec: Spec, scratch: Path) -> Any:
         path = str(fetch_folder(spec.store, spec.base_files, scratch / "base"))
     else:
         path = resolve(base["model"], base["revision"], spec.store).path
-    model, _ = spec.learner.load(path, base["revision"])
+    model, tokenizer = spec.learner.load(path, base["revision"])
     lora = spec.settings["lora"]
-    if lora is None:
-        return model
+    return model if lora is None else adapted(model, tokenizer, spec.learner, lora)
+
+
+def adapted(model: Any, tokenizer: Any, learner: Learner, lora: Mapping[str, Any]) -> Any:
+    """`model` with adapters to train, and with the embeddings of the signs of the student's code.
+
+    Adapters leave embeddings as they are, and those of tokens that a base never met are all alike: it could not tell one sign from another.
+    """
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(
@@ -322,6 +328,7 @@ def _model(spec: Spec, scratch: Path) -> Any:
             lora_alpha=lora["alpha"],
             lora_dropout=lora["dropout"],
             target_modules=lora["targets"] if isinstance(lora["targets"], str) else list(lora["targets"]),
-            task_type=spec.learner.adapter_task,
+            task_type=learner.adapter_task,
+            trainable_token_indices=learner.form.signs(tokenizer) or None,
         ),
     )
