@@ -26,6 +26,7 @@ PIP       = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-in
 KILLS       ?= 1000
 ENGINE      ?= null
 KEYS        ?= 10000000
+BENCH_ARGS  ?= --engine decoder=transformers
 
 .PHONY: help install quickstart ui serve test test-fast check format chaos bench-precompute bench-cache bench-scale bench-suspects bench-distill clean
 

@@ -439,9 +439,9 @@ def test_reordered_and_recut_input_is_the_same_rows_in_the_same_shards(make_job:
     assert [shard.rows for shard in made[0].shards] == [shard.rows for shard in made[1].shards]
 
 
-def test_machines_that_are_taken_away_again_and_again_blame_no_row(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines_that_are_taken_away_again_and_again_blame_no_row(make_local_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each run dies after a few rows, without a fault of any row: all are answered in the end, however narrow the steps became."""
-    job = make_job(planned([f"q{i}" for i in range(40)]), shards=1, flush_rows=1000)
+    job = make_local_job(planned([f"q{i}" for i in range(40)]), shards=1, flush_rows=1000)
     rng, runs = random.Random(3), 0
     while survey(job, open_storage(job.root), prepare(job))[1]:
         interrupted(job, rng.randint(0, 4), f"run{runs}", monkeypatch)

@@ -153,14 +153,6 @@ def submit(cluster: Cluster, job: str, *flags: str, **env: str) -> subprocess.Co
     return ray(cluster, "job", "submit", "--address", cluster.address, "--runtime-env", "jobs/runtime_env.yaml", "--", *entry, **env)
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("log") / "queries.csv"
-    rows = [f"query {rank}" for rank in range(1, 60) for _ in range(60 // rank)]
-    path.write_text("query\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    return path
-
-
 def last_json(text: str) -> dict[str, Any]:
     line = next(line for line in reversed(text.splitlines()) if line.startswith("{"))
     found: dict[str, Any] = json.loads(line)
@@ -168,32 +160,9 @@ def last_json(text: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_jobs_run_under_ray_job_submit_with_a_token(head: Cluster, log: Path, tmp_path: Path) -> None:
-    """ingest, plan, then precompute on a Ray worker: the code travels with the job, the outputs land in the store."""
-    root = str(tmp_path / "store")
-    common = ["--root", root, "--set", "tracking.enabled=false", "--json"]
-    store = open_storage(root)
-
-    done = submit(head, "ingest_log", "--set", f"log={log}", *common)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert load_receipt(store, "ingest").rows["queries"] > 0
-
-    done = submit(head, "plan_head", "--set", "log=latest", *common)
-    assert done.returncode == 0, done.stdout + done.stderr
-    planned = load_receipt(store, "plan")
-    assert last_json(done.stdout)["fingerprint"] == planned.fingerprint
-    assert read_table(store, planned.output("head").path).num_rows == planned.rows["head"] > 0
-
-    engine = ["--set", 'model.engine="null"', "--set", "max_failed_share=1"]
-    done = submit(head, "precompute_answers", "--set", "inputs=['plan:head']", *engine, *common)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert load_receipt(store, "precompute").rows["in"] == planned.rows["head"]
-
-
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_job_runs_under_ray_job_submit(head: Cluster, tmp_path: Path) -> None:
-    """Each job once on real engines, in small, in the data's order; the server as a job beside the replay."""
+    """Each job once on real engines, in small, in the data's order, with a token; the server as a job beside the replay."""
     root = str(tmp_path / "store")
     off = {"root": root, "tracking": TrackingConfig(enabled=False)}
     made = world.run(world.Config(**off, events=3000, days=2, universe=800, gold=60))
@@ -209,7 +178,10 @@ def test_every_job_runs_under_ray_job_submit(head: Cluster, tmp_path: Path) -> N
 
     gold = store.uri(made.output("gold_query_segmentation").path)
     run("ingest_log", f"log={store.uri(made.path)}/log", f"gold={gold}", "columns.time=time", "gold_train_share=0.4")
-    run("plan_head", "head.rows=30", "teach_rows=40", "rest_rows=20")
+    planned = run("plan_head", "head.rows=30", "teach_rows=40", "rest_rows=20")
+    found = load_receipt(store, "plan")  # the code travels with the job, what it makes lands in the store
+    assert planned["fingerprint"] == found.fingerprint
+    assert read_table(store, found.output("head").path).num_rows == found.rows["head"] == 30
     run("train_teacher", "max_steps=2", "batch_rows=4")
     taught = run("precompute_answers")
     evaluated = run("evaluate_answers")
