@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 EXAMPLES = Path(__file__).parent.parent / "platform" / "headtail" / "examples"
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    """What a worker in this process froze (see generate.worker) is the collector's again."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
