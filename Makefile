@@ -60,7 +60,7 @@ ui: install ## MLflow on what ran
 serve: install ## serve the current release on PORT (try-it page at /, API docs at /docs)
 	@$(BIN)/headtail serve --root $(ROOT) --set port=$(PORT)
 
-test: install ## all tests (up to 15 minutes on 2 cores)
+test: install ## all tests (about 20 minutes on 2 cores)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-fast: install ## tests that start no engine, cluster or browser

@@ -124,21 +124,24 @@ def students_of(root: str) -> dict[str, str]:
 
 
 def show(found: Mapping[str, Any]) -> None:
-    """The figures as a table."""
-    table = Table("model", "engine", "us/row", "started", "cheaper", "in", "out", *STRATA, box=None)
-    for name, cost in found["us_per_row"].items():
+    """The figures as two tables: cost, quality."""
+    cost = Table("model", "engine", "us/row", "with start", "cheaper", "tokens in", "out")
+    quality = Table("quality", *STRATA)
+    for name, us in found["us_per_row"].items():
         ratio, tokens = found.get(f"{name}_cost_ratio"), found["tokens_per_row"][name]
-        quality = found.get("quality", {}).get(name, {})
-        table.add_row(
+        cost.add_row(
             name,
             found["engines"][name]["engine"],
-            f"{cost:,.0f}",
+            f"{us:,.0f}",
             f"{found['us_per_row_with_start'][name]:,.0f}",
             "" if ratio is None else f"{ratio:.1f}",
             *("" if count is None else f"{count:.1f}" for count in tokens),
-            *(f"{quality[s]:.3f}" if s in quality else "" for s in STRATA),
         )
-    console.print(table)
+        reached = found.get("quality", {}).get(name, {})
+        quality.add_row(name, *(f"{reached[s]:.3f}" if s in reached else "" for s in STRATA))
+    console.print(cost)
+    if "quality" in found:
+        console.print(quality)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
