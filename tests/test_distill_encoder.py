@@ -349,7 +349,7 @@ def test_the_whole_way_with_ray(root: str, cluster: None, intent: Task, student:
     config = {"root": root, "tracking": OFF, "task": "query_intent", "inputs": (f"{held.path}:gold",), "source": "student"}
     answered = precompute.run(precompute.Config(**config, model=ModelConfig(model=made.path)))
     assert answered.rows["answered"] + answered.rows["invalid"] + answered.rows["truncated"] == answered.rows["in"] == table.num_rows
-    assert answered.facts["engine"]["engine"] == student
+    assert answered.facts["engine"]["engine"] == {"encoder": "encoder", "seq2seq": "transformers"}[student]
     quality = evaluate.run(
         evaluate.Config(root=root, tracking=OFF, task="query_intent", gold=f"{held.path}:gold", answers={"student": answered.path})
     )

@@ -297,23 +297,23 @@ def test_what_changes_an_answer_changes_every_key(make_job: MakeJob, segmentatio
 # --- rows and engines that break
 
 
-def test_a_row_that_breaks_the_engine_ends_as_failed_and_the_others_are_answered(make_job: MakeJob) -> None:
+def test_a_row_that_breaks_the_engine_ends_as_failed_and_the_others_are_answered(make_local_job: MakeJob) -> None:
     """DESIGN 5: found by asking fewer and fewer rows at a time, at the cost of some restarts."""
-    job = make_job(planned([*(f"q{i}" for i in range(90)), "!raise", *(f"r{i}" for i in range(90))]), shards=2, flush_rows=1000)
+    job = make_local_job(planned([*(f"q{i}" for i in range(90)), "!raise", *(f"r{i}" for i in range(90))]), shards=2, flush_rows=1000)
     ledger, worker = run_here(job)
     assert (ledger.states[State.ANSWERED], ledger.states[State.FAILED]) == (180, 1)
     assert worker.restarts == len(WINDOWS) + DEATHS_ALONE - 1
     assert "the engine died or hung on this row" in next(iter(ledger.reasons))
 
 
-def test_two_rows_that_break_the_engine(make_job: MakeJob) -> None:
-    job = make_job(planned(["!raise 1", *(f"q{i}" for i in range(20)), "!raise 2"]), shards=1)
+def test_two_rows_that_break_the_engine(make_local_job: MakeJob) -> None:
+    job = make_local_job(planned(["!raise 1", *(f"q{i}" for i in range(20)), "!raise 2"]), shards=1)
     ledger, _ = run_here(job)
     assert (ledger.states[State.ANSWERED], ledger.states[State.FAILED]) == (20, 2)
 
 
-def test_an_engine_that_breaks_on_everything_ends_the_job(make_job: MakeJob) -> None:
-    job = make_job(planned([f"!raise {i}" for i in range(30)]), shards=1)
+def test_an_engine_that_breaks_on_everything_ends_the_job(make_local_job: MakeJob) -> None:
+    job = make_local_job(planned([f"!raise {i}" for i in range(30)]), shards=1)
     with pytest.raises(EngineError, match=r"the engine died \d+ times|killed the engine"):
         run_here(job)
 
