@@ -150,7 +150,7 @@ def _stations(loop: _Loop) -> Receipt:
     gold_ref = f"{planned.path}:gold"
     judged = planned.output("gold").rows != 0
     if judged:
-        do("evaluate_teacher", evaluate.run, config.evaluate, **shared, gold=gold_ref, answers={"teacher": taught.path})
+        do("evaluate_teacher", evaluate.run, config.evaluate, **shared, gold=gold_ref, answers={TEACHER: taught.path})
     golden = do("curate", curate.run, config.curate, **shared, answers=taught.path, gold=gold_ref)
     sets = (distill.TrainingSet(task=config.task, golden=f"{golden.path}:golden"),)
     students = _students(loop, sets, planned, teacher)

@@ -45,6 +45,11 @@ def told(bound: Mapping[str, Any] | str | None, max_tokens: int, where: str) -> 
     return {"json": check(for_engine(bound, max_tokens), where)}
 
 
+def described(code: bool) -> str:
+    """How answers are held, for a receipt: to a code's grammar, or to a JSON Schema's."""
+    return f"{BACKEND}, {'a code' if code else 'no free whitespace'}"
+
+
 def check_ebnf(text: str, where: str) -> str:
     """`text` itself; ConfigError when xgrammar cannot read it."""
     import xgrammar
@@ -100,7 +105,7 @@ class Masks:
             self._compiled = compiler.compile_json_schema(text["json"], any_whitespace=False)
         else:
             self._compiled = compiler.compile_grammar(text["grammar"])
-        self.how = f"{BACKEND}, {'a code' if 'grammar' in text else 'no free whitespace'}"
+        self.how = described(code="grammar" in text)
         self._xgrammar, self._width = xgrammar, width
         self._spoken = self._allowed(tokenizer, ends)
         self._filler = xgrammar.BatchGrammarMatcher(threads)
@@ -109,11 +114,11 @@ class Masks:
         """All tokens but special ones: to xgrammar these are text, such as <|user|>, but they add none to an answer."""
         import torch
 
-        words = np.full(self._xgrammar.allocate_token_bitmask(1, self._width).shape[1], -1, np.int32)
+        words = np.full(self._xgrammar.allocate_token_bitmask(1, self._width).shape[1], 2**32 - 1, np.uint32)
         for token, added in tokenizer.added_tokens_decoder.items():
             if added.special and token not in ends:
-                words[token // 32] &= ~np.int32(1 << token % 32) if token % 32 < 31 else np.int32(2**31 - 1)
-        return torch.from_numpy(words)
+                words[token // 32] &= ~np.uint32(1 << token % 32)
+        return torch.from_numpy(words.view(np.int32))
 
     def matcher(self) -> Any:
         """Where an answer that begins now stands in the grammar."""

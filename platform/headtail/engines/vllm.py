@@ -22,7 +22,7 @@ from typing import Any
 from headtail.engines import Bound, Completion, ModelConfig, Request
 from headtail.engines.device import SPINS, precision, threads
 from headtail.engines.flight import Flight
-from headtail.engines.grammar import BACKEND, told
+from headtail.engines.grammar import BACKEND, described, told
 from headtail.engines.load import Load
 from headtail.engines.orphans import Guard
 from headtail.engines.tokens import Ahead, ids, unfit
@@ -194,7 +194,7 @@ class VllmEngine:
 
     def _how_bound(self) -> str:
         found = self._params[0].structured_outputs
-        return "none" if not found else f"{BACKEND}, {'a code' if found.grammar else 'no free whitespace'}"
+        return described(code=bool(found.grammar)) if found else "none"
 
     def generate(self, requests: Iterable[Request]) -> Generator[Completion]:
         """Completions as they finish. Pulls requests so that the engine always has some waiting."""
