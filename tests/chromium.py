@@ -16,6 +16,8 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
+from timescale import limit
+
 needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the Debian package chromium")
 
 
@@ -34,7 +36,7 @@ class Page:
         self._number += 1
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self._socket.recv(timeout=30))
+            message = json.loads(self._socket.recv(timeout=limit(30)))
             if message.get("id") == self._number:
                 assert "error" not in message, message["error"]
                 found: dict[str, Any] = message["result"]
@@ -67,7 +69,7 @@ class Page:
 
     def until(self, expression: str, seconds: float = 15) -> None:
         """Wait until a JavaScript expression is true."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + limit(seconds)
         while not self.js(expression):
             assert time.monotonic() < end, f"never true: {expression}; {self.problems}"
             time.sleep(0.03)
@@ -109,7 +111,7 @@ def browser(profile: Path, *, width: int = 1000, height: int = 900, dark: bool =
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        port_file, end = profile / "DevToolsActivePort", time.monotonic() + 30
+        port_file, end = profile / "DevToolsActivePort", time.monotonic() + limit(30)
         while not port_file.exists() or not port_file.read_text().strip():
             assert process.poll() is None, "chromium ended"
             assert time.monotonic() < end, "chromium did not start"
@@ -125,4 +127,4 @@ def browser(profile: Path, *, width: int = 1000, height: int = 900, dark: bool =
             yield page
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(limit(20))

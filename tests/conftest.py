@@ -16,12 +16,23 @@ from headtail.receipt import Receipt
 from headtail.storage import FileRef, LocalStorage, Storage, open_storage, write_json, write_table
 from headtail.task import Task, load_task
 from null_jobs import MakeJob, maker
+from timescale import SCALE, limit
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 EXAMPLES = Path(__file__).parent.parent / "platform" / "headtail" / "examples"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """pytest's own limit, and those of single tests, on a slow machine: see timescale.py."""
+    if SCALE == 1:
+        return
+    for item in items:
+        marker = item.get_closest_marker("timeout")
+        seconds = marker.args[0] if marker else config.getini("timeout")
+        item.add_marker(pytest.mark.timeout(limit(float(seconds))), append=False)
 
 
 @pytest.fixture(autouse=True)

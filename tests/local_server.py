@@ -9,6 +9,7 @@ from typing import Any
 import uvicorn
 
 from conftest import free_port
+from timescale import limit
 
 
 class Running:
@@ -22,7 +23,7 @@ class Running:
 
     def __enter__(self) -> Running:
         self.thread.start()
-        end = time.monotonic() + 10
+        end = time.monotonic() + limit(10)
         while not self.server.started:
             assert time.monotonic() < end
             time.sleep(0.01)
@@ -30,4 +31,4 @@ class Running:
 
     def __exit__(self, *_: object) -> None:
         self.server.should_exit = True
-        self.thread.join(10)
+        self.thread.join(limit(10))

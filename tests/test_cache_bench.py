@@ -11,6 +11,7 @@ import pytest
 
 from bench.cache import figures, make_input, read
 from headtail.cache.merge import ascending
+from timescale import limit
 
 
 def test_figures_of_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +40,6 @@ def test_the_input_is_sorted_and_whole(tmp_path: Path) -> None:
 
 def test_the_command_line_says_what_it_takes() -> None:
     command = [sys.executable, "-m", "tests.bench.cache", "--help"]
-    shown = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=60)
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=limit(60))
     assert shown.returncode == 0, shown.stderr
     assert "--keys" in shown.stdout

@@ -13,13 +13,18 @@ from pathlib import Path
 import pytest
 
 from headtail.cli import STAGES, main
+from timescale import limit
 
 REPO = Path(__file__).parent.parent
 
 
 def run(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "headtail.cli", *arguments], capture_output=True, text=True, timeout=120, env={**os.environ, **(env or {})}
+        [sys.executable, "-m", "headtail.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=limit(120),
+        env={**os.environ, **(env or {})},
     )
 
 

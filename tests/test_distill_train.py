@@ -31,6 +31,7 @@ from headtail.examples import world
 from headtail.receipt import Receipt
 from headtail.storage import Storage
 from headtail.task import Task
+from timescale import limit
 
 TINY = Shape(vocabulary=400, hidden=32, layers=2, heads=2, feed_forward=64, positions=256)
 OFF = TrackingConfig(enabled=False)
@@ -170,7 +171,7 @@ def broken_off(base: Path, rows: tuple[str, Receipt], segmentation: Task, tmp_pa
             env = {**os.environ, **places, "RANK": str(rank), "WORLD_SIZE": "2", "DS_ACCELERATOR": "cpu"}
             command = [sys.executable, str(Path(__file__).parent / "zero_runs.py"), str(tmp_path), *runs]
             ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        ends = [process.communicate(timeout=200) for process in ranks]
+        ends = [process.communicate(timeout=limit(200)) for process in ranks]
         assert [process.returncode for process in ranks] == [0, 0], ends[0][1][-3000:] + ends[1][1][-3000:]
         found = [json.loads(line) for line in ends[0][0].splitlines() if line.startswith("{")]
         return {one["run"]: one for one in found}

@@ -16,6 +16,7 @@ from headtail.engines import Completion, Engine, ModelConfig, Request, open_engi
 from headtail.engines.openai import FORBIDDEN, OpenAIEngine, completion_of, retry_after
 from headtail.errors import EngineError
 from headtail.task import Task
+from timescale import limit
 
 SAMPLING = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 120, "seed": None}
 
@@ -93,7 +94,7 @@ def ask(server: Server, segmentation: Task, monkeypatch: pytest.MonkeyPatch) -> 
     engines: list[Engine] = []
 
     def asked(*texts: str, **fields: Any) -> dict[int, Completion]:
-        plain = {"engine": "openai", "model": "m", "base_url": server.url, "request_timeout_s": 5, "concurrency": 4}
+        plain = {"engine": "openai", "model": "m", "base_url": server.url, "request_timeout_s": limit(5), "concurrency": 4}
         config = ModelConfig.model_validate({**plain, **fields})
         engines.append(open_engine(config, "m", segmentation.schema, SAMPLING))
         found = list(engines[-1].generate(requests(*texts)))
@@ -199,13 +200,13 @@ def test_openai_a_stalled_endpoint_is_a_failed_row_not_a_hang(server: Server, as
     monkeypatch.setattr("headtail.engines.openai.TRIES", 2)
 
     def stall(text: str, nth: int) -> tuple[int, Any, dict[str, str]]:
-        time.sleep(1.5 if text == "slow" else 0)
+        time.sleep(limit(1.5) if text == "slow" else 0)
         return 200, chat(GOOD), {}
 
     server.reply = stall
     started = time.monotonic()
     found = ask("slow", "fast", request_timeout_s=0.3)
-    assert time.monotonic() - started < 1.4
+    assert time.monotonic() - started < limit(1.4)
     assert "no answer within 0.3 s" in found[0].error
     assert found[0].transient
     assert found[1].error == ""

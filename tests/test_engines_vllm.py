@@ -16,6 +16,7 @@ import pytest
 from headtail.engines import Completion, ModelConfig, Request
 from headtail.engines.vllm import VllmEngine
 from headtail.task import Task
+from timescale import limit
 
 pytestmark = [
     pytest.mark.slow,
@@ -195,4 +196,4 @@ def _kill(engine: VllmEngine, task: Task) -> None:
     killed = time.monotonic()
     with pytest.raises(Exception, match=r"died|dead|issue"):  # not a HeadtailError: the worker starts another engine
         list(stream)
-    assert time.monotonic() - killed < 5
+    assert time.monotonic() - killed < limit(5)

@@ -27,6 +27,7 @@ from headtail.rows import TOP, State
 from headtail.storage import open_storage
 from headtail.task import Task
 from null_jobs import MakeJob, interrupted, planned, rows_of, run_here
+from timescale import SCALE, limit
 
 # --- answers of earlier jobs
 
@@ -214,25 +215,25 @@ def test_a_worker_that_is_told_to_stop_keeps_what_is_done_and_the_next_goes_on(m
 
 
 HANGS = """
-import sys, time
+import sys, time; scale = float(sys.argv[1])
 from headtail.generate.watch import watched
-with watched(0.5) as alive:
+with watched(0.5 * scale) as alive:
     for _ in range(30):
-        time.sleep(0.05)
+        time.sleep(0.05 * scale)
         alive(time.monotonic())
     print("alive", flush=True)
-with watched(0.2):
+with watched(0.2 * scale):
     pass
-time.sleep(0.4)
+time.sleep(0.4 * scale)
 print("let go", flush=True)
-with watched(0.5):
+with watched(0.5 * scale):
     time.sleep(60)
 print("never", flush=True)
 """
 
 
 def test_a_process_that_hangs_ends_itself_and_shows_where() -> None:
-    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", HANGS, str(SCALE)], capture_output=True, text=True, timeout=limit(30))
     assert done.stdout.split("\n")[:2] == ["alive", "let go"]
     assert "never" not in done.stdout
     assert done.returncode != 0

@@ -25,6 +25,7 @@ from headtail.config import TrackingConfig
 from headtail.examples import world
 from headtail.receipt import load_receipt
 from headtail.storage import open_storage, read_table
+from timescale import limit
 
 REPO = Path(__file__).parent.parent
 JOBS = sorted((REPO / "jobs").glob("*.py"))
@@ -121,7 +122,7 @@ PORTS = (
 
 
 def _wait_until_up(cluster: Cluster, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 90
+    end = time.monotonic() + limit(90)
     while time.monotonic() < end:
         if process.poll() is not None:
             pytest.fail(f"ray start ended with {process.returncode}:\n{log.read_text(encoding='utf-8')[-3000:]}")
@@ -136,15 +137,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """`ray start --block` ends its own processes on SIGTERM; what is left of its process group goes after 10 s."""
     process.terminate()
     try:
-        process.wait(timeout=10)
+        process.wait(timeout=limit(10))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait(timeout=10)
+        process.wait(timeout=limit(10))
 
 
 def ray(cluster: Cluster, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "ray"), *arguments]
-    return subprocess.run(command, env={**cluster.env, **env}, cwd=REPO, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, env={**cluster.env, **env}, cwd=REPO, capture_output=True, text=True, timeout=limit(240))
 
 
 def submit(cluster: Cluster, job: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -160,7 +161,6 @@ def last_json(text: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_every_job_runs_under_ray_job_submit(head: Cluster, tmp_path: Path) -> None:
     """Each job once on real engines, in small, in the data's order, with a token; the server as a job beside the replay."""
     root = str(tmp_path / "store")
@@ -211,7 +211,7 @@ def served(cluster: Cluster, root: str, port: int) -> Iterator[None]:
     begun = ray(cluster, "job", "submit", *name, "--", *entry)
     assert begun.returncode == 0, begun.stdout + begun.stderr
     try:
-        end = time.monotonic() + 180
+        end = time.monotonic() + limit(180)
         while "serving release" not in (said := ray(cluster, "job", "logs", "--address", cluster.address, "serving").stdout):
             assert time.monotonic() < end, said
             time.sleep(2)

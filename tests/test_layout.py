@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from timescale import limit
+
 REPO = Path(__file__).parent.parent
 PACKAGE = REPO / "platform" / "headtail"
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
@@ -69,7 +71,7 @@ def test_importing_the_package_pulls_in_no_framework() -> None:
     """One process for all: whichever stage drags a framework in, it is there at the end, and then we look which."""
     names = [dotted(path) for path in PACKAGE.glob("*.py")] + [dotted(path) for path in PACKAGE.glob("*/__init__.py")]
     every = f"import sys, importlib; [importlib.import_module(n) for n in {names!r}]; print(*(n for n in {HEAVY!r} if n in sys.modules))"
-    found = subprocess.run([sys.executable, "-c", every], capture_output=True, text=True, timeout=120)
+    found = subprocess.run([sys.executable, "-c", every], capture_output=True, text=True, timeout=limit(120))
     assert found.returncode == 0, found.stderr
     if found.stdout.split():
         guilty = {name: _drags(name) for name in names}
@@ -77,7 +79,9 @@ def test_importing_the_package_pulls_in_no_framework() -> None:
 
 
 def _drags(name: str) -> list[str]:
-    return subprocess.run([sys.executable, "-c", LOOK, name, ",".join(HEAVY)], capture_output=True, text=True, timeout=60).stdout.split()
+    return subprocess.run(
+        [sys.executable, "-c", LOOK, name, ",".join(HEAVY)], capture_output=True, text=True, timeout=limit(60)
+    ).stdout.split()
 
 
 def test_no_job_hides_an_importable_module() -> None:
@@ -135,7 +139,7 @@ def test_a_lock_is_made_from_a_report() -> None:
 
 
 def test_make_help_lists_what_the_readme_promises() -> None:
-    shown = subprocess.run(["make", "help"], cwd=REPO, capture_output=True, text=True, timeout=20).stdout
+    shown = subprocess.run(["make", "help"], cwd=REPO, capture_output=True, text=True, timeout=limit(20)).stdout
     for target in ("install", "quickstart", "ui", "serve", "test", "test-fast", "check", "format", "clean"):
         assert re.search(rf"^  make {target} +\w", shown, re.MULTILINE), f"make help does not list {target}"
 
@@ -151,7 +155,7 @@ def test_make_passes_the_users_files_to_the_loop() -> None:
         "-o",
         "install",
     ]
-    command = subprocess.run(["make", "-n", "quickstart", *flags], cwd=REPO, capture_output=True, text=True, timeout=20).stdout
+    command = subprocess.run(["make", "-n", "quickstart", *flags], cwd=REPO, capture_output=True, text=True, timeout=limit(20)).stdout
     wanted = ("log=my log.csv", "task=tasks/mine", "gold=gold.csv", "teacher.model=org/model", "plan.seed=1", "ingest.seed=2")
     assert all(f"--set '{field}'" in command for field in wanted)
 
@@ -184,6 +188,39 @@ def test_pages_that_the_code_points_to_are_there() -> None:
         for page in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8"))
     }
     assert not sorted(f"{path}: {page}" for path, page in named if not (REPO / page).is_file())
+
+
+CLOCKS = {"monotonic", "perf_counter", "time"}
+
+
+def bare_limits(tree: ast.AST) -> list[int]:
+    """Lines with a time limit that is a plain number: `timeout=5`, `join(5)`, a clock compared with or moved on by a number."""
+    lines = []
+    for node in ast.walk(tree):
+        match node:
+            case ast.keyword(arg="timeout", value=ast.Constant(value=int() | float())):
+                lines.append(node.value.lineno)
+            case ast.Call(func=ast.Attribute(attr="join" | "result" | "communicate"), args=[ast.Constant(value=int() | float())]):
+                lines.append(node.lineno)
+            case ast.BinOp(left=left, right=ast.Constant()) if _reads_a_clock(left):
+                lines.append(node.lineno)
+            case ast.Compare(left=left, comparators=others) if _reads_a_clock(left):
+                lines += [node.lineno for other in others if isinstance(other, ast.Constant)]
+    return sorted(lines)
+
+
+def _reads_a_clock(node: ast.AST) -> bool:
+    return any(isinstance(one, ast.Attribute) and one.attr in CLOCKS for one in ast.walk(node))
+
+
+def test_no_time_limit_of_a_test_is_a_plain_number() -> None:
+    """They go through tests/timescale.py, so that one variable fits all of them to a slow machine. Benchmarks have none."""
+    files = [path for path in (REPO / "tests").rglob("*.py") if not {"bench", "chaos"} & set(path.parts)]
+    found = {path.name: bare_limits(ast.parse(path.read_text(encoding="utf-8"))) for path in files}
+    assert not {name: lines for name, lines in found.items() if lines}
+    bad = "import time\nf(timeout=5)\nx.join(2)\nend = time.monotonic() + 3\nassert time.monotonic() - begun < 4\n"
+    assert bare_limits(ast.parse(bad)) == [2, 3, 4, 5]
+    assert not bare_limits(ast.parse("import time\nf(timeout=limit(5))\nassert time.monotonic() - begun < limit(4)\n"))
 
 
 def test_every_promise_names_a_test_that_exists() -> None:

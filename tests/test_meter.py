@@ -7,6 +7,7 @@ import time
 import pytest
 
 from headtail.meter import metered
+from timescale import limit
 
 
 @pytest.mark.slow
@@ -25,7 +26,7 @@ def test_workers_hear_why_to_stop(cluster: None) -> None:
 
     with metered("work", 30, judge=lambda told, seconds: "enough" if told["done"] >= 5 and seconds > 0 else "") as meter:
         assert ray.get(meter.add.remote({0: 4})) == ""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + limit(20)
         while (heard := ray.get(meter.add.remote({0: 5}))) == "":
             assert time.monotonic() < deadline
             time.sleep(0.1)

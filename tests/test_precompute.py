@@ -31,6 +31,7 @@ from headtail.receipt import Receipt, load_receipt
 from headtail.rows import ANSWER, GOLD, PLANNED, State, with_side_inputs
 from headtail.storage import Storage, open_storage, read_json, write_json, write_table
 from headtail.task import EXAMPLES, load_task
+from timescale import limit
 
 OFF = TrackingConfig(enabled=False)
 SIDE = ("businesses",)
@@ -287,7 +288,7 @@ def test_killed_at_sixty_percent_almost_all_finished_rows_survive(root: str, sto
         start_new_session=True,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + limit(120)
         while log.stat().st_size < 0.6 * total:
             assert process.poll() is None, "the driver ended before it could be killed"
             assert time.monotonic() < deadline

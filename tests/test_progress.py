@@ -8,7 +8,7 @@ from headtail import progress
 
 
 def test_plain_lines_off_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(progress, "_PLAIN_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "_FIRST_PLAIN_S", 0.0)
     with progress.bar("teach", 10, "rows") as shown:
         shown.advance(4)
         shown.advance(6)
@@ -16,8 +16,22 @@ def test_plain_lines_off_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "teach: 10/10 rows" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("hours, lines", [(0.02, 2), (0.1, 4), (2, 6), (24, 9), (21 * 24, 12)])
+def test_no_more_than_a_dozen_lines_off_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hours: float, lines: int
+) -> None:
+    """At 10 s, 30 s, 90 s, 270 s, ... after the bar began, however often workers report."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    with progress.bar("teach", 10_000_000) as shown:
+        for report in range(50_000):
+            clock[0] = hours * 3600 * report / 50_000
+            shown.update(report)
+    assert len(capsys.readouterr().err.splitlines()) == lines
+
+
 def test_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(progress, "_PLAIN_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "_FIRST_PLAIN_S", 0.0)
     progress.quiet()
     try:
         progress.say("nothing")

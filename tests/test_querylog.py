@@ -32,6 +32,7 @@ from headtail.redact import redact
 from headtail.rows import GOLD, LATER, QUERY, SET_ASIDE, draw, key_words, with_side_inputs
 from headtail.storage import open_storage
 from headtail.task import Task
+from timescale import limit
 
 OFF = TrackingConfig(enabled=False)
 TIMED = Columns(count="n", time="time")
@@ -533,7 +534,7 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
             " later_share=0.0, tracking=TrackingConfig(enabled=False)))\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=limit(120))
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout.split()[-1]) / 1024)
     assert peaks[1] < 2 * peaks[0] + 30, f"{peaks} MiB"

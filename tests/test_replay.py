@@ -30,6 +30,7 @@ from headtail.task import Task
 from local_server import Running
 from test_cache import answers, good, publish
 from test_publish import leave
+from timescale import limit
 
 OFF = TrackingConfig(enabled=False)
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
@@ -70,7 +71,7 @@ def state(store: Storage, tmp_path: Path, intent: Task) -> State:
 
 
 def config(root: str, url: str, **options: Any) -> replay.Config:
-    data = {"root": root, "url": url, "tracking": OFF, "task": "query_intent", "timeout_s": 5, **options}
+    data = {"root": root, "url": url, "tracking": OFF, "task": "query_intent", "timeout_s": limit(5), **options}
     return build(replay.Config, data, where="test")
 
 
@@ -178,7 +179,7 @@ def flaky(served: Mapping[str, Any]) -> Asgi:
         elif query == "burger":
             await _reply(send, 500, b'{"error": "boom"}')
         elif query == "rare":
-            await asyncio.sleep(3)
+            await asyncio.sleep(limit(3))
         elif query == "bad":
             await _reply(send, 200, b"<html>a proxy's idea of an answer</html>")
         else:
@@ -191,14 +192,14 @@ def test_errors_are_errors_and_never_answers(store: Storage, root: str) -> None:
     later(store, COUNTS)
     gold(store, dict.fromkeys(COUNTS, "browse"))
     with Running(flaky({"id": "r1", "task": "query_intent"})) as server:
-        receipt = replay.run(config(root, server.url, timeout_s=0.3, concurrency=16))
+        receipt = replay.run(config(root, server.url, timeout_s=limit(0.3), concurrency=16))
     assert receipt.rows == {"requests": 100, "errors": 60, "cache": 40, "live": 0, "fallback": 0}
     assert receipt.metrics["quality"] == pytest.approx(2 * 40 / (2 * 40 + 60))  # an error is an answer missed
     table = receipt.table(store, "requests")
     by_query = {row["query"]: (row["status"], row["source"]) for row in table.to_pylist()}
     assert by_query == {"pizza": (200, "teacher"), "burger": (500, ""), "rare": (0, ""), "bad": (0, ""), "new one": (0, "")}
     assert any("30 requests failed" in note for note in receipt.notes)
-    assert receipt.metrics["p99_ms"] < 300  # latency is of answers
+    assert receipt.metrics["p99_ms"] < limit(300)  # latency is of answers
 
 
 def test_a_release_that_moves_meanwhile_is_told(store: Storage, root: str) -> None:

@@ -28,6 +28,7 @@ from headtail.report.page import plain
 from headtail.report.summary import REALTIME, STATIONS, headline, summarise
 from headtail.rows import QUALITY, SCORED
 from headtail.storage import FileRef, Storage, read_json, write_json, write_table
+from timescale import limit
 
 GOLDEN = Path(__file__).parent / "golden"
 OFF = TrackingConfig(enabled=False)
@@ -611,8 +612,8 @@ def test_real_browser_shows_it(store: Storage, root: str, tmp_path: Path, scheme
     base = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}"]
     base += ["--host-resolver-rules=MAP * ~NOTFOUND", "--force-device-scale-factor=1", "--window-size=1100,7200"]
     base += ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
-    subprocess.run([*base, f"--screenshot={shot}", page.as_uri()], check=True, capture_output=True, timeout=120)
-    dom = subprocess.run([*base, "--dump-dom", page.as_uri()], check=True, capture_output=True, timeout=120, text=True).stdout
+    subprocess.run([*base, f"--screenshot={shot}", page.as_uri()], check=True, capture_output=True, timeout=limit(120))
+    dom = subprocess.run([*base, "--dump-dom", page.as_uri()], check=True, capture_output=True, timeout=limit(120), text=True).stdout
     assert dom.count("<svg") == 5
     assert "Lineage" in dom
     import matplotlib.image

@@ -37,6 +37,7 @@ from headtail.review.server import Server
 from headtail.rows import REVIEWED, SUSPECT, with_side_inputs
 from headtail.storage import Storage, open_storage
 from headtail.task import Task, load_task
+from timescale import limit
 
 MARK = "ab12cd34ab12cd34"
 REF = f"curate/{MARK}:suspects"
@@ -841,12 +842,12 @@ def test_a_kill_loses_nothing(config: review.Config, store: Storage) -> None:
         body = {"rank": 1, "query_key": row["query_key"], "verdict": "drop", "answer": "", "who": "anna", "why": "", "seen": 0}
         assert httpx.post(url + "decide", json=body).json()["number"] == 1
         os.kill(running.pid, signal.SIGKILL)
-        running.wait(10)
+        running.wait(limit(10))
     assert decided(store) == {"pizza price": (DROP, None, "anna")}
     with process(config.root) as (running, url):
         assert httpx.get(url + "row?start=-1&step=1&show=open").json()["rank"] == 2
         running.send_signal(signal.SIGTERM)
-        assert running.wait(10) == 0
+        assert running.wait(limit(10)) == 0
 
 
 def test_a_port_that_is_taken_is_named(desk: Desk, served: Server) -> None:

@@ -28,6 +28,7 @@ from headtail.serve.app import PAGE, AnswerResponse, State, make_app, open_serve
 from headtail.storage import Storage
 from headtail.task import Task
 from test_cache import answers, good, publish
+from timescale import limit
 
 OFF = TrackingConfig(enabled=False)
 STUDENT = "distill/0123456789abcdef"
@@ -90,7 +91,7 @@ def open_state(store: Storage, tmp_path: Path, segmentation: Task) -> Callable[.
     published(store, tmp_path, segmentation)
 
     def make(live: Live | None = None, **options: Any) -> State:
-        given = {"timeout_s": 0.2, "stands_for": STUDENT, "deployed": "m", **options}
+        given = {"timeout_s": limit(0.2), "stands_for": STUDENT, "deployed": "m", **options}
         return State(store, open_served(store, "current"), live, **given)
 
     return make
@@ -170,10 +171,10 @@ def test_waiting_for_the_student_never_takes_the_places_of_hits(open_state: Call
     async def slow(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
         nonlocal started
         started += 1
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(limit(0.3))
         return reply(segmentation)
 
-    state = open_state(slow, max_live=3, timeout_s=5)
+    state = open_state(slow, max_live=3, timeout_s=limit(5))
 
     async def go() -> tuple[list[dict[str, Any]], float]:
         async with client(state) as http:
@@ -186,13 +187,13 @@ def test_waiting_for_the_student_never_takes_the_places_of_hits(open_state: Call
 
     (hit, *misses), took = asyncio.run(go())
     assert hit["cached"]
-    assert took < 0.15
+    assert took < limit(0.15)
     assert started == 3
     assert sorted(m["reason"] for m in misses) == [""] * 3 + ["overloaded"] * 17
 
 
 def test_a_caller_who_leaves_frees_his_place(open_state: Callable[..., State]) -> None:
-    state = open_state(sleeps, timeout_s=30)
+    state = open_state(sleeps, timeout_s=limit(30))
 
     async def go() -> None:
         task = asyncio.create_task(state.answerer.answer("rare"))
@@ -358,7 +359,7 @@ def test_no_request_sees_parts_of_two_releases(store: Storage, tmp_path: Path, s
         await gate.wait()
         return reply(segmentation)
 
-    state = State(store, open_served(store, "current"), live, stands_for=STUDENT, timeout_s=5)
+    state = State(store, open_served(store, "current"), live, stands_for=STUDENT, timeout_s=limit(5))
 
     async def go() -> tuple[Any, Any]:
         waiting = asyncio.create_task(state.answerer.answer("rare"))

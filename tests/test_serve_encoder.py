@@ -19,6 +19,7 @@ from headtail.storage import Storage, open_storage
 from headtail.task import Task
 from test_engines_encoder import QUERIES, random_encoder
 from test_serve import config, published
+from timescale import limit
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_a_server_whose_student_is_an_encoder(
     cluster: None, store: Storage, root: str, tmp_path: Path, folder: Path, segmentation: Task
 ) -> None:
     published(store, tmp_path, segmentation)
-    with serve.start(config(root, model={"model": str(folder), "cpus": 0.5}, live_timeout_ms=30_000)) as server:
-        found = httpx.get(f"{server.url}/v1/answer", params={"query": "ramen near the station"}, timeout=60).json()
+    with serve.start(config(root, model={"model": str(folder), "cpus": 0.5}, live_timeout_ms=int(limit(30_000)))) as server:
+        found = httpx.get(f"{server.url}/v1/answer", params={"query": "ramen near the station"}, timeout=limit(60)).json()
         assert (found["source"], found["cached"]) == ("student", False), found
-        assert httpx.get(f"{server.url}/v1/answer", params={"query": "pizza near me"}, timeout=30).json()["cached"]
+        assert httpx.get(f"{server.url}/v1/answer", params={"query": "pizza near me"}, timeout=limit(30)).json()["cached"]

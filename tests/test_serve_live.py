@@ -14,6 +14,7 @@ from headtail.errors import EngineError
 from headtail.models import Found
 from headtail.serve.live import _Together
 from headtail.task import Task
+from timescale import limit
 
 
 class Engine:
@@ -27,7 +28,7 @@ class Engine:
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         asked = list(requests)
         self.batches.append([str(request.messages[-1]["content"]) for request in asked])
-        assert self.go.wait(10)
+        assert self.go.wait(limit(10))
         for request in reversed(asked):
             text = str(request.messages[-1]["content"])
             if text == "break":

@@ -28,19 +28,20 @@ from headtail.serve.answerer import LiveReply
 from headtail.storage import Storage, open_storage
 from headtail.task import Task, load_task
 from test_serve import config, published, segments
+from timescale import limit
 
 pytestmark = pytest.mark.slow
 
 
 def over_http(server: serve.Server, query: str) -> dict[str, Any]:
-    response = httpx.get(f"{server.url}/v1/answer", params={"query": query}, timeout=30)
+    response = httpx.get(f"{server.url}/v1/answer", params={"query": query}, timeout=limit(30))
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
     return found
 
 
 def eventually(check: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
+    end = time.monotonic() + limit(seconds)
     while not check():
         assert time.monotonic() < end, "it did not come about"
         time.sleep(0.1)
@@ -58,7 +59,7 @@ class Broken:
 
 def test_an_engine_that_cannot_start_is_told_and_leaves_nothing_behind(cluster: None, store: Storage, root: str, tmp_path: Path) -> None:
     published(store, tmp_path, load_task("query_segmentation"))
-    asked = config(root, model={"model": "example:teacher", "cpus": 0.1}, start_timeout_s=120)
+    asked = config(root, model={"model": "example:teacher", "cpus": 0.1}, start_timeout_s=limit(120))
     with pytest.raises(EngineError, match="did not start: no memory left for the student") as told:
         serve.start(asked, student=Broken)
     assert told.value.where == "deployment live"
@@ -70,10 +71,12 @@ def test_an_engine_that_cannot_start_is_told_and_leaves_nothing_behind(cluster: 
 def test_the_real_student_answers_misses(cluster: None, store: Storage, root: str, tmp_path: Path, teacher_path: Path) -> None:
     task = load_task("query_segmentation")
     published(store, tmp_path, task)
-    asked = config(root, model={"model": str(teacher_path), "kv_cache_gib": 0.1, "max_num_seqs": 8}, live_timeout_ms=60_000)
+    asked = config(root, model={"model": str(teacher_path), "kv_cache_gib": 0.1, "max_num_seqs": 8}, live_timeout_ms=int(limit(60_000)))
     with serve.start(asked) as server:
         first = httpx.post(
-            f"{server.url}/v1/answer", json={"query": "Best  sushi in berlin", "side_inputs": {"businesses": ["Sushi Bar"]}}, timeout=90
+            f"{server.url}/v1/answer",
+            json={"query": "Best  sushi in berlin", "side_inputs": {"businesses": ["Sushi Bar"]}},
+            timeout=limit(90),
         )
         found = first.json()
         assert found["source"] == "student", found
@@ -117,7 +120,7 @@ def served(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     scratch = tmp_path_factory.mktemp("scratch")
     store = open_storage(str(tmp_path_factory.mktemp("store")))
     published(store, scratch, load_task("query_segmentation"))
-    made = config(store.root, model={"model": "example:teacher", "cpus": 0.1}, live_timeout_ms=700)
+    made = config(store.root, model={"model": "example:teacher", "cpus": 0.1}, live_timeout_ms=int(limit(700)))
     with serve.start(made, student=Fake) as server:
         yield server, store, scratch
 
@@ -129,7 +132,7 @@ def test_serve_answers_hits_misses_and_faults(served: tuple[serve.Server, Storag
     assert (live["source"], live["answer"], live["degraded"]) == ("student", segments("something rare", "name"), False)
     late = over_http(server, "be slow")
     assert (late["source"], late["reason"]) == ("fallback", "timeout")
-    assert 690 < late["latency_ms"] < 2000
+    assert limit(690) < late["latency_ms"] < limit(2000)
     assert over_http(server, "be broken")["reason"] == "error"
     assert httpx.get(f"{server.url}/v1/answer", params={"query": "x" * 201}).status_code == 422
     assert 'headtail_degraded_total{reason="timeout"} 1.0' in httpx.get(f"{server.url}/metrics").text
@@ -188,7 +191,7 @@ def test_ctrl_c_ends_it_and_frees_the_port(store: Storage, root: str, tmp_path: 
             told += line
         assert _answers(port)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=limit(60))
     finally:
         process.kill()
     assert process.returncode == 0, err
@@ -201,4 +204,4 @@ def test_ctrl_c_ends_it_and_frees_the_port(store: Storage, root: str, tmp_path: 
 
 
 def _answers(port: int) -> bool:
-    return httpx.get(f"http://127.0.0.1:{port}/v1/answer", params={"query": "pizza near me"}, timeout=5).status_code == 200
+    return httpx.get(f"http://127.0.0.1:{port}/v1/answer", params={"query": "pizza near me"}, timeout=limit(5)).status_code == 200

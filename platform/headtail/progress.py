@@ -1,6 +1,7 @@
 """Progress for people: one line per station, a bar with rows, rate and time left on long work.
 
-On a terminal the bar moves; elsewhere (CI, `ray job submit`) a plain line is printed every few seconds.
+On a terminal the bar moves; elsewhere (CI, `ray job submit`) a plain line is printed after 10 s, 30 s, 90 s, ...: six in two
+hours, twelve in three weeks. `headtail status` says more at any time.
 `quiet()` turns it off for tests and `--json`. Writes to stderr only.
 """
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 console = Console(stderr=True, highlight=False)
-_PLAIN_EVERY_S = 10.0
+_FIRST_PLAIN_S = 10.0  # of a bar without a terminal, to its first line; each further line comes after three times as long
 _WINDOW_S = 60.0
 _SEEN_S = 2.0  # of progress, before a time left is told
 
@@ -54,8 +55,10 @@ class Bar:
 
     def __init__(self, label: str, total: int | None, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done, self._said, self._pace = 0, time.monotonic(), Pace()
-        self._pace.see(self._said, 0)
+        self.done, self._pace = 0, Pace()
+        now = time.monotonic()
+        self._pace.see(now, 0)
+        self._wait, self._due = _FIRST_PLAIN_S, now + _FIRST_PLAIN_S
         self.rich: Progress | None = None
         if console.is_terminal:
             self.rich = Progress(
@@ -87,8 +90,8 @@ class Bar:
         seconds = self._pace.left(self.total) if self.total else None
         if self.rich is not None:
             self.rich.update(self._task, completed=done, rate=rate, left="" if seconds is None else f"{spoken_time(seconds)} left")
-        elif now - self._said > _PLAIN_EVERY_S and not console.quiet:
-            self._said = now
+        elif now >= self._due and not console.quiet:
+            self._wait, self._due = 3 * self._wait, now + 2 * self._wait
             of = f"/{self.total:,}" if self.total else ""
             tail = ", ".join(filter(None, [rate, "" if seconds is None else f"{spoken_time(seconds)} left"]))
             print(f"  {self.label}: {done:,}{of} {self.unit}{', ' + tail if tail else ''}", file=sys.stderr, flush=True)

@@ -22,11 +22,11 @@ from typing import Any
 
 from .events import Account, Follow, account
 from .faults import WIDTH
-from .spec import DONE, UNFORESEEN, Spec, start, start_making, warm
+from .spec import DONE, SLOWER, UNFORESEEN, Spec, start, start_making, warm
 from .verify import Findings, Tree, check_files, check_rows
 
 ANSWERED, FAILED = frozenset({"answered"}), frozenset({"failed"})
-RUN_S = 60.0  # a forked run takes below a second; one that takes this long hangs
+RUN_S = 60.0 * SLOWER  # a forked run takes below a second; one that takes this long hangs
 
 
 class Lab:
@@ -63,7 +63,7 @@ class Lab:
             "AWS_REGION": "us-east-1",
         }
         self._server = subprocess.Popen([sys.executable, "-c", _MOTO, str(port), str(os.getpid())], stderr=subprocess.DEVNULL)
-        end = time.monotonic() + 30
+        end = time.monotonic() + 30 * SLOWER
         while not answers(port):
             assert self._server.poll() is None, "moto's server did not start"
             assert time.monotonic() < end, "moto's server did not answer within 30 s"

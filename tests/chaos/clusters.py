@@ -14,11 +14,11 @@ from typing import Any
 
 from .bench import ANSWERED, FAILED, Bench
 from .kinds import MOMENTS
-from .spec import DONE
+from .spec import DONE, SLOWER
 from .tree import Driver
 from .verify import STATES
 
-_LONGEST_S = 120.0  # without a row or an end after a kill: the job hangs
+_LONGEST_S = 120.0 * SLOWER  # without a row or an end after a kill: the job hangs
 _POLL_S = 0.05
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 TESTS = Path(__file__).parent.parent
+SLOWER = float(os.environ.get("HEADTAIL_TEST_TIME_SCALE", "1"))  # as in tests/timescale.py, which chaos alone cannot import
 DONE, DELIBERATE, UNFORESEEN = 0, 3, 4  # exit codes of a run
 
 

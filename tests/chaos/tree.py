@@ -22,9 +22,9 @@ import psutil  # type: ignore[import-untyped]
 
 from .driver import PLACE
 from .faults import VARIABLE
-from .spec import TESTS
+from .spec import SLOWER, TESTS
 
-_GONE_S = 8.0  # after its driver died a cluster has this long to go by itself
+_GONE_S = 8.0 * SLOWER  # after its driver died a cluster has this long to go by itself
 # Ray takes 15 s and more to believe that a node or its head is gone. Here sooner, so that a kill costs less time; nothing else changes.
 _SOON = {
     "RAY_health_check_initial_delay_ms": "1000",

@@ -1,0 +1,17 @@
+"""How long tests wait. Every time limit of a test goes through `limit`, so that one variable fits all of them to a slow machine.
+
+HEADTAIL_TEST_TIME_SCALE=3 makes each limit three times as long, pytest's own included (conftest.py). The default is 1. `limit` is
+for what must not happen: a hang. A time that is part of what is tested (a stall that a client must survive) is not scaled.
+"""
+
+from __future__ import annotations
+
+import os
+
+VARIABLE = "HEADTAIL_TEST_TIME_SCALE"
+SCALE = float(os.environ.get(VARIABLE, "1"))
+
+
+def limit(seconds: float) -> float:
+    """`seconds` on the machine of CI; longer on a slow one."""
+    return seconds * SCALE
