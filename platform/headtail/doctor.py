@@ -19,6 +19,7 @@ from rich.table import Table
 
 from headtail.config import Config as Fields
 from headtail.engines import IN_PROCESS, ModelConfig
+from headtail.engines.device import here_bf16
 from headtail.errors import HeadtailError
 from headtail.loop import SHIPPED_TEACHER, Config
 from headtail.models import resolve
@@ -127,14 +128,11 @@ def _device(config: Config) -> Iterator[Result]:
             found=f"{gpus} x {torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free",
         )
     else:
-        yield Result(check="device", status="ok", found=f"CPU, {os.cpu_count()} cores")
-    compiler = shutil.which("g++") or shutil.which("c++")
-    yield Result(
-        check="compiler",
-        status="ok" if compiler else "warn",
-        found=compiler or "no C++ compiler",
-        fix="" if compiler else "DeepSpeed builds a small communication op on first use: install g++",
-    )
+        yield Result(
+            check="device",
+            status="ok",
+            found=f"CPU, {os.cpu_count()} cores, {'bfloat16' if here_bf16() else 'float32'} where dtype is auto",
+        )
 
 
 def _memory() -> Iterator[Result]:

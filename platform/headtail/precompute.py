@@ -15,6 +15,7 @@ from pydantic import Field
 
 from headtail.config import StageConfig, execution, result_fields
 from headtail.engines import ModelConfig, check_top
+from headtail.engines.device import resolved
 from headtail.engines.tokens import vocabulary
 from headtail.errors import EngineError, InputError, LimitReached
 from headtail.generate import ANSWERS, Job, Ledger, Limits, Table, generate, sweep
@@ -80,6 +81,11 @@ class _Asked(NamedTuple):
     identity: dict[str, Any]
 
 
+def _resolved(config: Config) -> Config:
+    """`config` with what its model leaves to the machine decided here, once for all workers."""
+    return config.model_copy(update={"model": resolved(config.model)})
+
+
 def _find(config: Config) -> _Asked:
     task, store = load_task(config.task), open_storage(config.root)
     found = [load_ref(store, ref) for ref in config.inputs]
@@ -130,6 +136,7 @@ def _folder(config: Config, asked: _Asked) -> str:
 
 def plan(config: Config, probe: int = ROWS) -> Preview:
     """What `run` would do and what that would cost. `probe`: rows that may be asked to find out; the answers are kept and reused."""
+    config = _resolved(config)
     asked = _find(config)
     path = _folder(config, asked)
     if asked.store.exists(f"{path}/receipt.json"):
@@ -142,6 +149,7 @@ def run(config: Config, planned: Preview | None = None) -> Receipt:
 
     `planned`: what `plan` said; LimitReached when its upper bound exceeds a budget, else the receipt says what came of it.
     """
+    config = _resolved(config)
     asked = _find(config)
     if planned is not None and planned.path != _folder(config, asked):
         fix = "plan again; name tables by fingerprint (plan/ab12:head) where other jobs make new ones meanwhile"

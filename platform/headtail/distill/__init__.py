@@ -19,6 +19,7 @@ from headtail.distill.encoder import Settings as EncoderSettings
 from headtail.distill.learner import Kind, learner_for
 from headtail.distill.logits import Logits
 from headtail.distill.rows import Rows, TrainingSet, Weights, examples, left_out, read_rows, source_of, tables_of, with_side
+from headtail.engines.device import here_bf16
 from headtail.errors import ConfigError
 from headtail.form import Form, Manner
 from headtail.models import Found, resolve
@@ -76,7 +77,9 @@ class Config(StageConfig):
     learning_rate: float = Field(2e-3, gt=0, description="peak of the schedule")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="bf16 keeps fp32 master weights")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="bf16 keeps fp32 master weights; auto: bf16 on a GPU and on a CPU that computes it, else fp32"
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage: 2 up to about 3 B parameters, 3 above; 0 in fp32 alone")
     max_tokens: int = Field(512, ge=16, description="longest training row; a longer one is an error")
     held_out_share: float = Field(0.05, ge=0, lt=0.5, description="share of the rows kept for eval_loss, by hash")
@@ -117,7 +120,7 @@ class Sources(NamedTuple):
 
 def run(config: Config) -> Receipt:
     """Train and save the model. Errors: LeakError, TrainingError, ConfigError (base not found, random base under LoRA)."""
-    store = open_storage(config.root)
+    store, config = open_storage(config.root), _resolved(config)
     sources = _sources(config, store)
     made = run_once(
         "distill", config, lambda station: _work(config, station, sources), inputs=sources.inputs, version=3, replaces=sources.replaces
@@ -131,8 +134,17 @@ def run(config: Config) -> Receipt:
 
 def identity(config: Config) -> str:
     """The fingerprint that `run` would give: same fingerprint, same student."""
+    config = _resolved(config)
     sources = _sources(config, open_storage(config.root))
     return stage_identity("distill", config, inputs=sources.inputs, version=3, replaces=sources.replaces)[1]
+
+
+def _resolved(config: Config) -> Config:
+    """`config` with `precision: auto` decided here, once for all workers: it is part of the run's fingerprint."""
+    if config.precision != "auto":
+        return config
+    half = config.zero_stage > 0 and (config.gpus_per_worker > 0 or here_bf16())
+    return config.model_copy(update={"precision": "bf16" if half else "fp32"})
 
 
 def _sources(config: Config, store: Storage) -> Sources:

@@ -19,6 +19,10 @@ def start(model: Any, settings: dict[str, Any]) -> Any:
     import torch
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if not settings["gpus_per_worker"]:
+        # DeepSpeed would probe every op and build one with g++ (deepspeed_shm_comm), 20 to 60 s at first use. Only its inference calls that
+        # one; training's sums go through gloo with it or without. DeepSpeed keeps this table as a module attribute that callers may edit.
+        deepspeed.ops.__compatible_ops__ = {}
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=settings["learning_rate"], betas=(0.9, 0.95), weight_decay=settings["weight_decay"])
     config: dict[str, Any] = {

@@ -34,7 +34,7 @@ class ModelConfig(Config):
     )
     revision: str = Field("", description="hub revision (commit); required for a hub id, so that a key means one set of weights")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="weights and activations; auto: as stored on GPU, bfloat16 on CPU"
+        "auto", description="weights and activations; auto: as stored on a GPU; on a CPU bfloat16 where it computes that, else float32"
     )
     quantization: str = Field("", description="vLLM quantization such as fp8; empty for none")
     max_model_len: int = Field(1024, ge=32, description="tokens of prompt plus answer; longer prompts end as failed rows")

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TypeVar
 
-from headtail.engines import ModelConfig
+from headtail.engines import IN_PROCESS, ModelConfig
+
+M = TypeVar("M", bound=ModelConfig)
 
 # How long an OpenMP thread that waits looks before it sleeps, in turns of some 12 ns. A step of a small model is thousands of
 # operations of some 20 us, and waking a thread takes as long; endless looking made a shared 2-core machine ten times slower.
 SPINS = "3000"
+_BF16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))  # as Linux names them; the last is Arm's
+_BELOW_BF16 = ("SSE", "AVX2", "AVX512_CORE_VNNI")  # what oneDNN may be held to, by how it begins; and the names AVX and AVX512_CORE
 
 
 def threads(config: ModelConfig) -> int:
@@ -29,9 +36,45 @@ def set_environment(config: ModelConfig) -> None:
         spin_briefly()
 
 
+def cpu_flags(text: str) -> frozenset[str]:
+    """The features of the first processor in the text of /proc/cpuinfo."""
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()
+
+
+def computes_bf16(flags: Collection[str], environ: Mapping[str, str]) -> bool:
+    """Whether a CPU multiplies bfloat16 itself; others turn it into float32 and back, slower than float32 throughout.
+
+    `environ`: PyTorch (ATEN_CPU_CAPABILITY) and oneDNN (ONEDNN_MAX_CPU_ISA, DNNL_MAX_CPU_ISA) may be held to less than the CPU has.
+    """
+    held = (environ.get("ONEDNN_MAX_CPU_ISA") or environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+    low = held in ("AVX", "AVX512_CORE") or held.startswith(_BELOW_BF16) or environ.get("ATEN_CPU_CAPABILITY") in ("default", "avx2")
+    return not low and not _BF16.isdisjoint(flags)
+
+
+def here_bf16() -> bool:
+    """`computes_bf16` of this machine. Where Linux does not describe the CPU: no."""
+    described = Path("/proc/cpuinfo")
+    return computes_bf16(cpu_flags(described.read_text()) if described.is_file() else (), os.environ)
+
+
+def resolved(config: M) -> M:
+    """`config` with the precision that `dtype: auto` means here: on a CPU bfloat16 where it computes that, else float32.
+
+    Who starts a job calls it once: the answer is part of every answer_key, and workers on other machines must not differ. On a GPU
+    `auto` stays: weights are taken as they are stored.
+    """
+    if config.dtype != "auto" or config.gpus or config.engine not in IN_PROCESS:
+        return config
+    return config.model_copy(update={"dtype": "bfloat16" if here_bf16() else "float32"})
+
+
 def precision(config: ModelConfig) -> str:
-    """The weights' type where the config leaves it open: on a CPU bfloat16, on a GPU as they are stored."""
-    return ("auto" if config.gpus else "bfloat16") if config.dtype == "auto" else config.dtype
+    """The weights' type in this process: see `resolved`."""
+    return resolved(config).dtype
 
 
 def quiet_transformers() -> None:

@@ -25,6 +25,7 @@ from headtail import release as releases
 from headtail.cache import read_manifest
 from headtail.config import StageConfig, build, execution
 from headtail.engines import IN_PROCESS, ModelConfig
+from headtail.engines.device import resolved
 from headtail.errors import ConfigError, EngineError
 from headtail.models import find
 from headtail.progress import say
@@ -217,7 +218,7 @@ def _student(config: Config, store: Storage, release: releases.Release) -> Model
     """The model to run live, or None when live is off or the release has no student. A model that is not there is told here."""
     if not config.live:
         return None
-    model = config.model.model_copy(update={"model": config.model.model or release.student})
+    model = resolved(config.model.model_copy(update={"model": config.model.model or release.student}))  # once for all replicas
     if not model.model:
         say("serve        this release has no student: misses get the task's fallback")
         return None
