@@ -14,7 +14,7 @@ import pytest
 
 from headtail.engines import Completion, Engine, ModelConfig, Request, open_engine
 from headtail.engines.openai import FORBIDDEN, OpenAIEngine, completion_of, retry_after
-from headtail.errors import EngineError
+from headtail.errors import ConfigError, EngineError, HeadtailError
 from headtail.task import Task
 from timescale import limit
 
@@ -145,6 +145,31 @@ def test_openai_waits_as_long_as_it_is_told_with_all_requests(server: Server, as
     assert second - first >= 0.39
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_openai_one_row_that_is_to_wait_an_hour_holds_no_other(
+    server: Server, ask: Ask, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """It ends as failed, with that reason, and a later run may ask it again."""
+    monkeypatch.setattr("headtail.engines.pace.SHARED_S", 0.05)
+    refused = (status, {"error": {"message": "later"}}, {"retry-after": "3600"})
+    server.reply = lambda text, nth: refused if text == "slow" else (200, chat(GOOD), {})
+    found = ask("slow", *(f"row {i}" for i in range(100)))
+    assert [row for row, completion in found.items() if completion.error] == [0]
+    assert f"HTTP {status}" in found[0].error
+    assert "asks to wait 3,600 s, the limit is 60 s" in found[0].error
+    assert (found[0].transient, found[0].passing) == (False, True)
+    assert sum(asked["messages"][-1]["content"] == "slow" for _, asked, _ in server.asked) == 1
+
+
+def test_openai_a_row_waits_as_long_as_it_is_asked(server: Server, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headtail.engines.pace.SHARED_S", 0.01)
+    server.reply = lambda text, nth: (429, {}, {"retry-after": "0.5"}) if text == "slow" and nth == 0 else (200, chat(GOOD), {})
+    ask("slow", *(f"row {i}" for i in range(20)))
+    first, second = (moment for moment, asked, _ in server.asked if asked["messages"][-1]["content"] == "slow")
+    assert second - first >= 0.49
+    assert any(first < moment < second for moment, _, _ in server.asked)
+
+
 @pytest.mark.parametrize(
     "body, status",
     [
@@ -182,9 +207,11 @@ def test_openai_a_wrong_key_or_model_ends_the_job_and_the_key_is_told_to_nobody(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     server.reply = lambda text, nth: (status, {"error": {"message": "Incorrect API key provided: sk-very-secret"}}, {})
-    with pytest.raises(EngineError, match=str(status)) as error:
+    with pytest.raises(ConfigError, match=str(status)) as error:
         ask(*(f"row {i}" for i in range(100)))
     assert "secret" not in str(error.value)
+    assert error.value.fix
+    assert error.value.exit_code == 2
     assert server.asked[0][2]["Authorization"] == "Bearer sk-very-secret"
     assert len(server.asked) <= 8
 
@@ -276,8 +303,10 @@ def test_openai_an_endpoint_that_knows_no_samples_is_an_error_not_a_poorer_answe
 )
 def test_openai_what_no_row_can_pass_ends_the_job(server: Server, ask: Ask, status: int, body: Any, words: str) -> None:
     server.reply = lambda text, nth: (status, body, {})
-    with pytest.raises(EngineError, match=words):
+    with pytest.raises(HeadtailError, match=str(status)) as error:
         ask(*(f"row {i}" for i in range(100)))
+    assert words in error.value.fix
+    assert isinstance(error.value, ConfigError if status == 403 else EngineError)
     assert len(server.asked) <= FORBIDDEN + 4
 
 

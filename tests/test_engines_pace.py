@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from headtail.engines.pace import Bucket, Pace
+from headtail.engines.pace import SHARED_S, Bucket, Pace
 
 
 class Endpoint:
@@ -114,8 +114,20 @@ def test_tokens_are_charged_as_they_were_used() -> None:
     assert 0.9 * 12000 <= used <= 12000 + 700
 
 
-def test_none_leaves_before_the_endpoint_said() -> None:
+def test_a_pause_is_short_until_no_answer_comes_between() -> None:
     pace = Pace(8)
-    pace.pause(30.0)
-    assert pace.wait(10.0) == pytest.approx(20)
-    assert pace.wait(30.0) == 0
+    pace.pause(10.0, 0.5)
+    assert pace.wait(10.0) == pytest.approx(0.5)
+    assert pace.wait(10.5) == 0
+    pace.leave(1)
+    pace.back(10.6, 10.5, pushed=False)
+    pace.pause(20.0, 3600.0)  # asked of one row, while others are answered
+    assert pace.wait(20.0) == pytest.approx(SHARED_S)
+    pace.pause(20.1, 3600.0)  # had left before
+    assert pace.wait(20.0) == pytest.approx(SHARED_S)
+    now, waits = 30.0, []
+    for _ in range(8):  # every request is asked to wait
+        pace.pause(now, 3600.0)
+        waits.append(pace.wait(now))
+        now += waits[-1]
+    assert waits == pytest.approx([4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0, 60.0])

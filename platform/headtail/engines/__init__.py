@@ -101,7 +101,8 @@ class Completion:
     `token_texts` and `token_logprobs` have one entry per output token (natural log, after the grammar mask), or are
     empty when the engine gives none. `tokens_cached` of `tokens_in` were found in the engine's prefix cache.
     `samples` holds what the same request gave beyond the first when sampling asks for n > 1; the answer tokens of each
-    are its own, the prompt's are counted once, on the first. `error` is empty on success; `transient` says a retry may help.
+    are its own, the prompt's are counted once, on the first. `error` is empty on success; `transient` says that asking
+    again may help, `passing` that asking again in a later run may.
     `top`: the likeliest tokens, when asked for.
     """
 
@@ -115,6 +116,7 @@ class Completion:
     token_logprobs: tuple[float, ...] = ()
     error: str = ""
     transient: bool = False
+    passing: bool = False
     samples: tuple[Completion, ...] = ()
     top: Top | None = field(default=None, compare=False)
 

@@ -1,8 +1,8 @@
 """Any OpenAI-compatible endpoint: messages in, completions out, as many requests at once as the endpoint bears.
 
 In: Requests. Out: Completions. 429, 5xx, timeouts and broken connections are tried again here, as late as Retry-After
-asks, and are `transient` when they do not stop; other 4xx are final for the row; a refused key, an empty account or an
-unknown model ends the job. A body that is not a chat completion is never an answer. The key comes from $OPENAI_API_KEY
+asks of that row, and are `transient` when they do not stop; other 4xx are final for the row; a refused key, an empty account
+or an unknown model ends the job. A body that is not a chat completion is never an answer. The key comes from $OPENAI_API_KEY
 and is told to nobody. How fast requests leave is pace.py's.
 """
 
@@ -25,11 +25,11 @@ import httpx
 
 from headtail.engines import Completion, ModelConfig, Request
 from headtail.engines.pace import Pace
-from headtail.errors import ConfigError, EngineError
+from headtail.errors import ConfigError, EngineError, HeadtailError
 
 TRIES = 5  # of one request before its row is failed (transient) and left to the next attempt
 BACKOFF_S = 0.5  # before the second try; doubles, with jitter
-LONGEST_WAIT_S = 60.0  # a longer Retry-After counts as this
+LONGEST_WAIT_S = 60.0  # a row whose Retry-After is longer ends as failed
 FORBIDDEN = 8  # rows answered with 403, and none with anything better, after which it is the key and not the rows
 _PUSHED = (429, 503, 529)
 _UNPAID = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")  # a 429 that no waiting mends
@@ -52,7 +52,7 @@ class OpenAIEngine:
         self._pace = Pace(config.concurrency, config.requests_per_minute, config.tokens_per_minute)
         self._line, self._came_back = asyncio.Lock(), asyncio.Event()
         self._answered = self._forbidden = 0
-        self._fatal: EngineError | None = None
+        self._fatal: HeadtailError | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
         self._thread.start()
@@ -112,7 +112,7 @@ class OpenAIEngine:
     async def _ask(self, request: Request, arrived: queue.SimpleQueue[Completion]) -> None:
         try:
             completion = await self._tried(request)
-        except EngineError as error:
+        except HeadtailError as error:
             self._fatal, completion = error, Completion(request.id, finish_reason="error", error=error.what)
         except Exception as error:  # a fault of ours on one row must not leave the loop waiting for it for ever
             completion = Completion(request.id, finish_reason="error", error=f"{type(error).__name__}: {self._clean(str(error))}")
@@ -121,34 +121,37 @@ class OpenAIEngine:
     async def _tried(self, request: Request) -> Completion:
         made = Completion(request.id)
         for attempt in range(TRIES):
-            made = await self._once(request)
+            made, asked = await self._once(request)
             if not (made.error and made.transient):
                 return made
+            if asked > LONGEST_WAIT_S:
+                text = f"{made.error} (the endpoint asks to wait {asked:,.0f} s, the limit is {LONGEST_WAIT_S:g} s)"
+                return replace(made, error=text, transient=False, passing=True)
             if attempt + 1 < TRIES:
-                await asyncio.sleep(BACKOFF_S * 2**attempt * (0.5 + random.random()))
+                await asyncio.sleep(max(asked, BACKOFF_S * 2**attempt * (0.5 + random.random())))
         return replace(made, error=f"{made.error} ({TRIES} tries)")
 
-    async def _once(self, request: Request) -> Completion:
-        """One try, when it is its turn."""
+    async def _once(self, request: Request) -> tuple[Completion, float]:
+        """One try, when it is its turn, and the seconds that the endpoint asks this row to wait before the next."""
         tokens = sum(len(message["content"]) for message in request.messages) // _CHARS_PER_TOKEN + self._most_tokens
         await self._turn(tokens)
-        left, pushed, used = time.monotonic(), False, tokens
+        left, pushed, used, asked = time.monotonic(), False, tokens, 0.0
         try:
             sent = self._client.post(self._url, json={**self._body, "messages": list(request.messages)})
             response = await asyncio.wait_for(sent, self._config.request_timeout_s)  # httpx alone restarts its clock at every byte
             pushed = response.status_code in _PUSHED
             if asked := retry_after(response.headers.get("retry-after", ""), time.time()):
-                self._pace.pause(time.monotonic() + min(asked, LONGEST_WAIT_S))
+                self._pace.pause(time.monotonic(), asked)
             made = self._read(request.id, response)
             if not made.error:
                 used = made.tokens_in + made.tokens_out + sum(sample.tokens_out for sample in made.samples)
-            return made
+            return made, asked
         except (TimeoutError, httpx.TimeoutException):
             pushed = True
-            return _later(request.id, f"no answer within {self._config.request_timeout_s:g} s")
+            return _later(request.id, f"no answer within {self._config.request_timeout_s:g} s"), asked
         except httpx.TransportError as error:
             pushed = True
-            return _later(request.id, f"no connection: {type(error).__name__}: {self._clean(str(error))}")
+            return _later(request.id, f"no connection: {type(error).__name__}: {self._clean(str(error))}"), asked
         finally:
             self._pace.back(time.monotonic(), left, pushed, tokens - used)
             self._came_back.set()
@@ -178,17 +181,19 @@ class OpenAIEngine:
         return made
 
     def _end_when_all_is_lost(self, response: httpx.Response) -> None:
-        """EngineError for what no other row would fare better with: the key, the account, the model."""
-        status, fix = response.status_code, ""
+        """Raise for what no other row would fare better with: ConfigError for key, URL and model, EngineError for an empty account."""
+        status, said = response.status_code, f"the endpoint answered {response.status_code}: {self._excerpt(response)}"
         self._forbidden += status == 403
         if status == 401 or (status == 403 and not self._answered and self._forbidden >= FORBIDDEN):
-            fix = f"set ${_KEY} to a valid key that may use this model"
-        elif status == 404:
+            raise ConfigError(
+                said, where=self._url, value=f"model {self._model}", fix=f"set ${_KEY} to a valid key that may use this model"
+            )
+        if status == 404:
             fix = "check model.base_url (it ends in /v1) and model.model"
-        elif status == 402 or (status == 429 and any(code in response.text[:2000] for code in _UNPAID)):
+            raise ConfigError(said, where=self._url, value=f"model {self._model}", fix=fix)
+        if status == 402 or (status == 429 and any(code in response.text[:2000] for code in _UNPAID)):
             fix = "the account behind the key has no money or quota left; finished rows are kept, run again when it has"
-        if fix:
-            raise EngineError(f"the endpoint answered {status}: {self._excerpt(response)}", where=self._url, fix=fix)
+            raise EngineError(said, where=self._url, value=f"model {self._model}", fix=fix)
 
     def _excerpt(self, response: httpx.Response) -> str:
         return self._clean(" ".join(response.text[:400].split()))[:200]

@@ -17,6 +17,8 @@ START = 4.0  # requests at once, at first
 CUT = 0.7  # of the limit that a push-back leaves: halving loses more of the capacity found, as TCP's later forms saw too
 SLOWEST = 0.1  # more at once per round trip, at least
 NEAR = 0.2  # of the distance to the last push-back, per round trip
+SHARED_S = 2.0  # that all requests wait when one is asked to
+LONGEST_PAUSE_S = 60.0
 _ROUNDING = 1e-9
 BURST_S = 0.1  # of a minute's limit that may be spent at once
 
@@ -59,6 +61,7 @@ class Pace:
         self.requests, self.tokens = Bucket(requests_per_minute), Bucket(tokens_per_minute)
         self._edge: float | None = None  # the limit at the last push-back
         self._cut_at = self._resume_at = -math.inf
+        self._pauses = 0  # in a row, without an answer between them
 
     def wait(self, now: float) -> float:
         """Seconds until a request may leave: 0 for now, infinite for as long as none comes back."""
@@ -78,6 +81,7 @@ class Pace:
         self.out -= 1
         self.tokens.spend(-spare_tokens)
         if not pushed:
+            self._pauses = 0
             more = self.limit if self._edge is None else min(self.limit, max(SLOWEST, NEAR * abs(self.limit - self._edge)))
             self.limit = min(float(self.most), self.limit + more / self.limit)  # `limit` such answers are a round trip
             return
@@ -86,6 +90,10 @@ class Pace:
             self._edge, self._cut_at = self.limit, now
             self.limit = max(1.0, self.limit * CUT)
 
-    def pause(self, until: float) -> None:
-        """None leaves before then: the endpoint said so."""
-        self._resume_at = max(self._resume_at, until)
+    def pause(self, now: float, seconds: float) -> None:
+        """The endpoint asks one request to wait. All wait, but no longer than SHARED_S, doubled with each such reply since
+        an answer came: one row's long delay does not hold the others, and an endpoint that refuses everyone is left alone."""
+        if now < self._resume_at:
+            return  # a request that had left before the others began to wait
+        self._pauses += 1
+        self._resume_at = now + min(seconds, SHARED_S * 2 ** (self._pauses - 1), LONGEST_PAUSE_S)
