@@ -10,7 +10,6 @@ SHELL := /bin/bash
 VENV        := .venv
 BIN         := $(VENV)/bin
 PYTHON      ?= python3.11
-TORCH_INDEX := https://download.pytorch.org/whl/cpu
 ROOT        ?= build/quickstart
 PORT        ?= 8000
 UI_PORT     ?= 5000
@@ -21,7 +20,6 @@ INSTALLED   := $(VENV)/.installed
 # what was given of LOG, TASK, GOLD, TEACHER and SET, as flags of `headtail loop`
 LOOP_SETS = $(if $(LOG),--set 'log=$(LOG)') $(if $(TASK),--set 'task=$(TASK)') $(if $(GOLD),--set 'gold=$(GOLD)') \
             $(if $(TEACHER),--set 'teacher.model=$(TEACHER)') $(foreach field,$(SET),--set '$(field)')
-PIP       = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --no-deps --no-build-isolation
 
 KILLS       ?= 1000
 ENGINE      ?= null
@@ -35,17 +33,10 @@ help: ## list these commands
 
 install: $(INSTALLED) ## make .venv from the lock (2-3 minutes, once)
 
-$(INSTALLED): requirements/torch.txt requirements/cpu.lock pyproject.toml
+$(INSTALLED): requirements/torch.txt requirements/cpu.lock requirements/install.sh pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found. headtail needs CPython 3.11: install it, or name it: make install PYTHON=/path/to/python3.11" >&2; exit 2; }
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"error: $(PYTHON) is Python {v[0]}.{v[1]}; headtail needs 3.11, for which its lock was made")'
-	@echo "installing into $(VENV): a few minutes the first time ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@index=$$(timeout 3 $(BIN)/python -c 'import urllib.request; urllib.request.urlopen("$(TORCH_INDEX)/torch/", timeout=3)' 2>/dev/null \
-	    && echo "--extra-index-url $(TORCH_INDEX)" || true); \
-	  $(PIP) $$index -r requirements/torch.txt
-	@$(PIP) --require-hashes -r <(grep '^setuptools==' requirements/cpu.lock)  # first: it builds the one source package, deepspeed
-	@$(PIP) --require-hashes -r requirements/cpu.lock
-	@$(PIP) -e .
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"error: $(PYTHON) is Python {v[0]}.{v[1]}; the lock was made for 3.11 (docs/versions.md says how to install for another)")'
+	@requirements/install.sh $(VENV) $(PYTHON) build/install.log
 	@touch $@
 	@echo "installed: $$($(BIN)/headtail --version 2>/dev/null || echo headtail)"
 
