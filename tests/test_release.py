@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headtail import release
-from headtail.cache.manifest import Manifest, mark_path, require
-from headtail.errors import InputError, StorageError
+from headtail.cache.manifest import Manifest, manifest_path, mark_path, require
+from headtail.errors import HeadtailError, InputError, StorageError
 from headtail.release import Release
 from headtail.storage import Storage, open_storage
 from headtail.task import Task
@@ -219,3 +220,41 @@ def test_a_generation_that_is_being_collected_is_not_made_current(
     assert release.current(store) == b
     assert release.rollback(store) == a  # the move that was taken back is not in the way
     assert release.promote(store, b.id) == b
+
+
+def test_an_edited_release_is_not_loaded(store: Storage, tmp_path: Path, intent: Task) -> None:
+    """The id is made over the content: who edits a release, however well-formed, has made another."""
+    made = make(store, tmp_path, intent, "a")
+    path = f"releases/{made.id}.json"
+    text = json.loads(store.read(path))
+    changes: list[dict[str, object]] = [
+        {"generation": "../../x"},
+        {"generation": "0" * 16},
+        {"student": "distill/other"},
+        {"thresholds": {"teacher": 0.1}},
+        {"evidence": {"passed": True}},
+        {"task_copy": {**text["task_copy"], "template": "{% block user %}other{% endblock %}"}},
+        {"id": "f" * 16},
+    ]
+    for change in changes:
+        store.replace(path, json.dumps({**text, **change}).encode())
+        with pytest.raises(HeadtailError, match=r"another id|one part of a path"):
+            release.promote(store, made.id)
+    for name in ("../releases/x", "/etc/passwd", "a/b"):
+        with pytest.raises(InputError, match="not the id of a release"):
+            release.load(store, name)
+    store.replace(path, json.dumps({**text, "note": "", "created": "2031-01-01", "previous": "ab"}).encode())
+    assert release.promote(store, made.id).id == made.id  # when it was made and after what is no part of it
+    store.replace("CURRENT", b"../../x")
+    with pytest.raises(InputError, match="not the id of a release"):
+        release.current(store)
+
+
+def test_an_edited_manifest_is_not_read(store: Storage, tmp_path: Path, intent: Task) -> None:
+    made = make(store, tmp_path, intent, "a")
+    path = manifest_path(made.generation)
+    text = json.loads(store.read(path))
+    for change in ({"lineage": ["precompute/other"]}, {"content": "0" * 32}, {"min_confidence": {"teacher": 0.9}}, {"id": "0" * 16}):
+        store.replace(path, json.dumps({**text, **change}).encode())
+        with pytest.raises(HeadtailError, match=r"another id|not below"):
+            release.promote(store, made.id)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from headtail.config import Config, build
-from headtail.errors import InputError
+from headtail.errors import InputError, StorageError
+from headtail.paths import StoreId, StoreIdOrEmpty, StorePath, store_path
 from headtail.storage import FileRef, Storage, read_json, read_table
 
 LATEST = "latest"
@@ -20,9 +21,9 @@ LATEST = "latest"
 class Receipt(Config):
     """One finished run of one stage."""
 
-    stage: str = Field(description="name of the stage")
-    fingerprint: str = Field(description="hash over everything that decides the result")
-    path: str = Field(description="folder of the outputs, relative to the store's root")
+    stage: StoreId = Field(description="name of the stage")
+    fingerprint: StoreId = Field(description="hash over everything that decides the result")
+    path: StorePath = Field(description="folder of the outputs, relative to the store's root")
     started: str = Field(description="UTC, ISO 8601")
     seconds: float = Field(ge=0, description="wall-clock seconds the stage took")
     rows: dict[str, int] = Field({}, description="rows by state or kind")
@@ -33,8 +34,18 @@ class Receipt(Config):
     facts: dict[str, Any] = Field({}, description="anything else a reader needs: shapes, engine arguments, digests")
     versions: dict[str, str] = Field({}, description="packages that did the work")
     notes: tuple[str, ...] = Field((), description="what a reader should know before trusting the figures")
-    run_id: str = Field("", description="MLflow run, empty when tracking was off or out of reach")
+    run_id: StoreIdOrEmpty = Field("", description="MLflow run, empty when tracking was off or out of reach")
     reused: bool = Field(False, description="true when this call found the work already done")
+
+    @model_validator(mode="after")
+    def _own_files_only(self) -> Receipt:
+        """A stage writes into its own folder; `publish` also into generations/ and releases/."""
+        if self.path.rpartition("/")[0] != self.stage:
+            raise ValueError(f"path: the folder of a run of {self.stage} is {self.stage}/<fingerprint>, not {self.path}")
+        for name, ref in self.outputs.items():
+            if not ref.path.startswith((f"{self.path}/", "generations/", "releases/")):
+                raise ValueError(f"outputs.{name}: {ref.path} is not below {self.path}/")
+        return self
 
     @property
     def task_fingerprint(self) -> str:
@@ -67,11 +78,20 @@ def load_receipt(store: Storage, stage: str, ref: str = LATEST) -> Receipt:
             )
         ref = store.read(pointer).decode().strip()
     folder = ref if ref.startswith(f"{stage}/") else receipt_path(stage, ref)
+    try:
+        store_path(folder)
+    except ValueError as error:
+        raise InputError(
+            f"not a reference to a run: {error}", where=store.uri(stage), value=repr(ref), fix="`latest`, or stage/fingerprint"
+        ) from None
     if not store.exists(f"{folder}/receipt.json"):
         raise InputError(
             f"no finished {stage} here", where=store.uri(folder), value=ref, fix="use `latest` or a folder that holds receipt.json"
         )
-    return build(Receipt, read_json(store, f"{folder}/receipt.json"), where=store.uri(folder))
+    receipt = build(Receipt, read_json(store, f"{folder}/receipt.json"), where=store.uri(folder))
+    if receipt.path != folder:
+        raise StorageError("this receipt is of another folder", where=store.uri(folder), value=receipt.path, fix=f"run {stage} again")
+    return receipt
 
 
 def load_ref(store: Storage, ref: str) -> tuple[Receipt, str]:

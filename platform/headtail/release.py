@@ -22,6 +22,7 @@ from headtail.cache.manifest import manifest_path, require
 from headtail.config import Config, build
 from headtail.errors import ConfigError, InputError, StorageError
 from headtail.keys import fingerprint, normalise
+from headtail.paths import StoreId, StoreIdOrEmpty, StudentOrEmpty, store_id
 from headtail.storage import Storage, read_json
 from headtail.task import Task, TaskFile
 
@@ -45,19 +46,25 @@ class TaskCopy(Config):
 class Release(Config):
     """What is served together. The id is made over its parts, not over when it was made or after what."""
 
-    id: str = Field(description="16 hex digits over generation, student, task, thresholds, evidence and note")
-    generation: str = Field(description="id of the published cache")
-    student: str = Field("", description="distill/<fingerprint> that answers misses; empty: misses get the task's fallback")
-    task: str = Field(description="name of the task")
-    task_fingerprint: str = Field(description="over all of the task that changes an answer")
+    id: StoreId = Field(description="16 hex digits over generation, student, task, thresholds, evidence and note")
+    generation: StoreId = Field(description="id of the published cache")
+    student: StudentOrEmpty = Field("", description="distill/<fingerprint> that answers misses; empty: misses get the task's fallback")
+    task: StoreId = Field(description="name of the task")
+    task_fingerprint: StoreId = Field(description="over all of the task that changes an answer")
     task_copy: TaskCopy = Field(description="the task itself")
     thresholds: dict[str, float] = Field({}, description="least confidence by source that was published")
     evidence: dict[str, Any] = Field({}, description="what let it pass: receipt of the evaluation and its figures")
-    previous: str = Field(
+    previous: StoreIdOrEmpty = Field(
         "", description="the release that was current when this one was first made; for people, rollback goes by the moves"
     )
     created: str = Field(description="UTC, ISO 8601")
     note: str = Field("", description="why, in words")
+
+    @property
+    def own_id(self) -> str:
+        """The id that this content has."""
+        parts = {name: getattr(self, name) for name in ("generation", "student", "thresholds", "evidence", "note")}
+        return fingerprint({**parts, "task": self.task_copy.model_dump()}, "release")[:16]
 
 
 class Move(Config):
@@ -65,8 +72,8 @@ class Move(Config):
 
     number: int = Field(ge=1, description="1 for the first")
     action: Literal["promote", "rollback"] = Field(description="what was asked for")
-    release: str = Field(description="the release that became current")
-    before: str = Field("", description="the release that was current; empty for the first")
+    release: StoreId = Field(description="the release that became current")
+    before: StoreIdOrEmpty = Field("", description="the release that was current; empty for the first")
     at: str = Field(description="UTC, ISO 8601")
 
 
@@ -83,16 +90,8 @@ def make(
     """Record a release; nothing is live by this. The same parts give the same release, which is written once."""
     read_manifest(store, generation)  # a release never names a generation that is not there
     copy = TaskCopy.of(task)
-    parts = {
-        "generation": generation,
-        "student": student,
-        "task": copy.model_dump(),
-        "thresholds": thresholds or {},
-        "evidence": evidence or {},
-        "note": note,
-    }
     release = Release(
-        id=fingerprint(parts, "release")[:16],
+        id="0",
         generation=generation,
         student=student,
         task=task.name,
@@ -104,6 +103,7 @@ def make(
         created=_now(),
         note=note,
     )
+    release = release.model_copy(update={"id": release.own_id})
     store.create(_path(release.id), (release.model_dump_json(indent=2) + "\n").encode())
     return load(store, release.id)
 
@@ -116,7 +116,13 @@ def load(store: Storage, release: str = "current") -> Release:
         raise InputError(
             "no such release", where=store.uri(FOLDER), value=release, fix="`current`, or an id that `headtail publish` printed"
         )
-    return build(Release, read_json(store, _path(release)), where=store.uri(_path(release)))
+    found = build(Release, read_json(store, _path(release)), where=store.uri(_path(release)))
+    if not release == found.id == found.own_id:
+        what = "this release is not what was published: its content has another id"
+        raise StorageError(
+            what, where=store.uri(_path(release)), value=found.own_id, fix="publish again; if nobody edited it, see docs/security.md"
+        )
+    return found
 
 
 def current_id(store: Storage) -> str:
@@ -226,6 +232,10 @@ def lookup(store: Storage, query: str, release: str = "current", into: Path | No
 
 
 def _path(release: str) -> str:
+    try:
+        store_id(release)
+    except ValueError as error:
+        raise InputError(f"not the id of a release: {error}", where=FOLDER, value=repr(release), fix="see `headtail status`") from None
     return f"{FOLDER}/{release}.json"
 
 

@@ -252,7 +252,8 @@ def publish_generation(
     coverage: float | None = None,
 ) -> Manifest:
     """Move a built generation into the store: files first, manifest last. The same generation again adds a line to the log."""
-    mark = fingerprint([FORMAT, NORMALISATION, task_fingerprint, list(lineage), dict(min_confidence or {}), built.content])[:16]
+    least = {source: float(value) for source, value in (min_confidence or {}).items()}
+    mark = fingerprint([FORMAT, NORMALISATION, task_fingerprint, list(lineage), least, built.content])[:16]
     path = generation_path(mark)
     begin(store, mark)
     if store.exists(manifest_path(mark)):
@@ -264,7 +265,7 @@ def publish_generation(
         rows=built.rows,
         rows_by_source=built.rows_by_source,
         left_out=built.left_out,
-        min_confidence=dict(min_confidence or {}),
+        min_confidence=least,
         coverage=coverage,
         lineage=tuple(lineage),
         examples=built.examples,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import datetime
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from headtail import numbered
 from headtail.cache.snapshot import FORMAT
 from headtail.config import Config, build
 from headtail.errors import StorageError
-from headtail.keys import NORMALISATION
+from headtail.keys import NORMALISATION, fingerprint
+from headtail.paths import AnswersPath, StoreId
 from headtail.storage import FileRef, Storage, read_json
 
 FOLDER = "generations"
@@ -25,27 +26,40 @@ COLLECTING = "COLLECTING"
 class Manifest(Config):
     """What a generation holds and where it comes from. Its presence is what makes the generation exist."""
 
-    id: str = Field(description="16 hex digits over content, task and lineage")
+    id: StoreId = Field(description="16 hex digits over content, task and lineage")
     format: int = Field(FORMAT, description="layout of a value in LMDB")
     normalisation: int = Field(NORMALISATION, description="version of keys.normalise that made the keys")
-    task: str = Field(description="name of the task")
-    task_fingerprint: str = Field(description="over all of the task that changes an answer")
+    task: StoreId = Field(description="name of the task")
+    task_fingerprint: StoreId = Field(description="over all of the task that changes an answer")
     rows: int = Field(ge=0, description="answers")
     rows_by_source: dict[str, int] = Field(description="answers by who gave them")
     left_out: dict[str, int] = Field(description="rows that were offered and not published, by reason")
     min_confidence: dict[str, float] = Field(description="by source: answers below were left out")
     coverage: float | None = Field(None, description="share of events before the cut whose query is here")
-    lineage: tuple[str, ...] = Field((), description="receipts whose answers these are, first wins")
+    lineage: tuple[AnswersPath, ...] = Field((), description="receipts whose answers these are, first wins")
     examples: tuple[str, ...] = Field((), description="the most frequent queries, for people to try")
-    content: str = Field(description="hash over all keys, values and counts")
+    content: StoreId = Field(description="hash over all keys, values and counts")
     files: dict[str, FileRef] = Field(description="answers (Parquet) and lmdb, with digests")
     created: str = Field(description="UTC, ISO 8601")
+
+    @property
+    def own_id(self) -> str:
+        """The id that this content has."""
+        told = self.format, self.normalisation, self.task_fingerprint, self.lineage, self.min_confidence, self.content
+        return fingerprint(told)[:16]
+
+    @model_validator(mode="after")
+    def _own_files_only(self) -> Manifest:
+        for name, ref in self.files.items():
+            if not ref.path.startswith(f"{generation_path(self.id)}/"):
+                raise ValueError(f"files.{name}: {ref.path} is not below {generation_path(self.id)}/")
+        return self
 
 
 class Begun(Config):
     """An entry of the log: somebody set out to publish this generation. Whether it exists, its manifest says."""
 
-    generation: str = Field(description="id")
+    generation: StoreId = Field(description="id")
     at: str = Field(description="UTC, ISO 8601")
 
 
@@ -67,7 +81,12 @@ def mark_path(generation: str) -> str:
 def read_manifest(store: Storage, generation: str) -> Manifest:
     """The manifest of a generation. StorageError when the generation does not exist."""
     path = manifest_path(generation)
-    return build(Manifest, read_json(store, path), where=store.uri(path))
+    manifest = build(Manifest, read_json(store, path), where=store.uri(path))
+    if not generation == manifest.id == manifest.own_id:
+        raise StorageError(
+            "this manifest is not what was published: its content has another id", where=store.uri(path), fix="publish again"
+        )
+    return manifest
 
 
 def begin(store: Storage, generation: str) -> None:

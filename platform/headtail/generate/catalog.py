@@ -23,6 +23,7 @@ from headtail.errors import StorageError
 from headtail.generate.job import JOURNAL, Job, Journal, ShardReceipt
 from headtail.generate.prepare import Manifest
 from headtail.keys import overlapping
+from headtail.paths import AnswersPath, StoreId
 from headtail.receipt import Receipt
 from headtail.rows import ANSWER, TOP, State
 from headtail.storage import FileRef, Storage, read_json, read_table
@@ -35,11 +36,11 @@ _CARRIED = ("count", "stratum", "withheld", "source")  # an answer's columns tha
 class Entry(Config):
     """One job that began. Later jobs compare themselves with it."""
 
-    path: str = Field(description="the job's folder")
-    task: str = Field(description="name of the task")
+    path: AnswersPath = Field(description="the job's folder")
+    task: StoreId = Field(description="name of the task")
     source: str = Field(description="teacher or student")
     model: str = Field(description="name of the model")
-    settings: str = Field(description="fingerprint over all that changes an answer besides its messages")
+    settings: StoreId = Field(description="fingerprint over all that changes an answer besides its messages")
     parts: dict[str, Any] = Field(description="what `settings` was made over")
     template: str = Field(description="the prompt, as Jinja2")
     side_inputs: tuple[str, ...] = Field((), description="the task's side inputs")

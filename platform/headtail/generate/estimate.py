@@ -18,6 +18,7 @@ from scipy import special
 
 from headtail.config import Config
 from headtail.generate.limits import Limits
+from headtail.paths import AnswersPath
 
 CONFIDENCE = 0.95
 BATCHES = 10  # stretches of equal time that the steady part is cut into (batch means, Law and Carson 1979)
@@ -58,7 +59,7 @@ class Pace(Config):
 class Probe(Config):
     """What became of the rows that were asked to learn what the others will cost. Its answers are taken over by the job."""
 
-    path: str = Field(description="the probe's folder: a job like any other")
+    path: AnswersPath = Field(description="the probe's folder: a job like any other")
     rows: int = Field(ge=1, description="rows of the sample")
     states: dict[str, int] = Field(description="rows by state")
     tokens_in: Moments = Field(description="prompt tokens of a row")

@@ -19,6 +19,7 @@ from headtail.engines.grammar import FORM
 from headtail.form import DEFAULT, Form
 from headtail.generate.limits import Limits
 from headtail.keys import fingerprint
+from headtail.paths import StoreId, StoreIdOrEmpty
 from headtail.rows import ANSWER, State, with_side_inputs, with_top
 from headtail.storage import FileRef
 from headtail.task import Task
@@ -126,10 +127,10 @@ class Journal(Config):
     """What is finished of a shard that is not. Replaced whole at each flush."""
 
     segments: tuple[FileRef, ...] = Field((), description="files of finished rows")
-    runs: tuple[str, ...] = Field((), description="which run of the job wrote each segment")
+    runs: tuple[StoreId, ...] = Field((), description="which run of the job wrote each segment")
     strikes: int = Field(0, ge=0, description="how often the shard was begun since rows were last flushed")
     passed: int = Field(0, ge=0, description="rows flushed in a narrow window")
-    suspect: str = Field("", description="answer_key of the row that was being asked alone when the engine last died")
+    suspect: StoreIdOrEmpty = Field("", description="answer_key of the row that was being asked alone when the engine last died")
     deaths: int = Field(0, ge=0, description="how often in a row that was the same one")
     culprits: int = Field(0, ge=0, description="rows that were found to kill the engine")
     seconds: float = Field(0.0, ge=0, description="engine time so far")

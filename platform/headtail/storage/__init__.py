@@ -24,7 +24,7 @@ from urllib.parse import urlparse
 import pyarrow.fs as pafs
 
 from headtail.errors import StorageError
-from headtail.storage.base import FileRef, Storage, Stored, told
+from headtail.storage.base import FileRef, Storage, Stored, checked, told
 from headtail.storage.tables import (
     column_bytes,
     fetch_folder,
@@ -80,9 +80,16 @@ class LocalStorage:
         return pafs.LocalFileSystem()
 
     def full(self, path: str) -> str:
-        return os.path.join(self.root, path)
+        """StorageError when `path` leads out of the root, be it by a link in the store."""
+        full = os.path.join(self.root, checked(path, self.root))
+        real, root = os.path.realpath(full), os.path.realpath(self.root)  # 60 us together
+        if real != root and not real.startswith(root.rstrip("/") + "/"):
+            fix = "mount the folder there instead of linking it, or make it a store of its own"
+            raise StorageError("a link in the store leads out of it", where=full, value=real, fix=fix)
+        return full
 
-    uri = full
+    def uri(self, path: str) -> str:
+        return os.path.join(self.root, path)
 
     def exists(self, path: str) -> bool:
         return os.path.exists(self.full(path))
@@ -207,7 +214,7 @@ class S3Storage:
         return urlparse(self.root).netloc
 
     def _key(self, path: str) -> str:
-        return "/".join(part for part in (urlparse(self.root).path.strip("/"), path) if part)
+        return "/".join(part for part in (urlparse(self.root).path.strip("/"), checked(path, self.root)) if part)
 
     @property
     def filesystem(self) -> pafs.FileSystem:
@@ -221,7 +228,7 @@ class S3Storage:
         return f"{self._bucket}/{self._key(path)}"
 
     def uri(self, path: str) -> str:
-        return f"s3://{self.full(path)}"
+        return f"{self.root}/{path}"
 
     def _call(self, action: str, path: str, name: str, **arguments: Any) -> Any:
         from botocore.exceptions import BotoCoreError, ClientError
@@ -271,7 +278,7 @@ class S3Storage:
             local.unlink()
 
     def fetch(self, path: str, into: Path) -> Path:
-        target = into / path
+        target = into / checked(path, self.root)
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         with told("write", str(target)):

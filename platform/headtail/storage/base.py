@@ -17,12 +17,13 @@ from pydantic import Field
 
 from headtail.config import Config
 from headtail.errors import StorageError
+from headtail.paths import StorePath, store_path
 
 
 class FileRef(Config):
     """A file that was written: where, how much, and the digest that proves it."""
 
-    path: str = Field(description="relative to the store's root")
+    path: StorePath = Field(description="relative to the store's root")
     bytes: int = Field(ge=0, description="size")
     sha256: str = Field(description="hex digest of the bytes")
     rows: int | None = Field(None, description="rows, for tables")
@@ -35,6 +36,15 @@ class Stored(NamedTuple):
     bytes: int
     modified: datetime.datetime
     upload: str = ""
+
+
+def checked(path: str, root: str) -> str:
+    """`path`, which is "" for the root itself; StorageError unless it can only lie below `root`."""
+    try:
+        return store_path(path) if path else path
+    except ValueError as error:
+        fix = "a record of this store was changed by hand, or an option names a wrong path"
+        raise StorageError(str(error), where=root, value=repr(path), fix=fix) from None
 
 
 class Storage(Protocol):
