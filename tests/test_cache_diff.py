@@ -15,7 +15,7 @@ from headtail.cache import Manifest, merge, publish_generation
 from headtail.cache.builder import build_generation
 from headtail.cache.diff import KINDS, Diff, diff_generations, diff_table
 from headtail.errors import StorageError
-from headtail.keys import normalise
+from headtail.keys import fingerprint, normalise
 from headtail.storage import Storage, open_storage
 from test_cache import answers, good
 from timescale import limit
@@ -34,7 +34,7 @@ def generation(store: Storage, scratch: Path, held: Held, coverage: float | None
     together = pa.concat_tables([answers(), *tables]).sort_by("query_key")
     (folder := scratch / f"build-{len(list(scratch.iterdir()))}").mkdir()
     built = build_generation([[together]], folder)
-    return publish_generation(store, built, task="t", task_fingerprint=str(folder), coverage=coverage)
+    return publish_generation(store, built, task="t", task_fingerprint=fingerprint(str(folder)), coverage=coverage)
 
 
 def test_each_kind_with_its_traffic_sources_and_examples(store: Storage, tmp_path: Path) -> None:

@@ -223,8 +223,16 @@ def test_no_time_limit_of_a_test_is_a_plain_number() -> None:
     assert not bare_limits(ast.parse("import time\nf(timeout=limit(5))\nassert time.monotonic() - begun < limit(4)\n"))
 
 
-def test_every_promise_names_a_test_that_exists() -> None:
-    named = re.findall(r"`(test_\w+\.py)::(\w+)`", (REPO / "docs" / "promises.md").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("page", ["promises", "security"])
+def test_every_promise_names_a_test_that_exists(page: str) -> None:
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", (REPO / "docs" / f"{page}.md").read_text(encoding="utf-8"))
     assert len(named) > 15
     gone = [f"{file}::{test}" for file, test in named if f"def {test}(" not in (REPO / "tests" / file).read_text(encoding="utf-8")]
     assert not gone
+
+
+def test_every_line_on_security_names_its_test() -> None:
+    text = (REPO / "docs" / "security.md").read_text(encoding="utf-8").partition("## Not defended")[0]
+    lines = [line for line in re.split(r"\n\* |\n\n", text) if line.startswith("**cannot**")]
+    assert len(lines) > 5
+    assert not [line for line in lines if "::test_" not in line and "there is no" not in line]

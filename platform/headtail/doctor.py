@@ -13,8 +13,9 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
+from pydantic import model_validator
 from rich.table import Table
 
 from headtail.config import Config as Fields
@@ -23,6 +24,7 @@ from headtail.engines.device import here_bf16
 from headtail.errors import HeadtailError
 from headtail.loop import SHIPPED_TEACHER, Config
 from headtail.models import resolve
+from headtail.secrets import hide_in
 from headtail.storage import Storage, open_storage
 
 # The set that the tests run on. Another version may work; this one is known to.
@@ -43,6 +45,11 @@ MIN_MEMORY_GIB, MIN_DISK_GIB = 8, 5
 
 class Result(Fields):
     """One check."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_secrets(cls, data: Any) -> Any:
+        return hide_in(data)
 
     check: str
     status: Literal["ok", "warn", "bad"]
@@ -180,9 +187,13 @@ def _model(model: ModelConfig, role: str, store: Storage) -> Iterator[Result]:
 def _endpoint(model: ModelConfig, role: str) -> Result:
     import httpx
 
-    key = os.environ.get("OPENAI_API_KEY", "")
+    from headtail.engines.openai import key_for
+
     try:
-        answer = httpx.get(f"{model.base_url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"}, timeout=10)
+        key = key_for(model)
+        answer = httpx.get(f"{model.base_url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=10)
+    except HeadtailError as error:
+        return Result(check=role, status="bad", found=f"{error.where}: {error.what}", fix=error.fix)
     except httpx.HTTPError as error:
         return Result(check=role, status="bad", found=f"{model.base_url}: {error}", fix="check model.base_url and the network")
     if answer.status_code != 200:

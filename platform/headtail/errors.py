@@ -2,10 +2,12 @@
 
 Every error headtail raises on purpose says what went wrong, where, which value was seen and what to do.
 The command line prints `str(error)` and exits with `error.exit_code`; a stack trace means a bug of ours.
-Knows nothing of files, engines or frameworks.
+No error holds a key or a login of the environment. Knows nothing of files, engines or frameworks.
 """
 
 from __future__ import annotations
+
+from headtail.secrets import hide, hide_in
 
 
 class HeadtailError(Exception):
@@ -14,15 +16,16 @@ class HeadtailError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", value: object = None, fix: str = "") -> None:
-        self.what, self.where, self.value, self.fix = what, where, value, fix
-        super().__init__(what)
+        self.what, self.where, self.fix = hide(what), hide(where), hide(fix)
+        self.value = hide_in(value)
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         lines = [self.what]
         if self.where:
             lines.append(f"  where: {self.where}")
         if self.value is not None:
-            shown = str(self.value)
+            shown = hide(str(self.value))
             lines.append(f"  value: {shown if len(shown) <= 200 else shown[:200] + '... (' + str(len(shown)) + ' characters)'}")
         if self.fix:
             lines.append(f"  do:    {self.fix}")

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from headtail.engines import Completion
 from headtail.form import DEFAULT, Form
 from headtail.rows import State
+from headtail.secrets import hide
 from headtail.task import Task
 
 _REASON_CHARS = 500
@@ -88,7 +89,7 @@ def _settle_one(task: Task, form: Form, query: str, completion: Completion) -> O
 
 
 def _without(state: State, reason: str, completion: Completion) -> Outcome:
-    return Outcome(state, None, None, reason[:_REASON_CHARS], completion.text or None)
+    return Outcome(state, None, None, hide(reason)[:_REASON_CHARS], completion.text or None)
 
 
 def confidence(

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from headtail.config import Config, build
 from headtail.errors import InputError, StorageError
 from headtail.paths import StoreId, StoreIdOrEmpty, StorePath, store_path
+from headtail.secrets import hide_in
 from headtail.storage import FileRef, Storage, read_json, read_table
 
 LATEST = "latest"
@@ -36,6 +37,11 @@ class Receipt(Config):
     notes: tuple[str, ...] = Field((), description="what a reader should know before trusting the figures")
     run_id: StoreIdOrEmpty = Field("", description="MLflow run, empty when tracking was off or out of reach")
     reused: bool = Field(False, description="true when this call found the work already done")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_secrets(cls, data: Any) -> Any:
+        return hide_in(data)
 
     @model_validator(mode="after")
     def _own_files_only(self) -> Receipt:

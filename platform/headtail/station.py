@@ -23,6 +23,7 @@ from headtail.config import StageConfig, result_fields
 from headtail.keys import NORMALISATION, fingerprint
 from headtail.progress import say
 from headtail.receipt import LATEST, Receipt, load_receipt, receipt_path
+from headtail.secrets import hide_in
 from headtail.storage import FileRef, Storage, open_storage, put, put_folder, write_json, write_table
 from headtail.task import Task
 from headtail.tracking import Tracker
@@ -48,7 +49,7 @@ class Station:
     def json(self, name: str, value: object) -> FileRef:
         """Write a JSON output, also logged to MLflow."""
         local = self.scratch / f"{name}.json"
-        local.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        local.write_text(json.dumps(hide_in(value), indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
         return self.file(name, local)
 
     def file(self, name: str, local: Path, log: bool = True) -> FileRef:

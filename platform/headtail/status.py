@@ -12,6 +12,7 @@ from rich.table import Table
 from headtail import release
 from headtail.config import TrackingConfig
 from headtail.receipt import load_receipt
+from headtail.secrets import hide
 from headtail.storage import open_storage
 from headtail.tracking import tracking_uri
 
@@ -35,7 +36,7 @@ def status(root: str) -> dict[str, Any]:
     current = release.current(store) if store.exists(release.CURRENT) else None
     return {
         "root": store.root,
-        "tracking": tracking_uri(TrackingConfig(), root),
+        "tracking": hide(tracking_uri(TrackingConfig(), root)),
         "release": current.model_dump(mode="json") if current else None,
         "stations": stations,
     }

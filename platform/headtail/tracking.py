@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from headtail.config import TrackingConfig
 from headtail.errors import GateRefused
 from headtail.evidence import Evidence, read_evidence
+from headtail.secrets import hide, hide_in
 
 T = TypeVar("T")
 CHAMPION, CHALLENGER = "champion", "challenger"  # what passed its gate; what has not, or not yet
@@ -52,7 +53,7 @@ class Tracker:
             return action(self.client)
         except Exception as error:  # any fault of the tracking server, whatever its class
             self.broken = True
-            print(f"warning: MLflow at {self.uri} is out of reach, going on without it: {error}", file=sys.stderr)
+            print(hide(f"warning: MLflow at {self.uri} is out of reach, going on without it: {error}"), file=sys.stderr)
             return None
 
     @property
@@ -86,7 +87,7 @@ class Tracker:
         parent = parent or self.config.parent_run
 
         def begin(client: Any) -> str:
-            all_tags = {"headtail.stage": name, **(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})}
+            all_tags = {"headtail.stage": name, **hide_in(tags or {}), **({"mlflow.parentRunId": parent} if parent else {})}
             return str(client.create_run(self._experiment, tags=all_tags, run_name=self.config.run_name or name).info.run_id)
 
         return self.guard(begin) or ""
@@ -101,9 +102,9 @@ class Tracker:
             from mlflow.utils.time import get_current_time_millis
 
             now = get_current_time_millis()
-            found_params = [Param(_name(key), str(value)[:6000]) for key, value in params.items()]
+            found_params = [Param(_name(key), hide(str(value))[:6000]) for key, value in params.items()]
             found_metrics = [Metric(_name(key), float(value), now, 0) for key, value in metrics.items() if value == value]
-            found_tags = [RunTag(key, str(value)[:5000]) for key, value in (tags or {}).items()]
+            found_tags = [RunTag(key, hide(str(value))[:5000]) for key, value in (tags or {}).items()]
             for start in range(0, max(len(found_params), len(found_metrics), len(found_tags)), 100):
                 window = slice(start, start + 100)
                 client.log_batch(run_id, found_metrics[window], found_params[window], found_tags[window])
@@ -122,7 +123,7 @@ class Tracker:
         def write(client: Any) -> None:
             from mlflow.entities import Dataset, DatasetInput, InputTag
 
-            entity = Dataset(name=name, digest=digest[:36], source_type="local", source=f'{{"uri": "{source}"}}')
+            entity = Dataset(name=name, digest=digest[:36], source_type="local", source=f'{{"uri": "{hide(source)}"}}')
             client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])])
 
         if run_id:
@@ -141,7 +142,7 @@ class Tracker:
             for version in found:
                 if version.tags.get("fingerprint") == tags.get("fingerprint"):
                     return f"{name}/{version.version}"
-            made = client.register_prompt(name=name, template=template, tags=dict(tags))
+            made = client.register_prompt(name=name, template=template, tags=hide_in(tags))
             return f"{name}/{made.version}"
 
         return self.guard(write) or ""
@@ -160,7 +161,8 @@ class Tracker:
             for version in client.search_model_versions(f"name='{name}'"):
                 if version.tags.get("fingerprint") == tags.get("fingerprint"):
                     return str(version.version)
-            made = client.create_model_version(name, source=source, run_id=run_id or None, tags=dict(tags), description=description)
+            said = hide_in({"tags": tags, "description": description})
+            made = client.create_model_version(name, source=source, run_id=run_id or None, **said)
             return str(made.version)
 
         return self.guard(write) or ""

@@ -20,6 +20,7 @@ from headtail.cli.options import STAGES, read_config
 from headtail.cli.review import review_app
 from headtail.errors import HeadtailError
 from headtail.progress import quiet
+from headtail.secrets import hiding
 
 __all__ = ["STAGES", "app", "job", "main", "read_config"]
 
@@ -52,6 +53,7 @@ def _root(
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: deliberate errors as three lines and an exit code, Ctrl-C as 130."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    sys.stdout, sys.stderr = hiding(sys.stdout), hiding(sys.stderr)  # also what frameworks, warnings and stack traces print
     try:
         code = app(arguments, standalone_mode=False)
     except HeadtailError as error:

@@ -39,6 +39,9 @@ class ModelConfig(Config):
     quantization: str = Field("", description="vLLM quantization such as fp8; empty for none")
     max_model_len: int = Field(1024, ge=32, description="tokens of prompt plus answer; longer prompts end as failed rows")
     base_url: str = Field("", description="openai: https://host/v1; the key comes from the environment (OPENAI_API_KEY)")
+    key_hosts: tuple[str, ...] = execution(
+        (), "openai: hosts that may be sent the key without https, such as vllm.internal; this machine and every https host always may"
+    )
     tensor_parallel: int = execution(1, "GPUs that share one copy of the model", ge=1)
     gpus: float = execution(0, "GPUs per engine; 0 runs on CPU", ge=0)
     cpus: float = execution(1, "CPU cores asked of Ray per engine", ge=0)

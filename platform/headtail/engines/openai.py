@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import ipaddress
 import math
 import os
 import queue
 import random
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -26,6 +28,7 @@ import httpx
 from headtail.engines import Completion, ModelConfig, Request
 from headtail.engines.pace import Pace
 from headtail.errors import ConfigError, EngineError, HeadtailError
+from headtail.secrets import hide
 
 TRIES = 5  # of one request before its row is failed (transient) and left to the next attempt
 BACKOFF_S = 0.5  # before the second try; doubles, with jitter
@@ -42,6 +45,7 @@ class OpenAIEngine:
 
     def __init__(self, config: ModelConfig, model: str, schema: dict[str, Any] | None, sampling: dict[str, Any]) -> None:
         check_url(config.base_url)
+        self._key = key_for(config)
         self._config, self._model = config, model
         self._url = config.base_url.rstrip("/") + "/chat/completions"
         self._body = {"model": model, **_sampling(sampling), "logprobs": True}
@@ -62,9 +66,8 @@ class OpenAIEngine:
         return f"OpenAIEngine({self._model!r} at {self._url!r})"
 
     def _open_client(self) -> httpx.AsyncClient:
-        key = os.environ.get(_KEY, "")
         limits = httpx.Limits(max_connections=self._config.concurrency, max_keepalive_connections=self._config.concurrency)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         return httpx.AsyncClient(timeout=self._config.request_timeout_s, limits=limits, headers=headers)
 
     def facts(self) -> dict[str, Any]:
@@ -115,7 +118,7 @@ class OpenAIEngine:
         except HeadtailError as error:
             self._fatal, completion = error, Completion(request.id, finish_reason="error", error=error.what)
         except Exception as error:  # a fault of ours on one row must not leave the loop waiting for it for ever
-            completion = Completion(request.id, finish_reason="error", error=f"{type(error).__name__}: {self._clean(str(error))}")
+            completion = Completion(request.id, finish_reason="error", error=f"{type(error).__name__}: {hide(str(error))}")
         arrived.put(completion)
 
     async def _tried(self, request: Request) -> Completion:
@@ -151,7 +154,7 @@ class OpenAIEngine:
             return _later(request.id, f"no answer within {self._config.request_timeout_s:g} s"), asked
         except httpx.TransportError as error:
             pushed = True
-            return _later(request.id, f"no connection: {type(error).__name__}: {self._clean(str(error))}"), asked
+            return _later(request.id, f"no connection: {type(error).__name__}: {hide(str(error))}"), asked
         finally:
             self._pace.back(time.monotonic(), left, pushed, tokens - used)
             self._came_back.set()
@@ -196,11 +199,7 @@ class OpenAIEngine:
             raise EngineError(said, where=self._url, value=f"model {self._model}", fix=fix)
 
     def _excerpt(self, response: httpx.Response) -> str:
-        return self._clean(" ".join(response.text[:400].split()))[:200]
-
-    def _clean(self, text: str) -> str:
-        key = os.environ.get(_KEY, "")
-        return text.replace(key, "***") if key else text
+        return hide(" ".join(response.text[:2000].split()))[:200]
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result(timeout=10)
@@ -219,6 +218,30 @@ def check_url(url: str) -> None:
     if parts.username or parts.password or parts.query:
         fix = f"put the key in ${_KEY}"
         raise ConfigError("base_url must hold no credentials: it is written into receipts", where="model.base_url", fix=fix)
+
+
+def key_for(config: ModelConfig) -> str:
+    """The key for `config.base_url`, "" when the environment has none. ConfigError, without the key, when it may not go there.
+
+    It goes over https, to this machine, or to a host that the config names in `key_hosts`. httpx follows no redirect, so nowhere else.
+    """
+    key, parts = os.environ.get(_KEY, "").strip(), urlsplit(config.base_url)
+    if not re.fullmatch(r"[\x21-\x7e]*", key):
+        what = "the key holds a blank, a line break or a character that no HTTP header may have"
+        raise ConfigError(what, where=f"${_KEY}", fix="set it again, without quotes or line breaks inside")
+    host = parts.hostname or ""
+    if key and parts.scheme != "https" and not is_loopback(host) and host not in config.key_hosts:
+        fix = f"use https; or, when the network between is yours, name the host in model.key_hosts; or unset ${_KEY} if it needs no key"
+        raise ConfigError("the key would leave this machine unencrypted", where="model.base_url", value=config.base_url, fix=fix)
+    return key
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine by its name alone; no name is looked up."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _sampling(sampling: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from headtail.generate.shard import Shard, read_receipt, tokens_out
 from headtail.generate.watch import watched
 from headtail.models import find
 from headtail.outcome import settle
+from headtail.secrets import hide
 from headtail.storage import open_storage, read_json, write_json
 
 _PASS_BACKOFF_S = 1.0  # before rows with transient errors are asked once more; doubles
@@ -110,7 +111,7 @@ class Worker:
         except Exception as error:
             feed.save()
             self.restarts += 1
-            print(f"engine broke, starting it again: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print(hide(f"engine broke, starting it again: {type(error).__name__}: {error}"), file=sys.stderr, flush=True)
             self._drop_engine()
 
     def _drop_engine(self) -> None:
@@ -120,7 +121,7 @@ class Worker:
             if engine is not None:
                 engine.close()
         except Exception as error:  # it is broken already; the new one matters
-            print(f"the broken engine did not close: {error}", file=sys.stderr, flush=True)
+            print(hide(f"the broken engine did not close: {error}"), file=sys.stderr, flush=True)
 
     def started(self) -> Engine:
         """The engine; started when the first row needs it, so that a finished job starts none."""

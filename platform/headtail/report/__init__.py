@@ -18,6 +18,7 @@ from headtail.receipt import Receipt, load_receipt
 from headtail.report.page import render
 from headtail.report.summary import STATIONS, summarise
 from headtail.report.terminal import table
+from headtail.secrets import hide
 from headtail.station import Station, run_once
 from headtail.storage import Storage, open_storage
 
@@ -47,7 +48,7 @@ def run(config: Config) -> Receipt:
         summary = summarise(found, read_quality(store, found), config.title, config.reused)
         summary["paths"] = _paths(store, found, station.path)
         local = station.scratch / "report.html"
-        local.write_text(render(store, found, summary), encoding="utf-8")
+        local.write_text(hide(render(store, found, summary)), encoding="utf-8")
         station.file("report", local)
         station.json("summary", summary)
         station.rows["stations"] = len(found)

@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from headtail.errors import ConfigError, HeadtailError
 from headtail.review.desk import Desk, Refused
+from headtail.secrets import hide
 
 PAGE = Path(__file__).parent / "page.html"
 HOST = "127.0.0.1"
@@ -148,7 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             raise  # the browser has gone away
         except Exception as error:  # a bug of ours: told to the page, and on the terminal with its trace
-            self._reply(500, {"problem": f"{type(error).__name__}: {error}"})
+            self._reply(500, {"problem": hide(f"{type(error).__name__}: {error}")})
             raise
 
     def _allowed(self) -> tuple[str, Mapping[str, list[str]]]:

@@ -20,6 +20,7 @@ from headtail.keys import normalise
 from headtail.redact import redact
 from headtail.release import Release
 from headtail.rows import Source
+from headtail.secrets import hide
 from headtail.task import Task
 
 log = logging.getLogger("headtail.serve")
@@ -177,7 +178,7 @@ class Answerer:
                 raise  # the caller went away
             raise LiveFailure("unavailable") from None  # the student's side was cancelled
         except Exception as error:
-            log.warning("live student failed: %s: %s", type(error).__name__, str(error)[:300])
+            log.warning("live student failed: %s: %s", type(error).__name__, hide(str(error))[:300])
             raise LiveFailure("error") from error
         finally:
             self.in_flight -= 1

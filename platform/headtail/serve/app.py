@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from headtail import __version__, release
 from headtail.cache import open_generation
+from headtail.secrets import hide
 from headtail.serve.answerer import REASONS, Answerer, BadQuery, Live, Reply, Served
 from headtail.storage import LocalStorage, Storage
 
@@ -154,7 +155,7 @@ class State:
                     log.warning("now serving release %s", self.answerer.served.release.id)
             except Exception as error:  # a store out of reach, a release half copied: keep serving
                 self.metrics.refresh_failures.inc()
-                log.warning("cannot follow CURRENT, still serving %s: %s", self.answerer.served.release.id, error)
+                log.warning("cannot follow CURRENT, still serving %s: %s", self.answerer.served.release.id, hide(str(error)))
 
 
 def open_served(store: Storage, ref: str, cache_dir: Path | None = None) -> Served:

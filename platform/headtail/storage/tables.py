@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 
 from headtail.errors import InputError, StorageError
 from headtail.keys import sha256_file
+from headtail.secrets import hide_in
 from headtail.storage.base import FileRef, Storage, told
 
 
 def write_json(store: Storage, path: str, value: object) -> None:
-    """`value` as readable JSON, replacing what was there."""
-    store.replace(path, (json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n").encode())
+    """`value` as readable JSON without secrets, replacing what was there."""
+    store.replace(path, (json.dumps(hide_in(value), indent=2, ensure_ascii=False, default=str) + "\n").encode())
 
 
 def read_json(store: Storage, path: str) -> Any:
