@@ -508,9 +508,11 @@ def test_a_value_of_another_format_is_refused(store: Storage, tmp_path: Path, mo
         _, manifest = publish(store, tmp_path, answers(good("a")))
     with pytest.raises(StorageError, match="unknown format"):
         open_generation(store, manifest.id).get("a")
-    monkeypatch.setattr("headtail.cache.FORMAT", 3)
-    with pytest.raises(StorageError, match="another version of headtail"):
-        open_generation(store, manifest.id)
+    for name in ("FORMAT", "NORMALISATION"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"headtail.cache.{name}", 3)
+            with pytest.raises(StorageError, match="another version of headtail"):
+                open_generation(store, manifest.id)
 
 
 def test_a_snapshot_that_lost_rows_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,37 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headtail.errors import KeyingError
-from headtail.keys import KEY_BYTES, answer_key, canonical, fingerprint, normalise, query_key, sha256_tree, shard_of
+from headtail.keys import KEY_BYTES, answer_key, canonical, fingerprint, query_key, sha256_tree, shard_of
 
 text = st.text(max_size=60)
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text,
     lambda x: st.lists(x) | st.dictionaries(text, x),
 )
-
-
-@given(text)
-def test_normalise_is_idempotent(value: str) -> None:
-    once = normalise(value)
-    assert normalise(once) == once
-    assert once == once.strip()
-    assert "  " not in once
-
-
-@pytest.mark.parametrize(
-    "raw, wanted",
-    [
-        ("  Pizza\tNear\u00a0Me ", "pizza near me"),
-        ("C++", "c++"),
-        ("ＰＩＺＺＡ", "pizza"),
-        ("caf\u0065\u0301", "caf\u00e9"),
-        ("a\u200bb", "a b"),
-        ("STRASSE straße", "strasse strasse"),
-        ("", ""),
-    ],
-)
-def test_normalise_examples(raw: str, wanted: str) -> None:
-    assert normalise(raw) == wanted
 
 
 @given(text, text)

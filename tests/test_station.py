@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from pydantic import Field
 
 from headtail.config import StageConfig, TrackingConfig, execution
+from headtail.errors import InputError
 from headtail.receipt import load_receipt
 from headtail.station import Station, run_once, versions
 from headtail.storage import open_storage
@@ -55,6 +56,15 @@ def test_any_change_that_matters_makes_another_folder(root: str, segmentation: o
     ]
     assert len(set(paths)) == 5
     assert load_receipt(open_storage(root), "demo").path == paths[-1]
+
+
+def test_an_input_of_another_normal_form_is_refused(root: str) -> None:
+    made = run_once("demo", Config(root=root, tracking=OFF), work)
+    old = made.model_copy(update={"settings": {**made.settings, "normalisation": 1}})
+    with pytest.raises(InputError, match="another version of the normal form") as error:
+        run_once("next", Config(root=root, tracking=OFF), work, inputs={"log": old})
+    assert "run ingest" in error.value.fix
+    assert run_once("next", Config(root=root, tracking=OFF), work, inputs={"log": made}).rows == {"made": 3}
 
 
 def test_a_stage_that_fails_leaves_no_receipt(root: str) -> None:

@@ -1,4 +1,4 @@
-"""Names for content: normalised text, query keys, fingerprints and answer keys.
+"""Names for content: query keys, fingerprints and answer keys; `normalise` of `text` is found here too.
 
 In: text, or plain values. Out: 16-byte keys (blake2b-128), hex fingerprints. The same content gives the same key on
 every machine and in every process; what cannot be written down canonically is refused, never skipped.
@@ -9,35 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from headtail.errors import KeyingError
+from headtail.text import NORMALISATION as NORMALISATION
+from headtail.text import normalise as normalise
 
 KEY_BYTES = 16
-NORMALISATION = 1  # part of every fingerprint that depends on `normalise`; raise it when the function changes
-
-_SPACES = re.compile(r"\s+")
-_UNSEEN = re.compile(r"[\u0000-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
-
-
-def normalise(text: str) -> str:
-    """The form in which queries are counted and looked up: NFKC, case-folded, unseen characters out, single blanks.
-
-    Idempotent: `normalise(normalise(x)) == normalise(x)`. Punctuation stays: "c++" is not "c".
-    """
-    previous = None
-    for _ in range(4):  # NFKC after casefold can open a new form (U+0345 does); at most two rounds in practice
-        if text == previous:
-            break
-        previous = text
-        text = unicodedata.normalize("NFKC", text).casefold()
-        text = _SPACES.sub(" ", _UNSEEN.sub(" ", text)).strip()
-    return text
 
 
 def query_key(normalised: str) -> bytes:

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from headtail import __version__, charts
 from headtail.config import StageConfig, result_fields
+from headtail.errors import InputError
 from headtail.keys import NORMALISATION, fingerprint
 from headtail.progress import say
 from headtail.receipt import LATEST, Receipt, load_receipt, receipt_path
@@ -141,7 +142,18 @@ def identity(
     version: int = 1,
     replaces: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], str]:
-    """What decides the result of a stage under `config`, and the fingerprint over it. Arguments as in `run_once`."""
+    """What decides the result of a stage under `config`, and the fingerprint over it. Arguments as in `run_once`.
+
+    InputError when an input was made with another version of the normal form: its keys are of other texts.
+    """
+    for item in (inputs or {}).values():
+        if isinstance(item, Receipt) and (made := item.settings.get("normalisation", NORMALISATION)) != NORMALISATION:
+            raise InputError(
+                "this input was made with another version of the normal form of queries: its keys no longer fit",
+                where=f"{item.path}/receipt.json",
+                value=f"version {made}; this version of headtail has {NORMALISATION}",
+                fix="run ingest and all stages after it again (docs/text.md)",
+            )
     settings = {
         "stage": stage,
         "version": version,

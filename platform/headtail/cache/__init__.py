@@ -170,7 +170,7 @@ def _check(folder: Path, manifest: Manifest) -> None:
             "this generation was made by another version of headtail",
             where=str(folder),
             value=f"format {manifest.format}, normalisation {manifest.normalisation}; this version reads {FORMAT} and {NORMALISATION}",
-            fix="publish it again",
+            fix="run ingest and all stages after it again with this version, or serve it with the version that made it",
         )
     snapshot = folder / "lmdb" / "data.mdb"
     size = snapshot.stat().st_size if snapshot.exists() else None
