@@ -119,7 +119,7 @@ def test_versions_agree_with_the_locks() -> None:
                 assert re.search(rf":{re.escape(ray)}-", value), f"{path.name}: {value} is not Ray {ray}"
                 assert "rayproject/" not in value or "-py311-" in value
     dockerfile = (CLUSTERS / "Dockerfile").read_text(encoding="utf-8")
-    assert f"rayproject/ray:{ray}-py311-" in dockerfile
+    assert set(re.findall(r"rayproject/ray:([\d.]+)-py311-", dockerfile)) == {ray}
     assert sys.version_info[:2] == (3, 11)
 
 
@@ -208,3 +208,120 @@ def test_the_service_starts_what_there_is_with_fields_that_exist() -> None:
     assert callable(getattr(importlib.import_module(module), name))
     config = build(Config, app.args, "rayservice.yaml")
     assert config.model.resources == {"serve": 1}
+
+
+ACCESS = CLUSTERS / "access"
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return [found for found in yaml.safe_load_all(path.read_text(encoding="utf-8")) if found]
+
+
+def pods(path: Path) -> Iterator[dict[str, Any]]:
+    """The spec of every pod that a manifest describes."""
+    for key, value in walk(read(path)):
+        if key in {"template", "submitterPodTemplate"}:
+            yield value["spec"]
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=names(MANIFESTS))
+def test_pods_have_the_least_rights(path: Path) -> None:
+    found = list(pods(path))
+    assert len(found) >= 2
+    options = [value for key, value in walk(read(path)) if key == "autoscalerOptions"]
+    for spec in found:
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not spec.keys() & {"hostNetwork", "hostPID", "hostIPC"}
+        assert not [volume for volume in spec.get("volumes", ()) if "hostPath" in volume]
+        assert {"name": "tmp", "emptyDir": {}} in spec["volumes"]
+        for container in spec["containers"]:
+            assert not [mount for mount in container["volumeMounts"] if mount["name"] == "kube-api"], "the API's token is the autoscaler's"
+    for container in [*(one for spec in found for one in spec["containers"]), *options]:
+        rights = container["securityContext"]
+        assert rights["allowPrivilegeEscalation"] is False
+        assert rights["capabilities"] == {"drop": ["ALL"]}
+        assert rights["readOnlyRootFilesystem"] is True
+        assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"]
+    accounts = {one["metadata"]["name"] for one in documents(ACCESS / "kubernetes.yaml") if one["kind"] == "ServiceAccount"}
+    assert {spec["serviceAccountName"] for spec in found if "serviceAccountName" in spec} <= accounts
+
+
+def test_a_network_policy_lets_in_nobody_by_address() -> None:
+    kinds = documents(ACCESS / "kubernetes.yaml")
+    assert all(one["automountServiceAccountToken"] is False for one in kinds if one["kind"] == "ServiceAccount")
+    [policy] = [one["spec"] for one in kinds if one["kind"] == "NetworkPolicy"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["podSelector"]["matchLabels"] == {"ray.io/is-ray-node": "yes"}
+    for rule in policy["ingress"]:
+        assert rule["from"]
+        assert all(peer.keys() <= {"podSelector", "namespaceSelector"} and all(peer.values()) for peer in rule["from"])
+    for rule in policy["egress"]:
+        assert rule["to"]
+        for peer in rule["to"]:
+            assert peer.get("ipBlock", {"except": ["169.254.169.254/32"]})["except"] == ["169.254.169.254/32"]
+
+
+@pytest.mark.parametrize("path", sorted(ACCESS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_role_names_its_actions_and_what_they_are_done_to(path: Path) -> None:
+    statements = json.loads(path.read_text(encoding="utf-8"))["Statement"]
+    for statement in statements:
+        assert not [action for action in statement["Action"] if "*" in action]
+        reads = all(re.match(r"(ec2:Describe|ssm:Get)", action) for action in statement["Action"])
+        assert statement["Resource"] != "*" or reads or statement["Condition"]
+    if path.stem == "aws-serve":
+        assert {action for one in statements for action in one["Action"]} == {"s3:GetObject", "s3:ListBucket"}
+
+
+@pytest.mark.parametrize("path", [*LAUNCHER, *MANIFESTS], ids=names([*LAUNCHER, *MANIFESTS]))
+def test_images_are_named_by_digest(path: Path) -> None:
+    for key, value in walk(read(path)):
+        if key in {"image", "head_image", "worker_image"}:
+            assert re.search(r"@sha256:[0-9a-f]{64}$", value), f"{path.name}: {value} can become another image"
+
+
+def test_the_dockerfile_takes_a_base_by_digest_alone_and_runs_as_a_user() -> None:
+    text = (CLUSTERS / "Dockerfile").read_text(encoding="utf-8")
+    assert re.search(r"^ARG BASE\nFROM \$\{BASE\}$", text, re.MULTILINE), "no default: a tag can be moved"
+    assert '"${BASE}" == *@sha256:*' in text
+    assert re.search(r"^USER 1000", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", [*LAUNCHER, CLUSTERS / "Dockerfile"], ids=lambda path: path.name)
+def test_installs_are_pinned_by_digest(path: Path) -> None:
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if re.search(r"pip install|apt(-get)? install|curl|wget", line)]
+    for line in lines:
+        own = line.rstrip(" \\;").endswith(" .")
+        torch = "requirements/torch.txt" in line  # comes from PyTorch's own index, with another digest at every place (decision 4)
+        assert "--require-hashes" in line or own or torch, f"{path.name}: {line.strip()}"
+        assert "--no-deps" in line, f"{path.name}: {line.strip()}"
+    locks = {found for line in lines for found in re.findall(r"/(\w+)\.lock", line)}
+    assert all((REPO / "requirements" / f"{name}.lock").is_file() for name in locks)
+
+
+@pytest.mark.parametrize("path", LAUNCHER, ids=names(LAUNCHER))
+def test_no_node_of_a_launcher_is_open_to_the_internet(path: Path) -> None:
+    config = read(path)
+    assert "0.0.0.0/0" not in path.read_text(encoding="utf-8")
+    if path.stem in {"aws", "gcp"}:
+        assert config["provider"]["use_internal_ips"] is True
+    for name, node in config.get("available_node_types", {}).items():
+        given = node["node_config"]
+        if path.stem == "aws":  # Ray's own group has SSH open to the world, its own role all of EC2 and S3
+            assert given["SecurityGroupIds"], name
+            assert given["IamInstanceProfile"]["Arn"].endswith("/headtail-head" if name == "head" else "/headtail-worker")
+            assert given["MetadataOptions"]["HttpTokens"] == "required"
+            assert all(disk["Ebs"]["Encrypted"] for disk in given["BlockDeviceMappings"])
+        else:
+            assert all("accessConfigs" not in network for network in given["networkInterfaces"]), name
+    if path.stem == "local":
+        assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0" in " ".join(config["head_start_ray_commands"])
+        assert "--temp-dir=$HOME/.ray/" in " ".join(config["head_start_ray_commands"])
+
+
+def test_the_token_is_made_for_its_user_alone() -> None:
+    """Ray writes it with whatever rights the shell gives."""
+    pages = [*CLUSTERS.rglob("*"), *(REPO / "docs").glob("*.md"), REPO / "README.md"]
+    lines = [line for page in pages if page.is_file() for line in page.read_text(encoding="utf-8").splitlines()]
+    assert not [line for line in lines if "get-auth-token --generate" in line and "umask 077" not in line]

@@ -111,7 +111,7 @@ def test_the_gpu_lock_is_whole() -> None:
         assert wanted.specifier.contains(locked[canonical(wanted.name)]), text
 
 
-@pytest.mark.parametrize("name", ["cpu.lock", "gpu.lock"])
+@pytest.mark.parametrize("name", ["cpu.lock", "gpu.lock", "gcp.lock"])
 def test_lines_of_a_lock_are_pinned_and_hashed(name: str) -> None:
     for line in (REPO / "requirements" / name).read_text(encoding="utf-8").splitlines():
         assert line.startswith("#") or re.fullmatch(r"[a-z0-9-]+==[\w.+!]+ --hash=sha256:[0-9a-f]{64}", line), line
