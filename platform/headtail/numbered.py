@@ -34,7 +34,10 @@ def last(store: Storage, folder: str) -> int:
 
 
 def append(store: Storage, folder: str, make: Callable[[int], bytes]) -> int:
-    """Write `make(number)` under the next free number; returns it. Of two writers each gets a number of its own."""
+    """Write `make(number)` under the next free number; returns it. Of two writers each gets a number of its own.
+
+    A number is passed over only when an entry lies there (`create` is False for nothing else), so that no gap can come to be.
+    """
     number = last(store, folder) + 1
     while not store.create(path(folder, number), make(number)):
         number += 1

@@ -23,7 +23,7 @@ from headtail.config import Config, build
 from headtail.errors import ConfigError, InputError, StorageError
 from headtail.keys import fingerprint, normalise
 from headtail.paths import StoreId, StoreIdOrEmpty, StudentOrEmpty, store_id
-from headtail.storage import Storage, read_json
+from headtail.storage import Storage, read_json, write_once
 from headtail.task import Task, TaskFile
 
 CURRENT = "CURRENT"
@@ -104,7 +104,7 @@ def make(
         note=note,
     )
     release = release.model_copy(update={"id": release.own_id})
-    store.create(_path(release.id), (release.model_dump_json(indent=2) + "\n").encode())
+    write_once(store, _path(release.id), (release.model_dump_json(indent=2) + "\n").encode())
     return load(store, release.id)
 
 
@@ -256,7 +256,7 @@ def _move(store: Storage, release: Release, action: Literal["promote", "rollback
     try:
         require(store, release.generation)  # again: a collector that did not see the move had marked it before this look
     except StorageError:
-        if before:  # the move is taken back; the first of all is no move until CURRENT says so
+        if before:  # the move is taken back, unless another came after it; the first of all is no move until CURRENT says so
             _write_move(store, number + 1, "rollback" if action == "promote" else "promote", before, before)
         raise
     store.replace(CURRENT, release.id.encode())

@@ -32,7 +32,7 @@ from headtail.errors import StorageError
 from headtail.keys import NORMALISATION, fingerprint, normalise, query_key, sha256_file
 from headtail.redact import redact
 from headtail.rows import key_words
-from headtail.storage import LocalStorage, Storage, put, read_json
+from headtail.storage import LocalStorage, Storage, put, read_json, write_once
 
 __all__ = [
     "Built",
@@ -276,8 +276,12 @@ def publish_generation(
         },
         created=now().isoformat(timespec="seconds"),
     )
-    store.create(manifest_path(mark), (manifest.model_dump_json(indent=2) + "\n").encode())  # last: now it exists
-    return read_manifest(store, mark)
+    held = write_once(store, manifest_path(mark), (manifest.model_dump_json(indent=2) + "\n").encode())  # last: now it exists
+    first = build(Manifest, json.loads(held), where=store.uri(manifest_path(mark)))
+    if first.files != manifest.files:
+        what, fix = "two publishes of one generation at once wrote files that differ", "remove this folder and publish again, one at a time"
+        raise StorageError(what, where=store.uri(path), fix=fix)
+    return first
 
 
 def coverage(prefixes: npt.NDArray[np.uint64], queries: Iterable[pa.Table | pa.RecordBatch]) -> float | None:

@@ -18,7 +18,7 @@ from rich.table import Table
 from headtail import numbered
 from headtail.cache.manifest import FOLDER, LOG, Begun, generation_path, manifest_path, mark_path, now, read_manifest
 from headtail.config import Config, build
-from headtail.storage import Storage, Stored
+from headtail.storage import Storage, Stored, write_once
 
 IDLE = datetime.timedelta(days=1)  # a publish or a write that has not ended by then was killed
 _EVER = datetime.datetime.min.replace(tzinfo=datetime.UTC)
@@ -118,7 +118,7 @@ class _Collection:
         """Take a generation away unless it `stays` (a reason), also by what is true after the mark."""
         reason = stays()
         if not reason and not self._dry:
-            self.store.create(mark_path(generation), b"headtail gc is taking this generation away\n")
+            write_once(self.store, mark_path(generation), b"headtail gc is taking this generation away\n")  # or a killed one's mark
             self._look()
             reason = stays()
             if reason:

@@ -27,7 +27,7 @@ from headtail.config import Config, build
 from headtail.errors import InputError, StorageError
 from headtail.generate.job import Job, Table
 from headtail.rows import KEY, conform, key_words, with_side_inputs
-from headtail.storage import FileRef, Storage, open_storage, put, read_json
+from headtail.storage import FileRef, Storage, open_storage, put, read_json, write_once
 from headtail.storage.base import told
 
 SHARD_ROWS = 20_000  # a shard is held in a worker's memory: some 20 MB
@@ -74,7 +74,7 @@ def prepare(job: Job) -> Manifest:
         shards = job.shards or shard_count(rows, job.workers)
         parts = _sort_all(job, fragments, shards, rows)
         made = Manifest(shards=shards, rows=rows, parts=tuple(parts), lacking=lacking)
-        store.create(job.manifest_path(), made.model_dump_json(indent=1).encode())
+        write_once(store, job.manifest_path(), made.model_dump_json(indent=1).encode())  # the first one counts
     return build(Manifest, read_json(store, job.manifest_path()), where=store.uri(job.manifest_path()))
 
 

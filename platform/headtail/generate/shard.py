@@ -7,6 +7,7 @@ Knows nothing of engines: it says which rows are still to be asked and takes wha
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections import Counter
@@ -25,7 +26,7 @@ from headtail.generate.prepare import Manifest, read_shard
 from headtail.generate.wanted import Wanted, check_rows, in_order, wanted
 from headtail.outcome import Outcome
 from headtail.rows import TOP, State
-from headtail.storage import Storage, read_json, read_table, write_table
+from headtail.storage import Storage, read_json, read_table, write_once, write_table
 
 # Rows asked at a time, by how often this shard was begun without a flush since: all of them twice (a machine may simply
 # have been taken away), then fewer and fewer, so that a row that kills its engine is soon alone.
@@ -272,11 +273,11 @@ class Shard:
             damaged=self.damaged,
         )
         path = self.job.receipt_path(self.number, self.edition)
-        won = self.store.create(path, made.model_dump_json(indent=1).encode())
+        held = write_once(self.store, path, made.model_dump_json(indent=1).encode())
         self.published = True
         self.wanted, self._tables = _NOTHING, []  # the worker keeps the shard, not its rows
         self.reused = self.reused.slice(0, 0)
-        return made if won else read_receipt(self.job, self.store, self.number, self.edition)
+        return build(ShardReceipt, json.loads(held), where=self.store.uri(path))
 
 
 _NOTHING = Wanted(pa.table({}), [], [])

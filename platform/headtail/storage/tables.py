@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,17 @@ from headtail.errors import InputError, StorageError
 from headtail.keys import sha256_file
 from headtail.secrets import hide_in
 from headtail.storage.base import FileRef, Storage, told
+from headtail.storage.retries import Patience
 
 
 def write_json(store: Storage, path: str, value: object) -> None:
     """`value` as readable JSON without secrets, replacing what was there."""
     store.replace(path, (json.dumps(hide_in(value), indent=2, ensure_ascii=False, default=str) + "\n").encode())
+
+
+def write_once(store: Storage, path: str, data: bytes) -> bytes:
+    """What lies at `path` from now on: `data`, or what another writer put there first."""
+    return data if store.create(path, data) else store.read(path)
 
 
 def read_json(store: Storage, path: str) -> Any:
@@ -55,47 +61,45 @@ def write_table(
 
 def read_table(store: Storage, path: str, columns: list[str] | None = None) -> pa.Table:
     """A Parquet file of the store. StorageError when it is absent or damaged."""
-    try:
-        return pq.read_table(store.full(path), filesystem=store.filesystem, columns=columns)
-    except FileNotFoundError:
-        raise StorageError("table is not in the store", where=store.uri(path)) from None
-    except pa.ArrowInvalid as error:
-        raise _damaged(store, path, error) from error
+    return _patiently(store, path, lambda: pq.read_table(store.full(path), filesystem=store.filesystem, columns=columns))
 
 
 def table_columns(store: Storage, path: str) -> list[str]:
     """Names of a Parquet file's columns. StorageError when it is absent or damaged."""
-    try:
-        return list(pq.read_schema(store.full(path), filesystem=store.filesystem).names)
-    except FileNotFoundError:
-        raise StorageError("table is not in the store", where=store.uri(path)) from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(store, path, error) from error
+    return list(_patiently(store, path, lambda: pq.read_schema(store.full(path), filesystem=store.filesystem)).names)
 
 
 def column_bytes(store: Storage, path: str, names: Collection[str]) -> int:
     """Bytes that some columns of a Parquet file take in the store, compressed; 0 for those it does not have."""
-    with pq.ParquetFile(store.full(path), filesystem=store.filesystem) as file:
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    found = _patiently(store, path, lambda: pq.read_metadata(store.full(path), filesystem=store.filesystem))
+    groups = [found.row_group(i) for i in range(found.num_row_groups)]
     chunks = (group.column(i) for group in groups for i in range(group.num_columns))
     return sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in names)
 
 
 def stream_table(store: Storage, path: str, columns: list[str] | None = None, batch_rows: int = 65536) -> Iterator[pa.RecordBatch]:
     """The batches of a Parquet file, in bounded memory. StorageError when it is absent or damaged."""
-    try:
-        with pq.ParquetFile(store.full(path), filesystem=store.filesystem) as file:
-            for group in range(file.num_row_groups):  # one call for all would hold every group until the last is read (pyarrow 25)
-                yield from file.iter_batches(batch_size=batch_rows, columns=columns, row_groups=[group])
-    except FileNotFoundError:
-        raise StorageError("table is not in the store", where=store.uri(path)) from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(store, path, error) from error
+    with _patiently(store, path, lambda: pq.ParquetFile(store.full(path), filesystem=store.filesystem)) as file:
+        for group in range(file.num_row_groups):  # one call for all would hold every group until the last is read (pyarrow 25)
+            batches = file.iter_batches(batch_size=batch_rows, columns=columns, row_groups=[group])
+            while (batch := _patiently(store, path, lambda: next(batches, None))) is not None:  # noqa: B023 - called at once
+                yield batch
 
 
-def _damaged(store: Storage, path: str, error: Exception) -> StorageError:
-    fix = "it is damaged: run the stage that wrote it again"
-    return StorageError(f"table cannot be read: {error}", where=store.uri(path), fix=fix)
+def _patiently(store: Storage, path: str, read: Callable[[], Any]) -> Any:
+    """What Arrow reads. Its client of S3 tries again by itself, but for 429. Its errors as StorageError."""
+    patience = Patience()
+    while True:
+        try:
+            return read()
+        except FileNotFoundError:
+            raise StorageError("table is not in the store", where=store.uri(path)) from None
+        except (pa.ArrowInvalid, OSError) as error:
+            fix = "if the store answers (headtail doctor), the file is damaged: run the stage that wrote it again"
+            last = StorageError(f"table cannot be read: {error}", where=store.uri(path), fix=fix)
+            if "HTTP status 429" not in str(error):
+                raise last from error
+            patience.wait(last)
 
 
 def put(store: Storage, local: Path, path: str, rows: int | None = None) -> FileRef:
