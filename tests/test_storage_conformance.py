@@ -101,8 +101,9 @@ def _generation(store: Storage, name: str) -> str:
         {"id": name, "task": "t", "task_fingerprint": "f", "rows": 0, "rows_by_source": {}, "left_out": {}, "min_confidence": {}}
         | {"content": name, "files": {}, "created": "2030-01-01T00:00:00+00:00"}
     )
-    store.create(manifest_path(name), made.model_dump_json().encode())
-    return name
+    made = made.model_copy(update={"id": made.own_id})
+    store.create(manifest_path(made.id), made.model_dump_json().encode())
+    return made.id
 
 
 WRITES = ("put", "create", "delete")
@@ -146,10 +147,16 @@ def first_of_each(fault: str, *calls: str) -> Callable[[str, int], str]:
     return lambda call, nth: fault if nth % 2 == 0 and (not calls or call in calls) else ""
 
 
+def once(fault: str, call: str, nth: int) -> str:
+    return "" if nth else fault
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda one: one.__name__)
 def test_s3_ends_as_the_disk_does_though_each_call_fails_once(scenario: Scenario, proxy: Proxy, tmp_path: Path) -> None:
     expected = scenario(*fresh("local", tmp_path))
     for fault in ("", *TRANSIENT):
+        if scenario is pointer and fault not in ("", "409", "reset after", "silence after"):
+            continue  # many calls, no new kinds of them
         silent = ("create",) if scenario is pointer else WRITES  # silence costs time, and says nothing new of reads
         proxy.reset(first_of_each(fault, *(silent if fault == "silence after" else ())))
         assert scenario(*fresh("s3", tmp_path)) == expected, f"{fault}: {proxy.calls}"
@@ -187,7 +194,7 @@ def test_tables_are_read_though_calls_fail(proxy: Proxy, tmp_path: Path) -> None
     table = pa.table({"x": list(range(1000))})
     write_table(store, "t.parquet", table)
     for fault in ("429", "503", "reset before", "truncated"):
-        proxy.reset(lambda call, nth, fault=fault: "" if nth else fault)
+        proxy.reset(partial(once, fault))
         assert read_table(store, "t.parquet").equals(table), fault
         assert proxy.calls.count("head") >= 3, "no fault was met"
     proxy.reset(lambda call, nth: "403")
