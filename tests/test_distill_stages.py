@@ -188,7 +188,7 @@ def test_a_teacher_of_logits_reads_rows_as_it_was_asked(
 
     monkeypatch.setattr("torch.distributed.barrier", lambda: None)
     settings = second.config.model_dump(mode="json")
-    spec = Spec(store, "run", second.learner, (), 0, settings, None)
+    spec = Spec(store, "run", second.learner, (), 0, settings, None, teacher_digest=weights_digest(Path(folder)))
     write_table(store, spec.taught, second.taught)
     found = taught(spec, second.examples, 0, 1)
     with_them, without = (top_k(load_base(folder)[0], table, 4, 0, "cpu") for table in (second.taught, second.examples))

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headtail.engines import Request, grammar
+from headtail.engines.control import Encoder
 from headtail.engines.flight import Flight
 from headtail.engines.load import Load
 from headtail.engines.null import NullEngine, answerer, minimal
@@ -177,10 +178,10 @@ def tokenizer(teacher_path: Path) -> Any:
 
 
 def test_ids_made_in_batches_are_those_made_one_by_one(tokenizer: Any, segmentation: Task) -> None:
-    queries = ["thai food", "x" * 300, "", 'a "quoted" \\ thing', "größe 中文 🍕", "<|end|> <|user|>", *(f"pizza {i}" for i in range(150))]
+    queries = ["thai food", "x" * 300, "", 'a "quoted" \\ thing', "größe 中文 🍕", *(f"pizza {i}" for i in range(150))]
     chats = [segmentation.messages(query, {"businesses": ["a & b"]} if i % 2 else None) for i, query in enumerate(queries)]
     alone = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False) for chat in chats]
-    with Ahead(tokenizer, (Request(i, chat) for i, chat in enumerate(chats))) as ahead:
+    with Ahead(Encoder(tokenizer), (Request(i, chat) for i, chat in enumerate(chats))) as ahead:
         found = []
         while ahead.more:
             if made := ahead.take(wait=True):
@@ -192,7 +193,7 @@ def test_ids_made_in_batches_are_those_made_one_by_one(tokenizer: Any, segmentat
 def test_a_row_that_the_template_refuses_is_the_only_one_that_lacks_ids(tokenizer: Any, segmentation: Task) -> None:
     asked = [Request(i, segmentation.messages(f"query {i}")) for i in range(10)]
     asked[3] = Request(3, [{"nonsense": "x"}])
-    with Ahead(tokenizer, asked) as ahead:
+    with Ahead(Encoder(tokenizer), asked) as ahead:
         found = [made for _ in range(10) if (made := ahead.take(wait=True))]
     assert [bool(problem) for _, _, problem in found] == [i == 3 for i in range(10)]
     assert [bool(ids) for _, ids, _ in found] == [i != 3 for i in range(10)]
@@ -206,7 +207,7 @@ def test_rows_are_not_pulled_far_ahead(tokenizer: Any, segmentation: Task) -> No
             pulled.append(i)
             yield Request(i, segmentation.messages("x"))
 
-    with Ahead(tokenizer, source()) as ahead:
+    with Ahead(Encoder(tokenizer), source()) as ahead:
         ahead.take(wait=True)
         assert len(pulled) <= (AHEAD + 1) * BATCH
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from headtail.engines import Completion, ModelConfig, Request
+from headtail.engines.device import precision
 from headtail.engines.vllm import VllmEngine
 from headtail.task import Task
 from timescale import limit
@@ -34,9 +35,10 @@ def vllm_engine(teacher_path: Path, segmentation: Task) -> Iterator[VllmEngine]:
 
 
 def test_vllm_runs_as_asked_and_says_so(vllm_engine: VllmEngine) -> None:
+    here = precision(ModelConfig())
     facts = vllm_engine.facts()
     assert (facts["max_num_seqs"], facts["max_num_batched_tokens"], facts["max_model_len"]) == (64, 8192, 256)
-    assert (facts["device"], facts["dtype"], facts["prefix_caching"], facts["threads"]) == ("cpu", "bfloat16", True, 2)
+    assert (facts["device"], facts["dtype"], facts["prefix_caching"], facts["threads"]) == ("cpu", here, True, 2)
     assert facts["structured_outputs"] == "xgrammar, no free whitespace"
 
 

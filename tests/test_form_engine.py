@@ -21,7 +21,7 @@ from headtail.examples import world
 from headtail.form import Manner
 from headtail.generate import answers
 from headtail.keys import normalise, query_key
-from headtail.models import find
+from headtail.models import find, weights_digest
 from headtail.rows import GOLD, State
 from headtail.serve.live import Student
 from headtail.storage import Storage
@@ -112,7 +112,7 @@ def test_the_live_student_says_what_the_batch_student_says(
     from headtail.keys import answer_key, fingerprint
 
     async def ask() -> list[Any]:
-        student = Student(model, root, made_up, "stand")
+        student = Student(model, root, made_up, "stand", weights_digest(random_student))
         try:
             return await asyncio.gather(*(student.answer(f"pizza {i}", {}) for i in range(20)))
         finally:

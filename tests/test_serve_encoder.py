@@ -10,9 +10,10 @@ import pytest
 
 from headtail import serve
 from headtail.engines import ModelConfig
+from headtail.errors import ConfigError
 from headtail.generate.job import answer_settings
 from headtail.keys import answer_key, fingerprint
-from headtail.models import find
+from headtail.models import find, weights_digest
 from headtail.serve.answerer import LiveReply
 from headtail.serve.live import Student
 from headtail.storage import Storage, open_storage
@@ -29,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, segmentation: Task) -> Path
 
 def test_callers_share_a_pass_and_each_gets_its_own_answer(folder: Path, root: str, segmentation: Task) -> None:
     model = ModelConfig(model=str(folder))
-    student = Student(model, root, segmentation, "distill/x")
+    student = Student(model, root, segmentation, "distill/x", weights_digest(folder))
     found = find(model, open_storage(root))
     settings = fingerprint(answer_settings(segmentation, model, found.digest, found.form))
 
@@ -47,8 +48,13 @@ def test_callers_share_a_pass_and_each_gets_its_own_answer(folder: Path, root: s
         assert reply.answer_key == key.hex()
 
 
+def test_a_replica_with_other_weights_does_not_start(folder: Path, root: str, segmentation: Task) -> None:
+    with pytest.raises(ConfigError, match="a node has other weights than the job"):
+        Student(ModelConfig(model=str(folder)), root, segmentation, "distill/x", "0" * 64)
+
+
 def test_a_query_that_is_too_long_is_an_error_and_the_next_one_is_answered(folder: Path, root: str, segmentation: Task) -> None:
-    student = Student(ModelConfig(model=str(folder)), root, segmentation, "distill/x")
+    student = Student(ModelConfig(model=str(folder)), root, segmentation, "distill/x", weights_digest(folder))
 
     async def ask() -> list[object]:
         return await asyncio.gather(*(student.answer(q, {}) for q in ("pizza", "a " * 90, "sushi")), return_exceptions=True)

@@ -53,7 +53,7 @@ def eventually(check: Callable[[], bool], seconds: float = 30) -> None:
 class Broken:
     """A student that does not start."""
 
-    def __init__(self, model: Any, root: str, task: Task, stands_for: str) -> None:
+    def __init__(self, model: Any, root: str, task: Task, stands_for: str, digest: str) -> None:
         raise EngineError("no memory left for the student", where=model.model)
 
 
@@ -98,7 +98,7 @@ def test_the_real_student_answers_misses(cluster: None, store: Storage, root: st
 class Fake:
     """A student that does what the query says, in a Serve replica of its own."""
 
-    def __init__(self, model: Any, root: str, task: Task, stands_for: str) -> None:
+    def __init__(self, model: Any, root: str, task: Task, stands_for: str, digest: str) -> None:
         self.task, self.stands_for = task, stands_for
 
     async def reconfigure(self, warm_up: dict[str, str]) -> None:

@@ -20,6 +20,7 @@ from headtail.distill.base import Base
 from headtail.distill.batches import columns
 from headtail.distill.learner import DecoderLearner
 from headtail.distill.train import Run, Spec, _model
+from headtail.models import weights_digest
 from headtail.storage import open_storage, read_table
 
 STEPS, BROKEN_AFTER, EVERY = 9, 8, 3
@@ -94,7 +95,7 @@ def main(folder: str, runs: list[str]) -> None:
         found = {}
         for name, after in (("whole", 10**9), ("broken", BROKEN_AFTER)):
             learner = Leaving(after=after)
-            spec = Spec(store, f"run{number}/{name}", learner, (), 0, settings, Meter())
+            spec = Spec(store, f"run{number}/{name}", learner, (), 0, settings, Meter(), weights_digest(Path(folder) / "base"))
             if rank == 0:
                 store.replace(spec.examples, Path(f"{folder}/examples.parquet").read_bytes())
             torch.distributed.barrier()

@@ -7,6 +7,10 @@ pinned is refused. Knows nothing of how an engine runs.
 
 from __future__ import annotations
 
+import os
+import re
+import socket
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +19,13 @@ from headtail.engines import ModelConfig
 from headtail.errors import ConfigError, StorageError
 from headtail.form import DEFAULT, FILE, Form, parse
 from headtail.form import read as read_form
-from headtail.keys import sha256_file, sha256_tree
+from headtail.keys import fingerprint, sha256_file, sha256_tree
 from headtail.receipt import Receipt, load_receipt
 from headtail.storage import Storage
 
 SHIPPED = Path(__file__).parent / "examples" / "models"
 _BESIDE = (".md", ".txt", ".log", ".png", ".svg")  # about a model, not of it: their change changes no answer
+_COMMIT = re.compile("[0-9a-f]{40}")
 _TEXT_OF_MODEL = ("merges.txt", "vocab.txt")
 
 
@@ -71,11 +76,20 @@ def resolve(model: str, revision: str, store: Storage, fetch: bool = True) -> Fo
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         fix = "give a folder with config.json, a hub id (org/name) with its revision, distill/<fingerprint> or example:teacher"
         raise ConfigError("model not found", where="model", value=model, fix=fix)
-    if not revision:
-        fix = "set revision to the commit hash shown on the hub; if a local folder was meant, it does not exist"
-        what = "a hub model needs its revision, or its answers could come from other weights tomorrow"
-        raise ConfigError(what, where="revision", value=model, fix=fix)
+    if not _COMMIT.fullmatch(revision):
+        fix = "set revision to the commit hash shown on the hub, 40 hex digits; if a local folder was meant, it does not exist"
+        what = "a hub model needs its revision as a commit: a branch or tag could be other weights tomorrow"
+        raise ConfigError(what, where="revision", value=f"{model} at {revision or 'none'}", fix=fix)
     return Found(model, f"hub:{model}@{revision}", model)
+
+
+def same_weights(found: Found, digest: str) -> Found:
+    """`found` in a worker, when it is what the driver of the job saw; ConfigError when this node holds other weights under that name."""
+    if found.digest != digest:
+        fix = "give every node the same files, or name what all nodes fetch alike: a hub id with its commit, or distill/<fingerprint>"
+        where = f"{found.path} on the node {socket.gethostname()}"
+        raise ConfigError("a node has other weights than the job", where=where, value=f"{found.digest} there, {digest} in the job", fix=fix)
+    return found
 
 
 def weights_digest(folder: Path) -> str:
@@ -90,8 +104,8 @@ def _counts(path: Path) -> bool:
 
 
 def _fetched(receipt: Receipt, store: Storage) -> Path:
-    """A local folder with the student's files, each checked against the digest in its receipt."""
-    cache = Path(tempfile.gettempdir()) / "headtail-models" / receipt.fingerprint
+    """A local folder with the student's files and no other, each checked against the digest in its receipt."""
+    cache = private_folder() / fingerprint(store.root)[:16] / receipt.fingerprint  # two stores may hold runs of one fingerprint
     folder: Path | None = None
     for name, ref in sorted(receipt.outputs.items()):
         if not name.startswith("model/"):
@@ -105,4 +119,18 @@ def _fetched(receipt: Receipt, store: Storage) -> Path:
         folder = folder or local.parents[name.count("/") - 1]
     if folder is None:
         raise ConfigError("this distill receipt holds no model files", where="model", value=receipt.path, fix="run distill again")
+    if weights_digest(folder) != receipt.facts["digest"]:
+        fix = "remove files that distill did not write; or run distill again after removing the folder"
+        raise StorageError("a student's folder is not what was published: it holds other files too", where=str(folder), fix=fix)
+    return folder
+
+
+def private_folder() -> Path:
+    """Where copies of models lie: a folder that nobody but this user can open. StorageError when somebody else made it first."""
+    folder = Path(tempfile.gettempdir()) / f"headtail-models-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        fix = "remove it, or set TMPDIR to a folder of your own"
+        raise StorageError("the folder for copies of models is not this user's alone", where=str(folder), fix=fix)
     return folder

@@ -16,7 +16,7 @@ from pydantic import Field
 from headtail.config import StageConfig, execution, result_fields
 from headtail.engines import ModelConfig, check_top
 from headtail.engines.device import resolved
-from headtail.engines.tokens import vocabulary
+from headtail.engines.tokens import load_tokenizer, vocabulary
 from headtail.errors import EngineError, InputError, LimitReached
 from headtail.generate import ANSWERS, Job, Ledger, Limits, Table, generate, sweep
 from headtail.generate.preview import ROWS, Preview, finished, kept, preview
@@ -220,14 +220,11 @@ def _record(station: Station, config: Config, job: Job, model: Found, ledger: Le
 
 def _tell_top(station: Station, config: Config, ledger: Ledger) -> None:
     """What the likeliest tokens cost in the store, compressed, and whose vocabulary their ids are of."""
-    from transformers import AutoTokenizer
-
     paths = [shard.answers.path for shard in ledger.shards]
     with ThreadPoolExecutor(16) as pool:
         size = sum(pool.map(lambda path: column_bytes(station.store, path, TOP.names), paths))
     station.metrics |= {"top_logprobs_bytes": float(size), "top_logprobs_bytes_per_row": size / ledger.rows}
-    revision = {"revision": config.model.revision} if config.model.revision else {}
-    station.facts["vocabulary"] = vocabulary(AutoTokenizer.from_pretrained(find(config.model, station.store).path, **revision))
+    station.facts["vocabulary"] = vocabulary(load_tokenizer(find(config.model, station.store).path, config.model.revision))
 
 
 def limits(config: Config) -> Limits:

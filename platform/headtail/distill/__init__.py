@@ -206,7 +206,7 @@ def _work(config: Config, station: Station, sources: Sources) -> None:
     taught = None  # what a teacher of logits reads: its answers are those to the rows as it was asked, side inputs and all
     if first is not None and sources.teacher is not None:
         taught = examples(learner, base.tokenizer, shown, tasks, config.max_tokens, config.held_out_share)
-    done = train(config, station, learner, base, table, taught)
+    done = train(config, station, learner, base, table, sources.teacher, taught)
     finish(config, station, learner, base, done, table)
     record(config, station, done, table, base.name, tasks)
     if first is not None:
@@ -218,7 +218,7 @@ def _check_logits(config: Config, store: Storage, sources: Sources, form: Form, 
     from headtail.distill.logits import check_logits, check_stored
 
     if sources.teacher is not None:
-        check_logits(config.student, form, tokenizer, sources.teacher)
+        check_logits(config.student, form, tokenizer, sources.teacher, config.logits.revision if config.logits else "")
         return
     for receipt, name in _named(sources, "golden."):
         check_stored(config.student, tokenizer, source_of(store, receipt), f"{receipt.path}:{name}")

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from headtail.config import Config
 from headtail.engines.device import quiet_transformers
+from headtail.engines.tokens import load_tokenizer
 
 
 class Shape(Config):
@@ -74,12 +75,12 @@ def make_base(shape: Shape, tokenizer: Any, seed: int) -> Any:
 def load_base(path: str, revision: str = "", layers: int = 0) -> tuple[Any, Any]:
     """(model in fp32, tokenizer) from a folder or hub id, cut to `layers` layers when asked."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     hush()
     extra = {"revision": revision} if revision else {}
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **extra)
-    tokenizer = AutoTokenizer.from_pretrained(path, **extra)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False, **extra)
+    tokenizer = load_tokenizer(path, revision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if layers and layers < model.config.num_hidden_layers:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from headtail.engines.control import Encoder
 from headtail.errors import TrainingError
 from headtail.form import DEFAULT, Form
 from headtail.task import Task
@@ -35,20 +36,15 @@ class Batch(NamedTuple):
     tokens: int
 
 
-def prompt_text(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
-    """The text that a model is given for `messages`: its own chat template, ready for the answer."""
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
-
-
 def encode(task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_out: set[bytes], form: Form = DEFAULT) -> pa.Table:
     """TOKENS rows for golden rows, asked and answered in `form`; a row longer than `max_tokens` is an error that names it, never cut."""
     prompts, targets = [], []
     for row in golden.to_pylist():
-        prompts.append(prompt_text(tokenizer, form.messages(task, row["query"], {name: row.get(name) for name in task.side_inputs})))
-        targets.append(form.target(task, golden_answer(task, row), row["query"]) + tokenizer.eos_token)
-    before = tokenizer(prompts, add_special_tokens=False)["input_ids"] if prompts else []
-    after = tokenizer(targets, add_special_tokens=False)["input_ids"] if targets else []
-    ids = [a + b for a, b in zip(before, after, strict=True)]
+        prompts.append(form.messages(task, row["query"], {name: row.get(name) for name in task.side_inputs}))
+        targets.append(form.target(task, golden_answer(task, row), row["query"]))
+    encoder, end = Encoder(tokenizer), int(tokenizer.eos_token_id)
+    before, after = encoder.chats(prompts), encoder.texts(targets)
+    ids = [[*a, *b, end] for a, b in zip(before, after, strict=True)]
     lengths = [len(row) for row in ids]
     check_lengths(golden["query"].to_pylist(), lengths, max_tokens)
     keys = golden["query_key"].to_pylist()

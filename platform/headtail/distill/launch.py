@@ -30,6 +30,7 @@ class Prepared(NamedTuple):
     path: str
     files: tuple[str, ...]
     name: str
+    digest: str  # of base.model, which every worker finds for itself; empty where there are `files`
 
 
 def prepare_base(
@@ -40,7 +41,7 @@ def prepare_base(
     if store.exists(kept):
         made = read_json(store, kept)
         folder = fetch_folder(store, made["files"], folder)
-        return Prepared(learner.load(str(folder))[1], str(folder), tuple(made["files"]), made["name"])
+        return Prepared(learner.load(str(folder))[1], str(folder), tuple(made["files"]), made["name"], "")
     if found is None:
         assert config.base.shape is not None  # Base sees to it: model or shape
         texts = (text for task, table in golden for text in learner.texts(task, table))
@@ -48,7 +49,7 @@ def prepare_base(
         name = str(getattr(learner, "made", "random weights"))
     elif not config.base.layers:
         _, tokenizer = learner.load(found.path, config.base.revision)
-        return Prepared(tokenizer, found.path, (), found.name)
+        return Prepared(tokenizer, found.path, (), found.name, found.digest)
     else:
         model, tokenizer = learner.load(found.path, config.base.revision, config.base.layers)
         name = f"{found.name}, {config.base.layers} of its layers"
@@ -57,19 +58,27 @@ def prepare_base(
     shutil.copytree(folder, station.scratch / "base-copy")
     files = [ref.path for ref in put_folder(store, station.scratch / "base-copy", f"{station.path}/work/base")]
     write_json(store, kept, {"files": files, "name": name})  # last: now it is there
-    return Prepared(tokenizer, str(folder), tuple(files), name)
+    return Prepared(tokenizer, str(folder), tuple(files), name, "")
 
 
 def train(
-    config: Config, station: Station, learner: Learner, base: Prepared, examples: pa.Table, taught: pa.Table | None = None
+    config: Config,
+    station: Station,
+    learner: Learner,
+    base: Prepared,
+    examples: pa.Table,
+    teacher: Found | None = None,
+    taught: pa.Table | None = None,
 ) -> dict[str, Any]:
-    """What `done.json` says of the finished run. `taught`: the examples as a teacher of logits reads them, if it reads others."""
+    """What `done.json` says of the finished run. `taught`: the examples as the `teacher` of logits reads them, if it reads others."""
     from headtail import cluster
     from headtail.distill.train import Spec
     from headtail.meter import metered
 
     settings, pad = config.model_dump(mode="json"), int(base.tokenizer.pad_token_id)
-    spec = Spec(station.store, f"{station.path}/work", learner, base.files, pad, settings, None)
+    spec = Spec(
+        station.store, f"{station.path}/work", learner, base.files, pad, settings, None, base.digest, teacher.digest if teacher else ""
+    )
     if not station.store.exists(spec.done):
         if taught is not None:
             write_table(station.store, spec.taught, taught)

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from headtail.config import Config
 from headtail.distill.batches import UNTAUGHT, collate, columns
-from headtail.engines.tokens import vocabulary
+from headtail.engines.tokens import load_tokenizer, vocabulary
 from headtail.errors import ConfigError
 from headtail.form import Form
 from headtail.models import Found
@@ -49,10 +49,8 @@ class Logits(Config):
         return 0 if self.teacher else self.k
 
 
-def check_logits(student: str, asked: Form, tokenizer: Any, teacher: Found) -> None:
+def check_logits(student: str, asked: Form, tokenizer: Any, teacher: Found, revision: str = "") -> None:
     """ConfigError when the teacher cannot read what the student reads and writes: kind, form, token ids."""
-    from transformers import AutoTokenizer
-
     if student != "decoder" or not asked.default:
         raise ConfigError(
             "only a decoder in the default form learns from a teacher's logits: the teacher knows no other",
@@ -60,7 +58,7 @@ def check_logits(student: str, asked: Form, tokenizer: Any, teacher: Found) -> N
             value=f"{student}, prompt {asked.prompt}, answer {asked.answer}",
             fix="set logits to null, or form to {prompt: task, answer: json}",
         )
-    if AutoTokenizer.from_pretrained(teacher.path).get_vocab() != tokenizer.get_vocab():
+    if load_tokenizer(teacher.path, revision).get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
             "the teacher's vocabulary is not the student's: their logits cannot be compared",
             where="logits.teacher",

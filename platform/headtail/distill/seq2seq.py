@@ -17,6 +17,7 @@ import pyarrow as pa
 from headtail import form
 from headtail.distill.base import Shape, hush
 from headtail.distill.batches import EXAMPLE, UNTAUGHT, Batch, Columns, check_lengths, golden_answer
+from headtail.engines.control import Encoder
 from headtail.engines.transformers import load, prompt_ids, prompt_text
 from headtail.errors import ConfigError
 from headtail.task import Task
@@ -73,8 +74,9 @@ class Seq2SeqLearner:
     def encode(self, task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
         """ROWS for golden rows; a row longer than `max_tokens` is an error that names it, never cut."""
         pairs = [self._pair(task, row) for row in golden.to_pylist()]
-        ids = prompt_ids(tokenizer, [prompt for prompt, _ in pairs])
-        target = prompt_ids(tokenizer, [answer for _, answer in pairs])
+        encoder, end = Encoder(tokenizer), int(tokenizer.eos_token_id)
+        ids = prompt_ids(encoder, end, [prompt for prompt, _ in pairs])
+        target = prompt_ids(encoder, end, [answer for _, answer in pairs])
         lengths = [len(a) + len(b) for a, b in zip(ids, target, strict=True)]
         check_lengths(golden["query"].to_pylist(), lengths, max_tokens)
         held = [key in held_out for key in golden["query_key"].to_pylist()]

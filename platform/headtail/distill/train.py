@@ -29,7 +29,7 @@ from headtail.distill.batches import Batch, Columns, columns, epoch_seed, plan_e
 from headtail.distill.checkpoints import Checkpoints
 from headtail.distill.learner import Learner
 from headtail.errors import TrainingError
-from headtail.models import resolve
+from headtail.models import resolve, same_weights
 from headtail.storage import Storage, column_bytes, fetch_folder, put_folder, read_table, write_json, write_table
 
 
@@ -43,6 +43,8 @@ class Spec(NamedTuple):
     pad: int
     settings: dict[str, Any]
     meter: Any
+    base_digest: str = ""  # of base.model and logits.teacher, where the run was started
+    teacher_digest: str = ""
 
     @property
     def examples(self) -> str:
@@ -88,7 +90,7 @@ def taught(spec: Spec, table: pa.Table, rank: int, world: int) -> pa.Table:
 
     settings, mine = spec.settings["logits"], f"{spec.work}/logits-{rank:05}-of-{world:05}.parquet"
     if not spec.store.exists(mine):
-        found = resolve(settings["teacher"], settings["revision"], spec.store)
+        found = same_weights(resolve(settings["teacher"], settings["revision"], spec.store), spec.teacher_digest)
         device = "cuda" if spec.settings["gpus_per_worker"] else "cpu"
         read = read_table(spec.store, spec.taught) if spec.store.exists(spec.taught) else table
         asked = read.take(np.arange(rank, table.num_rows, world))
@@ -308,7 +310,7 @@ def _model(spec: Spec, scratch: Path) -> Any:
     if spec.base_files:
         path = str(fetch_folder(spec.store, spec.base_files, scratch / "base"))
     else:
-        path = resolve(base["model"], base["revision"], spec.store).path
+        path = same_weights(resolve(base["model"], base["revision"], spec.store), spec.base_digest).path
     model, tokenizer = spec.learner.load(path, base["revision"])
     lora = spec.settings["lora"]
     return model if lora is None else adapted(model, tokenizer, spec.learner, lora)

@@ -20,6 +20,7 @@ from headtail.engines import Completion, ModelConfig, Request
 from headtail.engines.batches import cut
 from headtail.engines.decisions import Decided, Writer, decide, width
 from headtail.engines.device import precision, quiet_transformers, set_environment, threads
+from headtail.engines.tokens import load_tokenizer
 from headtail.engines.words import Read, Reader, split
 from headtail.errors import ConfigError, EngineError
 from headtail.keys import fingerprint
@@ -27,7 +28,7 @@ from headtail.labels import Scheme
 from headtail.spelling import Near
 
 LABELS = "labels.json"  # beside the weights: the Scheme
-FORM = 1  # raise it when the same weights answer otherwise
+FORM = 2  # raise it when the same weights answer otherwise
 AHEAD = 2048  # rows read ahead and sorted by length
 CPU_ROOM = (256, 4096)  # rows and tokens of a batch: see docs/engines.md
 GPU_ROOM = (2048, 65536)
@@ -140,19 +141,19 @@ def read_scheme(path: str, schema: dict[str, Any] | None) -> Scheme:
 def load(path: str, scheme: Scheme, dtype: str = "float32", revision: str = "") -> tuple[Any, Any]:
     """(token classifier whose outputs are the scheme's heads one after another, tokenizer). A base without heads gets random ones."""
     import torch
-    from transformers import AutoModelForTokenClassification, AutoTokenizer
+    from transformers import AutoModelForTokenClassification
 
     quiet_transformers()
     extra: dict[str, Any] = {"revision": revision} if revision else {}
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
         model = AutoModelForTokenClassification.from_pretrained(
-            path, num_labels=width(scheme), dtype=kind, ignore_mismatched_sizes=True, **extra
+            path, num_labels=width(scheme), dtype=kind, ignore_mismatched_sizes=True, trust_remote_code=False, **extra
         )
     except (OSError, ValueError) as error:
         fix = "take a BERT, RoBERTa, ELECTRA, ModernBERT or like model"
         raise EngineError(f"the encoder did not load: {error}", where=path, fix=fix) from error
-    return model, AutoTokenizer.from_pretrained(path, add_prefix_space=True, **extra)
+    return model, load_tokenizer(path, revision, add_prefix_space=True)
 
 
 def longest(model: Any) -> int:

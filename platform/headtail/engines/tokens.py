@@ -1,6 +1,6 @@
 """Between text and token ids: prompts made into ids ahead of the engine, sampled ids back into the text each one adds.
 
-In: Requests and a Hugging Face tokenizer with a chat template. Out: ids, in batches, made by a thread while the engine
+In: Requests and the Encoder of a tokenizer with a chat template. Out: ids, in batches, made by a thread while the engine
 works: a template and a tokenizer called row by row on the engine's own thread cost 4-7 % of a small model's rows/s.
 A row that the template or the tokenizer refuses comes with its reason. Knows nothing of engines.
 """
@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from headtail.engines import Request
+from headtail.engines.control import Encoder
 from headtail.keys import fingerprint
 
 BATCH = 64  # rows made into ids by one call; from 16 on a call's own cost no longer shows
@@ -26,8 +27,8 @@ Made = tuple[Request, list[int], str]  # ids, or none and the reason why
 class Ahead:
     """`requests` with their ids. The source is pulled by the caller's own thread, the ids are made by another."""
 
-    def __init__(self, tokenizer: Any, requests: Iterable[Request]) -> None:
-        self._tokenizer, self._source, self._open = tokenizer, iter(requests), True
+    def __init__(self, encoder: Encoder, requests: Iterable[Request]) -> None:
+        self._encoder, self._source, self._open = encoder, iter(requests), True
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokens")
         self._making: deque[Future[list[Made]]] = deque()
         self._ready: deque[Made] = deque()
@@ -58,28 +59,30 @@ class Ahead:
             batch = list(islice(self._source, BATCH))
             self._open = len(batch) == BATCH
             if batch:
-                self._making.append(self._pool.submit(made, self._tokenizer, batch))
+                self._making.append(self._pool.submit(made, self._encoder, batch))
 
 
-def made(tokenizer: Any, batch: Sequence[Request]) -> list[Made]:
+def made(encoder: Encoder, batch: Sequence[Request]) -> list[Made]:
     """The ids of each request's prompt. One bad row costs the others only the batch's speed."""
     try:
-        return list(zip(batch, ids(tokenizer, [list(request.messages) for request in batch]), [""] * len(batch), strict=True))
+        return list(zip(batch, encoder.chats([request.messages for request in batch]), [""] * len(batch), strict=True))
     except Exception:
-        return [_alone(tokenizer, request) for request in batch]
+        return [_alone(encoder, request) for request in batch]
 
 
-def _alone(tokenizer: Any, request: Request) -> Made:
+def _alone(encoder: Encoder, request: Request) -> Made:
     try:
-        return request, ids(tokenizer, [list(request.messages)])[0], ""
+        return request, encoder.chats([request.messages])[0], ""
     except Exception as error:  # whatever this one row did to the template; the others go on
         return request, [], f"{type(error).__name__}: {error}"
 
 
-def ids(tokenizer: Any, chats: list[list[dict[str, str]]]) -> list[list[int]]:
-    """Token ids of rendered chats, ready for an answer."""
-    found = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=True, return_dict=False)
-    return [list(one) for one in found]
+def load_tokenizer(path: str, revision: str = "", **extra: Any) -> Any:
+    """The tokenizer of a model folder or hub id. No code of the model's own is run."""
+    from transformers import AutoTokenizer
+
+    extra |= {"revision": revision} if revision else {}
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **extra)
 
 
 def unfit(prompt: Sequence[int], limit: int) -> str:

@@ -18,9 +18,10 @@ from typing import Any
 from headtail import form
 from headtail.engines import Bound, Completion, ModelConfig, Request
 from headtail.engines.batches import cut
+from headtail.engines.control import Encoder
 from headtail.engines.device import precision, quiet_transformers, set_environment, threads
 from headtail.engines.grammar import Masks
-from headtail.engines.tokens import Made, answer_texts, made, unfit
+from headtail.engines.tokens import Made, answer_texts, load_tokenizer, made, unfit
 from headtail.errors import ConfigError, EngineError
 
 FORM = 1  # raise it when the same weights answer otherwise
@@ -45,7 +46,7 @@ class TransformersEngine:
         self.kind = form.read(Path(path)).kind
         self._model, self._tokenizer = load(path, precision(config), config.revision, self.kind)
         self._model.to(self._device).eval()
-        self._pad = self._tokenizer.pad_token_id or 0
+        self._encoder, self._pad = Encoder(self._tokenizer), self._tokenizer.pad_token_id or 0
         self._ends = ends(self._model, self._tokenizer)
         self._masks = Masks(
             self._tokenizer, self._model.config.vocab_size, sorted(self._ends), bound, sampling["max_tokens"], threads(config)
@@ -96,8 +97,8 @@ class TransformersEngine:
 
     def _read(self, window: Sequence[Request]) -> list[Made]:
         if self.kind == "decoder":
-            return made(self._tokenizer, window)
-        found = prompt_ids(self._tokenizer, [prompt_text(request.messages) for request in window])
+            return made(self._encoder, window)
+        found = prompt_ids(self._encoder, self._tokenizer.eos_token_id, [prompt_text(request.messages) for request in window])
         return [(request, ids, "") for request, ids in zip(window, found, strict=True)]
 
     def _answer(self, batch: Sequence[tuple[Request, list[int]]]) -> Iterator[Completion]:
@@ -296,16 +297,15 @@ def prompt_text(messages: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(message["content"] for message in messages)
 
 
-def prompt_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of prompts, each closed by the end token, as T5 was trained."""
-    end = tokenizer.eos_token_id
-    return [[*ids, end] for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+def prompt_ids(encoder: Encoder, end: int, texts: Iterable[str]) -> list[list[int]]:
+    """Ids of prompts, each closed by the token `end`, as T5 was trained."""
+    return [[*ids, end] for ids in encoder.texts(texts)]
 
 
 def load(path: str, dtype: str = "float32", revision: str = "", kind: str = "seq2seq") -> tuple[Any, Any]:
     """(model of a kind, tokenizer) from a folder or hub id."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     quiet_transformers()
     extra: dict[str, Any] = {"revision": revision} if revision else {}
@@ -313,7 +313,7 @@ def load(path: str, dtype: str = "float32", revision: str = "", kind: str = "seq
     if kind == "seq2seq":
         found, fix = AutoModelForSeq2SeqLM, "take a T5, BART or like model"
     try:
-        model = found.from_pretrained(path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **extra)
+        model = found.from_pretrained(path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), trust_remote_code=False, **extra)
     except (OSError, ValueError) as error:
         raise EngineError(f"the model did not load: {error}", where=path, fix=fix) from error
-    return model, AutoTokenizer.from_pretrained(path, **extra)
+    return model, load_tokenizer(path, revision)

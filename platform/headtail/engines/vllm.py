@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from headtail.engines import Bound, Completion, ModelConfig, Request
+from headtail.engines.control import Encoder
 from headtail.engines.device import SPINS, precision, threads
 from headtail.engines.flight import Flight
 from headtail.engines.grammar import BACKEND, described, told
 from headtail.engines.load import Load
 from headtail.engines.orphans import Guard
-from headtail.engines.tokens import Ahead, ids, unfit
+from headtail.engines.tokens import Ahead, unfit
 from headtail.engines.tokens import token_texts as token_texts
 from headtail.errors import ConfigError, EngineError
 
@@ -77,6 +78,7 @@ def arguments(config: ModelConfig, path: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model": path,
         "dtype": precision(config),
+        "trust_remote_code": False,
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs or seqs,
         "max_num_batched_tokens": config.max_num_batched_tokens or tokens,
@@ -129,6 +131,7 @@ class VllmEngine:
         if not getattr(self._tokenizer, "chat_template", None):
             fix = "use an instruction-tuned model, or add chat_template.jinja"
             raise EngineError("the model's tokenizer has no chat template", where=path, fix=fix)
+        self._encoder = Encoder(self._tokenizer)
         self._params = self._prepared(sampling_params(sampling, grammar, top), int(sampling.get("n", 1)))
         self._ends = frozenset(self._params[0].all_stop_token_ids)
         self._limit = self._engine.vllm_config.model_config.max_model_len
@@ -151,7 +154,7 @@ class VllmEngine:
 
     def _prepared(self, params: Any, n: int) -> list[Any]:
         """The sampling of each of `n` samples as vLLM's core takes it: checked and completed by vLLM once, not per row."""
-        prompt = {"type": "token", "prompt_token_ids": ids(self._tokenizer, [list(_PROBE)])[0]}
+        prompt = {"type": "token", "prompt_token_ids": self._encoder.chats([_PROBE])[0]}
         tasks = self._engine.get_supported_tasks()
         try:
             first = self._engine.input_processor.process_inputs("probe", prompt, params, tasks).sampling_params
@@ -200,7 +203,7 @@ class VllmEngine:
         """Completions as they finish. Pulls requests so that the engine always has some waiting."""
         flight = Flight(self._tokenizer, len(self._params), self._ends, self.top)
         try:
-            with Ahead(self._tokenizer, requests) as ahead:
+            with Ahead(self._encoder, requests) as ahead:
                 last = time.monotonic()
                 while ahead.more or flight:
                     # Wait for ids only when places would stay empty: some milliseconds against a step's tens.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from headtail.engines.control import Encoder
 from headtail.errors import ConfigError
 from headtail.labels import words
 
@@ -29,7 +30,7 @@ class Reader:
     """Turns queries into ids: [CLS] query [SEP], and after it what stands beside it [SEP]."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self._encoder, self._unknown = Encoder(tokenizer), tokenizer.unk_token_id
         self._remembered: dict[str, list[int]] = {}
         self.start, self.end = _special(tokenizer, "cls", "bos"), _special(tokenizer, "sep", "eos")
         self.pad = _special(tokenizer, "pad", "sep")
@@ -56,10 +57,9 @@ class Reader:
             if len(known) + len(new) > _REMEMBERED:
                 known.clear()
                 new = list(texts)
-            asked = self._tokenizer([[text] for text in new], is_split_into_words=True, add_special_tokens=False)["input_ids"]
-            unknown = self._tokenizer.unk_token_id
-            for text, ids in zip(new, asked, strict=True):
-                known[text] = list(ids) or [self.end if unknown is None else unknown]  # each word has a place, whatever it is
+            unknown = self.end if self._unknown is None else self._unknown
+            for text, ids in zip(new, self._encoder.words(new), strict=True):
+                known[text] = ids or [unknown]  # each word has a place, whatever it is
         return [known[text] for text in texts]
 
 

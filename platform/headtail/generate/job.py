@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from headtail.config import Config, result_fields
-from headtail.engines import IN_PROCESS, ModelConfig
+from headtail.engines import IN_PROCESS, ModelConfig, control
 from headtail.engines.grammar import FORM
 from headtail.form import DEFAULT, Form
 from headtail.generate.limits import Limits
@@ -113,14 +113,14 @@ def answer_settings(task: Task, model: ModelConfig, digest: str, form: Form = DE
 
 
 def _told(model: ModelConfig, form: Form) -> int | list[int]:
-    """Version of how an engine in this process comes to its text: of the grammar it is bound by, or of what reads its labels."""
+    """Versions of how an engine in this process reads and writes text: of the grammar, of control tokens, of what reads labels."""
     if model.engine not in IN_PROCESS:
         return 0
     if form.kind == "decoder" and model.engine == "vllm":
-        return FORM
+        return [FORM, control.FORM]
     from headtail.engines import encoder, transformers
 
-    return encoder.FORM if form.kind == "encoder" else [FORM, transformers.FORM]
+    return encoder.FORM if form.kind == "encoder" else [FORM, control.FORM, transformers.FORM]
 
 
 class Journal(Config):

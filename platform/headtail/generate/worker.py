@@ -25,7 +25,7 @@ from headtail.generate.job import Job, ShardReceipt
 from headtail.generate.prepare import Manifest
 from headtail.generate.shard import Shard, read_receipt, tokens_out
 from headtail.generate.watch import watched
-from headtail.models import find
+from headtail.models import find, same_weights
 from headtail.outcome import settle
 from headtail.secrets import hide
 from headtail.storage import open_storage, read_json, write_json
@@ -128,7 +128,8 @@ class Worker:
         if self.engine is None:
             begun = time.monotonic()
             self._count_start()
-            found, sampling = find(self.job.model, self.store), self.job.task.file.sampling.model_dump()
+            found = same_weights(find(self.job.model, self.store), self.job.digest)
+            sampling = self.job.task.file.sampling.model_dump()
             bound = self.job.form.bound(self.job.task, sampling["max_tokens"])
             with watched(self.job.stall_seconds + _START_S):
                 self.engine = open_engine(self.job.model, found.path, bound, sampling, self.job.top_logprobs)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -34,6 +34,13 @@ from headtail.storage import Storage, open_storage
 APP = "headtail"
 INGRESS_CPUS = 0.1  # a lookup takes microseconds: the ingress must not take a whole core from the student
 TELL_EVERY_S = 10.0
+
+
+class Chosen(NamedTuple):
+    """The model that runs live, and the digest of its weights where the deployment is started."""
+
+    model: ModelConfig
+    digest: str
 
 
 class LiveModel(ModelConfig):
@@ -119,7 +126,7 @@ def start(config: Config, student: type | None = None) -> Server:
     config = config.model_copy(update={"root": store.root})  # absolute: replicas have a working directory of their own
     release = releases.load(store, config.release)
     read_manifest(store, release.generation)
-    model = _student(config, store, release)
+    chosen = _student(config, store, release)
     import ray
     from ray import serve
 
@@ -139,10 +146,10 @@ def start(config: Config, student: type | None = None) -> Server:
             }
             serve.start(http_options=options, logging_config=_LOGGING)
             target = serve.RunTarget(
-                target=application(config, release, model, student), name=APP, route_prefix="/", logging_config=_LOGGING
+                target=application(config, release, chosen, student), name=APP, route_prefix="/", logging_config=_LOGGING
             )
             serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-            _wait(config, server, model)
+            _wait(config, server, chosen.model if chosen else None)
     except BaseException:
         server.stop()
         raise
@@ -165,7 +172,7 @@ def run_forever(config: Config) -> None:
         say("interrupted while starting")
 
 
-def application(config: Config, release: releases.Release, model: ModelConfig | None, student: type | None = None) -> Any:
+def application(config: Config, release: releases.Release, chosen: Chosen | None, student: type | None = None) -> Any:
     """The Serve application: the ingress, and the student behind it when there is one. `student`: another class, for tests."""
     from ray import serve
 
@@ -173,7 +180,8 @@ def application(config: Config, release: releases.Release, model: ModelConfig | 
     from headtail.serve.live import Student
 
     live = None
-    if model is not None:
+    if chosen is not None:
+        model = chosen.model
         kind = serve.deployment(
             name="live",
             num_replicas=config.live_replicas,
@@ -189,7 +197,7 @@ def application(config: Config, release: releases.Release, model: ModelConfig | 
             max_constructor_retry_count=1,
             user_config={"query": "warm up"},
         )(student or Student)
-        live = kind.bind(model, config.root, releases.open_task(release), release.student)
+        live = kind.bind(model, config.root, releases.open_task(release), release.student, chosen.digest)
     ingress = serve.deployment(
         name="ingress",
         num_replicas=config.ingress_replicas,
@@ -199,7 +207,7 @@ def application(config: Config, release: releases.Release, model: ModelConfig | 
         graceful_shutdown_timeout_s=5,
         max_surge_percent=100,  # the new replica answers before the old one leaves
     )(serve.ingress()(Ingress))
-    return ingress.bind(config, live, model.model if model else "", release.student if config.live else None)
+    return ingress.bind(config, live, chosen.model.model if chosen else "", release.student if config.live else None)
 
 
 def from_args(args: dict[str, Any]) -> Any:
@@ -214,7 +222,7 @@ def from_args(args: dict[str, Any]) -> Any:
 _LOGGING: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
 
 
-def _student(config: Config, store: Storage, release: releases.Release) -> ModelConfig | None:
+def _student(config: Config, store: Storage, release: releases.Release) -> Chosen | None:
     """The model to run live, or None when live is off or the release has no student. A model that is not there is told here."""
     if not config.live:
         return None
@@ -225,9 +233,10 @@ def _student(config: Config, store: Storage, release: releases.Release) -> Model
     if model.engine not in IN_PROCESS:
         fix = f"set model.engine to one of {', '.join(IN_PROCESS)}, or live=false"
         raise ConfigError("the live student runs in this process", where="model.engine", value=model.engine, fix=fix)
-    find(model, store, fetch=False).form.check(releases.open_task(release))  # each replica fetches for itself
+    found = find(model, store, fetch=False)  # each replica fetches for itself
+    found.form.check(releases.open_task(release))
     folder = Path(model.model).expanduser()
-    return model.model_copy(update={"model": str(folder.resolve())}) if folder.is_dir() else model
+    return Chosen(model.model_copy(update={"model": str(folder.resolve())}) if folder.is_dir() else model, found.digest)
 
 
 def _check_port(config: Config) -> None:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from headtail.engines import Completion, ModelConfig, Request
+from headtail.engines.control import Encoder
 from headtail.engines.grammar import told
 from headtail.errors import EngineError
 from headtail.generate.job import answer_settings
 from headtail.keys import answer_key, fingerprint
-from headtail.models import Found, find
+from headtail.models import Found, find, same_weights
 from headtail.outcome import confidence
 from headtail.serve.answerer import Live, LiveFailure, LiveReply
 from headtail.storage import open_storage
@@ -30,15 +31,16 @@ from headtail.task import Task
 class Student:
     """A started student. An instance is a Serve replica.
 
-    `stands_for`: the release's student that it is deployed as; another model runs when the config names one.
+    `stands_for`: the release's student that it is deployed as; another model runs when the config names one. `digest`: of its weights,
+    where the deployment was started.
     """
 
-    def __init__(self, config: ModelConfig, root: str, task: Task, stands_for: str) -> None:
+    def __init__(self, config: ModelConfig, root: str, task: Task, stands_for: str, digest: str) -> None:
         if config.engine == "vllm":
             from headtail.engines.vllm import environment
 
             os.environ.update(environment(config))  # before vLLM is imported
-        found = find(config, open_storage(root))
+        found = same_weights(find(config, open_storage(root)), digest)
         if Path(found.path).is_dir():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         self.task, self.stands_for, self.form = task, stands_for, found.form.check(task)
@@ -98,12 +100,13 @@ class _Streamed:
         except Exception as error:
             raise EngineError(f"the live student did not start: {error}", where=found.path, fix="headtail doctor") from error
         self._tokenizer = self._engine.get_tokenizer()
+        self._encoder = Encoder(self._tokenizer)
         self._numbers = itertools.count()
 
     async def ask(self, messages: Sequence[dict[str, str]]) -> Completion:
         from headtail.engines.vllm import token_texts
 
-        ids = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True, return_dict=False)
+        ids = self._encoder.chats([messages])[0]
         final: Any = None
         async for output in self._engine.generate({"prompt_token_ids": ids}, self._params, f"live-{next(self._numbers)}"):
             final = output

@@ -1,0 +1,93 @@
+"""Text as token ids in which control tokens come from the chat template alone: what a person typed stays text.
+
+In: a Hugging Face tokenizer; texts, words or chats. Out: their ids, the same that the tokenizer gives for text without control tokens.
+A tokenizer turns `<|im_end|>` into one id wherever it stands, so a query could end its own turn. Here a copy of the tokenizer knows its
+control tokens under names that nobody can guess. The template's own are given those names, the others are spelt out like any text.
+Control are the tokens that are marked special, and those that the template writes. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from headtail.errors import ConfigError
+
+Chat = Sequence[Mapping[str, str]]
+FORM = 1  # raise it when the same text becomes other ids
+
+
+class Encoder:
+    """A tokenizer for text that people write. `control`: the ids that no text can become."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        from tokenizers import Tokenizer
+
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            fix = "take a model folder with a tokenizer.json"
+            raise ConfigError("this tokenizer cannot keep typed control tokens apart", where=str(tokenizer.name_or_path), fix=fix)
+        self._tokenizer = tokenizer
+        plain = json.loads(backend.to_str())
+        tokens = _control(plain["added_tokens"], getattr(tokenizer, "chat_template", None) or "")
+        self.control = frozenset(tokens.values())
+        mark = secrets.token_hex(8)
+        inside = {token: f"{mark}i{number:06}" for number, token in enumerate(tokens)}  # what only the copy takes for a control token
+        typed = {token: f"{mark}o{number:06}" for number, token in enumerate(tokens)}  # stands for one that a person typed
+        rendered = inside | {name: token for token, name in typed.items()}
+        self._hide, self._show = _replacing(typed), _replacing(rendered)
+        self._copy = Tokenizer.from_str(json.dumps(_renamed(plain, inside)))
+        self._copy.no_padding()
+        self._copy.no_truncation()
+
+    def texts(self, texts: Iterable[str]) -> list[list[int]]:
+        """The ids of texts, without tokens that begin or end a sequence."""
+        return [found.ids for found in self._copy.encode_batch(list(texts), add_special_tokens=False)]
+
+    def words(self, words: Iterable[str]) -> list[list[int]]:
+        """The ids of words, each as it is split in a text that is cut into words."""
+        asked = [[word] for word in words]
+        return [found.ids for found in self._copy.encode_batch(asked, is_pretokenized=True, add_special_tokens=False)]
+
+    def chats(self, chats: Iterable[Chat]) -> list[list[int]]:
+        """The ids of chats as the model's template renders them, ready for an answer."""
+        asked = [[{**message, "content": self._hide(message["content"])} for message in chat] for chat in chats]
+        prompts = self._tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False) if asked else []
+        return self.texts(map(self._show, prompts))
+
+
+def _control(added: Iterable[Mapping[str, Any]], template: str | Mapping[str, str]) -> dict[str, int]:
+    """The control tokens among those `added` to a vocabulary, with their ids."""
+    written = template if isinstance(template, str) else "".join(template.values())
+    return {
+        token["content"]: token["id"]
+        for token in added
+        if token["special"] or (token["content"] in written and token["content"].strip() and not token["content"].isalnum())
+    }
+
+
+def _replacing(names: Mapping[str, str]) -> Callable[[str], str]:
+    """A function that gives each of `names` in a text its other name, the longest first, as tokenizers find them."""
+    pattern = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
+    return lambda text: pattern.sub(lambda found: names[found[0]], text)
+
+
+def _renamed(plain: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A tokenizer.json in which tokens have other `names` and the same ids, and no text can be put together to one of them."""
+    for token in plain["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    model = plain["model"]
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(token, token): number for token, number in vocabulary.items()}
+    else:  # Unigram: pieces with their scores
+        model["vocab"] = [[names.get(token, token), score] for token, score in vocabulary]
+    if "merges" in model:
+        pairs = (pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"])
+        model["merges"] = [pair for pair in pairs if not {*pair, "".join(pair)} & names.keys()]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+    return plain
