@@ -22,7 +22,8 @@ from headtail.engines.control import Encoder
 from headtail.engines.tokens import Ahead
 from headtail.engines.transformers import prompt_ids
 from headtail.engines.words import Reader
-from headtail.form import DEFAULT
+from headtail.errors import ConfigError
+from headtail.form import DEFAULT, Manner, made_for, read, write
 from headtail.keys import query_key
 from headtail.rows import GOLDEN, with_side_inputs
 from headtail.task import Task
@@ -237,8 +238,44 @@ def test_training_rows(ours: Any, segmentation: Task, text: str) -> None:
         kept(np.array(row[name][0].as_py()), ours, {"<|end|>": 1})
 
 
-def test_what_only_a_slow_tokenizer_could_read_is_refused(tmp_path: Path) -> None:
-    from headtail.errors import ConfigError
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHAT_TEMPLATE
+LEAVES_OUT = "{% for m in messages if m['role'] != 'system' %}{{ '<|user|>' + m['content'] + '<|end|>' }}{% endfor %}"
 
+
+@pytest.mark.parametrize("template, says", [(REFUSES, "refuses"), (LEAVES_OUT, "leaves out")])
+def test_a_template_without_a_system_role_is_told_at_the_first_row(template: str, says: str) -> None:
+    """Gemma's and Mistral's raise; others drop it without a word, and with it what is asked."""
+    tokenizer = train_tokenizer(WORDS, 400)
+    tokenizer.chat_template = template
+    with pytest.raises(ConfigError, match=says) as error, Ahead(Encoder(tokenizer), [Request(0, chat("pizza"))]) as ahead:
+        ahead.take(wait=True)
+    assert "set model.system_role to merge" in error.value.fix
+    assert "understand\n\npizza" in tokenizer.decode(Encoder(tokenizer, "merge").chats([chat("pizza")])[0])
+    assert Encoder(tokenizer).chats([chat("pizza")[1:]])[0], "without a system message there is nothing to say"
+
+
+def test_a_student_whose_base_knows_no_system_role(segmentation: Task, tmp_path: Path) -> None:
+    """It is trained and asked with merged messages, as its form says; other forms are refused before training."""
+    tokenizer = train_tokenizer(WORDS, 400)
+    tokenizer.chat_template = REFUSES
+    table = golden(segmentation, "pizza")
+    with pytest.raises(ConfigError, match=r"form\.system_role"):
+        encode(segmentation, tokenizer, table, 2000, set(), DEFAULT)
+    made = made_for(segmentation, Manner(system_role="merge"))
+    ids = encode(segmentation, tokenizer, table, 2000, set(), made)["ids"][0].as_py()
+    assert segmentation.messages("pizza")[0]["content"].strip() in tokenizer.decode(ids)
+    write(made, tmp_path)
+    assert read(tmp_path) == made
+    assert [message["role"] for message in made.messages(segmentation, "pizza")] == ["user"]
+
+
+def test_a_tokenizer_without_a_template_is_told(ours: Any) -> None:
+    tokenizer = train_tokenizer(WORDS, 400)
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="no chat template"):
+        Encoder(tokenizer).chats([chat("pizza")])
+
+
+def test_what_only_a_slow_tokenizer_could_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot keep typed control tokens apart"):
         Encoder(SimpleNamespace(name_or_path=str(tmp_path)))

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from headtail.engines import Completion, Engine, ModelConfig, Request, open_engine
-from headtail.engines.openai import FORBIDDEN, OpenAIEngine, completion_of, retry_after
+from headtail.engines.chat import completion_of
+from headtail.engines.openai import FORBIDDEN, OpenAIEngine, retry_after
 from headtail.errors import ConfigError, EngineError, HeadtailError
 from headtail.task import Task
 from timescale import limit

@@ -24,6 +24,7 @@ from headtail.engines.device import here_bf16
 from headtail.errors import HeadtailError
 from headtail.loop import SHIPPED_TEACHER, Config
 from headtail.models import resolve
+from headtail.proxies import may_proxy
 from headtail.secrets import hide_in
 from headtail.storage import Storage, open_storage
 
@@ -190,8 +191,9 @@ def _endpoint(model: ModelConfig, role: str) -> Result:
     from headtail.engines.openai import key_for
 
     try:
-        key = key_for(model)
-        answer = httpx.get(f"{model.base_url.rstrip('/')}/models", headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=10)
+        key, proxied = key_for(model), may_proxy(model.base_url)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        answer = httpx.get(f"{model.base_url.rstrip('/')}/models", headers=headers, timeout=10, trust_env=proxied)
     except HeadtailError as error:
         return Result(check=role, status="bad", found=f"{error.where}: {error.what}", fix=error.fix)
     except httpx.HTTPError as error:

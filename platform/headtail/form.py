@@ -32,6 +32,10 @@ class Manner(Config):
 
     prompt: Literal["task", "bare"] = Field("task", description="task: the task's own prompt; bare: the query alone")
     side: bool = Field(False, description="bare: whether side inputs follow the query, a line each")
+    system_role: Literal["keep", "merge"] = Field(
+        "keep",
+        description="merge: the system message stands before the first user message, where a base knows no system role (Gemma, Mistral)",
+    )
     answer: Literal["json", "code", "copy"] = Field(
         "json",
         description="json: as the schema has it; code: a compact code of it; copy: a code that counts the query's words (docs/students.md)",
@@ -56,7 +60,7 @@ class Form(Manner):
 
     @property
     def default(self) -> bool:
-        return (self.kind, self.prompt, self.answer) == ("decoder", "task", "json")
+        return (self.kind, self.prompt, self.answer, self.system_role) == ("decoder", "task", "json", "keep")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -94,7 +98,8 @@ class Form(Manner):
     def messages(self, task: Task, query: str, side: Mapping[str, Sequence[str]] | None = None) -> list[dict[str, str]]:
         """The chat messages for one query; they go into its answer_key."""
         if self.prompt == "task":
-            return task.messages(query, side)
+            found = task.messages(query, side)
+            return merged(found) if self.system_role == "merge" else found
         lines = [query]
         if self.side:
             lines += ["; ".join((side or {}).get(name) or ()) for name in task.side_inputs]
@@ -142,6 +147,17 @@ def codec(task: Task, copies: bool = False) -> Codec:
     if key not in _CODECS:
         _CODECS[key] = Codec(task.schema, str(task.folder / "task.yaml"), copies)
     return _CODECS[key]
+
+
+def merged(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """`messages` without a system role: its text stands before the first user message, a blank line between them."""
+    system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
+    rest = [dict(message) for message in messages if message["role"] != "system"]
+    if system and rest and rest[0]["role"] == "user":
+        rest[0]["content"] = f"{system}\n\n{rest[0]['content']}"
+    elif system:
+        rest.insert(0, {"role": "user", "content": system})
+    return rest
 
 
 def made_for(task: Task, manner: Manner, kind: Kind = "decoder") -> Form:

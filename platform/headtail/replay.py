@@ -25,6 +25,7 @@ from headtail import charts
 from headtail.config import StageConfig, TrackingConfig, execution
 from headtail.errors import ConfigError, HeadtailError, InputError, LedgerError
 from headtail.progress import bar
+from headtail.proxies import may_proxy
 from headtail.receipt import LATEST, Receipt, load_receipt
 from headtail.rows import KEY, Source
 from headtail.score import Counts, f1
@@ -148,7 +149,7 @@ def about(url: str, timeout_s: float) -> dict[str, Any]:
     """What the server serves. InputError when nothing answers, or something that is not headtail."""
     where = f"{url.rstrip('/')}/v1/release"
     try:
-        reply = httpx.get(where, timeout=timeout_s)
+        reply = httpx.get(where, timeout=timeout_s, trust_env=may_proxy(where))
         found = reply.json()
     except httpx.HTTPError as error:
         raise InputError(f"no server answers: {error}", where="url", value=url, fix="start one: headtail serve, or set url") from None
@@ -191,7 +192,8 @@ async def send(config: Config, events: Sequence[Event], tell: Callable[[int], No
     queue: Iterator[tuple[int, Event]] = iter(enumerate(events))
     met: list[Met | None] = [None] * len(events)
     limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
-    async with httpx.AsyncClient(base_url=config.url.rstrip("/"), limits=limits, timeout=config.timeout_s) as client:
+    url, proxied = config.url.rstrip("/"), may_proxy(config.url)
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=config.timeout_s, trust_env=proxied) as client:
 
         async def sender() -> None:
             for place, event in queue:  # shared: each sender takes the next event that is left

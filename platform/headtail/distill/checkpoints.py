@@ -11,7 +11,9 @@ older ones removed. Knows nothing of what is learnt.
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,18 @@ from headtail.errors import StorageError
 from headtail.keys import sha256_file
 from headtail.storage import Storage, put_folder, read_json
 
+_TAG = re.compile("step-[0-9]{8}")
 _OWN = "rank-{rank:05}.pt"
 
 
 class Checkpoints:
     """The checkpoints of one run, as one rank sees them."""
 
-    def __init__(self, store: Storage, work: str, scratch: Path, rank: int, world: int, frozen: bool) -> None:
+    def __init__(
+        self, store: Storage, work: str, scratch: Path, rank: int, world: int, frozen: bool, made: Mapping[str, Any] | None = None
+    ) -> None:
         self.store, self.folder, self.scratch, self.rank, self.world = store, f"{work}/checkpoints", scratch / "checkpoints", rank, world
+        self.made = json.loads(json.dumps(made or {}))  # what a checkpoint must have been made of to be gone on with
         self.frozen = frozen  # part of the weights does not train (the base under an adapter): it is not written again
 
     @property
@@ -51,26 +57,35 @@ class Checkpoints:
         torch.distributed.all_gather_object(lists, {ref.path: ref.sha256 for ref in refs})
         if self.rank == 0:
             files = {path: digest for found in lists for path, digest in found.items()}
-            marker = {"tag": tag, "world": self.world, "files": files, "state": state}
+            marker = {"tag": tag, "world": self.world, "files": files, "state": state, "made": self.made}
             self.store.replace(self._marker, json.dumps(marker).encode())
             self._sweep(set(files))
         torch.distributed.barrier()
 
     def load(self, engine: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """(the loop's state, this rank's own) of the complete checkpoint, put into `engine`; None when there is none."""
+        """(the loop's state, this rank's own) of the complete checkpoint, put into `engine`; None when there is none.
+
+        None as well when it is of another number of workers, ZeRO stage, precision, adapter or data: the run begins anew. Digests are
+        compared before a file is read, and nothing but tensors and plain values is read from it: a store's file runs no code here.
+        """
         import torch
 
         if not self.store.exists(self._marker):
             return None
         found = read_json(self.store, self._marker)
+        if found.get("made", {}) != self.made:
+            return None
         shutil.rmtree(self.scratch, ignore_errors=True)
         mine = [path for path in found["files"] if self.needs(Path(path).name)]
         folder = self.scratch
         for path in mine:
+            if path.rpartition("/")[0] != f"{self.folder}/{found['tag']}" or not _TAG.fullmatch(found["tag"]):
+                raise StorageError("a checkpoint names a file outside its folder", where=self.store.uri(self._marker), value=path, fix=_FIX)
             local = self.store.fetch(path, self.scratch)
             if sha256_file(local) != found["files"][path]:
                 raise StorageError("a checkpoint's file is not the one that was written", where=self.store.uri(path), fix=_FIX)
             folder = local.parent.parent
+        engine.checkpoint_engine.load = tensors
         engine.load_checkpoint(str(folder), tag=found["tag"], load_module_strict=not self.frozen)
         own = torch.load(folder / found["tag"] / _OWN.format(rank=self.rank), weights_only=True)
         set_random_state(own.pop("random"))
@@ -94,6 +109,16 @@ class Checkpoints:
 
 
 _FIX = "it is damaged: remove the folder `checkpoints` beside it and run again; training then starts over"
+
+
+def tensors(path: str, map_location: Any = None) -> Any:
+    """What DeepSpeed's own `torch.load(weights_only=False)` would read: tensors, plain values and two of its classes, and nothing else."""
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    with torch.serialization.safe_globals([ZeroStageEnum, LossScaler]):
+        return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def random_state() -> dict[str, Any]:

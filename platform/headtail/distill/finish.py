@@ -27,25 +27,30 @@ from headtail.task import Task
 if TYPE_CHECKING:
     from headtail.distill import Config
 
-PROBES = 8  # rows on which merged weights are compared with the adapter
+PROBES = 8  # rows on which the folder that is served is compared with what was trained
 
 
 def finish(config: Config, station: Station, learner: Learner, base: Prepared, done: dict[str, Any], examples: pa.Table) -> None:
     """Fetch what was trained, merge, check, and make it the stage's output."""
     from headtail.distill.batches import columns
-    from headtail.distill.merge import merge_lora
+    from headtail.distill.merge import check_saved, merge_lora
 
     trained = fetch_folder(station.store, done["files"], station.scratch / "fetched")
     model = station.scratch / "model"
     model.mkdir()
     base.tokenizer.save_pretrained(model)
+    rows, pad = columns(examples.slice(0, PROBES)), int(base.tokenizer.pad_token_id)
+    probes = [learner.collate(rows, np.array([i]), np.ones(1, np.float32), pad) for i in range(len(rows["length"]))]
     if config.lora:
-        rows = columns(examples.slice(0, PROBES))
-        pad = int(base.tokenizer.pad_token_id)
-        probes = [learner.collate(rows, np.array([i]), np.ones(1, np.float32), pad) for i in range(len(rows["length"]))]
         station.metrics["merge_drift"] = merge_lora(learner, learner.load(base.path, config.base.revision)[0], trained, model, probes)
     else:
         halve(trained, model)
+        whole = station.scratch / "whole"  # what was trained is the store's own folder: the tokenizer does not go into it
+        base.tokenizer.save_pretrained(whole)
+        for file in trained.iterdir():
+            (whole / file.name).unlink(missing_ok=True)
+            (whole / file.name).symlink_to(file.resolve())
+        station.metrics["merge_drift"] = check_saved(learner, learner.load(str(whole))[0], model, probes)
     learner.finish(model)
     station.facts["digest"] = weights_digest(model)
     station.folder("model", model)

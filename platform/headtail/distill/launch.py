@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
+from headtail.config import result_fields
+from headtail.distill import resume
 from headtail.distill.learner import Learner
 from headtail.models import Found
+from headtail.progress import say
 from headtail.station import Station
 from headtail.storage import fetch_folder, put_folder, read_json, write_json, write_table
 from headtail.task import Task
@@ -82,12 +85,22 @@ def train(
     if not station.store.exists(spec.done):
         if taught is not None:
             write_table(station.store, spec.taught, taught)
-        write_table(station.store, spec.examples, examples)
+        data = write_table(station.store, spec.examples, examples).sha256
+        _begin(config, station, data)
         cluster.start()
         with metered("distill", _total(config, examples)) as meter:
-            _fit(config, station, spec._replace(meter=meter))
+            _fit(config, station, spec._replace(meter=meter, data=data))
     done: dict[str, Any] = read_json(station.store, spec.done)
     return done
+
+
+def _begin(config: Config, station: Station, data: str) -> None:
+    """Keep what the run is made of beside its checkpoints, and say what becomes of those that are there."""
+    now = {**result_fields(config), "data": data}
+    for text in resume.before(station.store, station.path, now):
+        station.note(f"this run {text}")
+        say(f"distill      this run {text}")
+    write_json(station.store, f"{station.path}/{resume.SETTINGS}", now)
 
 
 def _total(config: Config, examples: pa.Table) -> int:

@@ -45,6 +45,7 @@ class Spec(NamedTuple):
     meter: Any
     base_digest: str = ""  # of base.model and logits.teacher, where the run was started
     teacher_digest: str = ""
+    data: str = ""  # digest of the examples
 
     @property
     def examples(self) -> str:
@@ -134,7 +135,8 @@ class Run:
         self.stopping = self.settings["early_stopping"]
         self.state = State(0, [], [], None, 0, 0.0)
         self.own = {"real_tokens": 0, "tokens": 0, "rows": 0}
-        self.checkpoints = Checkpoints(spec.store, spec.work, scratch, rank, world, frozen=self.settings["lora"] is not None)
+        made = {name: self.settings[name] for name in ("zero_stage", "precision", "lora")} | {"workers": world, "data": spec.data}
+        self.checkpoints = Checkpoints(spec.store, spec.work, scratch, rank, world, self.settings["lora"] is not None, made)
         self.started = time.monotonic()
 
     @property

@@ -38,6 +38,15 @@ class ModelConfig(Config):
     )
     quantization: str = Field("", description="vLLM quantization such as fp8; empty for none")
     max_model_len: int = Field(1024, ge=32, description="tokens of prompt plus answer; longer prompts end as failed rows")
+    system_role: Literal["keep", "merge"] = Field(
+        "keep",
+        description="merge: the system message stands before the first user message, where a model knows no system role (Gemma, Mistral)",
+    )
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens",
+        description="openai: the name of the limit of tokens; OpenAI's reasoning models take the second",
+    )
+    ask_logprobs: bool = Field(True, description="openai: ask for tokens' log-probs, from which confidence is read; false where refused")
     base_url: str = Field("", description="openai: https://host/v1; the key comes from the environment (OPENAI_API_KEY)")
     key_hosts: tuple[str, ...] = execution(
         (), "openai: hosts that may be sent the key without https, such as vllm.internal; this machine and every https host always may"

@@ -15,22 +15,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from headtail.errors import ConfigError
+from headtail.form import merged
 
-Chat = Sequence[Mapping[str, str]]
+Chat = Sequence[dict[str, str]]
 FORM = 1  # raise it when the same text becomes other ids
 
 
 class Encoder:
     """A tokenizer for text that people write. `control`: the ids that no text can become."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, system_role: str = "keep") -> None:
         from tokenizers import Tokenizer
 
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             fix = "take a model folder with a tokenizer.json"
             raise ConfigError("this tokenizer cannot keep typed control tokens apart", where=str(tokenizer.name_or_path), fix=fix)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._merges, self._checked = tokenizer, system_role == "merge", False
         plain = json.loads(backend.to_str())
         tokens = _control(plain["added_tokens"], getattr(tokenizer, "chat_template", None) or "")
         self.control = frozenset(tokens.values())
@@ -53,10 +54,36 @@ class Encoder:
         return [found.ids for found in self._copy.encode_batch(asked, is_pretokenized=True, add_special_tokens=False)]
 
     def chats(self, chats: Iterable[Chat]) -> list[list[int]]:
-        """The ids of chats as the model's template renders them, ready for an answer."""
+        """The ids of chats as the model's template renders them, ready for an answer.
+
+        ConfigError when the template refuses or leaves out a system message and `system_role` keeps it.
+        """
+        if not self._tokenizer.chat_template:
+            fix = "take an instruction-tuned model, put a chat_template.jinja into its folder, or, to train it, set form.prompt to bare"
+            raise ConfigError("the model's tokenizer has no chat template", where=str(self._tokenizer.name_or_path), fix=fix)
+        chats = [merged(chat) for chat in chats] if self._merges else list(chats)
+        if not self._checked and any(message.get("role") == "system" for chat in chats for message in chat):
+            self._check_system()
         asked = [[{**message, "content": self._hide(message["content"])} for message in chat] for chat in chats]
         prompts = self._tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False) if asked else []
         return self.texts(map(self._show, prompts))
+
+    def _check_system(self) -> None:
+        """One probe per tokenizer: a system message that is not in the prompt would be missing from every row."""
+        mark, user = secrets.token_hex(8), {"role": "user", "content": "x"}
+        try:
+            found, said = mark in self._render([{"role": "system", "content": mark}, user]), "leaves out"
+        except Exception as error:  # whatever a template raises
+            found, said = False, f"refuses ({error})"
+        if not found:
+            self._render([user])  # a template that cannot even do this has another fault
+            fix = "set model.system_role to merge (of a student that is trained: form.system_role)"
+            where = f"model.system_role; {self._tokenizer.name_or_path}"
+            raise ConfigError(f"the model's chat template {said} a system message", where=where, value="keep", fix=fix)
+        self._checked = True
+
+    def _render(self, chat: Chat) -> str:
+        return str(self._tokenizer.apply_chat_template([dict(message) for message in chat], add_generation_prompt=True, tokenize=False))
 
 
 def _control(added: Iterable[Mapping[str, Any]], template: str | Mapping[str, str]) -> dict[str, int]:

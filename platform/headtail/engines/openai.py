@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import ipaddress
 import math
 import os
 import queue
@@ -26,14 +25,18 @@ from urllib.parse import urlsplit
 import httpx
 
 from headtail.engines import Completion, ModelConfig, Request
+from headtail.engines.chat import completion_of, refused_setting
 from headtail.engines.pace import Pace
 from headtail.errors import ConfigError, EngineError, HeadtailError
+from headtail.form import merged
+from headtail.proxies import is_loopback, may_proxy
 from headtail.secrets import hide
 
 TRIES = 5  # of one request before its row is failed (transient) and left to the next attempt
 BACKOFF_S = 0.5  # before the second try; doubles, with jitter
 LONGEST_WAIT_S = 60.0  # a row whose Retry-After is longer ends as failed
 FORBIDDEN = 8  # rows answered with 403, and none with anything better, after which it is the key and not the rows
+MISFITS = 2  # rows refused for a setting, and none answered, after which it is the config: one alone could have put the words there
 _PUSHED = (429, 503, 529)
 _UNPAID = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")  # a 429 that no waiting mends
 _CHARS_PER_TOKEN = 4  # of a prompt, until the endpoint says how many it was
@@ -48,14 +51,14 @@ class OpenAIEngine:
         self._key = key_for(config)
         self._config, self._model = config, model
         self._url = config.base_url.rstrip("/") + "/chat/completions"
-        self._body = {"model": model, **_sampling(sampling), "logprobs": True}
+        self._body = {"model": model, **_sampling(sampling, config.max_tokens_field), **({"logprobs": True} if config.ask_logprobs else {})}
         self._samples = int(sampling.get("n", 1))
         self._most_tokens = int(sampling["max_tokens"]) * self._samples
         if schema is not None:
             self._body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
         self._pace = Pace(config.concurrency, config.requests_per_minute, config.tokens_per_minute)
         self._line, self._came_back = asyncio.Lock(), asyncio.Event()
-        self._answered = self._forbidden = 0
+        self._answered = self._forbidden = self._misfits = 0
         self._fatal: HeadtailError | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
@@ -68,7 +71,7 @@ class OpenAIEngine:
     def _open_client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=self._config.concurrency, max_keepalive_connections=self._config.concurrency)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        return httpx.AsyncClient(timeout=self._config.request_timeout_s, limits=limits, headers=headers)
+        return httpx.AsyncClient(timeout=self._config.request_timeout_s, limits=limits, headers=headers, trust_env=may_proxy(self._url))
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -140,12 +143,13 @@ class OpenAIEngine:
         await self._turn(tokens)
         left, pushed, used, asked = time.monotonic(), False, tokens, 0.0
         try:
-            sent = self._client.post(self._url, json={**self._body, "messages": list(request.messages)})
+            body = {**self._body, "messages": self._messages(request)}
+            sent = self._client.post(self._url, json=body)
             response = await asyncio.wait_for(sent, self._config.request_timeout_s)  # httpx alone restarts its clock at every byte
             pushed = response.status_code in _PUSHED
             if asked := retry_after(response.headers.get("retry-after", ""), time.time()):
                 self._pace.pause(time.monotonic(), asked)
-            made = self._read(request.id, response)
+            made = self._read(request.id, response, body)
             if not made.error:
                 used = made.tokens_in + made.tokens_out + sum(sample.tokens_out for sample in made.samples)
             return made, asked
@@ -159,6 +163,9 @@ class OpenAIEngine:
             self._pace.back(time.monotonic(), left, pushed, tokens - used)
             self._came_back.set()
 
+    def _messages(self, request: Request) -> list[dict[str, str]]:
+        return merged(request.messages) if self._config.system_role == "merge" else list(request.messages)
+
     async def _turn(self, tokens: int) -> None:
         """Wait, in line, until the pace lets a request leave, and let it leave."""
         async with self._line:
@@ -170,9 +177,11 @@ class OpenAIEngine:
                     continue
             self._pace.leave(tokens)
 
-    def _read(self, row: int, response: httpx.Response) -> Completion:
+    def _read(self, row: int, response: httpx.Response, sent: dict[str, Any]) -> Completion:
         status = response.status_code
         self._end_when_all_is_lost(response)
+        if status in (400, 422):
+            return self._misfit(row, response, sent)
         if status != 200:
             transient = status in (408, 409, 425, 429) or status >= 500
             return Completion(row, finish_reason="error", error=f"HTTP {status}: {self._excerpt(response)}", transient=transient)
@@ -182,6 +191,16 @@ class OpenAIEngine:
             return _later(row, f"HTTP 200, but not a chat completion ({type(error).__name__}: {error}): {self._excerpt(response)}")
         self._answered += not made.error
         return made
+
+    def _misfit(self, row: int, response: httpx.Response, sent: dict[str, Any]) -> Completion:
+        """A row that the endpoint does not take. ConfigError when it blames what all rows share, before any other row is answered."""
+        said, setting = f"HTTP {response.status_code}: {self._excerpt(response)}", refused_setting(response.text[:4000], sent)
+        if setting is None:
+            return Completion(row, finish_reason="error", error=said)
+        self._misfits += 1
+        if self._misfits >= MISFITS and not self._answered:
+            raise ConfigError(said, where=setting.where, value=f"model {self._model}", fix=setting.fix)
+        return Completion(row, finish_reason="error", error=f"{said} ({setting.where}: {setting.fix})")
 
     def _end_when_all_is_lost(self, response: httpx.Response) -> None:
         """Raise for what no other row would fare better with: ConfigError for key, URL and model, EngineError for an empty account."""
@@ -236,16 +255,8 @@ def key_for(config: ModelConfig) -> str:
     return key
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine by its name alone; no name is looked up."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _sampling(sampling: dict[str, Any]) -> dict[str, Any]:
-    found = {name: sampling[name] for name in ("temperature", "top_p", "max_tokens")}
+def _sampling(sampling: dict[str, Any], limit: str) -> dict[str, Any]:
+    found = {"temperature": sampling["temperature"], "top_p": sampling["top_p"], limit: sampling["max_tokens"]}
     found |= {} if sampling.get("seed") is None else {"seed": sampling["seed"]}
     return found | ({"n": sampling["n"]} if sampling.get("n", 1) > 1 else {})
 
@@ -264,35 +275,3 @@ def retry_after(header: str, now: float) -> float:
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - now)
     except (TypeError, ValueError):
         return 0.0
-
-
-def completion_of(row: int, body: Any, samples: int = 1) -> Completion:
-    """The Completion in a chat-completions body of `samples` choices. KeyError, TypeError or ValueError when it is something else."""
-    if not isinstance(body, dict) or body.get("error"):
-        raise ValueError("an error body")
-    choices = sorted(body["choices"], key=lambda choice: int(choice.get("index") or 0))
-    if choices and len(choices) != samples:  # it knows no `n`: asking again would not help
-        return Completion(row, finish_reason="error", error=f"the endpoint gave {len(choices)} samples, not the {samples} asked for")
-    usage = body.get("usage") or {}
-    tokens_in, tokens_out = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-    first, *others = (_choice(row, choice, tokens_out // samples) for choice in choices)
-    cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
-    rest = tokens_out - sum(other.tokens_out for other in others)  # all that the usage says is counted once
-    return replace(first, tokens_in=tokens_in, tokens_cached=cached, tokens_out=max(0, rest), samples=tuple(others))
-
-
-def _choice(row: int, choice: dict[str, Any], tokens_out: int) -> Completion:
-    """One sample. `tokens_out` is for when its tokens are not listed."""
-    message, refused = choice["message"], bool(choice["message"].get("refusal"))
-    text = message.get("refusal") if refused else message["content"]
-    if text is None and choice["finish_reason"] != "content_filter":
-        raise ValueError("no content")
-    tokens = (choice.get("logprobs") or {}).get("content") or []
-    return Completion(
-        id=row,
-        text=str(text or ""),
-        finish_reason="content_filter" if refused else str(choice["finish_reason"]),
-        tokens_out=len(tokens) or tokens_out,
-        token_texts=() if refused else tuple(str(token["token"]) for token in tokens),
-        token_logprobs=() if refused else tuple(float(token["logprob"]) for token in tokens),
-    )

@@ -16,6 +16,7 @@ from typing import Any
 
 from headtail.engines import Request
 from headtail.engines.control import Encoder
+from headtail.errors import ConfigError
 from headtail.keys import fingerprint
 
 BATCH = 64  # rows made into ids by one call; from 16 on a call's own cost no longer shows
@@ -66,6 +67,8 @@ def made(encoder: Encoder, batch: Sequence[Request]) -> list[Made]:
     """The ids of each request's prompt. One bad row costs the others only the batch's speed."""
     try:
         return list(zip(batch, encoder.chats([request.messages for request in batch]), [""] * len(batch), strict=True))
+    except ConfigError:
+        raise  # no row would fare better
     except Exception:
         return [_alone(encoder, request) for request in batch]
 

@@ -46,7 +46,7 @@ class TransformersEngine:
         self.kind = form.read(Path(path)).kind
         self._model, self._tokenizer = load(path, precision(config), config.revision, self.kind)
         self._model.to(self._device).eval()
-        self._encoder, self._pad = Encoder(self._tokenizer), self._tokenizer.pad_token_id or 0
+        self._encoder, self._pad = Encoder(self._tokenizer, config.system_role), self._tokenizer.pad_token_id or 0
         self._ends = ends(self._model, self._tokenizer)
         self._masks = Masks(
             self._tokenizer, self._model.config.vocab_size, sorted(self._ends), bound, sampling["max_tokens"], threads(config)

@@ -131,7 +131,7 @@ class VllmEngine:
         if not getattr(self._tokenizer, "chat_template", None):
             fix = "use an instruction-tuned model, or add chat_template.jinja"
             raise EngineError("the model's tokenizer has no chat template", where=path, fix=fix)
-        self._encoder = Encoder(self._tokenizer)
+        self._encoder = Encoder(self._tokenizer, config.system_role)
         self._params = self._prepared(sampling_params(sampling, grammar, top), int(sampling.get("n", 1)))
         self._ends = frozenset(self._params[0].all_stop_token_ids)
         self._limit = self._engine.vllm_config.model_config.max_model_len

@@ -29,6 +29,7 @@ from headtail.engines.device import resolved
 from headtail.errors import ConfigError, EngineError
 from headtail.models import find
 from headtail.progress import say
+from headtail.proxies import may_proxy
 from headtail.storage import Storage, open_storage
 
 APP = "headtail"
@@ -283,7 +284,7 @@ def _wait(config: Config, server: Server, model: ModelConfig | None) -> None:
             raise EngineError(f"the server did not start: {_cause(message)}", where=f"deployment {where}", fix=fix)
         if state is not None and state.status == "RUNNING":
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{server.url}/readyz", timeout=5).status_code == 200:
+                if httpx.get(f"{server.url}/readyz", timeout=5, trust_env=may_proxy(server.url)).status_code == 200:
                     return
         now = time.monotonic()
         if now - began > config.start_timeout_s:

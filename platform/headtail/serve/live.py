@@ -100,7 +100,7 @@ class _Streamed:
         except Exception as error:
             raise EngineError(f"the live student did not start: {error}", where=found.path, fix="headtail doctor") from error
         self._tokenizer = self._engine.get_tokenizer()
-        self._encoder = Encoder(self._tokenizer)
+        self._encoder = Encoder(self._tokenizer, config.system_role)
         self._numbers = itertools.count()
 
     async def ask(self, messages: Sequence[dict[str, str]]) -> Completion:

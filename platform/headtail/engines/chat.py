@@ -1,0 +1,102 @@
+"""What an endpoint's chat-completions bodies say: completions, and settings that it refuses for every row alike. Pure.
+
+In: a parsed body, or the text of a refusal and what was sent. Out: a Completion, whose finish reason and text decide the row's state
+(docs/engines.md has the table), or a Setting to change. Nothing is repaired. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from headtail.engines import Completion
+
+_SPEAKS = ("content_filter", "length", "tool_calls", "function_call")  # finish reasons that say why there is no content
+_UNKNOWN = re.compile(
+    r"unsupported|not supported|does not support|unrecogni[sz]ed|unknown|not permitted|not allowed|extra[ _](fields|inputs|forbidden)", re.I
+)
+_SYSTEM = re.compile(r"system[\s'\"]{1,3}(role|message|prompt|instruction)s?\b|role\b.{0,20}\bsystem|roles must alternate", re.I)
+
+
+class Setting(NamedTuple):
+    """What to change in a config so that an endpoint takes its requests."""
+
+    where: str
+    fix: str
+
+
+SETTINGS = {
+    "max_tokens": Setting("model.max_tokens_field", "set model.max_tokens_field to max_completion_tokens"),
+    "max_completion_tokens": Setting("model.max_tokens_field", "set model.max_tokens_field to max_tokens"),
+    "temperature": Setting("sampling.temperature of task.yaml", "set it to 1: this model samples at no other"),
+    "top_p": Setting("sampling.top_p of task.yaml", "set it to 1: this model samples at no other"),
+    "logprobs": Setting("model.ask_logprobs", "set it to false; answers then come without a confidence"),
+    "seed": Setting("sampling.seed of task.yaml", "leave it out"),
+    "n": Setting("sampling.n of task.yaml", "set it to 1"),
+    "response_format": Setting("answer of task.yaml", "take a model that writes by a JSON schema, or a schema that this one takes"),
+}
+SYSTEM = Setting("model.system_role", "set model.system_role to merge: the system message then stands before the first user message")
+
+
+def refused_setting(text: str, sent: Mapping[str, Any]) -> Setting | None:
+    """The setting that a body of status 400 or 422 blames, among those that were `sent`; None when it blames something else."""
+    error = _error(text)
+    said = str(error.get("message") or "")
+    if any(message["role"] == "system" for message in sent["messages"]) and _SYSTEM.search(said):
+        return SYSTEM
+    if not (_UNKNOWN.search(said) or str(error.get("code")).startswith("unsupported")):
+        return None
+    named = [error.get("param"), *re.findall(r"[\"'`]([a-z_]+)[\"'`]", said), *re.findall(r": ([a-z_]+)$", said)]
+    return next((SETTINGS[name] for name in named if name in SETTINGS and name in sent), None)
+
+
+def _error(text: str) -> dict[str, Any]:
+    """The error object of a body, whatever wraps it; its message alone when it is none."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return {"message": text}
+    found = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(found, dict):
+        return {**found, "message": found.get("message") or found.get("detail") or found.get("msg")}
+    return {"message": found}
+
+
+def completion_of(row: int, body: Any, samples: int = 1) -> Completion:
+    """The Completion in a chat-completions body of `samples` choices. KeyError, TypeError or ValueError when it is something else."""
+    if not isinstance(body, dict) or body.get("error"):
+        raise ValueError("an error body")
+    choices = sorted(body["choices"], key=lambda choice: int(choice.get("index") or 0))
+    if choices and len(choices) != samples:  # it knows no `n`: asking again would not help
+        return Completion(row, finish_reason="error", error=f"the endpoint gave {len(choices)} samples, not the {samples} asked for")
+    usage = body.get("usage") or {}
+    tokens_in, tokens_out = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+    first, *others = (_choice(row, choice, tokens_out // samples) for choice in choices)
+    cached = int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+    rest = tokens_out - sum(other.tokens_out for other in others)  # all that the usage says is counted once
+    return replace(first, tokens_in=tokens_in, tokens_cached=cached, tokens_out=max(0, rest), samples=tuple(others))
+
+
+def _choice(row: int, choice: dict[str, Any], tokens_out: int) -> Completion:
+    """One sample. `tokens_out` is for when its tokens are not listed."""
+    message, reason = choice["message"], str(choice["finish_reason"])
+    refused = bool(message.get("refusal"))
+    text = message["refusal"] if refused else message["content"]
+    if text is None:
+        if reason not in _SPEAKS and not (message.get("reasoning_content") or message.get("reasoning")):
+            raise ValueError("no content")
+        text = ""  # all of it was reasoning, or a call of a tool: no answer, and asking again would bring the same
+    if not isinstance(text, str):
+        return Completion(row, finish_reason="error", error=f"the answer is a {type(text).__name__}, not text")
+    tokens = (choice.get("logprobs") or {}).get("content") or []
+    return Completion(
+        id=row,
+        text=text,
+        finish_reason="content_filter" if refused else reason,
+        tokens_out=len(tokens) or tokens_out,
+        token_texts=() if refused else tuple(str(token["token"]) for token in tokens),
+        token_logprobs=() if refused else tuple(float(token["logprob"]) for token in tokens),
+    )
