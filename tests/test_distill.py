@@ -291,7 +291,7 @@ def test_lora_on_random_weights_is_refused(root: str) -> None:
 
 def test_bf16_without_master_weights_is_refused() -> None:
     with pytest.raises(ValueError, match="no fp32 master weights"):
-        distill.Config(zero_stage=0)
+        distill.Config(zero_stage=0, precision="bf16")
     assert distill.Config(zero_stage=0, precision="fp32").zero_stage == 0
 
 

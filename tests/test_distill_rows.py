@@ -78,7 +78,7 @@ def test_only_held_out_rows_judge(store: Storage, monkeypatch: pytest.MonkeyPatc
     """With a table of its own, no golden row is taken away for eval_loss."""
     seen: list[pa.Table] = []
 
-    def stop(config: object, station: object, learner: object, base: object, examples: pa.Table, taught: object) -> None:
+    def stop(config: object, station: object, learner: object, base: object, examples: pa.Table, *rest: object) -> None:
         seen.append(examples)
         raise KeyboardInterrupt
 

@@ -74,7 +74,9 @@ class Stand:
         monkeypatch.setattr("headtail.distill.finish.finish", self.finish)
         monkeypatch.setattr("headtail.distill.finish.record", self.record)
 
-    def train(self, config: Any, station: Any, learner: Any, base: Any, examples: pa.Table, taught: pa.Table | None) -> dict[str, Any]:
+    def train(
+        self, config: Any, station: Any, learner: Any, base: Any, examples: pa.Table, taught: pa.Table | None, teacher: Any
+    ) -> dict[str, Any]:
         self.seen.append(Seen(config, learner, base.tokenizer, examples, taught))
         if len(self.seen) - 1 == self.dies:
             raise KeyboardInterrupt

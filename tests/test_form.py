@@ -35,10 +35,10 @@ QUERY = "thai food near me"
 
 @pytest.mark.parametrize(
     "name, engine, side, settings, key",
-    [  # recorded before there were forms
-        ("query_segmentation", "vllm", True, "a3e546e3b057d364c099a3a0abf95d36", "eb6a902c438934fb70658ecd1ad4dcbd"),
+    [  # recorded before there were forms; of vLLM when control tokens became text
+        ("query_segmentation", "vllm", True, "77b27a06327800b1b2716dbdd176fdb2", "0fe33ab8b35300718ce650dd77eb76e2"),
         ("query_segmentation", "null", True, "2d61d71fbec6078bed863267e6b18cf5", "ad8574ed87ac2d9d6b63c633ff966c12"),
-        ("query_intent", "vllm", False, "fe008e395702cd484c7f005fced6d7b3", "60132e23e7e13372bea7547020e3f39c"),
+        ("query_intent", "vllm", False, "900e9824ab69bc43ba6b6d5cb1c1c7c0", "00b39c1d7358a3de7d84dd3ecfbb1e43"),
         ("query_intent", "null", False, "19e5091fc5fd095337ec2692f2d5fac1", "a637bcb5624b4cef60994bf3ce80ec57"),
     ],
 )

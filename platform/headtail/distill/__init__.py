@@ -206,7 +206,7 @@ def _work(config: Config, station: Station, sources: Sources) -> None:
     taught = None  # what a teacher of logits reads: its answers are those to the rows as it was asked, side inputs and all
     if first is not None and sources.teacher is not None:
         taught = examples(learner, base.tokenizer, shown, tasks, config.max_tokens, config.held_out_share)
-    done = train(config, station, learner, base, table, sources.teacher, taught)
+    done = train(config, station, learner, base, table, taught, sources.teacher)
     finish(config, station, learner, base, done, table)
     record(config, station, done, table, base.name, tasks)
     if first is not None:

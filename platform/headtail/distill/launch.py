@@ -70,8 +70,8 @@ def train(
     learner: Learner,
     base: Prepared,
     examples: pa.Table,
-    teacher: Found | None = None,
     taught: pa.Table | None = None,
+    teacher: Found | None = None,
 ) -> dict[str, Any]:
     """What `done.json` says of the finished run. `taught`: the examples as the `teacher` of logits reads them, if it reads others."""
     from headtail import cluster
