@@ -23,13 +23,13 @@ def spare_loopback(environ: MutableMapping[str, str]) -> None:
 
 def is_loopback(host: str) -> bool:
     """Whether a host is this machine by its name alone; no name is looked up."""
-    host = host.rstrip(".").lower()
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+        return host == "localhost"
 
 
 def may_proxy(url: str) -> bool:
     """Whether a client for `url` may look for proxies (httpx: trust_env); NO_PROXY cannot name all of 127.0.0.0/8 for it."""
-    return not is_loopback(urlsplit(url).hostname or "")
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    return not (is_loopback(host) or host.endswith(".localhost"))
