@@ -11,6 +11,7 @@ older ones removed. Knows nothing of what is learnt.
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -68,8 +69,6 @@ class Checkpoints:
         None as well when it is of another number of workers, ZeRO stage, precision, adapter or data: the run begins anew. Digests are
         compared before a file is read, and nothing but tensors and plain values is read from it: a store's file runs no code here.
         """
-        import torch
-
         if not self.store.exists(self._marker):
             return None
         found = read_json(self.store, self._marker)
@@ -87,7 +86,7 @@ class Checkpoints:
             folder = local.parent.parent
         engine.checkpoint_engine.load = tensors
         engine.load_checkpoint(str(folder), tag=found["tag"], load_module_strict=not self.frozen)
-        own = torch.load(folder / found["tag"] / _OWN.format(rank=self.rank), weights_only=True)
+        own = tensors(str(folder / found["tag"] / _OWN.format(rank=self.rank)))
         set_random_state(own.pop("random"))
         return found["state"], own
 
@@ -112,13 +111,21 @@ _FIX = "it is damaged: remove the folder `checkpoints` beside it and run again; 
 
 
 def tensors(path: str, map_location: Any = None) -> Any:
-    """What DeepSpeed's own `torch.load(weights_only=False)` would read: tensors, plain values and two of its classes, and nothing else."""
+    """What DeepSpeed's own `torch.load(weights_only=False)` would read: tensors, plain values and three of its classes.
+
+    StorageError when there is anything else: unpickling it could run code.
+    """
     import torch
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
 
-    with torch.serialization.safe_globals([ZeroStageEnum, LossScaler]):
-        return torch.load(path, map_location=map_location, weights_only=True)
+    try:
+        with torch.serialization.safe_globals([ZeroStageEnum, LossScaler, fragment_address]):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        what = f"a checkpoint holds more than tensors and plain values: {str(error).splitlines()[0]}"
+        raise StorageError(what, where=path, fix=_FIX) from None
 
 
 def random_state() -> dict[str, Any]:
