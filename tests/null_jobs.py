@@ -60,6 +60,7 @@ def maker(root: str, segmentation: Task) -> MakeJob:
             source="teacher",
             tables=tuple(refs),
             flush_rows=20,
+            flush_seconds=1000.0,  # by rows alone: what is lost with a kill can be counted
         )
         return dataclasses.replace(job, **fields)  # type: ignore[arg-type]
 

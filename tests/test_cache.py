@@ -125,7 +125,7 @@ def test_only_answered_and_confident_rows_are_published_and_every_other_is_count
         good("h", source="student", confidence=0.1),  # no minimum for the student
     )
     built, manifest = publish(store, tmp_path, table, min_confidence={"teacher": 0.5, "student": 0.0})
-    assert built.left_out == {"truncated": 1, "invalid": 1, "failed": 1, "unconfident": 2}
+    assert built.left_out == {"truncated": 1, "invalid": 1, "failed": 1, "unconfident": 1, "without_confidence.teacher": 1}
     assert sorted(read_table(store, manifest.files["answers"].path).column("query").to_pylist()) == ["a", "f", "h"]
     assert manifest.rows + sum(manifest.left_out.values()) == table.num_rows
     assert manifest.rows_by_source == {"student": 1, "teacher": 2}

@@ -12,6 +12,7 @@ import pytest
 
 from headtail import publish, release
 from headtail.cache import open_generation, read_manifest
+from headtail.cache.diff import Diff, Part
 from headtail.config import TrackingConfig, build
 from headtail.errors import ConfigError, GateRefused, HeadtailError, InputError, StorageError
 from headtail.evidence import read_evidence, three_figures
@@ -77,7 +78,14 @@ def prepared(store: Storage, intent: Task) -> tuple[Receipt, Receipt]:
 
 
 def config(root: str, *receipts: Receipt, **options: Any) -> publish.Config:
-    data = {"root": root, "tracking": OFF, "task": "query_intent", "answers": tuple(r.path for r in receipts), **options}
+    data = {
+        "root": root,
+        "tracking": OFF,
+        "task": "query_intent",
+        "answers": tuple(r.path for r in receipts),
+        "max_lost_share": 1,
+        **options,
+    }
     return build(publish.Config, data, where="test")
 
 
@@ -272,11 +280,62 @@ def test_without_a_log_coverage_is_unknown_not_zero(store: Storage, root: str, i
     assert any("coverage is not known" in note for note in receipt.notes)
 
 
-def test_nothing_fit_to_publish_is_a_note_and_every_query_a_miss(store: Storage, root: str, intent: Task) -> None:
-    receipt = publish.run(config(root, answered(store, "aaaa", intent, answers(("pizza", "", "failed", None, "teacher")))))
-    assert receipt.rows == {"published": 0, "left_out": 1, "left_out.failed": 1}
-    assert any("every query will be a miss" in note for note in receipt.notes)
-    assert not release.lookup(store, "pizza")["cached"]
+@pytest.mark.parametrize("first", [True, False])
+def test_publishing_nothing_is_refused_and_what_is_live_stays(store: Storage, root: str, intent: Task, first: bool) -> None:
+    if not first:
+        publish.run(config(root, answered(store, "cccc", intent, answers(good("pizza", A)))))
+    live = release.current_id(store)
+    empty = answered(store, "aaaa", intent, answers(("pizza", "", "failed", None, "teacher"), ("burger", "", "truncated", None, "teacher")))
+    with pytest.raises(InputError, match="nothing is fit to be published") as error:
+        publish.run(config(root, empty, accept_loss=True))
+    assert (error.value.value, error.value.where) == ("1 failed, 1 truncated", empty.path)
+    assert error.value.exit_code == 2
+    assert release.current_id(store) == live
+
+
+def test_a_release_that_loses_live_traffic_needs_a_flag(store: Storage, root: str, intent: Task, prepared: tuple[Receipt, Receipt]) -> None:
+    """100 events: pizza 50, burger 30, rare 15; counts are those of the answers (1 each where `good` says nothing)."""
+    live = publish.run(config(root, *prepared))
+    few = answered(store, "eeee", intent, answers(good("pizza", B), good("new", A)))
+    with pytest.raises(
+        GateRefused, match=r"66.7% of the live release's events .* 2 queries with 2 events, such as 'burger', 'rare'"
+    ) as error:
+        publish.run(config(root, few, max_lost_share=publish.Config().max_lost_share))
+    assert "accept_loss=true" in error.value.fix
+    assert live.facts["release"] in error.value.where
+    assert release.current_id(store) == live.facts["release"]
+    with pytest.raises(GateRefused):  # the generation was built: it is refused again
+        publish.run(config(root, few, max_lost_share=0.6))
+    made = publish.run(config(root, few, max_lost_share=0.05, accept_loss=True))
+    assert made.reused
+    assert release.current_id(store) == made.facts["release"]
+    assert publish.run(config(root, *prepared, max_lost_share=0.5)).reused, "half is lost on the way back"
+    assert publish.run(config(root, few, max_lost_share=0.7)).reused
+
+
+def test_without_events_the_loss_is_a_share_of_queries() -> None:
+    def part(rows: int, events: int) -> Part:
+        return Part(rows=rows, events=events, share=None, by_source={})
+
+    def diff(*parts: Part) -> Diff:
+        dropped, changed, same = parts
+        sizes = {"rows_before": 0, "rows_after": 0, "traffic": 0}
+        return Diff(before="a", after="b", **sizes, of_log=False, added=part(9, 9), dropped=dropped, changed=changed, same=same)
+
+    assert publish.loss(diff(part(1, 0), part(1, 0), part(2, 0))) == (0.25, "the live release's queries (their events are not known)")
+    assert publish.loss(diff(part(1, 90), part(1, 0), part(2, 10))) == (0.9, "the live release's events")
+    assert publish.loss(diff(part(0, 0), part(0, 0), part(0, 0)))[0] == 0
+
+
+def test_answers_without_confidence_are_counted_and_never_all_left_out_silently(store: Storage, root: str, intent: Task) -> None:
+    some = answered(store, "aaaa", intent, answers(good("pizza", A), good("burger", A, confidence=None), good("rare", A, confidence=0.1)))
+    receipt = publish.run(config(root, some, min_confidence={"teacher": 0.5}))
+    assert receipt.rows["left_out.without_confidence.teacher"] == receipt.rows["left_out.unconfident"] == receipt.rows["published"] == 1
+    assert any("1 answers of the teacher have no confidence" in note for note in receipt.notes)
+    none = answered(store, "bbbb", intent, answers(good("pizza", A, confidence=None), good("burger", A, confidence=None)))
+    with pytest.raises(ConfigError, match="no answer of the teacher would be published: 2 have no confidence") as error:
+        publish.run(config(root, none, min_confidence={"teacher": 0.5}))
+    assert error.value.where == "min_confidence.teacher"
 
 
 def test_rollback_of_a_large_generation_takes_no_longer(store: Storage, root: str, intent: Task) -> None:

@@ -1,7 +1,8 @@
 """One door to a Ray cluster: join the one that is running, or start a small one in this process.
 
 Inside `ray job submit` or with RAY_ADDRESS set, the running cluster is joined; elsewhere a local one is started with
-the machine's cores, its dashboard off and its logs quiet. Knows nothing of stages.
+the machine's cores, its dashboard off and its logs quiet. `unwrapped` finds the error of ours inside what Ray wraps around
+it. Knows nothing of stages.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 
-from headtail.errors import EngineError
+from headtail import errors
+from headtail.errors import EngineError, HeadtailError
 from headtail.progress import say
 
 
@@ -97,7 +100,7 @@ def quiet_data() -> None:
         context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised too: said once, by whoever handles them
 
 
 def stop() -> None:
@@ -106,3 +109,46 @@ def stop() -> None:
 
     if ray.is_initialized():
         ray.shutdown()
+
+
+def unwrapped(error: BaseException | str, kind: type[HeadtailError], what: str, *, where: str = "", fix: str = "") -> HeadtailError:
+    """The deliberate error inside what Ray wraps around it, else a `kind` that says `what` and the error's own line.
+
+    Tasks, actors and Train keep the error as an object. Data (in a UserCodeException), the start of an actor and Serve keep
+    nothing but the text of its traceback: the error is made again from that.
+    """
+    found = _kept(error, set()) or _told(str(error))
+    return found or kind(f"{what}: {_line(str(error))}", where=where, fix=fix)
+
+
+def _kept(error: object, seen: set[int]) -> HeadtailError | None:
+    """The first HeadtailError among an exception and those that it keeps."""
+    if not isinstance(error, BaseException) or id(error) in seen:
+        return None
+    seen.add(id(error))
+    held = (getattr(error, "cause", None), *getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None))
+    for inner in (*held, error.__cause__):
+        if found := _kept(inner, seen):
+            return found
+    return error if isinstance(error, HeadtailError) else None  # last: Ray's RayTaskError(ConfigError) is one too, around the real one
+
+
+_KINDS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, HeadtailError)}
+_SAID = re.compile(rf"^headtail\.errors\.({'|'.join(_KINDS)}): (.+?)(?=^\s*$|\Z)", re.MULTILINE | re.DOTALL)  # as a traceback ends
+_RAISED = re.compile(r"^([\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)$", re.MULTILINE)
+
+
+def _told(text: str) -> HeadtailError | None:
+    """The last HeadtailError whose text a traceback holds, made again from its lines: see HeadtailError.__str__."""
+    match = next(reversed(list(_SAID.finditer(text))), None)
+    if match is None:
+        return None
+    what, *parts = re.split(r"^  (where|value|do): +", match[2].rstrip(), flags=re.MULTILINE)
+    said = {name: part.rstrip("\n") for name, part in zip(parts[::2], parts[1::2], strict=True)}
+    return _KINDS[match[1]](what.rstrip("\n"), where=said.get("where", ""), value=said.get("value"), fix=said.get("do", ""))
+
+
+def _line(text: str) -> str:
+    """The line that says what was raised, out of a traceback and what Ray writes around it."""
+    lines = [line for line in _RAISED.findall(text) if not line.startswith("ray.exceptions.")]
+    return str((lines or text.strip().splitlines() or ["no words"])[-1]).strip()[:500]

@@ -3,7 +3,8 @@
     answers (first receipt wins) -> generations/<id> -> releases/<id>.json -> CURRENT
 
 Killed at any point nothing half published can be reached: the manifest makes the generation, the receipt the stage's
-output, and CURRENT moves last. Publishing the same again builds nothing and makes sure that CURRENT points to it.
+output, and CURRENT moves last. Publishing the same again builds nothing and makes sure that CURRENT points to it. Nothing
+is made current that has no answer, or that lost more of the live release's traffic than it may.
 Knows nothing of how answers were made or how they are served.
 """
 
@@ -20,9 +21,10 @@ from pydantic import Field
 
 from headtail import release as releases
 from headtail.cache import Built, Manifest, coverage, generation_path, publish_generation
-from headtail.cache.builder import OFFERED, build_generation
+from headtail.cache.builder import OFFERED, UNRATED, build_generation
+from headtail.cache.diff import Diff, diff_generations
 from headtail.config import StageConfig, execution
-from headtail.errors import ConfigError, GateRefused, LedgerError, StorageError
+from headtail.errors import ConfigError, GateRefused, InputError, LedgerError, StorageError
 from headtail.evidence import Evidence, figure_metrics, figures_of, read_evidence, three_figures
 from headtail.generate import answers as read_answers
 from headtail.progress import bar, say
@@ -46,9 +48,14 @@ class Config(StageConfig):
     )
     min_confidence: dict[Literal["teacher", "student"], float] = Field(
         {"teacher": 0.0, "student": 0.0},
-        description="least confidence (0..1) by source; answers below go to the live tail; above 0 also answers without confidence",
+        description="least confidence (0..1) by source; answers below go to the live tail; above 0 also answers without "
+        "confidence, which are counted apart; an error when that is every answer of a source",
     )
     promote: bool = execution(True, "make the release current")
+    max_lost_share: float = execution(
+        0.05, "share (0..1) of the live release's traffic that may lose its answer when this one becomes current", ge=0, le=1
+    )
+    accept_loss: bool = execution(False, "make the release current although it loses more than max_lost_share")
     note: str = Field("", description="why, in words; kept with the release")
 
 
@@ -81,6 +88,7 @@ def run(config: Config) -> Receipt:
     receipt = run_once("publish", config, work, inputs=inputs, task=task, replaces=replaces)
     _still_there(store, receipt)
     if config.promote:  # also when reused: after a rollback, publishing the same again makes it current again
+        _refuse_loss(store, config, receipt)
         releases.promote(store, receipt.facts["release"])
         say(f"{'publish':<12} release {receipt.facts['release']} is current")
     return receipt
@@ -116,6 +124,42 @@ def _still_there(store: Storage, receipt: Receipt) -> None:
     if not store.exists(manifest):
         fix = f"remove {receipt.path}/receipt.json and publish again"
         raise StorageError("the generation that this publish made is no longer in the store", where=store.uri(manifest), fix=fix)
+
+
+def _refuse_loss(store: Storage, config: Config, receipt: Receipt) -> None:
+    """GateRefused when the live release answers much that this one does not. Without a live release there is nothing to lose."""
+    live = releases.current_id(store)
+    before = releases.load(store, live) if live else None
+    if before is None or before.generation == receipt.facts["generation"]:
+        return
+    if not store.exists(f"{generation_path(before.generation)}/manifest.json"):
+        say(f"{'publish':<12} the generation of the live release {live} is gone: what this one loses cannot be said")
+        return
+    diff = diff_generations(store, before.generation, receipt.facts["generation"], examples=5)
+    share, of = loss(diff)
+    if share <= config.max_lost_share:
+        return
+    names = ", ".join(repr(example.query) for example in diff.dropped.examples)
+    text = (
+        f"{share:.1%} of {of} would lose their answer: {diff.dropped.rows:,} queries with {diff.dropped.events:,} events, such as {names}"
+    )
+    if config.accept_loss:
+        say(f"{'publish':<12} {text}; accepted")
+        return
+    raise GateRefused(
+        f"release {receipt.facts['release']} is not made current: {text}",
+        where=f"max_lost_share={config.max_lost_share:g}, live release {live} of task {before.task}",
+        fix=f"add the answers that are missing (answers=...), or accept it: --set accept_loss=true. It is built: {receipt.path}",
+    )
+
+
+def loss(diff: Diff) -> tuple[float, str]:
+    """The share of the first generation's traffic that has no answer in the second, and of what it is a share: events where known."""
+    kinds = (diff.dropped, diff.changed, diff.same)
+    events, rows = sum(kind.events for kind in kinds), sum(kind.rows for kind in kinds)
+    if events:
+        return diff.dropped.events / events, "the live release's events"
+    return diff.dropped.rows / rows if rows else 0.0, "the live release's queries (their events are not known)"
 
 
 def _same_task(task: Task, receipt: Receipt) -> None:
@@ -156,9 +200,30 @@ def _build(station: Station, config: Config, parts: _Parts) -> Built:
         **{f"left_out.{reason}": rows for reason, rows in sorted(built.left_out.items())},
     }
     station.metrics["build_rows_per_s"] = round(offered / max(time.monotonic() - started, 1e-9), 1)
-    if not built.rows:
-        station.note("nothing was fit to be published: every query will be a miss")
+    _tell_left_out(station, config, built, parts)
     return built
+
+
+def _tell_left_out(station: Station, config: Config, built: Built, parts: _Parts) -> None:
+    """Say what was left out for want of a confidence. ConfigError when that is all of a source, InputError when nothing is left."""
+    reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in sorted(built.left_out.items())) or "no row was offered"
+    for source, least in config.min_confidence.items():
+        unrated = built.left_out.get(f"{UNRATED}.{source}", 0)
+        if unrated and not built.rows_by_source.get(source):
+            raise ConfigError(
+                f"no answer of the {source} would be published: {unrated:,} have no confidence",
+                where=f"min_confidence.{source}",
+                value=least,
+                fix=f"set min_confidence.{source} to 0, or have them answered by an engine that gives log-probs",
+            )
+        if unrated:
+            text = f"{unrated:,} answers of the {source} have no confidence and are left out by min_confidence.{source}={least:g}"
+            station.note(text)
+            say(f"{'publish':<12} {text}")
+    if not built.rows:
+        where = ", ".join(receipt.path for receipt in parts.answers)
+        fix = "publish answers that hold rows in state answered; what is live stays live"
+        raise InputError("nothing is fit to be published: every query would be a miss", where=where, value=reasons, fix=fix)
 
 
 def _generation(station: Station, config: Config, parts: _Parts, built: Built) -> Manifest:

@@ -133,6 +133,7 @@ class Bench:
     runs: list[Run] = field(default_factory=list)
     faults: dict[str, int] = field(default_factory=dict)
     left: int = 0  # kills that it was allowed
+    survived: list[float] = field(default_factory=list)  # share of the finished rows that were safe, per kill that was looked at
     checked: bool = False
 
     def __post_init__(self) -> None:
@@ -179,6 +180,7 @@ class Bench:
             "model": dict(model or null),
             "shards": shards,
             "flush_rows": flush_rows,
+            "flush_seconds": 600.0,  # by rows alone, so that a job has the same commits each time
         }
 
     def rows(self, count: int) -> dict[str, frozenset[str]]:
@@ -266,6 +268,12 @@ class Bench:
         check_files(self.tree(), self.found)
         if self.found.unreadable > before:
             self.found.say(f"... found after {when}")
+
+    def safe(self) -> int:
+        """Rows of the segments that journals name."""
+        tree = self.tree()
+        journals = [json.loads(tree.read(name)) for name in tree.names("precompute") if name.endswith("/journal.json")]
+        return sum(ref["rows"] for journal in journals for ref in journal["segments"])
 
     def check(self) -> Findings:
         """In the end: rows, files, and that running once more asks nothing and changes nothing. Done once."""

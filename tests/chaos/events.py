@@ -46,6 +46,10 @@ class Follow:
     def count(self, kind: str) -> int:
         return sum(event.kind == kind for event in self.read())
 
+    def first(self, kind: str) -> float:
+        """The time of the first such event; 0 when there is none."""
+        return next((event.time for event in self.read() if event.kind == kind), 0.0)
+
     def workers(self) -> list[int]:
         """Process ids that ran an engine, in order of their start."""
         return list(dict.fromkeys(event.pid for event in self.read() if event.kind == "s"))

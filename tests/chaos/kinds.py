@@ -12,7 +12,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from .bench import FAILED, Bench
+from .bench import ANSWERED, FAILED, Bench
 from .endpoint import Endpoint
 from .spec import DELIBERATE, DONE
 
@@ -73,6 +73,35 @@ def timed(bench: Bench, left: int) -> None:
         if bench.end(run) == DONE:
             break
         bench.look(str(bench.runs[-1]))
+    bench.resume()
+
+
+SHORT_FLUSH_S = 1.0
+SURVIVE = 0.95  # of the rows that were finished, in each job that ran for longer than two flush_seconds
+
+
+def short(bench: Bench, left: int) -> None:
+    """SIGKILL at a random time of a job of a few seconds, some with a row on which the engine hangs: nearly all finished rows survive."""
+    rng = bench.rng
+    hangs = rng.random() < 0.3
+    bench.make(bench.rows(4000) | ({f"!hang {bench.name}": ANSWERED} if hangs else {}), shards=rng.choice((1, 2, 8)), delay_us=2000)
+    bench.fields |= {"flush_seconds": SHORT_FLUSH_S, "flush_rows": 10_000, "stall_seconds": 0}
+    run = bench.begin()
+    for _ in range(1000):
+        run.wait(0.01)
+        if not run.alive or (began := bench.log.first("d")):
+            break
+    else:
+        began = time.time()
+    run.wait(max(0.0, began + SHORT_FLUSH_S * rng.uniform(2.05, 5) - time.time()))
+    bench.kill(run, "at a random time")
+    bench.end(run)
+    finished, safe = bench.log.count("d"), bench.safe()
+    if run.code < 0 and finished:
+        bench.survived.append(safe / finished)
+        if safe < SURVIVE * finished:
+            bench.fault(f"{safe} of {finished} finished rows survived a kill{', the engine hung' if hangs else ''}")
+    bench.fields["model"] = {**bench.fields["model"], "model": "null"}
     bench.resume()
 
 

@@ -66,6 +66,7 @@ def _figures(tallies: Sequence[Tally]) -> dict[str, Any]:
         "redone_seconds_per_kill_mean": round(sum(lost) / len(lost), 4) if lost else 0.0,
         "redone_seconds_per_kill_max": round(max(lost, default=0.0), 4),
         "idle_seconds_per_kill_mean": round(sum(idle) / len(idle), 3) if idle else 0.0,
+        "survived_least": round(min((share for tally in tallies for share in tally.survived), default=1.0), 4),
         "idle_seconds_per_kill_max": round(max(idle, default=0.0), 3),
     }
 

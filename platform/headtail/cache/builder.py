@@ -34,6 +34,7 @@ PIECE_ROWS = 131_072  # rows written at a time: a row group of the Parquet file,
 PIECE_BYTES = 256 << 20  # of text in a piece; fewer rows when answers are long
 EXAMPLES = 12
 OFFERED = pa.schema([ANSWER.field(name) for name in (*CACHED.names, "state")])  # what is read of ANSWER
+UNRATED = "without_confidence"  # reason of answers that have none where a source's minimum is above 0; .<source> follows
 _AHEAD = 2  # pieces that may wait for the Parquet thread
 
 
@@ -123,9 +124,12 @@ def _publishable(table: pa.Table, least: Mapping[str, float], left_out: Counter[
     sure: Any = np.ones(answered.num_rows, dtype=bool)
     for source, least_of in least.items():
         if least_of > 0:
+            mine = np.asarray(pc.equal(answered.column("source"), source))
+            rated = np.asarray(pc.is_valid(answered.column("confidence")))
             above = pc.fill_null(pc.greater_equal(answered.column("confidence"), pa.scalar(least_of, pa.float32())), False)
-            sure &= np.asarray(pc.or_(above, pc.not_equal(answered.column("source"), source)))
-    left_out["unconfident"] += int((~sure).sum())
+            left_out[f"{UNRATED}.{source}"] += int((mine & ~rated).sum())
+            left_out["unconfident"] += int((mine & rated & ~np.asarray(above)).sum())
+            sure &= np.asarray(above) | ~mine
     return (answered if sure.all() else answered.filter(pa.array(sure))).select(CACHED.names)
 
 

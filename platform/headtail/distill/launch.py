@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
+from headtail.cluster import unwrapped
 from headtail.config import result_fields
 from headtail.distill import resume
 from headtail.distill.learner import Learner
+from headtail.errors import TrainingError
 from headtail.models import Found
 from headtail.progress import say
 from headtail.station import Station
@@ -131,15 +133,5 @@ def _fit(config: Config, station: Station, spec: Any) -> None:
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise _told(error) from error
-
-
-def _told(error: Exception) -> Exception:
-    """The worker's own error when it is one of ours, else a TrainingError."""
-    from headtail.errors import HeadtailError, TrainingError
-
-    for found in getattr(error, "worker_failures", {}).values():
-        cause = getattr(found, "cause", found)
-        if isinstance(cause, HeadtailError):
-            return cause
-    return TrainingError(f"training failed: {error}", fix="see HEADTAIL_WORKER_LOGS=1 for the workers' own output")
+        fix = "HEADTAIL_WORKER_LOGS=1 shows the workers' own output"
+        raise unwrapped(error, TrainingError, "training failed", where=station.path, fix=fix) from error

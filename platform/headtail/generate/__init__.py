@@ -25,6 +25,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from headtail.cluster import start, unwrapped
 from headtail.errors import ConfigError, EngineError, HeadtailError, LimitReached, StorageError
 from headtail.generate.catalog import ANSWERS, earlier, register
 from headtail.generate.job import JOURNAL, Job, ShardReceipt, Table
@@ -117,7 +118,6 @@ def _spread(job: Job, manifest: Manifest, asks: Sequence[Ask], done: int) -> lis
     """Run `asks` on the job's workers with Ray Data; what each task said."""
     import ray
 
-    from headtail.cluster import start
     from headtail.meter import metered
 
     start()
@@ -158,15 +158,9 @@ def _check_room(job: Job) -> None:
 
 
 def told(error: BaseException) -> HeadtailError:
-    """The deliberate error inside what Ray wraps around it, else an EngineError that shows Ray's own words."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, HeadtailError):
-            return seen
-        inner = getattr(seen, "cause", None) or seen.__cause__
-        seen = inner if inner is not seen else None
+    """The deliberate error inside what Ray wraps around it, else an EngineError."""
     fix = "run again to resume; HEADTAIL_WORKER_LOGS=1 shows the workers' output"
-    return EngineError(f"a worker broke: {str(error).strip().splitlines()[-1]}", fix=fix)
+    return unwrapped(error, EngineError, "a worker broke", fix=fix)
 
 
 def sweep(store: Storage, job: Job) -> None:

@@ -120,11 +120,14 @@ def _sort_all(job: Job, fragments: list[Fragment], shards: int, rows: int) -> li
         return [sort_fragment(job, fragment, shards) for fragment in fragments]
     import ray
 
-    from headtail.cluster import start
+    from headtail.cluster import start, unwrapped
 
     start()
     asked = ray.data.from_items([{"number": i} for i in range(len(fragments))], override_num_blocks=len(fragments))
-    made = asked.map(lambda row: _sorted_text(job, fragments[row["number"]], shards), num_cpus=1).take_all()
+    try:
+        made = asked.map(lambda row: _sorted_text(job, fragments[row["number"]], shards), num_cpus=1).take_all()
+    except ray.exceptions.RayError as error:
+        raise unwrapped(error, StorageError, "the input could not be sorted", where=job.path, fix="run again to go on") from error
     return [Part.model_validate_json(row["part"]) for row in sorted(made, key=lambda row: int(row["number"]))]
 
 

@@ -2,12 +2,14 @@
 
 In: a shard's input rows and, row by row, their Outcomes. Out: segments (Parquet) and a journal that names them, renewed
 at each flush; at the end one answers file and a ShardReceipt, checked and published by one atomic step.
-Knows nothing of engines: it says which rows are still to be asked and takes what became of them.
+Knows nothing of engines: it says which rows are still to be asked and takes what became of them. One thread may take
+outcomes while another flushes.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 import time
 import uuid
 from collections import Counter
@@ -38,7 +40,7 @@ _LISTED = 5  # reasons and sample rows named in receipts and errors
 
 
 class Shard:
-    """An open shard. `todo` holds the rows (by position) that have no outcome yet, in order of input."""
+    """An open shard. `todo` holds the rows (by position) that have no safe outcome yet, in order of input."""
 
     def __init__(
         self, job: Job, store: Storage, manifest: Manifest, number: int, edition: int, run: str, before: Sequence[Earlier] = ()
@@ -49,7 +51,9 @@ class Shard:
         self._seconds = self.journal.seconds
         self.damaged = self.computed = 0
         self._buffer: list[tuple[int, Outcome, Completion, float]] = []
-        self._flushed = time.monotonic()
+        self._taking = threading.Lock()  # of _buffer and _unsettled
+        self._writing = threading.RLock()  # of all that a flush changes
+        self._begun, self._since = time.monotonic(), 0  # when rows were first asked, and how many were flushed since
         self._tables: list[pa.Table] = []
         self.published = False
         self.tries: Counter[int] = Counter()  # transient errors of each row in this worker
@@ -58,6 +62,7 @@ class Shard:
         self.reused = pa.Table.from_batches([], schema=job.schema)
         done |= self._take_over(done, before, manifest.shards)
         self.todo = [row for row in range(len(self.wanted)) if row not in done]
+        self._unsettled = len(self.todo)
 
     @property
     def askable(self) -> bool:
@@ -154,19 +159,21 @@ class Shard:
 
     def begin(self) -> None:
         """Write down, before any row is asked, that the shard is begun once more."""
-        was = self.journal
-        update: dict[str, Any] = {"strikes": was.strikes + 1}
-        if was.strikes >= len(WINDOWS) and self.todo:  # rows were asked one by one: the first open one was with the engine
-            first = self.wanted.pairs[self.todo[0]][1].hex()
-            update |= {"suspect": first, "deaths": was.deaths + 1 if was.suspect == first else 1}
-        self.journal = was.model_copy(update=update)
-        if self.journal.deaths >= DEATHS_ALONE:
-            self._accuse()
-        self._write_journal()
-        for row in [row for row in self.todo if row in self.wanted.unrendered]:
-            outcome = Outcome(State.FAILED, None, None, self.wanted.unrendered[row], None)
-            self.settle(row, outcome, Completion(row, finish_reason="error"))
-        self.flush()
+        with self._writing:
+            was = self.journal
+            update: dict[str, Any] = {"strikes": was.strikes + 1}
+            if was.strikes >= len(WINDOWS) and self.todo:  # rows were asked one by one: the first open one was with the engine
+                first = self.wanted.pairs[self.todo[0]][1].hex()
+                update |= {"suspect": first, "deaths": was.deaths + 1 if was.suspect == first else 1}
+            self.journal = was.model_copy(update=update)
+            if self.journal.deaths >= DEATHS_ALONE:
+                self._accuse()
+            self._write_journal()
+            for row in [row for row in self.todo if row in self.wanted.unrendered]:
+                outcome = Outcome(State.FAILED, None, None, self.wanted.unrendered[row], None)
+                self.settle(row, outcome, Completion(row, finish_reason="error"))
+            self.flush()
+            self._begun, self._since = time.monotonic(), 0
 
     def _accuse(self) -> None:
         row, culprits = self.todo[0], self.journal.culprits + 1
@@ -183,34 +190,49 @@ class Shard:
 
     def settle(self, row: int, outcome: Outcome, completion: Completion, seconds: float = 0.0) -> None:
         """Take the outcome of one row and the engine time it took; it is safe after the next flush."""
-        self._buffer.append((row, outcome, completion, seconds))
+        with self._taking:
+            self._buffer.append((row, outcome, completion, seconds))
+            self._unsettled -= 1
 
-    def due(self) -> bool:
-        """Whether enough rows or time have gathered for a flush."""
-        held = len(self._buffer)
-        return held >= self.job.flush_rows or (held > 0 and time.monotonic() - self._flushed >= self.job.flush_seconds)
+    @property
+    def held(self) -> int:
+        """Rows that were taken and are not safe."""
+        return len(self._buffer)
 
     def flush(self, broken: bool = False) -> int:
         """Make the rows taken so far safe; returns how many. `broken`: the engine just died, so nothing is forgiven."""
-        count = len(self._buffer)
-        if count:
-            table = self._table()
-            ref = write_table(self.store, self.job.segment_path(self.number, f"{self.run}-{uuid.uuid4().hex[:8]}"), table)
+        with self._writing:
+            with self._taking:
+                rows, self._buffer = self._buffer, []
+            if not rows:
+                return 0
+            try:
+                table = self._table(rows)
+                ref = write_table(self.store, self.job.segment_path(self.number, f"{self.run}-{uuid.uuid4().hex[:8]}"), table)
+            except BaseException:
+                with self._taking:
+                    self._buffer = rows + self._buffer
+                raise
             self._tables.append(table)
-            settled = {row for row, _, _, _ in self._buffer}
+            settled = {row for row, _, _, _ in rows}
             self.todo = [row for row in self.todo if row not in settled]
-            self._buffer = []
-            self.computed += count
+            self.computed += len(rows)
+            self._since += len(rows)
             was = self.journal
             update: dict[str, Any] = {"segments": (*was.segments, ref), "runs": (*was.runs, self.run), "seconds": self._seconds}
             if self.window:
-                update["passed"] = was.passed + count
-            if not broken and (not self.window or was.passed + count >= PASSED_ENOUGH):
+                update["passed"] = was.passed + len(rows)
+            if not broken and self._trusted(was.passed + len(rows)):
                 update |= {"strikes": min(1, was.strikes), "passed": 0, "suspect": "", "deaths": 0}
             self.journal = was.model_copy(update=update)
             self._write_journal()
-        self._flushed = time.monotonic()
-        return count
+            return len(rows)
+
+    def _trusted(self, passed: int) -> bool:
+        """Whether the engine went on for so long since the shard was begun that its earlier deaths are forgiven."""
+        if self.window:
+            return passed >= PASSED_ENOUGH
+        return not self.todo or self._since >= self.job.flush_rows or time.monotonic() - self._begun >= self.job.flush_seconds
 
     def spent(self, seconds: float) -> None:
         """Add engine time; it is written with the next flush."""
@@ -219,9 +241,9 @@ class Shard:
     def _write_journal(self) -> None:
         self.store.replace(self.job.journal_path(self.number), self.journal.model_dump_json().encode())
 
-    def _table(self) -> pa.Table:
-        """The buffer as ANSWER rows, column by column: a dict per row costs more than all else here."""
-        rows, outcomes, completions, seconds = zip(*self._buffer, strict=True)
+    def _table(self, taken: Sequence[tuple[int, Outcome, Completion, float]]) -> pa.Table:
+        """Rows as ANSWER rows, column by column: a dict per row costs more than all else here."""
+        rows, outcomes, completions, seconds = zip(*taken, strict=True)
         count, wanted = len(rows), self.wanted
         keep = self.job.keep_logprobs
         made: dict[str, Any] = {
@@ -246,7 +268,7 @@ class Shard:
 
     @property
     def finished(self) -> bool:
-        return len(self.todo) == len(self._buffer)
+        return not self._unsettled
 
     def publish(self) -> ShardReceipt:
         """Check every row, write the answers, publish. When another writer was first, what it published counts."""

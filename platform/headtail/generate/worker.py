@@ -16,11 +16,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from headtail.engines import Completion, Engine, Request, open_engine
 from headtail.errors import EngineError, HeadtailError
-from headtail.generate.catalog import earlier
+from headtail.generate.catalog import Earlier, earlier
+from headtail.generate.flusher import flushing
 from headtail.generate.job import Job, ShardReceipt
 from headtail.generate.prepare import Manifest
 from headtail.generate.shard import Shard, read_receipt, tokens_out
@@ -54,15 +56,19 @@ class Worker:
         self.engine: Engine | None = None
         self.name = uuid.uuid4().hex[:8]
         self.start_s = 0.0
-        self.restarts = 0
+        self.restarts = self.settled = 0
         self.stopped = ""  # why the job stops before its end; what is open is made safe and nothing new is begun
-        self.before = earlier(self.store, job)
         self._proven = True
         self._done: dict[int, int] = {}
         self._before: dict[int, float] = {}
         self._news: dict[str, float] = defaultdict(float)
         self._news_at = 0.0
         self._reply: Any = None
+
+    @cached_property
+    def before(self) -> list[Earlier]:
+        """Earlier jobs whose answers may be taken over. Not read when the actor starts: an error there would be hidden by Ray's retries."""
+        return earlier(self.store, self.job)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         asks = [Ask(int(shard), int(edition)) for shard, edition in zip(batch["shard"], batch["edition"], strict=True)]
@@ -148,14 +154,18 @@ class Worker:
         write_json(self.store, path, starts + 1)
         self._proven = False
 
-    def asked(self, requests: Iterator[Request]) -> Iterator[tuple[Completion, float]]:
-        """Completions, each with the engine time since the one before. A process whose engine stalls is ended, as by a crash."""
+    def asked(self, requests: Iterator[Request], shards: Sequence[Shard]) -> Iterator[tuple[Completion, float]]:
+        """Completions, each with the engine time since the one before. A process whose engine stalls is ended, as by a crash.
+
+        `shards` are those that the rows belong to: they are flushed meanwhile.
+        """
         engine, last = self.started(), time.monotonic()
         limit = self.job.stall_seconds if self.job.model.engine != "openai" else 0.0  # an endpoint has timeouts of its own
-        with watched(limit) as alive:
+        with watched(limit) as alive, flushing(shards, self.job.flush_seconds, self.flush, lambda: self.settled) as check:
             for completion in engine.generate(requests):
                 now = time.monotonic()
                 alive(now)
+                check()
                 if now - self._news_at >= _TELL_S:
                     self.tell()
                 yield completion, now - last
@@ -191,6 +201,9 @@ class Worker:
                 if shard.tries[row] < self.job.attempts:
                     return False
         shard.settle(row, settle(self.job.task, completion, self.job.form, shard.query(row)), completion, seconds)
+        self.settled += 1
+        if shard.held >= self.job.flush_rows:
+            self.flush(shard)
         return True
 
     def flush(self, shard: Shard, broken: bool = False) -> None:
@@ -217,6 +230,7 @@ class _Chain:
             self._pass(self._fresh())
             wait = _PASS_BACKOFF_S
             while any(shard.todo for shard in self.shards) and not self.worker.stopped:  # transient errors, with tries left
+                self.save(broken=False)
                 time.sleep(min(wait, _LONGEST_BACKOFF_S))
                 wait *= 2
                 self._pass(self._again())
@@ -226,14 +240,12 @@ class _Chain:
     def _pass(self, requests: Iterator[Request]) -> None:
         first = next(requests, None)
         if first is not None:  # without a row to ask, no engine is started
-            for completion, seconds in self.worker.asked(_prepend(first, requests)):
+            for completion, seconds in self.worker.asked(_prepend(first, requests), self.shards):
                 place, row = divmod(completion.id, _ROWS)
                 shard = self.shards[place]
                 shard.spent(seconds)
                 self._handed[place] -= 1
                 self.worker.take(shard, row, completion, seconds)
-                if shard.due():
-                    self.worker.flush(shard)
                 if not self._handed[place] and shard.finished:
                     self._end(place)
         if self.worker.stopped:
@@ -283,7 +295,6 @@ class _Chain:
 
     def _again(self) -> Iterator[Request]:
         for place, shard in enumerate(self.shards):
-            self.worker.flush(shard)
             for row in list(shard.todo):
                 self._handed[place] += 1
                 yield Request(place * _ROWS + row, shard.messages[row])
@@ -310,17 +321,15 @@ class _Narrow:
             wait = _PASS_BACKOFF_S
             while group and not worker.stopped:
                 left = []
-                for completion, seconds in worker.asked(Request(row, shard.messages[row]) for row in group):
+                for completion, seconds in worker.asked((Request(row, shard.messages[row]) for row in group), [shard]):
                     shard.spent(seconds)
                     if not worker.take(shard, completion.id, completion, seconds):
                         left.append(completion.id)
-                    elif shard.window == 0 and shard.due():
-                        worker.flush(shard)
+                worker.flush(shard)
                 group = left
                 if group:
                     time.sleep(min(wait, _LONGEST_BACKOFF_S))
                     wait *= 2
-            worker.flush(shard)
         if not shard.todo:
             yield shard.publish()
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from headtail import cluster
+from headtail.errors import InputError
 from headtail.querylog.intake import GOLD_CELL, Intake, Rules, Totals
 from headtail.querylog.logfile import Split, Wanted, read
 from headtail.querylog.tally import Cut, finish
@@ -107,8 +108,10 @@ def _got(reference: Any) -> Any:
 
     try:
         return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, Exception) else error from None
+    except ray.exceptions.RayError as error:
+        raise cluster.unwrapped(
+            error, InputError, "the log could not be counted", fix="run again; HEADTAIL_WORKER_LOGS=1 shows why"
+        ) from error
 
 
 def _count(system: pafs.FileSystem, part: Split, rules: Rules, wanted: Wanted, shards: int) -> Iterator[Any]:

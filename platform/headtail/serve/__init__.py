@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import signal
 import socket
 import threading
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from headtail import cluster
 from headtail import release as releases
 from headtail.cache import read_manifest
 from headtail.config import StageConfig, build, execution
@@ -99,8 +99,6 @@ class Server:
         self._stopped = True
         _shutdown()
         if self._owns_ray:
-            from headtail import cluster
-
             cluster.stop()
 
 
@@ -130,8 +128,6 @@ def start(config: Config, student: type | None = None) -> Server:
     chosen = _student(config, store, release)
     import ray
     from ray import serve
-
-    from headtail import cluster
 
     owns_ray = not ray.is_initialized()
     cluster.start()
@@ -281,7 +277,7 @@ def _wait(config: Config, server: Server, model: ModelConfig | None) -> None:
             broken = {name: part.message for name, part in state.deployments.items() if part.status != "HEALTHY" and part.message}
             where, message = next(iter(broken.items()), ("application", state.message))
             fix = "run headtail doctor; or --set live=false to serve without the student"
-            raise EngineError(f"the server did not start: {_cause(message)}", where=f"deployment {where}", fix=fix)
+            raise cluster.unwrapped(message, EngineError, "the server did not start", where=f"deployment {where}", fix=fix)
         if state is not None and state.status == "RUNNING":
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{server.url}/readyz", timeout=5, trust_env=may_proxy(server.url)).status_code == 200:
@@ -298,13 +294,6 @@ def _wait(config: Config, server: Server, model: ModelConfig | None) -> None:
             waiting = f"the student {model.model}" if model else "the ingress"
             say(f"serve        waiting for {waiting}: {now - began:.0f} s")
         time.sleep(0.2)
-
-
-def _cause(message: str) -> str:
-    """The error itself, out of the traceback that Serve reports."""
-    found = list(re.finditer(r"^[\w.]*(?:Error|Exception): ", message, re.MULTILINE))
-    told = message[found[-1].end() :] if found else message
-    return " ".join(line.strip() for line in told.strip().splitlines()[:2])[:500]
 
 
 @contextlib.contextmanager
