@@ -35,7 +35,7 @@ def test_killed_after_two_intervals_nearly_all_rows_are_safe(rate: float, second
     while now < killed * seconds:
         now += LOOK * seconds
         finished = int(now * rate)
-        if due(finished - safe, finished, now - last, seconds):
+        if due(finished - safe, finished, now - last, now, seconds):
             last = now
             now += write * seconds
             if now < killed * seconds:
@@ -46,10 +46,21 @@ def test_killed_after_two_intervals_nearly_all_rows_are_safe(rate: float, second
     assert oldest <= seconds
 
 
+@pytest.mark.parametrize("hours, most", [(0.01, 200), (1, 850)])
+def test_flushes_stay_few(hours: float, most: int) -> None:
+    """10 rows a second, flush_seconds 10: the clock alone makes 480 an hour."""
+    now, last, safe, flushes = 0.0, 0.0, 0, 0
+    while now < hours * 3600:
+        now += LOOK * 10
+        if due(int(now * 10) - safe, int(now * 10), now - last, now, 10.0):
+            last, safe, flushes = now, int(now * 10), flushes + 1
+    assert flushes <= most
+
+
 def test_a_long_job_is_flushed_by_the_clock() -> None:
-    assert not due(0, 1000, 1e9, 10.0)
-    assert not due(100, 1_000_000, 7.0, 10.0)
-    assert due(1, 1_000_000, 7.5, 10.0)
+    assert not due(0, 1000, 1e9, 1e9, 10.0)
+    assert not due(100, 1_000_000, 7.0, 1e9, 10.0)
+    assert due(1, 1_000_000, 7.5, 1e9, 10.0)
 
 
 @pytest.mark.parametrize("rows", [30, 254])

@@ -16,7 +16,8 @@ import pytest
 from headtail import keys
 from headtail.engines import Completion, ModelConfig, Request, Top
 from headtail.engines.null import NullEngine
-from headtail.generate import Job, generate, survey, worker
+from headtail.errors import LimitReached
+from headtail.generate import Job, _stopped, generate, survey, worker
 from headtail.generate.compare import Comparison, scope
 from headtail.generate.limits import Limits
 from headtail.generate.prepare import Manifest, prepare
@@ -189,6 +190,25 @@ def test_limits() -> None:
     assert limits.spent({"before": 100, "tokens_out": 50_000}, 50) == pytest.approx(0.2 + 0.5)
     assert "budget_usd=1" in limits.problem({"tokens_out": 90_000}, 50)
     assert Limits().problem({"asked": 9, "errors": 9}, 1e9) == ""
+    half = Limits(unanswered_share=0.5)
+    assert "40 of 40 rows ended without an answer" in half.problem({"asked": 40, "settled": 40, "unanswered": 40}, 1)
+    assert half.problem({"settled": 3, "unanswered": 2}, 1) == half.problem({"settled": 1000, "unanswered": 490}, 1) == ""
+
+
+def test_a_job_that_stops_names_the_reasons(make_job: MakeJob) -> None:
+    """What workers say of rows that were truncated, are asked again, or failed goes into the one error."""
+    job = make_job(planned([*(f"!length {i}" for i in range(60)), *(f"!fail {i}" for i in range(5)), "!flaky", "fine"]), shards=1)
+    worker = Worker(job, prepare(job), "run0")
+    worker.work([Ask(0, 0)])
+    counted = {name: worker._news[name] for name in ("asked", "errors", "settled", "unanswered")}
+    assert counted == {"asked": 69, "errors": 7, "settled": 67, "unanswered": 65}
+    assert "max_unanswered_share" in Limits(unanswered_share=0.5).problem(counted, 1)
+    said: list[dict[str, Any]] = [{"reasons": worker.reasons}, {"reasons": {"HTTP 503: overloaded (5 tries)": 9000}}]
+    with pytest.raises(LimitReached) as error:
+        _stopped(job, "7 of 69 rows asked ended in an error", 0, 1, said)
+    text = str(error.value)
+    assert "ended in an error; 9,000 x HTTP 503: overloaded (5 tries); 60 x truncated: stopped at the length limit" in text
+    assert "5 x failed: told to fail" in text
 
 
 def test_a_worker_that_is_told_to_stop_keeps_what_is_done_and_the_next_goes_on(make_job: MakeJob) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -20,6 +22,7 @@ from headtail.receipt import load_receipt
 from headtail.report.summary import REALTIME
 from headtail.rows import State
 from headtail.storage import open_storage, read_json
+from headtail.task import EXAMPLES
 from headtail.tracking import Tracker
 from test_evidence import evidence
 from timescale import limit
@@ -72,6 +75,36 @@ def test_a_students_base_and_code_are_what_the_loop_has(tmp_path: Path, capsys: 
     plainer = loop._coded(made.distill, str(folder)).form
     assert (plainer.prompt, plainer.answer) == ("bare", "json")
     assert "answers in JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"task": "own"}, "a PLACEHOLDER is trained on 70% of people's answers (gold_train_share)"),
+        ({"log": "log.csv"}, "the shipped PLACEHOLDER example:teacher, trained on example data, answers your log"),
+        ({}, ""),
+        ({"log": "log.csv", "teacher": {"model": "big/model", "revision": "ab12"}}, ""),
+    ],
+)
+def test_a_placeholder_is_announced_before_anything_runs(
+    fields: dict[str, Any], words: str, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if fields.get("task"):
+        folder = shutil.copytree(EXAMPLES / "query_intent", tmp_path / "own")
+        fields = {**fields, "task": str(folder), "log": "log.csv"}
+
+    class Ran(Exception):
+        pass
+
+    def first(*_: object, **__: object) -> None:
+        raise Ran
+
+    monkeypatch.setattr(loop._Loop, "station", first)
+    with pytest.raises(Ran):
+        loop.run(loop.Config.model_validate({"root": root, "tracking": {"enabled": False}, **fields}))
+    said = " ".join(capsys.readouterr().err.split())
+    assert (words in said) if words else ("PLACEHOLDER" not in said)
+    assert not words or "TEACHER=" in said
 
 
 def test_champion_is_a_student_whose_gate_was_passed(root: str, capsys: pytest.CaptureFixture[str]) -> None:

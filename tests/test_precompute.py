@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
 from headtail import keys, precompute
 from headtail.config import TrackingConfig, build
@@ -23,14 +25,17 @@ from headtail.engines import ModelConfig
 from headtail.engines.tokens import vocabulary
 from headtail.errors import ConfigError, EngineError, InputError, LimitReached
 from headtail.generate import Limits, answers
+from headtail.generate.estimate import Estimate, Span
 from headtail.generate.job import Journal
 from headtail.generate.ledger import Ledger
+from headtail.generate.shown import _estimate
 from headtail.models import SHIPPED
 from headtail.precompute import Config, figures
 from headtail.receipt import Receipt, load_receipt
 from headtail.rows import ANSWER, GOLD, PLANNED, State, with_side_inputs
 from headtail.storage import Storage, open_storage, read_json, write_json, write_table
 from headtail.task import EXAMPLES, load_task
+from test_engines_openai import Server
 from timescale import limit
 
 OFF = TrackingConfig(enabled=False)
@@ -126,7 +131,104 @@ def test_figures_are_over_all_runs() -> None:
     assert (made["tokens_in_per_row"], made["tokens_out_per_row"], made["answered_share"]) == (5, 20, 0.9)
 
 
+def test_a_budget_without_a_price_is_an_error(root: str, store: Storage) -> None:
+    plan(store, head=["a"])
+    model = {"engine": "openai", "model": "some/model", "base_url": "https://host.example/v1"}
+    fields = {"root": root, "tracking": OFF, "inputs": ["plan:head"], "budget_usd": 5.0}
+    for step in (precompute.run, lambda asked: precompute.plan(asked, 0)):
+        with pytest.raises(ConfigError, match="usd_per_million_tokens_in") as error:
+            step(build(Config, {**fields, "model": model}, "test"))
+        assert error.value.where == "budget_usd"
+    priced = build(Config, {**fields, "model": {**model, "usd_per_million_tokens_out": 4.0}}, "test")
+    assert precompute.plan(priced, 0).notes == ()
+
+
+def test_a_plan_says_that_money_is_unknown_and_where_to_set_it(root: str, store: Storage) -> None:
+    plan(store, head=["a"])
+    model = {"engine": "openai", "model": "some/model", "base_url": "https://host.example/v1"}
+    found = precompute.plan(build(Config, {"root": root, "tracking": OFF, "inputs": ["plan:head"], "model": model}, "test"), 0)
+    assert "money is unknown" in found.notes[0]
+    assert "model.usd_per_million_tokens_out" in found.notes[0]
+    span = Span(value=1, low=1, high=1)
+    lines = Console(width=300, file=io.StringIO())
+    lines.print(_estimate(Estimate(rows=1, tokens_in=span, tokens_out=span, engine_s=span, wall_s=span, usd=None), 1))
+    assert "unknown" in (text := lines.file.getvalue())  # type: ignore[attr-defined]
+    assert "model.usd_per_million_tokens_in" in text
+    assert not {"usd", "usd_saved", "usd_per_million"} & set(figures(ledger_of({"answered": 9}), Limits(priced=False)))
+
+
+def ledger_of(states: dict[str, int], **fields: Any) -> Ledger:
+    """Of a job without a file."""
+    plain: dict[str, Any] = dict.fromkeys(Ledger.__dataclass_fields__, 0)
+    plain |= {"shards": (), "reasons": {}, "lacking": {}, "engine": {}, "rows": sum(states.values()), "seconds": 1.0}
+    return Ledger(**{**plain, "states": {str(state): states.get(str(state), 0) for state in State}, **fields})
+
+
+def test_a_job_whose_rows_are_truncated_or_invalid_fails_as_one_whose_rows_fail(root: str, store: Storage) -> None:
+    plan(store, head=["a"])
+    asked = config(root)
+    job = precompute._job(asked, precompute._find(asked), "precompute/x")
+    with pytest.raises(EngineError, match="6 of 10 rows have no answer, more than max_unanswered_share=") as error:
+        precompute._judge(asked, job, ledger_of({"answered": 4, "truncated": 4, "invalid": 2}))
+    assert error.value.value == "4 answered, 4 truncated, 2 invalid"
+    precompute._judge(asked, job, ledger_of({"answered": 5, "truncated": 5}))
+    precompute._judge(config(root, max_unanswered_share=1), job, ledger_of({"truncated": 5}))
+    with pytest.raises(EngineError, match="5 of 10 rows failed") as error:
+        precompute._judge(asked, job, ledger_of({"answered": 5, "failed": 5}, given_up=3))
+    assert "but for 3 that were asked in max_runs_per_row=2 runs (raise it to ask them)" in error.value.fix
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_after_success_with_failed_rows_it_says_how_to_ask_them_again(
+    root: str, store: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan(store, head=[*(f"q{i}" for i in range(60)), "!fail"])
+    log = tmp_path / "asked"
+    model = f"null:faults,log={log}"
+    for _ in range(2):
+        receipt = precompute.run(config(root, model=model))
+        assert "1 rows failed; --set ask_again=1 asks them again" in " ".join(capsys.readouterr().err.split())
+    assert (receipt.reused, log.stat().st_size) == (True, 61)
+    again = precompute.run(config(root, model=model, ask_again=1))
+    assert (again.rows["reused"], again.rows["recomputed"], log.stat().st_size) == (60, 1, 62)
+    assert "ask_again=2 asks them again, 1 of them only with --set max_runs_per_row=3" in " ".join(capsys.readouterr().err.split())
+    third = precompute.run(config(root, model=model, ask_again=2))
+    assert (third.rows["reused"], third.rows["recomputed"], log.stat().st_size) == (61, 0, 62)
+    healed = precompute.run(config(root, model=f"null:log={log}", ask_again=3, max_runs_per_row=3))
+    assert (healed.rows["answered"], log.stat().st_size) == (61, 63)
+
+
 # --- on a cluster, null engine
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("status", [402, 404])
+def test_what_no_row_can_pass_is_one_clear_error_from_a_real_worker(
+    root: str, store: Storage, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong model, an empty account: what, where, value, do, the exit code; no line of Ray's."""
+    from headtail.cli import main
+
+    plan(store, head=[f"q{i}" for i in range(20)])
+    server = Server()
+    server.reply = lambda text, nth: (status, {"error": {"message": "no such thing"}}, {})
+    model = f"{{engine: openai, model: some/model, base_url: '{server.url}', cpus: 0.5}}"
+    sets = [f"model={model}", "inputs=[plan:head]", "tracking.enabled=false"]
+    with pytest.raises(SystemExit) as code:
+        main(["precompute", "--root", root, *(part for one in sets for part in ("--set", one))])
+    server.http.shutdown()
+    server.http.server_close()
+    assert code.value.code == {402: 1, 404: 2}[status]
+    said = capfd.readouterr().err
+    lines = said[said.index("error: ") :].splitlines()
+    assert lines[0] == f'error: the endpoint answered {status}: {{"error": {{"message": "no such thing"}}}}'
+    assert lines[1:3] == [f"  where: {server.url}/chat/completions", "  value: model some/model"]
+    assert lines[3].startswith("  do:    ")
+    assert len(lines) == 4
+    assert "Traceback" not in said
+    assert "ray" not in said.lower()
 
 
 @pytest.mark.slow

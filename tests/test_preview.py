@@ -320,6 +320,7 @@ def test_a_probe_of_all_there_is_is_exact(root: str, store: Storage, tmp_path: P
     head(store, 40)
     found = precompute.plan(config(root, tmp_path), 1000)
     assert found.estimate is not None
+    assert found.estimate.usd is not None
     assert (found.ask, found.estimate.exact, found.estimate.usd.high, asked()) == (0, True, 0.0, 40)
     receipt = precompute.run(config(root, tmp_path), found)
     assert (receipt.rows["recomputed"], receipt.rows["reused"], asked()) == (0, 40, 40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -129,6 +130,8 @@ def test_terms_of_time_and_money_add_up() -> None:
     told = estimate(probe_of(pace=steady), 10_000, 4, limits)
     assert told.engine_s.value == pytest.approx(10_000 * 10 * 0.001 + 4 * 0.5 + 2 * 3)
     assert told.wall_s.value == pytest.approx(10 + 2 + 3 + (100 + 2) / 2)
+    assert told.usd is not None
+    assert estimate(probe_of(pace=steady), 10_000, 4, dataclasses.replace(limits, priced=False)).usd is None
     assert told.usd.value == pytest.approx(108 + 2 * 10 + 0.5 * 2 + 0.09 * 4)
     assert (told.tokens_in.low, told.tokens_in.high) == (500_000, 500_000)
     assert told.engine_s.high - told.engine_s.value == pytest.approx(100 * subject.DRIFT + subject.ONCE * 8)

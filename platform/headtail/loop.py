@@ -137,6 +137,7 @@ def _stations(loop: _Loop) -> Receipt:
     shared = {"task": config.task}
     log, gold = _log(loop)
     teacher = _named_teacher(config)
+    _tell_placeholder(config, teacher)
     ingest = do(
         "ingest", querylog.run, config.ingest, **shared, log=log, gold=gold, gold_train_share=0.0 if teacher else config.gold_train_share
     )
@@ -296,8 +297,18 @@ def _named_teacher(config: Config) -> ModelConfig | None:
     return config.precompute_teacher.model.model_copy(update={"model": SHIPPED_TEACHER}) if shipped else None
 
 
+def _tell_placeholder(config: Config, teacher: ModelConfig | None) -> None:
+    """Say first of all what answers instead of a teacher that nobody named."""
+    name = "name a teacher: --set teacher.model=... (make: TEACHER=...)"
+    if teacher is None:
+        share = f"{config.gold_train_share:.0%} of people's answers (gold_train_share)"
+        say(f"teacher      none is named: a PLACEHOLDER is trained on {share} and answers in its place; {name}")
+    elif config.teacher is None and config.log:
+        say(f"teacher      none is named: the shipped PLACEHOLDER {teacher.model}, trained on example data, answers your log; {name}")
+
+
 def _train_teacher(loop: _Loop, ingest: Receipt) -> ModelConfig:
-    """No teacher was named for this task: train one on the training split of people's answers, and say so."""
+    """No teacher was named for this task: train one on the training split of people's answers."""
     config = loop.config
     if ingest.output("gold_train").rows == 0:
         raise ConfigError(
@@ -305,7 +316,6 @@ def _train_teacher(loop: _Loop, ingest: Receipt) -> ModelConfig:
             where="teacher",
             fix="name TEACHER=model, or give GOLD=file with columns query, answer (and split)",
         )
-    say("teacher      none named: training one on the gold's training split, a stand-in for a strong LLM")
     sets = (distill.TrainingSet(task=config.task, golden=f"{ingest.path}:gold_train"),)
     made = loop.station("train_teacher", distill.run, config.train_teacher, sets=sets, gold=(f"{ingest.path}:gold",))
     return config.precompute_teacher.model.model_copy(update={"model": made.path})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
@@ -17,10 +18,13 @@ from headtail.config import StageConfig, execution, result_fields
 from headtail.engines import ModelConfig, check_top
 from headtail.engines.device import resolved
 from headtail.engines.tokens import load_tokenizer, vocabulary
-from headtail.errors import EngineError, InputError, LimitReached
+from headtail.errors import ConfigError, EngineError, InputError, LimitReached
 from headtail.generate import ANSWERS, Job, Ledger, Limits, Table, generate, sweep
+from headtail.generate.lease import driving
+from headtail.generate.limits import UNPRICED
 from headtail.generate.preview import ROWS, Preview, finished, kept, preview
 from headtail.models import Found, find
+from headtail.progress import say
 from headtail.receipt import Receipt, load_receipt, load_ref, receipt_path
 from headtail.rows import TOP, State
 from headtail.station import Station, identity, run_once
@@ -48,10 +52,21 @@ class Config(StageConfig):
     flush_rows: int = execution(10_000, "rows of a shard after which they are made safe", ge=1)
     flush_seconds: float = execution(10.0, "seconds after which the finished rows of a shard are made safe", gt=0)
     attempts: int = execution(3, "times a row is asked in one run while its error is transient", ge=1)
+    max_runs_per_row: int = execution(
+        2,
+        "runs, of any job, in which a row is asked that ends the same way each time for a reason that seldom passes (too long, invalid, "
+        "refused, an HTTP 400); it is then left as it is. 0: no limit",
+        ge=0,
+    )
     reuse: bool = execution(True, "take over answers that earlier jobs in this store made under the same answer_key")
     reuse_jobs: int = execution(20, "how many earlier jobs, newest first, are looked through for them", ge=1)
     retry: tuple[State, ...] = Field(
         (State.FAILED,), description="states in which an answer of an earlier job is not taken over but asked again"
+    )
+    ask_again: int = Field(
+        0,
+        ge=0,
+        description="one more than before: asks rows in a state of `retry` again after the job succeeded; the others are taken over",
     )
     keep_logprobs: bool = Field(True, description="keep the log-prob of each token of an answer: 4 bytes a token before compression")
     top_logprobs: int = Field(
@@ -63,6 +78,9 @@ class Config(StageConfig):
     )
     max_failed_share: float = execution(
         0.05, "share of failed rows (0..1) above which the job stops, early when it is sure; finished rows are kept", ge=0, le=1
+    )
+    max_unanswered_share: float = execution(
+        0.5, "share of rows without an answer (0..1; truncated, invalid, refused, failed) above which the job stops likewise", ge=0, le=1
     )
     budget_usd: float = execution(0.0, "USD that this job may cost, earlier runs of it included; it then stops; 0: no limit", ge=0)
     budget_seconds: float = execution(0.0, "seconds that one run may take before it stops; 0: no limit", ge=0)
@@ -87,6 +105,10 @@ def _resolved(config: Config) -> Config:
 
 
 def _find(config: Config) -> _Asked:
+    if config.budget_usd and not config.model.priced:
+        raise ConfigError(
+            f"a budget in USD cannot be kept: {UNPRICED}", where="budget_usd", value=config.budget_usd, fix="set a price, or 0"
+        )
     task, store = load_task(config.task), open_storage(config.root)
     found = [load_ref(store, ref) for ref in config.inputs]
     labels = tuple(f"{receipt.path}:{name}" for receipt, name in found)
@@ -120,6 +142,7 @@ def _job(config: Config, asked: _Asked, path: str) -> Job:
         flush_rows=config.flush_rows,
         flush_seconds=config.flush_seconds,
         attempts=config.attempts,
+        runs_per_row=config.max_runs_per_row,
         retry=tuple(str(state) for state in config.retry),
         reuse=config.reuse,
         reuse_jobs=config.reuse_jobs,
@@ -168,20 +191,49 @@ def run(config: Config, planned: Preview | None = None) -> Receipt:
         _judge(config, job, ledger)
         sweep(asked.store, job)
 
-    return run_once("precompute", config, work, **asked.identity)
+    folder = _folder(config, asked)
+    done = asked.store.exists(f"{folder}/receipt.json")
+    with nullcontext() if done else driving(asked.store, folder):
+        receipt = run_once("precompute", config, work, **asked.identity)
+    if text := _failed(config, receipt):
+        say(f"{'precompute':<12} {text}")
+    return receipt
+
+
+def _failed(config: Config, receipt: Receipt) -> str:
+    """How to ask rows again that failed in a job that succeeded."""
+    failed, given_up = receipt.rows.get(State.FAILED, 0), int(receipt.facts.get("given_up", 0))
+    if not failed:
+        return ""
+    text = f"{failed:,} rows failed; --set ask_again={config.ask_again + 1} asks them again"
+    if given_up:
+        text += f", {given_up:,} of them only with --set max_runs_per_row={config.max_runs_per_row + 1} or more"
+    return text
 
 
 def _judge(config: Config, job: Job, ledger: Ledger) -> None:
-    """EngineError when too many rows failed. What is finished stays, and the next run asks the failed rows again."""
-    failed = ledger.states[State.FAILED]
-    if ledger.failed_share <= config.max_failed_share:
+    """EngineError when too many rows failed or have no answer. What is finished stays; the next run asks the failed rows again."""
+    failed, unanswered = ledger.states[State.FAILED], ledger.rows - ledger.states[State.ANSWERED]
+    if ledger.failed_share <= config.max_failed_share and unanswered <= config.max_unanswered_share * ledger.rows:
         return
+    if ledger.failed_share <= config.max_failed_share:
+        states = ", ".join(f"{count:,} {state}" for state, count in ledger.states.items() if count)
+        raise EngineError(
+            f"{unanswered:,} of {ledger.rows:,} rows have no answer, more than max_unanswered_share={config.max_unanswered_share:g}",
+            where=job.path,
+            value=states,
+            fix="see the answers' columns `reason` and `raw`; mend the task (sampling.max_tokens, prompt, schema) or the model, or raise "
+            "max_unanswered_share",
+        )
+    again = "failed ones are asked again"
+    if ledger.given_up:
+        again += f" but for {ledger.given_up:,} that were asked in max_runs_per_row={config.max_runs_per_row} runs (raise it to ask them)"
     reasons = "; ".join(f"{count} x {reason}" for reason, count in ledger.reasons.items())
     raise EngineError(
         f"{failed} of {ledger.rows} rows failed, more than max_failed_share={config.max_failed_share:g}",
         where=job.path,
         value=reasons,
-        fix="mend the cause and run again: finished rows are kept, failed ones are asked again; or raise max_failed_share",
+        fix=f"mend the cause and run again: finished rows are kept, {again}; or raise max_failed_share",
     )
 
 
@@ -204,8 +256,11 @@ def _record(station: Station, config: Config, job: Job, model: Found, ledger: Le
         "engine": ledger.engine,
         "settings": job.settings,
         "engine_restarts": ledger.restarts,
+        "given_up": ledger.given_up,
         "usd_per_hour": config.model.usd_per_hour or USD_PER_HOUR,
     }
+    if not config.model.priced:
+        station.note(f"money is unknown: {UNPRICED}")
     if config.top_logprobs:
         _tell_top(station, config, ledger)
     if not job.form.default:
@@ -231,12 +286,14 @@ def limits(config: Config) -> Limits:
     """The bounds and prices of a job."""
     return Limits(
         failed_share=config.max_failed_share,
+        unanswered_share=config.max_unanswered_share,
         usd=config.budget_usd,
         seconds=config.budget_seconds,
         workers=config.workers,
         usd_per_hour=config.model.usd_per_hour or USD_PER_HOUR,
         usd_per_million_tokens_in=config.model.usd_per_million_tokens_in,
         usd_per_million_tokens_out=config.model.usd_per_million_tokens_out,
+        priced=config.model.priced,
     )
 
 
@@ -244,7 +301,7 @@ def figures(ledger: Ledger, prices: Limits) -> dict[str, float]:
     """Speed, tokens and money. Seconds are those of all runs that made these answers, so a resumed job shows its true cost.
 
     `usd` is what this job paid; `usd_per_million` what a million such rows cost, those taken over from other jobs at what
-    they cost there; `usd_saved` what taking them over saved.
+    they cost there; `usd_saved` what taking them over saved. None of the three where no price is known.
     """
     rows, workers = ledger.rows, prices.workers
     asked = rows - ledger.reused
@@ -260,8 +317,6 @@ def figures(ledger: Ledger, prices: Limits) -> dict[str, float]:
         "tokens_out_per_row": ledger.tokens_out / rows,
         "engine_start_s": ledger.start_s,
         "generate_s": wall,
-        "usd": usd,
-        "usd_saved": saved,
-        "usd_per_million": (usd + saved) / rows * 1e6,
         "answered_share": ledger.states[State.ANSWERED] / rows,
+        **({"usd": usd, "usd_saved": saved, "usd_per_million": (usd + saved) / rows * 1e6} if prices.priced else {}),
     }

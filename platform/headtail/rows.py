@@ -108,6 +108,7 @@ ANSWER = pa.schema(
         ("agreement", pa.float32()),  # share of n samples that gave this answer; null when one was drawn
         ("samples", pa.list_(SAMPLE)),  # every sample when n > 1, else null
         ("logprobs", pa.list_(pa.float32())),  # natural log, one per output token of the answer; null when not kept
+        ("runs", pa.int16()),  # in how many runs it was asked and ended in this state, for a reason that asking again seldom mends
     ]
 )
 
@@ -122,7 +123,7 @@ TOP = pa.schema(
 )
 
 # Columns of ANSWER that came later: tables of an older release lack them, and hold null there.
-ANSWER_SINCE = ("seconds", "agreement", "samples", "logprobs")
+ANSWER_SINCE = ("seconds", "agreement", "samples", "logprobs", "runs")
 
 # One training row: the query as the teacher saw it, the answer to learn, and where it came from.
 GOLDEN = pa.schema(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .bench import ANSWERED, FAILED, Bench
 from .endpoint import Endpoint
-from .spec import DELIBERATE, DONE
+from .spec import DELIBERATE, DONE, NO_LEASE
 
 ROWS = 120  # of a job: some 28 commits on its way from input to receipt
 MOMENTS = ("kill:before", "kill:inside", "kill:after")
@@ -126,14 +126,16 @@ def full(bench: Bench, left: int) -> None:
 
 
 def twin(bench: Bench, left: int) -> None:
-    """Two drivers run the same job at once, as when one is taken for dead; one of them is killed, at a commit or at any time."""
+    """Two drivers of one job, in half of the jobs without the lease that has one wait: no row may depend on it. One of them is
+    killed, at a commit or at any time."""
     every = points(bench)
+    more = {NO_LEASE: "1"} if bench.rng.random() < 0.5 else {}
     small(bench, delay_us=1000)
     rng = bench.rng
     at_commit = rng.random() < 0.5
-    first = bench.begin({rng.randint(1, len(every) // len(MOMENTS)): rng.choice(MOMENTS)} if at_commit else None, "one")
+    first = bench.begin({rng.randint(1, len(every) // len(MOMENTS)): rng.choice(MOMENTS)} if at_commit else None, "one", more)
     time.sleep(rng.uniform(0, 0.4))
-    second = bench.begin(None, "two")
+    second = bench.begin(None, "two", more)
     if not at_commit:
         time.sleep(rng.uniform(0, 0.4))
         bench.kill(rng.choice((first, second)), "one of two")

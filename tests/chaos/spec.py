@@ -12,6 +12,7 @@ from typing import Any
 
 TESTS = Path(__file__).parent.parent
 SLOWER = float(os.environ.get("HEADTAIL_TEST_TIME_SCALE", "1"))  # as in tests/timescale.py, which chaos alone cannot import
+NO_LEASE = "HEADTAIL_CHAOS_NO_LEASE"  # in the environment of a run: it does not wait for another driver
 DONE, DELIBERATE, UNFORESEEN = 0, 3, 4  # exit codes of a run
 
 

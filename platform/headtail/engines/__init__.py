@@ -79,6 +79,12 @@ class ModelConfig(Config):
     usd_per_million_tokens_in: float = execution(0.0, "what a provider bills per million prompt tokens, beside usd_per_hour", ge=0)
     usd_per_million_tokens_out: float = execution(0.0, "what a provider bills per million answer tokens, beside usd_per_hour", ge=0)
 
+    @property
+    def priced(self) -> bool:
+        """Whether it is known what its answers cost: a model in this process costs its machine, an endpoint what its owner bills."""
+        prices = (self.usd_per_hour, self.usd_per_million_tokens_in, self.usd_per_million_tokens_out)
+        return self.engine != "openai" or any(prices)
+
     @field_validator("engine", mode="before")
     @classmethod
     def _bare_null(cls, value: object) -> object:

@@ -6,6 +6,7 @@ them. What was finished before a crash is found again; a finished job is found w
     prepare.py  input -> shards          catalog.py  answers made before          shard.py   rows -> published answers
     wanted.py   a shard's rows, keyed    worker.py   engine <-> shards            ledger.py  do they add up
     limits.py   when to stop early       watch.py    an engine that hangs         preview.py what would be asked, at what price
+    flusher.py  rows are safe in time    lease.py    one driver at a time
 
 Knows nothing of stages, receipts of stages or what answers are for.
 """
@@ -17,6 +18,7 @@ import errno
 import json
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -43,6 +45,7 @@ __all__ = ["ANSWERS", "Job", "Ledger", "Limits", "Table", "answers", "chains", "
 
 _LONGEST_CHAIN = 16  # shards per Ray task: fewer pauses of the engine between tasks against evener ends
 _LOOKS = 16  # threads that look whether shards are done; a look at S3 takes some 20 ms
+_REASONS = 3  # of rows without an answer, named when a job stops
 _SWEEPS = 3  # tries to take away finished work while another driver does the same
 _AT_HOME = 100_000  # rows of a job up to which the driver itself takes answers over: some seconds, where Ray takes 15 to start
 
@@ -68,11 +71,16 @@ def generate(job: Job) -> Ledger:
         said = _spread(job, manifest, asks, sum(receipt.rows for receipt in done)) if asks else []
     made = [ShardReceipt.model_validate(receipt) for one in said for receipt in one["receipts"]]
     if reason := next((one["stopped"] for one in said if one.get("stopped")), ""):
-        _stopped(job, reason, len(done) + len(made), len(done) + len(asks))
+        _stopped(job, reason, len(done) + len(made), len(done) + len(asks), said)
     return settle_up(job, store, manifest, done, made, said)
 
 
-def _stopped(job: Job, reason: str, done: int, shards: int) -> None:
+def _stopped(job: Job, reason: str, done: int, shards: int, said: Sequence[dict[str, Any]]) -> None:
+    reasons: Counter[str] = Counter()
+    for one in said:
+        reasons.update(one["reasons"])
+    if reasons:
+        reason += "; " + "; ".join(f"{count:,} x {text}" for text, count in reasons.most_common(_REASONS))
     fix = "what is finished is kept: mend the cause or raise the limit, and run again to go on"
     raise LimitReached(f"stopped early: {reason}", where=job.path, value=f"{done} of {shards} shards are published", fix=fix)
 
@@ -88,7 +96,7 @@ def survey(job: Job, store: Storage, manifest: Manifest) -> tuple[list[ShardRece
         if not edition:
             return Ask(number, 0)
         receipt = read_receipt(job, store, number, edition - 1)
-        return Ask(number, edition) if receipt.failed else receipt
+        return Ask(number, edition) if receipt.again(job.runs_per_row) else receipt
 
     with ThreadPoolExecutor(_LOOKS) as pool:
         found = list(pool.map(look, numbers))

@@ -69,7 +69,7 @@ class Probe(Config):
     start_s: float = Field(ge=0, description="seconds until the engine was up")
     setup_s: float = Field(ge=0, description="seconds for all else: cluster, actors, reading, publishing")
     seconds: float = Field(ge=0, description="engine time of the rows that this probe asked itself")
-    usd: float = Field(ge=0, description="USD that this probe cost")
+    usd: float | None = Field(ge=0, description="USD that this probe cost; null when no price is known")
     how: dict[str, Any] = Field({}, description="engine settings that change its pace and no answer: cores, GPUs, rows at a time")
 
 
@@ -81,7 +81,9 @@ class Estimate(Config):
     tokens_out: Span = Field(description="answer tokens")
     engine_s: Span = Field(description="engine time in seconds, all workers together, starts left out")
     wall_s: Span = Field(description="seconds from start to end with the configured workers")
-    usd: Span = Field(description="USD: workers for engine time and start, and tokens where a provider bills them")
+    usd: Span | None = Field(
+        description="USD: workers for engine time and start, and tokens where a provider bills them; null when no price is known"
+    )
     exact: bool = Field(False, description="nothing is left: the probe was all there was to ask")
     at_most: bool = Field(False, description="the probe was too small for this engine: time and money are upper bounds")
 
@@ -163,7 +165,15 @@ def estimate(probe: Probe, left: int, chains: int, limits: Limits) -> Estimate:
         low=machines.low + limits.tokens_usd(tokens_in.low, tokens_out.low),
         high=machines.high + limits.tokens_usd(tokens_in.high, tokens_out.high),
     )
-    return Estimate(rows=left, tokens_in=tokens_in, tokens_out=tokens_out, engine_s=engine, wall_s=wall, usd=usd, at_most=not found.steady)
+    return Estimate(
+        rows=left,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        engine_s=engine,
+        wall_s=wall,
+        usd=usd if limits.priced else None,
+        at_most=not found.steady,
+    )
 
 
 def _running(probe: Probe, left: int) -> Span:

@@ -1,8 +1,8 @@
 """Make finished rows safe whatever the engine does: a thread beside it, which flushes shards while it is silent.
 
-In: the open shards of a worker, how to flush one, how many rows the worker has finished. Out: a function that raises what a
-flush raised. A row is safe at most `flush_seconds` after it was finished; while a run is young, when that would be most of
-what it has done, at most SHARE of the finished rows are unsafe. Knows nothing of engines or files.
+In: the open shards of a worker, how to flush one, how many rows the worker has finished since when. Out: a function that raises
+what a flush raised. A row is safe at most `flush_seconds` after it was finished. That alone would be half of what a run of twice
+`flush_seconds` has done: so only a small share of the finished rows is ever unsafe. Knows nothing of engines or files.
 """
 
 from __future__ import annotations
@@ -14,29 +14,38 @@ from contextlib import contextmanager
 
 from headtail.generate.shard import Shard
 
-SHARE = 0.02  # of the rows that a worker has finished: with the rows of one LOOK and of a write it stays below 5 %
+SHARE = 0.015  # of the rows that a worker has finished may be unsafe: with those of a LOOK and a write it stays below 5 %
+YOUNG, YOUNG_SHARE = 1.8, 0.1  # until it has run for so many flush_seconds: some 30 flushes instead of 200
 START = 0.75  # of flush_seconds, after which a flush begins: the rest is for the look that sees it and for the write
 LOOK = 0.01  # of flush_seconds, between two looks: a flush costs some 10 ms on disk and 100 to S3
 
 
-def due(held: int, finished: int, waited: float, seconds: float) -> bool:
-    """Whether `held` rows of the `finished` should be made safe, `waited` s after the last flush of a job whose limit is `seconds`."""
-    return held > 0 and (waited >= START * seconds or held >= SHARE * finished)
+def due(held: int, finished: int, waited: float, ran: float, seconds: float) -> bool:
+    """Whether `held` rows of the `finished` should be made safe, `waited` s after the last flush, `ran` s after the first row.
+
+    `seconds` is flush_seconds.
+    """
+    share = YOUNG_SHARE if ran < YOUNG * seconds else SHARE
+    return held > 0 and (waited >= START * seconds or held >= share * finished)
 
 
 @contextmanager
 def flushing(
-    shards: Sequence[Shard], seconds: float, flush: Callable[[Shard], None], finished: Callable[[], int]
+    shards: Sequence[Shard], seconds: float, flush: Callable[[Shard], None], finished: Callable[[], int], begun: float
 ) -> Iterator[Callable[[], None]]:
-    """Within: shards are flushed when it is due. Call the yielded function at times: it raises the error of a flush that failed."""
+    """Within: shards are flushed when it is due. Call the yielded function at times: it raises the error of a flush that failed.
+
+    `begun`: time.monotonic() when the worker's first row was asked.
+    """
     over, errors = threading.Event(), list[Exception]()
 
     def watch() -> None:
         last = time.monotonic()
         while not over.wait(LOOK * seconds):
-            if not due(sum(shard.held for shard in shards), finished(), time.monotonic() - last, seconds):
+            now = time.monotonic()
+            if not due(sum(shard.held for shard in shards), finished(), now - last, now - begun, seconds):
                 continue
-            last = time.monotonic()
+            last = now
             try:
                 for shard in list(shards):
                     flush(shard)

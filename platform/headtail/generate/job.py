@@ -57,6 +57,7 @@ class Job:
     flush_rows: int = 10_000
     flush_seconds: float = 10.0
     attempts: int = 3
+    runs_per_row: int = 0
     retry: tuple[str, ...] = (State.FAILED,)
     reuse: bool = True
     reuse_jobs: int = 20
@@ -150,6 +151,7 @@ class ShardReceipt(Config):
     rows: int = Field(ge=0, description="rows in, without duplicates")
     duplicates: int = Field(ge=0, description="input rows with the same query_key and answer_key as an earlier one")
     states: dict[str, int] = Field(description="rows by state; their sum is `rows`")
+    failed_runs: dict[int, int] = Field({}, description="failed rows by the number of runs in which they failed the same way")
     reasons: dict[str, int] = Field({}, description="the most frequent reasons of failed rows, and how many rows each")
     tokens_in: int = Field(0, ge=0, description="prompt tokens of all rows")
     tokens_out: int = Field(0, ge=0, description="answer tokens of all rows")
@@ -164,3 +166,7 @@ class ShardReceipt(Config):
     @property
     def failed(self) -> int:
         return self.states.get(State.FAILED, 0)
+
+    def again(self, runs: int) -> int:
+        """Failed rows that were not yet asked in `runs` runs; 0: all."""
+        return self.failed - sum(rows for done, rows in self.failed_runs.items() if runs and done >= runs)

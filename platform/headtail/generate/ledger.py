@@ -49,6 +49,7 @@ class Ledger:
     start_s: float
     restarts: int
     lacking: dict[str, tuple[str, ...]]
+    given_up: int = 0  # failed rows that were asked in as many runs as a row may be
     engine: dict[str, Any] = field(default_factory=dict)  # of the worker that answered most: arguments in force, how full it was
 
     @property
@@ -100,6 +101,7 @@ def settle_up(
         start_s=max(starts.values(), default=0.0),
         restarts=sum(restarts.values()),
         lacking=manifest.lacking,
+        given_up=sum(shard.failed - shard.again(job.runs_per_row) for shard in shards),
         engine=max((one["engine"] for one in said), key=lambda facts: facts.get("engine_rows", 0), default={}),
     )
 

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 
 from headtail.intervals import clopper_pearson
 
+UNPRICED = (
+    "what the endpoint bills is not known: set model.usd_per_million_tokens_in and model.usd_per_million_tokens_out, or "
+    "model.usd_per_hour for an endpoint of your own"
+)
 _SURE = 0.999  # confidence that the share of errors is above its limit before a job is stopped for it
 
 
@@ -20,12 +24,14 @@ class Limits:
     """Bounds of one job. 0 in `usd` and `seconds` means no bound; prices are USD per worker hour and per million tokens."""
 
     failed_share: float = 1.0
+    unanswered_share: float = 1.0
     usd: float = 0.0
     seconds: float = 0.0
     workers: int = 1
     usd_per_hour: float = 0.0
     usd_per_million_tokens_in: float = 0.0
     usd_per_million_tokens_out: float = 0.0
+    priced: bool = True  # false: what an endpoint bills is not known, so no sum of money is
 
     def spent(self, told: Mapping[str, float], wall: float) -> float:
         """USD: workers for `wall` seconds of this run, engine time of earlier runs (`before`), tokens of both."""
@@ -37,14 +43,21 @@ class Limits:
         return (tokens_in * self.usd_per_million_tokens_in + tokens_out * self.usd_per_million_tokens_out) / 1e6
 
     def problem(self, told: Mapping[str, float], wall: float) -> str:
-        """Why the job should stop, or nothing. `told`: rows `asked`, of them `errors`, tokens; `wall`: seconds of this run."""
-        asked, errors = told.get("asked", 0.0), told.get("errors", 0.0)
-        if asked and errors / asked > self.failed_share:
-            low, _ = clopper_pearson(errors, asked, 2 * _SURE - 1)
-            if low > self.failed_share:
-                return f"{errors:,.0f} of {asked:,.0f} rows asked ended in an error, more than max_failed_share={self.failed_share:g}"
+        """Why the job should stop, or nothing.
+
+        `told`: rows `asked`, of them `errors`; rows `settled`, of them `unanswered`; tokens. `wall`: seconds of this run.
+        """
+        if _surely_above(self.failed_share, errors := told.get("errors", 0.0), asked := told.get("asked", 0.0)):
+            return f"{errors:,.0f} of {asked:,.0f} rows asked ended in an error, more than max_failed_share={self.failed_share:g}"
+        if _surely_above(self.unanswered_share, lacking := told.get("unanswered", 0.0), settled := told.get("settled", 0.0)):
+            text = "rows ended without an answer (truncated, invalid, refused, failed)"
+            return f"{lacking:,.0f} of {settled:,.0f} {text}, more than max_unanswered_share={self.unanswered_share:g}"
         if self.seconds and wall >= self.seconds:
             return f"{math.ceil(wall):,} s have passed, budget_seconds={self.seconds:g} is spent"
         if self.usd and (usd := self.spent(told, wall)) >= self.usd:
             return f"USD {usd:.4f} are spent, budget_usd={self.usd:g}"
         return ""
+
+
+def _surely_above(limit: float, some: float, total: float) -> bool:
+    return bool(total) and some / total > limit and clopper_pearson(some, total, 2 * _SURE - 1)[0] > limit

@@ -21,6 +21,7 @@ from headtail.generate.compare import KINDS, RESUMED, Comparison, Scope, Tally, 
 from headtail.generate.estimate import Estimate, Probe, beyond, estimate
 from headtail.generate.job import Job, ShardReceipt
 from headtail.generate.ledger import Ledger
+from headtail.generate.limits import UNPRICED
 from headtail.generate.prepare import prepare
 from headtail.generate.probe import ask, how, probes
 from headtail.generate.worker import Ask
@@ -145,6 +146,8 @@ def _changes(compared: Scope, tally: Tally) -> tuple[Change, ...]:
 def _notes(job: Job, probe: Probe | None, unrendered: int) -> Iterator[str]:
     if unrendered:
         yield f"the prompt of {unrendered:,} rows cannot be made: they end as failed without being asked"
+    if not job.limits.priced:
+        yield f"money is unknown: {UNPRICED}"
     if probe is not None and not job.reuse:
         yield "reuse is off: the probe's answers are not taken over, its rows are asked again"
     if probe is not None and (moved := {name for name, value in how(job).items() if probe.how.get(name) != value}):

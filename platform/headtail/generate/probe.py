@@ -21,6 +21,7 @@ from headtail.generate.catalog import entries
 from headtail.generate.compare import probes_of
 from headtail.generate.estimate import Probe, moments, pace
 from headtail.generate.job import Job, Journal, Table
+from headtail.generate.lease import driving
 from headtail.generate.ledger import Ledger
 from headtail.keys import fingerprint
 from headtail.progress import say
@@ -45,7 +46,8 @@ def ask(job: Job, sample: pa.Table, known: Sequence[Probe]) -> Probe:
     mine = dataclasses.replace(job, path=path, tables=(table,), workers=1, shards=1, reuse=True, limits=limits)
     say(f"  probe: {sample.num_rows:,} rows are asked to learn what the others will take")
     begun = time.monotonic()
-    ledger = generate(mine)
+    with driving(store, path):
+        ledger = generate(mine)
     made = _measure(store, mine, ledger, sample, time.monotonic() - begun)
     timed = max([made, *(one for one in known if one.how == made.how)], key=lambda one: one.pace.rows)
     made = made.model_copy(update={"pace": timed.pace, "start_s": timed.start_s, "setup_s": timed.setup_s})
@@ -83,7 +85,7 @@ def _measure(store: Storage, mine: Job, ledger: Ledger, sample: pa.Table, wall: 
         start_s=ledger.start_s,
         setup_s=max(0.0, wall - ledger.start_s - ledger.seconds),
         seconds=ledger.seconds,
-        usd=usd,
+        usd=usd if told.priced else None,
         how=how(mine),
     )
 

@@ -57,6 +57,7 @@ class Shard:
         self._tables: list[pa.Table] = []
         self.published = False
         self.tries: Counter[int] = Counter()  # transient errors of each row in this worker
+        self._before: dict[int, tuple[str, int]] = {}  # state of rows that are asked again, and in how many runs they ended in it
         done = self._read_finished()
         self.resumed = len(done) - self.computed
         self.reused = pa.Table.from_batches([], schema=job.schema)
@@ -105,12 +106,26 @@ class Shard:
                 self.damaged += ref.rows or 0  # its rows are asked again, and the receipt says how many
                 continue
             if run != self.run:  # rows that failed in an earlier run get another chance
-                table = table.filter(pc.not_equal(table["state"], State.FAILED))
+                table = self._without_retries(table)
             fresh = [(i, row) for i, row in enumerate(self._places(table)) if row >= 0 and row not in done]
             self._tables.append(table.take(pa.array([i for i, _ in fresh], pa.int64())))
             done |= {row for _, row in fresh}
             self.computed += len(fresh) if run == self.run else 0
         return done
+
+    def _without_retries(self, table: pa.Table) -> pa.Table:
+        """`table` without the failed rows that are asked again; in how many runs they failed is remembered."""
+        again = pc.and_(pc.equal(table["state"], State.FAILED), pc.invert(self._given_up(table)))
+        if not pc.any(again).as_py():
+            return table
+        failed = table.filter(again)
+        self._before |= dict(zip(self._places(failed), zip(failed["state"].to_pylist(), _runs(failed), strict=True), strict=True))
+        return table.filter(pc.invert(again))
+
+    def _given_up(self, table: pa.Table) -> pa.Array:
+        """Which rows were asked in as many runs as a row may be."""
+        limit = self.job.runs_per_row
+        return pa.array([bool(limit) and runs >= limit for runs in _runs(table)], pa.bool_())
 
     def _places(self, table: pa.Table) -> list[int]:
         """The position of each row of `table` in this shard; -1 for a stranger."""
@@ -125,8 +140,12 @@ class Shard:
                 break
             for table in source.answers(self.number, shards):
                 states, whole = table["state"].to_pylist(), enough(table, self.job.top_logprobs)
+                given_up, runs = self._given_up(table).to_pylist(), _runs(table)
                 for i, row in enumerate(self._places(table)):
-                    if row < 0 or row in done or states[i] in self.job.retry or not whole[i]:
+                    if row < 0 or row in done or not whole[i]:
+                        continue
+                    if states[i] in self.job.retry and not given_up[i]:
+                        self._before.setdefault(row, (states[i], runs[i]))
                         continue
                     answered = states[i] == State.ANSWERED
                     if row not in chosen or (answered and not chosen[row][0]):
@@ -255,6 +274,7 @@ class Shard:
             "source": pa.repeat(pa.scalar(self.job.source), count),
             "model": pa.repeat(pa.scalar(self.job.name), count),
             "seconds": seconds,
+            "runs": [0 if o.answer is not None else self._run(row, o, c) for row, o, c in zip(rows, outcomes, completions, strict=True)],
             "logprobs": [(c.token_logprobs if keep and _first(o) else None) or None for o, c in zip(outcomes, completions, strict=True)],
             **(_tops(outcomes, completions) if self.job.top_logprobs else {}),
         }
@@ -263,6 +283,11 @@ class Shard:
         return pa.Table.from_arrays(
             [_cast(column, field.type) for column, field in zip(columns, self.job.schema, strict=True)], schema=self.job.schema
         )
+
+    def _run(self, row: int, outcome: Outcome, completion: Completion) -> int:
+        """In how many runs the row ended in this state, this one counted unless its reason may pass."""
+        state, runs = self._before.get(row, ("", 0))
+        return (runs if state == outcome.state else 0) + (not (completion.transient or completion.passing))
 
     # --- the end
 
@@ -283,6 +308,7 @@ class Shard:
             rows=table.num_rows,
             duplicates=self.wanted.duplicates,
             states=dict(sorted(Counter(table["state"].to_pylist()).items())),
+            failed_runs=dict(sorted(Counter(_runs(failed)).items())),
             reasons=dict(Counter(failed["reason"].to_pylist()).most_common(_LISTED)),
             tokens_in=_sum(table["tokens_in"]),
             tokens_out=_sum(table["tokens_out"]),
@@ -309,6 +335,11 @@ def read_receipt(job: Job, store: Storage, shard: int, edition: int) -> ShardRec
     """A published ShardReceipt."""
     path = job.receipt_path(shard, edition)
     return build(ShardReceipt, read_json(store, path), where=store.uri(path))
+
+
+def _runs(table: pa.Table) -> list[int]:
+    """The column of that name; tables of an older release have none."""
+    return pc.fill_null(table["runs"], 0).to_pylist() if "runs" in table.column_names else [0] * table.num_rows
 
 
 def tokens_out(completion: Completion) -> int:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headtail.generate.estimate import Estimate, Probe, Span
+from headtail.generate.limits import UNPRICED
 from headtail.generate.preview import Preview
 
 _MEANS = {
@@ -77,7 +78,7 @@ def _probed(probe: Probe) -> Text:
     states = ", ".join(f"{count:,} {state}" for state, count in probe.states.items() if count)
     return Text(
         f"probe: {probe.rows:,} rows at random ({states}), {probe.seconds:.1f} s of engine time + {probe.start_s:.1f} s start, "
-        f"USD {probe.usd:.4g}; the job takes their answers over"
+        f"{'price unknown' if probe.usd is None else f'USD {probe.usd:.4g}'}; the job takes their answers over"
     )
 
 
@@ -90,6 +91,8 @@ def _estimate(found: Estimate, workers: int) -> RenderableType:
     for name, span, form in _spans(found, workers):
         bounds = f"{form(span.high)}" if found.at_most and name[0] not in "tp" else f"{form(span.low)} to {form(span.high)}"
         table.add_row(name, form(span.value), bounds)
+    if found.usd is None:
+        table.add_row("money", Text("unknown", style="bold"), UNPRICED)
     return table
 
 
@@ -98,7 +101,8 @@ def _spans(found: Estimate, workers: int) -> Iterator[tuple[str, Span, Any]]:
     yield "tokens of answers", found.tokens_out, _count
     yield "engine time", found.engine_s, duration
     yield f"wall time, {workers} worker{'s' if workers > 1 else ''}", found.wall_s, duration
-    yield "money", found.usd, _usd
+    if found.usd is not None:
+        yield "money", found.usd, _usd
 
 
 def _rows_text(count: int) -> str:

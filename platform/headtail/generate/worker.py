@@ -12,7 +12,7 @@ import json
 import sys
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,12 +29,14 @@ from headtail.generate.shard import Shard, read_receipt, tokens_out
 from headtail.generate.watch import watched
 from headtail.models import find, same_weights
 from headtail.outcome import settle
+from headtail.rows import State
 from headtail.secrets import hide
 from headtail.storage import open_storage, read_json, write_json
 
 _PASS_BACKOFF_S = 1.0  # before rows with transient errors are asked once more; doubles
 _LONGEST_BACKOFF_S = 30.0
 _TELL_S = 1.0  # the meter is told, and asked whether to stop, at most this often
+_REASONS = 100  # different ones that a worker keeps
 _START_S = 1800.0  # beyond stall_seconds: loading the weights of a large model takes long
 MOST_STARTS = 16  # of engines in a row that finish no row. Ray brings a dead actor back for ever; this is what ends it
 
@@ -55,9 +57,10 @@ class Worker:
         self.store = open_storage(job.root)
         self.engine: Engine | None = None
         self.name = uuid.uuid4().hex[:8]
-        self.start_s = 0.0
+        self.start_s = self.begun = 0.0
         self.restarts = self.settled = 0
         self.stopped = ""  # why the job stops before its end; what is open is made safe and nothing new is begun
+        self.reasons: Counter[str] = Counter()  # why rows have no answer
         self._proven = True
         self._done: dict[int, int] = {}
         self._before: dict[int, float] = {}
@@ -75,7 +78,7 @@ class Worker:
         receipts = self.work(asks)
         facts = self.engine.facts() if self.engine is not None else {}
         said = {"worker": self.name, "engine": facts, "start_s": self.start_s, "restarts": self.restarts}
-        said |= {"receipts": [receipt.model_dump(mode="json") for receipt in receipts], "stopped": self.stopped}
+        said |= {"receipts": [receipt.model_dump(mode="json") for receipt in receipts], "stopped": self.stopped, "reasons": self.reasons}
         return {"said": [json.dumps(said)]}
 
     def work(self, asks: Sequence[Ask]) -> list[ShardReceipt]:
@@ -160,8 +163,9 @@ class Worker:
         `shards` are those that the rows belong to: they are flushed meanwhile.
         """
         engine, last = self.started(), time.monotonic()
+        self.begun = self.begun or last
         limit = self.job.stall_seconds if self.job.model.engine != "openai" else 0.0  # an endpoint has timeouts of its own
-        with watched(limit) as alive, flushing(shards, self.job.flush_seconds, self.flush, lambda: self.settled) as check:
+        with watched(limit) as alive, flushing(shards, self.job.flush_seconds, self.flush, lambda: self.settled, self.begun) as check:
             for completion in engine.generate(requests):
                 now = time.monotonic()
                 alive(now)
@@ -199,12 +203,22 @@ class Worker:
             if completion.transient:
                 shard.tries[row] += 1
                 if shard.tries[row] < self.job.attempts:
+                    self._note(completion.error)
                     return False
-        shard.settle(row, settle(self.job.task, completion, self.job.form, shard.query(row)), completion, seconds)
+        outcome = settle(self.job.task, completion, self.job.form, shard.query(row))
+        shard.settle(row, outcome, completion, seconds)
         self.settled += 1
+        news["settled"] += 1
+        if outcome.state != State.ANSWERED:
+            news["unanswered"] += 1
+            self._note(f"{outcome.state}: {outcome.reason}")
         if shard.held >= self.job.flush_rows:
             self.flush(shard)
         return True
+
+    def _note(self, reason: str) -> None:
+        if reason in self.reasons or len(self.reasons) < _REASONS:
+            self.reasons[reason] += 1
 
     def flush(self, shard: Shard, broken: bool = False) -> None:
         if shard.flush(broken):
