@@ -76,3 +76,8 @@ def test_rates_as_people_say_them(rate: float, said: str) -> None:
 @pytest.mark.parametrize("seconds, said", [(8.2, "8 s"), (240.0, "4 min"), (9000.0, "2.5 h"), (267840.0, "3.1 days")])
 def test_times_as_people_say_them(seconds: float, said: str) -> None:
     assert progress.spoken_time(seconds) == said
+
+
+def test_what_looks_like_markup_is_said_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    progress.say("queries such as '[/b] pizza [red]'")
+    assert "'[/b] pizza [red]'" in capsys.readouterr().err

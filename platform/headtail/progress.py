@@ -126,7 +126,7 @@ def bar(label: str, total: int | None, unit: str = "rows") -> Iterator[Bar]:
 
 def say(text: str) -> None:
     """One line for the person watching."""
-    console.print(text, soft_wrap=True)
+    console.print(text, soft_wrap=True, markup=False)  # a query in it may look like markup
 
 
 def quiet(on: bool = True) -> None:
