@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -76,15 +77,69 @@ def _plain(value: Any) -> Any:
     return value
 
 
+class _Yaml(yaml.SafeLoader):
+    """YAML in which a field that is named twice in one group is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            name = self.construct_object(key, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(name, str | int | float | bool) and name in seen:
+                raise yaml.MarkedYAMLError(None, None, f"the field {name} is there twice; keep one", key.start_mark)
+            seen |= {name} if isinstance(name, str | int | float | bool) else set()
+        return super().construct_mapping(node, deep)
+
+
+class _JsonLike(_Yaml):
+    """YAML whose values are JSON's: what is bare and not text is spelled as in JSON, so that no label becomes something else."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(None, None, "aliases (*name) are not read here; write the value out, or use $defs", mark)
+        return super().compose_node(parent, index)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if isinstance(node, yaml.ScalarNode) and node.style is None and not node.tag.endswith(":str") and not _JSON.fullmatch(node.value):
+            meant = {"bool": "true or false", "null": "null", "timestamp": "a date", "int": "a number", "float": "a number"}
+            kind = meant.get(node.tag.rsplit(":", 1)[-1], node.tag)
+            what = f"{node.value or 'an empty value'} is read as {kind} by YAML; write \"{node.value}\" for the text, or {kind} as JSON has it"
+            raise yaml.MarkedYAMLError(None, None, what, node.start_mark)
+        return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or not key.tag.endswith(":str"):
+                raise yaml.MarkedYAMLError(None, None, "the name of a field is not text; write it in quotes", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_JSON = re.compile(r"true|false|null|-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. ConfigError when it is missing, not UTF-8, not YAML or not a mapping."""
+    """The mapping in a YAML file. ConfigError when it is missing, not UTF-8, not YAML, not a mapping or names a field twice."""
+    return _read(path, _Yaml)
+
+
+def read_json_like(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file whose values are JSON's. `no`, `007`, `2026-11-01` and the like need quotes: ConfigError."""
+    return _read(path, _JsonLike)
+
+
+def _read(path: Path, loader: type[_Yaml]) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506  # both are safe loaders
     except FileNotFoundError:
         raise ConfigError("config file not found", where=str(path), fix="check the path given to --config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file cannot be read: {error}", where=str(path)) from error
-    except yaml.YAMLError as error:
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{line}{error.problem}", where=str(path), fix="mend the YAML there") from error
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"not valid YAML: {error}", where=str(path)) from error
     if data is None:
         return {}

@@ -8,12 +8,13 @@ Knows nothing of queries, models or files.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from headtail.config import Config
+from headtail.errors import ConfigError
 from headtail.keys import canonical
 
 
@@ -47,6 +48,43 @@ def score(config: ScoreConfig, wanted: Any, given: Any) -> Counts:
     want, got = Counter(_units(config, wanted)), Counter(_units(config, given))
     hit = sum((want & got).values())
     return Counts(hit, sum(got.values()) - hit, sum(want.values()) - hit)
+
+
+def check_score(config: ScoreConfig, shape: Mapping[str, Any], where: str) -> None:
+    """ConfigError when a name in `config` is not in the answers. `shape`: a Shape's schema, see `schema`."""
+    if config.kind == "exact":
+        return
+    fields = _fields(shape)
+    if config.field not in fields:
+        _refuse("field", config.field, fields, where)
+    if config.kind == "label":
+        return
+    lists = [part for part in _options(fields[config.field]) if part.get("type") == "array"]
+    if not lists:
+        fix = "kind: spans compares a list of objects; take kind: label for one value, or exact"
+        raise ConfigError("field score.field: not a list in the answer schema", where=where, value=config.field, fix=fix)
+    inner = {name: part for found in lists if found["items"] for name, part in _fields(found["items"]).items()}
+    for name in ("text", "label"):
+        if getattr(config, name) not in inner:
+            _refuse(name, getattr(config, name), inner, where)
+    labels = [value for part in _options(inner[config.label]) for value in part.get("enum", [None])]
+    for name in config.ignore:
+        if name not in labels and None not in labels:
+            _refuse("ignore", name, labels, where)
+
+
+def _options(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [inner for option in part["anyOf"] for inner in _options(option)] if "anyOf" in part else [part]
+
+
+def _fields(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: child for option in _options(part) for name, child in option.get("properties", {}).items()}
+
+
+def _refuse(name: str, value: str, known: Iterable[Any], where: str) -> None:
+    listed = ", ".join(map(str, known)) or "none"
+    fix = f"the answer schema has {listed} there"
+    raise ConfigError(f"field score.{name}: not in the answer schema", where=where, value=value, fix=fix)
 
 
 def f1(counts: Iterable[Counts]) -> float:

@@ -1,29 +1,31 @@
 """A task: what is asked of every query, as a folder with `task.yaml` and `prompt.j2`.
 
 In: a folder (or the name of a shipped example). Out: a Task that renders messages, checks answers and scores them.
-A user brings a new task without touching this package. Knows nothing of engines or tables.
+A user brings a new task without touching this package. A Task travels to workers by content: its folder is read, and its
+code run (only where `allow_code` says so), once, where it is loaded. Knows nothing of engines or tables.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import jinja2
-import jinja2.meta
 import jsonschema_rs
 from pydantic import BaseModel, Field
 
-from headtail.config import Config, build, read_yaml
-from headtail.errors import ConfigError
+from headtail.config import Config, build, read_json_like
+from headtail.errors import ConfigError, InputError
 from headtail.keys import fingerprint
-from headtail.score import Counts, ScoreConfig, score
+from headtail.prompt import Prompt, PromptError, read_template
+from headtail.schema import DECIMALS, Shape, Write, closed, fits, shape, writer
+from headtail.score import Counts, ScoreConfig, check_score, score
 
 EXAMPLES = Path(__file__).parent / "examples" / "tasks"
 QUERY = "$query"  # stands for the query's text in a task's fallback answer
@@ -79,19 +81,17 @@ class Task:
         return self.file.side_inputs
 
     @cached_property
-    def _jinja(self) -> jinja2.Template:
-        return _ENVIRONMENT.from_string(self.template)
+    def _prompt(self) -> Prompt:
+        return Prompt(self.template, ("query", *self.side_inputs))
 
     @cached_property
-    def _constant(self) -> dict[str, str]:
-        """Blocks that use no variable, rendered: most often the system message, the same for all rows."""
-        found = {}
-        for block in _ENVIRONMENT.parse(self.template).find_all(jinja2.nodes.Block):
-            alone = jinja2.nodes.Template(block.body, lineno=1)
-            alone.set_environment(_ENVIRONMENT)
-            if not jinja2.meta.find_undeclared_variables(alone) and not any(alone.find_all(_IMPURE)):
-                found[block.name] = "".join(self._jinja.blocks[block.name](self._jinja.new_context({}))).strip()
-        return found
+    def shape(self) -> Shape:
+        """What engines hold answers to, the length of the longest, and what only validation holds. ConfigError without bounds."""
+        return shape(self.schema, str(self.folder / "task.yaml"))
+
+    @cached_property
+    def _writer(self) -> tuple[Any, Write]:
+        return fits(self.shape.schema), writer(self.shape.schema)
 
     @cached_property
     def _validator(self) -> Any:
@@ -107,18 +107,12 @@ class Task:
         """The chat messages for one query: system first and the same for all rows, so that its prefix is cached."""
         values: dict[str, Any] = {name: list((side or {}).get(name) or ()) for name in self.side_inputs}
         values["query"] = query
-        context = self._jinja.new_context(values)
-        blocks, constant = self._jinja.blocks, self._constant
-        return [
-            {"role": role, "content": constant[role] if role in constant else "".join(blocks[role](context)).strip()}
-            for role in ("system", "user")
-            if role in blocks
-        ]
+        return self._prompt.messages(values)
 
     def parse(self, text: str) -> tuple[Any, str]:
         """(answer, "") when `text` is JSON valid under the schema, else (None, reason). Nothing is repaired."""
         try:
-            answer = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+            answer = _DECODER.decode(text)
             if "\\u" in text:
                 self.dump(answer).encode()
         except UnicodeEncodeError:
@@ -135,8 +129,11 @@ class Task:
         return _CANONICAL.encode(answer)
 
     def target(self, answer: Any) -> str:
-        """The text a model is taught to write: keys in the schema's order with ", " and ": ", as the grammar wants it."""
-        return json.dumps(_ordered(answer, self.schema), ensure_ascii=False)
+        """The text a model is taught to write: the one that the grammar of the schema accepts. InputError for no valid answer."""
+        is_fit, write = self._writer
+        if not is_fit(answer):
+            raise InputError("an answer that the schema does not allow has no text to teach", where=self.name, value=answer)
+        return write(answer)
 
     def fallback(self, query: str) -> Any:
         """The answer given when no model can: schema-valid for every query that fits the schema's bounds."""
@@ -162,24 +159,37 @@ class Task:
         return fingerprint({"score": self.file.score.model_dump(), "fallback": self.file.fallback})
 
 
-_ENVIRONMENT = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
-_IMPURE = (jinja2.nodes.Include, jinja2.nodes.Extends, jinja2.nodes.Import, jinja2.nodes.FromImport, jinja2.nodes.Filter, jinja2.nodes.Call)
-_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
 def _no_number(text: str) -> Any:
     raise ValueError(f"{text} is no JSON")
 
 
-def _finite(text: str) -> float:
+def _decimal(text: str) -> float:
     number = float(text)
     if number in (float("inf"), float("-inf")):
         raise ValueError(f"{text} is too large a number")
+    if round(number, DECIMALS) != number:
+        raise ValueError(f"{text} has more than {DECIMALS} decimals, which no grammar writes")
     return number
 
 
-def load_task(path: str | Path) -> Task:
-    """The task in a folder, or the shipped example of that name. ConfigError names file, field and value."""
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ValueError(f"the field {twice!r} is there twice")
+    return made
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_DECODER = json.JSONDecoder(parse_constant=_no_number, parse_float=_decimal, object_pairs_hook=_fields)
+_TAKEN = ("query", "query_key", "count")  # columns of every query table
+
+
+def load_task(path: str | Path, allow_code: bool = False) -> Task:
+    """The task in a folder, or the shipped example of that name. ConfigError names file, field and value.
+
+    `allow_code`: whether an answer given as module:Model may be imported, which runs that module.
+    """
     folder = Path(path)
     if not folder.exists() and (EXAMPLES / str(path)).is_dir():
         folder = EXAMPLES / str(path)
@@ -191,36 +201,56 @@ def load_task(path: str | Path) -> Task:
             fix=f"give a folder with task.yaml and prompt.j2, or a shipped example: {shipped}",
         )
     where = str(folder / "task.yaml")
-    file = build(TaskFile, read_yaml(folder / "task.yaml"), where)
-    template = _read_template(folder / file.prompt)
-    task = Task(file, folder.resolve(), _schema(file.answer, folder, where), template)
+    file = build(TaskFile, read_json_like(_within(folder, "task.yaml", where)), where)
+    template = read_template(_within(folder, file.prompt, where))
+    answer = file.answer if isinstance(file.answer, dict) else _model(file.answer, folder, where, allow_code).model_json_schema()
+    task = Task(file, folder.resolve(), closed(answer), template)
     _check(task, where)
     return task
 
 
-def _read_template(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError("prompt template not found", where=str(path), fix="task.yaml's `prompt` names a file beside it") from None
+def _within(folder: Path, name: str, where: str) -> Path:
+    """A file of the task's folder; ConfigError when `name` leads out of it, by itself or by a link."""
+    path = folder / name
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or not path.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError("a file outside of the task's folder is not read", where=where, value=name, fix="put it into the folder, no link")
+    return path
 
 
-def _schema(answer: dict[str, Any] | str, folder: Path, where: str) -> dict[str, Any]:
-    if isinstance(answer, dict):
-        return answer
-    module, _, name = answer.partition(":")
-    sys.path.insert(0, str(folder))
+def _model(name: str, folder: Path, where: str, allow_code: bool) -> type[BaseModel]:
+    """The pydantic model of `module:Model`. A module beside task.yaml is loaded by its path, under a name of its own."""
+    module, _, kind = name.partition(":")
+    if not allow_code:
+        fix = "set allow_task_code: true (--set allow_task_code=true) if you trust the task's author, or write the JSON Schema in task.yaml"
+        raise ConfigError("field answer names Python code, which would run when the task is loaded", where=where, value=name, fix=fix)
+    fix = "write module:PydanticModel, the module a file beside task.yaml that imports installed packages alone, or an installed one"
     try:
-        model = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"field answer: {error}", where=where, value=answer, fix="write module:PydanticModel, the module beside task.yaml or installed"
-        ) from error
-    finally:
-        sys.path.remove(str(folder))
+        beside = _within(folder, f"{module}.py", where)
+        model = getattr(_load(beside) if beside.is_file() else importlib.import_module(module), kind)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever the module raises
+        raise ConfigError(f"field answer: {type(error).__name__}: {error}", where=where, value=name, fix=fix) from error
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        raise ConfigError("field answer: not a pydantic model", where=where, value=answer)
-    return model.model_json_schema()
+        raise ConfigError("field answer: not a pydantic model", where=where, value=name, fix=fix)
+    return model
+
+
+def _load(path: Path) -> Any:
+    """The module in a file. Its name is made of its path and content: no other module can have it, nor is sys.path touched."""
+    name = f"_headtail_task_{fingerprint({'path': str(path.resolve()), 'text': path.read_bytes()})[:16]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None  # a .py file
+        assert spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # pydantic looks names up there
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
 
 
 def _check(task: Task, where: str) -> None:
@@ -231,63 +261,29 @@ def _check(task: Task, where: str) -> None:
         raise ConfigError(f"field answer: not a JSON Schema: {error.message}", where=where, value=place) from None
     except jsonschema_rs.ReferencingError as error:
         raise ConfigError(f"field answer: {error}", where=where, fix="put what $ref names into the schema's own $defs") from None
-    for place in _unbounded(task.schema, "answer"):
-        raise ConfigError(
-            f"field {place}: text needs maxLength, enum or const and a list needs maxItems",
-            where=where,
-            fix="without a bound a model can write until max_tokens and the row is truncated",
-        )
-    reserved = {"query"} & set(task.side_inputs)
-    if reserved:
-        raise ConfigError("field side_inputs: this name is taken", where=where, value=", ".join(reserved))
-    try:
-        messages = task.messages("a query", {name: ["value"] for name in task.side_inputs})
-    except jinja2.TemplateError as error:
-        raise ConfigError(
-            f"prompt template: {error}",
-            where=str(task.folder / task.file.prompt),
-            fix=f"it may use query{''.join(', ' + s for s in task.side_inputs)}",
-        ) from None
-    if not messages or messages[-1]["role"] != "user" or "a query" not in messages[-1]["content"]:
-        raise ConfigError("prompt template: needs a block `user` that shows {{ query }}", where=str(task.folder / task.file.prompt))
+    check_score(task.file.score, task.shape.schema, where)
+    names = [task.file.input, *task.side_inputs]
+    if task.file.input in task.side_inputs or len(set(task.side_inputs)) < len(task.side_inputs) or set(_TAKEN) & set(task.side_inputs):
+        twice = next(n for n in task.side_inputs if names.count(n) > 1 or n in _TAKEN)
+        fix = f"name each column once; {', '.join(_TAKEN)} are taken"
+        raise ConfigError("field side_inputs: this name is taken", where=where, value=twice, fix=fix)
+    _check_prompt(task)
     _, problem = task.parse(task.dump(task.fallback("a query")))
     if problem:
         raise ConfigError(f"field fallback: not a valid answer: {problem}", where=where, value=task.file.fallback)
 
 
-def _unbounded(schema: Any, place: str) -> list[str]:
-    if not isinstance(schema, dict):
-        return []
-    found = []
-    kind = schema.get("type")
-    if kind == "string" and not {"maxLength", "enum", "const", "format"} & schema.keys():
-        found.append(place)
-    if kind == "array" and "maxItems" not in schema:
-        found.append(place)
-    for group in ("properties", "$defs"):
-        for name, child in (schema.get(group) or {}).items():
-            found += _unbounded(child, f"{place}.{name}")
-    found += _unbounded(schema.get("items"), f"{place}[]")
-    for group in ("anyOf", "oneOf", "allOf"):
-        for child in schema.get(group) or ():
-            found += _unbounded(child, place)
-    return found
-
-
-def _ordered(answer: Any, schema: Mapping[str, Any], root: Mapping[str, Any] | None = None) -> Any:
-    root = schema if root is None else root
-    if "$ref" in schema:
-        node: Any = root
-        for part in schema["$ref"].removeprefix("#/").split("/"):
-            node = node[part]
-        schema = node
-    if isinstance(answer, dict):
-        known = schema.get("properties") or {}
-        names = [n for n in known if n in answer] + [n for n in answer if n not in known]
-        return {n: _ordered(answer[n], known.get(n) or {}, root) for n in names}
-    if isinstance(answer, list):
-        return [_ordered(item, schema.get("items") or {}, root) for item in answer]
-    return answer
+def _check_prompt(task: Task) -> None:
+    """Renders it with and without side inputs, so that both sides of an `if` are tried."""
+    place, marker = str(task.folder / task.file.prompt), "10492 83"  # the same in small and large letters
+    try:
+        for side in ((), ("some",), ("some", "more")):
+            messages = task.messages(marker, dict.fromkeys(task.side_inputs, side))
+    except PromptError as error:
+        fix = f"it may use query{''.join(', ' + s for s in task.side_inputs)}; docs/task.md says what a prompt may do"
+        raise ConfigError(f"prompt template: {error}", where=place, fix=fix) from None
+    if marker not in messages[-1]["content"]:
+        raise ConfigError("prompt template: its block `user` does not show {{ query }}", where=place, fix="write {{ query }} in it")
 
 
 def _substitute(node: Any, query: str) -> Any:

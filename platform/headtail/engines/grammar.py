@@ -1,8 +1,9 @@
 """What an engine is told so that an answer can be any valid one, and nothing else; and the masks that hold rows to it.
 
 In: an answer schema, or a grammar in EBNF, and the token limit. Out: the text handed to xgrammar; `Masks` for an engine of our own.
-Why it differs from the task's schema: xgrammar 's string with a length bound knows no escapes, so a quote or backslash
-cannot be written, raw control characters can, and a mask costs more. Knows nothing of engines.
+Why it differs from the task's schema: it is the schema's shape, which holds what xgrammar can hold and no more; and xgrammar's
+string with a length bound knows no escapes, so a quote or backslash cannot be written, raw control characters can, and a mask
+costs more. Knows nothing of engines.
 """
 
 from __future__ import annotations
@@ -14,26 +15,32 @@ from typing import Any
 import numpy as np
 
 from headtail.errors import ConfigError
+from headtail.schema import shape
 
 BACKEND = "xgrammar"
-_VALUES = ("enum", "const", "default", "examples")  # these hold values, not schemas
-FORM = 1  # part of an answer's settings: raise it when what the engine is told changes
+FORM = 2  # part of an answer's settings: raise it when what the engine is told changes
 
 
-def for_engine(schema: Any, max_tokens: int) -> Any:
-    """`schema` without the string bounds that `max_tokens` implies: maxLength >= max_tokens.
+def for_engine(schema: Mapping[str, Any], max_tokens: int, where: str = "task.yaml") -> Any:
+    """The shape of `schema` without the string bounds that `max_tokens` implies: maxLength >= max_tokens.
 
     Such a string is held in bounds by the token limit (a runaway is `truncated`) and by validation (a longer one is
     `invalid`), and keeps its escapes. A tighter bound stays in the grammar, at the price of escapes in that string.
     """
-    if isinstance(schema, list):
-        return [for_engine(item, max_tokens) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    kept = schema
-    if schema.get("type") == "string" and isinstance(schema.get("maxLength"), int) and schema["maxLength"] >= max_tokens:
-        kept = {name: value for name, value in schema.items() if name not in ("maxLength", "minLength")}
-    return {name: value if name in _VALUES else for_engine(value, max_tokens) for name, value in kept.items()}
+    return _unbound(shape(schema, where).schema, max_tokens)
+
+
+def _unbound(part: Any, max_tokens: int) -> Any:
+    if isinstance(part, list):
+        return [_unbound(item, max_tokens) for item in part]
+    if not isinstance(part, dict) or "enum" in part:
+        return part
+    if part.get("type") == "string" and part["maxLength"] >= max_tokens:
+        return {"type": "string"}
+    made = {name: _unbound(value, max_tokens) for name, value in part.items() if name != "properties"}
+    if "properties" in part:
+        made["properties"] = {name: _unbound(child, max_tokens) for name, child in part["properties"].items()}
+    return made
 
 
 def told(bound: Mapping[str, Any] | str | None, max_tokens: int, where: str) -> dict[str, str]:
@@ -42,7 +49,7 @@ def told(bound: Mapping[str, Any] | str | None, max_tokens: int, where: str) -> 
         return {}
     if isinstance(bound, str):
         return {"grammar": check_ebnf(bound, where)}
-    return {"json": check(for_engine(bound, max_tokens), where)}
+    return {"json": check(for_engine(bound, max_tokens, where), where)}
 
 
 def described(code: bool) -> str:
@@ -69,7 +76,7 @@ def check(schema: dict[str, Any], where: str) -> str:
     try:
         xgrammar.Grammar.from_json_schema(text, any_whitespace=False)
     except RuntimeError as error:
-        fix = "simplify the answer schema: no uniqueItems, patternProperties, multipleOf; no pattern together with maxLength"
+        fix = "simplify the answer schema; docs/task.md lists what a grammar holds"
         raise ConfigError(f"the answer schema cannot be turned into a grammar: {error}", where=where, fix=fix) from None
     return text
 
