@@ -53,8 +53,20 @@ def test_set_into_a_single_value_is_said() -> None:
         apply_sets({"a": 1}, ["a.b=2"])
 
 
+BOMB = "\n".join([f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" if i else "a0: &a0 [x]" for i in range(9)])
+
+
 @pytest.mark.parametrize(
-    "content, said", [(b"[1, 2]", "mapping"), (b"a: [", "not valid YAML"), (b"\xff\xfe\x00", "cannot be read|not valid YAML")]
+    "content, said",
+    [
+        (b"[1, 2]", "mapping"),
+        (b"a: [", "not valid YAML: line 1: "),
+        (b"\xff\xfe\x00", "cannot be read|not valid YAML"),
+        (b"a: 1\nb:\n  c: 1\n  c: 2\n", "line 4: the field c is there twice"),
+        (BOMB.encode(), "more than 100,000 values, aliases followed"),
+        (b"a: &a [*a]", "more than 100,000 values, aliases followed"),
+    ],
+    ids=lambda value: str(value)[:20],
 )
 def test_bad_files(tmp_path: Path, content: bytes, said: str) -> None:
     file = tmp_path / "c.yaml"

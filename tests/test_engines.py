@@ -95,6 +95,11 @@ def test_null_what_is_made_once_is_what_is_made_anew() -> None:
     assert json.loads(answer("abcdefghij")) == wanted
 
 
+def test_null_answers_fit_tuples_and_limits_that_are_exclusive() -> None:
+    schema = {"type": "array", "prefixItems": [{"enum": ["x"]}, {"type": "integer", "exclusiveMinimum": 4, "maximum": 9}], "items": False}
+    assert json.loads(answerer(schema)("any")) == ["x", 5]
+
+
 def test_null_faults_only_when_asked() -> None:
     assert [c.error for c in NullEngine(None, "null").generate(requests("!fail"))] == [""]
     assert [c.error for c in NullEngine(None, "null:faults").generate(requests("!fail"))] == ["told to fail"]

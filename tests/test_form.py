@@ -236,7 +236,7 @@ def test_nothing_is_repaired(segmentation: Task, code: str, finish: str, state: 
 
 
 def test_bounds_of_numbers_are_still_the_schemas(tmp_path: Path) -> None:
-    task = _task(tmp_path, {"n": {"type": "integer", "maximum": 5}}, {"n": 1})
+    task = _task(tmp_path, {"n": {"type": "integer", "minimum": 0, "maximum": 5}}, {"n": 1})
     bare = made_for(task, BARE)
     assert bare.look(task, "5", "q").answer == {"n": 5}
     assert "schema" in bare.look(task, "6", "q").problem

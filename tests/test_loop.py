@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from headtail.receipt import load_receipt
 from headtail.report.summary import REALTIME
 from headtail.rows import State
 from headtail.storage import open_storage, read_json
-from headtail.task import EXAMPLES
+from headtail.task import EXAMPLES, Task, load_task
 from headtail.tracking import Tracker
 from test_evidence import evidence
 from timescale import limit
@@ -43,21 +44,23 @@ def test_a_student_nobody_judged_is_not_promoted() -> None:
     assert loop._unproven(loop.Config(promote_unproven=True))
 
 
-def test_an_encoder_is_a_live_student_only_of_tasks_that_labels_can_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_encoder_is_a_live_student_only_of_tasks_that_labels_can_hold(
+    tmp_path: Path, segmentation: Task, capsys: pytest.CaptureFixture[str]
+) -> None:
     encoder = loop.Config.model_validate({"realtime": {"student": "encoder", "base": {"shape": {}}, "lora": None}}).realtime
     assert encoder is not None
-    assert loop._fits(encoder, "query_segmentation")
-    free = Path(loop.__file__).parent / "examples" / "pretraining" / "query_correction"
-    assert not loop._fits(encoder, str(free))
+    assert loop._fits(encoder, segmentation)
+    free = load_task(Path(loop.__file__).parent / "examples" / "pretraining" / "query_correction")
+    assert not loop._fits(encoder, free)
     assert "the batch student answers live too" in capsys.readouterr().err
-    assert loop._fits(loop.Config().distill, str(free))  # a decoder writes whatever it is asked
+    assert loop._fits(loop.Config().distill, free)  # a decoder writes whatever it is asked
     planned = keep(open_storage(str(tmp_path)), "plan", "p" * 16, {})
     assert loop._all_read(encoder, planned).encoder.queries == tuple(f"{planned.path}:{name}" for name in ("head", "teach", "rest"))
     own = encoder.model_copy(update={"encoder": encoder.encoder.model_copy(update={"queries": ("plan:rest",)})})
     assert loop._all_read(own, planned) is own
 
 
-def test_a_students_base_and_code_are_what_the_loop_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_students_base_and_code_are_what_the_loop_has(segmentation: Task, capsys: pytest.CaptureFixture[str]) -> None:
     """`teacher` as a base is the loop's own; answers that no code can hold are written in JSON, and that is said."""
     made = loop.Config.model_validate(
         {"distill": {"base": {"model": "teacher", "layers": 3}, "form": {"prompt": "bare", "answer": "code"}}}
@@ -66,13 +69,9 @@ def test_a_students_base_and_code_are_what_the_loop_has(tmp_path: Path, capsys: 
     assert (base.model, base.revision, base.layers) == ("big/model", "ab12", 3)
     named = loop.Config().distill
     assert loop._of_teacher(named, ModelConfig()) is named
-    assert loop._coded(made.distill, "query_segmentation") is made.distill
-    folder = tmp_path / "open_task"
-    folder.mkdir()
-    plain = {"name": "open_task", "answer": {"type": "object"}, "score": {"kind": "exact"}, "fallback": {}}
-    (folder / "task.yaml").write_text(json.dumps(plain))
-    (folder / "prompt.j2").write_text("{% block user %}{{ query }}{% endblock %}")
-    plainer = loop._coded(made.distill, str(folder)).form
+    assert loop._coded(made.distill, segmentation) is made.distill
+    uncoded = replace(segmentation, schema={"type": "array", "prefixItems": [{"enum": ["a", "b"]}], "items": False})
+    plainer = loop._coded(made.distill, uncoded).form
     assert (plainer.prompt, plainer.answer) == ("bare", "json")
     assert "answers in JSON" in capsys.readouterr().err
 
@@ -112,7 +111,7 @@ def test_champion_is_a_student_whose_gate_was_passed(root: str, capsys: pytest.C
     store = open_storage(root)
     config = loop.Config(root=root, task="query_intent")
     tracker = Tracker(config.tracking, root)
-    found = loop._Loop(config, tracker, "")
+    found = loop._Loop(config, load_task(config.task), tracker, "")
     published = keep(store, "publish", "p" * 16, {}, facts={"release": "r"})
     students = {mark: keep(store, "distill", mark * 16, {}, facts={"base": "b"}) for mark in "xyz"}
     refused = keep(store, "gate", "0" * 16, {}, facts={"evidence": evidence(("tail", 210, 240, 0.85), candidate=students["x"].path)})

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headtail.score import Counts, ScoreConfig, f1, score
+from headtail.errors import ConfigError
+from headtail.schema import outline
+from headtail.score import Counts, ScoreConfig, check_score, f1, score
 
 SPANS = ScoreConfig(kind="spans", field="segments", ignore=("none",))
 segment = st.fixed_dictionaries({"text": st.sampled_from("abc"), "label": st.sampled_from(["topic", "name", "none"])})
@@ -52,3 +57,36 @@ def test_odd_shapes_do_not_raise() -> None:
     assert score(SPANS, {"segments": [{"text": "a", "label": "name"}]}, {"segments": "no"}) == Counts(0, 0, 1)
     assert score(SPANS, {"segments": []}, []) == Counts(0, 0, 0)
     assert f1([]) == 1.0
+
+
+PIECE = {"type": "object", "properties": {"text": {"type": "string", "maxLength": 9}, "label": {"enum": ["topic", "none"]}}}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "segments": {"anyOf": [{"type": "null"}, {"type": "array", "items": {"$ref": "#/$defs/piece"}, "maxItems": 3}]},
+        "intent": {"enum": ["a"]},
+    },
+    "$defs": {"piece": PIECE},
+}
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"kind": "label", "field": "intnt"}, "score.field: .*\n.*\n.*value: intnt.*\n.*the answer schema has segments, intent there"),
+        ({"kind": "label"}, "score.field"),
+        ({"kind": "spans", "field": "pieces"}, "score.field"),
+        ({"kind": "spans", "field": "intent"}, "score.field: not a list"),
+        ({"kind": "spans", "field": "segments", "text": "words"}, "score.text: .*\n.*\n.*words.*\n.*text, label there"),
+        ({"kind": "spans", "field": "segments", "label": "kind"}, "score.label"),
+        ({"kind": "spans", "field": "segments", "ignore": ["nobody"]}, "score.ignore: .*\n.*\n.*nobody.*\n.*topic, none there"),
+    ],
+)
+def test_names_that_the_schema_lacks_are_said(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_score(ScoreConfig.model_validate(fields), outline(SCHEMA).schema, "task.yaml")
+
+
+def test_names_that_the_schema_has_pass() -> None:
+    for fields in ({"kind": "label", "field": "intent"}, {"kind": "spans", "field": "segments", "ignore": ("none",)}, {"kind": "exact"}):
+        check_score(ScoreConfig.model_validate(fields), outline(SCHEMA).schema, "task.yaml")

@@ -77,7 +77,7 @@ class Config(StageConfig):
 
 def run(config: Config) -> Receipt:
     """Train and judge every variant once; what was done before is reused."""
-    store, task = open_storage(config.root), load_task(config.task)
+    store, task = open_storage(config.root), load_task(config.task, config.allow_task_code)
     variants = [name for name in config.variants if name != HUMAN or config.human]
     if len(variants) < 2:
         raise ConfigError("an ablation needs two variants", where="variants", value=variants, fix="name people's answers in `human`")
@@ -89,11 +89,11 @@ def run(config: Config) -> Receipt:
         where, output = golden[name]
         say(f"ablate       {name}: a student from {where.outputs[output].rows or 0:,} rows")
         sets = (distill.TrainingSet(task=config.task, golden=f"{where.path}:{output}"),)
-        student = distill.run(config.distill.at(config.root, config.tracking, sets=sets, gold=(config.gold,)))
+        student = distill.run(config.distill.at(config, config.tracking, sets=sets, gold=(config.gold,)))
         model = config.precompute.model.model_copy(update={"model": student.path})
         asked = {"task": config.task, "inputs": (config.gold,), "source": "student", "model": model}
-        answered[name] = precompute.run(config.precompute.at(config.root, config.tracking, **asked)).path
-    quality = evaluate.run(config.evaluate.at(config.root, config.tracking, task=config.task, gold=config.gold, answers=answered))
+        answered[name] = precompute.run(config.precompute.at(config, config.tracking, **asked)).path
+    quality = evaluate.run(config.evaluate.at(config, config.tracking, task=config.task, gold=config.gold, answers=answered))
 
     def work(station: Station) -> None:
         trained = {name: _rows(*found) for name, found in golden.items()}
@@ -165,7 +165,7 @@ def _curated(config: Config, variant: str) -> Receipt:
     changes: dict[str, Any] = {"task": config.task, "answers": config.answers, "gold": config.gold, "reviews": variant in PEOPLES}
     if variant in UNFILTERED:
         changes |= {"min_confidence": 0.0, "suspicion": config.curate.suspicion.model_copy(update={"drop_above": 1.0})}
-    return curate.run(config.curate.at(config.root, config.tracking, **changes))
+    return curate.run(config.curate.at(config, config.tracking, **changes))
 
 
 def _rows(receipt: Receipt, output: str) -> tuple[int, int]:

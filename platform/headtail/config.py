@@ -46,12 +46,15 @@ class StageConfig(Config):
     """What every stage has: a store to work in and a place to report to."""
 
     root: str = execution("build/quickstart", "store: a directory or s3://bucket/prefix")
+    allow_task_code: bool = execution(False, "import the Python module that a task's `answer` names, which runs its code")
     tracking: TrackingConfig = execution(TrackingConfig(), "MLflow settings")
 
-    def at(self, root: str, tracking: TrackingConfig, **changes: Any) -> Self:
-        """This stage's config as part of a larger job: that job's store and tracking, and `changes`; an unknown name is an error."""
+    def at(self, job: StageConfig, tracking: TrackingConfig, **changes: Any) -> Self:
+        """This stage's config as part of `job`: its store and permissions, `tracking` and `changes`; an unknown name is an error."""
         held = {name: getattr(self, name) for name in type(self).model_fields}
-        return type(self).model_validate({**held, "root": root, "tracking": tracking, **changes})
+        return type(self).model_validate(
+            {**held, "root": job.root, "allow_task_code": job.allow_task_code, "tracking": tracking, **changes}
+        )
 
 
 def result_fields(config: BaseModel) -> dict[str, Any]:
@@ -85,7 +88,7 @@ class _Yaml(yaml.SafeLoader):
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
-            name = self.construct_object(key, deep=True)  # type: ignore[no-untyped-call]
+            name = self.construct_object(key, deep=True)
             if isinstance(name, str | int | float | bool) and name in seen:
                 raise yaml.MarkedYAMLError(None, None, f"the field {name} is there twice; keep one", key.start_mark)
             seen |= {name} if isinstance(name, str | int | float | bool) else set()
@@ -95,19 +98,15 @@ class _Yaml(yaml.SafeLoader):
 class _JsonLike(_Yaml):
     """YAML whose values are JSON's: what is bare and not text is spelled as in JSON, so that no label becomes something else."""
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(None, None, "aliases (*name) are not read here; write the value out, or use $defs", mark)
-        return super().compose_node(parent, index)
-
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if isinstance(node, yaml.ScalarNode) and node.style is None and not node.tag.endswith(":str") and not _JSON.fullmatch(node.value):
             meant = {"bool": "true or false", "null": "null", "timestamp": "a date", "int": "a number", "float": "a number"}
             kind = meant.get(node.tag.rsplit(":", 1)[-1], node.tag)
-            what = f"{node.value or 'an empty value'} is read as {kind} by YAML; write \"{node.value}\" for the text, or {kind} as JSON has it"
+            what = (
+                f'{node.value or "an empty value"} is read as {kind} by YAML; write "{node.value}" for the text, or {kind} as JSON has it'
+            )
             raise yaml.MarkedYAMLError(None, None, what, node.start_mark)
-        return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+        return super().construct_object(node, deep)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         for key, _ in node.value:
@@ -116,6 +115,7 @@ class _JsonLike(_Yaml):
         return super().construct_mapping(node, deep)
 
 
+_MOST_VALUES = 100_000
 _JSON = re.compile(r"true|false|null|-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
@@ -131,18 +131,24 @@ def read_json_like(path: Path) -> dict[str, Any]:
 
 def _read(path: Path, loader: type[_Yaml]) -> dict[str, Any]:
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506  # both are safe loaders
+        data = yaml.load(path.read_text(encoding="utf-8"), loader)  # both are safe loaders
     except FileNotFoundError:
         raise ConfigError("config file not found", where=str(path), fix="check the path given to --config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file cannot be read: {error}", where=str(path)) from error
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ConfigError(f"{line}{error.problem}", where=str(path), fix="mend the YAML there") from error
+        raise ConfigError(f"not valid YAML: {line}{error.problem}", where=str(path), fix="mend that line") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"not valid YAML: {error}", where=str(path)) from error
     if data is None:
         return {}
+    todo, seen = [data], 0
+    while todo:  # an alias counts as what it stands for: a few lines of aliases can be more than a machine holds
+        node, seen = todo.pop(), seen + 1
+        if seen > _MOST_VALUES:
+            raise ConfigError(f"it holds more than {_MOST_VALUES:,} values, aliases followed", where=str(path), fix="make it smaller")
+        todo += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     if not isinstance(data, dict):
         raise ConfigError("a config file must hold a mapping of field to value", where=str(path), value=type(data).__name__)
     return data

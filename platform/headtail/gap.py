@@ -67,7 +67,7 @@ class Config(StageConfig):
 
 def run(config: Config) -> Receipt:
     """Ask, judge and compare once. ConfigError when the task has no side inputs, InputError when no gold row has any."""
-    store, task = open_storage(config.root), load_task(config.task)
+    store, task = open_storage(config.root), load_task(config.task, config.allow_task_code)
     if not task.side_inputs:
         raise ConfigError("this task has no side inputs", where="task", value=task.name, fix="there is no gap to measure")
     source, name = load_ref(store, config.gold)
@@ -81,9 +81,9 @@ def run(config: Config) -> Receipt:
         for shown in (True, False):
             say(f"gap          {model} {'with' if shown else 'without'} side inputs: {gold.num_rows:,} gold rows, {len(keys):,} have any")
             asked = {"task": config.task, "inputs": (ref,), "source": model, "model": found, "side_inputs": shown}
-            answered[tier_of(model, shown)] = precompute.run(config.precompute.at(config.root, config.tracking, **asked))
+            answered[tier_of(model, shown)] = precompute.run(config.precompute.at(config, config.tracking, **asked))
     paths = {tier: receipt.path for tier, receipt in answered.items()}
-    quality = evaluate.run(config.evaluate.at(config.root, config.tracking, task=config.task, gold=ref, answers=paths))
+    quality = evaluate.run(config.evaluate.at(config, config.tracking, task=config.task, gold=ref, answers=paths))
 
     def work(station: Station) -> None:
         made = list(lines(quality.table(store, "rows"), keys, list(_models(config)), config.evaluate.sure))

@@ -35,7 +35,7 @@ from headtail.receipt import Receipt
 from headtail.replay import Config as ReplayConfig
 from headtail.serve import Config as ServeConfig
 from headtail.storage import open_storage, read_json, write_json
-from headtail.task import EXAMPLES, load_task
+from headtail.task import EXAMPLES, Task, load_task
 from headtail.tracking import Tracker
 
 SHIPPED_TEACHER = "example:teacher"
@@ -90,15 +90,15 @@ class Config(StageConfig):
 class _Loop:
     """The stations' receipts so far, and what every station is handed."""
 
-    def __init__(self, config: Config, tracker: Tracker, parent: str) -> None:
-        self.config, self.tracker, self.parent = config, tracker, parent
+    def __init__(self, config: Config, task: Task, tracker: Tracker, parent: str) -> None:
+        self.config, self.task, self.tracker, self.parent = config, task, tracker, parent
         self.receipts: dict[str, Receipt] = {}
         self.tracking = config.tracking.model_copy(update={"parent_run": parent})
 
     def station(self, name: str, run: Callable[[Any], Receipt], config: StageConfig, **changes: Any) -> Receipt:
         """Run one station with the loop's root, tracking and, of `changes`, those that it knows."""
         known = {key: value for key, value in changes.items() if key in type(config).model_fields}
-        self.receipts[name] = run(config.at(self.config.root, self.tracking.model_copy(update={"run_name": name}), **known))
+        self.receipts[name] = run(config.at(self.config, self.tracking.model_copy(update={"run_name": name}), **known))
         return self.receipts[name]
 
 
@@ -106,10 +106,10 @@ def run(config: Config) -> Receipt:
     """Once round the loop. Returns the report's receipt; errors of a station end the loop with that station named."""
     started = time.monotonic()
     tracker = Tracker(config.tracking, config.root)
-    task = load_task(config.task)
+    task = load_task(config.task, config.allow_task_code)
     parent = tracker.start("loop", {"headtail.task": task.name})
     prompt = tracker.prompt(f"headtail-{task.name}", task.template, {"fingerprint": task.fingerprint, "task": task.name})
-    loop = _Loop(config, tracker, parent)
+    loop = _Loop(config, task, tracker, parent)
     try:
         receipt = _stations(loop)
     except BaseException:
@@ -176,7 +176,7 @@ def _stations(loop: _Loop) -> Receipt:
         _replay(loop, ingest, planned, published)
     paths = {name: receipt.path for name, receipt in loop.receipts.items() if name != "world"}
     reused = tuple(name for name, receipt in loop.receipts.items() if receipt.reused)
-    return do("report", report.run, report.Config(), receipts=paths, title=f"headtail: {load_task(config.task).name}", reused=reused)
+    return do("report", report.run, report.Config(), receipts=paths, title=f"headtail: {loop.task.name}", reused=reused)
 
 
 class _Student(NamedTuple):
@@ -194,9 +194,9 @@ def _at(station: str, tier: str) -> str:
 def _students(loop: _Loop, sets: tuple[distill.TrainingSet, ...], planned: Receipt, teacher: ModelConfig) -> dict[str, _Student]:
     """The batch student answers what the teacher did not; the realtime student, if there is one, answers gold alone: its work is live."""
     config, found = loop.config, {}
-    batch = _coded(_of_teacher(config.distill, teacher), config.task)
+    batch = _coded(_of_teacher(config.distill, teacher), loop.task)
     wanted: dict[str, tuple[DistillConfig, tuple[str, ...]]] = {BATCH: (batch, ("rest", "gold"))}
-    if config.realtime is not None and _fits(config.realtime, config.task):
+    if config.realtime is not None and _fits(config.realtime, loop.task):
         wanted[REALTIME] = (_all_read(_of_teacher(config.realtime, teacher), planned), ("gold",))
     for tier, (how, tables) in wanted.items():
         made = loop.station(_at("distill", tier), distill.run, how, sets=sets, gold=(f"{planned.path}:gold",))
@@ -220,23 +220,22 @@ def _of_teacher(config: DistillConfig, teacher: ModelConfig) -> DistillConfig:
     return config.model_copy(update={"base": base})
 
 
-def _coded(config: DistillConfig, name: str) -> DistillConfig:
+def _coded(config: DistillConfig, task: Task) -> DistillConfig:
     """With answers in JSON where the task's cannot be put in code; why is said."""
     if config.form.answer == "json":
         return config
     try:
-        form.made_for(load_task(name), config.form, config.student)
+        form.made_for(task, config.form, config.student)
     except ConfigError as error:
         say(f"distill      answers in JSON: {error.what} ({error.where})")
         return config.model_copy(update={"form": config.form.model_copy(update={"answer": "json"})})
     return config
 
 
-def _fits(config: DistillConfig, name: str) -> bool:
+def _fits(config: DistillConfig, task: Task) -> bool:
     """Whether a student of this kind can answer the task at all; when not, why is said."""
     if config.student != "encoder":
         return True
-    task = load_task(name)
     try:
         labels.scheme(task.schema, task.name)
     except ConfigError as error:
@@ -277,7 +276,7 @@ def _log(loop: _Loop) -> tuple[str, str]:
     config = loop.config
     if config.log:
         return config.log, config.gold
-    task = load_task(config.task)
+    task = loop.task
     made = loop.station("world", world.run, config.world)
     store = open_storage(config.root)
     if f"gold_{task.name}" not in made.outputs:
@@ -293,7 +292,7 @@ def _log(loop: _Loop) -> tuple[str, str]:
 def _named_teacher(config: Config) -> ModelConfig | None:
     if config.teacher is not None:
         return config.teacher
-    shipped = load_task(config.task).folder.is_relative_to(EXAMPLES)
+    shipped = load_task(config.task, config.allow_task_code).folder.is_relative_to(EXAMPLES)
     return config.precompute_teacher.model.model_copy(update={"model": SHIPPED_TEACHER}) if shipped else None
 
 
@@ -323,7 +322,7 @@ def _train_teacher(loop: _Loop, ingest: Receipt) -> ModelConfig:
 
 def _register(loop: _Loop, student: Receipt, gated: Receipt | None, published: Receipt, tier: str = BATCH) -> None:
     """A student in MLflow's registry; `champion` moves on the gate's evidence alone, which is kept with the version."""
-    task, tracker = load_task(loop.config.task), loop.tracker
+    task, tracker = loop.task, loop.tracker
     name = f"headtail-{task.name}-{tier}"
     tags = {"fingerprint": student.fingerprint, "path": student.path, "release": str(published.facts.get("release", ""))}
     described = f"{student.facts.get('base')} distilled for {task.name}; gate: {gated.path if gated else 'none: no gold'}"
@@ -340,11 +339,11 @@ def _replay(loop: _Loop, ingest: Receipt, planned: Receipt, published: Receipt) 
     """Serve the release and send it the traffic of a later day; skipped when this release was replayed before."""
     config = loop.config
     changes = {"task": config.task, "log": ingest.path, "plan": planned.path, "release": published.facts["release"]}
-    done = replay.find(config.replay.at(config.root, loop.tracking, **changes))
+    done = replay.find(config.replay.at(config, loop.tracking, **changes))
     if done is not None:
         loop.receipts["replay"] = done
         return
-    with serve.start(config.serve.at(config.root, loop.tracking, release=published.facts["release"])) as server:
+    with serve.start(config.serve.at(config, loop.tracking, release=published.facts["release"])) as server:
         loop.station("replay", replay.run, config.replay, **changes, url=server.url)
 
 
@@ -357,8 +356,8 @@ def _note(loop: _Loop, summary: dict[str, Any], prompt: str) -> str:
         "prompt": f"Prompts: {prompt}",
         "teacher": f"{found['precompute_teacher'].facts['model']['name']}, run precompute_teacher",
         "golden set": f"{found['curate'].rows.get('golden', 0):,} rows, {found['curate'].path}, run curate",
-        "student": f"Models: headtail-{load_task(loop.config.task).name}-student, {student.path}",
-        "realtime student": f"Models: headtail-{load_task(loop.config.task).name}-realtime, {found['distill_realtime'].path}"
+        "student": f"Models: headtail-{loop.task.name}-student, {student.path}",
+        "realtime student": f"Models: headtail-{loop.task.name}-realtime, {found['distill_realtime'].path}"
         if "distill_realtime" in found
         else "none: the student above answers live",
         "evidence": ", ".join(f"{found[name].path}, run {name}" for name in ("gate", "gate_realtime") if name in found) or "none: no gold",

@@ -188,7 +188,7 @@ def figure(found: dict[str, Any]) -> Any:
 
 def run(config: Config) -> Receipt:
     """Plan once. InputError when the log was ingested without the task's side inputs, or no query is frequent enough."""
-    task, store = load_task(config.task), open_storage(config.root)
+    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     log = load_receipt(store, "ingest", LATEST if config.log == "ingest" else config.log)
     _check_side_inputs(log, task)
     torso = task.file.strata.torso_min_count

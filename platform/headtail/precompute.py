@@ -109,7 +109,7 @@ def _find(config: Config) -> _Asked:
         raise ConfigError(
             f"a budget in USD cannot be kept: {UNPRICED}", where="budget_usd", value=config.budget_usd, fix="set a price, or 0"
         )
-    task, store = load_task(config.task), open_storage(config.root)
+    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     found = [load_ref(store, ref) for ref in config.inputs]
     labels = tuple(f"{receipt.path}:{name}" for receipt, name in found)
     if len(set(labels)) < len(labels):
@@ -186,6 +186,7 @@ def run(config: Config, planned: Preview | None = None) -> Receipt:
         ledger = generate(job)
         wall = time.monotonic() - begun
         _record(station, config, job, asked.model, ledger)
+        station.notes += asked.task.notes
         if planned is not None:
             station.facts["planned"] = kept(planned, ledger, wall)
         _judge(config, job, ledger)

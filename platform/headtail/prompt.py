@@ -115,7 +115,7 @@ def _check(tree: nodes.Template, names: Collection[str]) -> None:
             raise PromptError(f"{type(found).__name__.lower()}: a template cannot use other files; write their text here", found.lineno)
         if isinstance(found, nodes.Block) and found.name not in ROLES:
             raise PromptError(f"block {found.name} would be dropped: a prompt has the blocks `system` and `user`", found.lineno)
-        if isinstance(found, nodes.Stmt) and not isinstance(found, _STATEMENTS) or isinstance(found, nodes.NSRef | nodes.Pow):
+        if (isinstance(found, nodes.Stmt) and not isinstance(found, _STATEMENTS)) or isinstance(found, nodes.NSRef | nodes.Pow):
             kind = {"Pow": "**", "NSRef": "a namespace"}.get(type(found).__name__, type(found).__name__.lower())
             raise PromptError(f"{kind} is more than a prompt may use; if, for, set and filters are there", found.lineno)
         if isinstance(found, nodes.For) and found.recursive:
@@ -160,7 +160,7 @@ def _counted(tree: nodes.Template) -> nodes.Template:
     return joined
 
 
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
+def _filtered(node: Any, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno, environment=_ENVIRONMENT)
 
 

@@ -61,7 +61,7 @@ class Config(StageConfig):
 
 def run(config: Config) -> Receipt:
     """Build the generation and its release unless they exist, then promote."""
-    task, store = load_task(config.task), open_storage(config.root)
+    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     answers = {ref: load_receipt(store, "precompute", ref) for ref in config.answers}
     student = load_receipt(store, "distill", config.student) if config.student else None
     evaluation = load_receipt(store, "evaluate", config.evaluation) if config.evaluation else None

@@ -137,7 +137,7 @@ class _Missing(Exception):
 
 
 def _once(config: Config, work: Callable[[Station, Receipt, Receipt, Task], None]) -> Receipt:
-    task, store = load_task(config.task), open_storage(config.root)
+    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     log, plan = load_receipt(store, "ingest", config.log), load_receipt(store, "plan", config.plan)
     replaces = {"task": task.name, "log": log.path, "plan": plan.path}
     return run_once(

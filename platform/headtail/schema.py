@@ -1,9 +1,9 @@
-"""An answer schema as a grammar can hold it: its shape, the longest answer, and the one text of an answer. Pure.
+"""An answer schema as a grammar can hold it: its outline, the longest answer, and the one text of an answer. Pure.
 
-In: a JSON Schema. Out: a Shape, which is a smaller schema without references: each part is an enum, a bounded string, number or
-array, a closed object, or anyOf of these. Every valid answer fits the shape; keywords that narrow it further are left to
+In: a JSON Schema. Out: an Outline, which is a smaller schema without references: each part is an enum, a bounded string, number or
+array, a closed object, or anyOf of these. Every valid answer fits the outline; keywords that narrow it further are left to
 validation and named in `notes`. A schema whose answers could grow without end is refused by the path of the part that could.
-`writer` makes the text that xgrammar's grammar of the shape accepts. Knows nothing of engines or tasks.
+`writer` makes the text that xgrammar's grammar of the outline accepts. Knows nothing of engines or tasks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Write = Callable[[Any], str]
 DECIMALS = 6  # of a number: xgrammar writes no more, and no exponent
 _LARGEST = 2**53 - 1  # of a number: larger whole numbers are not told apart by every reader of JSON
 _MOST_PARTS = 10_000
-_CHOICES = ("const", "enum", "$ref", "anyOf", "oneOf", "allOf", "type")  # the first of these that is bounded gives the shape
+_CHOICES = ("const", "enum", "$ref", "anyOf", "oneOf", "allOf", "type")  # the first of these that is bounded gives the outline
 _KINDS = ("object", "array", "string", "number", "integer", "boolean", "null")
 _BOUNDS = {
     *("minLength", "maxLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "items", "prefixItems"),
@@ -42,7 +42,7 @@ _SAID = {
 _KNOWN = {*_CHOICES, *_BOUNDS, *_VALIDATED, *_SAID}
 
 
-class Shape(NamedTuple):
+class Outline(NamedTuple):
     """`schema`: what a grammar is made of; `longest`: characters of the longest answer, an escape counted as one; `notes`: what
     it does not hold."""
 
@@ -70,11 +70,11 @@ def closed(schema: Any) -> Any:
     return made
 
 
-def shape(schema: Any, where: str = "task.yaml", path: str = "answer") -> Shape:
-    """The shape of a schema. ConfigError names the part without bounds, or that no value can fit."""
-    found = _Shaper(schema, where)
+def outline(schema: Any, where: str = "task.yaml", path: str = "answer") -> Outline:
+    """The outline of a schema. ConfigError names the part without bounds, or that no value can fit."""
+    found = _Outliner(schema, where)
     part = found.part(schema, path)
-    return Shape(part, _longest(part), tuple(dict.fromkeys(found.notes)))
+    return Outline(part, _longest(part), tuple(dict.fromkeys(found.notes)))
 
 
 def without_names(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -99,13 +99,13 @@ def _kinds(schema: Mapping[str, Any]) -> list[str]:
     return [kinds] if isinstance(kinds, str) else list(kinds)
 
 
-class _Shaper:
-    """Makes the shape of one schema. `refs`: those being followed."""
+class _Outliner:
+    """Makes the outline of one schema. `refs`: those being followed."""
 
     def __init__(self, root: Any, where: str) -> None:
         self.root, self.where = root, where
         self.notes: list[str] = []
-        self._refs: tuple[str, ...] = ()
+        self._refs: tuple[str, ...] = ("#",)
         self._parts = 0
 
     def part(self, schema: Any, path: str) -> dict[str, Any]:
@@ -163,11 +163,15 @@ class _Shaper:
         lent = {"type": kind} if kind in ("string", "number", "integer") else {}
         parts = [option if option is False or not isinstance(option, Mapping) else {**lent, **option} for option in options]
         made = [self.part(option, path) for option in parts if option is not False]
-        return _any(made) if made else self._refuse(path, f"no value can stand here: {name} has no option", "add one, or leave the field out")
+        return (
+            _any(made) if made else self._refuse(path, f"no value can stand here: {name} has no option", "add one, or leave the field out")
+        )
 
     def _referred(self, ref: str, path: str) -> dict[str, Any]:
         if ref in self._refs:
-            self._refuse(path, f"$ref {ref} leads back to itself, so an answer can nest without end", "write out as many levels as are needed")
+            self._refuse(
+                path, f"$ref {ref} leads back to itself, so an answer can nest without end", "write out as many levels as are needed"
+            )
         try:
             target = _target(ref, self.root) if ref == "#" or ref.startswith("#/") else None
         except (KeyError, IndexError, ValueError, TypeError):
@@ -187,9 +191,11 @@ class _Shaper:
         odd = next((value for value in values if isinstance(value, bool | int | float)), None)
         if str in kinds and odd is not None:
             shown, kind = json.dumps(odd), "true or false" if isinstance(odd, bool) else "a number"
-            self._refuse(path, f"an enum that mixes text with {shown}, which is {kind}", f'write "{shown}" in quotes if it is text; else use anyOf')
+            self._refuse(
+                path, f"an enum that mixes text with {shown}, which is {kind}", f'write "{shown}" in quotes if it is text; else use anyOf'
+            )
         if str in kinds and None in values:
-            self.notes.append(f"{path}: enum holds null, which is no value; the text would be \"null\" in quotes")
+            self.notes.append(f'{path}: enum holds null, which is no value; the text would be "null" in quotes')
         for number in (value for value in _scalars(values) if isinstance(value, int | float) and not isinstance(value, bool)):
             if abs(number) > _LARGEST or round(number, DECIMALS) != number or repr(number) == "-0.0":
                 self._refuse(path, f"{number} is beyond {_LARGEST}, has more than {DECIMALS} decimals or is -0.0", "write it as text")
@@ -213,7 +219,9 @@ class _Shaper:
     def _sizes(self, schema: Mapping[str, Any], least: str, most: str, path: str) -> dict[str, int]:
         sizes = {name: int(schema[name]) for name in (least, most) if name in schema}
         if sizes.get(least, 0) > sizes.get(most, math.inf):
-            self._refuse(path, f"no value can stand here: {least} {sizes[least]} is above {most} {sizes[most]}", f"raise {most} or lower {least}")
+            self._refuse(
+                path, f"no value can stand here: {least} {sizes[least]} is above {most} {sizes[most]}", f"raise {most} or lower {least}"
+            )
         return sizes
 
     def _limits(self, kind: str, schema: Mapping[str, Any], path: str) -> dict[str, int | float]:
@@ -254,7 +262,11 @@ class _Shaper:
             self._refuse(path, "patternProperties lets an object have any number of fields", "name the fields in `properties`")
         others = schema.get("additionalProperties", schema.get("unevaluatedProperties", False))
         if others is not False:
-            self._refuse(path, "an object may hold fields that the schema does not name", "set additionalProperties: false, name them in `properties`")
+            self._refuse(
+                path,
+                "an object may hold fields that the schema does not name",
+                "set additionalProperties: false, name them in `properties`",
+            )
         if "properties" not in schema and "additionalProperties" not in schema:
             self._refuse(path, "an object needs `properties`: nothing says what it holds", "name its fields in `properties`")
         fields = {name: child for name, child in schema.get("properties", {}).items() if child is not False}
@@ -291,16 +303,17 @@ def _longest(part: Mapping[str, Any]) -> int:
         return max(len(_compact(value)) for value in part["enum"])
     if "anyOf" in part:
         return max(_longest(option) for option in part["anyOf"])
-    kind = part["type"]
+    kind: str = part["type"]
     if kind == "string":
         return int(part["maxLength"]) + 2
     if kind in ("integer", "number"):
         more = DECIMALS + 1 if kind == "number" else 0
-        return more + max(len(str(int(abs(limit)))) + (limit < 0) for limit in (part["minimum"], part["maximum"]))
+        limits: list[float] = [part["minimum"], part["maximum"]]
+        return more + max(len(str(int(abs(limit)))) + (limit < 0) for limit in limits)
     if kind == "array":
         items = [_longest(item) for item in part.get("prefixItems", [])]
-        others = part["maxItems"] - len(items)
-        return sum(items) + (others * _longest(part["items"]) if others > 0 else 0) + 2 * max(1, part["maxItems"])
+        others = int(part["maxItems"]) - len(items)
+        return sum(items) + (others * _longest(part["items"]) if others > 0 else 0) + 2 * max(1, int(part["maxItems"]))
     if kind == "object":
         fields = sorted((len(_text(name)) + 2 + _longest(child) for name, child in part["properties"].items()), reverse=True)
         fields = fields[: part.get("maxProperties")]
@@ -308,11 +321,20 @@ def _longest(part: Mapping[str, Any]) -> int:
     return 5 if kind == "boolean" else 4
 
 
+def text_bounds(part: Mapping[str, Any]) -> Iterator[int]:
+    """maxLength of each string in an Outline's schema."""
+    if part.get("type") == "string":
+        yield part["maxLength"]
+    inner = [*part.get("properties", {}).values(), *part.get("anyOf", []), *part.get("prefixItems", []), part.get("items")]
+    for child in filter(None, inner):
+        yield from text_bounds(child)
+
+
 # --- an answer's text
 
 
 def writer(part: Mapping[str, Any]) -> Write:
-    """From an answer that fits `part`, a Shape's schema, to the text that the grammar accepts: fields in the schema's order."""
+    """From an answer that fits `part`, an Outline's schema, to the text that the grammar accepts: fields in the schema's order."""
     if "enum" in part:
         texts = {_identity(value): _compact(value) for value in part["enum"]}
         return lambda value: texts[_identity(value)]

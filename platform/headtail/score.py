@@ -50,11 +50,11 @@ def score(config: ScoreConfig, wanted: Any, given: Any) -> Counts:
     return Counts(hit, sum(got.values()) - hit, sum(want.values()) - hit)
 
 
-def check_score(config: ScoreConfig, shape: Mapping[str, Any], where: str) -> None:
-    """ConfigError when a name in `config` is not in the answers. `shape`: a Shape's schema, see `schema`."""
+def check_score(config: ScoreConfig, outline: Mapping[str, Any], where: str) -> None:
+    """ConfigError when a name in `config` is not in the answers. `outline`: an Outline's schema, see `schema`."""
     if config.kind == "exact":
         return
-    fields = _fields(shape)
+    fields = _fields(outline)
     if config.field not in fields:
         _refuse("field", config.field, fields, where)
     if config.kind == "label":

@@ -24,7 +24,7 @@ from headtail.config import Config, build, read_json_like
 from headtail.errors import ConfigError, InputError
 from headtail.keys import fingerprint
 from headtail.prompt import Prompt, PromptError, read_template
-from headtail.schema import DECIMALS, Shape, Write, closed, fits, shape, writer
+from headtail.schema import DECIMALS, Outline, Write, closed, fits, outline, text_bounds, writer
 from headtail.score import Counts, ScoreConfig, check_score, score
 
 EXAMPLES = Path(__file__).parent / "examples" / "tasks"
@@ -85,13 +85,23 @@ class Task:
         return Prompt(self.template, ("query", *self.side_inputs))
 
     @cached_property
-    def shape(self) -> Shape:
+    def outline(self) -> Outline:
         """What engines hold answers to, the length of the longest, and what only validation holds. ConfigError without bounds."""
-        return shape(self.schema, str(self.folder / "task.yaml"))
+        return outline(self.schema, str(self.folder / "task.yaml"))
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know before answers are paid for."""
+        made, limit, most = list(self.outline.notes), self.file.sampling.max_tokens, _CHARACTERS * self.file.sampling.max_tokens
+        if any(0 < bound < limit for bound in text_bounds(self.outline.schema)):
+            made.append(f"text with maxLength below max_tokens ({limit}) has no quote, backslash or line break under a grammar")
+        if self.outline.longest > most:
+            made.append(f"the longest answer has {self.outline.longest:,} characters: max_tokens ({limit}) ends it before, as `truncated`")
+        return tuple(f"task {self.name}: {note}" for note in made)
 
     @cached_property
     def _writer(self) -> tuple[Any, Write]:
-        return fits(self.shape.schema), writer(self.shape.schema)
+        return fits(self.outline.schema), writer(self.outline.schema)
 
     @cached_property
     def _validator(self) -> Any:
@@ -182,6 +192,7 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 _DECODER = json.JSONDecoder(parse_constant=_no_number, parse_float=_decimal, object_pairs_hook=_fields)
+_CHARACTERS = 16  # that a token seldom has more than
 _TAKEN = ("query", "query_key", "count")  # columns of every query table
 
 
@@ -261,7 +272,7 @@ def _check(task: Task, where: str) -> None:
         raise ConfigError(f"field answer: not a JSON Schema: {error.message}", where=where, value=place) from None
     except jsonschema_rs.ReferencingError as error:
         raise ConfigError(f"field answer: {error}", where=where, fix="put what $ref names into the schema's own $defs") from None
-    check_score(task.file.score, task.shape.schema, where)
+    check_score(task.file.score, task.outline.schema, where)
     names = [task.file.input, *task.side_inputs]
     if task.file.input in task.side_inputs or len(set(task.side_inputs)) < len(task.side_inputs) or set(_TAKEN) & set(task.side_inputs):
         twice = next(n for n in task.side_inputs if names.count(n) > 1 or n in _TAKEN)

@@ -88,7 +88,7 @@ class Config(StageConfig):
 
 def run(config: Config) -> Receipt:
     """Choose the rows, check that nothing leaked or was lost, write golden, dropped and suspects."""
-    task, store = load_task(config.task), open_storage(config.root)
+    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     receipt = load_receipt(store, "precompute", config.answers)
     gold = {f"gold{i or ''}": load_ref(store, ref) for i, ref in enumerate((config.gold, *config.more_gold))}
     others = {name: load_receipt(store, "precompute", ref) for name, ref in sorted(config.suspicion.others.items())}

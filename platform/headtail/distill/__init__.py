@@ -155,7 +155,7 @@ def _sources(config: Config, store: Storage) -> Sources:
     if config.student == "encoder":
         named |= {f"queries.{i}": ref for i, ref in enumerate(config.encoder.queries)}
     refs = {name: load_ref(store, ref) for name, ref in named.items()}
-    tasks = [load_task(s.task) for s in config.sets]
+    tasks = [load_task(s.task, config.allow_task_code) for s in config.sets]
     if config.two_stage and not any(task.side_inputs for task in tasks):
         fix = "set two_stage to false: there is nothing that live traffic lacks"
         raise ConfigError("no task here has side inputs", where="two_stage", value=", ".join(t.name for t in tasks), fix=fix)

@@ -59,7 +59,11 @@ def trials(config: Config) -> list[Trial]:
         raise ConfigError(
             f"a sweep has 1 to {MAX_TRIALS} trials", where="grid", value=len(points), fix="give every field a value, or fewer"
         )
-    plain = config.base.model_dump() | {"root": config.root, "tracking": config.tracking.model_dump()}
+    plain = config.base.model_dump() | {
+        "root": config.root,
+        "allow_task_code": config.allow_task_code,
+        "tracking": config.tracking.model_dump(),
+    }
     found = []
     for point in points:
         values = dict(zip(names, point, strict=True))

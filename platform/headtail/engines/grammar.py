@@ -1,7 +1,7 @@
 """What an engine is told so that an answer can be any valid one, and nothing else; and the masks that hold rows to it.
 
 In: an answer schema, or a grammar in EBNF, and the token limit. Out: the text handed to xgrammar; `Masks` for an engine of our own.
-Why it differs from the task's schema: it is the schema's shape, which holds what xgrammar can hold and no more; and xgrammar's
+Why it differs from the task's schema: it is the schema's outline, which holds what xgrammar can hold and no more; and xgrammar's
 string with a length bound knows no escapes, so a quote or backslash cannot be written, raw control characters can, and a mask
 costs more. Knows nothing of engines.
 """
@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 
 from headtail.errors import ConfigError
-from headtail.schema import shape
+from headtail.schema import outline
 
 BACKEND = "xgrammar"
 FORM = 2  # part of an answer's settings: raise it when what the engine is told changes
 
 
 def for_engine(schema: Mapping[str, Any], max_tokens: int, where: str = "task.yaml") -> Any:
-    """The shape of `schema` without the string bounds that `max_tokens` implies: maxLength >= max_tokens.
+    """The outline of `schema` without the string bounds that `max_tokens` implies: maxLength >= max_tokens.
 
     Such a string is held in bounds by the token limit (a runaway is `truncated`) and by validation (a longer one is
     `invalid`), and keeps its escapes. A tighter bound stays in the grammar, at the price of escapes in that string.
     """
-    return _unbound(shape(schema, where).schema, max_tokens)
+    return _unbound(outline(schema, where).schema, max_tokens)
 
 
 def _unbound(part: Any, max_tokens: int) -> Any:

@@ -151,10 +151,11 @@ def _smallest(schema: dict[str, Any], root: dict[str, Any], text: Callable[[int,
     if kind == "object" or "properties" in schema:
         return {name: _smallest(child, root, text) for name, child in (schema.get("properties") or {}).items()}
     if kind == "array":
-        count = max(int(schema.get("minItems", 0)), min(1, int(schema.get("maxItems", 1))))
-        return [_smallest(schema.get("items") or {}, root, text) for _ in range(count)]
+        first = [_smallest(item, root, text) for item in schema.get("prefixItems", [])]
+        count = max(int(schema.get("minItems", 0)), min(1, int(schema.get("maxItems", 1)))) - len(first)
+        return [*first, *(_smallest(schema.get("items") or {}, root, text) for _ in range(count))]
     if kind == "string":
         return text(int(schema.get("minLength", 0)), int(schema.get("maxLength", 200)))
     if kind in ("integer", "number"):
-        return schema.get("minimum", 0)
+        return schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
     return False if kind == "boolean" else None

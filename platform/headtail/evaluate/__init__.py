@@ -75,7 +75,7 @@ class Config(StageConfig):
 
 def run(config: Config) -> Receipt:
     """Score every tier's answers to the gold rows."""
-    task, store = load_task(config.task), open_storage(config.root)
+    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     gold, name = load_ref(store, config.gold)
     found = {tier: load_receipt(store, "precompute", ref) for tier, ref in config.answers.items()}
 

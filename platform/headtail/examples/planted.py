@@ -38,7 +38,7 @@ class Config(StageConfig):
 
 def run(config: Config) -> Receipt:
     """A precompute receipt with errors planted; output `planted` is the truth."""
-    task, store = load_task(config.task), open_storage(config.root)
+    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     source = load_receipt(store, "precompute", config.answers)
 
     def work(station: Station) -> None:

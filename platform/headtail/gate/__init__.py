@@ -76,7 +76,7 @@ class Config(StageConfig):
 
 def run(config: Config) -> Receipt:
     """Test the candidate. The receipt says `passed` in its facts, with the evidence; a refusal's notes say what is missing."""
-    task, store = load_task(config.task), open_storage(config.root)
+    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     evaluation = load_receipt(store, "evaluate", config.evaluation)
     if evaluation.settings["config"]["task"] != task.name:
         made_for = evaluation.settings["config"]["task"]

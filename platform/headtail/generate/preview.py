@@ -144,6 +144,7 @@ def _changes(compared: Scope, tally: Tally) -> tuple[Change, ...]:
 
 
 def _notes(job: Job, probe: Probe | None, unrendered: int) -> Iterator[str]:
+    yield from job.task.notes
     if unrendered:
         yield f"the prompt of {unrendered:,} rows cannot be made: they end as failed without being asked"
     if not job.limits.priced:

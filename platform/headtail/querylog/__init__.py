@@ -78,7 +78,7 @@ class Config(StageConfig):
 
 def run(config: Config) -> Receipt:
     """Ingest once. InputError when a file or column is missing, unreadable or holds nothing that can be used."""
-    task = load_task(config.task)
+    task = load_task(config.task, config.allow_task_code)
     names = config.columns.model_dump(exclude={"separator"})
     log = Files(config.log, "log", {f"columns.{role}": name for role, name in names.items() if name})
     gold = Files(config.gold, "gold", {"query": "query", "answer": "answer"}) if config.gold else None

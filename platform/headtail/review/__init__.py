@@ -41,7 +41,7 @@ class Config(StageConfig):
 
 def export_file(config: Config, file: Path, kind: str = "", rows: int = 0, decided: bool = False) -> Exported:
     """Write the queue to `file`. `kind`: csv, jsonl, labelstudio, or known by the file's ending; `rows`: the first so many, 0 all."""
-    task, store, found = load_task(config.task), open_storage(config.root), kind_of(file, kind)
+    task, store, found = load_task(config.task, config.allow_task_code), open_storage(config.root), kind_of(file, kind)
     queue = load_queue(store, config.suspects, task)
     made = export_queue(file, found, queue, Log(store, task.name), task, rows, decided)
     say(f"review       {made.rows:,} rows written to {escape(str(file))} ({found})")
@@ -53,7 +53,7 @@ def export_file(config: Config, file: Path, kind: str = "", rows: int = 0, decid
 
 def import_file(config: Config, file: Path, kind: str = "") -> Imported:
     """Record the decisions in `file`; a second time nothing. Rows that are wrong are set aside, the others recorded."""
-    task, store, found = load_task(config.task), open_storage(config.root), kind_of(file, kind)
+    task, store, found = load_task(config.task, config.allow_task_code), open_storage(config.root), kind_of(file, kind)
     made = _import_file(file, found, store, Log(store, task.name), task, config.suspects, _name(config))
     counts = (
         f"{made.recorded:,} decisions recorded, {made.known:,} known before, {made.undecided:,} undecided, {len(made.problems):,} set aside"
@@ -72,7 +72,7 @@ def serve(config: Config, started: Callable[[str], None] | None = None) -> None:
     from headtail.review.desk import Desk
     from headtail.review.server import Server
 
-    task, store = load_task(config.task), open_storage(config.root)
+    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     desk = Desk(store, task, load_queue(store, config.suspects, task), _name(config))
     with Server(desk, config.port) as server:
         say(f"review       {len(desk.queue):,} rows, {desk.progress()['decided']:,} of them decided; Ctrl-C ends, what is decided stays")
