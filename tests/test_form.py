@@ -35,10 +35,10 @@ QUERY = "thai food near me"
 
 @pytest.mark.parametrize(
     "name, engine, side, settings, key",
-    [  # recorded before there were forms; of vLLM when control tokens became text
-        ("query_segmentation", "vllm", True, "77b27a06327800b1b2716dbdd176fdb2", "0fe33ab8b35300718ce650dd77eb76e2"),
+    [  # recorded before there were forms; of vLLM when control tokens became text and grammars outlines
+        ("query_segmentation", "vllm", True, "7742f75c6a68552e4bfb8f938f0bd110", "f53d98fd4d2d5e518ff42fba541746c3"),
         ("query_segmentation", "null", True, "2d61d71fbec6078bed863267e6b18cf5", "ad8574ed87ac2d9d6b63c633ff966c12"),
-        ("query_intent", "vllm", False, "900e9824ab69bc43ba6b6d5cb1c1c7c0", "00b39c1d7358a3de7d84dd3ecfbb1e43"),
+        ("query_intent", "vllm", False, "9ce4bc98aa2e74875d2d479ff6cd40ab", "bb494b73870c78483b9199c528123867"),
         ("query_intent", "null", False, "19e5091fc5fd095337ec2692f2d5fac1", "a637bcb5624b4cef60994bf3ce80ec57"),
     ],
 )
