@@ -12,11 +12,11 @@ import torch
 
 from headtail import distill
 from headtail.config import result_fields
-from headtail.distill import checkpoints, resume
+from headtail.distill import checkpoints, launch, resume
 from headtail.distill.checkpoints import Checkpoints, random_state, tensors
 from headtail.errors import StorageError
 from headtail.keys import sha256_file
-from headtail.storage import Storage, write_json
+from headtail.storage import Storage, read_json, write_json
 
 MADE = {"zero_stage": 2, "precision": "fp32", "lora": {"rank": 16, "targets": "all-linear"}, "workers": 2, "data": "d"}
 CONFIG = distill.Config()
@@ -59,6 +59,18 @@ def test_only_what_did_not_end_and_is_of_the_same_kind_is_named(store: Storage) 
     assert resume.before(store, "distill/new", now) == []
     left(store, "distill/new", now, 7)
     assert resume.before(store, "distill/new", now) == ["goes on after step 7"]
+
+
+def test_what_it_says_is_in_the_receipt_and_on_the_terminal(store: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    notes: list[str] = []
+    station: Any = SimpleNamespace(store=store, path="distill/new", note=notes.append)
+    left(store, "distill/old", settings())
+    launch._begin(distill.Config(workers=3), station, "d" * 64)
+    assert notes == ["this run begins anew: distill/old, left after step 40, differs in workers (2, now 3)"]
+    assert notes[0] in capsys.readouterr().err
+    left(store, "distill/new", read_json(store, f"distill/new/{resume.SETTINGS}"), 60)
+    launch._begin(distill.Config(workers=3), station, "d" * 64)
+    assert "this run goes on after step 60" in notes
 
 
 class Engine:

@@ -23,7 +23,7 @@ from headtail.engines.control import Encoder
 from headtail.engines.flight import Flight
 from headtail.engines.load import Load
 from headtail.engines.null import NullEngine, answerer, minimal
-from headtail.engines.tokens import AHEAD, BATCH, Ahead
+from headtail.engines.tokens import AHEAD, BATCH, Ahead, answer_texts
 from headtail.errors import ConfigError
 from headtail.task import Task, load_task
 from timescale import limit
@@ -254,6 +254,12 @@ def test_a_token_that_ends_an_answer_is_no_part_of_it_even_when_it_is_plain_text
     (name,) = flight.add(1, 3)
     (row,) = flight.take([said(name, *tokenizer("ok", add_special_tokens=False)["input_ids"], end, reason="stop")])
     assert flight.completion(row).text == "ok"
+
+
+def test_a_control_token_inside_an_answer_is_spelt_out(tokenizer: Any) -> None:
+    """The grammar takes it for its text: left out, the answer would be another one."""
+    ids = tokenizer("pizza", add_special_tokens=False)["input_ids"] + [tokenizer.convert_tokens_to_ids("<|user|>"), tokenizer.eos_token_id]
+    assert "".join(answer_texts(tokenizer, ids, stopped=True)) == "pizza<|user|>"
 
 
 def test_what_an_engine_gives_up_is_to_be_asked_again(tokenizer: Any) -> None:

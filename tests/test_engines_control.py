@@ -207,9 +207,23 @@ def test_prompts_of_a_seq2seq_student(ours: Any, text: str) -> None:
     assert ours.decode(ids[:-1]) == text
 
 
-@pytest.mark.parametrize("text", TYPED)
-def test_queries_of_an_encoder(text: str) -> None:
-    tokenizer = train_word_tokenizer(WORDS, 400)
+def wordpiece() -> Any:
+    """As of BERT, uncased."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = [*"abcdefghijklmnopqrstuvwxyz<>|/[]_", *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz")]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
+    made = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **names)
+
+
+@pytest.mark.parametrize("text", [*TYPED, "[UNK]", "[CLS] [MASK]"])
+@pytest.mark.parametrize("kind", ["words", "wordpiece"])
+def test_queries_of_an_encoder(kind: str, text: str) -> None:
+    tokenizer = train_word_tokenizer(WORDS, 400) if kind == "words" else wordpiece()
     found = Reader(tokenizer).read(text, text)
     kept(found.ids, tokenizer, {"[CLS]": 1, "[SEP]": 2})
 

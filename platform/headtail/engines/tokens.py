@@ -104,8 +104,11 @@ def answer_texts(tokenizer: Any, ids: Sequence[int], stopped: bool) -> tuple[str
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
-    """The text that each token adds; together they spell the answer. A token that ends inside a character adds nothing yet."""
+    """The text that each token adds; together they spell the answer. A token that ends inside a character adds nothing yet.
+
+    A control token is spelt out: a grammar takes it for its text, and what is left out here would change an answer without a word.
+    """
     from tokenizers.decoders import DecodeStream
 
-    stream, inner = DecodeStream(skip_special_tokens=True), tokenizer._tokenizer
+    stream, inner = DecodeStream(skip_special_tokens=False), tokenizer._tokenizer
     return tuple(stream.step(inner, token) or "" for token in ids)

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from headtail.engines import Completion, ModelConfig, Request
 from headtail.engines.control import Encoder
 from headtail.engines.grammar import told
+from headtail.engines.tokens import answer_texts
 from headtail.errors import EngineError
 from headtail.generate.job import answer_settings
 from headtail.keys import answer_key, fingerprint
@@ -104,18 +105,14 @@ class _Streamed:
         self._numbers = itertools.count()
 
     async def ask(self, messages: Sequence[dict[str, str]]) -> Completion:
-        from headtail.engines.vllm import token_texts
-
         ids = self._encoder.chats([messages])[0]
         final: Any = None
         async for output in self._engine.generate({"prompt_token_ids": ids}, self._params, f"live-{next(self._numbers)}"):
             final = output
         made = final.outputs[0]
-        texts = token_texts(self._tokenizer, made.token_ids)
+        texts = answer_texts(self._tokenizer, list(made.token_ids), made.finish_reason == "stop")
         logprobs = tuple(made.logprobs.logprobs) if made.logprobs is not None else ()
-        return Completion(
-            0, "".join(texts), str(made.finish_reason), len(ids), len(texts), token_texts=tuple(texts), token_logprobs=logprobs
-        )
+        return Completion(0, "".join(texts), str(made.finish_reason), len(ids), len(texts), token_texts=texts, token_logprobs=logprobs)
 
     async def check(self) -> None:
         await self._engine.check_health()
