@@ -17,10 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headtail.errors import InputError
-from headtail.querylog import cells, logfile
-from headtail.querylog.delimited import Dialect, LongLine, Sheet, dialect, sheets
+from headtail.querylog import cells, files, logfile
+from headtail.querylog.delimited import ROW, LongLine, Sheet, sheets
+from headtail.querylog.detect import detect
+from headtail.querylog.dialect import DOUBLED, NONE, Dialect
 
-COMMA = Dialect(",", True, ("q", "n"))
+COMMA = Dialect(",", (DOUBLED,), ("q", "n"))
+TAB = Dialect("\t", (NONE,), ("q", "n"))
 
 
 def read(data: bytes, form: Dialect = COMMA, block: int = 1 << 30) -> tuple[list[tuple[int, bytes, bytes]], list[tuple[int, str]]]:
@@ -67,12 +70,14 @@ def test_any_text_is_accounted_for_and_cut_alike(text: str, block: int) -> None:
 @settings(deadline=None)
 @given(st.binary(max_size=300).map(lambda b: b.replace(b"\r", b"")))
 def test_any_bytes_are_accounted_for_without_quoting(data: bytes) -> None:
-    rows, rejects = read(data, Dialect("\t", False, ("q", "n")))
+    rows, rejects = read(data, TAB)
     lines = data.split(b"\n")[:-1] if data.endswith(b"\n") or not data else data.split(b"\n")
     assert len(rows) + len(rejects) == len(lines)
     for row, q, n in rows:
         assert lines[row - 1] == q + b"\t" + n
-    assert all(reason == ("bad_row" if lines[row - 1].strip() else "empty") for row, reason in rejects)
+    for row, reason in rejects:
+        line = lines[row - 1]
+        assert reason == ("empty" if not line.strip() else "nul" if b"\0" in line else "bad_row")
 
 
 def test_a_stray_quote_costs_nothing_but_its_own_cell() -> None:
@@ -81,7 +86,7 @@ def test_a_stray_quote_costs_nothing_but_its_own_cell() -> None:
     assert rejects == []
     assert [(q, n) for _, q, n in rows] == [
         (b'5" pipe', b"1"), (b'"lost', b"2"), (b"plain", b"3"), (b'6" pipe', b"4"), (b'say "hi"', b"5"),
-        (b'a "b" c', b"6"), (b"two\nlines", b"7"), (b'5" x', b"8"), (b"end", b"9"),
+        (b'a "b" c', b"6"), (b"two\nlines", b"7"), (b'5" x', b'"8'), (b"end", b"9"),
     ]  # fmt: skip
     assert [row for row, *_ in rows] == list(range(1, 10))
 
@@ -94,7 +99,8 @@ def test_a_quote_never_closed_does_not_swallow_the_file() -> None:
 
 def test_line_ends_of_all_kinds() -> None:
     assert read(b"a,1\r\nb,2\r\n")[0] == [(1, b"a", b"1"), (2, b"b", b"2")]
-    assert read(b"a\rb,1\r\nc,2\r\n")[0] == [(1, b"a b", b"1"), (2, b"c", b"2")]
+    assert read(b"a\rb,1\r\nc,2\r\n") == ([(2, b"c", b"2")], [(1, "bad_row")]), "two files of two systems may have been joined"
+    assert read(b'"a\rb",1\r\n')[0] == [(1, b"a\rb", b"1")]
     assert read(b"a,1\n\nb,2")[0] == [(1, b"a", b"1"), (3, b"b", b"2")]
     assert read(b"a,1\n\nb,2")[1] == [(2, "empty")]
 
@@ -106,18 +112,19 @@ def test_a_line_too_long_to_hold_is_one_row_set_aside() -> None:
 
 
 def test_the_delimiter_is_the_one_that_gives_the_column() -> None:
-    assert dialect(b"query;count\r\n", "query", ".csv").delimiter == ";"
-    assert dialect(b"\xef\xbb\xbfquery,count", "query", ".csv").names == ("query", "count")
-    assert dialect(b"a,b\tquery", "query", ".tsv") == Dialect("\t", False, ("a,b", "query"))
-    assert dialect(b"a,b,c", "query", ".csv").names == ("a", "b", "c")
+    assert detect(b"query;count\r\n", True, "query", ".csv", "auto").delimiter == ";"
+    assert detect(b"\xef\xbb\xbfquery,count", True, "query", ".csv", "auto").names == ("query", "count")
+    assert detect(b"a,b\tquery", True, "query", ".tsv", "auto")[::2][:2] == ("\t", ("a,b", "query"))
+    assert detect(b"a,b,c", True, "query", ".csv", "auto").names == ("a", "b", "c")
 
 
 def found(path: Path, query: str = "query", lists: tuple[str, ...] = ()) -> list[dict[str, object]]:
-    system, files = logfile.find(str(path))
+    system, there, _ = files.find(str(path))
     rows: list[dict[str, object]] = []
-    for part in logfile.split(system, [logfile.probe(system, file, query) for file in files]):
+    for part in logfile.split(system, [logfile.probe(system, file, query) for file in there]):
         for sheet in logfile.read(system, part, logfile.Wanted((query, "n", *lists), lists)):
-            rows += sheet.table.to_pylist() + [{"row": r.row, "reason": r.reason} for r in sheet.rejects]
+            names = ["row" if name == ROW else name for name in sheet.table.column_names]
+            rows += sheet.table.rename_columns(names).to_pylist() + [{"row": r.row, "reason": r.reason} for r in sheet.rejects]
     return sorted(rows, key=lambda row: row["row"])  # type: ignore[arg-type, return-value]
 
 
@@ -157,14 +164,14 @@ def test_folders_and_globs(tmp_path: Path) -> None:
     for name in ("b.csv", "a/a.csv", "_hidden.csv", ".x.csv", "readme.md", "c.tsv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("query\nx\n")
-    assert [file.name for file in logfile.find(str(tmp_path))[1]] == ["a/a.csv", "b.csv", "c.tsv"]
-    assert [file.name for file in logfile.find(str(tmp_path / "*.csv"))[1]] == ["_hidden.csv", "b.csv"]
-    assert [file.name for file in logfile.find(str(tmp_path / "**" / "a.csv"))[1]] == ["a.csv"]
-    assert [file.name for file in logfile.find(str(tmp_path / "b.csv"))[1]] == ["b.csv"]
+    assert [file.name for file in files.find(str(tmp_path))[1]] == ["a/a.csv", "b.csv", "c.tsv"]
+    assert [file.name for file in files.find(str(tmp_path / "*.csv"))[1]] == ["_hidden.csv", "b.csv"]
+    assert [file.name for file in files.find(str(tmp_path / "**" / "a.csv"))[1]] == ["a/a.csv"]
+    assert [file.name for file in files.find(str(tmp_path / "b.csv"))[1]] == ["b.csv"]
     with pytest.raises(InputError, match="did you mean"):
-        logfile.find(str(tmp_path / "b.cvs"))
+        files.find(str(tmp_path / "b.cvs"))
     with pytest.raises(InputError, match="no log files here"):
-        logfile.find(str(tmp_path / "*.parquet"))
+        files.find(str(tmp_path / "*.parquet"))
 
 
 @pytest.mark.parametrize(
@@ -177,7 +184,6 @@ def test_folders_and_globs(tmp_path: Path) -> None:
         ("x.csv.gz", b"no gzip at all", "damaged gzip"),
         ("x.csv.gz", gzip.compress(b"query\n" + b"a\n" * 100_000)[:-20], "damaged gzip"),
         ("x.parquet", b"PAR1 and no more", "cannot be read"),
-        ("x.csv", b"query,query\na,b\n", "two columns"),
     ],
 )
 def test_files_that_cannot_be_read_say_why(tmp_path: Path, name: str, data: bytes, says: str) -> None:
@@ -194,10 +200,10 @@ def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    system, files = logfile.find(str(tmp_path / "x.csv"))
-    monkeypatch.setattr(logfile, "_open", refuse)  # chmod does not stop root
+    system, there, _ = files.find(str(tmp_path / "x.csv"))
+    monkeypatch.setattr(logfile, "open_plain", refuse)  # chmod does not stop root
     with pytest.raises(InputError, match="no permission"):
-        logfile.probe(system, files[0], "query")
+        logfile.probe(system, there[0], "query")
 
 
 def test_a_megabyte_in_a_cell_and_blocks_smaller_than_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from headtail.errors import InputError
+from headtail.errors import ConfigError, InputError
 from headtail.keys import KEY_BYTES
 
 KEY = pa.binary(KEY_BYTES)
@@ -230,6 +230,16 @@ JUDGED = pa.schema([("query_key", KEY), ("score", pa.float64())])
 def with_top(schema: pa.Schema, top: int) -> pa.Schema:
     """`schema`, with the columns of TOP appended when any likeliest tokens are asked for."""
     return pa.schema([*schema, *TOP]) if top else schema
+
+
+def check_side_inputs(names: Sequence[str], task: str) -> None:
+    """ConfigError for a side input that is named twice, or as a column that headtail makes itself."""
+    own = {name for schema in (QUERY, PLANNED, LATER, GOLD, ANSWER, TOP, GOLDEN, SUSPECT, REVIEWED, SCORED) for name in schema.names}
+    for at, name in enumerate(names):
+        if name in own or name in names[:at]:
+            what = "a side input has the name of a column that headtail makes itself" if name in own else "a side input is named twice"
+            fix = "rename it in task.yaml, in the prompt and in the log" if name in own else "name it once"
+            raise ConfigError(what, where=f"task {task}, side_inputs", value=name, fix=fix)
 
 
 def with_side_inputs(schema: pa.Schema, side_inputs: Sequence[str]) -> pa.Schema:

@@ -7,6 +7,7 @@ Knows nothing of heads, tails or models.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import errno
 import itertools
@@ -15,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,22 +29,36 @@ from headtail.errors import InputError, LedgerError, StorageError
 from headtail.progress import bar, say
 from headtail.querylog import cells, logfile
 from headtail.querylog.counting import Here, Spread
+from headtail.querylog.days import believed, cut_day
+from headtail.querylog.dialect import QUOTES_HELP
+from headtail.querylog.files import LogFile, Skipped
 from headtail.querylog.gold import Settled, fill_counts, settle
 from headtail.querylog.intake import GOLD_CELL, Intake, Rules, Totals
-from headtail.querylog.logfile import LogFile, Split, Wanted
+from headtail.querylog.logfile import Split, Wanted
 from headtail.querylog.sources import Files
 from headtail.querylog.tally import Cut, keep_run, merged, total
 from headtail.receipt import Receipt
-from headtail.rows import LATER, QUERY, SET_ASIDE, with_side_inputs
+from headtail.rows import LATER, QUERY, SET_ASIDE, check_side_inputs, with_side_inputs
 from headtail.station import Station, run_once
 from headtail.task import Task, load_task
 
 STAGE = "ingest"
-VERSION = 2
+VERSION = 3
 SHARD_ROWS = 1 << 20  # rows of the log per shard of keys
 MAX_SHARDS = 128
 SPREAD_ROWS = 20_000_000  # rows from which Ray tasks win back what they cost: ten million take one core 13 s
 TEXT_ROW_BYTES = 40  # a guess, to choose shards by
+_EPOCH = datetime.date(1970, 1, 1).toordinal()
+_SHOWN = 5  # files set aside that are named on the terminal
+_CURES = {
+    "ambiguous": "their quotes or backslashes can be read in two ways: set `quotes` to doubled, backslash, escaped or none",
+    "header": "they repeat the header, as where files were joined",
+    "before_gap": "their dates are long before the log's other days, and they are few",
+    "after_gap": "their dates are after a gap, and they are few",
+    "after_today": "their dates are after today",
+    "nul": "they hold a zero byte",
+    "name_twice": "their JSON has a column twice",
+}
 THIN = 0.001  # share of events below which held-out traffic is suspect: a wrong clock makes a last day of one event
 
 
@@ -61,8 +76,9 @@ class Config(StageConfig):
     """What to ingest and how."""
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped one: its side inputs and answer schema")
-    log: str = Field("", description="file, folder or glob, local or s3://: CSV, TSV, JSON Lines (.gz too), Parquet")
+    log: str = Field("", description="file, folder or glob, local or s3://: CSV, TSV, JSON Lines (packed too), Parquet")
     columns: Columns = Field(Columns(), description="names of the log's columns")
+    quotes: Literal["auto", "doubled", "backslash", "escaped", "none"] = Field("auto", description=QUOTES_HELP)
     gold: str = Field("", description="file, folder or glob with columns query, answer and, if wanted, split (train or test)")
     gold_train_share: float = Field(
         0.0, ge=0, le=1, description="share of gold, by hash, that may train a model; a split column rules over it"
@@ -80,8 +96,10 @@ def run(config: Config) -> Receipt:
     """Ingest once. InputError when a file or column is missing, unreadable or holds nothing that can be used."""
     task = load_task(config.task, config.allow_task_code)
     names = config.columns.model_dump(exclude={"separator"})
-    log = Files(config.log, "log", {f"columns.{role}": name for role, name in names.items() if name})
-    gold = Files(config.gold, "gold", {"query": "query", "answer": "answer"}) if config.gold else None
+    check_side_inputs(task.side_inputs, task.name)
+    named = {f"columns.{role}": name for role, name in names.items() if name}
+    log = Files(config.log, "log", named, task.side_inputs, config.quotes)
+    gold = Files(config.gold, "gold", {"query": "query", "answer": "answer"}, ["split"]) if config.gold else None
     matters: dict[str, Any] = {"side_inputs": list(task.side_inputs), "redact_rules": redact.VERSION if config.redact else 0}
     if gold or config.columns.gold:
         matters |= {"schema": task.schema, "score": task.file.score.model_dump(mode="json")}
@@ -99,12 +117,14 @@ def _work(station: Station, config: Config, task: Task, log: Files, gold: Files 
     began = time.monotonic()
     rules = _rules(config, task)
     parts = logfile.split(log.system, log.files)
-    counter = _counter(config, rules, log, parts, station.scratch)
     with _disk(station.scratch):
-        with bar("ingest", _rows_known(log.files), "events") as progress:
-            counter.count(parts, progress.advance)
+        counter = _counted(config, rules, log, parts, station.scratch / "all")
+        if counter.totals.days:
+            span = believed(counter.totals.days, datetime.datetime.now(datetime.UTC).date().toordinal() - _EPOCH)
+            if span.first > min(counter.totals.days) or min(span.last, span.today) < max(counter.totals.days):
+                rules = dataclasses.replace(rules, span=span)  # which rows these are was not kept: the log is read again
+                counter = _counted(config, rules, log, parts, station.scratch / "believed")
         totals = counter.totals
-        _check_used(totals, config, _rows_known(log.files))
         cut = _cut(totals, config)
         runs = [
             tuple(keep_run(station.scratch / "runs", f"{kind}-{i}", table) for kind, table in zip(("queries", "later"), pair, strict=True))
@@ -124,6 +144,14 @@ def _work(station: Station, config: Config, task: Task, log: Files, gold: Files 
     _count_rows(station, totals, queries, later, aside[0], settled)
     station.metrics["events_per_s"] = round(totals.rows / (time.monotonic() - began), 1)
     _tell(station, config, task, log, gold, cut, totals)
+
+
+def _counted(config: Config, rules: Rules, log: Files, parts: Sequence[Split], folder: Path) -> Here | Spread:
+    counter = _counter(config, rules, log, parts, folder)
+    with bar("ingest", _rows_known(log.files), "events") as progress:
+        counter.count(parts, progress.advance)
+    _check_used(counter.totals, config, _rows_known(log.files))
+    return counter
 
 
 def _rules(config: Config, task: Task) -> Rules:
@@ -175,7 +203,7 @@ def _check_used(totals: Totals, config: Config, known: int | None) -> None:
         raise InputError("the log has columns but no rows", where=config.log, fix="check the job that writes it")
     if not totals.used_rows:
         reasons = ", ".join(f"{reason}: {n:,}" for reason, n in totals.set_aside.most_common())
-        fix = {"bad_time": f"columns.time takes {cells.TIMES}", "bad_count": "columns.count takes whole numbers from 1"}
+        fix = {"bad_time": f"columns.time takes {cells.TIMES}", "bad_count": "columns.count takes whole numbers from 1", **_CURES}
         raise InputError(
             "no row of the log can be used",
             where=config.log,
@@ -188,21 +216,21 @@ def _cut(totals: Totals, config: Config) -> Cut:
     """Where later traffic begins."""
     if not config.columns.time:
         return Cut(None, config.later_share, config.seed)
-    if not config.later_days or totals.last_day is None or totals.first_day is None:
+    if not config.later_days or not totals.days:
         return Cut(None)
-    day = totals.last_day - config.later_days + 1
-    if day <= totals.first_day:
+    first, last, day = min(totals.days), max(totals.days), cut_day(totals.days, config.later_days)
+    if day <= first:
         raise InputError(
-            f"the log covers {totals.last_day - totals.first_day + 1} days; none is left when the last {config.later_days} are held out",
+            f"the log covers {last - first + 1} days; none is left when the last {config.later_days} are held out",
             where=config.log,
-            value=f"{_date(totals.first_day)} to {_date(totals.last_day)}",
+            value=f"{_date(first)} to {_date(last)}",
             fix="set later_days lower (0 holds nothing out), or leave columns.time empty to hold out a random later_share",
         )
     return Cut(day)
 
 
 def _date(day: int) -> str:
-    return (datetime.date(1970, 1, 1) + datetime.timedelta(days=day)).isoformat()
+    return datetime.date.fromordinal(_EPOCH + day).isoformat()
 
 
 def _gold_file(gold: Files, config: Config, first_split: int, folder: Path) -> tuple[pa.Table, pa.Table]:
@@ -279,8 +307,9 @@ def _tell(station: Station, config: Config, task: Task, log: Files, gold: Files 
     """Facts and notes for the receipt, one line for the person watching."""
     rows, metrics = station.rows, station.metrics
     station.facts |= {"log": log.facts(), "gold": gold.facts() if gold else [], "task": task.name}
-    if totals.first_day is not None and totals.last_day is not None:
-        station.facts |= {"first_day": _date(totals.first_day), "last_day": _date(totals.last_day)}
+    _tell_aside(station, totals, [*log.skipped, *(gold.skipped if gold else ())])
+    if totals.days:
+        station.facts |= {"first_day": _date(min(totals.days)), "last_day": _date(max(totals.days))}
     if cut.day is not None:
         station.facts["later_from"] = _date(cut.day)
         if rows["later_events"] < THIN * totals.used_events:
@@ -294,7 +323,7 @@ def _tell(station: Station, config: Config, task: Task, log: Files, gold: Files 
             f"the log has no times: {config.later_share:.0%} of events, drawn at random, stand for later traffic; drift does not show"
         )
     for name in task.side_inputs:
-        if all(name not in file.columns for file in log.files):
+        if all(name not in file.columns and name not in file.partitions for file in log.files):
             station.note(f"the log has no column {name}: prompts go without this side input")
     aside = f", {rows['set_aside']:,} set aside" if rows["set_aside"] else ""
     later = (
@@ -304,3 +333,16 @@ def _tell(station: Station, config: Config, task: Task, log: Files, gold: Files 
     say(
         f"{STAGE:<12} {rows['events']:,} events -> {rows['queries']:,} queries{later}{golden}{aside}, {metrics['events_per_s']:,.0f} rows/s"
     )
+
+
+def _tell_aside(station: Station, totals: Totals, skipped: Sequence[Skipped]) -> None:
+    """The files that were not read, and the rows whose reason has a cure."""
+    station.rows["files_set_aside"] = len(skipped)
+    station.facts["files_set_aside"] = [file._asdict() for file in skipped]
+    notes = [f"not read: {file.name}: {file.reason}" for file in skipped[:_SHOWN]]
+    if len(skipped) > _SHOWN:
+        notes.append(f"not read: {len(skipped) - _SHOWN:,} more files; the receipt lists them under facts.files_set_aside")
+    notes += [f"rows set aside: {totals.set_aside[reason]:,}; {text}" for reason, text in _CURES.items() if totals.set_aside[reason]]
+    for note in notes:
+        station.note(note)
+        say(f"{'':<12} {note}")

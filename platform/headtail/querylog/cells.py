@@ -51,6 +51,16 @@ def text(array: pa.Array) -> pa.Array | None:
     return array.cast(pa.string()).cast(pa.binary())
 
 
+def coded(column: pa.ChunkedArray) -> pa.DictionaryArray | None:
+    """A column of text or plain values as places in its distinct values, these as bytes; None for a column of anything else."""
+    array = column.combine_chunks()
+    if not pa.types.is_dictionary(array.type) or isinstance(array, pa.ChunkedArray):
+        found = text(flat(column))
+        return found if found is None else found.dictionary_encode()
+    values = text(array.dictionary)
+    return values if values is None else pa.DictionaryArray.from_arrays(array.indices, values)
+
+
 def counts(array: pa.Array) -> pa.Array:
     """Whole numbers from 1 to MAX_COUNT as int64, else null. `3`, `3.0` and `+3` are 3; `0`, `2.5`, `1,000` are null."""
     kind = array.type

@@ -20,13 +20,15 @@ import pyarrow.compute as pc
 from headtail.errors import InputError
 from headtail.keys import normalise, query_key
 from headtail.querylog import cells
-from headtail.querylog.delimited import Sheet
+from headtail.querylog.days import EVER, Span
+from headtail.querylog.delimited import ROW, Sheet
 from headtail.querylog.tally import NO_DAY, PART, SEEN_SIDE, Spill, latest_by_day, sum_days
 from headtail.redact import CANDIDATE, redact
 from headtail.rows import KEY, SET_ASIDE
 
-REASONS = ("", "not_utf8", "empty", "too_long", "bad_count", "bad_time")
-NOT_UTF8, EMPTY, TOO_LONG, BAD_COUNT, BAD_TIME = range(1, 6)
+REASONS = ("", "not_utf8", "empty", "too_long", "bad_count", "bad_time", "before_gap", "after_gap", "after_today")
+NOT_UTF8, EMPTY, TOO_LONG, BAD_COUNT, BAD_TIME, BEFORE_GAP, AFTER_GAP, AFTER_TODAY = range(1, 9)
+_TIMES = (BAD_TIME, BEFORE_GAP, AFTER_GAP, AFTER_TODAY)
 EMAIL, PHONE, CARD = 1, 2, 4
 SHOWN_CHARS = 200
 FILE_ROWS = 1 << 40  # more rows than a file has: split number and row make one number that orders the whole log
@@ -61,6 +63,7 @@ class Rules:
     separator: str = "|"
     max_chars: int = 200
     redact: bool = True
+    span: Span = EVER  # days outside it are set aside
     every_gold: bool = False  # a row without an answer is a gold cell too, to be refused
 
     @property
@@ -78,8 +81,7 @@ class Totals:
     used_events: int = 0
     set_aside: Counter[str] = field(default_factory=Counter)
     redacted: Counter[str] = field(default_factory=Counter)
-    first_day: int | None = None
-    last_day: int | None = None
+    days: Counter[int] = field(default_factory=Counter)  # used events by day since 1970; empty for a log without times
 
     def add(self, other: Totals) -> None:
         """The totals of another part of the log."""
@@ -88,8 +90,7 @@ class Totals:
         self.used_events += other.used_events
         self.set_aside += other.set_aside
         self.redacted += other.redacted
-        self.first_day = min((day for day in (self.first_day, other.first_day) if day is not None), default=None)
-        self.last_day = max((day for day in (self.last_day, other.last_day) if day is not None), default=None)
+        self.days.update(other.days)
 
 
 class Texts(NamedTuple):
@@ -162,12 +163,13 @@ class Intake:
     def take(self, sheet: Sheet, file: str, split: int) -> None:
         """Count the rows of one sheet, the `split`-th part of the log."""
         table, rules = sheet.table, self.rules
-        rows = np.asarray(table["row"])
+        rows = np.asarray(table[ROW])
         self.totals.rows += len(rows) + len(sheet.rejects)
         aside = [(reject.row, reject.reason, shown(reject.text, rules.redact)) for reject in sheet.rejects]
         if len(rows):
-            raw = self._text(table, rules.query, file)
-            coded = raw.dictionary_encode()
+            coded = cells.coded(table[rules.query])
+            if coded is None:
+                raise _not_text(table, rules.query, file)
             texts = clean_texts(coded.dictionary, rules)
             places = np.asarray(pc.fill_null(coded.indices, -1))
             reasons = np.where(places < 0, EMPTY, np.append(texts.reasons, 0)[places])
@@ -183,13 +185,13 @@ class Intake:
                 self._see(name, values, texts, texts.codes[places], reasons == 0, time, seq)
             if rules.gold and rules.gold in table.column_names:
                 self._gold(table, texts, places, used, seq, rows, file)
-            aside += self._refused(table, raw, rows, reasons)
+            aside += self._refused(table, coded, rows, reasons)
         self._set_aside(aside, file)
 
     def _text(self, table: pa.Table, name: str, file: str) -> pa.Array:
         found = cells.text(cells.flat(table[name]))
         if found is None:
-            raise InputError(f"column {name} does not hold text", where=file, value=table[name].type, fix="name a column of text")
+            raise _not_text(table, name, file)
         return found
 
     def _counts(self, table: pa.Table, reasons: npt.NDArray[np.int8]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8]]:
@@ -204,7 +206,10 @@ class Intake:
             return np.zeros(len(reasons), np.int64), reasons
         found = cells.times(cells.flat(table[self.rules.time]))
         bad = np.asarray(found.is_null())
-        return np.asarray(pc.fill_null(found, 0)), np.where((reasons == 0) & bad, BAD_TIME, reasons)
+        seconds, span = np.asarray(pc.fill_null(found, 0)), self.rules.span
+        day = seconds // 86_400
+        outside = np.select([day > span.today, day > span.last, day < span.first], [AFTER_TODAY, AFTER_GAP, BEFORE_GAP], 0)
+        return seconds, np.where(reasons == 0, np.where(bad, BAD_TIME, outside), reasons).astype(np.int8)
 
     def _sides(self, table: pa.Table, reasons: npt.NDArray[np.int8]) -> tuple[dict[str, pa.Array], npt.NDArray[np.int8]]:
         found: dict[str, pa.Array] = {}
@@ -230,7 +235,8 @@ class Intake:
         )
         totals = Totals(used_rows=len(codes), used_events=int(count.sum()))
         if self.rules.time:
-            totals.first_day, totals.last_day = int(day.min()), int(day.max())
+            by_day = sums.group_by("day").aggregate([("count_sum", "sum")])
+            totals.days.update(dict(zip(by_day["day"].to_pylist(), by_day["count_sum_sum"].to_pylist(), strict=True)))
         self.totals.add(totals)
 
     def _mark(self, marks: npt.NDArray[np.int8], count: npt.NDArray[np.int64]) -> None:
@@ -288,12 +294,12 @@ class Intake:
         self.gold.append(pa.table(columns, schema=GOLD_CELL))
 
     def _refused(
-        self, table: pa.Table, raw: pa.Array, rows: npt.NDArray[np.int64], reasons: npt.NDArray[np.int8]
+        self, table: pa.Table, coded: pa.DictionaryArray, rows: npt.NDArray[np.int64], reasons: npt.NDArray[np.int8]
     ) -> list[tuple[int, str, str]]:
         bad = np.flatnonzero(reasons)
-        texts = raw.take(pa.array(bad)).to_pylist()
+        texts = coded.take(pa.array(bad)).to_pylist()
         found = [(int(rows[i]), REASONS[reasons[i]], shown(text, self.rules.redact)) for i, text in zip(bad, texts, strict=True)]
-        for code, name in ((BAD_COUNT, self.rules.count), (BAD_TIME, self.rules.time)):  # the cell says more than the query
+        for code, name in ((BAD_COUNT, self.rules.count), *((code, self.rules.time) for code in _TIMES)):  # the cell says more
             for at in np.flatnonzero(reasons[bad] == code):
                 cell = shown(table[name][int(bad[at])].as_py(), self.rules.redact)
                 row, reason, text = found[at]
@@ -307,6 +313,10 @@ class Intake:
         rows, reasons, texts = zip(*found, strict=True)
         self.totals.set_aside.update(reasons)
         self.aside.add(pa.table([pa.repeat(file, len(rows)), rows, reasons, texts], schema=SET_ASIDE))
+
+
+def _not_text(table: pa.Table, name: str, file: str) -> InputError:
+    return InputError(f"column {name} does not hold text", where=file, value=table[name].type, fix="name a column of text")
 
 
 def _is_utf8(value: object) -> bool:

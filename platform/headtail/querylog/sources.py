@@ -1,33 +1,53 @@
 """What a user named as log or gold: the files found, their columns checked, their bytes put under a digest.
 
-In: a file, folder or glob and the columns it must have, by the config field that names them. Out: Files, or an InputError that
-says which columns there are and which was meant. Knows nothing of rows.
+In: a file, folder or glob and the columns it must have, by the config field that names them. Out: Files, with what is set aside and
+why; or an InputError that says which columns there are and which was meant. Knows nothing of rows.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headtail.errors import InputError
 from headtail.keys import fingerprint
-from headtail.querylog import logfile
-from headtail.querylog.logfile import LogFile
+from headtail.querylog import files, logfile
+from headtail.querylog.files import LogFile, Skipped
+from headtail.querylog.streams import Unusable
 
 
 class Files:
     """The files at one place: found, their columns checked, and a digest over names and bytes."""
 
-    def __init__(self, pattern: str, what: str, columns: Mapping[str, str]) -> None:
-        self.system, found = logfile.find(pattern, what)
-        self.files = [logfile.probe(self.system, file, next(iter(columns.values()))) for file in found]
-        for file in self.files:
-            for role, name in columns.items():
-                _check_column(file, what, role, name)
+    def __init__(self, pattern: str, what: str, columns: Mapping[str, str], also: Sequence[str] = (), quotes: str = "auto") -> None:
+        """`columns`: those that must be there, the query's first; `also`: those that may."""
+        self.system, found, self.skipped = files.find(pattern, what)
+        query, *_ = columns.values()
+        self.files: list[LogFile] = []
+        for file in found:
+            try:
+                self.files.append(self._checked(file, what, columns, also, query, quotes))
+            except InputError as error:
+                if len(found) == 1 or not (file.unsure or isinstance(error, Unusable)):
+                    raise
+                self.skipped.append(Skipped(file.name, error.what))
+        if not self.files:
+            raise files.nothing(pattern, what, self.skipped)
         self.sha256 = [logfile.sha256(self.system, file) for file in self.files]
-        self.digest = fingerprint([[file.name, sha] for file, sha in zip(self.files, self.sha256, strict=True)])
+        marks = [[file.name, sha] for file, sha in zip(self.files, self.sha256, strict=True)]
+        above = [[value for name, value in file.partitions.items() if name in {*columns.values(), *also}] for file in self.files]
+        self.digest = fingerprint([*marks, *(above if any(above) else ()), *map(list, self.skipped)])
         self.title = self.files[0].name if len(self.files) == 1 else f"{len(self.files)} files"
+
+    def _checked(self, file: LogFile, what: str, columns: Mapping[str, str], also: Sequence[str], query: str, quotes: str) -> LogFile:
+        probed = logfile.probe(self.system, file, query, quotes)
+        for role, name in columns.items():
+            _check_column(probed, what, role, name)
+        for name in (*columns.values(), *also):
+            if probed.columns.count(name) > 1:
+                raise InputError("two columns have the same name", where=file.path, value=name, fix="rename one of them in the file")
+        return probed
 
     def facts(self) -> list[dict[str, Any]]:
         """For the receipt: from here one walks to the bytes."""
@@ -38,8 +58,8 @@ class Files:
 
 
 def _check_column(file: LogFile, what: str, role: str, name: str) -> None:
-    sparse = file.kind == logfile.LINES and role == "columns.gold"  # the first lines need not have one
-    if name in file.columns or sparse:
+    sparse = file.kind == files.LINES and role == "columns.gold"  # the first lines need not have one
+    if name in file.columns or name in file.partitions or sparse:
         return
     lower = {column.lower(): column for column in file.columns}
     near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)

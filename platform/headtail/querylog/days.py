@@ -1,0 +1,82 @@
+"""Which days of a log are believed, and where its later traffic begins.
+
+In: events by day since 1970. Out: the span of days that are the log's own, and the day of the cut. A clock that was wrong, or a
+count of milliseconds taken for seconds, puts a few rows years away: neither may decide what a model is evaluated on. Adding a few
+rows of any dates moves the cut by a day at most. Knows nothing of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Days = npt.NDArray[np.int64]
+
+_RARE = 0.1  # most that days beyond a gap may hold of all events, to be set aside
+_GAPS = 0.05  # events that must come after gaps of a length, for such gaps to be this log's way
+
+
+class Span(NamedTuple):
+    """First and last day that are used, and the day after which a date cannot be right."""
+
+    first: int
+    last: int
+    today: int
+
+
+EVER = Span(-(2**31), 2**31, 2**31)
+
+
+def typical(days: Mapping[int, int]) -> float:
+    """Events on the day of the median event: a few rows on days of their own hardly move it."""
+    sizes = np.sort(np.fromiter(days.values(), np.int64, len(days)))
+    total = np.cumsum(sizes)
+    return float(sizes[np.searchsorted(total, total[-1] / 2)])
+
+
+def believed(days: Mapping[int, int], today: int) -> Span:
+    """The span of the log's own days. Set aside at either end: what is after today, unless most is; and few events beyond a gap.
+
+    Tomorrow passes for today, since clocks have zones. A gap is longer than those that this log has anyway. Few are events that are
+    at most a typical day's and a tenth of all.
+    """
+    total = sum(days.values())
+    past = {day: count for day, count in days.items() if day <= today + 1}
+    limit = today + 1 if 2 * sum(past.values()) > total else EVER.today
+    kept = past if limit != EVER.today else dict(days)
+    order = sorted(kept)
+    if not order:
+        return EVER
+    day, events = np.array(order), np.array([kept[d] for d in order])
+    breaks = np.flatnonzero(np.diff(day) > usual_gap(day, events)) + 1
+    pieces = np.split(np.arange(len(day)), breaks)
+    few = [int(events[piece].sum()) <= min(typical(kept), _RARE * total) for piece in pieces]
+    own = [i for i, rare in enumerate(few) if not rare] or [int(np.argmax([events[piece].sum() for piece in pieces]))]
+    first, last = int(day[pieces[own[0]][0]]), int(day[pieces[own[-1]][-1]])
+    return Span(first if first > order[0] else EVER.first, last if last < order[-1] else EVER.last, limit)
+
+
+def usual_gap(day: Days, events: Days) -> int:
+    """The longest step between days with events that is this log's way: such steps stand between _GAPS of the events; at least 1.
+
+    A step counts for as many events as the smaller of the days beside it has, so that a few stray rows make no step usual.
+    """
+    steps, weights = np.diff(day), np.minimum(events[1:], events[:-1])
+    order = np.argsort(-steps, kind="stable")
+    weight = np.cumsum(weights[order])
+    return int(steps[order][np.searchsorted(weight, _GAPS * weight[-1])]) if len(steps) else 1
+
+
+def cut_day(days: Mapping[int, int], later_days: int) -> int:
+    """The first day of later traffic: `later_days` days up to the last whole day.
+
+    A last day with less than half a typical day's events is held out too, but is not counted: else it alone would be the evaluation.
+    """
+    order, half = sorted(days), typical(days) / 2
+    events = np.array([days[day] for day in order])
+    whole = order[int(np.flatnonzero(np.cumsum(events[::-1])[::-1] > half)[-1])]
+    cut = whole - later_days + 1
+    return cut if cut > order[0] else order[-1] - later_days + 1
