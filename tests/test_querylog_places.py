@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from headtail.config import TrackingConfig
 from headtail.errors import ConfigError, InputError
-from headtail.querylog import Columns, Config, days, files, logfile, run
+from headtail.querylog import Columns, Config, days, files, logfile, run, streams
 from headtail.querylog.sources import Files
 from headtail.receipt import Receipt
 from headtail.rows import check_side_inputs
@@ -111,7 +111,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
 def test_a_file_that_cannot_be_read_is_named_beside_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.csv", "b.csv"):
         (tmp_path / name).write_bytes(TEXT)
-    real = logfile.open_plain
+    real = streams.open_plain
 
     def refuse(system: object, path: str, codec: str) -> object:
         if path.endswith("b.csv"):
@@ -156,17 +156,12 @@ def test_packed_files(tmp_path: Path, ending: str) -> None:
 
 
 def read(path: Path) -> list[tuple[str, str]]:
-    found = Files(str(path), "log", {"columns.query": "query"})
-    sheets = [
-        sheet
-        for part in logfile.split(found.system, found.files)
-        for sheet in logfile.read(found.system, part, logfile.Wanted(("query", "n")))
-    ]
-    return [
-        tuple(str(v, "utf-8") for v in row)
-        for s in sheets
-        for row in zip(s.table["query"].to_pylist(), s.table["n"].to_pylist(), strict=True)
-    ]  # type: ignore[misc]
+    found, wanted, rows = Files(str(path), "log", {"columns.query": "query"}), logfile.Wanted(("query", "n")), []
+    for part in logfile.split(found.system, found.files):
+        for sheet in logfile.read(found.system, part, wanted):
+            pairs = zip(sheet.table["query"].to_pylist(), sheet.table["n"].to_pylist(), strict=True)
+            rows += [(query.decode(), n.decode()) for query, n in pairs]
+    return rows
 
 
 def archive_of(*names: str) -> bytes:
