@@ -15,6 +15,7 @@ import pytest
 
 from headtail import generate, numbered, precompute
 from headtail.config import build
+from headtail.errors import StorageError
 from headtail.generate import lease
 from headtail.generate.lease import Lease, driving, gone
 from headtail.generate.worker import Worker
@@ -108,6 +109,20 @@ def test_a_lease_that_is_renewed_is_not_taken_over(store: Storage, monkeypatch: 
         assert not entered.wait(limit(2.0))
     thread.join(limit(20))
     assert entered.is_set()
+
+
+def test_a_lease_that_cannot_be_written_is_said_and_ends_no_job(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    said, done = list[str](), []
+    monkeypatch.setattr(lease, "say", said.append)
+
+    def full(*_: object) -> None:
+        raise StorageError("cannot write: No space left on device")
+
+    with driving(store, "precompute/x"):
+        monkeypatch.setattr(type(store), "replace", full)
+        done.append(1)
+    assert done
+    assert "No space left" in said[0]
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux says when a process started")

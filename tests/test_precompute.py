@@ -323,12 +323,18 @@ def test_a_budget_ends_a_job_early_and_a_larger_one_goes_on(root: str, store: St
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_many_errors_end_a_job_before_its_end(root: str, store: Storage, tmp_path: Path) -> None:
-    plan(store, head=[f"q{i} {'!fail' if i % 3 == 0 else ''}".strip() for i in range(3000)])
+@pytest.mark.parametrize(
+    "word, limit, reason",
+    [("!fail", "max_failed_share", "failed: told to fail"), ("!length", "max_unanswered_share", "truncated: stopped at the length limit")],
+)
+def test_many_rows_without_an_answer_end_a_job_before_its_end(
+    root: str, store: Storage, tmp_path: Path, word: str, limit: str, reason: str
+) -> None:
+    plan(store, head=[f"q{i} {word if i % 3 == 0 else ''}".strip() for i in range(3000)])
     log = tmp_path / "asked"
     log.touch()
-    with pytest.raises(LimitReached, match="more than max_failed_share"):
-        precompute.run(config(root, model=f"null:faults,delay_us=3000,log={log}", shards=4, max_failed_share=0.2))
+    with pytest.raises(LimitReached, match=f"more than {limit}=0.2; .* x {reason}"):
+        precompute.run(config(root, model=f"null:faults,delay_us=3000,log={log}", shards=4, **{limit: 0.2}))
     assert 100 < log.stat().st_size < 2500
 
 

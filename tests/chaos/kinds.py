@@ -84,7 +84,7 @@ def short(bench: Bench, left: int) -> None:
     """SIGKILL at a random time of a job of a few seconds, some with a row on which the engine hangs: nearly all finished rows survive."""
     rng = bench.rng
     hangs = rng.random() < 0.3
-    bench.make(bench.rows(4000) | ({f"!hang {bench.name}": ANSWERED} if hangs else {}), shards=rng.choice((1, 2, 8)), delay_us=2000)
+    bench.make(bench.rows(2600) | ({f"!hang {bench.name}": ANSWERED} if hangs else {}), shards=rng.choice((1, 2, 8)), delay_us=2000)
     bench.fields |= {"flush_seconds": SHORT_FLUSH_S, "flush_rows": 10_000, "stall_seconds": 0}
     run = bench.begin()
     for _ in range(1000):

@@ -49,16 +49,17 @@ def driving(store: Storage, path: str) -> Iterator[None]:
     number, lease = _acquire(store, folder)
     over = threading.Event()
 
+    def write(**changes: object) -> None:
+        try:
+            store.replace(numbered.path(folder, number), _data(lease, **changes))
+        except StorageError as error:  # what it guards is money, not rows: the job itself meets the store's faults
+            say(f"  the job's lease could not be written, another driver may be held up or take this one for dead: {error.what}")
+
     def renew() -> None:
-        beat, told = 0, False
+        beat = 0
         while not over.wait(BEAT_S):
             beat += 1
-            try:
-                store.replace(numbered.path(folder, number), _data(lease, beat=beat))
-            except StorageError as error:  # what it guards is money, not rows: the job itself meets the store's faults
-                if not told:
-                    told = True
-                    say(f"  the job's lease could not be renewed, another driver may take it for dead: {error.what}")
+            write(beat=beat)
 
     thread = threading.Thread(target=renew, name="lease", daemon=True)
     thread.start()
@@ -67,7 +68,7 @@ def driving(store: Storage, path: str) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        store.replace(numbered.path(folder, number), _data(lease, ended=True))
+        write(ended=True)
 
 
 def _acquire(store: Storage, folder: str) -> tuple[int, Lease]:
