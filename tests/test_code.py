@@ -92,7 +92,7 @@ def cases(draw: st.DrawFn) -> tuple[Codec, Any, str]:
     """A codec, an answer that is valid under its schema, and a source in which some of the answer's texts may stand."""
     schema, values = draw(PAIRS)
     if draw(st.booleans()):
-        schema = {"$defs": {"a/b": schema}, "$ref": "#/$defs/a~1b"}
+        schema = {"$defs": {"a/b c": schema}, "$ref": "#/$defs/a~1b%20c"}
     answer = draw(values)
     assume(jsonschema_rs.Draft202012Validator(schema).is_valid(answer))
     words = " ".join(_strings(answer)).split(" ")

@@ -136,11 +136,11 @@ def test_fields_of_every_closed_kind_and_left_out_ones_come_back() -> None:
         "properties": {
             "a": {"enum": ["x", 1, None]},
             "b": {"type": "boolean"},
-            "c": {"anyOf": [{"$ref": "#/$defs/kind"}, {"type": "null"}]},
+            "c": {"anyOf": [{"$ref": "#/$defs/a~1kind%20of"}, {"type": "null"}]},
             "d": {"const": "only"},
         },
         "required": ["a", "b"],
-        "$defs": {"kind": {"enum": ["k", "l"]}},
+        "$defs": {"a/kind of": {"enum": ["k", "l"]}},
     }
     found = labels.scheme(schema)
     for a in ("x", 1, None):

@@ -248,6 +248,7 @@ A = {"enum": ["a"]}
         (obj({"x": {"type": "string"}}), "answer.m.x: text needs maxLength"),
         (obj({"x": A}, ["x", "y"]), "answer.m: required names y"),
         ({"type": "array", "items": A}, "answer.m: a list needs maxItems"),
+        ({"type": "array", "items": A, "maxItems": 10**20}, "answer.m: minItems or maxItems is beyond"),
         ({"type": "array", "maxItems": 3}, "answer.m: a list needs items"),
         ({"type": "array", "maxItems": 3, "items": STRING}, r"answer.m\[\]: text needs maxLength"),
         ({"type": "array", "prefixItems": [A]}, "answer.m: a list needs maxItems"),

@@ -121,6 +121,13 @@ def test_bad_prompts_are_named(tmp_path: Path, prompt: str | None, said: str) ->
     assert error.value.fix
 
 
+def test_links_in_a_circle_are_not_followed(tmp_path: Path) -> None:
+    write(tmp_path, template=None)
+    (tmp_path / "prompt.j2").symlink_to(tmp_path / "prompt.j2")
+    with pytest.raises(ConfigError, match="outside of the task's folder"):
+        load_task(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["task.yaml", "prompt.j2", "mine.py"])
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path, name: str) -> None:
     inside, outside = tmp_path / "task", tmp_path / name
@@ -348,15 +355,16 @@ def test_no_valid_answer_has_no_target(segmentation: Task) -> None:
 @pytest.mark.parametrize(
     "line, said",
     [
-        ("labels: [yes, no]", 'yes is read as true or false by YAML; write "yes"'),
-        ("labels: [On]", "On is read as true or false"),
-        ("labels: [~]", "~ is read as null"),
-        ("labels: [2026-11-01]", "2026-11-01 is read as a date"),
-        ("labels: [007]", "007 is read as a number"),
-        ("labels: [1_000]", "1_000 is read as a number"),
-        ("labels: [12:30]", "12:30 is read as a number"),
-        ("labels: [.inf]", ".inf is read as a number"),
-        ("labels:", "an empty value is read as null"),
+        ("labels: [yes, no]", 'YAML reads yes as true or false: write "yes" in quotes'),
+        ("labels: [On]", "YAML reads On as true or false"),
+        ("labels: [~]", "YAML reads ~ as null"),
+        ("labels: [2026-11-01]", "YAML reads 2026-11-01 as a date"),
+        ("labels: [007]", "YAML reads 007 as a number"),
+        ("labels: [1_000]", "YAML reads 1_000 as a number"),
+        ("labels: [12:30]", "YAML reads 12:30 as a number"),
+        ("labels: [.inf]", "YAML reads .inf as a number"),
+        ("labels: [1e5]", "YAML reads 1e5 as text and JSON as a number"),
+        ("labels:", "YAML reads an empty value as null"),
         ("yes: x", "the name of a field is not text"),
         ("1: x", "the name of a field is not text"),
         ("labels: 1\nname: again", "the field name is there twice"),

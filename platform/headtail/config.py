@@ -80,6 +80,10 @@ def _plain(value: Any) -> Any:
     return value
 
 
+class _Refused(yaml.MarkedYAMLError):
+    """YAML that says something else than is meant."""
+
+
 class _Yaml(yaml.SafeLoader):
     """YAML in which a field that is named twice in one group is an error."""
 
@@ -90,7 +94,7 @@ class _Yaml(yaml.SafeLoader):
                 continue
             name = self.construct_object(key, deep=True)
             if isinstance(name, str | int | float | bool) and name in seen:
-                raise yaml.MarkedYAMLError(None, None, f"the field {name} is there twice; keep one", key.start_mark)
+                raise _Refused(None, None, f"the field {name} is there twice; keep one", key.start_mark)
             seen |= {name} if isinstance(name, str | int | float | bool) else set()
         return super().construct_mapping(node, deep)
 
@@ -99,22 +103,26 @@ class _JsonLike(_Yaml):
     """YAML whose values are JSON's: what is bare and not text is spelled as in JSON, so that no label becomes something else."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        if isinstance(node, yaml.ScalarNode) and node.style is None and not node.tag.endswith(":str") and not _JSON.fullmatch(node.value):
-            meant = {"bool": "true or false", "null": "null", "timestamp": "a date", "int": "a number", "float": "a number"}
-            kind = meant.get(node.tag.rsplit(":", 1)[-1], node.tag)
-            what = (
-                f'{node.value or "an empty value"} is read as {kind} by YAML; write "{node.value}" for the text, or {kind} as JSON has it'
-            )
-            raise yaml.MarkedYAMLError(None, None, what, node.start_mark)
+        if isinstance(node, yaml.ScalarNode) and node.style is None:  # bare
+            kind, shown = node.tag.rsplit(":", 1)[-1], node.value or "an empty value"
+            if (kind == "str") == bool(_JSON.fullmatch(node.value)):
+                read = _KINDS.get(kind, kind)
+                what = f'YAML reads {shown} as {read}: write "{node.value}" in quotes for the text, or {read} as JSON has it'
+                if kind == "str":
+                    what = (
+                        f'YAML reads {shown} as text and JSON as a number: write "{node.value}" in quotes, or the number without exponent'
+                    )
+                raise _Refused(None, None, what, node.start_mark)
         return super().construct_object(node, deep)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or not key.tag.endswith(":str"):
-                raise yaml.MarkedYAMLError(None, None, "the name of a field is not text; write it in quotes", key.start_mark)
+                raise _Refused(None, None, "the name of a field is not text; write it in quotes", key.start_mark)
         return super().construct_mapping(node, deep)
 
 
+_KINDS = {"bool": "true or false", "null": "null", "timestamp": "a date", "int": "a number", "float": "a number"}
 _MOST_VALUES = 100_000
 _JSON = re.compile(r"true|false|null|-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
@@ -138,7 +146,8 @@ def _read(path: Path, loader: type[_Yaml]) -> dict[str, Any]:
         raise ConfigError(f"config file cannot be read: {error}", where=str(path)) from error
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ConfigError(f"not valid YAML: {line}{error.problem}", where=str(path), fix="mend that line") from error
+        what = "" if isinstance(error, _Refused) else "not valid YAML: "
+        raise ConfigError(f"{what}{line}{error.problem}", where=str(path), fix="mend that line") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"not valid YAML: {error}", where=str(path)) from error
     if data is None:

@@ -20,6 +20,7 @@ from pydantic import Field
 from headtail.config import Config
 from headtail.errors import ConfigError
 from headtail.keys import canonical, fingerprint
+from headtail.schema import without_names
 from headtail.spelling import MOST, distance, similar
 
 FORM = 1  # part of every scheme; raise it when the same labels stand for another answer
@@ -93,14 +94,14 @@ def words(query: str) -> list[tuple[int, int]]:
 
 def scheme(schema: Mapping[str, Any], name: str = "task") -> Scheme:
     """The scheme of an answer schema, without corrections. ConfigError says which field does not fit."""
-    top = _resolve(schema, schema)
+    top = without_names(schema, schema)
     if top.get("type") != "object" or not top.get("properties"):
         _refuse(name, "answer", "is no object with named properties")
     required = set(top.get("required") or ())
     heads: list[FieldHead] = []
     spans: Spans | None = None
     for field, named in top["properties"].items():
-        part = _resolve(named, schema)
+        part = without_names(named, schema)
         values = _values(part, schema)
         if values is not None:
             heads.append(FieldHead(name=field, values=(*values, *(() if field in required else (ABSENT,)))))
@@ -112,8 +113,8 @@ def scheme(schema: Mapping[str, Any], name: str = "task") -> Scheme:
 
 
 def _spans(field: str, part: Mapping[str, Any], root: Mapping[str, Any], task: str) -> Spans:
-    item = _resolve(part.get("items") or {}, root)
-    properties = {key: _resolve(child, root) for key, child in (item.get("properties") or {}).items()}
+    item = without_names(part.get("items") or {}, root)
+    properties = {key: without_names(child, root) for key, child in (item.get("properties") or {}).items()}
     texts = [key for key, child in properties.items() if child.get("type") == "string" and _values(child, root) is None]
     closed = [key for key, child in properties.items() if _values(child, root) is not None]
     if len(texts) != 1 or len(closed) != 1 or len(properties) != 2 or set(item.get("required") or ()) != set(properties):
@@ -133,20 +134,9 @@ def _values(part: Mapping[str, Any], root: Mapping[str, Any]) -> tuple[str, ...]
         return ("false", "true") if part["type"] == "boolean" else ("null",)
     for group in ("anyOf", "oneOf"):
         if group in part:
-            options = [_values(_resolve(option, root), root) for option in part[group]]
+            options = [_values(without_names(option, root), root) for option in part[group]]
             return None if None in options else tuple(dict.fromkeys(value for option in options for value in option or ()))
     return None
-
-
-def _resolve(part: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
-    for _ in range(16):
-        if "$ref" not in part:
-            break
-        node: Any = root
-        for step in str(part["$ref"]).removeprefix("#/").split("/"):
-            node = node[step]
-        part = node
-    return part
 
 
 def _why(part: Mapping[str, Any], taken: bool) -> str:

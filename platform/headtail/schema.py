@@ -82,11 +82,12 @@ def without_names(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping
     for _ in range(100):
         if "$ref" not in schema:
             break
-        schema = _target(str(schema["$ref"]), root)
+        schema = pointed_at(str(schema["$ref"]), root)
     return schema
 
 
-def _target(ref: str, root: Any) -> Any:
+def pointed_at(ref: str, root: Any) -> Any:
+    """The part of `root` that a $ref within it names; KeyError, IndexError, ValueError or TypeError when there is none."""
     node = root
     for step in ref.split("/")[1:]:
         name = unquote(step).replace("~1", "/").replace("~0", "~")
@@ -173,7 +174,7 @@ class _Outliner:
                 path, f"$ref {ref} leads back to itself, so an answer can nest without end", "write out as many levels as are needed"
             )
         try:
-            target = _target(ref, self.root) if ref == "#" or ref.startswith("#/") else None
+            target = pointed_at(ref, self.root) if ref == "#" or ref.startswith("#/") else None
         except (KeyError, IndexError, ValueError, TypeError):
             target = None
         if target is None:
@@ -218,6 +219,8 @@ class _Outliner:
 
     def _sizes(self, schema: Mapping[str, Any], least: str, most: str, path: str) -> dict[str, int]:
         sizes = {name: int(schema[name]) for name in (least, most) if name in schema}
+        if max(sizes.values(), default=0) > _LARGEST:
+            self._refuse(path, f"{least} or {most} is beyond {_LARGEST}", "lower it")
         if sizes.get(least, 0) > sizes.get(most, math.inf):
             self._refuse(
                 path, f"no value can stand here: {least} {sizes[least]} is above {most} {sizes[most]}", f"raise {most} or lower {least}"

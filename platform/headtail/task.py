@@ -222,9 +222,12 @@ def load_task(path: str | Path, allow_code: bool = False) -> Task:
 
 def _within(folder: Path, name: str, where: str) -> Path:
     """A file of the task's folder; ConfigError when `name` leads out of it, by itself or by a link."""
-    path = folder / name
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or not path.resolve().is_relative_to(folder.resolve()):
+    path, parts = folder / name, PurePosixPath(name).parts
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # links in a circle, a zero byte
+        inside = False
+    if not inside or not parts or name.startswith("/") or ".." in parts:
         raise ConfigError("a file outside of the task's folder is not read", where=where, value=name, fix="put it into the folder, no link")
     return path
 
@@ -235,7 +238,7 @@ def _model(name: str, folder: Path, where: str, allow_code: bool) -> type[BaseMo
     if not allow_code:
         fix = "set allow_task_code: true (--set allow_task_code=true) if you trust the task's author, or write the JSON Schema in task.yaml"
         raise ConfigError("field answer names Python code, which would run when the task is loaded", where=where, value=name, fix=fix)
-    fix = "write module:PydanticModel, the module a file beside task.yaml that imports installed packages alone, or an installed one"
+    fix = f"{module} is a file {module}.py beside task.yaml, which imports installed packages alone, or an installed module with the model"
     try:
         beside = _within(folder, f"{module}.py", where)
         model = getattr(_load(beside) if beside.is_file() else importlib.import_module(module), kind)
@@ -268,8 +271,9 @@ def _check(task: Task, where: str) -> None:
     try:
         jsonschema_rs.Draft202012Validator(task.schema)
     except jsonschema_rs.ValidationError as error:
-        place = "/".join(map(str, error.instance_path))
-        raise ConfigError(f"field answer: not a JSON Schema: {error.message}", where=where, value=place) from None
+        place = ".".join(map(str, ["answer", *error.instance_path]))
+        fix = "mend it there; docs/task.md lists what an answer schema may have"
+        raise ConfigError(f"field {place}: not a JSON Schema: {error.message}", where=where, fix=fix) from None
     except jsonschema_rs.ReferencingError as error:
         raise ConfigError(f"field answer: {error}", where=where, fix="put what $ref names into the schema's own $defs") from None
     check_score(task.file.score, task.outline.schema, where)
@@ -281,7 +285,8 @@ def _check(task: Task, where: str) -> None:
     _check_prompt(task)
     _, problem = task.parse(task.dump(task.fallback("a query")))
     if problem:
-        raise ConfigError(f"field fallback: not a valid answer: {problem}", where=where, value=task.file.fallback)
+        fix = "give an answer that the schema allows"
+        raise ConfigError(f"field fallback: not a valid answer: {problem}", where=where, value=task.file.fallback, fix=fix)
 
 
 def _check_prompt(task: Task) -> None:
@@ -291,7 +296,7 @@ def _check_prompt(task: Task) -> None:
         for side in ((), ("some",), ("some", "more")):
             messages = task.messages(marker, dict.fromkeys(task.side_inputs, side))
     except PromptError as error:
-        fix = f"it may use query{''.join(', ' + s for s in task.side_inputs)}; docs/task.md says what a prompt may do"
+        fix = "mend the template there; docs/task.md says what a prompt may do"
         raise ConfigError(f"prompt template: {error}", where=place, fix=fix) from None
     if marker not in messages[-1]["content"]:
         raise ConfigError("prompt template: its block `user` does not show {{ query }}", where=place, fix="write {{ query }} in it")

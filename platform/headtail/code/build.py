@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from headtail.code.nodes import END, STOP, Choice, Const, List, Node, Nothing, Number, Object, Text
 from headtail.code.streams import same
 from headtail.errors import ConfigError
+from headtail.schema import pointed_at
 
 SIGNS = "|~^=<>{}[]_;*@#%$+()!?:,"  # of a choice's options, in this order: first what people seldom type
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"  # of choices with more options than there are signs
@@ -80,12 +81,9 @@ class Builder:
             raise self._refused(f"{ref} leads back to itself", path)
         if not (ref == "#" or ref.startswith("#/")) or any("$id" in part for part in _inner(self.root)):
             raise self._refused(f"{ref} is not looked up: only #/... within a schema without $id", path)
-        target: Any = self.root
-        for step in ref.replace("~1", "\0").replace("~0", "~").split("/")[1:]:
-            target = target[int(step)] if isinstance(target, list) else target[step.replace("\0", "/")]
         self._refs = (*self._refs, ref)
         try:
-            return self.node(target, path, place)
+            return self.node(pointed_at(ref, self.root), path, place)
         finally:
             self._refs = self._refs[:-1]
 
