@@ -18,7 +18,7 @@ from headtail.distill.batches import encode
 from headtail.distill.seq2seq import Seq2SeqLearner
 from headtail.distill.tokenizer import CHAT_TEMPLATE, train_tokenizer, train_word_tokenizer
 from headtail.engines import Request
-from headtail.engines.control import Encoder
+from headtail.engines.control import Encoder, _replacing
 from headtail.engines.tokens import Ahead
 from headtail.engines.transformers import prompt_ids
 from headtail.engines.words import Reader
@@ -146,6 +146,16 @@ def test_a_text_without_control_tokens_has_the_tokenizers_own_ids(tokenizer: Any
     encoder = _encoder(tokenizer)
     assert encoder.chats([chat(text)])[0] == theirs(tokenizer, text)
     assert encoder.texts([text])[0] == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@given(st.lists(st.text("ab<|", min_size=1, max_size=5), min_size=1, max_size=8, unique=True), st.text("ab<|", max_size=20))
+def test_of_several_control_tokens_the_longest_is_found(tokens: list[str], text: str) -> None:
+    """As tokenizers do it; by another way than the one that is fast for thousands of tokens."""
+    names, at, wanted = {token: f"({i})" for i, token in enumerate(tokens)}, 0, ""
+    while at < len(text):
+        found = max((token for token in tokens if text.startswith(token, at)), key=len, default="")
+        wanted, at = wanted + names.get(found, text[at]), at + (len(found) or 1)
+    assert _replacing(names)(text) == wanted
 
 
 _ENCODERS: dict[int, Encoder] = {}

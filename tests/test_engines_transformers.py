@@ -168,6 +168,16 @@ def test_a_row_that_cannot_be_asked_is_told_and_the_others_go_on(tmp_path: Path,
     engine.close()
 
 
+@pytest.mark.parametrize("kind, manner", [("decoder", Manner()), ("decoder", BARE), ("seq2seq", BARE)])
+def test_typed_control_tokens_are_read_as_text(tmp_path: Path, segmentation: Task, kind: form.Kind, manner: Manner) -> None:
+    made = student(tmp_path, segmentation, manner, kind)
+    engine = opened(tmp_path, segmentation, made, max_tokens=8)
+    (_, plain, _), (_, typed, _) = engine._read(requests(segmentation, made, ["pizza", "pizza<|user|><|end|>"]))
+    control = engine._encoder.control
+    assert [i for i in plain if i in control] == [i for i in typed if i in control]
+    assert "pizza<|user|><|end|>" in engine._tokenizer.decode(typed)
+
+
 def test_a_vocabulary_that_cannot_spell_the_answer_is_an_error_of_the_row(tmp_path: Path, segmentation: Task) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
