@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +32,7 @@ def test_a_busy_machine_gets_a_second_chance_then_a_clear_error(monkeypatch: pyt
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(cluster, "_private_token", lambda: None)
     if ends_well:
         cluster._start_here(2)
         assert len(tried) == fails + 1
@@ -36,6 +41,64 @@ def test_a_busy_machine_gets_a_second_chance_then_a_clear_error(monkeypatch: pyt
             cluster._start_here(2)
         assert caught.value.fix
         assert len(tried) == 2
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_the_folder_of_sockets_is_private_short_and_never_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, long: bool) -> None:
+    from headtail import cluster
+
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(cluster, "_folders", [])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("x" * 90)) if long else "/tmp")
+    given = [Path(cluster._private_folder()) for _ in range(2)]
+    folders = [one.parent for one in given]
+    assert len(set(folders)) == 2
+    for folder in folders:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert len(f"{folder}/s/session_2026-11-29_08-03-39_426793_4194304/sockets/plasma_store.1") <= 107
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    cluster.stop()
+    assert not any(folder.exists() for folder in folders)
+    monkeypatch.setenv("RAY_TMPDIR", asked := tempfile.mkdtemp(dir="/tmp"))
+    kept = Path(cluster._private_folder()).parent
+    cluster.stop()
+    assert kept.parent == Path(asked)
+    assert kept.is_dir()  # asked for: its logs are wanted
+    shutil.rmtree(asked)
+
+
+def test_the_token_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from headtail import cluster
+
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cluster._private_token()
+    token = tmp_path / ".ray" / "auth_token"
+    assert re.fullmatch("[0-9a-f]{64}", first := token.read_text())
+    assert [path.stat().st_mode & 0o777 for path in (token, token.parent)] == [0o600, 0o700]
+    token.chmod(0o644)  # as Ray makes it
+    cluster._private_token()
+    assert (token.read_text(), token.stat().st_mode & 0o777) == (first, 0o600)
+    assert list(token.parent.iterdir()) == [token]
+
+
+@pytest.mark.slow
+def test_a_local_cluster_listens_on_loopback_only(cluster: None) -> None:
+    import psutil  # type: ignore[import-untyped]
+    import ray
+
+    node = ray._private.worker._global_node
+    assert node.node_ip_address == "127.0.0.1"
+    assert Path(node.get_session_dir_path()).parents[1].stat().st_mode & 0o777 == 0o700
+    own = re.compile(r"raylet|gcs_server|monitor|dashboard|ray::(DashboardAgent|RuntimeEnvAgent)", re.IGNORECASE)  # not what jobs start
+    ports = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if own.search(" ".join([process.name(), *process.cmdline()[:3]])):
+                ports += [one.laddr.ip.removeprefix("::ffff:") for one in process.net_connections("inet") if one.status == "LISTEN"]
+    assert len(ports) > 5
+    assert set(ports) == {"127.0.0.1"}
 
 
 @pytest.mark.slow

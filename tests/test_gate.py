@@ -17,7 +17,7 @@ from conftest import keep
 from headtail import evaluate, gate
 from headtail.bounds import Game, Share
 from headtail.config import TrackingConfig, build
-from headtail.errors import ConfigError, GateRefused, InputError
+from headtail.errors import ConfigError, GateRefused, InputError, StorageError
 from headtail.evidence import read_evidence
 from headtail.gate.claims import Tier, Wanted, ask, decide, tier_rows
 from headtail.gate.sources import look, read_judge
@@ -253,7 +253,7 @@ def test_rows_that_are_not_the_evaluations_are_refused(store: Storage, intent: T
     rows = found.table(store, "rows")
     better = rows.set_column(rows.schema.get_field_index("exact"), "exact", pa.array([True] * rows.num_rows))
     write_table(store, found.output("rows").path, better)
-    with pytest.raises(InputError, match="not the ones that the evaluation wrote"):
+    with pytest.raises(StorageError, match="SHA-256 differs"):
         gate.run(asking(store))
 
 

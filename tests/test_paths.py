@@ -33,7 +33,7 @@ HOSTILE = (
 WORDS = {
     "started", "created", "at", "began", "note", "notes", "sha256", "settings", "facts", "versions", "rows", "metrics", "inputs",
     "template", "model", "source", "side_inputs", "examples", "action", "rows_by_source", "left_out", "min_confidence", "thresholds",
-    "evidence", "file", "json_schema", "parts", "states", "reasons", "how", "lacking",
+    "evidence", "file", "json_schema", "parts", "states", "reasons", "how", "lacking", "host", "machine", "process", "since",
 }  # fmt: skip
 TYPES = {paths.StorePath, paths.StoreId, paths.StoreIdOrEmpty, paths.AnswersPath, paths.StudentOrEmpty}
 
@@ -49,7 +49,7 @@ def records() -> dict[str, type[BaseModel]]:
             call = ast.unparse(node) if isinstance(node, ast.Call) else ""
             if call.startswith("build(") and isinstance(node, ast.Call) and isinstance(node.args[0], ast.Name):
                 kind = getattr(importlib.import_module(info.name), node.args[0].id, None)
-                if isinstance(kind, type) and ("store" in call or "read_json" in call):
+                if isinstance(kind, type) and ("store" in call or "read_json(" in call):
                     found |= {one.__qualname__ + "@" + one.__module__: one for one in nested(kind)}
     return found
 

@@ -19,7 +19,7 @@ from headtail.evidence import read_evidence, three_figures
 from headtail.keys import query_key
 from headtail.receipt import Receipt
 from headtail.rows import QUERY
-from headtail.storage import FileRef, Storage, open_storage, write_json, write_table
+from headtail.storage import FileRef, Storage, open_storage, read_json, write_json, write_table
 from headtail.task import Task
 from test_cache import answers, good, kill_at
 from test_evidence import evidence
@@ -199,9 +199,13 @@ def test_answers_to_another_prompt_are_refused(store: Storage, root: str, segmen
 
 
 def test_rows_that_are_missing_from_a_shard_are_noticed(store: Storage, root: str, prepared: tuple[Receipt, Receipt]) -> None:
-    write_table(
-        store, prepared[1].outputs["answers/shard-00000"].path, answers(good("rare", B, "student"))
-    )  # two rows fewer than the receipt says
+    path, name = f"{prepared[1].path}/receipt.json", "answers/shard-00000"
+    lost = write_table(store, prepared[1].outputs[name].path, answers(good("rare", B, "student")))  # two rows fewer than the receipt says
+    with pytest.raises(HeadtailError, match="SHA-256 differs"):
+        publish.run(config(root, *prepared))
+    text = read_json(store, path)
+    text["outputs"][name]["sha256"] = lost.sha256  # by a stage that counted wrong, not by damage
+    write_json(store, path, text)
     with pytest.raises(HeadtailError, match="do not add up"):
         publish.run(config(root, *prepared))
     assert release.current_id(store) == ""

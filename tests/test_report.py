@@ -557,6 +557,7 @@ def test_page_says_what_matters(store: Storage, root: str) -> None:
 def test_queries_cannot_write_html(store: Storage, root: str) -> None:
     _, _, text = made(store, root)
     assert "<script" not in text
+    assert "default-src 'none'" in text.partition("<title>")[0]  # a figure of the store that held a script would not run it
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &#34;quotes&#34;" in text
 
 

@@ -448,6 +448,21 @@ def test_metrics_and_the_other_pages(open_state: Callable[..., State], segmentat
     assert "query" in paths["/v1/answer"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
 
 
+def test_pages_are_framed_by_nobody_and_run_no_script_of_others(open_state: Callable[..., State]) -> None:
+    async def go() -> dict[str, httpx.Response]:
+        async with client(open_state(None)) as http:
+            return {path: await http.get(path) for path in ("/", "/docs")}
+
+    for path, response in asyncio.run(go()).items():
+        policy = response.headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in policy
+        assert "base-uri 'none'" in policy
+        assert ("default-src 'none'" in policy) == (path == "/")
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["referrer-policy"] == "no-referrer"
+        assert "access-control-allow-origin" not in response.headers
+
+
 def test_the_page_needs_no_network() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("https://example", "")

@@ -1,23 +1,33 @@
 """One door to a Ray cluster: join the one that is running, or start a small one in this process.
 
 Inside `ray job submit` or with RAY_ADDRESS set, the running cluster is joined; elsewhere a local one is started with
-the machine's cores, its dashboard off and its logs quiet. `unwrapped` finds the error of ours inside what Ray wraps around
+the machine's cores, its dashboard off and its logs quiet. A local one listens on loopback only, and its sockets, logs and token are
+this user's alone. `unwrapped` finds the error of ours inside what Ray wraps around
 it. Knows nothing of stages.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
 import re
+import secrets
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 from headtail import errors
 from headtail.errors import EngineError, HeadtailError
 from headtail.progress import say
+
+# Of the 107 bytes that a socket's path may have, Ray puts up to 66 behind its folder: /session_<time>_<pid>/sockets/plasma_store.1
+_FOLDER_BYTES = 41
+_folders: list[tuple[int, str]] = []  # (process, folder) of local clusters started here, to be taken away after them
 
 
 def start(cpus: int | None = None) -> None:
@@ -26,6 +36,9 @@ def start(cpus: int | None = None) -> None:
     `cpus`: logical CPUs of a cluster started here; default the cores of this machine, at least 2. EngineError when Ray does
     not start.
     """
+    joins = bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
+    if not joins:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch for one machine alone: every port on 127.0.0.1
     import ray
 
     if ray.is_initialized():
@@ -36,7 +49,7 @@ def start(cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("ray").setLevel(logging.ERROR)
-    if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
+    if joins:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
         _start_here(cpus or max(2, os.cpu_count() or 2))
@@ -46,14 +59,19 @@ def start(cpus: int | None = None) -> None:
 def _start_here(cpus: int) -> None:
     """A cluster on this machine. Ray gives it 30 s, which a busy machine may exceed: it gets a second chance, then an error."""
     import ray
+    from ray._private import ray_constants
 
+    ray_constants.ENABLE_RAY_CLUSTER = False  # where Ray was imported before `start` could set its switch
+    folder = _private_folder()
     for last in (False, True):
         try:
+            _private_token()
             with _hushed():
                 ray.init(
                     address="local",  # not whatever cluster this machine's last `ray start` left behind
                     num_cpus=cpus,
                     include_dashboard=False,
+                    _temp_dir=folder,
                     log_to_driver=bool(os.environ.get("HEADTAIL_WORKER_LOGS")),
                     logging_level=logging.ERROR,
                     configure_logging=True,
@@ -66,6 +84,37 @@ def _start_here(cpus: int) -> None:
                 fix = "the machine is too busy, or out of memory, disk (/tmp) or processes: free some and run again; finished rows are kept"
                 raise EngineError(f"Ray did not start on this machine: {error}", fix=fix) from error
             say("  Ray did not start within 30 s: the machine is busy; trying once more")
+
+
+def _private_folder() -> str:
+    """A new folder (0700) for Ray's sockets and logs; Ray's own /tmp/ray can be written by every user. Kept when RAY_TMPDIR asks for it."""
+    asked = os.environ.get("RAY_TMPDIR", "")
+    for place in filter(None, (asked, tempfile.gettempdir(), "/tmp")):
+        if len(os.fsencode(place)) + len("/ray-12345678/s") <= _FOLDER_BYTES:
+            Path(place).mkdir(parents=True, exist_ok=True)
+            folder = tempfile.mkdtemp(prefix="ray-", dir=place)
+            if place != asked:
+                if not _folders:
+                    atexit.register(stop)
+                _folders.append((os.getpid(), folder))
+            return f"{folder}/s"  # Ray gives its own folder to all users: this one lies in ours
+    raise EngineError("no folder is short enough for Ray's sockets", where="TMPDIR", fix="set RAY_TMPDIR to a folder such as /tmp")
+
+
+def _private_token() -> None:
+    """The token that Ray asks of whoever connects, in a file of this user alone (0600). Ray makes it readable by all."""
+    if os.environ.get("RAY_AUTH_MODE") == "disabled" or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    path = Path.home() / ".ray" / "auth_token"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        handle, aside = tempfile.mkstemp(dir=path.parent)  # 0600
+        with os.fdopen(handle, "w") as file:
+            file.write(secrets.token_hex(32))
+        with contextlib.suppress(FileExistsError):  # another process was first: its token holds
+            os.link(aside, path)
+        os.unlink(aside)
+    path.chmod(0o600)
 
 
 @contextlib.contextmanager
@@ -109,6 +158,8 @@ def stop() -> None:
 
     if ray.is_initialized():
         ray.shutdown()
+    while _folders and _folders[-1][0] == os.getpid():
+        shutil.rmtree(_folders.pop()[1], ignore_errors=True)
 
 
 def unwrapped(error: BaseException | str, kind: type[HeadtailError], what: str, *, where: str = "", fix: str = "") -> HeadtailError:

@@ -34,7 +34,7 @@ from headtail.querylog import Config as IngestConfig
 from headtail.receipt import Receipt
 from headtail.replay import Config as ReplayConfig
 from headtail.serve import Config as ServeConfig
-from headtail.storage import open_storage, read_json, write_json
+from headtail.storage import check, open_storage, read_json, write_json
 from headtail.task import EXAMPLES, Task, load_task
 from headtail.tracking import Tracker
 
@@ -116,7 +116,7 @@ def run(config: Config) -> Receipt:
         tracker.end(parent, "FAILED")
         raise
     store = open_storage(config.root)
-    summary = read_json(store, receipt.output("summary").path)
+    summary = read_json(store, receipt.output("summary"))
     summary["loop_seconds"] = round(time.monotonic() - started, 1)
     summary["stations_reused"] = sum(r.reused for r in loop.receipts.values())
     summary["stations"] = len(loop.receipts)
@@ -127,7 +127,7 @@ def run(config: Config) -> Receipt:
     tags = {**_lineage(loop), "mlflow.note.content": _note(loop, summary, prompt)}
     tracker.log(parent, {"task": task.name, "log": config.log or "example world"}, numbers, tags)
     with tempfile.TemporaryDirectory(prefix="headtail-report-") as scratch:
-        tracker.artifact(parent, store.fetch(receipt.output("report").path, Path(scratch)))
+        tracker.artifact(parent, store.fetch(check(store, receipt.output("report")), Path(scratch)))
     tracker.end(parent)
     return receipt
 

@@ -21,7 +21,7 @@ from headtail.form import DEFAULT, FILE, Form, parse
 from headtail.form import read as read_form
 from headtail.keys import fingerprint, sha256_file, sha256_tree
 from headtail.receipt import Receipt, load_receipt
-from headtail.storage import Storage
+from headtail.storage import Storage, read_bytes
 
 SHIPPED = Path(__file__).parent / "examples" / "models"
 _BESIDE = (".md", ".txt", ".log", ".png", ".svg")  # about a model, not of it: their change changes no answer
@@ -65,7 +65,7 @@ def resolve(model: str, revision: str, store: Storage, fetch: bool = True) -> Fo
     if model.startswith("distill/"):
         receipt = load_receipt(store, "distill", model)
         kept = receipt.outputs.get(f"model/{FILE}")
-        form = parse(store.read(kept.path), store.uri(kept.path)) if kept else DEFAULT
+        form = parse(read_bytes(store, kept), store.uri(kept.path)) if kept else DEFAULT
         return Found(str(_fetched(receipt, store)) if fetch else model, str(receipt.facts["digest"]), model, form)
     folder = Path(model).expanduser()
     if folder.is_dir():

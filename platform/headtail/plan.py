@@ -24,7 +24,7 @@ from headtail.progress import bar, say
 from headtail.receipt import LATEST, Receipt, load_receipt
 from headtail.rows import PLANNED, SIDE_INPUT, Stratum, draw, with_side_inputs
 from headtail.station import Station, run_once
-from headtail.storage import Storage, open_storage, stream_table
+from headtail.storage import FileRef, Storage, open_storage, stream_table
 from headtail.task import Task, load_task
 
 STAGE = "plan"
@@ -235,7 +235,7 @@ def _work(station: Station, config: Config, log: Receipt, torso: int, side_input
     keep[rest[: config.rest_rows]] = True
     covered = coverage(log.table(station.store, "later", ["query_key", "count"]), keys, counts)
     found = curve(counts, covered, head, limit)
-    plan = Plan(log.output("queries").path, stratum, withheld, side_inputs)
+    plan = Plan(log.output("queries"), stratum, withheld, side_inputs)
     with bar("plan", 3 * len(counts), "queries") as progress:
         for name, mask in {"head": stratum == 0, "teach": teach, "rest": keep}.items():
             station.table(name, plan.rows(station.store, mask, progress.advance), plan.schema)
@@ -249,7 +249,7 @@ def _work(station: Station, config: Config, log: Receipt, torso: int, side_input
 class Plan(NamedTuple):
     """Every query's place, by rank, over the table at `queries`."""
 
-    queries: str
+    queries: FileRef
     stratum: npt.NDArray[np.int8]
     withheld: Mask
     side_inputs: tuple[str, ...]

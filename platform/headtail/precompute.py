@@ -28,7 +28,7 @@ from headtail.progress import say
 from headtail.receipt import Receipt, load_receipt, load_ref, receipt_path
 from headtail.rows import TOP, State
 from headtail.station import Station, identity, run_once
-from headtail.storage import Storage, column_bytes, open_storage
+from headtail.storage import Storage, check, column_bytes, open_storage
 from headtail.task import Task, load_task
 
 LOAD = ("occupancy", "occupancy_fed", "prefix_hit_rate")  # of an engine that says so: see docs/engines.md
@@ -117,7 +117,7 @@ def _find(config: Config) -> _Asked:
     model = find(config.model, store, fetch=False)
     if config.top_logprobs:
         check_top(config.model.engine, model.form.kind)
-    tables = tuple(Table(receipt.output(name).path, label) for (receipt, name), label in zip(found, labels, strict=True))
+    tables = tuple(Table(check(store, receipt.output(name)), label) for (receipt, name), label in zip(found, labels, strict=True))
     inputs: dict[str, Any] = {label.replace(":", "."): receipt for (receipt, _), label in zip(found, labels, strict=True)}
     # The task by what changes an answer: a changed scorer or fallback answers nothing anew. The model by its weights.
     inputs |= {"task": task.fingerprint, "model": model.digest}

@@ -308,7 +308,7 @@ def _coverage(station: Station, parts: _Parts, built: Built) -> float | None:
         station.note(f"coverage is not known: {len(logs)} logs in the answers' lineage")
         return None
     (log,) = logs.values()
-    return coverage(built.prefixes, stream_table(station.store, log.output("queries").path, ["query_key", "count"]))
+    return coverage(built.prefixes, stream_table(station.store, log.output("queries"), ["query_key", "count"]))
 
 
 def _ancestors(store: Storage, inputs: Mapping[str, str], stage: str, depth: int = 6) -> Iterator[Receipt]:

@@ -65,8 +65,8 @@ class Receipt(Config):
         return self.outputs[name]
 
     def table(self, store: Storage, name: str, columns: list[str] | None = None) -> Any:
-        """The named output as an Arrow table."""
-        return read_table(store, self.output(name).path, columns)
+        """The named output as an Arrow table, proven to be what this receipt names."""
+        return read_table(store, self.output(name), columns)
 
 
 def receipt_path(stage: str, fingerprint: str) -> str:

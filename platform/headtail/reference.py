@@ -20,7 +20,7 @@ from headtail.examples import world
 from headtail.models import SHIPPED
 from headtail.receipt import Receipt
 from headtail.station import Station, run_once
-from headtail.storage import fetch_folder, open_storage
+from headtail.storage import check, fetch_folder, open_storage
 from headtail.task import EXAMPLES, load_task
 
 TASKS = ("query_segmentation", "query_intent")
@@ -120,7 +120,7 @@ def _measure(config: Config, task: str, teacher: Receipt, common: dict[str, obje
 
 def _copy(config: Config, made: Receipt, into: Path, card: str) -> None:
     store = open_storage(config.root)
-    files = [ref.path for name, ref in made.outputs.items() if name.startswith("model/")]
+    files = [check(store, ref) for name, ref in made.outputs.items() if name.startswith("model/")]
     folder = fetch_folder(store, files, Path(config.into) / ".fetched")
     into.mkdir(parents=True, exist_ok=True)
     for path in files:

@@ -30,7 +30,7 @@ from headtail.receipt import LATEST, Receipt, load_receipt
 from headtail.rows import KEY, Source
 from headtail.score import Counts, f1
 from headtail.station import Station, run_once
-from headtail.storage import Storage, open_storage, stream_table
+from headtail.storage import FileRef, Storage, open_storage, stream_table
 from headtail.task import Task, load_task
 
 PATHS = ("cache", "live", "fallback")
@@ -162,23 +162,25 @@ def about(url: str, timeout_s: float) -> dict[str, Any]:
 
 def draw(store: Storage, log: Receipt, requests: int, seed: int) -> list[Event]:
     """Events of later traffic in random order, none twice: a query that came 50 times is 50 events."""
-    path = log.output("later").path
-    counts = [np.asarray(batch.column("count"), dtype=np.int64) for batch in stream_table(store, path, ["count"])]
+    later = log.output("later")
+    counts = [np.asarray(batch.column("count"), dtype=np.int64) for batch in stream_table(store, later, ["count"])]
     ends = np.cumsum(np.concatenate(counts)) if counts else np.zeros(0, np.int64)
     total = int(ends[-1]) if len(ends) else 0
     if not total:
-        raise InputError("the log has no later traffic to replay", where=path, fix="ingest with later_days of at least 1, or a later_share")
+        raise InputError(
+            "the log has no later traffic to replay", where=later.path, fix="ingest with later_days of at least 1, or a later_share"
+        )
     chosen = np.random.default_rng(seed).choice(total, size=min(requests, total), replace=False)
     rows = np.searchsorted(ends, chosen, side="right")
-    found = _rows(store, path, np.unique(rows))
+    found = _rows(store, later, np.unique(rows))
     return [found[int(row)] for row in rows]
 
 
-def _rows(store: Storage, path: str, wanted: npt.NDArray[np.int64]) -> dict[int, Event]:
+def _rows(store: Storage, later: FileRef, wanted: npt.NDArray[np.int64]) -> dict[int, Event]:
     """The rows of `later` with these numbers (ascending)."""
     found: dict[int, Event] = {}
     start = 0
-    for batch in stream_table(store, path, ["query_key", "query", "seen"]):
+    for batch in stream_table(store, later, ["query_key", "query", "seen"]):
         low, high = np.searchsorted(wanted, [start, start + batch.num_rows])
         mine = wanted[low:high]
         picked = batch.take(pa.array(mine - start)).to_pylist()
@@ -221,7 +223,7 @@ async def _send_one(client: httpx.AsyncClient, event: Event) -> Met:
 def gold_of(store: Storage, plan: Receipt, events: Sequence[Event]) -> dict[bytes, Any]:
     """People's answers to the replayed queries, by query_key."""
     keys = {event.query_key for event in events}
-    pieces = stream_table(store, plan.output("gold").path, ["query_key", "answer"])
+    pieces = stream_table(store, plan.output("gold"), ["query_key", "answer"])
     rows = (row for piece in pieces for row in piece.to_pylist())
     return {row["query_key"]: json.loads(row["answer"]) for row in rows if row["query_key"] in keys}
 

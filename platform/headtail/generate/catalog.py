@@ -114,7 +114,7 @@ class Earlier:
                 self._seen[number] = self._files(number)
             for ref in self._seen[number]:
                 try:
-                    table = read_table(self.store, ref.path, columns)
+                    table = read_table(self.store, ref, columns)
                 except (StorageError, OSError, pa.ArrowInvalid):
                     continue  # deleted or damaged: these rows are asked again
                 yield table

@@ -101,7 +101,7 @@ class Shard:
         done: set[int] = set()
         for ref, run in zip(refs, runs, strict=True):
             try:
-                table = read_table(self.store, ref.path).select(self.job.schema.names).cast(self.job.schema)
+                table = read_table(self.store, ref).select(self.job.schema.names).cast(self.job.schema)
             except (StorageError, OSError, KeyError, pa.ArrowInvalid):
                 self.damaged += ref.rows or 0  # its rows are asked again, and the receipt says how many
                 continue

@@ -20,7 +20,7 @@ from headtail import charts
 from headtail.receipt import Receipt
 from headtail.report.summary import MODELS, SLICES, SOURCES, TIERS, ms, percent, usd
 from headtail.rows import State
-from headtail.storage import Storage
+from headtail.storage import Storage, read_bytes
 
 _TEMPLATE = Path(__file__).parent / "report.html.j2"
 _EXAMPLES_EACH = 5  # examples shown per kind
@@ -70,7 +70,7 @@ def _figure(store: Storage, receipts: Mapping[str, Receipt], name: str, output: 
     for found in (station, f"{station}_teacher"):
         for own, ref in receipts[found].outputs.items() if found in receipts else ():
             if own in (f"{output}.svg", output) and ref.path.endswith(".svg"):
-                return Markup(charts.inline(store.read(ref.path).decode(), name, label))  # our own drawing, its text escaped by it
+                return Markup(charts.inline(read_bytes(store, ref).decode(), name, label))  # our own drawing, its text escaped by it
     return None
 
 

@@ -35,8 +35,18 @@ from headtail.storage import LocalStorage, Storage
 log = logging.getLogger("headtail.serve")
 PAGE = Path(__file__).parent / "page.html"
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # seconds
-# The page runs no script but its own and talks to no host but this one.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'"
+# The pages are shown in no other page, and tell nobody their address. The try-it page runs no script but its own and talks to no host but
+# this one; Swagger UI's is FastAPI's, so only what holds for any page holds for it.
+HEADERS = {
+    "cache-control": "no-cache",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "frame-ancestors 'none'; base-uri 'none'; object-src 'none'; form-action 'self'",
+}
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'"
+)
 
 
 class AnswerRequest(BaseModel):
@@ -292,14 +302,16 @@ def _add_pages(app: FastAPI, state: State) -> None:
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def try_it() -> Response:
-        return HTMLResponse(page, headers={"content-security-policy": POLICY, "cache-control": "no-cache"})
+        return HTMLResponse(page, headers={**HEADERS, "content-security-policy": POLICY})
 
     assets = _swagger()
 
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
     async def docs() -> HTMLResponse:
         local: dict[str, Any] = {"swagger_js_url": "docs/swagger-ui-bundle.js", "swagger_css_url": "docs/swagger-ui.css"} if assets else {}
-        return get_swagger_ui_html(openapi_url="openapi.json", title="headtail API", swagger_favicon_url="data:,", **local)
+        page = get_swagger_ui_html(openapi_url="openapi.json", title="headtail API", swagger_favicon_url="data:,", **local)
+        page.headers.update(HEADERS)
+        return page
 
     for name in ("swagger-ui-bundle.js", "swagger-ui.css") if assets else ():
         app.add_api_route(f"/docs/{name}", _sender(assets / name), include_in_schema=False)  # type: ignore[operator]

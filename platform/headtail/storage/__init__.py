@@ -12,6 +12,7 @@ from pathlib import Path
 
 from headtail.errors import StorageError
 from headtail.storage.base import FileRef, Storage, Stored
+from headtail.storage.digests import check, check_local
 from headtail.storage.local import LocalStorage
 from headtail.storage.s3 import S3Storage
 from headtail.storage.tables import (
@@ -19,6 +20,7 @@ from headtail.storage.tables import (
     fetch_folder,
     put,
     put_folder,
+    read_bytes,
     read_json,
     read_table,
     stream_table,
@@ -34,11 +36,14 @@ __all__ = [
     "S3Storage",
     "Storage",
     "Stored",
+    "check",
+    "check_local",
     "column_bytes",
     "fetch_folder",
     "open_storage",
     "put",
     "put_folder",
+    "read_bytes",
     "read_json",
     "read_table",
     "stream_table",

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import datetime
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 from pydantic import Field
 
 from headtail.config import Config
 from headtail.errors import StorageError
 from headtail.paths import StorePath, store_path
+from headtail.storage.retries import Patience
 
 
 class FileRef(Config):
@@ -112,3 +114,19 @@ def told(action: str, where: str) -> Iterator[None]:
             errno.EROFS: "this file system is read-only: choose another --root",
         }.get(error.errno or 0, "")
         raise StorageError(f"cannot {action}: {error.strerror or error}", where=where, fix=fix) from error
+
+
+def patiently(store: Storage, path: str, read: Callable[[], Any]) -> Any:
+    """What Arrow reads. Its client of S3 tries again by itself, but for 429. Its errors as StorageError."""
+    patience = Patience()
+    while True:
+        try:
+            return read()
+        except FileNotFoundError:
+            raise StorageError("table is not in the store", where=store.uri(path)) from None
+        except (pa.ArrowInvalid, OSError) as error:
+            fix = "if the store answers (headtail doctor), the file is damaged: run the stage that wrote it again"
+            last = StorageError(f"table cannot be read: {error}", where=store.uri(path), fix=fix)
+            if "HTTP status 429" not in str(error):
+                raise last from error
+            patience.wait(last)

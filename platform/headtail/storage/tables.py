@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from headtail.errors import InputError, StorageError
 from headtail.keys import sha256_file
 from headtail.secrets import hide_in
-from headtail.storage.base import FileRef, Storage, told
-from headtail.storage.retries import Patience
+from headtail.storage.base import FileRef, Storage, patiently, told
+from headtail.storage.digests import check
 
 
 def write_json(store: Storage, path: str, value: object) -> None:
@@ -32,8 +32,14 @@ def write_once(store: Storage, path: str, data: bytes) -> bytes:
     return data if store.create(path, data) else store.read(path)
 
 
-def read_json(store: Storage, path: str) -> Any:
-    """The JSON at `path`. StorageError when it is absent or not JSON."""
+def read_bytes(store: Storage, ref: FileRef) -> bytes:
+    """The bytes that `ref` names. StorageError when others are there."""
+    return store.read(check(store, ref))
+
+
+def read_json(store: Storage, file: str | FileRef) -> Any:
+    """The JSON of a file; its digest is checked when it is given. StorageError when it is absent, another, or not JSON."""
+    path = _path(store, file)
     try:
         return json.loads(store.read(path))
     except json.JSONDecodeError as error:
@@ -59,47 +65,39 @@ def write_table(
             return put(store, local, path, rows)
 
 
-def read_table(store: Storage, path: str, columns: list[str] | None = None) -> pa.Table:
-    """A Parquet file of the store. StorageError when it is absent or damaged."""
-    return _patiently(store, path, lambda: pq.read_table(store.full(path), filesystem=store.filesystem, columns=columns))
+def _path(store: Storage, file: str | FileRef) -> str:
+    return file if isinstance(file, str) else check(store, file)
+
+
+def read_table(store: Storage, file: str | FileRef, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file of the store; its digest is checked when it is given. StorageError when it is absent, another or damaged."""
+    path = _path(store, file)
+    return patiently(store, path, lambda: pq.read_table(store.full(path), filesystem=store.filesystem, columns=columns))
 
 
 def table_columns(store: Storage, path: str) -> list[str]:
     """Names of a Parquet file's columns. StorageError when it is absent or damaged."""
-    return list(_patiently(store, path, lambda: pq.read_schema(store.full(path), filesystem=store.filesystem)).names)
+    return list(patiently(store, path, lambda: pq.read_schema(store.full(path), filesystem=store.filesystem)).names)
 
 
 def column_bytes(store: Storage, path: str, names: Collection[str]) -> int:
     """Bytes that some columns of a Parquet file take in the store, compressed; 0 for those it does not have."""
-    found = _patiently(store, path, lambda: pq.read_metadata(store.full(path), filesystem=store.filesystem))
+    found = patiently(store, path, lambda: pq.read_metadata(store.full(path), filesystem=store.filesystem))
     groups = [found.row_group(i) for i in range(found.num_row_groups)]
     chunks = (group.column(i) for group in groups for i in range(group.num_columns))
     return sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in names)
 
 
-def stream_table(store: Storage, path: str, columns: list[str] | None = None, batch_rows: int = 65536) -> Iterator[pa.RecordBatch]:
-    """The batches of a Parquet file, in bounded memory. StorageError when it is absent or damaged."""
-    with _patiently(store, path, lambda: pq.ParquetFile(store.full(path), filesystem=store.filesystem)) as file:
-        for group in range(file.num_row_groups):  # one call for all would hold every group until the last is read (pyarrow 25)
-            batches = file.iter_batches(batch_size=batch_rows, columns=columns, row_groups=[group])
-            while (batch := _patiently(store, path, lambda: next(batches, None))) is not None:  # noqa: B023 - called at once
+def stream_table(
+    store: Storage, file: str | FileRef, columns: list[str] | None = None, batch_rows: int = 65536
+) -> Iterator[pa.RecordBatch]:
+    """The batches of a Parquet file, in bounded memory. A digest that is given is checked first. Errors as `read_table`."""
+    path = _path(store, file)
+    with patiently(store, path, lambda: pq.ParquetFile(store.full(path), filesystem=store.filesystem)) as opened:
+        for group in range(opened.num_row_groups):  # one call for all would hold every group until the last is read (pyarrow 25)
+            batches = opened.iter_batches(batch_size=batch_rows, columns=columns, row_groups=[group])
+            while (batch := patiently(store, path, lambda: next(batches, None))) is not None:  # noqa: B023 - called at once
                 yield batch
-
-
-def _patiently(store: Storage, path: str, read: Callable[[], Any]) -> Any:
-    """What Arrow reads. Its client of S3 tries again by itself, but for 429. Its errors as StorageError."""
-    patience = Patience()
-    while True:
-        try:
-            return read()
-        except FileNotFoundError:
-            raise StorageError("table is not in the store", where=store.uri(path)) from None
-        except (pa.ArrowInvalid, OSError) as error:
-            fix = "if the store answers (headtail doctor), the file is damaged: run the stage that wrote it again"
-            last = StorageError(f"table cannot be read: {error}", where=store.uri(path), fix=fix)
-            if "HTTP status 429" not in str(error):
-                raise last from error
-            patience.wait(last)
 
 
 def put(store: Storage, local: Path, path: str, rows: int | None = None) -> FileRef:
