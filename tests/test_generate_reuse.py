@@ -28,6 +28,7 @@ from headtail.rows import TOP, State
 from headtail.storage import open_storage
 from headtail.task import Task
 from null_jobs import MakeJob, interrupted, planned, rows_of, run_here
+from test_engines_openai import Server
 from timescale import SCALE, limit
 
 # --- answers of earlier jobs
@@ -209,6 +210,28 @@ def test_a_job_that_stops_names_the_reasons(make_job: MakeJob) -> None:
     text = str(error.value)
     assert "ended in an error; 9,000 x HTTP 503: overloaded (5 tries); 60 x truncated: stopped at the length limit" in text
     assert "5 x failed: told to fail" in text
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_an_endpoint_that_is_down_stops_the_job_with_its_status(
+    make_local_job: MakeJob, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr("headtail.engines.openai.BACKOFF_S", 0.001)
+    monkeypatch.setattr("headtail.generate.worker._PASS_BACKOFF_S", 0.001)
+    server = Server()
+    server.reply = lambda text, nth: (status, {"error": {"message": "down for today"}}, {})
+    model = ModelConfig(engine="openai", model="m", base_url=server.url, request_timeout_s=limit(5))
+    job = make_local_job(planned([f"q{i}" for i in range(12)]), model=model, digest=f"endpoint:{server.url}:m@", shards=1, attempts=2)
+    worker = Worker(job, prepare(job), "run0")
+    worker.work([Ask(0, 0)])
+    worker._drop_engine()
+    server.http.shutdown()
+    server.http.server_close()
+    reason = Limits(failed_share=0.05).problem(worker._news, 1)
+    with pytest.raises(
+        LimitReached, match=rf"rows asked ended in an error, more than max_failed_share=0.05; \d+ x .*HTTP {status}: .*down for"
+    ):
+        _stopped(job, reason, 0, 1, [{"reasons": worker.reasons}])
 
 
 def test_a_worker_that_is_told_to_stop_keeps_what_is_done_and_the_next_goes_on(make_job: MakeJob) -> None:
