@@ -64,6 +64,7 @@ BOMB = "\n".join([f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" if i else "a0
         (b"\xff\xfe\x00", "cannot be read|not valid YAML"),
         (b"a: 1\nb:\n  c: 1\n  c: 2\n", "line 4: the field c is there twice"),
         (BOMB.encode(), "more than 100,000 values, aliases followed"),
+        (b"a: !!python/object:os.system x", "not valid YAML: line 1: could not determine a constructor"),
         (b"a: &a [*a]", "more than 100,000 values, aliases followed"),
     ],
     ids=lambda value: str(value)[:20],

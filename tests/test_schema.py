@@ -130,7 +130,7 @@ def _cases(draw: st.DrawFn) -> tuple[dict[str, Any], Any, int]:
     return schema, _answer(draw, schema, schema, _PLAIN if most == WIDE else _TEXT), most
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(_cases())
 def test_what_is_taught_the_grammar_accepts(case: tuple[dict[str, Any], Any, int]) -> None:
     schema, answer, most = closed(case[0]), case[1], case[2]

@@ -140,6 +140,20 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path, name: str) -> 
         load_task(inside, allow_code=True)
 
 
+@pytest.mark.parametrize("place", ["not", "$defs"])
+def test_a_schema_fetches_no_other_file_or_host(tmp_path: Path, place: str) -> None:
+    """Also where no answer can reach it: a validator would open the file, or ask the host, while the task is loaded."""
+    (tmp_path / "other.json").write_text('{"type": "integer"}')
+    for uri in ((tmp_path / "other.json").as_uri(), "http://127.0.0.1:9/x.json"):
+        ref = {"$ref": uri}
+        write(tmp_path, answer={**GOOD["answer"], place: {"x": ref} if place == "$defs" else ref})
+        with pytest.raises(ConfigError, match="outside of this schema"):
+            load_task(tmp_path)
+    task = dataclasses.replace(load_task("query_intent"), schema={"not": {"$ref": (tmp_path / "other.json").as_uri()}})
+    with pytest.raises(ValueError, match="outside of this schema"):  # as a release would bring it
+        task.parse('"a"')
+
+
 def test_a_linked_folder_and_a_prompt_in_a_subfolder_are_read(tmp_path: Path) -> None:
     real = tmp_path / "real"
     (real / "texts").mkdir(parents=True)

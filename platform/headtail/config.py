@@ -105,7 +105,7 @@ class _JsonLike(_Yaml):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         if isinstance(node, yaml.ScalarNode) and node.style is None:  # bare
             kind, shown = node.tag.rsplit(":", 1)[-1], node.value or "an empty value"
-            if (kind == "str") == bool(_JSON.fullmatch(node.value)):
+            if kind in _KINDS and (kind == "str") == bool(_JSON.fullmatch(node.value)):
                 read = _KINDS.get(kind, kind)
                 what = f'YAML reads {shown} as {read}: write "{node.value}" in quotes for the text, or {read} as JSON has it'
                 if kind == "str":
@@ -122,7 +122,7 @@ class _JsonLike(_Yaml):
         return super().construct_mapping(node, deep)
 
 
-_KINDS = {"bool": "true or false", "null": "null", "timestamp": "a date", "int": "a number", "float": "a number"}
+_KINDS = {"str": "text", "bool": "true or false", "null": "null", "timestamp": "a date", "int": "a number", "float": "a number"}
 _MOST_VALUES = 100_000
 _JSON = re.compile(r"true|false|null|-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 

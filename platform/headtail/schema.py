@@ -70,6 +70,15 @@ def closed(schema: Any) -> Any:
     return made
 
 
+def validator(schema: Any) -> jsonschema_rs.Draft202012Validator:
+    """What says whether an answer is valid. It fetches nothing: a $ref to another file or host is a ReferencingError."""
+    return jsonschema_rs.Draft202012Validator(schema, retriever=_fetch_nothing)
+
+
+def _fetch_nothing(uri: str) -> Any:
+    raise ValueError(f"{uri} is outside of this schema")
+
+
 def outline(schema: Any, where: str = "task.yaml", path: str = "answer") -> Outline:
     """The outline of a schema. ConfigError names the part without bounds, or that no value can fit."""
     found = _Outliner(schema, where)
@@ -357,7 +366,7 @@ def writer(part: Mapping[str, Any]) -> Write:
 
 def fits(part: Mapping[str, Any]) -> Callable[[Any], bool]:
     """Whether a value fits `part`."""
-    return jsonschema_rs.Draft202012Validator(dict(part)).is_valid
+    return validator(part).is_valid
 
 
 def _first(options: list[tuple[Callable[[Any], bool], Write]]) -> Write:

@@ -24,7 +24,7 @@ from headtail.config import Config, build, read_json_like
 from headtail.errors import ConfigError, InputError
 from headtail.keys import fingerprint
 from headtail.prompt import Prompt, PromptError, read_template
-from headtail.schema import DECIMALS, Outline, Write, closed, fits, outline, text_bounds, writer
+from headtail.schema import DECIMALS, Outline, Write, closed, fits, outline, text_bounds, validator, writer
 from headtail.score import Counts, ScoreConfig, check_score, score
 
 EXAMPLES = Path(__file__).parent / "examples" / "tasks"
@@ -105,7 +105,7 @@ class Task:
 
     @cached_property
     def _validator(self) -> Any:
-        return jsonschema_rs.Draft202012Validator(self.schema)
+        return validator(self.schema)
 
     def __getstate__(self) -> dict[str, Any]:  # templates and validators are rebuilt where they are needed
         return {name: getattr(self, name) for name in ("file", "folder", "schema", "template")}
@@ -269,7 +269,7 @@ def _load(path: Path) -> Any:
 
 def _check(task: Task, where: str) -> None:
     try:
-        jsonschema_rs.Draft202012Validator(task.schema)
+        validator(task.schema)
     except jsonschema_rs.ValidationError as error:
         place = ".".join(map(str, ["answer", *error.instance_path]))
         fix = "mend it there; docs/task.md lists what an answer schema may have"
