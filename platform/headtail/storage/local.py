@@ -42,10 +42,11 @@ class LocalStorage:
     def full(self, path: str) -> str:
         """StorageError when `path` leads out of the root, be it by a link in the store."""
         full = os.path.join(self.root, checked(path, self.root))
-        real, root = os.path.realpath(full), os.path.realpath(self.root)  # 60 us together
-        if real != root and not real.startswith(root.rstrip("/") + "/"):
-            fix = "mount the folder there instead of linking it, or make it a store of its own"
-            raise StorageError("a link in the store leads out of it", where=full, value=real, fix=fix)
+        if _has_link(self.root, path):
+            real, root = os.path.realpath(full), os.path.realpath(self.root)
+            if real != root and not real.startswith(root.rstrip("/") + "/"):
+                fix = "mount the folder there instead of linking it, or make it a store of its own"
+                raise StorageError("a link in the store leads out of it", where=full, value=real, fix=fix)
         return full
 
     def uri(self, path: str) -> str:
@@ -194,6 +195,15 @@ def _make_folder(folder: Path) -> None:
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         _sync_folder(folder.parent)
+
+
+def _has_link(root: str, path: str) -> bool:
+    """Whether a part of `path` is a link: a tenth of the time that resolving the whole takes, for what hardly ever is."""
+    for part in path.split("/"):
+        root = f"{root}/{part}"
+        if os.path.islink(root):
+            return True
+    return False
 
 
 def _sync_folder(folder: Path) -> None:
