@@ -260,6 +260,7 @@ def _held(lab: Lab, name: str, kills: int) -> Tally:
         ("twin.disk", 2),
         ("again.disk", 2),
         ("again.s3", 2),
+        ("later.s3", 2),
         ("full.disk", 2),
         ("tmpfs.disk", 1),
         ("poison.disk", 1),

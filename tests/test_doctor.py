@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 import socket
+from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
 from conftest import free_port
 from headtail import doctor, loop
 from headtail.config import load
+from headtail.storage import local
 
 
 def found(sets: list[str]) -> dict[str, doctor.Result]:
@@ -68,3 +74,47 @@ def test_cluster_without_token_is_named(root: str, monkeypatch: pytest.MonkeyPat
 def test_table_puts_the_worst_first() -> None:
     table = doctor.table([doctor.Result(check="a", status="ok", found=""), doctor.Result(check="b", status="bad", found="")])
     assert list(table.columns[1].cells) == ["b", "a"]
+
+
+def failing(*_: object) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
+def test_the_store_is_tried_and_left_as_it_was(root: str, s3_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = found([f"root={root}"])
+    assert (results["store"].status, results["store"].found) == ("ok", f"{root}; names by hard link")
+    assert list(Path(root).iterdir()) == []
+    assert "conditional puts hold" in found([f"root={s3_root}"])["store"].found
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "link", failing)
+        assert found([f"root={root}"])["store"].found == f"{root}; names by rename without overwriting"
+        patch.setattr(local, "_rename_new", lambda source, target: errno.EINVAL)
+        none = found([f"root={root}"])["store"]
+        assert (none.status, "neither hard links" in none.found, "--root" in none.fix) == ("bad", True, True)
+        assert list(Path(root).iterdir()) == []
+
+
+def test_a_store_without_a_bucket_or_keys_is_named(s3_root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bad = found(["root=s3://nobody-made-this/x"])["store"]
+    assert (bad.status, "NoSuchBucket" in bad.found, "create the bucket" in bad.fix) == ("bad", True, True)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    bad = found([f"root={s3_root}"])["store"]
+    assert (bad.status, "AWS_ACCESS_KEY_ID" in bad.fix) == ("bad", True)
+
+
+def test_a_disk_that_is_nearly_full_and_a_mounted_bucket_are_named(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1 << 40, 1 << 40, 300 << 20))
+    assert found([f"root={root}"])["disk"].status == "warn"
+    assert "300 MiB are free" in local.low_space(root)
+    monkeypatch.setattr(doctor, "file_system", lambda path, mounts: "fuse.s3fs")
+    assert "s3://bucket/prefix" in found([f"root={root}"])["file system"].fix
+
+
+def test_the_file_system_is_that_of_the_deepest_mount() -> None:
+    mounts = "overlay / overlay rw 0 0\ns3fs /mnt/my\\040bucket fuse.s3fs rw 0 0\n/dev/sdb /mnt ext4 rw 0 0\n"
+    kinds = [doctor.file_system(path, mounts) for path in ("/home", "/mnt/my bucket/store", "/mnt/my bucket", "/mnt/mybucket", "relative")]
+    assert kinds == ["overlay", "fuse.s3fs", "fuse.s3fs", "ext4", ""]

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 
-from headtail.config import TrackingConfig
+from headtail import tracking
+from headtail.config import StageConfig, TrackingConfig
 from headtail.errors import GateRefused
 from headtail.evidence import read_evidence
+from headtail.receipt import load_receipt
+from headtail.station import run_once
+from headtail.storage import open_storage
 from headtail.task import Task
 from headtail.tracking import Tracker, tracking_uri
 from test_evidence import evidence
@@ -139,3 +152,134 @@ def test_disabled_tracker_is_silent(tmp_path: Path) -> None:
     assert off.start("x") == ""
     off.log("", {"a": 1}, {"b": 2.0})
     assert not (tmp_path / "mlflow.db").exists()
+
+
+@contextmanager
+def server(answer: Callable[[str, str], tuple[int, str]]) -> Iterator[tuple[str, list[str]]]:
+    """An HTTP server that answers (method, path) with a status and a text; its address, and the paths it was asked."""
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def _reply(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            seen.append(self.path.split("?")[0])
+            status, text = answer(self.command, seen[-1])
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json" if text.startswith("{") else "text/html")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        do_GET = do_POST = do_PATCH = do_PUT = _reply  # noqa: N815 - the standard library's names
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet."""
+
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield f"http://127.0.0.1:{made.server_address[1]}", seen
+    made.shutdown()
+    made.server_close()
+
+
+def stages(root: str, uri: str, count: int) -> list[str]:
+    """Run ids of a job of `count` stages, each with a receipt that is whole."""
+    found = []
+    for number in range(count):
+        config = StageConfig(root=root, tracking=TrackingConfig(uri=uri))
+        run_once("demo", config, lambda station: station.rows.update(made=3), version=number + 1)
+        receipt = load_receipt(open_storage(root), "demo")
+        assert receipt.rows == {"made": 3}
+        found.append(receipt.run_id)
+    return found
+
+
+def test_a_black_hole_costs_a_job_a_bounded_time_in_all(
+    root: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It accepts and never answers: MLflow's own time-outs and retries would cost each stage half a minute."""
+    monkeypatch.setattr(tracking, "LOST_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        uri = f"http://127.0.0.1:{hole.getsockname()[1]}"
+        assert stages(root, uri, 4) == ["", "", "", ""]
+        assert tracking._losses(uri).seconds >= 0.5
+        asked = len([thread for thread in threading.enumerate() if thread.name == "headtail-tracking"])
+        assert asked == 1, "a stage asked again after all that may be lost was lost"
+    said = capsys.readouterr().err
+    assert said.count("warning: MLflow") == 1
+    assert "no answer" in said
+    assert "MLFLOW_TRACKING_URI" in said
+
+
+def test_slow_answers_are_counted_over_all_stages(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "SLOW_S", 0.0)
+    monkeypatch.setattr(tracking, "LOST_S", 0.3)
+
+    def late(*_: str) -> tuple[int, str]:
+        time.sleep(0.1)
+        return 200, "{}"
+
+    with server(late) as (uri, seen):
+        stages(root, uri, 10)
+        assert len(seen) <= 6
+
+
+def test_a_page_instead_of_mlflow_is_said_in_one_line(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = "<html>" + "<p>Please log in</p>\n" * 500
+    for status in (200, 404):
+        with server(lambda *_, status=status: (status, page)) as (uri, _):
+            assert stages(root, uri, 2) == ["", ""]
+        said = capsys.readouterr().err
+        assert said.count("warning: MLflow") == 1
+        warning = next(line for line in said.splitlines() if "warning: MLflow" in line)
+        assert len(warning) < 700
+        assert "going on without it" in warning
+
+
+def test_an_older_server_gets_what_it_knows(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """MLflow 1: no dataset inputs, no prompts. Runs, figures and tags are logged all the same."""
+    run = '{"run": {"info": {"run_id": "r1", "run_uuid": "r1", "experiment_id": "7", "artifact_uri": "%s"}, "data": {}}}'
+    known = {
+        "experiments/get-by-name": '{"experiment": {"experiment_id": "7", "name": "headtail", "lifecycle_stage": "active"}}',
+        "runs/create": run % root,
+        "runs/get": run % root,
+        "runs/log-batch": "{}",
+        "runs/update": run % root,
+    }
+
+    def answer(method: str, path: str) -> tuple[int, str]:
+        text = known.get("/".join(path.split("/")[-2:]))
+        return (200, text) if text else (404, "<html>Not Found</html>")
+
+    with server(answer) as (uri, seen):
+        tracker = Tracker(TrackingConfig(uri=uri), root)
+        assert tracker.start("x") == "r1"
+        tracker.dataset("r1", "d", "digest", "file:///d", "training")
+        tracker.dataset("r1", "d", "digest", "file:///d", "training")
+        assert tracker.prompt("p", "text", {"fingerprint": "f"}) == ""
+        tracker.log("r1", {"a": 1}, {"b": 2.0})
+        tracker.end("r1")
+    assert not tracker.broken
+    assert [path.split("mlflow/")[1] for path in seen][-2:] == ["runs/log-batch", "runs/update"]
+    said = capsys.readouterr().err
+    assert said.count("warning: MLflow") == 1
+    assert "older than this MLflow client" in said
+
+
+def _first_job(root: str, gate: Any) -> None:
+    gate.wait()
+    os._exit(0 if Tracker(TrackingConfig(), root).start("x") else 1)
+
+
+def test_first_jobs_at_once_on_a_new_database(tmp_path: Path) -> None:
+    """MLflow makes the tables of a new database without a lock."""
+    forked = multiprocessing.get_context("fork")
+    gate = forked.Barrier(3)
+    jobs = [forked.Process(target=_first_job, args=(str(tmp_path), gate)) for _ in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert [job.exitcode for job in jobs] == [0, 0, 0]
+    found = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert len(found.search_runs([found.get_experiment_by_name("headtail").experiment_id])) == 3

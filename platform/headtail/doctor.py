@@ -13,6 +13,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -26,7 +27,8 @@ from headtail.loop import SHIPPED_TEACHER, Config
 from headtail.models import resolve
 from headtail.proxies import may_proxy
 from headtail.secrets import hide_in
-from headtail.storage import Storage, open_storage
+from headtail.storage import LocalStorage, Storage, open_storage
+from headtail.storage.local import move_new
 
 # The set that the tests run on. Another version may work; this one is known to.
 TESTED = {
@@ -66,7 +68,7 @@ def examine(config: Config) -> list[Result]:
         store = open_storage(config.root)
         results += _store(store)
     except HeadtailError as error:
-        results.append(Result(check="store", status="bad", found=str(error)))
+        results.append(Result(check="store", status="bad", found=f"{error.where}: {error.what}", fix=error.fix))
     if store is not None:
         results += _model(config.teacher or ModelConfig(model=SHIPPED_TEACHER), "teacher", store)
         results += _base(config, store)
@@ -157,21 +159,54 @@ def _memory() -> Iterator[Result]:
 
 def _store(store: Storage) -> Iterator[Result]:
     probe = f".doctor/{os.getpid()}"
-    store.replace(probe, b"ok")
-    good = store.read(probe) == b"ok" and not store.create(probe, b"second")
+    store.remove(probe)
+    try:
+        first, second = store.create(probe, b"first"), store.create(probe, b"second")  # on S3 this also looks whether conditions hold
+        good = first and not second and store.read(probe) == b"first"
+        store.replace(probe, b"third")
+        good = good and store.read(probe) == b"third"
+        how = _naming(store, probe) if isinstance(store, LocalStorage) else "conditional puts hold"
+    finally:
+        store.remove(probe)
     yield Result(
         check="store",
         status="ok" if good else "bad",
-        found=store.root,
+        found=f"{store.root}; {how}" if good else store.root,
         fix="" if good else "conditional writes do not hold here: two jobs could publish at once",
     )
-    if not store.root.startswith("s3://"):
-        os.unlink(store.full(probe))
-        gib = shutil.disk_usage(store.root).free / 2**30
-        low = gib < MIN_DISK_GIB
-        yield Result(
-            check="disk", status="warn" if low else "ok", found=f"{gib:.0f} GiB free", fix=f"at least {MIN_DISK_GIB} GiB" if low else ""
-        )
+    if isinstance(store, LocalStorage):
+        yield from _disk(store.root)
+
+
+def _naming(store: LocalStorage, probe: str) -> str:
+    """By what the file system gives a whole file a name that is free: a hard link, or a rename that does not overwrite."""
+    target = Path(store.full(f"{probe}.name"))
+    aside = target.with_name(f".{target.name}.{os.urandom(6).hex()}.tmp")
+    aside.touch()
+    try:
+        return f"names by {move_new(aside, target)}"
+    finally:
+        aside.unlink(missing_ok=True)
+        store.remove(f"{probe}.name")
+
+
+def _disk(root: str) -> Iterator[Result]:
+    gib = shutil.disk_usage(root).free / 2**30
+    low = gib < MIN_DISK_GIB
+    fix = f"at least {MIN_DISK_GIB} GiB" if low else ""
+    yield Result(check="disk", status="warn" if low else "ok", found=f"{gib:.0f} GiB free", fix=fix)
+    kind = file_system(root, Path("/proc/self/mounts").read_text(encoding="utf-8")) if os.path.exists("/proc/self/mounts") else ""
+    if kind.startswith("fuse."):
+        fix = "a mounted bucket does not rename in one step, so a reader may see half a file: use s3://bucket/prefix as --root"
+        yield Result(check="file system", status="warn", found=kind, fix=fix)
+
+
+def file_system(path: str, mounts: str) -> str:
+    """The kind of file system below `path`, by the lines of /proc/mounts: that of the deepest mount point above it."""
+    fields = [line.split() for line in mounts.splitlines()]
+    places = [(field[1].replace("\\040", " "), field[2]) for field in fields if len(field) > 2]
+    above = [(len(place), kind) for place, kind in places if path == place or path.startswith(place.rstrip("/") + "/")]
+    return max(above, key=lambda one: one[0])[1] if above else ""
 
 
 def _model(model: ModelConfig, role: str, store: Storage) -> Iterator[Result]:

@@ -26,6 +26,7 @@ from headtail.progress import say
 from headtail.receipt import LATEST, Receipt, load_receipt, receipt_path
 from headtail.secrets import hide_in
 from headtail.storage import FileRef, Storage, open_storage, put, put_folder, write_json, write_table
+from headtail.storage.local import low_space
 from headtail.task import Task
 from headtail.tracking import Tracker
 
@@ -101,6 +102,8 @@ def run_once(
         store.replace(f"{stage}/{LATEST.upper()}", path.encode())
         say(f"{stage:<12} done before, reused ({path})")
         return receipt
+    if warning := low_space(store.root):
+        say(warning)
     tracker = Tracker(config.tracking, config.root)
     run_id = tracker.start(stage, {"headtail.fingerprint": mark, "headtail.path": path})
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()

@@ -1,18 +1,23 @@
 """One door to MLflow: a parent run for a loop, one run per station, prompts and models registered.
 
-In: receipts, figures, small tables, evidence. Out: MLflow run ids. A tracking server that is away never stops a job: the
-first failure is said once, the receipt in the store stays complete. The alias `champion` moves by `promote` alone, on
-evidence that is kept with the model version. Knows nothing of stages.
+In: receipts, figures, small tables, evidence. Out: MLflow run ids. A tracking server that is away, slow, too old or no MLflow
+at all never stops a job and costs it LOST_S in all: the first failure is said once, the receipt in the store stays complete.
+The alias `champion` moves by `promote` alone, on evidence that is kept with the model version. Knows nothing of stages.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
 import sys
+import threading
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +29,8 @@ from headtail.secrets import hide, hide_in
 T = TypeVar("T")
 CHAMPION, CHALLENGER = "champion", "challenger"  # what passed its gate; what has not, or not yet
 _EVIDENCE = "gate.evidence"  # tag of a model version: the whole evidence as JSON
+LOST_S = 30.0  # what a process may lose on one tracking server, over all its stages
+SLOW_S = 1.0  # a call that takes longer than this is time lost
 
 
 def tracking_uri(config: TrackingConfig, root: str) -> str:
@@ -36,6 +43,20 @@ def tracking_uri(config: TrackingConfig, root: str) -> str:
     return f"sqlite:///{folder.expanduser().resolve() / 'mlflow.db'}"
 
 
+class _Losses:
+    """What a process has lost on one tracking server so far, and what it said about it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.said: set[str] = set()
+
+
+@lru_cache(maxsize=64)
+def _losses(uri: str) -> _Losses:
+    """One for a server, since each stage of a job has a Tracker of its own."""
+    return _Losses()
+
+
 class Tracker:
     """MLflow behind a fuse: after the first failure it says so once and every call returns None."""
 
@@ -46,40 +67,68 @@ class Tracker:
         self.broken = not config.enabled
 
     def guard(self, action: Callable[[Any], T]) -> T | None:
-        """`action(client)`, or None when tracking is off or out of reach."""
-        if self.broken:
+        """`action(client)`, or None when tracking is off, out of reach, or lacks what the action needs."""
+        if self.broken or _losses(self.uri).seconds >= LOST_S:
+            self.broken = True
             return None
         try:
-            return action(self.client)
+            return action(self.client) if self.uri.startswith("sqlite:") else self._in_time(lambda: action(self.client))
         except Exception as error:  # any fault of the tracking server, whatever its class
+            if self._experiment and getattr(error, "error_code", "") == "ENDPOINT_NOT_FOUND":
+                self._say("it is older than this MLflow client, which asks for what it does not have; all else is logged", error)
+                return None
             self.broken = True
-            print(hide(f"warning: MLflow at {self.uri} is out of reach, going on without it: {error}"), file=sys.stderr)
+            self._say("out of reach, going on without it; receipts in the store stay complete; check MLFLOW_TRACKING_URI", error)
             return None
+
+    def _say(self, what: str, error: Exception) -> None:
+        """A warning in one line, once in this process for each server."""
+        if what not in _losses(self.uri).said:
+            _losses(self.uri).said.add(what)
+            reason = hide(" ".join(str(error).split()))  # a server that is no MLflow answers with a whole page
+            shown = reason if len(reason) <= 300 else f"{reason[:300]}..."
+            print(f"warning: MLflow at {hide(self.uri)}: {what}: {shown}", file=sys.stderr)
+
+    def _in_time(self, call: Callable[[], T]) -> T:
+        """What `call` returns, unless it takes more than is left of LOST_S: a server may accept, and answer never or byte by byte."""
+        _quiet_mlflow()  # imports it: seconds that are not the server's
+        ended: list[tuple[T | None, BaseException | None]] = []
+
+        def work() -> None:
+            try:
+                ended.append((call(), None))
+            except BaseException as error:
+                ended.append((None, error))
+
+        lost, began = _losses(self.uri), time.monotonic()
+        thread = threading.Thread(target=work, daemon=True, name="headtail-tracking")
+        thread.start()
+        thread.join(LOST_S - lost.seconds)
+        took = time.monotonic() - began
+        lost.seconds += took if took > SLOW_S or not ended else 0.0
+        if not ended:
+            raise TimeoutError(f"no answer; {lost.seconds:.0f} s were lost on it, and no more will be")
+        value, error = ended[0]
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]
 
     @property
     def client(self) -> Any:
         """A started MlflowClient; makes the SQLite file's folder and the experiment on first use."""
         if self._client is None:
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-            logging.getLogger("alembic").setLevel(logging.ERROR)
-            os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # read when mlflow is first imported
-            logging.getLogger("mlflow").setLevel(logging.ERROR)
-            with warnings.catch_warnings():
+            mlflow = _quiet_mlflow()
+            artifacts = None
+            with warnings.catch_warnings(), contextlib.ExitStack() as alone:
                 warnings.simplefilter("ignore")
-                import mlflow
-
-                artifacts = None
                 if self.uri.startswith("sqlite:///"):
                     folder = Path(self.uri.removeprefix("sqlite:///")).parent
                     folder.mkdir(parents=True, exist_ok=True)
                     artifacts = (folder / "mlartifacts").as_uri()
+                    alone.enter_context(_alone(folder / ".mlflow.lock"))
                 # never mlflow.set_tracking_uri: it writes to this process's environment, and so to the next tracker
                 self._client = mlflow.MlflowClient(self.uri, self.uri)
-                found = self._client.get_experiment_by_name(self.config.experiment)
-                self._experiment = (
-                    found.experiment_id if found else self._client.create_experiment(self.config.experiment, artifact_location=artifacts)
-                )
+                self._experiment = _experiment(self._client, self.config.experiment, artifacts)
         return self._client
 
     def start(self, name: str, tags: Mapping[str, str] | None = None, parent: str = "") -> str:
@@ -213,6 +262,48 @@ class Tracker:
 
         text = self.guard(read)
         return read_evidence(json.loads(text)) if text else None
+
+
+def _quiet_mlflow() -> Any:
+    """The module, imported with few retries and no chatter."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # read when mlflow is first imported
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow
+    return mlflow
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock file: MLflow makes the tables of a new database without one, and the second of two first jobs finds half of them."""
+    with path.open("w") as file:
+        end = time.monotonic() + 2 * LOST_S  # making the tables takes some 5 s
+        while time.monotonic() < end:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+            except OSError:  # no locks on this file system
+                break
+        yield
+
+
+def _experiment(client: Any, name: str, artifacts: str | None) -> str:
+    """The id of the experiment, which another first job may make at the same moment."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    try:
+        return str(found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts))
+    except MlflowException as error:
+        if "RESOURCE_ALREADY_EXISTS" not in str(error.error_code):
+            raise
+        return str(client.get_experiment_by_name(name).experiment_id)
 
 
 def _refusal(name: str, version: str, missing: list[str]) -> GateRefused:

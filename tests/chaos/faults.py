@@ -11,7 +11,9 @@ all processes that share a plan. What can be done at one:
     kill:inside   on disk: written aside, not yet renamed; on S3: done by the server, the reply never seen; sweep: half of it done
     kill:after    SIGKILL once the call is over
     fail:inside   on disk: no space left (ENOSPC) while writing
-    fail:after    the write is done, then fails once: EIO on disk; on S3 a broken connection, after which boto3 asks again
+    fail:after    the write is done, then fails once: EIO on disk; on S3 a broken connection, after which headtail asks again
+    reset         on S3: the connection breaks before anything is written
+    409, 429, 503 on S3: this answer, and nothing is written
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from typing import Any
 VARIABLE = "HEADTAIL_CHAOS"
 WIDTH = 200  # bytes of a line in the list of commits
 _OPS = ("replace", "create", "put_file")
+LATER = ("reset", "409", "429", "503")  # what S3 may do that means "again, later"
 
 _plan: dict[str, Any] = {}
 _log = -1
@@ -154,7 +157,7 @@ def _patch_os() -> None:
 
 
 def _plant_in_boto() -> Callable[[], None]:
-    """While a fault is armed: the reply to the next PUT or POST is lost on its way, to a dead process or to a live one."""
+    """While a fault is armed: what becomes of the next PUT or POST, or of the reply to it."""
     if "botocore.httpsession" not in sys.modules:
         return lambda: None
     from botocore.exceptions import ConnectionClosedError
@@ -163,8 +166,15 @@ def _plant_in_boto() -> Callable[[], None]:
     plain = URLLib3Session.send
 
     def send(session: Any, request: Any) -> Any:
+        writes = request.method in ("PUT", "POST") and "/.headtail/" not in request.url  # the store's own probe is no commit
+        if writes and _armed.startswith(LATER):
+            act = _fire()
+            tell("f", act)
+            if act.startswith("reset"):
+                raise ConnectionClosedError(endpoint_url=request.url)
+            return _answer(request.url, int(act[:3]))
         reply = plain(session, request)
-        if request.method in ("PUT", "POST") and _armed.startswith(("kill:inside", "fail:after")):
+        if writes and _armed.startswith(("kill:inside", "fail:after")):
             act = _fire()
             if act.startswith("kill"):
                 _die(act)
@@ -178,6 +188,17 @@ def _plant_in_boto() -> Callable[[], None]:
         URLLib3Session.send = plain
 
     return unplant
+
+
+def _answer(url: str, status: int) -> Any:
+    """What a server that wrote nothing says."""
+    from botocore.awsrequest import AWSResponse
+
+    class Raw:
+        def stream(self) -> list[bytes]:
+            return [b"<Error><Code>Later</Code><Message>on purpose</Message></Error>"]
+
+    return AWSResponse(url, status, {}, Raw())
 
 
 def _patch_storage(module: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from .bench import ANSWERED, FAILED, Bench
 from .endpoint import Endpoint
+from .faults import LATER
 from .spec import DELIBERATE, DONE, NO_LEASE
 
 ROWS = 120  # of a job: some 28 commits on its way from input to receipt
@@ -111,6 +112,18 @@ def again(bench: Bench, left: int) -> None:
     small(bench)
     count = min(left, bench.rng.randint(1, 3))
     bench.go({bench.rng.randint(1, len(every) // len(MOMENTS)): "fail:after" for _ in range(count)})
+    bench.look(str(bench.runs[-1]))
+    bench.resume()
+
+
+def later(bench: Bench, left: int) -> None:
+    """Writes that S3 puts off: nothing is written until they are asked again, which the run does by itself."""
+    every = points(bench)
+    small(bench)
+    count = min(left, bench.rng.randint(1, 3))
+    code = bench.go({bench.rng.randint(1, len(every) // len(MOMENTS)): bench.rng.choice(LATER) for _ in range(count)})
+    if code != DONE:
+        bench.fault(f"writes that were put off ended the run with {code}: {bench.said[-400:]}")
     bench.look(str(bench.runs[-1]))
     bench.resume()
 

@@ -26,6 +26,7 @@ from headtail.storage.base import Stored, checked, told
 
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # the name of a file until it is whole
 _UNSUPPORTED = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+LOW_GIB = 1  # of free space: a job that begins with less says so
 _FIX = "choose a --root on a file system with hard links (ext4, xfs, NFS), or s3://bucket/prefix instead of a mounted bucket"
 
 
@@ -156,6 +157,13 @@ class LocalStorage:
 
     def discard(self, stored: Stored) -> None:
         self.remove(stored.path)
+
+
+def low_space(root: str) -> str:
+    """What to say of a directory with little free space; empty when there is enough, or when it is no directory."""
+    if not os.path.isdir(root) or (free := shutil.disk_usage(root).free) >= LOW_GIB << 30:
+        return ""
+    return f"warning: {free / 2**20:.0f} MiB are free below {root}: free space or choose another --root, or the job may end half way"
 
 
 def move_new(source: Path, target: Path) -> str:
