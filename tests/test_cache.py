@@ -158,10 +158,15 @@ def test_two_texts_with_one_key_are_counted_as_a_collision(store: Storage, tmp_p
     assert manifest.rows == 69
 
 
-def test_personal_data_in_a_request_finds_the_redacted_query(store: Storage, tmp_path: Path) -> None:
-    _, manifest = publish(store, tmp_path, answers(good("<email> login")))
+def test_redacted_queries_are_in_the_cache_only_when_they_may_share_an_answer(store: Storage, tmp_path: Path) -> None:
+    table = answers(good("<email> login"), good("call <phone>"), good("<phone"), ("card <card>", "", "failed", None, "teacher"))
+    built, manifest = publish(store, tmp_path, table)
+    assert built.left_out == {"redacted": 2, "failed": 1}
+    assert open_generation(store, manifest.id).lookup("Someone@Example.com login") is None
+    _, manifest = publish(store, tmp_path, table, share_redacted=True)
     opened = open_generation(store, manifest.id)
     assert opened.lookup("Someone@Example.com login") is not None
+    assert opened.lookup("call 5552345678") is not None
 
 
 words = st.text(min_size=1, max_size=12).map(normalise).filter(bool)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -25,41 +26,47 @@ from headtail.querylog import run as ingest
 from headtail.receipt import Receipt, load_ref
 from headtail.rows import GOLD, PLANNED, with_side_inputs
 from headtail.storage import open_storage, read_json, stream_table
+from headtail.task import load_task
 
 OFF = TrackingConfig(enabled=False)
 ANSWER = json.dumps({"segments": []})
 COUNTS = st.lists(st.integers(1, 50), min_size=1, max_size=40).map(lambda found: np.array(sorted(found, reverse=True)))
 
 
-@given(COUNTS, st.none() | st.floats(0.01, 1), st.none() | st.integers(1, 50), st.integers(1, 60))
+@given(COUNTS, st.none() | st.floats(0.01, 1), st.none() | st.integers(1, 50), st.integers(1, 60), st.integers(0, 2**40 - 1))
 @settings(deadline=None)
 def test_the_tightest_limit_ends_the_head(
-    counts: np.ndarray[Any, np.dtype[np.int64]], coverage: float | None, rows: int | None, low: int
+    counts: np.ndarray[Any, np.dtype[np.int64]], coverage: float | None, rows: int | None, low: int, barred: int
 ) -> None:
-    end, limit = head_end(counts, Head(coverage=coverage, rows=rows, min_count=low))
+    """Queries that may not be head fill no limit."""
+    may = np.array([not barred >> i & 1 for i in range(len(counts))])
+    end, limit = head_end(counts, Head(coverage=coverage, rows=rows, min_count=low), may)
     total, fits = int(counts.sum()), []
     for n in range(len(counts) + 1):
-        reached = coverage is not None and n > 0 and counts[: n - 1].sum() >= coverage * total * (1 - 1e-12)
-        fits.append(not reached and (rows is None or n <= rows) and (n == 0 or counts[n - 1] >= low))
+        before = (counts * may)[: max(0, n - 1)].sum(), may[: max(0, n - 1)].sum()
+        reached = n > 0 and (
+            (coverage is not None and before[0] >= coverage * total * (1 - 1e-12)) or (rows is not None and before[1] >= rows)
+        )
+        fits.append(not reached and (n == 0 or counts[n - 1] >= low))
     assert end == max(n for n, fine in enumerate(fits) if fine)
     assert limit in ("coverage", "rows", "min_count")
 
 
 def test_the_limit_that_rules_is_named() -> None:
     counts = np.array([50, 30, 10, 5, 3, 1, 1])
-    assert head_end(counts, Head(coverage=0.5)) == (1, "coverage")
-    assert head_end(counts, Head(coverage=0.51)) == (2, "coverage")
-    assert head_end(counts, Head(coverage=0.9, rows=2)) == (2, "rows")
-    assert head_end(counts, Head(coverage=1.0)) == (5, "min_count")
-    assert head_end(counts, Head(coverage=1.0, min_count=1)) == (7, "min_count")
-    assert head_end(np.array([], np.int64), Head()) == (0, "min_count")
+    assert head_end(counts, Head(coverage=0.5), counts > 0) == (1, "coverage")
+    assert head_end(counts, Head(coverage=0.51), counts > 0) == (2, "coverage")
+    assert head_end(counts, Head(coverage=0.9, rows=2), counts > 0) == (2, "rows")
+    assert head_end(counts, Head(coverage=1.0), counts > 0) == (5, "min_count")
+    assert head_end(counts, Head(coverage=1.0, min_count=1), counts > 0) == (7, "min_count")
+    assert head_end(np.array([], np.int64), Head(), np.array([], bool)) == (0, "min_count")
 
 
 @given(COUNTS, st.integers(0, 40), st.integers(0, 2**30), st.integers(1, 5))
 @settings(deadline=None)
 def test_the_teaching_sample(counts: np.ndarray[Any, np.dtype[np.int64]], rows: int, seed: int, torso: int) -> None:
     rng = np.random.default_rng(seed)
-    stratum, withheld = strata(counts, min(3, len(counts)), torso), rng.random(len(counts)) < 0.2
+    stratum, withheld = strata(counts, min(3, len(counts)), torso, counts > 0), rng.random(len(counts)) < 0.2
     chosen = teach_sample(rng.random(len(counts)), stratum, withheld, rows)
     assert not (chosen & withheld).any()
     assert not (chosen & (stratum == 0)).any()
@@ -262,9 +269,13 @@ def test_rows_that_do_not_add_up_end_the_job(log: Callable[..., Receipt], root: 
 
     def lossy(*arguments: Any) -> Any:
         for batch in real(*arguments):
-            yield batch.slice(0, batch.num_rows - 1)
+            yield batch.slice(0, batch.num_rows - (len(arguments) == columns))
 
+    columns = 2  # where all are read
     monkeypatch.setattr(plan, "stream_table", lossy)
+    with pytest.raises(LedgerError, match="are not the queries of the log"):
+        do(root)
+    columns = 3  # where the texts alone are
     with pytest.raises(LedgerError, match="are not the queries of the log"):
         do(root)
     assert not open_storage(root).exists("plan/LATEST")
@@ -281,3 +292,25 @@ def test_a_table_out_of_order_is_refused(log: Callable[..., Receipt], root: str,
     monkeypatch.setattr(Receipt, "table", reversed_table)
     with pytest.raises(LedgerError, match="not by falling count"):
         do(root)
+
+
+def test_redacted_queries_take_no_room_in_the_head_unless_they_share_an_answer(root: str, tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("query,n\ncall 5552345678,500\ncall 5552349999,500\npizza,60\nsushi,40\nramen,30\ncard 4111111111111111,1\n")
+    task = shutil.copytree(load_task("query_intent").folder, tmp_path / "task")
+    ingest(LogConfig(root=root, tracking=OFF, log=str(log), columns=Columns(count="n"), task=str(task), later_share=0.0))
+    limits = Head(rows=2, coverage=None, min_count=1)
+    store = open_storage(root)
+
+    def queries(receipt: Receipt, name: str) -> set[str]:
+        return set(receipt.table(store, name)["query"].to_pylist())
+
+    live = run(Config(root=root, tracking=OFF, task=str(task), head=limits, teach_rows=0))
+    assert (queries(live, "head"), queries(live, "rest")) == ({"pizza", "sushi"}, {"ramen"})
+    assert live.rows["redacted"] == 2
+    assert live.metrics["head_coverage"] == pytest.approx(100 / 1131)
+    assert any(note.startswith("2 redacted queries are in no table") for note in live.notes)
+    (task / "task.yaml").write_text((task / "task.yaml").read_text() + "\nredacted: cached\n")
+    cached = run(Config(root=root, tracking=OFF, task=str(task), head=limits, teach_rows=0))
+    assert (queries(cached, "head"), queries(cached, "rest")) == ({"call <phone>", "pizza"}, {"sushi", "ramen", "card <card>"})
+    assert cached.rows["redacted"] == 0

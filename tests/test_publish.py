@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,6 +122,21 @@ def test_a_threshold_by_source_leaves_rows_to_the_next_receipt(store: Storage, r
     assert release.current(store).thresholds == {"teacher": 0.5}
     with pytest.raises(ConfigError, match="min_confidence"):
         config(root, *prepared, min_confidence={"techer": 0.5})
+
+
+def test_redacted_queries_go_live_unless_the_task_says_that_they_may_share_an_answer(
+    store: Storage, root: str, intent: Task, tmp_path: Path
+) -> None:
+    teacher = answered(store, "aaaa", intent, answers(good("pizza", A), good("call <phone>", A)))
+    receipt = publish.run(config(root, teacher))
+    assert (receipt.rows["published"], receipt.rows["left_out.redacted"]) == (1, 1)
+    assert any("redacted queries are not in the cache" in note for note in receipt.notes)
+    assert release.lookup(store, "call 5552345678")["source"] is None
+    folder = shutil.copytree(intent.folder, tmp_path / "task")
+    (folder / "task.yaml").write_text((folder / "task.yaml").read_text() + "\nredacted: cached\n")
+    shared = publish.run(config(root, teacher, task=str(folder)))
+    assert (shared.rows["published"], shared.reused) == (2, False)
+    assert release.lookup(store, "call 5552345678")["source"] == "teacher"
 
 
 def test_again_builds_nothing_and_after_a_rollback_promotes_again(

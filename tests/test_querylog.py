@@ -26,6 +26,7 @@ from headtail.config import TrackingConfig
 from headtail.errors import InputError, LedgerError, StorageError
 from headtail.keys import normalise, query_key
 from headtail.querylog import Columns, Config, run, tally
+from headtail.querylog.gold import _answer, _fit
 from headtail.querylog.intake import PLAIN, REASONS, Rules, clean_texts
 from headtail.receipt import Receipt
 from headtail.redact import redact
@@ -361,6 +362,60 @@ def test_gold_is_checked_settled_and_counted(ingest: Callable[..., Receipt], roo
     assert receipt.rows["events"] == 10
 
 
+def test_labels_and_spans_are_taken_as_people_type_them(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+    spans = [
+        ("Thai  Food caf\u00e9", [("Thai Food ", "Topic"), ("cafe\u0301", "NAME")]),  # decomposed
+        ("pizza near me", [("\u2068PIZZA\u2069", "topic"), ("near\u00a0me", "location")]),
+        ("plumer", [("plumber", "topic")]),  # a correction
+    ]
+    rows = [(query, {"segments": [{"text": text, "label": label} for text, label in pairs]}) for query, pairs in spans]
+    path = tmp_path / "gold.jsonl"
+    path.write_text("\n".join(json.dumps({"query": query, "answer": answer}) for query, answer in rows))
+    receipt = ingest(GOLD_LOG, gold=str(path), task="query_segmentation", later_share=0.0)
+    found = {query: [(s["text"], s["label"]) for s in json.loads(answer)["segments"]] for query, answer in gold(root, receipt).items()}
+    assert found["thai food caf\u00e9"] == [("thai food", "topic"), ("caf\u00e9", "name")]
+    assert found["pizza near me"] == [("pizza", "topic"), ("near me", "location")]
+    assert any(note.startswith("1 people's answers have a span that is not in their query") for note in receipt.notes)
+
+
+CHOICES = {
+    "$defs": {"Kind": {"enum": ["Thai Food", "caf\u00e9", "x\u00b2", "US", "us"]}},
+    "type": "object",
+    "properties": {"kind": {"anyOf": [{"$ref": "#/$defs/Kind"}, {"type": "null"}]}, "tags": {"type": "array", "items": {"const": "Ok"}}},
+}
+
+
+@pytest.mark.parametrize(
+    "typed, meant",
+    [
+        ({"kind": " thai  FOOD"}, {"kind": "Thai Food"}),
+        ({"kind": "Cafe\u0301", "tags": ["OK", "Ok", "no"]}, {"kind": "caf\u00e9", "tags": ["Ok", "Ok", "no"]}),
+        ({"kind": "x2"}, {"kind": "x2"}),
+        ({"kind": "Us"}, {"kind": "Us"}),  # two choices are alike: nobody guesses
+        ({"kind": None, "other": [{"kind": "thai food"}]}, {"kind": None, "other": [{"kind": "thai food"}]}),
+    ],
+)
+def test_a_choice_is_the_one_that_it_is_after_normalisation(typed: Any, meant: Any) -> None:
+    assert _fit(typed, CHOICES, CHOICES) == meant
+
+
+@pytest.mark.parametrize("label", ["Browse", " how_to", "HOW_TO", "\uff42\uff52\uff4f\uff57\uff53\uff45"])
+def test_a_bare_label_in_another_spelling_is_that_label(label: str, intent: Task) -> None:
+    answer, problem = _answer(label.encode(), intent)
+    assert (json.loads(answer or "{}").get("intent"), problem) == (normalise(label), "")
+
+
+def test_many_redacted_queries_are_noted_by_kind_and_not_by_example(ingest: Callable[..., Receipt]) -> None:
+    few = ["call 5552345678", *(f"pizza {i}" for i in range(150))]
+    assert not [note for note in ingest("query\n" + "\n".join(few), later_share=0.0).notes if "redacted" in note]
+    many = ["call 5552349999", "5552345679 whatsapp ann@example.org", *(f"pizza {i}" for i in range(98))]
+    (note,) = [note for note in ingest("query\n" + "\n".join(many), name="many.csv", later_share=0.0).notes if "redacted" in note]
+    assert note.startswith("2.0% of queries were redacted: 1 e-mail addresses")
+    assert "2 telephone numbers" in note
+    assert "card" not in note
+    assert not any(secret in note for secret in ("5552349999", "5552345679", "ann@"))
+
+
 def test_gold_beside_the_queries_of_the_log(ingest: Callable[..., Receipt], root: str, segmentation: Task) -> None:
     answer = {"segments": [{"text": "sushi", "label": "topic"}]}
     with_gold = [("sushi", json.dumps(answer)), ("sushi", ""), ("vet", "{bad"), ("pizza", "")]
@@ -372,8 +427,6 @@ def test_gold_beside_the_queries_of_the_log(ingest: Callable[..., Receipt], root
 
 
 def test_answers_that_json_lets_in_but_no_table_can_hold(segmentation: Task) -> None:
-    from headtail.querylog.gold import _answer
-
     lone = b'{"segments": [{"text": "\\ud800", "label": "topic"}]}'
     assert _answer(lone, segmentation)[0] is None
     assert "cannot be stored" in _answer(lone, segmentation)[1]

@@ -90,3 +90,10 @@ def test_names_that_the_schema_lacks_are_said(fields: dict[str, Any], said: str)
 def test_names_that_the_schema_has_pass() -> None:
     for fields in ({"kind": "label", "field": "intent"}, {"kind": "spans", "field": "segments", "ignore": ("none",)}, {"kind": "exact"}):
         check_score(ScoreConfig.model_validate(fields), outline(SCHEMA).schema, "task.yaml")
+
+
+def test_span_texts_are_compared_in_the_normal_form_of_queries() -> None:
+    typed = {"segments": [{"text": " Thai  Food", "label": "topic"}, {"text": "cafe\u0301", "label": "name"}]}
+    copied = {"segments": [{"text": "thai food", "label": "topic"}, {"text": "caf\u00e9", "label": "name"}]}
+    assert score(SPANS, typed, copied) == Counts(2, 0, 0)
+    assert not score(SPANS, {"segments": [{"text": "10\u2075", "label": "topic"}]}, {"segments": [{"text": "105", "label": "topic"}]}).tp

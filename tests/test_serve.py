@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import free_port
-from headtail import release, serve
+from headtail import plan, querylog, release, serve
 from headtail.config import TrackingConfig, build
 from headtail.errors import ConfigError, InputError
 from headtail.keys import normalise
@@ -43,7 +43,7 @@ def published(
 ) -> Release:
     """A release whose generation answers `queries`, made current."""
     rows = [good(query, json.dumps(segments(query), sort_keys=True)) for query in queries]
-    _, manifest = publish(store, tmp_path, answers(*rows))
+    _, manifest = publish(store, tmp_path, answers(*rows), share_redacted=True)
     return release.promote(store, release.make(store, generation=manifest.id, task=task, student=student).id)
 
 
@@ -220,6 +220,32 @@ def test_personal_data_never_reaches_the_student(open_state: Callable[..., State
     assert found["normalised"] == seen[0]
     assert ask(state, "Someone@Example.com login").json()["cached"]  # and what ingest redacted is found
     assert len(seen) == 1
+
+
+def test_two_numbers_are_never_answered_from_one_cached_answer(store: Storage, tmp_path: Path, intent: Task) -> None:
+    """From the log to the reply: many callers' numbers are one query of the log, and nobody is served from what it was answered with."""
+    path = tmp_path / "log.csv"
+    path.write_text("query\n" + "call 5552345678\n" * 5 + "call 5552349999\n" * 5 + "pizza\n" * 5 + "part 4532349876\n" * 5)
+    root = str(tmp_path / "store")
+    querylog.run(querylog.Config(root=root, tracking=OFF, log=str(path), task="query_intent", later_share=0.0))
+    limits = plan.Head(coverage=None)
+    planned = plan.run(plan.Config(root=root, tracking=OFF, task="query_intent", head=limits)).table(store, "head")["query"].to_pylist()
+    assert sorted(planned) == ["part 4532349876", "pizza"]
+    asked = [*planned, "call <phone>"]  # as a plan of another task, or of an older version, may have it
+    _, manifest = publish(store, tmp_path, answers(*(good(query, '{"intent":"browse"}') for query in asked)))
+    release.promote(store, release.make(store, generation=manifest.id, task=intent, student=STUDENT).id)
+    options = {"timeout_s": limit(5), "stands_for": STUDENT, "deployed": "m"}
+    state = State(store, open_served(store, "current"), says(intent, {"intent": "price"}), **options)  # type: ignore[arg-type]
+    for query, source in (
+        ("call 5552345678", "student"),
+        ("call 5552349999", "student"),
+        ("call <phone>", "student"),
+        ("part 4532349876", "teacher"),
+        ("part 4532349877", "student"),
+        ("pizza", "teacher"),
+    ):
+        found = ask(state, query).json()
+        assert (found["source"], found["cached"]) == (source, source == "teacher"), query
 
 
 def test_side_inputs_go_to_the_student_and_only_known_ones(open_state: Callable[..., State], segmentation: Task) -> None:

@@ -22,13 +22,14 @@ from headtail.config import StageConfig
 from headtail.errors import InputError, LedgerError
 from headtail.progress import bar, say
 from headtail.receipt import LATEST, Receipt, load_receipt
+from headtail.redact import PLACEHOLDER
 from headtail.rows import PLANNED, SIDE_INPUT, Stratum, draw, with_side_inputs
 from headtail.station import Station, run_once
 from headtail.storage import FileRef, Storage, open_storage, stream_table
 from headtail.task import Task, load_task
 
 STAGE = "plan"
-VERSION = 1
+VERSION = 2
 POINTS = 200
 STRATA = (Stratum.HEAD, Stratum.TORSO, Stratum.TAIL)
 Ints = npt.NDArray[np.int64]
@@ -59,32 +60,33 @@ class Coverage(NamedTuple):
 
     seen: Ints
     later: Ints
+    total: int  # events up to the cut, also of queries that no cache may answer
     later_total: int  # events of later traffic, unseen queries included
 
     def shares(self, rows: int) -> tuple[float, float]:
         """Share of events covered by the first `rows` queries: before the cut, and later (0 without later traffic)."""
         if not rows or not len(self.seen):
             return 0.0, 0.0
-        return float(self.seen[rows - 1] / self.seen[-1]), float(self.later[rows - 1] / max(1, self.later_total))
+        return float(self.seen[rows - 1] / self.total), float(self.later[rows - 1] / max(1, self.later_total))
 
 
-def head_end(counts: Ints, limits: Head) -> tuple[int, str]:
-    """How many of the queries, by falling count, are head, and the name of the limit that said so."""
+def head_end(counts: Ints, limits: Head, may: Mask) -> tuple[int, str]:
+    """How many of the queries, by falling count, the head ends after, and the name of the limit that said so. `may`: be in it at all."""
     ends = {"min_count": int(np.searchsorted(-counts, -limits.min_count, side="right"))}
     if limits.rows is not None:
-        ends["rows"] = min(limits.rows, len(counts))
+        ends["rows"] = min(len(counts), int(np.searchsorted(np.cumsum(may), limits.rows)) + 1)
     if limits.coverage is not None:
-        total = np.cumsum(counts)
-        wanted = limits.coverage * float(total[-1]) if len(total) else 0.0
+        total = np.cumsum(np.where(may, counts, 0))
+        wanted = limits.coverage * float(counts.sum())
         ends["coverage"] = min(len(counts), int(np.searchsorted(total, wanted * (1 - 1e-12), side="left")) + 1)
     limit = min(ends, key=lambda name: ends[name])
     return ends[limit], limit
 
 
-def strata(counts: Ints, head: int, torso_min_count: int) -> npt.NDArray[np.int8]:
-    """0 head, 1 torso, 2 tail per query."""
+def strata(counts: Ints, head: int, torso_min_count: int, may: Mask) -> npt.NDArray[np.int8]:
+    """0 head, 1 torso, 2 tail per query; of the first `head` queries those that `may` be head are."""
     found = np.where(counts >= torso_min_count, 1, 2).astype(np.int8)
-    found[:head] = 0
+    found[:head][may[:head]] = 0
     return found
 
 
@@ -124,7 +126,7 @@ def curve(counts: Ints, covered: Coverage, head: int, limit: str) -> dict[str, A
         points.append({"rank": rank, "count": int(counts[rank - 1]), "share": seen, "share_later": after if covered.later_total else None})
     return {
         "queries": n,
-        "events": int(covered.seen[-1]),
+        "events": covered.total,
         "later_events": covered.later_total,
         "head": {
             "rows": head,
@@ -191,14 +193,14 @@ def run(config: Config) -> Receipt:
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     log = load_receipt(store, "ingest", LATEST if config.log == "ingest" else config.log)
     _check_side_inputs(log, task)
-    torso = task.file.strata.torso_min_count
+    matters = {"side_inputs": list(task.side_inputs), "torso_min_count": task.file.strata.torso_min_count, "redacted": task.file.redacted}
     return run_once(
         STAGE,
         config,
-        lambda station: _work(station, config, log, torso, task.side_inputs),
+        lambda station: _work(station, config, log, task),
         inputs={"log": log},
         version=VERSION,
-        replaces={"task": {"side_inputs": list(task.side_inputs), "torso_min_count": torso}, "log": log.path},
+        replaces={"task": matters, "log": log.path},
     )
 
 
@@ -213,13 +215,15 @@ def _check_side_inputs(log: Receipt, task: Task) -> None:
         )
 
 
-def _work(station: Station, config: Config, log: Receipt, torso: int, side_inputs: tuple[str, ...]) -> None:
+def _work(station: Station, config: Config, log: Receipt, task: Task) -> None:
     table = log.table(station.store, "queries", ["query_key", "count"])
     keys, counts = table["query_key"], table["count"].to_numpy()
     if np.any(np.diff(counts) > 0):
         raise LedgerError("queries are not by falling count", where=log.output("queries").path, fix="run ingest again")
-    head, limit = head_end(counts, config.head)
-    if not head:
+    may = _cacheable(station.store, log, task, len(counts))
+    end, limit = head_end(counts, config.head, may)
+    stratum = strata(counts, end, task.file.strata.torso_min_count, may)
+    if not np.any(stratum == 0):
         raise InputError(
             "the head is empty: no query is frequent enough",
             where="head.min_count",
@@ -228,14 +232,15 @@ def _work(station: Station, config: Config, log: Receipt, torso: int, side_input
         )
     gold = log.table(station.store, "gold")
     withheld = np.asarray(pc.is_in(keys, gold["query_key"].combine_chunks()))
-    stratum = strata(counts, head, torso)
     teach = teach_sample(draw(keys, "teach", config.seed), stratum, withheld, config.teach_rows)
-    rest = np.flatnonzero((stratum > 0) & ~teach)
+    rest = np.flatnonzero((stratum > 0) & ~teach & may)
     keep = np.zeros(len(counts), bool)
     keep[rest[: config.rest_rows]] = True
-    covered = coverage(log.table(station.store, "later", ["query_key", "count"]), keys, counts)
-    found = curve(counts, covered, head, limit)
-    plan = Plan(log.output("queries"), stratum, withheld, side_inputs)
+    covered = coverage(log.table(station.store, "later", ["query_key", "count"]), keys, counts, may)
+    found = curve(counts, covered, end, limit)
+    found["head"]["rows"] = int((stratum == 0).sum())
+    station.rows["redacted"] = int((~may & ~teach).sum())
+    plan = Plan(log.output("queries"), stratum, withheld, task.side_inputs)
     with bar("plan", 3 * len(counts), "queries") as progress:
         for name, mask in {"head": stratum == 0, "teach": teach, "rest": keep}.items():
             station.table(name, plan.rows(station.store, mask, progress.advance), plan.schema)
@@ -244,6 +249,17 @@ def _work(station: Station, config: Config, log: Receipt, torso: int, side_input
     station.json("coverage", found)
     station.figure("coverage", figure(found))
     _tell(station, config, plan, found, golden, zipf_exponent(counts))
+
+
+def _cacheable(store: Storage, log: Receipt, task: Task, queries: int) -> Mask:
+    """Which queries one cached answer may serve: all but redacted ones, unless the task says that they share an answer."""
+    if task.file.redacted == "cached":
+        return np.ones(queries, bool)
+    texts = (batch.column("query") for batch in stream_table(store, log.output("queries"), ["query"]))
+    found: Mask = np.concatenate([np.zeros(0, bool), *(np.asarray(pc.match_substring_regex(text, PLACEHOLDER)) for text in texts)])
+    if len(found) != queries:
+        raise LedgerError("the texts read are not the queries of the log", where=log.path, value=f"{len(found):,} of {queries:,}")
+    return np.logical_not(found)
 
 
 class Plan(NamedTuple):
@@ -290,13 +306,14 @@ class Plan(NamedTuple):
         return gold
 
 
-def coverage(later: pa.Table, keys: pa.ChunkedArray, counts: Ints) -> Coverage:
-    """Events by rank, of the log and of later traffic (query_key, count)."""
+def coverage(later: pa.Table, keys: pa.ChunkedArray, counts: Ints, may: Mask) -> Coverage:
+    """Events by rank that a cache may answer, of the log and of later traffic (query_key, count)."""
     after = np.zeros(len(counts), np.int64)
     places = pc.index_in(keys, later["query_key"].combine_chunks())
     found = np.flatnonzero(np.asarray(places.is_valid()))
     after[found] = later["count"].to_numpy()[np.asarray(places.drop_null())]
-    return Coverage(np.cumsum(counts), np.cumsum(after), int(pc.sum(later["count"]).as_py() or 0))
+    seen, after = np.where(may, counts, 0), np.where(may, after, 0)
+    return Coverage(np.cumsum(seen), np.cumsum(after), int(counts.sum()), int(pc.sum(later["count"]).as_py() or 0))
 
 
 def _tell(station: Station, config: Config, plan: Plan, found: dict[str, Any], gold: pa.Table, exponent: float) -> None:
@@ -306,9 +323,9 @@ def _tell(station: Station, config: Config, plan: Plan, found: dict[str, Any], g
     rows |= {"head": head["rows"], "torso": torso, "tail": tail, "teach": station.outputs["teach"].rows or 0}
     rows |= {"rest": station.outputs["rest"].rows or 0, "gold": len(gold), "withheld": int(plan.withheld.sum())}
     rows |= {f"gold.{name}": pc.sum(pc.equal(gold["stratum"], str(name))).as_py() or 0 for name in Stratum}
-    outside = torso + tail - rows["teach"]
+    outside = torso + tail - rows["teach"] - rows["redacted"]
     rows["left_out"] = outside - rows["rest"]
-    if rows["head"] + outside + rows["teach"] != n or rows["rest"] != min(outside, config.rest_rows or outside):
+    if rows["head"] + outside + rows["teach"] + rows["redacted"] != n or rows["rest"] != min(outside, config.rest_rows or outside):
         raise LedgerError("head, teach and rest are not the queries of the log", where=STAGE, value=f"{n:,} queries, {rows}")
     station.metrics |= {
         "head_rows": float(head["rows"]),
@@ -324,6 +341,8 @@ def _tell(station: Station, config: Config, plan: Plan, found: dict[str, Any], g
         station.note(
             f"only {rows['teach']:,} of {config.teach_rows:,} teaching rows: there are no more queries outside the head and the gold"
         )
+    if rows["redacted"]:
+        station.note(f"{rows['redacted']:,} redacted queries are in no table: each stands for many questions (docs/task.md, `redacted`)")
     if rows["left_out"]:
         station.note(f"{rows['left_out']:,} queries are in no table: rest_rows is {config.rest_rows:,}")
     if gold.num_rows and not any(rows[f"gold.{name}"] for name in (Stratum.TORSO, Stratum.TAIL, Stratum.UNSEEN)):

@@ -80,6 +80,7 @@ def run(config: Config) -> Receipt:
     inputs |= {f"gate.{i}": receipt for i, receipt in enumerate(gated)}
     replaces = {
         "task": task.name,
+        "redacted": task.file.redacted,
         "answers": [receipt.path for receipt in parts.answers],
         "student": student.path if student else "",
         "evaluation": evaluation.path if evaluation else "",
@@ -189,7 +190,8 @@ def _build(station: Station, config: Config, parts: _Parts) -> Built:
                 shown.advance(table.num_rows)
 
         streams, labels = [stream(receipt) for receipt in parts.answers], [receipt.path for receipt in parts.answers]
-        built = build_generation(streams, folder, min_confidence=least, labels=labels)
+        shared = parts.task.file.redacted == "cached"
+        built = build_generation(streams, folder, min_confidence=least, share_redacted=shared, labels=labels)
     left = sum(built.left_out.values())
     if built.rows + left != offered:
         raise LedgerError("rows of the answers do not add up", value=f"{offered} offered, {built.rows} published, {left} left out")
@@ -201,6 +203,10 @@ def _build(station: Station, config: Config, parts: _Parts) -> Built:
     }
     station.metrics["build_rows_per_s"] = round(offered / max(time.monotonic() - started, 1e-9), 1)
     _tell_left_out(station, config, built, parts)
+    if hidden := built.left_out.get("redacted"):
+        station.note(
+            f"{hidden:,} answers to redacted queries are not in the cache: each stands for many questions (docs/task.md, `redacted`)"
+        )
     return built
 
 

@@ -16,6 +16,7 @@ from pydantic import Field
 from headtail.config import Config
 from headtail.errors import ConfigError
 from headtail.keys import canonical
+from headtail.text import normalise
 
 
 class Counts(NamedTuple):
@@ -35,7 +36,7 @@ class ScoreConfig(Config):
     """How two answers are scored: the units compared and where they stand in the answer."""
 
     kind: Literal["spans", "label", "exact"] = Field(
-        description="spans: micro-F1 over (text, label) pairs; label: accuracy of one field; exact: whole answers equal"
+        description="spans: micro-F1 over (normalised text, label) pairs; label: accuracy of one field; exact: whole answers equal"
     )
     field: str = Field("", description="spans: the array of segments; label: the field compared; unused by exact")
     text: str = Field("text", description="spans: name of the text within a segment")
@@ -105,7 +106,12 @@ def _units(config: ScoreConfig, answer: Any) -> list[str]:
         return [] if found is None else [canonical(found, config.field)]
     segments = found if isinstance(found, list) else []
     return [
-        f"{segment.get(config.label)}\0{segment.get(config.text)}"
+        f"{segment.get(config.label)}\0{_plain(segment.get(config.text))}"
         for segment in segments
         if isinstance(segment, dict) and segment.get(config.label) not in config.ignore
     ]
+
+
+def _plain(text: Any) -> Any:
+    """A span's text as queries are: people type `Thai Food` of the query `thai food`."""
+    return normalise(text) if isinstance(text, str) else text

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema_rs
 from pydantic import BaseModel, Field
@@ -60,6 +60,9 @@ class TaskFile(Config):
     sampling: Sampling = Field(Sampling(), description="how tokens are drawn")
     score: ScoreConfig = Field(description="how two answers are compared")
     strata: Strata = Field(Strata(), description="where the torso ends")
+    redacted: Literal["live", "cached"] = Field(
+        "live", description="queries with <phone>, <card> or <email>: never from the cache (live), or from one answer for all (cached)"
+    )
     fallback: dict[str, Any] = Field(description=f"answer given when nothing else can; {QUERY} stands for the query")
 
 

@@ -28,6 +28,7 @@ from headtail.cache.merge import Batch, ascending, in_order, rounds
 from headtail.cache.snapshot import SOURCES, Snapshot, Values
 from headtail.errors import InputError, LedgerError
 from headtail.keys import KEY_BYTES, query_key
+from headtail.redact import PLACEHOLDER
 from headtail.rows import ANSWER, CACHED, State, conform, key_words
 
 PIECE_ROWS = 131_072  # rows written at a time: a row group of the Parquet file, a transaction of LMDB
@@ -43,19 +44,21 @@ def build_generation(
     folder: Path,
     *,
     min_confidence: Mapping[str, float] | None = None,
+    share_redacted: bool = False,
     labels: Sequence[str] = (),
 ) -> Built:
     """A generation in `folder` (empty, local). The first stream that has a publishable answer to a query wins.
 
     Streams are ascending by query_key, of OFFERED's columns or more; of rows with one key the first wins. `min_confidence`: by source;
-    rows below, and rows without confidence where a minimum above 0 is asked, are left out. `labels`: of streams, for errors.
+    rows below, and rows without confidence where a minimum above 0 is asked, are left out. A redacted query stands
+    for many questions: it is left out unless `share_redacted`. `labels`: of streams, for errors.
     """
     left_out: Counter[str] = Counter()
     names = [*labels, *(f"answers {i}" for i in range(len(labels), len(streams)))]
     with told("build the generation on", folder):
         writer = _Writer(folder)
     try:
-        for piece in pieces(merged(streams, min_confidence or {}, left_out, names)):
+        for piece in pieces(merged(streams, min_confidence or {}, left_out, names, share_redacted)):
             with told("build the generation on", folder):
                 writer.add(piece)
         with told("build the generation on", folder):
@@ -65,10 +68,14 @@ def build_generation(
 
 
 def merged(
-    streams: Sequence[Iterable[pa.Table]], least: Mapping[str, float], left_out: Counter[str], labels: Sequence[str]
+    streams: Sequence[Iterable[pa.Table]],
+    least: Mapping[str, float],
+    left_out: Counter[str],
+    labels: Sequence[str],
+    share_redacted: bool = False,
 ) -> Iterator[pa.Table]:
     """CACHED rows in order of key, one per key; the others are counted in `left_out`."""
-    offers = [_offers(stream, least, left_out, label) for stream, label in zip(streams, labels, strict=True)]
+    offers = [_offers(stream, least, left_out, label, share_redacted) for stream, label in zip(streams, labels, strict=True)]
     for cut in rounds(offers):
         some = [table for table in cut if table.num_rows]
         table = some[0] if len(some) == 1 else pa.concat_tables(some)
@@ -99,11 +106,17 @@ def _fitting(table: pa.Table) -> Iterator[pa.Table]:
         yield table.combine_chunks()
 
 
-def _offers(stream: Iterable[pa.Table], least: Mapping[str, float], left_out: Counter[str], label: str) -> Iterator[Batch]:
+def _offers(
+    stream: Iterable[pa.Table], least: Mapping[str, float], left_out: Counter[str], label: str, share_redacted: bool
+) -> Iterator[Batch]:
     """The rows of one stream that may be published, each key once, in order."""
     last: pa.Table | None = None  # the last row kept: its key may go on in the next batch
     for table, bound in ascending((conform(table, OFFERED, label) for table in stream), label):
         kept = _publishable(table, least, left_out, label)
+        if not share_redacted:
+            redacted = pc.match_substring_regex(kept.column("query"), PLACEHOLDER)
+            left_out["redacted"] += pc.sum(redacted).as_py() or 0
+            kept = kept.filter(pc.invert(redacted))
         if kept.num_rows:
             kept = _first_of_each(kept if last is None else pa.concat_tables([last, kept]), left_out).slice(last is not None)
         if kept.num_rows:

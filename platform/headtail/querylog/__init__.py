@@ -59,6 +59,12 @@ _CURES = {
     "nul": "they hold a zero byte",
     "name_twice": "their JSON has a column twice",
 }
+MANY_REDACTED = 0.01  # share of events above which numbers of things may have been taken for numbers of people
+REDACTED_LIKE = {
+    "email": "e-mail addresses (as name@host.org)",
+    "phone": "telephone numbers (as +1 555 234 5678, 555-234-5678, call 5552345678)",
+    "card": "card numbers (16 digits, or 4-4-4-4)",
+}
 THIN = 0.001  # share of events below which held-out traffic is suspect: a wrong clock makes a last day of one event
 
 
@@ -267,6 +273,10 @@ def _check_gold(station: Station, settled: Settled, aside: pa.Table, config: Con
         station.note("all gold went to gold_train: nothing is left to evaluate against")
     if settled.conflicts:
         station.note(f"{settled.conflicts:,} queries had more than one gold answer; the most frequent was kept, of several the first")
+    if settled.astray:
+        station.note(
+            f"{settled.astray:,} people's answers have a span that is not in their query: corrected, or the answer to another one?"
+        )
     if settled.overlaps:
         station.note(f"{settled.overlaps:,} queries were marked train and test alike; they are kept for test only")
 
@@ -301,6 +311,10 @@ def _count_rows(
         "unseen_share_later_queries": sum(map(len, unseen)) / max(1, rows["later_queries"]),
         **{f"redacted_{name}": float(totals.redacted[name]) for name in ("email", "phone", "card")},
     }
+    share = totals.redacted["any"] / max(1, totals.used_events)
+    if share > MANY_REDACTED:
+        kinds = ", ".join(f"{totals.redacted[kind]:,} {like}" for kind, like in REDACTED_LIKE.items() if totals.redacted[kind])
+        station.note(f"{share:.1%} of queries were redacted: {kinds}. If these are part numbers, look at docs/text.md")
 
 
 def _tell(station: Station, config: Config, task: Task, log: Files, gold: Files | None, cut: Cut, totals: Totals) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ from headtail.errors import KeyingError
 from headtail.querylog.intake import GOLD_CELL, shown
 from headtail.rows import GOLD, SET_ASIDE, draw
 from headtail.task import Task
+from headtail.text import normalise
 
 INVALID, REDACTED, SPLIT, NEAR = "gold_invalid", "gold_redacted", "gold_split", "gold_near"
 TRAIN, TEST = "train", "test"
@@ -32,6 +35,7 @@ class Settled(NamedTuple):
     set_aside: pa.Table
     conflicts: int  # queries with more than one answer; the most frequent was kept, of several the first
     overlaps: int  # queries marked train and test alike; kept for test only
+    astray: int = 0  # answers with a span that is not in the query, though both are normalised
 
 
 def settle(found: pa.Table, task: Task, train_share: float, seed: int, redacting: bool = True) -> Settled:
@@ -63,7 +67,7 @@ def settle(found: pa.Table, task: Task, train_share: float, seed: int, redacting
     sources = found.filter(pc.is_in(found["seq"], kept["seq_min"].filter(pa.array(near)).combine_chunks()))
     aside = pa.concat_tables([aside, _aside(sources, [NEAR] * len(sources), sources["query"].to_pylist())])
     gold, train_rows = rows.filter(pa.array(~in_train)), rows.filter(pa.array(in_train & ~near))
-    return Settled(gold, train_rows, aside, conflicts, int((test & train).sum()))
+    return Settled(gold, train_rows, aside, conflicts, int((test & train).sum()), _astray(rows, task))
 
 
 def _near(rows: pa.Table, in_train: np.ndarray) -> np.ndarray:
@@ -93,23 +97,73 @@ def _answers(cells: pa.ChunkedArray, task: Task) -> tuple[pa.Array, list[str]]:
 
 
 def _answer(cell: bytes, task: Task) -> tuple[str | None, str]:
-    """(canonical answer, "") or (None, what is wrong). A task scored by label also takes the bare label."""
+    """(canonical answer, "") or (None, what is wrong). A task scored by label also takes the bare label.
+
+    Labels and spans are taken as people type them: see `_fit` and `_spans`.
+    """
     try:
         text = cell.decode("utf-8").strip()
     except UnicodeDecodeError:
         return None, "not UTF-8"
-    answer, problem = task.parse(text)
+    answer, problem = _parse(text, task)
     if problem and task.file.score.kind == "label":
-        labelled, still = task.parse(json.dumps({task.file.score.field: text}))
+        labelled, still = _parse(json.dumps({task.file.score.field: text}), task)
         answer, problem = (labelled, "") if not still else (None, problem if text.startswith("{") else still)
     if problem:
         return None, problem
+    for span in _spans(answer, task):
+        span[task.file.score.text] = normalise(span[task.file.score.text])
     try:
         stored = task.dump(answer)
         stored.encode("utf-8")
     except (KeyingError, UnicodeEncodeError) as error:  # NaN, half a surrogate pair: JSON lets them in
         return None, f"cannot be stored: {error}"
     return stored, ""
+
+
+def _parse(text: str, task: Task) -> tuple[Any, str]:
+    """As `Task.parse`; where that fails, once more with choices spelled as the schema spells them."""
+    answer, problem = task.parse(text)
+    if problem and not problem.startswith("not JSON"):
+        return task.parse(json.dumps(_fit(json.loads(text), task.schema, task.schema)))
+    return answer, problem
+
+
+def _fit(value: Any, schema: Any, root: dict[str, Any]) -> Any:
+    """`value` with each text that is no choice of its `enum` replaced by the one choice that it is after normalisation."""
+    if not isinstance(schema, dict):
+        return value
+    if "$ref" in schema:
+        schema = reduce(lambda node, part: node.get(part, {}), schema["$ref"].removeprefix("#/").split("/"), root)
+    for branch in (branch for group in ("anyOf", "oneOf", "allOf") for branch in schema.get(group) or ()):
+        value = _fit(value, branch, root)
+    if isinstance(value, dict):
+        known = schema.get("properties") or {}
+        return {name: _fit(item, known.get(name), root) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_fit(item, schema.get("items"), root) for item in value]
+    choices = [choice for choice in schema.get("enum") or [schema.get("const")] if isinstance(choice, str)]
+    if isinstance(value, str) and value not in choices:
+        alike = [choice for choice in choices if normalise(choice) == normalise(value)]
+        return alike[0] if len(alike) == 1 else value
+    return value
+
+
+def _spans(answer: Any, task: Task) -> Iterator[dict[str, Any]]:
+    """The spans of an answer that hold text; none when the task is not scored by spans."""
+    config = task.file.score
+    spans = answer.get(config.field) if config.kind == "spans" and isinstance(answer, dict) else None
+    for span in spans if isinstance(spans, list) else ():
+        if isinstance(span, dict) and isinstance(span.get(config.text), str):
+            yield span
+
+
+def _astray(rows: pa.Table, task: Task) -> int:
+    """Rows with a span that is not in the query: it can never be found there."""
+    if task.file.score.kind != "spans":
+        return 0
+    pairs = zip(rows["query"].to_pylist(), map(json.loads, rows["answer"].to_pylist()), strict=True)
+    return sum(any(span[task.file.score.text] not in query for span in _spans(answer, task)) for query, answer in pairs)
 
 
 def _splits(cells: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:

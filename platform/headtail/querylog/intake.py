@@ -241,7 +241,7 @@ class Intake:
 
     def _mark(self, marks: npt.NDArray[np.int8], count: npt.NDArray[np.int64]) -> None:
         if marks.any():
-            for name, bit in (("email", EMAIL), ("phone", PHONE), ("card", CARD)):
+            for name, bit in (("email", EMAIL), ("phone", PHONE), ("card", CARD), ("any", EMAIL | PHONE | CARD)):
                 self.totals.redacted[name] += int(count[(marks & bit) > 0].sum())
 
     def _see(
