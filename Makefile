@@ -13,7 +13,9 @@ PYTHON      ?= python3.11
 ROOT        ?= build/quickstart
 PORT        ?= 8000
 UI_PORT     ?= 5000
-CONFIG      ?= jobs/configs/run_loop.laptop.yaml
+SIZE        ?= small
+CONFIG      ?= jobs/configs/run_loop.laptop$(if $(filter full,$(SIZE)),-full).yaml
+$(if $(filter small full,$(SIZE)),,$(error SIZE is small or full, not $(SIZE)))
 PYTEST_ARGS ?=
 INSTALLED   := $(VENV)/.installed
 
@@ -26,7 +28,7 @@ ENGINE      ?= null
 KEYS        ?= 10000000
 BENCH_ARGS  ?= --engine decoder=transformers
 
-.PHONY: help install quickstart ui serve test test-fast check format chaos bench-precompute bench-cache bench-scale bench-suspects bench-distill clean
+.PHONY: help install quickstart ui serve test test-fast check format chaos bench-precompute bench-cache bench-scale bench-suspects bench-seeds bench-distill clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,7 +42,7 @@ $(INSTALLED): requirements/torch.txt requirements/cpu.lock requirements/install.
 	@touch $@
 	@echo "installed: $$($(BIN)/headtail --version 2>/dev/null || echo headtail)"
 
-quickstart: install ## the whole loop on the shipped example, or on yours: LOG= TASK= GOLD= TEACHER= SET='field=value ...'
+quickstart: install ## the whole loop on the shipped example (SIZE=full: a larger one), or on yours: LOG= TASK= GOLD= TEACHER= SET='field=value ...'
 	@$(BIN)/headtail loop --config $(CONFIG) --root $(ROOT) $(LOOP_SETS)
 
 ui: install ## MLflow on what ran
@@ -51,7 +53,7 @@ ui: install ## MLflow on what ran
 serve: install ## serve the current release on PORT (try-it page at /, API docs at /docs)
 	@$(BIN)/headtail serve --root $(ROOT) --set port=$(PORT)
 
-test: install ## all tests (about 20 minutes on 2 cores)
+test: install ## all tests (about 15 minutes on 2 cores; HEADTAIL_TEST_TIME_SCALE=3 on a slow machine)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-fast: install ## tests that start no engine, cluster or browser
@@ -80,6 +82,10 @@ bench-cache: install ## the cache beside SQLite, RocksDB and Redis: build/bench/
 bench-suspects: install ## how well curation finds planted errors: build/bench/suspects.json (2 minutes)
 	@$(BIN)/python -m tests.bench.suspects
 
+bench-seeds: install ## how often the quickstart's gates pass, 20 seeds in two precisions: build/bench/seeds.json (an hour)
+	@$(BIN)/python -m tests.bench.seeds
+
+bench-distill: SIZE := full
 bench-distill: quickstart ## training beside Hugging Face's Trainer, the quickstart's students beside their teacher: build/bench/distill.json
 	@$(BIN)/python -m tests.bench.distill --root build/quickstart $(BENCH_ARGS)
 

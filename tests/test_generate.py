@@ -76,9 +76,9 @@ def test_a_gold_table_is_withheld_and_a_missing_side_input_is_null(segmentation:
         input_rows(gold.drop_columns(["query_key"]), (), "plan:gold")
 
 
-def test_no_rows_is_an_error_that_says_where(make_job: MakeJob) -> None:
+def test_no_rows_is_an_error_that_says_where(make_local_job: MakeJob) -> None:
     with pytest.raises(InputError, match="no rows to answer"):
-        prepare(make_job(planned([])))
+        prepare(make_local_job(planned([])))
 
 
 # --- all rows, each in one state
@@ -94,31 +94,31 @@ def test_rows_in_are_rows_out(make_job: MakeJob, rows: int, shards: int, flush: 
     assert len(set(table["query_key"].to_pylist())) == rows
 
 
-def test_each_row_has_its_own_answer_also_when_prompts_are_alike(make_job: MakeJob) -> None:
+def test_each_row_has_its_own_answer_also_when_prompts_are_alike(make_local_job: MakeJob) -> None:
     """The null engine echoes the prompt's end: an answer given to another row would show."""
-    job = make_job(planned([f"pizza {i}" for i in range(50)]), planned([f"pizza {i}" for i in range(25, 75)]), shards=3)
+    job = make_local_job(planned([f"pizza {i}" for i in range(50)]), planned([f"pizza {i}" for i in range(25, 75)]), shards=3)
     table = rows_of(job, run_here(job)[0])
     for row in table.to_pylist():
         assert json.loads(row["answer"])["segments"][0]["text"].endswith(row["query"])
 
 
-def test_duplicates_are_answered_once_and_gold_stays_withheld(make_job: MakeJob) -> None:
+def test_duplicates_are_answered_once_and_gold_stays_withheld(make_local_job: MakeJob) -> None:
     same = planned(["a", "b", "c"], businesses=[None, None, None])
     gold = planned(["b", "d"], businesses=[None, None], withheld=[True, True])
-    job = make_job(same, gold)
+    job = make_local_job(same, gold)
     ledger, _ = run_here(job)
     assert (ledger.rows, ledger.duplicates) == (4, 1)
     assert {row["query"]: row["withheld"] for row in rows_of(job, ledger).to_pylist()} == {"a": False, "b": True, "c": False, "d": True}
 
 
-def test_the_same_query_with_other_side_inputs_is_another_row(make_job: MakeJob) -> None:
-    job = make_job(planned(["a"], businesses=[["x"]]), planned(["a"], businesses=[["y"]]))
+def test_the_same_query_with_other_side_inputs_is_another_row(make_local_job: MakeJob) -> None:
+    job = make_local_job(planned(["a"], businesses=[["x"]]), planned(["a"], businesses=[["y"]]))
     assert run_here(job)[0].rows == 2
 
 
-def test_every_kind_of_bad_row_ends_in_its_state(make_job: MakeJob) -> None:
+def test_every_kind_of_bad_row_ends_in_its_state(make_local_job: MakeJob) -> None:
     words = ["!fail", "!length", "!refuse", "!text", "!invalid", "!flaky", "fine"]
-    job = make_job(planned(words), shards=1)
+    job = make_local_job(planned(words), shards=1)
     ledger, _ = run_here(job)
     states = {row["query"]: row["state"] for row in rows_of(job, ledger).to_pylist()}
     assert states == {
@@ -135,11 +135,11 @@ def test_every_kind_of_bad_row_ends_in_its_state(make_job: MakeJob) -> None:
     assert ledger.reasons == {"told to fail": 1}
 
 
-def test_a_prompt_template_that_raises_fails_its_row_alone(make_job: MakeJob, segmentation: Task) -> None:
+def test_a_prompt_template_that_raises_fails_its_row_alone(make_local_job: MakeJob, segmentation: Task) -> None:
     picky = dataclasses.replace(
         segmentation, template="{% block user %}{{ query }}{% if query == 'bad' %}{{ 1 // 0 }}{% endif %}{% endblock %}"
     )
-    job = make_job(planned(["good", "bad", "better"]), task=picky)
+    job = make_local_job(planned(["good", "bad", "better"]), task=picky)
     ledger, _ = run_here(job)
     assert (ledger.states[State.ANSWERED], ledger.states[State.FAILED]) == (2, 1)
     assert "ZeroDivisionError" in next(iter(ledger.reasons))
@@ -255,8 +255,8 @@ def test_a_driver_that_writes_while_another_sweeps_breaks_neither(make_job: Make
     assert (second.states[State.ANSWERED], second.computed) == (40, 0)
 
 
-def test_transient_errors_stop_at_the_limit(make_job: MakeJob) -> None:
-    job = make_job(planned(["!flaky one", "fine"]), attempts=2)
+def test_transient_errors_stop_at_the_limit(make_local_job: MakeJob) -> None:
+    job = make_local_job(planned(["!flaky one", "fine"]), attempts=2)
     ledger, _ = run_here(job)
     assert ledger.states[State.FAILED] == 1
 
@@ -305,9 +305,9 @@ def test_a_damaged_segment_is_made_again_and_said(make_local_job: MakeJob, monke
     assert (ledger.rows, ledger.computed, ledger.shards[0].damaged) == (100, 60, 10)
 
 
-def test_what_changes_an_answer_changes_every_key(make_job: MakeJob, segmentation: Task, intent: Task) -> None:
+def test_what_changes_an_answer_changes_every_key(make_local_job: MakeJob, segmentation: Task, intent: Task) -> None:
     """DESIGN 2. The folder is named by the stage's fingerprint; the rows' own keys differ too."""
-    base = make_job(planned(["a"]))
+    base = make_local_job(planned(["a"]))
     others = {
         "weights": dataclasses.replace(base, digest="other"),
         "precision": dataclasses.replace(base, model=base.model.model_copy(update={"dtype": "float32"})),
@@ -351,9 +351,9 @@ def test_an_engine_that_breaks_on_everything_ends_the_job(make_local_job: MakeJo
         run_here(job)
 
 
-def test_an_engine_that_dies_at_every_start_ends_the_job(make_job: MakeJob) -> None:
+def test_an_engine_that_dies_at_every_start_ends_the_job(make_local_job: MakeJob) -> None:
     """Each worker stands for one that Ray brought back after its process died before any row was finished."""
-    job = make_job(planned(["a", "b"]), shards=1)
+    job = make_local_job(planned(["a", "b"]), shards=1)
     manifest = prepare(job)
     for _ in range(MOST_STARTS):
         Worker(job, manifest, "run0").started()
@@ -382,8 +382,8 @@ def test_a_publish_retried_after_its_commit_changes_nothing(make_job: MakeJob) -
     assert Worker(job, manifest, "three").work([Ask(0, 0)]) == [made[0]]
 
 
-def test_check_rows_names_what_is_wrong(make_job: MakeJob) -> None:
-    job = make_job(planned(["a", "b"]), shards=1)
+def test_check_rows_names_what_is_wrong(make_local_job: MakeJob) -> None:
+    job = make_local_job(planned(["a", "b"]), shards=1)
     ledger, _ = run_here(job)
     table = rows_of(job, ledger)
     asked = wanted(read_shard(open_storage(job.root), prepare(job), 0), job.task, job.settings)
@@ -401,8 +401,8 @@ def test_check_rows_names_what_is_wrong(make_job: MakeJob) -> None:
         check_rows(odd, asked, "here")
 
 
-def test_sums_that_do_not_agree_name_the_shard(make_job: MakeJob) -> None:
-    job = make_job(planned([f"q{i}" for i in range(100)]), shards=4)
+def test_sums_that_do_not_agree_name_the_shard(make_local_job: MakeJob) -> None:
+    job = make_local_job(planned([f"q{i}" for i in range(100)]), shards=4)
     ledger, _ = run_here(job)
     manifest = prepare(job)
     check_sums(ledger.shards, manifest, "here")
@@ -441,9 +441,9 @@ def test_the_audit_reads_what_is_published_and_names_rows(make_job: MakeJob) -> 
             audit([receipt.model_copy(update={"answers": ref})], manifest, store, "here")
 
 
-def test_input_columns_survive(make_job: MakeJob) -> None:
+def test_input_columns_survive(make_local_job: MakeJob) -> None:
     table = planned(["a", "b"], stratum=["torso", "tail"], withheld=[True, False])
-    job = make_job(table)
+    job = make_local_job(table)
     found = {row["query"]: row for row in rows_of(job, run_here(job)[0]).to_pylist()}
     for row in table.to_pylist():
         for name in (*INPUT.names, "businesses"):
@@ -456,7 +456,7 @@ def test_chains(shards: int, workers: int, tasks: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 97, 401])
-def test_reordered_and_recut_input_is_the_same_rows_in_the_same_shards(make_job: MakeJob, rows: int) -> None:
+def test_reordered_and_recut_input_is_the_same_rows_in_the_same_shards(make_local_job: MakeJob, rows: int) -> None:
     """DESIGN 4: what a shard holds depends on its keys alone, and no count is rounded off."""
     table = planned([f"q{i}" for i in range(rows)])
     shuffled = table.take(random.Random(rows).sample(range(rows), rows))
@@ -464,7 +464,7 @@ def test_reordered_and_recut_input_is_the_same_rows_in_the_same_shards(make_job:
     pieces = [shuffled.slice(a, b - a) for a, b in itertools.pairwise(cut)]
     tables, made = [], []
     for path, parts in (("precompute/one", [table]), ("precompute/two", pieces)):
-        job = make_job(*parts, path=path, shards=5, reuse=False)
+        job = make_local_job(*parts, path=path, shards=5, reuse=False)
         made.append(run_here(job)[0])
         tables.append(rows_of(job, made[-1]).drop_columns(["seconds"]))
     assert tables[0].num_rows == rows

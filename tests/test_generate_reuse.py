@@ -34,8 +34,8 @@ from timescale import SCALE, limit
 # --- answers of earlier jobs
 
 
-def test_shards_in_order_are_keys_in_order(make_job: MakeJob) -> None:
-    job = make_job(planned([f"q{i}" for i in range(500)]), shards=7)
+def test_shards_in_order_are_keys_in_order(make_local_job: MakeJob) -> None:
+    job = make_local_job(planned([f"q{i}" for i in range(500)]), shards=7)
     ledger, _ = run_here(job)
     pairs = [(row["query_key"], row["answer_key"]) for row in rows_of(job, ledger).select(["query_key", "answer_key"]).to_pylist()]
     assert pairs == sorted(pairs)
@@ -79,14 +79,14 @@ def test_a_job_that_was_cut_short_leaves_its_flushed_rows_to_others(make_job: Ma
     assert (ledger.reused, ledger.computed) == (60, 50)
 
 
-def test_a_prompt_edit_asks_only_the_rows_it_touches(make_job: MakeJob, segmentation: Task) -> None:
+def test_a_prompt_edit_asks_only_the_rows_it_touches(make_local_job: MakeJob, segmentation: Task) -> None:
     table = planned([f"q{i}" for i in range(90)])  # every third has businesses
-    run_here(make_job(table, path="precompute/one", shards=2))
+    run_here(make_local_job(table, path="precompute/one", shards=2))
     edited = dataclasses.replace(segmentation, template=segmentation.template.replace("Businesses viewed", "People then viewed"))
-    ledger, _ = run_here(make_job(table, path="precompute/two", shards=2, task=edited))
+    ledger, _ = run_here(make_local_job(table, path="precompute/two", shards=2, task=edited))
     assert (ledger.reused, ledger.computed) == (60, 30)
     longer = dataclasses.replace(segmentation, schema={**segmentation.schema, "minProperties": 1})
-    ledger, _ = run_here(make_job(table, path="precompute/three", shards=2, task=longer))
+    ledger, _ = run_here(make_local_job(table, path="precompute/three", shards=2, task=longer))
     assert (ledger.reused, ledger.computed) == (0, 90)
 
 
@@ -111,11 +111,11 @@ def telling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "open_engine", opened)
 
 
-def test_likeliest_tokens_are_asked_for_once(make_job: MakeJob, telling: None) -> None:
+def test_likeliest_tokens_are_asked_for_once(make_local_job: MakeJob, telling: None) -> None:
     """An answer stored without them, or with fewer, does not serve a job that asks for them; one with them serves any."""
     table = planned(["a", "b", "c", "!length", "!invalid"])
-    run_here(make_job(table, path="precompute/none", shards=1))
-    job = make_job(table, path="precompute/two", shards=2, top_logprobs=2)
+    run_here(make_local_job(table, path="precompute/none", shards=1))
+    job = make_local_job(table, path="precompute/two", shards=2, top_logprobs=2)
     manifest, store = prepare(job), open_storage(job.root)
     told = Comparison(scope(job, manifest, 0)).of(survey(job, store, manifest)[1])
     assert dict(told.rows) == {("reused", ()): 2, ("retried", ("without top_logprobs",)): 3}
@@ -126,9 +126,9 @@ def test_likeliest_tokens_are_asked_for_once(make_job: MakeJob, telling: None) -
         wanted = ([0, 1, 2], [0, 1, 2, 3, 4, 5], [0, -1, -2, -3, -4, -5]) if row["state"] == "answered" else (None, None, None)
         assert likeliest == wanted
     for path, top, computed in (("three", 3, 3), ("one", 1, 0), ("again", 3, 0)):
-        ledger, _ = run_here(make_job(table, path=f"precompute/{path}", shards=1, top_logprobs=top))
+        ledger, _ = run_here(make_local_job(table, path=f"precompute/{path}", shards=1, top_logprobs=top))
         assert (path, ledger.computed) == (path, computed)
-    last = make_job(table, path="precompute/last", shards=1)
+    last = make_local_job(table, path="precompute/last", shards=1)
     ledger, _ = run_here(last)
     assert (ledger.reused, ledger.computed) == (5, 0)
     assert not set(TOP.names) & set(rows_of(last, ledger).column_names)
@@ -146,17 +146,17 @@ def test_tokens_are_those_of_the_answer_that_was_taken() -> None:
     assert [values is None for values in found["token_ids"]] == [False, True, True, False]
 
 
-def test_states_to_retry_are_asked_again_and_an_answer_wins_over_a_newer_failure(make_job: MakeJob) -> None:
+def test_states_to_retry_are_asked_again_and_an_answer_wins_over_a_newer_failure(make_local_job: MakeJob) -> None:
     table = planned(["a", "b", "!length", "!invalid", "!fail"])
-    run_here(make_job(table, path="precompute/one", shards=1))
-    ledger, _ = run_here(make_job(table, path="precompute/two", shards=1))
+    run_here(make_local_job(table, path="precompute/one", shards=1))
+    ledger, _ = run_here(make_local_job(table, path="precompute/two", shards=1))
     assert (ledger.reused, ledger.computed) == (4, 1)  # the failed row alone
     again = (State.FAILED, State.INVALID)
-    ledger, _ = run_here(make_job(table, path="precompute/three", shards=1, retry=again))
+    ledger, _ = run_here(make_local_job(table, path="precompute/three", shards=1, retry=again))
     assert (ledger.reused, ledger.computed) == (3, 2)
-    sober = make_job(table, path="precompute/four", shards=1, retry=again, model=ModelConfig(engine="null", model="null"))
+    sober = make_local_job(table, path="precompute/four", shards=1, retry=again, model=ModelConfig(engine="null", model="null"))
     assert run_here(sober)[0].states[State.ANSWERED] == 4  # the same engine without faults answers what it may ask
-    ledger, _ = run_here(make_job(table, path="precompute/five", shards=1))
+    ledger, _ = run_here(make_local_job(table, path="precompute/five", shards=1))
     assert ledger.states[State.ANSWERED] == 4
     assert ledger.computed == 0
 
@@ -234,8 +234,8 @@ def test_an_endpoint_that_is_down_stops_the_job_with_its_status(
         _stopped(job, reason, 0, 1, [{"reasons": worker.reasons}])
 
 
-def test_a_worker_that_is_told_to_stop_keeps_what_is_done_and_the_next_goes_on(make_job: MakeJob) -> None:
-    job = make_job(planned([f"q{i}" for i in range(200)]), shards=2, flush_rows=1000)
+def test_a_worker_that_is_told_to_stop_keeps_what_is_done_and_the_next_goes_on(make_local_job: MakeJob) -> None:
+    job = make_local_job(planned([f"q{i}" for i in range(200)]), shards=2, flush_rows=1000)
     store, manifest = open_storage(job.root), prepare(job)
     worker = Worker(job, manifest, "run0")
     take, taken = worker.take, 0

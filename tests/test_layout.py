@@ -160,6 +160,15 @@ def test_make_passes_the_users_files_to_the_loop() -> None:
     assert all(f"--set '{field}'" in command for field in wanted)
 
 
+@pytest.mark.parametrize("size, config", [("", "run_loop.laptop.yaml"), ("SIZE=full", "run_loop.laptop-full.yaml")])
+def test_the_quickstart_has_two_sizes(size: str, config: str) -> None:
+    command = ["make", "-n", "quickstart", "VENV=/nonexistent", "-o", "install", *filter(None, [size])]
+    assert f"jobs/configs/{config} " in subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=limit(20)).stdout
+    assert (REPO / "jobs" / "configs" / config).is_file()
+    wrong = subprocess.run(["make", "-n", "quickstart", "SIZE=huge"], cwd=REPO, capture_output=True, text=True, timeout=limit(20))
+    assert "SIZE is small or full, not huge" in wrong.stderr
+
+
 def test_links_between_pages_hold() -> None:
     pages = [REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "CHANGELOG.md", *sorted((REPO / "docs").rglob("*.md"))]
     broken = [

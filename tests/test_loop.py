@@ -7,7 +7,8 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from mlflow import MlflowClient
@@ -22,7 +23,7 @@ from headtail.examples import world
 from headtail.receipt import load_receipt
 from headtail.report.summary import REALTIME
 from headtail.rows import State
-from headtail.storage import open_storage, read_json
+from headtail.storage import Storage, open_storage, read_json
 from headtail.task import EXAMPLES, Task, load_task
 from headtail.tracking import Tracker
 from test_evidence import evidence
@@ -104,6 +105,31 @@ def test_a_placeholder_is_announced_before_anything_runs(
     said = " ".join(capsys.readouterr().err.split())
     assert (words in said) if words else ("PLACEHOLDER" not in said)
     assert not words or "TEACHER=" in said
+
+
+@pytest.mark.parametrize("one", [False, True])
+def test_one_student_alone_is_the_realtime_one_where_it_fits(store: Storage, one: bool) -> None:
+    made = loop.Config.model_validate({"one_student": one, "realtime": {"student": "encoder", "base": {"shape": {}}, "lora": None}})
+    planned = keep(store, "plan", "p" * 16, {})
+    ran: dict[str, tuple[Any, dict[str, Any]]] = {}
+
+    def station(name: str, _: Any, config: Any, **changes: Any) -> Any:
+        ran[name] = (config, changes)
+        return planned
+
+    def students(config: loop.Config) -> dict[str, Any]:
+        ran.clear()
+        return loop._students(
+            cast(loop._Loop, SimpleNamespace(config=config, task=load_task(config.task), station=station)), (), planned, ModelConfig()
+        )
+
+    assert list(students(made)) == (["student"] if one else ["student", "realtime"])
+    assert ran["distill"][0].student == ("encoder" if one else "decoder")
+    assert bool(ran["distill"][0].encoder.queries) is one
+    assert ran["precompute_student"][1]["inputs"] == (f"{planned.path}:rest", f"{planned.path}:gold")
+    free = str(Path(loop.__file__).parent / "examples" / "pretraining" / "query_correction")
+    assert list(students(made.model_copy(update={"task": free}))) == ["student"]
+    assert ran["distill"][0].student == "decoder"  # labels cannot hold this task's answers
 
 
 def test_champion_is_a_student_whose_gate_was_passed(root: str, capsys: pytest.CaptureFixture[str]) -> None:

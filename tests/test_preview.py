@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 from conftest import keep
-from headtail import cli, generate, precompute
+from headtail import cli, precompute
 from headtail.config import TrackingConfig, build
 from headtail.engines import Completion, ModelConfig, Request
 from headtail.errors import InputError, LimitReached
@@ -25,7 +25,6 @@ from headtail.generate.changes import changes, words
 from headtail.generate.job import Job
 from headtail.generate.preview import Preview, plan_path, preview
 from headtail.generate.shown import duration, shown
-from headtail.generate.worker import Worker
 from headtail.receipt import Receipt
 from headtail.rows import State
 from headtail.storage import Storage, open_storage, read_json
@@ -232,23 +231,6 @@ def test_many_rows_are_compared_by_ray_tasks(make_local_job: MakeJob, segmentati
 # --- the stage: probes, budgets, --apply
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All shards of a job in one worker in this process, instead of on Ray."""
-    runs = iter(range(1000))
-
-    def spread(job: Any, manifest: Any, asks: Sequence[Any], *_: Any) -> list[dict[str, Any]]:
-        batch = {"shard": [ask.shard for ask in asks], "edition": [ask.edition for ask in asks]}
-        worker = Worker(job, manifest, f"run{next(runs)}")
-        try:
-            return [json.loads(text) for text in worker(batch)["said"]]
-        finally:
-            if worker.engine is not None:
-                worker.engine.close()
-
-    monkeypatch.setattr(generate, "_spread", spread)
-
-
 Asked = Callable[[], int]
 
 
@@ -269,7 +251,7 @@ def head(store: Storage, count: int, mark: str = "ab12", first: int = 0) -> None
     keep(store, "plan", mark, {"head": table_of(count, first)})
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("answer_here")
 def test_a_probe_is_never_paid_twice(root: str, store: Storage, tmp_path: Path, asked: Asked) -> None:
     head(store, 300)
     job = config(root, tmp_path, shards=4)
@@ -294,7 +276,7 @@ def test_a_probe_is_never_paid_twice(root: str, store: Storage, tmp_path: Path, 
     assert (asked(), done.ask, groups(done)) == (300, 0, {("resumed",): 300})
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("answer_here")
 def test_a_probe_on_other_cores_is_not_timed_together(root: str, store: Storage, tmp_path: Path, asked: Asked) -> None:
     head(store, 300)
     precompute.plan(config(root, tmp_path), 60)
@@ -306,7 +288,7 @@ def test_a_probe_on_other_cores_is_not_timed_together(root: str, store: Storage,
     assert (found.notes, found.probe.rows, found.probe.pace.rows, asked()) == ((), 100, 40, 100)
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("answer_here")
 def test_a_plan_of_other_inputs_is_not_applied(root: str, store: Storage, tmp_path: Path) -> None:
     head(store, 20)
     found = precompute.plan(config(root, tmp_path), 0)
@@ -315,7 +297,7 @@ def test_a_plan_of_other_inputs_is_not_applied(root: str, store: Storage, tmp_pa
         precompute.run(config(root, tmp_path), found)
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("answer_here")
 def test_a_probe_of_all_there_is_is_exact(root: str, store: Storage, tmp_path: Path, asked: Asked) -> None:
     head(store, 40)
     found = precompute.plan(config(root, tmp_path), 1000)
@@ -326,7 +308,7 @@ def test_a_probe_of_all_there_is_is_exact(root: str, store: Storage, tmp_path: P
     assert (receipt.rows["recomputed"], receipt.rows["reused"], asked()) == (0, 40, 40)
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("answer_here")
 def test_a_probe_that_was_killed_goes_on_and_a_plan_halfway_asks_nothing(
     root: str, store: Storage, tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,7 +351,7 @@ def _killed(act: Callable[[], object], after: int, monkeypatch: pytest.MonkeyPat
             act()
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("answer_here")
 def test_over_budget_is_said_by_the_plan_and_refused_by_apply(root: str, store: Storage, tmp_path: Path, asked: Asked) -> None:
     head(store, 2000)
     slow = {"model": f"null:delay_us=1000,log={tmp_path}/asked", "usd_per_hour": 3600.0}
@@ -386,7 +368,7 @@ def test_over_budget_is_said_by_the_plan_and_refused_by_apply(root: str, store: 
     assert asked() == 100
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("answer_here")
 def test_failed_rows_of_a_probe_are_said_and_stay_to_be_asked(root: str, store: Storage, tmp_path: Path, asked: Asked) -> None:
     queries = [f"!fail {i}" if i % 10 == 0 else f"q{i}" for i in range(200)]
     keep(store, "plan", "ab12", {"head": planned(queries)})
@@ -397,7 +379,7 @@ def test_failed_rows_of_a_probe_are_said_and_stay_to_be_asked(root: str, store: 
     assert any("probe rows failed" in note for note in found.notes)
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("answer_here")
 def test_without_reuse_the_probe_is_not_counted_as_done(root: str, store: Storage, tmp_path: Path) -> None:
     head(store, 100)
     found = precompute.plan(config(root, tmp_path, reuse=False), 40)
@@ -406,7 +388,7 @@ def test_without_reuse_the_probe_is_not_counted_as_done(root: str, store: Storag
     assert precompute.run(config(root, tmp_path, reuse=False), found).rows["recomputed"] == 100
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("answer_here")
 def test_a_changed_scorer_asks_nothing(root: str, store: Storage, tmp_path: Path) -> None:
     head(store, 30)
     folder = tmp_path / "task"
@@ -420,7 +402,7 @@ def test_a_changed_scorer_asks_nothing(root: str, store: Storage, tmp_path: Path
     assert "nothing to do" in text_of(found)
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("answer_here")
 def test_on_s3(s3_root: str, tmp_path: Path, asked: Asked) -> None:
     """moto stands in for S3."""
     store = open_storage(s3_root)
@@ -464,7 +446,7 @@ def command(root: str, tmp_path: Path, *flags: str) -> list[str]:
     return ["precompute", "--root", root, *(word for item in sets for word in ("--set", item)), *flags]
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("answer_here")
 def test_the_command(root: str, store: Storage, tmp_path: Path, asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
     head(store, 100)
     cli.main(command(root, tmp_path, "--plan", "--probe", "0", "--json"))
@@ -486,7 +468,7 @@ def test_the_command(root: str, store: Storage, tmp_path: Path, asked: Asked, ca
     assert left.value.code == 2
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("answer_here")
 def test_apply_refuses_over_budget_with_exit_code_1(root: str, store: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     head(store, 400)
     flags = ("--set", f"model.model='null:delay_us=500,log={tmp_path}/asked'", "--set", "budget_seconds=0.001", "--apply", "--probe", "30")

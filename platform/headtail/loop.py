@@ -79,6 +79,11 @@ class Config(StageConfig):
         description="a second, smaller student that answers misses live; null, or an encoder that cannot hold the task's answers: "
         "the first one does both. See headtail distill --help",
     )
+    one_student: bool = Field(
+        False,
+        description="train one student alone, which answers both ahead of time and live: the realtime one where it can answer the task, "
+        "else the other",
+    )
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="see headtail evaluate --help")
     gate: GateConfig = Field(GateConfig(), description="what the student must show to be promoted; see headtail gate --help")
     publish: PublishConfig = Field(PublishConfig(), description="see headtail publish --help")
@@ -194,10 +199,16 @@ def _at(station: str, tier: str) -> str:
 def _students(loop: _Loop, sets: tuple[distill.TrainingSet, ...], planned: Receipt, teacher: ModelConfig) -> dict[str, _Student]:
     """The batch student answers what the teacher did not; the realtime student, if there is one, answers gold alone: its work is live."""
     config, found = loop.config, {}
-    batch = _coded(_of_teacher(config.distill, teacher), loop.task)
-    wanted: dict[str, tuple[DistillConfig, tuple[str, ...]]] = {BATCH: (batch, ("rest", "gold"))}
-    if config.realtime is not None and _fits(config.realtime, loop.task):
-        wanted[REALTIME] = (_all_read(_of_teacher(config.realtime, teacher), planned), ("gold",))
+    wanted: dict[str, tuple[DistillConfig, tuple[str, ...]]] = {}
+    second = config.realtime if config.realtime is not None and _fits(config.realtime, loop.task) else None
+    if second is not None:
+        second = _all_read(_of_teacher(second, teacher), planned)
+    if second is not None and config.one_student:
+        wanted[BATCH] = (second, ("rest", "gold"))
+    else:
+        wanted[BATCH] = (_coded(_of_teacher(config.distill, teacher), loop.task), ("rest", "gold"))
+        if second is not None:
+            wanted[REALTIME] = (second, ("gold",))
     for tier, (how, tables) in wanted.items():
         made = loop.station(_at("distill", tier), distill.run, how, sets=sets, gold=(f"{planned.path}:gold",))
         model = config.precompute_student.model.model_copy(update={"model": made.path})

@@ -1,0 +1,208 @@
+"""How often the gates of the quickstart pass: its students for many seeds, in each precision.
+
+    python -m tests.bench.seeds [--seeds 20] [--config jobs/configs/run_loop.laptop.yaml] [--set field=value] [--minutes 600]
+
+A seed is another world (log, people's answers), another teaching sample and other initial weights: nothing is taken from one seed to the
+next. Out: build/bench/seeds.json, each claim of each gate with its lower bound, how often it passed, and the least room it had. The
+stations are the loop's, in one process without Ray: one rank takes the rows that two would take in a step, and the batch student
+answers people's queries alone, which is what its gate looks at. A call goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import os
+import socket
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from headtail import curate, distill, evaluate, gate, generate, loop, plan, precompute, progress, querylog
+from headtail.config import load
+from headtail.distill import launch
+from headtail.distill.encoder import EncoderLearner
+from headtail.engines import Engine, ModelConfig, open_engine
+from headtail.examples import world
+from headtail.generate.worker import Worker
+from headtail.receipt import Receipt
+from headtail.storage import open_storage
+
+from .machine import machine
+
+CONFIG = Path("jobs/configs/run_loop.laptop.yaml")
+OUT = Path("build/bench/seeds.json")
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # of training, and of the engines
+
+
+class Runner:
+    """The loop's stations up to its gates, for one config and one store."""
+
+    def __init__(self, config: loop.Config) -> None:
+        self.config, self.store = config, open_storage(config.root)
+
+    def run(self, stage: Any, config: Any, **changes: Any) -> Receipt:
+        known = {"task": self.config.task, **changes}
+        made: Receipt = stage(
+            config.at(self.config, self.config.tracking, **{k: v for k, v in known.items() if k in type(config).model_fields})
+        )
+        return made
+
+    def prepare(self) -> tuple[Receipt, Receipt, Receipt]:
+        """(plan, the teacher's answers, the training set)"""
+        c = self.config
+        made = self.run(world.run, c.world)
+        gold = self.store.uri(made.output(f"gold_{c.task}").path)
+        log = self.run(querylog.run, c.ingest, log=self.store.uri(f"{made.path}/log"), gold=gold)
+        planned = self.run(plan.run, c.plan, log=log.path)
+        tables = tuple(f"{planned.path}:{name}" for name in ("head", "teach", "gold"))
+        model = c.precompute_teacher.model.model_copy(update={"model": loop.SHIPPED_TEACHER})
+        taught = self.run(precompute.run, c.precompute_teacher, inputs=tables, source="teacher", model=model)
+        return planned, taught, self.run(curate.run, c.curate, answers=taught.path, gold=f"{planned.path}:gold")
+
+    def judge(self, planned: Receipt, taught: Receipt, golden: Receipt, precision: str) -> list[dict[str, Any]]:
+        """Both students, and every claim of their gates."""
+        c, gold = self.config, f"{planned.path}:gold"
+        assert c.realtime is not None
+        sets = (distill.TrainingSet(task=c.task, golden=f"{golden.path}:golden"),)
+        tiers, made = {"teacher": taught.path}, {}
+        second = loop._all_read(c.realtime, planned)
+        for tier, how in ({"student": second} if c.one_student else {"student": c.distill, "realtime": second}).items():
+            alone = {"workers": 1, "batch_rows": how.batch_rows * how.workers, "precision": precision}
+            made[tier] = self.run(distill.run, how.model_copy(update=alone), sets=sets, gold=(gold,))
+            model = c.precompute_student.model.model_copy(update={"model": made[tier].path, "dtype": PRECISIONS[precision]})
+            tiers[tier] = self.run(precompute.run, c.precompute_student, inputs=(gold,), source="student", model=model).path
+        scored = self.run(evaluate.run, c.evaluate, gold=gold, answers=tiers)
+        found = []
+        for tier, student in made.items():
+            asked = c.gate.model_copy(update={"candidates": max(c.gate.candidates, len(made))})
+            verdict = self.run(gate.run, asked, evaluation=scored.path, tier=tier, candidate=student.path)
+            names = ("kind", "stratum", "n", "value", "low", "least", "passed")
+            found += [{"tier": tier, **{name: claim[name] for name in names}} for claim in verdict.facts["evidence"]["claims"]]
+        return found
+
+
+def seeded(config: Path, root: str, seed: int, teacher: str, sets: Sequence[str]) -> loop.Config:
+    """The loop's config with a seed everywhere; `teacher` is the precision of its engine."""
+    seeds = [f"{owner}.seed={seed}" for owner in ("world", "plan", "curate", "distill", "realtime")]
+    dtype = f"precompute_teacher.model.dtype={PRECISIONS[teacher]}"
+    return load(loop.Config, config, [*seeds, dtype, f"root={root}", "tracking.enabled=false", *sets])
+
+
+@contextlib.contextmanager
+def without_ray() -> Iterator[None]:
+    """Training and batch inference in this process; one engine of the teacher's for each precision."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "RANK": "0", "LOCAL_RANK": "0"}
+    os.environ |= {"WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
+    import torch
+    from ray import train
+
+    from headtail.distill.train import worker as trains
+    from headtail.generate import worker as working
+
+    nobody = SimpleNamespace(add=SimpleNamespace(remote=lambda *_, **__: None))
+    kept: dict[str, Engine] = {}
+
+    def engine(model: ModelConfig, path: str, bound: Any, sampling: dict[str, Any], top: int) -> Engine:
+        if model.engine != "vllm":
+            return open_engine(model, path, bound, sampling, top)
+        name = model.model_dump_json()
+        if name not in kept:
+            kept[name] = open_engine(model, path, bound, sampling, top)
+        return kept[name]
+
+    def spread(job: Any, manifest: Any, asks: Sequence[Any], *_: Any) -> list[dict[str, Any]]:
+        batch = {"shard": [ask.shard for ask in asks], "edition": [ask.edition for ask in asks]}
+        return [json.loads(text) for text in Worker(job, manifest, "run")(batch)["said"]]
+
+    bases: dict[Any, Any] = {}
+    makes = EncoderLearner.make
+
+    def make(self: EncoderLearner, shape: Any, texts: Any, seed: int) -> Any:
+        """A base is the same in each precision: made once."""
+        name = (shape, tuple(texts), seed)
+        if name not in bases:
+            bases.clear()
+            bases[name] = makes(self, shape, name[1], seed)
+        return copy.deepcopy(bases[name])
+
+    EncoderLearner.make = make  # type: ignore[method-assign]
+    vars(generate)["_spread"], vars(working)["open_engine"] = spread, engine
+    vars(train)["get_context"] = lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    vars(launch)["train"] = _trains(trains, nobody)
+    torch.set_num_threads(1)  # two that wait for one another by spinning take minutes on a machine that does other work too
+    torch.distributed.init_process_group("gloo")
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def _trains(worker: Any, meter: Any) -> Any:
+    from headtail.distill.train import Spec
+    from headtail.storage import read_json, write_table
+
+    def here(config: Any, station: Any, learner: Any, base: Any, examples: Any, taught: Any = None) -> dict[str, Any]:
+        pad = int(base.tokenizer.pad_token_id)
+        spec = Spec(station.store, f"{station.path}/work", learner, base.files, pad, config.model_dump(mode="json"), meter)
+        write_table(station.store, spec.examples, examples)
+        worker(spec)
+        return dict(read_json(station.store, spec.done))
+
+    return here
+
+
+def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Per precision and claim: of how many runs it passed, and the least and the median distance of its bound to what is asked."""
+    room: dict[tuple[str, str], list[tuple[float, bool]]] = defaultdict(list)
+    gates: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    for run in runs:
+        for claim in run["claims"]:
+            name = f"{claim['tier']}: {claim['kind']} {claim['stratum']} {claim['least']:g}"
+            room[run["precision"], name].append((claim["low"] - claim["least"], claim["passed"]))
+        for tier in dict.fromkeys(claim["tier"] for claim in run["claims"]):
+            gates[run["precision"], f"{tier}: gate"].append(all(c["passed"] for c in run["claims"] if c["tier"] == tier))
+    found: dict[str, Any] = {f"{p} {name}": {"runs": len(passed), "passed": sum(passed)} for (p, name), passed in gates.items()}
+    for (precision, name), each in room.items():
+        far = sorted(distance for distance, _ in each)
+        line = {"runs": len(each), "passed": sum(passed for _, passed in each), "least_room": far[0], "median_room": far[len(far) // 2]}
+        found[f"{precision} {name}"] = line
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.seeds", description=str(__doc__).splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--set", action="append", default=[], help="field=value of the loop, as for headtail loop")
+    parser.add_argument("--minutes", type=float, default=600.0, help="no seed is begun later than this")
+    parser.add_argument("--out", type=Path, default=OUT)
+    asked = parser.parse_args()
+    found = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {"runs": []}
+    ends = time.monotonic() + 60 * asked.minutes
+    progress.quiet()
+    with without_ray():
+        for seed in range(asked.seeds):
+            if seed in {run["seed"] for run in found["runs"]} or time.monotonic() > ends:
+                continue
+            with tempfile.TemporaryDirectory(prefix="headtail-seeds-") as root:
+                began = time.process_time()
+                runner = Runner(seeded(asked.config, root, seed, tuple(PRECISIONS)[seed % 2], asked.set))
+                prepared = runner.prepare()
+                runs = [{"seed": seed, "precision": p, "claims": runner.judge(*prepared, p)} for p in PRECISIONS]
+            found["runs"] += runs
+            found |= {"summary": summary(found["runs"]), **machine()}
+            asked.out.parent.mkdir(parents=True, exist_ok=True)
+            asked.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            print(f"seed {seed}: {time.process_time() - began:.0f} CPU s", flush=True)
+    print(json.dumps(found.get("summary"), indent=1))
+
+
+if __name__ == "__main__":
+    main()
