@@ -277,8 +277,6 @@ def _check(task: Task, where: str) -> None:
         place = ".".join(map(str, ["answer", *error.instance_path]))
         fix = "mend it there; docs/task.md lists what an answer schema may have"
         raise ConfigError(f"field {place}: not a JSON Schema: {error.message}", where=where, fix=fix) from None
-    except jsonschema_rs.ReferencingError as error:
-        raise ConfigError(f"field answer: {error}", where=where, fix="put what $ref names into the schema's own $defs") from None
     check_score(task.file.score, task.outline.schema, where)
     names = [task.file.input, *task.side_inputs]
     if task.file.input in task.side_inputs or len(set(task.side_inputs)) < len(task.side_inputs) or set(_TAKEN) & set(task.side_inputs):
