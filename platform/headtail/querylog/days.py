@@ -16,6 +16,7 @@ import numpy.typing as npt
 Days = npt.NDArray[np.int64]
 
 _RARE = 0.1  # most that days beyond a gap may hold of all events, to be set aside
+_STRAY = 0.02  # of a typical day's events: a day with less, after the last whole one, is not the day to evaluate on
 _GAPS = 0.05  # events that must come after gaps of a length, for such gaps to be this log's way
 
 
@@ -71,12 +72,14 @@ def usual_gap(day: Days, events: Days) -> int:
 
 
 def cut_day(days: Mapping[int, int], later_days: int) -> int:
-    """The first day of later traffic: `later_days` days up to the last whole day.
+    """The first day of later traffic: `later_days` days up to the last one.
 
-    A last day with less than half a typical day's events is held out too, but is not counted: else it alone would be the evaluation.
+    The last day is at most one after the last whole day (from which on there are more than half a typical day's events), and that one
+    only when it has more than _STRAY of a typical day's events: what comes after is held out with it, but does not make the evaluation. Where that would leave nothing before it, the very last day counts.
     """
-    order, half = sorted(days), typical(days) / 2
-    events = np.array([days[day] for day in order])
-    whole = order[int(np.flatnonzero(np.cumsum(events[::-1])[::-1] > half)[-1])]
-    cut = whole - later_days + 1
+    order, usual = sorted(days), typical(days)
+    rest = np.cumsum(np.array([days[day] for day in order])[::-1])[::-1]  # events from each day on
+    whole = int(np.flatnonzero(rest > usual / 2)[-1])
+    part = whole + 1 < len(order) and rest[whole + 1] > _STRAY * usual
+    cut = order[whole + part] - later_days + 1
     return cut if cut > order[0] else order[-1] - later_days + 1
