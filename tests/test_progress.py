@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.table import Table
+from rich.text import Text
 
 from headtail import progress
+from headtail.cli import main
 
 
 def test_plain_lines_off_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,3 +88,34 @@ def test_times_as_people_say_them(seconds: float, said: str) -> None:
 def test_what_looks_like_markup_is_said_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     progress.say("queries such as '[/b] pizza [red]'")
     assert "'[/b] pizza [red]'" in capsys.readouterr().err
+
+
+HARM = "[/b]pizza[link=x]\x1b]0;title\x07\x1b[2J \x9b31m \u202epgj \x7f :smile:"
+
+
+def test_no_text_of_users_acts_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither as a line nor in a table, as its title or its heading; and none of it is taken for markup."""
+    progress.say(HARM)
+    table = Table("query", HARM, title=HARM, caption=HARM)
+    table.add_row(HARM, Text(HARM))
+    progress.console.print(table, width=400)
+    shown = capsys.readouterr().err
+    assert shown.count("[/b]pizza[link=x]") == 6
+    assert shown.count(":smile:") == 6
+    assert not set(shown) & {"\x1b", "\x07", "\x9b", "\u202e", "\x7f"}
+    assert progress.printable("a\tb\nçé 日本 👨‍👩‍👧") == "a\tb\nçé 日本 👨‍👩‍👧"
+
+
+@given(st.text())
+def test_printable_text_has_no_control_characters(text: str) -> None:
+    shown = progress.printable(text)
+    assert len(shown) == len(text)
+    assert not [sign for sign in shown if unicodedata.category(sign) == "Cc" and sign not in "\t\n"]
+
+
+def test_an_error_says_a_query_without_acting_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fields", "\x1b[31m[/b]"])
+    shown = capsys.readouterr().err
+    assert "[31m[/b]" in shown
+    assert "\x1b" not in shown

@@ -29,6 +29,7 @@ _SPARE = ("#cc79a7", "#56b4e9", "#e69f00", "#a0522d")  # for tiers of other name
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10.0,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "text.color": INK,
     "axes.labelcolor": MUTED,
     "axes.edgecolor": RULE,

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 from rich.table import Table
+from rich.text import Text
 
 from headtail.config import Config as Fields
 from headtail.engines import IN_PROCESS, ModelConfig
@@ -286,7 +287,7 @@ def _port(config: Config) -> Iterator[Result]:
 def table(results: list[Result]) -> Table:
     """The checks for people, worst first."""
     order = {"bad": 0, "warn": 1, "ok": 2}
-    marks = {"bad": "[red]bad[/red]", "warn": "[yellow]warn[/yellow]", "ok": "[green]ok[/green]"}
+    marks = {"bad": Text("bad", "red"), "warn": Text("warn", "yellow"), "ok": Text("ok", "green")}
     shown = Table("", "check", "found", "do")
     for result in sorted(results, key=lambda r: order[r.status]):
         shown.add_row(marks[result.status], result.check, result.found, result.fix)

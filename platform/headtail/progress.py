@@ -13,13 +13,42 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.control import Control
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 
-console = Console(stderr=True, highlight=False)
+# Text of users reaches every table: no markup in it is heeded, and `_Visible` leaves none of their control characters to the terminal.
+console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+_UNSEEN = {**dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\ufffd"), 0x2028: " ", 0x2029: " "}
+_UNSEEN |= dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C), "\ufffd")  # they turn text around
 _FIRST_PLAIN_S = 10.0  # of a bar without a terminal, to its first line; each further line comes after three times as long
 _WINDOW_S = 60.0
 _SEEN_S = 2.0  # of progress, before a time left is told
+
+
+def printable(text: str) -> str:
+    """`text` with no character that a terminal would act on, but for tabs and new lines."""
+    return text.translate(_UNSEEN)
+
+
+class _Visible(RenderHook):
+    """All that is printed, with its text made printable; the console's own codes are not text."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [item if isinstance(item, Control) else _Printable(item) for item in renderables]
+
+
+class _Printable:
+    def __init__(self, inner: ConsoleRenderable) -> None:
+        self.inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.inner, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+console.push_render_hook(_Visible())
 
 
 class Pace:
@@ -126,7 +155,7 @@ def bar(label: str, total: int | None, unit: str = "rows") -> Iterator[Bar]:
 
 def say(text: str) -> None:
     """One line for the person watching."""
-    console.print(text, soft_wrap=True, markup=False)  # a query in it may look like markup
+    console.print(text, soft_wrap=True)
 
 
 def quiet(on: bool = True) -> None:

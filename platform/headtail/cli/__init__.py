@@ -19,7 +19,7 @@ from headtail.cli import stages, store
 from headtail.cli.options import STAGES, read_config
 from headtail.cli.review import review_app
 from headtail.errors import HeadtailError
-from headtail.progress import quiet
+from headtail.progress import printable, quiet
 from headtail.secrets import hiding
 
 __all__ = ["STAGES", "app", "job", "main", "read_config"]
@@ -57,14 +57,14 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(arguments, standalone_mode=False)
     except HeadtailError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("stopped; what is finished stays, run again to go on", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
-            print(f"error: {error.format_message()}", file=sys.stderr)
+            print(f"error: {printable(error.format_message())}", file=sys.stderr)
             sys.exit(2)
         raise
     if isinstance(code, int) and code:  # typer hands back the code of `typer.Exit`

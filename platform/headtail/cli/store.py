@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from headtail.cli.options import AsJson, ConfigFile, Root, Sets, read_config, root_of
-from headtail.progress import console, say
+from headtail.progress import console, printable, say
 
 
 def lookup(query: str, config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
@@ -20,7 +20,8 @@ def lookup(query: str, config: ConfigFile = None, sets: Sets = None, root: Root 
     from headtail.storage import open_storage
 
     found = release.lookup(open_storage(root_of(config, sets, root)), query)
-    print(json.dumps(found, ensure_ascii=False, indent=None if as_json else 2))
+    text = json.dumps(found, ensure_ascii=False, indent=None if as_json else 2)
+    print(text if as_json else printable(text))
     if not found["cached"]:
         raise typer.Exit(3)
 

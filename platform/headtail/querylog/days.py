@@ -75,7 +75,8 @@ def cut_day(days: Mapping[int, int], later_days: int) -> int:
     """The first day of later traffic: `later_days` days up to the last one.
 
     The last day is at most one after the last whole day (from which on there are more than half a typical day's events), and that one
-    only when it has more than _STRAY of a typical day's events: what comes after is held out with it, but does not make the evaluation. Where that would leave nothing before it, the very last day counts.
+    only when it has more than _STRAY of a typical day's events: what comes after is held out with it, but does not make the evaluation.
+    Where that would leave nothing before it, the very last day counts.
     """
     order, usual = sorted(days), typical(days)
     rest = np.cumsum(np.array([days[day] for day in order])[::-1])[::-1]  # events from each day on

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import Field
-from rich.markup import escape
 
 from headtail.config import StageConfig, execution
 from headtail.errors import ConfigError
@@ -44,10 +43,10 @@ def export_file(config: Config, file: Path, kind: str = "", rows: int = 0, decid
     task, store, found = load_task(config.task, config.allow_task_code), open_storage(config.root), kind_of(file, kind)
     queue = load_queue(store, config.suspects, task)
     made = export_queue(file, found, queue, Log(store, task.name), task, rows, decided)
-    say(f"review       {made.rows:,} rows written to {escape(str(file))} ({found})")
+    say(f"review       {made.rows:,} rows written to {file} ({found})")
     say(f"{'':<12} {made.left_out:,} more are in the queue, {made.decided:,} were decided before")
     if made.config is not None:
-        say(f"{'':<12} labelling config for the Label Studio project: {escape(str(made.config))}")
+        say(f"{'':<12} labelling config for the Label Studio project: {made.config}")
     return made
 
 
@@ -60,10 +59,10 @@ def import_file(config: Config, file: Path, kind: str = "") -> Imported:
     )
     say(f"review       {made.rows:,} rows read: {counts}")
     for number, problem in made.problems[:_TOLD]:
-        say(f"{'':<12} row {number:,}: {escape(problem)}")
+        say(f"{'':<12} row {number:,}: {problem}")
     if made.problems:
         more = len(made.problems) - _TOLD
-        say(f"{'':<12} {f'and {more:,} more: ' if more > 0 else 'all of them: '}{escape(made.aside)}")
+        say(f"{'':<12} {f'and {more:,} more: ' if more > 0 else 'all of them: '}{made.aside}")
     return made
 
 
