@@ -589,6 +589,92 @@ def test_a_row_with_too_many_cells_is_set_aside(config: review.Config, tmp_path:
     assert (made.rows, made.problems) == (1, ((1, "6 cells, the header has 5"),))
 
 
+NUMBERS = ["007", "1-2", "null", "=1+1", "12,5 tv", "true", "1e5"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("sep_line", [True, False])
+def test_what_a_spreadsheet_does_to_a_file(store: Storage, root: str, tmp_path: Path, delimiter: str, sep_line: bool) -> None:
+    """Keys decide: numbers and dates made of queries, words for nothing, case, blanks, columns moved, added and left out."""
+    keep(
+        store,
+        "curate",
+        MARK,
+        {"suspects": suspects(*(suspect(q, intent("browse"), 9.0 - i) for i, q in enumerate(NUMBERS)))},
+        settings={"config": {"task": "query_intent"}},
+    )
+    config = review.Config(root=root, task="query_intent", who="anna")
+    review.export_file(config, tmp_path / "q.csv")
+    table = list(csv.DictReader(io.StringIO((tmp_path / "q.csv").read_text(encoding="utf-8-sig"), newline="")))
+    changed = {"007": "7", "1-2": "02.01.2026", "null": "", "=1+1": "2", "true": "TRUE", "1e5": "1,00E+05"}
+    for row in table:
+        row |= {
+            "query": changed.get(row["query"], row["query"]),
+            "verdict": "\u00a0Accept ",
+            "answer": "NaN",
+            "at": "#N/A",
+            "queue": "null",
+        }
+    names = ["answer_key", " Verdict", "notes", "before", "at", "answer", "query", "query_key", "queue", "", ""]
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter, lineterminator="\r\n")
+    writer.writerow(names)
+    for i, row in enumerate(table):
+        cells = [row.get(name.strip().lower(), "mine") for name in names[:-2]]
+        writer.writerow([*cells, "", "", "", ""][: len(cells) + (i % 3) * 2])
+    (tmp_path / "back.csv").write_text(
+        "\ufeff" + (f"sep={delimiter}\r\n" if sep_line else "") + out.getvalue(), encoding="utf-8", newline=""
+    )
+    made = review.import_file(config, tmp_path / "back.csv")
+    assert (made.recorded, made.problems) == (len(NUMBERS), ())
+    assert [number for number, _ in made.notes] == [1, 2, 4, 6, 7]
+    assert "'7' is not the one of this query_key, which is '007'" in made.notes[0][1]
+    assert set(decided(store)) == set(NUMBERS)
+
+
+def test_a_label_may_be_called_null(store: Storage, root: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("query_key,answer_key,before,verdict,answer\na,b,c,correct,null\na,b,c,drop,null\n", encoding="utf-8")
+    assert [row.answer for row in formats.read_csv((tmp_path / "a.csv").read_bytes(), "a.csv")] == ["null", ""]
+
+
+def test_numbers_that_are_two_queries_are_not_taken_for_one_another(store: Storage, root: str, tmp_path: Path) -> None:
+    rows = [suspect(query, intent("browse"), 1.0) for query in ("sushi", "pizza")]
+    keep(store, "curate", MARK, {"suspects": suspects(*rows)}, settings={"config": {"task": "query_intent"}})
+    config = review.Config(root=root, task="query_intent", who="anna")
+    first, second = lines_of(config, tmp_path)
+    made = give(config, tmp_path / "a.jsonl", {**first, "verdict": "accept", "query": second["query"]})
+    assert "sorted by one column" in made.problems[0][1]
+
+
+@pytest.mark.parametrize(
+    "query, start, end, text, found",
+    [
+        ("pizza near me", 0, 6, "pizza ", "pizza"),
+        ("pizza near me", 5, 13, " near me", "near me"),
+        ("pizza near me", 0, 6, None, "pizza"),
+        ("pizza near me", 5, 6, " ", None),
+        ("💩 pizza", 2, 7, None, None),  # either `pizza` or ` pizz`: nothing says in what was counted
+        ("💩 pizza", 2, 7, "pizza", "pizza"),
+        ("💩 pizza", 3, 8, "pizza", "pizza"),
+        ("💩 pizza", 3, 8, None, "pizza"),  # beyond the text in code points
+        ("💩 pizza", 1, 7, None, "pizza"),  # in the middle of a character in UTF-16
+        ("pizza", 3, 99, None, None),
+        ("pizza", -2, 4, None, None),
+    ],
+)
+def test_where_a_region_is(query: str, start: int, end: int, text: str | None, found: str | None) -> None:
+    piece, problem = labelstudio._region(query, start, end, text)
+    assert (piece or None) == found
+    assert bool(problem) == (found is None)
+
+
+def test_blanks_at_the_ends_of_regions_are_counted(segmentation: Task) -> None:
+    data = {"text": "pizza near me", "query_key": "aa", "answer_key": "bb", "before": spans(("pizza near me", "topic")), "queue": REF}
+    marks = [region(0, 6, "pizza ", ["topic"], "a"), region(5, 13, " near me", ["location"], "b")]
+    (row,) = labelstudio.read(json.dumps([{"data": data, "annotations": [{"result": marks}]}]).encode(), "x.json", segmentation)
+    assert (row.answer, row.note) == (spans(("pizza", "topic"), ("near me", "location")), "blanks at the ends of 2 regions were left out")
+
+
 def region(start: int, end: int, text: str | None, label: list[str], mark: str) -> dict[str, Any]:
     value = {"start": start, "end": end, "labels": label, **({"text": text} if text is not None else {})}
     return {"value": value, "id": mark, "from_name": "spans", "to_name": "text", "type": "labels", "origin": "manual"}

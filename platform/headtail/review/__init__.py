@@ -58,6 +58,10 @@ def import_file(config: Config, file: Path, kind: str = "") -> Imported:
         f"{made.recorded:,} decisions recorded, {made.known:,} known before, {made.undecided:,} undecided, {len(made.problems):,} set aside"
     )
     say(f"review       {made.rows:,} rows read: {counts}")
+    for number, note in made.notes[:_TOLD]:
+        say(f"{'':<12} row {number:,}, recorded: {note}")
+    if len(made.notes) > _TOLD:
+        say(f"{'':<12} and {len(made.notes) - _TOLD:,} more such notes")
     for number, problem in made.problems[:_TOLD]:
         say(f"{'':<12} row {number:,}: {problem}")
     if made.problems:

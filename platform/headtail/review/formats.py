@@ -32,6 +32,7 @@ class Row(NamedTuple):
     number: int  # from 1, as people count: records of a CSV without its header, lines, tasks
     text: str = ""  # the row as it stands, for the list of what was set aside
     problem: str = ""  # what is wrong with it already
+    note: str = ""  # what was mended in it
     query_key: str = ""
     answer_key: str = ""
     query: str = ""
@@ -44,7 +45,7 @@ class Row(NamedTuple):
     queue: str = ""
 
 
-FIELDS = Row._fields[3:]
+FIELDS = Row._fields[4:]
 Sent = tuple[Item, Decision | None]  # what is exported: a suspect, and what holds for it
 
 
@@ -103,33 +104,59 @@ def unguard(text: str) -> str:
     return _GUARDED.sub(r"\1\2", text)
 
 
+_SEP = re.compile(r'"?sep=[^"\r\n]"?[,;\t]*\r?\n', re.I)
+_NULL = frozenset({"null", "nan", "none", "n/a", "#n/a", "<na>"})
+
+
 def read_csv(data: bytes, where: str) -> Iterator[Row]:
-    """The rows of a CSV, also as a spreadsheet saved it again: cut at commas, semicolons or tabs, with or without a mark."""
+    """The rows of a CSV, also as a spreadsheet saved it again.
+
+    It may be cut at commas, semicolons or tabs (with Excel's `sep=` line or without), have a mark, columns in another order, further
+    ones, and rows that end early or in empty cells; a cell that says null is empty.
+    """
     text = _decode(data, where)
-    head = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=head.count)
+    text = text[text.index("\n") + 1 :] if _SEP.match(text) else text
     csv.field_size_limit(max(CELL_CHARS, csv.field_size_limit()))  # the limit is the process's: never lower it
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader, names = _header(text)
     try:
-        names = [name.strip() for name in next(reader, [])]
         _require(names, where)
         for number, cells in enumerate(reader, 1):
             if not any(cells):
                 continue
-            shown = delimiter.join(cells)
-            if len(cells) != len(names):
-                yield Row(number, shown, f"{len(cells)} cells, the header has {len(names)}")
+            padded, extra = [*cells[: len(names)], *[""] * (len(names) - len(cells))], cells[len(names) :]
+            if any(extra):
+                yield Row(number, ",".join(cells), f"{len(cells)} cells, the header has {len(names)}")
                 continue
-            found = {name: unguard(cell) for name, cell in zip(names, cells, strict=True) if name in FIELDS}
-            yield Row(number, shown, **found)
+            found = {name: unguard(cell) for name, cell in zip(names, padded, strict=True) if name in FIELDS}
+            found |= {name: "" for name in found if found[name].strip().lower() in _NULL and _is_null(name, found)}
+            yield Row(number, ",".join(cells), **found)
     except csv.Error as error:
         raise InputError(f"not a CSV: {error}", where=f"{where}, line {reader.line_num}", fix="save it as CSV UTF-8 again") from error
 
 
+def _header(text: str) -> tuple[Any, list[str]]:
+    """A reader after the header, and the header's names: cut at the delimiter that gives the most names that are known."""
+    found = []
+    for delimiter in ",;\t":
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        try:
+            names = [name.strip().lower() for name in next(reader, [])]
+        except csv.Error:
+            names = []
+        found.append((reader, names))
+    return max(found, key=lambda pair: len(set(FIELDS).intersection(pair[1])))
+
+
+def _is_null(name: str, row: dict[str, str]) -> bool:
+    """Whether a word for nothing says nothing: a query or a remark may be that word, and a correction a label of that name."""
+    return name not in ("query", "why", "who") and (name != "answer" or row.get("verdict", "").strip().lower() != "correct")
+
+
 def _require(names: list[str], where: str) -> None:
     missing = [name for name in NEEDED if name not in names]
-    if missing or len(set(names)) != len(names):
-        what = f"lacks column{'s' if len(missing) > 1 else ''} {', '.join(missing)}" if missing else "names a column twice"
+    twice = [name for name in FIELDS if names.count(name) > 1]
+    if missing or twice:
+        what = f"lacks column{'s' if len(missing) > 1 else ''} {', '.join(missing)}" if missing else f"names a column twice: {twice[0]}"
         raise InputError(f"the header {what}", where=where, value=", ".join(names), fix="start from a file of `headtail review export`")
 
 
@@ -194,4 +221,5 @@ def _decode(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"not UTF-8: {error.reason} at byte {error.start:,}", where=where, fix="save it as UTF-8 (CSV UTF-8)") from None
+        what = "UTF-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else f"{error.reason} at byte {error.start:,}"
+        raise InputError(f"not UTF-8: {what}", where=where, fix="save it as UTF-8 (CSV UTF-8)") from None

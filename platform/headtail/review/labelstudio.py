@@ -9,6 +9,7 @@ exactly, or it is not drawn. Knows nothing of the store.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -212,20 +213,39 @@ def _spans(task: Task, query: str, by_name: Mapping[str, Sequence[Mapping[str, A
     found: list[tuple[int, dict[str, str]]] = []
     for mark in by_name.get(SPANS, ()):
         value, given = mark["value"], mark["value"].get("labels") or []
-        start, end, text = value.get("start"), value.get("end"), value.get("text")
+        start, end = value.get("start"), value.get("end")
         if not (type(start) is int and type(end) is int):
             return None, "a region without start and end"
         if len(given) != 1:
             return None, f"a region with {len(given)} labels; one is needed"
-        slices = (query[start:end], _utf16(query, start, end))  # older versions counted in UTF-16 units
-        if text is not None and text not in slices:
-            return None, f"a region says {str(text)[:60]!r}, the query has {slices[0][:60]!r} there"
-        found.append((start, {score.text: fixed.get(mark.get("id")) or (slices[0] if text is None else text), score.label: given[0]}))
+        text, problem = _region(query, start, end, value.get("text"))
+        if problem:
+            return None, problem
+        found.append((start, {score.text: fixed.get(mark.get("id")) or text, score.label: given[0]}))
     return [segment for _, segment in sorted(found, key=lambda pair: pair[0])], ""
 
 
-def _utf16(text: str, start: int, end: int) -> str:
-    return text.encode("utf-16-le", "surrogatepass")[2 * start : 2 * end].decode("utf-16-le", "replace")
+def _region(query: str, start: int, end: int, text: Any) -> tuple[str, str]:
+    """(text of a region without blanks at its ends, "") or ("", what is wrong). Older versions counted in UTF-16 units."""
+    slices = [query[start:end]] if 0 <= start < end <= len(query) else []
+    units = query.encode("utf-16-le", "surrogatepass")
+    if 0 <= start < end and 2 * end <= len(units):
+        with contextlib.suppress(UnicodeDecodeError):  # it would cut a character in two
+            slices.append(units[2 * start : 2 * end].decode("utf-16-le"))
+    if text is not None and text not in slices:
+        return "", f"a region says {str(text)[:60]!r}, the query has {query[start:end][:60]!r} there"
+    if text is None and len(set(slices)) != 1:
+        shown = " or ".join(repr(piece[:60]) for piece in slices) or "nothing"
+        return "", f"a region without its text, from {start} to {end}: the query has {shown} there"
+    found = (slices[0] if text is None else str(text)).strip()
+    return (found, "") if found else ("", "a region of blanks alone")
+
+
+def _trimmed(values: Sequence[Mapping[str, Any]]) -> str:
+    """What to note of regions that were marked with the blanks beside them."""
+    texts = [mark["value"].get("text") for mark in values if mark.get("from_name") == SPANS]
+    count = sum(isinstance(text, str) and text != text.strip() for text in texts)
+    return f"blanks at the ends of {count} region{'s' if count > 1 else ''} were left out" if count else ""
 
 
 def read(data: bytes, where: str, task: Task) -> Iterator[Row]:
@@ -265,7 +285,7 @@ def _row(number: int, shown: str, annotation: Mapping[str, Any], keys: Mapping[s
     values = [mark for mark in marks if isinstance(mark.get("value"), dict)]
     why = "\n".join(_texts(mark for mark in values if mark.get("from_name") == WHY))
     at = annotation.get("updated_at") or annotation.get("created_at") or ""
-    row = Row(number, shown, **keys, why=why, who=_who(annotation.get("completed_by")), at=str(at))
+    row = Row(number, shown, note=_trimmed(values), **keys, why=why, who=_who(annotation.get("completed_by")), at=str(at))
     if any(DROP in (mark["value"].get("choices") or ()) for mark in values if mark.get("from_name") == VERDICT):
         return row._replace(verdict=DROP)
     before, _ = read_answer(task, keys["before"]) if keys["before"] else (None, "")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from headtail.errors import HeadtailError, InputError, LedgerError
+from headtail.keys import normalise, query_key
 from headtail.redact import redact
 from headtail.review import formats, labelstudio
 from headtail.review.decision import Decision, now, read_answer, read_moment, read_person, settle
@@ -45,7 +46,10 @@ class Exported:
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of each row of a file. `problems`: (row, reason) of those set aside; `aside`: their list in the store."""
+    """What became of each row of a file. `problems`: (row, reason) of those set aside; `aside`: their list in the store.
+
+    `notes`: (row, what) of rows that are not set aside, but are not quite as they should be.
+    """
 
     rows: int
     recorded: int
@@ -53,6 +57,7 @@ class Imported:
     undecided: int
     problems: tuple[tuple[int, str], ...]
     aside: str = ""
+    notes: tuple[tuple[int, str], ...] = ()
 
 
 def kind_of(file: Path, given: str) -> Format:
@@ -107,12 +112,13 @@ def import_file(file: Path, kind: Format, store: Storage, log: Log, task: Task, 
     except OSError as error:
         raise InputError(f"cannot read: {error.strerror or error}", where=str(file), fix="check the path") from error
     log.refresh()
-    judge = Judge(store, task, queue, who)
+    judge = Judge(store, task, queue, who, texts_decide=kind == "labelstudio")
     mark = hashlib.sha256(data).hexdigest()[:16]
     known, source = said(kept.decision for kept in log.all()), f"import:{kind}:{file.name}:{mark}"
     seen = any(kept.source.endswith(f":{mark}") for kept in log.all())  # this very file: then it does not matter who reads it now
     counts = {"rows": 0, "recorded": 0, "known": 0, "undecided": 0}
     aside: list[tuple[Row, str]] = []
+    notes: list[tuple[int, str]] = []
     waiting: list[Decision] = []
     for row in _read(data, kind, str(file), task):
         counts["rows"] += 1
@@ -123,6 +129,7 @@ def import_file(file: Path, kind: Format, store: Storage, log: Log, task: Task, 
         if decision is None:
             aside.append((row, problem))
             continue
+        notes += [(row.number, note) for note in (row.note, problem) if note]
         if identity(decision, who=bool(row.who.strip()) or not seen, at=bool(row.at.strip())) in known:
             counts["known"] += 1
             continue
@@ -137,7 +144,7 @@ def import_file(file: Path, kind: Format, store: Storage, log: Log, task: Task, 
     if counts["rows"] != counts["recorded"] + counts["known"] + counts["undecided"] + len(aside):
         raise LedgerError("rows of the file and what became of them do not add up", where=str(file), value=counts)
     problems = tuple((row.number, problem) for row, problem in aside)
-    return Imported(**counts, problems=problems, aside=_set_aside(store, log.folder, file, mark, aside))
+    return Imported(**counts, problems=problems, aside=_set_aside(store, log.folder, file, mark, aside), notes=tuple(notes))
 
 
 def _read(data: bytes, kind: Format, where: str, task: Task) -> Iterator[Row]:
@@ -164,17 +171,19 @@ def _set_aside(store: Storage, folder: str, file: Path, mark: str, aside: list[t
 class Judge:
     """Turns a row of a file into a decision, or says what is wrong with it."""
 
-    def __init__(self, store: Storage, task: Task, queue: str, who: str) -> None:
+    def __init__(self, store: Storage, task: Task, queue: str, who: str, texts_decide: bool = False) -> None:
+        """`texts_decide`: decisions point into the query's text, so that it must be the queue's."""
+        self.texts_decide = texts_decide
         self.store, self.task, self.default, self.who, self.at = store, task, queue, who, now()
         self._queues: dict[str, Queue | str] = {}
 
     def __call__(self, row: Row) -> tuple[Decision | None, str]:
-        """(decision, "") or (None, what is wrong)."""
+        """(decision, what to note, if anything) or (None, what is wrong)."""
         if row.problem:
             return None, row.problem
-        item, problem = self._looked_at(row)
+        item, said = self._looked_at(row)
         if item is None:
-            return None, problem
+            return None, said
         who, why, problem = read_person(row.who or self.who, row.why)
         at, late = read_moment(row.at) if row.at.strip() else (self.at, "")
         answer, wrong = settle(self.task, row.verdict.strip().lower(), row.answer.strip() or None, item.answer)
@@ -182,10 +191,12 @@ class Judge:
             if found:
                 return None, found
         key = bytes.fromhex(item.answer_key) if item.answer_key else None
-        return Decision(bytes.fromhex(item.query_key), item.query, row.verdict.strip().lower(), answer, item.answer, key, who, at, why), ""
+        return Decision(
+            bytes.fromhex(item.query_key), item.query, row.verdict.strip().lower(), answer, item.answer, key, who, at, why
+        ), said
 
     def _looked_at(self, row: Row) -> tuple[Item | None, str]:
-        """The suspect that this row is about: its keys, its query and the answer must all be the queue's."""
+        """(suspect that this row is about, what to note) or (None, what is wrong): its keys and the answer must be the queue's."""
         queue = self._queue(row.queue.strip())
         if isinstance(queue, str):
             return None, queue
@@ -199,11 +210,16 @@ class Judge:
         if not found:
             return None, f"answer_key: {row.answer_key[:40]!r} is not the one of this query in {queue.ref}"
         item = found[0]
+        note = ""
         if row.query and row.query != item.query:
-            return None, f"query: not the one of this query_key, which is {item.query[:80]!r}; were the rows sorted by one column alone?"
+            note = f"query: {row.query[:80]!r} is not the one of this query_key, which is {item.query[:80]!r}"
+            meant = query_key(normalise(row.query))
+            other = meant in queue.places and meant.hex() != item.query_key and not _same_number(row.query, item.query)
+            if self.texts_decide or other:
+                return None, f"{note}; were the rows sorted by one column alone?"
         if not self._same(row.before, item.answer):
             return None, "before: not the answer that this row is about; it is not to be edited, a new one goes to `answer`"
-        return item, ""
+        return item, note
 
     def _same(self, given: str, wanted: str | None) -> bool:
         if not given.strip() or wanted is None:
@@ -223,3 +239,11 @@ class Judge:
         with contextlib.suppress(HeadtailError):
             return load_queue(self.store, ref, self.task)
         return f"queue: {ref} cannot be read in this store, or belongs to another task"
+
+
+def _same_number(one: str, other: str) -> bool:
+    """Whether a spreadsheet may have made the one of the other: 007 is 7 to it."""
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return False
