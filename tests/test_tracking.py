@@ -43,7 +43,7 @@ def test_uri_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tracking database with nothing in it: MLflow takes seconds to make its tables."""
     folder = tmp_path_factory.mktemp("tables")
-    mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").get_experiment_by_name("none")
+    assert Tracker(TrackingConfig(experiment="other"), str(folder)).client
     return folder / "mlflow.db"
 
 
