@@ -256,7 +256,7 @@ def _held(lab: Lab, name: str, kills: int) -> Tally:
         ("commit.disk", 6),
         ("commit.s3", 3),
         ("timed.disk", 3),
-        ("short.disk", 3),
+        ("short.disk", 2),
         ("twin.disk", 2),
         ("again.disk", 2),
         ("again.s3", 2),

@@ -85,6 +85,31 @@ def test_rows_are_safe_while_the_engine_is_silent(make_local_job: MakeJob, monke
     assert (ledger.rows, ledger.states[State.ANSWERED]) == (rows + 1, rows + 1)
 
 
+@pytest.mark.parametrize("thread", [True, False])
+def test_nearly_all_rows_are_safe_at_any_moment_however_busy_the_machine(
+    make_local_job: MakeJob, monkeypatch: pytest.MonkeyPatch, thread: bool
+) -> None:
+    """Looked at row by row, as a kill would find it; also when the thread gets no turn at all."""
+    seconds = 0.05
+    job = make_local_job(planned([f"q{i}" for i in range(800)]), shards=1, flush_rows=10_000, flush_seconds=seconds)
+    store, plain, least, begun = open_storage(job.root), NullEngine.generate, [1.0], time.monotonic()
+    if not thread:
+        monkeypatch.setattr("headtail.generate.flusher.LOOK", 1e6)
+
+    def watched(self: NullEngine, requests: Iterable[Request]) -> Iterator[Completion]:
+        for number, completion in enumerate(plain(self, requests)):
+            if number % 5 == 0 and number > 300 and time.monotonic() - begun > 2 * seconds:
+                journal = Journal.model_validate(read_json(store, job.journal_path(0)))
+                least.append(sum(ref.rows or 0 for ref in journal.segments) / number)
+            time.sleep(0.0005)
+            yield completion
+
+    monkeypatch.setattr(NullEngine, "generate", watched)
+    assert run_here(job)[0].rows == 800
+    assert len(least) > 50
+    assert min(least[1:]) >= 0.95
+
+
 def test_a_flush_that_fails_ends_the_job_and_loses_no_row(make_local_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_local_job(planned([f"q{i}" for i in range(200)]), shards=1, flush_rows=10_000, flush_seconds=0.05)
     plain, failed = Shard._table, list[int]()

@@ -16,6 +16,7 @@ from headtail.generate.shard import Shard
 
 SHARE = 0.015  # of the rows that a worker has finished may be unsafe: with those of a LOOK and a write it stays below 5 %
 YOUNG, YOUNG_SHARE = 1.8, 0.1  # until it has run for so many flush_seconds: some 30 flushes instead of 200
+LATE_SHARE = 0.03
 START = 0.75  # of flush_seconds, after which a flush begins: the rest is for the look that sees it and for the write
 LOOK = 0.01  # of flush_seconds, between two looks: a flush costs some 10 ms on disk and 100 to S3
 
@@ -27,6 +28,12 @@ def due(held: int, finished: int, waited: float, ran: float, seconds: float) -> 
     """
     share = YOUNG_SHARE if ran < YOUNG * seconds else SHARE
     return held > 0 and (waited >= START * seconds or held >= share * finished)
+
+
+def late(held: int, finished: int, ran: float, seconds: float) -> bool:
+    """Whether the thread is behind, on a busy machine or after a burst of rows: then who takes the rows flushes them, and no row is
+    finished meanwhile. Arguments as in `due`."""
+    return held >= LATE_SHARE * finished and ran >= YOUNG * seconds
 
 
 @contextmanager

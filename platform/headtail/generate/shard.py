@@ -51,6 +51,7 @@ class Shard:
         self._seconds = self.journal.seconds
         self.damaged = self.computed = 0
         self._buffer: list[tuple[int, Outcome, Completion, float]] = []
+        self._leaving = 0  # rows of a flush that is going on
         self._taking = threading.Lock()  # of _buffer and _unsettled
         self._writing = threading.RLock()  # of all that a flush changes
         self._begun, self._since = time.monotonic(), 0  # when rows were first asked, and how many were flushed since
@@ -216,13 +217,14 @@ class Shard:
     @property
     def held(self) -> int:
         """Rows that were taken and are not safe."""
-        return len(self._buffer)
+        return len(self._buffer) + self._leaving
 
     def flush(self, broken: bool = False) -> int:
         """Make the rows taken so far safe; returns how many. `broken`: the engine just died, so nothing is forgiven."""
         with self._writing:
             with self._taking:
                 rows, self._buffer = self._buffer, []
+                self._leaving = len(rows)
             if not rows:
                 return 0
             try:
@@ -230,7 +232,7 @@ class Shard:
                 ref = write_table(self.store, self.job.segment_path(self.number, f"{self.run}-{uuid.uuid4().hex[:8]}"), table)
             except BaseException:
                 with self._taking:
-                    self._buffer = rows + self._buffer
+                    self._buffer, self._leaving = rows + self._buffer, 0
                 raise
             self._tables.append(table)
             settled = {row for row, _, _, _ in rows}
@@ -245,6 +247,7 @@ class Shard:
                 update |= {"strikes": min(1, was.strikes), "passed": 0, "suspect": "", "deaths": 0}
             self.journal = was.model_copy(update=update)
             self._write_journal()
+            self._leaving = 0
             return len(rows)
 
     def _trusted(self, passed: int) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 from headtail.engines import Completion, Engine, Request, open_engine
 from headtail.errors import EngineError, HeadtailError
 from headtail.generate.catalog import Earlier, earlier
-from headtail.generate.flusher import flushing
+from headtail.generate.flusher import flushing, late
 from headtail.generate.job import Job, ShardReceipt
 from headtail.generate.prepare import Manifest
 from headtail.generate.shard import Shard, read_receipt, tokens_out
@@ -212,7 +212,7 @@ class Worker:
         if outcome.state != State.ANSWERED:
             news["unanswered"] += 1
             self._note(f"{outcome.state}: {outcome.reason}")
-        if shard.held >= self.job.flush_rows:
+        if shard.held >= self.job.flush_rows or late(shard.held, self.settled, time.monotonic() - self.begun, self.job.flush_seconds):
             self.flush(shard)
         return True
 
