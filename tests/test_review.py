@@ -606,7 +606,7 @@ def test_what_a_spreadsheet_does_to_a_file(store: Storage, root: str, tmp_path: 
     config = review.Config(root=root, task="query_intent", who="anna")
     review.export_file(config, tmp_path / "q.csv")
     table = list(csv.DictReader(io.StringIO((tmp_path / "q.csv").read_text(encoding="utf-8-sig"), newline="")))
-    changed = {"007": "7", "1-2": "02.01.2026", "null": "", "=1+1": "2", "true": "TRUE", "1e5": "1,00E+05"}
+    changed = {"007": "7", "1-2": "02.01.2026", "null": "", "'=1+1": "2", "true": "TRUE", "1e5": "1,00E+05"}
     for row in table:
         row |= {
             "query": changed.get(row["query"], row["query"]),
