@@ -554,6 +554,26 @@ def test_page_says_what_matters(store: Storage, root: str) -> None:
     assert "plumber near me" not in shown  # both right
 
 
+def test_no_text_of_users_can_write_html(store: Storage, root: str) -> None:
+    """Every text in every receipt, each with what ends an element, an attribute and a script: titles, models, notes, inputs, versions."""
+    paths = world(store)
+    for path in paths.values():
+        kept = read_json(store, f"{path}/receipt.json")
+        notes = [*kept["notes"], "</title></style></td><script>alert(2)</script>\" onload='alert(2)' <img src=x onerror=alert(2)>"]
+        facts = kept["facts"]
+        if isinstance(facts.get("model"), dict):
+            facts["model"]["name"] = notes[-1]
+        inputs = {**kept["inputs"], notes[-1]: notes[-1]}
+        write_json(store, f"{path}/receipt.json", {**kept, "notes": notes, "facts": facts, "inputs": inputs})
+    receipt = report.run(report.Config(root=root, tracking=OFF, receipts=paths, title="</title><script>alert(2)</script>"))
+    text = store.read(receipt.output("report").path).decode()
+    assert "alert(2)" in text
+    page = Page(text)
+    assert not {"script", "img"}.intersection(page.tags)
+    assert page.open == []
+    assert "<script" not in text
+
+
 def test_queries_cannot_write_html(store: Storage, root: str) -> None:
     _, _, text = made(store, root)
     assert "<script" not in text
