@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -394,7 +395,7 @@ def keep(
     for name, figure in (figures or {}).items():
         data = charts.svg(figure).encode()
         store.replace(f"{path}/{name}.svg", data)
-        outputs[f"{name}.svg"] = FileRef(path=f"{path}/{name}.svg", bytes=len(data), sha256="0" * 64)
+        outputs[f"{name}.svg"] = FileRef(path=f"{path}/{name}.svg", bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     made = Receipt(
         stage=stage,
         fingerprint=mark * 2,
