@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import random
 import shutil
@@ -92,7 +93,10 @@ def log(root: str, tmp_path: Path) -> Callable[..., Receipt]:
     def do(events: list[tuple[str, int]], gold: list[str] = [], **fields: Any) -> Receipt:  # noqa: B006
         path = tmp_path / "log.jsonl"
         side = {query: [f"{query} shop"] for query, _ in events if query.endswith("0")}
-        rows = [{"query": query, "time": f"2024-01-0{day}", "businesses": side.get(query)} for query, day in events]
+        rows = [
+            {"query": query, "time": str(datetime.date(2024, 1, 1) + datetime.timedelta(day)), "businesses": side.get(query)}
+            for query, day in events
+        ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         (tmp_path / "gold.jsonl").write_text("".join(json.dumps({"query": query, "answer": ANSWER}) + "\n" for query in gold))
         where = {"gold": str(tmp_path / "gold.jsonl")} if gold else {}
@@ -101,7 +105,9 @@ def log(root: str, tmp_path: Path) -> Callable[..., Receipt]:
     return do
 
 
-EVENTS = [(f"q{i}", 1 + i % 2) for i in range(60) for _ in range(max(1, 30 // (i + 1)))] + [("q3", 3), ("q50", 3), ("new", 3), ("new", 3)]
+BEFORE = [f"q{i}" for i in range(60) for _ in range(max(1, 30 // (i + 1)))]
+LAST = 40  # so many days that the last, of four events, is a whole one
+EVENTS = [*((query, n % LAST) for n, query in enumerate(BEFORE)), *((query, LAST) for query in ("q3", "q50", "new", "new"))]
 GOLDEN = ["q0", "q7", "q20", "q59", "q30", "new", "never asked"]
 
 
@@ -174,8 +180,8 @@ def test_coverage_is_what_a_cache_of_the_head_would_have_hit(log: Callable[..., 
     log(EVENTS, GOLDEN)
     receipt = do(root)
     head = {row["query"] for row in rows(root, receipt, "head")}
-    before = [query for query, day in EVENTS if day < 3]
-    later = [query for query, day in EVENTS if day == 3]
+    before = [query for query, day in EVENTS if day < LAST]
+    later = [query for query, day in EVENTS if day == LAST]
     assert receipt.metrics["head_coverage"] == pytest.approx(sum(q in head for q in before) / len(before))
     assert receipt.metrics["head_coverage_later"] == pytest.approx(sum(q in head for q in later) / len(later)) == 0.25
     assert receipt.metrics["seen_coverage_later"] == 0.5
