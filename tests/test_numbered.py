@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from headtail import numbered
+from headtail.errors import StorageError
 from headtail.storage import Storage, open_storage
 
 
@@ -26,6 +32,31 @@ def test_writers_at_the_same_time_each_get_a_number(store: Storage) -> None:
     assert sorted(numbers) == list(range(1, 41))
     assert sorted(who for _, who in numbered.read(store, "log")) == list(range(40))
     assert all(store.read(numbered.path("log", number)) == str(who).encode() for who, number in enumerate(numbers))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, numbered.GAP + 1), max_size=20))
+def test_gaps_of_early_versions_are_passed_over(steps: list[int]) -> None:
+    numbers = list(accumulate(steps))
+    with TemporaryDirectory() as folder:
+        store = open_storage(folder)
+        for number in numbers:
+            at = Path(folder, numbered.path("log", number))
+            at.parent.mkdir(exist_ok=True)
+            at.write_text(str(number), encoding="utf-8")
+        assert numbered.last(store, "log") == (numbers[-1] if numbers else 0)
+        assert list(numbered.read(store, "log")) == [(number, number) for number in numbers]
+        assert numbered.append(store, "log", lambda number: b"0") == (numbers[-1] if numbers else 0) + 1
+
+
+def test_a_gap_is_said_once_and_a_damaged_entry_is_an_error(store: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 3):
+        store.replace(numbered.path("log", number), b"{}")
+    assert [number for number, _ in [*numbered.read(store, "log"), *numbered.read(store, "log")]] == [1, 3, 1, 3]
+    assert capsys.readouterr().err.count("00000002.json was never written") == 1
+    store.replace(numbered.path("log", 2), b"{")
+    with pytest.raises(StorageError, match="not JSON"):
+        list(numbered.read(store, "log"))
 
 
 def test_on_s3(s3_root: str) -> None:

@@ -1,18 +1,22 @@
 """Numbered entries in a store: an append-only log that many writers share and nobody lists.
 
-In: a folder and bytes. Out: `<folder>/00000001.json`, `00000002.json`, ... without gaps. Each number is written once, by a
-conditional write, so entries made at the same time are ordered; the last is found by doubling and halving. Knows nothing of
-what an entry means.
+In: a folder and bytes. Out: `<folder>/00000001.json`, `00000002.json`, ... Each number is written once, by a conditional write, so
+entries made at the same time are ordered; the last is found by doubling and halving. No gap comes to be; early versions left some
+on S3 (a 409 was taken for "another was first"), and these are passed over. Knows nothing of what an entry means.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any
 
+from headtail.errors import StorageError
+from headtail.progress import say
 from headtail.storage import Storage, read_json
 
+GAP = 3  # numbers in a row that an early version may have left without an entry
 _LOOKS = 16  # threads that read entries; a look at S3 takes some 20 ms
 
 
@@ -22,14 +26,17 @@ def path(folder: str, number: int) -> str:
 
 
 def last(store: Storage, folder: str) -> int:
-    """The number of the last entry, 0 when there is none. Numbers have no gaps: some 2 log2(n) looks."""
-    high = 1
-    while store.exists(path(folder, high)):
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if store.exists(path(folder, middle)) else (low, middle)
+    """The number of the last entry, 0 when there is none: some 2 log2(n) looks, and GAP more to see that nothing comes after a gap."""
+    found: int | None = 0
+    while found is not None:
+        low, step = found, 1
+        while store.exists(path(folder, found + step)):
+            low, step = found + step, 2 * step
+        high = found + step
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if store.exists(path(folder, middle)) else (low, middle)
+        found = next((number for number in range(high + 1, high + 1 + GAP) if store.exists(path(folder, number))), None)
     return low
 
 
@@ -45,7 +52,25 @@ def append(store: Storage, folder: str, make: Callable[[int], bytes]) -> int:
 
 
 def read(store: Storage, folder: str, first: int = 1) -> Iterator[tuple[int, Any]]:
-    """Every entry from `first` on, in order: its number and its JSON."""
+    """Every entry from `first` on, in order: its number and its JSON. A number without an entry is passed over; that is said once."""
     numbers = range(first, last(store, folder) + 1)
     with ThreadPoolExecutor(_LOOKS) as pool:
-        yield from zip(numbers, pool.map(lambda number: read_json(store, path(folder, number)), numbers), strict=True)
+        for number, entry in zip(numbers, pool.map(lambda number: _entry(store, folder, number), numbers), strict=True):
+            if entry is not None:
+                yield number, entry[0]
+            else:
+                _say_gap(store.uri(path(folder, number)))
+
+
+def _entry(store: Storage, folder: str, number: int) -> tuple[Any] | None:
+    try:
+        return (read_json(store, path(folder, number)),)
+    except StorageError:
+        if store.exists(path(folder, number)):
+            raise
+        return None
+
+
+@lru_cache(maxsize=None)
+def _say_gap(where: str) -> None:
+    say(f"{where} was never written: an early version left this number out on S3. The entries after it are read; nothing is lost")
