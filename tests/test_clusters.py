@@ -281,6 +281,21 @@ def test_images_are_named_by_digest(path: Path) -> None:
             assert re.search(r"@sha256:[0-9a-f]{64}$", value), f"{path.name}: {value} can become another image"
 
 
+@pytest.mark.parametrize("path", [*LAUNCHER, *MANIFESTS], ids=names([*LAUNCHER, *MANIFESTS]))
+def test_a_digest_that_is_left_to_fill_in_is_zero_and_the_file_says_how(path: Path) -> None:
+    """A digest of one file's own invention could be an image of somebody else's."""
+    text = path.read_text(encoding="utf-8")
+    comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    digests = set(re.findall(r"@sha256:([0-9a-f]{64})", text))
+    assert digests <= {"0" * 64}
+    if digests:
+        for words in ("@sha256:000...", "refused", "docker buildx imagetools inspect", "{{.Manifest.Digest}}"):
+            assert words in comments, f"{path.name} does not say: {words}"
+            assert words.removesuffix("...") in (REPO / "docs" / "clusters.md").read_text(encoding="utf-8").replace(
+                "`sha256:000", "@sha256:000"
+            )
+
+
 def test_the_dockerfile_takes_a_base_by_digest_alone_and_runs_as_a_user() -> None:
     text = (CLUSTERS / "Dockerfile").read_text(encoding="utf-8")
     assert re.search(r"^ARG BASE\nFROM \$\{BASE\}$", text, re.MULTILINE), "no default: a tag can be moved"
