@@ -410,7 +410,7 @@ def test_many_redacted_queries_are_noted_by_kind_and_not_by_example(ingest: Call
     assert not [note for note in ingest("query\n" + "\n".join(few), later_share=0.0).notes if "redacted" in note]
     many = ["call 5552349999", "5552345679 whatsapp ann@example.org", *(f"pizza {i}" for i in range(98))]
     (note,) = [note for note in ingest("query\n" + "\n".join(many), name="many.csv", later_share=0.0).notes if "redacted" in note]
-    assert note.startswith("2.0% of queries were redacted: 1 e-mail addresses")
+    assert note.startswith("2.0% of log events had their query redacted: 1 e-mail addresses")
     assert "2 telephone numbers" in note
     assert "card" not in note
     assert not any(secret in note for secret in ("5552349999", "5552345679", "ann@"))

@@ -314,7 +314,7 @@ def _count_rows(
     share = totals.redacted["any"] / max(1, totals.used_events)
     if share > MANY_REDACTED:
         kinds = ", ".join(f"{totals.redacted[kind]:,} {like}" for kind, like in REDACTED_LIKE.items() if totals.redacted[kind])
-        station.note(f"{share:.1%} of queries were redacted: {kinds}. If these are part numbers, look at docs/text.md")
+        station.note(f"{share:.1%} of log events had their query redacted: {kinds}. If these are part numbers, look at docs/text.md")
 
 
 def _tell(station: Station, config: Config, task: Task, log: Files, gold: Files | None, cut: Cut, totals: Totals) -> None:
