@@ -16,7 +16,7 @@ import pytest
 
 from headtail import keys, rows
 from headtail.engines import Completion, ModelConfig
-from headtail.errors import EngineError, InputError, LedgerError
+from headtail.errors import EngineError, InputError, LedgerError, StorageError
 from headtail.generate import chains, survey, sweep
 from headtail.generate.job import Journal
 from headtail.generate.ledger import audit, check_sums, settle_up
@@ -246,8 +246,8 @@ def test_a_driver_that_writes_while_another_sweeps_breaks_neither(make_job: Make
     class Refused(Late):
         fault = OSError(errno.EACCES, "Permission denied")
 
-    with pytest.raises(OSError, match="Permission denied"):
-        sweep(cast(Storage, SimpleNamespace(full=store.full, filesystem=Refused())), job)
+    with pytest.raises(StorageError, match="Permission denied"):
+        sweep(cast(Storage, SimpleNamespace(full=store.full, uri=store.uri, filesystem=Refused())), job)
     removals.clear()
     sweep(cast(Storage, SimpleNamespace(full=store.full, filesystem=Late())), job)
     assert len(removals) == tries

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import datetime
 import errno
+import gzip
+import hashlib
+import io
 import itertools
 import os
 import random
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,12 +23,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 
 from headtail import numbered, release
 from headtail.cache import Built, publish_generation
 from headtail.errors import StorageError
+from headtail.generate import sweep
+from headtail.generate.prepare import prepare, read_shard
 from headtail.keys import sha256_file
+from headtail.querylog import files, logfile
 from headtail.storage import (
     Storage,
     local,
@@ -39,6 +48,7 @@ from headtail.storage import (
     write_table,
 )
 from headtail.task import Task
+from null_jobs import maker, planned
 from s3_proxy import TRANSIENT, Proxy
 
 Scenario = Callable[[Storage, Path], Any]
@@ -123,6 +133,7 @@ def proxy(_moto: str) -> Iterator[Proxy]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retries, "FIRST_DELAY_S", 0.001)
         patch.setattr(retries, "TIMEOUT_S", 0.2)
+        patch.setattr(retries, "ATTEMPTS", 3)
         made = Proxy(_moto, silence_s=0.4)
         import boto3
 
@@ -199,8 +210,91 @@ def test_tables_are_read_though_calls_fail(proxy: Proxy, tmp_path: Path) -> None
         assert proxy.calls.count("head") >= 3, "no fault was met"
     proxy.reset(lambda call, nth: "403")
     for read in (read_table, table_columns, lambda *args: list(stream_table(*args))):
-        with pytest.raises(StorageError, match="ACCESS_DENIED"):
+        with pytest.raises(StorageError, match=r"ACCESS_DENIED|Forbidden") as error:
             read(store, "t.parquet")
+        assert "s3:GetObject" in error.value.fix
+
+
+def many(fault: str, first: int = 0) -> Callable[[str, int], str]:
+    """Reads of one file meet a fault from the `first` on, more often than Arrow's own client tries."""
+    return lambda call, nth: fault if call in ("get", "head", "list") and first <= nth < first + 2 * retries.ATTEMPTS else ""
+
+
+def test_a_stream_that_meets_a_fault_midway_loses_no_row(proxy: Proxy, tmp_path: Path) -> None:
+    proxy.reset()
+    store, _ = fresh("s3", tmp_path)
+    rows = np.random.default_rng(1).random(300_000)
+    write_table(store, "t.parquet", [pa.table({"x": part}) for part in np.split(rows, 3)], pa.schema([("x", pa.float64())]))
+    for first in range(4):
+        for fault in ("429", "503", "truncated"):
+            proxy.reset(many(fault, first))
+            assert np.concatenate([batch["x"] for batch in stream_table(store, "t.parquet")]).tolist() == rows.tolist(), (fault, first)
+
+
+def test_a_jobs_input_is_sorted_and_read_though_calls_fail(proxy: Proxy, segmentation: Task, tmp_path: Path) -> None:
+    queries = [f"q{i}" for i in range(200)]
+    for fault in ("", "429", "503", "truncated", "403"):
+        proxy.reset()
+        job = maker(fresh("s3", tmp_path)[0].root, segmentation)(planned(queries), shards=3)
+        store, sorted_rows = open_storage(job.root), list[str]()
+        proxy.reset(many(fault))
+        if fault == "403":
+            with pytest.raises(StorageError, match=r"403|Forbidden") as error:
+                prepare(job)
+            assert "s3:GetObject" in error.value.fix
+            continue
+        manifest = prepare(job)
+        proxy.reset(many(fault))
+        for shard in range(3):
+            sorted_rows += read_shard(store, manifest, shard)["query"].to_pylist()
+        assert sorted(sorted_rows) == sorted(queries), fault
+        proxy.reset(lambda call, nth, fault=fault: fault and "429" if call in ("get", "list", "delete", "delete many") and nth == 0 else "")
+        sweep(store, job)
+
+
+LOG = b"query,user\n" + b"".join(b"pizza %d,u%d\n" % (i, i) for i in range(100))
+
+
+def write_logs(store: Storage, tmp: Path) -> None:
+    """One log in each kind of file, text also packed."""
+    pq.write_table(csv.read_csv(io.BytesIO(LOG)), tmp / "a.parquet")
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("a.csv", LOG)
+    files = {"a.csv": LOG, "a.csv.gz": gzip.compress(LOG), "a.csv.zst": pa.compress(LOG, "zstd", asbytes=True)}
+    files |= {"a.csv.zip": packed.getvalue(), "a.parquet": (tmp / "a.parquet").read_bytes()}
+    files |= {"a.jsonl": b"".join(b'{"query": "pizza %d", "user": "u%d"}\n' % (i, i) for i in range(100))}
+    for name, data in files.items():
+        store.replace(f"logs/{name}", data)
+
+
+def test_logs_are_read_though_calls_fail(proxy: Proxy, tmp_path: Path) -> None:
+    proxy.reset()
+    store, tmp = fresh("s3", tmp_path)
+    write_logs(store, tmp)
+    expected = [b"pizza %d" % i for i in range(100)]
+    for fault in ("", "429", "503", "truncated"):
+        proxy.reset(many(fault))
+        found = files.find(f"{store.root}/logs")
+        assert (len(found.files), found.skipped) == (6, [])
+        for file in found.files:
+            proxy.reset(many(fault))
+            assert logfile.sha256(found.system, file) == hashlib.sha256(store.read(f"logs/{file.name}")).hexdigest()
+            proxy.reset(many(fault))
+            (part,) = logfile.split(found.system, [logfile.probe(found.system, file, "query")])
+            tables = [sheet.table for sheet in logfile.read(found.system, part, logfile.Wanted(("query",)))]
+            cells = pa.concat_tables(tables)["query"].cast(pa.binary()).to_pylist()
+            assert cells == expected, (file.name, fault)
+    proxy.reset(lambda call, nth: "403")
+    reads: list[Callable[[], Any]] = [lambda: files.find(f"{store.root}/logs"), lambda: files.find(f"{store.root}/logs/*.csv")]
+    reads += [
+        lambda: logfile.probe(found.system, file, "query"),
+        lambda: list(logfile.read(found.system, part, logfile.Wanted(("query",)))),
+    ]
+    for read in reads:
+        with pytest.raises(StorageError, match=r"403|AccessDenied") as error:
+            read()
+        assert "s3:GetObject" in error.value.fix
 
 
 def test_no_hard_links_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ from headtail.generate.worker import Ask, Worker
 from headtail.progress import say
 from headtail.receipt import Receipt
 from headtail.rows import ANSWER, ANSWER_SINCE
-from headtail.storage import FileRef, Storage, open_storage, read_table, table_columns
+from headtail.storage import FileRef, Storage, again, open_storage, read_table, table_columns
 
 __all__ = ["ANSWERS", "Job", "Ledger", "Limits", "Table", "answers", "chains", "generate", "survey", "sweep"]
 
@@ -178,24 +178,26 @@ def sweep(store: Storage, job: Job) -> None:
     """
     folder, files = store.full(job.shards_folder), store.filesystem
     for _ in range(_SWEEPS):
-        if files.get_file_info(folder).type != pafs.FileType.Directory:
-            return
         try:
-            shards = [found.path for found in files.get_file_info(pafs.FileSelector(folder)) if found.type == pafs.FileType.Directory]
+            if again(lambda: files.get_file_info(folder)).type != pafs.FileType.Directory:
+                return
+            inside = again(lambda: files.get_file_info(pafs.FileSelector(folder)))
+            shards = [found.path for found in inside if found.type == pafs.FileType.Directory]
             with ThreadPoolExecutor(_LOOKS) as pool:
                 list(pool.map(partial(_removed, files), [f"{shard}/{JOURNAL}" for shard in shards]))
-            files.delete_dir(folder)
+            again(lambda: files.delete_dir(folder))
         except FileNotFoundError:
             continue  # another driver sweeps too: what it took away is gone, which is all that is wanted
         except OSError as error:
             if error.errno != errno.ENOTEMPTY:
-                raise
+                what = f"the job is done, but its work folder cannot be removed: {error}"
+                raise StorageError(what, where=store.uri(job.shards_folder), fix="run again: it is swept then") from error
             # another driver, late, put a file there meanwhile: it will sweep in its turn
 
 
 def _removed(files: pafs.FileSystem, path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
-        files.delete_file(path)
+        again(lambda: files.delete_file(path))
 
 
 def answers(store: Storage, receipt: Receipt, columns: list[str] | None = None) -> Iterator[pa.Table]:

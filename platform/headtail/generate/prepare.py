@@ -20,14 +20,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from headtail.config import Config, build
 from headtail.errors import InputError, StorageError
 from headtail.generate.job import Job, Table
 from headtail.rows import KEY, conform, key_words, with_side_inputs
-from headtail.storage import FileRef, Storage, open_storage, put, read_json, write_once
+from headtail.storage import FileRef, Storage, open_storage, open_table, put, read_json, write_once
 from headtail.storage.base import told
 
 SHARD_ROWS = 20_000  # a shard is held in a worker's memory: some 20 MB
@@ -90,7 +89,7 @@ def survey(store: Storage, job: Job) -> tuple[list[Fragment], int, dict[str, tup
     found: list[Fragment] = []
     rows, lacking = 0, {}
     for table in job.tables:
-        with pq.ParquetFile(store.full(table.path), filesystem=store.filesystem) as file:
+        with open_table(store, table.path) as file:
             rows += file.metadata.num_rows
             missing = tuple(name for name in job.task.side_inputs if name not in file.schema_arrow.names)
             if missing and job.side_inputs:
@@ -138,7 +137,7 @@ def _sorted_text(job: Job, fragment: Fragment, shards: int) -> dict[str, Any]:
 def sort_fragment(job: Job, fragment: Fragment, shards: int) -> Part:
     """One part file from one fragment: its rows in order of shard, and within a shard in order of input."""
     store = open_storage(job.root)
-    with pq.ParquetFile(store.full(fragment.table.path), filesystem=store.filesystem) as file:
+    with open_table(store, fragment.table.path) as file:
         table = file.read_row_groups(list(fragment.groups))
         if not job.side_inputs:
             table = table.drop_columns([name for name in job.task.side_inputs if name in table.column_names])
@@ -211,7 +210,7 @@ def read_shard(store: Storage, manifest: Manifest, shard: int, columns: list[str
 
 def _read_run(store: Storage, part: Part, at: int, columns: list[str] | None) -> pa.Table:
     begin, end = part.ends[at - 1] if at else 0, part.ends[at]
-    with store.filesystem.open_input_file(store.full(part.file.path)) as file:
+    with store.open(part.file.path) as file:
         run = file.read_at(end - begin, begin)
     if len(run) != end - begin or zlib.crc32(run) != part.sums[at]:
         raise OSError(f"bytes {begin} to {end} are not those that were written")

@@ -19,7 +19,7 @@ import pyarrow.fs as pafs
 
 from headtail.errors import InputError
 from headtail.querylog.dialect import Dialect
-from headtail.querylog.streams import CODECS, readable
+from headtail.querylog.streams import CODECS
 from headtail.storage import open_storage
 
 PARQUET, DELIMITED, LINES = "parquet", "delimited", "lines"
@@ -72,18 +72,16 @@ def find(pattern: str, what: str = "log") -> Found:
     if not pattern:
         raise InputError(f"no {what} is named", where=what, fix="name a file, a folder or a glob")
     if pattern.startswith("s3://"):
-        system, root, there = _find_s3(pattern)
+        system, root, there, sizes = _find_s3(pattern)
     else:
         system = pafs.LocalFileSystem()
         root, there = _find_local(pattern, what)
+        sizes = {info.path: info.size for info in system.get_file_info([path for path, reason in there.items() if not reason])}
     skipped = [Skipped(os.path.relpath(path, root) + "/" * path.endswith("/"), reason) for path, reason in there.items() if reason]
     paths = sorted(path for path, reason in there.items() if not reason)
     if not paths:
         raise nothing(pattern, what, skipped)
-    infos = system.get_file_info(paths)
-    found = [
-        LogFile(p, os.path.relpath(p, root), int(i.size or 0), unsure=suffix(p) not in KINDS) for p, i in zip(paths, infos, strict=True)
-    ]
+    found = [LogFile(p, os.path.relpath(p, root), sizes[p] or 0, unsure=suffix(p) not in KINDS) for p in paths]
     return Found(system, found, sorted(skipped))
 
 
@@ -169,19 +167,19 @@ def _refuse_lake(name: str, folder: str) -> None:
         raise InputError(what, where=folder, fix="write the table's rows to a plain folder of Parquet files and name that")
 
 
-def _find_s3(pattern: str) -> tuple[pafs.FileSystem, str, dict[str, str]]:
+def _find_s3(pattern: str) -> tuple[pafs.FileSystem, str, dict[str, str], dict[str, int]]:
+    """As `_find_local`, with the bytes of each file, since a listing says them."""
     full = pattern.removeprefix("s3://").rstrip("/")
-    with readable(pattern):
-        system = open_storage("s3://" + full.split("/")[0]).filesystem
-        fixed = full if not glob.has_magic(full) else os.path.dirname(full[: min(i for i, c in enumerate(full) if c in "*?[")])
-        info = system.get_file_info(fixed)
-        if info.type == pafs.FileType.File:
-            return system, os.path.dirname(full), {full: ""}
-        inside = system.get_file_info(pafs.FileSelector(fixed, recursive=True, allow_not_found=True))
-    paths = sorted(i.path for i in inside if i.type == pafs.FileType.File)
+    fixed = full if not glob.has_magic(full) else os.path.dirname(full[: min(i for i, c in enumerate(full) if c in "*?[")])
+    bucket, _, key = fixed.partition("/")
+    store = open_storage(f"s3://{bucket}")
+    if key and store.exists(key):
+        return store.filesystem, os.path.dirname(full), {full: ""}, {full: store.size(key)}
+    sizes = {f"{bucket}/{one.path}": one.bytes for one in store.files(key) if not one.path.endswith("/")}  # a slash: a folder's mark
+    paths = sorted(sizes)
     for path in paths:
         for part in os.path.relpath(path, fixed).split("/"):
             _refuse_lake(part, pattern)
     if fixed != full:
         paths = fnmatch.filter(paths, full)  # here `*` goes through folders
-    return system, fixed, {path: reason_to_skip(os.path.relpath(path, fixed)) for path in paths}
+    return store.filesystem, fixed, {path: reason_to_skip(os.path.relpath(path, fixed)) for path in paths}, sizes

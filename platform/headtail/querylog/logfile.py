@@ -23,6 +23,7 @@ from headtail.querylog.delimited import ROW, LongLine, Reject, Sheet, sheets
 from headtail.querylog.detect import detect
 from headtail.querylog.files import DELIMITED, KINDS, LINES, PARQUET, LogFile, suffix
 from headtail.querylog.streams import Unusable, check_text, codec_of, open_plain, readable
+from headtail.storage import open_file
 
 BATCH_ROWS = 1 << 18
 LIST_ROWS = 1 << 12  # of lists whose size is not known before they are read
@@ -56,7 +57,7 @@ class Wanted(NamedTuple):
 def sha256(system: pafs.FileSystem, file: LogFile) -> str:
     """Hex SHA-256 of the file's bytes as stored."""
     digest = hashlib.sha256()
-    with readable(file.path), system.open_input_stream(file.path, compression=None) as stream:
+    with readable(file.path), open_file(system, file.path) as stream:
         while data := stream.read(1 << 22):
             digest.update(data)
     return digest.hexdigest()
@@ -74,7 +75,7 @@ def probe(system: pafs.FileSystem, file: LogFile, query: str, quotes: str = "aut
         if head.startswith(b"PAR1") or named == PARQUET:
             if file.codec:
                 raise InputError(f"a Parquet file packed with {file.codec}", where=file.path, fix="unpack it: Parquet packs its own pages")
-            with system.open_input_file(file.path) as source:
+            with open_file(system, file.path) as source:
                 meta = pq.ParquetFile(source)
                 return file._replace(kind=PARQUET, columns=tuple(meta.schema_arrow.names), rows=meta.metadata.num_rows)
     check_text(head, file.path)
@@ -99,7 +100,7 @@ def split(system: pafs.FileSystem, files: Sequence[LogFile]) -> list[Split]:
         if file.kind != PARQUET:
             found.append(Split(file, len(found)))
             continue
-        with readable(file.path), system.open_input_file(file.path) as source:
+        with readable(file.path), open_file(system, file.path) as source:
             meta = pq.ParquetFile(source).metadata
             sizes = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
         groups: list[int] = []
@@ -144,7 +145,7 @@ def _fill(table: pa.Table, above: dict[str, str | None]) -> pa.Table:
 def _read_parquet(system: pafs.FileSystem, part: Split, names: Sequence[str]) -> Iterator[Sheet]:
     """Text is read as codes into a dictionary, so that its size is known before it is spread out over the rows."""
     row = part.first_row
-    with system.open_input_file(part.file.path) as source:
+    with open_file(system, part.file.path) as source:
         meta = pq.ParquetFile(source).metadata
         paths = [meta.schema.column(i).path for i in range(meta.num_columns)]
         _check_packing(part, meta, paths, names)

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from headtail.errors import InputError
+from headtail.storage import open_file
 
 CODECS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd", ".lz4": "lz4", ".zip": "zip"}
 _MAGIC = {
@@ -38,6 +39,7 @@ _MAGIC = {
 }
 _MARKS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 _LOOKED_AT = 1 << 16
+_BUFFER = 1 << 20  # of packed bytes: each read of S3 is a call
 
 
 @contextmanager
@@ -70,7 +72,7 @@ def codec_of(system: pafs.FileSystem, path: str, unsure: bool) -> str:
     named = CODECS.get(Path(path.lower()).suffix, "")
     if named:
         return named
-    with system.open_input_stream(path, compression=None) as stream:
+    with open_file(system, path) as stream:
         start = stream.read(16)
     found = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), "")
     if found and not (unsure and found in CODECS.values()):
@@ -84,14 +86,14 @@ def codec_of(system: pafs.FileSystem, path: str, unsure: bool) -> str:
 
 def open_plain(system: pafs.FileSystem, path: str, codec: str) -> Any:
     """A stream over the unpacked bytes."""
+    stream = open_file(system, path)
     if codec == "zip":
-        return _open_zip(system.open_input_file(path), path)
-    stream = system.open_input_stream(path, compression=None)
+        return _open_zip(stream, path)
     if not codec:
         return stream
     if codec in ("zstd", "lz4"):
-        return pa.CompressedInputStream(stream, codec)
-    raw: Any = io.BufferedReader(stream, 1 << 20)
+        return pa.CompressedInputStream(pa.BufferedInputStream(stream, _BUFFER), codec)
+    raw: Any = io.BufferedReader(stream, _BUFFER)
     if codec == "gzip":
         return gzip.GzipFile(fileobj=raw, mode="rb")
     return (bz2.BZ2File if codec == "bzip2" else lzma.LZMAFile)(raw)

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.fs as pafs
+
 from headtail.errors import StorageError
-from headtail.storage.base import FileRef, Storage, Stored
+from headtail.storage.base import FileRef, Storage, Stored, again
 from headtail.storage.digests import check, check_local
 from headtail.storage.local import LocalStorage
-from headtail.storage.s3 import S3Storage
+from headtail.storage.s3 import S3Storage, open_object
 from headtail.storage.tables import (
     column_bytes,
     fetch_folder,
+    open_table,
     put,
     put_folder,
     read_bytes,
@@ -36,11 +40,14 @@ __all__ = [
     "S3Storage",
     "Storage",
     "Stored",
+    "again",
     "check",
     "check_local",
     "column_bytes",
     "fetch_folder",
+    "open_file",
     "open_storage",
+    "open_table",
     "put",
     "put_folder",
     "read_bytes",
@@ -52,6 +59,11 @@ __all__ = [
     "write_once",
     "write_table",
 ]
+
+
+def open_file(system: pafs.FileSystem, path: str) -> pa.NativeFile:
+    """A file of an Arrow file system, to read from and to seek in. From S3 as from a store: calls are made again, errors say the cure."""
+    return open_object(path) if system.type_name == "s3" else system.open_input_file(path)
 
 
 def open_storage(root: str) -> Storage:

@@ -19,7 +19,7 @@ from pydantic import Field
 from headtail.config import Config
 from headtail.errors import StorageError
 from headtail.paths import StorePath, store_path
-from headtail.storage.retries import Patience
+from headtail.storage.retries import PERMISSIONS, Patience
 
 
 class FileRef(Config):
@@ -66,6 +66,10 @@ class Storage(Protocol):
 
     def exists(self, path: str) -> bool: ...
     def read(self, path: str) -> bytes: ...
+    def open(self, path: str) -> pa.NativeFile:
+        """A file to read from and to seek in, piece by piece."""
+        ...
+
     def replace(self, path: str, data: bytes) -> None:
         """Write whole, over what was there, in one atomic step."""
         ...
@@ -116,17 +120,27 @@ def told(action: str, where: str) -> Iterator[None]:
         raise StorageError(f"cannot {action}: {error.strerror or error}", where=where, fix=fix) from error
 
 
-def patiently(store: Storage, path: str, read: Callable[[], Any]) -> Any:
-    """What Arrow reads. Its client of S3 tries again by itself, but for 429. Its errors as StorageError."""
+def again(call: Callable[[], Any]) -> Any:
+    """`call`, whole and not in the middle of something, to a file system of Arrow. Its client of S3 tries again by itself, but for 429."""
     patience = Patience()
     while True:
         try:
-            return read()
-        except FileNotFoundError:
-            raise StorageError("table is not in the store", where=store.uri(path)) from None
-        except (pa.ArrowInvalid, OSError) as error:
-            fix = "if the store answers (headtail doctor), the file is damaged: run the stage that wrote it again"
-            last = StorageError(f"table cannot be read: {error}", where=store.uri(path), fix=fix)
+            return call()
+        except OSError as error:
             if "HTTP status 429" not in str(error):
-                raise last from error
-            patience.wait(last)
+                raise
+            patience.wait(error)
+
+
+@contextmanager
+def table_errors(store: Storage, path: str) -> Iterator[None]:
+    """Arrow's errors while it reads a file of the store as StorageError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise StorageError("not in the store", where=store.uri(path)) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        fix = "if the store answers (headtail doctor), the file is damaged: run the stage that wrote it again"
+        if "ACCESS_DENIED" in str(error):
+            fix = PERMISSIONS
+        raise StorageError(f"cannot read: {error}", where=store.uri(path), fix=fix) from error

@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 
 from headtail.errors import StorageError
 from headtail.keys import sha256_file
-from headtail.storage.base import FileRef, Storage, patiently
+from headtail.storage.base import FileRef, Storage, again, table_errors
 
 _CHUNK = 1 << 20
 _known: dict[tuple[str, ...], tuple[object, ...]] = {}  # what was checked in this process, and its state then
@@ -26,13 +26,16 @@ _known: dict[tuple[str, ...], tuple[object, ...]] = {}  # what was checked in th
 def check(store: Storage, ref: FileRef) -> str:
     """The path of `ref`, whose bytes are those that it names. StorageError when they are not, or the file is absent."""
     key = (store.root, ref.path, ref.sha256)
-    info = patiently(store, ref.path, lambda: store.filesystem.get_file_info(store.full(ref.path)))
+    with table_errors(store, ref.path):
+        info = again(lambda: store.filesystem.get_file_info(store.full(ref.path)))
     if info.type == pafs.FileType.NotFound:
         raise StorageError("not in the store", where=store.uri(ref.path), fix="it was deleted: run the stage that wrote it again")
     state = (info.size, info.mtime_ns)
     if _known.get(key) == state:
         return ref.path
-    if patiently(store, ref.path, lambda: _sha256(store, ref.path)) != ref.sha256:
+    with table_errors(store, ref.path):
+        found = again(lambda: _sha256(store, ref.path))
+    if found != ref.sha256:
         raise _changed(store.uri(ref.path))
     if state[1] % 1_000_000_000 or time.time_ns() - state[1] > 3_000_000_000:  # S3 tells seconds: it may be written again in this one
         _known[key] = state

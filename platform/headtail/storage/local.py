@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from headtail.errors import StorageError
@@ -68,6 +69,10 @@ class LocalStorage:
     def read(self, path: str) -> bytes:
         with self._reading(path):
             return Path(self.full(path)).read_bytes()
+
+    def open(self, path: str) -> pa.NativeFile:
+        with self._reading(path):
+            return self.filesystem.open_input_file(self.full(path))
 
     @contextlib.contextmanager
     def _reading(self, path: str) -> Iterator[None]:

@@ -23,7 +23,7 @@ _LATER = (408, 409, 429, 500, 502, 503, 504)  # 501 and 505 stay as they are
 _LATER_CODES = ("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "IncompleteBody")
 
 _CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN), AWS_PROFILE, or give the machine a role"
-_PERMISSIONS = (
+PERMISSIONS = (
     "allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload below the root and s3:ListBucket on the bucket "
     "(without the last, S3 says 403 for an object that is not there); a session may also have expired"
 )
@@ -37,7 +37,7 @@ _FIXES = {
     code: fix
     for fix, codes in {
         "create the bucket, or correct its name in --root": "NoSuchBucket",
-        _PERMISSIONS: "AccessDenied AllAccessDisabled Forbidden 403",
+        PERMISSIONS: "AccessDenied AllAccessDisabled Forbidden 403",
         _CREDENTIALS: "InvalidAccessKeyId SignatureDoesNotMatch ExpiredToken InvalidToken TokenRefreshRequired 401",
         _REGION: "PermanentRedirect AuthorizationHeaderMalformed IllegalLocationConstraintException 301",
         _CHECKSUMS: "NotImplemented InvalidArgument InvalidRequest XAmzContentSHA256Mismatch MissingContentLength 501",

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from headtail.errors import StorageError
 from headtail.storage import retries
 from headtail.storage.base import Stored, checked, told
+from headtail.storage.ranges import Ranges
 
 PROBE = ".headtail/conditional-put"  # stays in the store: who can write it a second time must not trust conditional puts
 _WRITER = "headtail-writer"  # metadata: the mark of the write that made an object
@@ -64,6 +66,12 @@ def _require_conditional_puts(store: S3Storage, pid: int, settings: tuple[tuple[
             where=store.uri(PROBE),
             fix="update the store to a version with conditional writes, or choose another --root",
         )
+
+
+def open_object(path: str) -> pa.NativeFile:
+    """`bucket/key`, as `S3Storage.open`."""
+    bucket, _, key = path.partition("/")
+    return S3Storage(f"s3://{bucket}").open(key)
 
 
 @dataclass(frozen=True)
@@ -137,10 +145,17 @@ class S3Storage:
             raise
 
     def read(self, path: str) -> bytes:
+        return self._get(path)
+
+    def open(self, path: str) -> pa.NativeFile:
+        """For Arrow's readers too: its own client can take up 429 only where a whole read is made again."""
+        return pa.PythonFile(Ranges(self.size(path), lambda begin, end: self._get(path, Range=f"bytes={begin}-{end - 1}")), mode="r")
+
+    def _get(self, path: str, **part: str) -> bytes:
         patience = retries.Patience()
         with self._plain_errors("read", path):
             while True:
-                body = self._client.get_object(**self._at(path))["Body"]
+                body = self._client.get_object(**self._at(path), **part)["Body"]
                 try:
                     return bytes(body.read())
                 except retries.broken_off() as error:  # the client tries again until an answer begins; here it ended too soon

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from headtail.errors import InputError, StorageError
 from headtail.keys import sha256_file
 from headtail.secrets import hide_in
-from headtail.storage.base import FileRef, Storage, patiently, told
+from headtail.storage.base import FileRef, Storage, again, table_errors, told
 from headtail.storage.digests import check
 
 
@@ -72,17 +73,27 @@ def _path(store: Storage, file: str | FileRef) -> str:
 def read_table(store: Storage, file: str | FileRef, columns: list[str] | None = None) -> pa.Table:
     """A Parquet file of the store; its digest is checked when it is given. StorageError when it is absent, another or damaged."""
     path = _path(store, file)
-    return patiently(store, path, lambda: pq.read_table(store.full(path), filesystem=store.filesystem, columns=columns))
+    with table_errors(store, path):
+        return again(lambda: pq.read_table(store.full(path), filesystem=store.filesystem, columns=columns))
+
+
+@contextmanager
+def open_table(store: Storage, path: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of the store, to be read in pieces. StorageError when it is absent or damaged, also while it is read."""
+    with table_errors(store, path), pq.ParquetFile(store.open(path)) as opened:
+        yield opened
 
 
 def table_columns(store: Storage, path: str) -> list[str]:
     """Names of a Parquet file's columns. StorageError when it is absent or damaged."""
-    return list(patiently(store, path, lambda: pq.read_schema(store.full(path), filesystem=store.filesystem)).names)
+    with open_table(store, path) as opened:
+        return list(opened.schema_arrow.names)
 
 
 def column_bytes(store: Storage, path: str, names: Collection[str]) -> int:
     """Bytes that some columns of a Parquet file take in the store, compressed; 0 for those it does not have."""
-    found = patiently(store, path, lambda: pq.read_metadata(store.full(path), filesystem=store.filesystem))
+    with open_table(store, path) as opened:
+        found = opened.metadata
     groups = [found.row_group(i) for i in range(found.num_row_groups)]
     chunks = (group.column(i) for group in groups for i in range(group.num_columns))
     return sum(chunk.total_compressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in names)
@@ -93,11 +104,9 @@ def stream_table(
 ) -> Iterator[pa.RecordBatch]:
     """The batches of a Parquet file, in bounded memory. A digest that is given is checked first. Errors as `read_table`."""
     path = _path(store, file)
-    with patiently(store, path, lambda: pq.ParquetFile(store.full(path), filesystem=store.filesystem)) as opened:
+    with open_table(store, path) as opened:
         for group in range(opened.num_row_groups):  # one call for all would hold every group until the last is read (pyarrow 25)
-            batches = opened.iter_batches(batch_size=batch_rows, columns=columns, row_groups=[group])
-            while (batch := patiently(store, path, lambda: next(batches, None))) is not None:  # noqa: B023 - called at once
-                yield batch
+            yield from opened.iter_batches(batch_size=batch_rows, columns=columns, row_groups=[group])
 
 
 def put(store: Storage, local: Path, path: str, rows: int | None = None) -> FileRef:
