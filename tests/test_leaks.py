@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -85,6 +86,25 @@ def test_refuse_names_the_rows() -> None:
     same_key = rows("plumber").set_column(1, "query", pa.array(["something else altogether"]))
     with pytest.raises(LeakError, match="its key"):
         leaks.refuse([same_key], [gold], "here")
+
+
+def test_texts_of_one_mould_are_compared_with_few() -> None:
+    """People ask alike: "what is the ... of ...". Only the rare trigrams of a text lead to others."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(400)]
+    texts = [f"what is the price of {rng.choice(words)} {rng.choice(words)} in town today" for _ in range(2000)]
+    gold, looks = Gold(texts[:1000]), 0
+
+    class Counted(list[set[str]]):
+        def __getitem__(self, index: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().__getitem__(index)
+
+    gold._grams = Counted(gold._grams)
+    for text in texts[1000:]:
+        gold.find(text)
+    assert looks < 50 * 1000  # of a million pairs
 
 
 def test_ten_thousand_gold_rows_are_no_burden() -> None:

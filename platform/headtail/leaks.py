@@ -52,7 +52,7 @@ class Gold:
         self._by_words: dict[frozenset[str], str] = {}
         self._by_gram: dict[str, list[int]] = defaultdict(list)
         self._grams: list[set[str]] = []
-        self._vocabulary: set[str] = set()
+        self._counts: Counter[str] = Counter()
         if near is not None:
             self._index(near)
 
@@ -69,22 +69,26 @@ class Gold:
         return Near(words, 1.0) if words is not None else self._similar(text, self.near)
 
     def _index(self, near: float) -> None:
-        """Each gold text under the rarest of its trigrams, so many that a text as similar as `near` shares one (Bayardo et al. 2007)."""
+        """Each gold text under the rarest of its trigrams."""
         self._grams = [trigrams(text) for text in self._texts]
-        counts = Counter(gram for grams in self._grams for gram in grams)
-        self._vocabulary = set(counts)
+        self._counts = Counter(gram for grams in self._grams for gram in grams)
         for number, (text, grams) in enumerate(zip(self._texts, self._grams, strict=True)):
             self._by_words.setdefault(frozenset(text.split(" ")), text)
-            rare = sorted(grams, key=lambda gram: (counts[gram], gram))
-            for gram in rare[: len(grams) - math.ceil(near * len(grams) - 1e-9) + 1]:
+            for gram in self._rare(grams, near):
                 self._by_gram[gram].append(number)
+
+    def _rare(self, grams: set[str], near: float) -> list[str]:
+        """The rarest trigrams of a text, so many that two texts as similar as `near` share one of theirs (Bayardo et al. 2007)."""
+        ranked = sorted(grams, key=lambda gram: (self._counts.get(gram, 0), gram))
+        return ranked[: len(grams) - math.ceil(near * len(grams) - 1e-9) + 1]
 
     def _similar(self, text: str, near: float) -> Near | None:
         grams = trigrams(text)
-        if len(grams & self._vocabulary) < near * len(grams) - 1e-9:
-            return None
+        least, most = near * len(grams) - 1e-9, len(grams) / near + 1e-9 if near else math.inf  # trigrams of a text as similar
         best: tuple[float, int] | None = None
-        for number in {number for gram in grams for number in self._by_gram.get(gram, ())}:
+        for number in {number for gram in self._rare(grams, near) for number in self._by_gram.get(gram, ())}:
+            if not least <= len(self._grams[number]) <= most:
+                continue
             common = len(grams & self._grams[number])
             similarity = common / (len(grams) + len(self._grams[number]) - common)
             if similarity >= near - 1e-9 and (best is None or (similarity, -number) > best):
