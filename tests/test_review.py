@@ -844,6 +844,49 @@ def test_the_server_serves_its_page_and_nothing_else(served: Server) -> None:
     assert httpx.request("OPTIONS", served.url + "decide").status_code == 501  # no preflight is answered: no CORS
 
 
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "</script><img src=x onerror=alert(1)>",
+    "\"'`><svg/onload=alert(1)>",
+    "][b",
+    "[/b][link=javascript:alert(1)]x[/link]",
+    "\x1b]0;title\x07\x1b[31mred",
+    "\u202egnp.exe\u2028\u2029",
+    "{{7*7}}${7*7}<!--",
+)
+
+
+def test_text_of_others_is_data_and_no_part_of_the_page(store: Storage, root: str) -> None:
+    """Query, answer, reason, note and name come to the page in JSON, as they are; the page's only way to show text is as text."""
+    rows = [suspect(text, spans((normalise(text), "topic")), reasons=[text]) for text in HOSTILE]
+    keep(store, "curate", MARK, {"suspects": suspects(*rows)}, settings={"config": {"task": "query_segmentation"}})
+    task = load_task("query_segmentation")
+    with Server(Desk(store, task, load_queue(store, REF, task), "anna")) as server:
+        page = asked(server, "")
+        shown = {}
+        for place, text in enumerate(HOSTILE):
+            note = text if text.isprintable() else "note"
+            assert asked(server, "decide", body_of(server, place) | {"who": f"<b>{place}", "why": note}).status_code == 200
+            reply = asked(server, f"row?start={place}&step=0&show=all")
+            assert reply.headers["content-type"].split(";")[0] == "application/json"
+            assert reply.headers["x-content-type-options"] == "nosniff"
+            row = reply.json()
+            shown[row["query"]] = (
+                json.loads(row["answer"]["text"]),
+                row["reasons"],
+                [(one["who"], one["why"]) for one in row["history"]],
+                place,
+                note,
+            )
+        for query, (answer, reasons, history, place, note) in shown.items():
+            (one,) = (row for row in rows if row["query"] == query)
+            assert (answer, reasons, history) == (json.loads(one["answer"]), one["reasons"], [(f"<b>{place}", note)])
+        assert len(shown) == len(HOSTILE)
+        assert asked(server, "").text == page.text == (Path(review.__file__).parent / "page.html").read_text(encoding="utf-8")
+    for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "srcdoc", "DOMParser", "setHTML"):
+        assert sink not in page.text
+
+
 @pytest.mark.parametrize(
     "headers, status",
     [
