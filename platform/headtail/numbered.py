@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from headtail.errors import StorageError
@@ -71,6 +71,6 @@ def _entry(store: Storage, folder: str, number: int) -> tuple[Any] | None:
         return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _say_gap(where: str) -> None:
     say(f"{where} was never written: an early version left this number out on S3. The entries after it are read; nothing is lost")

@@ -143,4 +143,4 @@ def table_errors(store: Storage, path: str) -> Iterator[None]:
         fix = "if the store answers (headtail doctor), the file is damaged: run the stage that wrote it again"
         if "ACCESS_DENIED" in str(error):
             fix = PERMISSIONS
-        raise StorageError(f"cannot read: {error}", where=store.uri(path), fix=fix) from error
+        raise StorageError(f"file cannot be read: {error}", where=store.uri(path), fix=fix) from error
