@@ -88,11 +88,11 @@ def test_refuse_names_the_rows() -> None:
         leaks.refuse([same_key], [gold], "here")
 
 
-def test_texts_of_one_mould_are_compared_with_few() -> None:
-    """People ask alike: "what is the ... of ...". Only the rare trigrams of a text lead to others."""
+def test_texts_of_few_words_are_compared_with_few() -> None:
+    """People use the same words. Only the rare trigrams of both texts lead from one to the other."""
     rng = random.Random(0)
-    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(400)]
-    texts = [f"what is the price of {rng.choice(words)} {rng.choice(words)} in town today" for _ in range(2000)]
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 8))) for _ in range(200)]
+    texts = [" ".join(rng.choices(words, k=rng.randint(3, 6))) for _ in range(2000)]
     gold, looks = Gold(texts[:1000]), 0
 
     class Counted(list[set[str]]):
@@ -104,7 +104,7 @@ def test_texts_of_one_mould_are_compared_with_few() -> None:
     gold._grams = Counted(gold._grams)
     for text in texts[1000:]:
         gold.find(text)
-    assert looks < 50 * 1000  # of a million pairs
+    assert looks < 20 * 1000  # of a million pairs
 
 
 def test_ten_thousand_gold_rows_are_no_burden() -> None:

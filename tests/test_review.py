@@ -871,13 +871,8 @@ def test_text_of_others_is_data_and_no_part_of_the_page(store: Storage, root: st
             assert reply.headers["content-type"].split(";")[0] == "application/json"
             assert reply.headers["x-content-type-options"] == "nosniff"
             row = reply.json()
-            shown[row["query"]] = (
-                json.loads(row["answer"]["text"]),
-                row["reasons"],
-                [(one["who"], one["why"]) for one in row["history"]],
-                place,
-                note,
-            )
+            history = [(one["who"], one["why"]) for one in row["history"]]
+            shown[row["query"]] = (json.loads(row["answer"]["text"]), row["reasons"], history, place, note)
         for query, (answer, reasons, history, place, note) in shown.items():
             (one,) = (row for row in rows if row["query"] == query)
             assert (answer, reasons, history) == (json.loads(one["answer"]), one["reasons"], [(f"<b>{place}", note)])

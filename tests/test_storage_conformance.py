@@ -248,7 +248,7 @@ def test_a_jobs_input_is_sorted_and_read_though_calls_fail(proxy: Proxy, segment
         for shard in range(3):
             sorted_rows += read_shard(store, manifest, shard)["query"].to_pylist()
         assert sorted(sorted_rows) == sorted(queries), fault
-        proxy.reset(lambda call, nth, fault=fault: fault and "429" if call in ("get", "list", "delete", "delete many") and nth == 0 else "")
+        proxy.reset(first_of_each(fault and "429", "get", "list", "delete", "delete many"))
         sweep(store, job)
 
 

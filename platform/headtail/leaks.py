@@ -52,6 +52,7 @@ class Gold:
         self._by_words: dict[frozenset[str], str] = {}
         self._by_gram: dict[str, list[int]] = defaultdict(list)
         self._grams: list[set[str]] = []
+        self._sizes: list[int] = []
         self._counts: Counter[str] = Counter()
         if near is not None:
             self._index(near)
@@ -71,6 +72,7 @@ class Gold:
     def _index(self, near: float) -> None:
         """Each gold text under the rarest of its trigrams."""
         self._grams = [trigrams(text) for text in self._texts]
+        self._sizes = list(map(len, self._grams))
         self._counts = Counter(gram for grams in self._grams for gram in grams)
         for number, (text, grams) in enumerate(zip(self._texts, self._grams, strict=True)):
             self._by_words.setdefault(frozenset(text.split(" ")), text)
@@ -87,10 +89,10 @@ class Gold:
         least, most = near * len(grams) - 1e-9, len(grams) / near + 1e-9 if near else math.inf  # trigrams of a text as similar
         best: tuple[float, int] | None = None
         for number in {number for gram in self._rare(grams, near) for number in self._by_gram.get(gram, ())}:
-            if not least <= len(self._grams[number]) <= most:
+            if not least <= self._sizes[number] <= most:
                 continue
             common = len(grams & self._grams[number])
-            similarity = common / (len(grams) + len(self._grams[number]) - common)
+            similarity = common / (len(grams) + self._sizes[number] - common)
             if similarity >= near - 1e-9 and (best is None or (similarity, -number) > best):
                 best = (similarity, -number)
         return None if best is None else Near(self._texts[-best[1]], best[0])
