@@ -232,12 +232,19 @@ def test_no_time_limit_of_a_test_is_a_plain_number() -> None:
     assert not bare_limits(ast.parse("import time\nf(timeout=limit(5))\nassert time.monotonic() - begun < limit(4)\n"))
 
 
-@pytest.mark.parametrize("page", ["promises", "security"])
+@pytest.mark.parametrize("page", ["promises", "security", "compatibility"])
 def test_every_promise_names_a_test_that_exists(page: str) -> None:
     named = re.findall(r"`(test_\w+\.py)::(\w+)`", (REPO / "docs" / f"{page}.md").read_text(encoding="utf-8"))
     assert len(named) > 15
     gone = [f"{file}::{test}" for file, test in named if f"def {test}(" not in (REPO / "tests" / file).read_text(encoding="utf-8")]
     assert not gone
+
+
+def test_every_line_on_compatibility_names_its_test() -> None:
+    text = (REPO / "docs" / "compatibility.md").read_text(encoding="utf-8").partition("## Never tried")[0]
+    lines = re.split(r"^\* ", text, flags=re.MULTILINE)[1:]
+    assert len(lines) > 80
+    assert not [line for line in lines if "::test_" not in line]
 
 
 def test_every_line_on_security_names_its_test() -> None:
