@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import keep
 from headtail import distill, form
 from headtail.config import TrackingConfig
 from headtail.distill.base import Base, Shape, keep_layers, load_base, make_base
@@ -196,7 +197,7 @@ def test_merge_equals_adapter_and_a_lost_adapter_is_caught(tokenizer: Any, tmp_p
     from peft.tuners.lora import LoraModel
 
     monkeypatch.setattr(LoraModel, "merge_and_unload", LoraModel.unload)
-    with pytest.raises(TrainingError, match="adapter's logits"):
+    with pytest.raises(TrainingError, match="does not give the logits of the one that was trained"):
         merge_lora(learner, load_base(str(tmp_path / "base"))[0], tmp_path / "adapter", tmp_path / "merged2", probes)
 
 
@@ -308,17 +309,17 @@ def test_leak_with_gold_is_an_error(root: str, rows: Receipt) -> None:
 
 
 def test_empty_golden_set_is_an_error(root: str, rows: Receipt) -> None:
-    from headtail.storage import open_storage, read_table, write_table
+    from headtail.storage import open_storage, read_table
 
     store = open_storage(root)
-    path = rows.output("train_query_segmentation").path
-    write_table(store, path, read_table(store, path).slice(0, 0))
+    empty = read_table(store, rows.output("train_query_segmentation").path).slice(0, 0)
+    emptied = keep(store, "world", "0123456789abcdef", {"train_query_segmentation": empty})
     with pytest.raises(InputError, match="no golden rows"):
         distill.run(
             distill.Config(
                 root=root,
                 tracking=OFF,
-                sets=(distill.TrainingSet(golden=f"{rows.path}:train_query_segmentation"),),
+                sets=(distill.TrainingSet(golden=f"{emptied.path}:train_query_segmentation"),),
                 gold=(),
                 base=Base(shape=TINY),
                 lora=None,
