@@ -219,6 +219,23 @@ def test_joiners_stay_where_they_carry_meaning(text: str) -> None:
     assert normalise(text) == text
 
 
+# Letters by Joining_Type (ArabicShaping.txt): D joins on both sides, R the one before it alone, U none.
+DUAL, LAST = "بتجسعفقکگلمنهیܒܓ", "اآأدذرزژوؤةےءܐܕܪ"
+
+
+@given(
+    st.sampled_from(LAST), st.text("\u064b\u064e\u0651", max_size=2), st.sampled_from(DUAL + LAST), st.text(DUAL + LAST + " ", max_size=3)
+)
+def test_a_zwnj_that_shows_nothing_goes(last: str, marks: str, after: str, rest: str) -> None:
+    assert normalise(f"{rest}{last}{marks}{ZWNJ}{after}") == normalise(f"{rest}{last}{marks}{after}")
+    assert normalise(f"{last}{marks}{ZWJ}{after}") != normalise(f"{last}{marks}{after}")
+
+
+@given(st.sampled_from(DUAL), st.text("\u064b\u064e\u0651", max_size=2), st.sampled_from(DUAL + LAST.replace("ء", "")))
+def test_a_zwnj_that_is_seen_stays(dual: str, marks: str, after: str) -> None:
+    assert normalise(f"{dual}{marks}{ZWNJ}{after}") != normalise(f"{dual}{marks}{after}")
+
+
 def test_marks_come_in_canonical_order_whatever_stands_between_them() -> None:
     for first, second in zip(MARKS, MARKS[1:] + MARKS[:1], strict=True):
         assert normalise(f"x{first}\u034f{second}") == normalise(f"x{first}{second}")

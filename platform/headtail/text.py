@@ -41,6 +41,17 @@ _CURSIVE = frozenset(
     ["ADLAM", "ARABIC", "CHORASMIAN", "HANIFI", "MANDAIC", "MANICHAEAN", "MONGOLIAN", "NKO", "PHAGS-PA", "PSALTER", "SOGDIAN", "SYRIAC"]
 )
 
+# Letters of the Arabic, Syriac and Mandaic blocks that never join the one after them: Joining_Type R or U (ArabicShaping.txt, Unicode 14).
+_LAST = (
+    (0x0621, 0x0625), (0x0627, 0x0627), (0x0629, 0x0629), (0x062F, 0x0632), (0x0648, 0x0648), (0x0671, 0x0677), (0x0688, 0x0699),
+    (0x06C0, 0x06C0), (0x06C3, 0x06CB), (0x06CD, 0x06CD), (0x06CF, 0x06CF), (0x06D2, 0x06D3), (0x06D5, 0x06D5), (0x06E5, 0x06E6),
+    (0x06EE, 0x06EF), (0x0710, 0x0710), (0x0715, 0x0719), (0x071E, 0x071E), (0x0728, 0x0728), (0x072A, 0x072A), (0x072C, 0x072C),
+    (0x072F, 0x072F), (0x074D, 0x074D), (0x0759, 0x075B), (0x076B, 0x076C), (0x0771, 0x0771), (0x0773, 0x0774), (0x0778, 0x0779),
+    (0x0840, 0x0840), (0x0846, 0x0847), (0x0849, 0x0849), (0x0854, 0x0854), (0x0856, 0x0858), (0x0861, 0x0861), (0x0866, 0x0867),
+    (0x0869, 0x086A), (0x0870, 0x0882), (0x0887, 0x0887), (0x088E, 0x088E), (0x08AA, 0x08AE), (0x08B1, 0x08B2), (0x08B9, 0x08B9),
+    (0x08C9, 0x08C9),
+)  # fmt: skip
+
 
 def normalise(text: str) -> str:
     """The form in which queries are counted and looked up: case-folded, composed, nothing unseen, single blanks.
@@ -137,10 +148,16 @@ def _joiner(run: re.Match[str]) -> str:
     joiner = run[0][0]
     if joiner == ZWJ and before and unicodedata.combining(before) == 9:
         return joiner  # after a virama: half forms, the chillu letters of Malayalam, also at the end of a word
-    if not before or not after:
+    if not before or not after or (joiner == ZWNJ and _apart(run.string[: run.start()], after)):
         return ""
     kept = (_joins(before) and _joins(after)) or (joiner == ZWJ and _pictured(before) and _pictured(after))
     return joiner if kept else ""
+
+
+def _apart(before: str, after: str) -> bool:
+    """Whether the last letter of `before`, marks aside, does not join the letter after it anyway: a ZWNJ between them shows nothing."""
+    letter = next((character for character in reversed(before) if unicodedata.category(character)[0] != "M"), " ")
+    return _within(ord(letter), _LAST) and unicodedata.category(after)[0] == "L"
 
 
 @lru_cache(1 << 12)
