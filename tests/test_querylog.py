@@ -537,9 +537,9 @@ def test_a_second_run_is_reused_and_a_changed_log_is_not(ingest: Callable[..., R
 
 
 def test_later_traffic_too_thin_to_trust_is_said(ingest: Callable[..., Receipt]) -> None:
-    log = "query,time\n" + "a,2024-01-01\n" * 3000 + "a,2024-01-02\n"
-    receipt = ingest(log, columns=Columns(time="time"))
-    assert any("only 1 events" in note for note in receipt.notes)
+    log = "query,n,time\n" + "a,1000,2024-01-01\n" * 20 + "a,1,2024-01-02\n" * 11
+    receipt = ingest(log, columns=TIMED)
+    assert any("only 11 events" in note for note in receipt.notes)
 
 
 def test_a_log_on_s3(s3_root: str, root: str) -> None:

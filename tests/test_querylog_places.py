@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -313,6 +314,39 @@ def test_a_few_rows_of_any_dates_move_the_cut_by_a_day_at_most(sizes: list[int],
     for day in wild:
         mixed[day] = mixed.get(day, 0) + 1
     assert abs(cut(mixed) - cut(own)) <= 1
+
+
+COUNTED = Columns(time="time", count="n")
+OWN = "".join(f"pizza,5,2024-01-{day:02d}\n" for day in range(1, 15) for _ in range(28))
+
+
+@settings(max_examples=400, deadline=None)
+@given(DAYS, WILD, st.integers(1, 3))
+def test_a_few_rows_of_any_dates_are_never_all_of_later_traffic(sizes: list[int], wild: list[int], later_days: int) -> None:
+    mixed = Counter({START + i: size for i, size in enumerate(sizes)})
+    mixed.update(wild)
+    span = days.believed(mixed, today=20_000)
+    kept = {day: n for day, n in mixed.items() if span.first <= day <= min(span.last, span.today)}
+    cut = days.cut_day(kept, later_days)
+    assert any(START + i >= cut for i in range(len(sizes)))
+
+
+@pytest.mark.parametrize("count", [1, 140, 160, 2_001, 100_000, 10**12])
+@pytest.mark.parametrize("date, reason", [("2099-01-01", "after_today"), ("2024-01-25", "after_gap"), ("2024-01-15", "")])
+def test_no_count_makes_one_row_the_later_traffic(
+    ingest: Callable[..., Receipt], tmp_path: Path, count: int, date: str, reason: str
+) -> None:
+    (tmp_path / "x.csv").write_text(f"query,n,time\n{OWN}spam,{count},{date}\n")
+    receipt = ingest(tmp_path / "x.csv", columns=COUNTED)
+    assert receipt.facts["later_from"] == "2024-01-14"
+    assert receipt.rows.get(f"set_aside.{reason}", 0) == bool(reason)
+    assert receipt.rows["later_events"] == 140 + count * (not reason)
+
+
+def test_a_few_rows_after_a_log_of_one_day_are_not_held_out(ingest: Callable[..., Receipt], tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("query,n,time\n" + "pizza,1,2024-01-01\n" * 28 + "spam,9999,2024-01-02\n")
+    with pytest.raises(InputError, match="none is left"):
+        ingest(tmp_path / "x.csv", columns=COUNTED)
 
 
 @settings(max_examples=200, deadline=None)

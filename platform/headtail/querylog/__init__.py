@@ -43,7 +43,7 @@ from headtail.station import Station, run_once
 from headtail.task import Task, load_task
 
 STAGE = "ingest"
-VERSION = 3
+VERSION = 4
 SHARD_ROWS = 1 << 20  # rows of the log per shard of keys
 MAX_SHARDS = 128
 SPREAD_ROWS = 20_000_000  # rows from which Ray tasks win back what they cost: ten million take one core 13 s
@@ -229,7 +229,7 @@ def _cut(totals: Totals, config: Config) -> Cut:
         raise InputError(
             f"the log covers {last - first + 1} days; none is left when the last {config.later_days} are held out",
             where=config.log,
-            value=f"{_date(first)} to {_date(last)}",
+            value=f"{_date(first)} to {_date(last)}, {totals.days[last]:,} rows on the last day; a few rows alone are not held out",
             fix="set later_days lower (0 holds nothing out), or leave columns.time empty to hold out a random later_share",
         )
     return Cut(day)

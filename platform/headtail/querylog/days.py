@@ -1,8 +1,8 @@
 """Which days of a log are believed, and where its later traffic begins.
 
-In: events by day since 1970. Out: the span of days that are the log's own, and the day of the cut. A clock that was wrong, or a
+In: rows by day since 1970. Out: the span of days that are the log's own, and the day of the cut. A clock that was wrong, or a
 count of milliseconds taken for seconds, puts a few rows years away: neither may decide what a model is evaluated on. Adding a few
-rows of any dates moves the cut by a day at most. Knows nothing of rows.
+rows of any dates and counts moves the cut by a day at most: days are weighed by rows, since one row may count a million events.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 Days = npt.NDArray[np.int64]
 
-_RARE = 0.1  # most that days beyond a gap may hold of all events, to be set aside
-_STRAY = 0.02  # of a typical day's events: a day with less, after the last whole one, is not the day to evaluate on
-_GAPS = 0.05  # events that must come after gaps of a length, for such gaps to be this log's way
+_RARE = 0.1  # most that days beyond a gap may hold of all rows, to be set aside
+_STRAY = 0.02  # of a typical day's rows: a day with no more, after the last whole one, is not the day to evaluate on
+_STRAY_ROWS = 5  # nor is one with no more than these rows, where a typical day has more than twice as many
+_GAPS = 0.05  # share of rows that must come after gaps of a length, for such gaps to be this log's way
 
 
 class Span(NamedTuple):
@@ -32,16 +33,16 @@ EVER = Span(-(2**31), 2**31, 2**31)
 
 
 def typical(days: Mapping[int, int]) -> float:
-    """Events on the day of the median event: a few rows on days of their own hardly move it."""
+    """Rows on the day of the median row: a few rows on days of their own hardly move it."""
     sizes = np.sort(np.fromiter(days.values(), np.int64, len(days)))
     total = np.cumsum(sizes)
     return float(sizes[np.searchsorted(total, total[-1] / 2)])
 
 
 def believed(days: Mapping[int, int], today: int) -> Span:
-    """The span of the log's own days. Set aside at either end: what is after today, unless most is; and few events beyond a gap.
+    """The span of the log's own days. Set aside at either end: what is after today, unless most is; and few rows beyond a gap.
 
-    Tomorrow passes for today, since clocks have zones. A gap is longer than those that this log has anyway. Few are events that are
+    Tomorrow passes for today, since clocks have zones. A gap is longer than those that this log has anyway. Few are rows that are
     at most a typical day's and a tenth of all.
     """
     total = sum(days.values())
@@ -51,36 +52,40 @@ def believed(days: Mapping[int, int], today: int) -> Span:
     order = sorted(kept)
     if not order:
         return EVER
-    day, events = np.array(order), np.array([kept[d] for d in order])
-    breaks = np.flatnonzero(np.diff(day) > usual_gap(day, events)) + 1
+    day, rows = np.array(order), np.array([kept[d] for d in order])
+    breaks = np.flatnonzero(np.diff(day) > usual_gap(day, rows)) + 1
     pieces = np.split(np.arange(len(day)), breaks)
-    few = [int(events[piece].sum()) <= min(typical(kept), _RARE * total) for piece in pieces]
-    own = [i for i, rare in enumerate(few) if not rare] or [int(np.argmax([events[piece].sum() for piece in pieces]))]
+    few = [int(rows[piece].sum()) <= min(typical(kept), _RARE * total) for piece in pieces]
+    own = [i for i, rare in enumerate(few) if not rare] or [int(np.argmax([rows[piece].sum() for piece in pieces]))]
     first, last = int(day[pieces[own[0]][0]]), int(day[pieces[own[-1]][-1]])
     return Span(first if first > order[0] else EVER.first, last if last < order[-1] else EVER.last, limit)
 
 
-def usual_gap(day: Days, events: Days) -> int:
-    """The longest step between days with events that is this log's way: such steps stand between _GAPS of the events; at least 1.
+def usual_gap(day: Days, rows: Days) -> int:
+    """The longest step between days with rows that is this log's way: such steps stand between _GAPS of the rows; at least 1.
 
-    A step counts for as many events as the smaller of the days beside it has, so that a few stray rows make no step usual.
+    A step counts for as many rows as the smaller of the days beside it has, so that a few stray rows make no step usual.
     """
-    steps, weights = np.diff(day), np.minimum(events[1:], events[:-1])
+    steps, weights = np.diff(day), np.minimum(rows[1:], rows[:-1])
     order = np.argsort(-steps, kind="stable")
     weight = np.cumsum(weights[order])
     return int(steps[order][np.searchsorted(weight, _GAPS * weight[-1])]) if len(steps) else 1
 
 
 def cut_day(days: Mapping[int, int], later_days: int) -> int:
-    """The first day of later traffic: `later_days` days up to the last one.
+    """The first day of later traffic: `later_days` days up to the last one. Not after the log's first day: there is none.
 
-    The last day is at most one after the last whole day (from which on there are more than half a typical day's events), and that one
-    only when it has more than _STRAY of a typical day's events: what comes after is held out with it, but does not make the evaluation.
-    Where that would leave nothing before it, the very last day counts.
+    The last day is at most one after the last whole day (from which on there are more than half a typical day's rows), and that one
+    only when it has more than stray rows (_STRAY, _STRAY_ROWS): what comes after is held out with it, but does not make the evaluation.
+    Where that would leave nothing before it, the very last day counts, if more than stray rows are held out then.
     """
     order, usual = sorted(days), typical(days)
-    rest = np.cumsum(np.array([days[day] for day in order])[::-1])[::-1]  # events from each day on
+    rest = np.cumsum(np.array([days[day] for day in order])[::-1])[::-1]  # rows from each day on
+    stray = max(_STRAY * usual, _STRAY_ROWS if usual > 2 * _STRAY_ROWS else 0)
     whole = int(np.flatnonzero(rest > usual / 2)[-1])
-    part = whole + 1 < len(order) and rest[whole + 1] > _STRAY * usual
+    part = whole + 1 < len(order) and rest[whole + 1] > stray
     cut = order[whole + part] - later_days + 1
-    return cut if cut > order[0] else order[-1] - later_days + 1
+    if cut <= order[0]:
+        late = order[-1] - later_days + 1
+        cut = late if sum(rows for day, rows in days.items() if day >= late) > stray else cut
+    return cut

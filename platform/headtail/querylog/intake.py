@@ -81,7 +81,7 @@ class Totals:
     used_events: int = 0
     set_aside: Counter[str] = field(default_factory=Counter)
     redacted: Counter[str] = field(default_factory=Counter)
-    days: Counter[int] = field(default_factory=Counter)  # used events by day since 1970; empty for a log without times
+    days: Counter[int] = field(default_factory=Counter)  # used rows by day since 1970; empty for a log without times
 
     def add(self, other: Totals) -> None:
         """The totals of another part of the log."""
@@ -235,8 +235,8 @@ class Intake:
         )
         totals = Totals(used_rows=len(codes), used_events=int(count.sum()))
         if self.rules.time:
-            by_day = sums.group_by("day").aggregate([("count_sum", "sum")])
-            totals.days.update(dict(zip(by_day["day"].to_pylist(), by_day["count_sum_sum"].to_pylist(), strict=True)))
+            found, rows = np.unique(day, return_counts=True)
+            totals.days.update(dict(zip(found.tolist(), rows.tolist(), strict=True)))
         self.totals.add(totals)
 
     def _mark(self, marks: npt.NDArray[np.int8], count: npt.NDArray[np.int64]) -> None:
