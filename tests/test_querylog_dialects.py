@@ -154,18 +154,18 @@ TEXT = HOT | st.sampled_from(
 )
 
 
-def read(text: str, ending: str, quotes: str = "auto") -> tuple[Rows, Counter[str]]:
+def read(text: str, ending: str, quotes: str = "auto", column: str = "n") -> tuple[Rows, Counter[str]]:
     """The rows that are read, and why the others are not."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"log{ending}")
         path.write_bytes(text.encode())
         system, there, _ = files.find(str(path))
         part = logfile.split(system, [logfile.probe(system, there[0], "query", quotes)])[0]
-        sheets = list(logfile.read(system, part, logfile.Wanted(("query", "n"))))
+        sheets = list(logfile.read(system, part, logfile.Wanted(("query", column))))
     rows = [
         (query.decode(), n.decode())
         for sheet in sheets
-        for query, n in zip(*(sheet.table[c].to_pylist() for c in ("query", "n")), strict=True)
+        for query, n in zip(*(sheet.table[c].to_pylist() for c in ("query", column)), strict=True)
     ]
     return rows, Counter(reject.reason for sheet in sheets for reject in sheet.rejects)
 
@@ -191,3 +191,20 @@ def test_rows_are_read_as_they_were_written_or_set_aside(tool: Callable[[Rows], 
     assert all(aside) or not aside
     lines = tool(rows).count("\n" if "\n" in tool(rows) else "\r")
     assert len(found) + aside.total() <= lines
+
+
+SECOND = ["query,x", "QUERY,X", "query, x", " Query ,\tX ", '"query","x"', '"QUERY", x', "\ufeffquery,x", "query,x,", "query          ,x"]
+
+
+@pytest.mark.parametrize("second", SECOND)
+@pytest.mark.parametrize("first", ["query,x", '"query","x"', " query , x"])
+def test_a_second_header_is_no_query_however_it_is_written(first: str, second: str) -> None:
+    comma = "," * second.endswith(",")
+    rows = ["pizza,1", second, "tacos,2"]
+    text = "\n".join([first, *(row.removesuffix(",") + comma for row in rows)]) + "\n"
+    assert read(text, ".csv", column="x") == ([("pizza", "1"), ("tacos", "2")], Counter(header=1))
+
+
+def test_a_second_header_in_letters_beyond_ascii_is_no_query() -> None:
+    text = "query,число\nпицца,1\nQuery,ЧИСЛО\nсуши,2\n"
+    assert read(text, ".csv", column="число") == ([("пицца", "1"), ("суши", "2")], Counter(header=1))

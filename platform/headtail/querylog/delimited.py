@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from headtail.errors import InputError, LedgerError
-from headtail.querylog.dialect import DOUBLED, NONE, Dialect, cut_doubled, readings
+from headtail.querylog.dialect import DOUBLED, NONE, Dialect, alike, cut_doubled, readings
 from headtail.querylog.records import BOM, Ints, Lines, Mask, Record, lines_of, literal, long_records, per_line, record_text
 
 ROW = "\0row"  # the column of row numbers: no file names a column so
-_NUL, _NEWLINE, _RETURN = 0, 10, 13
+_NUL, _RETURN = 0, 13
 
 
 class Reject(NamedTuple):
@@ -115,11 +115,11 @@ def _unfit(lines: Lines, form: Dialect) -> Mask:
     if form.trailing:
         bodies = ends - (raw[np.maximum(ends - 1, 0)] == _RETURN)
         found |= raw[np.maximum(bodies - 1, 0)] != ord(form.delimiter)
-    wanted = sum(form.header)  # a header that comes again has the same bytes, in whatever order, and perhaps a mark and another line end
-    sums = np.add.reduceat(raw, starts, dtype=np.int64) if len(starts) else np.zeros(0, np.int64)
-    for extra in (0, _NEWLINE, _NEWLINE + _RETURN, _RETURN):
-        found |= (sums == wanted + extra) | (sums == wanted + extra + sum(BOM))
-    return found
+    wanted = (
+        sum(alike(form.header)) + ord(form.delimiter) * form.trailing
+    )  # a header that comes again has the same sum, in whatever order, and perhaps a mark
+    sums = np.add.reduceat(np.frombuffer(alike(data), np.uint8), starts, dtype=np.int64) if len(starts) else np.zeros(0, np.int64)
+    return found | (sums == wanted) | (sums == wanted + sum(alike(BOM)))
 
 
 def _bulk(lines: Lines, plain: Mask, form: Dialect, wanted: Sequence[str]) -> pa.Table:
@@ -184,14 +184,14 @@ def _cells(record: bytes, form: Dialect) -> tuple[tuple[str, ...], str]:
     cells = found.pop() if found else literal(text, form)
     if cells is None:
         return (), "bad_row"
-    near = len(record) <= len(form.header) + 4 * len(cells) + len(BOM)
+    near = len(record) - record.count(b" ") <= len(form.header) + 4 * len(cells) + len(BOM)
     return ((), "header") if near and _is_header(cells, form) else (cells, "")
 
 
 def _is_header(cells: tuple[str, ...], form: Dialect) -> bool:
     """Whether a row repeats the header, as where files were joined. InputError for the same names in another order."""
-    names = tuple(" ".join(cell.encode("latin-1").decode("utf-8", "replace").split()) for cell in cells)
-    own = tuple(" ".join(name.split()) for name in form.names)
+    names = tuple(" ".join(cell.encode("latin-1").decode("utf-8", "replace").casefold().split()) for cell in cells)
+    own = tuple(" ".join(name.casefold().split()) for name in form.names)
     if names == own:
         return True
     if len(names) > 1 and sorted(names) == sorted(own) and len(set(own)) == len(own):

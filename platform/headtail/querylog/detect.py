@@ -18,6 +18,7 @@ from headtail.querylog.dialect import (
     QUOTES,
     Cells,
     Dialect,
+    alike,
     bare,
     by_way,
     cut_backslash,
@@ -88,12 +89,13 @@ def _weighed(data: bytes, whole: bool, form: Dialect) -> Dialect:
     data = data if whole else data[: data.rfind(b"\n") + 1]
     lines = lines_of(data, form)
     texts = [lines.text(i, i) for i in range(len(lines.ends))]
-    rows = [text for text in texts if text.strip() and text != form.header.decode("latin-1")]
+    headers = [_same_header(text, form) for text in texts]
+    rows = [text for text, header in zip(texts, headers, strict=True) if text.strip() and not header]
     plain = [row for row in rows if '"' not in row and "\\" not in row]
     extra = form._replace(trailing=True)
     if rows and all(row.endswith(form.delimiter) for row in rows) and all(row.count(form.delimiter) == len(form.names) for row in plain):
         form = extra if plain or any(readings(row, extra) for row in rows[:_SAMPLE]) else form
-    if any(text == form.header.decode("latin-1") for text in texts):  # files were joined: of one tool or of two
+    if any(headers):  # files were joined: of one tool or of two
         return form
     records, _ = long_records(lines, form, last=True)
     inside = np.zeros(len(texts), bool)
@@ -104,3 +106,8 @@ def _weighed(data: bytes, whole: bool, form: Dialect) -> Dialect:
     fits = [{way for way in form.quotes if by_way(text, way, form)} for text in shown]
     certain = set(form.quotes).intersection(*(found for found in fits if found))
     return form._replace(quotes=tuple(way for way in form.quotes if way in certain)) if certain else form
+
+
+def _same_header(text: str, form: Dialect) -> bool:
+    own, found = (alike(data).replace(b"\0", b"") for data in (form.header, text.encode("latin-1")))
+    return own == found

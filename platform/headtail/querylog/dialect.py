@@ -45,6 +45,16 @@ class Dialect(NamedTuple):
 
 Cells = tuple[str, ...]
 
+# Two writers of one header differ in capitals, blanks and quotes (0 here). Capitals beyond ASCII have as many bytes, not the same ones.
+_ALIKE = bytes(
+    1 if byte > 127 else 0 if byte in b' \t\r\n"' else byte + 32 * (ord("A") <= byte <= ord("Z")) for byte in range(256)
+)  # fmt: skip
+
+
+def alike(data: bytes) -> bytes:
+    """`data` byte for byte, such that a header is the same however it is written. What is the same may still be no header."""
+    return data.translate(_ALIKE)
+
 
 def readings(text: str, form: Dialect) -> set[Cells]:
     """Every way in which `text` (without its line end) is a row of `form`; empty when it fits no way."""
