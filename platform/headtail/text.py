@@ -29,11 +29,23 @@ _SEEN_FORMAT = (
 _BLANK = {0x2800, 0xFFFC, 0x1D159}  # drawn as nothing, but wide: braille blank, place of a lost object, null notehead
 _FLAGS = {"gbeng": "England", "gbsct": "Scotland", "gbwls": "Wales"}  # the tag sequences of emoji 16.0: all others are hidden text
 
+# What phones and word processors put for the signs of a keyboard, and what people type for them.
+_KEYBOARD = {
+    "'": "\u00b4\u02bb\u02bc\u2018\u2019\u201a\u201b\u2032",  # acute accent, letters, quotation marks, prime
+    '"': "\u201c\u201d\u201e\u201f\u2033",
+    "-": "\u2010\u2011\u2012\u2013\u2014\u2015\u2212",  # hyphens, dashes, minus
+    "/": "\u2044\u2215",  # of fractions and of division: "½" is "1/2", "㎧" is "m/s"
+}
+_TYPED = {sign: key for key, signs in _KEYBOARD.items() for sign in signs}
+
 ZWNJ, ZWJ = "\u200c", "\u200d"
 _JOINERS = re.compile(f"[{ZWNJ}{ZWJ}]+")
 _DOTTED = re.compile("i\u0307+")  # İ case-folds to i with a second dot
 _FLAG = re.compile("\U0001f3f4((?:{}))\U000e007f".format("|".join("".join(chr(0xE0000 + ord(c)) for c in name) for name in _FLAGS)))
 _SEAM = "\0"  # around what one character stands for, while its neighbours are looked at; U+0000 itself never gets that far
+_RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
+_FRACTION = re.compile(rf"(?<![\u207a-\u207e])([{_RAISED}]+|(?<={_SEAM})1)/([{_LOWERED[1:]}][{_LOWERED}]*)")
+_DIGITS = str.maketrans(_RAISED + _LOWERED, 2 * "0123456789")
 _BETWEEN_DIGITS = re.compile(rf"(?<=\d){_SEAM}+(?=\d)")
 
 # First words of names of the scripts whose letters join one another, beside those that have a virama.
@@ -57,7 +69,8 @@ def normalise(text: str) -> str:
     """The form in which queries are counted and looked up: case-folded, composed, nothing unseen, single blanks.
 
     Idempotent: `normalise(normalise(x)) == normalise(x)`. Punctuation stays: "c++" is not "c". Compatibility characters become
-    what they stand for, as in NFKC, except superscripts and subscripts, which stay ("10⁵" is not "105").
+    what they stand for, as in NFKC, except superscripts and subscripts, which stay ("10⁵" is not "105") but in
+    fractions. Typographic quotes, hyphens and dashes become those of a keyboard.
     """
     if text.isascii():
         if not text.isprintable():
@@ -73,13 +86,21 @@ def normalise(text: str) -> str:
 def _once(text: str) -> str:
     if "\U000e007f" in text:
         text = _FLAG.sub(lambda flag: "\U0001f3f4" + "".join(chr(ord(c) - 0xE0000) for c in flag[1]), text)
-    text = unicodedata.normalize("NFC", text.translate(_TABLE))
+    text = text.translate(_TABLE)
+    if "/" in text:
+        text = _FRACTION.sub(_plain_fraction, text)
+    text = unicodedata.normalize("NFC", text)
     if _SEAM in text:
         text = _BETWEEN_DIGITS.sub(" ", text).replace(_SEAM, "")
     if ZWNJ in text or ZWJ in text:
         text = _JOINERS.sub(_joiner, text)
     text = unicodedata.normalize("NFC", text.casefold())
     return " ".join(_DOTTED.sub("i", text).split())
+
+
+def _plain_fraction(found: re.Match[str]) -> str:
+    """A fraction of raised and lowered digits as the character for it would be: "³/₄" is "¾"."""
+    return f"{_SEAM}{found[0].translate(_DIGITS)}{_SEAM}"
 
 
 class _Table(dict[int, str | int | None]):
@@ -126,8 +147,8 @@ def _within(code: int, ranges: tuple[tuple[int, int], ...]) -> bool:
 
 def _expand(character: str) -> str:
     """The compatibility decomposition, superscripts and subscripts kept, and kept whole what would become a blank with a mark."""
-    if character in "\u2044\u2215":  # slashes of fractions and of division: "½" is "1/2", "㎧" is "m/s"
-        return "/"
+    if character in _TYPED:
+        return _TYPED[character]
     tag, *codes = unicodedata.decomposition(character).split() or [""]
     if not tag or tag in ("<super>", "<sub>"):
         return character
@@ -135,7 +156,7 @@ def _expand(character: str) -> str:
         codes = [tag, *codes]
     parts = [chr(int(code, 16)) for code in codes]
     if parts[0] == " " and len(parts) > 1:
-        return character  # a spacing mark, such as the acute accent that people type for an apostrophe
+        return character  # a spacing mark, such as the diaeresis
     plain = "".join(map(_expand, parts))
     if tag.startswith("<"):
         return plain

@@ -115,11 +115,11 @@ def _unfit(lines: Lines, form: Dialect) -> Mask:
     if form.trailing:
         bodies = ends - (raw[np.maximum(ends - 1, 0)] == _RETURN)
         found |= raw[np.maximum(bodies - 1, 0)] != ord(form.delimiter)
-    wanted = (
-        sum(alike(form.header)) + ord(form.delimiter) * form.trailing
-    )  # a header that comes again has the same sum, in whatever order, and perhaps a mark
+    # A header that comes again has the same sum, in whatever order its names are, and perhaps a mark.
+    wanted = sum(alike(form.header)) + ord(form.delimiter) * form.trailing
     sums = np.add.reduceat(np.frombuffer(alike(data), np.uint8), starts, dtype=np.int64) if len(starts) else np.zeros(0, np.int64)
-    return found | (sums == wanted) | (sums == wanted + sum(alike(BOM)))
+    found |= (sums == wanted) | (sums == wanted + sum(alike(BOM)))
+    return found
 
 
 def _bulk(lines: Lines, plain: Mask, form: Dialect, wanted: Sequence[str]) -> pa.Table:
