@@ -29,7 +29,7 @@ def settings(**fields: Any) -> dict[str, Any]:
 
 def left(store: Storage, path: str, now: dict[str, Any], step: int = 40) -> None:
     write_json(store, f"{path}/{resume.SETTINGS}", now)
-    write_json(store, f"{path}/{resume.MARKER}", {"state": {"step": step}})
+    write_json(store, f"{path}/{resume.MARKER}", {"tag": "step-1", "files": {}, "state": {"step": step}})
 
 
 @pytest.mark.parametrize(

@@ -20,18 +20,18 @@ from headtail.storage import Storage, open_storage
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 17, 64])
 def test_the_last_is_found_without_listing(store: Storage, count: int) -> None:
     for _ in range(count):
-        numbered.append(store, "log", lambda number: json.dumps(number).encode())
+        numbered.append(store, "log", lambda number: json.dumps({"n": number}).encode())
     assert numbered.last(store, "log") == count
-    assert list(numbered.read(store, "log")) == [(i, i) for i in range(1, count + 1)]
-    assert list(numbered.read(store, "log", first=3)) == [(i, i) for i in range(3, count + 1)]
+    assert list(numbered.read(store, "log")) == [(i, {"n": i}) for i in range(1, count + 1)]
+    assert list(numbered.read(store, "log", first=3)) == [(i, {"n": i}) for i in range(3, count + 1)]
 
 
 def test_writers_at_the_same_time_each_get_a_number(store: Storage) -> None:
     with ThreadPoolExecutor(8) as pool:
-        numbers = list(pool.map(lambda who: numbered.append(store, "log", lambda _: json.dumps(who).encode()), range(40)))
+        numbers = list(pool.map(lambda who: numbered.append(store, "log", lambda _: json.dumps({"n": who}).encode()), range(40)))
     assert sorted(numbers) == list(range(1, 41))
-    assert sorted(who for _, who in numbered.read(store, "log")) == list(range(40))
-    assert all(store.read(numbered.path("log", number)) == str(who).encode() for who, number in enumerate(numbers))
+    assert sorted(entry["n"] for _, entry in numbered.read(store, "log")) == list(range(40))
+    assert all(store.read(numbered.path("log", number)) == json.dumps({"n": who}).encode() for who, number in enumerate(numbers))
 
 
 @settings(max_examples=30, deadline=None)

@@ -33,9 +33,11 @@ HOSTILE = (
 WORDS = {
     "started", "created", "at", "began", "note", "notes", "sha256", "settings", "facts", "versions", "rows", "metrics", "inputs",
     "template", "model", "source", "side_inputs", "examples", "action", "rows_by_source", "left_out", "min_confidence", "thresholds",
-    "evidence", "file", "json_schema", "parts", "states", "reasons", "how", "lacking", "host", "machine", "process", "since",
+    "evidence", "file", "json_schema", "parts", "states", "reasons", "how", "lacking", "state", "made", "name", "score", "judge", "host", "machine", "process", "since",
 }  # fmt: skip
 TYPES = {paths.StorePath, paths.StoreId, paths.StoreIdOrEmpty, paths.AnswersPath, paths.StudentOrEmpty}
+
+READERS = {"read_record", "numbered.records", "record.read", "record.validated"}
 
 
 def records() -> dict[str, type[BaseModel]]:
@@ -46,10 +48,9 @@ def records() -> dict[str, type[BaseModel]]:
         assert source is not None
         tree = ast.parse(Path(str(source.origin)).read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            call = ast.unparse(node) if isinstance(node, ast.Call) else ""
-            if call.startswith("build(") and isinstance(node, ast.Call) and isinstance(node.args[0], ast.Name):
-                kind = getattr(importlib.import_module(info.name), node.args[0].id, None)
-                if isinstance(kind, type) and ("store" in call or "read_json(" in call):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in READERS:
+                names = [argument.id for argument in node.args if isinstance(argument, ast.Name)]
+                for kind in (getattr(importlib.import_module(info.name), name, None) for name in names):
                     found |= {one.__qualname__ + "@" + one.__module__: one for one in nested(kind)}
     return found
 

@@ -7,13 +7,13 @@ task's own prompt, answered in JSON. A form other than that belongs to one task;
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
+from headtail import record
 from headtail.code import ALPHABET, VERSION, Codec, Unfit
 from headtail.config import Config, build
 from headtail.errors import ConfigError
@@ -188,10 +188,4 @@ def read(folder: Path) -> Form:
 
 def parse(data: bytes, where: str) -> Form:
     """The Form in a headtail.json. ConfigError when it is none, or has fields that this version does not know."""
-    try:
-        plain = json.loads(data)
-    except ValueError as error:
-        raise ConfigError(f"not JSON: {error}", where=where, fix="distil the student again") from None
-    if not isinstance(plain, dict):
-        raise ConfigError("a form is a JSON object", where=where, value=type(plain).__name__, fix="distil the student again")
-    return build(Form, plain, where)
+    return build(Form, record.parse(data, where, ConfigError, "distil the student again"), where)

@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
+from headtail import record
+from headtail.config import Config
 from headtail.errors import StorageError
 from headtail.progress import say
 from headtail.storage import Storage, read_json
+
+T = TypeVar("T", bound=Config)
 
 GAP = 3  # numbers in a row that an early version may have left without an entry
 _LOOKS = 16  # threads that read entries; a look at S3 takes some 20 ms
@@ -51,7 +55,7 @@ def append(store: Storage, folder: str, make: Callable[[int], bytes]) -> int:
     return number
 
 
-def read(store: Storage, folder: str, first: int = 1) -> Iterator[tuple[int, Any]]:
+def read(store: Storage, folder: str, first: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every entry from `first` on, in order: its number and its JSON. A number without an entry is passed over; that is said once."""
     numbers = range(first, last(store, folder) + 1)
     with ThreadPoolExecutor(_LOOKS) as pool:
@@ -62,7 +66,7 @@ def read(store: Storage, folder: str, first: int = 1) -> Iterator[tuple[int, Any
                 _say_gap(store.uri(path(folder, number)))
 
 
-def _entry(store: Storage, folder: str, number: int) -> tuple[Any] | None:
+def _entry(store: Storage, folder: str, number: int) -> tuple[dict[str, Any]] | None:
     try:
         return (read_json(store, path(folder, number)),)
     except StorageError:
@@ -74,3 +78,8 @@ def _entry(store: Storage, folder: str, number: int) -> tuple[Any] | None:
 @cache
 def _say_gap(where: str) -> None:
     say(f"{where} was never written: an early version left this number out on S3. The entries after it are read; nothing is lost")
+
+
+def records(store: Storage, kind: type[T], folder: str) -> Iterator[T]:
+    """Every entry as a `kind`, in order. StorageError names one that is damaged, and each field that is wrong."""
+    return (record.validated(kind, plain, store.uri(path(folder, number))) for number, plain in read(store, folder))

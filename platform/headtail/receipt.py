@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
-from headtail.config import Config, build
+from headtail.config import Config
 from headtail.errors import InputError, StorageError
 from headtail.paths import StoreId, StoreIdOrEmpty, StorePath, store_path
 from headtail.secrets import hide_in
-from headtail.storage import FileRef, Storage, read_json, read_table
+from headtail.storage import FileRef, Storage, read_record, read_table, read_text
 
 LATEST = "latest"
 
@@ -27,7 +27,7 @@ class Receipt(Config):
     path: StorePath = Field(description="folder of the outputs, relative to the store's root")
     started: str = Field(description="UTC, ISO 8601")
     seconds: float = Field(ge=0, description="wall-clock seconds the stage took")
-    rows: dict[str, int] = Field({}, description="rows by state or kind")
+    rows: dict[str, NonNegativeInt] = Field({}, description="rows by state or kind")
     metrics: dict[str, float] = Field({}, description="figures by plain name")
     inputs: dict[str, str] = Field({}, description="receipt path or file digest of each input, by name")
     outputs: dict[str, FileRef] = Field({}, description="files written, by name")
@@ -82,7 +82,7 @@ def load_receipt(store: Storage, stage: str, ref: str = LATEST) -> Receipt:
             raise InputError(
                 f"{stage} has not been run in this store", where=store.uri(stage), fix=f"run: headtail {stage} --root {store.root}"
             )
-        ref = store.read(pointer).decode().strip()
+        ref = read_text(store, pointer).strip()
     folder = ref if ref.startswith(f"{stage}/") else receipt_path(stage, ref)
     try:
         store_path(folder)
@@ -94,7 +94,7 @@ def load_receipt(store: Storage, stage: str, ref: str = LATEST) -> Receipt:
         raise InputError(
             f"no finished {stage} here", where=store.uri(folder), value=ref, fix="use `latest` or a folder that holds receipt.json"
         )
-    receipt = build(Receipt, read_json(store, f"{folder}/receipt.json"), where=store.uri(folder))
+    receipt = read_record(store, Receipt, f"{folder}/receipt.json")
     if receipt.path != folder:
         raise StorageError("this receipt is of another folder", where=store.uri(folder), value=receipt.path, fix=f"run {stage} again")
     return receipt

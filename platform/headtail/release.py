@@ -23,7 +23,7 @@ from headtail.config import Config, build
 from headtail.errors import ConfigError, InputError, StorageError
 from headtail.keys import fingerprint, normalise
 from headtail.paths import StoreId, StoreIdOrEmpty, StudentOrEmpty, store_id
-from headtail.storage import Storage, read_json, write_once
+from headtail.storage import Storage, read_record, read_text, write_once
 from headtail.task import Task, TaskFile
 
 CURRENT = "CURRENT"
@@ -116,7 +116,7 @@ def load(store: Storage, release: str = "current") -> Release:
         raise InputError(
             "no such release", where=store.uri(FOLDER), value=release, fix="`current`, or an id that `headtail publish` printed"
         )
-    found = build(Release, read_json(store, _path(release)), where=store.uri(_path(release)))
+    found = read_record(store, Release, _path(release))
     if not release == found.id == found.own_id:
         what = "this release is not what was published: its content has another id"
         raise StorageError(
@@ -127,7 +127,7 @@ def load(store: Storage, release: str = "current") -> Release:
 
 def current_id(store: Storage) -> str:
     """The id that CURRENT holds; empty when nothing was promoted yet."""
-    return store.read(CURRENT).decode().strip() if store.exists(CURRENT) else ""
+    return read_text(store, CURRENT).strip() if store.exists(CURRENT) else ""
 
 
 def current(store: Storage) -> Release:
@@ -168,7 +168,7 @@ def rollback(store: Storage) -> Release:
 
 def history(store: Storage) -> list[Move]:
     """Every change of CURRENT, oldest first."""
-    return [build(Move, move, where=store.uri(_move_path(number))) for number, move in numbered.read(store, MOVES)]
+    return list(numbered.records(store, Move, MOVES))
 
 
 def generation_of(store: Storage, ref: str) -> str:
@@ -285,7 +285,7 @@ def _stack(store: Storage) -> list[str]:
 
 
 def _read_move(store: Storage, number: int) -> Move:
-    return build(Move, read_json(store, _move_path(number)), where=store.uri(_move_path(number)))
+    return read_record(store, Move, _move_path(number))
 
 
 def _move_path(number: int) -> str:

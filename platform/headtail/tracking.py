@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import sys
@@ -21,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from headtail import record
 from headtail.config import TrackingConfig
 from headtail.errors import GateRefused
 from headtail.evidence import Evidence, read_evidence
@@ -261,7 +261,7 @@ class Tracker:
             return str(client.get_model_version_by_alias(name, alias).tags.get(_EVIDENCE, "")) if alias in held else ""
 
         text = self.guard(read)
-        return read_evidence(json.loads(text)) if text else None
+        return read_evidence(record.parse(text, f"{name}, tag {_EVIDENCE}", GateRefused, "run: headtail gate")) if text else None
 
 
 def _quiet_mlflow() -> Any:

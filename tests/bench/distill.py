@@ -58,7 +58,7 @@ def headtail_turn(setting: Setting) -> dict[str, Any]:
     from headtail import distill
     from headtail.config import TrackingConfig
     from headtail.distill.base import Base
-    from headtail.storage import open_storage, read_json
+    from headtail.storage import open_storage
 
     sets = (distill.TrainingSet(golden=setting.golden, rows=setting.rows),)
     config = distill.Config(
@@ -81,7 +81,7 @@ def headtail_turn(setting: Setting) -> dict[str, Any]:
         seed=time.time_ns() % 2**31,  # a run of its own, not found done
     )
     made = distill.run(config)
-    history = read_json(open_storage(setting.folder), made.output("history").path)
+    history = json.loads(open_storage(setting.folder).read(made.output("history").path))
     steps, seconds = [p["step"] for p in history], [p["seconds"] for p in history]
     per_step = setting.rows / made.metrics["steps"]
     return {"rows_per_s": rate(steps, seconds, per_step), "loss": history[-1]["loss"], "real_token_share": made.metrics["real_token_share"]}

@@ -25,14 +25,14 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic_core import from_json
 
+from headtail import record
 from headtail.cache.manifest import Manifest, begin, generation_path, manifest_path, now, read_manifest
 from headtail.cache.snapshot import FORMAT, SOURCES, VALUE
-from headtail.config import build
 from headtail.errors import StorageError
 from headtail.keys import NORMALISATION, fingerprint, normalise, query_key
 from headtail.redact import redact
 from headtail.rows import key_words
-from headtail.storage import LocalStorage, Storage, check_local, put, read_json, write_once
+from headtail.storage import LocalStorage, Storage, check_local, put, read_record, write_once
 
 __all__ = [
     "Built",
@@ -81,7 +81,7 @@ class Cache:
     def open(cls, folder: str | Path) -> Cache:
         """The generation in a local folder. StorageError when it is absent, damaged or of another format."""
         folder = Path(folder)
-        manifest = build(Manifest, read_json(LocalStorage(str(folder)), "manifest.json"), where=str(folder / "manifest.json"))
+        manifest = read_record(LocalStorage(str(folder)), Manifest, "manifest.json")
         _check(folder, manifest)
         return cls(folder, manifest)
 
@@ -274,7 +274,7 @@ def publish_generation(
         created=now().isoformat(timespec="seconds"),
     )
     held = write_once(store, manifest_path(mark), (manifest.model_dump_json(indent=2) + "\n").encode())  # last: now it exists
-    first = build(Manifest, json.loads(held), where=store.uri(manifest_path(mark)))
+    first = record.read(Manifest, held, store.uri(manifest_path(mark)))
     if first.files != manifest.files:
         what, fix = "two publishes of one generation at once wrote files that differ", "remove this folder and publish again, one at a time"
         raise StorageError(what, where=store.uri(path), fix=fix)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from headtail import numbered
 from headtail.cache.manifest import FOLDER, LOG, Begun, generation_path, manifest_path, mark_path, now, read_manifest
-from headtail.config import Config, build
+from headtail.config import Config
 from headtail.storage import Storage, Stored, write_once
 
 IDLE = datetime.timedelta(days=1)  # a publish or a write that has not ended by then was killed
@@ -77,9 +77,7 @@ class _Collection:
     def _look(self) -> None:
         """Read anew what is needed and when each generation was last begun."""
         self.needed = self._ask()
-        entries = numbered.read(self.store, LOG)
-        logged = (build(Begun, entry, where=self.store.uri(numbered.path(LOG, number))) for number, entry in entries)
-        self.begun = {entry.generation: datetime.datetime.fromisoformat(entry.at) for entry in logged}
+        self.begun = {entry.generation: datetime.datetime.fromisoformat(entry.at) for entry in numbered.records(self.store, Begun, LOG)}
 
     def published(self, generation: str) -> None:
         """A generation with a manifest."""

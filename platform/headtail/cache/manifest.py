@@ -12,11 +12,12 @@ from pydantic import Field, model_validator
 
 from headtail import numbered
 from headtail.cache.snapshot import FORMAT
-from headtail.config import Config, build
+from headtail.config import Config
 from headtail.errors import StorageError
 from headtail.keys import NORMALISATION, fingerprint
 from headtail.paths import AnswersPath, StoreId
-from headtail.storage import FileRef, Storage, read_json
+from headtail.record import Moment
+from headtail.storage import FileRef, Storage, read_record
 
 FOLDER = "generations"
 LOG = f"{FOLDER}/log"
@@ -40,7 +41,7 @@ class Manifest(Config):
     examples: tuple[str, ...] = Field((), description="the most frequent queries, for people to try")
     content: StoreId = Field(description="hash over all keys, values and counts")
     files: dict[str, FileRef] = Field(description="answers (Parquet) and lmdb, with digests")
-    created: str = Field(description="UTC, ISO 8601")
+    created: Moment = Field(description="UTC, ISO 8601")
 
     @property
     def own_id(self) -> str:
@@ -60,7 +61,7 @@ class Begun(Config):
     """An entry of the log: somebody set out to publish this generation. Whether it exists, its manifest says."""
 
     generation: StoreId = Field(description="id")
-    at: str = Field(description="UTC, ISO 8601")
+    at: Moment = Field(description="UTC, ISO 8601")
 
 
 def generation_path(generation: str) -> str:
@@ -81,7 +82,7 @@ def mark_path(generation: str) -> str:
 def read_manifest(store: Storage, generation: str) -> Manifest:
     """The manifest of a generation. StorageError when the generation does not exist."""
     path = manifest_path(generation)
-    manifest = build(Manifest, read_json(store, path), where=store.uri(path))
+    manifest = read_record(store, Manifest, path)
     if not generation == manifest.id == manifest.own_id:
         raise StorageError(
             "this manifest is not what was published: its content has another id", where=store.uri(path), fix="publish again"

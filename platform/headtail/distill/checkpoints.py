@@ -18,12 +18,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from headtail.config import Config
 from headtail.errors import StorageError
 from headtail.keys import sha256_file
-from headtail.storage import Storage, put_folder, read_json
+from headtail.paths import StoreId
+from headtail.storage import Storage, put_folder, read_record
 
 _TAG = re.compile("step-[0-9]{8}")
 _OWN = "rank-{rank:05}.pt"
+
+
+class Marker(Config):
+    """A checkpoint that is whole."""
+
+    tag: StoreId = Field(description="its folder's name")
+    world: int = Field(1, ge=1, description="workers that wrote it")
+    files: dict[str, StoreId] = Field(description="SHA-256 by path")
+    state: dict[str, Any] = Field(description="where the loop was, such as its step")
+    made: dict[str, Any] = Field({}, description="what it was made of")
 
 
 class Checkpoints:
@@ -58,8 +72,8 @@ class Checkpoints:
         torch.distributed.all_gather_object(lists, {ref.path: ref.sha256 for ref in refs})
         if self.rank == 0:
             files = {path: digest for found in lists for path, digest in found.items()}
-            marker = {"tag": tag, "world": self.world, "files": files, "state": state, "made": self.made}
-            self.store.replace(self._marker, json.dumps(marker).encode())
+            marker = Marker(tag=tag, world=self.world, files=files, state=state, made=self.made)
+            self.store.replace(self._marker, marker.model_dump_json().encode())
             self._sweep(set(files))
         torch.distributed.barrier()
 
@@ -71,24 +85,24 @@ class Checkpoints:
         """
         if not self.store.exists(self._marker):
             return None
-        found = read_json(self.store, self._marker)
-        if found.get("made", {}) != self.made:
+        found = read_record(self.store, Marker, self._marker)
+        if found.made != self.made:
             return None
         shutil.rmtree(self.scratch, ignore_errors=True)
-        mine = [path for path in found["files"] if self.needs(Path(path).name)]
+        mine = [path for path in found.files if self.needs(Path(path).name)]
         folder = self.scratch
         for path in mine:
-            if path.rpartition("/")[0] != f"{self.folder}/{found['tag']}" or not _TAG.fullmatch(found["tag"]):
+            if path.rpartition("/")[0] != f"{self.folder}/{found.tag}" or not _TAG.fullmatch(found.tag):
                 raise StorageError("a checkpoint names a file outside its folder", where=self.store.uri(self._marker), value=path, fix=_FIX)
             local = self.store.fetch(path, self.scratch)
-            if sha256_file(local) != found["files"][path]:
+            if sha256_file(local) != found.files[path]:
                 raise StorageError("a checkpoint's file is not the one that was written", where=self.store.uri(path), fix=_FIX)
             folder = local.parent.parent
         engine.checkpoint_engine.load = tensors
-        engine.load_checkpoint(str(folder), tag=found["tag"], load_module_strict=not self.frozen)
-        own = tensors(str(folder / found["tag"] / _OWN.format(rank=self.rank)))
+        engine.load_checkpoint(str(folder), tag=found.tag, load_module_strict=not self.frozen)
+        own = tensors(str(folder / found.tag / _OWN.format(rank=self.rank)))
         set_random_state(own.pop("random"))
-        return found["state"], own
+        return found.state, own
 
     def remove(self) -> None:
         """Take all of them away: the run has ended and its weights are kept elsewhere."""

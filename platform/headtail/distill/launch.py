@@ -12,20 +12,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
+from pydantic import Field
 
 from headtail.cluster import unwrapped
+from headtail.config import Config as Record
 from headtail.config import result_fields
 from headtail.distill import resume
 from headtail.distill.learner import Learner
 from headtail.errors import TrainingError
 from headtail.models import Found
+from headtail.paths import StorePath
 from headtail.progress import say
 from headtail.station import Station
-from headtail.storage import fetch_folder, put_folder, read_json, write_json, write_table
+from headtail.storage import fetch_folder, put_folder, read_json, read_record, write_json, write_table
 from headtail.task import Task
 
 if TYPE_CHECKING:
     from headtail.distill import Config
+
+
+class Base(Record):
+    """A base that was cut or made for this run."""
+
+    files: tuple[StorePath, ...] = Field(description="its files in the store, which share a folder")
+    name: str = Field(description="what it was made from")
 
 
 class Prepared(NamedTuple):
@@ -44,9 +54,9 @@ def prepare_base(
     """The base, loaded, cut or made. One that is cut or made here is saved to the store, from where workers and a resumed run take it."""
     store, folder, kept = station.store, station.scratch / "base", f"{station.path}/work/base.json"
     if store.exists(kept):
-        made = read_json(store, kept)
-        folder = fetch_folder(store, made["files"], folder)
-        return Prepared(learner.load(str(folder))[1], str(folder), tuple(made["files"]), made["name"], "")
+        made = read_record(store, Base, kept)
+        folder = fetch_folder(store, made.files, folder)
+        return Prepared(learner.load(str(folder))[1], str(folder), made.files, made.name, "")
     if found is None:
         assert config.base.shape is not None  # Base sees to it: model or shape
         texts = (text for task, table in golden for text in learner.texts(task, table))

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from headtail.storage import Storage, read_json
+from headtail.distill.checkpoints import Marker
+from headtail.storage import Storage, read_json, read_record
 
 MARKER = "work/checkpoints/COMPLETE"
 SETTINGS = "work/settings.json"
@@ -23,10 +24,10 @@ def before(store: Storage, path: str, now: Mapping[str, Any]) -> list[str]:
         run = file.path.removesuffix(f"/{MARKER}")
         if run == file.path or store.exists(f"{run}/receipt.json") or not store.exists(f"{run}/{SETTINGS}"):
             continue
-        step, then = read_json(store, file.path)["state"]["step"], read_json(store, f"{run}/{SETTINGS}")
+        step, then = read_record(store, Marker, file.path).state.get("step", 0), read_json(store, f"{run}/{SETTINGS}")
         if run == path:
             said.append(f"goes on after step {step}")
-        elif (then["student"], _tasks(then)) == (now["student"], _tasks(now)):
+        elif (then.get("student"), _tasks(then)) == (now["student"], _tasks(now)):
             found = list(differences(then, now))
             more = f" and {len(found) - MOST} more" if len(found) > MOST else ""
             said.append(f"begins anew: {run}, left after step {step}, differs in {', '.join(found[:MOST])}{more}")
@@ -43,4 +44,4 @@ def differences(then: Any, now: Any, name: str = "") -> Iterator[str]:
 
 
 def _tasks(settings: Mapping[str, Any]) -> list[str]:
-    return [one["task"] for one in settings["sets"]]
+    return [one["task"] for one in settings.get("sets", ())]

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from headtail import record
+from headtail.config import build
 from headtail.engines import Completion, ModelConfig, Request
 from headtail.engines.batches import cut
 from headtail.engines.decisions import Decided, Writer, decide, width
@@ -131,7 +133,7 @@ def read_scheme(path: str, schema: dict[str, Any] | None) -> Scheme:
     file = Path(path) / LABELS
     if not file.is_file():
         raise ConfigError(f"an encoder needs {LABELS} beside its weights", where=path, fix="distil it with student: encoder")
-    found = Scheme.model_validate_json(file.read_text(encoding="utf-8"))
+    found = build(Scheme, record.parse(file.read_bytes(), str(file), ConfigError, "distil the student again"), str(file))
     if schema is not None and found.schema_digest != fingerprint(schema):
         fix = "distil an encoder for this task, or undo the change of its answer schema"
         raise ConfigError("this encoder was taught another answer schema", where=path, fix=fix)

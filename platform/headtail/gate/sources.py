@@ -14,11 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from headtail import numbered
+from headtail.config import Config
 from headtail.errors import ConfigError, InputError
 from headtail.gate.claims import Judged, Tier
 from headtail.generate import answers as read_answers
+from headtail.paths import StoreId, StorePath
 from headtail.receipt import Receipt, load_receipt, load_ref
 from headtail.rows import JUDGED, SCORED, Stratum, conform
 from headtail.storage import Storage
@@ -67,6 +70,16 @@ def candidate_of(store: Storage, ref: str, answers: Receipt) -> tuple[str, str, 
     return ref, digest, remarks
 
 
+class Look(Config):
+    """One look at gold rows: whose answers were judged, and by what."""
+
+    answers: StorePath = Field(description="folder of the answers")
+    gold: StoreId = Field(description="SHA-256 of the gold table")
+    score: str = Field(description="the score that was compared")
+    judge: str = Field(description="the judge's answers; empty: none")
+    evaluation: StorePath = Field(description="folder of the evaluation")
+
+
 def look(store: Storage, folder: str, mine: Mapping[str, str]) -> int:
     """Which candidate this is, counting from 1, of all that were ever gated in this store on gold rows shared with it.
 
@@ -75,11 +88,11 @@ def look(store: Storage, folder: str, mine: Mapping[str, str]) -> int:
     """
     own, me = _keys(store, mine["evaluation"]), _named(mine)
     earlier: list[tuple[str, ...]] = []
-    for _, entry in numbered.read(store, folder):
-        if _named(entry) == me:
+    for entry in numbered.records(store, Look, folder):
+        if (named := _named(entry.model_dump())) == me:
             return len(earlier) + 1
-        if _named(entry) not in earlier and (entry["gold"] == mine["gold"] or own & _keys(store, entry["evaluation"], own)):
-            earlier.append(_named(entry))
+        if named not in earlier and (entry.gold == mine["gold"] or own & _keys(store, entry.evaluation, own)):
+            earlier.append(named)
     numbered.append(store, folder, lambda _: (json.dumps(dict(mine), indent=2) + "\n").encode())
     return len(earlier) + 1
 

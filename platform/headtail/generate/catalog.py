@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from headtail import numbered
-from headtail.config import Config, build
+from headtail.config import Config
 from headtail.errors import StorageError
 from headtail.generate.job import JOURNAL, Job, Journal, ShardReceipt
 from headtail.generate.prepare import Manifest
@@ -26,7 +26,7 @@ from headtail.keys import overlapping
 from headtail.paths import AnswersPath, StoreId
 from headtail.receipt import Receipt
 from headtail.rows import ANSWER, TOP, State
-from headtail.storage import FileRef, Storage, read_json, read_table
+from headtail.storage import FileRef, Storage, read_record, read_table
 
 FOLDER = "precompute/catalog"
 ANSWERS = "answers/"  # outputs of this kind, one per shard, in a stage's receipt
@@ -71,9 +71,7 @@ def register(store: Storage, job: Job) -> None:
 
 def entries(store: Storage) -> list[Entry]:
     """All jobs of the store, newest first, each once."""
-    found: dict[str, Entry] = {}
-    for number, plain in numbered.read(store, FOLDER):
-        found[plain["path"]] = build(Entry, plain, where=store.uri(numbered.path(FOLDER, number)))
+    found = {entry.path: entry for entry in numbered.records(store, Entry, FOLDER)}
     return list(reversed(found.values()))
 
 
@@ -97,7 +95,7 @@ class Earlier:
         path = f"{self.path}/receipt.json"
         if not self.store.exists(path):
             return None
-        receipt = build(Receipt, read_json(self.store, path), where=self.store.uri(path))
+        receipt = read_record(self.store, Receipt, path)
         return {int(name.rpartition("-")[2]): ref for name, ref in receipt.outputs.items() if name.startswith(ANSWERS)}
 
     @cached_property
@@ -105,7 +103,7 @@ class Earlier:
         path = f"{self.path}/work/manifest.json"
         if not self.store.exists(path):
             return 0
-        return build(Manifest, read_json(self.store, path), where=self.store.uri(path)).shards
+        return read_record(self.store, Manifest, path).shards
 
     def answers(self, shard: int, shards: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Tables of ANSWER rows that hold all there are in the range of shard `shard` of `shards`, and others."""
@@ -125,10 +123,10 @@ class Earlier:
         edition, receipt = 0, ""
         while self.store.exists(path := f"{self.path}/shards/{number:05d}-{edition}.json"):
             edition, receipt = edition + 1, path
-        found: tuple[FileRef, ...] = (build(ShardReceipt, read_json(self.store, receipt), where=receipt).answers,) if receipt else ()
+        found: tuple[FileRef, ...] = (read_record(self.store, ShardReceipt, receipt).answers,) if receipt else ()
         journal = f"{self.path}/work/shards/{number:05d}/{JOURNAL}"
         if not receipt and self.store.exists(journal):
-            found = build(Journal, read_json(self.store, journal), where=journal).segments
+            found = read_record(self.store, Journal, journal).segments
         return found
 
 

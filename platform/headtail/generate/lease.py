@@ -20,10 +20,10 @@ from pathlib import Path
 from pydantic import Field
 
 from headtail import numbered
-from headtail.config import Config, build
+from headtail.config import Config
 from headtail.errors import StorageError
 from headtail.progress import say
-from headtail.storage import Storage, read_json
+from headtail.storage import Storage, read_record
 
 BEAT_S = 10.0
 SILENT_S = 60.0
@@ -119,7 +119,7 @@ def _process(pid: int) -> str:
 
 def _read(store: Storage, folder: str, number: int) -> Lease:
     path = numbered.path(folder, number)
-    return build(Lease, read_json(store, path), where=store.uri(path))
+    return read_record(store, Lease, path)
 
 
 def _data(lease: Lease, **changes: object) -> bytes:

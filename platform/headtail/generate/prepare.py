@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from headtail.config import Config, build
+from headtail.config import Config
 from headtail.errors import InputError, StorageError
 from headtail.generate.job import Job, Table
 from headtail.rows import KEY, conform, key_words, with_side_inputs
-from headtail.storage import FileRef, Storage, open_storage, open_table, put, read_json, write_once
+from headtail.storage import FileRef, Storage, open_storage, open_table, put, read_record, write_once
 from headtail.storage.base import told
 
 SHARD_ROWS = 20_000  # a shard is held in a worker's memory: some 20 MB
@@ -74,7 +74,7 @@ def prepare(job: Job) -> Manifest:
         parts = _sort_all(job, fragments, shards, rows)
         made = Manifest(shards=shards, rows=rows, parts=tuple(parts), lacking=lacking)
         write_once(store, job.manifest_path(), made.model_dump_json(indent=1).encode())  # the first one counts
-    return build(Manifest, read_json(store, job.manifest_path()), where=store.uri(job.manifest_path()))
+    return read_record(store, Manifest, job.manifest_path())
 
 
 def shard_count(rows: int, workers: int) -> int:

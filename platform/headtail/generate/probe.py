@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headtail.config import build, result_fields
+from headtail.config import result_fields
 from headtail.generate import generate, sweep
 from headtail.generate.catalog import entries
 from headtail.generate.compare import probes_of
@@ -25,14 +25,14 @@ from headtail.generate.lease import driving
 from headtail.generate.ledger import Ledger
 from headtail.keys import fingerprint
 from headtail.progress import say
-from headtail.storage import Storage, open_storage, read_json, read_table, write_json, write_table
+from headtail.storage import Storage, open_storage, read_record, read_table, write_json, write_table
 
 
 def probes(store: Storage, job: Job) -> list[Probe]:
     """Probes of this job that came to their end."""
     mine = [entry.path for entry in entries(store) if entry.path.startswith(probes_of(job.path))]
     there = [path for path in (f"{path}/probe.json" for path in mine) if store.exists(path)]
-    return [build(Probe, read_json(store, path), where=store.uri(path)) for path in there]
+    return [read_record(store, Probe, path) for path in there]
 
 
 def ask(job: Job, sample: pa.Table, known: Sequence[Probe]) -> Probe:
@@ -102,7 +102,7 @@ def _timeline(store: Storage, mine: Job) -> pa.Table:
     empty = pa.table({name: pa.array([], mine.schema.field(name).type) for name in columns})
     if not store.exists(mine.journal_path(0)):
         return empty
-    journal = build(Journal, read_json(store, mine.journal_path(0)), where=mine.path)
+    journal = read_record(store, Journal, mine.journal_path(0))
     runs: dict[str, list[pa.Table]] = {}
     for ref, run in zip(journal.segments, journal.runs, strict=True):
         runs.setdefault(run, []).append(read_table(store, ref.path, columns))

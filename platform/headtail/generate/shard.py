@@ -8,7 +8,6 @@ outcomes while another flushes.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 import uuid
@@ -19,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headtail.config import build
+from headtail import record
 from headtail.engines import Completion
 from headtail.errors import EngineError, StorageError
 from headtail.generate.catalog import Earlier, as_asked, enough
@@ -28,7 +27,7 @@ from headtail.generate.prepare import Manifest, read_shard
 from headtail.generate.wanted import Wanted, check_rows, in_order, wanted
 from headtail.outcome import Outcome
 from headtail.rows import TOP, State
-from headtail.storage import Storage, read_json, read_table, write_once, write_table
+from headtail.storage import Storage, read_record, read_table, write_once, write_table
 
 # Rows asked at a time, by how often this shard was begun without a flush since: all of them twice (a machine may simply
 # have been taken away), then fewer and fewer, so that a row that kills its engine is soon alone.
@@ -91,7 +90,7 @@ class Shard:
         path = self.job.journal_path(self.number)
         if not self.store.exists(path):
             return Journal()
-        return build(Journal, read_json(self.store, path), where=self.store.uri(path))
+        return read_record(self.store, Journal, path)
 
     def _read_finished(self) -> set[int]:
         """Positions of rows with an outcome: those of the journal, or of the edition before without its failed rows."""
@@ -328,7 +327,7 @@ class Shard:
         self.published = True
         self.wanted, self._tables = _NOTHING, []  # the worker keeps the shard, not its rows
         self.reused = self.reused.slice(0, 0)
-        return build(ShardReceipt, json.loads(held), where=self.store.uri(path))
+        return record.read(ShardReceipt, held, self.store.uri(path))
 
 
 _NOTHING = Wanted(pa.table({}), [], [])
@@ -337,7 +336,7 @@ _NOTHING = Wanted(pa.table({}), [], [])
 def read_receipt(job: Job, store: Storage, shard: int, edition: int) -> ShardReceipt:
     """A published ShardReceipt."""
     path = job.receipt_path(shard, edition)
-    return build(ShardReceipt, read_json(store, path), where=store.uri(path))
+    return read_record(store, ShardReceipt, path)
 
 
 def _runs(table: pa.Table) -> list[int]:

@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from pydantic import Field
+
+from headtail.config import Config
 from headtail.engines import Completion, Engine, Request, open_engine
 from headtail.errors import EngineError, HeadtailError
 from headtail.generate.catalog import Earlier, earlier
@@ -31,7 +34,7 @@ from headtail.models import find, same_weights
 from headtail.outcome import settle
 from headtail.rows import State
 from headtail.secrets import hide
-from headtail.storage import open_storage, read_json, write_json
+from headtail.storage import open_storage, read_record, write_json
 
 _PASS_BACKOFF_S = 1.0  # before rows with transient errors are asked once more; doubles
 _LONGEST_BACKOFF_S = 30.0
@@ -39,6 +42,12 @@ _TELL_S = 1.0  # the meter is told, and asked whether to stop, at most this ofte
 _REASONS = 100  # different ones that a worker keeps
 _START_S = 1800.0  # beyond stall_seconds: loading the weights of a large model takes long
 MOST_STARTS = 16  # of engines in a row that finish no row. Ray brings a dead actor back for ever; this is what ends it
+
+
+class Starts(Config):
+    """How often a run's engines were started since one of them last finished a row."""
+
+    starts: int = Field(ge=0, description="engines")
 
 
 @dataclass(frozen=True)
@@ -150,11 +159,11 @@ class Worker:
     def _count_start(self) -> None:
         """Write down that an engine is about to start; EngineError when too many did and none finished a row."""
         path = self.job.starts_path(self.run)
-        starts = int(read_json(self.store, path)) if self.store.exists(path) else 0
+        starts = read_record(self.store, Starts, path).starts if self.store.exists(path) else 0
         if starts >= MOST_STARTS:
             fix = "see the workers' output (HEADTAIL_WORKER_LOGS=1) and headtail doctor: memory, versions, GPU"
             raise EngineError(f"the engine died {starts} times before it finished a row", where=self.job.path, fix=fix)
-        write_json(self.store, path, starts + 1)
+        write_json(self.store, path, {"starts": starts + 1})
         self._proven = False
 
     def asked(self, requests: Iterator[Request], shards: Sequence[Shard]) -> Iterator[tuple[Completion, float]]:
@@ -225,7 +234,7 @@ class Worker:
             self._done[shard.number] = shard.done
             if not self._proven:
                 self._proven = True
-                write_json(self.store, self.job.starts_path(self.run), 0)
+                write_json(self.store, self.job.starts_path(self.run), {"starts": 0})
 
 
 class _Chain:

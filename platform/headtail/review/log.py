@@ -190,6 +190,9 @@ def _plain(decision: Decision) -> dict[str, Any]:
 
 def _decision(item: dict[str, Any]) -> Decision:
     key = item["answer_key"]
+    for name, value in item.items():
+        if not isinstance(value, str) and (value is not None or name not in ("answer", "before", "answer_key")):
+            raise ValueError(f"{name} is not text")
     return Decision(
         **{**item, "query_key": bytes.fromhex(item["query_key"]), "answer_key": bytes.fromhex(key) if key is not None else None}
     )

@@ -11,16 +11,20 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from headtail import record
+from headtail.config import Config
 from headtail.errors import InputError, StorageError
 from headtail.keys import sha256_file
 from headtail.secrets import hide_in
 from headtail.storage.base import FileRef, Storage, again, table_errors, told
 from headtail.storage.digests import check
+
+T = TypeVar("T", bound=Config)
 
 
 def write_json(store: Storage, path: str, value: object) -> None:
@@ -38,13 +42,23 @@ def read_bytes(store: Storage, ref: FileRef) -> bytes:
     return store.read(check(store, ref))
 
 
-def read_json(store: Storage, file: str | FileRef) -> Any:
-    """The JSON of a file; its digest is checked when it is given. StorageError when it is absent, another, or not JSON."""
-    path = _path(store, file)
+def read_text(store: Storage, path: str) -> str:
+    """The text of a small file, such as a pointer. StorageError when it is absent or not UTF-8."""
     try:
-        return json.loads(store.read(path))
-    except json.JSONDecodeError as error:
-        raise StorageError(f"not JSON: {error}", where=store.uri(path)) from error
+        return store.read(path).decode()
+    except UnicodeDecodeError as error:
+        raise StorageError(f"not UTF-8: {error}", where=store.uri(path), fix=record.FIX) from None
+
+
+def read_json(store: Storage, file: str | FileRef) -> dict[str, Any]:
+    """The JSON object of a file; its digest is checked when it is given. StorageError when it is absent, another, or no such object."""
+    path = _path(store, file)
+    return record.parse(store.read(path), store.uri(path))
+
+
+def read_record(store: Storage, kind: type[T], path: str) -> T:
+    """The JSON object of a file as a `kind`. StorageError when it is absent, or names the file and each field that is wrong."""
+    return record.read(kind, store.read(path), store.uri(path))
 
 
 def write_table(

@@ -1,0 +1,185 @@
+"""Whatever lies where a record of a store is read: it is read, or one error names the file and what to do."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headtail import numbered, record, release
+from headtail.cache.manifest import LOG, Begun, Manifest, manifest_path, read_manifest
+from headtail.config import Config
+from headtail.distill.checkpoints import Marker
+from headtail.distill.launch import Base
+from headtail.engines.encoder import LABELS, read_scheme
+from headtail.errors import ConfigError, HeadtailError, StorageError
+from headtail.evidence import Evidence
+from headtail.form import parse as parse_form
+from headtail.gate.sources import Look
+from headtail.generate import catalog
+from headtail.generate.catalog import Entry
+from headtail.generate.estimate import Probe
+from headtail.generate.job import Journal, ShardReceipt
+from headtail.generate.lease import Lease
+from headtail.generate.prepare import Manifest as Parts
+from headtail.generate.worker import Starts
+from headtail.receipt import Receipt, load_receipt
+from headtail.release import Move, Release
+from headtail.review.log import Log
+from headtail.storage import Storage, open_storage, read_json, read_record
+from headtail.task import Task
+
+KINDS: list[type[Config]] = [
+    *(Receipt, Release, Move, Manifest, Begun, Entry, Parts, Journal, ShardReceipt, Probe, Lease, Starts, Marker, Base, Look, Evidence)
+]
+FILE = {"path": "plan/ab/head.parquet", "bytes": 1, "sha256": "0", "rows": 1}
+RECEIPT = {
+    "stage": "plan",
+    "fingerprint": "ab",
+    "path": "plan/ab",
+    "started": "2026-01-01T00:00:00+00:00",
+    "seconds": 1.0,
+    "rows": {"in": 1},
+    "outputs": {"head": FILE},
+    "facts": {"x": [1, None]},
+}
+MANIFEST = {
+    "id": "ab",
+    "task": "t",
+    "task_fingerprint": "cd",
+    "rows": 1,
+    "rows_by_source": {"teacher": 1},
+    "lineage": ["precompute/ab"],
+    "content": "ef",
+    "files": {"lmdb": {**FILE, "path": "generations/ab/lmdb/data.mdb"}},
+    "created": "2026-01-01T00:00:00+00:00",
+}
+DECISION = {
+    "version": 1,
+    "source": "page",
+    "queue": "",
+    "decisions": [
+        {
+            "query_key": "ab",
+            "query": "q",
+            "verdict": "accept",
+            "answer": None,
+            "before": None,
+            "answer_key": None,
+            "who": "a",
+            "at": "2026-01-01T00:00:00.000+00:00",
+            "why": "",
+        }
+    ],
+}
+DEEP = b"[" * 100_000, b'{"a":' * 100_000, b'{"a":' * 500 + b"1" + b"}" * 500
+BROKEN = [b"", b"[]", b'"x"', b"null", b"[[1]]", b"7", b"{", b"\xff", b'{"a": "\\ud800"}', b'{"\\ud800": 1}', b"9" * 5000, *DEEP]
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def told(error: HeadtailError, file: str) -> None:
+    assert file in error.where
+    assert error.fix
+
+
+def places(value: Any) -> list[list[Any]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [[], *([key, *rest] for key, inner in items for rest in places(inner))]
+
+
+@st.composite
+def changed(draw: st.DrawFn, plain: dict[str, Any]) -> Any:
+    """`plain` with one value in it, or all of it, replaced by any JSON value."""
+    path: list[Any] = ["all", *draw(st.sampled_from(places(plain)))]
+    found: Any = {"all": copy.deepcopy(plain)}
+    node = found
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = draw(values)
+    return found["all"]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@given(data=values.map(json.dumps).map(str.encode) | st.sampled_from(BROKEN) | st.binary(max_size=8))
+def test_any_bytes_are_a_record_or_one_error(kind: type[Config], data: bytes) -> None:
+    try:
+        assert isinstance(record.read(kind, data, "a/file.json"), kind)
+    except StorageError as error:
+        told(error, "a/file.json")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    return open_storage(str(tmp_path_factory.mktemp("records")))
+
+
+READERS: dict[str, tuple[dict[str, Any], Callable[[Storage], object]]] = {
+    "plan/ab/receipt.json": (RECEIPT, lambda store: load_receipt(store, "plan", "ab")),
+    manifest_path("ab"): (MANIFEST, lambda store: read_manifest(store, "ab")),
+    "releases/ab.json": ({"id": "ab"}, lambda store: release.load(store, "ab")),
+    numbered.path(release.MOVES, 1): ({"release": "ab", "action": "promote", "at": "x"}, release.history),
+    numbered.path(catalog.FOLDER, 1): ({"path": "precompute/ab", "task": "t", "settings": "x"}, catalog.entries),
+    numbered.path(LOG, 1): ({"generation": "ab", "at": "2026-01-01T00:00:00+00:00"}, lambda s: list(numbered.records(s, Begun, LOG))),
+    numbered.path("reviews/t", 1): (DECISION, lambda store: Log(store, "t").holding()),
+}
+
+
+@pytest.mark.parametrize("path", READERS)
+@given(data=st.data())
+def test_every_reader_of_a_store_takes_it_or_names_it(kept: Storage, path: str, data: st.DataObject) -> None:
+    plain, read = READERS[path]
+    kept.replace(path, data.draw(changed(plain).map(json.dumps).map(str.encode) | st.sampled_from(BROKEN)))
+    try:
+        read(kept)
+    except HeadtailError as error:
+        told(error, path.removesuffix("/receipt.json"))
+
+
+@pytest.mark.parametrize("data", BROKEN)
+def test_what_is_no_object_is_told_with_the_file_and_what_to_do(store: Storage, data: bytes) -> None:
+    store.replace("a/b.json", data)
+    for read in (lambda: read_json(store, "a/b.json"), lambda: read_record(store, Starts, "a/b.json")):
+        with pytest.raises(StorageError, match="not JSON|not a JSON object|nested deeper than 100|half a surrogate") as error:
+            read()
+        told(error.value, "a/b.json")
+
+
+@pytest.mark.parametrize("data", BROKEN)
+def test_what_lies_beside_weights_too(tmp_path: Any, intent: Task, data: bytes) -> None:
+    (tmp_path / LABELS).write_bytes(data)
+    for read in (lambda: parse_form(data, LABELS), lambda: read_scheme(str(tmp_path), intent.schema)):
+        with pytest.raises(ConfigError) as error:
+            read()
+        told(error.value, LABELS)
+
+
+def test_the_records_above_are_good_ones(store: Storage) -> None:
+    for path in ("plan/ab/receipt.json", numbered.path(LOG, 1), numbered.path("reviews/t", 1)):
+        plain, read = READERS[path]
+        store.replace(path, json.dumps(plain).encode())
+        assert read(store)
+
+
+def test_rows_are_counted_from_nought_and_moments_are_moments() -> None:
+    with pytest.raises(StorageError, match=r"field rows\.in: .*greater than or equal to 0"):
+        record.validated(Receipt, {**RECEIPT, "rows": {"in": -5}}, "plan/ab/receipt.json")
+    for at in ("soon", "2026-01-01T00:00:00"):
+        with pytest.raises(StorageError, match="field at"):
+            record.validated(Begun, {"generation": "ab", "at": at}, "x")
+
+
+def test_a_pointer_that_is_no_text_is_told(store: Storage) -> None:
+    for path, read in (("plan/LATEST", lambda: load_receipt(store, "plan")), ("CURRENT", lambda: release.current(store))):
+        store.replace(path, b"\xff\xfe")
+        with pytest.raises(StorageError, match="not UTF-8") as error:
+            read()
+        told(error.value, path)
