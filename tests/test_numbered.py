@@ -43,9 +43,9 @@ def test_gaps_of_early_versions_are_passed_over(steps: list[int]) -> None:
         for number in numbers:
             at = Path(folder, numbered.path("log", number))
             at.parent.mkdir(exist_ok=True)
-            at.write_text(str(number), encoding="utf-8")
+            at.write_text(json.dumps({"n": number}), encoding="utf-8")
         assert numbered.last(store, "log") == (numbers[-1] if numbers else 0)
-        assert list(numbered.read(store, "log")) == [(number, number) for number in numbers]
+        assert list(numbered.read(store, "log")) == [(number, {"n": number}) for number in numbers]
         assert numbered.append(store, "log", lambda number: b"0") == (numbers[-1] if numbers else 0) + 1
 
 

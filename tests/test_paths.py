@@ -33,7 +33,8 @@ HOSTILE = (
 WORDS = {
     "started", "created", "at", "began", "note", "notes", "sha256", "settings", "facts", "versions", "rows", "metrics", "inputs",
     "template", "model", "source", "side_inputs", "examples", "action", "rows_by_source", "left_out", "min_confidence", "thresholds",
-    "evidence", "file", "json_schema", "parts", "states", "reasons", "how", "lacking", "state", "made", "name", "score", "judge", "host", "machine", "process", "since",
+    "evidence", "file", "json_schema", "parts", "states", "reasons", "how", "lacking", "host", "machine", "process", "since",
+    "state", "made", "name", "score", "judge",
 }  # fmt: skip
 TYPES = {paths.StorePath, paths.StoreId, paths.StoreIdOrEmpty, paths.AnswersPath, paths.StudentOrEmpty}
 

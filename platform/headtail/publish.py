@@ -194,7 +194,9 @@ def _build(station: Station, config: Config, parts: _Parts) -> Built:
         built = build_generation(streams, folder, min_confidence=least, share_redacted=shared, labels=labels)
     left = sum(built.left_out.values())
     if built.rows + left != offered:
-        raise LedgerError("rows of the answers do not add up", value=f"{offered} offered, {built.rows} published, {left} left out")
+        value = f"{offered} offered by the receipts, {built.rows} published, {left} left out"
+        fix = "a receipt was changed by hand: restore it from a copy of the store, or run precompute again"
+        raise LedgerError("rows of the answers do not add up", where=", ".join(labels), value=value, fix=fix)
     station.rows = {
         "published": built.rows,
         **{f"published.{source}": rows for source, rows in built.rows_by_source.items()},
