@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headtail.errors import InputError
-from headtail.querylog import cells, files, logfile
+from headtail.querylog import cells, files, jsonlines, logfile
 from headtail.querylog.delimited import ROW, LongLine, Sheet, sheets
 from headtail.querylog.detect import detect
 from headtail.querylog.dialect import DOUBLED, NONE, Dialect
@@ -160,6 +161,19 @@ def test_json_lines_set_aside_what_is_none(tmp_path: Path) -> None:
         rows[6]["query"].decode("utf-8")  # type: ignore[attr-defined]
 
 
+NAMES = st.sampled_from(["query", "n", "side", "other"])
+
+
+@given(st.lists(st.tuples(NAMES, st.booleans()), min_size=1, max_size=4))
+def test_a_name_written_twice_is_seen_in_whatever_escapes(pairs: list[tuple[str, bool]]) -> None:
+    names = [name for name, _ in pairs]
+    cells = [f'"{"".join(f"{chr(92)}u{ord(c):04x}" for c in name) if escaped else name}": "{i}"' for i, (name, escaped) in enumerate(pairs)]
+    block = ("{" + ", ".join(cells) + "}").encode()
+    sheet = next(jsonlines.sheets(iter([block]), ("query", "n", "side"), ("side",), "query", "|"))
+    twice = any(names.count(name) > 1 for name in ("query", "n", "side"))
+    assert [reject.reason for reject in sheet.rejects] == ["name_twice"] * twice
+
+
 def test_folders_and_globs(tmp_path: Path) -> None:
     for name in ("b.csv", "a/a.csv", "_hidden.csv", ".x.csv", "readme.md", "c.tsv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -168,6 +182,15 @@ def test_folders_and_globs(tmp_path: Path) -> None:
     assert [file.name for file in files.find(str(tmp_path / "*.csv"))[1]] == ["_hidden.csv", "b.csv"]
     assert [file.name for file in files.find(str(tmp_path / "**" / "a.csv"))[1]] == ["a/a.csv"]
     assert [file.name for file in files.find(str(tmp_path / "b.csv"))[1]] == ["b.csv"]
+    (tmp_path / "gone.csv").symlink_to(tmp_path / "nothing.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    _, used, skipped = files.find(str(tmp_path / "*.csv"))
+    assert [file.name for file in used] == ["_hidden.csv", "b.csv"]
+    assert skipped == [files.Skipped("gone.csv", files.NO_FILE), files.Skipped("pipe.csv", files.NO_FILE)]
+    (tmp_path / "_delta_log").mkdir()
+    for place in ("", "*"):
+        with pytest.raises(InputError, match="Delta"):
+            files.find(str(tmp_path / place))
     with pytest.raises(InputError, match="did you mean"):
         files.find(str(tmp_path / "b.cvs"))
     with pytest.raises(InputError, match="no log files here"):

@@ -239,6 +239,16 @@ def test_folders_that_are_columns(ingest: Callable[..., Receipt], root: str, tmp
     assert alone.facts["first_day"] == "2024-01-01"
 
 
+def test_folders_that_are_all_the_columns_wanted(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+    folder = tmp_path / "query=pizza"
+    folder.mkdir()
+    (folder / "a.csv").write_text("x,y\n1,2\n3,4\n")
+    (folder / "b.tsv").write_text("x\ty\n1\t2\n")
+    (folder / "c.jsonl").write_text('{"x": [1]}\n{"y": 2}\n')
+    pq.write_table(pa.table({"x": [[1], None, []]}), folder / "d.parquet")
+    assert queries(root, ingest(tmp_path)) == {"pizza": 8}
+
+
 def test_a_second_header_in_another_order_is_refused(ingest: Callable[..., Receipt], tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("query,n\npizza,1\nn,query\n2,tacos\n")
     with pytest.raises(InputError, match="another order") as error:

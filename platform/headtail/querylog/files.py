@@ -28,6 +28,7 @@ KINDS = {
     **dict.fromkeys((".csv", ".tsv", ".tab", ".txt"), DELIMITED),
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), LINES),
 }
+NO_FILE = "not a file: a link to nothing, a pipe or a socket"
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _LAKES = {"_delta_log": "Delta Lake", ".hoodie": "Hudi"}  # their folders also hold rows that were deleted or replaced
 
@@ -124,7 +125,11 @@ def _find_local(pattern: str, what: str) -> tuple[str, dict[str, str]]:
         text = str(path)
         root, there = os.path.dirname(text[: min(i for i, c in enumerate(text) if c in "*?[")]), dict[str, str]()
         for found in sorted(glob.glob(text, recursive=True)):
-            there |= dict(_walk(found, found)) if os.path.isdir(found) else {found: ""}
+            if os.path.isdir(found):
+                _refuse_lake(os.path.basename(found), os.path.dirname(found))
+                there |= dict(_walk(found, found))
+            else:
+                there[found] = "" if os.path.isfile(found) else NO_FILE
         return root, _links(there)
     near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [], n=1)
     raise InputError(f"{what} file not found", where=str(path), fix=f"did you mean {near[0]}?" if near else "check the path")
@@ -148,7 +153,7 @@ def _walk(folder: str, root: str) -> Iterator[tuple[str, str]]:
         elif entry.is_file():
             yield entry.path, reason_to_skip(os.path.relpath(entry.path, root))
         else:
-            yield entry.path, "not a file: a link to nothing, a pipe or a socket"
+            yield entry.path, NO_FILE
 
 
 def _links(there: dict[str, str]) -> dict[str, str]:

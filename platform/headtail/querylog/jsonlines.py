@@ -62,7 +62,8 @@ def _parse(line: bytes, once: Sequence[str], needles: Sequence[bytes]) -> tuple[
         value = json.loads(line)
         if not isinstance(value, dict):
             return None, "bad_row"
-        if line.count(b":") > len(value) and any(line.count(needle) > 1 for needle in needles) and _twice(line, once):
+        written_twice = b"\\" in line or any(line.count(needle) > 1 for needle in needles)  # a name may be written with escapes
+        if line.count(b":") > len(value) and written_twice and _twice(line, once):
             return None, "name_twice"
         return value, ""
     except UnicodeDecodeError:
