@@ -477,6 +477,13 @@ def test_a_split_column_rules_and_test_rules_over_train(ingest: Callable[..., Re
         ("", {}, ["file is empty"]),
         ("query,n\na,x\nb,\n", {"columns": Columns(count="n")}, ["no row of the log can be used", "bad_count: 2", "whole numbers"]),
         ("query,n\na,x\n", {"columns": Columns(time="n")}, ["bad_time: 1", "ISO 8601"]),
+        (
+            "query,n\na,1,,\nb,2,,\n",
+            {},
+            ["bad_row: 2", "row 1 of log.csv", "4 cells, the header has 2: a,1,,", "number of cells", "`quotes`"],
+        ),
+        ("query,n\na\\x,1\n", {"quotes": "escaped"}, ["bad_row: 1", "backslashes that do not fit: a\\x,1"]),
+        ("query\n \n  \n", {}, ["empty: 2", "row 1 of log.csv", "columns.query"]),
         ("query,n,time\na,1,2024-01-01\n", {"columns": TIMED}, ["covers 1 days", "2024-01-01 to 2024-01-01", "later_days"]),
         ("query,n\na,1\n", {"columns": Columns(gold="n")}, ["no gold answer can be used", "column n", "gold_invalid"]),
         ("query\na\n", {"gold": "/nonexistent/gold.csv"}, ["gold file not found", "/nonexistent/gold.csv"]),

@@ -56,6 +56,7 @@ _CURES = {
     "before_gap": "their dates are long before the log's other days, and they are few",
     "after_gap": "their dates are after a gap, and they are few",
     "after_today": "their dates are after today",
+    "bad_row": "they have not the header's number of cells, or are no JSON object: mend what writes them, or set `quotes`",
     "nul": "they hold a zero byte",
     "name_twice": "their JSON has a column twice",
 }
@@ -156,7 +157,7 @@ def _counted(config: Config, rules: Rules, log: Files, parts: Sequence[Split], f
     counter = _counter(config, rules, log, parts, folder)
     with bar("ingest", _rows_known(log.files), "events") as progress:
         counter.count(parts, progress.advance)
-    _check_used(counter.totals, config, _rows_known(log.files))
+    _check_used(counter, config, _rows_known(log.files))
     return counter
 
 
@@ -200,7 +201,8 @@ def _disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_used(totals: Totals, config: Config, known: int | None) -> None:
+def _check_used(counter: Here | Spread, config: Config, known: int | None) -> None:
+    totals = counter.totals
     if known is not None and known != totals.rows:
         raise LedgerError("the log's files hold other rows than were read", where=config.log, value=f"{known:,} and {totals.rows:,}")
     if totals.used_rows + sum(totals.set_aside.values()) != totals.rows:
@@ -209,12 +211,14 @@ def _check_used(totals: Totals, config: Config, known: int | None) -> None:
         raise InputError("the log has columns but no rows", where=config.log, fix="check the job that writes it")
     if not totals.used_rows:
         reasons = ", ".join(f"{reason}: {n:,}" for reason, n in totals.set_aside.most_common())
+        most = totals.set_aside.most_common(1)[0][0]
+        row = next(row for table in counter.set_aside() for row in table.to_pylist() if row["reason"] == most)
         fix = {"bad_time": f"columns.time takes {cells.TIMES}", "bad_count": "columns.count takes whole numbers from 1", **_CURES}
         raise InputError(
             "no row of the log can be used",
-            where=config.log,
-            value=reasons,
-            fix=fix.get(totals.set_aside.most_common(1)[0][0], "check columns.query and the file's encoding (UTF-8)"),
+            where=f"{config.log}, row {row['row']:,} of {row['file']} for one",
+            value=f"{reasons}; that row: {row['text'] or 'empty'}",
+            fix=fix.get(most, "check columns.query and the file's encoding (UTF-8)"),
         )
 
 

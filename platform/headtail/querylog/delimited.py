@@ -158,7 +158,8 @@ def _one_by_one(lines: Lines, records: Iterable[Record], rows: Ints, form: Diale
         record = lines.data[lines.starts[first] : lines.ends[last]]
         cells, reason = _cells(record, form) if sure else ((), "ambiguous")
         if reason:
-            rejects.append(Reject(int(rows[first]), reason, record))
+            said = f"{_unlike(record, form)}: ".encode() if reason == "bad_row" else b""
+            rejects.append(Reject(int(rows[first]), reason, said + record))
             continue
         numbers.append(int(rows[first]))
         for column, place in zip(columns, places, strict=True):
@@ -186,6 +187,13 @@ def _cells(record: bytes, form: Dialect) -> tuple[tuple[str, ...], str]:
         return (), "bad_row"
     near = len(record) - record.count(b" ") <= len(form.header) + 4 * len(cells) + len(BOM)
     return ((), "header") if near and _is_header(cells, form) else (cells, "")
+
+
+def _unlike(record: bytes, form: Dialect) -> str:
+    """What keeps a record from being a row."""
+    text = record_text(record)
+    cells = len(cut_doubled(text, form.delimiter, sloppy=True) or text.split(form.delimiter))
+    return "quotes or backslashes that do not fit" if cells == form.cells else f"{cells} cells, the header has {len(form.names)}"
 
 
 def _is_header(cells: tuple[str, ...], form: Dialect) -> bool:
