@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from headtail.models import SHIPPED
 from headtail.precompute import Config, figures
 from headtail.receipt import Receipt, load_receipt
 from headtail.rows import ANSWER, GOLD, PLANNED, State, with_side_inputs
-from headtail.storage import Storage, open_storage, read_json, write_json, write_table
+from headtail.storage import FileRef, Storage, open_storage, read_json, write_json, write_table
 from headtail.task import EXAMPLES, load_task
 from test_engines_openai import Server
 from timescale import limit
@@ -164,18 +165,36 @@ def ledger_of(states: dict[str, int], **fields: Any) -> Ledger:
     return Ledger(**{**plain, "states": {str(state): states.get(str(state), 0) for state in State}, **fields})
 
 
-def test_a_job_whose_rows_are_truncated_or_invalid_fails_as_one_whose_rows_fail(root: str, store: Storage) -> None:
-    plan(store, head=["a"])
-    asked = config(root)
-    job = precompute._job(asked, precompute._find(asked), "precompute/x")
+def judge(asked: Config, given_up: int = 0, **states: int) -> None:
+    precompute._judge(asked, None, "precompute/x", {str(state): states.get(str(state), 0) for state in State}, given_up, {})
+
+
+def test_a_job_whose_rows_are_truncated_or_invalid_fails_as_one_whose_rows_fail(root: str) -> None:
     with pytest.raises(EngineError, match="6 of 10 rows have no answer, more than max_unanswered_share=") as error:
-        precompute._judge(asked, job, ledger_of({"answered": 4, "truncated": 4, "invalid": 2}))
+        judge(config(root), answered=4, truncated=4, invalid=2)
     assert error.value.value == "4 answered, 4 truncated, 2 invalid"
-    precompute._judge(asked, job, ledger_of({"answered": 5, "truncated": 5}))
-    precompute._judge(config(root, max_unanswered_share=1), job, ledger_of({"truncated": 5}))
+    judge(config(root), answered=5, truncated=5)
+    judge(config(root, max_unanswered_share=1), truncated=5)
     with pytest.raises(EngineError, match="5 of 10 rows failed") as error:
-        precompute._judge(asked, job, ledger_of({"answered": 5, "failed": 5}, given_up=3))
+        judge(config(root), 3, answered=5, failed=5)
     assert "but for 3 that were asked in max_runs_per_row=2 runs (raise it to ask them)" in error.value.fix
+
+
+@pytest.mark.parametrize("state, limit", [("invalid", "max_unanswered_share"), ("failed", "max_failed_share")])
+def test_a_finished_job_is_reused_only_within_the_limits_of_today(root: str, store: Storage, state: str, limit: str) -> None:
+    plan(store, head=["a"])
+    loose = config(root, max_unanswered_share=1, max_failed_share=1)
+    folder = precompute._folder(loose, precompute._find(loose))
+    write_json(store, f"{folder}/ledger.json", {"reasons": {"no JSON": 12}})
+    kept, rows = store.read(f"{folder}/ledger.json"), {"in": 12, state: 12}
+    ledger = {"ledger": FileRef(path=f"{folder}/ledger.json", bytes=len(kept), sha256=sha256(kept).hexdigest())}
+    made = Receipt(stage="precompute", fingerprint=folder[-16:], path=folder, started="x", seconds=1, rows=rows, outputs=ledger)
+    write_json(store, f"{folder}/receipt.json", made.model_dump(mode="json"))
+    with pytest.raises(EngineError, match=f"done before, and 12 of 12 rows .*{limit}=") as error:
+        precompute.run(config(root))
+    assert "ask_again=1" in error.value.fix
+    assert not store.exists("precompute/LATEST")
+    assert precompute.run(loose).reused
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ Decides nothing about which queries are worth it, nor what their answers are use
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
@@ -28,7 +29,7 @@ from headtail.progress import say
 from headtail.receipt import Receipt, load_receipt, load_ref, receipt_path
 from headtail.rows import TOP, State
 from headtail.station import Station, identity, run_once
-from headtail.storage import Storage, check, column_bytes, open_storage
+from headtail.storage import Storage, check, column_bytes, open_storage, read_json
 from headtail.task import Task, load_task
 
 LOAD = ("occupancy", "occupancy_fed", "prefix_hit_rate")  # of an engine that says so: see docs/engines.md
@@ -189,11 +190,13 @@ def run(config: Config, planned: Preview | None = None) -> Receipt:
         station.notes += asked.task.notes
         if planned is not None:
             station.facts["planned"] = kept(planned, ledger, wall)
-        _judge(config, job, ledger)
+        _judge(config, None, job.path, ledger.states, ledger.given_up, ledger.reasons)
         sweep(asked.store, job)
 
     folder = _folder(config, asked)
     done = asked.store.exists(f"{folder}/receipt.json")
+    if done:
+        _judge_done(config, asked.store, folder)
     with nullcontext() if done else driving(asked.store, folder):
         receipt = run_once("precompute", config, work, **asked.identity)
     if text := _failed(config, receipt):
@@ -212,30 +215,39 @@ def _failed(config: Config, receipt: Receipt) -> str:
     return text
 
 
-def _judge(config: Config, job: Job, ledger: Ledger) -> None:
-    """EngineError when too many rows failed or have no answer. What is finished stays; the next run asks the failed rows again."""
-    failed, unanswered = ledger.states[State.FAILED], ledger.rows - ledger.states[State.ANSWERED]
-    if ledger.failed_share <= config.max_failed_share and unanswered <= config.max_unanswered_share * ledger.rows:
+def _judge(
+    config: Config, receipt: Receipt | None, path: str, states: Mapping[str, int], given_up: int, reasons: Mapping[str, int]
+) -> None:
+    """EngineError when too many rows failed or have no answer. What is finished stays; the next run asks the failed rows again.
+
+    `receipt`: of the finished job that is to be reused, which may have been made under other limits; None: the job runs now.
+    """
+    rows, failed = sum(states.values()), states[State.FAILED]
+    unanswered = rows - states[State.ANSWERED]
+    again = f"ask_again={config.ask_again + 1} with retry=[...] asks the rows in those states again"
+    if failed > config.max_failed_share * rows:
+        what = f"{failed} of {rows} rows failed, more than max_failed_share={config.max_failed_share:g}"
+        value = "; ".join(f"{count} x {reason}" for reason, count in reasons.items())
+        if receipt is None:
+            again = "finished rows are kept, failed ones are asked again"
+            if given_up:
+                again += f" but for {given_up:,} that were asked in max_runs_per_row={config.max_runs_per_row} runs (raise it to ask them)"
+        fix = f"mend the cause and run again: {again}; or raise max_failed_share"
+    elif unanswered > config.max_unanswered_share * rows:
+        what = f"{unanswered:,} of {rows:,} rows have no answer, more than max_unanswered_share={config.max_unanswered_share:g}"
+        value = ", ".join(f"{count:,} {state}" for state, count in states.items() if count)
+        fix = "see the answers' columns `reason` and `raw`; mend the task (sampling.max_tokens, prompt, schema) or the model, or raise "
+        fix += "max_unanswered_share" + ("" if receipt is None else f"; {again}")
+    else:
         return
-    if ledger.failed_share <= config.max_failed_share:
-        states = ", ".join(f"{count:,} {state}" for state, count in ledger.states.items() if count)
-        raise EngineError(
-            f"{unanswered:,} of {ledger.rows:,} rows have no answer, more than max_unanswered_share={config.max_unanswered_share:g}",
-            where=job.path,
-            value=states,
-            fix="see the answers' columns `reason` and `raw`; mend the task (sampling.max_tokens, prompt, schema) or the model, or raise "
-            "max_unanswered_share",
-        )
-    again = "failed ones are asked again"
-    if ledger.given_up:
-        again += f" but for {ledger.given_up:,} that were asked in max_runs_per_row={config.max_runs_per_row} runs (raise it to ask them)"
-    reasons = "; ".join(f"{count} x {reason}" for reason, count in ledger.reasons.items())
-    raise EngineError(
-        f"{failed} of {ledger.rows} rows failed, more than max_failed_share={config.max_failed_share:g}",
-        where=job.path,
-        value=reasons,
-        fix=f"mend the cause and run again: finished rows are kept, {again}; or raise max_failed_share",
-    )
+    raise EngineError(what if receipt is None else f"done before, and {what}", where=path, value=value, fix=fix)
+
+
+def _judge_done(config: Config, store: Storage, path: str) -> None:
+    """As `_judge`, of a job that was finished before, perhaps under limits that let more pass."""
+    receipt = load_receipt(store, "precompute", path)
+    states = {str(state): receipt.rows.get(state, 0) for state in State}
+    _judge(config, receipt, path, states, 0, read_json(store, receipt.output("ledger"))["reasons"])
 
 
 def _record(station: Station, config: Config, job: Job, model: Found, ledger: Ledger) -> None:

@@ -25,6 +25,7 @@ Write = Callable[[Any], str]
 DECIMALS = 6  # of a number: xgrammar writes no more, and no exponent
 _LARGEST = 2**53 - 1  # of a number: larger whole numbers are not told apart by every reader of JSON
 _MOST_PARTS = 10_000
+_MOST_CHARACTERS = 1_000_000  # of an answer: some 250,000 tokens, more than any model writes in one answer
 _CHOICES = ("const", "enum", "$ref", "anyOf", "oneOf", "allOf", "type")  # the first of these that is bounded gives the outline
 _KINDS = ("object", "array", "string", "number", "integer", "boolean", "null")
 _BOUNDS = {
@@ -137,6 +138,9 @@ class _Outliner:
                 del self.notes[kept:]
                 continue
             self._note_unheld(name, schema, path)
+            if (longest := _longest(made)) > _MOST_CHARACTERS:
+                what = f"the longest value has {longest:,} characters; no model writes an answer of more than {_MOST_CHARACTERS:,}"
+                self._refuse(path, what, "lower maxLength and maxItems there to what an answer needs")
             return made
         assert refusal is not None  # there was a name, and it was refused
         raise refusal

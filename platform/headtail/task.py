@@ -217,7 +217,7 @@ def load_task(path: str | Path, allow_code: bool = False) -> Task:
     where = str(folder / "task.yaml")
     file = build(TaskFile, read_json_like(_within(folder, "task.yaml", where)), where)
     template = read_template(_within(folder, file.prompt, where))
-    answer = file.answer if isinstance(file.answer, dict) else _model(file.answer, folder, where, allow_code).model_json_schema()
+    answer = file.answer if isinstance(file.answer, dict) else _code_schema(file.answer, folder, where, allow_code)
     task = Task(file, folder.resolve(), closed(answer), template)
     _check(task, where)
     return task
@@ -235,8 +235,8 @@ def _within(folder: Path, name: str, where: str) -> Path:
     return path
 
 
-def _model(name: str, folder: Path, where: str, allow_code: bool) -> type[BaseModel]:
-    """The pydantic model of `module:Model`. A module beside task.yaml is loaded by its path, under a name of its own."""
+def _code_schema(name: str, folder: Path, where: str, allow_code: bool) -> dict[str, Any]:
+    """The JSON Schema of the pydantic model `module:Model`. A module beside task.yaml is loaded by its path, under a name of its own."""
     module, _, kind = name.partition(":")
     if not allow_code:
         fix = "set allow_task_code: true (--set allow_task_code=true) if you trust the task's author, or write the JSON Schema in task.yaml"
@@ -245,13 +245,13 @@ def _model(name: str, folder: Path, where: str, allow_code: bool) -> type[BaseMo
     try:
         beside = _within(folder, f"{module}.py", where)
         model = getattr(_load(beside) if beside.is_file() else importlib.import_module(module), kind)
-    except ConfigError:
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            raise ConfigError("field answer: not a pydantic model", where=where, value=name, fix=fix)
+        return model.model_json_schema()
+    except (ConfigError, KeyboardInterrupt):  # the latter is the user's, who wants to stop
         raise
-    except Exception as error:  # whatever the module raises
+    except BaseException as error:  # whatever the module raises: its SystemExit must not end the command as if it were done
         raise ConfigError(f"field answer: {type(error).__name__}: {error}", where=where, value=name, fix=fix) from error
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        raise ConfigError("field answer: not a pydantic model", where=where, value=name, fix=fix)
-    return model
 
 
 def _load(path: Path) -> Any:

@@ -52,10 +52,6 @@ class Ledger:
     given_up: int = 0  # failed rows that were asked in as many runs as a row may be
     engine: dict[str, Any] = field(default_factory=dict)  # of the worker that answered most: arguments in force, how full it was
 
-    @property
-    def failed_share(self) -> float:
-        return self.states[State.FAILED] / self.rows if self.rows else 0.0
-
     def plain(self) -> dict[str, Any]:
         """For people and the tracking server."""
         return {
