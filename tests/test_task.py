@@ -212,7 +212,7 @@ def test_modules_of_one_name_are_each_tasks_own_and_shadow_nothing(tmp_path: Pat
         ("mine:Answer", "class Own(BaseException): pass\nraise Own('x')", "Own: x"),
         (
             "mine:Answer",
-            "from pydantic import BaseModel\nfrom typing import Callable\nclass Answer(BaseModel): x: Callable[[], int]",
+            "import pydantic, typing\nclass Answer(pydantic.BaseModel): x: typing.Callable[[], int]",
             "JsonSchema",
         ),
         ("mine:Answer", "def (", "SyntaxError"),

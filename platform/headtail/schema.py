@@ -44,8 +44,7 @@ _KNOWN = {*_CHOICES, *_BOUNDS, *_VALIDATED, *_SAID}
 
 
 class Outline(NamedTuple):
-    """`schema`: what a grammar is made of; `longest`: characters of the longest answer, an escape counted as one; `notes`: what
-    it does not hold."""
+    """`schema`: what a grammar is made of; `longest`: characters of the longest answer, an escape is one; `notes`: what it lacks."""
 
     schema: dict[str, Any]
     longest: int
@@ -139,7 +138,7 @@ class _Outliner:
                 continue
             self._note_unheld(name, schema, path)
             if (longest := _longest(made)) > _MOST_CHARACTERS:
-                what = f"the longest value has {longest:,} characters; no model writes an answer of more than {_MOST_CHARACTERS:,}"
+                what = f"the longest value has {longest:,} characters; no model writes more than {_MOST_CHARACTERS:,}"
                 self._refuse(path, what, "lower maxLength and maxItems there to what an answer needs")
             return made
         assert refusal is not None  # there was a name, and it was refused
