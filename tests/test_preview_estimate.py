@@ -55,7 +55,7 @@ def probed(rng: np.random.Generator, rows: int, warm_s: float = 0.0) -> Probe:
 def probe_of(**fields: object) -> Probe:
     steady = Pace(rows=100, at_once=1, steady=True, unit_s=0.001, error=0.0)
     same = {"tokens_in": Moments(mean=50, sd=0), "tokens_out": Moments(mean=9, sd=0), "work": Moments(mean=10, sd=0)}
-    plain = {"path": "p", "rows": 100, "states": {}, "pace": steady, "start_s": 10.0, "setup_s": 2.0, "seconds": 1.0, "usd": 0.0}
+    plain = {"path": "precompute/p", "rows": 100, "states": {}, "pace": steady, "start_s": 10.0, "setup_s": 2.0, "seconds": 1.0, "usd": 0.0}
     return Probe.model_validate({**plain, **same, **fields})
 
 

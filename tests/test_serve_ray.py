@@ -20,6 +20,7 @@ import pytest
 
 from conftest import free_port
 from headtail import release, serve
+from headtail.engines.device import resolved
 from headtail.errors import ConfigError, EngineError
 from headtail.generate.job import answer_settings
 from headtail.keys import answer_key, fingerprint
@@ -83,7 +84,7 @@ def test_the_real_student_answers_misses(cluster: None, store: Storage, root: st
         jsonschema.validate(found["answer"], task.schema)
         assert 0 < found["confidence"] <= 1
         digest = resolve(str(teacher_path), "", store).digest
-        settings = fingerprint(answer_settings(task, asked.model, digest))
+        settings = fingerprint(answer_settings(task, resolved(asked.model), digest))
         messages = task.messages("best sushi in berlin", {"businesses": ["Sushi Bar"]})
         assert found["answer_key"] == answer_key(messages, settings).hex()  # the key that precompute would give this row
         assert over_http(server, "pizza near me")["cached"]

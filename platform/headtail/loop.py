@@ -73,7 +73,10 @@ class Config(StageConfig):
         DistillConfig(),
         description="see headtail distill --help; here base.model: teacher starts from the loop's teacher, with base.layers",
     )
-    precompute_student: PrecomputeConfig = Field(PrecomputeConfig(), description="see headtail precompute --help")
+    precompute_student: PrecomputeConfig = Field(
+        PrecomputeConfig(max_unanswered_share=1.0),  # a student that answers few rows is the gate's to reject, not the end of the loop
+        description="see headtail precompute --help",
+    )
     realtime: DistillConfig | None = Field(
         None,
         description="a second, smaller student that answers misses live; null, or an encoder that cannot hold the task's answers: "

@@ -133,7 +133,7 @@ class DecoderLearner:
         from headtail.distill.batches import collate
 
         batch = collate([rows["ids"][i] for i in chosen], rows["answer_start"][chosen], weights, pad)
-        if self.soft:  # one row per answer token, in the order in which `loss` gathers them
+        if self.soft and COLUMNS[0] in rows:  # one row per answer token, in the order in which `loss` gathers them; probes have none
             counts = [len(rows["ids"][i]) - rows["answer_start"][i] for i in chosen]
             for name in COLUMNS:
                 flat = [rows[name][i].reshape(count, -1) for i, count in zip(chosen, counts, strict=True)]
