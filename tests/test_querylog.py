@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 
 from headtail.config import TrackingConfig
 from headtail.errors import InputError, LedgerError, StorageError
+from headtail.human import _fit
 from headtail.keys import normalise, query_key
 from headtail.querylog import Columns, Config, run, tally
-from headtail.querylog.gold import _answer, _fit
+from headtail.querylog.gold import _answer
 from headtail.querylog.intake import PLAIN, REASONS, Rules, clean_texts
 from headtail.receipt import Receipt
 from headtail.redact import redact

@@ -196,7 +196,7 @@ def test_the_digest_is_of_what_is_learnt_from(store: Storage) -> None:
         (CORRECT, None, intent("price"), None, "needs one"),
         (CORRECT, '{"intent": "dance"}', intent("price"), None, "schema: intent"),
         (CORRECT, '{"intent": "browse"', intent("price"), None, "not JSON"),
-        (CORRECT, "NaN", intent("price"), None, "not JSON"),
+        (CORRECT, "NaN", intent("price"), None, "schema: intent"),
         (DROP, None, intent("price"), None, ""),
         (DROP, intent("price"), intent("price"), None, "has none"),
         ("", None, intent("price"), None, "verdict: empty"),

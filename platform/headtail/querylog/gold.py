@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headtail import leaks
+from headtail import human, leaks
 from headtail.errors import KeyingError
 from headtail.querylog.intake import GOLD_CELL, shown
 from headtail.rows import GOLD, SET_ASIDE, draw
@@ -99,16 +98,13 @@ def _answers(cells: pa.ChunkedArray, task: Task) -> tuple[pa.Array, list[str]]:
 def _answer(cell: bytes, task: Task) -> tuple[str | None, str]:
     """(canonical answer, "") or (None, what is wrong). A task scored by label also takes the bare label.
 
-    Labels and spans are taken as people type them: see `_fit` and `_spans`.
+    Labels and spans are taken as people type them: see `human.parse` and `_spans`.
     """
     try:
         text = cell.decode("utf-8").strip()
     except UnicodeDecodeError:
         return None, "not UTF-8"
-    answer, problem = _parse(text, task)
-    if problem and task.file.score.kind == "label":
-        labelled, still = _parse(json.dumps({task.file.score.field: text}), task)
-        answer, problem = (labelled, "") if not still else (None, problem if text.startswith("{") else still)
+    answer, problem = human.parse(task, text)
     if problem:
         return None, problem
     for span in _spans(answer, task):
@@ -119,34 +115,6 @@ def _answer(cell: bytes, task: Task) -> tuple[str | None, str]:
     except (KeyingError, UnicodeEncodeError) as error:  # NaN, half a surrogate pair: JSON lets them in
         return None, f"cannot be stored: {error}"
     return stored, ""
-
-
-def _parse(text: str, task: Task) -> tuple[Any, str]:
-    """As `Task.parse`; where that fails, once more with choices spelled as the schema spells them."""
-    answer, problem = task.parse(text)
-    if problem and not problem.startswith("not JSON"):
-        return task.parse(json.dumps(_fit(json.loads(text), task.schema, task.schema)))
-    return answer, problem
-
-
-def _fit(value: Any, schema: Any, root: dict[str, Any]) -> Any:
-    """`value` with each text that is no choice of its `enum` replaced by the one choice that it is after normalisation."""
-    if not isinstance(schema, dict):
-        return value
-    if "$ref" in schema:
-        schema = reduce(lambda node, part: node.get(part, {}), schema["$ref"].removeprefix("#/").split("/"), root)
-    for branch in (branch for group in ("anyOf", "oneOf", "allOf") for branch in schema.get(group) or ()):
-        value = _fit(value, branch, root)
-    if isinstance(value, dict):
-        known = schema.get("properties") or {}
-        return {name: _fit(item, known.get(name), root) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_fit(item, schema.get("items"), root) for item in value]
-    choices = [choice for choice in schema.get("enum") or [schema.get("const")] if isinstance(choice, str)]
-    if isinstance(value, str) and value not in choices:
-        alike = [choice for choice in choices if normalise(choice) == normalise(value)]
-        return alike[0] if len(alike) == 1 else value
-    return value
 
 
 def _spans(answer: Any, task: Task) -> Iterator[dict[str, Any]]:

@@ -7,9 +7,9 @@ or what is wrong with it. Knows nothing of files, of the log or of who asks.
 from __future__ import annotations
 
 import datetime
-import json
 from typing import Any, NamedTuple
 
+from headtail import human
 from headtail.task import Task
 
 ACCEPT, CORRECT, DROP = "accept", "correct", "drop"
@@ -55,20 +55,20 @@ def read_moment(text: str) -> tuple[str, str]:
 
 
 def read_answer(task: Task, text: str) -> tuple[str | None, str]:
-    """(canonical answer, "") or (None, what is wrong). A task scored by label also takes the bare label, as gold does."""
+    """(canonical answer, "") or (None, what is wrong). Read as `human.parse` reads people's labels."""
     if len(text) > ANSWER_CHARS:
         return None, f"{len(text):,} characters; at most {ANSWER_CHARS:,} are taken"
-    answer, problem = parse(task, text)
-    if problem and task.file.score.kind == "label":
-        labelled, still = parse(task, json.dumps({task.file.score.field: text.strip()}))
-        answer, problem = (answer, problem) if still else (labelled, "")
+    answer, problem = _storable(task, *human.parse(task, text))
     return (None, problem) if problem else (task.dump(answer), "")
 
 
 def parse(task: Task, text: str) -> tuple[Any, str]:
     """(answer, "") or (None, what is wrong): valid under the schema, and UTF-8 can hold it."""
+    return _storable(task, *task.parse(text))
+
+
+def _storable(task: Task, answer: Any, problem: str) -> tuple[Any, str]:
     try:
-        answer, problem = task.parse(text)
         if not problem:
             task.dump(answer).encode("utf-8")
     except (ValueError, RecursionError) as error:  # half a surrogate pair, or a thousand brackets: JSON lets them in
