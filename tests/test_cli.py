@@ -85,6 +85,10 @@ def test_bad_input_is_said_in_a_few_lines(arguments: list[str], said: str, tmp_p
 def test_commands_on_a_store_take_the_same_flags(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "loop.yaml"
     file.write_text(f"root: {tmp_path}/store\ntask: query_intent\n")
+    for flags in (["--root", f"{tmp_path}/store"], ["--root", ""], ["--set", "root="]):
+        assert exits(*command, *flags) == 2
+        assert ("no store here" if flags[1].startswith("/") else "root is empty") in capsys.readouterr().err
+    (tmp_path / "store").mkdir()
     for flags in (["--config", str(file)], ["--set", f"root={tmp_path}/store"], ["--root", f"{tmp_path}/store"]):
         if command == ["status"]:
             main([*command, *flags, "--json"])

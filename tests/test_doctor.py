@@ -62,6 +62,19 @@ def test_endpoint_out_of_reach_and_no_secret_shown(root: str, monkeypatch: pytes
     assert "sk-very-secret" not in repr(results)
 
 
+@pytest.mark.parametrize("url", ["127.0.0.1:8901/v1", "ftp://x/v1", "host/v1"])
+def test_a_base_url_without_its_scheme_is_named_as_such(root: str, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    result = found([f"root={root}", "teacher.model=m", "teacher.engine=openai", f"teacher.base_url={url}"])["teacher"]
+    assert (result.status, "with http:// or https://" in result.found) == ("bad", True)
+
+
+def test_a_tracking_server_that_does_not_answer_is_a_warning(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    result = found([f"root={root}"])["tracking"]
+    assert (result.status, "MLFLOW_TRACKING_URI" in result.fix) == ("warn", True)
+
+
 def test_cluster_without_token_is_named(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from headtail.config import build
 from headtail.engines import Completion, Engine, ModelConfig, Request, open_engine
 from headtail.engines.chat import completion_of
 from headtail.engines.openai import FORBIDDEN, OpenAIEngine, retry_after
@@ -215,6 +216,19 @@ def test_openai_a_wrong_key_or_model_ends_the_job_and_the_key_is_told_to_nobody(
     assert error.value.exit_code == 2
     assert server.asked[0][2]["Authorization"] == "Bearer sk-very-secret"
     assert len(server.asked) <= 8
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_openai_a_redirect_ends_the_job_and_says_where_it_leads(server: Server, ask: Ask, status: int) -> None:
+    server.reply = lambda text, nth: (status, {}, {"Location": "https://elsewhere/v1"})
+    with pytest.raises(ConfigError, match=f"{status}.*redirects to https://elsewhere/v1") as error:
+        ask("row")
+    assert "model.base_url" in error.value.fix
+
+
+def test_openai_a_model_has_a_name() -> None:
+    with pytest.raises(ConfigError, match="field model: "):
+        build(ModelConfig, {"engine": "openai", "base_url": "https://host/v1", "model": ""}, "model")
 
 
 def test_openai_facts_and_repr_hold_no_key(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,9 +206,9 @@ def test_a_job_that_stops_names_the_reasons(make_job: MakeJob) -> None:
     assert "max_unanswered_share" in Limits(unanswered_share=0.5).problem(counted, 1)
     said: list[dict[str, Any]] = [{"reasons": worker.reasons}, {"reasons": {"HTTP 503: overloaded (5 tries)": 9000}}]
     with pytest.raises(LimitReached) as error:
-        _stopped(job, "7 of 69 rows asked ended in an error", 0, 1, said)
+        _stopped(job, "7 of 69 requests ended in an error", 0, 1, said)
     text = str(error.value)
-    assert "ended in an error; 9,000 x HTTP 503: overloaded (5 tries); 60 x truncated: stopped at the length limit" in text
+    assert "ended in an error; in all: 9,000 x HTTP 503: overloaded (5 tries); 60 x truncated: stopped at the length limit" in text
     assert "5 x failed: told to fail" in text
 
 
@@ -229,7 +229,8 @@ def test_an_endpoint_that_is_down_stops_the_job_with_its_status(
     server.http.server_close()
     reason = Limits(failed_share=0.05).problem(worker._news, 1)
     with pytest.raises(
-        LimitReached, match=rf"rows asked ended in an error, more than max_failed_share=0.05; \d+ x .*HTTP {status}: .*down for"
+        LimitReached,
+        match=rf"requests ended in an error, more than max_failed_share=0.05; in all: \d+ x .*HTTP {status}: .*down for",
     ):
         _stopped(job, reason, 0, 1, [{"reasons": worker.reasons}])
 

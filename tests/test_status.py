@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from headtail.config import TrackingConfig
+from headtail.errors import InputError
 from headtail.examples import world
 from headtail.status import status, status_table
 
@@ -13,3 +18,11 @@ def test_latest_station_and_no_release_yet(root: str) -> None:
     assert found["release"] is None
     assert found["stations"]["world"]["path"] == receipt.path
     assert "no release yet" in str(status_table(found).title)
+
+
+@pytest.mark.parametrize("name, said", [("nosuch", "no store here"), ("file", "a file, not a directory"), ("", "root is empty")])
+def test_a_store_that_is_not_there_is_an_error(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=said) as error:
+        status(str(tmp_path / name) if name else "")
+    assert error.value.fix

@@ -466,3 +466,13 @@ def test_every_stage_asks_its_config_whether_code_may_run(root: str, tmp_path: P
         querylog.run(config)
     job = StageConfig(root=root, allow_task_code=True)
     assert querylog.run(config.at(job, config.tracking)).rows
+
+
+def test_a_system_block_that_differs_by_row_is_noted_and_a_nul_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    prompt = tmp_path / "prompt.j2"
+    prompt.write_text("{% block system %}About {{ query }}{% endblock %}{% block user %}{{ query }}{% endblock %}")
+    assert [note for note in load_task(tmp_path).notes if "block `system` differs from row to row" in note]
+    prompt.write_text("{% block user %}\n{{ query }}\0{% endblock %}")
+    with pytest.raises(ConfigError, match="line 2: a NUL character"):
+        load_task(tmp_path)

@@ -30,6 +30,7 @@ from headtail.proxies import may_proxy
 from headtail.secrets import hide_in
 from headtail.storage import LocalStorage, Storage, open_storage
 from headtail.storage.local import move_new
+from headtail.tracking import tracking_uri
 
 # The set that the tests run on. Another version may work; this one is known to.
 TESTED = {
@@ -73,7 +74,7 @@ def examine(config: Config) -> list[Result]:
     if store is not None:
         results += _model(config.teacher or ModelConfig(model=SHIPPED_TEACHER), "teacher", store)
         results += _base(config, store)
-    return [*results, *_token(), *_port(config)]
+    return [*results, *_tracking(config), *_token(), *_port(config)]
 
 
 def _python() -> Iterator[Result]:
@@ -224,9 +225,10 @@ def _model(model: ModelConfig, role: str, store: Storage) -> Iterator[Result]:
 def _endpoint(model: ModelConfig, role: str) -> Result:
     import httpx
 
-    from headtail.engines.openai import key_for
+    from headtail.engines.openai import check_url, key_for
 
     try:
+        check_url(model.base_url)
         key, proxied = key_for(model), may_proxy(model.base_url)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         answer = httpx.get(f"{model.base_url.rstrip('/')}/models", headers=headers, timeout=10, trust_env=proxied)
@@ -245,6 +247,22 @@ def _base(config: Config, store: Storage) -> Iterator[Result]:
     base = config.distill.base
     if base.model:
         yield from _model(ModelConfig(model=base.model, revision=base.revision), "student base", store)
+
+
+def _tracking(config: Config) -> Iterator[Result]:
+    """A tracking server that does not answer stops no job, but its runs are then in the store alone."""
+    import httpx
+
+    uri = tracking_uri(config.tracking, config.root)
+    if not config.tracking.enabled or not uri.startswith(("http://", "https://")):
+        return
+    try:
+        status = httpx.get(f"{uri.rstrip('/')}/health", timeout=5, trust_env=may_proxy(uri)).status_code
+        found = "" if status == 200 else f"/health answers {status}"
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        found = str(error)
+    fix = "start the server, or check tracking.uri and $MLFLOW_TRACKING_URI; jobs run without it, their receipts are in the store"
+    yield Result(check="tracking", status="warn" if found else "ok", found=f"{uri}: {found}" if found else uri, fix=fix if found else "")
 
 
 def _token() -> Iterator[Result]:

@@ -48,7 +48,7 @@ class PromptError(Exception):
 def read_template(path: Path) -> str:
     """The text of a template file. ConfigError when it is missing, a folder or not UTF-8."""
     try:
-        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except FileNotFoundError:
         raise ConfigError("prompt template not found", where=str(path), fix="task.yaml's `prompt` names a file beside it") from None
     except UnicodeDecodeError as error:
@@ -57,6 +57,10 @@ def read_template(path: Path) -> str:
         raise ConfigError(what, where=str(path), fix="save the file as UTF-8 (it may be Latin-1 or Windows-1252 now)") from None
     except OSError as error:
         raise ConfigError(f"prompt template cannot be read: {error.strerror}", where=str(path), fix="make it a readable file") from None
+    if (at := text.find("\0")) >= 0:
+        what = f"prompt template: line {text[:at].count(chr(10)) + 1}: a NUL character"
+        raise ConfigError(what, where=str(path), fix="remove it, or save the file as UTF-8 (it may be UTF-16 now)")
+    return text
 
 
 class Prompt:
@@ -72,6 +76,7 @@ class Prompt:
             raise PromptError(error.message or "not a template", error.lineno) from None
         except RecursionError:
             raise PromptError("it is nested too deeply") from None
+        self.blocks = tuple(free)
         self.constant = {name: self._render(name, {}) for name, is_free in free.items() if is_free}
 
     def messages(self, values: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -13,15 +13,15 @@ from headtail import release
 from headtail.config import TrackingConfig
 from headtail.receipt import load_receipt
 from headtail.secrets import hide
-from headtail.storage import open_storage
+from headtail.storage import open_existing
 from headtail.tracking import tracking_uri
 
 STATIONS = ("world", "ingest", "plan", "precompute", "evaluate", "curate", "distill", "gate", "publish", "replay", "report")
 
 
 def status(root: str) -> dict[str, Any]:
-    """Root, tracking, current release and latest receipts by station."""
-    store = open_storage(root)
+    """Root, tracking, current release and latest receipts by station. InputError when there is no such store."""
+    store = open_existing(root)
     stations = {}
     for stage in STATIONS:
         if store.exists(f"{stage}/LATEST"):

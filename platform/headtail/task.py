@@ -100,6 +100,8 @@ class Task:
             made.append(f"text with maxLength below max_tokens ({limit}) has no quote, backslash or line break under a grammar")
         if self.outline.longest > most:
             made.append(f"the longest answer has {self.outline.longest:,} characters: max_tokens ({limit}) ends it before, as `truncated`")
+        if "system" in self._prompt.blocks and "system" not in self._prompt.constant:
+            made.append("prompt: block `system` differs from row to row, so engines cannot cache it; put what differs into block `user`")
         return tuple(f"task {self.name}: {note}" for note in made)
 
     @cached_property

@@ -44,11 +44,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the receipt as the l
 def read_config(name: str, file: Path | None, sets: list[str] | None, root: str | None) -> StageConfig:
     """The validated config of a stage from a file and flags."""
     kind = importlib.import_module(STAGES[name][0] if name in STAGES else f"headtail.{name}").Config
-    found: StageConfig = load(kind, file, [*(sets or []), *([f"root={root}"] if root else [])])
+    found: StageConfig = load(kind, file, [*(sets or []), *([f"root={root}"] if root is not None else [])])
     return found
 
 
 def root_of(file: Path | None, sets: list[str] | None, root: str | None) -> str:
     """The store that these flags name. Any stage's or loop's config file will do: only its `root` is read."""
     data = apply_sets(read_yaml(file) if file else {}, sets or [])
-    return root or str(data.get("root") or StageConfig().root)
+    return str(data.get("root", StageConfig().root)) if root is None else root

@@ -17,9 +17,9 @@ from headtail.progress import console, printable, say
 def lookup(query: str, config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
     """Answer one query from the published generation, and say where the answer comes from. Exit code 3 on a miss."""
     from headtail import release
-    from headtail.storage import open_storage
+    from headtail.storage import open_existing
 
-    found = release.lookup(open_storage(root_of(config, sets, root)), query)
+    found = release.lookup(open_existing(root_of(config, sets, root)), query)
     text = json.dumps(found, ensure_ascii=False, indent=None if as_json else 2)
     print(text if as_json else printable(text))
     if not found["cached"]:
@@ -29,9 +29,9 @@ def lookup(query: str, config: ConfigFile = None, sets: Sets = None, root: Root 
 def rollback(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
     """Make the previous release current again."""
     from headtail import release
-    from headtail.storage import open_storage
+    from headtail.storage import open_existing
 
-    now = release.rollback(open_storage(root_of(config, sets, root)))
+    now = release.rollback(open_existing(root_of(config, sets, root)))
     say(f"current release: {now.id} (generation {now.generation})")
     if as_json:
         print(now.model_dump_json())
@@ -49,9 +49,9 @@ def diff(
     """What changed between two generations: rows added, dropped, changed, with the traffic they stand for."""
     from headtail import release
     from headtail.cache.diff import diff_table
-    from headtail.storage import open_storage
+    from headtail.storage import open_existing
 
-    found = release.diff(open_storage(root_of(config, sets, root)), before, after, examples)
+    found = release.diff(open_existing(root_of(config, sets, root)), before, after, examples)
     if as_json:
         print(found.model_dump_json())
     else:
@@ -70,9 +70,9 @@ def gc(
     """Remove old generations that no kept release needs, and what killed writes left behind."""
     from headtail import release
     from headtail.cache.collect import collected_table
-    from headtail.storage import open_storage
+    from headtail.storage import open_existing
 
-    found = release.collect(open_storage(root_of(config, sets, root)), keep, days, dry_run)
+    found = release.collect(open_existing(root_of(config, sets, root)), keep, days, dry_run)
     if as_json:
         print(found.model_dump_json())
     else:

@@ -24,7 +24,9 @@ class ModelConfig(Config):
     """A model and the engine that runs it."""
 
     model: str = Field(
-        "example:teacher", description="hub id, local folder, store path of a student (distill/...), or a shipped one (example:teacher)"
+        "example:teacher",
+        min_length=1,
+        description="hub id, local folder, store path of a student (distill/...), or a shipped one (example:teacher)",
     )
     engine: Literal["vllm", "transformers", "openai", "null"] = Field(
         "vllm",

@@ -213,6 +213,9 @@ class OpenAIEngine:
         if status == 404:
             fix = "check model.base_url (it ends in /v1) and model.model"
             raise ConfigError(said, where=self._url, value=f"model {self._model}", fix=fix)
+        if 300 <= status < 400:
+            fix = "set model.base_url to the address that answers itself; redirects are not followed, since the key would go along"
+            raise ConfigError(f"{said}; it redirects to {hide(response.headers.get('location', 'nowhere'))}", where=self._url, fix=fix)
         if status == 402 or (status == 429 and any(code in response.text[:2000] for code in _UNPAID)):
             fix = "the account behind the key has no money or quota left; finished rows are kept, run again when it has"
             raise EngineError(said, where=self._url, value=f"model {self._model}", fix=fix)
@@ -231,9 +234,8 @@ def check_url(url: str) -> None:
     """ConfigError unless `url` is http(s) and holds no credentials: it is written into receipts."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(
-            "the openai engine needs the endpoint's base URL", where="model.base_url", value=url, fix="for example https://host/v1"
-        )
+        what = "the openai engine needs the endpoint's base URL, with http:// or https:// before its host"
+        raise ConfigError(what, where="model.base_url", value=url, fix="for example https://host/v1")
     if parts.username or parts.password or parts.query:
         fix = f"put the key in ${_KEY}"
         raise ConfigError("base_url must hold no credentials: it is written into receipts", where="model.base_url", fix=fix)

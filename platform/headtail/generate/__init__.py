@@ -80,7 +80,7 @@ def _stopped(job: Job, reason: str, done: int, shards: int, said: Sequence[dict[
     for one in said:
         reasons.update(one["reasons"])
     if reasons:
-        reason += "; " + "; ".join(f"{count:,} x {text}" for text, count in reasons.most_common(_REASONS))
+        reason += "; in all: " + "; ".join(f"{count:,} x {text}" for text, count in reasons.most_common(_REASONS))
     fix = "what is finished is kept: mend the cause or raise the limit, and run again to go on"
     raise LimitReached(f"stopped early: {reason}", where=job.path, value=f"{done} of {shards} shards are published", fix=fix)
 

@@ -48,7 +48,7 @@ class Limits:
         `told`: rows `asked`, of them `errors`; rows `settled`, of them `unanswered`; tokens. `wall`: seconds of this run.
         """
         if _surely_above(self.failed_share, errors := told.get("errors", 0.0), asked := told.get("asked", 0.0)):
-            return f"{errors:,.0f} of {asked:,.0f} rows asked ended in an error, more than max_failed_share={self.failed_share:g}"
+            return f"{errors:,.0f} of {asked:,.0f} requests ended in an error, more than max_failed_share={self.failed_share:g}"
         if _surely_above(self.unanswered_share, lacking := told.get("unanswered", 0.0), settled := told.get("settled", 0.0)):
             text = "rows ended without an answer (truncated, invalid, refused, failed)"
             return f"{lacking:,.0f} of {settled:,.0f} {text}, more than max_unanswered_share={self.unanswered_share:g}"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from headtail.errors import StorageError
+from headtail.errors import InputError, StorageError
 from headtail.storage.base import FileRef, Storage, Stored, again
 from headtail.storage.digests import check, check_local
 from headtail.storage.local import LocalStorage
@@ -47,6 +47,7 @@ __all__ = [
     "check_local",
     "column_bytes",
     "fetch_folder",
+    "open_existing",
     "open_file",
     "open_storage",
     "open_table",
@@ -72,8 +73,19 @@ def open_file(system: pafs.FileSystem, path: str) -> pa.NativeFile:
 
 def open_storage(root: str) -> Storage:
     """The store at a directory (made when absent) or s3://bucket/prefix."""
+    if not root.strip():
+        raise InputError("root is empty: it names no store", where="root", fix="give a directory or s3://bucket/prefix")
     if root.startswith("s3://"):
         return S3Storage(root.rstrip("/"))
     if "://" in root:
         raise StorageError("this kind of store is not supported", where="root", value=root, fix="use a directory or s3://bucket/prefix")
     return LocalStorage(str(Path(root).expanduser().resolve()))
+
+
+def open_existing(root: str) -> Storage:
+    """As `open_storage`, for those who only look. InputError when there is no such directory; of S3 this cannot be told."""
+    store = open_storage(root)
+    if isinstance(store, LocalStorage) and not Path(store.root).is_dir():
+        what = "the store is a file, not a directory" if Path(store.root).exists() else "there is no store here"
+        raise InputError(what, where=store.root, fix="check --root; a store is made by the first stage that runs in it")
+    return store
