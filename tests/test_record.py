@@ -148,7 +148,7 @@ def test_every_reader_of_a_store_takes_it_or_names_it(kept: Storage, path: str, 
 def test_what_is_no_object_is_told_with_the_file_and_what_to_do(store: Storage, data: bytes) -> None:
     store.replace("a/b.json", data)
     for read in (lambda: read_json(store, "a/b.json"), lambda: read_record(store, Starts, "a/b.json")):
-        with pytest.raises(StorageError, match=r"not JSON|not a JSON object|nested deeper than 100|half a surrogate") as error:
+        with pytest.raises(StorageError, match=r"not JSON|not a JSON object|nested deeper than 200|half a surrogate") as error:
             read()
         told(error.value, "a/b.json")
 

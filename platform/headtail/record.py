@@ -28,7 +28,7 @@ def _moment(text: str) -> str:
 
 Moment = Annotated[str, AfterValidator(_moment)]
 
-DEEPEST = 100  # levels of lists and objects; the deepest that headtail writes is an answer schema of some 20. Python fails near 1,000
+DEEPEST = 200  # levels of lists and objects; an answer schema, the deepest that headtail writes, has some 20. Python fails near 1,000
 FIX = "restore this file from a copy of the store; a receipt.json may be removed instead: its stage then runs again"
 
 

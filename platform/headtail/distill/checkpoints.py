@@ -73,7 +73,7 @@ class Checkpoints:
         if self.rank == 0:
             files = {path: digest for found in lists for path, digest in found.items()}
             marker = Marker(tag=tag, world=self.world, files=files, state=state, made=self.made)
-            self.store.replace(self._marker, marker.model_dump_json().encode())
+            self.store.replace(self._marker, json.dumps(marker.model_dump()).encode())
             self._sweep(set(files))
         torch.distributed.barrier()
 
