@@ -7,6 +7,7 @@ code run (only where `allow_code` says so), once, where it is loaded. Knows noth
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -100,8 +101,11 @@ class Task:
             made.append(f"text with maxLength below max_tokens ({limit}) has no quote, backslash or line break under a grammar")
         if self.outline.longest > most:
             made.append(f"the longest answer has {self.outline.longest:,} characters: max_tokens ({limit}) ends it before, as `truncated`")
-        if "system" in self._prompt.blocks and "system" not in self._prompt.constant:
-            made.append("prompt: block `system` differs from row to row, so engines cannot cache it; put what differs into block `user`")
+        with contextlib.suppress(PromptError):  # of an older task: each row says that it has no prompt
+            if "system" in self._prompt.blocks and "system" not in self._prompt.constant:
+                made.append(
+                    "prompt: block `system` differs from row to row, so engines cannot cache it; put what differs into block `user`"
+                )
         return tuple(f"task {self.name}: {note}" for note in made)
 
     @cached_property
