@@ -148,7 +148,7 @@ def _trains(worker: Any, meter: Any) -> Any:
     from headtail.distill.train import Spec
     from headtail.storage import read_json, write_table
 
-    def here(config: Any, station: Any, learner: Any, base: Any, examples: Any, taught: Any = None) -> dict[str, Any]:
+    def here(config: Any, station: Any, learner: Any, base: Any, examples: Any, *_: Any) -> dict[str, Any]:
         pad = int(base.tokenizer.pad_token_id)
         spec = Spec(station.store, f"{station.path}/work", learner, base.files, pad, config.model_dump(mode="json"), meter)
         write_table(station.store, spec.examples, examples)
