@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,14 @@ def chat(text: str | None, reason: str = "stop", **message: Any) -> dict[str, An
         ],
         "usage": {"prompt_tokens": 7, "completion_tokens": 3},
     }
+
+
+class _Listener(ThreadingHTTPServer):
+    """Says nothing of a client that has gone away: its job may have ended while an answer was under way."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Server:
@@ -75,7 +84,7 @@ class Server:
             def log_message(self, *args: Any) -> None:
                 return None
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = _Listener(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
