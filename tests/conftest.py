@@ -15,7 +15,7 @@ import pytest
 from headtail.receipt import Receipt
 from headtail.storage import FileRef, LocalStorage, Storage, open_storage, write_json, write_table
 from headtail.task import Task, load_task
-from here import answer_here  # noqa: F401  # fixtures
+from here import answer_here, train_here  # noqa: F401  # fixtures
 from null_jobs import MakeJob, maker
 from timescale import SCALE, limit
 

@@ -1,19 +1,70 @@
-"""A fixture for tests of what batch inference does rather than of how Ray leads workers.
+"""Two fixtures for tests of what models do rather than of how Ray leads workers.
 
-`answer_here`: all shards of a precompute job in one worker in the test's process, real engine, no Ray Data. Ray's side is tested where
-it is the thing under test (test_precompute, test_loop).
+`train_here`: one rank of distill.train in a process of its own, on gloo, real DeepSpeed, no Ray Train. `answer_here`: all shards of a
+precompute job in one worker in the test's process, real engine, no Ray Data. Ray's side of both is tested where it is the thing under
+test (test_distill, test_distill_logits, test_distill_train, test_precompute, test_loop).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from headtail import generate
+from headtail.distill import launch
 from headtail.generate.worker import Worker
+
+ALONE = {"MASTER_ADDR": "127.0.0.1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
+
+
+class Meter:
+    """Counts nothing."""
+
+    class add:  # noqa: N801
+        @staticmethod
+        def remote(**amounts: Any) -> None: ...
+
+
+@contextlib.contextmanager
+def _unmetered(*_: Any) -> Iterator[Meter]:
+    yield Meter()
+
+
+def _rank(spec: Any, port: int) -> None:
+    """The child: as a Ray Train worker is when distill.train begins."""
+    os.environ.update({**ALONE, "MASTER_PORT": str(port)})
+    import torch
+    from ray import train
+
+    from headtail.distill.train import worker
+
+    vars(train)["get_context"] = lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    torch.distributed.init_process_group("gloo")
+    worker(spec)
+
+
+@pytest.fixture
+def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """distill.run trains in one process of its own; `workers` of its config does not count."""
+
+    def fit(config: Any, station: Any, spec: Any) -> None:
+        from conftest import free_port
+
+        child = multiprocessing.get_context("spawn").Process(target=_rank, args=(spec, free_port()))
+        child.start()
+        child.join()
+        assert child.exitcode == 0, "the rank broke: its output is in the captured stderr"
+
+    monkeypatch.setattr(launch, "_fit", fit)
+    monkeypatch.setattr("headtail.cluster.start", lambda cpus=None: None)
+    monkeypatch.setattr("headtail.meter.metered", _unmetered)
 
 
 @pytest.fixture

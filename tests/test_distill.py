@@ -328,19 +328,30 @@ def test_empty_golden_set_is_an_error(root: str, rows: Receipt) -> None:
 
 
 @pytest.mark.slow
-def test_from_nothing_then_lora_on_two_workers(root: str, rows: Receipt, cluster: None, tmp_path: Path) -> None:
-    """Real Ray Train, real DeepSpeed ZeRO-2 on gloo, real PEFT: the loss falls, the second run does nothing."""
-    sets = (distill.TrainingSet(golden=f"{rows.path}:train_query_segmentation"),)
-    common = {"root": root, "tracking": OFF, "sets": sets, "gold": (), "log_steps": 5, "batch_rows": 8}
-    made = distill.run(distill.Config(**common, base=Base(shape=TINY), lora=None, epochs=3, checkpoint_steps=10))
+def test_from_nothing_on_two_workers(root: str, rows: Receipt, cluster: None) -> None:
+    """Real Ray Train, real DeepSpeed ZeRO-2 on gloo: the loss falls, and a finished run keeps no checkpoint."""
+    made = distill.run(distill.Config(**_short(root, rows), base=Base(shape=TINY), lora=None, epochs=3, checkpoint_steps=10))
     curve = json.loads((Path(root) / made.output("history").path).read_text())
     assert curve[-1]["eval_loss"] < curve[0]["eval_loss"] - 0.3
     assert made.rows["golden"] + made.rows["held_out"] == rows.output("train_query_segmentation").rows
+    assert not list((Path(root) / made.path).glob("work/**/*.pt"))
+
+
+def _short(root: str, rows: Receipt) -> dict[str, Any]:
+    sets = (distill.TrainingSet(golden=f"{rows.path}:train_query_segmentation"),)
+    return {"root": root, "tracking": OFF, "sets": sets, "gold": (), "log_steps": 5, "batch_rows": 8}
+
+
+@pytest.mark.slow
+def test_adapters_on_some_layers_of_an_earlier_student(root: str, rows: Receipt, train_here: None) -> None:
+    """Real PEFT: fewer layers, stopped early with the best weights, merged; the second run does nothing."""
+    common = _short(root, rows)
+    made = distill.run(distill.Config(**common, base=Base(shape=TINY), lora=None, max_steps=2))
     stopping = distill.Stopping(every=2, patience=2, min_delta=5.0)  # nothing falls by that much: stop at the third look, take the first
-    student = distill.run(distill.Config(**common, base=Base(model=made.path, layers=2), epochs=1, early_stopping=stopping))
+    config = distill.Config(**common, base=Base(model=made.path, layers=2), epochs=1, early_stopping=stopping)
+    student = distill.run(config)
     assert (student.metrics["steps"], student.metrics["taken_step"], student.facts["stopped_early"]) == (6, 2, True)
     assert student.metrics["merge_drift"] < 0.05
     assert student.metrics["params"] < made.metrics["params"]
     assert student.metrics["real_token_share"] > 0.95
-    assert distill.run(distill.Config(**common, base=Base(model=made.path, layers=2), epochs=1, early_stopping=stopping)).reused
-    assert not list((Path(root) / student.path).glob("work/**/*.pt")), "a finished run keeps no checkpoint"
+    assert distill.run(config).reused

@@ -315,8 +315,8 @@ def test_a_seq2seq_student_learns_to_answer(intent: Task, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("student", ["encoder", "seq2seq"])
-def test_the_whole_way_with_ray(root: str, cluster: None, intent: Task, student: str) -> None:
-    """Golden rows -> distil on two workers -> precompute with what came out -> evaluate against people's answers."""
+def test_the_whole_way(root: str, train_here: None, answer_here: None, intent: Task, student: str) -> None:
+    """Golden rows -> distil -> precompute with what came out -> evaluate against people's answers."""
     rows = world.run(world.Config(root=root, tracking=OFF, events=500, days=2, train=400, gold=60, seed=3))
     store = open_storage(root)
     gold = rows.table(store, "gold_query_intent")

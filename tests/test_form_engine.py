@@ -131,7 +131,7 @@ def test_the_live_student_says_what_the_batch_student_says(
         assert reply.answer_key == answer_key([{"role": "user", "content": f"pizza {i}"}], settings).hex()
 
 
-def test_a_student_is_distilled_to_bare_code_asked_and_scored(cluster: None, root: str, store: Storage) -> None:
+def test_a_student_is_distilled_to_bare_code_asked_and_scored(train_here: None, answer_here: None, root: str, store: Storage) -> None:
     """world -> distill -> precompute -> evaluate, every stage as users run it. It reads and writes a fraction of the teacher's tokens."""
     task, config = load_task("query_intent"), world.Config(root=root, tracking=OFF, events=500, days=2, train=1500, gold=80, seed=3)
     rows = world.run(config)

@@ -6,14 +6,13 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from conftest import keep
-from headtail import distill, evaluate, gap, generate, precompute
+from headtail import distill, evaluate, gap, precompute
 from headtail.config import TrackingConfig, build
 from headtail.distill.base import Base, Shape
 from headtail.distill.encoder import Settings
@@ -23,7 +22,6 @@ from headtail.evaluate.scoring import Sureness
 from headtail.form import Manner
 from headtail.generate.changes import Change
 from headtail.generate.preview import preview
-from headtail.generate.worker import Worker
 from headtail.keys import answer_key, query_key
 from headtail.receipt import Receipt, load_ref
 from headtail.rows import ANSWER, GOLD, GOLDEN, SCORED, with_side_inputs
@@ -260,21 +258,9 @@ def shop(store: Storage, tmp_path: Path) -> Task:
     return task
 
 
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All shards of a job in one worker in this process, instead of on Ray."""
-
-    def spread(job: Any, manifest: Any, asks: Sequence[Any], *_: Any) -> list[dict[str, Any]]:
-        worker = Worker(job, manifest, "run")
-        batch = {"shard": [ask.shard for ask in asks], "edition": [ask.edition for ask in asks]}
-        return [json.loads(text) for text in worker(batch)["said"]]
-
-    monkeypatch.setattr(generate, "_spread", spread)
-
-
 @pytest.mark.slow
-def test_two_stages_close_the_gap(root: str, store: Storage, shop: Task, cluster: None, here: None) -> None:
-    """Real Ray Train twice, then all four answers and the verdict: the gap is there by construction, and closed by most of it."""
+def test_two_stages_close_the_gap(root: str, store: Storage, shop: Task, train_here: None, answer_here: None) -> None:
+    """Trained twice, then all four answers and the verdict: the gap is there by construction, and closed by most of it."""
     config = distill.Config(
         root=root,
         tracking=OFF,

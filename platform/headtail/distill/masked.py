@@ -75,7 +75,7 @@ def pretrain(model: Any, tokenizer: Any, texts: Sequence[str], epochs: float, ra
     lengths = np.array([len(found.ids) for found in reads])
     plan = [batch for number in range(math.ceil(epochs)) for batch in _batches(lengths, np.random.default_rng((seed, number)))]
     plan = plan[: max(1, round(len(plan) * epochs / math.ceil(epochs)))]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     model.train()
     losses, begun = [], time.monotonic()
     with bar("pretrain", len(plan), "steps") as shown:
