@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from headtail.errors import KeyingError
 from headtail.text import NORMALISATION as NORMALISATION
@@ -97,13 +97,26 @@ def overlapping(shard: int, shards: int, others: int) -> range:
     return range(first * others >> 32, ((end - 1) * others >> 32) + 1)
 
 
-def sha256_file(path: Path, chunk: int = 1 << 20) -> str:
-    """Hex SHA-256 of a file's bytes."""
+class Readable(Protocol):
+    """An open file of bytes: Python's own, or one of Arrow's."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; none at the end."""
+        ...
+
+
+def sha256_stream(file: Readable, chunk: int = 1 << 20) -> str:
+    """Hex SHA-256 of what is left to read of `file`, read `chunk` bytes at a time."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(chunk):
-            digest.update(data)
+    while data := file.read(chunk):
+        digest.update(data)
     return digest.hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return sha256_stream(file)
 
 
 def sha256_tree(folder: Path, names: Sequence[str] = ()) -> str:

@@ -7,7 +7,6 @@ however small the file is from which it comes. Knows nothing of what a cell mean
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from headtail.errors import InputError
+from headtail.keys import sha256_stream
 from headtail.querylog import jsonlines
 from headtail.querylog.delimited import ROW, LongLine, Reject, Sheet, sheets
 from headtail.querylog.detect import detect
@@ -56,11 +56,8 @@ class Wanted(NamedTuple):
 
 def sha256(system: pafs.FileSystem, file: LogFile) -> str:
     """Hex SHA-256 of the file's bytes as stored."""
-    digest = hashlib.sha256()
     with readable(file.path), open_file(system, file.path) as stream:
-        while data := stream.read(1 << 22):
-            digest.update(data)
-    return digest.hexdigest()
+        return sha256_stream(stream, 1 << 22)
 
 
 def probe(system: pafs.FileSystem, file: LogFile, query: str, quotes: str = "auto") -> LogFile:

@@ -16,10 +16,9 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from headtail.errors import StorageError
-from headtail.keys import sha256_file
+from headtail.keys import sha256_file, sha256_stream
 from headtail.storage.base import FileRef, Storage, again, table_errors
 
-_CHUNK = 1 << 20
 _known: dict[tuple[str, ...], tuple[object, ...]] = {}  # what was checked in this process, and its state then
 
 
@@ -43,11 +42,8 @@ def check(store: Storage, ref: FileRef) -> str:
 
 
 def _sha256(store: Storage, path: str) -> str:
-    digest = hashlib.sha256()
     with store.filesystem.open_input_stream(store.full(path), compression=None) as file:
-        while data := file.read(_CHUNK):
-            digest.update(data)
-    return digest.hexdigest()
+        return sha256_stream(file)
 
 
 def check_local(path: Path, sha256: str) -> None:
