@@ -63,7 +63,12 @@ class Server:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                length = int(self.headers["content-length"])
+                sent = self.rfile.read(length)
+                if len(sent) < length:  # the client went away in the middle of its request
+                    self.close_connection = True
+                    return
+                body = json.loads(sent)
                 text = body["messages"][-1]["content"]
                 with outer._lock:
                     outer.at_once += 1

@@ -71,11 +71,11 @@ def operations(store: Storage, tmp: Path) -> Any:
 
 def log(store: Storage, tmp: Path) -> Any:
     """Two writers of one log, one of which is late."""
-    numbered.append(store, "log", lambda number: b'"a"')
+    numbered.append(store, "log", lambda number: b'{"by": "a"}')
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numbered, "last", lambda *_: 0)  # it looked before the first had written
-        numbered.append(store, "log", lambda number: b'"b"')
-    numbered.append(store, "log", lambda number: b'"c"')
+        numbered.append(store, "log", lambda number: b'{"by": "b"}')
+    numbered.append(store, "log", lambda number: b'{"by": "c"}')
     return numbered.last(store, "log"), list(numbered.read(store, "log"))
 
 
