@@ -254,7 +254,7 @@ def test_a_redirect_never_carries_the_key(planted: str) -> None:
         config = ModelConfig(engine="openai", base_url=f"{server.url}/v1")
         engine = OpenAIEngine(config, "m", None, {"temperature": 0.0, "top_p": 1.0, "max_tokens": 5})
         with pytest.raises(ConfigError, match="the endpoint answered 307") as told:
-            engine.generate([Request(1, [{"role": "user", "content": "x"}])])
+            list(engine.generate([Request(1, [{"role": "user", "content": "x"}])]))
         engine.close()
         found = _endpoint(config, "teacher")
     assert met == [("/v1/chat/completions", f"Bearer {planted}"), ("/v1/models", f"Bearer {planted}")]
