@@ -60,9 +60,9 @@ def test_the_default_form_is_no_form(segmentation: Task, tmp_path: Path) -> None
     assert (DEFAULT.settings, DEFAULT.chat_template) == ({}, None)
     assert DEFAULT.check(segmentation) is DEFAULT
     text = segmentation.target(ANSWER)
-    assert DEFAULT.target(segmentation, ANSWER, "q") == DEFAULT.as_json(segmentation, text, DEFAULT.look(segmentation, text, "q")) == text
-    assert DEFAULT.look(segmentation, text, "q") == (*segmentation.parse(text), None)
-    assert DEFAULT.as_json(segmentation, "no JSON", DEFAULT.look(segmentation, "no JSON", "q")) == "no JSON"
+    assert DEFAULT.target(segmentation, ANSWER) == DEFAULT.as_json(segmentation, text, DEFAULT.look(segmentation, text)) == text
+    assert DEFAULT.look(segmentation, text) == (*segmentation.parse(text), None)
+    assert DEFAULT.as_json(segmentation, "no JSON", DEFAULT.look(segmentation, "no JSON")) == "no JSON"
     assert DEFAULT.bound(segmentation, 120) == segmentation.schema
 
 
@@ -195,22 +195,16 @@ def _spelled(code: str, *pieces: tuple[str, float], **fields: Any) -> Completion
 
 def test_a_code_becomes_the_very_answer(segmentation: Task) -> None:
     bare = made_for(segmentation, BARE)
-    assert bare.target(segmentation, ANSWER, QUERY) == CODE
-    assert bare.look(segmentation, CODE, QUERY) == (ANSWER, "", [(0, 10), (10, 18)])
+    assert bare.target(segmentation, ANSWER) == CODE
+    assert bare.look(segmentation, CODE) == (ANSWER, "", [(0, 10), (10, 18)])
     outcome = settle(segmentation, Completion(0, CODE, "stop"), bare)
     assert (outcome.state, outcome.answer, outcome.raw) == (State.ANSWERED, segmentation.dump(ANSWER), None)
-    assert bare.as_json(segmentation, CODE, bare.look(segmentation, CODE, QUERY)) == segmentation.dump(ANSWER)
+    assert bare.as_json(segmentation, CODE, bare.look(segmentation, CODE)) == segmentation.dump(ANSWER)
     with pytest.raises(InputError):
-        bare.target(segmentation, {"segments": [{"text": "x", "label": "dish"}]}, QUERY)
+        bare.target(segmentation, {"segments": [{"text": "x", "label": "dish"}]})
 
 
-def test_a_code_that_counts_words_is_read_by_its_query(segmentation: Task) -> None:
-    made = made_for(segmentation, Manner(prompt="bare", answer="copy"))
-    assert made.target(segmentation, ANSWER, QUERY) == "&|&^"
-    outcome = settle(segmentation, Completion(0, "&|&^", "stop"), made, QUERY)
-    assert outcome.answer == segmentation.dump(ANSWER)
-    assert made.as_json(segmentation, "&|&^", made.look(segmentation, "&|&^", QUERY)) == outcome.answer
-    assert made.settings != made_for(segmentation, BARE).settings
+def test_an_encoder_writes_no_code(segmentation: Task) -> None:
     with pytest.raises(ConfigError, match="an encoder writes nothing"):
         made_for(segmentation, BARE, "encoder")
 
@@ -232,14 +226,14 @@ def test_nothing_is_repaired(segmentation: Task, code: str, finish: str, state: 
     assert outcome.state == state
     assert reason in outcome.reason
     assert state == State.ANSWERED or outcome.raw == (code or None)
-    assert (bare.as_json(segmentation, code, bare.look(segmentation, code, QUERY)) == "") == (state == State.INVALID)
+    assert (bare.as_json(segmentation, code, bare.look(segmentation, code)) == "") == (state == State.INVALID)
 
 
 def test_bounds_of_numbers_are_still_the_schemas(tmp_path: Path) -> None:
     task = _task(tmp_path, {"n": {"type": "integer", "minimum": 0, "maximum": 5}}, {"n": 1})
     bare = made_for(task, BARE)
-    assert bare.look(task, "5", "q").answer == {"n": 5}
-    assert "schema" in bare.look(task, "6", "q").problem
+    assert bare.look(task, "5").answer == {"n": 5}
+    assert "schema" in bare.look(task, "6").problem
 
 
 def test_confidence_is_over_the_codes_decisions(segmentation: Task, tmp_path: Path) -> None:

@@ -302,7 +302,7 @@ def world(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
                 "params": 1_804_032,
             },
             "facts": {"base": "example:student-base", "model": "student"},
-            "config": {"student": "decoder", "form": {"prompt": "bare", "answer": "copy"}},
+            "config": {"student": "decoder", "form": {"prompt": "bare", "answer": "code"}},
         },
         "precompute_student": job("student", 18_700, 402.0, "distill/dddddddddddddddd"),
         "evaluate": {

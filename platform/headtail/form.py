@@ -36,10 +36,7 @@ class Manner(Config):
         "keep",
         description="merge: the system message stands before the first user message, where a base knows no system role (Gemma, Mistral)",
     )
-    answer: Literal["json", "code", "copy"] = Field(
-        "json",
-        description="json: as the schema has it; code: a compact code of it; copy: a code that counts the query's words (docs/students.md)",
-    )
+    answer: Literal["json", "code"] = Field("json", description="json: as the schema has it; code: a compact code of it (docs/students.md)")
 
 
 class Look(NamedTuple):
@@ -90,7 +87,7 @@ class Form(Manner):
                 fix = "distil it again, or use the version of headtail that made it"
                 what = f"this student answers in version {self.code} of the code; this headtail reads version {VERSION}"
                 raise ConfigError(what, where=f"{FILE} of the model", fix=fix)
-            self._codec(task)
+            codec(task)
         return self
 
     # --- asking
@@ -109,23 +106,20 @@ class Form(Manner):
         """What an engine binds answers to: a JSON Schema, a grammar in EBNF, or None when the engine makes them otherwise."""
         if self.kind == "encoder":
             return None
-        return task.schema if self.answer == "json" else self._codec(task).grammar(max_tokens)
-
-    def _codec(self, task: Task) -> Codec:
-        return codec(task, self.answer == "copy")
+        return task.schema if self.answer == "json" else codec(task).grammar(max_tokens)
 
     # --- answering
 
-    def target(self, task: Task, answer: Any, query: str) -> str:
+    def target(self, task: Task, answer: Any) -> str:
         """The text that a student is taught to write."""
-        return task.target(answer) if self.answer == "json" else self._codec(task).encode(answer, query)
+        return task.target(answer) if self.answer == "json" else codec(task).encode(answer)
 
-    def look(self, task: Task, text: str, query: str) -> Look:
-        """What `text` says of `query`: an answer valid under the schema, or why there is none."""
+    def look(self, task: Task, text: str) -> Look:
+        """What `text` says: an answer valid under the schema, or why there is none."""
         if self.answer == "json":
             return Look(*task.parse(text), None)
         try:
-            found = self._codec(task).decode(text, query)
+            found = codec(task).decode(text)
         except Unfit as error:
             return Look(None, f"not a code: {error}", [])
         return Look(*task.parse(task.dump(found.answer)), found.spans)
@@ -138,14 +132,14 @@ class Form(Manner):
 
 
 DEFAULT = Form()
-_CODECS: dict[tuple[str, str, bool], Codec] = {}
+_CODECS: dict[tuple[str, str], Codec] = {}
 
 
-def codec(task: Task, copies: bool = False) -> Codec:
+def codec(task: Task) -> Codec:
     """The code of a task's answers; ConfigError when they have none. Made once per process."""
-    key = (task.name, task.fingerprint, copies)
+    key = (task.name, task.fingerprint)
     if key not in _CODECS:
-        _CODECS[key] = Codec(task.schema, str(task.folder / "task.yaml"), copies)
+        _CODECS[key] = Codec(task.schema, str(task.folder / "task.yaml"))
     return _CODECS[key]
 
 

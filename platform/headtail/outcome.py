@@ -41,19 +41,19 @@ class Outcome(NamedTuple):
     samples: tuple[dict[str, Any], ...] | None = None
 
 
-def settle(task: Task, completion: Completion, form: Form = DEFAULT, query: str = "") -> Outcome:
+def settle(task: Task, completion: Completion, form: Form = DEFAULT) -> Outcome:
     """The state of one completion, with its answer and confidence or the reason why there is none.
 
     Of several samples the answer that most of them give is taken (self-consistency, Wang et al. 2022), the earliest of
     equals; when none is an answer, the row ends as its first sample did.
     """
     if completion.samples and not completion.error:
-        return _elect(task, form, query, (completion, *completion.samples))
-    return _settle_one(task, form, query, completion)
+        return _elect(task, form, (completion, *completion.samples))
+    return _settle_one(task, form, completion)
 
 
-def _elect(task: Task, form: Form, query: str, completions: Sequence[Completion]) -> Outcome:
-    outcomes = [_settle_one(task, form, query, completion) for completion in completions]
+def _elect(task: Task, form: Form, completions: Sequence[Completion]) -> Outcome:
+    outcomes = [_settle_one(task, form, completion) for completion in completions]
     votes = Counter(outcome.answer for outcome in outcomes if outcome.answer is not None)
     samples = tuple(
         {
@@ -72,7 +72,7 @@ def _elect(task: Task, form: Form, query: str, completions: Sequence[Completion]
     return chosen._replace(agreement=count / len(outcomes), samples=samples)
 
 
-def _settle_one(task: Task, form: Form, query: str, completion: Completion) -> Outcome:
+def _settle_one(task: Task, form: Form, completion: Completion) -> Outcome:
     if completion.error:
         return _without(State.FAILED, completion.error, completion)
     if completion.finish_reason == "content_filter":
@@ -81,7 +81,7 @@ def _settle_one(task: Task, form: Form, query: str, completion: Completion) -> O
         return _without(State.TRUNCATED, f"stopped at the length limit after {completion.tokens_out} tokens", completion)
     if completion.finish_reason != "stop":
         return _without(State.FAILED, f"ended with finish reason {completion.finish_reason!r}, not stop", completion)
-    found = form.look(task, completion.text, query)
+    found = form.look(task, completion.text)
     if found.problem:
         return _without(State.INVALID, found.problem, completion)
     sure = confidence(completion.text, completion.token_texts, completion.token_logprobs, found.spans)

@@ -12,15 +12,13 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from headtail.code.build import SIGNS, Builder, Place
-from headtail.code.nodes import COPIES
+from headtail.code.build import ALPHABET, Builder, Place
 from headtail.code.rules import Rules, charset
-from headtail.code.streams import Reader, Source, Unfit, Writer, merged, same
+from headtail.code.streams import Reader, Unfit, Writer, merged, same
 from headtail.errors import InputError
 
 __all__ = ["ALPHABET", "VERSION", "Codec", "Decoded", "Unfit"]
 
-ALPHABET = SIGNS + COPIES  # all signs that a code may have
 VERSION = 1  # part of a student's form: raise it when the same answer gets another code
 
 
@@ -35,33 +33,30 @@ class Decoded(NamedTuple):
 
 
 class Codec:
-    """The code of one schema. ConfigError, naming the place, when not every valid answer could come back exactly.
+    """The code of one schema. ConfigError, naming the place, when not every valid answer could come back exactly."""
 
-    `copies`: text that stands next in the source (the query) is not written but counted, in words; both sides need the source.
-    """
-
-    def __init__(self, schema: Mapping[str, Any], where: str = "task.yaml", copies: bool = False) -> None:
-        builder = Builder(schema, where, COPIES if copies else "")
+    def __init__(self, schema: Mapping[str, Any], where: str = "task.yaml") -> None:
+        builder = Builder(schema, where)
         self._root = builder.node(schema, "answer", Place(follow=True, last=True))
         self._signs = frozenset(builder.used)
         self._bare = re.compile(f"[^{re.escape(''.join(sorted(builder.used)))}\\\\]*")
 
-    def encode(self, answer: Any, source: str = "") -> str:
+    def encode(self, answer: Any) -> str:
         """The code of an answer that is valid under the schema."""
         pieces: list[str] = []
         try:
-            self._root.write(answer, pieces, Writer(self._signs, _source(source)))
+            self._root.write(answer, pieces, Writer(self._signs))
             code = "".join(pieces)
-            if same(self.decode(code, source).answer) != same(answer):
+            if same(self.decode(code).answer) != same(answer):
                 raise Unfit("its code says something else")
         except Unfit as error:
             fix = "only answers that are valid under the task's schema have a code"
             raise InputError(f"an answer cannot be coded: {error}", where="answer", value=same(answer), fix=fix) from None
         return code
 
-    def decode(self, code: str, source: str = "") -> Decoded:
+    def decode(self, code: str) -> Decoded:
         """The answer that `code` stands for. Unfit when it is none; whether that is valid is for the schema to say."""
-        reader = Reader(code, self._signs, self._bare, _source(source))
+        reader = Reader(code, self._signs, self._bare)
         answer = self._root.read(reader)
         if reader.at < len(code):
             raise Unfit(f"it goes on after its end, at character {reader.at}")
@@ -76,7 +71,3 @@ class Codec:
         rules = Rules(charset(sorted({*self._signs, "\\"})), max_tokens)
         root = self._root.rule(rules) or '""'
         return "\n".join([f"root ::= {root}", *rules.lines]) + "\n"
-
-
-def _source(text: str) -> Source:
-    return Source(text.split(" ") if text else [])

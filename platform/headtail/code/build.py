@@ -16,7 +16,7 @@ from headtail.code.streams import same
 from headtail.errors import ConfigError
 from headtail.schema import pointed_at
 
-SIGNS = "|~^=<>{}[]_;*@#%$+()!?:,"  # of a choice's options, in this order: first what people seldom type
+ALPHABET = "|~^=<>{}[]_;*@#%$+()!?:,"  # of a choice's options, in this order: first what people seldom type
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"  # of choices with more options than there are signs
 _MOST = 10_000  # parts of a schema; options of a choice
 _FIX = "write it with plain types, `properties` and `additionalProperties: false`, or keep answer: json"
@@ -33,8 +33,8 @@ class Place(NamedTuple):
 class Builder:
     """Makes nodes and remembers which signs they use."""
 
-    def __init__(self, root: Mapping[str, Any], where: str, copies: str = "") -> None:
-        self.root, self.where, self.copies = root, where, copies
+    def __init__(self, root: Mapping[str, Any], where: str) -> None:
+        self.root, self.where = root, where
         self.used: set[str] = set()
         self._refs: tuple[str, ...] = ()
         self._parts = 0
@@ -99,9 +99,8 @@ class Builder:
         stop = not place.follow
         self.used |= {STOP} if stop else set()
         if kind == "string":
-            self.used |= set(self.copies)
             least, most = int(schema.get("minLength", 0)), _whole(schema.get("maxLength"))
-            return Text(not stop, False, stop=stop, copies=self.copies, least=least, most=most)
+            return Text(not stop, False, stop=stop, least=least, most=most)
         if kind in ("number", "integer"):
             return Number(False, False, stop=stop, whole=kind == "integer")
         raise self._refused(f"type {kind} is none of {', '.join(_TYPES)}", path)
@@ -115,9 +114,9 @@ class Builder:
             raise self._refused(f"{len(flat)} options are too many", path)
         if len(flat) == 1:
             return flat[0]
-        if len(flat) <= len(SIGNS):
-            self.used |= set(SIGNS[: len(flat)])
-            return Choice(False, True, options=tuple(flat), signs=tuple(SIGNS[: len(flat)]))
+        if len(flat) <= len(ALPHABET):
+            self.used |= set(ALPHABET[: len(flat)])
+            return Choice(False, True, options=tuple(flat), signs=tuple(ALPHABET[: len(flat)]))
         width = next(w for w in range(1, 9) if len(_LETTERS) ** w >= len(flat))
         words = ("".join(letters) for letters in product(_LETTERS, repeat=width))
         return Choice(False, False, options=tuple(flat), signs=tuple(next(words) for _ in flat))
@@ -131,7 +130,7 @@ class Builder:
         # After an item comes the next one, END, or the code's end. How an item begins does not hang on what follows it.
         item = self.node(schema["items"], within, Place(True, False))
         item = self.node(schema["items"], within, Place(item.marked, False))
-        lead = SIGNS[0] if item.empty or (end and item.ends) else ""  # or an item could not be told from none
+        lead = ALPHABET[0] if item.empty or (end and item.ends) else ""  # or an item could not be told from none
         if lead:
             item = self.node(schema["items"], within, Place(True, False))
         self.used |= ({lead} if lead else set()) | ({END} if end else set())

@@ -11,12 +11,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from headtail.code.rules import Rules, charset, quoted
+from headtail.code.rules import Rules, quoted
 from headtail.code.streams import Reader, Unfit, Writer, same
 
 STOP, END = "\n", "\t"  # of a text or number that nothing else ends; of a list that more follows
-COPIES = "`&/'"  # for one, two, three and four words of the source
-MOST_COPIES = 4
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)(\.0)?")
 
@@ -87,13 +85,9 @@ def within(node: Text | List, count: int, of: str) -> None:
 
 @dataclass(frozen=True)
 class Text(Node):
-    """A string as it is, up to the first bare sign. `stop`: a STOP ends it.
-
-    `copies`: signs for as many of the source's next words as each one's place says, or none. MOST_COPIES of them at most.
-    """
+    """A string as it is, up to the first bare sign. `stop`: a STOP ends it."""
 
     stop: bool = False
-    copies: str = ""
     least: int = 0
     most: int | None = None
 
@@ -101,37 +95,10 @@ class Text(Node):
         if not isinstance(value, str):
             raise Unfit(f"{same(value)[:80]} is not text")
         within(self, len(value), "characters")
-        words, most = value.split(" "), len(self.copies)
-        if value and len(words) <= most * MOST_COPIES and to.source.holds(words):
-            to.source.copy(len(words))
-            full, rest = divmod(len(words), most)
-            into.append(self.copies[-1] * full + (self.copies[rest - 1] if rest else ""))
-        else:
-            to.source.past(value)
-            into.append(to.escaped(value))
-        into.append(STOP * self.stop)
+        into += [to.escaped(value), STOP * self.stop]
 
     def read(self, reader: Reader) -> str:
-        start = reader.at
-        text = self._copied(reader) if self.copies and reader.next and reader.next in self.copies else self._spelled(reader)
-        reader.decided(start, stopped=True)
-        if self.stop and not reader.take(STOP):
-            raise reader.fail("the end of a text")
-        within(self, len(text), "characters")
-        return text
-
-    def _copied(self, reader: Reader) -> str:
-        count = signs = 0
-        while reader.next and reader.next in self.copies:
-            count += self.copies.index(reader.next) + 1
-            signs += 1
-            reader.at += 1
-        if signs > MOST_COPIES:
-            raise Unfit(f"{signs} signs for what is copied, where {MOST_COPIES} may stand")
-        return reader.source.copy(count)
-
-    def _spelled(self, reader: Reader) -> str:
-        made = [reader.plain()]
+        start, made = reader.at, [reader.plain()]
         while reader.next == "\\":
             sign = reader.text[reader.at + 1 : reader.at + 2]
             if sign != "\\" and sign not in reader.signs:
@@ -139,14 +106,14 @@ class Text(Node):
             reader.at += 2
             made += [sign, reader.plain()]
         text = "".join(made)
-        reader.source.past(text)
+        reader.decided(start, stopped=True)
+        if self.stop and not reader.take(STOP):
+            raise reader.fail("the end of a text")
+        within(self, len(text), "characters")
         return text
 
     def rule(self, rules: Rules) -> str:
-        text = rules.text(self.least, self.most)
-        if self.copies:
-            text = rules.add(f"{rules.repeat((f'[{charset(list(self.copies))}]',), 1, MOST_COPIES)} | {text or quoted('')}")
-        return " ".join(filter(None, (text, quoted(STOP) if self.stop else "")))
+        return " ".join(filter(None, (rules.text(self.least, self.most), quoted(STOP) if self.stop else "")))
 
 
 @dataclass(frozen=True)
@@ -194,13 +161,11 @@ class Choice(Node):
     signs: tuple[str, ...] = ()
 
     def write(self, value: Any, into: list[str], to: Writer) -> None:
-        passed = to.source.at
         for sign, option in zip(self.signs, self.options, strict=True):
             inner: list[str] = []
             try:
                 option.write(value, inner, to)
             except Unfit:
-                to.source.at = passed
                 continue
             into += [sign, *inner]
             return

@@ -1,7 +1,7 @@
-"""What a code is written to and read from: its characters, the signs in force, and the query's words that answers copy.
+"""What a code is written to and read from: its characters and the signs in force.
 
-In: text. Out: a Reader with a place in the code and the decisions so far; a Writer that sets backslashes; a Source that knows
-which word is next. Knows nothing of schemas or nodes.
+In: text. Out: a Reader with a place in the code and the decisions so far; a Writer that sets backslashes.
+Knows nothing of schemas or nodes.
 """
 
 from __future__ import annotations
@@ -22,32 +22,10 @@ def same(value: Any) -> str:
 
 
 @dataclass
-class Source:
-    """The text that answers copy from, word by word: `at` is the first word that no text stood for yet."""
-
-    words: list[str]
-    at: int = 0
-
-    def holds(self, words: list[str]) -> bool:
-        """Whether these come next."""
-        return self.words[self.at : self.at + len(words)] == words
-
-    def copy(self, count: int) -> str:
-        """The next `count` words, or those that are left; they are passed."""
-        start, self.at = self.at, self.at + count
-        return " ".join(self.words[start : self.at])
-
-    def past(self, text: str) -> None:
-        """Text that was written out stands for as many words as it has."""
-        self.at += text.count(" ") + 1 if text else 0
-
-
-@dataclass
 class Writer:
     """A code being written. `signs`: what gets a backslash within text."""
 
     signs: frozenset[str]
-    source: Source
 
     def escaped(self, text: str) -> str:
         return "".join("\\" + sign if sign == "\\" or sign in self.signs else sign for sign in text)
@@ -60,7 +38,6 @@ class Reader:
     text: str
     signs: frozenset[str]
     bare: re.Pattern[str]  # of characters that are neither signs nor backslashes
-    source: Source
     at: int = 0
     spans: list[tuple[int, int]] = field(default_factory=list)
 

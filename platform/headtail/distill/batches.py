@@ -41,7 +41,7 @@ def encode(task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_o
     prompts, targets = [], []
     for row in golden.to_pylist():
         prompts.append(form.messages(task, row["query"], {name: row.get(name) for name in task.side_inputs}))
-        targets.append(form.target(task, golden_answer(task, row), row["query"]))
+        targets.append(form.target(task, golden_answer(task, row)))
     encoder, end = Encoder(tokenizer), int(tokenizer.eos_token_id)
     before, after = encoder.chats(prompts), encoder.texts(targets)
     ids = [[*a, *b, end] for a, b in zip(before, after, strict=True)]

@@ -117,7 +117,7 @@ class DecoderLearner:
         for row in golden.to_pylist():
             side = {name: row[name] for name in task.side_inputs}
             yield from (message["content"] for message in self.form.messages(task, row["query"], side))
-            yield self.form.target(task, task.parse(row["answer"])[0], row["query"])
+            yield self.form.target(task, task.parse(row["answer"])[0])
 
     def encode(self, task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
         from headtail.distill.batches import encode

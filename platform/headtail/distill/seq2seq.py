@@ -86,7 +86,7 @@ class Seq2SeqLearner:
         """What is read, and what is to be written."""
         answer = golden_answer(task, row)
         side = {name: row.get(name) or [] for name in task.side_inputs}
-        return prompt_text(self.form.messages(task, row["query"], side)), self.form.target(task, answer, row["query"])
+        return prompt_text(self.form.messages(task, row["query"], side)), self.form.target(task, answer)
 
     def shown(self, rows: Columns, seed: int) -> Columns:
         return rows

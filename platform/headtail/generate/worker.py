@@ -214,7 +214,7 @@ class Worker:
                 if shard.tries[row] < self.job.attempts:
                     self._note(completion.error)
                     return False
-        outcome = settle(self.job.task, completion, self.job.form, shard.query(row))
+        outcome = settle(self.job.task, completion, self.job.form)
         shard.settle(row, outcome, completion, seconds)
         self.settled += 1
         news["settled"] += 1

@@ -53,7 +53,7 @@ class Student:
         """The student's answer to one query. A cancelled call takes no more of the engine than it must."""
         messages = self.form.messages(self.task, query, side_inputs)
         made = await self._engine.ask(messages)
-        found = self.form.look(self.task, made.text, query)
+        found = self.form.look(self.task, made.text)
         sure = confidence(made.text, made.token_texts, made.token_logprobs, found.spans)
         key = answer_key(messages, self._settings).hex()
         text = self.form.as_json(self.task, made.text, found)
