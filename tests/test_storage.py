@@ -135,11 +135,11 @@ def test_what_killed_writers_left_is_found_once_it_is_old(any_store: Storage, tm
 def test_a_stream_holds_a_group_of_rows_not_the_file(any_store: Storage) -> None:
     """pyarrow's own iterator keeps what it has read of every group until the end: memory would grow with the file."""
     table = pa.table({"x": [os.urandom(500) for _ in range(20_000)]})
-    write_table(any_store, "t.parquet", (table.slice(i, 1000) for i in range(0, 20_000, 1000)), table.schema)
+    write_table(any_store, "t.parquet", (table.slice(i, 250) for i in range(0, 20_000, 250)), table.schema)  # 80 groups
     start, most = pa.total_allocated_bytes(), 0
     for _ in stream_table(any_store, "t.parquet"):
         most = max(most, pa.total_allocated_bytes() - start)
-    assert most < table.nbytes / 2  # some groups at once, as threads run; never all 20
+    assert most < table.nbytes / 8  # 3 groups are held (read, decoded, handed out), sometimes 4; ten leave room for threads
     with pytest.raises(StorageError, match="not in the store"):
         next(stream_table(any_store, "none.parquet"))
     any_store.replace("t.parquet", b"PAR1 not really")
