@@ -22,7 +22,7 @@ from headtail.engines import Request, grammar
 from headtail.engines.control import Encoder
 from headtail.engines.flight import Flight
 from headtail.engines.load import Load
-from headtail.engines.null import NullEngine, answerer, minimal
+from headtail.engines.null import NullEngine, _fitted, _smallest, answerer
 from headtail.engines.tokens import AHEAD, BATCH, Ahead, answer_texts
 from headtail.errors import ConfigError
 from headtail.task import Task, load_task
@@ -90,7 +90,8 @@ def test_null_what_is_made_once_is_what_is_made_anew() -> None:
     }
     answer = answerer(schema)
     for text in ("", "ab", 'say "hi" \\ \n now', "é\x00ü free text \x00"):
-        assert json.loads(answer(text)) == minimal(schema, schema, text)
+        anew = _smallest(schema, schema, lambda least, most: _fitted(text, least, most))  # noqa: B023
+        assert json.loads(answer(text)) == anew
     wanted = {"a": "cdefghij", "none": "", "list": ["fghij", "fghij"], "n": 4, "kind": "x", "maybe": False}
     assert json.loads(answer("abcdefghij")) == wanted
 

@@ -97,9 +97,9 @@ def said(fault: str, body: dict[str, Any]) -> tuple[int, bytes]:
         return 200, b'{"error": {"message": "overloaded", "type": "on purpose"}}'
     if fault == "not JSON":
         return 200, b"<html>a proxy's page</html>"
-    from headtail.engines.null import minimal
+    from headtail.engines.null import answerer
 
     schema = body["response_format"]["json_schema"]["schema"]
-    text = json.dumps(minimal(schema, schema, body["messages"][-1]["content"]))
+    text = answerer(schema)(body["messages"][-1]["content"])
     choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
     return 200, json.dumps({"choices": [choice], "usage": {"prompt_tokens": 5, "completion_tokens": 5}}).encode()

@@ -124,11 +124,6 @@ def answerer(schema: dict[str, Any]) -> Callable[[str], str]:
     return answer
 
 
-def minimal(schema: dict[str, Any], root: dict[str, Any], echo: str) -> Any:
-    """The smallest value valid under `schema`, with free text filled from the end of `echo`. Lists get one item if they may."""
-    return _smallest(schema, root, lambda least, most: _fitted(echo, least, most))
-
-
 def _fitted(text: str, least: int, most: int) -> str:
     return (text[-most:] if most else "").ljust(least, "x")
 

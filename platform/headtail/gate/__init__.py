@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from headtail import charts
 from headtail.config import StageConfig
-from headtail.errors import ConfigError, GateRefused
+from headtail.errors import ConfigError
 from headtail.evidence import Claim, Evidence, figure_metrics, figures_of, read_evidence
 from headtail.gate.claims import ALL, STRATA, TRAFFIC, Asked, ScoreName, Tier, Wanted, ask, decide, others, tier_rows
 from headtail.gate.sources import Judge, answers_of, candidate_of, gold_of, look, most_events, read_judge, scored_rows
@@ -133,16 +133,6 @@ def run(config: Config) -> Receipt:
     for claim in found.claims:
         say(f"{'':<12} {'holds ' if claim.passed else 'MISSED'} {claim.words()}")
     return receipt
-
-
-def require(receipt: Receipt) -> Evidence:
-    """The evidence of a gate that was passed. GateRefused, in the words of its notes, when it was not."""
-    found = read_evidence(receipt.facts.get("evidence", {}))
-    missing = found.lacking()
-    if missing:
-        fix = "label more rows of these strata and evaluate again, or make the candidate better"
-        raise GateRefused(f"{found.candidate} is refused: " + "; ".join(missing), where=receipt.path, fix=fix)
-    return found
 
 
 class _Sources:

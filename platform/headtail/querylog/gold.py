@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from headtail import human, leaks
 from headtail.errors import KeyingError
-from headtail.querylog.intake import GOLD_CELL, shown
+from headtail.querylog.intake import shown
 from headtail.rows import GOLD, SET_ASIDE, draw
 from headtail.task import Task
 from headtail.text import normalise
@@ -178,8 +178,3 @@ def _vote(valid: pa.Table) -> tuple[pa.Table, int]:
     several = Counter(votes["query_key"].to_pylist())
     _, first = np.unique(np.array(list(map(bytes, votes["query_key"].to_pylist())), dtype="V16"), return_index=True)
     return votes.take(pa.array(np.sort(first))), sum(1 for n in several.values() if n > 1)
-
-
-def no_gold() -> pa.Table:
-    """A table of gold cells without rows."""
-    return GOLD_CELL.empty_table()
