@@ -138,13 +138,12 @@ def ece(scores: Array, right: npt.NDArray[np.bool_], bins: int = 15) -> float:
 
 def auroc(scores: Array, right: npt.NDArray[np.bool_]) -> float:
     """Chance that a right row scores above a wrong one (ties count half). NaN when all rows are right, or all wrong."""
-    positives = int(right.sum())
-    negatives = len(right) - positives
-    if not positives or not negatives:
+    from scipy import stats
+
+    if not right.any() or right.all():
         return float("nan")
-    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # the mean rank of equal scores
-    return float((ranks[right].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    above = stats.mannwhitneyu(scores[right], scores[~right], method="asymptotic").statistic
+    return float(above / right.sum() / (~right).sum())
 
 
 def _resampled(rows: Array, resamples: int, seed: int) -> Array:
