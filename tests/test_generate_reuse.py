@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from headtail import keys
@@ -24,7 +25,7 @@ from headtail.generate.prepare import Manifest, prepare
 from headtail.generate.shard import _tops
 from headtail.generate.worker import Ask, Worker
 from headtail.outcome import Outcome
-from headtail.rows import TOP, State
+from headtail.rows import KEY, TOP, State, shards_of
 from headtail.storage import open_storage
 from headtail.task import Task
 from null_jobs import MakeJob, interrupted, planned, rows_of, run_here
@@ -43,9 +44,10 @@ def test_shards_in_order_are_keys_in_order(make_local_job: MakeJob) -> None:
 
 @pytest.mark.parametrize("shards, others", [(1, 1), (7, 3), (3, 7), (64, 1000), (1000, 64)])
 def test_overlapping_shards_cover_a_shard_and_no_more(shards: int, others: int) -> None:
-    some = [keys.query_key(str(i)) for i in range(3000)]
+    some = pa.array([keys.query_key(str(i)) for i in range(3000)], KEY)
+    own, theirs = shards_of(some, shards), shards_of(some, others)
     for shard in range(0, shards, max(1, shards // 20)):
-        mine = {keys.shard_of(key, others) for key in some if keys.shard_of(key, shards) == shard}
+        mine = set(theirs[own == shard].tolist())
         found = keys.overlapping(shard, shards, others)
         assert mine <= set(found)
         assert 0 <= found.start < found.stop <= others

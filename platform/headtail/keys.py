@@ -86,13 +86,8 @@ def _add(digest: Any, role: str, content: str) -> None:
         digest.update(len(data).to_bytes(8, "little") + data)  # lengths keep ("ab","c") apart from ("a","bc")
 
 
-def shard_of(key: bytes, shards: int) -> int:
-    """The shard (0 .. shards-1) a key belongs to: a range of keys, so shards in order are keys in order. Uniform: keys are hashes."""
-    return int.from_bytes(key[:4], "big") * shards >> 32
-
-
 def overlapping(shard: int, shards: int, others: int) -> range:
-    """Which of `others` shards hold keys of shard `shard` of `shards`."""
+    """Which of `others` shards hold keys of shard `shard` of `shards`, as `rows.shards_of` spreads them."""
     first, end = -(-(shard << 32) // shards), -(-((shard + 1) << 32) // shards)
     return range(first * others >> 32, ((end - 1) * others >> 32) + 1)
 
@@ -119,10 +114,9 @@ def sha256_file(path: Path) -> str:
         return sha256_stream(file)
 
 
-def sha256_tree(folder: Path, names: Sequence[str] = ()) -> str:
-    """Hex SHA-256 over (relative name, digest) of every file in `folder`, or of `names` only, in order of name."""
-    found = sorted(names) if names else sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+def sha256_tree(files: Mapping[str, str]) -> str:
+    """Hex SHA-256 over (relative name, hex SHA-256) of every file of a folder, in order of name."""
     digest = hashlib.sha256()
-    for name in found:
-        digest.update(f"{name}\0{sha256_file(folder / name)}\n".encode())
+    for name in sorted(files):
+        digest.update(f"{name}\0{files[name]}\n".encode())
     return digest.hexdigest()

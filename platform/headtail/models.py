@@ -94,8 +94,11 @@ def same_weights(found: Found, digest: str) -> Found:
 
 def weights_digest(folder: Path) -> str:
     """Hex SHA-256 over the files of a model folder that can change an answer: weights, configs, tokenizer, template."""
-    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and _counts(path.relative_to(folder))]
-    return sha256_tree(folder, names)
+    return sha256_tree({name: sha256_file(folder / name) for name in _counted(folder)})
+
+
+def _counted(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and _counts(path.relative_to(folder))]
 
 
 def _counts(path: Path) -> bool:
@@ -106,20 +109,19 @@ def _counts(path: Path) -> bool:
 def _fetched(receipt: Receipt, store: Storage) -> Path:
     """A local folder with the student's files and no other, each checked against the digest in its receipt."""
     cache = private_folder() / fingerprint(store.root)[:16] / receipt.fingerprint  # two stores may hold runs of one fingerprint
-    folder: Path | None = None
-    for name, ref in sorted(receipt.outputs.items()):
-        if not name.startswith("model/"):
-            continue
+    files = {name.removeprefix("model/"): ref for name, ref in receipt.outputs.items() if name.startswith("model/")}
+    if not files:
+        raise ConfigError("this distill receipt holds no model files", where="model", value=receipt.path, fix="run distill again")
+    for name, ref in files.items():
         local = cache / ref.path
         if not (local.is_file() and sha256_file(local) == ref.sha256):
             local = store.fetch(ref.path, cache)
             if sha256_file(local) != ref.sha256:
                 fix = "it is damaged: run distill again after removing its folder"
                 raise StorageError("a model file is not the one that was published", where=store.uri(ref.path), fix=fix)
-        folder = folder or local.parents[name.count("/") - 1]
-    if folder is None:
-        raise ConfigError("this distill receipt holds no model files", where="model", value=receipt.path, fix="run distill again")
-    if weights_digest(folder) != receipt.facts["digest"]:
+        folder = local.parents[name.count("/")]
+    counted = {name: ref.sha256 for name, ref in files.items() if _counts(Path(name))}
+    if set(_counted(folder)) - counted.keys() or sha256_tree(counted) != receipt.facts["digest"]:
         fix = "remove files that distill did not write; or run distill again after removing the folder"
         raise StorageError("a student's folder is not what was published: it holds other files too", where=str(folder), fix=fix)
     return folder

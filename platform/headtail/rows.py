@@ -273,6 +273,11 @@ def key_words(keys: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.uint64],
     return both[:, 0].astype(np.uint64), both[:, 1].astype(np.uint64)
 
 
+def shards_of(keys: pa.ChunkedArray | pa.Array, shards: int) -> npt.NDArray[np.int64]:
+    """The shard (0 .. shards-1) of each key: a range of keys, so shards in order are keys in order. Uniform: keys are hashes."""
+    return ((key_words(keys)[0] >> np.uint64(32)) * np.uint64(shards) >> np.uint64(32)).astype(np.int64)
+
+
 def draw(keys: pa.ChunkedArray | pa.Array, purpose: str, seed: int) -> npt.NDArray[np.float64]:
     """A number in [0, 1) per key: the same wherever and in whatever order it is asked for; independent between purposes."""
     salt = int.from_bytes(hashlib.blake2b(f"{purpose}/{seed}".encode(), digest_size=8).digest(), "little")

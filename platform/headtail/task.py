@@ -132,8 +132,7 @@ class Task:
         """(answer, "") when `text` is JSON valid under the schema, else (None, reason). Nothing is repaired."""
         try:
             answer = _DECODER.decode(text)
-            if "\\u" in text:
-                self.dump(answer).encode()
+            (self.dump(answer) if "\\u" in text else text).encode()
         except UnicodeEncodeError:
             return None, "not JSON: it holds half of a surrogate pair, which is no text and cannot be stored"
         except (ValueError, RecursionError) as error:

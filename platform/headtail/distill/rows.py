@@ -18,9 +18,8 @@ from headtail.config import Config
 from headtail.distill.learner import Learner
 from headtail.errors import ConfigError, InputError, LeakError
 from headtail.generate import answers
-from headtail.keys import shard_of
 from headtail.receipt import Receipt, load_receipt
-from headtail.rows import GOLDEN, TOP, conform, with_side_inputs, with_top
+from headtail.rows import GOLDEN, TOP, conform, shards_of, with_side_inputs, with_top
 from headtail.storage import Storage
 from headtail.task import Task
 
@@ -131,7 +130,8 @@ def examples(
         if one.held.num_rows:
             held = set(one.held["query_key"].to_pylist())
         else:
-            held = {key for key in one.golden["query_key"].to_pylist() if every and shard_of(key, every) == 0}
+            keys = one.golden["query_key"]
+            held = set(keys.filter(shards_of(keys, every) == 0).to_pylist()) if every else set()
         parts.append(learner.encode(task, tokenizer, pa.concat_tables([one.golden, one.held]), max_tokens, held))
     return pa.concat_tables(parts)
 

@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import Field
 
 from headtail.config import Config
 from headtail.errors import InputError, StorageError
 from headtail.generate.job import Job, Table
-from headtail.rows import KEY, conform, key_words, with_side_inputs
+from headtail.rows import KEY, conform, shards_of, with_side_inputs
 from headtail.storage import FileRef, Storage, open_storage, open_table, put, read_record, write_once
 from headtail.storage.base import told
 
@@ -185,12 +184,6 @@ def input_rows(table: pa.Table, side_inputs: Sequence[str], label: str) -> pa.Ta
         if made[name].null_count:
             raise InputError(f"{made[name].null_count} rows have no {name}", where=label, fix="run the stage that made this table again")
     return made
-
-
-def shards_of(keys: pa.ChunkedArray, shards: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """`keys.shard_of` for a whole column at once."""
-    high, _ = key_words(pc.cast(keys, KEY))
-    return ((high >> np.uint64(32)) * np.uint64(shards) >> np.uint64(32)).astype(np.int64)
 
 
 def read_shard(store: Storage, manifest: Manifest, shard: int, columns: list[str] | None = None) -> pa.Table:

@@ -80,10 +80,6 @@ class Shard:
         """The messages of each row."""
         return self.wanted.messages
 
-    def query(self, row: int) -> str:
-        """The query of a row, for a form that reads answers by it."""
-        return "" if self.job.form.default else str(self.wanted.table["query"][row].as_py())
-
     # --- what is finished
 
     def _read_journal(self) -> Journal:

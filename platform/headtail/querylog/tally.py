@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headtail.rows import KEY, LATER, QUERY, SIDE_INPUT, draw, key_words, with_side_inputs
+from headtail.rows import KEY, LATER, QUERY, SIDE_INPUT, draw, key_words, shards_of, with_side_inputs
 
 PART = pa.schema([("query_key", KEY), ("query", pa.string()), ("day", pa.int32()), ("count", pa.int64())])
 SEEN_SIDE = pa.schema([("query_key", KEY), ("day", pa.int32()), ("time", pa.int64()), ("seq", pa.int64()), ("value", SIDE_INPUT)])
@@ -30,12 +30,6 @@ class Cut(NamedTuple):
     day: int | None
     share: float = 0.0
     seed: int = 0
-
-
-def shard_ids(keys: pa.ChunkedArray | pa.Array, shards: int) -> npt.NDArray[np.int64]:
-    """The shard of each key. Ranges, not remainders: all keys of a shard are below those of the next, so shards join in order."""
-    high = (key_words(keys)[0] >> np.uint64(48)).astype(np.int64)
-    return (high * shards) >> 16
 
 
 class Spill:
@@ -76,7 +70,7 @@ class Spill:
         if self.shards == 1:
             yield 0, table
             return
-        ids = shard_ids(table["query_key"], self.shards)
+        ids = shards_of(table["query_key"], self.shards)
         order = np.argsort(ids, kind="stable")
         bounds = np.searchsorted(ids[order], np.arange(self.shards + 1))
         table = table.take(pa.array(order))

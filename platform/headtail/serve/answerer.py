@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from headtail.cache import Cache, CachedAnswer
-from headtail.errors import KeyingError
 from headtail.keys import normalise
 from headtail.redact import redact
 from headtail.release import Release
@@ -120,7 +119,7 @@ class Answerer:
         served = self.served
         normalised = self._check(query, side_inputs or {}, served.task)
         clean = redact(normalised).text  # as ingest does: keys are of redacted text, and no model sees personal data
-        found = served.cache.find(clean)
+        found = served.cache.get(clean)
         if found is not None:
             return _cached(query, found, served, started)
         try:
@@ -128,7 +127,7 @@ class Answerer:
         except LiveFailure as failure:
             self.last_failure = failure.reason
             return _fallback(query, clean, served, failure.reason, started)
-        answer, problem = _parse(served.task, live.text)
+        answer, problem = served.task.parse(live.text)
         if live.finish_reason == "length" or problem:
             self.last_failure = "truncated" if live.finish_reason == "length" else "invalid"
             return _fallback(query, clean, served, self.last_failure, started)
@@ -185,17 +184,6 @@ class Answerer:
         if reply.task_fingerprint != served.task.fingerprint:
             raise LiveFailure("outdated")
         return reply
-
-
-def _parse(task: Task, text: str) -> tuple[Any, str]:
-    """(answer, "") or (None, problem): valid under the schema and fit to be sent (no half characters, no NaN)."""
-    answer, problem = task.parse(text)
-    if not problem:
-        try:
-            task.dump(answer).encode()
-        except (KeyingError, UnicodeEncodeError) as error:
-            return None, str(error)
-    return answer, problem
 
 
 def _cached(query: str, found: CachedAnswer, served: Served, started: float) -> Reply:
