@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench import planted
 from bench.suspects import OFF, put, world_answers
-from headtail.examples import planted
 from headtail.storage import Storage
 from headtail.task import Task, load_task
 

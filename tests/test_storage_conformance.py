@@ -43,7 +43,6 @@ from headtail.storage import (
     retries,
     s3,
     stream_table,
-    table_columns,
     write_once,
     write_table,
 )
@@ -209,7 +208,7 @@ def test_tables_are_read_though_calls_fail(proxy: Proxy, tmp_path: Path) -> None
         assert read_table(store, "t.parquet").equals(table), fault
         assert proxy.calls.count("head") >= 3, "no fault was met"
     proxy.reset(lambda call, nth: "403")
-    for read in (read_table, table_columns, lambda *args: list(stream_table(*args))):
+    for read in (read_table, lambda *args: list(stream_table(*args))):
         with pytest.raises(StorageError, match=r"ACCESS_DENIED|Forbidden") as error:
             read(store, "t.parquet")
         assert "s3:GetObject" in error.value.fix

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.suspects import asked
 from headtail.config import TrackingConfig
 from headtail.examples import world
 from headtail.keys import normalise, query_key
@@ -51,7 +52,7 @@ def test_asked_is_the_log_counted() -> None:
     counted = collections.Counter(events(config)["query"].to_pylist())
     found: collections.Counter[str] = collections.Counter()
     counts = []
-    for text, _, n, _ in world.asked(config):
+    for text, _, n, _ in asked(config):
         found[text] += n
         counts.append(n)
     assert found == counted

@@ -145,22 +145,6 @@ def lines(rows: pa.Table, quality: pa.Table, trained: dict[str, tuple[int, int]]
             yield line
 
 
-def markdown(table: pa.Table) -> str:
-    """The table for people."""
-    made = ["| variant | rows (by people) | stratum | n | quality | minus the first |", "|---|---|---|---|---|---|"]
-    for line in table.to_pylist():
-        quality = f"{line['quality']:.3f} [{line['low']:.3f}, {line['high']:.3f}]"
-        gap = (
-            ""
-            if line["difference"] is None
-            else f"{line['difference']:+.3f} [{line['difference_low']:+.3f}, {line['difference_high']:+.3f}]"
-        )
-        made.append(
-            f"| {line['variant']} | {line['trained_on']:,} ({line['by_people']:,}) | {line['stratum']} | {line['n']} | {quality} | {gap} |"
-        )
-    return "\n".join(made)
-
-
 def _curated(config: Config, variant: str) -> Receipt:
     changes: dict[str, Any] = {"task": config.task, "answers": config.answers, "gold": config.gold, "reviews": variant in PEOPLES}
     if variant in UNFILTERED:

@@ -203,20 +203,3 @@ def _models(config: Config) -> dict[str, ModelConfig]:
 
 def _label(model: str, shown: bool) -> str:
     return model if shown else f"{model}, not shown"
-
-
-def markdown(table: pa.Table) -> str:
-    """The table for people."""
-
-    def span(line: Mapping[str, Any], name: str) -> str:
-        return "" if line[name] is None else f"{line[name]:+.3f} [{line[f'{name}_low']:+.3f}, {line[f'{name}_high']:+.3f}]"
-
-    made = [
-        "| model | side inputs | stratum | gold | n | quality | minus teacher with | minus itself with |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for line in table.to_pylist():
-        quality = "" if line["quality"] is None else f"{line['quality']:.3f} [{line['low']:.3f}, {line['high']:.3f}]"
-        cells = [line["model"], "shown" if line["shown"] else "left out", line["stratum"], f"{line['gold']:,}", f"{line['n']:,}", quality]
-        made.append(f"| {' | '.join([*cells, span(line, 'difference'), span(line, 'effect')])} |")
-    return "\n".join(made)

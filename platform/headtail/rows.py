@@ -122,9 +122,6 @@ TOP = pa.schema(
     ]
 )
 
-# Columns of ANSWER that came later: tables of an older release lack them, and hold null there.
-ANSWER_SINCE = ("seconds", "agreement", "samples", "logprobs", "runs")
-
 # One training row: the query as the teacher saw it, the answer to learn, and where it came from.
 GOLDEN = pa.schema(
     [

@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from headtail import ablate, curate
 from headtail.config import TrackingConfig, build
-from headtail.examples import planted, world
+from headtail.examples import world
 from headtail.keys import normalise
 from headtail.receipt import Receipt, load_receipt
 from headtail.review.decision import Decision, now
@@ -29,8 +29,9 @@ from headtail.review.log import Log
 from headtail.storage import Storage, open_storage
 from headtail.task import Task, load_task
 
+from . import planted
 from .machine import machine
-from .suspects import answers_table, put
+from .suspects import answers_table, asked, put
 
 OUT = Path("build/bench/ablation.json")
 OFF = TrackingConfig(enabled=False)
@@ -54,7 +55,7 @@ def right_answers(store: Storage, task: Task) -> dict[str, str]:
     made = load_receipt(store, "world")
     settings = {name: value for name, value in made.settings["config"].items() if name in world.Config.model_fields}
     found: dict[str, str] = {}
-    for text, meaning, _, _ in world.asked(build(world.Config, settings, made.path)):
+    for text, meaning, _, _ in asked(build(world.Config, settings, made.path)):
         found.setdefault(normalise(text), task.dump(world.answers(meaning)[task.name]))
     return found
 
@@ -103,9 +104,25 @@ def one(root: str, task: Task, student: str, share: float, rows: int, seed: int,
             "distill": STUDENTS[student],
         }
         receipt = ablate.run(build(ablate.Config, config, "bench"))
-        print(ablate.markdown(receipt.table(store, "ablation")))
+        print(markdown(receipt.table(store, "ablation")))
         planted_rows = {"planted": spoilt.rows.get("planted", 0), "planted_share": share, "reviewed": counts}
         return {"student": student, **planted_rows, "seconds": receipt.seconds, "ablation": receipt.facts["ablation"]}
+
+
+def markdown(table: pa.Table) -> str:
+    """The table for people."""
+    made = ["| variant | rows (by people) | stratum | n | quality | minus the first |", "|---|---|---|---|---|---|"]
+    for line in table.to_pylist():
+        quality = f"{line['quality']:.3f} [{line['low']:.3f}, {line['high']:.3f}]"
+        gap = (
+            ""
+            if line["difference"] is None
+            else f"{line['difference']:+.3f} [{line['difference_low']:+.3f}, {line['difference_high']:+.3f}]"
+        )
+        made.append(
+            f"| {line['variant']} | {line['trained_on']:,} ({line['by_people']:,}) | {line['stratum']} | {line['n']} | {quality} | {gap} |"
+        )
+    return "\n".join(made)
 
 
 def _human(store: Storage, config: curate.Config, right: dict[str, str]) -> pa.Table:

@@ -27,7 +27,6 @@ from headtail.task import Task
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 ENOUGH = 200  # answers below which nothing is learnt from them
-_SLIP = 0.75  # similarity from which one spelling is taken to be a slip of the other
 _SENSITIVITY = 0.5  # share of wrong answers that a guard or another answerer is taken to hit: an assumption, see docs/curate.md
 _UNSURE = 0.005  # probability below which a small model's figures are noise
 _PRIOR, _STRENGTH = 0.9, 1.0  # of neighbours: as if one more had been seen that agrees to 90 %

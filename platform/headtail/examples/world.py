@@ -288,22 +288,6 @@ def sample(config: Config, n: int, salt: str) -> Iterator[tuple[str, Meaning, bo
             yield text, found, rank < config.side_input_ranks
 
 
-def asked(config: Config) -> Iterator[tuple[str, Meaning, int, bool]]:
-    """(query as typed, meaning, events, side inputs known) for every query of the log, the most frequent first.
-
-    Where two meanings are typed alike, each stands for itself: texts may repeat.
-    """
-    draws, parts = _Draws(config), []
-    for day in range(config.days):
-        count = config.events // config.days + (1 if day < config.events % config.days else 0)
-        parts += [draws.take(min(CHUNK, count - begin)) for begin in range(0, count, CHUNK)]
-    ids, counts = np.unique(np.concatenate(parts), return_counts=True)
-    for place in np.lexsort((ids, -counts)).tolist():
-        rank, variant = divmod(int(ids[place]), VARIANTS)
-        found = meaning(config.seed, rank, config.universe)
-        yield misspell(found.text, variant), found, int(counts[place]), rank < config.side_input_ranks
-
-
 def run(config: Config) -> Receipt:
     """Write the world as a stage: outputs `log/day-00` ..., `gold_<task>`, and `train_<task>` when asked."""
     return run_once("world", config, lambda station: _work(config, station))

@@ -38,8 +38,7 @@ from headtail.generate.shard import Shard, read_receipt
 from headtail.generate.worker import Ask, Worker
 from headtail.progress import say
 from headtail.receipt import Receipt
-from headtail.rows import ANSWER, ANSWER_SINCE
-from headtail.storage import FileRef, Storage, again, open_storage, read_table, table_columns
+from headtail.storage import Storage, again, open_storage, read_table
 
 __all__ = ["ANSWERS", "Job", "Ledger", "Limits", "Table", "answers", "chains", "generate", "survey", "sweep"]
 
@@ -204,18 +203,4 @@ def answers(store: Storage, receipt: Receipt, columns: list[str] | None = None) 
     """The answers that a precompute receipt names, a shard at a time, in order of shard."""
     for name in sorted(receipt.outputs):
         if name.startswith(ANSWERS):
-            yield _read(store, receipt.outputs[name], columns)
-
-
-def _read(store: Storage, ref: FileRef, columns: list[str] | None) -> pa.Table:
-    """A table of answers. What an older release did not write yet is null."""
-    try:
-        return read_table(store, ref, columns)
-    except StorageError:
-        lacking = [name for name in columns or () if name in ANSWER_SINCE and name not in table_columns(store, ref.path)]
-        if not lacking:
-            raise
-    table = read_table(store, ref, [name for name in columns or () if name not in lacking])
-    for name in lacking:
-        table = table.append_column(ANSWER.field(name), pa.nulls(table.num_rows, ANSWER.field(name).type))
-    return table.select(columns)
+            yield read_table(store, receipt.outputs[name], columns)

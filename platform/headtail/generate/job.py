@@ -24,8 +24,6 @@ from headtail.rows import ANSWER, State, with_side_inputs, with_top
 from headtail.storage import FileRef
 from headtail.task import Task
 
-# Fields that came later, as they are when nobody sets them: they change no answer then, and older keys hold.
-LATER = (("system_role", "keep"), ("max_tokens_field", "max_tokens"), ("ask_logprobs", True))
 JOURNAL = "journal.json"  # of an open shard, in its folder
 
 
@@ -111,7 +109,7 @@ class Job:
 
 def answer_settings(task: Task, model: ModelConfig, digest: str, form: Form = DEFAULT) -> dict[str, Any]:
     """What changes an answer besides its messages: weights, precision, limits, schema, sampling, engine family, form."""
-    kept = {name: value for name, value in result_fields(model).items() if name != "model" and (name, value) not in LATER}
+    kept = {name: value for name, value in result_fields(model).items() if name != "model"}
     return {**task.answer_settings, "model": {**kept, "digest": digest}, "grammar": _told(model, form), **form.settings}
 
 

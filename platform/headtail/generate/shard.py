@@ -115,13 +115,15 @@ class Shard:
         if not pc.any(again).as_py():
             return table
         failed = table.filter(again)
-        self._before |= dict(zip(self._places(failed), zip(failed["state"].to_pylist(), _runs(failed), strict=True), strict=True))
+        self._before |= dict(
+            zip(self._places(failed), zip(failed["state"].to_pylist(), failed["runs"].to_pylist(), strict=True), strict=True)
+        )
         return table.filter(pc.invert(again))
 
     def _given_up(self, table: pa.Table) -> pa.Array:
         """Which rows were asked in as many runs as a row may be."""
         limit = self.job.runs_per_row
-        return pa.array([bool(limit) and runs >= limit for runs in _runs(table)], pa.bool_())
+        return pa.array([bool(limit) and runs >= limit for runs in table["runs"].to_pylist()], pa.bool_())
 
     def _places(self, table: pa.Table) -> list[int]:
         """The position of each row of `table` in this shard; -1 for a stranger."""
@@ -136,7 +138,7 @@ class Shard:
                 break
             for table in source.answers(self.number, shards):
                 states, whole = table["state"].to_pylist(), enough(table, self.job.top_logprobs)
-                given_up, runs = self._given_up(table).to_pylist(), _runs(table)
+                given_up, runs = self._given_up(table).to_pylist(), table["runs"].to_pylist()
                 for i, row in enumerate(self._places(table)):
                     if row < 0 or row in done or not whole[i]:
                         continue
@@ -306,7 +308,7 @@ class Shard:
             rows=table.num_rows,
             duplicates=self.wanted.duplicates,
             states=dict(sorted(Counter(table["state"].to_pylist()).items())),
-            failed_runs=dict(sorted(Counter(_runs(failed)).items())),
+            failed_runs=dict(sorted(Counter(failed["runs"].to_pylist()).items())),
             reasons=dict(Counter(failed["reason"].to_pylist()).most_common(_LISTED)),
             tokens_in=_sum(table["tokens_in"]),
             tokens_out=_sum(table["tokens_out"]),
@@ -333,11 +335,6 @@ def read_receipt(job: Job, store: Storage, shard: int, edition: int) -> ShardRec
     """A published ShardReceipt."""
     path = job.receipt_path(shard, edition)
     return read_record(store, ShardReceipt, path)
-
-
-def _runs(table: pa.Table) -> list[int]:
-    """The column of that name; tables of an older release have none."""
-    return pc.fill_null(table["runs"], 0).to_pylist() if "runs" in table.column_names else [0] * table.num_rows
 
 
 def tokens_out(completion: Completion) -> int:

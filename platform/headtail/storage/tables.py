@@ -98,12 +98,6 @@ def open_table(store: Storage, path: str) -> Iterator[pq.ParquetFile]:
         yield opened
 
 
-def table_columns(store: Storage, path: str) -> list[str]:
-    """Names of a Parquet file's columns. StorageError when it is absent or damaged."""
-    with open_table(store, path) as opened:
-        return list(opened.schema_arrow.names)
-
-
 def column_bytes(store: Storage, path: str, names: Collection[str]) -> int:
     """Bytes that some columns of a Parquet file take in the store, compressed; 0 for those it does not have."""
     with open_table(store, path) as opened:

@@ -1,7 +1,7 @@
 """Plant label errors in a teacher's answers, so that it can be measured how many of them curation finds.
 
 In: a precompute receipt. Out: another one, whose answers are the same but for a known share that is wrong now, and a truth table
-that says which, for tests and benchmarks only: no stage reads it. A planted error keeps the confidence, log-probs and samples
+that says which: no stage reads it. A planted error keeps the confidence, log-probs and samples
 of the answer it replaces, so nothing but the answer gives it away. Which rows, and how, depends on the query and the seed alone.
 """
 
