@@ -25,10 +25,11 @@ from headtail.curate import Suspicion
 from headtail.distill import Config as DistillConfig
 from headtail.errors import ConfigError
 from headtail.evaluate import Config as EvaluateConfig
-from headtail.evaluate.scoring import ALL, STRATA, by_tier, minus
+from headtail.evaluate.scoring import by_tier, minus
 from headtail.precompute import Config as PrecomputeConfig
 from headtail.progress import say
 from headtail.receipt import Receipt, load_receipt, load_ref
+from headtail.rows import ALL, STRATA
 from headtail.station import Station, run_once
 from headtail.storage import Storage, open_storage
 from headtail.task import load_task

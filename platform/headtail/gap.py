@@ -21,14 +21,13 @@ from headtail.config import StageConfig
 from headtail.distill.rows import with_side
 from headtail.engines import ModelConfig
 from headtail.errors import ConfigError, InputError
-from headtail.evaluate import SMALL
 from headtail.evaluate import Config as EvaluateConfig
-from headtail.evaluate.scoring import ALL, STRATA, Scored, Sureness, by_tier, minus, plain, quality_of
+from headtail.evaluate.scoring import Scored, Sureness, by_tier, minus, plain, quality_of
 from headtail.generate import answers
 from headtail.precompute import Config as PrecomputeConfig
 from headtail.progress import say
 from headtail.receipt import Receipt, load_ref
-from headtail.rows import Source
+from headtail.rows import ALL, SMALL, STRATA, Source
 from headtail.station import Station, run_once
 from headtail.storage import Storage, open_storage
 from headtail.task import load_task

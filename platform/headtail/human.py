@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from functools import reduce
 from typing import Any
 
+from headtail.schema import without_names
 from headtail.task import Task
 from headtail.text import normalise
 
@@ -41,8 +41,7 @@ def _fit(value: Any, schema: Any, root: dict[str, Any]) -> Any:
     """`value` with each text that is no choice of its `enum` replaced by the one choice that it is after normalisation."""
     if not isinstance(schema, dict):
         return value
-    if "$ref" in schema:
-        schema = reduce(lambda node, part: node.get(part, {}), schema["$ref"].removeprefix("#/").split("/"), root)
+    schema = without_names(schema, root)
     for branch in (branch for group in ("anyOf", "oneOf", "allOf") for branch in schema.get(group) or ()):
         value = _fit(value, branch, root)
     if isinstance(value, dict):

@@ -27,6 +27,12 @@ TASKS = ("query_segmentation", "query_intent")
 PRETRAINING = tuple(str(EXAMPLES.parent / "pretraining" / name) for name in ("query_correction", "query_chunking", "query_tagging"))
 
 
+_FROM_NOTHING = distill.Config(
+    gold=(), base=Base(shape=Shape()), lora=None, epochs=2, batch_rows=32, held_out_share=0.01, log_steps=200, checkpoint_steps=400
+)
+_SMALL = Shape(hidden=128, layers=3, heads=2, feed_forward=384)
+
+
 class Config(StageConfig):
     """How the two models are made. The defaults made the ones in this repository."""
 
@@ -34,20 +40,7 @@ class Config(StageConfig):
         world.Config(events=10_000, days=2, seed=1, universe=200_000, train=80_000, avoid_gold_seed=7, label="teacher world"),
         description="where the teacher's training rows come from; its training rows share no query with the quickstart's gold",
     )
-    teacher: distill.Config = Field(
-        distill.Config(
-            gold=(),
-            base=Base(shape=Shape()),
-            lora=None,
-            epochs=2,
-            batch_rows=32,
-            learning_rate=2e-3,
-            held_out_share=0.01,
-            log_steps=200,
-            checkpoint_steps=400,
-        ),
-        description="the teacher's training",
-    )
+    teacher: distill.Config = Field(_FROM_NOTHING, description="the teacher's training")
     teacher_rows: tuple[int, ...] = Field((0, 20_000), description="training rows of each task, segmentation and intent; 0 for all")
     base_world: world.Config = Field(
         world.Config(
@@ -56,17 +49,7 @@ class Config(StageConfig):
         description="where the base's training rows come from",
     )
     base: distill.Config = Field(
-        distill.Config(
-            gold=(),
-            base=Base(shape=Shape(hidden=128, layers=3, heads=2, feed_forward=384)),
-            lora=None,
-            epochs=2,
-            batch_rows=32,
-            learning_rate=3e-3,
-            held_out_share=0.01,
-            log_steps=200,
-            checkpoint_steps=1000,
-        ),
+        _FROM_NOTHING.model_copy(update={"base": Base(shape=_SMALL), "learning_rate": 3e-3, "checkpoint_steps": 1000}),
         description="the base's training",
     )
     gold_world: world.Config = Field(world.Config(events=20_000, label="gold world"), description="where the teacher is measured")

@@ -43,6 +43,12 @@ class Stratum(StrEnum):
     UNSEEN = "unseen"  # not in the log up to the cut; appears in later traffic
 
 
+STRATA = tuple(str(stratum) for stratum in Stratum)
+ALL, TRAFFIC = "all", "traffic"  # every gold row alike; gold rows weighted by their events
+SLICES = (*STRATA, ALL, TRAFFIC)  # what quality is shown by
+SMALL = 30  # gold rows below which a figure is said to rest on few
+
+
 class Source(StrEnum):
     """Who answered a request."""
 

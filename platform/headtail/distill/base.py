@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from headtail.config import Config
 from headtail.engines.device import quiet_transformers
 from headtail.engines.tokens import load_tokenizer
+from headtail.errors import ConfigError
 
 
 class Shape(Config):
@@ -89,15 +90,22 @@ def load_base(path: str, revision: str = "", layers: int = 0) -> tuple[Any, Any]
 
 
 def keep_layers(model: Any, layers: int) -> None:
-    """Drop all but `layers` of a decoder's layers (a usual start for a smaller student); see `spread`."""
+    """Drop all but `layers` of a model's layers (a usual start for a smaller student); see `spread`."""
     from torch import nn
 
-    found = model.model.layers
-    chosen = spread(len(found), layers)
-    model.model.layers = nn.ModuleList([found[i] for i in chosen])
-    for i, layer in enumerate(model.model.layers):
-        layer.self_attn.layer_idx = i
-    model.config.num_hidden_layers = len(chosen)
+    body = model.base_model
+    stack = next((found for name in ("encoder", "transformer") if (found := getattr(body, name, None)) is not None), body)
+    name = "layer" if hasattr(stack, "layer") else "layers"
+    found = getattr(stack, name, None)
+    if found is None:
+        fix = "set base.layers to 0"
+        raise ConfigError("this model's layers cannot be cut", where="base.layers", value=model.config.model_type, fix=fix)
+    kept = nn.ModuleList([found[i] for i in spread(len(found), layers)])
+    setattr(stack, name, kept)
+    for i, layer in enumerate(kept):
+        if hasattr(layer, "self_attn"):  # a decoder's: it finds its part of the cache by this
+            layer.self_attn.layer_idx = i
+    model.config.num_hidden_layers = len(kept)
 
 
 def spread(found: int, wanted: int) -> list[int]:

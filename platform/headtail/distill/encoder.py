@@ -20,7 +20,7 @@ from pydantic import Field
 
 from headtail import form, labels
 from headtail.config import Config
-from headtail.distill.base import Shape, hush, spread
+from headtail.distill.base import Shape, hush, keep_layers
 from headtail.distill.batches import EXAMPLE, UNTAUGHT, Batch, Columns, check_lengths, golden_answer
 from headtail.engines.decisions import slices
 from headtail.engines.encoder import LABELS, load, padded
@@ -90,7 +90,7 @@ class EncoderLearner:
         hush()
         model, tokenizer = load(path, self.scheme, revision=revision)
         if layers and layers < model.config.num_hidden_layers:
-            _keep_layers(model, layers)
+            keep_layers(model, layers)
         return model, tokenizer
 
     def texts(self, task: Task, golden: pa.Table) -> Iterable[str]:
@@ -311,19 +311,3 @@ def slip(word: str, rng: random.Random) -> str:
             word[:at] + word[at + 1 : at + 2] + word[at : at + 1] + word[at + 2 :],
         )
     )
-
-
-def _keep_layers(model: Any, layers: int) -> None:
-    """Drop all but `layers` layers, evenly spaced from first to last."""
-    from torch import nn
-
-    encoder = getattr(model.base_model, "encoder", None) or getattr(model.base_model, "transformer", None)
-    name = "layer" if hasattr(encoder, "layer") else "layers"
-    found = getattr(encoder, name, None)
-    if found is None:
-        raise ConfigError(
-            "this model's layers cannot be cut", where="base.layers", value=model.config.model_type, fix="set base.layers to 0"
-        )
-    chosen = spread(len(found), layers)
-    setattr(encoder, name, nn.ModuleList([found[i] for i in chosen]))
-    model.config.num_hidden_layers = len(chosen)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,22 +22,14 @@ from headtail.engines.words import Reader
 from headtail.labels import Scheme
 from headtail.progress import bar, say
 
+if TYPE_CHECKING:
+    from headtail.distill.encoder import Settings
+
 HIDDEN_SHARE = 0.2  # of words; 8 of 10 are masked, one becomes another, one stays (Devlin et al. 2019)
 BATCH_TOKENS = 2048
 
 
-class Pretraining(Protocol):
-    """What of the settings decides the training."""
-
-    @property
-    def pretrain_epochs(self) -> float: ...
-    @property
-    def pretrain_rate(self) -> float: ...
-    @property
-    def pretrain_rows(self) -> int: ...
-
-
-def make_base(shape: Shape, texts: Sequence[str], seed: int, settings: Pretraining, scheme: Scheme) -> tuple[Any, Any]:
+def make_base(shape: Shape, texts: Sequence[str], seed: int, settings: Settings, scheme: Scheme) -> tuple[Any, Any]:
     """(BertForTokenClassification in fp32, tokenizer)."""
     spin_briefly()  # before torch is imported
     import torch

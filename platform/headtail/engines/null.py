@@ -12,13 +12,14 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from json.encoder import encode_basestring
 from typing import Any
 
 from headtail.engines import Completion, Request
 from headtail.errors import ConfigError
+from headtail.schema import without_names
 
 _WORDS = ("!exit", "!hang", "!raise", "!fail", "!flaky", "!length", "!refuse", "!text", "!invalid")
 _FLAKY_TIMES = 2  # errors before a !flaky row is answered
@@ -128,12 +129,8 @@ def _fitted(text: str, least: int, most: int) -> str:
     return (text[-most:] if most else "").ljust(least, "x")
 
 
-def _smallest(schema: dict[str, Any], root: dict[str, Any], text: Callable[[int, int], str]) -> Any:
-    if "$ref" in schema:
-        node: Any = root
-        for part in str(schema["$ref"]).removeprefix("#/").split("/"):
-            node = node[part]
-        return _smallest(node, root, text)
+def _smallest(schema: Mapping[str, Any], root: Mapping[str, Any], text: Callable[[int, int], str]) -> Any:
+    schema = without_names(schema, root)
     for group in ("anyOf", "oneOf", "allOf"):
         if schema.get(group):
             return _smallest(schema[group][0], root, text)

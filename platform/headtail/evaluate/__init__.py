@@ -23,9 +23,7 @@ from headtail.errors import InputError
 from headtail.evaluate.document import document
 from headtail.evaluate.scoring import (
     ABSENT,
-    ALL,
     COLUMNS,
-    TRAFFIC,
     Calibration,
     Sureness,
     agreement,
@@ -40,12 +38,10 @@ from headtail.evidence import figure_metrics, three_figures
 from headtail.generate import answers as read_answers
 from headtail.intervals import BOOTSTRAP
 from headtail.receipt import Receipt, load_receipt, load_ref
-from headtail.rows import GOLD, Source, conform
+from headtail.rows import ALL, GOLD, SMALL, TRAFFIC, Source, conform
 from headtail.station import Station, run_once
 from headtail.storage import open_storage
 from headtail.task import Task, load_task
-
-SMALL = 30  # gold rows below which a figure is said to rest on few
 
 
 class Config(StageConfig):

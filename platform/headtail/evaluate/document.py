@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headtail.evaluate.scoring import ALL, STRATA, Calibration, Scored, Sureness, plain
+from headtail.evaluate.scoring import Calibration, Scored, Sureness, plain
 from headtail.intervals import share_interval
 from headtail.receipt import Receipt
+from headtail.rows import ALL, STRATA
 from headtail.station import versions
 from headtail.task import Task
 

@@ -19,12 +19,9 @@ import pyarrow.compute as pc
 from headtail.errors import InputError
 from headtail.intervals import Bin, Interval, auroc, ece, f1_difference, f1_interval, reliability, share_interval
 from headtail.keys import canonical
-from headtail.rows import QUALITY, SCORED, Source, State, Stratum
+from headtail.rows import ALL, QUALITY, SCORED, SLICES, STRATA, TRAFFIC, Source, State
 from headtail.task import Task
 
-ALL, TRAFFIC = "all", "traffic"
-STRATA = tuple(str(s) for s in Stratum)
-SLICES = (*STRATA, ALL, TRAFFIC)
 ABSENT = "absent"  # state of a gold row that a tier was never asked
 COLUMNS = ["query_key", "answer_key", "state", "answer", "confidence"]  # of an answer, that scoring needs
 

@@ -19,11 +19,11 @@ from headtail import charts
 from headtail.config import StageConfig
 from headtail.errors import ConfigError
 from headtail.evidence import Claim, Evidence, figure_metrics, figures_of, read_evidence
-from headtail.gate.claims import ALL, STRATA, TRAFFIC, Asked, ScoreName, Tier, Wanted, ask, decide, others, tier_rows
+from headtail.gate.claims import Asked, ScoreName, Tier, Wanted, ask, decide, others, tier_rows
 from headtail.gate.sources import Judge, answers_of, candidate_of, gold_of, look, most_events, read_judge, scored_rows
 from headtail.progress import say
 from headtail.receipt import Receipt, load_receipt, load_ref
-from headtail.rows import Source
+from headtail.rows import ALL, SLICES, TRAFFIC, Source
 from headtail.station import Station, run_once
 from headtail.storage import Storage, open_storage
 from headtail.task import load_task
@@ -62,9 +62,9 @@ class Config(StageConfig):
 
     @model_validator(mode="after")
     def _something(self) -> Config:
-        unknown = [name for name in (*self.minimum, *self.relative_on) if name not in STRATA]
+        unknown = [name for name in (*self.minimum, *self.relative_on) if name not in SLICES]
         if unknown:
-            raise ValueError(f"unknown stratum {unknown[0]}; known: {', '.join(STRATA)}")
+            raise ValueError(f"unknown stratum {unknown[0]}; known: {', '.join(SLICES)}")
         if not self.minimum and not (self.relative_on and (self.max_drop is not None or self.above_fallback)):
             raise ValueError("nothing is asked: set minimum, max_drop or above_fallback")
         return self

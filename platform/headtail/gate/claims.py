@@ -18,10 +18,8 @@ import pyarrow.compute as pc
 from headtail.bounds import Array, Either, Game, Proof, Share, assisted, holm
 from headtail.errors import ConfigError, InputError
 from headtail.evidence import Claim
-from headtail.rows import Source, Stratum, draw
+from headtail.rows import ALL, TRAFFIC, Source, draw
 
-ALL, TRAFFIC = "all", "traffic"
-STRATA = (*(str(s) for s in Stratum), ALL, TRAFFIC)
 Kind = Literal["quality", "drop", "above"]
 ScoreName = Literal["exact", "f1"]
 

@@ -18,8 +18,8 @@ from markupsafe import Markup
 
 from headtail import charts
 from headtail.receipt import Receipt
-from headtail.report.summary import MODELS, SLICES, SOURCES, TIERS, ms, percent, usd
-from headtail.rows import State
+from headtail.report.summary import MODELS, SOURCES, TIERS, ms, percent, usd
+from headtail.rows import SLICES, State
 from headtail.storage import Storage, read_bytes
 
 _TEMPLATE = Path(__file__).parent / "report.html.j2"

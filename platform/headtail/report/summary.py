@@ -12,7 +12,7 @@ from typing import Any
 from headtail import __version__
 from headtail.evidence import read_evidence
 from headtail.receipt import Receipt
-from headtail.rows import State, Stratum
+from headtail.rows import SLICES, SMALL, State
 
 STATIONS = (
     "ingest",
@@ -34,9 +34,7 @@ STATIONS = (
 REALTIME = ("distill_realtime", "precompute_realtime", "gate_realtime")  # there only where a second student answers live
 MODELS = ("teacher", "student", "realtime")
 TIERS = (*MODELS, "fallback")
-SLICES = (*(str(s) for s in Stratum), "all", "traffic")
 SOURCES = ("cache", "live", "fallback")
-SMALL = 30  # gold rows below which a figure is said to rest on few
 
 # name in the summary: (station, part of its receipt, name there). The first station that has it wins.
 _FIGURES: dict[str, tuple[tuple[str, str, str], ...]] = {

@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from headtail.report.summary import MODELS, SLICES, SOURCES, TIERS
-from headtail.rows import State
+from headtail.report.summary import MODELS, SOURCES, TIERS
+from headtail.rows import SLICES, State
 
 NONE = "-"
 WIDE = 100  # columns that intervals of four tiers take
@@ -49,21 +49,21 @@ def _sections(s: Mapping[str, Any], wide: bool) -> Iterator[tuple[str, Table]]:
     )
     tiers = [tier for tier in TIERS if tier in s.get("tiers", TIERS)]
     models = [tier for tier in tiers if tier in MODELS]
-    strata = [(name, _count(s.get(f"gold_rows_{name}")), *(_quality(s, tier, name, wide) for tier in tiers)) for name in SLICES]
+    strata = [(name, _number(s.get(f"gold_rows_{name}")), *(_quality(s, tier, name, wide) for tier in tiers)) for name in SLICES]
     interval = "95 % interval" if wide else "95 % interval: ± in thousandths"
     yield f"Quality against people's answers (micro-F1, {interval})", _grid(("stratum", "n", *tiers), strata, _STYLES)
-    states = [(str(state), *(_count(s.get(f"rows_{tier}_{state}")) for tier in models)) for state in State]
-    states.insert(0, ("rows in", *(_count(s.get(f"rows_{tier}_in")) for tier in models)))
-    states.append(("rows/s", *(_rate(s.get(f"rows_per_s_{tier}")) for tier in models)))
+    states = [(str(state), *(_number(s.get(f"rows_{tier}_{state}")) for tier in models)) for state in State]
+    states.insert(0, ("rows in", *(_number(s.get(f"rows_{tier}_in")) for tier in models)))
+    states.append(("rows/s", *(_number(s.get(f"rows_per_s_{tier}"), 1) for tier in models)))
     yield "Rows by state", _grid(("", *models), states, _STYLES)
     latency = [
-        (source, _count(s.get(f"requests_{source}")), *(_ms(s.get(f"latency_{source}_{p}_ms")) for p in ("p50", "p95", "p99")))
+        (source, _number(s.get(f"requests_{source}")), *(_number(s.get(f"latency_{source}_{p}_ms"), 1) for p in ("p50", "p95", "p99")))
         for source in (*SOURCES, "all")
     ]
     yield "Latency in ms, by who answered", _grid(("", "requests", "p50", "p95", "p99"), latency)
     cost: list[tuple[str, ...]] = []
     for words, name in (("USD per million queries", "usd_per_million"), ("without the engine's start", "usd_per_million_running")):
-        cost.append((words, *(_usd(s.get(f"{name}_{tier}")) for tier in tiers)))
+        cost.append((words, *(_number(s.get(f"{name}_{tier}"), 2) for tier in tiers)))
         cost.append(("teacher's cost over the tier's", *(_over(s.get(f"{name}_teacher"), s.get(f"{name}_{tier}")) for tier in tiers)))
     yield "Cost in batch", _grid(("", *tiers), cost, _STYLES)
 
@@ -108,17 +108,5 @@ def _percent(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.1f} %"
 
 
-def _count(value: float | None) -> str:
-    return NONE if value is None else f"{int(value):,}"
-
-
-def _rate(value: float | None) -> str:
-    return NONE if value is None else f"{value:,.1f}"
-
-
-def _ms(value: float | None) -> str:
-    return NONE if value is None else f"{value:,.1f}"
-
-
-def _usd(value: float | None) -> str:
-    return NONE if value is None else f"{value:,.2f}"
+def _number(value: float | None, digits: int = 0) -> str:
+    return NONE if value is None else f"{value:,.{digits}f}"
