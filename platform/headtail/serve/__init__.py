@@ -120,12 +120,8 @@ def start(config: Config, student: type | None = None) -> Server:
 
     `student`: a class to run instead of `live.Student`, for tests.
     """
-    _check_port(config)
-    store = open_storage(config.root)
-    config = config.model_copy(update={"root": store.root})  # absolute: replicas have a working directory of their own
-    release = releases.load(store, config.release)
-    read_manifest(store, release.generation)
-    chosen = _student(config, store, release)
+    check_port(config)
+    config, release, chosen = _found(config)
     import ray
     from ray import serve
 
@@ -209,11 +205,16 @@ def application(config: Config, release: releases.Release, chosen: Chosen | None
 
 def from_args(args: dict[str, Any]) -> Any:
     """The application from the `args` of a Serve config file (import_path: headtail.serve:from_args): fields of Config."""
-    config = build(Config, args, where="args of the Serve config")
+    return application(*_found(build(Config, args, where="args of the Serve config")))
+
+
+def _found(config: Config) -> tuple[Config, releases.Release, Chosen | None]:
+    """`config` with an absolute root (replicas have a working directory of their own), its release and the model that runs live."""
     store = open_storage(config.root)
-    config = config.model_copy(update={"root": store.root})  # absolute: replicas have a working directory of their own
+    config = config.model_copy(update={"root": store.root})
     release = releases.load(store, config.release)
-    return application(config, release, _student(config, store, release))
+    read_manifest(store, release.generation)
+    return config, release, _student(config, store, release)
 
 
 _LOGGING: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
@@ -236,7 +237,8 @@ def _student(config: Config, store: Storage, release: releases.Release) -> Chose
     return Chosen(model.model_copy(update={"model": str(folder.resolve())}) if folder.is_dir() else model, found.digest)
 
 
-def _check_port(config: Config) -> None:
+def check_port(config: Config) -> None:
+    """ConfigError when the port cannot be listened on."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
         try:
