@@ -125,18 +125,16 @@ def run(config: Config) -> Receipt:
         raise
     store = open_storage(config.root)
     summary = read_json(store, receipt.output("summary"))
-    summary["loop_seconds"] = round(time.monotonic() - started, 1)
-    summary["stations_reused"] = sum(r.reused for r in loop.receipts.values())
-    summary["stations"] = len(loop.receipts)
-    summary["paths"]["receipts"] = {name: found.path for name, found in loop.receipts.items()}
-    summary["paths"] |= {"report": store.uri(receipt.output("report").path), "tracking": tracker.uri, "root": store.root}
     write_json(store, config.summary, summary)
+    seconds, reused = time.monotonic() - started, sum(found.reused for found in loop.receipts.values())
     numbers = {key: float(value) for key, value in summary.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+    numbers |= {"loop_seconds": round(seconds, 1), "stations": float(len(loop.receipts)), "stations_reused": float(reused)}
     tags = {**_lineage(loop), "mlflow.note.content": _note(loop, summary, prompt)}
     tracker.log(parent, {"task": task.name, "log": config.log or "example world"}, numbers, tags)
     with tempfile.TemporaryDirectory(prefix="headtail-report-") as scratch:
         tracker.artifact(parent, store.fetch(check(store, receipt.output("report")), Path(scratch)))
     tracker.end(parent)
+    say(f"{len(loop.receipts)} stations, {reused} of them found done, {seconds:.0f} s")
     return receipt
 
 
@@ -144,7 +142,7 @@ def _stations(loop: _Loop) -> Receipt:
     config, do = loop.config, loop.station
     shared = {"task": config.task}
     log, gold = _log(loop)
-    teacher = _named_teacher(config)
+    teacher = _named_teacher(config, loop.task)
     _tell_placeholder(config, teacher)
     ingest = do(
         "ingest", querylog.run, config.ingest, **shared, log=log, gold=gold, gold_train_share=0.0 if teacher else config.gold_train_share
@@ -303,10 +301,10 @@ def _log(loop: _Loop) -> tuple[str, str]:
     return store.uri(f"{made.path}/log"), store.uri(made.output(f"gold_{task.name}").path)
 
 
-def _named_teacher(config: Config) -> ModelConfig | None:
+def _named_teacher(config: Config, task: Task) -> ModelConfig | None:
     if config.teacher is not None:
         return config.teacher
-    shipped = load_task(config.task, config.allow_task_code).folder.is_relative_to(EXAMPLES)
+    shipped = task.folder.is_relative_to(EXAMPLES)
     return config.precompute_teacher.model.model_copy(update={"model": SHIPPED_TEACHER}) if shipped else None
 
 

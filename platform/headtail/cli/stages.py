@@ -52,11 +52,11 @@ def _show_loop(root: str) -> None:
     from headtail import report
     from headtail.storage import open_storage, read_json
 
-    summary = read_json(open_storage(root), "summary.json")
+    store = open_storage(root)
+    summary = read_json(store, "summary.json")
     console.print(report.table(summary, console.width))
-    say(f"{summary['stations']} stations, {summary['stations_reused']} of them found done, {summary['loop_seconds']:.0f} s")
     say("")
-    say(f"Open the report:        {summary['paths']['report']}")
+    say(f"Open the report:        {store.uri(summary['paths']['report'])}")
     say("Review in MLflow:       make ui")
     say("Ask the release:        make serve, then curl 'localhost:8000/v1/answer?query=...'")
     say("Look a query up:        headtail lookup --root " + root + " 'pizza near me'")

@@ -46,7 +46,7 @@ def run(config: Config) -> Receipt:
 
     def work(station: Station) -> None:
         summary = summarise(found, read_quality(store, found), config.title, config.reused)
-        summary["paths"] = _paths(store, found, station.path)
+        summary["paths"] = _paths(found, station.path)
         local = station.scratch / "report.html"
         local.write_text(hide(render(store, found, summary)), encoding="utf-8")
         station.file("report", local)
@@ -67,10 +67,11 @@ def read_quality(store: Storage, receipts: Mapping[str, Receipt]) -> list[dict[s
     return []
 
 
-def _paths(store: Storage, receipts: Mapping[str, Receipt], folder: str) -> dict[str, str]:
-    paths = {"report": store.uri(f"{folder}/report.html"), "summary": store.uri(f"{folder}/summary.json")}
+def _paths(receipts: Mapping[str, Receipt], folder: str) -> dict[str, Any]:
+    """Where in the store what was made is."""
+    paths: dict[str, Any] = {"report": f"{folder}/report.html", "receipts": {name: found.path for name, found in receipts.items()}}
     for name in ("publish", "publish_head"):
         if name in receipts and "release" in receipts[name].outputs:
-            paths["release"] = store.uri(receipts[name].outputs["release"].path)
+            paths["release"] = receipts[name].outputs["release"].path
             break
     return paths
