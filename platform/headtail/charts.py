@@ -83,7 +83,7 @@ def quality(points: Sequence[Point], name: str = "micro-F1", confidence: float =
     """Dots with intervals: strata down, quality across, one colour and marker per tier, tiers named at the top row."""
     strata = list(dict.fromkeys(p.stratum for p in points))
     tiers = list(dict.fromkeys(p.tier for p in points))
-    figure, axes = _figure(7.2, 0.9 + 0.62 * len(strata))
+    figure, axes = blank(7.2, 0.9 + 0.62 * len(strata))
     step = min(0.24, 0.66 / max(1, len(tiers)))
     lowest = min([p.low for p in points if p.low == p.low] or [0.0])
     left = 0.0 if lowest < 0.55 else 0.5
@@ -109,7 +109,8 @@ def quality(points: Sequence[Point], name: str = "micro-F1", confidence: float =
 def calibration(bins: Mapping[str, Sequence[Reliable]], labels: Mapping[str, str]) -> Any:
     """Reliability diagram: confidence across, share of right answers up, one panel per tier."""
     tiers = [tier for tier in bins if bins[tier]]
-    figure, panels = _figure(3.6 * max(1, len(tiers)), 3.5, max(1, len(tiers)))
+    count = max(1, len(tiers))
+    figure, panels = blank(3.6 * count, 3.5, ncols=count, sharey=count > 1)
     for axes, tier in zip(np.atleast_1d(panels), tiers, strict=False):
         tint = colour(tier, tiers)
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
@@ -130,7 +131,7 @@ def calibration(bins: Mapping[str, Sequence[Reliable]], labels: Mapping[str, str
 def latency(sources: Mapping[str, Sequence[float]]) -> Any:
     """ECDF of latency in ms by source, log scale, each curve named with its median and 99th percentile."""
     found = {name: np.sort(np.asarray(values, dtype=float)) for name, values in sources.items() if len(values)}
-    figure, axes = _figure(7.2, 3.4)
+    figure, axes = blank(7.2, 3.4)
     if not found:
         _empty(axes, "no request was answered")
         return figure
@@ -141,17 +142,8 @@ def latency(sources: Mapping[str, Sequence[float]]) -> Any:
         p50, p99 = np.quantile(values, [0.5, 0.99])
         label = f"{name}: half within {_ms(p50)}, 99 % within {_ms(p99)}"
         axes.text(0.0, 1.05 + 0.085 * (len(found) - 1 - number), label, color=tint, fontsize=9, transform=axes.transAxes)
-    axes.set_xscale("log")
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.tick_params(which="minor", length=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    axes.set_ylim(0, 1.02)
-    axes.set_xlabel("milliseconds, log scale")
-    axes.set_ylabel("share of requests answered by then")
-    axes.grid(True)
+    log_across(axes, "milliseconds", "share of requests answered by then")
+    percent_up(axes)
     return figure
 
 
@@ -181,13 +173,35 @@ def inline(text: str, name: str, label: str) -> str:
     return head + re.sub(r'\s(width|height)="[^"]*"', "", body[4 : body.index(">")]) + body[body.index(">") :]
 
 
-def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
+def blank(width: float, height: float, **panels: Any) -> tuple[Any, Any]:
+    """An empty figure in this style, and its axes; `panels`: of matplotlib's `subplots`."""
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
-        return figure, figure.subplots(1, panels, sharey=panels > 1)
+        return figure, figure.subplots(**panels)
+
+
+def log_across(axes: Any, across: str, up: str) -> None:
+    """A log scale across, in plain numbers; both axes labelled; a grid."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="minor", length=0)
+    axes.set_xlabel(f"{across}, log scale")
+    axes.set_ylabel(up)
+    axes.grid(True)
+
+
+def percent_up(axes: Any) -> None:
+    """Shares up, from none to all."""
+    from matplotlib.ticker import PercentFormatter
+
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylim(0, 1.02)
 
 
 def _empty(axes: Any, text: str) -> None:

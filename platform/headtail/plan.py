@@ -141,15 +141,9 @@ def curve(counts: Ints, covered: Coverage, head: int, limit: str) -> dict[str, A
 
 def figure(found: dict[str, Any]) -> Any:
     """The curve: queries by rank across (log), share of events up; where the head ends, and what it covers of later traffic."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
     ranks = [point["rank"] for point in found["points"]]
     head = found["head"]
-    with matplotlib.rc_context(charts.STYLE):
-        drawn = Figure(figsize=(7.2, 3.8))
-        axes = drawn.subplots()
+    drawn, axes = charts.blank(7.2, 3.8)
     lines: list[tuple[str, str, str, Any, float]] = [("share", "up to the cut", charts.COLOURS["teacher"], "-", 2.2)]
     if found["later_events"]:
         lines.append(("share_later", "later traffic", charts.COLOURS["student"], (0, (5, 2)), 2.0))
@@ -175,16 +169,9 @@ def figure(found: dict[str, Any]) -> Any:
     axes.set_title(
         f"head: {head['rows']:,} of {found['queries']:,} queries, {head['share']:.1%} of events{later}", loc="left", fontsize=10.5
     )
-    axes.set_xscale("log")
+    charts.log_across(axes, "most frequent queries", "share of events covered")
+    charts.percent_up(axes)
     axes.set_xlim(1, max(2, found["queries"]))
-    axes.set_ylim(0, 1.02)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    axes.tick_params(which="minor", length=0)
-    axes.set_xlabel("most frequent queries, log scale")
-    axes.set_ylabel("share of events covered")
-    axes.grid(True)
     return drawn
 
 

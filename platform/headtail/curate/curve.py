@@ -94,15 +94,9 @@ def fit(points: Sequence[Point], min_gain: float) -> Curve | None:
 
 def figure(curve: Curve, taken: int) -> Any:
     """Error against rows, both measured and as the law has it; where the golden set ends."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
     rows, error = [p.rows for p in curve.points], [p.error for p in curve.points]
     along = np.geomspace(rows[0], max(2 * taken, rows[-1]), 100)
-    with matplotlib.rc_context(charts.STYLE):
-        drawn = Figure(figsize=(7.2, 3.2))
-        axes = drawn.subplots()
+    drawn, axes = charts.blank(7.2, 3.2)
     axes.plot(along, [curve.error(n) for n in along], color=charts.COLOURS["student"], linewidth=1.8, linestyle=(0, (5, 2)))
     axes.plot(rows, error, "o", color=charts.COLOURS["student"], markersize=5)
     axes.axvline(taken, color=charts.MUTED, linewidth=1.0, linestyle=(0, (2, 2)))
@@ -112,11 +106,6 @@ def figure(curve: Curve, taken: int) -> Any:
         loc="left",
         fontsize=10.5,
     )
-    axes.set_xscale("log")
+    charts.log_across(axes, "rows learnt from", "share of labels missed")
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("rows learnt from, log scale")
-    axes.set_ylabel("share of labels missed")
-    axes.grid(True)
     return drawn

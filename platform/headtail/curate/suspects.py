@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from scipy.special import expit
 
 from headtail.curate.scan import Scan, redacted
 from headtail.curate.signals import Signal
@@ -34,15 +35,11 @@ def score(signals: Sequence[Signal], rows: int, wrong_share: float) -> Floats:
     low, high = -30.0, 30.0
     for _ in range(60):
         middle = (low + high) / 2
-        if float(np.mean(_logistic(total + middle))) < wanted:
+        if float(np.mean(expit(total + middle))) < wanted:
             low = middle
         else:
             high = middle
-    return _logistic(total + (low + high) / 2)
-
-
-def _logistic(x: Floats) -> Floats:
-    return np.asarray(1 / (1 + np.exp(-np.clip(x, -40, 40))), dtype=np.float64)
+    return np.asarray(expit(total + (low + high) / 2), dtype=np.float64)
 
 
 def queue(scan: Scan, task: Task, signals: Sequence[Signal], scores: Floats, rows: int, given: Callable[[int], Iterator[Any]]) -> pa.Table:

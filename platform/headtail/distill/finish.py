@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headtail import charts
 from headtail.distill.launch import Prepared
 from headtail.distill.learner import Learner
 from headtail.distill.rows import source_of
@@ -124,16 +125,12 @@ def _sizes(station: Station) -> dict[str, int]:
 
 
 def _curve(history: list[dict[str, float]], taken: int) -> Any:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.2))
-    axes = figure.subplots()
+    figure, axes = charts.blank(6, 3.2)
     steps = [point["step"] for point in history]
     axes.plot(steps, [point["loss"] for point in history], label="training", color="#9aa5b1")
     axes.plot(steps, [point["eval_loss"] for point in history], label="held out", color="#0072b2")
     if taken != steps[-1]:
         axes.axvline(taken, color="#d55e00", linewidth=1, linestyle="--", label=f"taken: step {taken}")
     axes.set(xlabel="step", ylabel="loss per answer token")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure

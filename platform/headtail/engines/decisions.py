@@ -11,6 +11,7 @@ from json.encoder import encode_basestring
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import log_softmax
 
 from headtail.engines.words import Read
 from headtail.labels import ABSENT, BEGIN, DELETE, FIRST_FIX, INSIDE, KEEP, NONE, OUTSIDE, Scheme, pieces
@@ -59,14 +60,14 @@ def decide(scheme: Scheme, near: Near, queries: Sequence[str], reads: Sequence[R
     parts, counts = slices(scheme), np.array([len(found.places) for found in reads])
     ends = np.cumsum(counts)
     means = [np.add.reduceat(logits[:, parts[f"field:{head.name}"]], ends - counts, axis=0) / counts[:, None] for head in scheme.fields]
-    values = [log_softmax(mean) for mean in means]
+    values = [log_softmax(mean, axis=-1) for mean in means]
     chosen = [found.argmax(1).tolist() for found in values]
     sure = [found.max(1).tolist() for found in values]
     made: list[Decided] = []
     if scheme.spans is None:
         return [Decided([], [], [], [c[i] for c in chosen], [], [], [s[i] for s in sure]) for i in range(len(reads))]
     kinds, word_sure = _best(logits[:, parts["kind"]])
-    named, label_sure = _labels(kinds, ends, log_softmax(logits[:, parts["label"]]))
+    named, label_sure = _labels(kinds, ends, log_softmax(logits[:, parts["label"]], axis=-1))
     fixes = [KEEP] * len(kinds)
     if scheme.fixes:
         fixes, logprobs = _fixes(scheme, near, queries, reads, kinds.tolist(), logits[:, parts["fix"]])
@@ -114,7 +115,7 @@ def _fixes(
 
 def _best(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(likeliest class, its log-prob) of each row."""
-    found = log_softmax(logits)
+    found = log_softmax(logits, axis=-1)
     return found.argmax(1), found.max(1)
 
 
@@ -134,12 +135,6 @@ def _labels(kinds: np.ndarray, ends: np.ndarray, labels: np.ndarray) -> tuple[np
     best = mean.argmax(1)
     named[inside], sure[inside] = best[number], mean.max(1)[number]
     return named, sure
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Along the last axis."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))
 
 
 class Writer:

@@ -201,16 +201,12 @@ def _remarks(config: Config, evidence: Evidence, number: int) -> list[str]:
 
 def figure(evidence: Evidence) -> Any:
     """A row per claim: the estimate (dot), what is shown (from the bound on), what is asked (tick). One panel per scale."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     kinds = list(dict.fromkeys(claim.kind for claim in evidence.claims))
     sizes = [sum(claim.kind == kind for claim in evidence.claims) for kind in kinds]
-    with matplotlib.rc_context(charts.STYLE):
-        drawn = Figure(figsize=(7.2, 0.7 * len(kinds) + 0.5 * sum(sizes)))
-        panels = drawn.subplots(len(kinds), 1, squeeze=False, height_ratios=[size + 0.6 for size in sizes])[:, 0]
-        for axes, kind in zip(panels, kinds, strict=True):
-            _panel(axes, [claim for claim in evidence.claims if claim.kind == kind], evidence.tier)
+    heights, ratios = 0.7 * len(kinds) + 0.5 * sum(sizes), [size + 0.6 for size in sizes]
+    drawn, panels = charts.blank(7.2, heights, nrows=len(kinds), squeeze=False, height_ratios=ratios)
+    for axes, kind in zip(panels[:, 0], kinds, strict=True):
+        _panel(axes, [claim for claim in evidence.claims if claim.kind == kind], evidence.tier)
     return drawn
 
 

@@ -7,7 +7,7 @@ or what is wrong with it. Knows nothing of files, of the log or of who asks.
 from __future__ import annotations
 
 import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from headtail import human
 from headtail.task import Task
@@ -58,22 +58,8 @@ def read_answer(task: Task, text: str) -> tuple[str | None, str]:
     """(canonical answer, "") or (None, what is wrong). Read as `human.parse` reads people's labels."""
     if len(text) > ANSWER_CHARS:
         return None, f"{len(text):,} characters; at most {ANSWER_CHARS:,} are taken"
-    answer, problem = _storable(task, *human.parse(task, text))
+    answer, problem = human.parse(task, text)
     return (None, problem) if problem else (task.dump(answer), "")
-
-
-def parse(task: Task, text: str) -> tuple[Any, str]:
-    """(answer, "") or (None, what is wrong): valid under the schema, and UTF-8 can hold it."""
-    return _storable(task, *task.parse(text))
-
-
-def _storable(task: Task, answer: Any, problem: str) -> tuple[Any, str]:
-    try:
-        if not problem:
-            task.dump(answer).encode("utf-8")
-    except (ValueError, RecursionError) as error:  # half a surrogate pair, or a thousand brackets: JSON lets them in
-        return None, f"cannot be stored: {error}"
-    return answer, problem
 
 
 def settle(task: Task, verdict: str, answer: str | None, before: str | None) -> tuple[str | None, str]:

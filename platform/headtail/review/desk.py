@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from headtail import __version__
-from headtail.review.decision import CORRECT, Decision, now, parse, read_answer, read_person, settle
+from headtail.review.decision import CORRECT, Decision, now, read_answer, read_person, settle
 from headtail.review.labelstudio import labels
 from headtail.review.log import PAGE, Kept, Log
 from headtail.review.queue import Item, Queue
@@ -163,7 +163,7 @@ class Desk:
 
     def _answer(self, text: str) -> dict[str, str]:
         """An answer with its fields in the schema's order, as compact JSON, and why it could not be taken, if so."""
-        answer, problem = parse(self.task, text)
+        answer, problem = self.task.parse(text)
         ordered = text if problem else json.dumps(json.loads(self.task.target(answer)), ensure_ascii=False, separators=(",", ":"))
         return {"text": ordered, "problem": problem}
 
