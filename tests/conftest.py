@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from headtail.receipt import Receipt
-from headtail.storage import FileRef, LocalStorage, Storage, open_storage, write_json, write_table
-from headtail.task import Task, load_task
+from headtail.adapters.storage import LocalStorage, Storage, open_storage, write_json, write_table
+from headtail.core.receipt import FileRef, Receipt
+from headtail.core.task import Task, load_task
 from here import answer_here, train_here  # noqa: F401  # fixtures
 from null_jobs import MakeJob, maker
 from timescale import SCALE, limit
@@ -94,7 +94,7 @@ def teacher_path() -> Path:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """A real Ray cluster for the whole test session; logical CPUs exceed the cores so that small actors fit."""
-    from headtail.cluster import start, stop
+    from headtail.adapters.cluster import start, stop
 
     start(cpus=4)
     yield
@@ -165,9 +165,9 @@ SMALL_LOOP = (
 @pytest.fixture(scope="session")
 def finished_loop(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The root of a small loop that has run once on real engines: the dearest fixture, shared by all who need a release."""
-    from headtail import loop
-    from headtail.config import load
+    from headtail import pipeline
+    from headtail.core.config import load
 
     root = str(tmp_path_factory.mktemp("loop") / "store")
-    loop.run(load(loop.Config, None, [*SMALL_LOOP, f"root={root}", f"serve.port={free_port()}"]))
+    pipeline.run(load(pipeline.Config, None, [*SMALL_LOOP, f"root={root}", f"serve.port={free_port()}"]))
     return root

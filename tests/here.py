@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from headtail import generate
-from headtail.distill import launch
-from headtail.generate.worker import Worker
+from headtail.batch import driver
+from headtail.batch.worker import Worker
+from headtail.stages.distill import launch
 
 ALONE = {"MASTER_ADDR": "127.0.0.1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
 
@@ -43,7 +43,7 @@ def _rank(spec: Any, port: int) -> None:
     import torch
     from ray import train
 
-    from headtail.distill.train import worker
+    from headtail.stages.distill.train import worker
 
     vars(train)["get_context"] = lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     torch.distributed.init_process_group("gloo")
@@ -63,8 +63,8 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
         assert child.exitcode == 0, "the rank broke: its output is in the captured stderr"
 
     monkeypatch.setattr(launch, "_fit", fit)
-    monkeypatch.setattr("headtail.cluster.start", lambda cpus=None: None)
-    monkeypatch.setattr("headtail.meter.metered", _unmetered)
+    monkeypatch.setattr("headtail.adapters.cluster.start", lambda cpus=None: None)
+    monkeypatch.setattr("headtail.adapters.meter.metered", _unmetered)
 
 
 @pytest.fixture
@@ -80,4 +80,4 @@ def answer_here(monkeypatch: pytest.MonkeyPatch) -> None:
             if worker.engine is not None:
                 worker.engine.close()
 
-    monkeypatch.setattr(generate, "_spread", spread)
+    monkeypatch.setattr(driver, "_spread", spread)

@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 import pyarrow as pa
 import pytest
 
-from headtail import keys
+from headtail.adapters.storage import open_storage, read_table, write_table
+from headtail.batch import Job, Table
+from headtail.batch.catalog import register
+from headtail.batch.driver import survey
+from headtail.batch.ledger import Ledger, settle_up
+from headtail.batch.prepare import prepare
+from headtail.batch.worker import Worker
+from headtail.core import keys
+from headtail.core.rows import PLANNED, with_side_inputs
+from headtail.core.task import Task
 from headtail.engines import Completion, ModelConfig, Request
-from headtail.generate import Job, Table, survey
-from headtail.generate.catalog import register
-from headtail.generate.ledger import Ledger, settle_up
-from headtail.generate.prepare import prepare
-from headtail.generate.worker import Worker
-from headtail.rows import PLANNED, with_side_inputs
-from headtail.storage import open_storage, read_table, write_table
-from headtail.task import Task
 
 MakeJob = Callable[..., Job]
 

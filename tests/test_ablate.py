@@ -10,15 +10,17 @@ import pytest
 
 from bench.suspects import OFF, world_answers
 from conftest import keep
-from headtail import ablate, curate, distill, precompute
-from headtail.config import build
-from headtail.errors import ConfigError
-from headtail.receipt import Receipt, load_ref
+from headtail.adapters.storage import Storage, open_storage
+from headtail.adapters.storage.receipts import load_ref, output_table
+from headtail.core.config import build
+from headtail.core.errors import ConfigError
+from headtail.core.receipt import Receipt
+from headtail.core.rows import ANSWER, GOLD, GOLDEN, with_side_inputs
+from headtail.core.task import Task
 from headtail.review.decision import Decision, now
 from headtail.review.log import Log
-from headtail.rows import ANSWER, GOLD, GOLDEN, with_side_inputs
-from headtail.storage import Storage, open_storage
-from headtail.task import Task
+from headtail.stages import curate, distill, precompute
+from headtail.studies import ablate
 
 GOLD_REF = f"plan/{'p' * 16}:gold"
 
@@ -53,7 +55,7 @@ class Stand:
     def distill(self, config: distill.Config) -> Receipt:
         store = open_storage(config.root)
         receipt, name = load_ref(store, config.sets[0].golden)
-        self.golden.append(receipt.table(store, name))
+        self.golden.append(output_table(store, receipt, name))
         assert config.gold == (GOLD_REF,)
         return keep(store, "distill", f"{len(self.golden):016d}", {"golden": self.golden[-1]})
 
@@ -63,7 +65,7 @@ class Stand:
         assert (config.inputs, config.source) == ((GOLD_REF,), "student")
         gold, name = load_ref(store, "plan:gold")
         lines: list[dict[str, Any]] = []
-        for place, row in enumerate(gold.table(store, name).to_pylist()):
+        for place, row in enumerate(output_table(store, gold, name).to_pylist()):
             right = place < self.golden[-1].num_rows / 5
             answer = row["answer"] if right else '{"intent":"booking"}'
             lines.append({**row, "answer": answer, "answer_key": row["query_key"], "state": "answered", "confidence": 0.9})
@@ -84,7 +86,7 @@ def test_run(store: Storage, config: ablate.Config, monkeypatch: pytest.MonkeyPa
     assert abs(relabelled.num_rows - filtered.num_rows - 1) <= 2  # it also moves what the small models think of its neighbours
     assert human.num_rows == 50
     assert raw.schema == with_side_inputs(GOLDEN, [])
-    table = receipt.table(store, "ablation")
+    table = output_table(store, receipt, "ablation")
     assert table.schema == ablate.ABLATION
     whole = {row["variant"]: row for row in table.to_pylist() if row["stratum"] == "all"}
     assert list(whole) == ["raw", "reviewed", "filtered", "relabelled", "human"]

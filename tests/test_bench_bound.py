@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.bound import H200, ONE_B, bound, kv_cache
-from headtail.cost import LLAMA_8B as EIGHT_B
+from headtail.core.cost import LLAMA_8B as EIGHT_B
 
 
 def test_shapes_have_the_sizes_that_their_makers_state() -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from bench.students import copied, figures
 from conftest import keep
-from headtail.receipt import Receipt, load_receipt
-from headtail.storage import open_storage
+from headtail.adapters.storage import open_storage
+from headtail.adapters.storage.receipts import load_receipt, output_table
+from headtail.core.receipt import Receipt
 
 
 def receipt(rows: int, seconds: float, start: float, **metrics: float) -> Receipt:
@@ -43,4 +44,4 @@ def test_stages_are_copied_whole_and_the_source_is_left_alone(root: str, tmp_pat
     made = keep(source, "plan", "ab" * 8, {"gold": pa.table({"a": [1]})})
     copied(source, target, [made])
     for store in (source, target):
-        assert load_receipt(store, "plan").table(store, "gold")["a"].to_pylist() == [1]
+        assert output_table(store, load_receipt(store, "plan"), "gold")["a"].to_pylist() == [1]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from headtail.bounds import Array, Either, Game, Proof, Share, assisted, holm, share_p
+from headtail.core.bounds import Array, Either, Game, Proof, Share, assisted, holm, share_p
 
 GATES = 2000
 CHANCE = 1e-4  # of a false alarm per cell; seeds are fixed

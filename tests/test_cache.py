@@ -22,8 +22,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headtail import cache as cache_module
-from headtail import numbered
+from headtail.adapters import numbered
+from headtail.adapters.storage import Storage, open_storage, read_table
 from headtail.cache import (
     Built,
     Cache,
@@ -36,13 +36,13 @@ from headtail.cache import (
     publish_generation,
     read_manifest,
 )
+from headtail.cache import snapshot as cache_module
 from headtail.cache.builder import build_generation
+from headtail.cache.lmdb_file import Snapshot, Values
 from headtail.cache.manifest import LOG
-from headtail.cache.snapshot import Snapshot, Values
-from headtail.errors import InputError, LedgerError, StorageError
-from headtail.keys import canonical, normalise, query_key
-from headtail.rows import ANSWER, CACHED, key_words
-from headtail.storage import Storage, open_storage, read_table
+from headtail.core.errors import InputError, LedgerError, StorageError
+from headtail.core.keys import canonical, normalise, query_key
+from headtail.core.rows import ANSWER, CACHED, key_words
 
 Row = tuple[str, str, str, float | None, str]  # query, answer, state, confidence, source
 
@@ -364,7 +364,7 @@ def test_disk_full_is_told_and_leaves_nothing(store: Storage, tmp_path: Path, mo
         raise lmdb.DiskError("mdb_txn_commit: No space left on device")
 
     (folder := tmp_path / "x").mkdir()
-    monkeypatch.setattr("headtail.cache.snapshot.lmdb.open", full)
+    monkeypatch.setattr("headtail.cache.lmdb_file.lmdb.open", full)
     with pytest.raises(StorageError, match="No space left") as told:
         build_generation([[answers(good("a"))]], folder)
     assert "TMPDIR" in str(told.value)
@@ -509,13 +509,13 @@ def test_an_answer_nested_deeply_is_decoded_too() -> None:
 
 def test_a_value_of_another_format_is_refused(store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("headtail.cache.snapshot.FORMAT", 7)
+        patch.setattr("headtail.cache.lmdb_file.FORMAT", 7)
         _, manifest = publish(store, tmp_path, answers(good("a")))
     with pytest.raises(StorageError, match="unknown format"):
         open_generation(store, manifest.id).get("a")
     for name in ("FORMAT", "NORMALISATION"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"headtail.cache.{name}", 3)
+            patch.setattr(f"headtail.cache.snapshot.{name}", 3)
             with pytest.raises(StorageError, match="another version of headtail"):
                 open_generation(store, manifest.id)
 
@@ -545,7 +545,7 @@ def test_long_answers_and_queries_of_every_length(store: Storage, tmp_path: Path
 
 
 def test_the_map_grows_as_rows_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headtail.cache.snapshot._SPARE", 1 << 20)
+    monkeypatch.setattr("headtail.cache.lmdb_file._SPARE", 1 << 20)
     monkeypatch.setattr(builder, "PIECE_ROWS", 64)
     built = build_generation([[answers(*(good(f"q{i}", '"' + "z" * 20_000 + '"') for i in range(1000)))]], tmp_path)
     assert built.rows == 1000

@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headtail import release
+from headtail.adapters.storage import LocalStorage, Storage, open_storage
 from headtail.cache import collect, manifest, open_generation, publish_generation
 from headtail.cache.builder import build_generation
 from headtail.cache.collect import collected_table
 from headtail.cache.manifest import mark_path
-from headtail.errors import ConfigError, InputError, StorageError
-from headtail.release import Release
-from headtail.storage import LocalStorage, Storage, open_storage
-from headtail.task import Task
+from headtail.core.errors import ConfigError, InputError, StorageError
+from headtail.core.task import Task
+from headtail.releases import release
+from headtail.releases.release import Release
 from test_cache import answers, good, kill_at, publish
 
 

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headtail.adapters.storage import Storage, open_storage
 from headtail.cache import Manifest, merge, publish_generation
 from headtail.cache.builder import build_generation
 from headtail.cache.diff import KINDS, Diff, diff_generations, diff_table
-from headtail.errors import StorageError
-from headtail.keys import fingerprint, normalise
-from headtail.storage import Storage, open_storage
+from headtail.core.errors import StorageError
+from headtail.core.keys import fingerprint, normalise
 from test_cache import answers, good
 from timescale import limit
 

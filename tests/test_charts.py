@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headtail import charts
+from headtail.adapters import charts
 
 
 def test_each_tier_has_its_colour_wherever_it_stands() -> None:

@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from headtail.cluster import unwrapped
-from headtail.errors import ConfigError, EngineError, HeadtailError, LedgerError, StorageError
+from headtail.adapters.cluster import unwrapped
+from headtail.core.errors import ConfigError, EngineError, HeadtailError, LedgerError, StorageError
 
 
 @pytest.mark.parametrize("fails, ends_well", [(0, True), (1, True), (2, False)])
 def test_a_busy_machine_gets_a_second_chance_then_a_clear_error(monkeypatch: pytest.MonkeyPatch, fails: int, ends_well: bool) -> None:
     import ray
 
-    from headtail import cluster
+    from headtail.adapters import cluster
 
     tried: list[int] = []
 
@@ -45,7 +45,7 @@ def test_a_busy_machine_gets_a_second_chance_then_a_clear_error(monkeypatch: pyt
 
 @pytest.mark.parametrize("long", [False, True])
 def test_the_folder_of_sockets_is_private_short_and_never_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, long: bool) -> None:
-    from headtail import cluster
+    from headtail.adapters import cluster
 
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setattr(cluster, "_folders", [])
@@ -68,7 +68,7 @@ def test_the_folder_of_sockets_is_private_short_and_never_the_same(monkeypatch: 
 
 
 def test_the_token_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from headtail import cluster
+    from headtail.adapters import cluster
 
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
@@ -105,7 +105,7 @@ def test_a_local_cluster_listens_on_loopback_only(cluster: None) -> None:
 def test_start_twice_is_one_cluster(cluster: None) -> None:
     import ray
 
-    from headtail.cluster import start
+    from headtail.adapters.cluster import start
 
     before = ray.get_runtime_context().get_job_id()
     start()

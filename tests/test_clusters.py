@@ -199,8 +199,8 @@ def test_the_service_starts_what_there_is_with_fields_that_exist() -> None:
 
     from ray.serve.schema import ServeDeploySchema
 
-    from headtail.config import build
-    from headtail.serve import Config
+    from headtail.core.config import build
+    from headtail.stages.serve import Config
 
     spec = read(CLUSTERS / "kuberay" / "rayservice.yaml")["spec"]
     [app] = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"])).applications

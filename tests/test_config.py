@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import Field, ValidationError
 
-from headtail.config import Config, StageConfig, apply_sets, execution, load, read_yaml, result_fields
-from headtail.errors import ConfigError
+from headtail.core.config import Config, StageConfig, apply_sets, execution, load, read_yaml, result_fields
+from headtail.core.errors import ConfigError
 
 
 class Inner(Config):
@@ -110,7 +110,7 @@ def test_naming_one_field_of_a_group_keeps_the_groups_own_defaults() -> None:
 
 
 def test_a_trained_teacher_keeps_its_settings_when_one_is_changed() -> None:
-    from headtail.loop import Config as Loop
+    from headtail.pipeline import Config as Loop
 
     plain, changed = Loop().train_teacher, load(Loop, None, ["train_teacher.epochs=2"]).train_teacher
     assert changed == plain.model_copy(update={"epochs": 2.0})

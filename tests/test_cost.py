@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headtail.cost import ENCODER_30M, LLAMA_8B, QWEN_HALF_B, Shape, Tokens, decoder_flops, encoder_flops, shape_of, tokens_of
-from headtail.errors import ConfigError
+from headtail.core.cost import ENCODER_30M, LLAMA_8B, QWEN_HALF_B, Shape, Tokens, decoder_flops, encoder_flops, shape_of, tokens_of
+from headtail.core.errors import ConfigError
 
 
 @pytest.mark.parametrize(

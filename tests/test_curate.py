@@ -15,19 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import keep
-from headtail import curate
-from headtail.config import TrackingConfig, build
-from headtail.curate import columns
-from headtail.curate.verdicts import Judged, traffic_weights
-from headtail.curate.verdicts import judge as verdicts
-from headtail.errors import ConfigError, InputError, LeakError, LedgerError, StorageError
-from headtail.keys import canonical, query_key
-from headtail.leaks import Gold
+from headtail.adapters.storage import Storage
+from headtail.adapters.storage.receipts import output_table
+from headtail.core.config import TrackingConfig, build
+from headtail.core.errors import ConfigError, InputError, LeakError, LedgerError, StorageError
+from headtail.core.keys import canonical, query_key
+from headtail.core.leaks import Gold
+from headtail.core.rows import ANSWER, DROPPED, GOLD, GOLDEN, TOP, State, with_side_inputs, with_top
+from headtail.core.task import Task
 from headtail.review.decision import Decision, now
 from headtail.review.log import Log
-from headtail.rows import ANSWER, DROPPED, GOLD, GOLDEN, TOP, State, with_side_inputs, with_top
-from headtail.storage import Storage
-from headtail.task import Task
+from headtail.stages import curate
+from headtail.stages.curate import columns
+from headtail.stages.curate.verdicts import Judged, traffic_weights
+from headtail.stages.curate.verdicts import judge as verdicts
 
 OFF = TrackingConfig(enabled=False)
 ANSWERS = with_side_inputs(ANSWER, ["businesses"])
@@ -90,7 +91,7 @@ def test_likeliest_tokens_stay_with_the_teachers_own_words(store: Storage, segme
     before = rows[1]
     made = Decision(query_key("pizza"), "pizza", "correct", '{"segments":[]}', before["answer"], before["answer_key"], "anna", now(), "")
     Log(store, segmentation.name).record([made], "page")
-    golden = {row["query"]: row for row in curate.run(config).table(store, "golden").to_pylist()}
+    golden = {row["query"]: row for row in output_table(store, curate.run(config), "golden").to_pylist()}
     assert golden["plumber"]["top_ids"] == [5, 1, 6, 2]
     assert golden["plumber"]["top_logprobs"] == [0, -1, -2, -3]
     assert golden["plumber"]["businesses"] == ["plumber ltd"]
@@ -110,7 +111,7 @@ def test_run(store: Storage, segmentation: Task) -> None:
     ]
     config = put(store, segmentation, rows, "asked of people", "asked of people, badly", "never seen")
     receipt = curate.run(config)
-    golden, dropped = receipt.table(store, "golden"), receipt.table(store, "dropped")
+    golden, dropped = output_table(store, receipt, "golden"), output_table(store, receipt, "dropped")
     assert golden.schema == with_side_inputs(GOLDEN, ["businesses"])
     assert dropped.schema == DROPPED
     assert sorted(golden["query"].to_pylist()) == ["pizza", "plumber"]
@@ -300,7 +301,7 @@ def test_many_rows_in_bounded_time() -> None:
 
 
 def test_s3(s3_root: str, segmentation: Task) -> None:
-    from headtail.storage import open_storage
+    from headtail.adapters.storage import open_storage
 
     store = open_storage(s3_root)
     receipt = curate.run(put(store, segmentation, [one("plumber"), one("pizza", withheld=True)], "pizza"))

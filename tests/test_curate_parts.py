@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headtail.curate import columns, curve, decided, neighbours, signals, suspects
-from headtail.curate.curve import Point
-from headtail.curate.draw import Pool, allot, pick
-from headtail.curate.tags import align, label_fields, tag, untag
-from headtail.curate.verdicts import scanned
+from headtail.core.keys import normalise, query_key
+from headtail.core.leaks import Gold
+from headtail.core.rows import REVIEWED
+from headtail.core.task import Task
 from headtail.examples import world
-from headtail.keys import normalise, query_key
-from headtail.leaks import Gold
-from headtail.rows import REVIEWED
-from headtail.task import Task
+from headtail.stages.curate import columns, curve, decided, neighbours, signals, suspects
+from headtail.stages.curate.curve import Point
+from headtail.stages.curate.draw import Pool, allot, pick
+from headtail.stages.curate.tags import align, label_fields, tag, untag
+from headtail.stages.curate.verdicts import scanned
 from test_curate import one, table
 
 
@@ -28,7 +28,7 @@ from test_curate import one, table
 @settings(max_examples=80, deadline=None)
 def test_tags_of_a_right_answer_hold_every_word_and_give_it_back(rank: int, variant: int) -> None:
     """Misspelt words are matched with what the answer writes for them, so that nothing is absent and nothing left out."""
-    from headtail.task import load_task
+    from headtail.core.task import load_task
 
     task, found = load_task("query_segmentation"), world.meaning(7, rank, 40_000)
     query, answer = normalise(world.misspell(found.text, variant)), world.answers(found)["query_segmentation"]

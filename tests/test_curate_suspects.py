@@ -12,14 +12,16 @@ import pytest
 
 from bench.suspects import OFF, one, world_answers
 from conftest import keep
-from headtail import curate, review
-from headtail.keys import normalise, query_key
+from headtail import review
+from headtail.adapters.storage import Storage
+from headtail.adapters.storage.receipts import output_table
+from headtail.core.keys import normalise, query_key
+from headtail.core.rows import ANSWER, GOLD, GOLDEN, SUSPECT, with_side_inputs
+from headtail.core.task import Task, load_task
 from headtail.review.decision import Decision, now
 from headtail.review.log import Log
 from headtail.review.queue import load_queue
-from headtail.rows import ANSWER, GOLD, GOLDEN, SUSPECT, with_side_inputs
-from headtail.storage import Storage
-from headtail.task import Task, load_task
+from headtail.stages import curate
 
 ROWS = 1500
 
@@ -55,13 +57,13 @@ def config(store: Storage, segmentation: Task) -> curate.Config:
 
 def test_suspects_are_a_queue(store: Storage, segmentation: Task, config: curate.Config) -> None:
     receipt = curate.run(config)
-    suspects = receipt.table(store, "suspects")
+    suspects = output_table(store, receipt, "suspects")
     assert suspects.schema == with_side_inputs(SUSPECT, ["businesses"])
     assert suspects.num_rows == receipt.rows["suspects"] == 1000
     assert (np.diff(suspects["gain"].to_numpy()) <= 1e-9).all()
     queue = load_queue(store, "curate:suspects", segmentation)
     first = [queue.item(place) for place in range(10)]
-    wrong = receipt.table(store, "suspects").slice(0, 10)
+    wrong = output_table(store, receipt, "suspects").slice(0, 10)
     assert sum(item.answer is None or "lighthouse" in item.answer for item in first) >= 9, wrong["query"].to_pylist()
     unanswered = next(item for item in first if item.answer is None)
     assert unanswered.score == 1
@@ -89,7 +91,7 @@ def decide(store: Storage, task: Task, row: dict[str, Any], verdict: str, answer
 
 def test_what_people_decide_holds(store: Storage, segmentation: Task, config: curate.Config) -> None:
     before = curate.run(config)
-    rows = before.table(store, "suspects").to_pylist()
+    rows = output_table(store, before, "suspects").to_pylist()
     wrong = [row for row in rows if row["answer"] and "lighthouse" in row["answer"]]
     unanswered = next(row for row in rows if row["answer"] is None)
     right = rows[-1]
@@ -100,8 +102,8 @@ def test_what_people_decide_holds(store: Storage, segmentation: Task, config: cu
     decide(store, segmentation, unanswered, "correct", mended)
     after = curate.run(config)
     assert after.fingerprint != before.fingerprint, "decisions are part of what decides the result"
-    golden = {row["query_key"]: row for row in after.table(store, "golden").to_pylist()}
-    dropped = {row["query_key"]: row["reason"] for row in after.table(store, "dropped").to_pylist()}
+    golden = {row["query_key"]: row for row in output_table(store, after, "golden").to_pylist()}
+    dropped = {row["query_key"]: row["reason"] for row in output_table(store, after, "dropped").to_pylist()}
     assert golden[wrong[0]["query_key"]]["answer"] == mended
     assert golden[unanswered["query_key"]]["answer"] == mended, "a person's answer rescues a row without one"
     assert golden[wrong[0]["query_key"]]["answer_key"] is None
@@ -117,7 +119,7 @@ def test_what_people_decide_holds(store: Storage, segmentation: Task, config: cu
         if row["origin"] == "teacher"
     ]
     assert others == pytest.approx([mine / 4] * len(others), rel=1e-4)
-    left = {row["query_key"] for row in after.table(store, "suspects").to_pylist()}
+    left = {row["query_key"] for row in output_table(store, after, "suspects").to_pylist()}
     assert not left & {wrong[0]["query_key"], wrong[1]["query_key"], unanswered["query_key"]}
     raw = curate.run(config.model_copy(update={"reviews": False}))
     assert raw.fingerprint == before.fingerprint
@@ -126,15 +128,15 @@ def test_what_people_decide_holds(store: Storage, segmentation: Task, config: cu
 
 
 def test_near_duplicates_of_gold_are_set_aside(store: Storage, segmentation: Task, config: curate.Config) -> None:
-    queries = curate.run(config).table(store, "golden")["query"].to_pylist()
+    queries = output_table(store, curate.run(config), "golden")["query"].to_pylist()
     typed = next(query for query in queries if len(query) > 24 and " " in query)
     gold = [{"query_key": query_key(t), "query": t, "answer": "{}", "count": 1, "stratum": "tail"} for t in (f"{typed}s",)]
     keep(store, "plan", "q" * 16, {"gold": pa.Table.from_pylist(gold, schema=GOLD)})
     receipt = curate.run(config.model_copy(update={"more_gold": (f"plan/{'q' * 16}:gold",), "gold": f"plan/{'p' * 16}:gold"}))
-    dropped = {row["query"]: row["reason"] for row in receipt.table(store, "dropped").to_pylist()}
+    dropped = {row["query"]: row["reason"] for row in output_table(store, receipt, "dropped").to_pylist()}
     assert dropped[typed] == "near_gold"
     assert receipt.rows["dropped.near_gold"] >= 1
-    assert typed not in receipt.table(store, "golden")["query"].to_pylist()
+    assert typed not in output_table(store, receipt, "golden")["query"].to_pylist()
 
 
 PRIVATE = ("anna.berg@example.org", "+49 171 2345678", "4111 1111 1111 1111")
@@ -152,9 +154,9 @@ def test_personal_data_is_out_of_all_that_is_trained_on_or_shown(store: Storage,
     keep(store, "precompute", "t" * 16, {"answers/shard-00000": table}, settings={"task": segmentation.fingerprint})
     keep(store, "plan", "p" * 16, {"gold": GOLD.empty_table()})
     receipt = curate.run(curate.Config(root=store.root, tracking=OFF, max_rows=58))
-    golden = receipt.table(store, "golden")
+    golden = output_table(store, receipt, "golden")
     for name in ("golden", "dropped", "suspects"):
-        written = json.dumps(receipt.table(store, name).to_pylist(), default=str)
+        written = json.dumps(output_table(store, receipt, name).to_pylist(), default=str)
         assert not [secret for secret in PRIVATE if secret in written], name
     assert golden.schema == with_side_inputs(GOLDEN, ["businesses"])
     kept = [row for row in golden.to_pylist() if row["query"].startswith("call <")]

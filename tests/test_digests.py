@@ -12,11 +12,7 @@ import pytest
 
 import headtail
 from conftest import keep
-from headtail.cache import Cache, open_generation
-from headtail.errors import HeadtailError, StorageError
-from headtail.receipt import Receipt, load_receipt
-from headtail.storage import (
-    FileRef,
+from headtail.adapters.storage import (
     Storage,
     check,
     check_local,
@@ -28,22 +24,26 @@ from headtail.storage import (
     read_table,
     stream_table,
 )
-from headtail.storage import write_table as write
+from headtail.adapters.storage import write_table as write
+from headtail.adapters.storage.receipts import load_receipt, output_table
+from headtail.cache import Cache, open_generation
+from headtail.core.errors import HeadtailError, StorageError
+from headtail.core.receipt import FileRef, Receipt
 from test_cache import answers, good, publish
 
 PACKAGE = Path(headtail.__file__).parent
 NOT_CHECKED = {
-    "generate/ledger.py": "it compares every row of the file with the job's input itself, and the size",
-    "generate/compare.py": "a forecast: the job reads the same files with their digests",
-    "generate/probe.py": "a forecast, as above",
-    "generate/prepare.py": "a part has a CRC-32 per run of rows, looked at as each is read",
-    "report/page.py": "looks at the name of the file alone",
-    "models.py": "fetches, then compares the copy with the digest itself",
-    "distill/resume.py": "a mark found by listing has no digest; checkpoints have one each",
-    "distill/finish.py": "files that this very run has just written",
-    "storage/digests.py": "the check itself",
-    "storage/tables.py": "after the check",
-    "cache/__init__.py": "fetches, then opens the copy, which looks at its digest",
+    "batch/ledger.py": "it compares every row of the file with the job's input itself, and the size",
+    "stages/precompute/dry_run/compare.py": "a forecast: the job reads the same files with their digests",
+    "stages/precompute/dry_run/probe.py": "a forecast, as above",
+    "batch/prepare.py": "a part has a CRC-32 per run of rows, looked at as each is read",
+    "stages/report/page.py": "looks at the name of the file alone",
+    "engines/models.py": "fetches, then compares the copy with the digest itself",
+    "stages/distill/resume.py": "a mark found by listing has no digest; checkpoints have one each",
+    "stages/distill/finish.py": "files that this very run has just written",
+    "adapters/storage/digests.py": "the check itself",
+    "adapters/storage/tables.py": "after the check",
+    "cache/snapshot.py": "fetches, then opens the copy, which looks at its digest",
 }
 
 
@@ -87,10 +87,10 @@ def test_a_changed_file_is_not_read_by_anyone_who_has_its_digest(store: Storage,
 def test_an_output_of_a_receipt_is_checked(store: Storage) -> None:
     keep(store, "plan", "ab", {"head": pa.table({"x": list(range(1000))})})
     receipt: Receipt = load_receipt(store, "plan")
-    assert receipt.table(store, "head").num_rows == 1000
+    assert output_table(store, receipt, "head").num_rows == 1000
     change(store, receipt.output("head").path)
     with pytest.raises(StorageError, match="SHA-256 differs"):
-        receipt.table(store, "head")
+        output_table(store, receipt, "head")
 
 
 def test_a_file_is_read_for_its_digest_once_for_each_state_of_it(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,19 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import keep
-from headtail import distill, form
-from headtail.config import TrackingConfig
-from headtail.distill.base import Base, Shape, keep_layers, load_base, make_base
-from headtail.distill.batches import collate, columns, encode, plan_epoch, steps_of
-from headtail.distill.learner import DecoderLearner
-from headtail.distill.merge import merge_lora, relative_drift
-from headtail.distill.tokenizer import train_tokenizer
-from headtail.distill.train import adapted, learning_rate
-from headtail.errors import ConfigError, InputError, LeakError, TrainingError
+from headtail.adapters.storage import Storage, put_folder, write_json
+from headtail.core import io_format
+from headtail.core.config import TrackingConfig
+from headtail.core.errors import ConfigError, InputError, LeakError, TrainingError
+from headtail.core.receipt import Receipt
+from headtail.core.task import Task
 from headtail.examples import world
-from headtail.receipt import Receipt
-from headtail.storage import Storage, put_folder, write_json
-from headtail.task import Task
+from headtail.stages.distill import stage as distill
+from headtail.stages.distill.base import Base, Shape, keep_layers, load_base, make_base
+from headtail.stages.distill.batches import collate, columns, encode, plan_epoch, steps_of
+from headtail.stages.distill.learner import DecoderLearner
+from headtail.stages.distill.merge import merge_lora, relative_drift
+from headtail.stages.distill.tokenizer import train_tokenizer
+from headtail.stages.distill.train import adapted, learning_rate
 
 OFF = TrackingConfig(enabled=False)
 TINY = Shape(vocabulary=400, hidden=32, layers=3, heads=2, feed_forward=64, positions=256)
@@ -133,8 +134,8 @@ def test_columns_are_views_with_the_same_values() -> None:
 
 
 def golden_table(rows: list[tuple[str, dict[str, Any]]], task: Task) -> pa.Table:
-    from headtail.keys import query_key
-    from headtail.rows import GOLDEN, with_side_inputs
+    from headtail.core.keys import query_key
+    from headtail.core.rows import GOLDEN, with_side_inputs
 
     columns = [[query_key(q) for q, _ in rows], [q for q, _ in rows], [task.dump(a) for _, a in rows], [1.0] * len(rows)]
     tail = [["head"] * len(rows), ["teacher"] * len(rows), [None] * len(rows), [["blue fox"]] * len(rows)]
@@ -205,8 +206,8 @@ def test_adapters_tell_signs_apart_that_the_base_never_met(tokenizer: Any, inten
     """Two answers, two signs, embeddings alike: without their own the best is a coin's log(2). What is learnt outlives the merge."""
     import torch
 
-    made, tokenizer = form.made_for(intent, form.Manner(prompt="bare", answer="code")), copy.deepcopy(tokenizer)
-    assert form.DEFAULT.signs(tokenizer) == []
+    made, tokenizer = io_format.made_for(intent, io_format.Manner(prompt="bare", answer="code")), copy.deepcopy(tokenizer)
+    assert io_format.DEFAULT.signs(tokenizer) == []
     rows = golden_table([("pizza", {"intent": "price"}), ("noodles", {"intent": "booking"})], intent)
     lora, losses = {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": "all-linear"}, {}
     for learner in (DecoderLearner(form=made), DecoderLearner(form=made.model_copy(update={"answer": "json"}))):
@@ -255,10 +256,10 @@ def test_layers_are_taken_evenly(tokenizer: Any) -> None:
 
 def test_a_student_starts_from_layers_of_a_trained_teacher(store: Storage, tokenizer: Any, tmp_path: Path) -> None:
     """base.model=distill/... with base.layers: cut once, kept in the store, and found there by a run that goes on."""
-    from headtail.distill.launch import prepare_base
-    from headtail.models import resolve, weights_digest
-    from headtail.station import Station
-    from headtail.tracking import Tracker
+    from headtail.adapters.tracking import Tracker
+    from headtail.engines.models import resolve, weights_digest
+    from headtail.stages.base import Station
+    from headtail.stages.distill.launch import prepare_base
 
     teacher = make_base(TINY, tokenizer, 7)
     for saved in (teacher, tokenizer):
@@ -309,7 +310,7 @@ def test_leak_with_gold_is_an_error(root: str, rows: Receipt) -> None:
 
 
 def test_empty_golden_set_is_an_error(root: str, rows: Receipt) -> None:
-    from headtail.storage import open_storage, read_table
+    from headtail.adapters.storage import open_storage, read_table
 
     store = open_storage(root)
     empty = read_table(store, rows.output("train_query_segmentation").path).slice(0, 0)

@@ -14,26 +14,28 @@ import pyarrow as pa
 import pytest
 
 from conftest import keep
-from headtail import distill, evaluate, form, labels, precompute
-from headtail.config import TrackingConfig
-from headtail.distill.base import Base, Shape
-from headtail.distill.batches import UNTAUGHT, columns, epoch_seed, plan_epoch
-from headtail.distill.encoder import NOISED, EncoderLearner, Settings, encoder_learner, pool, slip, slipped
-from headtail.distill.learner import Learner
-from headtail.distill.masked import hidden, pretrain
-from headtail.distill.seq2seq import Seq2SeqLearner
-from headtail.distill.tokenizer import train_word_tokenizer
+from headtail.adapters.storage import Storage, open_storage
+from headtail.adapters.storage.receipts import output_table
+from headtail.core import io_format, tagging
+from headtail.core.config import TrackingConfig
+from headtail.core.errors import ConfigError, TrainingError
+from headtail.core.keys import normalise, query_key
+from headtail.core.rows import with_side_inputs
+from headtail.core.spelling import similar
+from headtail.core.task import Task
 from headtail.engines import ModelConfig, Request, open_engine
 from headtail.engines.words import Reader
-from headtail.errors import ConfigError, TrainingError
 from headtail.examples import world
-from headtail.keys import normalise, query_key
-from headtail.rows import with_side_inputs
-from headtail.spelling import similar
-from headtail.storage import Storage, open_storage
-from headtail.task import Task
+from headtail.stages import distill, evaluate, precompute
+from headtail.stages.distill.base import Base, Shape
+from headtail.stages.distill.batches import UNTAUGHT, columns, epoch_seed, plan_epoch
+from headtail.stages.distill.encoder import NOISED, EncoderLearner, Settings, encoder_learner, pool, slip, slipped
+from headtail.stages.distill.learner import Learner
+from headtail.stages.distill.masked import hidden, pretrain
+from headtail.stages.distill.seq2seq import Seq2SeqLearner
+from headtail.stages.distill.tokenizer import train_word_tokenizer
 from test_engines_encoder import TINY, golden_table
-from test_labels import PLAIN
+from test_tagging import PLAIN
 
 OFF = TrackingConfig(enabled=False)
 SMALL = Shape(vocabulary=600, hidden=64, layers=2, heads=2, feed_forward=128, positions=64)
@@ -59,7 +61,7 @@ def golden(segmentation: Task) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def learner(segmentation: Task, golden: pa.Table) -> EncoderLearner:
-    return encoder_learner([segmentation], [golden], form.Manner(), Settings(pretrain_epochs=0), ["a query more"])
+    return encoder_learner([segmentation], [golden], io_format.Manner(), Settings(pretrain_epochs=0), ["a query more"])
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def test_examples_hold_a_row_as_it_is_and_with_slips(
     assert table.num_rows == golden.num_rows
     assert re.search(r"labels       hold 9\d\.\d% of 150", capsys.readouterr().err)
     for query, row in zip(golden["query"].to_pylist(), table.to_pylist(), strict=True):
-        reader, spoken = Reader(tokenizer), labels.words(query)
+        reader, spoken = Reader(tokenizer), tagging.words(query)
         first = row["ids"][: row["sizes"][0]]
         assert first == reader.read(query).ids
         assert len(row["kinds"]) == len(row["labels"]) == len(spoken)
@@ -119,7 +121,7 @@ def test_examples_hold_a_row_as_it_is_and_with_slips(
         for variant in range(1, len(row["sizes"])):
             fixes = row["fixes"][variant * len(spoken) : (variant + 1) * len(spoken)]
             (at,) = [i for i, (fix, before) in enumerate(zip(fixes, clean, strict=True)) if fix != before]
-            assert learner.scheme.corrections[fixes[at] - labels.FIRST_FIX] == query[slice(*spoken[at])]
+            assert learner.scheme.corrections[fixes[at] - tagging.FIRST_FIX] == query[slice(*spoken[at])]
     assert sum(map(len, table["sizes"].to_pylist())) > 2 * table.num_rows
     held = table.filter(table["held_out"].to_numpy())
     assert held.num_rows == 20
@@ -175,19 +177,19 @@ def test_a_slip_is_one_slip_and_never_another_known_word() -> None:
     for _ in range(200):
         assert similar("barbecue", slip("barbecue", rng))
     scheme = PLAIN.model_copy(update={"corrections": ("cat", "cut", "cot", "coat")})
-    made = labels.Labels((labels.BEGIN,), (0,), (labels.KEEP,), (), True)
-    found = slipped("cat", made, scheme, labels.fix_numbers(scheme), 200, rng)
+    made = tagging.Labels((tagging.BEGIN,), (0,), (tagging.KEEP,), (), True)
+    found = slipped("cat", made, scheme, tagging.fix_numbers(scheme), 200, rng)
     assert found
-    assert all(text not in scheme.corrections and fixes == [labels.FIRST_FIX] for text, fixes in found)
+    assert all(text not in scheme.corrections and fixes == [tagging.FIRST_FIX] for text, fixes in found)
 
 
 def test_slips_do_not_teach_misspelt_texts(segmentation: Task, intent: Task) -> None:
     """A task that answers with texts but never corrects them gets none; one that answers with a class gets them anywhere."""
-    rng, kept = random.Random(0), labels.Labels((labels.BEGIN,) * 2, (0,) * 2, (labels.KEEP,) * 2, (), True)
-    assert slipped("sushi tonight", kept, labels.scheme(segmentation.schema), {}, 9, rng) == []
-    found = slipped("sushi tonight", kept, labels.scheme(intent.schema), {}, 9, rng)
+    rng, kept = random.Random(0), tagging.Labels((tagging.BEGIN,) * 2, (0,) * 2, (tagging.KEEP,) * 2, (), True)
+    assert slipped("sushi tonight", kept, tagging.scheme(segmentation.schema), {}, 9, rng) == []
+    found = slipped("sushi tonight", kept, tagging.scheme(intent.schema), {}, 9, rng)
     assert len(found) > 5
-    assert all(text != "sushi tonight" and fixes == [labels.KEEP] * 2 for text, fixes in found)
+    assert all(text != "sushi tonight" and fixes == [tagging.KEEP] * 2 for text, fixes in found)
 
 
 def test_a_batch_is_the_same_each_time_and_shows_no_row_another(
@@ -227,9 +229,9 @@ def test_workers_get_the_learner_without_its_queries(learner: EncoderLearner, se
 
 def test_one_task_whose_answers_fit(segmentation: Task, intent: Task, golden: pa.Table) -> None:
     with pytest.raises(ConfigError, match="one task"):
-        encoder_learner([segmentation, intent], [golden, golden], form.Manner(), Settings())
+        encoder_learner([segmentation, intent], [golden, golden], io_format.Manner(), Settings())
     with pytest.raises(ConfigError, match="answers by labels"):
-        encoder_learner([segmentation], [golden], form.Manner(answer="code"), Settings())
+        encoder_learner([segmentation], [golden], io_format.Manner(answer="code"), Settings())
 
 
 def test_further_queries_are_those_of_no_gold_set(store: Storage) -> None:
@@ -270,17 +272,17 @@ def test_pretraining_learns_the_queries_words(tokenizer: Any, golden: pa.Table) 
 
 
 def test_an_encoder_learns_to_answer_and_to_spell(segmentation: Task, golden: pa.Table, tmp_path: Path) -> None:
-    learner = encoder_learner([segmentation], [golden], form.Manner(), Settings(pretrain_epochs=0))
+    learner = encoder_learner([segmentation], [golden], io_format.Manner(), Settings(pretrain_epochs=0))
     folder = taught(learner, segmentation, golden, SMALL, 160, 4e-3, tmp_path / "model")
     engine = open_engine(ModelConfig(), str(folder), None, {})
     rows = rows_of(segmentation, 60)
     found = {m.id: m for m in engine.generate(Request(i, [{"role": "user", "content": q}]) for i, (q, _) in enumerate(rows))}
     right = [segmentation.score(answer, segmentation.parse(found[i].text)[0]).right for i, (_, answer) in enumerate(rows)]
     assert np.mean(right) > 0.9
-    numbers, rng = labels.fix_numbers(learner.scheme), random.Random(1)
+    numbers, rng = tagging.fix_numbers(learner.scheme), random.Random(1)
     asked = []
     for query, answer in rows:
-        found_labels = labels.encode(learner.scheme, query, answer, numbers)
+        found_labels = tagging.encode(learner.scheme, query, answer, numbers)
         asked += [(text, answer) for text, _ in slipped(query, found_labels, learner.scheme, numbers, 1, rng)]
     assert len(asked) > 20
     mended = list(engine.generate(Request(i, [{"role": "user", "content": text}]) for i, (text, _) in enumerate(asked)))
@@ -290,7 +292,7 @@ def test_an_encoder_learns_to_answer_and_to_spell(segmentation: Task, golden: pa
 def test_a_seq2seq_student_learns_to_answer(intent: Task, tmp_path: Path) -> None:
     rows = rows_of(intent, 40)
     golden = golden_table(rows, intent)
-    learner = Seq2SeqLearner(form.made_for(intent, form.Manner(prompt="bare"), "seq2seq"))
+    learner = Seq2SeqLearner(io_format.made_for(intent, io_format.Manner(prompt="bare"), "seq2seq"))
     folder = taught(learner, intent, golden, SMALL.model_copy(update={"layers": 1}), 150, 1e-2, tmp_path / "model")
     sampling = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 24}
     engine = open_engine(ModelConfig(), str(folder), None, sampling)
@@ -319,7 +321,7 @@ def test_the_whole_way(root: str, train_here: None, answer_here: None, intent: T
     """Golden rows -> distil -> precompute with what came out -> evaluate against people's answers."""
     rows = world.run(world.Config(root=root, tracking=OFF, events=500, days=2, train=400, gold=60, seed=3))
     store = open_storage(root)
-    gold = rows.table(store, "gold_query_intent")
+    gold = output_table(store, rows, "gold_query_intent")
     asked = with_side_inputs(pa.schema([("query_key", pa.binary(16)), ("query", pa.string()), ("answer", pa.string())]), ())
     plain = [(query_key(normalise(q)), normalise(q), a) for q, a in zip(gold["query"].to_pylist(), gold["answer"].to_pylist(), strict=True)]
     table = pa.table([pa.array(column, kind.type) for column, kind in zip(zip(*plain, strict=True), asked, strict=True)], schema=asked)
@@ -331,7 +333,7 @@ def test_the_whole_way(root: str, train_here: None, answer_here: None, intent: T
             root=root,
             tracking=OFF,
             student=student,
-            form=form.Manner(prompt="bare"),
+            form=io_format.Manner(prompt="bare"),
             sets=(distill.TrainingSet(task="query_intent", golden=f"{rows.path}:train_query_intent"),),
             gold=(f"{held.path}:gold",),
             near_gold=None,  # this little world says everything twice
@@ -357,5 +359,5 @@ def test_the_whole_way(root: str, train_here: None, answer_here: None, intent: T
     assert quality.metrics["quality/student/all"] > (0.6 if student == "encoder" else 0.0)
     if student == "encoder":
         shards = [name for name in answered.outputs if name.startswith("answers/")]
-        sure = [c for name in shards for c in answered.table(store, name)["confidence"].to_pylist()]
+        sure = [c for name in shards for c in output_table(store, answered, name)["confidence"].to_pylist()]
         assert all(0 < one <= 1 for one in sure)

@@ -11,19 +11,19 @@ import pyarrow as pa
 import pytest
 
 from conftest import keep
-from headtail import distill
-from headtail.config import TrackingConfig
-from headtail.distill.base import Base, Shape, make_base
-from headtail.distill.learner import DecoderLearner
-from headtail.distill.logits import COLUMNS, Logits, check_logits, check_stored, soft_loss, top_k
-from headtail.distill.tokenizer import train_tokenizer
+from headtail.adapters.storage import Storage
+from headtail.core.config import TrackingConfig
+from headtail.core.errors import ConfigError
+from headtail.core.io_format import Form
+from headtail.core.rows import TOP
+from headtail.engines.models import Found
 from headtail.engines.tokens import vocabulary
-from headtail.errors import ConfigError
 from headtail.examples import world
-from headtail.form import Form
-from headtail.models import Found
-from headtail.rows import TOP
-from headtail.storage import Storage
+from headtail.stages import distill
+from headtail.stages.distill.base import Base, Shape, make_base
+from headtail.stages.distill.learner import DecoderLearner
+from headtail.stages.distill.logits import COLUMNS, Logits, check_logits, check_stored, soft_loss, top_k
+from headtail.stages.distill.tokenizer import train_tokenizer
 
 TINY = Shape(vocabulary=400, hidden=32, layers=2, heads=2, feed_forward=64, positions=256)
 
@@ -82,7 +82,7 @@ def test_what_is_stored_is_what_the_teacher_thinks(tokenizer: Any, segmentation:
     assert np.allclose(np.array(kept["teacher_logprobs"][1].as_py(), float).reshape(-1, 4), alone.values.numpy(), atol=4e-3)
     for name in COLUMNS:
         examples = examples.append_column(name, kept[name])
-    from headtail.distill.batches import columns
+    from headtail.stages.distill.batches import columns
 
     batch = learner.collate(columns(examples), np.array([2, 0, 1]), np.ones(3), 0)
     total, weight = learner.loss(model.train(), {name: torch.from_numpy(array) for name, array in batch.arrays.items()})
@@ -108,7 +108,7 @@ def test_stored_log_probabilities_are_learnt_where_they_are_of_what_is_to_be_wri
     """A row that has none, or none of these tokens, learns from the written token alone: its loss is the cross entropy."""
     import torch
 
-    from headtail.distill.batches import columns
+    from headtail.stages.distill.batches import columns
     from test_distill import golden_table
 
     texts = ("pizza", "best tacos in town", "bar", "tea")

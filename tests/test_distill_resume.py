@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from headtail import distill
-from headtail.config import result_fields
-from headtail.distill import checkpoints, launch, resume
-from headtail.distill.checkpoints import Checkpoints, random_state, tensors
-from headtail.errors import StorageError
-from headtail.keys import sha256_file
-from headtail.storage import Storage, read_json, write_json
+from headtail.adapters.storage import Storage, read_json, write_json
+from headtail.core.config import result_fields
+from headtail.core.errors import StorageError
+from headtail.core.keys import sha256_file
+from headtail.stages import distill
+from headtail.stages.distill import checkpoints, launch, resume
+from headtail.stages.distill.checkpoints import Checkpoints, random_state, tensors
 
 MADE = {"zero_stage": 2, "precision": "fp32", "lora": {"rank": 16, "targets": "all-linear"}, "workers": 2, "data": "d"}
 CONFIG = distill.Config()

@@ -9,16 +9,17 @@ import pyarrow as pa
 import pytest
 
 from conftest import keep
-from headtail import distill
-from headtail.config import TrackingConfig
-from headtail.distill.base import Base, Shape
-from headtail.distill.rows import Weights, read_rows, weigh
-from headtail.errors import ConfigError, LeakError
-from headtail.keys import query_key
-from headtail.receipt import Receipt, load_ref
-from headtail.rows import GOLDEN, with_side_inputs
-from headtail.storage import Storage
-from headtail.task import Task
+from headtail.adapters.storage import Storage
+from headtail.adapters.storage.receipts import load_ref
+from headtail.core.config import TrackingConfig
+from headtail.core.errors import ConfigError, LeakError
+from headtail.core.keys import query_key
+from headtail.core.receipt import Receipt
+from headtail.core.rows import GOLDEN, with_side_inputs
+from headtail.core.task import Task
+from headtail.stages.distill import stage as distill
+from headtail.stages.distill.base import Base, Shape
+from headtail.stages.distill.rows import Weights, read_rows, weigh
 
 
 def golden(queries: list[str], origins: list[str], weights: list[float]) -> pa.Table:
@@ -82,7 +83,7 @@ def test_only_held_out_rows_judge(store: Storage, monkeypatch: pytest.MonkeyPatc
         seen.append(examples)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("headtail.distill.launch.train", stop)
+    monkeypatch.setattr("headtail.stages.distill.launch.train", stop)
     with pytest.raises(KeyboardInterrupt):
         distill.run(judged(store, ["y", "z"]))
     assert seen[0]["held_out"].to_pylist() == [False] * 3 + [True] * 2

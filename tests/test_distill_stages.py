@@ -15,19 +15,20 @@ import pyarrow as pa
 import pytest
 
 from conftest import keep
-from headtail import distill, form
-from headtail.config import TrackingConfig, build
-from headtail.distill.base import Base, Shape, load_base, make_base
-from headtail.distill.encoder import Settings
-from headtail.distill.learner import DecoderLearner
-from headtail.distill.logits import COLUMNS, Logits, top_k
-from headtail.distill.rows import Rows, left_out, with_side
-from headtail.distill.tokenizer import train_tokenizer
-from headtail.distill.train import Spec, taught
-from headtail.errors import ConfigError
-from headtail.models import weights_digest
-from headtail.storage import Storage, write_table
-from headtail.task import Task
+from headtail.adapters.storage import Storage, write_table
+from headtail.core import io_format
+from headtail.core.config import TrackingConfig, build
+from headtail.core.errors import ConfigError
+from headtail.core.task import Task
+from headtail.engines.models import weights_digest
+from headtail.stages import distill
+from headtail.stages.distill.base import Base, Shape, load_base, make_base
+from headtail.stages.distill.encoder import Settings
+from headtail.stages.distill.learner import DecoderLearner
+from headtail.stages.distill.logits import COLUMNS, Logits, top_k
+from headtail.stages.distill.rows import Rows, left_out, with_side
+from headtail.stages.distill.tokenizer import train_tokenizer
+from headtail.stages.distill.train import Spec, taught
 from test_distill_encoder import rows_of
 from test_engines_encoder import golden_table
 
@@ -70,9 +71,9 @@ class Stand:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen, self.dies = list[Seen](), -1
-        monkeypatch.setattr("headtail.distill.launch.train", self.train)
-        monkeypatch.setattr("headtail.distill.finish.finish", self.finish)
-        monkeypatch.setattr("headtail.distill.finish.record", self.record)
+        monkeypatch.setattr("headtail.stages.distill.launch.train", self.train)
+        monkeypatch.setattr("headtail.stages.distill.finish.finish", self.finish)
+        monkeypatch.setattr("headtail.stages.distill.finish.record", self.record)
 
     def train(
         self, config: Any, station: Any, learner: Any, base: Any, examples: pa.Table, taught: pa.Table | None, teacher: Any
@@ -153,7 +154,7 @@ def test_a_kill_repeats_only_the_stage_it_hit(stand: Stand, config: distill.Conf
 def test_a_student_of_a_bare_form_is_never_shown_them_again(
     store: Storage, stand: Stand, config: distill.Config, segmentation: Task, kind: Any
 ) -> None:
-    manner = form.Manner(prompt="bare", side=True)
+    manner = io_format.Manner(prompt="bare", side=True)
     made = distill.run(config.model_copy(update={"student": kind, "form": manner, "encoder": Settings(pretrain_epochs=0)}))
     first, second = stand.seen
     forms = [json.loads(store.read(f"{stage['path']}/model/headtail.json")) for stage in made.facts["stages"]]

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from headtail import distill
-from headtail.config import TrackingConfig
-from headtail.distill import sweep
-from headtail.errors import ConfigError, InputError, TrainingError
-from headtail.receipt import Receipt
-from headtail.station import Station, run_once
+from headtail.core.config import TrackingConfig
+from headtail.core.errors import ConfigError, InputError, TrainingError
+from headtail.core.receipt import Receipt
+from headtail.stages import distill
+from headtail.stages.base import Station, run_once
+from headtail.stages.distill import sweep
 
 
 def fake(losses: dict[float, float | None], calls: list[float]) -> Any:

@@ -20,17 +20,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import free_port
-from headtail import distill
-from headtail.config import TrackingConfig
-from headtail.distill.base import Base, Shape, make_base
-from headtail.distill.checkpoints import Checkpoints
-from headtail.distill.learner import DecoderLearner
-from headtail.distill.tokenizer import train_tokenizer
-from headtail.errors import StorageError
+from headtail.adapters.storage import Storage
+from headtail.core.config import TrackingConfig
+from headtail.core.errors import StorageError
+from headtail.core.receipt import Receipt
+from headtail.core.task import Task
 from headtail.examples import world
-from headtail.receipt import Receipt
-from headtail.storage import Storage
-from headtail.task import Task
+from headtail.stages.distill import stage as distill
+from headtail.stages.distill.base import Base, Shape, make_base
+from headtail.stages.distill.checkpoints import Checkpoints
+from headtail.stages.distill.learner import DecoderLearner
+from headtail.stages.distill.tokenizer import train_tokenizer
 from timescale import limit
 
 TINY = Shape(vocabulary=400, hidden=32, layers=2, heads=2, feed_forward=64, positions=256)
@@ -145,10 +145,10 @@ def test_a_killed_worker_changes_nothing(base: Path, rows: tuple[str, Receipt], 
 
 
 def examples(base: Path, rows: tuple[str, Receipt], segmentation: Task) -> pa.Table:
-    from headtail.distill.rows import Rows, TrainingSet, Weights, read_rows
-    from headtail.distill.rows import examples as made_of
-    from headtail.receipt import load_ref
-    from headtail.storage import open_storage
+    from headtail.adapters.storage import open_storage
+    from headtail.adapters.storage.receipts import load_ref
+    from headtail.stages.distill.rows import Rows, TrainingSet, Weights, read_rows
+    from headtail.stages.distill.rows import examples as made_of
 
     learner, store = DecoderLearner(), open_storage(rows[0])
     ref = f"{rows[1].path}:train_query_segmentation"

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from conftest import free_port
-from headtail import doctor, loop
-from headtail.config import load
-from headtail.storage import local
+from headtail import pipeline
+from headtail.adapters.storage import local
+from headtail.cli import doctor
+from headtail.core.config import load
 
 
 def found(sets: list[str]) -> dict[str, doctor.Result]:
-    return {result.check: result for result in doctor.examine(load(loop.Config, None, sets))}
+    return {result.check: result for result in doctor.examine(load(pipeline.Config, None, sets))}
 
 
 def test_this_machine_passes(root: str) -> None:

@@ -18,14 +18,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headtail.core.errors import ConfigError
+from headtail.core.task import Task, load_task
 from headtail.engines import Request, grammar
 from headtail.engines.control import Encoder
 from headtail.engines.flight import Flight
 from headtail.engines.load import Load
 from headtail.engines.null import NullEngine, _fitted, _smallest, answerer
 from headtail.engines.tokens import AHEAD, BATCH, Ahead, answer_texts
-from headtail.errors import ConfigError
-from headtail.task import Task, load_task
 from timescale import limit
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from headtail.batch.parsed_answer import settle
+from headtail.core.errors import ConfigError
+from headtail.core.io_format import merged
+from headtail.core.rows import State
+from headtail.core.task import Task
 from headtail.engines import ModelConfig
 from headtail.engines.chat import SETTINGS, SYSTEM, refused_setting
-from headtail.errors import ConfigError
-from headtail.form import merged
-from headtail.outcome import settle
-from headtail.rows import State
-from headtail.task import Task
 from test_engines_openai import GOOD, SAMPLING, Ask, Server, ask, chat, requests, server
 
 __all__ = ["ask", "server"]

@@ -14,19 +14,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headtail.distill.batches import encode
-from headtail.distill.seq2seq import Seq2SeqLearner
-from headtail.distill.tokenizer import CHAT_TEMPLATE, train_tokenizer, train_word_tokenizer
+from headtail.core.errors import ConfigError
+from headtail.core.io_format import DEFAULT, Manner, made_for, read, write
+from headtail.core.keys import query_key
+from headtail.core.rows import GOLDEN, with_side_inputs
+from headtail.core.task import Task
 from headtail.engines import Request
 from headtail.engines.control import Encoder, _replacing
 from headtail.engines.tokens import Ahead
 from headtail.engines.transformers import prompt_ids
 from headtail.engines.words import Reader
-from headtail.errors import ConfigError
-from headtail.form import DEFAULT, Manner, made_for, read, write
-from headtail.keys import query_key
-from headtail.rows import GOLDEN, with_side_inputs
-from headtail.task import Task
+from headtail.stages.distill.batches import encode
+from headtail.stages.distill.seq2seq import Seq2SeqLearner
+from headtail.stages.distill.tokenizer import CHAT_TEMPLATE, train_tokenizer, train_word_tokenizer
 
 TYPED = (
     "pizza<|user|>",
@@ -193,7 +193,7 @@ def test_prompts_of_vllm_and_transformers(ours: Any, text: str) -> None:
 @pytest.mark.parametrize("text", TYPED)
 def test_prompts_of_the_live_student(ours: Any, text: str) -> None:
     """What vLLM is sent by a replica."""
-    from headtail.serve.live import _Streamed
+    from headtail.stages.serve.live import _Streamed
 
     sent: list[Any] = []
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from conftest import EXAMPLES
-from headtail import distill, precompute
 from headtail.engines import ModelConfig, device
 from headtail.engines.device import computes_bf16, cpu_flags, precision, resolved
+from headtail.stages.distill import stage as distill
+from headtail.stages.precompute import stage as precompute
 
 SERVER = "processor\t: 0\nmodel name\t: x\nflags\t\t: fpu avx2 avx512f avx512_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n"
 LAPTOP = "flags\t\t: fpu sse4_1 avx avx2 fma\n"

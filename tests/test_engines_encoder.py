@@ -12,21 +12,21 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 
-from headtail import form, labels
-from headtail.distill.base import Shape
-from headtail.distill.encoder import EncoderLearner, Settings, encoder_learner
+from headtail.batch.parsed_answer import confidence
+from headtail.core import io_format, tagging
+from headtail.core.errors import ConfigError
+from headtail.core.keys import query_key
+from headtail.core.rows import GOLDEN, with_side_inputs
+from headtail.core.spelling import Near
+from headtail.core.tagging import BEGIN, INSIDE, NONE, OUTSIDE, Labels, Scheme
+from headtail.core.task import Task
 from headtail.engines import ModelConfig, Request, open_engine
 from headtail.engines.decisions import Decided, Writer, decide, slices, width
 from headtail.engines.encoder import EncoderEngine, at_words, longest
 from headtail.engines.words import Reader
-from headtail.errors import ConfigError
-from headtail.keys import query_key
-from headtail.labels import BEGIN, INSIDE, NONE, OUTSIDE, Labels, Scheme
-from headtail.outcome import confidence
-from headtail.rows import GOLDEN, with_side_inputs
-from headtail.spelling import Near
-from headtail.task import Task
-from test_labels import PLAIN, labelled
+from headtail.stages.distill.base import Shape
+from headtail.stages.distill.encoder import EncoderLearner, Settings, encoder_learner
+from test_tagging import PLAIN, labelled
 
 TINY = Shape(vocabulary=320, hidden=32, layers=2, heads=2, feed_forward=48, positions=64)
 EXACT = ModelConfig(dtype="float32")  # in bfloat16 the last digit depends on a batch's width
@@ -62,7 +62,7 @@ def random_encoder(folder: Path, task: Task) -> Path:
     """A random encoder for segmentation: it knows nothing, but all around it is real."""
     rows = [(q, {"segments": [{"text": q, "label": "topic"}]}) for q in dict.fromkeys(QUERIES)]
     golden = golden_table(rows, task)
-    learner = encoder_learner([task], [golden], form.Manner(side=True), Settings(pretrain_epochs=0))
+    learner = encoder_learner([task], [golden], io_format.Manner(side=True), Settings(pretrain_epochs=0))
     return save(learner, folder, task, golden)
 
 
@@ -84,7 +84,7 @@ def asked(texts: list[str]) -> list[Request]:
 
 
 def test_the_folder_says_which_engine_runs_it(folder: Path, teacher_path: Path) -> None:
-    assert [form.read(path).kind for path in (folder, teacher_path, Path("org/model"))] == ["encoder", "decoder", "decoder"]
+    assert [io_format.read(path).kind for path in (folder, teacher_path, Path("org/model"))] == ["encoder", "decoder", "decoder"]
 
 
 def test_each_row_gets_its_own_valid_answer(engine: EncoderEngine, segmentation: Task) -> None:
@@ -96,7 +96,7 @@ def test_each_row_gets_its_own_valid_answer(engine: EncoderEngine, segmentation:
         assert made.finish_reason == "stop"
         assert "".join(made.token_texts) == made.text
         assert made.text == segmentation.target(answer)  # as a decoder would write it
-        spoken = labels.words(QUERIES[number])
+        spoken = tagging.words(QUERIES[number])
         assert len(made.token_logprobs) == len(made.token_texts)
         assert made.tokens_out <= 2 * len(spoken)
         assert all(logprob <= 0 for logprob in made.token_logprobs)
@@ -173,7 +173,7 @@ def test_decisions_read_off_the_logits_give_the_answer() -> None:
         ("icecrem", {"segments": [{"text": "ice cream", "label": 3}]}),
         ("the pizza x", {"segments": [{"text": "pizza", "label": "a"}]}),
     ]
-    made = [labels.encode(PLAIN, query, answer) for query, answer in rows]
+    made = [tagging.encode(PLAIN, query, answer) for query, answer in rows]
     assert all(one.exact for one in made)
     reads = [_read(query) for query, _ in rows]
     count = sum(len(found.places) for found in reads)
@@ -189,16 +189,16 @@ def test_decisions_read_off_the_logits_give_the_answer() -> None:
 def test_a_word_never_becomes_an_unlike_one() -> None:
     logits = np.zeros((1, width(PLAIN)))
     logits[0, slices(PLAIN)["kind"].start + BEGIN] = 9
-    logits[0, slices(PLAIN)["fix"].start + labels.FIRST_FIX] = 99  # the model is sure of "pizza"
+    logits[0, slices(PLAIN)["fix"].start + tagging.FIRST_FIX] = 99  # the model is sure of "pizza"
     near = Near(PLAIN.corrections)
     (found,) = decide(PLAIN, near, ["sushi"], [_read("sushi")], logits)
-    assert found.fixes == [labels.KEEP]
+    assert found.fixes == [tagging.KEEP]
     (found,) = decide(PLAIN, near, ["pizzo"], [_read("pizzo")], logits)
-    assert found.fixes == [labels.FIRST_FIX]
+    assert found.fixes == [tagging.FIRST_FIX]
 
 
 def test_a_field_is_decided_by_all_words_of_its_query(intent: Task) -> None:
-    scheme = labels.scheme(intent.schema)
+    scheme = tagging.scheme(intent.schema)
     logits = np.zeros((3, width(scheme)))
     logits[0, 1], logits[1, 2], logits[2, 3] = 3, 9, 1
     first, second = decide(scheme, Near(()), ["a b", "c"], [_read("a b"), _read("c")], logits)
@@ -208,11 +208,11 @@ def test_a_field_is_decided_by_all_words_of_its_query(intent: Task) -> None:
 
 def test_a_mark_inside_a_piece_is_left_out_where_that_is_known() -> None:
     scheme = PLAIN.model_copy(update={"corrections": ()})
-    made = labels.encode(scheme, "st. louis", {"segments": [{"text": "st louis", "label": "a"}]})
+    made = tagging.encode(scheme, "st. louis", {"segments": [{"text": "st louis", "label": "a"}]})
     assert made.exact
     logits = logits_for(scheme, [made], 3, np.random.default_rng(0))
     (found,) = decide(scheme, Near(()), ["st. louis"], [_read("st. louis")], logits)
-    assert found.fixes == [labels.KEEP, labels.DELETE, labels.KEEP]
+    assert found.fixes == [tagging.KEEP, tagging.DELETE, tagging.KEEP]
 
 
 def test_a_pieces_label_is_decided_by_all_its_words() -> None:
@@ -229,11 +229,11 @@ def test_a_pieces_label_is_decided_by_all_its_words() -> None:
 @given(labelled())
 def test_what_is_written_is_the_answer_of_the_labels(case: tuple[str, Labels]) -> None:
     query, made = case
-    spoken = labels.words(query)
+    spoken = tagging.words(query)
     zeros = [0.0] * len(spoken)
     row = _decided(made, zeros)
     texts, logprobs, _ = Writer(PLAIN).write(query, spoken, row)
-    assert json.loads("".join(texts)) == labels.answer(PLAIN, query, made)
+    assert json.loads("".join(texts)) == tagging.answer(PLAIN, query, made)
     assert len(texts) == len(logprobs)
 
 
@@ -244,7 +244,7 @@ def _decided(made: Labels, zeros: list[float]) -> Any:
 def _read(query: str) -> Any:
     from headtail.engines.words import Read
 
-    spoken = labels.words(query)
+    spoken = tagging.words(query)
     return Read([0] * (len(spoken) + 2), list(range(1, len(spoken) + 1)), len(spoken) + 2, spoken)
 
 

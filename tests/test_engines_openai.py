@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from headtail.config import build
+from headtail.core.config import build
+from headtail.core.errors import ConfigError, EngineError, HeadtailError
+from headtail.core.task import Task
 from headtail.engines import Completion, Engine, ModelConfig, Request, open_engine
 from headtail.engines.chat import completion_of
 from headtail.engines.openai import FORBIDDEN, OpenAIEngine, retry_after
-from headtail.errors import ConfigError, EngineError, HeadtailError
-from headtail.task import Task
 from timescale import limit
 
 SAMPLING = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 120, "seed": None}

@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headtail import form
-from headtail.distill.base import Shape, make_base
-from headtail.distill.seq2seq import Seq2SeqLearner
-from headtail.distill.tokenizer import train_tokenizer
+from headtail.batch.job import answer_settings
+from headtail.core import io_format
+from headtail.core.errors import ConfigError
+from headtail.core.io_format import Form, Manner
+from headtail.core.keys import fingerprint
+from headtail.core.task import Task, load_task
 from headtail.engines import Completion, ModelConfig, Request, open_engine
 from headtail.engines.batches import cut
 from headtail.engines.transformers import TransformersEngine, _shared
-from headtail.errors import ConfigError
-from headtail.form import Form, Manner
-from headtail.generate.job import answer_settings
-from headtail.keys import fingerprint
-from headtail.task import Task, load_task
+from headtail.stages.distill.base import Shape, make_base
+from headtail.stages.distill.seq2seq import Seq2SeqLearner
+from headtail.stages.distill.tokenizer import train_tokenizer
 
 BARE = Manner(prompt="bare", answer="code")
 TINY = Shape(vocabulary=400, hidden=32, layers=2, heads=2, feed_forward=64, positions=512)
@@ -30,9 +30,9 @@ SAMPLING: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 24, 
 QUERIES = [f"{'cheap ' * (i % 5)}thai food {i} near me" for i in range(60)]
 
 
-def student(folder: Path, task: Task, manner: Manner, kind: form.Kind) -> Form:
+def student(folder: Path, task: Task, manner: Manner, kind: io_format.Kind) -> Form:
     """Random weights in fp32, a form, and a tokenizer that has seen some of the words."""
-    made = form.made_for(task, manner, kind)
+    made = io_format.made_for(task, manner, kind)
     texts = [*QUERIES, *(m["content"] for m in task.messages("x")), '{"segments": [{"text": "thai food", "label": "topic"}]}']
     if kind == "seq2seq":
         model, tokenizer = Seq2SeqLearner(made).make(TINY, texts, 0)
@@ -42,7 +42,7 @@ def student(folder: Path, task: Task, manner: Manner, kind: form.Kind) -> Form:
         model = make_base(TINY, tokenizer, 0)
     for saved in (model, tokenizer):
         saved.save_pretrained(folder)
-    form.write(made, folder)
+    io_format.write(made, folder)
     return made
 
 
@@ -93,7 +93,7 @@ def alone(engine: TransformersEngine, request: Request) -> tuple[list[int], list
         ("seq2seq", BARE),
     ],
 )
-def test_rows_written_together_say_what_each_says_alone(tmp_path: Path, segmentation: Task, kind: form.Kind, manner: Manner) -> None:
+def test_rows_written_together_say_what_each_says_alone(tmp_path: Path, segmentation: Task, kind: io_format.Kind, manner: Manner) -> None:
     """Padding, a beginning read once for all, rows that leave early: none changes a token or its log-prob."""
     made = student(tmp_path, segmentation, manner, kind)
     engine = opened(tmp_path, segmentation, made)
@@ -134,7 +134,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Task:
 
 
 @pytest.mark.parametrize("kind, manner", [("decoder", BARE), ("seq2seq", BARE)])
-def test_whatever_is_said_at_random_is_an_answer(tmp_path: Path, short: Task, kind: form.Kind, manner: Manner) -> None:
+def test_whatever_is_said_at_random_is_an_answer(tmp_path: Path, short: Task, kind: io_format.Kind, manner: Manner) -> None:
     """Samples differ, each is its own, all parse; the same seed says the same again. Special tokens, which spell signs, are never said."""
     made = student(tmp_path, short, manner, kind)
     said: list[list[str]] = []
@@ -169,7 +169,7 @@ def test_a_row_that_cannot_be_asked_is_told_and_the_others_go_on(tmp_path: Path,
 
 
 @pytest.mark.parametrize("kind, manner", [("decoder", Manner()), ("decoder", BARE), ("seq2seq", BARE)])
-def test_typed_control_tokens_are_read_as_text(tmp_path: Path, segmentation: Task, kind: form.Kind, manner: Manner) -> None:
+def test_typed_control_tokens_are_read_as_text(tmp_path: Path, segmentation: Task, kind: io_format.Kind, manner: Manner) -> None:
     made = student(tmp_path, segmentation, manner, kind)
     engine = opened(tmp_path, segmentation, made, max_tokens=8)
     (_, plain, _), (_, typed, _) = engine._read(requests(segmentation, made, ["pizza", "pizza<|user|><|end|>"]))
@@ -185,11 +185,11 @@ def test_a_vocabulary_that_cannot_spell_the_answer_is_an_error_of_the_row(tmp_pa
     inner = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "thai": 2, "food": 3}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="</s>", unk_token="<unk>")
-    tokenizer.chat_template = form.BARE_TEMPLATE
+    tokenizer.chat_template = io_format.BARE_TEMPLATE
     for saved in (make_base(TINY, tokenizer, 0), tokenizer):
         saved.save_pretrained(tmp_path)
     for heat in (0.0, 1.0):
-        (found,) = opened(tmp_path, segmentation, form.DEFAULT, temperature=heat).generate(
+        (found,) = opened(tmp_path, segmentation, io_format.DEFAULT, temperature=heat).generate(
             [Request(0, [{"role": "user", "content": "thai"}])]
         )
         assert "cannot spell" in found.error

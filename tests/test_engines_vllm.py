@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headtail.core.task import Task
 from headtail.engines import Completion, ModelConfig, Request
 from headtail.engines.device import precision
 from headtail.engines.vllm import VllmEngine
-from headtail.task import Task
 from timescale import limit
 
 pytestmark = [

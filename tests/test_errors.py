@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 
-from headtail.errors import ConfigError, HeadtailError, LeakError
+from headtail.core.errors import ConfigError, HeadtailError, LeakError
 
 
 def test_four_lines() -> None:

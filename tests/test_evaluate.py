@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from conftest import keep
-from headtail import evaluate
-from headtail.config import TrackingConfig, build
-from headtail.errors import ConfigError, InputError
-from headtail.evaluate.scoring import Given, Sureness, by_tier, differences, quality_rows, score_rows
-from headtail.keys import canonical, query_key
-from headtail.receipt import Receipt
-from headtail.rows import ANSWER, GOLD, QUALITY, SCORED, with_side_inputs
-from headtail.storage import Storage, read_json, read_table
-from headtail.task import Task
+from headtail.adapters.storage import Storage, read_json, read_table
+from headtail.adapters.storage.receipts import output_table
+from headtail.core.config import TrackingConfig, build
+from headtail.core.errors import ConfigError, InputError
+from headtail.core.keys import canonical, query_key
+from headtail.core.receipt import Receipt
+from headtail.core.rows import ANSWER, GOLD, QUALITY, SCORED, with_side_inputs
+from headtail.core.task import Task
+from headtail.stages import evaluate
+from headtail.stages.evaluate.scoring import Given, Sureness, by_tier, differences, quality_rows, score_rows
 
 LABELS = ("topic", "name", "location", "none")
 INTENTS = ("browse", "price", "booking", "delivery")
@@ -59,7 +60,7 @@ def segments(*pairs: tuple[str, str]) -> dict[str, Any]:
     return {"segments": [{"text": text, "label": label} for label, text in pairs]}
 
 
-# ---- an oracle written from the definition, apart from headtail.score and headtail.intervals
+# ---- an oracle written from the definition, apart from headtail.core.score and headtail.core.intervals
 
 
 def oracle_f1(pairs: Sequence[tuple[Any, Any]], weights: Sequence[float] | None = None) -> float | None:
@@ -149,7 +150,7 @@ def test_run(store: Storage, root: str, intent: Task) -> None:
     tiers = setup_store(store, intent)
     config = evaluate.Config(root=root, tracking=OFF, task="query_intent", answers=tiers)
     receipt = evaluate.run(config)
-    rows, quality = receipt.table(store, "rows"), receipt.table(store, "quality")
+    rows, quality = output_table(store, receipt, "rows"), output_table(store, receipt, "quality")
     assert rows.num_rows == 60 * 3  # nothing disappears: a row per gold row and tier
     assert quality.column("tier").unique().to_pylist() == ["teacher", "student", "fallback"]
     m = receipt.metrics
@@ -239,7 +240,7 @@ def test_gold_never_asked_counts_as_missed_and_is_said(store: Storage, root: str
     receipt = evaluate.run(evaluate.Config(root=root, tracking=OFF, task="query_intent"))
     assert receipt.metrics["exact/teacher/all"] == 0.5
     assert "teacher: 1 of 2 gold queries were never asked; they count as missed" in receipt.notes
-    assert "absent" in receipt.table(store, "rows")["state"].to_pylist()
+    assert "absent" in output_table(store, receipt, "rows")["state"].to_pylist()
     assert "ece/teacher" not in receipt.metrics  # no confidences
 
 
@@ -298,7 +299,7 @@ def test_differences_are_paired_on_the_same_rows(intent: Task) -> None:
 
 
 def test_s3(s3_root: str, intent: Task) -> None:
-    from headtail.storage import open_storage
+    from headtail.adapters.storage import open_storage
 
     store = open_storage(s3_root)
     receipt = evaluate.run(evaluate.Config(root=s3_root, tracking=OFF, task="query_intent", answers=setup_store(store, intent)))

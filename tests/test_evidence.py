@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from headtail.bounds import Share, holm
-from headtail.errors import GateRefused
-from headtail.evidence import Claim, figure_metrics, figures_of, read_evidence, three_figures
+from headtail.core.bounds import Share, holm
+from headtail.core.errors import GateRefused
+from headtail.core.evidence import Claim, figure_metrics, figures_of, read_evidence, three_figures
 
 
 def claims(*found: tuple[str, int, int, float], delta: float = 0.05, candidates: int = 1) -> list[dict[str, Any]]:

@@ -12,25 +12,27 @@ import pyarrow as pa
 import pytest
 
 from conftest import keep
-from headtail import distill, evaluate, gap, precompute
-from headtail.config import TrackingConfig, build
-from headtail.distill.base import Base, Shape
-from headtail.distill.encoder import Settings
+from headtail.adapters.storage import Storage, open_storage
+from headtail.adapters.storage.receipts import load_ref, output_table
+from headtail.core.config import TrackingConfig, build
+from headtail.core.errors import ConfigError, InputError
+from headtail.core.io_format import Manner
+from headtail.core.keys import answer_key, query_key
+from headtail.core.receipt import Receipt
+from headtail.core.rows import ANSWER, GOLD, GOLDEN, SCORED, with_side_inputs
+from headtail.core.task import Task, load_task
 from headtail.engines import ModelConfig
-from headtail.errors import ConfigError, InputError
-from headtail.evaluate.scoring import Sureness
-from headtail.form import Manner
-from headtail.generate.changes import Change
-from headtail.generate.preview import preview
-from headtail.keys import answer_key, query_key
-from headtail.receipt import Receipt, load_ref
-from headtail.rows import ANSWER, GOLD, GOLDEN, SCORED, with_side_inputs
-from headtail.storage import Storage, open_storage
-from headtail.task import Task, load_task
+from headtail.stages import distill, evaluate, precompute
+from headtail.stages.distill.base import Base, Shape
+from headtail.stages.distill.encoder import Settings
+from headtail.stages.evaluate.scoring import Sureness
+from headtail.stages.precompute.dry_run.changes import Change
+from headtail.stages.precompute.dry_run.preview import preview
+from headtail.studies import gap
 from null_jobs import MakeJob, planned, rows_of, run_here
+from test_dry_run import groups
 from test_precompute import config as precompute_config
 from test_precompute import plan as make_plan
-from test_preview import groups
 
 OFF = TrackingConfig(enabled=False)
 PLAN = "p" * 16
@@ -93,7 +95,7 @@ class Stand:
         self.asked.append(config)
         receipt, name = load_ref(self.store, config.inputs[0])
         lines = []
-        for i, row in enumerate(receipt.table(self.store, name).to_pylist()):
+        for i, row in enumerate(output_table(self.store, receipt, name).to_pylist()):
             right = self.right(config, i) and (config.side_inputs or i < SIDED)
             answer = row["answer"] if right else row["answer"].replace("topic", "none")
             key = query_key(f"{row['query']} {config.side_inputs and config.source == 'teacher' and i < SIDED}")
@@ -123,7 +125,7 @@ def test_run(store: Storage, stand: Stand) -> None:
         ("student", False, "distill/a"),
     ]
     assert {one.inputs for one in stand.asked} == {(f"plan/{PLAN}:gold",)}
-    table = receipt.table(store, "gap")
+    table = output_table(store, receipt, "gap")
     assert table.schema == gap.GAP
     found = {(line["model"], line["shown"], line["stratum"]): line for line in table.to_pylist()}
     assert {stratum for _, _, stratum in found} == {"head", "torso", "all"}, "no row of the tail has side inputs"

@@ -14,18 +14,19 @@ from mlflow import MlflowClient
 from scipy import stats
 
 from conftest import keep
-from headtail import evaluate, gate
-from headtail.bounds import Game, Share
-from headtail.config import TrackingConfig, build
-from headtail.errors import ConfigError, InputError, StorageError
-from headtail.evidence import Evidence, read_evidence
-from headtail.gate.claims import Tier, Wanted, ask, decide, tier_rows
-from headtail.gate.sources import look, read_judge
-from headtail.keys import canonical, query_key
-from headtail.receipt import Receipt
-from headtail.rows import ANSWER, GOLD, PLANNED
-from headtail.storage import Storage, read_json, write_table
-from headtail.task import Task
+from headtail.adapters.storage import Storage, read_json, write_table
+from headtail.adapters.storage.receipts import output_table
+from headtail.core.bounds import Game, Share
+from headtail.core.config import TrackingConfig, build
+from headtail.core.errors import ConfigError, InputError, StorageError
+from headtail.core.evidence import Evidence, read_evidence
+from headtail.core.keys import canonical, query_key
+from headtail.core.receipt import Receipt
+from headtail.core.rows import ANSWER, GOLD, PLANNED
+from headtail.core.task import Task
+from headtail.stages import evaluate, gate
+from headtail.stages.gate.claims import Tier, Wanted, ask, decide, tier_rows
+from headtail.stages.gate.sources import look, read_judge
 
 OFF = TrackingConfig(enabled=False)
 TEACHER, STUDENT = "t" * 16, "s" * 16
@@ -120,7 +121,7 @@ def test_a_good_student_passes(store: Storage, intent: Task) -> None:
 
 
 def receipt_of(store: Storage, stage: str) -> Any:
-    from headtail.receipt import load_receipt
+    from headtail.adapters.storage.receipts import load_receipt
 
     return load_receipt(store, stage)
 
@@ -152,7 +153,7 @@ def test_a_stratum_without_labels_is_refused(store: Storage, intent: Task) -> No
 
 def test_the_order_of_rows_decides_nothing(store: Storage, intent: Task) -> None:
     put(store, intent)
-    rows = receipt_of(store, "evaluate").table(store, "rows")
+    rows = output_table(store, receipt_of(store, "evaluate"), "rows")
     wanted = asking(store, score="f1", minimum={"tail": 0.9}).wanted(1)
     rng, found = np.random.default_rng(0), set()
     for _ in range(3):
@@ -190,7 +191,7 @@ def test_traffic_is_gated_with_its_weights(store: Storage, intent: Task) -> None
     assert claim.value == pytest.approx(value)
     assert claim.low < stats.binomtest(198, 200, alternative="greater").proportion_ci(1 - claim.level, "exact").low  # 200 rows carry it
     plan = receipt_of(store, "plan")
-    keep(store, "plan", "p" * 16, {"gold": plan.table(store, "gold")})
+    keep(store, "plan", "p" * 16, {"gold": output_table(store, plan, "gold")})
     with pytest.raises(ConfigError, match="most frequent query"):
         gate.run(asking(store, minimum={"traffic": 0.91}))
 
@@ -213,7 +214,7 @@ def test_another_candidate_than_the_one_scored_is_an_error(store: Storage, inten
 
 
 def test_a_generation_is_gated_by_its_own_answers(store: Storage, intent: Task) -> None:
-    from headtail import publish
+    from headtail.stages import publish
 
     put(store, intent)
     for mark in (STUDENT, TEACHER):
@@ -222,7 +223,7 @@ def test_a_generation_is_gated_by_its_own_answers(store: Storage, intent: Task) 
             store,
             "precompute",
             mark,
-            {k: receipt.table(store, k) for k in receipt.outputs},
+            {k: output_table(store, receipt, k) for k in receipt.outputs},
             facts=receipt.facts,
             inputs={"task": intent.fingerprint},
         )
@@ -239,7 +240,7 @@ def test_a_generation_is_gated_by_its_own_answers(store: Storage, intent: Task) 
 
 
 def receipt_at(store: Storage, stage: str, mark: str) -> Any:
-    from headtail.receipt import load_receipt
+    from headtail.adapters.storage.receipts import load_receipt
 
     return load_receipt(store, stage, f"{stage}/{mark}")
 
@@ -247,7 +248,7 @@ def receipt_at(store: Storage, stage: str, mark: str) -> Any:
 def test_rows_that_are_not_the_evaluations_are_refused(store: Storage, intent: Task) -> None:
     put(store, intent)
     found = receipt_of(store, "evaluate")
-    rows = found.table(store, "rows")
+    rows = output_table(store, found, "rows")
     better = rows.set_column(rows.schema.get_field_index("exact"), "exact", pa.array([True] * rows.num_rows))
     write_table(store, found.output("rows").path, better)
     with pytest.raises(StorageError, match="SHA-256 differs"):
@@ -341,7 +342,7 @@ def test_a_judges_silence_counts_against_the_candidate(store: Storage, intent: T
 
 
 def student_rows(store: Storage) -> Tier:
-    return tier_rows(receipt_of(store, "evaluate").table(store, "rows"), "student", "exact")
+    return tier_rows(output_table(store, receipt_of(store, "evaluate"), "rows"), "student", "exact")
 
 
 def test_scores_of_other_answers_are_left_out_and_bad_tables_refused(store: Storage, intent: Task) -> None:

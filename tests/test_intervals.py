@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from headtail.intervals import (
+from headtail.core.intervals import (
     BOOTSTRAP,
     EXACT,
     NONE,

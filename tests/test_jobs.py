@@ -22,10 +22,10 @@ import yaml
 
 from conftest import SMALL_LOOP, free_port
 from headtail import cli
-from headtail.config import TrackingConfig
+from headtail.adapters.storage import open_storage, read_table
+from headtail.adapters.storage.receipts import load_receipt
+from headtail.core.config import TrackingConfig
 from headtail.examples import world
-from headtail.receipt import load_receipt
-from headtail.storage import open_storage, read_table
 from timescale import limit
 
 REPO = Path(__file__).parent.parent

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headtail.errors import KeyingError
-from headtail.keys import KEY_BYTES, answer_key, canonical, fingerprint, query_key, sha256_file, sha256_tree
-from headtail.rows import KEY, shards_of
+from headtail.core.errors import KeyingError
+from headtail.core.keys import KEY_BYTES, answer_key, canonical, fingerprint, query_key, sha256_file, sha256_tree
+from headtail.core.rows import KEY, shards_of
 
 text = st.text(max_size=60)
 plain = st.recursive(
@@ -67,7 +67,7 @@ def test_answer_key_covers_every_part_and_every_boundary() -> None:
 
 
 def test_keys_are_the_same_in_another_process() -> None:
-    code = "from headtail.keys import *; print(query_key('pizza near me').hex(), fingerprint({'b': [1, 2.5], 'a': None}))"
+    code = "from headtail.core.keys import *; print(query_key('pizza near me').hex(), fingerprint({'b': [1, 2.5], 'a': None}))"
     seen = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
     assert seen == {f"{query_key('pizza near me').hex()} {fingerprint({'a': None, 'b': [1, 2.5]})}\n"}
 

@@ -57,11 +57,38 @@ def test_every_module_says_what_it_does_and_stays_small(path: Path) -> None:
     assert not long, f"{dotted(path)}: {', '.join(long)}"
 
 
+FLOORS = ["adapters", "batch", "cache", "cli", "core", "engines", "examples", "releases", "review", "stages", "studies"]
+SINGLY = ("adapters", "core", "stages", "studies")  # floors whose modules and packages are concepts of their own
+
+
+def concepts(floor: Path) -> set[str]:
+    """Modules and packages directly in a folder."""
+    modules = {path.stem for path in floor.glob("*.py") if not path.name.startswith("__")}
+    return modules | {path.parent.name for path in floor.glob("*/__init__.py")}
+
+
+def test_the_floors_are_folders() -> None:
+    assert sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")) == FLOORS
+    assert sorted(path.name for path in PACKAGE.glob("*.py")) == ["__init__.py", "pipeline.py"]
+
+
 def test_every_module_has_a_test_of_its_name() -> None:
+    """A floor, or each module and package in it: test_<name>.py or test_<floor>_<name>.py."""
     tested = {path.stem.removeprefix("test_") for path in (REPO / "tests").rglob("test_*.py")}
-    top = {path.stem for path in PACKAGE.glob("*.py") if not path.name.startswith("__")}
-    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} - {"examples"}
-    assert not sorted((top | folders) - tested)
+    single = {(floor, name) for floor in SINGLY for name in concepts(PACKAGE / floor)}
+    whole = (concepts(PACKAGE) | set(FLOORS)) - {"examples", *SINGLY}
+    assert not sorted(whole - tested)
+    assert not sorted(f"{floor}/{name}" for floor, name in single if not {name, f"{floor}_{name}"} & tested)
+
+
+def test_packages_hold_no_programs() -> None:
+    """What a package's __init__ defines is elsewhere: it re-exports."""
+    texts = {dotted(path): path.read_text(encoding="utf-8") for path in MODULES if path.name == "__init__.py"}
+    defined = {
+        name: [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+        for name, text in texts.items()
+    }
+    assert not [name for name, nodes in defined.items() if nodes]
 
 
 LOOK = "import sys, importlib; importlib.import_module(sys.argv[1]); print(*(n for n in sys.argv[2].split(',') if n in sys.modules))"
@@ -69,7 +96,8 @@ LOOK = "import sys, importlib; importlib.import_module(sys.argv[1]); print(*(n f
 
 def test_importing_the_package_pulls_in_no_framework() -> None:
     """One process for all: whichever stage drags a framework in, it is there at the end, and then we look which."""
-    names = [dotted(path) for path in PACKAGE.glob("*.py")] + [dotted(path) for path in PACKAGE.glob("*/__init__.py")]
+    patterns = ["*.py", "*/__init__.py", *(f"{floor}/{files}" for floor in SINGLY for files in ("*.py", "*/__init__.py"))]
+    names = list(dict.fromkeys(dotted(path) for pattern in patterns for path in PACKAGE.glob(pattern)))
     every = f"import sys, importlib; [importlib.import_module(n) for n in {names!r}]; print(*(n for n in {HEAVY!r} if n in sys.modules))"
     found = subprocess.run([sys.executable, "-c", every], capture_output=True, text=True, timeout=limit(120))
     assert found.returncode == 0, found.stderr

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headtail import leaks
-from headtail.errors import LeakError
-from headtail.keys import query_key
-from headtail.leaks import Gold, clean, trigrams
+from headtail.core import leaks
+from headtail.core.errors import LeakError
+from headtail.core.keys import query_key
+from headtail.core.leaks import Gold, clean, trigrams
 
 
 def rows(*queries: str) -> pa.Table:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from headtail.meter import metered
+from headtail.adapters.meter import metered
 from timescale import limit
 
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headtail import numbered
-from headtail.errors import StorageError
-from headtail.storage import Storage, open_storage
+from headtail.adapters import numbered
+from headtail.adapters.storage import Storage, open_storage
+from headtail.core.errors import StorageError
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 17, 64])

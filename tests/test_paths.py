@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 import headtail
-from headtail import paths
-from headtail.errors import HeadtailError
-from headtail.receipt import Receipt, load_receipt
-from headtail.storage import LocalStorage, Storage, open_storage, write_json
+from headtail.adapters.storage import LocalStorage, Storage, open_storage, write_json
+from headtail.adapters.storage.receipts import load_receipt
+from headtail.core import paths
+from headtail.core.errors import HeadtailError
+from headtail.core.receipt import Receipt
 
 PACKAGE = Path(headtail.__file__).parent
 HOSTILE = (
@@ -100,7 +101,9 @@ def test_the_records_of_a_store_are_known() -> None:
 def test_every_text_of_a_record_is_checked_or_is_listed_as_words(kind: type[BaseModel]) -> None:
     hints = typing.get_type_hints(kind, include_extras=True)
     plain = [name for name in kind.model_fields if name not in WORDS and any(one in (str, Any) for one in text_types(hints[name]))]
-    assert not plain, f"{kind.__qualname__}: give {plain} a type of headtail.paths, or list them in WORDS when they are neither path nor id"
+    assert not plain, (
+        f"{kind.__qualname__}: give {plain} a type of headtail.core.paths, or list them in WORDS when they are neither path nor id"
+    )
 
 
 @pytest.mark.parametrize("kind", sorted(TYPES, key=str), ids=str)
@@ -193,7 +196,7 @@ def test_a_receipt_names_files_of_its_own_stage_only(store: Storage) -> None:
 
 def test_an_absolute_path_in_a_receipt_writes_nothing_on_the_readers_machine(tmp_path: Path) -> None:
     """As it was found: resolving a student whose receipt names an absolute path."""
-    from headtail.models import resolve
+    from headtail.engines.models import resolve
 
     store = LocalStorage(str(tmp_path / "store"))
     outputs = {"model/config.json": {"path": str(tmp_path / "victim"), "bytes": 1, "sha256": "0"}}

@@ -17,17 +17,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headtail import plan
-from headtail.config import TrackingConfig
-from headtail.errors import InputError, LedgerError
-from headtail.plan import Config, Head, head_end, run, strata, teach_sample, zipf_exponent
-from headtail.querylog import Columns
-from headtail.querylog import Config as LogConfig
-from headtail.querylog import run as ingest
-from headtail.receipt import Receipt, load_ref
-from headtail.rows import GOLD, PLANNED, with_side_inputs
-from headtail.storage import open_storage, read_json, stream_table
-from headtail.task import load_task
+from headtail.adapters.storage import open_storage, read_json, stream_table
+from headtail.adapters.storage.receipts import load_ref, output_table
+from headtail.core.config import TrackingConfig
+from headtail.core.errors import InputError, LedgerError
+from headtail.core.receipt import Receipt
+from headtail.core.rows import GOLD, PLANNED, with_side_inputs
+from headtail.core.task import load_task
+from headtail.stages import plan
+from headtail.stages.ingest import Columns
+from headtail.stages.ingest import Config as LogConfig
+from headtail.stages.ingest import run as ingest
+from headtail.stages.plan import Config, Head, head_end, run, strata, teach_sample, zipf_exponent
 
 OFF = TrackingConfig(enabled=False)
 ANSWER = json.dumps({"segments": []})
@@ -116,7 +117,7 @@ def do(root: str, **fields: Any) -> Receipt:
 
 
 def rows(root: str, receipt: Receipt, name: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = receipt.table(open_storage(root), name).to_pylist()
+    found: list[dict[str, Any]] = output_table(open_storage(root), receipt, name).to_pylist()
     return found
 
 
@@ -130,7 +131,7 @@ def test_every_query_has_its_place(log: Callable[..., Receipt], root: str) -> No
     columns = ("query_key", "query", "count", "first_day", "last_day", "businesses")
     assert [{name: row[name] for name in columns} for row in everything] == queries
     for name, part in parts.items():
-        assert receipt.table(open_storage(root), name).schema == with_side_inputs(PLANNED, ["businesses"])
+        assert output_table(open_storage(root), receipt, name).schema == with_side_inputs(PLANNED, ["businesses"])
         assert [row["rank"] for row in part] == sorted(row["rank"] for row in part)
     assert {row["query"] for row in everything if row["withheld"]} == {"q0", "q7", "q20", "q59", "q30"}
     assert not any(row["withheld"] for row in parts["teach"])
@@ -154,7 +155,7 @@ def test_every_query_has_its_place(log: Callable[..., Receipt], root: str) -> No
 def test_gold_has_strata_and_side_inputs(log: Callable[..., Receipt], root: str) -> None:
     log(EVENTS, GOLDEN)
     receipt = do(root)
-    gold = receipt.table(open_storage(root), "gold")
+    gold = output_table(open_storage(root), receipt, "gold")
     assert gold.schema == with_side_inputs(GOLD, ["businesses"])
     found = {row["query"]: row for row in gold.to_pylist()}
     wanted = {"q0": "head", "q7": "torso", "q20": "tail", "q59": "tail", "q30": "tail", "new": "unseen", "never asked": "unseen"}
@@ -289,13 +290,13 @@ def test_rows_that_do_not_add_up_end_the_job(log: Callable[..., Receipt], root: 
 
 def test_a_table_out_of_order_is_refused(log: Callable[..., Receipt], root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     log(EVENTS)
-    real = Receipt.table
+    real = output_table
 
-    def reversed_table(self: Receipt, store: Any, name: str, columns: list[str] | None = None) -> pa.Table:
-        found = real(self, store, name, columns)
+    def reversed_table(store: Any, receipt: Receipt, name: str, columns: list[str] | None = None) -> pa.Table:
+        found = real(store, receipt, name, columns)
         return found.take(pa.array(range(len(found) - 1, -1, -1))) if name == "queries" else found
 
-    monkeypatch.setattr(Receipt, "table", reversed_table)
+    monkeypatch.setattr(plan, "output_table", reversed_table)
     with pytest.raises(LedgerError, match="not by falling count"):
         do(root)
 
@@ -309,7 +310,7 @@ def test_redacted_queries_take_no_room_in_the_head_unless_they_share_an_answer(r
     store = open_storage(root)
 
     def queries(receipt: Receipt, name: str) -> set[str]:
-        return set(receipt.table(store, name)["query"].to_pylist())
+        return set(output_table(store, receipt, name)["query"].to_pylist())
 
     live = run(Config(root=root, tracking=OFF, task=str(task), head=limits, teach_rows=0))
     assert (queries(live, "head"), queries(live, "rest")) == ({"pizza", "sushi"}, {"ramen"})

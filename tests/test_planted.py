@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from bench import planted
 from bench.suspects import OFF, put, world_answers
-from headtail.storage import Storage
-from headtail.task import Task, load_task
+from headtail.adapters.storage import Storage
+from headtail.adapters.storage.receipts import output_table
+from headtail.core.task import Task, load_task
 
 
 @pytest.mark.parametrize("name", ["query_segmentation", "query_intent"])
@@ -24,7 +25,7 @@ def test_run(store: Storage, name: str) -> None:
     source = put(store, "precompute", "answers/shard-00000", answers)
     config = planted.Config(root=store.root, tracking=OFF, task=name, answers=source, share=0.1)
     receipt = planted.run(config)
-    spoilt, truth = receipt.table(store, "answers/shard-00000"), receipt.table(store, "planted")
+    spoilt, truth = output_table(store, receipt, "answers/shard-00000"), output_table(store, receipt, "planted")
     assert 110 <= truth.num_rows == receipt.rows["planted"] <= 190
     assert len(Counter(truth["kind"].to_pylist())) == (4 if name == "query_segmentation" else 1)
     before, after = answers["answer"].to_pylist(), spoilt["answer"].to_pylist()

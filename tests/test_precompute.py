@@ -20,22 +20,25 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from headtail import keys, precompute
-from headtail.config import TrackingConfig, build
+from headtail.adapters.storage import Storage, open_storage, read_json, write_json, write_table
+from headtail.adapters.storage.receipts import load_receipt
+from headtail.batch import Limits, answers
+from headtail.batch.job import Journal
+from headtail.batch.ledger import Ledger
+from headtail.core import keys
+from headtail.core.config import TrackingConfig, build
+from headtail.core.errors import ConfigError, EngineError, InputError, LimitReached
+from headtail.core.receipt import FileRef, Receipt
+from headtail.core.rows import ANSWER, GOLD, PLANNED, State, with_side_inputs
+from headtail.core.task import EXAMPLES, load_task
 from headtail.engines import ModelConfig
+from headtail.engines.models import SHIPPED
 from headtail.engines.tokens import vocabulary
-from headtail.errors import ConfigError, EngineError, InputError, LimitReached
-from headtail.generate import Limits, answers
-from headtail.generate.estimate import Estimate, Span
-from headtail.generate.job import Journal
-from headtail.generate.ledger import Ledger
-from headtail.generate.shown import _estimate
-from headtail.models import SHIPPED
-from headtail.precompute import Config, figures
-from headtail.receipt import Receipt, load_receipt
-from headtail.rows import ANSWER, GOLD, PLANNED, State, with_side_inputs
-from headtail.storage import FileRef, Storage, open_storage, read_json, write_json, write_table
-from headtail.task import EXAMPLES, load_task
+from headtail.stages.precompute import Config
+from headtail.stages.precompute import stage as precompute
+from headtail.stages.precompute.dry_run.estimate import Estimate, Span
+from headtail.stages.precompute.dry_run.shown import _estimate
+from headtail.stages.precompute.stage import figures
 from test_engines_openai import Server
 from timescale import limit
 
@@ -380,7 +383,7 @@ def test_a_job_that_can_never_start_says_so_at_once(root: str, store: Storage) -
 _DRIVER = """
 import sys
 from headtail import precompute
-from headtail.config import TrackingConfig, build
+from headtail.core.config import TrackingConfig, build
 if __name__ == "__main__":
     model = {"engine": "null", "model": sys.argv[2], "cpus": 0.5}
     fields = {"root": sys.argv[1], "tracking": TrackingConfig(enabled=False), "inputs": ["plan:head"], "model": model}

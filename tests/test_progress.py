@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from headtail import progress
+from headtail.adapters import progress
 from headtail.cli import main
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from headtail.errors import ConfigError
-from headtail.prompt import Prompt, PromptError, read_template
+from headtail.core.errors import ConfigError
+from headtail.core.prompt import Prompt, PromptError, read_template
 from timescale import limit
 
 VALUES = {"query": "pizza near me", "shops": ["blue fox", "red owl"]}

@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from headtail.adapters.proxies import LOOPBACK, may_proxy, spare_loopback
+from headtail.core.task import Task
 from headtail.engines import ModelConfig, open_engine
-from headtail.proxies import LOOPBACK, may_proxy, spare_loopback
-from headtail.task import Task
 from test_engines_openai import GOOD, SAMPLING, Server, requests, server
 
 __all__ = ["server"]

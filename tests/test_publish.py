@@ -11,17 +11,19 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from headtail import publish, release
+from headtail.adapters.storage import Storage, open_storage, read_json, write_json, write_table
+from headtail.adapters.storage.receipts import output_table
 from headtail.cache import open_generation, read_manifest
 from headtail.cache.diff import Diff, Part
-from headtail.config import TrackingConfig, build
-from headtail.errors import ConfigError, GateRefused, HeadtailError, InputError, StorageError
-from headtail.evidence import read_evidence, three_figures
-from headtail.keys import query_key
-from headtail.receipt import Receipt
-from headtail.rows import QUERY
-from headtail.storage import FileRef, Storage, open_storage, read_json, write_json, write_table
-from headtail.task import Task
+from headtail.core.config import TrackingConfig, build
+from headtail.core.errors import ConfigError, GateRefused, HeadtailError, InputError, StorageError
+from headtail.core.evidence import read_evidence, three_figures
+from headtail.core.keys import query_key
+from headtail.core.receipt import FileRef, Receipt
+from headtail.core.rows import QUERY
+from headtail.core.task import Task
+from headtail.releases import release
+from headtail.stages import publish
 from test_cache import answers, good, kill_at
 from test_evidence import evidence
 from timescale import limit
@@ -265,7 +267,7 @@ def test_three_figures_of_each_student_are_its_gates_or_the_evaluations_or_its_c
     store: Storage, root: str, prepared: tuple[Receipt, Receipt]
 ) -> None:
     def made(old: Receipt, mark: str, source: str, name: str, **metrics: float) -> Receipt:
-        tables = {label: old.table(store, label) for label in old.outputs}
+        tables = {label: output_table(store, old, label) for label in old.outputs}
         settings = {"config": {"source": source}}
         return leave(
             store, "precompute", mark, tables, inputs=old.inputs, facts={"model": {"name": name}}, settings=settings, metrics=metrics

@@ -21,6 +21,10 @@ EVERY = """
 import importlib, pkgutil, headtail
 for module in pkgutil.iter_modules(headtail.__path__, "headtail."):
     importlib.import_module(module.name)
+for floor in ("adapters", "cli", "core", "stages", "studies"):
+    for module in pkgutil.iter_modules([f"{headtail.__path__[0]}/{floor}"], f"headtail.{floor}."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
 """
 
 

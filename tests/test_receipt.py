@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from headtail.errors import InputError
-from headtail.receipt import Receipt, load_receipt, load_ref, receipt_path
-from headtail.storage import FileRef, Storage, write_json
+from headtail.adapters.storage import Storage, write_json
+from headtail.adapters.storage.receipts import load_receipt, load_ref
+from headtail.core.errors import InputError
+from headtail.core.receipt import FileRef, Receipt, receipt_path
 
 
 @pytest.fixture

@@ -11,28 +11,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headtail import numbered, record, release
+from headtail.adapters import numbered
+from headtail.adapters.storage import Storage, open_storage, read_json, read_record
+from headtail.adapters.storage.receipts import load_receipt
+from headtail.batch import catalog
+from headtail.batch.catalog import Entry
+from headtail.batch.job import Journal, ShardReceipt
+from headtail.batch.lease import Lease
+from headtail.batch.prepare import Manifest as Parts
+from headtail.batch.worker import Starts
 from headtail.cache.manifest import LOG, Begun, Manifest, manifest_path, read_manifest
-from headtail.config import Config
-from headtail.distill.checkpoints import Marker
-from headtail.distill.launch import Base
+from headtail.core import record
+from headtail.core.config import Config
+from headtail.core.errors import ConfigError, HeadtailError, StorageError
+from headtail.core.evidence import Evidence
+from headtail.core.io_format import parse as parse_form
+from headtail.core.receipt import Receipt
+from headtail.core.task import Task
 from headtail.engines.encoder import LABELS, read_scheme
-from headtail.errors import ConfigError, HeadtailError, StorageError
-from headtail.evidence import Evidence
-from headtail.form import parse as parse_form
-from headtail.gate.sources import Look
-from headtail.generate import catalog
-from headtail.generate.catalog import Entry
-from headtail.generate.estimate import Probe
-from headtail.generate.job import Journal, ShardReceipt
-from headtail.generate.lease import Lease
-from headtail.generate.prepare import Manifest as Parts
-from headtail.generate.worker import Starts
-from headtail.receipt import Receipt, load_receipt
-from headtail.release import Move, Release
+from headtail.releases import release
+from headtail.releases.release import Move, Release
 from headtail.review.log import Log
-from headtail.storage import Storage, open_storage, read_json, read_record
-from headtail.task import Task
+from headtail.stages.distill.checkpoints import Marker
+from headtail.stages.distill.launch import Base
+from headtail.stages.gate.sources import Look
+from headtail.stages.precompute.dry_run.estimate import Probe
 
 KINDS: list[type[Config]] = [
     *(Receipt, Release, Move, Manifest, Begun, Entry, Parts, Journal, ShardReceipt, Probe, Lease, Starts, Marker, Base, Look, Evidence)

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headtail.keys import normalise
-from headtail.redact import luhn, redact
+from headtail.core.keys import normalise
+from headtail.core.redact import luhn, redact
 
 
 @pytest.mark.parametrize(
@@ -248,5 +248,5 @@ def test_time_grows_with_the_text_and_no_faster(piece: str) -> None:
 def test_the_quick_look_misses_nothing(text: str) -> None:
     found = redact(normalise(text))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("headtail.redact._MAYBE", re.compile(""))
+        patch.setattr("headtail.core.redact._MAYBE", re.compile(""))
         assert redact(normalise(text)) == found

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from headtail.models import SHIPPED
-from headtail.reference import Config
+from headtail.engines.models import SHIPPED
+from headtail.studies.reference import Config
 
 
 @pytest.mark.parametrize("name", ["teacher", "student-base"])

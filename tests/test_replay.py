@@ -16,17 +16,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import free_port
-from headtail import release, replay
-from headtail.config import TrackingConfig, build
-from headtail.errors import ConfigError, HeadtailError, InputError
-from headtail.keys import canonical, query_key
-from headtail.receipt import Receipt
-from headtail.replay import REQUESTS, Event, Met
-from headtail.rows import GOLD, LATER
-from headtail.serve.answerer import LiveFailure, LiveReply
-from headtail.serve.app import State, make_app, open_served
-from headtail.storage import Storage, open_storage
-from headtail.task import Task
+from headtail.adapters.storage import Storage, open_storage
+from headtail.adapters.storage.receipts import output_table
+from headtail.core.config import TrackingConfig, build
+from headtail.core.errors import ConfigError, HeadtailError, InputError
+from headtail.core.keys import canonical, query_key
+from headtail.core.receipt import Receipt
+from headtail.core.rows import GOLD, LATER
+from headtail.core.task import Task
+from headtail.releases import release
+from headtail.stages import replay
+from headtail.stages.replay import REQUESTS, Event, Met
+from headtail.stages.serve.answerer import LiveFailure, LiveReply
+from headtail.stages.serve.app import State, make_app, open_served
 from local_server import Running
 from test_cache import answers, good, publish
 from test_publish import leave
@@ -86,7 +88,7 @@ def test_a_replay_counts_every_event_once(store: Storage, root: str, state: Stat
     # gold: pizza 40 right, burger 30 wrong, bad 15 right by its fallback, rare 10 right
     assert m["quality_requests"] == 95
     assert m["quality"] == pytest.approx(65 / 95)
-    table = receipt.table(store, "requests")
+    table = output_table(store, receipt, "requests")
     assert table.schema == REQUESTS
     assert Counter(table.column("query").to_pylist()) == COUNTS
     assert Counter(table.column("reason").to_pylist()) == {"": 85, "overloaded": 15}
@@ -196,7 +198,7 @@ def test_errors_are_errors_and_never_answers(store: Storage, root: str) -> None:
         receipt = replay.run(config(root, server.url, timeout_s=limit(1.5), concurrency=16))
     assert receipt.rows == {"requests": 100, "errors": 60, "cache": 40, "live": 0, "fallback": 0}
     assert receipt.metrics["quality"] == pytest.approx(2 * 40 / (2 * 40 + 60))  # an error is an answer missed
-    table = receipt.table(store, "requests")
+    table = output_table(store, receipt, "requests")
     by_query = {row["query"]: (row["status"], row["source"]) for row in table.to_pylist()}
     assert by_query == {"pizza": (200, "teacher"), "burger": (500, ""), "rare": (0, ""), "bad": (0, ""), "new one": (0, "")}
     assert any("30 requests failed" in note for note in receipt.notes)

@@ -18,17 +18,18 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from headtail import charts, report
-from headtail.config import TrackingConfig
-from headtail.errors import InputError
-from headtail.evidence import Claim, Evidence
-from headtail.gate import figure as gate_figure
-from headtail.keys import canonical, query_key
-from headtail.receipt import Receipt
-from headtail.report.page import plain
-from headtail.report.summary import REALTIME, STATIONS, headline, summarise
-from headtail.rows import QUALITY, SCORED
-from headtail.storage import FileRef, Storage, read_json, write_json, write_table
+from headtail.adapters import charts
+from headtail.adapters.storage import Storage, read_json, write_json, write_table
+from headtail.core.config import TrackingConfig
+from headtail.core.errors import InputError
+from headtail.core.evidence import Claim, Evidence
+from headtail.core.keys import canonical, query_key
+from headtail.core.receipt import FileRef, Receipt
+from headtail.core.rows import QUALITY, SCORED
+from headtail.stages import report
+from headtail.stages.gate.stage import figure as gate_figure
+from headtail.stages.report.page import plain
+from headtail.stages.report.summary import REALTIME, STATIONS, headline, summarise
 from timescale import limit
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -617,7 +618,7 @@ def test_plain_answers() -> None:
 
 
 def test_s3(s3_root: str) -> None:
-    from headtail.storage import open_storage
+    from headtail.adapters.storage import open_storage
 
     receipt, summary, _ = made(open_storage(s3_root), s3_root)
     assert open_storage(s3_root).exists(summary["paths"]["report"])

@@ -25,18 +25,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import keep
-from headtail import numbered, review
-from headtail.errors import ConfigError, InputError, StorageError
-from headtail.keys import normalise, query_key
+from headtail import review
+from headtail.adapters import numbered
+from headtail.adapters.storage import Storage, open_storage
+from headtail.core.errors import ConfigError, InputError, StorageError
+from headtail.core.keys import normalise, query_key
+from headtail.core.rows import REVIEWED, SUSPECT, with_side_inputs
+from headtail.core.task import Task, load_task
 from headtail.review import formats, labelstudio
 from headtail.review.decision import ACCEPT, CORRECT, DROP, Decision, now, read_answer, read_moment, read_person, settle
 from headtail.review.desk import Desk, Refused
 from headtail.review.log import PAGE, Log
 from headtail.review.queue import Queue, load_queue, make_queue
 from headtail.review.server import Server
-from headtail.rows import REVIEWED, SUSPECT, with_side_inputs
-from headtail.storage import Storage, open_storage
-from headtail.task import Task, load_task
 from timescale import limit
 
 MARK = "ab12cd34ab12cd34"

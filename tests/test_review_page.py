@@ -12,11 +12,11 @@ import pytest
 
 from chromium import Page, browser, needs_chromium
 from headtail import review
+from headtail.adapters.storage import Storage, open_storage
+from headtail.core.task import Task, load_task
 from headtail.review.desk import Desk
 from headtail.review.queue import make_queue
 from headtail.review.server import Server
-from headtail.storage import Storage, open_storage
-from headtail.task import Task, load_task
 from test_review import REF, intent, spans, suspect, suspects
 from test_serve_page import CONTRAST
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from headtail.errors import InputError
-from headtail.rows import GOLD, QUERY, SIDE_INPUT, State, conform, with_side_inputs
+from headtail.core.errors import InputError
+from headtail.core.rows import GOLD, QUERY, SIDE_INPUT, State, conform, with_side_inputs
 
 
 def test_side_inputs_come_last() -> None:

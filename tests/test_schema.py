@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from headtail.core.errors import ConfigError
+from headtail.core.schema import closed, outline, without_names, writer
 from headtail.engines.grammar import for_engine
-from headtail.errors import ConfigError
-from headtail.schema import closed, outline, without_names, writer
 
 WIDE = 10**6  # max_tokens that leave every bound in the grammar
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headtail.errors import ConfigError
-from headtail.schema import outline
-from headtail.score import Counts, ScoreConfig, check_score, f1, score
+from headtail.core.errors import ConfigError
+from headtail.core.schema import outline
+from headtail.core.score import Counts, ScoreConfig, check_score, f1, score
 
 SPANS = ScoreConfig(kind="spans", field="segments", ignore=("none",))
 segment = st.fixed_dictionaries({"text": st.sampled_from("abc"), "label": st.sampled_from(["topic", "name", "none"])})

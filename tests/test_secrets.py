@@ -14,18 +14,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headtail import secrets, status
-from headtail.config import TrackingConfig
-from headtail.doctor import Result, _endpoint
+from headtail.adapters.storage import Storage, read_json, write_json
+from headtail.adapters.tracking import Tracker
+from headtail.batch.parsed_answer import settle
+from headtail.cli import status
+from headtail.cli.doctor import Result, _endpoint
+from headtail.core import secrets
+from headtail.core.config import TrackingConfig
+from headtail.core.errors import ConfigError, HeadtailError
+from headtail.core.receipt import Receipt
+from headtail.core.secrets import HIDDEN, hide, hide_in, hiding
+from headtail.core.task import Task
 from headtail.engines import Completion, ModelConfig, Request
 from headtail.engines.openai import OpenAIEngine, key_for
-from headtail.errors import ConfigError, HeadtailError
-from headtail.outcome import settle
-from headtail.receipt import Receipt
-from headtail.secrets import HIDDEN, hide, hide_in, hiding
-from headtail.storage import Storage, read_json, write_json
-from headtail.task import Task
-from headtail.tracking import Tracker
 from local_server import Running
 
 KEYS = (
@@ -184,7 +185,7 @@ def test_the_terminal_shows_no_secret_not_even_in_a_stack_trace(planted: str, mo
         print(f"told {planted}")
         raise RuntimeError(f"broke with {planted}")
 
-    monkeypatch.setattr(cli, "app", breaks)
+    monkeypatch.setattr("headtail.cli.entry.app", breaks)
     try:
         cli.main([])
     except RuntimeError:

@@ -18,15 +18,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import free_port
-from headtail import plan, querylog, release, serve
-from headtail.config import TrackingConfig, build
-from headtail.errors import ConfigError, InputError
-from headtail.keys import normalise
-from headtail.release import Release
-from headtail.serve.answerer import REASONS, Live, LiveFailure, LiveReply
-from headtail.serve.app import PAGE, AnswerResponse, State, make_app, open_served
-from headtail.storage import Storage
-from headtail.task import Task
+from headtail.adapters.storage import Storage
+from headtail.adapters.storage.receipts import output_table
+from headtail.core.config import TrackingConfig, build
+from headtail.core.errors import ConfigError, InputError
+from headtail.core.keys import normalise
+from headtail.core.task import Task
+from headtail.releases import release
+from headtail.releases.release import Release
+from headtail.stages import ingest, plan, serve
+from headtail.stages.serve.answerer import REASONS, Live, LiveFailure, LiveReply
+from headtail.stages.serve.app import PAGE, AnswerResponse, State, make_app, open_served
 from test_cache import answers, good, publish
 from timescale import limit
 
@@ -227,9 +229,11 @@ def test_two_numbers_are_never_answered_from_one_cached_answer(store: Storage, t
     path = tmp_path / "log.csv"
     path.write_text("query\n" + "call 5552345678\n" * 5 + "call 5552349999\n" * 5 + "pizza\n" * 5 + "part 4532349876\n" * 5)
     root = str(tmp_path / "store")
-    querylog.run(querylog.Config(root=root, tracking=OFF, log=str(path), task="query_intent", later_share=0.0))
+    ingest.run(ingest.Config(root=root, tracking=OFF, log=str(path), task="query_intent", later_share=0.0))
     limits = plan.Head(coverage=None)
-    planned = plan.run(plan.Config(root=root, tracking=OFF, task="query_intent", head=limits)).table(store, "head")["query"].to_pylist()
+    planned = output_table(store, plan.run(plan.Config(root=root, tracking=OFF, task="query_intent", head=limits)), "head")[
+        "query"
+    ].to_pylist()
     assert sorted(planned) == ["part 4532349876", "pizza"]
     asked = [*planned, "call <phone>"]  # as a plan of another task, or of an older version, may have it
     _, manifest = publish(store, tmp_path, answers(*(good(query, '{"intent":"browse"}') for query in asked)))
@@ -505,7 +509,7 @@ def config(root: str, **options: Any) -> serve.Config:
 def test_what_must_fail_fails_before_anything_heavy_starts(
     store: Storage, root: str, tmp_path: Path, segmentation: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headtail.cluster.start", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr("headtail.adapters.cluster.start", lambda: pytest.fail("Ray was started"))
     with pytest.raises(InputError, match="no release yet"):
         serve.start(config(root))
     made = published(store, tmp_path, segmentation)

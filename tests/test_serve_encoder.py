@@ -8,16 +8,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from headtail import serve
+from headtail.adapters.storage import Storage, open_storage
+from headtail.batch.job import answer_settings
+from headtail.core.errors import ConfigError
+from headtail.core.keys import answer_key, fingerprint
+from headtail.core.task import Task
 from headtail.engines import ModelConfig
-from headtail.errors import ConfigError
-from headtail.generate.job import answer_settings
-from headtail.keys import answer_key, fingerprint
-from headtail.models import find, weights_digest
-from headtail.serve.answerer import LiveReply
-from headtail.serve.live import Student
-from headtail.storage import Storage, open_storage
-from headtail.task import Task
+from headtail.engines.models import find, weights_digest
+from headtail.stages import serve
+from headtail.stages.serve.answerer import LiveReply
+from headtail.stages.serve.live import Student
 from test_engines_encoder import QUERIES, random_encoder
 from test_serve import config, published
 from timescale import limit

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from headtail.core.errors import EngineError
+from headtail.core.task import Task
 from headtail.engines import Completion, ModelConfig, Request
-from headtail.errors import EngineError
-from headtail.models import Found
-from headtail.serve.live import _Together
-from headtail.task import Task
+from headtail.engines.models import Found
+from headtail.stages.serve.live import _Together
 from timescale import limit
 
 

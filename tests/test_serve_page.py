@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from chromium import browser, needs_chromium
-from headtail import release
-from headtail.serve.answerer import LiveFailure, LiveReply
-from headtail.serve.app import State, make_app, open_served
-from headtail.storage import open_storage
-from headtail.task import Task, load_task
+from headtail.adapters.storage import open_storage
+from headtail.core.task import Task, load_task
+from headtail.releases import release
+from headtail.stages.serve.answerer import LiveFailure, LiveReply
+from headtail.stages.serve.app import State, make_app, open_served
 from local_server import Running
 from test_cache import answers, good, publish
 

@@ -19,15 +19,16 @@ import jsonschema
 import pytest
 
 from conftest import free_port
-from headtail import release, serve
+from headtail.adapters.storage import Storage, open_storage
+from headtail.batch.job import answer_settings
+from headtail.core.errors import ConfigError, EngineError
+from headtail.core.keys import answer_key, fingerprint
+from headtail.core.task import Task, load_task
 from headtail.engines.device import resolved
-from headtail.errors import ConfigError, EngineError
-from headtail.generate.job import answer_settings
-from headtail.keys import answer_key, fingerprint
-from headtail.models import resolve
-from headtail.serve.answerer import LiveReply
-from headtail.storage import Storage, open_storage
-from headtail.task import Task, load_task
+from headtail.engines.models import resolve
+from headtail.releases import release
+from headtail.stages import serve
+from headtail.stages.serve.answerer import LiveReply
 from test_serve import config, published, segments
 from timescale import limit
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headtail.spelling import Near, distance, similar
+from headtail.core.spelling import Near, distance, similar
 
 
 @given(st.text("abcd", max_size=7), st.text("abcd", max_size=7))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from headtail.config import TrackingConfig
-from headtail.errors import InputError
+from headtail.cli.status import status, status_table
+from headtail.core.config import TrackingConfig
+from headtail.core.errors import InputError
 from headtail.examples import world
-from headtail.status import status, status_table
 
 
 def test_latest_station_and_no_release_yet(root: str) -> None:

@@ -14,9 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from headtail.errors import StorageError
-from headtail.keys import sha256_file
-from headtail.storage import (
+from headtail.adapters.storage import (
     LocalStorage,
     Storage,
     fetch_folder,
@@ -28,6 +26,8 @@ from headtail.storage import (
     write_json,
     write_table,
 )
+from headtail.core.errors import StorageError
+from headtail.core.keys import sha256_file
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -27,26 +27,16 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
 
-from headtail import numbered, release
+from headtail.adapters import numbered
+from headtail.adapters.storage import Storage, local, open_storage, put, read_table, retries, s3, stream_table, write_once, write_table
+from headtail.batch import sweep
+from headtail.batch.prepare import prepare, read_shard
 from headtail.cache import Built, publish_generation
-from headtail.errors import StorageError
-from headtail.generate import sweep
-from headtail.generate.prepare import prepare, read_shard
-from headtail.keys import sha256_file
-from headtail.querylog import files, logfile
-from headtail.storage import (
-    Storage,
-    local,
-    open_storage,
-    put,
-    read_table,
-    retries,
-    s3,
-    stream_table,
-    write_once,
-    write_table,
-)
-from headtail.task import Task
+from headtail.core.errors import StorageError
+from headtail.core.keys import sha256_file
+from headtail.core.task import Task
+from headtail.releases import release
+from headtail.stages.ingest import files, logfile
 from null_jobs import maker, planned
 from s3_proxy import TRANSIENT, Proxy
 

@@ -18,12 +18,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headtail import querylog
-from headtail.config import StageConfig, TrackingConfig
+from headtail.core.config import StageConfig, TrackingConfig
+from headtail.core.errors import ConfigError, InputError
+from headtail.core.keys import canonical
+from headtail.core.task import EXAMPLES, Task, load_task
 from headtail.engines.grammar import for_engine
-from headtail.errors import ConfigError, InputError
-from headtail.keys import canonical
-from headtail.task import EXAMPLES, Task, load_task
+from headtail.stages import ingest
 from timescale import limit
 
 GOOD: dict[str, Any] = {
@@ -461,11 +461,11 @@ def test_every_stage_asks_its_config_whether_code_may_run(root: str, tmp_path: P
     (tmp_path / "mine.py").write_text(MODEL)
     (tmp_path / "log.csv").write_text("query\npizza\n")
     write(tmp_path, answer="mine:Answer")
-    config = querylog.Config(root=root, tracking=TrackingConfig(enabled=False), task=str(tmp_path), log=str(tmp_path / "log.csv"))
+    config = ingest.Config(root=root, tracking=TrackingConfig(enabled=False), task=str(tmp_path), log=str(tmp_path / "log.csv"))
     with pytest.raises(ConfigError, match="names Python code"):
-        querylog.run(config)
+        ingest.run(config)
     job = StageConfig(root=root, allow_task_code=True)
-    assert querylog.run(config.at(job, config.tracking)).rows
+    assert ingest.run(config.at(job, config.tracking)).rows
 
 
 def test_a_system_block_that_differs_by_row_is_noted_and_a_nul_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headtail.text import ZWJ, ZWNJ, is_unseen, normalise
+from headtail.core.text import ZWJ, ZWNJ, is_unseen, normalise
 
 ASSIGNED = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) not in ("Cn", "Co", "Cs")]
 MARKS = [c for c in ASSIGNED if unicodedata.category(c)[0] == "M"]

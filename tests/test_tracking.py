@@ -19,15 +19,15 @@ from typing import Any
 import mlflow
 import pytest
 
-from headtail import tracking
-from headtail.config import StageConfig, TrackingConfig
-from headtail.errors import GateRefused
-from headtail.evidence import read_evidence
-from headtail.receipt import load_receipt
-from headtail.station import run_once
-from headtail.storage import open_storage
-from headtail.task import Task
-from headtail.tracking import Tracker, tracking_uri
+from headtail.adapters import tracking
+from headtail.adapters.storage import open_storage
+from headtail.adapters.storage.receipts import load_receipt
+from headtail.adapters.tracking import Tracker, tracking_uri
+from headtail.core.config import StageConfig, TrackingConfig
+from headtail.core.errors import GateRefused
+from headtail.core.evidence import read_evidence
+from headtail.core.task import Task
+from headtail.stages.base import run_once
 from test_evidence import evidence
 
 

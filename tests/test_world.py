@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.suspects import asked
-from headtail.config import TrackingConfig
+from headtail.adapters.storage import open_storage, read_table
+from headtail.adapters.storage.receipts import output_table
+from headtail.core.config import TrackingConfig
+from headtail.core.keys import normalise, query_key
+from headtail.core.task import load_task
 from headtail.examples import world
-from headtail.keys import normalise, query_key
-from headtail.storage import open_storage, read_table
-from headtail.task import load_task
 
 OFF = TrackingConfig(enabled=False)
 
@@ -114,7 +115,7 @@ def test_training_rows_share_no_query_with_any_gold(root: str) -> None:
     config = world.Config(root=root, tracking=OFF, events=2000, days=2, seed=1, train=3000, gold=800, avoid_gold_seed=7)
     receipt = world.run(config)
     store = open_storage(root)
-    keys = set(receipt.table(store, "train_query_segmentation")["query_key"].to_pylist())
+    keys = set(output_table(store, receipt, "train_query_segmentation")["query_key"].to_pylist())
     for seed in (1, 7):
         gold = {query_key(normalise(text)) for text, _, _ in world.sample(config.model_copy(update={"seed": seed}), 800, "gold")}
         assert not keys & gold

@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from headtail.distill import Config, Lora, Stopping, zero
-from headtail.distill.base import Base
-from headtail.distill.batches import columns
-from headtail.distill.learner import DecoderLearner
-from headtail.distill.train import Run, Spec, _model
-from headtail.models import weights_digest
-from headtail.storage import open_storage, read_table
+from headtail.adapters.storage import open_storage, read_table
+from headtail.engines.models import weights_digest
+from headtail.stages.distill import Config, Lora, zero
+from headtail.stages.distill.base import Base
+from headtail.stages.distill.batches import columns
+from headtail.stages.distill.learner import DecoderLearner
+from headtail.stages.distill.stage import Stopping
+from headtail.stages.distill.train import Run, Spec, _model
 
 STEPS, BROKEN_AFTER, EVERY = 9, 8, 3
 

@@ -2,7 +2,7 @@
 
 import os
 
-from headtail.proxies import spare_loopback
+from headtail.adapters.proxies import spare_loopback
 
 __version__ = "0.1.0"
 

@@ -19,15 +19,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from headtail import ablate, curate
-from headtail.config import TrackingConfig, build
+from headtail.adapters.storage import Storage, open_storage
+from headtail.adapters.storage.receipts import load_receipt, output_table
+from headtail.core.config import TrackingConfig, build
+from headtail.core.keys import normalise
+from headtail.core.receipt import Receipt
+from headtail.core.task import Task, load_task
 from headtail.examples import world
-from headtail.keys import normalise
-from headtail.receipt import Receipt, load_receipt
 from headtail.review.decision import Decision, now
 from headtail.review.log import Log
-from headtail.storage import Storage, open_storage
-from headtail.task import Task, load_task
+from headtail.stages import curate
+from headtail.studies import ablate
 
 from . import planted
 from .machine import machine
@@ -50,7 +52,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
 def right_answers(store: Storage, task: Task) -> dict[str, str]:
     """The right answer to queries of a log: to all of a world's, else to those of the training split of people's answers."""
     if not store.exists("world/LATEST"):
-        table = load_receipt(store, "ingest").table(store, "gold_train", ["query", "answer"])
+        table = output_table(store, load_receipt(store, "ingest"), "gold_train", ["query", "answer"])
         return dict(zip(table["query"].to_pylist(), table["answer"].to_pylist(), strict=True))
     made = load_receipt(store, "world")
     settings = {name: value for name, value in made.settings["config"].items() if name in world.Config.model_fields}
@@ -95,7 +97,7 @@ def one(root: str, task: Task, student: str, share: float, rows: int, seed: int,
             spoilt = planted.run(planted.Config.model_validate({**common, "answers": teacher.path, "share": share, "seed": seed}))
         settings: dict[str, Any] = {**common, "answers": spoilt.path, "gold": f"{plan.path}:gold"}
         whole = curate.run(curate.Config.model_validate({**settings, "min_gain": 0, "reviews": False}))
-        counts = reviewed(store, task, whole.table(store, "suspects"), right, rows)
+        counts = reviewed(store, task, output_table(store, whole, "suspects"), right, rows)
         human = put(store, "human", "golden", _human(store, curate.Config.model_validate(settings), right))
         config = {
             **settings,
@@ -104,7 +106,7 @@ def one(root: str, task: Task, student: str, share: float, rows: int, seed: int,
             "distill": STUDENTS[student],
         }
         receipt = ablate.run(build(ablate.Config, config, "bench"))
-        print(markdown(receipt.table(store, "ablation")))
+        print(markdown(output_table(store, receipt, "ablation")))
         planted_rows = {"planted": spoilt.rows.get("planted", 0), "planted_share": share, "reviewed": counts}
         return {"student": student, **planted_rows, "seconds": receipt.seconds, "ablation": receipt.facts["ablation"]}
 
@@ -129,7 +131,7 @@ def _human(store: Storage, config: curate.Config, right: dict[str, str]) -> pa.T
     """Right answers to the queries of the raw golden set: what people would give if they answered all of them."""
     every = config.suspicion.model_copy(update={"drop_above": 1.0})  # hard queries look suspect: without them it would be another set
     raw = config.model_copy(update={"min_confidence": 0.0, "min_gain": 0.0, "reviews": False, "suspicion": every})
-    golden = curate.run(raw).table(store, "golden")
+    golden = output_table(store, curate.run(raw), "golden")
     golden = golden.filter(pa.array([query in right for query in golden["query"].to_pylist()]))
     answers = pa.array([right[query] for query in golden["query"].to_pylist()], pa.string())
     golden = golden.set_column(golden.schema.get_field_index("answer"), "answer", answers)
@@ -138,7 +140,7 @@ def _human(store: Storage, config: curate.Config, right: dict[str, str]) -> pa.T
 
 def _as_taught(store: Storage, plan: Receipt, task: Task, right: dict[str, str]) -> pa.Table:
     """People's answers to the queries that the teacher would have answered, as if it always were right."""
-    asked = [row for name in ("head", "teach") for row in plan.table(store, name, ["query", "count"]).to_pylist()]
+    asked = [row for name in ("head", "teach") for row in output_table(store, plan, name, ["query", "count"]).to_pylist()]
     return answers_table(
         task, [(row["query"], json.loads(right[row["query"]]), row["count"], []) for row in asked if row["query"] in right]
     )

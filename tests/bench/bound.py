@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from headtail.cost import LLAMA_8B, Shape
-from headtail.progress import console
+from headtail.adapters.progress import console
+from headtail.core.cost import LLAMA_8B, Shape
 
 PREFILL_TOKENS = 8192  # prompt tokens of one step
 

@@ -31,11 +31,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headtail.cache import Cache, decode, open_generation, publish_generation
+from headtail.adapters.storage import open_storage
+from headtail.cache import Cache, open_generation, publish_generation
 from headtail.cache.builder import OFFERED, build_generation, merged, pieces
-from headtail.cache.snapshot import Snapshot, Values, fixed
-from headtail.keys import KEY_BYTES, query_key
-from headtail.storage import open_storage
+from headtail.cache.lmdb_file import Snapshot, Values, fixed
+from headtail.cache.snapshot import decode
+from headtail.core.keys import KEY_BYTES, query_key
 
 from .rivals import Rival, rivals
 

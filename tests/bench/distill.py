@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from headtail.progress import console
+from headtail.adapters.progress import console
 
 from . import students
 from .machine import machine
@@ -55,10 +55,10 @@ def rate(steps: list[float], seconds: list[float], rows_per_step: float) -> floa
 
 def headtail_turn(setting: Setting) -> dict[str, Any]:
     """One epoch through `distill`: Ray Train, DeepSpeed, one worker."""
-    from headtail import distill
-    from headtail.config import TrackingConfig
-    from headtail.distill.base import Base
-    from headtail.storage import open_storage
+    from headtail.adapters.storage import open_storage
+    from headtail.core.config import TrackingConfig
+    from headtail.stages import distill
+    from headtail.stages.distill.base import Base
 
     sets = (distill.TrainingSet(golden=setting.golden, rows=setting.rows),)
     config = distill.Config(
@@ -93,17 +93,17 @@ def trainer_turn(setting: Setting, grouped: bool) -> dict[str, Any]:
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from headtail.distill.learner import DecoderLearner
-    from headtail.distill.rows import TrainingSet, Weights, read_rows
-    from headtail.receipt import load_ref
-    from headtail.storage import open_storage
-    from headtail.task import load_task
+    from headtail.adapters.storage import open_storage
+    from headtail.adapters.storage.receipts import load_ref
+    from headtail.core.task import load_task
+    from headtail.stages.distill.learner import DecoderLearner
+    from headtail.stages.distill.rows import TrainingSet, Weights, read_rows
 
     torch.set_num_threads(setting.threads)
     learner, task, store = DecoderLearner(), load_task("query_segmentation"), open_storage(setting.folder)
     chosen = TrainingSet(golden=setting.golden, rows=setting.rows)
     golden = read_rows(store, Weights(), chosen, task, {"golden.0": load_ref(store, setting.golden)}, 0).golden
-    from headtail.models import resolve
+    from headtail.engines.models import resolve
 
     model, tokenizer = learner.load(resolve(setting.model, "", store).path)
     examples = learner.encode(task, tokenizer, golden, 512, set()).to_pylist()
@@ -168,7 +168,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _turn(system: str, setting: Setting) -> None:
-    from headtail.distill.base import hush
+    from headtail.stages.distill.base import hush
 
     hush()
     made = headtail_turn(setting) if system == "headtail" else trainer_turn(setting, system == "trainer-grouped")
@@ -176,7 +176,7 @@ def _turn(system: str, setting: Setting) -> None:
 
 
 def _rows(folder: str, rows: int) -> str:
-    from headtail.config import TrackingConfig
+    from headtail.core.config import TrackingConfig
     from headtail.examples import world
 
     made = world.run(world.Config(root=folder, tracking=TrackingConfig(enabled=False), events=500, days=2, train=rows, gold=40, seed=3))

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from headtail.station import versions
+from headtail.stages.base import versions
 
 
 def machine() -> dict[str, Any]:

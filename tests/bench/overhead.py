@@ -19,14 +19,14 @@ TURNS = 3
 
 def once(rows: int) -> tuple[float, float]:
     """(microseconds per row of a worker, of the null engine alone) in this process."""
+    from headtail.adapters.storage import open_storage, write_table
+    from headtail.batch import Job, Table
+    from headtail.batch.prepare import prepare
+    from headtail.batch.worker import Ask, Worker
+    from headtail.core.rows import PLANNED, with_side_inputs
+    from headtail.core.task import load_task
     from headtail.engines import ModelConfig, Request
     from headtail.engines.null import NullEngine
-    from headtail.generate import Job, Table
-    from headtail.generate.prepare import prepare
-    from headtail.generate.worker import Ask, Worker
-    from headtail.rows import PLANNED, with_side_inputs
-    from headtail.storage import open_storage, write_table
-    from headtail.task import load_task
 
     from .scale import SIDE, plan_of
 

@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from headtail.config import StageConfig
-from headtail.generate import ANSWERS
-from headtail.receipt import Receipt, load_receipt
-from headtail.rows import KEY, State, draw
-from headtail.station import Station, run_once
-from headtail.storage import open_storage, read_table
-from headtail.task import Task, load_task
+from headtail.adapters.storage import open_storage, read_table
+from headtail.adapters.storage.receipts import load_receipt
+from headtail.batch import ANSWERS
+from headtail.core.config import StageConfig
+from headtail.core.receipt import Receipt
+from headtail.core.rows import KEY, State, draw
+from headtail.core.task import Task, load_task
+from headtail.stages.base import Station, run_once
 
 # What was planted: `answer` is the answer that stood there, `planted` what stands there now.
 PLANTED = pa.schema([("query_key", KEY), ("query", pa.string()), ("answer", pa.string()), ("planted", pa.string()), ("kind", pa.string())])

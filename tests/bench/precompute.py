@@ -21,7 +21,7 @@ from typing import Any
 
 from rich.table import Table
 
-from headtail.progress import console
+from headtail.adapters.progress import console
 
 from .machine import machine
 from .overhead import overhead_us

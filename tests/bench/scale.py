@@ -28,11 +28,11 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pyarrow as pa
 
-from headtail.keys import query_key
-from headtail.progress import bar
-from headtail.receipt import Receipt
-from headtail.rows import PLANNED, with_side_inputs
-from headtail.storage import open_storage, write_json, write_table
+from headtail.adapters.progress import bar
+from headtail.adapters.storage import open_storage, write_json, write_table
+from headtail.core.keys import query_key
+from headtail.core.receipt import Receipt
+from headtail.core.rows import PLANNED, with_side_inputs
 
 from .machine import machine
 
@@ -62,8 +62,8 @@ def plan_of(rows: int) -> Iterator[pa.Table]:
 
 def one(rows: int, workers: int) -> dict[str, float]:
     """One job in this process, which is its driver."""
-    from headtail import precompute
-    from headtail.config import TrackingConfig, build
+    from headtail.core.config import TrackingConfig, build
+    from headtail.stages import precompute
 
     folder = Path(tempfile.mkdtemp(prefix="headtail-scale-"))
     try:

@@ -24,15 +24,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from headtail import curate, distill, evaluate, gate, generate, loop, plan, precompute, progress, querylog
-from headtail.config import load
-from headtail.distill import launch
-from headtail.distill.encoder import EncoderLearner
+from headtail import pipeline
+from headtail.adapters import progress
+from headtail.adapters.storage import open_storage
+from headtail.batch import driver
+from headtail.batch.worker import Worker
+from headtail.core.config import load
+from headtail.core.receipt import Receipt
 from headtail.engines import Engine, ModelConfig, open_engine
 from headtail.examples import world
-from headtail.generate.worker import Worker
-from headtail.receipt import Receipt
-from headtail.storage import open_storage
+from headtail.stages import curate, distill, evaluate, gate, ingest, plan, precompute
+from headtail.stages.distill import launch
+from headtail.stages.distill.encoder import EncoderLearner
 
 from .machine import machine
 
@@ -44,7 +47,7 @@ PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # of training, and of the 
 class Runner:
     """The loop's stations up to its gates, for one config and one store."""
 
-    def __init__(self, config: loop.Config) -> None:
+    def __init__(self, config: pipeline.Config) -> None:
         self.config, self.store = config, open_storage(config.root)
 
     def run(self, stage: Any, config: Any, **changes: Any) -> Receipt:
@@ -59,10 +62,10 @@ class Runner:
         c = self.config
         made = self.run(world.run, c.world)
         gold = self.store.uri(made.output(f"gold_{c.task}").path)
-        log = self.run(querylog.run, c.ingest, log=self.store.uri(f"{made.path}/log"), gold=gold)
+        log = self.run(ingest.run, c.ingest, log=self.store.uri(f"{made.path}/log"), gold=gold)
         planned = self.run(plan.run, c.plan, log=log.path)
         tables = tuple(f"{planned.path}:{name}" for name in ("head", "teach", "gold"))
-        model = c.precompute_teacher.model.model_copy(update={"model": loop.SHIPPED_TEACHER})
+        model = c.precompute_teacher.model.model_copy(update={"model": pipeline.SHIPPED_TEACHER})
         taught = self.run(precompute.run, c.precompute_teacher, inputs=tables, source="teacher", model=model)
         return planned, taught, self.run(curate.run, c.curate, answers=taught.path, gold=f"{planned.path}:gold")
 
@@ -72,7 +75,7 @@ class Runner:
         assert c.realtime is not None
         sets = (distill.TrainingSet(task=c.task, golden=f"{golden.path}:golden"),)
         tiers, made = {"teacher": taught.path}, {}
-        second = loop._all_read(c.realtime, planned)
+        second = pipeline._all_read(c.realtime, planned)
         for tier, how in ({"student": second} if c.one_student else {"student": c.distill, "realtime": second}).items():
             alone = {"workers": 1, "batch_rows": how.batch_rows * how.workers, "precision": precision}
             made[tier] = self.run(distill.run, how.model_copy(update=alone), sets=sets, gold=(gold,))
@@ -88,11 +91,11 @@ class Runner:
         return found
 
 
-def seeded(config: Path, root: str, seed: int, teacher: str, sets: Sequence[str]) -> loop.Config:
+def seeded(config: Path, root: str, seed: int, teacher: str, sets: Sequence[str]) -> pipeline.Config:
     """The loop's config with a seed everywhere; `teacher` is the precision of its engine."""
     seeds = [f"{owner}.seed={seed}" for owner in ("world", "plan", "curate", "distill", "realtime")]
     dtype = f"precompute_teacher.model.dtype={PRECISIONS[teacher]}"
-    return load(loop.Config, config, [*seeds, dtype, f"root={root}", "tracking.enabled=false", *sets])
+    return load(pipeline.Config, config, [*seeds, dtype, f"root={root}", "tracking.enabled=false", *sets])
 
 
 @contextlib.contextmanager
@@ -105,8 +108,8 @@ def without_ray() -> Iterator[None]:
     import torch
     from ray import train
 
-    from headtail.distill.train import worker as trains
-    from headtail.generate import worker as working
+    from headtail.batch import worker as working
+    from headtail.stages.distill.train import worker as trains
 
     nobody = SimpleNamespace(add=SimpleNamespace(remote=lambda *_, **__: None))
     kept: dict[str, Engine] = {}
@@ -135,7 +138,7 @@ def without_ray() -> Iterator[None]:
         return copy.deepcopy(bases[name])
 
     EncoderLearner.make = make  # type: ignore[method-assign]
-    vars(generate)["_spread"], vars(working)["open_engine"] = spread, engine
+    vars(driver)["_spread"], vars(working)["open_engine"] = spread, engine
     vars(train)["get_context"] = lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     vars(launch)["train"] = _trains(trains, nobody)
     torch.set_num_threads(1)  # two that wait for one another by spinning take minutes on a machine that does other work too
@@ -145,8 +148,8 @@ def without_ray() -> Iterator[None]:
 
 
 def _trains(worker: Any, meter: Any) -> Any:
-    from headtail.distill.train import Spec
-    from headtail.storage import read_json, write_table
+    from headtail.adapters.storage import read_json, write_table
+    from headtail.stages.distill.train import Spec
 
     def here(config: Any, station: Any, learner: Any, base: Any, examples: Any, *_: Any) -> dict[str, Any]:
         pad = int(base.tokenizer.pad_token_id)

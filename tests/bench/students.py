@@ -21,13 +21,15 @@ from typing import Any
 
 from rich.table import Table
 
-from headtail import evaluate, form, precompute
-from headtail.config import TrackingConfig
+from headtail.adapters.progress import console
+from headtail.adapters.storage import Storage, open_storage
+from headtail.adapters.storage.receipts import load_receipt
+from headtail.core import io_format
+from headtail.core.config import TrackingConfig
+from headtail.core.receipt import Receipt
 from headtail.engines import ModelConfig
-from headtail.models import find
-from headtail.progress import console
-from headtail.receipt import Receipt, load_receipt
-from headtail.storage import Storage, open_storage
+from headtail.engines.models import find
+from headtail.stages import evaluate, precompute
 
 from .machine import machine
 
@@ -118,7 +120,7 @@ def students_of(root: str) -> dict[str, str]:
     store, found = open_storage(root), {}
     receipts = [load_receipt(store, "distill", f"distill/{folder.name}") for folder in sorted(Path(root, "distill").glob("?*/"))]
     for receipt in sorted(receipts, key=lambda receipt: receipt.started):
-        kind = form.read(Path(find(ModelConfig(model=receipt.path), store).path)).kind
+        kind = io_format.read(Path(find(ModelConfig(model=receipt.path), store).path)).kind
         found[str(kind)] = receipt.path
     return found
 

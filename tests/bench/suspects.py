@@ -23,14 +23,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from headtail import curate
-from headtail.config import TrackingConfig
+from headtail.adapters.storage import Storage, open_storage, write_json, write_table
+from headtail.adapters.storage.receipts import output_table
+from headtail.core.config import TrackingConfig
+from headtail.core.keys import normalise, query_key
+from headtail.core.receipt import Receipt
+from headtail.core.rows import ANSWER, GOLD, with_side_inputs
+from headtail.core.task import Task, load_task
 from headtail.examples import world
-from headtail.keys import normalise, query_key
-from headtail.receipt import Receipt
-from headtail.rows import ANSWER, GOLD, with_side_inputs
-from headtail.storage import Storage, open_storage, write_json, write_table
-from headtail.task import Task, load_task
+from headtail.stages import curate
 
 from . import planted
 from .machine import machine
@@ -121,13 +122,13 @@ def one(task: Task, where: str, answers: pa.Table, share: float, seed: int) -> d
         source = put(store, "precompute", "answers/shard-00000", answers)
         gold = f"{put(store, 'plan', 'gold', GOLD.empty_table())}:gold"
         spoilt = planted.run(planted.Config(root=folder, tracking=OFF, task=str(task.folder), answers=source, share=share, seed=seed))
-        truth = spoilt.table(store, "planted")
+        truth = output_table(store, spoilt, "planted")
         whole = curate.Suspicion(rows=answers.num_rows, drop_above=1)
         refs = {"task": str(task.folder), "answers": spoilt.path, "gold": gold}
         started, clock = time.monotonic(), time.process_time()
         receipt = curate.run(curate.Config(root=folder, tracking=OFF, **refs, suspicion=whole, min_gain=0))
         seconds, cpu = time.monotonic() - started, time.process_time() - clock
-        queue = receipt.table(store, "suspects")
+        queue = output_table(store, receipt, "suspects")
     return {
         "set": where,
         "seconds": round(seconds, 1),

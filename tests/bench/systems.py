@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from headtail.core.keys import normalise, query_key
+from headtail.core.task import Task, load_task
 from headtail.engines import ModelConfig
 from headtail.examples.world import Config as WorldConfig
 from headtail.examples.world import sample
-from headtail.keys import normalise, query_key
-from headtail.task import Task, load_task
 
 TASK = "query_segmentation"
 WARM = 300  # rows of a first run, not counted: the first job of a process also starts Ray's workers and imports
@@ -44,10 +44,10 @@ def model(threads: int) -> ModelConfig:
 
 def parts(threads: int, masks: bool = False) -> tuple[Task, str, dict[str, Any], dict[str, Any], str]:
     """(task, model folder, engine arguments, sampling, grammar): what headtail's engine is started with, its own classes aside."""
+    from headtail.adapters.storage import LocalStorage
     from headtail.engines.grammar import check, for_engine
+    from headtail.engines.models import resolve
     from headtail.engines.vllm import arguments, environment
-    from headtail.models import resolve
-    from headtail.storage import LocalStorage
 
     task, config = load_task(TASK), model(threads)
     os.environ |= environment(config)
@@ -91,7 +91,7 @@ def ray_data_llm(sizes: Sequence[int], threads: int, engines: int, batch: int) -
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    from headtail.cluster import start
+    from headtail.adapters.cluster import start
     from headtail.engines.vllm import environment
 
     task, path, arguments, sampling, grammar = parts(threads)
@@ -132,12 +132,12 @@ def headtail(sizes: Sequence[int], threads: int, engines: int) -> Iterator[tuple
     """The precompute stage as it is run: Ray, shards, ledger, audit; a new store and a new engine per size."""
     import pyarrow as pa
 
-    from headtail import precompute
-    from headtail.cluster import start
-    from headtail.config import TrackingConfig, build
-    from headtail.receipt import Receipt
-    from headtail.rows import PLANNED, with_side_inputs
-    from headtail.storage import open_storage, write_json, write_table
+    from headtail.adapters.cluster import start
+    from headtail.adapters.storage import open_storage, write_json, write_table
+    from headtail.core.config import TrackingConfig, build
+    from headtail.core.receipt import Receipt
+    from headtail.core.rows import PLANNED, with_side_inputs
+    from headtail.stages import precompute
 
     task = load_task(TASK)
     start(cpus=LOGICAL_CPUS)

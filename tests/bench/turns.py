@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from headtail.progress import bar
+from headtail.adapters.progress import bar
 
 
 def in_turn(

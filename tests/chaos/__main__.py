@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from headtail.progress import bar
+from headtail.adapters.progress import bar
 
 from . import report
 from .bench import Lab

@@ -22,10 +22,10 @@ PLACE = "replaceable"  # the custom resource that further nodes have
 
 
 def main(spec: dict[str, Any]) -> int:
-    from headtail import precompute
-    from headtail.cluster import stop
-    from headtail.config import build
-    from headtail.errors import HeadtailError
+    from headtail.adapters.cluster import stop
+    from headtail.core.config import build
+    from headtail.core.errors import HeadtailError
+    from headtail.stages import precompute
 
     fields, close = spec["fields"], _nothing
     if spec["nodes"]:
@@ -54,7 +54,7 @@ def _nodes(count: int) -> Callable[[], None]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from headtail.cluster import quiet_data
+    from headtail.adapters.cluster import quiet_data
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     nodes: list[Any] = []

@@ -283,12 +283,12 @@ def _patch_worker(module: ModuleType) -> None:
 
 
 PATCHES: dict[str, Callable[[ModuleType], None]] = {
-    "headtail.storage": _patch_storage,
-    "headtail.precompute": _patch_sweep,
+    "headtail.adapters.storage": _patch_storage,
+    "headtail.stages.precompute.stage": _patch_sweep,
     "headtail.engines.null": _patch_engine,
     "headtail.engines.openai": _patch_engine,
     "headtail.engines.vllm": _patch_engine,
-    "headtail.generate.worker": _patch_worker,
+    "headtail.batch.worker": _patch_worker,
 }
 
 

@@ -82,7 +82,7 @@ def cannot(kind: Kind) -> str:
     """Why a kind cannot be run here; empty when it can."""
     from headtail.engines import ModelConfig
     from headtail.engines.null import _WORDS
-    from headtail.precompute import Config
+    from headtail.stages.precompute import Config
 
     if kind.name.startswith("core") and "engine_process" not in ModelConfig.model_fields:
         return "no field model.engine_process"

@@ -18,12 +18,14 @@ from typing import Any
 import boto3
 import pyarrow.parquet  # noqa: F401 - so that forked processes need not
 
-from headtail import generate, precompute, progress
-from headtail.config import build
+from headtail.adapters import progress
+from headtail.batch import driver
+from headtail.batch.worker import Worker
+from headtail.core.config import build
+from headtail.core.errors import HeadtailError
+from headtail.core.task import load_task
 from headtail.engines import null, openai  # noqa: F401
-from headtail.errors import HeadtailError
-from headtail.generate.worker import Worker
-from headtail.task import load_task
+from headtail.stages.precompute import stage as precompute
 
 from . import faults, world
 from .spec import DELIBERATE, DONE, NO_LEASE, UNFORESEEN, Spec
@@ -74,6 +76,6 @@ def _precompute(spec: Spec) -> None:
         batch = {"shard": [ask.shard for ask in asks], "edition": [ask.edition for ask in asks]}
         return [json.loads(text) for text in worker(batch)["said"]]  # finds all of it published, and says so in its own words
 
-    assert callable(generate._spread), "generate changed: mend this"
-    generate._spread = here
+    assert callable(driver._spread), "generate changed: mend this"
+    driver._spread = here
     precompute.run(build(precompute.Config, spec.fields, "chaos"))

@@ -48,7 +48,7 @@ class Findings:
 
 
 class Tree:
-    """The files under a root, on disk or on S3, without headtail.storage."""
+    """The files under a root, on disk or on S3, without headtail.adapters.storage."""
 
     def __init__(self, root: str, environment: Mapping[str, str]) -> None:
         if root.startswith("s3://"):

@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from headtail import keys
-from headtail.receipt import Receipt
-from headtail.rows import PLANNED, with_side_inputs
-from headtail.storage import open_storage, write_json, write_table
+from headtail.adapters.storage import open_storage, write_json, write_table
+from headtail.core import keys
+from headtail.core.receipt import Receipt
+from headtail.core.rows import PLANNED, with_side_inputs
 
 SIDE = ("businesses",)
 _WHAT = (

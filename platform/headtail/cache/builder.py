@@ -23,13 +23,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headtail.cache import Built, told
+from headtail.cache.lmdb_file import SOURCES, Snapshot, Values
 from headtail.cache.merge import Batch, ascending, in_order, rounds
-from headtail.cache.snapshot import SOURCES, Snapshot, Values
-from headtail.errors import InputError, LedgerError
-from headtail.keys import KEY_BYTES, query_key
-from headtail.redact import PLACEHOLDER
-from headtail.rows import ANSWER, CACHED, State, conform, key_words
+from headtail.cache.snapshot import Built, told
+from headtail.core.errors import InputError, LedgerError
+from headtail.core.keys import KEY_BYTES, query_key
+from headtail.core.redact import PLACEHOLDER
+from headtail.core.rows import ANSWER, CACHED, State, conform, key_words
 
 PIECE_ROWS = 131_072  # rows written at a time: a row group of the Parquet file, a transaction of LMDB
 PIECE_BYTES = 256 << 20  # of text in a piece; fewer rows when answers are long

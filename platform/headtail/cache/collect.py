@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 from pydantic import Field
 from rich.table import Table
 
-from headtail import numbered
+from headtail.adapters import numbered
+from headtail.adapters.storage import Storage, Stored, write_once
 from headtail.cache.manifest import FOLDER, LOG, Begun, generation_path, manifest_path, mark_path, now, read_manifest
-from headtail.config import Config
-from headtail.storage import Storage, Stored, write_once
+from headtail.core.config import Config
 
 IDLE = datetime.timedelta(days=1)  # a publish or a write that has not ended by then was killed
 _EVER = datetime.datetime.min.replace(tzinfo=datetime.UTC)

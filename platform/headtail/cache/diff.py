@@ -18,11 +18,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from headtail.adapters.storage import Storage, stream_table
 from headtail.cache.manifest import Manifest, read_manifest
 from headtail.cache.merge import Batch, ascending, in_order, rounds
-from headtail.config import Config
-from headtail.rows import CACHED, key_words
-from headtail.storage import Storage, stream_table
+from headtail.core.config import Config
+from headtail.core.rows import CACHED, key_words
 
 KINDS = ("added", "dropped", "changed", "same")
 _COLUMNS = ["query_key", "query", "answer", "source", "count"]

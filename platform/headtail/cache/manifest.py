@@ -10,14 +10,15 @@ import datetime
 
 from pydantic import Field, model_validator
 
-from headtail import numbered
-from headtail.cache.snapshot import FORMAT
-from headtail.config import Config
-from headtail.errors import StorageError
-from headtail.keys import NORMALISATION, fingerprint
-from headtail.paths import AnswersPath, StoreId
-from headtail.record import Moment
-from headtail.storage import FileRef, Storage, read_record
+from headtail.adapters import numbered
+from headtail.adapters.storage import Storage, read_record
+from headtail.cache.lmdb_file import FORMAT
+from headtail.core.config import Config
+from headtail.core.errors import StorageError
+from headtail.core.keys import NORMALISATION, fingerprint
+from headtail.core.paths import AnswersPath, StoreId
+from headtail.core.receipt import FileRef
+from headtail.core.record import Moment
 
 FOLDER = "generations"
 LOG = f"{FOLDER}/log"

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from headtail.errors import InputError
-from headtail.rows import key_words
+from headtail.core.errors import InputError
+from headtail.core.rows import key_words
 
 BATCH_ROWS = 131_072  # rows of one stream held at a time: about 20 MB at 150 bytes a row
 Words = npt.NDArray[np.uint64]

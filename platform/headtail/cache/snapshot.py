@@ -1,119 +1,310 @@
-"""The LMDB snapshot of a generation: how a row is laid out, and how many are written at once.
+"""A generation: an immutable published cache of answers, and how it is looked up.
 
-In: CACHED tables in order of query_key, each key once. Out: a folder with `data.mdb`, synced and checked. Values are
-made in Arrow and cut from one buffer; rows are appended, so pages are full and nothing is sorted or moved.
-Knows nothing of answers, manifests or stores.
+In: a generation built on local disk (`cache.builder`). Out: in the store `answers.parquet` (CACHED, sorted by query_key),
+an LMDB snapshot of the same rows and `manifest.json`, written last; and a Cache opened on it, which answers by exact
+normalised text. The text is stored beside the answer and compared, so two texts with one hash are a miss, never a
+wrong answer. Knows nothing of releases, models or servers.
 """
 
 from __future__ import annotations
 
-import struct
-from itertools import pairwise
+import json
+import os
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import lmdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+from pydantic_core import from_json
 
-from headtail.errors import InputError, LedgerError
-from headtail.keys import KEY_BYTES
-from headtail.rows import Source
+from headtail.adapters.storage import LocalStorage, Storage, check_local, put, read_record, write_once
+from headtail.cache.lmdb_file import FORMAT, SOURCES, VALUE
+from headtail.cache.manifest import Manifest, begin, generation_path, manifest_path, now, read_manifest
+from headtail.core import record
+from headtail.core.errors import StorageError
+from headtail.core.keys import NORMALISATION, fingerprint, normalise, query_key
+from headtail.core.redact import redact
+from headtail.core.rows import key_words
 
-FORMAT = 2  # of a value; a reader refuses any other. 1 kept the query's length, at 4 bytes a row
-VALUE = struct.Struct("<Bf16s")  # format and source, confidence (NaN: none), answer_key; then query, NUL, answer
-SOURCES = tuple(Source)  # a value holds an index into this, below 16: append only
-_NUL = b"\0"  # no normalised text holds one
-_SPARE = 64 << 20  # bytes of the map kept free beyond the worst case of the next piece
-_TAKEN = 16_384  # rows of a transaction: its pages, some 3 MB, stay near the processor
-_CHECKED = 16  # rows of a piece read back at the end
+__all__ = [
+    "Built",
+    "Cache",
+    "CachedAnswer",
+    "Manifest",
+    "coverage",
+    "decode",
+    "generation_path",
+    "open_generation",
+    "publish_generation",
+    "read_manifest",
+    "told",
+]
 
 
-class Values:
-    """The LMDB values of some rows, one after another in `body`; row i is body[ends[i]:ends[i + 1]]."""
+_FULL = 16 << 20  # bytes free below which a disk is called full
 
-    def __init__(self, piece: pa.Table) -> None:
-        queries, answers = (_whole(piece.column(name)) for name in ("query", "answer"))
-        header = np.zeros(len(queries), dtype=[("f", "u1"), ("c", "<f4"), ("k", f"V{KEY_BYTES}")])
-        kinds = pc.index_in(piece.column("source"), value_set=pa.array(SOURCES, piece.schema.field("source").type))
-        header["f"] = np.asarray(kinds, dtype=np.uint8) + (FORMAT << 4)
-        header["c"] = np.asarray(pc.fill_null(piece.column("confidence"), float("nan")))
-        header["k"] = fixed(pc.fill_null(piece.column("answer_key"), bytes(KEY_BYTES)), KEY_BYTES)
-        heads = pa.FixedSizeBinaryArray.from_buffers(pa.binary(VALUE.size), len(header), [None, pa.py_buffer(header)])
-        made = pc.binary_join_element_wise(
-            heads.cast(pa.large_binary()), queries, pa.scalar(_NUL, pa.large_binary()), answers, pa.scalar(b"", pa.large_binary())
-        )
-        self.ends = np.frombuffer(made.buffers()[1], np.int64)[: len(made) + 1]
-        self.body: pa.Buffer = made.buffers()[2]
-        if _NUL in _body(queries):
-            raise InputError("a query holds the character NUL", where="answers", fix="ingest the log again: `normalise` takes it out")
+
+class CachedAnswer(NamedTuple):
+    """One answer found in a generation. `answer` is canonical JSON; `confidence` is None when the engine gave none."""
+
+    query: str
+    answer: str
+    source: str
+    confidence: float | None
+    answer_key: bytes
+
+    def decoded(self) -> Any:
+        """The answer as plain values: what `json.loads` makes of it, in a third of the time."""
+        try:
+            return from_json(self.answer)
+        except ValueError:  # nested deeper than it goes
+            return json.loads(self.answer)
+
+
+class Cache:
+    """An opened generation. Read-only, without locks, safe to share between threads; opens anew after a fork."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._path = str(folder / "lmdb")
+        self._env = _environment(self._path)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Cache:
+        """The generation in a local folder. StorageError when it is absent, damaged or of another format."""
+        folder = Path(folder)
+        manifest = read_record(LocalStorage(str(folder)), Manifest, "manifest.json")
+        _check(folder, manifest)
+        return cls(folder, manifest)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # an LMDB handle does not travel; the path does
+        return Cache.open, (str(self.folder),)
 
     def __len__(self) -> int:
-        return len(self.ends) - 1
+        return self.manifest.rows
 
+    def lookup(self, text: str) -> CachedAnswer | None:
+        """The answer to `text` as people type it, or None."""
+        return self.find(normalise(text))
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """A column of text as one array of bytes with 64-bit offsets."""
-    return column.cast(pa.large_binary()).combine_chunks()
+    def find(self, normalised: str) -> CachedAnswer | None:
+        """The answer to a normalised text, or None. Ingest took personal data out, so a miss is tried again without it."""
+        found = self.get(normalised)
+        if found is None and (clean := redact(normalised)).any:
+            return self.get(clean.text)
+        return found
 
-
-def _body(texts: pa.Array) -> bytes:
-    """The bytes of all texts together; of a slice only its own."""
-    ends = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1] if len(texts) else [0, 0]
-    data: bytes = texts.buffers()[2].slice(int(ends[0]), int(ends[-1] - ends[0])).to_pybytes() if ends[-1] > ends[0] else b""
-    return data
-
-
-def fixed(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.void]:
-    """A column of values of `width` bytes, without nulls; its `tolist` gives bytes three times as fast as Arrow's."""
-    found = column.combine_chunks()
-    return (
-        np.frombuffer(found.buffers()[1], f"V{width}")[found.offset : found.offset + len(found)] if len(found) else np.zeros(0, f"V{width}")
-    )
-
-
-class Snapshot:
-    """An LMDB file being written. Errors of LMDB and the disk come as they are."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.rows = folder, 0
-        self._size = _SPARE  # of the map; grown as rows come
-        self._env = lmdb.open(str(folder), map_size=self._size, lock=False, sync=False, metasync=False)
-        self._sample: list[tuple[bytes, bytes]] = []
-
-    def add(self, piece: pa.Table, values: Values) -> None:
-        """The next rows in order of key, with their values."""
-        self._grow(len(values.body) + len(values) * 64)
-        keys, ends, body = fixed(piece.column("query_key"), KEY_BYTES).tolist(), values.ends.tolist(), values.body.to_pybytes()
-        for start in range(0, len(keys), _TAKEN):
-            rows = (body[a:b] for a, b in pairwise(ends[start : start + _TAKEN + 1]))  # as LMDB takes them: a list is a third slower
-            with self._env.begin(write=True) as txn:
-                done, added = txn.cursor().putmulti(zip(keys[start : start + _TAKEN], rows, strict=True), append=True)
-            if not done == added == len(keys[start : start + _TAKEN]):
-                raise LedgerError("LMDB did not take every row", where=str(self.folder), value=f"{added} of {len(keys)}")
-        self.rows += len(keys)
-        step = max(1, len(keys) // _CHECKED)
-        self._sample += [(keys[i], body[ends[i] : ends[i + 1]]) for i in range(0, len(keys), step)]
-
-    def _grow(self, more: int) -> None:
-        """Make room for `more` bytes of rows: short ones share pages of 4 KiB, long ones take whole pages, so at most twice that."""
-        used = (self._env.info()["last_pgno"] + 1) * 4096
-        if used + 2 * more + _SPARE > self._size:
-            self._size = 2 * (used + 2 * more + _SPARE)
-            self._env.set_mapsize(self._size)
-
-    def finish(self) -> None:
-        """Sync to disk, then open what was written and compare its count and a sample of its rows."""
-        self._env.sync(True)
-        self.close()
-        with lmdb.open(str(self.folder), readonly=True, lock=False, create=False, readahead=False) as env, env.begin() as txn:
-            entries = env.stat()["entries"]
-            wrong = sum(txn.get(key) != value for key, value in self._sample)
-        if entries != self.rows or wrong:
-            value = f"{entries} entries for {self.rows} rows; {wrong} of {len(self._sample)} rows read back differ"
-            raise LedgerError("the LMDB snapshot does not hold what was written", where=str(self.folder), value=value)
+    def get(self, normalised: str) -> CachedAnswer | None:
+        """The answer to exactly this text, or None."""
+        if self._env.pid != os.getpid():
+            self._env = _environment(self._path)
+        value = self._env.get(query_key(normalised))
+        return None if value is None else decode(value, normalised)
 
     def close(self) -> None:
-        """Let go of the file; nothing more can be added."""
-        self._env.close()
+        """Let go of the snapshot; lookups are over."""
+        del self._env
+
+
+class _Environment:
+    """An open LMDB handle and the process that opened it. Each thread keeps one transaction: the file never changes."""
+
+    def __init__(self, path: str) -> None:
+        self.pid = os.getpid()
+        self.handle = lmdb.open(path, readonly=True, lock=False, create=False, readahead=False)
+        self._own = threading.local()
+
+    def get(self, key: bytes) -> bytes | None:
+        try:
+            txn = self._own.txn
+        except AttributeError:
+            txn = self._own.txn = self.handle.begin()
+        found: bytes | None = txn.get(key)
+        return found
+
+
+_OPEN: weakref.WeakValueDictionary[str, _Environment] = weakref.WeakValueDictionary()  # LMDB opens a file once per process
+
+
+def _environment(path: str) -> _Environment:
+    real = os.path.realpath(path)
+    found = _OPEN.get(real)
+    if found is not None and found.pid != os.getpid():
+        found.handle.close()  # inherited by fork; this process needs its own
+        found = None
+    if found is None:
+        try:
+            found = _Environment(real)
+        except lmdb.Error as error:
+            raise StorageError(f"the LMDB snapshot cannot be opened: {error}", where=path, fix="publish the generation again") from error
+        _OPEN[real] = found
+    return found
+
+
+def decode(value: bytes, normalised: str) -> CachedAnswer | None:
+    """A value of the snapshot as the answer to `normalised`; None when it belongs to another text."""
+    kind, confidence, answer_key = VALUE.unpack_from(value)
+    if kind >> 4 != FORMAT:
+        raise StorageError(
+            "a cached value has an unknown format", value=kind >> 4, fix="serve this generation with the headtail version that made it"
+        )
+    text = normalised.encode("utf-8", "surrogatepass")
+    end = VALUE.size + len(text)
+    if not value.startswith(text, VALUE.size) or value[end]:
+        return None  # another text with the same hash
+    known = None if confidence != confidence else confidence
+    return tuple.__new__(CachedAnswer, (normalised, value[end + 1 :].decode(), SOURCES[kind & 15], known, answer_key))
+
+
+def _check(folder: Path, manifest: Manifest) -> None:
+    if manifest.format != FORMAT or manifest.normalisation != NORMALISATION:
+        raise StorageError(
+            "this generation was made by another version of headtail",
+            where=str(folder),
+            value=f"format {manifest.format}, normalisation {manifest.normalisation}; this version reads {FORMAT} and {NORMALISATION}",
+            fix="run ingest and all stages after it again with this version, or serve it with the version that made it",
+        )
+    snapshot = folder / "lmdb" / "data.mdb"
+    size = snapshot.stat().st_size if snapshot.exists() else None
+    if size != manifest.files["lmdb"].bytes:
+        raise StorageError(
+            "the LMDB snapshot does not match its manifest", where=str(snapshot), value=f"{size} bytes", fix="publish the generation again"
+        )
+    check_local(snapshot, manifest.files["lmdb"].sha256)
+
+
+def open_generation(store: Storage, generation: str, into: Path | None = None) -> Cache:
+    """A generation of a store, opened from local disk.
+
+    A local store is opened in place unless `into` is given (give it when the store is a network mount: LMDB must not
+    be mapped over one). From S3 it is fetched below `into` and its digest checked; without `into` the copy lives in a
+    temporary folder, as long as the Cache does.
+    """
+    manifest = read_manifest(store, generation)
+    if isinstance(store, LocalStorage) and into is None:
+        return Cache.open(store.full(generation_path(generation)))
+    ours = Path(tempfile.mkdtemp(prefix="headtail-cache-")) if into is None else None
+    target = (into or ours or Path()) / generation_path(generation)
+    try:
+        _fetch(store, manifest, target)
+        opened = Cache.open(target)
+    except BaseException:
+        if ours is not None:
+            shutil.rmtree(ours, ignore_errors=True)
+        raise
+    if ours is not None:
+        weakref.finalize(opened, _remove, ours, os.getpid())
+    return opened
+
+
+def _fetch(store: Storage, manifest: Manifest, target: Path) -> None:
+    """A copy of a generation's snapshot in the local folder `target`, whole and checked."""
+    ref = manifest.files["lmdb"]
+    with told("fetch the generation to", target):
+        (target / "lmdb").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target) as aside:
+            found = store.fetch(ref.path, Path(aside))
+            local = shutil.copyfile(found, Path(aside) / "whole.mdb") if isinstance(store, LocalStorage) else found
+            os.replace(local, target / "lmdb" / "data.mdb")
+        (target / "manifest.json").write_text(manifest.model_dump_json(), encoding="utf-8")
+
+
+def _remove(folder: Path, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child must not take its parent's copy away
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Built(NamedTuple):
+    """A generation on local disk, not yet in a store. `prefixes`: the first 8 bytes of every key, ascending."""
+
+    parquet: Path
+    lmdb: Path
+    rows_by_source: dict[str, int]
+    left_out: dict[str, int]
+    examples: tuple[str, ...]
+    content: str
+    prefixes: npt.NDArray[np.uint64]
+
+    @property
+    def rows(self) -> int:
+        return len(self.prefixes)
+
+
+def publish_generation(
+    store: Storage,
+    built: Built,
+    *,
+    task: str,
+    task_fingerprint: str,
+    lineage: Sequence[str] = (),
+    min_confidence: Mapping[str, float] | None = None,
+    coverage: float | None = None,
+) -> Manifest:
+    """Move a built generation into the store: files first, manifest last. The same generation again adds a line to the log."""
+    least = {source: float(value) for source, value in (min_confidence or {}).items()}
+    mark = fingerprint([FORMAT, NORMALISATION, task_fingerprint, list(lineage), least, built.content])[:16]
+    path = generation_path(mark)
+    begin(store, mark)
+    if store.exists(manifest_path(mark)):
+        return read_manifest(store, mark)
+    manifest = Manifest(
+        id=mark,
+        task=task,
+        task_fingerprint=task_fingerprint,
+        rows=built.rows,
+        rows_by_source=built.rows_by_source,
+        left_out=built.left_out,
+        min_confidence=least,
+        coverage=coverage,
+        lineage=tuple(lineage),
+        examples=built.examples,
+        content=built.content,
+        files={
+            "answers": put(store, built.parquet, f"{path}/answers.parquet", built.rows),
+            "lmdb": put(store, built.lmdb / "data.mdb", f"{path}/lmdb/data.mdb", built.rows),
+        },
+        created=now().isoformat(timespec="seconds"),
+    )
+    held = write_once(store, manifest_path(mark), (manifest.model_dump_json(indent=2) + "\n").encode())  # last: now it exists
+    first = record.read(Manifest, held, store.uri(manifest_path(mark)))
+    if first.files != manifest.files:
+        what, fix = "two publishes of one generation at once wrote files that differ", "remove this folder and publish again, one at a time"
+        raise StorageError(what, where=store.uri(path), fix=fix)
+    return first
+
+
+def coverage(prefixes: npt.NDArray[np.uint64], queries: Iterable[pa.Table | pa.RecordBatch]) -> float | None:
+    """Share of events whose query is in the generation; `queries` has query_key and count. None without events.
+
+    Keys are compared by their first 8 bytes: with 50 million keys a false hit has odds of 1 in 400,000 per log.
+    """
+    events = hits = 0
+    for piece in queries:
+        if piece.num_rows:
+            found = key_words(piece.column("query_key"))[0]
+            counts = np.asarray(piece.column("count").to_numpy(zero_copy_only=False), dtype=np.int64)
+            events += int(counts.sum())
+            if len(prefixes):
+                place = np.minimum(np.searchsorted(prefixes, found), len(prefixes) - 1)
+                hits += int(counts[prefixes[place] == found].sum())
+    return hits / events if events else None
+
+
+@contextmanager
+def told(action: str, where: Path) -> Iterator[None]:
+    """Errors of the disk and of LMDB as StorageError that says what to do."""
+    try:
+        yield
+    except (OSError, lmdb.Error) as error:
+        fix = "free space, or set TMPDIR to a larger disk; nothing half published is visible, run again"
+        full = isinstance(error, lmdb.Error) and shutil.disk_usage(where).free < _FULL
+        said = f"No space left on device ({error})" if full else str(error)  # LMDB calls a write cut short an input/output error
+        raise StorageError(f"cannot {action} local disk: {said}", where=str(where), fix=fix) from error

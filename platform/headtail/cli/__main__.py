@@ -1,5 +1,5 @@
 """`python -m headtail.cli`."""
 
-from headtail.cli import main
+from headtail.cli.entry import main
 
 main()

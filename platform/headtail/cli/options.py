@@ -11,27 +11,29 @@ from typing import Annotated
 
 import typer
 
-from headtail.config import StageConfig, apply_sets, load, read_yaml
+from headtail.core.config import StageConfig, apply_sets, load, read_yaml
 
 # command -> (module that has Config and run, one line of help)
 STAGES: dict[str, tuple[str, str]] = {
     "world": ("headtail.examples.world", "make an example query log whose right answers are known"),
-    "ingest": ("headtail.querylog", "read a query log: normalise, redact, count; hold out later traffic"),
-    "plan": ("headtail.plan", "draw the line between head and tail; coverage curve; strata"),
-    "precompute": ("headtail.precompute", "answer tables of queries with a teacher or a batch student"),
-    "evaluate": ("headtail.evaluate", "compare answers with people's, by stratum, with intervals"),
-    "curate": ("headtail.curate", "choose the golden rows a student learns from"),
-    "gate": ("headtail.gate", "prove that a student or a generation is good enough, or say what is missing"),
-    "distill": ("headtail.distill", "fine-tune a student on the golden rows"),
-    "sweep": ("headtail.distill.sweep", "train a student for each point of a grid and name the best"),
-    "ablate": ("headtail.ablate", "what curation is worth: a student from each kind of golden set, judged on the same gold"),
-    "gap": ("headtail.gap", "what side inputs are worth: teacher and student asked with them and without, on the same gold"),
-    "publish": ("headtail.publish", "build a cache generation and promote it as the current release"),
-    "replay": ("headtail.replay", "send later traffic to a running server and measure"),
-    "report": ("headtail.report", "write the page people look at"),
-    "loop": ("headtail.loop", "the whole way once round"),
-    "reference": ("headtail.reference", "train the shipped stand-in teacher and students' base from scratch"),
+    "ingest": ("headtail.stages.ingest", "read a query log: normalise, redact, count; hold out later traffic"),
+    "plan": ("headtail.stages.plan", "draw the line between head and tail; coverage curve; strata"),
+    "precompute": ("headtail.stages.precompute", "answer tables of queries with a teacher or a batch student"),
+    "evaluate": ("headtail.stages.evaluate", "compare answers with people's, by stratum, with intervals"),
+    "curate": ("headtail.stages.curate", "choose the golden rows a student learns from"),
+    "gate": ("headtail.stages.gate", "prove that a student or a generation is good enough, or say what is missing"),
+    "distill": ("headtail.stages.distill", "fine-tune a student on the golden rows"),
+    "sweep": ("headtail.stages.distill.sweep", "train a student for each point of a grid and name the best"),
+    "ablate": ("headtail.studies.ablate", "what curation is worth: a student from each kind of golden set, judged on the same gold"),
+    "gap": ("headtail.studies.gap", "what side inputs are worth: teacher and student asked with them and without, on the same gold"),
+    "publish": ("headtail.stages.publish", "build a cache generation and promote it as the current release"),
+    "replay": ("headtail.stages.replay", "send later traffic to a running server and measure"),
+    "report": ("headtail.stages.report", "write the page people look at"),
+    "loop": ("headtail.pipeline", "the whole way once round"),
+    "reference": ("headtail.studies.reference", "train the shipped stand-in teacher and students' base from scratch"),
 }
+
+MODULES = {**{name: module for name, (module, _) in STAGES.items()}, "serve": "headtail.stages.serve", "review": "headtail.review"}
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the stage's fields", metavar="FILE")]
 Sets = Annotated[
@@ -43,7 +45,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the receipt as the l
 
 def read_config(name: str, file: Path | None, sets: list[str] | None, root: str | None) -> StageConfig:
     """The validated config of a stage from a file and flags."""
-    kind = importlib.import_module(STAGES[name][0] if name in STAGES else f"headtail.{name}").Config
+    kind = importlib.import_module(MODULES[name]).Config
     found: StageConfig = load(kind, file, [*(sets or []), *([f"root={root}"] if root is not None else [])])
     return found
 

@@ -17,10 +17,10 @@ import typer
 from pydantic import BaseModel
 from rich.table import Table
 
-from headtail.cli.options import STAGES, AsJson, ConfigFile, Root, Sets, read_config
-from headtail.errors import ConfigError
-from headtail.progress import console, say
-from headtail.receipt import Receipt
+from headtail.adapters.progress import console, say
+from headtail.cli.options import MODULES, STAGES, AsJson, ConfigFile, Root, Sets, read_config
+from headtail.core.errors import ConfigError
+from headtail.core.receipt import Receipt
 
 
 def run_stage(name: str, file: Path | None, sets: list[str] | None, root: str | None, as_json: bool) -> Receipt:
@@ -49,8 +49,8 @@ def show(name: str, receipt: Receipt, root: str) -> None:
 
 
 def _show_loop(root: str) -> None:
-    from headtail import report
-    from headtail.storage import open_storage, read_json
+    from headtail.adapters.storage import open_storage, read_json
+    from headtail.stages import report
 
     store = open_storage(root)
     summary = read_json(store, "summary.json")
@@ -95,9 +95,9 @@ def _precompute(
             raise ConfigError("a probe is part of a plan", where="--probe", value=probe, fix="add --plan or --apply")
         run_stage("precompute", config, sets, root, as_json)
         return
-    from headtail import precompute
-    from headtail.generate.preview import ROWS
-    from headtail.generate.shown import outcome, shown
+    from headtail.stages import precompute
+    from headtail.stages.precompute.dry_run.preview import ROWS
+    from headtail.stages.precompute.dry_run.shown import outcome, shown
 
     found = read_config("precompute", config, sets, root)
     assert isinstance(found, precompute.Config)
@@ -115,9 +115,9 @@ def _precompute(
 
 def fields(stage: Annotated[str, typer.Argument(help="a command, such as plan")]) -> None:
     """List every field of a stage's config: name, default, what it is."""
-    if stage not in {*STAGES, "serve", "review"}:
-        raise ConfigError("no such stage", where="headtail fields", value=stage, fix=f"one of: {', '.join([*STAGES, 'serve', 'review'])}")
-    kind = importlib.import_module(STAGES[stage][0] if stage in STAGES else f"headtail.{stage}").Config
+    if stage not in MODULES:
+        raise ConfigError("no such stage", where="headtail fields", value=stage, fix=f"one of: {', '.join(MODULES)}")
+    kind = importlib.import_module(MODULES[stage]).Config
     table = Table("field", "default", "what it is", title=f"headtail {stage}", title_justify="left")
     for path, default, text in _fields(kind, ""):
         table.add_row(path, default, text)
@@ -142,7 +142,7 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
 
 def serve(config: ConfigFile = None, sets: Sets = None, root: Root = None) -> None:
     """Serve the current release: cache, then live student, then fallback. Stops with Ctrl-C."""
-    from headtail import serve as stage
+    from headtail.stages import serve as stage
 
     found = read_config("serve", config, sets, root)
     assert isinstance(found, stage.Config)

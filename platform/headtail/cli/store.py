@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
+from headtail.adapters.progress import console, printable, say
 from headtail.cli.options import AsJson, ConfigFile, Root, Sets, read_config, root_of
-from headtail.progress import console, printable, say
 
 
 def lookup(query: str, config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
     """Answer one query from the published generation, and say where the answer comes from. Exit code 3 on a miss."""
-    from headtail import release
-    from headtail.storage import open_existing
+    from headtail.adapters.storage import open_existing
+    from headtail.releases import release
 
     found = release.lookup(open_existing(root_of(config, sets, root)), query)
     text = json.dumps(found, ensure_ascii=False, indent=None if as_json else 2)
@@ -28,8 +28,8 @@ def lookup(query: str, config: ConfigFile = None, sets: Sets = None, root: Root 
 
 def rollback(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
     """Make the previous release current again."""
-    from headtail import release
-    from headtail.storage import open_existing
+    from headtail.adapters.storage import open_existing
+    from headtail.releases import release
 
     now = release.rollback(open_existing(root_of(config, sets, root)))
     say(f"current release: {now.id} (generation {now.generation})")
@@ -47,9 +47,9 @@ def diff(
     as_json: AsJson = False,
 ) -> None:
     """What changed between two generations: rows added, dropped, changed, with the traffic they stand for."""
-    from headtail import release
+    from headtail.adapters.storage import open_existing
     from headtail.cache.diff import diff_table
-    from headtail.storage import open_existing
+    from headtail.releases import release
 
     found = release.diff(open_existing(root_of(config, sets, root)), before, after, examples)
     if as_json:
@@ -68,9 +68,9 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Remove old generations that no kept release needs, and what killed writes left behind."""
-    from headtail import release
+    from headtail.adapters.storage import open_existing
     from headtail.cache.collect import collected_table
-    from headtail.storage import open_existing
+    from headtail.releases import release
 
     found = release.collect(open_existing(root_of(config, sets, root)), keep, days, dry_run)
     if as_json:
@@ -81,8 +81,8 @@ def gc(
 
 def status(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
     """What is in a store: the latest run of each station and the current release."""
-    from headtail.status import status as read
-    from headtail.status import status_table
+    from headtail.cli.status import status as read
+    from headtail.cli.status import status_table
 
     found = read(root_of(config, sets, root))
     if as_json:
@@ -93,11 +93,11 @@ def status(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_j
 
 def doctor(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
     """Check versions, device, model, store, token and ports before they cost anything. Takes a loop's config."""
-    from headtail import doctor as checks
-    from headtail import loop
+    from headtail import pipeline
+    from headtail.cli import doctor as checks
 
     found = read_config("loop", config, sets, root)
-    assert isinstance(found, loop.Config)
+    assert isinstance(found, pipeline.Config)
     results = checks.examine(found)
     if as_json:
         print(json.dumps([vars(result) for result in results], ensure_ascii=False))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from headtail.engines import Completion
+from headtail.engines.base import Completion
 
 _SPEAKS = ("content_filter", "length", "tool_calls", "function_call")  # finish reasons that say why there is no content
 _UNKNOWN = re.compile(

@@ -14,8 +14,8 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from headtail.errors import ConfigError
-from headtail.form import merged
+from headtail.core.errors import ConfigError
+from headtail.core.io_format import merged
 
 Chat = Sequence[dict[str, str]]
 FORM = 1  # raise it when the same text becomes other ids

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import log_softmax
 
+from headtail.core.spelling import Near
+from headtail.core.tagging import ABSENT, BEGIN, DELETE, FIRST_FIX, INSIDE, KEEP, NONE, OUTSIDE, Scheme, pieces
 from headtail.engines.words import Read
-from headtail.labels import ABSENT, BEGIN, DELETE, FIRST_FIX, INSIDE, KEEP, NONE, OUTSIDE, Scheme, pieces
-from headtail.spelling import Near
 
 _FORCED = 0.0  # log-prob of what is no decision
 

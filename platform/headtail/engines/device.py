@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from headtail.engines import IN_PROCESS, ModelConfig
+from headtail.engines.base import IN_PROCESS, ModelConfig
 
 M = TypeVar("M", bound=ModelConfig)
 

@@ -16,18 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from headtail import record
-from headtail.config import build
-from headtail.engines import Completion, ModelConfig, Request
+from headtail.core import record
+from headtail.core.config import build
+from headtail.core.errors import ConfigError, EngineError
+from headtail.core.keys import fingerprint
+from headtail.core.spelling import Near
+from headtail.core.tagging import Scheme
+from headtail.engines.base import Completion, ModelConfig, Request
 from headtail.engines.batches import cut
 from headtail.engines.decisions import Decided, Writer, decide, width
 from headtail.engines.device import precision, quiet_transformers, set_environment, threads
 from headtail.engines.tokens import load_tokenizer
 from headtail.engines.words import Read, Reader, split
-from headtail.errors import ConfigError, EngineError
-from headtail.keys import fingerprint
-from headtail.labels import Scheme
-from headtail.spelling import Near
 
 LABELS = "labels.json"  # beside the weights: the Scheme
 FORM = 2  # raise it when the same weights answer otherwise

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from headtail.engines import Completion, Top
+from headtail.engines.base import Completion, Top
 from headtail.engines.tokens import answer_texts
 
 LOWEST = float(np.finfo(np.float16).min)  # stands for minus infinity, which would make NaN of a chance of 0 times it

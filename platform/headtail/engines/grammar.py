@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from headtail.errors import ConfigError
-from headtail.schema import outline
+from headtail.core.errors import ConfigError
+from headtail.core.schema import outline
 
 BACKEND = "xgrammar"
 FORM = 2  # part of an answer's settings: raise it when what the engine is told changes

@@ -17,9 +17,9 @@ from dataclasses import replace
 from json.encoder import encode_basestring
 from typing import Any
 
-from headtail.engines import Completion, Request
-from headtail.errors import ConfigError
-from headtail.schema import without_names
+from headtail.core.errors import ConfigError
+from headtail.core.schema import without_names
+from headtail.engines.base import Completion, Request
 
 _WORDS = ("!exit", "!hang", "!raise", "!fail", "!flaky", "!length", "!refuse", "!text", "!invalid")
 _FLAKY_TIMES = 2  # errors before a !flaky row is answered

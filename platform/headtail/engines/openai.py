@@ -24,13 +24,13 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from headtail.engines import Completion, ModelConfig, Request
+from headtail.adapters.proxies import is_loopback, may_proxy
+from headtail.core.errors import ConfigError, EngineError, HeadtailError
+from headtail.core.io_format import merged
+from headtail.core.secrets import hide
+from headtail.engines.base import Completion, ModelConfig, Request
 from headtail.engines.chat import completion_of, refused_setting
 from headtail.engines.pace import Pace
-from headtail.errors import ConfigError, EngineError, HeadtailError
-from headtail.form import merged
-from headtail.proxies import is_loopback, may_proxy
-from headtail.secrets import hide
 
 TRIES = 5  # of one request before its row is failed (transient) and left to the next attempt
 BACKOFF_S = 0.5  # before the second try; doubles, with jitter

@@ -14,10 +14,10 @@ from itertools import islice
 from types import TracebackType
 from typing import Any
 
-from headtail.engines import Request
+from headtail.core.errors import ConfigError
+from headtail.core.keys import fingerprint
+from headtail.engines.base import Request
 from headtail.engines.control import Encoder
-from headtail.errors import ConfigError
-from headtail.keys import fingerprint
 
 BATCH = 64  # rows made into ids by one call; from 16 on a call's own cost no longer shows
 AHEAD = 3  # such batches under way: what an engine of 256 rows takes in one step at its start

@@ -15,14 +15,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from headtail import form
-from headtail.engines import Bound, Completion, ModelConfig, Request
+from headtail.core import io_format
+from headtail.core.errors import ConfigError, EngineError
+from headtail.engines.base import Bound, Completion, ModelConfig, Request
 from headtail.engines.batches import cut
 from headtail.engines.control import Encoder
 from headtail.engines.device import precision, quiet_transformers, set_environment, threads
 from headtail.engines.grammar import Masks
 from headtail.engines.tokens import Made, answer_texts, load_tokenizer, made, unfit
-from headtail.errors import ConfigError, EngineError
 
 FORM = 1  # raise it when the same weights answer otherwise
 AHEAD = 2048  # rows read ahead and sorted by length
@@ -43,7 +43,7 @@ class TransformersEngine:
         self.config, self._torch, self._device = config, torch, "cuda" if config.gpus else "cpu"
         if not config.gpus:
             torch.set_num_threads(threads(config))
-        self.kind = form.read(Path(path)).kind
+        self.kind = io_format.read(Path(path)).kind
         self._model, self._tokenizer = load(path, precision(config), config.revision, self.kind)
         self._model.to(self._device).eval()
         self._encoder, self._pad = Encoder(self._tokenizer, config.system_role), self._tokenizer.pad_token_id or 0

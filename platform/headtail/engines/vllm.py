@@ -19,7 +19,8 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-from headtail.engines import Bound, Completion, ModelConfig, Request
+from headtail.core.errors import ConfigError, EngineError
+from headtail.engines.base import Bound, Completion, ModelConfig, Request
 from headtail.engines.control import Encoder
 from headtail.engines.device import SPINS, precision, threads
 from headtail.engines.flight import Flight
@@ -28,7 +29,6 @@ from headtail.engines.load import Load
 from headtail.engines.orphans import Guard
 from headtail.engines.tokens import Ahead, unfit
 from headtail.engines.tokens import token_texts as token_texts
-from headtail.errors import ConfigError, EngineError
 
 # Rows decoded together and tokens per step. CPU: measured on 2 cores (docs/engines.md); 2048 tokens, vLLM's own default
 # for small machines, splits the first prompts over many steps. GPU: vLLM's own classes for offline work, by device memory.

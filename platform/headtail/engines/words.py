@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from headtail.core.errors import ConfigError
+from headtail.core.tagging import words
 from headtail.engines.control import Encoder
-from headtail.errors import ConfigError
-from headtail.labels import words
 
 _REMEMBERED = 1 << 18  # words
 

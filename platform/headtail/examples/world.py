@@ -21,14 +21,14 @@ import pyarrow as pa
 import yaml
 from pydantic import Field
 
-from headtail.config import StageConfig, execution
-from headtail.keys import normalise, query_key
-from headtail.progress import bar, say
-from headtail.receipt import Receipt
-from headtail.rows import GOLDEN, with_side_inputs
-from headtail.station import Station, run_once
-from headtail.storage import put
-from headtail.task import Task, load_task
+from headtail.adapters.progress import bar, say
+from headtail.adapters.storage import put
+from headtail.core.config import StageConfig, execution
+from headtail.core.keys import normalise, query_key
+from headtail.core.receipt import Receipt
+from headtail.core.rows import GOLDEN, with_side_inputs
+from headtail.core.task import Task, load_task
+from headtail.stages.base import Station, run_once
 
 VARIANTS = 5  # 0 is the right spelling, 1..4 misspellings, the first the most common
 CHUNK = 250_000  # events per chunk: about 60 MiB

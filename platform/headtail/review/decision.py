@@ -9,8 +9,8 @@ from __future__ import annotations
 import datetime
 from typing import NamedTuple
 
-from headtail import human
-from headtail.task import Task
+from headtail.core import typed_answer
+from headtail.core.task import Task
 
 ACCEPT, CORRECT, DROP = "accept", "correct", "drop"
 VERDICTS = (ACCEPT, CORRECT, DROP)
@@ -58,7 +58,7 @@ def read_answer(task: Task, text: str) -> tuple[str | None, str]:
     """(canonical answer, "") or (None, what is wrong). Read as `human.parse` reads people's labels."""
     if len(text) > ANSWER_CHARS:
         return None, f"{len(text):,} characters; at most {ANSWER_CHARS:,} are taken"
-    answer, problem = human.parse(task, text)
+    answer, problem = typed_answer.parse(task, text)
     return (None, problem) if problem else (task.dump(answer), "")
 
 

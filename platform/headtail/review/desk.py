@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from headtail import __version__
+from headtail.adapters.storage import Storage
+from headtail.core.task import Task
 from headtail.review.decision import CORRECT, Decision, now, read_answer, read_person, settle
 from headtail.review.labelstudio import labels
 from headtail.review.log import PAGE, Kept, Log
 from headtail.review.queue import Item, Queue
-from headtail.storage import Storage
-from headtail.task import Task
 
 SHOWS = ("open", "decided", "all")
 _BEFORE, _AFTER = 3, 9  # rows of the queue shown beside the one that is looked at

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from headtail.errors import InputError
+from headtail.core.errors import InputError
 from headtail.review.decision import Decision
 from headtail.review.queue import Item
 

@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from headtail.errors import InputError
+from headtail.core.errors import InputError
+from headtail.core.task import Task
 from headtail.review.decision import DROP, read_answer
 from headtail.review.formats import Row, Sent, value_of
-from headtail.task import Task
 
 # Names of controls in the labelling config.
 TEXT, NOTE, SPANS, FIXED, CHOICE, WHOLE, VERDICT, WHY = "text", "note", "spans", "corrected", "label", "answer", "verdict", "why"

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from headtail import numbered
-from headtail.errors import StorageError
+from headtail.adapters import numbered
+from headtail.adapters.storage import Storage, read_json
+from headtail.core.errors import StorageError
+from headtail.core.rows import REVIEWED
 from headtail.review.decision import Decision, now
-from headtail.rows import REVIEWED
-from headtail.storage import Storage, read_json
 
 FOLDER, PAGE, VERSION = "reviews", "page", 1
 

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headtail.errors import InputError
-from headtail.receipt import load_ref
-from headtail.rows import SUSPECT, conform, with_side_inputs
-from headtail.storage import Storage
-from headtail.task import Task
+from headtail.adapters.storage import Storage
+from headtail.adapters.storage.receipts import load_ref, output_table
+from headtail.core.errors import InputError
+from headtail.core.rows import SUSPECT, conform, with_side_inputs
+from headtail.core.task import Task
 
 # What `ref` of a queue looks like: the only form of a reference that is taken from a file that someone sends.
 REF = re.compile(r"[a-z_]{1,64}/[0-9a-zA-Z]{1,64}:[a-z_]{1,64}")
@@ -111,4 +111,4 @@ def load_queue(store: Storage, ref: str, task: Task) -> Queue:
     theirs = receipt.settings.get("config", {}).get("task", task.name)
     if theirs != task.name:
         raise InputError("this queue belongs to another task", where=ref, value=theirs, fix=f"give --task {theirs}, or another queue")
-    return make_queue(receipt.table(store, name), f"{receipt.path}:{name}", task.side_inputs)
+    return make_queue(output_table(store, receipt, name), f"{receipt.path}:{name}", task.side_inputs)

@@ -24,9 +24,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from headtail.errors import ConfigError, HeadtailError
+from headtail.core.errors import ConfigError, HeadtailError
+from headtail.core.secrets import hide
 from headtail.review.desk import Desk, Refused
-from headtail.secrets import hide
 
 log = logging.getLogger("headtail.review")
 PAGE = Path(__file__).parent / "page.html"

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from headtail.errors import HeadtailError, InputError, LedgerError
-from headtail.keys import normalise, query_key
-from headtail.redact import redact
+from headtail.adapters.storage import Storage
+from headtail.core.errors import HeadtailError, InputError, LedgerError
+from headtail.core.keys import normalise, query_key
+from headtail.core.redact import redact
+from headtail.core.task import Task
 from headtail.review import formats, labelstudio
 from headtail.review.decision import Decision, now, read_answer, read_moment, read_person, settle
 from headtail.review.formats import Row
 from headtail.review.log import Log, identity, said
 from headtail.review.queue import REF, Item, Queue, load_queue
-from headtail.storage import Storage
-from headtail.task import Task
 
 Format = Literal["csv", "jsonl", "labelstudio"]
 _BY_SUFFIX: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".json": "labelstudio"}

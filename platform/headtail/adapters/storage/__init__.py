@@ -1,0 +1,50 @@
+"""Where things are kept, behind one door: a directory or S3."""
+
+from headtail.adapters.storage.base import Storage, Stored, again
+from headtail.adapters.storage.digests import check, check_local
+from headtail.adapters.storage.local import LocalStorage
+from headtail.adapters.storage.open import open_existing, open_file, open_storage
+from headtail.adapters.storage.s3 import S3Storage
+from headtail.adapters.storage.tables import (
+    column_bytes,
+    fetch_folder,
+    open_table,
+    put,
+    put_folder,
+    read_bytes,
+    read_json,
+    read_record,
+    read_table,
+    read_text,
+    stream_table,
+    write_json,
+    write_once,
+    write_table,
+)
+
+__all__ = [
+    "LocalStorage",
+    "S3Storage",
+    "Storage",
+    "Stored",
+    "again",
+    "check",
+    "check_local",
+    "column_bytes",
+    "fetch_folder",
+    "open_existing",
+    "open_file",
+    "open_storage",
+    "open_table",
+    "put",
+    "put_folder",
+    "read_bytes",
+    "read_json",
+    "read_record",
+    "read_table",
+    "read_text",
+    "stream_table",
+    "write_json",
+    "write_once",
+    "write_table",
+]

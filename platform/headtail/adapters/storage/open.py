@@ -1,0 +1,90 @@
+"""One door to where things are kept: a directory or S3.
+
+In: bytes, Arrow tables, files, all under paths relative to the store's root. Out: the same, and a FileRef (rows, bytes,
+SHA-256) for what was written. Every write is whole or absent; `create` lets exactly one writer win; `replace` moves a
+pointer in one step. No caller lists a directory to learn what is true: manifests say it. `files` and `litter` list, to find
+garbage.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from headtail.adapters.storage.base import Storage, Stored, again
+from headtail.adapters.storage.digests import check, check_local
+from headtail.adapters.storage.local import LocalStorage
+from headtail.adapters.storage.s3 import S3Storage, open_object
+from headtail.adapters.storage.tables import (
+    column_bytes,
+    fetch_folder,
+    open_table,
+    put,
+    put_folder,
+    read_bytes,
+    read_json,
+    read_record,
+    read_table,
+    read_text,
+    stream_table,
+    write_json,
+    write_once,
+    write_table,
+)
+from headtail.core.errors import InputError, StorageError
+from headtail.core.receipt import FileRef
+
+__all__ = [
+    "FileRef",
+    "LocalStorage",
+    "S3Storage",
+    "Storage",
+    "Stored",
+    "again",
+    "check",
+    "check_local",
+    "column_bytes",
+    "fetch_folder",
+    "open_existing",
+    "open_file",
+    "open_storage",
+    "open_table",
+    "put",
+    "put_folder",
+    "read_bytes",
+    "read_json",
+    "read_record",
+    "read_table",
+    "read_text",
+    "stream_table",
+    "write_json",
+    "write_once",
+    "write_table",
+]
+
+
+def open_file(system: pafs.FileSystem, path: str) -> pa.NativeFile:
+    """A file of an Arrow file system, to read from and to seek in. From S3 as from a store: calls are made again, errors say the cure."""
+    return open_object(path) if system.type_name == "s3" else system.open_input_file(path)
+
+
+def open_storage(root: str) -> Storage:
+    """The store at a directory (made when absent) or s3://bucket/prefix."""
+    if not root.strip():
+        raise InputError("root is empty: it names no store", where="root", fix="give a directory or s3://bucket/prefix")
+    if root.startswith("s3://"):
+        return S3Storage(root.rstrip("/"))
+    if "://" in root:
+        raise StorageError("this kind of store is not supported", where="root", value=root, fix="use a directory or s3://bucket/prefix")
+    return LocalStorage(str(Path(root).expanduser().resolve()))
+
+
+def open_existing(root: str) -> Storage:
+    """As `open_storage`, for those who only look. InputError when there is no such directory; of S3 this cannot be told."""
+    store = open_storage(root)
+    if isinstance(store, LocalStorage) and not Path(store.root).is_dir():
+        what = "the store is a file, not a directory" if Path(store.root).exists() else "there is no store here"
+        raise InputError(what, where=store.root, fix="check --root; a store is made by the first stage that runs in it")
+    return store

@@ -1,0 +1,206 @@
+"""Generate: an engine over any number of rows, in fixed shards, such that no row is lost, doubled, mixed or paid twice.
+
+In: a Job (tables, task, model). Out: a Ledger (a ShardReceipt per shard, each published once) and `answers`, which reads
+them. What was finished before a crash is found again; a finished job is found whole and starts nothing.
+
+    prepare.py  input -> shards          catalog.py  answers made before          shard.py   rows -> published answers
+    wanted.py   a shard's rows, keyed    worker.py   engine <-> shards            ledger.py  do they add up
+    limits.py   when to stop early       watch.py    an engine that hangs         flusher.py rows are safe in time
+    lease.py    one driver at a time     parsed_answer.py   a completion's state, answer and confidence
+
+Knows nothing of stages, receipts of stages or what answers are for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from headtail.adapters.cluster import start, unwrapped
+from headtail.adapters.progress import say
+from headtail.adapters.storage import Storage, again, open_storage, read_table
+from headtail.batch.catalog import ANSWERS, earlier, register
+from headtail.batch.job import JOURNAL, Job, ShardReceipt, Table
+from headtail.batch.ledger import Ledger, settle_up
+from headtail.batch.limits import Limits
+from headtail.batch.prepare import Manifest, prepare
+from headtail.batch.shard import Shard, read_receipt
+from headtail.batch.worker import Ask, Worker
+from headtail.core.errors import ConfigError, EngineError, HeadtailError, LimitReached, StorageError
+from headtail.core.receipt import Receipt
+
+__all__ = ["ANSWERS", "Job", "Ledger", "Limits", "Table", "answers", "chains", "generate", "survey", "sweep"]
+
+_LONGEST_CHAIN = 16  # shards per Ray task: fewer pauses of the engine between tasks against evener ends
+_LOOKS = 16  # threads that look whether shards are done; a look at S3 takes some 20 ms
+_REASONS = 3  # of rows without an answer, named when a job stops
+_SWEEPS = 3  # tries to take away finished work while another driver does the same
+_AT_HOME = 100_000  # rows of a job up to which the driver itself takes answers over: some seconds, where Ray takes 15 to start
+
+
+def generate(job: Job) -> Ledger:
+    """Bring every row of the job to its one state.
+
+    LedgerError when rows do not add up; EngineError when no engine runs; LimitReached when errors, money or time passed
+    the job's limits. What is finished is kept in each case.
+    """
+    store = open_storage(job.root)
+    manifest = prepare(job)
+    register(store, job)
+    done, asks = survey(job, store, manifest)
+    said: list[dict[str, Any]] = []
+    if asks:
+        if done or any(ask.edition for ask in asks):
+            again = sum(ask.edition > 0 for ask in asks)
+            retried = f", {again} have failed rows to try again" if again else ""
+            say(f"  resuming: {len(done)} of {len(done) + len(asks)} shards are done{retried}")
+        home, asks = _at_home(job, store, manifest, asks)
+        done += home
+        said = _spread(job, manifest, asks, sum(receipt.rows for receipt in done)) if asks else []
+    made = [ShardReceipt.model_validate(receipt) for one in said for receipt in one["receipts"]]
+    if reason := next((one["stopped"] for one in said if one.get("stopped")), ""):
+        _stopped(job, reason, len(done) + len(made), len(done) + len(asks), said)
+    return settle_up(job, store, manifest, done, made, said)
+
+
+def _stopped(job: Job, reason: str, done: int, shards: int, said: Sequence[dict[str, Any]]) -> None:
+    reasons: Counter[str] = Counter()
+    for one in said:
+        reasons.update(one["reasons"])
+    if reasons:
+        reason += "; in all: " + "; ".join(f"{count:,} x {text}" for text, count in reasons.most_common(_REASONS))
+    fix = "what is finished is kept: mend the cause or raise the limit, and run again to go on"
+    raise LimitReached(f"stopped early: {reason}", where=job.path, value=f"{done} of {shards} shards are published", fix=fix)
+
+
+def survey(job: Job, store: Storage, manifest: Manifest) -> tuple[list[ShardReceipt], list[Ask]]:
+    """What is published and needs nothing more, and what is to be done. Failed rows of a published shard are done again."""
+    numbers = sorted({shard for part in manifest.parts for shard in part.shards})
+
+    def look(number: int) -> ShardReceipt | Ask:
+        edition = 0
+        while store.exists(job.receipt_path(number, edition)):
+            edition += 1
+        if not edition:
+            return Ask(number, 0)
+        receipt = read_receipt(job, store, number, edition - 1)
+        return Ask(number, edition) if receipt.again(job.runs_per_row) else receipt
+
+    with ThreadPoolExecutor(_LOOKS) as pool:
+        found = list(pool.map(look, numbers))
+    return [one for one in found if isinstance(one, ShardReceipt)], [one for one in found if isinstance(one, Ask)]
+
+
+def chains(shards: int, workers: int) -> int:
+    """Ray tasks to spread `shards` over: long chains keep engines full, and each worker gets four tasks or more if it can."""
+    length = min(_LONGEST_CHAIN, max(1, shards // (4 * workers))) if shards >= 8 * workers else -(-shards // workers)
+    return -(-shards // length)
+
+
+def _at_home(job: Job, store: Storage, manifest: Manifest, asks: Sequence[Ask]) -> tuple[list[ShardReceipt], list[Ask]]:
+    """Publish shards whose rows were all answered before, up to the first that has a row to ask; what is left for workers."""
+    before = earlier(store, job)
+    made: list[ShardReceipt] = []
+    if before and manifest.rows <= _AT_HOME:
+        for ask in asks:
+            shard = Shard(job, store, manifest, ask.shard, ask.edition, uuid.uuid4().hex[:8], before)
+            if shard.todo:
+                break
+            made.append(shard.publish())
+    return made, list(asks[len(made) :])
+
+
+def _spread(job: Job, manifest: Manifest, asks: Sequence[Ask], done: int) -> list[dict[str, Any]]:
+    """Run `asks` on the job's workers with Ray Data; what each task said."""
+    import ray
+
+    from headtail.adapters.meter import metered
+
+    start()
+    _check_room(job)
+    count = chains(len(asks), job.workers)
+    items = [{"shard": ask.shard, "edition": ask.edition} for ask in asks]
+    total = sum(part.file.rows or 0 for part in manifest.parts)
+    with metered(f"{job.task.name} by {job.name}", total, done=done, judge=job.limits.problem) as meter:
+        asked = ray.data.from_items(items, override_num_blocks=count).map_batches(
+            Worker,
+            fn_constructor_kwargs={"job": job, "manifest": manifest, "run": uuid.uuid4().hex[:8], "meter": meter},
+            batch_size=-(-len(asks) // count),
+            batch_format="numpy",
+            compute=ray.data.ActorPoolStrategy(size=min(job.workers, count)),
+            num_cpus=job.model.cpus,
+            num_gpus=job.model.gpus or None,
+            resources=dict(job.model.resources) or None,
+        )
+        try:
+            return [json.loads(row["said"]) for row in asked.iter_rows()]
+        except ray.exceptions.RayError as error:
+            raise told(error) from error
+
+
+def _check_room(job: Job) -> None:
+    """ConfigError when the workers can never start; on a cluster that can grow, a line that says what is waited for."""
+    import ray
+
+    have = ray.cluster_resources()
+    for name, each in {"CPU": job.model.cpus, "GPU": job.model.gpus, **job.model.resources}.items():
+        if each * job.workers <= have.get(name, 0):
+            continue
+        text = f"{job.workers} workers x {each:g} {name} are asked for, the cluster has {have.get(name, 0):g}"
+        if not (os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID")):
+            fix = f"lower workers or what each asks for (model.{name.lower()}s), or join a larger cluster"
+            raise ConfigError(text, where="workers, model", fix=fix)
+        say(f"  {text}: waiting for nodes to come up")
+
+
+def told(error: BaseException) -> HeadtailError:
+    """The deliberate error inside what Ray wraps around it, else an EngineError."""
+    fix = "run again to resume; HEADTAIL_WORKER_LOGS=1 shows the workers' output"
+    return unwrapped(error, EngineError, "a worker broke", fix=fix)
+
+
+def sweep(store: Storage, job: Job) -> None:
+    """Remove the segments and journals of a job whose shards are all published.
+
+    Journals go first: one that outlived its segments would have rows asked again when a shard with failed rows is opened anew.
+    """
+    folder, files = store.full(job.shards_folder), store.filesystem
+    for _ in range(_SWEEPS):
+        try:
+            if again(lambda: files.get_file_info(folder)).type != pafs.FileType.Directory:
+                return
+            inside = again(lambda: files.get_file_info(pafs.FileSelector(folder)))
+            shards = [found.path for found in inside if found.type == pafs.FileType.Directory]
+            with ThreadPoolExecutor(_LOOKS) as pool:
+                list(pool.map(partial(_removed, files), [f"{shard}/{JOURNAL}" for shard in shards]))
+            again(lambda: files.delete_dir(folder))
+        except FileNotFoundError:
+            continue  # another driver sweeps too: what it took away is gone, which is all that is wanted
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                what = f"the job is done, but its work folder cannot be removed: {error}"
+                raise StorageError(what, where=store.uri(job.shards_folder), fix="run again: it is swept then") from error
+            # another driver, late, put a file there meanwhile: it will sweep in its turn
+
+
+def _removed(files: pafs.FileSystem, path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        again(lambda: files.delete_file(path))
+
+
+def answers(store: Storage, receipt: Receipt, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The answers that a precompute receipt names, a shard at a time, in order of shard."""
+    for name in sorted(receipt.outputs):
+        if name.startswith(ANSWERS):
+            yield read_table(store, receipt.outputs[name], columns)

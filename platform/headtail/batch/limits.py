@@ -1,0 +1,63 @@
+"""When a job stops before its end: too many errors, or its money or time is spent. Pure.
+
+In: what workers have told so far. Out: nothing, or why to stop. What is finished is kept either way and the next run goes
+on from there. Knows nothing of workers or clusters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from headtail.core.intervals import clopper_pearson
+
+UNPRICED = (
+    "what the endpoint bills is not known: set model.usd_per_million_tokens_in and model.usd_per_million_tokens_out, or "
+    "model.usd_per_hour for an endpoint of your own"
+)
+_SURE = 0.999  # confidence that the share of errors is above its limit before a job is stopped for it
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of one job. 0 in `usd` and `seconds` means no bound; prices are USD per worker hour and per million tokens."""
+
+    failed_share: float = 1.0
+    unanswered_share: float = 1.0
+    usd: float = 0.0
+    seconds: float = 0.0
+    workers: int = 1
+    usd_per_hour: float = 0.0
+    usd_per_million_tokens_in: float = 0.0
+    usd_per_million_tokens_out: float = 0.0
+    priced: bool = True  # false: what an endpoint bills is not known, so no sum of money is
+
+    def spent(self, told: Mapping[str, float], wall: float) -> float:
+        """USD: workers for `wall` seconds of this run, engine time of earlier runs (`before`), tokens of both."""
+        hours = (wall * self.workers + told.get("before", 0.0)) / 3600
+        return hours * self.usd_per_hour + self.tokens_usd(told.get("tokens_in", 0.0), told.get("tokens_out", 0.0))
+
+    def tokens_usd(self, tokens_in: float, tokens_out: float) -> float:
+        """USD for tokens, where a provider bills by them."""
+        return (tokens_in * self.usd_per_million_tokens_in + tokens_out * self.usd_per_million_tokens_out) / 1e6
+
+    def problem(self, told: Mapping[str, float], wall: float) -> str:
+        """Why the job should stop, or nothing.
+
+        `told`: rows `asked`, of them `errors`; rows `settled`, of them `unanswered`; tokens. `wall`: seconds of this run.
+        """
+        if _surely_above(self.failed_share, errors := told.get("errors", 0.0), asked := told.get("asked", 0.0)):
+            return f"{errors:,.0f} of {asked:,.0f} requests ended in an error, more than max_failed_share={self.failed_share:g}"
+        if _surely_above(self.unanswered_share, lacking := told.get("unanswered", 0.0), settled := told.get("settled", 0.0)):
+            text = "rows ended without an answer (truncated, invalid, refused, failed)"
+            return f"{lacking:,.0f} of {settled:,.0f} {text}, more than max_unanswered_share={self.unanswered_share:g}"
+        if self.seconds and wall >= self.seconds:
+            return f"{math.ceil(wall):,} s have passed, budget_seconds={self.seconds:g} is spent"
+        if self.usd and (usd := self.spent(told, wall)) >= self.usd:
+            return f"USD {usd:.4f} are spent, budget_usd={self.usd:g}"
+        return ""
+
+
+def _surely_above(limit: float, some: float, total: float) -> bool:
+    return bool(total) and some / total > limit and clopper_pearson(some, total, 2 * _SURE - 1)[0] > limit

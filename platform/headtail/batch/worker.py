@@ -1,0 +1,368 @@
+"""The worker: one engine, fed from shard after shard without a pause, whose outcomes go back to the shard they came from.
+
+In: numbers of shards, as a Ray Data batch. Out: a ShardReceipt each. Rows go from the store to the engine to the store;
+none passes through Ray. An engine that breaks is started again and shards that broke it go on alone, in small steps.
+Knows nothing of how shards are kept or engines work.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pydantic import Field
+
+from headtail.adapters.storage import open_storage, read_record, write_json
+from headtail.batch.catalog import Earlier, earlier
+from headtail.batch.flusher import flushing, late
+from headtail.batch.job import Job, ShardReceipt
+from headtail.batch.parsed_answer import settle
+from headtail.batch.prepare import Manifest
+from headtail.batch.shard import Shard, read_receipt, tokens_out
+from headtail.batch.watch import watched
+from headtail.core.config import Config
+from headtail.core.errors import EngineError, HeadtailError
+from headtail.core.rows import State
+from headtail.core.secrets import hide
+from headtail.engines import Completion, Engine, Request, open_engine
+from headtail.engines.models import find, same_weights
+
+_PASS_BACKOFF_S = 1.0  # before rows with transient errors are asked once more; doubles
+_LONGEST_BACKOFF_S = 30.0
+_TELL_S = 1.0  # the meter is told, and asked whether to stop, at most this often
+_REASONS = 100  # different ones that a worker keeps
+_START_S = 1800.0  # beyond stall_seconds: loading the weights of a large model takes long
+MOST_STARTS = 16  # of engines in a row that finish no row. Ray brings a dead actor back for ever; this is what ends it
+
+
+class Starts(Config):
+    """How often a run's engines were started since one of them last finished a row."""
+
+    starts: int = Field(ge=0, description="engines")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A shard to do, and which edition of it."""
+
+    shard: int
+    edition: int
+
+
+class Worker:
+    """A Ray Data actor. `run` names this run of the job; `meter` is told how far it is (None: nobody is)."""
+
+    def __init__(self, job: Job, manifest: Manifest, run: str, meter: Any = None) -> None:
+        self.job, self.manifest, self.run, self.meter = job, manifest, run, meter
+        self.store = open_storage(job.root)
+        self.engine: Engine | None = None
+        self.name = uuid.uuid4().hex[:8]
+        self.start_s = self.begun = 0.0
+        self.restarts = self.settled = 0
+        self.stopped = ""  # why the job stops before its end; what is open is made safe and nothing new is begun
+        self.reasons: Counter[str] = Counter()  # why rows have no answer
+        self._proven = True
+        self._done: dict[int, int] = {}
+        self._before: dict[int, float] = {}
+        self._news: dict[str, float] = defaultdict(float)
+        self._news_at = 0.0
+        self._reply: Any = None
+
+    @cached_property
+    def before(self) -> list[Earlier]:
+        """Earlier jobs whose answers may be taken over. Not read when the actor starts: an error there would be hidden by Ray's retries."""
+        return earlier(self.store, self.job)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        asks = [Ask(int(shard), int(edition)) for shard, edition in zip(batch["shard"], batch["edition"], strict=True)]
+        receipts = self.work(asks)
+        facts = self.engine.facts() if self.engine is not None else {}
+        said = {"worker": self.name, "engine": facts, "start_s": self.start_s, "restarts": self.restarts}
+        said |= {"receipts": [receipt.model_dump(mode="json") for receipt in receipts], "stopped": self.stopped, "reasons": self.reasons}
+        return {"said": [json.dumps(said)]}
+
+    def work(self, asks: Sequence[Ask]) -> list[ShardReceipt]:
+        """Bring shards to their end: first those that never broke an engine, together; then the others, one by one.
+
+        A shard that is missing in what comes back was left open because the job is to stop.
+        """
+        made: dict[int, ShardReceipt] = {}
+        while (todo := self._left(asks, made)) and not self.stopped:
+            alone: list[Ask] = []
+            self._guarded(_Chain(self, todo, alone), made)
+            for ask in alone:
+                self._guarded(_Narrow(self, self.open(ask)), made)
+        self.tell()
+        return [made[ask.shard] for ask in asks if ask.shard in made]
+
+    def _left(self, asks: Sequence[Ask], made: dict[int, ShardReceipt]) -> list[Ask]:
+        """What is not published yet. A task that Ray repeats, or an engine that broke, may leave published shards behind."""
+        for ask in asks:
+            if ask.shard not in made and self.store.exists(self.job.receipt_path(ask.shard, ask.edition)):
+                made[ask.shard] = read_receipt(self.job, self.store, ask.shard, ask.edition)
+        return [ask for ask in asks if ask.shard not in made]
+
+    def open(self, ask: Ask) -> Shard:
+        """The shard, with what is finished of it; that much is told to the meter once."""
+        shard = Shard(self.job, self.store, self.manifest, ask.shard, ask.edition, self.run, self.before)
+        self._done[ask.shard] = shard.done
+        self._before.setdefault(ask.shard, shard.journal.seconds)
+        return shard
+
+    def _guarded(self, feed: _Chain | _Narrow, made: dict[int, ShardReceipt]) -> None:
+        """Run a feed to its end or until the engine breaks; what is finished is safe in either case."""
+        try:
+            for receipt in feed.run():
+                made[receipt.shard] = receipt
+        except HeadtailError:
+            feed.save()
+            raise  # ours, on purpose: the job cannot go on
+        except Exception as error:
+            feed.save()
+            self.restarts += 1
+            print(hide(f"engine broke, starting it again: {type(error).__name__}: {error}"), file=sys.stderr, flush=True)
+            self._drop_engine()
+
+    def _drop_engine(self) -> None:
+        engine, self.engine = self.engine, None
+        gc.unfreeze()
+        try:
+            if engine is not None:
+                engine.close()
+        except Exception as error:  # it is broken already; the new one matters
+            print(hide(f"the broken engine did not close: {error}"), file=sys.stderr, flush=True)
+
+    def started(self) -> Engine:
+        """The engine; started when the first row needs it, so that a finished job starts none."""
+        if self.engine is None:
+            begun = time.monotonic()
+            self._count_start()
+            found = same_weights(find(self.job.model, self.store), self.job.digest)
+            sampling = self.job.task.file.sampling.model_dump()
+            bound = self.job.form.bound(self.job.task, sampling["max_tokens"])
+            with watched(self.job.stall_seconds + _START_S):
+                self.engine = open_engine(self.job.model, found.path, bound, sampling, self.job.top_logprobs)
+            gc.collect()
+            gc.freeze()  # or each full collection walks the million objects of torch and vLLM: 35 us of an encoder's 148 us a row
+            self.start_s += time.monotonic() - begun
+        return self.engine
+
+    def _count_start(self) -> None:
+        """Write down that an engine is about to start; EngineError when too many did and none finished a row."""
+        path = self.job.starts_path(self.run)
+        starts = read_record(self.store, Starts, path).starts if self.store.exists(path) else 0
+        if starts >= MOST_STARTS:
+            fix = "see the workers' output (HEADTAIL_WORKER_LOGS=1) and headtail doctor: memory, versions, GPU"
+            raise EngineError(f"the engine died {starts} times before it finished a row", where=self.job.path, fix=fix)
+        write_json(self.store, path, {"starts": starts + 1})
+        self._proven = False
+
+    def asked(self, requests: Iterator[Request], shards: Sequence[Shard]) -> Iterator[tuple[Completion, float]]:
+        """Completions, each with the engine time since the one before. A process whose engine stalls is ended, as by a crash.
+
+        `shards` are those that the rows belong to: they are flushed meanwhile.
+        """
+        engine, last = self.started(), time.monotonic()
+        self.begun = self.begun or last
+        limit = self.job.stall_seconds if self.job.model.engine != "openai" else 0.0  # an endpoint has timeouts of its own
+        with watched(limit) as alive, flushing(shards, self.job.flush_seconds, self.flush, lambda: self.settled, self.begun) as check:
+            for completion in engine.generate(requests):
+                now = time.monotonic()
+                alive(now)
+                check()
+                if now - self._news_at >= _TELL_S:
+                    self.tell()
+                yield completion, now - last
+                last = now
+
+    def tell(self) -> None:
+        """Tell the meter what is new, and hear whether the job is to stop. Waits for nothing: the answer is heard the next time."""
+        self._news_at = time.monotonic()
+        if self.meter is None:
+            return
+        import ray
+
+        if self._reply is not None and ray.wait([self._reply], timeout=0)[0]:
+            try:
+                self.stopped = self.stopped or ray.get(self._reply)
+            except ray.exceptions.RayError as error:  # it comes back elsewhere; until then the bar stands still
+                print(f"the meter did not answer: {error}", file=sys.stderr, flush=True)
+            self._reply = None
+        told = self.meter.add.remote(self._done, self._before, **self._news)
+        self._reply = told if self._reply is None else self._reply
+        self._done, self._before, self._news = {}, {}, defaultdict(float)
+
+    def take(self, shard: Shard, row: int, completion: Completion, seconds: float) -> bool:
+        """Settle a row, or leave it open when its error is transient and it has tries left. True when it is settled."""
+        news = self._news
+        news["asked"] += 1
+        news["tokens_in"] += completion.tokens_in
+        news["tokens_out"] += tokens_out(completion) if completion.samples else completion.tokens_out
+        if completion.error:
+            news["errors"] += 1
+            if completion.transient:
+                shard.tries[row] += 1
+                if shard.tries[row] < self.job.attempts:
+                    self._note(completion.error)
+                    return False
+        outcome = settle(self.job.task, completion, self.job.form)
+        shard.settle(row, outcome, completion, seconds)
+        self.settled += 1
+        news["settled"] += 1
+        if outcome.state != State.ANSWERED:
+            news["unanswered"] += 1
+            self._note(f"{outcome.state}: {outcome.reason}")
+        if shard.held >= self.job.flush_rows or late(shard.held, self.settled, time.monotonic() - self.begun, self.job.flush_seconds):
+            self.flush(shard)
+        return True
+
+    def _note(self, reason: str) -> None:
+        if reason in self.reasons or len(self.reasons) < _REASONS:
+            self.reasons[reason] += 1
+
+    def flush(self, shard: Shard, broken: bool = False) -> None:
+        if shard.flush(broken):
+            self._done[shard.number] = shard.done
+            if not self._proven:
+                self._proven = True
+                write_json(self.store, self.job.starts_path(self.run), {"starts": 0})
+
+
+class _Chain:
+    """Healthy shards fed to the engine in one stream: the next is read, and the one before published, while this one runs."""
+
+    def __init__(self, worker: Worker, asks: Sequence[Ask], alone: list[Ask]) -> None:
+        self.worker, self.asks, self.alone = worker, list(asks), alone
+        self.shards: list[Shard] = []
+        self._handed: list[int] = []  # rows of each open shard that are with the engine
+        self._ended: set[int] = set()  # shards that are published, or about to be
+        self._behind = ThreadPoolExecutor(1)
+        self._publishing: list[Future[ShardReceipt]] = []
+
+    def run(self) -> Iterator[ShardReceipt]:
+        with self._behind:
+            self._pass(self._fresh())
+            wait = _PASS_BACKOFF_S
+            while any(shard.todo for shard in self.shards) and not self.worker.stopped:  # transient errors, with tries left
+                self.save(broken=False)
+                time.sleep(min(wait, _LONGEST_BACKOFF_S))
+                wait *= 2
+                self._pass(self._again())
+            for publishing in self._publishing:
+                yield publishing.result()
+
+    def _pass(self, requests: Iterator[Request]) -> None:
+        first = next(requests, None)
+        if first is not None:  # without a row to ask, no engine is started
+            for completion, seconds in self.worker.asked(_prepend(first, requests), self.shards):
+                place, row = divmod(completion.id, _ROWS)
+                shard = self.shards[place]
+                shard.spent(seconds)
+                self._handed[place] -= 1
+                self.worker.take(shard, row, completion, seconds)
+                if not self._handed[place] and shard.finished:
+                    self._end(place)
+        if self.worker.stopped:
+            self.save(broken=False)
+
+    def _end(self, place: int) -> None:
+        """Publish a shard that has every row, behind the engine's back."""
+        if place not in self._ended:
+            self._ended.add(place)
+            self.worker.flush(self.shards[place])
+            self._publishing.append(self._behind.submit(self.shards[place].publish))
+            for publishing in self._publishing:
+                if publishing.done():
+                    publishing.result()  # an error ends the job here rather than at the end of the chain
+
+    def _fresh(self) -> Iterator[Request]:
+        with ThreadPoolExecutor(1) as ahead:  # the next shard is read while this one runs
+            nexts: Future[Shard] | None = ahead.submit(self.worker.open, self.asks[0]) if self.asks else None
+            for at, ask in enumerate(self.asks):
+                assert nexts is not None
+                shard = nexts.result()
+                if self.worker.stopped:
+                    return
+                nexts = ahead.submit(self.worker.open, self.asks[at + 1]) if at + 1 < len(self.asks) else None
+                if shard.suspicious:
+                    self.alone.append(ask)
+                    continue
+                yield from self._hand(shard)
+
+    def _hand(self, shard: Shard) -> Iterator[Request]:
+        self.shards.append(shard)
+        self._handed.append(0)
+        place = len(self.shards) - 1
+        if shard.askable:
+            self.worker.started()  # before the shard is begun: an engine that is killed at its start says nothing about rows
+        if shard.todo:
+            shard.begin()
+        if shard.finished:
+            self._end(place)  # nothing is to be asked: resumed, taken over, or no row could be rendered
+            return
+        messages = shard.messages
+        for row in list(shard.todo):
+            if self.worker.stopped:
+                return
+            self._handed[place] += 1
+            yield Request(place * _ROWS + row, messages[row])
+
+    def _again(self) -> Iterator[Request]:
+        for place, shard in enumerate(self.shards):
+            for row in list(shard.todo):
+                self._handed[place] += 1
+                yield Request(place * _ROWS + row, shard.messages[row])
+
+    def save(self, broken: bool = True) -> None:
+        for place, shard in enumerate(self.shards):
+            if place not in self._ended:
+                self.worker.flush(shard, broken=broken)
+
+
+class _Narrow:
+    """One shard that broke the engine, a window of rows at a time, each made safe before the next."""
+
+    def __init__(self, worker: Worker, shard: Shard) -> None:
+        self.worker, self.shard = worker, shard
+
+    def run(self) -> Iterator[ShardReceipt]:
+        shard, worker = self.shard, self.worker
+        if shard.askable:
+            worker.started()
+        shard.begin()
+        while shard.todo and not worker.stopped:
+            group = shard.todo[: shard.window] if shard.window else list(shard.todo)
+            wait = _PASS_BACKOFF_S
+            while group and not worker.stopped:
+                left = []
+                for completion, seconds in worker.asked((Request(row, shard.messages[row]) for row in group), [shard]):
+                    shard.spent(seconds)
+                    if not worker.take(shard, completion.id, completion, seconds):
+                        left.append(completion.id)
+                worker.flush(shard)
+                group = left
+                if group:
+                    time.sleep(min(wait, _LONGEST_BACKOFF_S))
+                    wait *= 2
+        if not shard.todo:
+            yield shard.publish()
+
+    def save(self) -> None:
+        self.worker.flush(self.shard, broken=True)
+
+
+_ROWS = 1 << 32  # request id = place of the shard in its chain * _ROWS + row
+
+
+def _prepend(first: Request, rest: Iterator[Request]) -> Iterator[Request]:
+    yield first
+    yield from rest

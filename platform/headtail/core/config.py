@@ -1,0 +1,237 @@
+"""Configs: frozen pydantic models read from YAML and `--set path.to.field=value`.
+
+In: a YAML file, overrides. Out: a validated model. An unknown name is an error that says which and what was meant.
+Each stage keeps its own Config beside its `run`; what all stages share is `StageConfig`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from headtail.core.errors import ConfigError
+
+T = TypeVar("T", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of every config: frozen, no unknown fields, every field with a description and its unit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def execution(default: Any, description: str, **limits: Any) -> Any:
+    """A field that changes how a job runs (workers, batch sizes) but not its result: left out of fingerprints."""
+    return Field(default, description=description, json_schema_extra={"execution": True}, **limits)
+
+
+class TrackingConfig(Config):
+    """Where MLflow is. The environment's MLFLOW_TRACKING_URI is used when `uri` is empty."""
+
+    enabled: bool = execution(True, "log to MLflow; receipts are written to the store in any case")
+    uri: str = execution("", "MLflow tracking URI; empty: $MLFLOW_TRACKING_URI, else sqlite:///ROOT/mlflow.db")
+    experiment: str = execution("headtail", "MLflow experiment name")
+    run_name: str = execution("", "name of the MLflow run; empty: the stage's")
+    parent_run: str = execution("", "MLflow run id under which this stage's run is nested; set by `loop`")
+
+
+class StageConfig(Config):
+    """What every stage has: a store to work in and a place to report to."""
+
+    root: str = execution("build/quickstart", "store: a directory or s3://bucket/prefix")
+    allow_task_code: bool = execution(False, "import the Python module that a task's `answer` names, which runs its code")
+    tracking: TrackingConfig = execution(TrackingConfig(), "MLflow settings")
+
+    def at(self, job: StageConfig, tracking: TrackingConfig, **changes: Any) -> Self:
+        """This stage's config as part of `job`: its store and permissions, `tracking` and `changes`; an unknown name is an error."""
+        held = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).model_validate(
+            {**held, "root": job.root, "allow_task_code": job.allow_task_code, "tracking": tracking, **changes}
+        )
+
+
+def result_fields(config: BaseModel) -> dict[str, Any]:
+    """The fields of `config` that change its result, as plain values: what a fingerprint is made over."""
+    plain = {}
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("execution"):
+            continue
+        plain[name] = _plain(getattr(config, name))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return result_fields(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path | datetime.date):
+        return str(value)
+    return value
+
+
+class _Refused(yaml.MarkedYAMLError):
+    """YAML that says something else than is meant."""
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML in which a field that is named twice in one group is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            name = self.construct_object(key, deep=True)
+            if isinstance(name, str | int | float | bool) and name in seen:
+                raise _Refused(None, None, f"the field {name} is there twice; keep one", key.start_mark)
+            seen |= {name} if isinstance(name, str | int | float | bool) else set()
+        return super().construct_mapping(node, deep)
+
+
+class _JsonLike(_Yaml):
+    """YAML whose values are JSON's: what is bare and not text is spelled as in JSON, so that no label becomes something else."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if isinstance(node, yaml.ScalarNode) and node.style is None:  # bare
+            kind, shown = node.tag.rsplit(":", 1)[-1], node.value or "an empty value"
+            if kind in _KINDS and (kind == "str") == bool(_JSON.fullmatch(node.value)):
+                read = _KINDS.get(kind, kind)
+                what = f'YAML reads {shown} as {read}: write "{node.value}" in quotes for the text, or {read} as JSON has it'
+                if kind == "str":
+                    what = (
+                        f'YAML reads {shown} as text and JSON as a number: write "{node.value}" in quotes, or the number without exponent'
+                    )
+                raise _Refused(None, None, what, node.start_mark)
+        return super().construct_object(node, deep)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or not key.tag.endswith(":str"):
+                raise _Refused(None, None, "the name of a field is not text; write it in quotes", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_KINDS = {"str": "text", "bool": "true or false", "null": "null", "timestamp": "a date", "int": "a number", "float": "a number"}
+_MOST_VALUES = 100_000
+_JSON = re.compile(r"true|false|null|-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. ConfigError when it is missing, not UTF-8, not YAML, not a mapping or names a field twice."""
+    return _read(path, _Yaml)
+
+
+def read_json_like(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file whose values are JSON's. `no`, `007`, `2026-11-01` and the like need quotes: ConfigError."""
+    return _read(path, _JsonLike)
+
+
+def _read(path: Path, loader: type[_Yaml]) -> dict[str, Any]:
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), loader)  # both are safe loaders
+    except FileNotFoundError:
+        raise ConfigError("config file not found", where=str(path), fix="check the path given to --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file cannot be read: {error}", where=str(path)) from error
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        what = "" if isinstance(error, _Refused) else "not valid YAML: "
+        raise ConfigError(f"{what}{line}{error.problem}", where=str(path), fix="mend that line") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"not valid YAML: {error}", where=str(path)) from error
+    if data is None:
+        return {}
+    todo, seen = [data], 0
+    while todo:  # an alias counts as what it stands for: a few lines of aliases can be more than a machine holds
+        node, seen = todo.pop(), seen + 1
+        if seen > _MOST_VALUES:
+            raise ConfigError(f"it holds more than {_MOST_VALUES:,} values, aliases followed", where=str(path), fix="make it smaller")
+        todo += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    if not isinstance(data, dict):
+        raise ConfigError("a config file must hold a mapping of field to value", where=str(path), value=type(data).__name__)
+    return data
+
+
+def apply_sets(data: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+    """`data` with each `path.to.field=value` laid over it; values are read as YAML, so `3`, `true` and `[a, b]` work."""
+    for item in sets:
+        path, sign, text = item.partition("=")
+        if not sign or not path:
+            raise ConfigError("--set takes path.to.field=value", where="--set", value=item, fix="for example --set head.rows=1000")
+        try:
+            value = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            value = text
+        node = data
+        *parents, last = path.strip().split(".")
+        for name in parents:
+            child = node.setdefault(name, {})
+            if not isinstance(child, dict):
+                raise ConfigError(f"{name} is a single value, not a group of fields", where="--set", value=item)
+            node = child
+        node[last] = value
+    return data
+
+
+def load(kind: type[T], file: Path | None = None, sets: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> T:
+    """A `kind` from `base`, then the YAML `file`, then `sets`, each over the one before."""
+    data: dict[str, Any] = dict(base or {})
+    if file is not None:
+        data.update(read_yaml(file))
+    return build(kind, apply_sets(data, sets), where=str(file) if file else "command line")
+
+
+def build(kind: type[T], data: Mapping[str, Any], where: str) -> T:
+    """A validated `kind`; a ConfigError that names every bad field, the value seen and the nearest known name."""
+    try:
+        return kind.model_validate(_over_defaults(kind, data))
+    except ValidationError as error:
+        raise ConfigError(
+            "\n".join(_say(kind, item) for item in error.errors()), where=where, fix=f"see the fields of {kind.__module__}.{kind.__name__}"
+        ) from None
+
+
+def _over_defaults(kind: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
+    """`data` with each group laid over that group's default, so that naming one field of a group keeps the others."""
+    return {name: _laid_over(field.default, value) if (field := kind.model_fields.get(name)) else value for name, value in data.items()}
+
+
+def _laid_over(default: Any, value: Any) -> Any:
+    if not (isinstance(default, BaseModel) and isinstance(value, Mapping)):
+        return value
+    known = {name: getattr(default, name) for name in type(default).model_fields}
+    return known | {name: _laid_over(known.get(name), item) for name, item in value.items()}
+
+
+def _say(kind: type[BaseModel], item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"]) or kind.__name__
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(kind, item["loc"][:-1])
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+        return f"unknown field {place} (value {item['input']!r}){hint}"
+    if item["type"] == "missing":
+        return f"field {place} is required"
+    return f"field {place}: {item['msg']} (value {item['input']!r})"
+
+
+def _fields_at(kind: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    node: Any = kind
+    for name in path:
+        field = node.model_fields.get(name) if isinstance(node, type) and issubclass(node, BaseModel) else None
+        if field is None:
+            return []
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        node = next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+    return sorted(node.model_fields) if node is not None else []

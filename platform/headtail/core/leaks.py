@@ -1,0 +1,126 @@
+"""Rows of an evaluation set among rows to train on: the same text, or nearly the same.
+
+In: queries of evaluation sets; then any query. Out: the gold query that it repeats, or None; `refuse` makes an error of it.
+The same after redaction and normalisation; nearly the same: the same words in another order, or character trigrams whose
+Jaccard similarity reaches a bound. Exact, not sketched: gold sets are thousands of rows. Knows nothing of files or stages.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headtail.core.errors import LeakError
+from headtail.core.keys import KEY_BYTES, normalise, query_key
+from headtail.core.redact import redact
+
+NEAR = 0.8  # Jaccard similarity of trigrams from which two queries are nearly the same; one slip in 25 characters stays above
+_SHOWN = 5
+
+
+class Near(NamedTuple):
+    """A gold query and how similar it is (1: the same text or the same words)."""
+
+    query: str
+    similarity: float
+
+
+def clean(text: str) -> str:
+    """The form in which training rows and gold are compared and kept: normalised, without personal data."""
+    return redact(normalise(text)).text
+
+
+def trigrams(text: str) -> set[str]:
+    """Character trigrams of a clean text with a blank on either side."""
+    padded = f" {text} "
+    return {padded[i : i + 3] for i in range(len(padded) - 2)}
+
+
+class Gold:
+    """The queries of evaluation sets. `near`: similarity from which a query repeats one of them; None: the same text only."""
+
+    def __init__(self, queries: Iterable[str], near: float | None = NEAR) -> None:
+        self.near = near
+        self._texts = sorted({clean(query) for query in queries})
+        self._known = set(self._texts)
+        self.keys = pa.array(sorted({query_key(text) for text in self._texts}), pa.binary(KEY_BYTES))
+        self._by_words: dict[frozenset[str], str] = {}
+        self._by_gram: dict[str, list[int]] = defaultdict(list)
+        self._grams: list[set[str]] = []
+        self._sizes: list[int] = []
+        self._counts: Counter[str] = Counter()
+        if near is not None:
+            self._index(near)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def find(self, text: str) -> Near | None:
+        """The gold query that a clean text repeats, the most similar one; None when there is none."""
+        if text in self._known:
+            return Near(text, 1.0)
+        if self.near is None:
+            return None
+        words = self._by_words.get(frozenset(text.split(" ")))
+        return Near(words, 1.0) if words is not None else self._similar(text, self.near)
+
+    def _index(self, near: float) -> None:
+        """Each gold text under the rarest of its trigrams."""
+        self._grams = [trigrams(text) for text in self._texts]
+        self._sizes = list(map(len, self._grams))
+        self._counts = Counter(gram for grams in self._grams for gram in grams)
+        for number, (text, grams) in enumerate(zip(self._texts, self._grams, strict=True)):
+            self._by_words.setdefault(frozenset(text.split(" ")), text)
+            for gram in self._rare(grams, near):
+                self._by_gram[gram].append(number)
+
+    def _rare(self, grams: set[str], near: float) -> list[str]:
+        """The rarest trigrams of a text, so many that two texts as similar as `near` share one of theirs (Bayardo et al. 2007)."""
+        ranked = sorted(grams, key=lambda gram: (self._counts.get(gram, 0), gram))
+        return ranked[: len(grams) - math.ceil(near * len(grams) - 1e-9) + 1]
+
+    def _similar(self, text: str, near: float) -> Near | None:
+        grams = trigrams(text)
+        least, most = near * len(grams) - 1e-9, len(grams) / near + 1e-9 if near else math.inf  # trigrams of a text as similar
+        best: tuple[float, int] | None = None
+        for number in {number for gram in self._rare(grams, near) for number in self._by_gram.get(gram, ())}:
+            if not least <= self._sizes[number] <= most:
+                continue
+            common = len(grams & self._grams[number])
+            similarity = common / (len(grams) + self._sizes[number] - common)
+            if similarity >= near - 1e-9 and (best is None or (similarity, -number) > best):
+                best = (similarity, -number)
+        return None if best is None else Near(self._texts[-best[1]], best[0])
+
+
+def refuse(training: Iterable[pa.Table], gold: Iterable[pa.Table], where: str, near: float | None = NEAR) -> None:
+    """LeakError when a row of `training` (query_key, query) repeats a query of `gold`, with the rows named.
+
+    Keys are compared as they stand and as the texts make them anew, so that a wrong key hides nothing.
+    """
+    held = [table.select(["query_key", "query"]) for table in gold]
+    known = Gold((query for table in held for query in table["query"].to_pylist()), near)
+    keys = pa.concat_arrays([known.keys, *(table["query_key"].combine_chunks().cast(known.keys.type) for table in held)])
+    found: list[str] = []
+    count = 0
+    for table in training:
+        same = pc.is_in(table["query_key"].combine_chunks().cast(keys.type), value_set=keys).to_pylist()
+        for query, by_key in zip(table["query"].to_pylist(), same, strict=True):
+            hit = known.find(clean(query))
+            if hit is None and not by_key:
+                continue
+            count += 1
+            if len(found) < _SHOWN:
+                found.append(f"{query!r} = {hit.query!r} ({hit.similarity:.2f})" if hit else f"{query!r} (its key)")
+    if count:
+        raise LeakError(
+            f"{count:,} training rows are in the gold set, or nearly",
+            where=where,
+            value=", ".join(found),
+            fix="withhold gold queries before teaching (plan does) and curate again: it sets near-duplicates aside as near_gold",
+        )

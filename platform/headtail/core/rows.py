@@ -1,0 +1,290 @@
+"""The rows: every table that passes between stages, as Arrow schemas, in the order of the data's way.
+
+    event -> query -> (head | torso | tail) -> answer -> golden row
+                \\-> later (held-out traffic)        gold (people's answers, never trained on)
+
+A task's side inputs are further columns of type list<string> at the end of query, later and gold tables: `with_side_inputs`.
+Knows nothing of where tables are stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from headtail.core.errors import ConfigError, InputError
+from headtail.core.keys import KEY_BYTES
+
+KEY = pa.binary(KEY_BYTES)
+SIDE_INPUT = pa.list_(pa.string())
+
+
+class State(StrEnum):
+    """How a row's generation ended. Every row that goes in ends in exactly one of these."""
+
+    ANSWERED = "answered"  # complete, valid under the task's schema
+    TRUNCATED = "truncated"  # the engine stopped at its length limit (finish_reason=length)
+    INVALID = "invalid"  # complete, but not JSON or not valid under the schema
+    REFUSED = "refused"  # the model or its provider declined
+    FAILED = "failed"  # the engine raised, timed out or answered with an error
+
+
+class Stratum(StrEnum):
+    """Where a query stands in the traffic. Quality is always shown by stratum: an average hides the tail."""
+
+    HEAD = "head"  # answered ahead of time by the teacher
+    TORSO = "torso"  # seen more than once, outside the head
+    TAIL = "tail"  # seen once
+    UNSEEN = "unseen"  # not in the log up to the cut; appears in later traffic
+
+
+STRATA = tuple(str(stratum) for stratum in Stratum)
+ALL, TRAFFIC = "all", "traffic"  # every gold row alike; gold rows weighted by their events
+SLICES = (*STRATA, ALL, TRAFFIC)  # what quality is shown by
+SMALL = 30  # gold rows below which a figure is said to rest on few
+
+
+class Source(StrEnum):
+    """Who answered a request."""
+
+    TEACHER = "teacher"
+    STUDENT = "student"
+    FALLBACK = "fallback"
+
+
+# One aggregated query. `query` is normalised, `query_key` its hash; `count` events up to the cut.
+QUERY = pa.schema(
+    [
+        ("query_key", KEY),
+        ("query", pa.string()),
+        ("count", pa.int64()),
+        ("first_day", pa.date32()),  # null when the log has no timestamps
+        ("last_day", pa.date32()),
+    ]
+)
+
+# A QUERY with its place in the plan. `rank` 1 is the most frequent; `withheld` rows are gold queries: never trained on.
+PLANNED = pa.schema([*QUERY, ("rank", pa.int64()), ("stratum", pa.string()), ("withheld", pa.bool_())])
+
+# Traffic after the cut, aggregated: what the release will meet. `seen`: was in the log before the cut.
+LATER = pa.schema([("query_key", KEY), ("query", pa.string()), ("count", pa.int64()), ("seen", pa.bool_())])
+
+# A row of the log that was not used, and why.
+SET_ASIDE = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("text", pa.string())])
+
+# A person's answer to a query, canonical JSON in `answer`.
+GOLD = pa.schema([("query_key", KEY), ("query", pa.string()), ("answer", pa.string()), ("count", pa.int64()), ("stratum", pa.string())])
+
+# One of n samples of a row, beside the others.
+SAMPLE = pa.struct(
+    [
+        ("answer", pa.string()),  # canonical JSON, only when state is answered
+        ("state", pa.string()),
+        ("finish_reason", pa.string()),
+        ("tokens_out", pa.int32()),
+        ("confidence", pa.float32()),
+    ]
+)
+
+# What an engine made of one row. `answer`: canonical JSON, only when state is answered; `raw`: the engine's text otherwise.
+ANSWER = pa.schema(
+    [
+        ("query_key", KEY),
+        ("query", pa.string()),
+        ("answer_key", KEY),
+        ("state", pa.string()),
+        ("answer", pa.string()),
+        ("confidence", pa.float32()),  # 0..1, over decision tokens only; null when the engine gives no log-probs
+        ("finish_reason", pa.string()),
+        ("tokens_in", pa.int32()),
+        ("tokens_out", pa.int32()),
+        ("reason", pa.string()),  # why a row is not answered
+        ("raw", pa.string()),
+        ("count", pa.int64()),  # carried from the input
+        ("stratum", pa.string()),
+        ("withheld", pa.bool_()),
+        ("source", pa.string()),  # teacher | student
+        ("model", pa.string()),
+        ("seconds", pa.float32()),  # engine time that went into this row, whenever it was made; their sum is the engine's
+        ("agreement", pa.float32()),  # share of n samples that gave this answer; null when one was drawn
+        ("samples", pa.list_(SAMPLE)),  # every sample when n > 1, else null
+        ("logprobs", pa.list_(pa.float32())),  # natural log, one per output token of the answer; null when not kept
+        ("runs", pa.int16()),  # in how many runs it was asked and ended in this state, for a reason that asking again seldom mends
+    ]
+)
+
+# Beside an ANSWER, and the GOLDEN row made from it, where a job was asked for top_logprobs: the answer's own tokens (its end
+# included), and at each of them the k likeliest, likeliest first. Null where a row is not answered, or is no longer the model's words.
+TOP = pa.schema(
+    [
+        ("token_ids", pa.list_(pa.int32())),  # n
+        ("top_ids", pa.list_(pa.int32())),  # n x k, flat
+        ("top_logprobs", pa.list_(pa.float16())),  # n x k, flat; natural log, after the grammar's mask
+    ]
+)
+
+# One training row: the query as the teacher saw it, the answer to learn, and where it came from.
+GOLDEN = pa.schema(
+    [
+        ("query_key", KEY),
+        ("query", pa.string()),
+        ("answer", pa.string()),
+        ("weight", pa.float32()),
+        ("stratum", pa.string()),
+        ("origin", pa.string()),  # teacher | human
+        ("answer_key", KEY),  # provenance: the teacher's answer this row was made from; null where a person wrote the answer
+    ]
+)
+
+# A row that curation left out, and why.
+DROPPED = pa.schema([("query_key", KEY), ("query", pa.string()), ("reason", pa.string()), ("confidence", pa.float32())])
+
+# An answer that may be wrong, in order of what looking at it is expected to gain. `gain`: score times events.
+SUSPECT = pa.schema(
+    [
+        ("query_key", KEY),
+        ("query", pa.string()),
+        ("answer", pa.string()),  # canonical JSON; null when the row is not answered
+        ("answer_key", KEY),
+        ("stratum", pa.string()),
+        ("count", pa.int64()),
+        ("score", pa.float32()),  # 0..1: how likely the answer is wrong
+        ("gain", pa.float64()),
+        ("reasons", pa.list_(pa.string())),  # signals that speak against it, strongest first
+        ("alternatives", pa.list_(pa.string())),  # other answers that a sample, a neighbour or a student gave; canonical JSON
+        ("confidence", pa.float32()),
+        ("agreement", pa.float32()),
+    ]
+)
+
+# What a person decided about one answer. `verdict`: accept | correct | drop; `answer` is what holds from now on, null if dropped.
+REVIEWED = pa.schema(
+    [
+        ("query_key", KEY),
+        ("query", pa.string()),
+        ("verdict", pa.string()),
+        ("answer", pa.string()),
+        ("before", pa.string()),  # the answer that was looked at
+        ("answer_key", KEY),  # its provenance
+        ("who", pa.string()),
+        ("at", pa.string()),  # UTC, ISO 8601
+        ("why", pa.string()),
+    ]
+)
+
+# One row of a published generation, as Parquet; the LMDB snapshot holds the same under `query_key`.
+CACHED = pa.schema(
+    [
+        ("query_key", KEY),
+        ("query", pa.string()),
+        ("answer", pa.string()),
+        ("confidence", pa.float32()),
+        ("source", pa.string()),
+        ("answer_key", KEY),
+        ("count", pa.int64()),
+    ]
+)
+
+# One gold row as one tier answered it.
+SCORED = pa.schema(
+    [
+        ("query_key", KEY),
+        ("query", pa.string()),
+        ("stratum", pa.string()),
+        ("count", pa.int64()),
+        ("tier", pa.string()),
+        ("wanted", pa.string()),
+        ("given", pa.string()),  # null when there is no valid answer
+        ("state", pa.string()),
+        ("tp", pa.int32()),
+        ("fp", pa.int32()),
+        ("fn", pa.int32()),
+        ("exact", pa.bool_()),
+        ("confidence", pa.float32()),
+    ]
+)
+
+# Quality of one tier on one slice of the gold rows. Figures are null when the slice has no row.
+QUALITY = pa.schema(
+    [
+        ("tier", pa.string()),
+        ("stratum", pa.string()),
+        ("n", pa.int64()),
+        ("answered", pa.int64()),
+        ("quality", pa.float64()),  # micro-F1
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("exact", pa.float64()),  # share of rows wholly right
+        ("effective", pa.float64()),  # equal rows that would carry as much (Kish)
+        ("method", pa.string()),  # how the interval was made
+    ]
+)
+
+
+# A judge's score of one answer, 0..1; an answer_key beside it is checked.
+JUDGED = pa.schema([("query_key", KEY), ("score", pa.float64())])
+
+
+def with_top(schema: pa.Schema, top: int) -> pa.Schema:
+    """`schema`, with the columns of TOP appended when any likeliest tokens are asked for."""
+    return pa.schema([*schema, *TOP]) if top else schema
+
+
+def check_side_inputs(names: Sequence[str], task: str) -> None:
+    """ConfigError for a side input that is named twice, or as a column that headtail makes itself."""
+    own = {name for schema in (QUERY, PLANNED, LATER, GOLD, ANSWER, TOP, GOLDEN, SUSPECT, REVIEWED, SCORED) for name in schema.names}
+    for at, name in enumerate(names):
+        if name in own or name in names[:at]:
+            what = "a side input has the name of a column that headtail makes itself" if name in own else "a side input is named twice"
+            fix = "rename it in task.yaml, in the prompt and in the log" if name in own else "name it once"
+            raise ConfigError(what, where=f"task {task}, side_inputs", value=name, fix=fix)
+
+
+def with_side_inputs(schema: pa.Schema, side_inputs: Sequence[str]) -> pa.Schema:
+    """`schema` with one list<string> column per side input appended."""
+    for name in side_inputs:
+        schema = schema.append(pa.field(name, SIDE_INPUT))
+    return schema
+
+
+def conform(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
+    """`table` with exactly the columns of `schema`, in order, cast losslessly. InputError names what is missing or differs."""
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise InputError(
+            f"table lacks column{'s' if len(missing) > 1 else ''} {', '.join(missing)}",
+            where=where,
+            value=f"it has {', '.join(table.column_names)}",
+            fix="pass the output of the stage that makes this table",
+        )
+    try:
+        return table.select(schema.names).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(f"table does not fit its schema: {error}", where=where) from error
+
+
+def key_words(keys: pa.ChunkedArray | pa.Array) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
+    """A column of keys as two arrays of numbers, high word first, whose order is the order of the keys."""
+    pieces = keys.chunks if isinstance(keys, pa.ChunkedArray) else [keys]
+    words = [np.frombuffer(p.buffers()[1], ">u8")[2 * p.offset : 2 * (p.offset + len(p))].reshape(-1, 2) for p in pieces if len(p)]
+    both = np.concatenate(words) if words else np.zeros((0, 2), ">u8")
+    return both[:, 0].astype(np.uint64), both[:, 1].astype(np.uint64)
+
+
+def shards_of(keys: pa.ChunkedArray | pa.Array, shards: int) -> npt.NDArray[np.int64]:
+    """The shard (0 .. shards-1) of each key: a range of keys, so shards in order are keys in order. Uniform: keys are hashes."""
+    return ((key_words(keys)[0] >> np.uint64(32)) * np.uint64(shards) >> np.uint64(32)).astype(np.int64)
+
+
+def draw(keys: pa.ChunkedArray | pa.Array, purpose: str, seed: int) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) per key: the same wherever and in whatever order it is asked for; independent between purposes."""
+    salt = int.from_bytes(hashlib.blake2b(f"{purpose}/{seed}".encode(), digest_size=8).digest(), "little")
+    x = key_words(keys)[1] ^ np.uint64(salt)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64, Steele et al. 2014
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return np.asarray((x ^ (x >> np.uint64(31))) >> np.uint64(11), np.float64) / 2.0**53

@@ -1,0 +1,139 @@
+"""Where a model is and what its weights are called: the part of an answer's key that names the model.
+
+In: the `model` field of a config. Out: a Found (local folder or hub id, digest, name, form). Shipped models (example:teacher),
+local folders, students of the store (distill/<fp>), hub ids with a revision, models behind an endpoint; what cannot be
+pinned is refused. Knows nothing of how an engine runs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from headtail.adapters.storage import Storage, read_bytes
+from headtail.adapters.storage.receipts import load_receipt
+from headtail.core.errors import ConfigError, StorageError
+from headtail.core.io_format import DEFAULT, FILE, Form, parse
+from headtail.core.io_format import read as read_form
+from headtail.core.keys import fingerprint, sha256_file, sha256_tree
+from headtail.core.receipt import Receipt
+from headtail.engines.base import ModelConfig
+
+SHIPPED = Path(__file__).parent.parent / "examples" / "models"
+_BESIDE = (".md", ".txt", ".log", ".png", ".svg")  # about a model, not of it: their change changes no answer
+_COMMIT = re.compile("[0-9a-f]{40}")
+_TEXT_OF_MODEL = ("merges.txt", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model that can be loaded: `path` is a local folder or a hub id, `digest` pins its weights, `name` is for people.
+
+    `form`: how it is asked and answers, from the headtail.json beside its weights. A hub id or an endpoint has the default one.
+    """
+
+    path: str
+    digest: str
+    name: str
+    form: Form = DEFAULT
+
+
+def find(config: ModelConfig, store: Storage, fetch: bool = True) -> Found:
+    """The model of `config` for its engine. Without `fetch` a student stays in the store and `path` is its reference."""
+    if config.engine == "null":
+        return Found(config.model, "null", "null")
+    if config.engine == "openai":
+        from headtail.engines.openai import check_url
+
+        check_url(config.base_url)
+        return Found(config.model, f"endpoint:{config.base_url.rstrip('/')}:{config.model}@{config.revision}", config.model)
+    return resolve(config.model, config.revision, store, fetch)
+
+
+def resolve(model: str, revision: str, store: Storage, fetch: bool = True) -> Found:
+    """Find a model's weights. ConfigError says what to do when they are not there or cannot be pinned."""
+    if model.startswith("example:"):
+        folder = SHIPPED / model.removeprefix("example:")
+        if not (folder / "config.json").is_file():
+            shipped = ", ".join("example:" + p.name for p in sorted(SHIPPED.glob("*")) if (p / "config.json").is_file())
+            raise ConfigError("no such shipped model", where="model", value=model, fix=f"one of: {shipped or 'none is shipped here'}")
+        return Found(str(folder), weights_digest(folder), model, read_form(folder))
+    if model.startswith("distill/"):
+        receipt = load_receipt(store, "distill", model)
+        kept = receipt.outputs.get(f"model/{FILE}")
+        form = parse(read_bytes(store, kept), store.uri(kept.path)) if kept else DEFAULT
+        return Found(str(_fetched(receipt, store)) if fetch else model, str(receipt.facts["digest"]), model, form)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            fix = "give the folder that holds config.json, *.safetensors and tokenizer.json"
+            raise ConfigError("not a Hugging Face model folder: no config.json", where="model", value=model, fix=fix)
+        return Found(str(folder.resolve()), weights_digest(folder), folder.resolve().name, read_form(folder))
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        fix = "give a folder with config.json, a hub id (org/name) with its revision, distill/<fingerprint> or example:teacher"
+        raise ConfigError("model not found", where="model", value=model, fix=fix)
+    if not _COMMIT.fullmatch(revision):
+        fix = "set revision to the commit hash shown on the hub, 40 hex digits; if a local folder was meant, it does not exist"
+        what = "a hub model needs its revision as a commit: a branch or tag could be other weights tomorrow"
+        raise ConfigError(what, where="revision", value=f"{model} at {revision or 'none'}", fix=fix)
+    return Found(model, f"hub:{model}@{revision}", model)
+
+
+def same_weights(found: Found, digest: str) -> Found:
+    """`found` in a worker, when it is what the driver of the job saw; ConfigError when this node holds other weights under that name."""
+    if found.digest != digest:
+        fix = "give every node the same files, or name what all nodes fetch alike: a hub id with its commit, or distill/<fingerprint>"
+        where = f"{found.path} on the node {socket.gethostname()}"
+        raise ConfigError("a node has other weights than the job", where=where, value=f"{found.digest} there, {digest} in the job", fix=fix)
+    return found
+
+
+def weights_digest(folder: Path) -> str:
+    """Hex SHA-256 over the files of a model folder that can change an answer: weights, configs, tokenizer, template."""
+    return sha256_tree({name: sha256_file(folder / name) for name in _counted(folder)})
+
+
+def _counted(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and _counts(path.relative_to(folder))]
+
+
+def _counts(path: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.parts)
+    return not hidden and (path.suffix not in _BESIDE or path.name in _TEXT_OF_MODEL) and path.name not in ("LICENSE", "NOTICE")
+
+
+def _fetched(receipt: Receipt, store: Storage) -> Path:
+    """A local folder with the student's files and no other, each checked against the digest in its receipt."""
+    cache = private_folder() / fingerprint(store.root)[:16] / receipt.fingerprint  # two stores may hold runs of one fingerprint
+    files = {name.removeprefix("model/"): ref for name, ref in receipt.outputs.items() if name.startswith("model/")}
+    if not files:
+        raise ConfigError("this distill receipt holds no model files", where="model", value=receipt.path, fix="run distill again")
+    for name, ref in files.items():
+        local = cache / ref.path
+        if not (local.is_file() and sha256_file(local) == ref.sha256):
+            local = store.fetch(ref.path, cache)
+            if sha256_file(local) != ref.sha256:
+                fix = "it is damaged: run distill again after removing its folder"
+                raise StorageError("a model file is not the one that was published", where=store.uri(ref.path), fix=fix)
+        folder = local.parents[name.count("/")]
+    counted = {name: ref.sha256 for name, ref in files.items() if _counts(Path(name))}
+    if set(_counted(folder)) - counted.keys() or sha256_tree(counted) != receipt.facts["digest"]:
+        fix = "remove files that distill did not write; or run distill again after removing the folder"
+        raise StorageError("a student's folder is not what was published: it holds other files too", where=str(folder), fix=fix)
+    return folder
+
+
+def private_folder() -> Path:
+    """Where copies of models lie: a folder that nobody but this user can open. StorageError when somebody else made it first."""
+    folder = Path(tempfile.gettempdir()) / f"headtail-models-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        fix = "remove it, or set TMPDIR to a folder of your own"
+        raise StorageError("the folder for copies of models is not this user's alone", where=str(folder), fix=fix)
+    return folder

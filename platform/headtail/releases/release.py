@@ -1,0 +1,292 @@
+"""A release: a generation, the student for its misses, the task, and the evidence that let it pass; and which one is live.
+
+In: what a publish made. Out: `releases/<id>.json` (written once), `CURRENT` (the id that is live, moved in one atomic
+step) and `releases/moves/<n>.json` (who was made current when; each number can be written once, so two promotions at
+the same time are ordered). Rollback undoes the last promotion. `collect` says which generations that may still need, `diff`
+compares two of them by name. Knows nothing of servers or how a generation is made.
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from headtail.adapters import numbered
+from headtail.adapters.storage import Storage, read_record, read_text, write_once
+from headtail.cache import collect as garbage
+from headtail.cache import open_generation, read_manifest
+from headtail.cache.diff import Diff, diff_generations
+from headtail.cache.manifest import manifest_path, require
+from headtail.core.config import Config, build
+from headtail.core.errors import ConfigError, InputError, StorageError
+from headtail.core.keys import fingerprint, normalise
+from headtail.core.paths import StoreId, StoreIdOrEmpty, StudentOrEmpty, store_id
+from headtail.core.task import Task, TaskFile
+
+CURRENT = "CURRENT"
+FOLDER = "releases"
+MOVES = f"{FOLDER}/moves"
+
+
+class TaskCopy(Config):
+    """The task as it was when it was published, whole: an edited folder cannot change what a release answers."""
+
+    file: dict[str, Any] = Field(description="task.yaml")
+    json_schema: dict[str, Any] = Field(description="JSON Schema of an answer")
+    template: str = Field(description="the prompt")
+
+    @classmethod
+    def of(cls, task: Task) -> TaskCopy:
+        return cls(file=task.file.model_dump(mode="json"), json_schema=task.schema, template=task.template)
+
+
+class Release(Config):
+    """What is served together. The id is made over its parts, not over when it was made or after what."""
+
+    id: StoreId = Field(description="16 hex digits over generation, student, task, thresholds, evidence and note")
+    generation: StoreId = Field(description="id of the published cache")
+    student: StudentOrEmpty = Field("", description="distill/<fingerprint> that answers misses; empty: misses get the task's fallback")
+    task: StoreId = Field(description="name of the task")
+    task_fingerprint: StoreId = Field(description="over all of the task that changes an answer")
+    task_copy: TaskCopy = Field(description="the task itself")
+    thresholds: dict[str, float] = Field({}, description="least confidence by source that was published")
+    evidence: dict[str, Any] = Field({}, description="what let it pass: receipt of the evaluation and its figures")
+    previous: StoreIdOrEmpty = Field(
+        "", description="the release that was current when this one was first made; for people, rollback goes by the moves"
+    )
+    created: str = Field(description="UTC, ISO 8601")
+    note: str = Field("", description="why, in words")
+
+    @property
+    def own_id(self) -> str:
+        """The id that this content has."""
+        parts = {name: getattr(self, name) for name in ("generation", "student", "thresholds", "evidence", "note")}
+        return fingerprint({**parts, "task": self.task_copy.model_dump()}, "release")[:16]
+
+
+class Move(Config):
+    """One change of CURRENT."""
+
+    number: int = Field(ge=1, description="1 for the first")
+    action: Literal["promote", "rollback"] = Field(description="what was asked for")
+    release: StoreId = Field(description="the release that became current")
+    before: StoreIdOrEmpty = Field("", description="the release that was current; empty for the first")
+    at: str = Field(description="UTC, ISO 8601")
+
+
+def make(
+    store: Storage,
+    *,
+    generation: str,
+    task: Task,
+    student: str = "",
+    thresholds: dict[str, float] | None = None,
+    evidence: dict[str, Any] | None = None,
+    note: str = "",
+) -> Release:
+    """Record a release; nothing is live by this. The same parts give the same release, which is written once."""
+    read_manifest(store, generation)  # a release never names a generation that is not there
+    copy = TaskCopy.of(task)
+    release = Release(
+        id="0",
+        generation=generation,
+        student=student,
+        task=task.name,
+        task_fingerprint=task.fingerprint,
+        task_copy=copy,
+        thresholds=thresholds or {},
+        evidence=evidence or {},
+        previous=current_id(store),
+        created=_now(),
+        note=note,
+    )
+    release = release.model_copy(update={"id": release.own_id})
+    write_once(store, _path(release.id), (release.model_dump_json(indent=2) + "\n").encode())
+    return load(store, release.id)
+
+
+def load(store: Storage, release: str = "current") -> Release:
+    """A release by id, or the current one. InputError says what to do when there is none."""
+    if release == "current":
+        return current(store)
+    if not store.exists(_path(release)):
+        raise InputError(
+            "no such release", where=store.uri(FOLDER), value=release, fix="`current`, or an id that `headtail publish` printed"
+        )
+    found = read_record(store, Release, _path(release))
+    if not release == found.id == found.own_id:
+        what = "this release is not what was published: its content has another id"
+        raise StorageError(
+            what, where=store.uri(_path(release)), value=found.own_id, fix="publish again; if nobody edited it, see docs/security.md"
+        )
+    return found
+
+
+def current_id(store: Storage) -> str:
+    """The id that CURRENT holds; empty when nothing was promoted yet."""
+    return read_text(store, CURRENT).strip() if store.exists(CURRENT) else ""
+
+
+def current(store: Storage) -> Release:
+    """The release that is live. InputError when nothing was promoted yet."""
+    found = current_id(store)
+    if not found:
+        raise InputError("this store has no release yet", where=store.uri(CURRENT), fix=f"run: headtail publish --root {store.root}")
+    return load(store, found)
+
+
+def open_task(release: Release) -> Task:
+    """The task that a release was published with."""
+    copy = release.task_copy
+    return Task(build(TaskFile, copy.file, where=f"release {release.id}"), Path(), copy.json_schema, copy.template)
+
+
+def promote(store: Storage, release: str) -> Release:
+    """Make `release` current. Nothing changes when it is already."""
+    found = load(store, release)
+    if current_id(store) != found.id:
+        require(store, found.generation)
+        _move(store, found, "promote")
+    return found
+
+
+def rollback(store: Storage) -> Release:
+    """Undo the last promotion that was not undone yet. InputError when there is none before it."""
+    stack = _stack(store)
+    if len(stack) < 2:
+        raise InputError(
+            "there is no release to go back to", where=store.uri(MOVES), value=stack[-1] if stack else "nothing promoted", fix="publish one"
+        )
+    found = load(store, stack[-2])
+    require(store, found.generation)  # never point at a generation that was collected
+    _move(store, found, "rollback")
+    return found
+
+
+def history(store: Storage) -> list[Move]:
+    """Every change of CURRENT, oldest first."""
+    return list(numbered.records(store, Move, MOVES))
+
+
+def generation_of(store: Storage, ref: str) -> str:
+    """The generation that `ref` names: `current`, `previous` (what rollback would go to), a release's id or a generation's."""
+    if ref == "previous":
+        stack = _stack(store)
+        if len(stack) < 2:
+            raise InputError("there is no previous release", where=store.uri(MOVES), fix="name a release or a generation by its id")
+        ref = stack[-2]
+    if ref == "current" or store.exists(_path(ref)):
+        return load(store, ref).generation
+    if store.exists(manifest_path(ref)):
+        return ref
+    fix = "`current`, `previous`, or an id that `headtail publish` printed"
+    raise InputError("neither a release nor a generation has this id", where=store.root, value=ref, fix=fix)
+
+
+def diff(store: Storage, before: str, after: str, examples: int = 10) -> Diff:
+    """What changed from one generation to another, each named as `generation_of` takes it."""
+    return diff_generations(store, generation_of(store, before), generation_of(store, after), examples)
+
+
+def collect(store: Storage, keep: int = 5, days: float = 14, dry_run: bool = False) -> garbage.Collected:
+    """Take away generations that are older than `days` and of none of: the current release, the last `keep` promoted ones, those
+    that `keep` rollbacks reach. Also what killed publishes and writes left behind."""
+    if keep < 1 or days < 0:
+        raise ConfigError("keep must be 1 or more, days 0 or more", where="headtail gc", value=f"keep {keep}, days {days}")
+    named = {load(store, move.release).generation for move in history(store)}
+    age = datetime.timedelta(days=days)
+    return garbage.collect(store, lambda: needed(store, keep), older_than=age, also=named, dry_run=dry_run)
+
+
+def needed(store: Storage, keep: int) -> dict[str, str]:
+    """Generations that must not be collected, and why."""
+    moves, stack, live = history(store), _stack(store), current_id(store)
+    found = {release: f"of release {release}, which {keep} rollbacks reach" for release in stack[-1 - keep :]}
+    latest = list(dict.fromkeys(move.release for move in reversed(moves)))[:keep]
+    found |= {release: f"of release {release}, one of the last {keep}" for release in latest}
+    found |= {live: f"of release {live}, which is current"} if live else {}
+    return {load(store, release).generation: reason for release, reason in found.items()}
+
+
+def lookup(store: Storage, query: str, release: str = "current", into: Path | None = None) -> dict[str, Any]:
+    """What a release's generation holds for `query`, with the way back to where it came from; `cached` false on a miss."""
+    found = load(store, release)
+    cache = open_generation(store, found.generation, into)
+    answer = cache.lookup(query)
+    return {
+        "query": query,
+        "normalised": answer.query if answer else normalise(query),
+        "answer": None if answer is None else open_task(found).parse(answer.answer)[0],
+        "source": None if answer is None else answer.source,
+        "cached": answer is not None,
+        "confidence": None if answer is None or answer.confidence is None else round(answer.confidence, 4),
+        "answer_key": None if answer is None else answer.answer_key.hex(),
+        "release": found.id,
+        "generation": found.generation,
+        "lineage": list(cache.manifest.lineage),
+        "evidence": found.evidence.get("evaluate", ""),
+    }
+
+
+def _path(release: str) -> str:
+    try:
+        store_id(release)
+    except ValueError as error:
+        raise InputError(f"not the id of a release: {error}", where=FOLDER, value=repr(release), fix="see `headtail status`") from None
+    return f"{FOLDER}/{release}.json"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _move(store: Storage, release: Release, action: Literal["promote", "rollback"]) -> None:
+    """Write the move, then CURRENT. If another move came in between, CURRENT follows that one: the last number wins."""
+    while True:
+        number, before = numbered.last(store, MOVES) + 1, current_id(store)
+        last = _read_move(store, number - 1) if number > 1 else None
+        if last is not None and last.release == release.id and last.action == action and before == last.before:
+            number -= 1  # killed between the move and CURRENT: finish that move
+            break
+        if _write_move(store, number, action, release.id, before):
+            break
+    try:
+        require(store, release.generation)  # again: a collector that did not see the move had marked it before this look
+    except StorageError:
+        if before:  # the move is taken back, unless another came after it; the first of all is no move until CURRENT says so
+            _write_move(store, number + 1, "rollback" if action == "promote" else "promote", before, before)
+        raise
+    store.replace(CURRENT, release.id.encode())
+    while store.exists(_move_path(number + 1)):
+        number += 1
+        store.replace(CURRENT, _read_move(store, number).release.encode())
+
+
+def _write_move(store: Storage, number: int, action: Literal["promote", "rollback"], release: str, before: str) -> bool:
+    move = Move(number=number, action=action, release=release, before=before, at=_now())
+    return store.create(_move_path(number), (move.model_dump_json(indent=2) + "\n").encode())
+
+
+def _stack(store: Storage) -> list[str]:
+    """Promotions that stand, oldest first; the last is current."""
+    moves, live = history(store), current_id(store)
+    if moves and moves[-1].release != live:
+        moves.pop()  # cut short between the move and CURRENT: it did not happen
+    stack: list[str] = []
+    for move in moves:
+        if move.action == "promote":
+            stack.append(move.release)
+        elif len(stack) > 1:
+            stack.pop()
+    return stack if not live or stack[-1:] == [live] else [*stack, live]
+
+
+def _read_move(store: Storage, number: int) -> Move:
+    return read_record(store, Move, _move_path(number))
+
+
+def _move_path(number: int) -> str:
+    return numbered.path(MOVES, number)

@@ -1,0 +1,94 @@
+"""Review: people look at the answers that are likely to be wrong, those first by which most is gained.
+
+    a queue (rows.SUSPECT, ranked by gain) -> a file and back (CSV, JSON Lines, Label Studio), or a page on this machine
+      -> reviews/<task>/: who decided what, when and why, for ever -> `decisions`, which curation puts before the teacher
+
+Decisions are checked against the task's schema before they are recorded. Knows nothing of how suspects are found or of
+what becomes of decisions.
+"""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import Field
+
+from headtail.adapters.progress import say
+from headtail.adapters.storage import open_storage
+from headtail.core.config import StageConfig, execution
+from headtail.core.errors import ConfigError
+from headtail.core.task import load_task
+from headtail.review.log import HISTORY, Log, decisions, digest, history
+from headtail.review.queue import load_queue
+from headtail.review.transfer import Exported, Imported, export_queue, kind_of
+from headtail.review.transfer import import_file as _import_file
+
+__all__ = ["HISTORY", "Config", "Exported", "Imported", "decisions", "digest", "export_file", "history", "import_file", "serve"]
+_TOLD = 10  # rows set aside that are shown one by one
+
+
+class Config(StageConfig):
+    """What is reviewed and by whom."""
+
+    task: str = Field("query_segmentation", description="task folder or name of a shipped example")
+    suspects: str = Field("curate:suspects", description="table ref of the queue: answers that may be wrong, with what is gained")
+    who: str = execution("", "name recorded with each decision that says no other; empty: the user who runs this")
+    port: int = execution(0, "TCP port of the page on 127.0.0.1; 0: any that is free", ge=0, le=65535)
+
+
+def export_file(config: Config, file: Path, kind: str = "", rows: int = 0, decided: bool = False) -> Exported:
+    """Write the queue to `file`. `kind`: csv, jsonl, labelstudio, or known by the file's ending; `rows`: the first so many, 0 all."""
+    task, store, found = load_task(config.task, config.allow_task_code), open_storage(config.root), kind_of(file, kind)
+    queue = load_queue(store, config.suspects, task)
+    made = export_queue(file, found, queue, Log(store, task.name), task, rows, decided)
+    say(f"review       {made.rows:,} rows written to {file} ({found})")
+    say(f"{'':<12} {made.left_out:,} more are in the queue, {made.decided:,} were decided before")
+    if made.config is not None:
+        say(f"{'':<12} labelling config for the Label Studio project: {made.config}")
+    return made
+
+
+def import_file(config: Config, file: Path, kind: str = "") -> Imported:
+    """Record the decisions in `file`; a second time nothing. Rows that are wrong are set aside, the others recorded."""
+    task, store, found = load_task(config.task, config.allow_task_code), open_storage(config.root), kind_of(file, kind)
+    made = _import_file(file, found, store, Log(store, task.name), task, config.suspects, _name(config))
+    counts = (
+        f"{made.recorded:,} decisions recorded, {made.known:,} known before, {made.undecided:,} undecided, {len(made.problems):,} set aside"
+    )
+    say(f"review       {made.rows:,} rows read: {counts}")
+    for number, note in made.notes[:_TOLD]:
+        say(f"{'':<12} row {number:,}, recorded: {note}")
+    if len(made.notes) > _TOLD:
+        say(f"{'':<12} and {len(made.notes) - _TOLD:,} more such notes")
+    for number, problem in made.problems[:_TOLD]:
+        say(f"{'':<12} row {number:,}: {problem}")
+    if made.problems:
+        more = len(made.problems) - _TOLD
+        say(f"{'':<12} {f'and {more:,} more: ' if more > 0 else 'all of them: '}{made.aside}")
+    return made
+
+
+def serve(config: Config, started: Callable[[str], None] | None = None) -> None:
+    """Show the queue on a page of this machine until Ctrl-C. `started` gets the page's address."""
+    from headtail.review.desk import Desk
+    from headtail.review.server import Server
+
+    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
+    desk = Desk(store, task, load_queue(store, config.suspects, task), _name(config))
+    with Server(desk, config.port) as server:
+        say(f"review       {len(desk.queue):,} rows, {desk.progress()['decided']:,} of them decided; Ctrl-C ends, what is decided stays")
+        say(f"{'':<12} {server.url}")
+        if started is not None:
+            started(server.url)
+        server.wait()
+
+
+def _name(config: Config) -> str:
+    if config.who.strip():
+        return config.who.strip()
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container whose user has no name
+        raise ConfigError("nobody knows who decides", where="who", fix="add --set who=your-name") from None

@@ -1,0 +1,6 @@
+"""Curate a teacher's answers into the golden set that students learn from."""
+
+from headtail.stages.curate.look import Suspicion
+from headtail.stages.curate.stage import Config, run
+
+__all__ = ["Config", "Suspicion", "run"]

@@ -1,0 +1,100 @@
+"""Look at the text of the candidates: what speaks against each answer, what it is about, how many rows are worth learning from.
+
+In: a Scan, the task, other answerers' answers. Out: Looked, one entry per row of the scan. Takes seconds for 20 thousand rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field
+
+from headtail.core.config import Config as Fields
+from headtail.core.rows import Source
+from headtail.core.task import Task
+from headtail.stages.curate import curve, neighbours, signals, suspects
+from headtail.stages.curate.curve import Curve
+from headtail.stages.curate.scan import Scan
+from headtail.stages.curate.signals import ENOUGH, Learnt, View
+
+
+class Suspicion(Fields):
+    """How wrong answers are looked for."""
+
+    rows: int = Field(2_000, ge=0, description="rows of the review queue at most, those first by which most is gained")
+    drop_above: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="answers with at least this score are not learnt from unless a person accepts them; 1 keeps all: "
+        "what looks wrong is often only hard (docs/curate.md)",
+    )
+    folds: int = Field(4, ge=2, le=20, description="parts of the cross-validation of small students")
+    neighbours: int = Field(10, ge=1, le=100, description="queries that read alike, to compare an answer with")
+    others: dict[str, str] = Field(
+        {}, description="precompute receipt ref of another answerer by its name, such as student: precompute/ab12; disagreement is a signal"
+    )
+
+
+class Looked(NamedTuple):
+    """One entry per row of the scan; the queue; the learning curve when there are rows enough for one."""
+
+    score: npt.NDArray[np.float64]  # 0..1: how likely the answer is wrong; 1 without an answer
+    kind: npt.NDArray[np.object_]
+    cluster: npt.NDArray[np.int64]
+    queue: pa.Table
+    curve: Curve | None
+    wrong_share: float  # of answers, as small models count it; NaN when none could be trained
+    signals: dict[str, float]  # mean absolute weighted evidence by signal: what the score rests on
+    notes: list[str]
+
+
+def look(
+    scan: Scan, task: Task, others: Mapping[str, Sequence[Any]], suspicion: Suspicion, clusters: int, min_gain: float, seed: int
+) -> Looked:
+    """Everything that is learnt from the rows' text."""
+    answered = np.asarray([answer is not None for answer in scan.answer], dtype=bool)
+    seen = signals.view(scan, task)
+    places = neighbours.embed(scan.query, seed)
+    sets = signals.problems(scan, seen)
+    learnt = signals.students(scan, seen, sets, task, suspicion.folds, seed)
+    fallback = {str(Source.FALLBACK): [task.fallback(query) for query in scan.query]}
+    found = [learnt.signal] if learnt else []
+    found += [s for s in (signals.alike_queries(scan, seen, places, suspicion.neighbours),) if s]
+    found += [*signals.sureness(scan), *signals.guards(scan, seen), *signals.others(scan, task, {**others, **fallback})]
+    share = learnt.wrong_share if learnt else suspects.UNKNOWN_SHARE
+    score = suspects.score(found, len(scan), share)
+    score[~answered] = 1.0
+
+    def given(row: int) -> Iterator[Any]:
+        return _instead(scan, seen, learnt, others, row)
+
+    made = suspects.queue(scan, task, found, score, suspicion.rows, given)
+    points = curve.measure(sets, scan.lot, seed) if min_gain > 0 else []
+    notes = (
+        [] if learnt else [f"fewer than {ENOUGH} answers, or answers that are no labels: no small students were trained to find suspects"]
+    )
+    rests = {signal.name: float(np.abs(signal.weight * signal.evidence).mean()) for signal in found}
+    return Looked(
+        score,
+        np.asarray(seen.kinds, dtype=object),
+        neighbours.clusters(places, clusters, seed),
+        made,
+        curve.fit(points, min_gain),
+        learnt.wrong_share if learnt else float("nan"),
+        rests,
+        notes,
+    )
+
+
+def _instead(scan: Scan, seen: View, learnt: Learnt | None, others: Mapping[str, Sequence[Any]], row: int) -> Iterator[Any]:
+    """Other answers to a row: its samples', the small students', the other answerers'."""
+    yield from map(json.loads, suspects.sampled(scan.table["samples"][row].as_py()))
+    if learnt is not None and scan.answer[row] is not None and (answer := learnt.instead(row)) is not None:
+        yield answer
+    yield from (answers[row] for answers in others.values() if answers[row] is not None)

@@ -1,0 +1,209 @@
+"""Curate a teacher's answers into the golden set that students learn from, and find those that a person should look at.
+
+    answers -> columns.py   narrow columns; personal data out; LeakError for gold that nobody withheld
+            -> decided.py   what people decided holds before the teacher
+            -> verdicts.py  one verdict per answer: golden, or the one reason why not
+                 scan.py    ... for which the text of the candidates is read and looked at (look.py):
+                              tags.py signals.py crossval.py neighbours.py suspects.py   which answers may be wrong
+                              curve.py draw.py                                          how many rows, and which
+            -> tables.py    golden, dropped; suspects: the review queue
+
+Golden and dropped rows are the answers that came in, counted. Memory grows with rows by about 100 bytes each, and by the text of
+`scan_rows` of them. Knows nothing of how answers were made or of training.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from pydantic import Field, field_validator
+
+from headtail import review
+from headtail.adapters.storage import Storage, open_storage
+from headtail.adapters.storage.receipts import load_receipt, load_ref, output_table
+from headtail.batch import answers as read_answers
+from headtail.core import leaks
+from headtail.core.config import StageConfig
+from headtail.core.errors import InputError, LedgerError
+from headtail.core.receipt import Receipt
+from headtail.core.rows import DROPPED, State, Stratum
+from headtail.core.task import Task, load_task
+from headtail.stages.base import Station, run_once
+from headtail.stages.curate import columns, curve, decided, scan, tables, verdicts
+from headtail.stages.curate.columns import NARROW, Columns
+from headtail.stages.curate.look import Looked, Suspicion, look
+from headtail.stages.curate.scan import Reader
+from headtail.stages.curate.verdicts import KEPT, Judged, Rules, Seen, judge
+
+__all__ = ["Config", "Suspicion", "run"]
+VERSION = 3
+
+
+class Config(StageConfig):
+    """Which answers a student may learn from."""
+
+    task: str = Field("query_segmentation", description="task folder or name of a shipped example")
+    answers: str = Field("precompute", description="precompute receipt ref of the teacher's answers")
+    gold: str = Field("plan:gold", description="table ref of the gold rows, which are never trained on")
+    more_gold: tuple[str, ...] = Field((), description="table refs of further evaluation sets to keep out")
+    near_gold: float | None = Field(
+        leaks.NEAR, gt=0, le=1, description="trigram similarity from which a query repeats a gold query; null: the same text only"
+    )
+    reviews: bool = Field(True, description="let what people decided in review hold before the teacher's answers")
+    human_weight: float = Field(4.0, gt=0, description="weight of a row that a person answered or accepted, against the teacher's")
+    min_confidence: float = Field(0.5, ge=0, le=1, description="answers less sure than this are dropped; 0 keeps all")
+    suspicion: Suspicion = Field(Suspicion(), description="how wrong answers are looked for")
+    max_rows: int = Field(20_000, ge=1, description="rows of the golden set at most")
+    min_rows: int = Field(2_000, ge=1, description="rows that the learning curve may not go below")
+    min_gain: float = Field(
+        0.0002, ge=0, lt=1, description="error (0..1) that doubling the rows must still gain a small student; 0: max_rows alone decides"
+    )
+    clusters: int = Field(32, ge=1, le=1000, description="clusters of like queries over which rows are spread")
+    strata_shares: dict[str, float] = Field(
+        {"head": 0.2, "torso": 0.2, "tail": 0.2},
+        description="share of the golden set kept free for each stratum when more rows qualify than are taken; the rest goes over cells",
+    )
+    scan_rows: int = Field(
+        400_000, ge=1, description="candidates whose text is looked at: half by traffic, half drawn; others are over quota"
+    )
+    seed: int = Field(0, ge=0, description="seed of draws, folds and models")
+
+    @field_validator("strata_shares")
+    @classmethod
+    def _shares(cls, value: dict[str, float]) -> dict[str, float]:
+        unknown = sorted(set(value) - {str(s) for s in Stratum})
+        if unknown:
+            raise ValueError(f"unknown stratum {unknown[0]}; known: {', '.join(Stratum)}")
+        if any(not 0 <= share <= 1 for share in value.values()) or sum(value.values()) > 1 + 1e-9:
+            raise ValueError("shares are between 0 and 1 and add up to at most 1")
+        return value
+
+    @property
+    def rules(self) -> Rules:
+        """What the verdicts go by."""
+        drop, shares = self.suspicion.drop_above, self.strata_shares
+        return Rules(self.min_confidence, drop, self.max_rows, self.min_rows, self.scan_rows, self.human_weight, shares)
+
+
+def run(config: Config) -> Receipt:
+    """Choose the rows, check that nothing leaked or was lost, write golden, dropped and suspects."""
+    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
+    receipt = load_receipt(store, "precompute", config.answers)
+    gold = {f"gold{i or ''}": load_ref(store, ref) for i, ref in enumerate((config.gold, *config.more_gold))}
+    others = {name: load_receipt(store, "precompute", ref) for name, ref in sorted(config.suspicion.others.items())}
+    made_under = receipt.task_fingerprint
+    if made_under and made_under != task.fingerprint:
+        raise InputError(
+            f"these answers were made under another task, prompt or schema than {task.name} has now",
+            where=receipt.path,
+            value=f"{made_under[:16]}, now {task.fingerprint[:16]}",
+            fix="run precompute again, or name the task the answers were made with",
+        )
+    reviewed = review.decisions(store, task.name)
+    reviewed = reviewed if config.reviews else reviewed.slice(0, 0)
+
+    def read(names: list[str]) -> Any:
+        return read_answers(store, receipt, names)
+
+    def work(station: Station) -> None:
+        queries = (query for found, name in gold.values() for query in output_table(store, found, name, ["query"])["query"].to_pylist())
+        rows = columns.read(read(NARROW), leaks.Gold(queries, config.near_gold), config.seed)
+        _account(rows, receipt)
+        seen: list[Looked] = []
+
+        def at(places: verdicts.Places, people: columns.Objects) -> Seen:
+            looked_at = scan.scan(read, task, places, people, config.seed)
+            answers = {name: _answers_of(store, other, looked_at, task) for name, other in others.items()}
+            found = look(looked_at, task, answers, config.suspicion, config.clusters, config.min_gain, config.seed)
+            seen.append(found)
+            return Seen(looked_at.place, found.score, found.kind, found.cluster, found.curve.enough if found.curve else None)
+
+        judged = judge(rows, config.rules, decided.read_decisions(reviewed, task), at)
+        _write(station, task, judged, read, int(receipt.settings.get("config", {}).get("top_logprobs", 0)))
+        _tell(station, config, judged, seen[0])
+
+    inputs: dict[str, Any] = {"answers": receipt, **{name: found for name, (found, _) in gold.items()}}
+    inputs |= {"reviews": review.digest(reviewed), **{f"other.{name}": other for name, other in others.items()}}
+    refs = [f"{found.path}:{name}" for found, name in gold.values()]
+    replaces: dict[str, Any] = {"task": task.name, "answers": receipt.path, "gold": refs[0], "more_gold": refs[1:]}
+    replaces["reviews"] = inputs["reviews"]  # with nothing decided it makes no difference
+    return run_once("curate", config, work, inputs=inputs, task=task, version=VERSION, replaces=replaces)
+
+
+def _answers_of(store: Storage, receipt: Receipt, looked_at: scan.Scan, task: Task) -> list[Any]:
+    """Another answerer's answers to the rows of a scan; None where it has none that is valid."""
+    keys = looked_at.table["query_key"].combine_chunks()
+    found: dict[bytes, Any] = {}
+    for table in read_answers(store, receipt, ["query_key", "state", "answer"]):
+        mine = table.filter(pc.and_(pc.is_in(table["query_key"], value_set=keys), pc.equal(table["state"], str(State.ANSWERED))))
+        for key, text in zip(mine["query_key"].to_pylist(), mine["answer"].to_pylist(), strict=True):
+            answer, problem = task.parse(text)
+            if not problem:
+                found[key] = scan.redacted(answer)
+    return [found.get(key) for key in keys.to_pylist()]
+
+
+def _account(rows: Columns, receipt: Receipt) -> None:
+    states = [receipt.rows[state] for state in State if state in receipt.rows]
+    if len(states) == len(State) and sum(states) != len(rows.state):
+        raise LedgerError(
+            "precompute's receipt and its answers do not add up", where=receipt.path, value=f"{sum(states)} rows, {len(rows.state)} read"
+        )
+
+
+def _write(station: Station, task: Task, judged: Judged, read: Reader, top: int) -> None:
+    kept = judged.reason == KEPT
+    reasons = Counter(judged.reason[~kept].tolist())
+    if not kept.any():
+        told = ", ".join(f"{count:,} {why}" for why, count in reasons.most_common())
+        raise InputError(
+            "no answer is fit to train on", where="answers", value=told, fix="lower min_confidence, or look at the teacher's receipt"
+        )
+    golden = station.table("golden", tables.golden_rows(read, task, judged, top), tables.golden_schema(task, top))
+    dropped = station.table("dropped", tables.dropped_rows(read, judged), DROPPED)
+    station.rows |= {"in": len(judged.reason), "golden": int(golden.rows or 0), "dropped": int(dropped.rows or 0)}
+    station.rows |= {f"dropped.{why}": count for why, count in sorted(reasons.items())}
+    station.rows |= {f"golden.{name or 'none'}": count for name, count in sorted(Counter(judged.stratum[kept].tolist()).items())}
+    if station.rows["golden"] + station.rows["dropped"] != len(judged.reason) or station.rows["golden"] != int(kept.sum()):
+        raise LedgerError("golden and dropped rows are not the answers that came in", where=station.path, value=dict(station.rows))
+    human = int(sum(answer is not None for answer in judged.answer[kept]))
+    if human:
+        station.rows["golden.human"] = human
+    weights, confidence = judged.weight[kept], judged.confidence[kept]
+    station.metrics |= {
+        "golden_share": float(kept.mean()),
+        "weight_max": float(weights.max()),
+        "effective_rows": float(weights.sum() ** 2 / (weights**2).sum()),
+    }
+    if not np.isnan(confidence).all():
+        station.metrics["confidence_mean"] = float(np.nanmean(confidence))
+    for text in judged.notes:
+        station.note(text)
+    if human < int(kept.sum()):
+        station.note(f"{int(kept.sum()) - human:,} golden answers are the teacher's, unreviewed: a student learns its mistakes too")
+
+
+def _tell(station: Station, config: Config, judged: Judged, seen: Looked) -> None:
+    """The queue and the learning curve, and what they rest on."""
+    station.table("suspects", seen.queue)
+    station.rows["suspects"] = seen.queue.num_rows
+    station.facts["signals"] = seen.signals
+    if seen.wrong_share == seen.wrong_share:
+        station.metrics["wrong_share_estimated"] = seen.wrong_share
+    for text in seen.notes:
+        station.note(text)
+    if seen.curve is None:
+        return
+    size = int((judged.reason == KEPT).sum())
+    found = seen.curve
+    station.metrics |= {"curve_enough": float(found.enough), "curve_error": found.error(size), "curve_next_doubling": found.gain(size)}
+    station.facts["curve"] = {"points": [point._asdict() for point in found.points], "a": found.a, "b": found.b, "c": found.c}
+    station.figure("curve", curve.figure(found, size))
+    limit = "the learning curve" if found.enough <= size else "max_rows" if size >= config.max_rows else "min_rows or the rows that qualify"
+    station.note(
+        f"{size:,} golden rows, bound by {limit}: by a small student's error, which is measured against the teacher's answers, "
+        f"doubling them would gain {found.gain(size):.4f} (bound {config.min_gain:g})"
+    )

@@ -1,0 +1,7 @@
+"""Distil: fine-tune a student on the golden rows."""
+
+from headtail.stages.distill.logits import Logits
+from headtail.stages.distill.rows import TrainingSet, Weights
+from headtail.stages.distill.stage import Config, Lora, identity, run
+
+__all__ = ["Config", "Logits", "Lora", "TrainingSet", "Weights", "identity", "run"]

@@ -1,0 +1,314 @@
+"""Encoder students: a BERT-type model learns to label the words of a query, and so to answer without writing.
+
+In: a task whose answers labels can hold, golden rows, maybe further queries without answers. Out: an EncoderLearner for the
+training loop: examples are a query's ids with the labels of its answer; besides the query as it is they hold copies of it with
+a slip of the fingers, so that spelling is learnt from more than the log's own slips. A base made here is first trained to guess
+hidden words of queries (masked LM, Devlin et al. 2019). Knows nothing of Ray, stores or engines' requests.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from headtail.adapters.progress import say
+from headtail.adapters.storage import Storage
+from headtail.adapters.storage.receipts import output_table
+from headtail.core import io_format, tagging
+from headtail.core.config import Config
+from headtail.core.errors import ConfigError
+from headtail.core.receipt import Receipt
+from headtail.core.task import Task
+from headtail.engines.decisions import slices
+from headtail.engines.encoder import LABELS, load, padded
+from headtail.engines.words import Reader, split
+from headtail.stages.distill.base import Shape, hush, keep_layers
+from headtail.stages.distill.batches import EXAMPLE, UNTAUGHT, Batch, Columns, check_lengths, golden_answer
+
+NOISED = 4  # copies of a training row with slips, of which an epoch shows one or none
+LEAST_EXACT = 0.5  # share of golden answers below which an encoder is the wrong student
+SLIP_LETTERS = 5  # of words that are misspelt where no list says which are known
+_LIST = pa.list_(pa.int32())
+# `ids`, `places`, `fixes`: the variants of a row one after another, the row as it is first; `sizes`, `firsts`: tokens of each variant.
+COLUMNS = pa.schema(
+    [(name, _LIST) for name in ("ids", "sizes", "firsts", "places", "fixes", "kinds", "labels", "values")] + [pa.field("exact", pa.bool_())]
+)
+ROWS = pa.schema([*COLUMNS, *EXAMPLE])
+
+
+class Settings(Config):
+    """What is the encoder's own."""
+
+    corrections: int = Field(2048, ge=0, description="spellings that a word may be replaced by, the most frequent; 0: texts stay as typed")
+    slips: float = Field(0.4, ge=0, lt=1, description="share of training rows that an epoch shows with one word misspelt")
+    inexact: Literal["skip", "nearest"] = Field(
+        "skip", description="rows whose answer labels cannot hold exactly: not learnt from (weight 0), or taught by the nearest labels"
+    )
+    queries: tuple[str, ...] = Field((), description="table refs of queries without answers that base.shape learns from too")
+    pretrain_epochs: float = Field(8.0, ge=0, description="passes of base.shape over queries with hidden words; 0: none")
+    pretrain_rate: float = Field(2e-3, gt=0, description="peak learning rate of that")
+    pretrain_rows: int = Field(200_000, ge=0, description="queries for that, at most")
+
+
+@dataclass(frozen=True)
+class EncoderLearner:
+    """A token classifier: see labels.Scheme and engines.encoder.slices for what its outputs stand for."""
+
+    scheme: tagging.Scheme
+    form: io_format.Form
+    settings: Settings
+    queries: tuple[str, ...] = field(default=(), repr=False, compare=False)  # for `texts` alone: workers do without
+    kind: Any = "encoder"
+    adapter_task: str = "TOKEN_CLS"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "queries": ()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    # --- the model
+
+    @property
+    def made(self) -> str:
+        """What `make` makes, for receipts."""
+        return "random weights" + (", taught hidden words of queries" if self.settings.pretrain_epochs else "")
+
+    def make(self, shape: Shape, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
+        """A BERT of a shape that has learnt to guess hidden words of `texts`, with heads of random weights."""
+        from headtail.stages.distill.masked import make_base
+
+        return make_base(shape, list(dict.fromkeys(texts)), seed, self.settings, self.scheme)
+
+    def load(self, path: str, revision: str = "", layers: int = 0) -> tuple[Any, Any]:
+        hush()
+        model, tokenizer = load(path, self.scheme, revision=revision)
+        if layers and layers < model.config.num_hidden_layers:
+            keep_layers(model, layers)
+        return model, tokenizer
+
+    def texts(self, task: Task, golden: pa.Table) -> Iterable[str]:
+        """Queries and what stands beside them, known spellings, queries without answers."""
+        for row in golden.to_pylist():
+            yield from (text for text in self._asked(task, row) if text)
+        yield " ".join(self.scheme.corrections)
+        yield from self.queries
+
+    # --- examples
+
+    def encode(self, task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
+        """ROWS for golden rows; a row longer than `max_tokens` is an error that names it, never cut."""
+        reader, numbers = Reader(tokenizer), tagging.fix_numbers(self.scheme)
+        made = []
+        for row in golden.to_pylist():
+            out = row["query_key"] in held_out
+            example = self._example(task, reader, numbers, row, 0 if out or not self.settings.slips else NOISED)
+            check_lengths([row["query"]], [example["length"]], max_tokens)
+            counts = example["exact"] or self.settings.inexact == "nearest"
+            made.append({**example, "weight": row["weight"] if counts else 0.0, "held_out": out})
+        self._tell(made)
+        return pa.Table.from_pylist(made, schema=ROWS)
+
+    def _tell(self, made: Sequence[Mapping[str, Any]]) -> None:
+        """Say how much of the golden set labels can hold; ConfigError when it is little."""
+        share = sum(one["exact"] for one in made) / max(1, len(made))
+        say(f"labels       hold {share:.1%} of {len(made):,} golden answers exactly, with {len(self.scheme.corrections):,} corrections")
+        if share < LEAST_EXACT:
+            fix = "take student: decoder or seq2seq; or look at rows in question: texts must be pieces of the query, in its order"
+            raise ConfigError("labels cannot hold most of the golden answers", where="student", value=f"{share:.1%} exactly", fix=fix)
+
+    def _asked(self, task: Task, row: Mapping[str, Any]) -> tuple[str, str]:
+        messages = self.form.messages(task, row["query"], {name: row.get(name) or [] for name in task.side_inputs})
+        return split(messages[-1]["content"])
+
+    def _labels(self, task: Task, row: Mapping[str, Any], numbers: Mapping[str, int]) -> tagging.Labels:
+        return tagging.encode(self.scheme, row["query"], golden_answer(task, row), numbers)
+
+    def _example(self, task: Task, reader: Reader, numbers: Mapping[str, int], row: Mapping[str, Any], copies: int) -> dict[str, Any]:
+        query, beside = self._asked(task, row)
+        made = self._labels(task, row, numbers)
+        variants = [(query, list(made.fixes))]
+        variants += slipped(query, made, self.scheme, numbers, copies, random.Random(row["query_key"])) if copies else []
+        reads = [reader.read(text, beside) for text, _ in variants]
+        reads_fixes = [(found, fixes) for found, (_, fixes) in zip(reads, variants, strict=True) if len(found.places) == len(made.kinds)]
+        return {
+            "ids": [i for found, _ in reads_fixes for i in found.ids],
+            "sizes": [len(found.ids) for found, _ in reads_fixes],
+            "firsts": [found.first for found, _ in reads_fixes],
+            "places": [i for found, _ in reads_fixes for i in found.places],
+            "fixes": [i for _, fixes in reads_fixes for i in fixes],
+            "kinds": list(made.kinds),
+            "labels": [i if i != tagging.NONE else UNTAUGHT for i in made.labels],
+            "values": [i if i != tagging.NONE else UNTAUGHT for i in made.values],
+            "exact": made.exact,
+            "length": max(len(found.ids) for found, _ in reads_fixes),
+        }
+
+    def shown(self, rows: Columns, seed: int) -> Columns:
+        """`rows` with `variant`, which of a row's variants this epoch shows, and the `length` of that one.
+
+        Drawn before batches are planned: a slip makes a row longer, and planned by the longest variant, a quarter of a batch was padding.
+        """
+        rng, sizes = np.random.default_rng((seed, 1)), rows["sizes"]  # not the numbers that the order is drawn from
+        slips = np.array([len(found) - 1 for found in sizes])
+        slipped, which = (rng.random(len(sizes)) for _ in range(2))
+        variant = np.where((slipped < self.settings.slips) & (slips > 0), 1 + (which * slips).astype(np.int64), 0)
+        length = np.array([found[at] for found, at in zip(sizes, variant, strict=True)], np.int32)
+        return {**rows, "variant": variant, "length": length}
+
+    def collate(self, rows: Columns, chosen: np.ndarray, weights: np.ndarray, pad: int) -> Batch:
+        """A batch of the variants that `shown` chose; without it, of the rows as they are."""
+        shown = [_Shown.of(rows, int(i)) for i in chosen]
+        spoken = max(1, *(len(one.places) for one in shown))
+        arrays = dict(zip(("ids", "mask", "types"), padded(shown, pad), strict=True))
+        arrays["places"] = np.zeros((len(shown), spoken), np.int64)
+        arrays |= {name: np.full((len(shown), spoken), UNTAUGHT, np.int64) for name in ("kinds", "labels", "fixes")}
+        for i, one in enumerate(shown):
+            for name in ("places", "kinds", "labels", "fixes"):
+                found = getattr(one, name)
+                arrays[name][i, : len(found)] = found
+        arrays["values"] = np.stack([rows["values"][int(i)] for i in chosen]).astype(np.int64).reshape(len(shown), -1)
+        arrays["weight"] = weights.astype(np.float32)
+        return Batch(arrays, int(arrays["mask"].sum()), arrays["mask"].size)
+
+    # --- learning
+
+    def loss(self, engine: Any, arrays: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Cross entropy of each decision (a field's value; a word's kind, label, correction), weighted by the row."""
+        import torch
+        from torch.nn import functional
+
+        logits = self.outputs(engine, arrays)
+        rows = torch.arange(len(logits), device=logits.device)[:, None].expand_as(arrays["places"])
+        at_words, parts = logits[rows, arrays["places"]], slices(self.scheme)
+        real = (arrays["kinds"] != UNTAUGHT)[..., None]
+        means = (at_words * real).sum(1) / real.sum(1).clamp(min=1)
+        asked = [(means[:, parts[f"field:{head.name}"]], arrays["values"][:, i]) for i, head in enumerate(self.scheme.fields)]
+        if self.scheme.spans is not None:
+            names = [("kind", "kinds"), ("label", "labels"), *([("fix", "fixes")] if self.scheme.fixes else [])]
+            asked += [(at_words[..., parts[head]].flatten(0, 1), arrays[name].flatten()) for head, name in names]
+        total, weight = logits.new_zeros((), dtype=torch.float32), logits.new_zeros((), dtype=torch.float32)
+        for scores, wanted in asked:
+            each = functional.cross_entropy(scores.float(), wanted, reduction="none", ignore_index=UNTAUGHT)
+            weights = arrays["weight"].repeat_interleave(len(wanted) // len(arrays["weight"])) * (wanted != UNTAUGHT)
+            total, weight = total + (each * weights).sum(), weight + weights.sum()
+        return total, weight
+
+    def outputs(self, module: Any, arrays: Mapping[str, Any]) -> Any:
+        config = getattr(module, "module", module).config
+        extra = {"token_type_ids": arrays["types"]} if getattr(config, "type_vocab_size", 0) >= 2 else {}
+        return module(input_ids=arrays["ids"], attention_mask=arrays["mask"], **extra).logits
+
+    def finish(self, folder: Path) -> None:
+        """The form, and what labels stand for."""
+        io_format.write(self.form, folder)
+        (folder / LABELS).write_text(self.scheme.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def encoder_learner(
+    tasks: Sequence[Task], golden: Sequence[pa.Table], manner: io_format.Manner, settings: Settings, queries: Sequence[str] = ()
+) -> EncoderLearner:
+    """The learner for one task. ConfigError when its answers are none that labels can hold."""
+    if len(tasks) != 1:
+        raise ConfigError("an encoder learns one task: its heads are that task's", where="sets", value=", ".join(t.name for t in tasks))
+    if manner.answer != "json":
+        raise ConfigError("an encoder answers by labels", where="form.answer", value=manner.answer, fix="leave form.answer at json")
+    task, table = tasks[0], golden[0]
+    rows = [(query, task.parse(answer)[0]) for query, answer in zip(table["query"].to_pylist(), table["answer"].to_pylist(), strict=True)]
+    found, _ = tagging.with_corrections(tagging.scheme(task.schema, task.name), rows, settings.corrections)
+    bare = manner.model_copy(update={"prompt": "bare"})
+    return EncoderLearner(found, io_format.made_for(task, bare, "encoder"), settings, tuple(queries))
+
+
+def pool(store: Storage, refs: Sequence[tuple[Receipt, str]], gold: Sequence[pa.Table]) -> list[str]:
+    """The queries of tables without answers, each once, without those of gold sets."""
+    held = {key for table in gold for key in table["query_key"].to_pylist()}
+    found: dict[bytes, str] = {}
+    for receipt, name in refs:
+        table = output_table(store, receipt, name, ["query_key", "query"])
+        found.update(zip(table["query_key"].to_pylist(), table["query"].to_pylist(), strict=True))
+    return [query for key, query in found.items() if key not in held]
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """One variant of an example."""
+
+    ids: np.ndarray
+    first: int
+    places: np.ndarray
+    fixes: np.ndarray
+    kinds: np.ndarray
+    labels: np.ndarray
+
+    @staticmethod
+    def of(rows: Columns, i: int) -> _Shown:
+        sizes, spoken = rows["sizes"][i], len(rows["kinds"][i])
+        at = int(rows["variant"][i]) if "variant" in rows else 0
+        begin = int(sizes[:at].sum())
+        here = slice(at * spoken, (at + 1) * spoken)
+        return _Shown(
+            rows["ids"][i][begin : begin + int(sizes[at])],
+            int(rows["firsts"][i][at]),
+            rows["places"][i][here],
+            rows["fixes"][i][here],
+            rows["kinds"][i],
+            rows["labels"][i],
+        )
+
+
+# --- slips of the fingers
+
+
+def slipped(
+    query: str, made: tagging.Labels, scheme: tagging.Scheme, numbers: Mapping[str, int], copies: int, rng: random.Random
+) -> list[tuple[str, list[int]]]:
+    """Up to `copies` times `query` with one word misspelt, and the corrections that then hold.
+
+    Where texts are corrected it is a known word, rightly spelt, and its correction mends it. Where an answer holds no text of
+    the query it is any longer word: the answer stays. Else there are none, for a text would be learnt misspelt.
+    """
+    mends = scheme.spans is not None
+    places = [
+        at
+        for at, (a, b) in enumerate(tagging.words(query))
+        if query[a:b].isalpha() and (_mendable(query[a:b], at, made, numbers) if mends else b - a >= SLIP_LETTERS)
+    ]
+    found: list[tuple[str, list[int]]] = []
+    for _ in range(copies if places else 0):
+        at = rng.choice(places)
+        a, b = tagging.words(query)[at]
+        word = slip(query[a:b], rng)
+        if word in numbers or word == query[a:b]:
+            continue  # another word, rightly spelt
+        fixes = list(made.fixes)
+        if mends:
+            fixes[at] = numbers[query[a:b]]
+        found.append((query[:a] + word + query[b:], fixes))
+    return found
+
+
+def _mendable(word: str, at: int, made: tagging.Labels, numbers: Mapping[str, int]) -> bool:
+    return made.fixes[at] == tagging.KEEP and made.kinds[at] != tagging.OUTSIDE and word in numbers
+
+
+def slip(word: str, rng: random.Random) -> str:
+    """A letter left out, doubled, replaced, added or swapped with its neighbour."""
+    at = rng.randrange(len(word))
+    other = rng.choice("abcdefghijklmnopqrstuvwxyz") if word.isascii() else rng.choice(word)
+    return rng.choice(
+        (
+            word[:at] + word[at + 1 :],
+            word[: at + 1] + word[at:],
+            word[:at] + other + word[at + 1 :],
+            word[:at] + other + word[at:],
+            word[:at] + word[at + 1 : at + 2] + word[at : at + 1] + word[at + 2 :],
+        )
+    )

@@ -1,0 +1,147 @@
+"""Start training: the base where every worker finds it, the examples in the store, a Ray Train group that outlives its workers.
+
+In: a config, a learner, golden rows. Out: `work/done.json` of the finished run: the loss curve and where the weights are.
+A run whose weights are whole is not trained again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pyarrow as pa
+from pydantic import Field
+
+from headtail.adapters.cluster import unwrapped
+from headtail.adapters.progress import say
+from headtail.adapters.storage import fetch_folder, put_folder, read_json, read_record, write_json, write_table
+from headtail.core.config import Config as Record
+from headtail.core.config import result_fields
+from headtail.core.errors import TrainingError
+from headtail.core.paths import StorePath
+from headtail.core.task import Task
+from headtail.engines.models import Found
+from headtail.stages.base import Station
+from headtail.stages.distill import resume
+from headtail.stages.distill.learner import Learner
+
+if TYPE_CHECKING:
+    from headtail.stages.distill.stage import Config
+
+
+class Base(Record):
+    """A base that was cut or made for this run."""
+
+    files: tuple[StorePath, ...] = Field(description="its files in the store, which share a folder")
+    name: str = Field(description="what it was made from")
+
+
+class Prepared(NamedTuple):
+    """What training starts from: `path` for this process, `files` in the store for the workers (none: they find base.model)."""
+
+    tokenizer: Any
+    path: str
+    files: tuple[str, ...]
+    name: str
+    digest: str  # of base.model, which every worker finds for itself; empty where there are `files`
+
+
+def prepare_base(
+    config: Config, station: Station, learner: Learner, golden: Sequence[tuple[Task, pa.Table]], found: Found | None
+) -> Prepared:
+    """The base, loaded, cut or made. One that is cut or made here is saved to the store, from where workers and a resumed run take it."""
+    store, folder, kept = station.store, station.scratch / "base", f"{station.path}/work/base.json"
+    if store.exists(kept):
+        made = read_record(store, Base, kept)
+        folder = fetch_folder(store, made.files, folder)
+        return Prepared(learner.load(str(folder))[1], str(folder), made.files, made.name, "")
+    if found is None:
+        assert config.base.shape is not None  # Base sees to it: model or shape
+        texts = (text for task, table in golden for text in learner.texts(task, table))
+        model, tokenizer = learner.make(config.base.shape, texts, config.seed)
+        name = str(getattr(learner, "made", "random weights"))
+    elif not config.base.layers:
+        _, tokenizer = learner.load(found.path, config.base.revision)
+        return Prepared(tokenizer, found.path, (), found.name, found.digest)
+    else:
+        model, tokenizer = learner.load(found.path, config.base.revision, config.base.layers)
+        name = f"{found.name}, {config.base.layers} of its layers"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shutil.copytree(folder, station.scratch / "base-copy")
+    files = [ref.path for ref in put_folder(store, station.scratch / "base-copy", f"{station.path}/work/base")]
+    write_json(store, kept, {"files": files, "name": name})  # last: now it is there
+    return Prepared(tokenizer, str(folder), tuple(files), name, "")
+
+
+def train(
+    config: Config,
+    station: Station,
+    learner: Learner,
+    base: Prepared,
+    examples: pa.Table,
+    taught: pa.Table | None = None,
+    teacher: Found | None = None,
+) -> dict[str, Any]:
+    """What `done.json` says of the finished run. `taught`: the examples as the `teacher` of logits reads them, if it reads others."""
+    from headtail.adapters import cluster
+    from headtail.adapters.meter import metered
+    from headtail.stages.distill.train import Spec
+
+    settings, pad = config.model_dump(mode="json"), int(base.tokenizer.pad_token_id)
+    spec = Spec(
+        station.store, f"{station.path}/work", learner, base.files, pad, settings, None, base.digest, teacher.digest if teacher else ""
+    )
+    if not station.store.exists(spec.done):
+        if taught is not None:
+            write_table(station.store, spec.taught, taught)
+        data = write_table(station.store, spec.examples, examples).sha256
+        _begin(config, station, data)
+        cluster.start()
+        with metered("distill", _total(config, examples)) as meter:
+            _fit(config, station, spec._replace(meter=meter, data=data))
+    done: dict[str, Any] = read_json(station.store, spec.done)
+    return done
+
+
+def _begin(config: Config, station: Station, data: str) -> None:
+    """Keep what the run is made of beside its checkpoints, and say what becomes of those that are there."""
+    now = {**result_fields(config), "data": data}
+    for text in resume.before(station.store, station.path, now):
+        station.note(f"this run {text}")
+        say(f"distill      this run {text}")
+    write_json(station.store, f"{station.path}/{resume.SETTINGS}", now)
+
+
+def _total(config: Config, examples: pa.Table) -> int:
+    total = int(sum(not held for held in examples["held_out"].to_pylist()) * config.epochs)
+    return min(total, config.max_steps * config.batch_rows * config.workers) if config.max_steps else total
+
+
+def _fit(config: Config, station: Station, spec: Any) -> None:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from headtail.stages.distill.train import worker
+
+    resources = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
+    resources |= config.resources_per_worker
+    trainer = TorchTrainer(
+        lambda _: worker(spec),
+        train_loop_config={},
+        torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=station.path.replace("/", "-"),
+            storage_path=str(Path(station.scratch) / "ray-train"),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        fix = "HEADTAIL_WORKER_LOGS=1 shows the workers' own output"
+        raise unwrapped(error, TrainingError, "training failed", where=station.path, fix=fix) from error

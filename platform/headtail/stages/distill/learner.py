@@ -1,0 +1,194 @@
+"""What differs between kinds of student: how examples look, what the loss is, what a model folder holds.
+
+In: a kind, and what it is to learn. Out: a Learner, by which the driver (`distill`) makes examples and the training loop
+(`train`) makes batches and losses. One small picklable value without weights: the driver makes it, every worker gets a copy.
+Knows nothing of Ray, DeepSpeed, checkpoints or stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from headtail.core.errors import ConfigError
+from headtail.core.io_format import DEFAULT, Form, Manner, made_for
+from headtail.core.io_format import write as write_form
+from headtail.core.rows import TOP
+from headtail.core.task import Task
+from headtail.stages.distill.base import Shape
+from headtail.stages.distill.batches import UNTAUGHT, Batch, Columns
+from headtail.stages.distill.logits import COLUMNS, soft_loss, with_stored
+
+Kind = Literal["decoder", "encoder", "seq2seq"]
+
+
+class Learner(Protocol):
+    """One kind of student. `encode` fixes the columns of an example; `collate` and `loss` alone read them.
+
+    Every table of examples has at least batches.EXAMPLE: `length` (tokens that a step pays for), `weight`, `held_out`.
+    """
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def form(self) -> Form: ...
+
+    @property
+    def adapter_task(self) -> str:
+        """PEFT's name for this kind of model: CAUSAL_LM, SEQ_2_SEQ_LM, TOKEN_CLS ..."""
+        ...
+
+    def make(self, shape: Shape, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
+        """(random fp32 model of a shape, its tokenizer learnt from `texts`: all that a student reads and writes)."""
+        ...
+
+    def load(self, path: str, revision: str = "", layers: int = 0) -> tuple[Any, Any]:
+        """(model in fp32 on the CPU, tokenizer) from a folder or hub id, cut to `layers` of its layers when asked."""
+        ...
+
+    def texts(self, task: Task, golden: pa.Table) -> Iterable[str]:
+        """All that a student reads and writes for these rows."""
+        ...
+
+    def encode(self, task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
+        """Examples in the order of `golden`, one per row; TrainingError names a row that is too long or not valid."""
+        ...
+
+    def shown(self, rows: Columns, seed: int) -> Columns:
+        """The examples as the epoch of `seed` shows them, by that seed alone; `length` is what each then has. Most kinds never vary."""
+        ...
+
+    def collate(self, rows: Columns, chosen: np.ndarray, weights: np.ndarray, pad: int) -> Batch:
+        """The examples numbered `chosen` as one padded batch; `weights` (same length) are theirs, 0 for a filler."""
+        ...
+
+    def loss(self, engine: Any, arrays: Mapping[str, Any]) -> tuple[Any, Any]:
+        """(weighted sum of losses over what is to be learnt, sum of those weights): two scalar tensors, the first with a gradient.
+
+        `engine` is called like the model; `arrays` are Batch.arrays as tensors on its device. No example may see another.
+        """
+        ...
+
+    def outputs(self, module: Any, arrays: Mapping[str, Any]) -> Any:
+        """The model's logits for a batch, shape (rows, ...): what merged weights are compared by."""
+        ...
+
+    def finish(self, folder: Path) -> None:
+        """Write what belongs beside the weights and is the kind's own (headtail.json, labels)."""
+        ...
+
+
+@dataclass(frozen=True)
+class DecoderLearner:
+    """A causal language model that reads the prompt and learns to write the answer."""
+
+    kind: Kind = "decoder"
+    adapter_task: str = "CAUSAL_LM"
+    form: Form = DEFAULT  # how the student is asked and answers
+    soft: float = 0.0  # share of the loss that comes from a teacher's logits (see logits.py)
+    stored: int = 0  # how many of the likeliest tokens come with the golden rows; 0: a teacher is asked
+
+    def make(self, shape: Shape, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
+        from headtail.stages.distill.base import make_base
+        from headtail.stages.distill.tokenizer import train_tokenizer
+
+        tokenizer = train_tokenizer(texts, shape.vocabulary)
+        tokenizer.model_max_length = shape.positions
+        return make_base(shape, tokenizer, seed), self._asked(tokenizer)
+
+    def load(self, path: str, revision: str = "", layers: int = 0) -> tuple[Any, Any]:
+        from headtail.stages.distill.base import load_base
+
+        model, tokenizer = load_base(path, revision, layers)
+        return model, self._asked(tokenizer)
+
+    def _asked(self, tokenizer: Any) -> Any:
+        if self.form.chat_template is not None:
+            tokenizer.chat_template = self.form.chat_template
+        return tokenizer
+
+    def texts(self, task: Task, golden: pa.Table) -> Iterable[str]:
+        for row in golden.to_pylist():
+            side = {name: row[name] for name in task.side_inputs}
+            yield from (message["content"] for message in self.form.messages(task, row["query"], side))
+            yield self.form.target(task, task.parse(row["answer"])[0])
+
+    def encode(self, task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
+        from headtail.stages.distill.batches import encode
+
+        if not self.stored:
+            return encode(task, tokenizer, golden, max_tokens, held_out, self.form)
+        return with_stored(encode(task, tokenizer, golden.drop_columns(TOP.names), max_tokens, held_out, self.form), golden, self.stored)
+
+    def shown(self, rows: Columns, seed: int) -> Columns:
+        return rows
+
+    def collate(self, rows: Columns, chosen: np.ndarray, weights: np.ndarray, pad: int) -> Batch:
+        from headtail.stages.distill.batches import collate
+
+        batch = collate([rows["ids"][i] for i in chosen], rows["answer_start"][chosen], weights, pad)
+        if self.soft and COLUMNS[0] in rows:  # one row per answer token, in the order in which `loss` gathers them; probes have none
+            counts = [len(rows["ids"][i]) - rows["answer_start"][i] for i in chosen]
+            for name in COLUMNS:
+                flat = [rows[name][i].reshape(count, -1) for i, count in zip(chosen, counts, strict=True)]
+                batch.arrays[name] = np.concatenate(flat).astype(np.int64 if name == COLUMNS[0] else np.float32)
+        return batch
+
+    def loss(self, engine: Any, arrays: Mapping[str, Any]) -> tuple[Any, Any]:
+        from torch.nn import functional
+
+        wanted = arrays["labels"][:, 1:]
+        chosen = wanted != UNTAUGHT
+        # The loss is on answer tokens only, so only they meet the head: of a vocabulary of 150,000 it is a quarter of a 0.5 B model's
+        # work, and the logits of all tokens are its largest tensor by far.
+        head = getattr(engine, "module", engine).get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, given: (given[0][:, :-1][chosen],))
+        try:
+            scores = engine(input_ids=arrays["ids"], attention_mask=arrays["mask"], use_cache=False).logits.float()
+        finally:
+            hook.remove()
+        each = functional.cross_entropy(scores, wanted[chosen], reduction="none")
+        if self.soft and engine.training:  # judged by the answers alone, so that runs with and without logits compare
+            each = (1 - self.soft) * each + self.soft * soft_loss(scores, *(arrays[name] for name in COLUMNS))
+        weight = arrays["weight"][:, None].expand_as(wanted)[chosen]
+        return (each * weight).sum(), weight.sum()
+
+    def outputs(self, module: Any, arrays: Mapping[str, Any]) -> Any:
+        return module(input_ids=arrays["ids"], attention_mask=arrays["mask"], use_cache=False).logits
+
+    def finish(self, folder: Path) -> None:
+        """The form, as headtail.json; the default one is no file."""
+        write_form(self.form, folder)
+
+
+def learner_for(
+    kind: Kind, tasks: Sequence[Task], golden: Sequence[pa.Table], manner: Manner | None = None, soft: float = 0.0, **settings: Any
+) -> Learner:
+    """The learner of a kind for these tasks; ConfigError when their answers do not suit it.
+
+    `manner`: how the student is asked and answers; `soft`: share of the loss that is the teacher's logits'; `settings`: of the kind.
+    """
+    chosen = manner or Manner()
+    if kind == "encoder":
+        from headtail.stages.distill.encoder import encoder_learner
+
+        return encoder_learner(tasks, golden, chosen, settings["encoder"], settings.get("queries", ()))
+    forms = {task.fingerprint: made_for(task, chosen, kind) for task in tasks}
+    if len(forms) > 1 and any(not form.default for form in forms.values()):
+        raise ConfigError(
+            "a student of several tasks must be told which one it is asked",
+            where="form",
+            value=chosen.prompt,
+            fix="prompt: task, answer: json",
+        )
+    if kind == "decoder":
+        return DecoderLearner(form=next(iter(forms.values())), soft=soft, stored=settings.get("stored", 0))
+    from headtail.stages.distill.seq2seq import Seq2SeqLearner
+
+    return Seq2SeqLearner(next(iter(forms.values())))

@@ -1,0 +1,252 @@
+"""Distil: fine-tune a student on the golden set, with Ray Train, DeepSpeed and (when asked) LoRA.
+
+In: golden rows and a base model. Out: `model/` in Hugging Face format, ready for an engine, its loss curve, its digest.
+The same stage trains a teacher from people's answers: only base, data and settings differ. Refuses to train on a row
+whose query is in a gold set, or nearly.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from headtail.adapters.storage import Storage, open_storage
+from headtail.adapters.storage.receipts import load_ref, output_table
+from headtail.core import leaks
+from headtail.core.config import Config as Fields
+from headtail.core.config import StageConfig, execution, result_fields
+from headtail.core.errors import ConfigError
+from headtail.core.io_format import Form, Manner
+from headtail.core.receipt import Receipt
+from headtail.core.task import Task, load_task
+from headtail.engines.device import here_bf16
+from headtail.engines.models import Found, resolve
+from headtail.stages.base import Station, run_once
+from headtail.stages.base import identity as stage_identity
+from headtail.stages.distill.base import Base
+from headtail.stages.distill.encoder import Settings as EncoderSettings
+from headtail.stages.distill.learner import Kind, learner_for
+from headtail.stages.distill.logits import Logits
+from headtail.stages.distill.rows import Rows, TrainingSet, Weights, examples, left_out, read_rows, source_of, tables_of, with_side
+
+__all__ = ["Config", "Logits", "Lora", "Stopping", "TrainingSet", "Weights", "identity", "run"]
+
+
+class Lora(Fields):
+    """Low-rank adapters (Hu et al. 2021); merged into the weights after training."""
+
+    rank: int = Field(16, ge=1, description="rank of the update")
+    alpha: float = Field(32, gt=0, description="scale: the update is multiplied by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    targets: str | tuple[str, ...] = Field("all-linear", description="layers that get an adapter")
+
+
+class Stopping(Fields):
+    """Stop when the held-out rows get no better; the weights of the best evaluation are taken."""
+
+    every: int = Field(100, ge=1, description="steps between evaluations")
+    patience: int = Field(3, ge=1, description="evaluations in a row that may bring no gain")
+    min_delta: float = Field(0.0, ge=0, description="fall of eval_loss (nats) that counts as a gain")
+
+
+class Config(StageConfig):
+    """What to train, on what, and how long."""
+
+    student: Kind = Field(
+        "decoder", description="kind of model: decoder reads and writes on; encoder labels what it reads; seq2seq reads, then writes"
+    )
+    form: Manner = Field(Manner(), description="how the student is asked and in what it answers")
+    sets: tuple[TrainingSet, ...] = Field((TrainingSet(),), min_length=1, description="training rows, one or more tasks together")
+    gold: tuple[str, ...] = Field(("plan:gold",), description="table refs of gold sets that must share no query with the training rows")
+    near_gold: float | None = Field(
+        leaks.NEAR, gt=0, le=1, description="trigram similarity from which a training row repeats a gold query; null: the same text only"
+    )
+    weights: Weights = Field(Weights(), description="what a training row's weight is made of")
+    base: Base = Field(Base(model="example:student-base"), description="the model that training starts from")
+    lora: Lora | None = Field(Lora(), description="LoRA settings; null trains all weights")
+    encoder: EncoderSettings = Field(EncoderSettings(), description="encoder students: corrections, slips, pre-training")
+    logits: Logits | None = Field(None, description="learn from a teacher's likeliest tokens too; null learns from its answers alone")
+    two_stage: bool = Field(
+        False, description="learn with side inputs, then go on from those weights without them, as the tail is asked: twice the training"
+    )
+    epochs: float = Field(3.0, gt=0, description="passes over the training rows")
+    max_steps: int = Field(0, ge=0, description="stop after this many optimiser steps; 0 for no limit")
+    early_stopping: Stopping | None = Field(None, description="stop when held-out rows get no better; null trains to the end")
+    batch_rows: int = Field(16, ge=1, description="rows per worker and step, at most")
+    batch_tokens: int = Field(0, ge=0, description="tokens per worker and step, padding included, at most; 0: batch_rows alone counts")
+    learning_rate: float = Field(2e-3, gt=0, description="peak of the schedule")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="bf16 keeps fp32 master weights; auto: bf16 on a GPU and on a CPU that computes it, else fp32"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage: 2 up to about 3 B parameters, 3 above; 0 in fp32 alone")
+    max_tokens: int = Field(512, ge=16, description="longest training row; a longer one is an error")
+    held_out_share: float = Field(0.05, ge=0, lt=0.5, description="share of the rows kept for eval_loss, by hash")
+    seed: int = Field(0, description="order of rows and initial weights")
+    workers: int = Field(2, ge=1, description="Ray Train workers")
+    cpus_per_worker: float = execution(1, "CPU cores per worker", gt=0)
+    gpus_per_worker: float = execution(0, "GPUs per worker; 0 trains on CPU with gloo", ge=0)
+    resources_per_worker: dict[str, float] = execution({}, "custom Ray resources per worker, such as {student: 1}: that role's nodes")
+    log_steps: int = execution(100, "steps between points of the loss curve", ge=1)
+    checkpoint_steps: int = execution(500, "steps between checkpoints", ge=1)
+    max_failures: int = execution(3, "times that a lost worker group is started again from the last checkpoint", ge=0)
+
+    @model_validator(mode="after")
+    def _master_weights(self) -> Config:
+        if self.zero_stage == 0 and self.precision == "bf16":
+            raise ValueError(
+                "zero_stage 0 keeps no fp32 master weights in bf16, and small steps are rounded away: take 1, or precision fp32"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_differ(self) -> Config:
+        if self.two_stage and (self.student == "encoder" or self.form.prompt == "bare") and not self.form.side:
+            raise ValueError("two_stage: this form shows no side inputs, so both stages would be the same: set form.side to true")
+        return self
+
+
+class Sources(NamedTuple):
+    """What a config names, found: the part of a run that is known before any work."""
+
+    tasks: list[Task]
+    refs: dict[str, tuple[Receipt, str]]
+    found: Found | None  # the base; None when it is made here
+    teacher: Found | None  # of `logits`
+    inputs: dict[str, Any]
+    replaces: dict[str, Any]
+
+
+def run(config: Config) -> Receipt:
+    """Train and save the model. Errors: LeakError, TrainingError, ConfigError (base not found, random base under LoRA)."""
+    store, config = open_storage(config.root), _resolved(config)
+    sources = _sources(config, store)
+    made = run_once(
+        "distill", config, lambda station: _work(config, station, sources), inputs=sources.inputs, version=3, replaces=sources.replaces
+    )
+    work = f"{made.path}/work"
+    if store.exists(f"{work}/done.json"):  # the receipt is there: what a resumed run would have needed can go
+        for one in store.files(work):
+            store.remove(one.path)
+    return made
+
+
+def identity(config: Config) -> str:
+    """The fingerprint that `run` would give: same fingerprint, same student."""
+    config = _resolved(config)
+    sources = _sources(config, open_storage(config.root))
+    return stage_identity("distill", config, inputs=sources.inputs, version=3, replaces=sources.replaces)[1]
+
+
+def _resolved(config: Config) -> Config:
+    """`config` with `precision: auto` decided here, once for all workers: it is part of the run's fingerprint."""
+    if config.precision != "auto":
+        return config
+    half = config.zero_stage > 0 and (config.gpus_per_worker > 0 or here_bf16())
+    return config.model_copy(update={"precision": "bf16" if half else "fp32"})
+
+
+def _sources(config: Config, store: Storage) -> Sources:
+    if config.base.shape is not None and config.lora is not None:
+        raise ConfigError("LoRA on random weights learns noise", where="base.shape with lora", fix="set lora to null, or name base.model")
+    held = {f"held.{i}": s.held_out for i, s in enumerate(config.sets) if s.held_out}
+    named = {f"golden.{i}": s.golden for i, s in enumerate(config.sets)} | held | {f"gold.{i}": ref for i, ref in enumerate(config.gold)}
+    if config.student == "encoder":
+        named |= {f"queries.{i}": ref for i, ref in enumerate(config.encoder.queries)}
+    refs = {name: load_ref(store, ref) for name, ref in named.items()}
+    tasks = [load_task(s.task, config.allow_task_code) for s in config.sets]
+    if config.two_stage and not any(task.side_inputs for task in tasks):
+        fix = "set two_stage to false: there is nothing that live traffic lacks"
+        raise ConfigError("no task here has side inputs", where="two_stage", value=", ".join(t.name for t in tasks), fix=fix)
+    inputs: dict[str, Any] = {name: receipt.output(output) for name, (receipt, output) in refs.items()}
+    found = resolve(config.base.model, config.base.revision, store) if config.base.model else None  # once: it hashes the weights
+    teacher = resolve(config.logits.teacher, config.logits.revision, store) if config.logits and config.logits.teacher else None
+    inputs |= {name: model.digest for name, model in (("base", found), ("teacher", teacher)) if model is not None}
+    sets = [
+        {"task": t.fingerprint, "golden": refs[f"golden.{i}"][1], "rows": s.rows, "held_out": refs[f"held.{i}"][1] if s.held_out else ""}
+        for i, (t, s) in enumerate(zip(tasks, config.sets, strict=True))
+    ]
+    encoder = {**result_fields(config.encoder), "queries": []} if config.student == "encoder" else {}
+    return Sources(tasks, refs, found, teacher, inputs, {"sets": sets, "gold": [], "encoder": encoder})
+
+
+def _work(config: Config, station: Station, sources: Sources) -> None:
+    from headtail.stages.distill.encoder import pool
+    from headtail.stages.distill.finish import finish, record
+    from headtail.stages.distill.launch import prepare_base, train
+
+    store, tasks = station.store, sources.tasks
+    soft, stored = (config.logits.share, config.logits.stored) if config.logits else (0.0, 0)
+    sets = zip(config.sets, tasks, strict=True)
+    rows = [read_rows(store, config.weights, s, t, sources.refs, i, stored) for i, (s, t) in enumerate(sets)]
+    gold = [output_table(store, r, name, ["query_key", "query"]) for r, name in _named(sources, "gold.")]
+    leaks.refuse([table for one in rows for table in tables_of(one)], gold, where="distill", near=config.near_gold)
+    first: Receipt | None = None
+    shown = rows
+    if config.two_stage:
+        first = _first_stage(config, station, rows, tasks)
+        config, sources = _second_stage(config, sources, first, store)
+        rows = [left_out(one, task) for one, task in zip(rows, tasks, strict=True)]
+    for name, (receipt, _) in sources.refs.items():
+        station.inputs[name] = receipt.path
+    queries = pool(store, _named(sources, "queries."), gold)
+    settings = {"encoder": config.encoder, "queries": queries, "stored": stored}
+    learner = learner_for(config.student, tasks, [one.golden for one in rows], config.form, soft, **settings)
+    base = prepare_base(config, station, learner, [(t, one.golden) for t, one in zip(tasks, rows, strict=True)], sources.found)
+    if config.logits is not None:
+        _check_logits(config, store, sources, learner.form, base.tokenizer)
+    table = examples(learner, base.tokenizer, rows, tasks, config.max_tokens, config.held_out_share)
+    if config.early_stopping is not None and True not in table["held_out"].to_pylist():
+        fix = "raise held_out_share, or name sets.0.held_out"
+        raise ConfigError("early stopping has nothing to judge by: no row is held out", where="early_stopping", fix=fix)
+    if "soft" in table.column_names and True not in table["soft"].to_pylist():
+        fix = "the student's chat template or end of text is another than the teacher's: name logits.teacher, or set logits to null"
+        raise ConfigError("no golden row is stored in the tokens that the student is to write", where="logits", fix=fix)
+    taught = None  # what a teacher of logits reads: its answers are those to the rows as it was asked, side inputs and all
+    if first is not None and sources.teacher is not None:
+        taught = examples(learner, base.tokenizer, shown, tasks, config.max_tokens, config.held_out_share)
+    done = train(config, station, learner, base, table, taught, sources.teacher)
+    finish(config, station, learner, base, done, table)
+    record(config, station, done, table, base.name, tasks)
+    if first is not None:
+        _record_stages(station, first, sum(int(with_side(one.golden, task).sum()) for one, task in zip(shown, tasks, strict=True)))
+
+
+def _check_logits(config: Config, store: Storage, sources: Sources, form: Form, tokenizer: Any) -> None:
+    """ConfigError unless the student can learn from the logits that it is to learn from, asked for or stored."""
+    from headtail.stages.distill.logits import check_logits, check_stored
+
+    if sources.teacher is not None:
+        check_logits(config.student, form, tokenizer, sources.teacher, config.logits.revision if config.logits else "")
+        return
+    for receipt, name in _named(sources, "golden."):
+        check_stored(config.student, tokenizer, source_of(store, receipt), f"{receipt.path}:{name}")
+
+
+def _first_stage(config: Config, station: Station, rows: list[Rows], tasks: list[Task]) -> Receipt:
+    """The student that was shown side inputs: an ordinary run, found when it was made before. ConfigError when no row has any."""
+    if not any(with_side(one.golden, task).any() for one, task in zip(rows, tasks, strict=True)):
+        fix = "set two_stage to false, or curate rows that the teacher was asked with side inputs"
+        raise ConfigError("no training row has side inputs: both stages would be the same", where="two_stage", fix=fix)
+    tracking = config.tracking.model_copy(update={"parent_run": station.run_id, "run_name": "first stage"})
+    return run(config.model_copy(update={"two_stage": False, "tracking": tracking}))
+
+
+def _second_stage(config: Config, sources: Sources, first: Receipt, store: Storage) -> tuple[Config, Sources]:
+    """The same training from the first stage's weights, of a student that is shown the query alone."""
+    update = {"base": Base(model=first.path), "form": config.form.model_copy(update={"side": False})}
+    return config.model_copy(update=update), sources._replace(found=resolve(first.path, "", store))
+
+
+def _record_stages(station: Station, first: Receipt, count: int) -> None:
+    station.inputs["first_stage"] = first.path
+    station.rows["side_inputs_left_out"] = count
+    kept = ("eval_loss", "steps", "train_seconds")
+    stages = {"shown": (first.path, first.metrics), "left out": (station.path, station.metrics)}
+    station.facts["stages"] = [{"side_inputs": side, "path": path, **{k: m[k] for k in kept}} for side, (path, m) in stages.items()]
+
+
+def _named(sources: Sources, prefix: str) -> list[tuple[Receipt, str]]:
+    return [ref for name, ref in sources.refs.items() if name.startswith(prefix)]

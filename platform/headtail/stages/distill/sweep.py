@@ -1,0 +1,135 @@
+"""Sweep: one student per point of a grid, each a distill of its own, all under one parent run in MLflow.
+
+In: a distill config and lists of values for some of its fields. Out: a table of trials, and which was best. A trial is an
+ordinary distill receipt: a sweep that was killed, or one with further values, trains only what is not there yet. A plain
+grid, no search: a dozen runs of minutes need no scheduler that stops half of them by their first steps.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pydantic import Field
+
+from headtail.adapters.progress import say
+from headtail.core.config import StageConfig, build
+from headtail.core.errors import ConfigError, TrainingError
+from headtail.core.receipt import Receipt
+from headtail.stages import distill
+from headtail.stages.base import Station, run_once
+
+MAX_TRIALS = 256
+
+
+class Config(StageConfig):
+    """What is tried."""
+
+    base: distill.Config = Field(distill.Config(), description="the student, but for the fields in grid")
+    grid: dict[str, tuple[Any, ...]] = Field(
+        {"learning_rate": (1e-3, 2e-3, 4e-3)}, description="values by field (lora.rank, seed, ...); every combination is a trial"
+    )
+    metric: str = Field("eval_loss", description="metric of a trial's receipt by which the best is named; lower is better")
+
+
+class Trial(NamedTuple):
+    """One point of the grid."""
+
+    label: str  # "learning_rate=0.001, lora.rank=8"
+    values: dict[str, Any]
+    config: distill.Config
+
+
+def run(config: Config) -> Receipt:
+    """Train every trial, name the best. ConfigError before any training when a point is no valid config; TrainingError when all fail."""
+    tried = trials(config)
+    marks = {f"trial.{number:03}": distill.identity(trial.config) for number, trial in enumerate(tried)}
+    return run_once("sweep", config, lambda station: _work(config, station, tried), inputs=marks, replaces={"base": {}, "grid": {}})
+
+
+def trials(config: Config) -> list[Trial]:
+    """The points of the grid, in order: the last field's values change fastest."""
+    names = list(config.grid)
+    points = list(itertools.product(*config.grid.values()))
+    if not points or len(points) > MAX_TRIALS:
+        raise ConfigError(
+            f"a sweep has 1 to {MAX_TRIALS} trials", where="grid", value=len(points), fix="give every field a value, or fewer"
+        )
+    plain = config.base.model_dump() | {
+        "root": config.root,
+        "allow_task_code": config.allow_task_code,
+        "tracking": config.tracking.model_dump(),
+    }
+    found = []
+    for point in points:
+        values = dict(zip(names, point, strict=True))
+        label = ", ".join(f"{name}={json.dumps(value)}" for name, value in values.items()) or "base"
+        found.append(Trial(label, values, build(distill.Config, laid_over(plain, values), where=f"grid: {label}")))
+    return found
+
+
+def laid_over(plain: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`plain` with each `path.to.field` set. A group that is null becomes one, with the defaults of its other fields."""
+    data: dict[str, Any] = copy.deepcopy(dict(plain))
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        node = data
+        for name in parents:
+            if not isinstance(node.get(name), dict):
+                node[name] = {}
+            node = node[name]
+        node[last] = value
+    return data
+
+
+def _work(config: Config, station: Station, tried: Sequence[Trial]) -> None:
+    table = []
+    for number, trial in enumerate(tried):
+        say(f"sweep        trial {number + 1} of {len(tried)}: {trial.label}")
+        table.append(_tried(config, station, number, trial))
+    done = [row for row in table if row["path"]]
+    if not done:
+        raise TrainingError("every trial failed", where="grid", value=table[0]["reason"], fix="mend the base config")
+    best = min(done, key=lambda row: row["value"])
+    station.rows |= {"trials": len(table), "failed": len(table) - len(done), "reused": sum(row["reused"] for row in done)}
+    station.metrics |= {f"best/{config.metric}": best["value"], f"worst/{config.metric}": max(row["value"] for row in done)}
+    station.facts |= {"best": best["path"], "best_trial": best["trial"], "best_values": best["values"]}
+    station.inputs |= {f"trial.{row['number']:03}": row["path"] for row in done}
+    station.json("trials", table)
+    if len(done) < len(table):
+        station.note(f"{len(table) - len(done)} of {len(table)} trials failed; see trials.json")
+    say(f"sweep        best of {len(done)}: {best['trial']}, {config.metric} {best['value']:.4f} ({best['path']})")
+
+
+def _tried(config: Config, station: Station, number: int, trial: Trial) -> dict[str, Any]:
+    row: dict[str, Any] = {"number": number, "trial": trial.label, "values": trial.values, "path": "", "value": None, "reason": ""}
+    tracking = config.tracking.model_copy(update={"parent_run": station.run_id, "run_name": trial.label})
+    try:
+        made = distill.run(trial.config.model_copy(update={"tracking": tracking}))
+    except TrainingError as error:  # it diverged: an answer too. Other errors end the sweep
+        return {**row, "reason": str(error)}
+    value = made.metrics.get(config.metric)
+    if value is None:
+        raise ConfigError(
+            "a trial has no such metric", where="metric", value=config.metric, fix=f"one of: {', '.join(sorted(made.metrics))}"
+        )
+    if made.reused:
+        _shown_again(config, station, trial, made)
+    if not math.isfinite(value):
+        return {**row, "reason": f"{config.metric} is {value}: no held-out rows?"}
+    kept = ("train_loss", "eval_loss", "steps", "train_seconds", "real_token_share", "params")
+    figures = {name: made.metrics[name] for name in kept if name in made.metrics}
+    return {**row, "path": made.path, "value": value, "reused": made.reused, **figures}
+
+
+def _shown_again(config: Config, station: Station, trial: Trial, made: Receipt) -> None:
+    """A trial that was done before has its run under another parent: it gets one here too, that says so."""
+    tags = {"headtail.path": made.path, "headtail.fingerprint": made.fingerprint, "headtail.first_run": made.run_id}
+    tracker = station.tracker
+    run_id = tracker.start(f"{trial.label} (done before)", tags, parent=station.run_id)
+    tracker.log(run_id, trial.values, made.metrics)
+    tracker.end(run_id)

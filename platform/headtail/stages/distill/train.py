@@ -1,0 +1,338 @@
+"""What each training worker does: DeepSpeed steps over its share of the batches, checkpoints, and the finished weights.
+
+In: a Spec (where examples and base are, the learner, the settings). Out: in the store, `work/trained` (adapter or full
+weights, written by rank 0) and, last, `work/done.json`. Runs inside Ray Train's worker group on GPUs (nccl) or CPUs (gloo).
+Killed at any step, it goes on from the last complete checkpoint and makes the same steps as if nothing had happened. Knows
+nothing of tasks or prompts, nor of what kind of student learns.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from headtail.adapters.storage import Storage, column_bytes, fetch_folder, put_folder, read_table, write_json, write_table
+from headtail.core.errors import TrainingError
+from headtail.engines.models import resolve, same_weights
+from headtail.stages.distill import logits, zero
+from headtail.stages.distill.batches import Batch, Columns, columns, epoch_seed, plan_epoch, steps_of
+from headtail.stages.distill.checkpoints import Checkpoints
+from headtail.stages.distill.learner import Learner
+
+
+class Spec(NamedTuple):
+    """All that a worker needs. Picklable; `settings` are the plain values of distill.Config."""
+
+    store: Storage
+    work: str  # folder in the store
+    learner: Learner
+    base_files: tuple[str, ...]  # store paths of a base that was made for this run, or empty: every worker finds base.model itself
+    pad: int
+    settings: dict[str, Any]
+    meter: Any
+    base_digest: str = ""  # of base.model and logits.teacher, where the run was started
+    teacher_digest: str = ""
+    data: str = ""  # digest of the examples
+
+    @property
+    def examples(self) -> str:
+        """The table of examples, in the store."""
+        return f"{self.work}/examples.parquet"
+
+    @property
+    def taught(self) -> str:
+        """The same examples as the teacher of `logits` is to read them; not there when it reads those."""
+        return f"{self.work}/taught.parquet"
+
+    @property
+    def done(self) -> str:
+        """Written when the weights are whole: history, files, tokens."""
+        return f"{self.work}/done.json"
+
+
+def worker(spec: Spec) -> None:
+    """One rank's whole run."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if spec.settings["gpus_per_worker"] else "cpu")
+    import torch
+    from ray import train
+
+    rank, world = train.get_context().get_world_rank(), train.get_context().get_world_size()
+    if not spec.settings["gpus_per_worker"]:
+        torch.set_num_threads(max(1, int(spec.settings["cpus_per_worker"])))
+    torch.manual_seed(spec.settings["seed"])
+    with tempfile.TemporaryDirectory(prefix="headtail-train-") as scratch:
+        table = read_table(spec.store, spec.examples)
+        if spec.settings["logits"] is not None and spec.settings["logits"]["teacher"]:
+            table = taught(spec, table, rank, world)
+        engine = zero.start(_model(spec, Path(scratch)), spec.settings)
+        held = table["held_out"].to_numpy()
+        Run(spec, engine, rank, world, columns(table.filter(~held)), columns(table.filter(held)), Path(scratch)).train()
+    torch.distributed.barrier()
+
+
+def taught(spec: Spec, table: pa.Table, rank: int, world: int) -> pa.Table:
+    """The examples with the teacher's likeliest tokens. Each rank asks the teacher for its share, once, and stores it."""
+    import torch
+
+    from headtail.stages.distill.base import load_base
+
+    settings, mine = spec.settings["logits"], f"{spec.work}/logits-{rank:05}-of-{world:05}.parquet"
+    if not spec.store.exists(mine):
+        found = same_weights(resolve(settings["teacher"], settings["revision"], spec.store), spec.teacher_digest)
+        device = "cuda" if spec.settings["gpus_per_worker"] else "cpu"
+        read = read_table(spec.store, spec.taught) if spec.store.exists(spec.taught) else table
+        asked = read.take(np.arange(rank, table.num_rows, world))
+        write_table(spec.store, mine, logits.top_k(load_base(found.path, settings["revision"])[0], asked, settings["k"], spec.pad, device))
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    torch.distributed.barrier()
+    parts = [read_table(spec.store, f"{spec.work}/logits-{i:05}-of-{world:05}.parquet") for i in range(world)]
+    dealt = np.argsort(np.concatenate([np.arange(i, table.num_rows, world) for i in range(world)]), kind="stable")
+    both = pa.concat_tables(parts).take(dealt)
+    for name in logits.COLUMNS:
+        table = table.append_column(name, both[name])
+    return table
+
+
+@dataclass
+class State:
+    """Where the loop is and what it saw: with the weights, all that a checkpoint must hold. The same on every rank."""
+
+    step: int
+    history: list[dict[str, float]]
+    losses: list[Any]  # of the steps since the last point of the history
+    best: dict[str, Any] | None  # the evaluation with the lowest loss: step, eval_loss, files
+    patience: int  # evaluations since then
+    seconds: float  # trained before this process
+
+    def plain(self, seconds: float) -> dict[str, Any]:
+        return {**vars(self), "losses": [float(loss) for loss in self.losses], "seconds": seconds}
+
+
+class Run:
+    """One rank's loop."""
+
+    def __init__(self, spec: Spec, engine: Any, rank: int, world: int, trained: Columns, held: Columns, scratch: Path) -> None:
+        self.spec, self.engine, self.rank, self.world, self.trained, self.held = spec, engine, rank, world, trained, held
+        self.settings, self.scratch = spec.settings, scratch
+        self.cut = {"rows": self.settings["batch_rows"], "workers": world, "tokens": self.settings["batch_tokens"]}
+        each = steps_of(lambda n: self._shown(n)["length"], seed=self.settings["seed"], epochs=self.settings["epochs"], **self.cut)
+        self.ends = list(itertools.accumulate(each))
+        self.steps = min(self.ends[-1], self.settings["max_steps"] or self.ends[-1])
+        self.stopping = self.settings["early_stopping"]
+        self.state = State(0, [], [], None, 0, 0.0)
+        self.own = {"real_tokens": 0, "tokens": 0, "rows": 0}
+        made = {name: self.settings[name] for name in ("zero_stage", "precision", "lora")} | {"workers": world, "data": spec.data}
+        self.checkpoints = Checkpoints(spec.store, spec.work, scratch, rank, world, self.settings["lora"] is not None, made)
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training up to here, those before a resume included."""
+        return self.state.seconds + time.monotonic() - self.started
+
+    def train(self) -> None:
+        """All steps from the last complete checkpoint on, then the weights and `done.json`."""
+        found = self.checkpoints.load(self.engine)
+        if found is not None:
+            self.state, self.own = State(**found[0]), found[1]
+        self.engine.train()  # from_pretrained leaves it in eval mode: no dropout until somebody says so
+        self.started = time.monotonic()
+        stopped = self._stops()
+        while self.state.step < self.steps and not stopped:
+            self._step()
+            step = self.state.step
+            due = bool(self.stopping) and step % self.stopping["every"] == 0
+            if due or step % self.settings["log_steps"] == 0 or step == self.steps:
+                self._point(due or step == self.steps)
+                stopped = self._stops()
+            if step % self.settings["checkpoint_steps"] == 0 and step < self.steps and not stopped:
+                self.checkpoints.save(self.engine, step, self.state.plain(self.seconds), self.own)
+                self._forget_worse()
+        self._finish(stopped)
+
+    def _step(self) -> None:
+        import torch
+
+        step = self.state.step
+        rate = learning_rate(step, self.steps, self.settings["learning_rate"], self.settings["warmup_share"])
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        batch = self._batch(step)
+        total, weight = self.spec.learner.loss(self.engine, self._tensors(batch))
+        sums = torch.stack([total.detach().float(), weight.detach().float()])
+        torch.distributed.all_reduce(sums)
+        whole = sums[1].clamp(min=1e-6)
+        self.engine.backward(total * (self.world / whole))  # DeepSpeed takes the mean over ranks: the gradient is that of the whole step
+        self.engine.step()
+        self.state.losses.append(sums[0] / whole)
+        self.state.step = step + 1
+        self.own["real_tokens"] += batch.real_tokens
+        self.own["tokens"] += batch.tokens
+        self.own["rows"] += len(batch.arrays["weight"])
+        self.spec.meter.add.remote(done={self.rank: self.own["rows"]})
+
+    def _batch(self, step: int) -> Batch:
+        """This rank's batch of a step."""
+        number = bisect.bisect_right(self.ends, step)
+        begin = self.ends[number - 1] if number else 0
+        rows, plan = self._epoch(number)
+        return self._collate(rows, plan[step - begin])
+
+    @lru_cache(maxsize=1)  # noqa: B019  # one run per process
+    def _epoch(self, number: int) -> tuple[Columns, list[list[np.ndarray]]]:
+        """The rows as an epoch shows them, and its batches: planned by what is shown, so that little of them is padding."""
+        rows = self._shown(number)
+        return rows, plan_epoch(rows["length"], seed=epoch_seed(self.settings["seed"], number), **self.cut)
+
+    def _shown(self, number: int) -> Columns:
+        return self.spec.learner.shown(self.trained, epoch_seed(self.settings["seed"], number))
+
+    def _collate(self, rows: Columns, parts: list[np.ndarray]) -> Batch:
+        mine = parts[self.rank]
+        if len(mine):
+            return self.spec.learner.collate(rows, mine, rows["weight"][mine], self.spec.pad)
+        return self.spec.learner.collate(rows, parts[0][:1], np.zeros(1, np.float32), self.spec.pad)  # fewer rows than workers
+
+    def _tensors(self, batch: Batch) -> dict[str, Any]:
+        import torch
+
+        return {name: torch.from_numpy(array).to(self.engine.device) for name, array in batch.arrays.items()}
+
+    def _point(self, judged: bool) -> None:
+        """A point of the loss curve; with early stopping and `judged`, also a verdict on the weights."""
+        step, losses = self.state.step, [float(loss) for loss in self.state.losses]
+        loss = float(np.mean(losses)) if losses else float("nan")
+        if losses and not math.isfinite(loss):
+            raise TrainingError("the loss is no longer a number", where=f"step {step}", fix="lower learning_rate")
+        point = {"step": float(step), "loss": loss, "eval_loss": self._evaluate(), "seconds": self.seconds}
+        self.state.history.append(point)
+        self.state.losses = []
+        if not (self.stopping and judged):
+            return
+        best = self.state.best
+        if best is None or point["eval_loss"] < best["eval_loss"] - self.stopping["min_delta"]:
+            files = self._save(f"best/step-{step:08}")
+            self.state.best, self.state.patience = {"step": step, "eval_loss": point["eval_loss"], "files": files}, 0
+        else:
+            self.state.patience += 1
+
+    def _stops(self) -> bool:
+        return bool(self.stopping) and self.state.patience >= self.stopping["patience"]
+
+    def _evaluate(self) -> float:
+        """Mean loss per thing to learn on the held-out rows, over all ranks."""
+        import torch
+
+        sums = torch.zeros(2, device=self.engine.device)
+        if not len(self.held["length"]):
+            return float("nan")
+        self.engine.eval()
+        with torch.no_grad():
+            for batch in self._held():
+                total, weight = self.spec.learner.loss(self.engine, self._tensors(batch))
+                sums += torch.stack([total.float(), weight.float()])
+        self.engine.train()
+        torch.distributed.all_reduce(sums)
+        torch.distributed.broadcast(sums, 0)  # one verdict for all ranks, to the last bit
+        return float(sums[0] / sums[1].clamp(min=1e-6))
+
+    def _held(self) -> Iterator[Batch]:
+        for parts in plan_epoch(self.held["length"], seed=0, **self.cut):
+            yield self._collate(self.held, parts)
+
+    def _save(self, name: str) -> list[str]:
+        """Adapter (LoRA) or whole model, moved into the store as `work/<name>`; all ranks call it, rank 0 is told the files."""
+        lora = self.settings["lora"] is not None
+        state = zero.gathered(self.engine.module, self.settings["zero_stage"], lora, keep=self.rank == 0)
+        if state is None:
+            return []
+        folder = self.scratch / "weights"
+        shutil.rmtree(folder, ignore_errors=True)
+        self.engine.module.save_pretrained(folder, state_dict=state, safe_serialization=True)
+        return [ref.path for ref in put_folder(self.spec.store, folder, f"{self.spec.work}/{name}")]
+
+    def _forget_worse(self) -> None:
+        """Remove weights that were the best until the checkpoint just written."""
+        if self.rank == 0 and self.stopping:
+            kept = set(self.state.best["files"]) if self.state.best else set()
+            for one in self.spec.store.files(f"{self.spec.work}/best"):
+                if one.path not in kept:
+                    self.spec.store.remove(one.path)
+
+    def _finish(self, stopped: bool) -> None:
+        import torch
+
+        if not self.state.history:
+            self._point(True)
+        best = self.state.best
+        files = best["files"] if best else self._save("trained")
+        counts = torch.tensor([self.own["real_tokens"], self.own["tokens"], self.own["rows"]], device=self.engine.device)
+        torch.distributed.all_reduce(counts)
+        if self.rank == 0:
+            done = {"history": self.state.history, "files": files, "steps": self.state.step, "stopped_early": stopped}
+            done |= dict(zip(("real_tokens", "tokens", "rows"), counts.tolist(), strict=True))
+            done["taken_step"] = best["step"] if best else self.state.step
+            if self.settings["logits"] is not None:
+                done |= self._logit_bytes()
+            write_json(self.spec.store, self.spec.done, done)
+
+    def _logit_bytes(self) -> dict[str, float]:
+        """What the teacher's logits cost in the store, compressed."""
+        if self.settings["logits"]["teacher"]:
+            size = sum(self.spec.store.size(f"{self.spec.work}/logits-{i:05}-of-{self.world:05}.parquet") for i in range(self.world))
+        else:
+            size = column_bytes(self.spec.store, self.spec.examples, logits.COLUMNS)
+        return {"logits_bytes": size, "logits_bytes_per_row": size / (len(self.trained["length"]) + len(self.held["length"]))}
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup_share: float) -> float:
+    """Linear warm-up, then a cosine down to a tenth of the peak."""
+    warmup = max(1, int(steps * warmup_share))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
+
+
+def _model(spec: Spec, scratch: Path) -> Any:
+    base = spec.settings["base"]
+    if spec.base_files:
+        path = str(fetch_folder(spec.store, spec.base_files, scratch / "base"))
+    else:
+        path = same_weights(resolve(base["model"], base["revision"], spec.store), spec.base_digest).path
+    model, tokenizer = spec.learner.load(path, base["revision"])
+    lora = spec.settings["lora"]
+    return model if lora is None else adapted(model, tokenizer, spec.learner, lora)
+
+
+def adapted(model: Any, tokenizer: Any, learner: Learner, lora: Mapping[str, Any]) -> Any:
+    """`model` with adapters to train, and with the embeddings of the signs of the student's code.
+
+    Adapters leave embeddings as they are, and those of tokens that a base never met are all alike: it could not tell one sign from another.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora["rank"],
+            lora_alpha=lora["alpha"],
+            lora_dropout=lora["dropout"],
+            target_modules=lora["targets"] if isinstance(lora["targets"], str) else list(lora["targets"]),
+            task_type=learner.adapter_task,
+            trainable_token_indices=learner.form.signs(tokenizer) or None,
+        ),
+    )

@@ -1,0 +1,5 @@
+"""Gate: may this student, or this generation, be promoted? A statistical test, and its evidence."""
+
+from headtail.stages.gate.stage import Config, run
+
+__all__ = ["Config", "run"]

@@ -1,0 +1,173 @@
+"""What a gate reads: who the candidate is, how often these gold rows were asked before, a judge's scores, the log's top query.
+
+In: receipts and refs. Out: plain values and arrays. Refuses what would make the evidence false: rows that are not the ones in
+the receipt, a candidate other than the one that was scored, scores that are no scores. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from headtail.adapters import numbered
+from headtail.adapters.storage import Storage
+from headtail.adapters.storage.receipts import load_receipt, load_ref, output_table
+from headtail.batch import answers as read_answers
+from headtail.core.config import Config
+from headtail.core.errors import ConfigError, InputError
+from headtail.core.paths import StoreId, StorePath
+from headtail.core.receipt import Receipt
+from headtail.core.rows import JUDGED, SCORED, Stratum, conform
+from headtail.stages.gate.claims import Judged, Tier
+
+
+def scored_rows(store: Storage, evaluation: Receipt) -> pa.Table:
+    """The evaluation's scored rows, proven to be the bytes its receipt names."""
+    return conform(output_table(store, evaluation, "rows"), SCORED, evaluation.output("rows").path)
+
+
+def gold_of(store: Storage, evaluation: Receipt) -> tuple[Receipt, str]:
+    """The receipt that holds the gold, and the gold table's SHA-256."""
+    receipt, name = load_ref(store, evaluation.settings["config"]["gold"])
+    return receipt, receipt.output(name).sha256
+
+
+def answers_of(store: Storage, evaluation: Receipt, tier: str) -> Receipt:
+    """The receipt of the answers that were scored as `tier`."""
+    named = evaluation.settings["config"]["answers"]
+    if tier not in named:
+        raise ConfigError("the evaluation has no answers of this tier", where="tier", value=tier, fix=f"one of: {', '.join(named)}")
+    return load_receipt(store, "precompute", named[tier])
+
+
+def candidate_of(store: Storage, ref: str, answers: Receipt) -> tuple[str, str, list[str]]:
+    """(reference, digest, remarks) of what is to be promoted. ConfigError when the scored answers are not its own."""
+    model: Mapping[str, Any] = answers.facts.get("model", {})
+    if not ref:
+        return str(model.get("name") or answers.path), str(model.get("digest") or answers.fingerprint), []
+    remarks = []
+    if ref.startswith("generations/"):
+        from headtail.cache import read_manifest
+
+        manifest = read_manifest(store, ref.removeprefix("generations/"))
+        digest, own = manifest.content, answers.path in manifest.lineage
+        rest = [path for path in manifest.lineage if path != answers.path]
+        remarks = [f"{ref} also holds answers of {', '.join(rest)}, of which this says nothing: gate their tier too"] if rest else []
+    else:
+        receipt = load_receipt(store, "distill", ref)
+        ref, digest = receipt.path, str(receipt.facts["digest"])
+        own = digest == model.get("digest")
+    if not own:
+        fix = "evaluate the candidate's own answers, or name the candidate that was evaluated"
+        value = f"{ref}; the scored answers {answers.path} are by {model.get('name')}"
+        raise ConfigError("the evaluation did not score this candidate", where="candidate", value=value, fix=fix)
+    return ref, digest, remarks
+
+
+class Look(Config):
+    """One look at gold rows: whose answers were judged, and by what."""
+
+    answers: StorePath = Field(description="folder of the answers")
+    gold: StoreId = Field(description="SHA-256 of the gold table")
+    score: str = Field(description="the score that was compared")
+    judge: str = Field(description="the judge's answers; empty: none")
+    evaluation: StorePath = Field(description="folder of the evaluation")
+
+
+def look(store: Storage, folder: str, mine: Mapping[str, str]) -> int:
+    """Which candidate this is, counting from 1, of all that were ever gated in this store on gold rows shared with it.
+
+    Every look at the same labels is another chance to pass by luck. A look is written down before its verdict is known; the
+    same one (answers, gold, score, judge) keeps its number. `mine` also names an evaluation, whose rows tell the gold queries.
+    """
+    own, me = _keys(store, mine["evaluation"]), _named(mine)
+    earlier: list[tuple[str, ...]] = []
+    for entry in numbered.records(store, Look, folder):
+        if (named := _named(entry.model_dump())) == me:
+            return len(earlier) + 1
+        if named not in earlier and (entry.gold == mine["gold"] or own & _keys(store, entry.evaluation, own)):
+            earlier.append(named)
+    numbered.append(store, folder, lambda _: (json.dumps(dict(mine), indent=2) + "\n").encode())
+    return len(earlier) + 1
+
+
+def _named(entry: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(entry[name] for name in ("answers", "gold", "score", "judge"))
+
+
+def _keys(store: Storage, evaluation: str, gone: set[bytes] | None = None) -> set[bytes]:
+    """The gold queries of an evaluation; of one that was deleted `gone`, since they may have been the same."""
+    if not store.exists(f"{evaluation}/receipt.json"):
+        return gone or set()
+    return set(output_table(store, load_receipt(store, "evaluate", evaluation), "rows", ["query_key"])["query_key"].to_pylist())
+
+
+def most_events(store: Storage, planned: Receipt) -> float:
+    """Events of the most frequent query in the log; 0 when the gold is not a plan's."""
+    for name in ("head", "rest"):
+        if name in planned.outputs and planned.output(name).rows:
+            return float(pc.max(output_table(store, planned, name, ["count"])["count"]).as_py())
+    return 0.0
+
+
+class Judge(NamedTuple):
+    """A judge's scores by stratum, and what the evidence says of the judge."""
+
+    by_stratum: dict[str, Judged]
+    about: dict[str, Any]
+    sha256: str
+
+
+def read_judge(store: Storage, ref: str, answers: Receipt, teacher: Receipt | None, tier: Tier) -> Judge:
+    """A judge's scores of the candidate's answers, split into rows that people labelled too and rows that they did not.
+
+    Rows without a score count against the candidate: 0 where the judge stands alone, 1 where it is held against a person's
+    label. Rows about other answers are left out, and counted.
+    """
+    receipt, name = load_ref(store, ref)
+    where = f"{receipt.path}:{name}"
+    raw = output_table(store, receipt, name)
+    table = conform(raw, JUDGED, where)
+    scores = table["score"].fill_null(float("nan")).to_numpy()
+    if np.any((scores < 0) | (scores > 1)):
+        raise InputError("a judge's score must lie between 0 and 1", where=where, value=f"{np.nanmin(scores):g} to {np.nanmax(scores):g}")
+    keys = table["query_key"].to_pylist()
+    if len(set(keys)) < len(keys):
+        raise InputError("a judge's table has a query twice; rows must be independent", where=where)
+    known = _answered(store, answers, table["query_key"].combine_chunks())
+    its = raw["answer_key"].to_pylist() if "answer_key" in raw.column_names else None
+    fits = [key in known and (its is None or its[i] == known[key][0]) for i, key in enumerate(keys)]
+    found = {key: float(score) for key, score, fit in zip(keys, scores, fits, strict=True) if fit}
+    labelled = set(tier.keys)
+    by_stratum = {}
+    for stratum in map(str, Stratum):
+        beside = [found.get(key, float("nan")) for key, inside in zip(tier.keys, tier.inside(stratum), strict=True) if inside]
+        more = [found[k] for k in sorted(found, key=_shuffled) if k not in labelled and known[k][1] == stratum]
+        if more:
+            by_stratum[stratum] = Judged(np.nan_to_num(np.asarray(beside), nan=1.0), np.nan_to_num(np.asarray(more)))
+    model = receipt.facts.get("model") or {}
+    own = None if not model or teacher is None else model.get("digest") == teacher.facts.get("model", {}).get("digest")
+    about = {"ref": where, "name": model.get("name"), "own_teacher": own, "rows": len(found), "left_out": len(keys) - len(found)}
+    about["labelled_without_score"] = sum(key not in found for key in tier.keys)
+    about["answers_checked"] = its is not None
+    return Judge(by_stratum, about, receipt.output(name).sha256)
+
+
+def _shuffled(key: bytes) -> bytes:
+    return hashlib.blake2b(key, digest_size=8, person=b"gate").digest()
+
+
+def _answered(store: Storage, answers: Receipt, keys: pa.Array) -> dict[bytes, tuple[bytes, str]]:
+    """(answer_key, stratum) of the candidate's answers to `keys`."""
+    found: dict[bytes, tuple[bytes, str]] = {}
+    for table in read_answers(store, answers, ["query_key", "answer_key", "stratum"]):
+        for row in table.filter(pc.is_in(table["query_key"], value_set=keys)).to_pylist():
+            found[row["query_key"]] = (row["answer_key"], row["stratum"])
+    return found

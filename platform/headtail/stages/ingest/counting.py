@@ -1,0 +1,131 @@
+"""Counting a log, part by part, then finishing it shard by shard: in this process, or by Ray tasks.
+
+In: Splits and Rules. Out: totals, gold cells, rows set aside, finished shards: the same from both. On a cluster partial sums
+travel through Ray's object store, which spills to disk, and every node must reach the log's files. Knows nothing of stores.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from headtail.adapters import cluster
+from headtail.core.errors import InputError
+from headtail.stages.ingest.intake import GOLD_CELL, Intake, Rules, Totals
+from headtail.stages.ingest.logfile import Split, Wanted, read
+from headtail.stages.ingest.tally import Cut, finish
+
+
+class Here:
+    """A log counted in this process. `count` first, then the rest."""
+
+    def __init__(self, system: pafs.FileSystem, rules: Rules, wanted: Wanted, shards: int, folder: Path) -> None:
+        self.system, self.wanted, self.shard_count = system, wanted, shards
+        self.intake = Intake(rules, folder, shards)
+
+    def count(self, parts: Sequence[Split], advance: Callable[[int], None]) -> None:
+        """Count every part."""
+        for part in parts:
+            for sheet in read(self.system, part, self.wanted):
+                self.intake.take(sheet, part.file.name, part.place)
+                advance(sheet.table.num_rows + len(sheet.rejects))
+        self.intake.close()
+
+    @property
+    def totals(self) -> Totals:
+        return self.intake.totals
+
+    @property
+    def gold(self) -> list[pa.Table]:
+        return self.intake.gold
+
+    def set_aside(self) -> Iterator[pa.Table]:
+        """Rows set aside, in the order of the log."""
+        return self.intake.aside.stream(0)
+
+    def shards(self, cut: Cut) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Finished shards in order of key: queries and later traffic."""
+        for shard in range(self.shard_count):
+            yield finish([self.intake.parts.shard(shard)], {name: [spill.shard(shard)] for name, spill in self.intake.sides.items()}, cut)
+
+
+class Spread:
+    """A log counted by Ray tasks, `workers` at once (0: as many as there are CPUs)."""
+
+    def __init__(self, system: pafs.FileSystem, rules: Rules, wanted: Wanted, shards: int, workers: int) -> None:
+        import ray
+
+        cluster.start()
+        self.system, self.rules, self.wanted, self.shard_count = system, rules, wanted, shards
+        self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self.totals, self.gold = Totals(), [GOLD_CELL.empty_table()]
+        self._aside: list[Any] = []
+        self._pieces: list[list[Any]] = []  # per part of the log, per shard: a reference to (sums, sides)
+
+    def count(self, parts: Sequence[Split], advance: Callable[[int], None]) -> None:
+        """Count every part; at most `workers` at once."""
+        import ray
+
+        task = ray.remote(num_cpus=1, num_returns="streaming", max_retries=2)(_count)
+        waiting, running = deque(parts), deque[Any]()
+        while waiting or running:
+            while waiting and len(running) < self.workers:
+                running.append(task.remote(self.system, waiting.popleft(), self.rules, self.wanted, self.shard_count))
+            results = list(running.popleft())
+            totals, gold = _got(results[0])  # first: where a task failed there may be no others
+            self.totals.add(totals)
+            self.gold.append(gold)
+            self._aside.append(results[1])
+            self._pieces.append(results[2:])
+            advance(totals.rows)
+
+    def set_aside(self) -> Iterator[pa.Table]:
+        """Rows set aside, in the order of the log."""
+        yield from map(_got, self._aside)
+
+    def shards(self, cut: Cut) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Finished shards in order of key: queries and later traffic."""
+        import ray
+
+        task = ray.remote(num_cpus=1, max_retries=2)(_finish)
+        waiting, running = deque(range(self.shard_count)), deque[Any]()
+        while waiting or running:
+            while waiting and len(running) < self.workers:
+                shard = waiting.popleft()
+                running.append(task.remote(self.rules.side_inputs, cut, *(pieces[shard] for pieces in self._pieces)))
+            yield _got(running.popleft())
+
+
+def _got(reference: Any) -> Any:
+    """A task's result, or its deliberate error as itself, not wrapped by Ray."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        raise cluster.unwrapped(
+            error, InputError, "the log could not be counted", fix="run again; HEADTAIL_WORKER_LOGS=1 shows why"
+        ) from error
+
+
+def _count(system: pafs.FileSystem, part: Split, rules: Rules, wanted: Wanted, shards: int) -> Iterator[Any]:
+    """(totals, gold), the rows set aside, then per shard (sums, sides)."""
+    with tempfile.TemporaryDirectory(prefix="headtail-ingest-") as folder:
+        intake = Intake(rules, Path(folder), shards)
+        for sheet in read(system, part, wanted):
+            intake.take(sheet, part.file.name, part.place)
+        intake.close()
+        yield intake.totals, pa.concat_tables([GOLD_CELL.empty_table(), *intake.gold])
+        yield intake.aside.shard(0)
+        for shard in range(shards):
+            yield intake.parts.shard(shard), {name: spill.shard(shard) for name, spill in intake.sides.items()}
+
+
+def _finish(side_inputs: Sequence[str], cut: Cut, *pieces: tuple[pa.Table, dict[str, pa.Table]]) -> tuple[pa.Table, pa.Table]:
+    return finish([sums for sums, _ in pieces], {name: [sides[name] for _, sides in pieces] for name in side_inputs}, cut)

@@ -1,0 +1,174 @@
+"""People's answers: checked against the task, one per query, kept apart from what may train a model.
+
+In: gold cells as found (query, answer text, split). Out: gold and gold_train tables, the cells that are no valid answer, and
+how often people disagreed. Knows nothing of files or stages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headtail.core import leaks, typed_answer
+from headtail.core.rows import GOLD, SET_ASIDE, draw
+from headtail.core.task import Task
+from headtail.core.text import normalise
+from headtail.stages.ingest.intake import shown
+
+INVALID, REDACTED, SPLIT, NEAR = "gold_invalid", "gold_redacted", "gold_split", "gold_near"
+TRAIN, TEST = "train", "test"
+
+
+class Settled(NamedTuple):
+    """`gold` and `train`: GOLD rows by key, count 0 and stratum "" still to be filled; they share no query, nor nearly."""
+
+    gold: pa.Table
+    train: pa.Table
+    set_aside: pa.Table
+    conflicts: int  # queries with more than one answer; the most frequent was kept, of several the first
+    overlaps: int  # queries marked train and test alike; kept for test only
+    astray: int = 0  # answers with a span that is not in the query, though both are normalised
+
+
+def settle(found: pa.Table, task: Task, train_share: float, seed: int, redacting: bool = True) -> Settled:
+    """One valid answer per query, in the task's canonical form, divided into gold and gold_train."""
+    answers, problems = _answers(found["answer"], task)
+    splits, unknown = _splits(found["split"])
+    reasons = _reasons(found, answers, unknown)
+    aside = _set_aside(found, reasons, problems, redacting)
+    valid = pa.table(
+        {
+            **{name: found[name] for name in ("query_key", "query", "seq")},
+            "answer": answers,
+            "test": pc.equal(splits, TEST),
+            "train": pc.equal(splits, TRAIN),
+        }
+    ).filter(pc.equal(reasons, ""))
+    if not valid.num_rows:
+        return Settled(GOLD.empty_table(), GOLD.empty_table(), aside, 0, 0)
+    kept, conflicts = _vote(valid)
+    marks = valid.group_by("query_key").aggregate([("test", "max"), ("train", "max")])
+    marks = marks.take(pc.index_in(kept["query_key"], marks["query_key"]))
+    test, train = np.asarray(marks["test_max"]), np.asarray(marks["train_max"])
+    chosen = train | (draw(kept["query_key"], "gold_train", seed) < train_share)
+    rows = pa.table(
+        [kept["query_key"], kept["query"], kept["answer"], pa.array(np.zeros(len(kept), np.int64)), pa.repeat("", len(kept))], schema=GOLD
+    )
+    in_train = chosen & ~test
+    near = _near(rows, in_train)
+    sources = found.filter(pc.is_in(found["seq"], kept["seq_min"].filter(pa.array(near)).combine_chunks()))
+    aside = pa.concat_tables([aside, _aside(sources, [NEAR] * len(sources), sources["query"].to_pylist())])
+    gold, train_rows = rows.filter(pa.array(~in_train)), rows.filter(pa.array(in_train & ~near))
+    return Settled(gold, train_rows, aside, conflicts, int((test & train).sum()), _astray(rows, task))
+
+
+def _near(rows: pa.Table, in_train: np.ndarray) -> np.ndarray:
+    """Training rows that nearly repeat a query of the gold: whoever learns them has seen the test."""
+    gold = leaks.Gold(rows.filter(pa.array(~in_train))["query"].to_pylist())
+    queries = zip(rows["query"].to_pylist(), in_train.tolist(), strict=True)
+    return np.asarray([train and gold.find(leaks.clean(query)) is not None for query, train in queries], dtype=bool)
+
+
+def fill_counts(gold: pa.Table, queries: list[pa.Table]) -> pa.Table:
+    """`gold` with the events of each query before the cut; 0 when it was not seen."""
+    counts = np.zeros(len(gold), np.int64)
+    for run in queries:
+        places = pc.index_in(run["query_key"], gold["query_key"].combine_chunks())
+        there = np.flatnonzero(np.asarray(places.is_valid()))
+        counts[np.asarray(pc.drop_null(places))] = run["count"].to_numpy()[there]
+    return gold.set_column(gold.schema.get_field_index("count"), "count", pa.array(counts))
+
+
+def _answers(cells: pa.ChunkedArray, task: Task) -> tuple[pa.Array, list[str]]:
+    """Canonical answers, null where a cell is no valid answer; and per row what is wrong with it."""
+    coded = cells.combine_chunks().dictionary_encode()
+    parsed = [_answer(value, task) for value in coded.dictionary.to_pylist()]
+    places = coded.indices.to_pylist()
+    answers = pa.array([answer for answer, _ in parsed], pa.string()).take(coded.indices)
+    return answers, [parsed[place][1] for place in places]
+
+
+def _answer(cell: bytes, task: Task) -> tuple[str | None, str]:
+    """(canonical answer, "") or (None, what is wrong). A task scored by label also takes the bare label.
+
+    Labels and spans are taken as people type them: see `human.parse` and `_spans`.
+    """
+    try:
+        text = cell.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return None, "not UTF-8"
+    answer, problem = typed_answer.parse(task, text)
+    if problem:
+        return None, problem
+    for span in _spans(answer, task):
+        span[task.file.score.text] = normalise(span[task.file.score.text])
+    return task.dump(answer), ""
+
+
+def _spans(answer: Any, task: Task) -> Iterator[dict[str, Any]]:
+    """The spans of an answer that hold text; none when the task is not scored by spans."""
+    config = task.file.score
+    spans = answer.get(config.field) if config.kind == "spans" and isinstance(answer, dict) else None
+    for span in spans if isinstance(spans, list) else ():
+        if isinstance(span, dict) and isinstance(span.get(config.text), str):
+            yield span
+
+
+def _astray(rows: pa.Table, task: Task) -> int:
+    """Rows with a span that is not in the query: it can never be found there."""
+    if task.file.score.kind != "spans":
+        return 0
+    pairs = zip(rows["query"].to_pylist(), map(json.loads, rows["answer"].to_pylist()), strict=True)
+    return sum(any(span[task.file.score.text] not in query for span in _spans(answer, task)) for query, answer in pairs)
+
+
+def _splits(cells: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+    """(train, test or "" per row, whether the cell was something else)."""
+    coded = cells.combine_chunks().dictionary_encode()
+    known = [value.decode("utf-8", "replace").strip().lower() for value in coded.dictionary.to_pylist()]
+    texts = pc.fill_null(pa.array(known, pa.string()).take(coded.indices), "")
+    return texts, pc.invert(pc.is_in(texts, pa.array(["", TRAIN, TEST])))
+
+
+def _reasons(found: pa.Table, answers: pa.Array, unknown: pa.Array) -> pa.Array:
+    reasons = pc.if_else(answers.is_null(), INVALID, "")
+    reasons = pc.if_else(unknown, SPLIT, reasons)
+    return pc.if_else(found["redacted"].combine_chunks(), REDACTED, reasons)  # the answer may still hold what was redacted
+
+
+def _set_aside(found: pa.Table, reasons: pa.Array, problems: list[str], redacting: bool) -> pa.Table:
+    bad = np.flatnonzero(np.asarray(pc.not_equal(reasons, "")))
+    rows: list[dict[str, Any]] = found.take(pa.array(bad)).to_pylist()
+    names = reasons.take(pa.array(bad)).to_pylist()
+    texts = [
+        row["query"]
+        if name == REDACTED
+        else shown(f"{row['query']}: {_text(row['split' if name == SPLIT else 'answer'])} {problems[i]}", redacting)
+        for i, row, name in zip(bad, rows, names, strict=True)
+    ]
+    return _aside(found.take(pa.array(bad)), names, texts)
+
+
+def _aside(rows: pa.Table, reasons: list[str], texts: list[str]) -> pa.Table:
+    columns = [rows["file"].combine_chunks(), rows["row"].combine_chunks(), pa.array(reasons, pa.string()), pa.array(texts, pa.string())]
+    return pa.table(columns, schema=SET_ASIDE)
+
+
+def _text(cell: bytes | None) -> str:
+    return (cell or b"")[:400].decode("utf-8", "replace")
+
+
+def _vote(valid: pa.Table) -> tuple[pa.Table, int]:
+    """Per query the answer most often given, of several the one given first; and how many queries had several answers."""
+    votes = valid.group_by(["query_key", "query", "answer"]).aggregate([("seq", "count"), ("seq", "min")])
+    order = pc.sort_indices(votes, [("query_key", "ascending"), ("seq_count", "descending"), ("seq_min", "ascending")])
+    votes = votes.take(order)
+    several = Counter(votes["query_key"].to_pylist())
+    _, first = np.unique(np.array(list(map(bytes, votes["query_key"].to_pylist())), dtype="V16"), return_index=True)
+    return votes.take(pa.array(np.sort(first))), sum(1 for n in several.values() if n > 1)

@@ -1,0 +1,72 @@
+"""What a user named as log or gold: the files found, their columns checked, their bytes put under a digest.
+
+In: a file, folder or glob and the columns it must have, by the config field that names them. Out: Files, with what is set aside and
+why; or an InputError that says which columns there are and which was meant. Knows nothing of rows.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from headtail.core.errors import InputError
+from headtail.core.keys import fingerprint
+from headtail.stages.ingest import files, logfile
+from headtail.stages.ingest.files import LogFile, Skipped
+from headtail.stages.ingest.streams import Unusable
+
+
+class Files:
+    """The files at one place: found, their columns checked, and a digest over names and bytes."""
+
+    def __init__(self, pattern: str, what: str, columns: Mapping[str, str], also: Sequence[str] = (), quotes: str = "auto") -> None:
+        """`columns`: those that must be there, the query's first; `also`: those that may."""
+        self.system, found, self.skipped = files.find(pattern, what)
+        query, *_ = columns.values()
+        self.files: list[LogFile] = []
+        for file in found:
+            try:
+                self.files.append(self._checked(file, what, columns, also, query, quotes))
+            except InputError as error:
+                if len(found) == 1 or not (file.unsure or isinstance(error, Unusable)):
+                    raise
+                self.skipped.append(Skipped(file.name, error.what))
+        if not self.files:
+            raise files.nothing(pattern, what, self.skipped)
+        self.sha256 = [logfile.sha256(self.system, file) for file in self.files]
+        marks = [[file.name, sha] for file, sha in zip(self.files, self.sha256, strict=True)]
+        above = [[value for name, value in file.partitions.items() if name in {*columns.values(), *also}] for file in self.files]
+        self.digest = fingerprint([*marks, *(above if any(above) else ()), *map(list, self.skipped)])
+        self.title = self.files[0].name if len(self.files) == 1 else f"{len(self.files)} files"
+
+    def _checked(self, file: LogFile, what: str, columns: Mapping[str, str], also: Sequence[str], query: str, quotes: str) -> LogFile:
+        probed = logfile.probe(self.system, file, query, quotes)
+        for role, name in columns.items():
+            _check_column(probed, what, role, name)
+        for name in (*columns.values(), *also):
+            if probed.columns.count(name) > 1:
+                raise InputError("two columns have the same name", where=file.path, value=name, fix="rename one of them in the file")
+        return probed
+
+    def facts(self) -> list[dict[str, Any]]:
+        """For the receipt: from here one walks to the bytes."""
+        return [
+            {"path": file.path, "kind": file.kind, "bytes": file.bytes, "sha256": sha}
+            for file, sha in zip(self.files, self.sha256, strict=True)
+        ]
+
+
+def _check_column(file: LogFile, what: str, role: str, name: str) -> None:
+    sparse = file.kind == files.LINES and role == "columns.gold"  # the first lines need not have one
+    if name in file.columns or name in file.partitions or sparse:
+        return
+    lower = {column.lower(): column for column in file.columns}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    change = f"set {role} to a column that is there" if role.startswith("columns.") else "rename the column in the file"
+    raise InputError(
+        f"the {what} has no column {name!r}",
+        where=file.path,
+        value=f"it has {', '.join(file.columns[:30]) or 'no columns'}",
+        fix=f"did you mean {lower[near[0]]!r}? {change}" if near else f"{change}; a text file's first line must name its columns",
+    )

@@ -1,0 +1,133 @@
+"""A file's bytes, unpacked: what its ending or its first bytes say it is packed with.
+
+In: a path in a file system. Out: a stream of plain bytes, and InputErrors that name what a file is instead. Reads as a stream,
+so that what unpacks to a thousand times its size takes no more memory. Knows nothing of rows.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from headtail.adapters.storage import open_file
+from headtail.core.errors import InputError
+
+CODECS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd", ".lz4": "lz4", ".zip": "zip"}
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"BZh91AY&SY": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PK\x03\x04": "zip",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook of the old kind (.xls)",
+    b"SQLite format 3\x00": "an SQLite database",
+    b"%PDF-": "a PDF",
+    b"Obj\x01": "Avro",
+    b"ARROW1\x00": "an Arrow file",
+}
+_MARKS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_LOOKED_AT = 1 << 16
+_BUFFER = 1 << 20  # of packed bytes: each read of S3 is a call
+
+
+@contextmanager
+def readable(where: str) -> Iterator[None]:
+    """Faults of reading as InputError."""
+    try:
+        yield
+    except PermissionError:
+        raise Unusable("no permission to read this file", where=where, fix="check its permissions (ls -l) or copy it") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"damaged {_packing(where)} file: {error}", where=where, fix="fetch it again; is it whole, and what its name says?"
+        ) from None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(
+            f"file cannot be read: {error}", where=where, fix="check that it is whole and of the kind its name says"
+        ) from error
+
+
+class Unusable(InputError):
+    """A file that is set aside when there are others: no permission, or nothing in it."""
+
+
+def _packing(where: str) -> str:
+    return CODECS.get(Path(where.lower()).suffix, "packed")
+
+
+def codec_of(system: pafs.FileSystem, path: str, unsure: bool) -> str:
+    """What the file is packed with, empty for nothing. InputError when its name says otherwise than its first bytes."""
+    named = CODECS.get(Path(path.lower()).suffix, "")
+    if named:
+        return named
+    with open_file(system, path) as stream:
+        start = stream.read(16)
+    found = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), "")
+    if found and not (unsure and found in CODECS.values()):
+        ending = next((ending for ending, codec in CODECS.items() if codec == found), "")
+        fix = f"give it the ending {ending}, or unpack it" if ending else "export it as CSV (UTF-8), JSON Lines or Parquet"
+        if found == "zip":
+            fix = "an Excel workbook (.xlsx) is one: export it as CSV (UTF-8); else give it the ending .zip"
+        raise InputError(f"this file is {found}, not what its name says", where=path, fix=fix)
+    return found
+
+
+def open_plain(system: pafs.FileSystem, path: str, codec: str) -> Any:
+    """A stream over the unpacked bytes."""
+    stream = open_file(system, path)
+    if codec == "zip":
+        return _open_zip(stream, path)
+    if not codec:
+        return stream
+    if codec in ("zstd", "lz4"):
+        return pa.CompressedInputStream(pa.BufferedInputStream(stream, _BUFFER), codec)
+    raw: Any = io.BufferedReader(stream, _BUFFER)
+    if codec == "gzip":
+        return gzip.GzipFile(fileobj=raw, mode="rb")
+    return (bz2.BZ2File if codec == "bzip2" else lzma.LZMAFile)(raw)
+
+
+def _open_zip(source: Any, path: str) -> Any:
+    """The one file in a zip archive."""
+    archive = zipfile.ZipFile(source)
+    members = [info for info in archive.infolist() if not info.is_dir() and not info.filename.startswith("__MACOSX/")]
+    if len(members) != 1:
+        shown = ", ".join(info.filename for info in members[:5])
+        raise InputError(
+            f"the archive holds {len(members)} files, one is read", where=path, value=shown, fix="unpack it and name the folder"
+        )
+    try:
+        return archive.open(members[0])
+    except (RuntimeError, NotImplementedError) as error:  # a password, or a compression that Python lacks
+        raise InputError(f"the archive cannot be read: {error}", where=path, fix="unpack it and name the file") from None
+
+
+def check_text(head: bytes, path: str) -> None:
+    """InputError when the first bytes of what should be text are UTF-16, UTF-32 or no text at all."""
+    found = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "")
+    sample = head[:_LOOKED_AT]
+    nuls = sample.count(0)
+    if not found and nuls * 5 > len(sample):  # letters of UTF-16 have a zero byte on one side, of UTF-32 three
+        even = sample[::2].count(0)
+        if nuls * 5 > 3 * len(sample):
+            found = "UTF-32"
+        elif max(even, nuls - even) > 0.9 * nuls:
+            found = "UTF-16"
+    if found:
+        raise InputError(f"file is {found}", where=path, fix=f"convert it: iconv -f {found} -t UTF-8")
+    controls = sum(sample.count(byte) for byte in (*range(2, 9), *range(14, 27), 28, 29, 30, 31))
+    first = sample.split(b"\n", 1)[0]
+    if b"\0" in first or (nuls + controls) * 20 > len(sample):
+        raise InputError("file is binary, not text", where=path, fix="export it as CSV (UTF-8), JSON Lines or Parquet")

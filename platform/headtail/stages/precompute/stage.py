@@ -1,0 +1,336 @@
+"""Precompute: the answers to whole tables of queries, by a teacher or a batch student. One stage for both.
+
+In: table references (plan:head, plan:teach, plan:gold), a task, a model. Out: answer tables in shards, each row in
+exactly one state, a ledger that says they add up, tokens, seconds and money. Only `answered` rows may go further.
+Decides nothing about which queries are worth it, nor what their answers are used for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from headtail.adapters.progress import say
+from headtail.adapters.storage import Storage, check, column_bytes, open_storage, read_json
+from headtail.adapters.storage.receipts import load_receipt, load_ref
+from headtail.batch import ANSWERS, Job, Ledger, Limits, Table, generate, sweep
+from headtail.batch.lease import driving
+from headtail.batch.limits import UNPRICED
+from headtail.core.config import StageConfig, execution, result_fields
+from headtail.core.errors import ConfigError, EngineError, InputError, LimitReached
+from headtail.core.receipt import Receipt, receipt_path
+from headtail.core.rows import TOP, State
+from headtail.core.task import Task, load_task
+from headtail.engines import ModelConfig, check_top
+from headtail.engines.device import resolved
+from headtail.engines.models import Found, find
+from headtail.engines.tokens import load_tokenizer, vocabulary
+from headtail.stages.base import Station, identity, run_once
+from headtail.stages.precompute.dry_run.preview import ROWS, Preview, finished, kept, preview
+
+LOAD = ("occupancy", "occupancy_fed", "prefix_hit_rate")  # of an engine that says so: see docs/engines.md
+USD_PER_HOUR = 0.09  # of one worker, where a config names no price: a 2-core cloud machine; an assumption, see docs/cost.md
+
+
+class Config(StageConfig):
+    """What to answer and with what."""
+
+    task: str = Field("query_segmentation", description="task name or folder")
+    inputs: tuple[str, ...] = Field(
+        ("plan:head", "plan:teach", "plan:gold"), min_length=1, description="table references; a row that is in several is answered once"
+    )
+    source: Literal["teacher", "student"] = Field("teacher", description="who answers, for the rows' provenance")
+    model: ModelConfig = Field(ModelConfig(), description="the model and its engine")
+    side_inputs: bool = Field(
+        True, description="ask rows with the side inputs that they have; false: without, as live tail traffic is asked"
+    )
+    workers: int = execution(1, "engines that run side by side", ge=1)
+    shards: int = execution(0, "files the rows are spread over; 0 chooses; fixed by a job's first run", ge=0, le=1_000_000)
+    flush_rows: int = execution(10_000, "rows of a shard after which they are made safe", ge=1)
+    flush_seconds: float = execution(10.0, "seconds after which the finished rows of a shard are made safe", gt=0)
+    attempts: int = execution(3, "times a row is asked in one run while its error is transient", ge=1)
+    max_runs_per_row: int = execution(
+        2,
+        "runs, of any job, in which a row is asked that ends the same way each time for a reason that seldom passes (too long, invalid, "
+        "refused, an HTTP 400); it is then left as it is. 0: no limit",
+        ge=0,
+    )
+    reuse: bool = execution(True, "take over answers that earlier jobs in this store made under the same answer_key")
+    reuse_jobs: int = execution(20, "how many earlier jobs, newest first, are looked through for them", ge=1)
+    retry: tuple[State, ...] = Field(
+        (State.FAILED,), description="states in which an answer of an earlier job is not taken over but asked again"
+    )
+    ask_again: int = Field(
+        0,
+        ge=0,
+        description="one more than before: asks rows in a state of `retry` again after the job succeeded; the others are taken over",
+    )
+    keep_logprobs: bool = Field(True, description="keep the log-prob of each token of an answer: 4 bytes a token before compression")
+    top_logprobs: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="keep so many of the likeliest tokens at each token of an answer, for a student to learn from: 6 bytes each before "
+        "compression; 0: none. Only a decoder that vLLM runs has them",
+    )
+    max_failed_share: float = execution(
+        0.05, "share of failed rows (0..1) above which the job stops, early when it is sure; finished rows are kept", ge=0, le=1
+    )
+    max_unanswered_share: float = execution(
+        0.5, "share of rows without an answer (0..1; truncated, invalid, refused, failed) above which the job stops likewise", ge=0, le=1
+    )
+    budget_usd: float = execution(0.0, "USD that this job may cost, earlier runs of it included; it then stops; 0: no limit", ge=0)
+    budget_seconds: float = execution(0.0, "seconds that one run may take before it stops; 0: no limit", ge=0)
+    stall_seconds: float = execution(
+        600.0, "seconds in which an engine finishes no row after which it hangs and is started again; 0: never", ge=0
+    )
+
+
+class _Asked(NamedTuple):
+    """What a config names, found in the store. `identity`: what the stage's fingerprint is made over, besides the config."""
+
+    store: Storage
+    task: Task
+    model: Found
+    tables: tuple[Table, ...]
+    identity: dict[str, Any]
+
+
+def _resolved(config: Config) -> Config:
+    """`config` with what its model leaves to the machine decided here, once for all workers."""
+    return config.model_copy(update={"model": resolved(config.model)})
+
+
+def _find(config: Config) -> _Asked:
+    if config.budget_usd and not config.model.priced:
+        raise ConfigError(
+            f"a budget in USD cannot be kept: {UNPRICED}", where="budget_usd", value=config.budget_usd, fix="set a price, or 0"
+        )
+    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
+    found = [load_ref(store, ref) for ref in config.inputs]
+    labels = tuple(f"{receipt.path}:{name}" for receipt, name in found)
+    if len(set(labels)) < len(labels):
+        raise InputError("the same table is named twice", where="inputs", value=", ".join(labels), fix="name each table once")
+    model = find(config.model, store, fetch=False)
+    if config.top_logprobs:
+        check_top(config.model.engine, model.form.kind)
+    tables = tuple(Table(check(store, receipt.output(name)), label) for (receipt, name), label in zip(found, labels, strict=True))
+    inputs: dict[str, Any] = {label.replace(":", "."): receipt for (receipt, _), label in zip(found, labels, strict=True)}
+    # The task by what changes an answer: a changed scorer or fallback answers nothing anew. The model by its weights.
+    inputs |= {"task": task.fingerprint, "model": model.digest}
+    replaces = {"task": task.name, "inputs": list(labels), "model": {**result_fields(config.model), "model": model.digest}}
+    return _Asked(store, task, model, tables, {"inputs": inputs, "replaces": replaces})
+
+
+def _job(config: Config, asked: _Asked, path: str) -> Job:
+    return Job(
+        root=asked.store.root,
+        path=path,
+        task=asked.task,
+        model=config.model,
+        digest=asked.model.digest,
+        name=asked.model.name,
+        form=asked.model.form.check(asked.task),
+        side_inputs=config.side_inputs,
+        source=config.source,
+        tables=asked.tables,
+        workers=config.workers,
+        shards=config.shards,
+        flush_rows=config.flush_rows,
+        flush_seconds=config.flush_seconds,
+        attempts=config.attempts,
+        runs_per_row=config.max_runs_per_row,
+        retry=tuple(str(state) for state in config.retry),
+        reuse=config.reuse,
+        reuse_jobs=config.reuse_jobs,
+        keep_logprobs=config.keep_logprobs,
+        top_logprobs=config.top_logprobs,
+        stall_seconds=config.stall_seconds,
+        limits=limits(config),
+    )
+
+
+def _folder(config: Config, asked: _Asked) -> str:
+    return receipt_path("precompute", identity("precompute", config, **asked.identity)[1])
+
+
+def plan(config: Config, probe: int = ROWS) -> Preview:
+    """What `run` would do and what that would cost. `probe`: rows that may be asked to find out; the answers are kept and reused."""
+    config = _resolved(config)
+    asked = _find(config)
+    path = _folder(config, asked)
+    if asked.store.exists(f"{path}/receipt.json"):
+        return finished(path, load_receipt(asked.store, "precompute", path).rows["in"])
+    return preview(_job(config, asked, path), probe)
+
+
+def run(config: Config, planned: Preview | None = None) -> Receipt:
+    """Answer every row of the inputs once. Found done when nothing that changes an answer changed.
+
+    `planned`: what `plan` said; LimitReached when its upper bound exceeds a budget, else the receipt says what came of it.
+    """
+    config = _resolved(config)
+    asked = _find(config)
+    if planned is not None and planned.path != _folder(config, asked):
+        fix = "plan again; name tables by fingerprint (plan/ab12:head) where other jobs make new ones meanwhile"
+        raise InputError("the inputs are others than when the plan was made", where="inputs", value=planned.path, fix=fix)
+    if planned is not None and planned.beyond:
+        fix = "raise the budget, or name fewer rows in `inputs`; the probe's answers are kept"
+        raise LimitReached(f"not started: {planned.beyond}", where=planned.path, value=f"{planned.ask} rows to ask", fix=fix)
+
+    def work(station: Station) -> None:
+        job, begun = _job(config, asked, station.path), time.monotonic()
+        ledger = generate(job)
+        wall = time.monotonic() - begun
+        _record(station, config, job, asked.model, ledger)
+        station.notes += asked.task.notes
+        if planned is not None:
+            station.facts["planned"] = kept(planned, ledger, wall)
+        _judge(config, None, job.path, ledger.states, ledger.given_up, ledger.reasons)
+        sweep(asked.store, job)
+
+    folder = _folder(config, asked)
+    done = asked.store.exists(f"{folder}/receipt.json")
+    if done:
+        _judge_done(config, asked.store, folder)
+    with nullcontext() if done else driving(asked.store, folder):
+        receipt = run_once("precompute", config, work, **asked.identity)
+    if text := _failed(config, receipt):
+        say(f"{'precompute':<12} {text}")
+    return receipt
+
+
+def _failed(config: Config, receipt: Receipt) -> str:
+    """How to ask rows again that failed in a job that succeeded."""
+    failed, given_up = receipt.rows.get(State.FAILED, 0), int(receipt.facts.get("given_up", 0))
+    if not failed:
+        return ""
+    text = f"{failed:,} rows failed; --set ask_again={config.ask_again + 1} asks them again"
+    if given_up:
+        text += f", {given_up:,} of them only with --set max_runs_per_row={config.max_runs_per_row + 1} or more"
+    return text
+
+
+def _judge(
+    config: Config, receipt: Receipt | None, path: str, states: Mapping[str, int], given_up: int, reasons: Mapping[str, int]
+) -> None:
+    """EngineError when too many rows failed or have no answer. What is finished stays; the next run asks the failed rows again.
+
+    `receipt`: of the finished job that is to be reused, which may have been made under other limits; None: the job runs now.
+    """
+    rows, failed = sum(states.values()), states[State.FAILED]
+    unanswered = rows - states[State.ANSWERED]
+    again = f"ask_again={config.ask_again + 1} with retry=[...] asks the rows in those states again"
+    if failed > config.max_failed_share * rows:
+        what = f"{failed} of {rows} rows failed, more than max_failed_share={config.max_failed_share:g}"
+        value = "; ".join(f"{count} x {reason}" for reason, count in reasons.items())
+        if receipt is None:
+            again = "finished rows are kept, failed ones are asked again"
+            if given_up:
+                again += f" but for {given_up:,} that were asked in max_runs_per_row={config.max_runs_per_row} runs (raise it to ask them)"
+        fix = f"mend the cause and run again: {again}; or raise max_failed_share"
+    elif unanswered > config.max_unanswered_share * rows:
+        what = f"{unanswered:,} of {rows:,} rows have no answer, more than max_unanswered_share={config.max_unanswered_share:g}"
+        value = ", ".join(f"{count:,} {state}" for state, count in states.items() if count)
+        fix = "see the answers' columns `reason` and `raw`; mend the task (sampling.max_tokens, prompt, schema) or the model, or raise "
+        fix += "max_unanswered_share" + ("" if receipt is None else f"; {again}")
+    else:
+        return
+    raise EngineError(what if receipt is None else f"done before, and {what}", where=path, value=value, fix=fix)
+
+
+def _judge_done(config: Config, store: Storage, path: str) -> None:
+    """As `_judge`, of a job that was finished before, perhaps under limits that let more pass."""
+    receipt = load_receipt(store, "precompute", path)
+    states = {str(state): receipt.rows.get(state, 0) for state in State}
+    _judge(config, receipt, path, states, 0, read_json(store, receipt.output("ledger"))["reasons"])
+
+
+def _record(station: Station, config: Config, job: Job, model: Found, ledger: Ledger) -> None:
+    for shard in ledger.shards:
+        station.outputs[f"{ANSWERS}shard-{shard.shard:05d}"] = shard.answers
+    station.json("ledger", ledger.plain())
+    station.rows = {
+        "in": ledger.rows,
+        **ledger.states,
+        "duplicates": ledger.duplicates,
+        "reused": ledger.reused,
+        "recomputed": ledger.computed,
+        "resumed": ledger.rows - ledger.computed - ledger.reused,
+    }
+    station.metrics = figures(ledger, limits(config))
+    station.metrics |= {name: float(ledger.engine[name]) for name in LOAD if name in ledger.engine}
+    station.facts = {
+        "model": {"name": model.name, "digest": model.digest, "path": model.path},
+        "engine": ledger.engine,
+        "settings": job.settings,
+        "engine_restarts": ledger.restarts,
+        "given_up": ledger.given_up,
+        "usd_per_hour": config.model.usd_per_hour or USD_PER_HOUR,
+    }
+    if not config.model.priced:
+        station.note(f"money is unknown: {UNPRICED}")
+    if config.top_logprobs:
+        _tell_top(station, config, ledger)
+    if not job.form.default:
+        station.facts["form"] = job.form.model_dump()
+    if job.task.side_inputs and not job.side_inputs:
+        station.note("rows were asked without the side inputs that they have")
+    for label, names in ledger.lacking.items():
+        station.note(f"{label} has no {', '.join(names)}: its rows were asked without")
+    if damaged := sum(shard.damaged for shard in ledger.shards):
+        station.note(f"{damaged} finished rows of an earlier run could not be read and were asked again")
+
+
+def _tell_top(station: Station, config: Config, ledger: Ledger) -> None:
+    """What the likeliest tokens cost in the store, compressed, and whose vocabulary their ids are of."""
+    paths = [shard.answers.path for shard in ledger.shards]
+    with ThreadPoolExecutor(16) as pool:
+        size = sum(pool.map(lambda path: column_bytes(station.store, path, TOP.names), paths))
+    station.metrics |= {"top_logprobs_bytes": float(size), "top_logprobs_bytes_per_row": size / ledger.rows}
+    station.facts["vocabulary"] = vocabulary(load_tokenizer(find(config.model, station.store).path, config.model.revision))
+
+
+def limits(config: Config) -> Limits:
+    """The bounds and prices of a job."""
+    return Limits(
+        failed_share=config.max_failed_share,
+        unanswered_share=config.max_unanswered_share,
+        usd=config.budget_usd,
+        seconds=config.budget_seconds,
+        workers=config.workers,
+        usd_per_hour=config.model.usd_per_hour or USD_PER_HOUR,
+        usd_per_million_tokens_in=config.model.usd_per_million_tokens_in,
+        usd_per_million_tokens_out=config.model.usd_per_million_tokens_out,
+        priced=config.model.priced,
+    )
+
+
+def figures(ledger: Ledger, prices: Limits) -> dict[str, float]:
+    """Speed, tokens and money. Seconds are those of all runs that made these answers, so a resumed job shows its true cost.
+
+    `usd` is what this job paid; `usd_per_million` what a million such rows cost, those taken over from other jobs at what
+    they cost there; `usd_saved` what taking them over saved. None of the three where no price is known.
+    """
+    rows, workers = ledger.rows, prices.workers
+    asked = rows - ledger.reused
+    saved = ledger.reused_seconds / 3600 * prices.usd_per_hour + prices.tokens_usd(ledger.reused_tokens_in, ledger.reused_tokens_out)
+    usd = (ledger.seconds + ledger.start_s * workers) / 3600 * prices.usd_per_hour
+    usd += prices.tokens_usd(ledger.tokens_in - ledger.reused_tokens_in, ledger.tokens_out - ledger.reused_tokens_out)
+    wall = ledger.seconds / workers
+    return {
+        "rows_per_s": asked / wall if wall else 0.0,
+        "tokens_in": float(ledger.tokens_in),
+        "tokens_out": float(ledger.tokens_out),
+        "tokens_in_per_row": ledger.tokens_in / rows,
+        "tokens_out_per_row": ledger.tokens_out / rows,
+        "engine_start_s": ledger.start_s,
+        "generate_s": wall,
+        "answered_share": ledger.states[State.ANSWERED] / rows,
+        **({"usd": usd, "usd_saved": saved, "usd_per_million": (usd + saved) / rows * 1e6} if prices.priced else {}),
+    }

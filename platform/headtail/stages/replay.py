@@ -1,0 +1,283 @@
+"""Replay: later traffic against a running server; what people would have met.
+
+    later (ingest) -> events drawn as they occurred -> HTTP -> requests (one row each), shares, latency, quality where there is gold
+
+Latency is what a caller sees, its own client included. The running release is part of the receipt's fingerprint: the
+same release and settings are not measured twice. Knows nothing of how the server works inside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field
+
+from headtail.adapters import charts
+from headtail.adapters.progress import bar
+from headtail.adapters.proxies import may_proxy
+from headtail.adapters.storage import Storage, open_storage, stream_table
+from headtail.adapters.storage.receipts import load_receipt
+from headtail.core.config import StageConfig, TrackingConfig, execution
+from headtail.core.errors import ConfigError, HeadtailError, InputError, LedgerError
+from headtail.core.receipt import LATEST, FileRef, Receipt
+from headtail.core.rows import KEY, Source
+from headtail.core.score import Counts, f1
+from headtail.core.task import Task, load_task
+from headtail.stages.base import Station, run_once
+
+PATHS = ("cache", "live", "fallback")
+
+# One request. `source`: teacher | student | fallback, empty on an error. `status`: HTTP, 0 when there was no reply.
+REQUESTS = pa.schema(
+    [
+        ("query_key", KEY),
+        ("query", pa.string()),
+        ("source", pa.string()),
+        ("cached", pa.bool_()),
+        ("degraded", pa.bool_()),
+        ("status", pa.int32()),
+        ("latency_ms", pa.float64()),
+        ("seen", pa.bool_()),
+        ("reason", pa.string()),  # why it was degraded or failed
+    ]
+)
+
+
+class Config(StageConfig):
+    """What is sent where."""
+
+    task: str = Field("query_segmentation", description="task folder or name of a shipped example: how answers are scored")
+    log: str = Field(LATEST, description="ingest receipt whose later traffic is sent")
+    plan: str = Field(LATEST, description="plan receipt: which queries have gold, and their strata")
+    url: str = execution("http://127.0.0.1:8000", "the server; not part of the fingerprint: the release is", pattern=r"^https?://.+")
+    release: str = Field("", description="release that the server must serve; empty: whichever it serves")
+    requests: int = Field(2000, ge=1, description="events drawn from later traffic, each at most once; all of them when there are fewer")
+    concurrency: int = Field(8, ge=1, le=1024, description="requests in flight")
+    timeout_s: float = Field(10.0, gt=0, description="seconds after which a request counts as an error")
+    seed: int = Field(0, ge=0, description="of the draw")
+
+
+class Event(NamedTuple):
+    """One event of later traffic."""
+
+    query_key: bytes
+    query: str
+    seen: bool
+
+
+class Met(NamedTuple):
+    """What the server made of one event. `answer` is None on an error."""
+
+    event: Event
+    status: int
+    latency_ms: float
+    answer: Any = None
+    source: str = ""
+    cached: bool = False
+    degraded: bool = False
+    reason: str = ""
+    release: str = ""
+
+    @property
+    def path(self) -> str:
+        """cache, live, fallback or errors."""
+        if self.status != 200:
+            return "errors"
+        return "cache" if self.cached else "fallback" if self.source == Source.FALLBACK else "live"
+
+
+def run(config: Config) -> Receipt:
+    """Replay, unless this release was replayed with these settings before."""
+    served = about(config.url, config.timeout_s)
+    release = str(served["id"])
+    if config.release and config.release != release:
+        fix = "serve that release (--set release=...), or leave this field empty"
+        raise ConfigError("the server serves another release", where="release", value=f"asked {config.release}, found {release}", fix=fix)
+
+    def work(station: Station, log: Receipt, plan: Receipt, task: Task) -> None:
+        if served["task"] != task.name:
+            raise ConfigError("the server serves another task", where="task", value=f"{served['task']}, not {task.name}")
+        events = draw(station.store, log, config.requests, config.seed)
+        began = time.monotonic()
+        with bar("replay", len(events), "requests") as shown:
+            met = asyncio.run(send(config, events, shown.advance))
+        seconds = time.monotonic() - began
+        _record(station, task, met, seconds, gold_of(station.store, plan, events))
+        kept = ("id", "generation", "student", "coverage", "rows", "live")
+        station.facts = {"server": {name: served.get(name) for name in kept}, "url": config.url}
+        others = {m.release for m in met if m.release} - {release}
+        if others:
+            station.note(f"the release moved during the replay: some answers are of {', '.join(sorted(others))}")
+
+    return _once(config.model_copy(update={"release": release}), work)
+
+
+def find(config: Config) -> Receipt | None:
+    """The receipt of an earlier replay under `config` (which names the release), or None. Needs no server."""
+
+    def missing(*_: object) -> None:
+        raise _Missing
+
+    try:
+        return _once(config.model_copy(update={"tracking": TrackingConfig(enabled=False)}), missing)
+    except _Missing:
+        return None
+
+
+class _Missing(Exception):
+    """Nothing was found; never leaves `find`."""
+
+
+def _once(config: Config, work: Callable[[Station, Receipt, Receipt, Task], None]) -> Receipt:
+    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
+    log, plan = load_receipt(store, "ingest", config.log), load_receipt(store, "plan", config.plan)
+    replaces = {"task": task.name, "log": log.path, "plan": plan.path}
+    return run_once(
+        "replay", config, lambda station: work(station, log, plan, task), inputs={"log": log, "plan": plan}, task=task, replaces=replaces
+    )
+
+
+def about(url: str, timeout_s: float) -> dict[str, Any]:
+    """What the server serves. InputError when nothing answers, or something that is not headtail."""
+    where = f"{url.rstrip('/')}/v1/release"
+    try:
+        reply = httpx.get(where, timeout=timeout_s, trust_env=may_proxy(where))
+        found = reply.json()
+    except httpx.HTTPError as error:
+        raise InputError(f"no server answers: {error}", where="url", value=url, fix="start one: headtail serve, or set url") from None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "id" not in found:
+        raise InputError("this is no headtail server", where="url", value=where, fix="set url to what `headtail serve` printed")
+    return found
+
+
+def draw(store: Storage, log: Receipt, requests: int, seed: int) -> list[Event]:
+    """Events of later traffic in random order, none twice: a query that came 50 times is 50 events."""
+    later = log.output("later")
+    counts = [np.asarray(batch.column("count"), dtype=np.int64) for batch in stream_table(store, later, ["count"])]
+    ends = np.cumsum(np.concatenate(counts)) if counts else np.zeros(0, np.int64)
+    total = int(ends[-1]) if len(ends) else 0
+    if not total:
+        raise InputError(
+            "the log has no later traffic to replay", where=later.path, fix="ingest with later_days of at least 1, or a later_share"
+        )
+    chosen = np.random.default_rng(seed).choice(total, size=min(requests, total), replace=False)
+    rows = np.searchsorted(ends, chosen, side="right")
+    found = _rows(store, later, np.unique(rows))
+    return [found[int(row)] for row in rows]
+
+
+def _rows(store: Storage, later: FileRef, wanted: npt.NDArray[np.int64]) -> dict[int, Event]:
+    """The rows of `later` with these numbers (ascending)."""
+    found: dict[int, Event] = {}
+    start = 0
+    for batch in stream_table(store, later, ["query_key", "query", "seen"]):
+        low, high = np.searchsorted(wanted, [start, start + batch.num_rows])
+        mine = wanted[low:high]
+        picked = batch.take(pa.array(mine - start)).to_pylist()
+        found.update({int(row): Event(**item) for row, item in zip(mine, picked, strict=True)})
+        start += batch.num_rows
+    return found
+
+
+async def send(config: Config, events: Sequence[Event], tell: Callable[[int], None]) -> list[Met]:
+    """Every event once, `concurrency` at a time; a request that fails is a Met with its error."""
+    queue: Iterator[tuple[int, Event]] = iter(enumerate(events))
+    met: list[Met | None] = [None] * len(events)
+    limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
+    url, proxied = config.url.rstrip("/"), may_proxy(config.url)
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=config.timeout_s, trust_env=proxied) as client:
+
+        async def sender() -> None:
+            for place, event in queue:  # shared: each sender takes the next event that is left
+                met[place] = await _send_one(client, event)
+                tell(1)
+
+        await asyncio.gather(*(sender() for _ in range(config.concurrency)))
+    return [found for found in met if found is not None]
+
+
+async def _send_one(client: httpx.AsyncClient, event: Event) -> Met:
+    started = time.perf_counter()
+    try:
+        reply = await client.post("/v1/answer", json={"query": event.query})
+        took = (time.perf_counter() - started) * 1000
+        body = reply.json()
+        if reply.status_code != 200:
+            return Met(event, reply.status_code, took, reason=str(body)[:200])
+        taken = {name: body[name] for name in ("answer", "source", "cached", "degraded", "reason", "release")}
+        return Met(event, 200, took, **taken)
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        return Met(event, 0, (time.perf_counter() - started) * 1000, reason=f"{type(error).__name__}: {error}"[:200])
+
+
+def gold_of(store: Storage, plan: Receipt, events: Sequence[Event]) -> dict[bytes, Any]:
+    """People's answers to the replayed queries, by query_key."""
+    keys = {event.query_key for event in events}
+    pieces = stream_table(store, plan.output("gold"), ["query_key", "answer"])
+    rows = (row for piece in pieces for row in piece.to_pylist())
+    return {row["query_key"]: json.loads(row["answer"]) for row in rows if row["query_key"] in keys}
+
+
+def quality(task: Task, met: Sequence[Met], gold: Mapping[bytes, Any]) -> tuple[float | None, int]:
+    """(micro-F1, requests) over replayed requests that have gold; each request counts, an error is an answer missed."""
+    scored: list[Counts] = [task.score(gold[m.event.query_key], m.answer) for m in met if m.event.query_key in gold]
+    return (f1(scored) if scored else None), len(scored)
+
+
+def figures(met: Sequence[Met], seconds: float) -> dict[str, float]:
+    """Shares of all requests, and latency in ms of the answered ones, overall and by path."""
+    total, paths = len(met), Counter(m.path for m in met)
+    found = {
+        "requests": float(total),
+        "errors": float(paths["errors"]),
+        "cache_hit_share": paths["cache"] / total,
+        "live_share": paths["live"] / total,
+        "fallback_share": paths["fallback"] / total,
+        "degraded_share": sum(m.degraded for m in met) / total,
+        "requests_per_s": total / seconds if seconds else 0.0,
+    }
+    for name in ("", *PATHS):
+        taken = [m.latency_ms for m in met if m.path != "errors" and name in ("", m.path)]
+        if taken:
+            values = np.quantile(taken, [0.5, 0.95, 0.99])
+            found |= {f"{p}_ms{'/' if name else ''}{name}": float(v) for p, v in zip(("p50", "p95", "p99"), values, strict=True)}
+    return found
+
+
+def _record(station: Station, task: Task, met: Sequence[Met], seconds: float, gold: Mapping[bytes, Any]) -> None:
+    paths = Counter(m.path for m in met)
+    if paths["errors"] == len(met):
+        raise HeadtailError("every request failed", where="url", value=met[0].reason, fix="look at the server's log")
+    station.rows = {"requests": len(met), **{name: paths[name] for name in ("errors", *PATHS)}}
+    if sum(paths.values()) != len(met):
+        raise LedgerError("requests do not add up", value=dict(paths))
+    station.metrics = figures(met, seconds)
+    value, judged = quality(task, met, gold)
+    station.metrics["quality_requests"] = float(judged)
+    if value is not None:
+        station.metrics["quality"] = value
+        station.note(f"quality is over the {judged:,} of {len(met):,} requests whose query has gold, as often as people sent them")
+    for reason, count in Counter(m.reason for m in met if m.path == "errors").most_common(3):
+        station.note(f"{count} requests failed: {reason}")
+    station.table("requests", _table(met))
+    taken = {name: [m.latency_ms for m in met if m.path == name] for name in PATHS}
+    station.figure("latency", charts.latency(taken))
+
+
+def _table(met: Sequence[Met]) -> pa.Table:
+    rows = [
+        {**m.event._asdict(), **{name: getattr(m, name) for name in ("source", "cached", "degraded", "status", "latency_ms", "reason")}}
+        for m in met
+    ]
+    return pa.Table.from_pylist(rows, schema=REQUESTS)

@@ -1,0 +1,159 @@
+"""The page: receipts and summary laid out as one self-contained HTML file, figures inline, light and dark, printable.
+
+In: the store, receipts by station, the summary. Out: HTML text that loads nothing from anywhere and needs no script.
+Everything that came from a query is escaped by the template.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+from markupsafe import Markup
+
+from headtail.adapters import charts
+from headtail.adapters.storage import Storage, read_bytes
+from headtail.adapters.storage.receipts import output_table
+from headtail.core.receipt import Receipt
+from headtail.core.rows import SLICES, State
+from headtail.stages.report.summary import MODELS, SOURCES, TIERS, ms, percent, usd
+
+_TEMPLATE = Path(__file__).parent / "report.html.j2"
+_EXAMPLES_EACH = 5  # examples shown per kind
+_LONG = 160  # characters of an answer shown in the examples
+_LONG_NAME = 32  # characters of a model's or input's name shown in a table
+_FIGURES = {  # name on the page: output, station, what it shows
+    "coverage": ("coverage", "plan", "Share of events covered by the most frequent queries, before the cut and in later traffic"),
+    "quality": ("quality", "evaluate", "Quality by stratum for each tier with intervals"),
+    "gate": ("gate", "gate", "Each claim of the gate: estimate, what is shown and what is asked"),
+    "gate_realtime": ("gate", "gate_realtime", "Each claim of the realtime student's gate: estimate, what is shown and what is asked"),
+    "calibration": ("calibration", "evaluate", "Share of right answers by confidence"),
+    "latency": ("latency", "replay", "Share of requests answered within a given time, by who answered"),
+    "loss": ("loss", "distill", "Training loss by step"),
+    "loss_realtime": ("loss", "distill_realtime", "Training loss of the realtime student by step"),
+}
+
+
+def render(store: Storage, receipts: Mapping[str, Receipt], summary: Mapping[str, Any]) -> str:
+    """The whole page."""
+    env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
+    env.filters |= {
+        "percent": percent,
+        "number": number,
+        "ms": ms,
+        "usd": usd,
+        "fixed": fixed,
+        "when": when,
+        "made_from": made_from,
+        "short": short,
+    }
+    return env.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        s=summary,
+        tiers=summary["tiers"],
+        models=MODELS,
+        slices=SLICES,
+        sources=SOURCES,
+        states=[str(s) for s in State],
+        figures={name: _figure(store, receipts, name, *where) for name, where in _FIGURES.items()},
+        examples=list(_examples(store, receipts)),
+        colours={tier: charts.COLOURS[tier] for tier in TIERS},
+        jobs=[job for job in MODELS if summary[f"rows_{job}_in"] is not None],
+    )
+
+
+def _figure(store: Storage, receipts: Mapping[str, Receipt], name: str, output: str, station: str, label: str) -> Markup | None:
+    """The station's SVG made fit for the page, or None when there is none."""
+    for found in (station, f"{station}_teacher"):
+        for own, ref in receipts[found].outputs.items() if found in receipts else ():
+            if own in (f"{output}.svg", output) and ref.path.endswith(".svg"):
+                return Markup(charts.inline(read_bytes(store, ref).decode(), name, label))  # our own drawing, its text escaped by it
+    return None
+
+
+def _examples(store: Storage, receipts: Mapping[str, Receipt]) -> Iterator[dict[str, Any]]:
+    """Gold queries on which the tiers differ, the most frequent first: what a figure cannot show."""
+    name = next((name for name in ("evaluate", "evaluate_teacher") if name in receipts), "")
+    if not name:
+        return
+    rows = pivot(output_table(store, receipts[name], "rows"))
+    tiers = [tier for tier in MODELS if any(tier in row["tiers"] for row in rows[:1])]
+    both = [row for row in rows if {"teacher", "student"} <= row["tiers"].keys()]
+    if not both:
+        wrong = [row for row in rows if not row["tiers"].get("teacher", {}).get("exact", True)]
+        yield {"kind": "Teacher wrong", "rows": wrong[: 2 * _EXAMPLES_EACH], "of": len(wrong), "tiers": TIERS[:1]}
+        return
+    kinds: dict[str, list[dict[str, Any]]] = {"Student right, teacher wrong": [], "Teacher right, student wrong": [], "Both wrong": []}
+    for row in both:
+        teacher, student = row["tiers"]["teacher"], row["tiers"]["student"]
+        if student["exact"] and not teacher["exact"]:
+            kinds["Student right, teacher wrong"].append(row)
+        elif teacher["exact"] and not student["exact"]:
+            kinds["Teacher right, student wrong"].append(row)
+        elif not teacher["exact"]:
+            kinds["Both wrong"].append(row)
+    for kind, found in kinds.items():
+        yield {"kind": kind, "rows": found[:_EXAMPLES_EACH], "of": len(found), "tiers": tiers}
+
+
+def pivot(rows: pa.Table) -> list[dict[str, Any]]:
+    """Evaluate's rows with one entry per gold row and its tiers within, most frequent first."""
+    found: dict[tuple[bytes, str], dict[str, Any]] = {}
+    for line in rows.to_pylist():
+        row = found.setdefault(
+            (line["query_key"], line["wanted"]),
+            {"query": line["query"], "stratum": line["stratum"], "count": line["count"], "wanted": plain(line["wanted"]), "tiers": {}},
+        )
+        shown = plain(line["given"]) if line["given"] is not None else f"({line['state']})"
+        row["tiers"][line["tier"]] = {"given": shown, "exact": line["exact"], "confidence": line["confidence"]}
+    return sorted(found.values(), key=lambda row: (-(row["count"] or 0), row["query"]))
+
+
+def plain(text: str) -> str:
+    """An answer's JSON as a person would write it: `topic: pizza, location: nyc`, or the label alone."""
+    shown = _plain(json.loads(text))
+    return shown if len(shown) <= _LONG else shown[: _LONG - 1] + "…"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        if len(value) == 1:
+            return _plain(next(iter(value.values())))
+        if all(not isinstance(v, dict | list) for v in value.values()):
+            return ": ".join(str(v) for v in value.values())
+        return "; ".join(f"{k}: {_plain(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value) or "(nothing)"
+    return str(value)
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    """A number with thousands, a dash when unknown."""
+    return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def fixed(value: float | None, digits: int = 2) -> str:
+    """A score, a dash when unknown."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def made_from(inputs: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(what, short name, whole name) of a receipt's inputs: `head plan/ab12cd34`, `task 9f8e7d6c`."""
+    return [(name.removeprefix(where).lstrip(".:/") or name, short(where), where) for name, where in inputs.items()]
+
+
+def short(where: str) -> str:
+    """A receipt's path, a digest or a model's name, short enough for a table: `plan/ab12cd34`, `9f8e7d6c`."""
+    stage, sign, mark = where.rpartition("/")
+    if re.fullmatch(r"[0-9a-f]{12,}", mark):
+        return f"{stage}{sign}{mark[:8]}"
+    return where if len(where) <= _LONG_NAME else f"{where[:_LONG_NAME]}…"
+
+
+def when(text: str) -> str:
+    """An ISO time as day and minute, UTC."""
+    return text[:16].replace("T", " ")

@@ -1,0 +1,78 @@
+"""The report: everything a loop found, on one page that a person can read and in one JSON that a program can.
+
+    receipts of the stations (any may be absent) -> summary.json (plain names, docs/report.md) -> report.html, table()
+
+Figures are copied from receipts, never computed anew from answers. Knows nothing of engines or of how a loop runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from headtail.adapters.storage import Storage, open_storage
+from headtail.adapters.storage.receipts import load_receipt, output_table
+from headtail.core.config import StageConfig, execution
+from headtail.core.errors import InputError
+from headtail.core.receipt import Receipt
+from headtail.core.secrets import hide
+from headtail.stages.base import Station, run_once
+from headtail.stages.report.page import render
+from headtail.stages.report.summary import STATIONS, summarise
+from headtail.stages.report.terminal import table
+
+__all__ = ["STATIONS", "Config", "run", "summarise", "table"]
+
+
+class Config(StageConfig):
+    """Which runs are reported on."""
+
+    receipts: dict[str, str] = Field(
+        {}, description=f"receipt path of each station, by its name: {', '.join(STATIONS)}; absent ones are 'not run'"
+    )
+    title: str = Field("headtail report", description="heading of the page")
+    reused: tuple[str, ...] = execution((), "stations that the loop found done before; said in the lineage")
+
+
+def run(config: Config) -> Receipt:
+    """Write report.html and summary.json over the given receipts."""
+    store = open_storage(config.root)
+    found = {name: load_receipt(store, path.split("/")[0], path) for name, path in config.receipts.items()}
+    if not found:
+        raise InputError(
+            "nothing to report on", where="receipts", value=config.receipts, fix="name at least one receipt, such as plan: plan/ab12"
+        )
+
+    def work(station: Station) -> None:
+        summary = summarise(found, read_quality(store, found), config.title, config.reused)
+        summary["paths"] = _paths(found, station.path)
+        local = station.scratch / "report.html"
+        local.write_text(hide(render(store, found, summary)), encoding="utf-8")
+        station.file("report", local)
+        station.json("summary", summary)
+        station.rows["stations"] = len(found)
+        for text in summary["notes"]:
+            station.note(text)
+
+    replaces = {"receipts": {name: receipt.path for name, receipt in found.items()}}
+    return run_once("report", config, work, inputs=found, replaces=replaces)
+
+
+def read_quality(store: Storage, receipts: Mapping[str, Receipt]) -> list[dict[str, Any]]:
+    """The quality table of the fullest evaluation there is: of both tiers, else of the teacher alone."""
+    for name in ("evaluate", "evaluate_teacher"):
+        if name in receipts:
+            return list(output_table(store, receipts[name], "quality").to_pylist())
+    return []
+
+
+def _paths(receipts: Mapping[str, Receipt], folder: str) -> dict[str, Any]:
+    """Where in the store what was made is."""
+    paths: dict[str, Any] = {"report": f"{folder}/report.html", "receipts": {name: found.path for name, found in receipts.items()}}
+    for name in ("publish", "publish_head"):
+        if name in receipts and "release" in receipts[name].outputs:
+            paths["release"] = receipts[name].outputs["release"].path
+            break
+    return paths

@@ -1,0 +1,334 @@
+"""The HTTP side: a FastAPI app over an Answerer, its metrics, and the watch on CURRENT.
+
+In: requests, a State. Out: JSON, the try-it page, Prometheus text. The cache is read in this process, inside the request;
+nothing crosses a handle before a miss. When CURRENT moves, the new release is opened aside and swapped in whole.
+Knows nothing of Ray Serve or of how the student runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import importlib.util
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from headtail import __version__
+from headtail.adapters.storage import LocalStorage, Storage
+from headtail.cache import open_generation
+from headtail.core.secrets import hide
+from headtail.releases import release
+from headtail.stages.serve.answerer import REASONS, Answerer, BadQuery, Live, Reply, Served
+
+log = logging.getLogger("headtail.serve")
+PAGE = Path(__file__).parent / "page.html"
+BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # seconds
+# The pages are shown in no other page, and tell nobody their address. The try-it page runs no script but its own and talks to no host but
+# this one; Swagger UI's is FastAPI's, so only what holds for any page holds for it.
+HEADERS = {
+    "cache-control": "no-cache",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "frame-ancestors 'none'; base-uri 'none'; object-src 'none'; form-action 'self'",
+}
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'"
+)
+
+
+class AnswerRequest(BaseModel):
+    """One query."""
+
+    model_config = ConfigDict(extra="forbid")
+    query: str = Field(description="what a person typed", examples=["pizza near me"])
+    side_inputs: dict[str, Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=50)]] = Field(
+        {}, description="columns of the task joined to the query; used by the live student only", max_length=16
+    )
+
+
+class AnswerResponse(BaseModel):
+    """One answer and where it comes from."""
+
+    query: str = Field(description="as it was sent")
+    normalised: str = Field(description="the form that was looked up, without personal data on a miss")
+    answer: Any = Field(description="JSON valid under the task's schema")
+    source: str = Field(description="teacher, student or fallback")
+    cached: bool = Field(description="whether it came from the published generation")
+    degraded: bool = Field(description="whether this is the fallback, given because nothing better could be had")
+    confidence: float | None = Field(description="0..1; null when unknown")
+    answer_key: str | None = Field(description="provenance: the key under which the answer was made; null for a fallback")
+    release: str = Field(description="id of the release that answered")
+    generation: str = Field(description="id of its cache generation")
+    latency_ms: float = Field(description="time spent in this process and on the student")
+    reason: str = Field(description="empty, or one of: " + "; ".join(f"{name}: {text}" for name, text in REASONS.items()))
+
+
+class Refusal(BaseModel):
+    """Why a request was not taken."""
+
+    field: str = Field(description="the field that is wrong")
+    what: str = Field(description="what is wrong with it")
+    do: str = Field(description="what to do")
+
+
+class Metrics:
+    """Prometheus metrics of this process; each ingress replica has its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        made: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("headtail_requests", "answered requests", ["path", "source"], **made)
+        self.seconds = Histogram("headtail_request_seconds", "time to answer", ["path"], buckets=BUCKETS, **made)
+        self.degraded = Counter("headtail_degraded", "requests that got the fallback", ["reason"], **made)
+        self.rejected = Counter("headtail_rejected", "requests refused with 422", ["field"], **made)
+        self.release = Gauge("headtail_release_info", "1 for the release being served", ["release", "generation"], **made)
+        self.redeploy = Gauge("headtail_redeploy_needed", "1 when the release asks for another student than the deployed one", **made)
+        self.refresh_failures = Counter("headtail_refresh_failures", "looks at CURRENT that failed", **made)
+        self.in_flight = Gauge("headtail_live_in_flight", "requests waiting for the student", **made)
+
+    def count(self, reply: Reply) -> None:
+        self.requests.labels(reply.path, reply.source).inc()
+        self.seconds.labels(reply.path).observe(reply.latency_ms / 1000)
+        if reply.degraded:
+            self.degraded.labels(reply.reason).inc()
+
+
+class State:
+    """What the app works on: an open release and the student's door.
+
+    `deployed`: name of the model that runs; `stands_for`: the release's student it was deployed for, None when live is off.
+    """
+
+    def __init__(
+        self,
+        store: Storage,
+        served: Served,
+        live: Live | None,
+        *,
+        deployed: str = "",
+        stands_for: str | None = None,
+        follow: bool = True,
+        refresh_s: float = 5.0,
+        timeout_s: float = 2.0,
+        max_live: int = 48,
+        max_query_chars: int = 200,
+        cache_dir: Path | None = None,
+    ) -> None:
+        self.store, self.follow, self.refresh_s, self.cache_dir = store, follow, refresh_s, cache_dir
+        self.answerer = Answerer(served, live, timeout_s=timeout_s, max_live=max_live, max_query_chars=max_query_chars)
+        self.deployed, self.stands_for = deployed, stands_for
+        self.metrics = Metrics()
+        self._swap(served)
+
+    @property
+    def redeploy_needed(self) -> bool:
+        """Whether the release asks for another student than the one that runs."""
+        return self.stands_for is not None and self.answerer.served.release.student != self.stands_for
+
+    async def refresh(self) -> bool:
+        """Follow CURRENT if it moved; True when another release is served now."""
+        found = await asyncio.to_thread(release.current_id, self.store)
+        if not found or found == self.answerer.served.release.id:
+            return False
+        old = self.answerer.served
+        self._swap(await asyncio.to_thread(open_served, self.store, found, self.cache_dir))
+        ours = not isinstance(self.store, LocalStorage) or self.cache_dir is not None  # a copy of our own, not the store's file
+        if ours and old.cache.folder != self.answerer.served.cache.folder:
+            shutil.rmtree(old.cache.folder, ignore_errors=True)  # what is mapped stays readable until it is let go
+        return True
+
+    def _swap(self, served: Served) -> None:
+        self.answerer.served = served  # one assignment, between two awaits: no request sees half of it
+        self.metrics.release.clear()
+        self.metrics.release.labels(served.release.id, served.release.generation).set(1)
+        self.metrics.redeploy.set(self.redeploy_needed)
+
+    async def watch(self) -> None:
+        """Look at CURRENT every `refresh_s` seconds; a look that fails leaves what is served as it is."""
+        while True:
+            await asyncio.sleep(self.refresh_s)
+            try:
+                if await self.refresh():
+                    log.warning("now serving release %s", self.answerer.served.release.id)
+            except Exception as error:  # a store out of reach, a release half copied: keep serving
+                self.metrics.refresh_failures.inc()
+                log.warning("cannot follow CURRENT, still serving %s: %s", self.answerer.served.release.id, hide(str(error)))
+
+
+def open_served(store: Storage, ref: str, cache_dir: Path | None = None) -> Served:
+    """A release, opened: its generation mapped, its task rebuilt. `cache_dir`: where generations of S3 are fetched to."""
+    found = release.load(store, ref)
+    if not isinstance(store, LocalStorage) and cache_dir is None:
+        cache_dir = Path(tempfile.mkdtemp(prefix="headtail-serve-"))
+    cache = open_generation(store, found.generation, cache_dir)
+    return Served(found, cache, release.open_task(found), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+
+
+def describe(state: State) -> dict[str, Any]:
+    """What is being served, for people and for `replay`."""
+    served = state.answerer.served
+    shown = served.release.model_dump(mode="json", exclude={"task_copy"})
+    manifest = served.cache.manifest
+    return {
+        **shown,
+        "task_description": served.task.file.description,
+        "side_inputs": list(served.task.side_inputs),
+        "schema": served.task.schema,
+        "score": served.task.file.score.model_dump(mode="json"),
+        "rows": manifest.rows,
+        "rows_by_source": manifest.rows_by_source,
+        "coverage": manifest.coverage,
+        "published": manifest.created,
+        "lineage": list(manifest.lineage),
+        "since": served.since,
+        "live": {"student": state.deployed or None, "last_failure": state.answerer.last_failure or None},
+        "redeploy_needed": state.redeploy_needed,
+        "examples": list(manifest.examples),
+        "headtail": __version__,
+    }
+
+
+def make_app(state: State) -> FastAPI:
+    """The app; its lifespan runs the watch on CURRENT."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(state.watch()) if state.follow else None
+        yield
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    description = "Answers search queries from a published cache, else a live student, else the task's fallback."
+    app = FastAPI(
+        title="headtail",
+        version=__version__,
+        description=description,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        strict_content_type=False,
+    )
+    _add_answer(app, state)
+    _add_operations(app, state)
+    _add_pages(app, state)
+
+    @app.exception_handler(BadQuery)
+    async def bad_query(_: Request, error: BadQuery) -> JSONResponse:
+        return _refuse(state, error.field, error.what, error.fix)
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_request(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return _invalid(state, first, first["loc"][1:])  # FastAPI puts where it was sent first: query, body
+
+    return app
+
+
+def _refuse(state: State, field: str, what: str, fix: str) -> JSONResponse:
+    state.metrics.rejected.labels(field if field in AnswerRequest.model_fields else "body").inc()
+    return JSONResponse({"error": {"field": field, "what": what, "do": fix}}, status_code=422)
+
+
+def _invalid(state: State, error: Any, place: Sequence[Any]) -> JSONResponse:
+    """A validation error of pydantic, without its input: that may be a megabyte."""
+    field = ".".join(map(str, place))[:80] or "body"
+    return _refuse(state, field, str(error["msg"])[:300], 'send JSON such as {"query": "pizza near me"}; see /docs')
+
+
+def _add_answer(app: FastAPI, state: State) -> None:
+    documented: dict[int | str, dict[str, Any]] = {200: {"model": AnswerResponse}, 422: {"model": Refusal}}
+
+    async def answer(query: str, side_inputs: dict[str, list[str]]) -> Response:
+        reply = await state.answerer.answer(query, side_inputs)
+        state.metrics.count(reply)
+        return Response(json.dumps(reply._asdict(), ensure_ascii=False), media_type="application/json")
+
+    # Read here rather than by FastAPI, which takes JSON only under its content type: `curl -d` sends another.
+    body = {"required": True, "content": {"application/json": {"schema": AnswerRequest.model_json_schema()}}}
+
+    @app.post(
+        "/v1/answer", responses=documented, response_class=JSONResponse, openapi_extra={"requestBody": body}, summary="Answer one query"
+    )
+    async def post_answer(request: Request) -> Response:
+        try:
+            asked = AnswerRequest.model_validate_json(await request.body())
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            return _invalid(state, first, first["loc"])
+        return await answer(asked.query, asked.side_inputs)
+
+    @app.get("/v1/answer", responses=documented, response_class=JSONResponse, summary="Answer one query, from a browser or curl")
+    async def get_answer(query: Annotated[str, Query(description="what a person typed")]) -> Response:
+        return await answer(query, {})
+
+
+def _add_operations(app: FastAPI, state: State) -> None:
+    @app.get("/v1/release", summary="What is being served, since when, on what evidence; queries to try")
+    async def what_is_served() -> dict[str, Any]:
+        return describe(state)
+
+    @app.get("/healthz", summary="This process is alive")
+    async def alive() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz", summary="A release is open; the student may be away, then misses are degraded")
+    async def ready() -> dict[str, Any]:
+        shown = describe(state)
+        return {"status": "ready", "release": shown["id"], "live": shown["live"], "redeploy_needed": shown["redeploy_needed"]}
+
+    @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics of the replica that answers this request")
+    async def metrics() -> Response:
+        state.metrics.in_flight.set(state.answerer.in_flight)
+        return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_pages(app: FastAPI, state: State) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def try_it() -> Response:
+        return HTMLResponse(page, headers={**HEADERS, "content-security-policy": POLICY})
+
+    assets = _swagger()
+
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        local: dict[str, Any] = {"swagger_js_url": "docs/swagger-ui-bundle.js", "swagger_css_url": "docs/swagger-ui.css"} if assets else {}
+        page = get_swagger_ui_html(openapi_url="openapi.json", title="headtail API", swagger_favicon_url="data:,", **local)
+        page.headers.update(HEADERS)
+        return page
+
+    for name in ("swagger-ui-bundle.js", "swagger-ui.css") if assets else ():
+        app.add_api_route(f"/docs/{name}", _sender(assets / name), include_in_schema=False)  # type: ignore[operator]
+
+
+def _sender(path: Path) -> Callable[[], Any]:
+    async def send() -> FileResponse:
+        return FileResponse(path)
+
+    return send
+
+
+def _swagger() -> Path | None:
+    """Swagger UI as vLLM ships it, so that /docs works without a network; without vLLM it comes from FastAPI's CDN."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "entrypoints" / "serve" / "instrumentator" / "static"
+    return folder if (folder / "swagger-ui-bundle.js").is_file() else None

@@ -1,0 +1,43 @@
+"""The Serve replica that takes requests: an app over an open release, built after the process has started.
+
+In: the config, a handle to the student or None. Out: the ASGI app that Serve runs. LMDB is opened here, in the process
+that answers. Knows nothing of routes.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from headtail.adapters.storage import open_storage
+from headtail.stages.serve.app import State, make_app, open_served
+
+if TYPE_CHECKING:
+    from headtail.stages.serve.stage import Config
+
+
+class Ingress:
+    """Wrapped by `serve.ingress()`, which calls `__serve_build_asgi_app__` once this is made."""
+
+    def __init__(self, config: Config, live: Any, deployed: str, stands_for: str | None) -> None:
+        from headtail.stages.serve.live import door
+        from headtail.stages.serve.stage import cache_folder
+
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        store = open_storage(config.root)
+        self.state = State(
+            store,
+            open_served(store, config.release, cache_folder(config)),
+            door(live) if live is not None else None,
+            deployed=deployed,
+            stands_for=stands_for,
+            follow=config.release == "current",
+            refresh_s=config.refresh_s,
+            timeout_s=config.live_timeout_ms / 1000,
+            max_live=max(1, config.max_ongoing_requests * 3 // 4),
+            max_query_chars=config.max_query_chars,
+            cache_dir=cache_folder(config),
+        )
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return make_app(self.state)

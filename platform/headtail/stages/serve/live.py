@@ -1,0 +1,188 @@
+"""The live student: one engine in a Serve replica, and the door through which the ingress asks it.
+
+In: a query and its side inputs. Out: a LiveReply: the text of its answer, its confidence and answer_key, made with the same
+form, grammar, sampling and key as `precompute` uses. vLLM's batches rows join and leave as they come; students in other
+engines answer all that wait together. Each failure of the replica is a LiveFailure. Knows nothing of caches or HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from headtail.adapters.storage import open_storage
+from headtail.batch.job import answer_settings
+from headtail.batch.parsed_answer import confidence
+from headtail.core.errors import EngineError
+from headtail.core.keys import answer_key, fingerprint
+from headtail.core.task import Task
+from headtail.engines import Completion, ModelConfig, Request
+from headtail.engines.control import Encoder
+from headtail.engines.grammar import told
+from headtail.engines.models import Found, find, same_weights
+from headtail.engines.tokens import answer_texts
+from headtail.stages.serve.answerer import Live, LiveFailure, LiveReply
+
+
+class Student:
+    """A started student. An instance is a Serve replica.
+
+    `stands_for`: the release's student that it is deployed as; another model runs when the config names one. `digest`: of its weights,
+    where the deployment was started.
+    """
+
+    def __init__(self, config: ModelConfig, root: str, task: Task, stands_for: str, digest: str) -> None:
+        if config.engine == "vllm":
+            from headtail.engines.vllm import environment
+
+            os.environ.update(environment(config))  # before vLLM is imported
+        found = same_weights(find(config, open_storage(root)), digest)
+        if Path(found.path).is_dir():
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        self.task, self.stands_for, self.form = task, stands_for, found.form.check(task)
+        self._settings = fingerprint(answer_settings(task, config, found.digest, self.form))
+        kind = _Streamed if self.form.kind == "decoder" and config.engine == "vllm" else _Together
+        self._engine: _Asked = kind(config, found, task)
+
+    async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> LiveReply:
+        """The student's answer to one query. A cancelled call takes no more of the engine than it must."""
+        messages = self.form.messages(self.task, query, side_inputs)
+        made = await self._engine.ask(messages)
+        found = self.form.look(self.task, made.text)
+        sure = confidence(made.text, made.token_texts, made.token_logprobs, found.spans)
+        key = answer_key(messages, self._settings).hex()
+        text = self.form.as_json(self.task, made.text, found)
+        return LiveReply(text, made.finish_reason, sure, key, self.stands_for, self.task.fingerprint)
+
+    async def reconfigure(self, warm_up: dict[str, str]) -> None:
+        """Called by Serve before the replica counts as ready: one answer, or the first caller waits 2 s for the grammar."""
+        await self.answer(warm_up["query"], {})
+
+    async def check_health(self) -> None:
+        """Raises when the engine is dead, so that Serve replaces the replica."""
+        await self._engine.check()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.close()
+
+
+class _Asked(Protocol):
+    """An engine that is asked row by row by many callers at once."""
+
+    async def ask(self, messages: Sequence[dict[str, str]]) -> Completion: ...
+
+    async def check(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class _Streamed:
+    """A decoder in vLLM: each row joins the running batch, and a cancelled one is taken out of it."""
+
+    def __init__(self, config: ModelConfig, found: Found, task: Task) -> None:
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from headtail.engines.vllm import arguments, sampling_params
+
+        sampling = task.file.sampling.model_dump()
+        most = sampling["max_tokens"]
+        self._params = sampling_params(sampling, told(found.form.bound(task, most), most, "task.yaml answer"))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's and vLLM's deprecations are theirs
+                self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments(config, found.path)))
+        except Exception as error:
+            raise EngineError(f"the live student did not start: {error}", where=found.path, fix="headtail doctor") from error
+        self._tokenizer = self._engine.get_tokenizer()
+        self._encoder = Encoder(self._tokenizer, config.system_role)
+        self._numbers = itertools.count()
+
+    async def ask(self, messages: Sequence[dict[str, str]]) -> Completion:
+        ids = self._encoder.chats([messages])[0]
+        final: Any = None
+        async for output in self._engine.generate({"prompt_token_ids": ids}, self._params, f"live-{next(self._numbers)}"):
+            final = output
+        made = final.outputs[0]
+        texts = answer_texts(self._tokenizer, list(made.token_ids), made.finish_reason == "stop")
+        logprobs = tuple(made.logprobs.logprobs) if made.logprobs is not None else ()
+        return Completion(0, "".join(texts), str(made.finish_reason), len(ids), len(texts), token_texts=texts, token_logprobs=logprobs)
+
+    async def check(self) -> None:
+        await self._engine.check_health()
+
+    def close(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.shutdown()
+
+
+class _Together:
+    """Another student: while one batch is with the engine, callers gather for the next. One pass is a few milliseconds."""
+
+    def __init__(self, config: ModelConfig, found: Found, task: Task) -> None:
+        from headtail.engines import open_engine
+
+        sampling = task.file.sampling.model_dump()
+        self._engine = open_engine(config, found.path, found.form.bound(task, sampling["max_tokens"]), sampling)
+        self._waiting: list[tuple[Sequence[dict[str, str]], asyncio.Future[Completion]]] = []
+        self._running: asyncio.Task[None] | None = None
+
+    async def ask(self, messages: Sequence[dict[str, str]]) -> Completion:
+        mine: asyncio.Future[Completion] = asyncio.get_running_loop().create_future()
+        self._waiting.append((messages, mine))
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._run())
+        made = await mine
+        if made.error:
+            raise EngineError(made.error)
+        return made
+
+    async def _run(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            asked = [(messages, mine) for messages, mine in batch if not mine.done()]
+            try:
+                made = await asyncio.to_thread(self._all, [messages for messages, _ in asked])
+            except Exception as error:
+                made = {row: Completion(row, error=f"{type(error).__name__}: {error}") for row in range(len(asked))}
+            for row, (_, mine) in enumerate(asked):
+                if not mine.done():  # its caller left meanwhile
+                    mine.set_result(made[row])
+
+    def _all(self, messages: Sequence[Sequence[dict[str, str]]]) -> dict[int, Completion]:
+        return {made.id: made for made in self._engine.generate(Request(row, asked) for row, asked in enumerate(messages))}
+
+    async def check(self) -> None:
+        """It lives in this process: what breaks it breaks the replica."""
+
+    def close(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.close()
+
+
+def door(handle: Any) -> Live:
+    """A function over a Serve handle that turns every way in which Serve fails into a LiveFailure."""
+    from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
+    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+
+    gone = (ActorDiedError, ActorUnavailableError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
+
+    async def ask(query: str, side_inputs: Mapping[str, Sequence[str]]) -> LiveReply:
+        response = handle.answer.remote(query, {name: list(values) for name, values in side_inputs.items()})
+        try:
+            return LiveReply(*await response)
+        except BackPressureError:
+            raise LiveFailure("overloaded") from None
+        except gone:
+            raise LiveFailure("unavailable") from None
+        except asyncio.CancelledError:
+            response.cancel()  # late, or the caller left: do not let the student go on with it
+            raise
+
+    return ask

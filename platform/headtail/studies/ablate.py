@@ -1,0 +1,161 @@
+"""Ablation: what curation is worth, by training a student on each kind of golden set and judging all of them on the same gold.
+
+    raw          the teacher's answers as they are
+    reviewed     raw, with people's decisions before the teacher's answers
+    filtered     without the unconfident and the suspect
+    relabelled   filtered, with people's decisions
+    human        people's answers alone, when there are any to train on
+
+In: a teacher's answers, gold, and the stages' own configs. Out: a table (variant x stratum) of quality with intervals, and each
+variant's paired difference from the first. Runs curate, distill, precompute and evaluate; decides nothing that they could decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from headtail.adapters import charts
+from headtail.adapters.progress import say
+from headtail.adapters.storage import Storage, open_storage
+from headtail.adapters.storage.receipts import load_receipt, load_ref, output_table
+from headtail.core.config import StageConfig
+from headtail.core.errors import ConfigError
+from headtail.core.receipt import Receipt
+from headtail.core.rows import ALL, STRATA
+from headtail.core.task import load_task
+from headtail.stages import curate, distill, evaluate, precompute
+from headtail.stages.base import Station, run_once
+from headtail.stages.curate import Config as CurateConfig
+from headtail.stages.curate import Suspicion
+from headtail.stages.distill import Config as DistillConfig
+from headtail.stages.evaluate import Config as EvaluateConfig
+from headtail.stages.evaluate.scoring import by_tier, minus
+from headtail.stages.precompute import Config as PrecomputeConfig
+
+Variant = Literal["raw", "reviewed", "filtered", "relabelled", "human"]
+HUMAN = "human"
+UNFILTERED, PEOPLES = ("raw", "reviewed"), ("reviewed", "relabelled")
+
+# One variant's student on one slice of the gold. `difference`: minus the first variant on the same rows, null for the first itself.
+ABLATION = pa.schema(
+    [
+        ("variant", pa.string()),
+        ("stratum", pa.string()),
+        ("trained_on", pa.int64()),  # golden rows
+        ("by_people", pa.int64()),  # of them
+        ("n", pa.int64()),
+        ("quality", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("difference", pa.float64()),
+        ("difference_low", pa.float64()),
+        ("difference_high", pa.float64()),
+    ]
+)
+
+
+class Config(StageConfig):
+    """Which variants, and how each student is made. Root, task, references and tracking of the groups are filled in."""
+
+    task: str = Field("query_segmentation", description="task folder or name of a shipped example")
+    answers: str = Field("precompute", description="precompute receipt ref of the teacher's answers")
+    gold: str = Field("plan:gold", description="table ref of the gold rows that judge every variant")
+    human: str = Field(
+        "", description="table ref of people's answers to train on, such as ingest:gold_train; empty leaves that variant out"
+    )
+    variants: tuple[Variant, ...] = Field(
+        ("raw", "reviewed", "filtered", "relabelled", "human"), min_length=2, description="the first is compared with"
+    )
+    curate: CurateConfig = Field(
+        CurateConfig(suspicion=Suspicion(drop_above=0.5)), description="of filtered and relabelled; raw and reviewed turn every filter off"
+    )
+    distill: DistillConfig = Field(DistillConfig(), description="the same for every variant")
+    precompute: PrecomputeConfig = Field(PrecomputeConfig(), description="how the students answer the gold queries")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="intervals")
+
+
+def run(config: Config) -> Receipt:
+    """Train and judge every variant once; what was done before is reused."""
+    store, task = open_storage(config.root), load_task(config.task, config.allow_task_code)
+    variants = [name for name in config.variants if name != HUMAN or config.human]
+    if len(variants) < 2:
+        raise ConfigError("an ablation needs two variants", where="variants", value=variants, fix="name people's answers in `human`")
+    config = _resolved(config, store)
+    golden: dict[str, tuple[Receipt, str]] = {}
+    answered: dict[str, str] = {}
+    for name in variants:
+        golden[name] = load_ref(store, config.human) if name == HUMAN else (_curated(config, name), "golden")
+        where, output = golden[name]
+        say(f"ablate       {name}: a student from {where.outputs[output].rows or 0:,} rows")
+        sets = (distill.TrainingSet(task=config.task, golden=f"{where.path}:{output}"),)
+        student = distill.run(config.distill.at(config, config.tracking, sets=sets, gold=(config.gold,)))
+        model = config.precompute.model.model_copy(update={"model": student.path})
+        asked = {"task": config.task, "inputs": (config.gold,), "source": "student", "model": model}
+        answered[name] = precompute.run(config.precompute.at(config, config.tracking, **asked)).path
+    quality = evaluate.run(config.evaluate.at(config, config.tracking, task=config.task, gold=config.gold, answers=answered))
+
+    def work(station: Station) -> None:
+        trained = {name: _rows(*found) for name, found in golden.items()}
+        made = pa.Table.from_pylist(
+            list(lines(output_table(store, quality, "rows"), output_table(store, quality, "quality"), trained, config)), schema=ABLATION
+        )
+        station.table("ablation", made)
+        station.facts["ablation"] = shown = made.to_pylist()
+        station.rows |= {f"golden.{name}": count for name, (count, _) in trained.items()}
+        for line in shown:
+            station.metrics |= {
+                f"{key}/{line['variant']}/{line['stratum']}": line[key] for key in ("quality", "difference") if line[key] is not None
+            }
+        points = [charts.Point(x["variant"], x["stratum"], x["quality"], x["low"], x["high"], x["n"]) for x in shown]
+        station.figure("ablation", charts.quality(points, confidence=config.evaluate.confidence))
+        station.note("one training run each: a difference within a run's own luck (seed) is not told apart from one of the data")
+
+    refs = {"answers": config.answers, "gold": config.gold, "human": config.human, "task": task.name}
+    groups: dict[str, Any] = {name: {} for name in ("curate", "distill", "precompute", "evaluate")}
+    inputs = {"evaluation": quality, **{name: found for name, (found, _) in golden.items()}}
+    return run_once("ablate", config, work, inputs=inputs, task=task, replaces={**refs, **groups, "variants": variants})
+
+
+def _resolved(config: Config, store: Storage) -> Config:
+    """References by fingerprint: students' answers are made on the way, and `latest` would be theirs."""
+    named = {}
+    for name in ("gold", "human"):
+        if ref := getattr(config, name):
+            receipt, output = load_ref(store, ref)
+            named[name] = f"{receipt.path}:{output}"
+    return config.model_copy(update={**named, "answers": load_receipt(store, "precompute", config.answers).path})
+
+
+def lines(rows: pa.Table, quality: pa.Table, trained: dict[str, tuple[int, int]], config: Config) -> Iterator[dict[str, Any]]:
+    """ABLATION rows: strata that have gold, and all of it, for each variant."""
+    scored = {found.tier: found for found in by_tier(rows)}
+    figures = {(line["tier"], line["stratum"]): line for line in quality.to_pylist()}
+    base = scored[next(iter(trained))]
+    for name, (count, people) in trained.items():
+        for stratum in (*STRATA, ALL):
+            found = figures[name, stratum]
+            if not base.where(stratum).any():
+                continue
+            line = {"variant": name, "stratum": stratum, "trained_on": count, "by_people": people, "n": found["n"]}
+            line |= {key: found[key] for key in ("quality", "low", "high")}
+            if scored[name] is not base:
+                gap = minus(scored[name], base, stratum, config.evaluate.sure)
+                line |= {"difference": gap["value"], "difference_low": gap["low"], "difference_high": gap["high"]}
+            yield line
+
+
+def _curated(config: Config, variant: str) -> Receipt:
+    changes: dict[str, Any] = {"task": config.task, "answers": config.answers, "gold": config.gold, "reviews": variant in PEOPLES}
+    if variant in UNFILTERED:
+        changes |= {"min_confidence": 0.0, "suspicion": config.curate.suspicion.model_copy(update={"drop_above": 1.0})}
+    return curate.run(config.curate.at(config, config.tracking, **changes))
+
+
+def _rows(receipt: Receipt, output: str) -> tuple[int, int]:
+    """(rows, those that people answered)."""
+    count = receipt.outputs[output].rows or 0
+    return count, receipt.rows.get("golden.human", 0) if receipt.stage == "curate" else count

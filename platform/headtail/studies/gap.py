@@ -1,0 +1,206 @@
+"""Gap: what side inputs are worth to a model, and what it loses where there are none, as in live tail traffic.
+
+    gold rows that have side inputs -> asked with them, asked without -> quality of each, on the same rows, by stratum
+
+In: gold, a teacher, perhaps a student. Out: a table (model x shown or not x stratum) with intervals and paired differences, and
+a verdict for each model. Runs precompute and evaluate; decides nothing that they could decide. Rows without side inputs are
+asked alike both times and say nothing of the gap, so they are left out of every figure here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from headtail.adapters import charts
+from headtail.adapters.progress import say
+from headtail.adapters.storage import Storage, open_storage
+from headtail.adapters.storage.receipts import load_ref, output_table
+from headtail.batch import answers
+from headtail.core.config import StageConfig
+from headtail.core.errors import ConfigError, InputError
+from headtail.core.receipt import Receipt
+from headtail.core.rows import ALL, SMALL, STRATA, Source
+from headtail.core.task import load_task
+from headtail.engines import ModelConfig
+from headtail.stages import evaluate, precompute
+from headtail.stages.base import Station, run_once
+from headtail.stages.distill.rows import with_side
+from headtail.stages.evaluate import Config as EvaluateConfig
+from headtail.stages.evaluate.scoring import Scored, Sureness, by_tier, minus, plain, quality_of
+from headtail.stages.precompute import Config as PrecomputeConfig
+
+# One model on one slice of the gold rows that have side inputs, asked with them (`shown`) or without.
+GAP = pa.schema(
+    [
+        ("model", pa.string()),  # teacher | student
+        ("shown", pa.bool_()),
+        ("stratum", pa.string()),
+        ("gold", pa.int64()),  # gold rows of the stratum
+        ("n", pa.int64()),  # of them, those with side inputs: what the figures rest on
+        ("quality", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("difference", pa.float64()),  # minus the teacher that is shown them; null for itself
+        ("difference_low", pa.float64()),
+        ("difference_high", pa.float64()),
+        ("effect", pa.float64()),  # minus the same model that is shown them: what leaving them out does; null when shown
+        ("effect_low", pa.float64()),
+        ("effect_high", pa.float64()),
+    ]
+)
+
+
+class Config(StageConfig):
+    """Who is asked, and on what. Root, task, references and tracking of the groups are filled in."""
+
+    task: str = Field("query_segmentation", description="task folder or name of a shipped example; it must have side inputs")
+    gold: str = Field("plan:gold", description="table ref of the gold rows; those that have side inputs are judged")
+    teacher: ModelConfig = Field(ModelConfig(), description="the model that answers the head")
+    student: ModelConfig | None = Field(None, description="a student, such as {model: distill/ab12}; null leaves it out")
+    precompute: PrecomputeConfig = Field(PrecomputeConfig(), description="how both are asked; the models are those above")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="intervals")
+
+
+def run(config: Config) -> Receipt:
+    """Ask, judge and compare once. ConfigError when the task has no side inputs, InputError when no gold row has any."""
+    store, task = open_storage(config.root), load_task(config.task, config.allow_task_code)
+    if not task.side_inputs:
+        raise ConfigError("this task has no side inputs", where="task", value=task.name, fix="there is no gap to measure")
+    source, name = load_ref(store, config.gold)
+    gold, ref = output_table(store, source, name), f"{source.path}:{name}"
+    keys = gold.filter(pa.array(with_side(gold, task)))["query_key"].combine_chunks()
+    if not len(keys):
+        fix = f"have people answer queries that have {', '.join(task.side_inputs)}: most often those of the head"
+        raise InputError("no gold row has side inputs", where=ref, value=f"{gold.num_rows:,} rows", fix=fix)
+    answered: dict[str, Receipt] = {}
+    for model, found in _models(config).items():
+        for shown in (True, False):
+            say(f"gap          {model} {'with' if shown else 'without'} side inputs: {gold.num_rows:,} gold rows, {len(keys):,} have any")
+            asked = {"task": config.task, "inputs": (ref,), "source": model, "model": found, "side_inputs": shown}
+            answered[tier_of(model, shown)] = precompute.run(config.precompute.at(config, config.tracking, **asked))
+    paths = {tier: receipt.path for tier, receipt in answered.items()}
+    quality = evaluate.run(config.evaluate.at(config, config.tracking, task=config.task, gold=ref, answers=paths))
+
+    def work(station: Station) -> None:
+        made = list(lines(output_table(store, quality, "rows"), keys, list(_models(config)), config.evaluate.sure))
+        moved = {model: _asked_otherwise(store, keys, answered[model], answered[tier_of(model, False)]) for model in _models(config)}
+        station.rows |= {"gold": gold.num_rows, "with_side_inputs": len(keys)}
+        station.rows |= {f"asked_otherwise.{model}": count for model, count in moved.items()}
+        _write(station, pa.Table.from_pylist(made, schema=GAP), moved, config.evaluate.confidence)
+
+    groups: dict[str, Any] = {"teacher": {}, "student": {}, "precompute": {}, "evaluate": {}}
+    inputs: dict[str, Any] = {"evaluation": quality, **answered}
+    return run_once("gap", config, work, inputs=inputs, task=task, replaces={"task": task.name, "gold": ref, **groups})
+
+
+def _write(station: Station, table: pa.Table, moved: Mapping[str, int], confidence: float) -> None:
+    station.table("gap", table)
+    shown = table.to_pylist()
+    station.facts |= {"gap": shown, "verdicts": verdicts(shown, moved), "real": real(shown)}
+    for text in station.facts["verdicts"].values():
+        say(f"gap          {text}")
+    for line in shown:
+        where = f"{tier_of(line['model'], line['shown'])}/{line['stratum']}"
+        station.metrics |= {f"{key}/{where}": line[key] for key in ("quality", "difference", "effect") if line[key] is not None}
+    for text in remarks(shown):
+        station.note(text)
+    known = [line for line in shown if line["quality"] is not None]
+    points = [
+        charts.Point(_label(x["model"], x["shown"]), x["stratum"], *(x[key] for key in ("quality", "low", "high", "n"))) for x in known
+    ]
+    station.figure("gap", charts.quality(points, confidence=confidence))
+
+
+def tier_of(model: str, shown: bool) -> str:
+    """The name of a tier in the evaluation."""
+    return model if shown else f"{model}_without"
+
+
+def lines(rows: pa.Table, keys: pa.Array, models: Sequence[str], sure: Sureness) -> Iterator[dict[str, Any]]:
+    """GAP rows from an evaluation's SCORED rows, over the gold rows `keys` alone: strata that have any, then all."""
+    whole = by_tier(rows)[0]
+    scored = {found.tier: found for found in by_tier(rows.filter(pc.is_in(rows["query_key"], value_set=keys)))}
+    first = scored[tier_of(models[0], True)]
+    for model in models:
+        for shown in (True, False):
+            mine = scored[tier_of(model, shown)]
+            for stratum in (*STRATA, ALL):
+                n = int(mine.where(stratum).sum())
+                if not n:
+                    continue
+                found = plain(quality_of(mine, stratum, sure))
+                line = {"model": model, "shown": shown, "stratum": stratum, "gold": int(whole.where(stratum).sum()), "n": n}
+                line |= {"quality": found["value"], "low": found["low"], "high": found["high"]}
+                if mine is not first:
+                    line |= _minus("difference", mine, first, stratum, sure)
+                if not shown:
+                    line |= _minus("effect", mine, scored[tier_of(model, True)], stratum, sure)
+                yield line
+
+
+def _minus(name: str, one: Scored, other: Scored, stratum: str, sure: Sureness) -> dict[str, Any]:
+    """A paired difference on the rows of a stratum, as columns `name`, `name_low`, `name_high`."""
+    found = minus(one, other, stratum, sure)
+    return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
+
+
+def _of_all(shown: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Each model without side inputs, all strata together: what the verdicts are about."""
+    return (line for line in shown if line["stratum"] == ALL and not line["shown"])
+
+
+def real(shown: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
+    """Whether a model does worse without side inputs, by more than chance explains: the interval is wholly below zero."""
+    return {line["model"]: line["effect"] is not None and line["effect_high"] < 0 for line in _of_all(shown)}
+
+
+def verdicts(shown: Sequence[Mapping[str, Any]], moved: Mapping[str, int]) -> dict[str, str]:
+    """A sentence for each model. `moved`: rows that it was asked otherwise without side inputs."""
+    found = {}
+    for line in _of_all(shown):
+        model, n = line["model"], line["n"]
+        said = f"{model}: "
+        if not moved[model]:
+            said += f"no gap: its prompt shows no side inputs, so all {n:,} rows were asked the same both times"
+        elif line["effect"] is None:
+            said += f"not known: nothing on the {n:,} rows can be scored"
+        else:
+            points = f"{100 * line['effect']:+.1f} points ({100 * line['effect_low']:+.1f} to {100 * line['effect_high']:+.1f})"
+            kind = "the gap is real" if line["effect_high"] < 0 else "no gap shown"
+            said += f"{kind}: {points} without side inputs, on {n:,} rows that have them"
+        found[model] = said
+    return found
+
+
+def remarks(shown: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What a reader should know before trusting the figures."""
+    first = [line for line in shown if (line["model"], line["shown"]) == (shown[0]["model"], True)]
+    if unknown := [name for name in STRATA if name not in {line["stratum"] for line in first}]:
+        yield f"{', '.join(unknown)}: no gold row has side inputs, so nothing is known of them"
+    for line in first:
+        if line["n"] < SMALL:
+            yield f"{line['stratum']}: only {line['n']} gold rows have side inputs; its intervals are wide"
+    if real(shown).get(Source.STUDENT):
+        yield "the student leans on side inputs that live traffic lacks: distil with two_stage=true, and measure again"
+
+
+def _asked_otherwise(store: Storage, keys: pa.Array, shown: Receipt, without: Receipt) -> int:
+    """How many of `keys` a model was asked in other words, or at all only one of the two times."""
+    asked = []
+    for receipt in (shown, without):
+        tables = [t.filter(pc.is_in(t["query_key"], value_set=keys)) for t in answers(store, receipt, ["query_key", "answer_key"])]
+        asked.append({pair for t in tables for pair in zip(t["query_key"].to_pylist(), t["answer_key"].to_pylist(), strict=True)})
+    return len({key for key, _ in asked[0] ^ asked[1]})
+
+
+def _models(config: Config) -> dict[str, ModelConfig]:
+    return {str(Source.TEACHER): config.teacher, **({str(Source.STUDENT): config.student} if config.student else {})}
+
+
+def _label(model: str, shown: bool) -> str:
+    return model if shown else f"{model}, not shown"

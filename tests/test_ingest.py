@@ -1,0 +1,602 @@
+"""Ingest against a plain count in Python: formats, shards, cuts, gold, and every row used or set aside."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import gzip
+import json
+import random
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headtail.adapters.storage import open_storage
+from headtail.adapters.storage.receipts import output_table
+from headtail.core.config import TrackingConfig
+from headtail.core.errors import InputError, LedgerError, StorageError
+from headtail.core.keys import normalise, query_key
+from headtail.core.receipt import Receipt
+from headtail.core.redact import redact
+from headtail.core.rows import GOLD, LATER, QUERY, SET_ASIDE, draw, key_words, with_side_inputs
+from headtail.core.task import Task
+from headtail.core.typed_answer import _fit
+from headtail.stages.ingest import Columns, Config, run, tally
+from headtail.stages.ingest.gold import _answer
+from headtail.stages.ingest.intake import PLAIN, REASONS, Rules, clean_texts
+from timescale import limit
+
+OFF = TrackingConfig(enabled=False)
+TIMED = Columns(count="n", time="time")
+DAY = datetime.date(2024, 1, 1)
+
+
+@pytest.fixture
+def ingest(root: str, tmp_path: Path) -> Callable[..., Receipt]:
+    """Ingest a text given as `name=content` or a path; further fields of Config by name."""
+
+    def do(content: str | bytes | Path, name: str = "log.csv", **fields: Any) -> Receipt:
+        path = content if isinstance(content, Path) else tmp_path / name
+        if not isinstance(content, Path):
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return run(Config(**({"root": root, "log": str(path), "task": "query_intent", "tracking": OFF} | fields)))
+
+    return do
+
+
+def table(root: str, receipt: Receipt, name: str) -> pa.Table:
+    return output_table(open_storage(root), receipt, name)
+
+
+def counts(root: str, receipt: Receipt, name: str = "queries") -> dict[str, int]:
+    found = table(root, receipt, name)
+    return dict(zip(found["query"].to_pylist(), found["count"].to_pylist(), strict=True))
+
+
+def aside(root: str, receipt: Receipt) -> list[tuple[int, str]]:
+    found = table(root, receipt, "set_aside")
+    return sorted(zip(found["row"].to_pylist(), found["reason"].to_pylist(), strict=True))
+
+
+def test_a_small_log(ingest: Callable[..., Receipt], root: str) -> None:
+    text = (
+        "query,n,time\nPizza  Near Me,3,2024-01-01\npizza near me,1,2024-01-02\nsushi,4,2024-01-02\nvet,1,2024-01-03\nsushi,2,2024-01-03\n"
+    )
+    receipt = ingest(text, columns=TIMED)
+    found = table(root, receipt, "queries")
+    assert found.schema == with_side_inputs(QUERY, [])
+    rows = found.to_pylist()
+    assert sorted(row["query"] for row in rows) == ["pizza near me", "sushi"]
+    assert [row["query_key"] for row in rows] == sorted(query_key(row["query"]) for row in rows), "equal counts: by key"
+    pizza = next(row for row in rows if row["query"] == "pizza near me")
+    assert (pizza["count"], pizza["first_day"], pizza["last_day"]) == (4, DAY, DAY + datetime.timedelta(days=1))
+    later = table(root, receipt, "later")
+    assert later.schema == LATER
+    assert {row["query"]: (row["count"], row["seen"]) for row in later.to_pylist()} == {"vet": (1, False), "sushi": (2, True)}
+    expected = {"events": 11, "used_events": 8, "later_events": 3, "queries": 2, "later_queries": 2, "set_aside": 0, "log_rows": 5}
+    assert expected.items() <= receipt.rows.items()
+    assert receipt.metrics["unseen_share_later_events"] == pytest.approx(1 / 3)
+    assert receipt.metrics["unseen_share_later_queries"] == pytest.approx(1 / 2)
+    assert receipt.facts["later_from"] == "2024-01-03"
+    assert table(root, receipt, "set_aside").schema == SET_ASIDE
+    assert table(root, receipt, "gold").schema == GOLD
+
+
+class World:
+    """A random log and, counted in plain Python, what ingest must make of it."""
+
+    def __init__(self, seed: int, rows: int = 400) -> None:
+        rng = random.Random(seed)
+        vocabulary = [f"Query {i}" for i in range(60)] + ["été", '5" tv', "a|b", "call 555-234-5678", "x@y.org mail", "", "  ", "q" * 300]
+        rng.shuffle(vocabulary)
+        self.rows = []
+        for _ in range(rows):
+            query = rng.choice(vocabulary[: rng.randrange(1, len(vocabulary) + 1)])
+            side = rng.choice([None, None, ["One", f"two {rng.randrange(9)}"], []])
+            count = rng.choice(["1", "1", "2", "7", "0", "x"])
+            self.rows.append((query, count, (DAY + datetime.timedelta(days=rng.randrange(5))).isoformat(), side))
+
+    def expected(self, later_days: int = 1) -> dict[str, Any]:
+        last = max(date for query, count, date, _ in self.rows if self._reason(query, count) == "")
+        cut = (datetime.date.fromisoformat(last) - datetime.timedelta(days=later_days - 1)).isoformat()
+        before, later, side, reasons = Counter[str](), Counter[str](), {}, Counter[str]()
+        days: dict[str, list[str]] = defaultdict(list)
+        for query, count, date, viewed in sorted(self.rows, key=lambda row: row[2]):  # stable: later rows of a day win
+            reason = self._reason(query, count)
+            if reason:
+                reasons[reason] += 1
+                continue
+            text = redact(normalise(query)).text
+            (later if date >= cut else before)[text] += int(count)
+            if date < cut:
+                days[text].append(date)
+                if viewed:
+                    side[text] = viewed
+        return {
+            "queries": dict(before),
+            "later": dict(later),
+            "side": {text: side.get(text) for text in before},
+            "days": {text: (min(dates), max(dates)) for text, dates in days.items()},
+            "reasons": dict(reasons),
+        }
+
+    @staticmethod
+    def _reason(query: str, count: str) -> str:
+        if not query.strip():
+            return "empty"
+        if len(query) > 200:
+            return "too_long"
+        return "" if count.isdigit() and int(count) else "bad_count"
+
+    def write(self, folder: Path, kind: str, files: int = 1) -> Path:
+        folder.mkdir(exist_ok=True)
+        step = -(-len(self.rows) // files)
+        for part in range(files):
+            self._write(folder / f"part-{part}.{kind}", self.rows[part * step : (part + 1) * step])
+        return folder
+
+    @staticmethod
+    def _write(path: Path, rows: list[tuple[str, str, str, list[str] | None]]) -> None:
+        names = ("query", "n", "time", "businesses")
+        if path.suffix == ".parquet":
+            columns = [pa.array(column) for column in list(zip(*rows, strict=True))[:3]]
+            pq.write_table(pa.table([*columns, pa.array([row[3] for row in rows], pa.list_(pa.string()))], names), path, row_group_size=37)
+        elif ".jsonl" in path.name:
+            data = "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows).encode()
+            path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+        else:
+            tab = path.suffix == ".tsv"
+            with path.open("w", newline="", encoding="utf-8") as file:
+                cells = [names, *((query, count, date, "|".join(side or [])) for query, count, date, side in rows)]
+                file.writelines("\t".join(row) + "\n" for row in cells) if tab else csv.writer(file).writerows(cells)
+
+
+def check(root: str, receipt: Receipt, wanted: dict[str, Any]) -> None:
+    queries = table(root, receipt, "queries")
+    assert counts(root, receipt) == wanted["queries"]
+    assert counts(root, receipt, "later") == wanted["later"]
+    rows = queries.to_pylist()
+    assert rows == sorted(rows, key=lambda row: (-row["count"], row["query_key"]))
+    assert {row["query"]: row["businesses"] for row in rows} == wanted["side"]
+    assert {row["query"]: (row["first_day"].isoformat(), row["last_day"].isoformat()) for row in rows} == wanted["days"]
+    assert all(row["query_key"] == query_key(row["query"]) for row in rows)
+    assert dict(Counter(table(root, receipt, "set_aside")["reason"].to_pylist())) == wanted["reasons"]
+    later = table(root, receipt, "later").to_pylist()
+    assert {row["query"] for row in later if row["seen"]} == set(wanted["later"]) & set(wanted["queries"])
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "jsonl.gz", "parquet"])
+@pytest.mark.parametrize("seed", range(3))
+def test_it_counts_what_plain_python_counts(ingest: Callable[..., Receipt], root: str, tmp_path: Path, kind: str, seed: int) -> None:
+    world = World(seed)
+    log = world.write(tmp_path / "log", kind, files=1 + seed)
+    check(root, ingest(log, task="query_segmentation", columns=TIMED, later_days=1 + seed % 2), world.expected(1 + seed % 2))
+
+
+@pytest.mark.parametrize("held", [1, 50, 10**6])
+@pytest.mark.parametrize("shards", [1, 7])
+def test_shards_and_spilling_change_nothing(
+    ingest: Callable[..., Receipt], root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, shards: int
+) -> None:
+    monkeypatch.setattr(tally, "HELD_ROWS", held)
+    monkeypatch.setattr("headtail.stages.ingest.logfile.BATCH_ROWS", 29)
+    world = World(9)
+    log = world.write(tmp_path / "log", "parquet", files=3)
+    receipt = ingest(log, task="query_segmentation", columns=TIMED, shards=shards)
+    wanted = world.expected()
+    check(root, receipt, wanted)
+    assert receipt.metrics["redacted_phone"] == wanted["queries"].get("call <phone>", 0) + wanted["later"].get("call <phone>", 0) > 0
+
+
+@pytest.mark.slow
+def test_ray_tasks_count_the_same(ingest: Callable[..., Receipt], root: str, tmp_path: Path, cluster: None) -> None:
+    world = World(5, rows=600)
+    log = world.write(tmp_path / "log", "parquet", files=3)
+    receipt = ingest(log, task="query_segmentation", columns=TIMED, workers=2, shards=3)
+    check(root, receipt, world.expected())
+    (log / "part-1.parquet").unlink()
+    pq.write_table(pa.table({"query": [[1]], "n": ["1"], "time": ["2024-01-01"]}), log / "part-1.parquet")
+    with pytest.raises(InputError, match="does not hold text"):
+        ingest(log, task="query_segmentation", columns=TIMED, workers=2)
+
+
+def test_every_row_is_used_or_set_aside_with_a_reason(ingest: Callable[..., Receipt], root: str) -> None:
+    rows = [
+        (b"good,1,2024-01-01", ""),
+        (b"caf\xe9,1,2024-01-01", "not_utf8"),
+        (b",1,2024-01-01", "empty"),
+        (b"   ,1,2024-01-01", "empty"),
+        (b"\xe2\x80\x8b,1,2024-01-01", "empty"),
+        (b"x" * 201 + b",1,2024-01-01", "too_long"),
+        (b"y" * 1_000_000 + b",1,2024-01-01", "too_long"),
+        (b"a,0,2024-01-01", "bad_count"),
+        (b"a,1.5,2024-01-01", "bad_count"),
+        (b"a,2.0,2024-01-01", ""),
+        (b"a,,2024-01-01", "bad_count"),
+        (b"a,1,yesterday", "bad_time"),
+        (b"a,1,", "bad_time"),
+        (b"a,1", "bad_row"),
+        (b"a,1,2024-01-01,more", "bad_row"),
+        (b"", "empty"),
+        (b'"never closed,1,2024-01-01', ""),
+        (b'5" pipe,1,2024-01-01', ""),
+        (b"later,1,2024-01-02", ""),
+    ]
+    receipt = ingest(b"\xef\xbb\xbfquery,n,time\r\n" + b"\r\n".join(row for row, _ in rows) + b"\r\n", columns=TIMED)
+    assert aside(root, receipt) == [(i + 1, reason) for i, (_, reason) in enumerate(rows) if reason]
+    found = table(root, receipt, "set_aside")
+    assert set(found["file"].to_pylist()) == {"log.csv"}
+    assert max(len(text) for text in found["text"].to_pylist()) == 200
+    texts = dict(zip(found["row"].to_pylist(), found["text"].to_pylist(), strict=True))
+    assert texts[2] == "caf\ufffd"
+    assert texts[9] == "'1.5' for a"
+    assert texts[12] == "'yesterday' for a"
+    assert counts(root, receipt) == {"good": 1, "a": 2, '"never closed': 1, '5" pipe': 1}
+    assert receipt.rows["set_aside"] == 14 == sum(n for name, n in receipt.rows.items() if name.startswith("set_aside."))
+    assert receipt.rows["events"] == receipt.rows["used_events"] + receipt.rows["later_events"] + receipt.rows["set_aside"] == 20
+    assert receipt.rows["log_rows"] == len(rows)
+
+
+def test_side_inputs_that_are_not_utf8(ingest: Callable[..., Receipt], root: str) -> None:
+    log = b"query,businesses\na,One|Two\nb,caf\xe9\nc,\n"
+    receipt = ingest(log, task="query_segmentation", later_share=0.0)
+    assert aside(root, receipt) == [(2, "not_utf8")]
+    sides = table(root, receipt, "queries").to_pylist()
+    assert {row["query"]: row["businesses"] for row in sides} == {"a": ["One", "Two"], "c": None}
+
+
+def test_personal_data_is_nowhere(ingest: Callable[..., Receipt], root: str) -> None:
+    secrets = ["ann.lee@example.org", "4111 1111 1111 1111", "+49 171 1234567"]
+    lines = [f"mail {secrets[0]},2", f"CARD {secrets[1]},3", f"call {secrets[2]},x", f"call {secrets[2]},1", f"{'z ' * 150}{secrets[0]},1"]
+    receipt = ingest("query,n\n" + "\n".join(lines) + "\n", columns=Columns(count="n"), later_share=0.0)
+    assert counts(root, receipt) == {"mail <email>": 2, "card <card>": 3, "call <phone>": 1}
+    assert {name: receipt.metrics[f"redacted_{name}"] for name in ("email", "card", "phone")} == {"email": 2, "card": 3, "phone": 1}
+    everything = json.dumps([str(table(root, receipt, name).to_pylist()) for name in ("queries", "later", "set_aside")])
+    assert not any(secret in everything for secret in secrets)
+    kept = ingest("query,n\n" + "\n".join(lines) + "\n", columns=Columns(count="n"), later_share=0.0, redact=False)
+    assert f"mail {secrets[0]}" in counts(root, kept)
+
+
+@settings(deadline=None)
+@given(st.lists(st.text(max_size=30) | st.text(alphabet="aZ 0159@.-+\t", max_size=30), unique=True, max_size=20), st.booleans())
+def test_the_fast_path_for_plain_text_changes_nothing(texts: list[str], redacting: bool) -> None:
+    raw = pa.array([text.encode() for text in texts if text.isprintable() or text.isascii()], pa.binary())
+    found = clean_texts(raw, Rules("query", max_chars=25, redact=redacting))
+    for i, value in enumerate(raw.to_pylist()):
+        text = normalise(value.decode())
+        reason = "empty" if not text else "too_long" if len(text) > 25 else ""
+        assert REASONS[found.reasons[i]] == reason
+        if not reason:
+            wanted = redact(text).text if redacting else text
+            assert found.queries[int(found.codes[i])].as_py() == wanted
+            assert found.keys[int(found.codes[i])].as_py() == query_key(wanted)
+
+
+@settings(deadline=None)
+@given(st.text(alphabet=st.characters(codec="ascii"), max_size=20))
+def test_plain_text_is_normalised_text(text: str) -> None:
+    if pc.match_substring_regex(pa.array([text]), PLAIN)[0].as_py():
+        assert normalise(text) == text
+
+
+def test_without_times_a_share_is_held_out_by_draw(ingest: Callable[..., Receipt], root: str) -> None:
+    log = "query,n\n" + "".join(f"q{i},{1 + 5000 // (i + 1)}\n" for i in range(3000))
+    columns = Columns(count="n")
+    receipts = [ingest(log, columns=columns, later_share=0.2, seed=seed, shards=shards) for seed, shards in ((1, 1), (2, 1))]
+    total = sum(1 + 5000 // (i + 1) for i in range(3000))
+    for receipt in receipts:
+        assert receipt.rows["used_events"] + receipt.rows["later_events"] == total
+        assert abs(receipt.rows["later_events"] / total - 0.2) < 0.01
+        before, later = counts(root, receipt), counts(root, receipt, "later")
+        assert all(before.get(f"q{i}", 0) + later.get(f"q{i}", 0) == 1 + 5000 // (i + 1) for i in range(3000))
+        assert abs(later["q0"] / 5001 - 0.2) < 0.03
+        assert table(root, receipt, "queries")["first_day"].null_count == receipt.rows["queries"]
+        assert any("drawn at random" in note for note in receipt.notes)
+    assert counts(root, receipts[0], "later") != counts(root, receipts[1], "later")
+    shuffled = log.splitlines()[1:]
+    random.Random(0).shuffle(shuffled)
+    other = ingest("query,n\n" + "\n".join(shuffled) + "\n", name="other.csv", columns=columns, later_share=0.2, seed=1, shards=5)
+    assert counts(root, other, "later") == counts(root, receipts[0], "later"), "neither order nor shards matter"
+
+
+def test_draws_are_even_and_independent_between_purposes() -> None:
+    keys = pa.array([query_key(str(i)) for i in range(20_000)], pa.binary(16))
+    a, b = draw(keys, "teach", 0), draw(keys, "later", 0)
+    assert abs(float(np.corrcoef(a, b)[0, 1])) < 0.03
+    assert abs(float(np.corrcoef(a, draw(keys, "teach", 1))[0, 1])) < 0.03
+    assert np.histogram(a, 10, (0, 1))[0].min() > 1800
+    assert np.array_equal(draw(keys.slice(100, 50), "teach", 0), a[100:150])
+    order = np.lexsort(key_words(keys)[::-1])
+    assert keys.take(pa.array(order)).to_pylist() == sorted(keys.to_pylist())
+
+
+GOLD_LOG = "query\n" + "a\nb\nb\nc\nc\nc\n" + "d\n" * 4
+
+
+def gold(root: str, receipt: Receipt, name: str = "gold") -> dict[str, str]:
+    found = table(root, receipt, name)
+    assert found.schema == GOLD
+    return dict(zip(found["query"].to_pylist(), found["answer"].to_pylist(), strict=True))
+
+
+def test_gold_is_checked_settled_and_counted(ingest: Callable[..., Receipt], root: str, tmp_path: Path, intent: Task) -> None:
+    (tmp_path / "gold.jsonl").write_text(
+        "\n".join(
+            json.dumps({"query": query, "answer": answer})
+            for query, answer in [
+                ("A", "browse"),
+                ("b", {"intent": "price"}),
+                ("c", '{ "intent" : "browse" }'),
+                ("c", "how_to"),
+                ("c", "how_to"),
+                ("d", "delivery"),
+                ("d", "price"),
+                ("not in the log", "browse"),
+                ("wrong", "no such label"),
+                ("blank", None),
+                ("", "browse"),
+                ("mail x@y.org", "browse"),
+            ]
+        )
+    )
+    receipt = ingest(GOLD_LOG, gold=str(tmp_path / "gold.jsonl"), later_share=0.0)
+    answers = {"a": "browse", "b": "price", "c": "how_to", "d": "delivery", "not in the log": "browse"}
+    assert gold(root, receipt) == {query: intent.dump({"intent": label}) for query, label in answers.items()}
+    rows = table(root, receipt, "gold").to_pylist()
+    assert {row["query"]: row["count"] for row in rows} == {"a": 1, "b": 2, "c": 3, "d": 4, "not in the log": 0}
+    assert {row["stratum"] for row in rows} == {""}
+    assert receipt.rows["gold_conflicts"] == 2
+    assert any("2 queries had more than one gold answer" in note for note in receipt.notes)
+    assert [reason for _, reason in aside(root, receipt)] == ["gold_invalid", "gold_invalid", "gold_empty", "gold_redacted"]
+    assert receipt.rows["gold_set_aside"] == 4
+    assert receipt.rows["set_aside"] == 0, "gold set aside is not events set aside"
+    assert receipt.rows["events"] == 10
+
+
+def test_labels_and_spans_are_taken_as_people_type_them(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+    spans = [
+        ("Thai  Food caf\u00e9", [("Thai Food ", "Topic"), ("cafe\u0301", "NAME")]),  # decomposed
+        ("pizza near me", [("\u2068PIZZA\u2069", "topic"), ("near\u00a0me", "location")]),
+        ("plumer", [("plumber", "topic")]),  # a correction
+    ]
+    rows = [(query, {"segments": [{"text": text, "label": label} for text, label in pairs]}) for query, pairs in spans]
+    path = tmp_path / "gold.jsonl"
+    path.write_text("\n".join(json.dumps({"query": query, "answer": answer}) for query, answer in rows))
+    receipt = ingest(GOLD_LOG, gold=str(path), task="query_segmentation", later_share=0.0)
+    found = {query: [(s["text"], s["label"]) for s in json.loads(answer)["segments"]] for query, answer in gold(root, receipt).items()}
+    assert found["thai food caf\u00e9"] == [("thai food", "topic"), ("caf\u00e9", "name")]
+    assert found["pizza near me"] == [("pizza", "topic"), ("near me", "location")]
+    assert any(note.startswith("1 people's answers have a span that is not in their query") for note in receipt.notes)
+
+
+CHOICES = {
+    "$defs": {"Kind": {"enum": ["Thai Food", "caf\u00e9", "x\u00b2", "US", "us"]}},
+    "type": "object",
+    "properties": {"kind": {"anyOf": [{"$ref": "#/$defs/Kind"}, {"type": "null"}]}, "tags": {"type": "array", "items": {"const": "Ok"}}},
+}
+
+
+@pytest.mark.parametrize(
+    "typed, meant",
+    [
+        ({"kind": " thai  FOOD"}, {"kind": "Thai Food"}),
+        ({"kind": "Cafe\u0301", "tags": ["OK", "Ok", "no"]}, {"kind": "caf\u00e9", "tags": ["Ok", "Ok", "no"]}),
+        ({"kind": "x2"}, {"kind": "x2"}),
+        ({"kind": "Us"}, {"kind": "Us"}),  # two choices are alike: nobody guesses
+        ({"kind": None, "other": [{"kind": "thai food"}]}, {"kind": None, "other": [{"kind": "thai food"}]}),
+    ],
+)
+def test_a_choice_is_the_one_that_it_is_after_normalisation(typed: Any, meant: Any) -> None:
+    assert _fit(typed, CHOICES, CHOICES) == meant
+
+
+@pytest.mark.parametrize("label", ["Browse", " how_to", "HOW_TO", "\uff42\uff52\uff4f\uff57\uff53\uff45"])
+def test_a_bare_label_in_another_spelling_is_that_label(label: str, intent: Task) -> None:
+    answer, problem = _answer(label.encode(), intent)
+    assert (json.loads(answer or "{}").get("intent"), problem) == (normalise(label), "")
+
+
+def test_many_redacted_queries_are_noted_by_kind_and_not_by_example(ingest: Callable[..., Receipt]) -> None:
+    few = ["call 5552345678", *(f"pizza {i}" for i in range(150))]
+    assert not [note for note in ingest("query\n" + "\n".join(few), later_share=0.0).notes if "redacted" in note]
+    many = ["call 5552349999", "5552345679 whatsapp ann@example.org", *(f"pizza {i}" for i in range(98))]
+    (note,) = [note for note in ingest("query\n" + "\n".join(many), name="many.csv", later_share=0.0).notes if "redacted" in note]
+    assert note.startswith("2.0% of log events had their query redacted: 1 e-mail addresses")
+    assert "2 telephone numbers" in note
+    assert "card" not in note
+    assert not any(secret in note for secret in ("5552349999", "5552345679", "ann@"))
+
+
+def test_gold_beside_the_queries_of_the_log(ingest: Callable[..., Receipt], root: str, segmentation: Task) -> None:
+    answer = {"segments": [{"text": "sushi", "label": "topic"}]}
+    with_gold = [("sushi", json.dumps(answer)), ("sushi", ""), ("vet", "{bad"), ("pizza", "")]
+    log = "query\tgold\n" + "".join(f"{query}\t{cell}\n" for query, cell in with_gold)
+    receipt = ingest(log, name="log.tsv", task="query_segmentation", columns=Columns(gold="gold"), later_share=0.0)
+    assert gold(root, receipt) == {"sushi": segmentation.dump(answer)}
+    assert counts(root, receipt) == {"sushi": 2, "vet": 1, "pizza": 1}, "a row whose gold is invalid is still an event"
+    assert aside(root, receipt) == [(3, "gold_invalid")]
+
+
+def test_answers_that_json_lets_in_but_no_table_can_hold(segmentation: Task) -> None:
+    lone = b'{"segments": [{"text": "\\ud800", "label": "topic"}]}'
+    assert _answer(lone, segmentation)[0] is None
+    assert "cannot be stored" in _answer(lone, segmentation)[1]
+
+
+def test_gold_for_training_does_not_nearly_repeat_the_gold(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+    rows = [("best pizza in chicago", "test"), ("pizza best in chicago", "train"), ("best pizza in chicagoo", "train"), ("sushi", "train")]
+    lines = [f"{query}\tbrowse\t{split}" for query, split in rows]
+    (tmp_path / "gold.tsv").write_text("query\tanswer\tsplit\n" + "\n".join(lines) + "\n")
+    receipt = ingest(GOLD_LOG, gold=str(tmp_path / "gold.tsv"))
+    assert list(gold(root, receipt, "gold_train")) == ["sushi"]
+    assert list(gold(root, receipt)) == ["best pizza in chicago"]
+    assert receipt.rows["gold_set_aside.near"] == receipt.rows["gold_set_aside"] == 2
+    aside = output_table(open_storage(root), receipt, "set_aside").to_pylist()
+    assert [(row["row"], row["reason"], row["text"]) for row in aside] == [(2, "gold_near", rows[1][0]), (3, "gold_near", rows[2][0])]
+
+
+def test_gold_for_training_is_split_by_hash_and_shares_no_query(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+    lines = [f"q{i:04d}\tbrowse" for i in range(2000)]
+    (tmp_path / "gold.tsv").write_text("query\tanswer\n" + "\n".join(lines) + "\n")
+    receipt = ingest(GOLD_LOG, gold=str(tmp_path / "gold.tsv"), gold_train_share=0.7)
+    train, test = gold(root, receipt, "gold_train"), gold(root, receipt)
+    assert not train.keys() & test.keys()
+    assert len(train) + len(test) == 2000
+    assert abs(len(train) / 2000 - 0.7) < 0.05
+    (tmp_path / "gold.tsv").write_text("query\tanswer\n" + "\n".join(reversed(lines[:1000])) + "\n")
+    fewer = ingest(GOLD_LOG, gold=str(tmp_path / "gold.tsv"), gold_train_share=0.7)
+    assert gold(root, fewer, "gold_train").keys() == train.keys() & {f"q{i:04d}" for i in range(1000)}, "a query keeps its side"
+
+
+def test_a_split_column_rules_and_test_rules_over_train(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+    cells = [("a", "browse", "train"), ("b", "browse", "test"), ("C", "browse", "train"), ("c", "browse", "TEST"), ("d", "price", "dev")]
+    (tmp_path / "gold.csv").write_text("query,answer,split\n" + "".join(",".join(row) + "\n" for row in cells))
+    receipt = ingest(GOLD_LOG, gold=str(tmp_path / "gold.csv"), gold_train_share=1.0)
+    assert gold(root, receipt, "gold_train").keys() == {"a"}
+    assert gold(root, receipt).keys() == {"b", "c"}
+    assert receipt.rows["gold_overlaps"] == 1
+    assert aside(root, receipt) == [(5, "gold_split")]
+
+
+@pytest.mark.parametrize(
+    "log, fields, says",
+    [
+        ("Query,n\na,1\n", {}, ["no column 'query'", "it has Query, n", "did you mean 'Query'", "columns.query"]),
+        ("query,n\na,1\n", {"columns": Columns(count="hits")}, ["no column 'hits'", "columns.count"]),
+        ("query,day\na,1\n", {"columns": Columns(time="days")}, ["no column 'days'", "did you mean 'day'"]),
+        ("query\n", {}, ["no rows"]),
+        ("", {}, ["file is empty"]),
+        ("query,n\na,x\nb,\n", {"columns": Columns(count="n")}, ["no row of the log can be used", "bad_count: 2", "whole numbers"]),
+        ("query,n\na,x\n", {"columns": Columns(time="n")}, ["bad_time: 1", "ISO 8601"]),
+        (
+            "query,n\na,1,,\nb,2,,\n",
+            {},
+            ["bad_row: 2", "row 1 of log.csv", "4 cells, the header has 2: a,1,,", "number of cells", "`quotes`"],
+        ),
+        ("query,n\na\\x,1\n", {"quotes": "escaped"}, ["bad_row: 1", "backslashes that do not fit: a\\x,1"]),
+        ("query\n \n  \n", {}, ["empty: 2", "row 1 of log.csv", "columns.query"]),
+        ("query,n,time\na,1,2024-01-01\n", {"columns": TIMED}, ["covers 1 days", "2024-01-01 to 2024-01-01", "later_days"]),
+        ("query,n\na,1\n", {"columns": Columns(gold="n")}, ["no gold answer can be used", "column n", "gold_invalid"]),
+        ("query\na\n", {"gold": "/nonexistent/gold.csv"}, ["gold file not found", "/nonexistent/gold.csv"]),
+        ("query\na\n", {"log": "/nonexistent/log.csv"}, ["log file not found"]),
+        ("query\na\n", {"log": ""}, ["no log is named"]),
+    ],
+)
+def test_bad_input_says_what_where_and_what_to_do(
+    ingest: Callable[..., Receipt], root: str, log: str, fields: dict[str, Any], says: list[str]
+) -> None:
+    with pytest.raises(InputError) as error:
+        ingest(log, **fields)
+    assert all(text in str(error.value) for text in says), str(error.value)
+    assert error.value.exit_code == 2
+    store = open_storage(root)
+    assert not store.exists("ingest/LATEST")
+    assert not list(Path(root).rglob("receipt.json")), "nothing is published"
+
+
+def test_a_gold_file_without_its_columns(ingest: Callable[..., Receipt], tmp_path: Path) -> None:
+    (tmp_path / "gold.csv").write_text("query,label\na,browse\n")
+    with pytest.raises(InputError, match="no column 'answer'") as error:
+        ingest("query\na\n", gold=str(tmp_path / "gold.csv"))
+    assert "rename the column" in str(error.value)
+
+
+def test_a_full_disk_says_which(ingest: Callable[..., Receipt], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("headtail.stages.ingest.stage.keep_run", full)
+    with pytest.raises(StorageError, match="no space left"):
+        ingest("query\na\n")
+
+
+def test_lost_events_end_the_job(ingest: Callable[..., Receipt], root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lossy(*arguments: Any) -> tuple[pa.Table, pa.Table]:
+        queries, later = tally.finish(*arguments)
+        return queries.slice(1), later
+
+    monkeypatch.setattr("headtail.stages.ingest.counting.finish", lossy)
+    with pytest.raises(LedgerError, match="events do not add up"):
+        ingest("query\na\nb\n", later_share=0.0)
+    assert not open_storage(root).exists("ingest/LATEST")
+
+
+def test_a_second_run_is_reused_and_a_changed_log_is_not(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+    first = ingest("query\na\nb\n")
+    assert ingest("query\na\nb\n").reused
+    elsewhere = tmp_path / "moved"
+    elsewhere.mkdir()
+    (elsewhere / "log.csv").write_text("query\na\nb\n")
+    assert ingest(elsewhere / "log.csv").fingerprint == first.fingerprint, "the same bytes elsewhere are the same log"
+    assert ingest("query\na\nb\nb\n").fingerprint != first.fingerprint
+    assert ingest("query\na\nb\n", shards=4, workers=1).reused, "how it is run is not what it is"
+    assert ingest("query\na\nb\n", max_query_chars=100).fingerprint != first.fingerprint
+    assert first.facts["log"][0]["path"] == str(tmp_path / "log.csv")
+
+
+def test_later_traffic_too_thin_to_trust_is_said(ingest: Callable[..., Receipt]) -> None:
+    log = "query,n,time\n" + "a,1000,2024-01-01\n" * 20 + "a,1,2024-01-02\n" * 11
+    receipt = ingest(log, columns=TIMED)
+    assert any("only 11 events" in note for note in receipt.notes)
+
+
+def test_a_log_on_s3(s3_root: str, root: str) -> None:
+    store = open_storage(s3_root)
+    for i in range(2):
+        store.replace(f"logs/day-{i}.csv", f"query,time\na,2024-01-0{i + 1}\nb,2024-01-0{i + 1}\n".encode())
+    config = Config(root=root, log=f"{s3_root}/logs", task="query_intent", columns=Columns(time="time"), tracking=OFF)
+    receipt = run(config)
+    assert (receipt.rows["used_events"], receipt.rows["later_events"]) == (2, 2)
+    assert run(config.model_copy(update={"log": f"{s3_root}/logs/*.csv"})).reused
+    with pytest.raises(InputError, match="no log files"):
+        run(config.model_copy(update={"log": f"{s3_root}/nothing/*.csv"}))
+
+
+def test_merging_runs_sorts_by_count_then_key() -> None:
+    rng = np.random.default_rng(0)
+    keys = sorted(query_key(str(i)) for i in range(5000))
+    whole = pa.table({"query_key": pa.array(keys, pa.binary(16)), "count": rng.zipf(1.6, 5000).clip(1, 10**6)})
+    runs = []
+    for part in np.array_split(np.arange(5000), 7):
+        run = whole.take(pa.array(part))
+        runs.append(run.take(pa.array(np.argsort(-run["count"].to_numpy(), kind="stable"))))
+    for rows in (1, 100, 10**6):
+        pieces = list(tally.merged(runs, rows))
+        found = pa.concat_tables(pieces).to_pylist()
+        assert found == sorted(whole.to_pylist(), key=lambda row: (-row["count"], row["query_key"]))
+        assert rows == 1 or max(map(len, pieces)) <= rows
+    assert list(tally.merged([])) == []
+
+
+def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
+    """Four times the rows (and distinct queries) may not need twice the memory."""
+    peaks = []
+    for rows in (200_000, 800_000):
+        path = tmp_path / f"{rows}.parquet"
+        with pq.ParquetWriter(path, pa.schema([("query", pa.string())])) as writer:
+            for start in range(0, rows, 100_000):
+                writer.write_table(pa.table({"query": [f"some longer query text number {i}" for i in range(start, start + 100_000)]}))
+        code = (
+            "import resource, sys; from headtail.stages.ingest import *; from headtail.stages.ingest import tally, logfile\n"
+            "from headtail.core.config import TrackingConfig\n"
+            "tally.HELD_ROWS = logfile.BATCH_ROWS = 50_000\n"
+            "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            f"run(Config(log={str(path)!r}, root={str(tmp_path / 'store')!r}, task='query_intent', shards={rows // 25_000},"
+            " later_share=0.0, tracking=TrackingConfig(enabled=False)))\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=limit(120))
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+    assert peaks[1] < 2 * peaks[0] + 30, f"{peaks} MiB"

@@ -1,0 +1,210 @@
+"""What other tools write is read exactly, or set aside or refused with a reason: never read as something else."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from headtail.core.errors import InputError
+from headtail.stages.ingest import files, logfile
+
+Rows = list[tuple[str, str]]
+
+
+def written(rows: Rows, **how: object) -> str:
+    out = io.StringIO(newline="")
+    csv.writer(out, **{"lineterminator": "\n", **how}).writerows([("query", "n"), *rows])  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def excel(rows: Rows) -> str:
+    return "\ufeff" + written(rows, lineterminator="\r\n")
+
+
+def excel_in_berlin(rows: Rows) -> str:
+    return "sep=;\r\n" + written(rows, delimiter=";", lineterminator="\r\n")
+
+
+def excel_as_text(rows: Rows) -> str:
+    return written(rows, delimiter="\t", lineterminator="\r\n")
+
+
+def excel_on_an_old_mac(rows: Rows) -> str:
+    return written([(query.replace("\r", "").replace("\n", " "), n) for query, n in rows], lineterminator="\r")
+
+
+def pandas(rows: Rows) -> str:
+    lines = [("", "query", "n"), *((str(i), query, n) for i, (query, n) in enumerate(rows))]
+    out = io.StringIO(newline="")
+    csv.writer(out, lineterminator="\n").writerows(lines)
+    return out.getvalue()
+
+
+def pandas_quoting_all(rows: Rows) -> str:
+    return written(rows, quoting=csv.QUOTE_ALL)
+
+
+def pandas_with_tabs(rows: Rows) -> str:
+    return written(rows, delimiter="\t")
+
+
+def pandas_with_an_escape(rows: Rows) -> str:
+    return written(rows, doublequote=False, escapechar="\\")
+
+
+def pandas_without_quotes(rows: Rows) -> str:
+    return written(rows, quoting=csv.QUOTE_NONE, escapechar="\\")
+
+
+def spark(rows: Rows, delimiter: str = ",") -> str:
+    def cell(text: str) -> str:
+        if text and not set(f'"\n\r{delimiter}') & set(text):
+            return text
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+    return "".join(delimiter.join(map(cell, row)) + "\n" for row in [("query", "n"), *rows])
+
+
+def spark_with_tabs(rows: Rows) -> str:
+    return spark(rows, "\t")
+
+
+def mysql_enclosed(rows: Rows) -> str:
+    def cell(text: str) -> str:
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\\n") + '"'
+
+    return "query,n\n" + "".join(f"{cell(query)},{n}\n" for query, n in rows)
+
+
+def mysql_batch(rows: Rows) -> str:
+    def cell(text: str) -> str:
+        return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
+
+    return "".join(f"{cell(query)}\t{n}\n" for query, n in [("query", "n"), *rows])
+
+
+def jq_tsv(rows: Rows) -> str:
+    return mysql_batch(rows).replace("\r", "\\r")
+
+
+def jq_csv(rows: Rows) -> str:
+    return '"query","n"\n' + "".join('"{}",{}\n'.format(query.replace('"', '""'), n) for query, n in rows)
+
+
+def joined_by_hand(rows: Rows, delimiter: str = "\t") -> str:
+    """A program that knows of no quotes; it is not at fault where a text holds neither its delimiter nor a new line."""
+    return "".join(delimiter.join(row) + "\n" for row in [("query", "n"), *rows] if not set("\r\n" + delimiter) & set(row[0]))
+
+
+def with_a_trailing_delimiter(rows: Rows) -> str:
+    return "query,n\n" + "".join(line + ",\n" for line in written(rows).split("\n")[1:-1]) if all("\n" not in q for q, _ in rows) else ""
+
+
+def cat_of_two(rows: Rows) -> str:
+    return excel(rows[: len(rows) // 2]) + excel(rows[len(rows) // 2 :])
+
+
+def cat_of_spark_and_pandas(rows: Rows) -> str:
+    return spark(rows[: len(rows) // 2]) + written(rows[len(rows) // 2 :])
+
+
+def jq_lines(rows: Rows) -> str:
+    return "".join(json.dumps({"query": query, "n": n}) + "\n" for query, n in rows)
+
+
+def jq_pretty(rows: Rows) -> str:
+    return "".join(json.dumps({"query": query, "n": n}, indent=2) + "\n" for query, n in rows)
+
+
+TOOLS: dict[Callable[[Rows], str], str] = {
+    excel: ".csv",
+    excel_in_berlin: ".csv",
+    excel_as_text: ".txt",
+    excel_on_an_old_mac: ".csv",
+    pandas: ".csv",
+    pandas_quoting_all: ".csv",
+    pandas_with_tabs: ".tsv",
+    pandas_with_an_escape: ".csv",
+    pandas_without_quotes: ".csv",
+    spark: ".csv",
+    spark_with_tabs: ".tsv",
+    mysql_enclosed: ".csv",
+    mysql_batch: ".tsv",
+    jq_tsv: ".tsv",
+    jq_csv: ".csv",
+    joined_by_hand: ".tsv",
+    with_a_trailing_delimiter: ".csv",
+    cat_of_two: ".csv",
+    cat_of_spark_and_pandas: ".csv",
+    jq_lines: ".jsonl",
+    jq_pretty: ".json",
+}
+HOT = st.text(alphabet='a"\\,;\t\nnt ', max_size=8)
+TEXT = HOT | st.sampled_from(
+    ['12" pizza', '10" pizza, large', 'say "hi"', '"near me"', "c:\\dir", "c:\\new", "a\\", "", "é", "x\\\\y", "\r\n"]
+)
+
+
+def read(text: str, ending: str, quotes: str = "auto", column: str = "n") -> tuple[Rows, Counter[str]]:
+    """The rows that are read, and why the others are not."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"log{ending}")
+        path.write_bytes(text.encode())
+        system, there, _ = files.find(str(path))
+        part = logfile.split(system, [logfile.probe(system, there[0], "query", quotes)])[0]
+        sheets = list(logfile.read(system, part, logfile.Wanted(("query", column))))
+    rows = [
+        (query.decode(), n.decode())
+        for sheet in sheets
+        for query, n in zip(*(sheet.table[c].to_pylist() for c in ("query", column)), strict=True)
+    ]
+    return rows, Counter(reject.reason for sheet in sheets for reject in sheet.rejects)
+
+
+def numbered(texts: list[str]) -> Rows:
+    return [(text, str(i)) for i, text in enumerate(texts, 1)]
+
+
+def plain(rows: Rows) -> Counter[tuple[str, str]]:
+    return Counter((query.replace("\r\n", "\n").replace("\n", " "), n) for query, n in rows)  # a query has no lines
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.__name__)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(TEXT, min_size=1, max_size=8))
+def test_rows_are_read_as_they_were_written_or_set_aside(tool: Callable[[Rows], str], texts: list[str]) -> None:
+    rows = numbered(texts)
+    try:
+        found, aside = read(tool(rows), TOOLS[tool])
+    except InputError:
+        return
+    assert not plain(found) - plain(rows), "rows that nobody wrote"
+    assert all(aside) or not aside
+    lines = tool(rows).count("\n" if "\n" in tool(rows) else "\r")
+    assert len(found) + aside.total() <= lines
+
+
+SECOND = ["query,x", "QUERY,X", "query, x", " Query ,\tX ", '"query","x"', '"QUERY", x', "\ufeffquery,x", "query,x,", "query          ,x"]
+
+
+@pytest.mark.parametrize("second", SECOND)
+@pytest.mark.parametrize("first", ["query,x", '"query","x"', " query , x"])
+def test_a_second_header_is_no_query_however_it_is_written(first: str, second: str) -> None:
+    comma = "," * second.endswith(",")
+    rows = ["pizza,1", second, "tacos,2"]
+    text = "\n".join([first, *(row.removesuffix(",") + comma for row in rows)]) + "\n"
+    assert read(text, ".csv", column="x") == ([("pizza", "1"), ("tacos", "2")], Counter(header=1))
+
+
+def test_a_second_header_in_letters_beyond_ascii_is_no_query() -> None:
+    text = "query,число\nпицца,1\nQuery,ЧИСЛО\nсуши,2\n"
+    assert read(text, ".csv", column="число") == ([("пицца", "1"), ("суши", "2")], Counter(header=1))
