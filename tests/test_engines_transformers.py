@@ -65,7 +65,7 @@ def alone(engine: TransformersEngine, request: Request) -> tuple[list[int], list
     import torch
 
     model = engine._model
-    ((_, prompt, _),) = engine._read([request])
+    (((_, _, prompt), _),) = engine._prompts([request])
     matcher = engine._masks.matcher()
     ids: list[int] = []
     sure: list[float] = []
@@ -172,7 +172,7 @@ def test_a_row_that_cannot_be_asked_is_told_and_the_others_go_on(tmp_path: Path,
 def test_typed_control_tokens_are_read_as_text(tmp_path: Path, segmentation: Task, kind: io_format.Kind, manner: Manner) -> None:
     made = student(tmp_path, segmentation, manner, kind)
     engine = opened(tmp_path, segmentation, made, max_tokens=8)
-    (_, plain, _), (_, typed, _) = engine._read(requests(segmentation, made, ["pizza", "pizza<|user|><|end|>"]))
+    (((_, _, plain), _), ((_, _, typed), _)) = engine._prompts(requests(segmentation, made, ["pizza", "pizza<|user|><|end|>"]))
     control = engine._encoder.control
     assert [i for i in plain if i in control] == [i for i in typed if i in control]
     assert "pizza<|user|><|end|>" in engine._tokenizer.decode(typed)

@@ -9,8 +9,7 @@ Rows are read ahead, sorted by length and cut into batches. Knows nothing of tas
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,86 +22,47 @@ from headtail.core.keys import fingerprint
 from headtail.core.spelling import Near
 from headtail.core.tagging import Scheme
 from headtail.engines.base import Completion, ModelConfig, Request
-from headtail.engines.batches import cut
+from headtail.engines.batches import InBatches, Prompt
 from headtail.engines.decisions import Decided, Writer, decide, width
-from headtail.engines.device import precision, quiet_transformers, set_environment, threads
+from headtail.engines.device import precision, quiet_transformers
 from headtail.engines.tokens import load_tokenizer
 from headtail.engines.words import Read, Reader, split
 
 LABELS = "labels.json"  # beside the weights: the Scheme
 FORM = 2  # raise it when the same weights answer otherwise
-AHEAD = 2048  # rows read ahead and sorted by length
 CPU_ROOM = (256, 4096)  # rows and tokens of a batch: see docs/engines.md
 GPU_ROOM = (2048, 65536)
 
 
-class EncoderEngine:
+class EncoderEngine(InBatches):
     """A loaded encoder."""
 
     def __init__(self, config: ModelConfig, path: str, schema: dict[str, Any] | None, sampling: dict[str, Any]) -> None:
-        started = time.monotonic()
-        set_environment(config)
-        import torch
-
-        self.config, self.scheme = config, read_scheme(path, schema)
-        self._torch, self._device = torch, "cuda" if config.gpus else "cpu"
-        if not config.gpus:
-            torch.set_num_threads(threads(config))
-        self._model, tokenizer = load(path, self.scheme, precision(config))
-        self._model.to(self._device).eval()
-        self._reader, self._near = Reader(tokenizer), Near(self.scheme.corrections)
-        rows, tokens = GPU_ROOM if config.gpus else CPU_ROOM
-        self._rows, self._tokens = config.max_num_seqs or rows, config.max_num_batched_tokens or tokens
-        self._limit = min(config.max_model_len, longest(self._model))
-        self._typed = getattr(self._model.config, "type_vocab_size", 0) >= 2
-        self._writer = Writer(self.scheme)
-        self._asked = self._cells = self._real = 0
-        self._forward_s = 0.0
-        self.start_s = time.monotonic() - started
+        super().__init__(config, CPU_ROOM, GPU_ROOM)
+        self.scheme = read_scheme(path, schema)
+        model, tokenizer = load(path, self.scheme, precision(config))
+        self._reader, self._near, self._writer = Reader(tokenizer), Near(self.scheme.corrections), Writer(self.scheme)
+        self._limit = min(config.max_model_len, longest(model))
+        self._typed = getattr(model.config, "type_vocab_size", 0) >= 2
+        self._ready(model)
 
     def facts(self) -> dict[str, Any]:
-        """What is in force, and how it went so far."""
-        import transformers
+        return {"engine": "encoder", **super().facts(), "structured_outputs": "labels", "corrections": len(self.scheme.corrections)}
 
-        return {
-            "engine": "encoder",
-            "version": transformers.__version__,
-            "device": self._device,
-            "dtype": str(self._model.dtype).removeprefix("torch."),
-            "max_model_len": self._limit,
-            "max_num_seqs": self._rows,
-            "max_num_batched_tokens": self._tokens,
-            "structured_outputs": "labels",
-            "corrections": len(self.scheme.corrections),
-            "threads": None if self.config.gpus else self._torch.get_num_threads(),
-            "engine_process": False,
-            "samples": 1,
-            "start_s": round(self.start_s, 2),
-            "forward_s": round(self._forward_s, 3),
-            "real_token_share": round(self._real / self._cells, 4) if self._cells else None,
-        }
+    def _prompts(self, window: Sequence[Request]) -> Iterator[tuple[Prompt, str]]:
+        for request in window:
+            query, beside = split(request.messages[-1]["content"])
+            found = self._reader.read(query, beside)
+            problem = "" if found.places else "the query is empty"
+            if found.places and len(found.ids) > self._limit:
+                problem = f"the query has {len(found.ids)} tokens; at most {self._limit} fit"
+            yield (request, (query, found), found.ids), problem
 
-    def generate(self, requests: Iterable[Request]) -> Generator[Completion]:
-        """Completions, batch by batch; within what is read ahead in order of length."""
-        source = iter(requests)
-        while window := list(islice(source, AHEAD)):
-            asked: list[tuple[Request, str, Read]] = []
-            for request in window:
-                query, beside = split(request.messages[-1]["content"])
-                found = self._reader.read(query, beside)
-                if len(found.ids) > self._limit or not found.places:
-                    problem = f"the query has {len(found.ids)} tokens; at most {self._limit} fit" if found.places else "the query is empty"
-                    yield Completion(request.id, finish_reason="error", error=problem)
-                else:
-                    asked.append((request, query, found))
-            for batch in cut(asked, lambda one: len(one[2].ids), self._rows, self._tokens):
-                yield from self._answer(batch)
-
-    def _answer(self, batch: Sequence[tuple[Request, str, Read]]) -> Iterator[Completion]:
-        decided = self._decide([query for _, query, _ in batch], [found for *_, found in batch])
-        for (request, query, found), row in zip(batch, decided, strict=True):
+    def _answer(self, batch: Sequence[Prompt]) -> Iterator[Completion]:
+        decided = self._decide([query for _, (query, _), _ in batch], [found for _, (_, found), _ in batch])
+        for (request, (query, found), ids), row in zip(batch, decided, strict=True):
             texts, logprobs, decisions = self._writer.write(query, found.spoken, row)
-            yield Completion(request.id, "".join(texts), "stop", len(found.ids), decisions, 0, texts, logprobs)
+            yield Completion(request.id, "".join(texts), "stop", len(ids), decisions, 0, texts, logprobs)
 
     def _decide(self, queries: Sequence[str], reads: Sequence[Read]) -> list[Decided]:
         begun = time.monotonic()
@@ -114,7 +74,7 @@ class EncoderEngine:
         """Logits at each word's first token, words of all rows one after another."""
         torch = self._torch
         ids, mask, kinds = padded(reads, self._reader.pad)
-        self._asked, self._cells, self._real = self._asked + len(reads), self._cells + ids.size, self._real + int(mask.sum())
+        self._count(len(reads), ids.size, int(mask.sum()))
         rows = np.repeat(np.arange(len(reads)), [len(found.places) for found in reads])
         places = np.concatenate([np.asarray(found.places, np.int64) for found in reads])
         extra: dict[str, Any] = {"token_type_ids": torch.from_numpy(kinds).to(self._device)} if self._typed else {}
@@ -123,9 +83,6 @@ class EncoderEngine:
         with torch.inference_mode():
             logits = at_words(self._model, torch.from_numpy(ids).to(self._device), extra, torch.from_numpy(rows), torch.from_numpy(places))
             return np.asarray(logits.float().cpu().numpy())
-
-    def close(self) -> None:
-        self._model = None  # twice is once
 
 
 def read_scheme(path: str, schema: dict[str, Any] | None) -> Scheme:

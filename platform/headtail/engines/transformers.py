@@ -9,110 +9,64 @@ come later wait for the next batch: for long answers and large models take vLLM.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from headtail.core import io_format
 from headtail.core.errors import ConfigError, EngineError
 from headtail.engines.base import Bound, Completion, ModelConfig, Request
-from headtail.engines.batches import cut
+from headtail.engines.batches import InBatches, Prompt
 from headtail.engines.control import Encoder
-from headtail.engines.device import precision, quiet_transformers, set_environment, threads
+from headtail.engines.device import precision, quiet_transformers, threads
 from headtail.engines.grammar import Masks
-from headtail.engines.tokens import Made, answer_texts, load_tokenizer, made, unfit
+from headtail.engines.tokens import answer_texts, load_tokenizer, made, unfit
 
 FORM = 1  # raise it when the same weights answer otherwise
-AHEAD = 2048  # rows read ahead and sorted by length
 CPU_ROOM = (256, 8192)  # rows and prompt tokens of a batch
 GPU_ROOM = (1024, 65536)
 SHARED = 8  # a common beginning shorter than this is not worth a pass of its own
 
 
-class TransformersEngine:
+class TransformersEngine(InBatches):
     """A loaded decoder or encoder-decoder."""
 
     def __init__(self, config: ModelConfig, path: str, bound: Bound, sampling: Mapping[str, Any]) -> None:
-        started = time.monotonic()
         _check(config)
-        set_environment(config)
-        import torch
-
-        self.config, self._torch, self._device = config, torch, "cuda" if config.gpus else "cpu"
-        if not config.gpus:
-            torch.set_num_threads(threads(config))
+        super().__init__(config, CPU_ROOM, GPU_ROOM, int(sampling.get("n", 1)))
         self.kind = io_format.read(Path(path)).kind
-        self._model, self._tokenizer = load(path, precision(config), config.revision, self.kind)
-        self._model.to(self._device).eval()
+        model, self._tokenizer = load(path, precision(config), config.revision, self.kind)
         self._encoder, self._pad = Encoder(self._tokenizer, config.system_role), self._tokenizer.pad_token_id or 0
-        self._ends = ends(self._model, self._tokenizer)
-        self._masks = Masks(
-            self._tokenizer, self._model.config.vocab_size, sorted(self._ends), bound, sampling["max_tokens"], threads(config)
-        )
-        rows, tokens = GPU_ROOM if config.gpus else CPU_ROOM
-        self._rows, self._tokens = config.max_num_seqs or rows, config.max_num_batched_tokens or tokens
-        self._sampling = sampling
-        self._samples = int(sampling.get("n", 1))
-        self._steps = self._asked = self._cells = self._real = 0
-        self._forward_s = 0.0
-        self.start_s = time.monotonic() - started
+        self._ends = ends(model, self._tokenizer)
+        self._masks = Masks(self._tokenizer, model.config.vocab_size, sorted(self._ends), bound, sampling["max_tokens"], threads(config))
+        self._sampling, self._steps = sampling, 0
+        self._ready(model)
 
     def facts(self) -> dict[str, Any]:
-        """What is in force, and how it went so far."""
-        import transformers
+        return {"engine": "transformers", **super().facts(), "structured_outputs": self._masks.how, "steps": self._steps}
 
-        return {
-            "engine": "transformers",
-            "version": transformers.__version__,
-            "device": self._device,
-            "dtype": str(self._model.dtype).removeprefix("torch."),
-            "max_model_len": self.config.max_model_len,
-            "max_num_seqs": self._rows,
-            "max_num_batched_tokens": self._tokens,
-            "structured_outputs": self._masks.how,
-            "threads": None if self.config.gpus else self._torch.get_num_threads(),
-            "engine_process": False,
-            "samples": self._samples,
-            "start_s": round(self.start_s, 2),
-            "steps": self._steps,
-            "engine_rows": self._asked,
-            "forward_s": round(self._forward_s, 3),
-            "real_token_share": round(self._real / self._cells, 4) if self._cells else None,
-        }
-
-    def generate(self, requests: Iterable[Request]) -> Generator[Completion]:
-        """Completions, batch by batch; within what is read ahead in order of length."""
-        source = iter(requests)
-        while window := list(islice(source, AHEAD)):
-            fit: list[tuple[Request, list[int]]] = []
-            for request, ids, unread in self._read(window):
-                if problem := unread or unfit(ids, self.config.max_model_len):
-                    yield Completion(request.id, finish_reason="error", error=problem)
-                else:
-                    fit.append((request, ids))
-            for batch in cut(fit, lambda one: len(one[1]), max(1, self._rows // self._samples), self._tokens):
-                yield from self._answer(batch)
-
-    def _read(self, window: Sequence[Request]) -> list[Made]:
+    def _prompts(self, window: Sequence[Request]) -> Iterator[tuple[Prompt, str]]:
         if self.kind == "decoder":
-            return made(self._encoder, window)
-        found = prompt_ids(self._encoder, self._tokenizer.eos_token_id, [prompt_text(request.messages) for request in window])
-        return [(request, ids, "") for request, ids in zip(window, found, strict=True)]
+            found = made(self._encoder, window)
+        else:
+            read = prompt_ids(self._encoder, self._tokenizer.eos_token_id, [prompt_text(request.messages) for request in window])
+            found = [(request, ids, "") for request, ids in zip(window, read, strict=True)]
+        for request, ids, unread in found:
+            yield (request, None, ids), unread or unfit(ids, self._limit)
 
-    def _answer(self, batch: Sequence[tuple[Request, list[int]]]) -> Iterator[Completion]:
-        prompts = [ids for _, ids in batch for _ in range(self._samples)]
+    def _answer(self, batch: Sequence[Prompt]) -> Iterator[Completion]:
+        prompts = [ids for *_, ids in batch for _ in range(self._samples)]
         shared = _shared(prompts) if self.kind == "decoder" else 0
         rows = self._write(prompts, shared)
-        for i, (request, ids) in enumerate(batch):
+        for i, (request, _, ids) in enumerate(batch):
             mine = rows[i * self._samples : (i + 1) * self._samples]
             first, *others = (self._said(request, row) for row in mine)
             yield replace(first, tokens_in=len(ids), tokens_cached=shared if i else 0, samples=tuple(others))
 
     def _write(self, prompts: Sequence[list[int]], shared: int) -> list[_Row]:
         """What is written after each prompt. All rows go on together; those that end leave."""
-        most, limit = self._sampling["max_tokens"], self.config.max_model_len
+        most, limit = self._sampling["max_tokens"], self._limit
         rows = [_Row(min(most, limit - len(ids)), self._masks.matcher()) for ids in prompts]
         running, begun = rows, time.monotonic()
         with self._torch.inference_mode():
@@ -121,7 +75,7 @@ class TransformersEngine:
                 under_way = _Decoding(self._model, self._pad, prompts, shared)
             else:
                 under_way = _Translating(self._model, self._pad, prompts)
-            self._asked, self._cells, self._real = self._asked + len(rows), self._cells + under_way.cells, self._real + under_way.real
+            self._count(len(rows), under_way.cells, under_way.real)
             random = self._random()
             logits = under_way.first()
             while True:
@@ -172,9 +126,6 @@ class TransformersEngine:
             return Completion(request.id, finish_reason="error", error=problem)
         texts = answer_texts(self._tokenizer, row.ids, row.reason == "stop")
         return Completion(request.id, "".join(texts), row.reason, 0, len(row.ids), 0, texts, tuple(row.logprobs))
-
-    def close(self) -> None:
-        self._model = None  # twice is once
 
 
 class _Row:

@@ -13,7 +13,6 @@ from pydantic import Field, model_validator
 from headtail.core.config import Config
 from headtail.core.errors import ConfigError
 from headtail.engines.device import quiet_transformers
-from headtail.engines.tokens import load_tokenizer
 
 
 class Shape(Config):
@@ -73,15 +72,12 @@ def make_base(shape: Shape, tokenizer: Any, seed: int) -> Any:
     return LlamaForCausalLM(config)
 
 
-def load_base(path: str, revision: str = "", layers: int = 0) -> tuple[Any, Any]:
-    """(model in fp32, tokenizer) from a folder or hub id, cut to `layers` layers when asked."""
-    import torch
-    from transformers import AutoModelForCausalLM
+def load_base(path: str, revision: str = "", layers: int = 0, kind: str = "decoder") -> tuple[Any, Any]:
+    """(model of a kind in fp32, tokenizer) from a folder or hub id, cut to `layers` layers when asked."""
+    from headtail.engines.transformers import load
 
     hush()
-    extra = {"revision": revision} if revision else {}
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, trust_remote_code=False, **extra)
-    tokenizer = load_tokenizer(path, revision)
+    model, tokenizer = load(path, revision=revision, kind=kind)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if layers and layers < model.config.num_hidden_layers:

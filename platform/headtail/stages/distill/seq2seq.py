@@ -18,8 +18,8 @@ from headtail.core import io_format
 from headtail.core.errors import ConfigError
 from headtail.core.task import Task
 from headtail.engines.control import Encoder
-from headtail.engines.transformers import load, prompt_ids, prompt_text
-from headtail.stages.distill.base import Shape, hush
+from headtail.engines.transformers import prompt_ids, prompt_text
+from headtail.stages.distill.base import Shape, hush, load_base
 from headtail.stages.distill.batches import EXAMPLE, UNTAUGHT, Batch, Columns, check_lengths, golden_answer
 
 ROWS = pa.schema([("ids", pa.list_(pa.int32())), ("target", pa.list_(pa.int32())), *EXAMPLE])
@@ -59,13 +59,9 @@ class Seq2SeqLearner:
         return T5ForConditionalGeneration(config), tokenizer
 
     def load(self, path: str, revision: str = "", layers: int = 0) -> tuple[Any, Any]:
-        hush()
         if layers:
             raise ConfigError("a seq2seq base is taken whole", where="base.layers", value=layers, fix="set it to 0")
-        model, tokenizer = load(path, revision=revision)
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return model, tokenizer
+        return load_base(path, revision, kind="seq2seq")
 
     def texts(self, task: Task, golden: pa.Table) -> Iterable[str]:
         for row in golden.to_pylist():
