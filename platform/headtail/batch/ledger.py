@@ -52,6 +52,11 @@ class Ledger:
     given_up: int = 0  # failed rows that were asked in as many runs as a row may be
     engine: dict[str, Any] = field(default_factory=dict)  # of the worker that answered most: arguments in force, how full it was
 
+    @property
+    def new_tokens(self) -> tuple[int, int]:
+        """Prompt and answer tokens that this job paid for."""
+        return self.tokens_in - self.reused_tokens_in, self.tokens_out - self.reused_tokens_out
+
     def plain(self) -> dict[str, Any]:
         """For people and the tracking server."""
         return {

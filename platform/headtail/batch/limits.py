@@ -35,12 +35,13 @@ class Limits:
 
     def spent(self, told: Mapping[str, float], wall: float) -> float:
         """USD: workers for `wall` seconds of this run, engine time of earlier runs (`before`), tokens of both."""
-        hours = (wall * self.workers + told.get("before", 0.0)) / 3600
-        return hours * self.usd_per_hour + self.tokens_usd(told.get("tokens_in", 0.0), told.get("tokens_out", 0.0))
+        seconds = wall * self.workers + told.get("before", 0.0)
+        return self.price(seconds, told.get("tokens_in", 0.0), told.get("tokens_out", 0.0))
 
-    def tokens_usd(self, tokens_in: float, tokens_out: float) -> float:
-        """USD for tokens, where a provider bills by them."""
-        return (tokens_in * self.usd_per_million_tokens_in + tokens_out * self.usd_per_million_tokens_out) / 1e6
+    def price(self, seconds: float, tokens_in: float, tokens_out: float) -> float:
+        """USD for `seconds` of a worker, and for tokens where a provider bills by them."""
+        tokens = tokens_in * self.usd_per_million_tokens_in + tokens_out * self.usd_per_million_tokens_out
+        return seconds / 3600 * self.usd_per_hour + tokens / 1e6
 
     def problem(self, told: Mapping[str, float], wall: float) -> str:
         """Why the job should stop, or nothing.

@@ -319,9 +319,8 @@ def figures(ledger: Ledger, prices: Limits) -> dict[str, float]:
     """
     rows, workers = ledger.rows, prices.workers
     asked = rows - ledger.reused
-    saved = ledger.reused_seconds / 3600 * prices.usd_per_hour + prices.tokens_usd(ledger.reused_tokens_in, ledger.reused_tokens_out)
-    usd = (ledger.seconds + ledger.start_s * workers) / 3600 * prices.usd_per_hour
-    usd += prices.tokens_usd(ledger.tokens_in - ledger.reused_tokens_in, ledger.tokens_out - ledger.reused_tokens_out)
+    saved = prices.price(ledger.reused_seconds, ledger.reused_tokens_in, ledger.reused_tokens_out)
+    usd = prices.price(ledger.seconds + ledger.start_s * workers, *ledger.new_tokens)
     wall = ledger.seconds / workers
     return {
         "rows_per_s": asked / wall if wall else 0.0,

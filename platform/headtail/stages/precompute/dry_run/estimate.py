@@ -159,12 +159,9 @@ def estimate(probe: Probe, left: int, chains: int, limits: Limits) -> Estimate:
     rounds = math.ceil(chains / workers) / chains  # share of all chains that the busiest worker gets
     before = _once(probe.start_s + probe.setup_s + found.ramp_s)
     wall = _plus(before, _times(_plus(running, _once(chains * found.drain_s)), rounds))
-    machines = _times(_plus(engine, _once(probe.start_s * limits.workers)), limits.usd_per_hour / 3600)
-    usd = Span(
-        value=machines.value + limits.tokens_usd(tokens_in.value, tokens_out.value),
-        low=machines.low + limits.tokens_usd(tokens_in.low, tokens_out.low),
-        high=machines.high + limits.tokens_usd(tokens_in.high, tokens_out.high),
-    )
+    held = _plus(engine, _once(probe.start_s * limits.workers))
+    ends = ("value", "low", "high")
+    usd = Span(**{end: limits.price(*(getattr(span, end) for span in (held, tokens_in, tokens_out))) for end in ends})
     return Estimate(
         rows=left,
         tokens_in=tokens_in,
@@ -201,8 +198,7 @@ def beyond(found: Estimate, limits: Limits, spent_s: float = 0.0) -> str:
     said = []
     if limits.seconds and found.wall_s.high > limits.seconds:
         said.append(f"it may take up to {found.wall_s.high:,.0f} s, budget_seconds={limits.seconds:g}")
-    held = (found.wall_s.high * limits.workers + spent_s) / 3600 * limits.usd_per_hour
-    usd = held + limits.tokens_usd(found.tokens_in.high, found.tokens_out.high)
+    usd = limits.price(found.wall_s.high * limits.workers + spent_s, found.tokens_in.high, found.tokens_out.high)
     if limits.usd and usd > limits.usd:
         said.append(f"it may cost up to USD {usd:,.4g}, budget_usd={limits.usd:g}")
     return "; ".join(said)

@@ -217,8 +217,8 @@ def kept(planned: Preview, ledger: Ledger, wall_s: float) -> dict[str, Any]:
     """A plan beside what came of it, for the receipt. Figures of earlier runs of the same job are left out of the actual ones."""
     found, spent = planned.estimate, planned.spent
     actual = {
-        "tokens_in": ledger.tokens_in - ledger.reused_tokens_in - spent.get("tokens_in", 0.0),
-        "tokens_out": ledger.tokens_out - ledger.reused_tokens_out - spent.get("tokens_out", 0.0),
+        "tokens_in": ledger.new_tokens[0] - spent.get("tokens_in", 0.0),
+        "tokens_out": ledger.new_tokens[1] - spent.get("tokens_out", 0.0),
         "engine_s": ledger.seconds - spent.get("seconds", 0.0),
         "wall_s": wall_s,
     }

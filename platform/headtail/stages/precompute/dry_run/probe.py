@@ -71,9 +71,6 @@ def _measure(store: Storage, mine: Job, ledger: Ledger, sample: pa.Table, wall: 
         found = pace(np.argsort(np.argsort(places)), *timed, max(1, slots // samples), spent)
     else:  # nothing was asked now: an earlier probe that was cut short had asked every row
         found = pace(np.arange(len(work)), np.asarray(answers["seconds"], np.float64), work, len(work), spent)
-    told = mine.limits
-    usd = (ledger.seconds + ledger.start_s) / 3600 * told.usd_per_hour
-    usd += told.tokens_usd(ledger.tokens_in - ledger.reused_tokens_in, ledger.tokens_out - ledger.reused_tokens_out)
     return Probe(
         path=mine.path,
         rows=ledger.rows,
@@ -85,7 +82,7 @@ def _measure(store: Storage, mine: Job, ledger: Ledger, sample: pa.Table, wall: 
         start_s=ledger.start_s,
         setup_s=max(0.0, wall - ledger.start_s - ledger.seconds),
         seconds=ledger.seconds,
-        usd=usd if told.priced else None,
+        usd=mine.limits.price(ledger.seconds + ledger.start_s, *ledger.new_tokens) if mine.limits.priced else None,
         how=how(mine),
     )
 
