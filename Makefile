@@ -28,7 +28,7 @@ ENGINE      ?= null
 KEYS        ?= 10000000
 BENCH_ARGS  ?= --engine decoder=transformers
 
-.PHONY: help install quickstart ui serve test test-fast check format chaos bench-precompute bench-cache bench-scale bench-suspects bench-seeds bench-distill clean
+.PHONY: help install quickstart ui serve test test-fast test-vllm check format chaos bench-precompute bench-cache bench-scale bench-suspects bench-seeds bench-distill clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +58,9 @@ test: install ## all tests (about 15 minutes on 2 cores; HEADTAIL_TEST_TIME_SCAL
 
 test-fast: install ## tests that start no engine, cluster or browser
 	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-vllm: ## the tests that start vLLM, with another release of it: VERSION=0.32.0 (an environment of its own, build/vllm-VERSION)
+	@$(if $(VERSION),,$(error name a release: make test-vllm VERSION=0.32.0))requirements/test_vllm.sh $(VERSION) $(PYTHON) $(PYTEST_ARGS)
 
 check: install ## the gate: format, lint, types, floors, layout
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: run make format" >&2; exit 1; }

@@ -1,14 +1,18 @@
-"""Engines: the null engine, grammars, prompts made into ids ahead, rows and samples under way, and how full an engine was."""
+"""Engines: the null engine, grammars, prompts made into ids ahead, an engine in a thread of its own, and how full an engine was."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,10 +26,11 @@ from headtail.core.errors import ConfigError
 from headtail.core.task import Task, load_task
 from headtail.engines import Request, grammar
 from headtail.engines.control import Encoder
-from headtail.engines.flight import Flight
+from headtail.engines.engine_thread import EngineStopped, EngineThread, RowRefused
 from headtail.engines.load import Load
 from headtail.engines.null import NullEngine, _fitted, _smallest, answerer
 from headtail.engines.tokens import AHEAD, BATCH, Ahead, answer_texts
+from headtail.engines.vllm import completion_of
 from timescale import limit
 
 
@@ -115,7 +120,7 @@ def _accepts(schema: dict[str, Any], text: str) -> bool:
 
     vocabulary = [bytes([i]) for i in range(256)] + [b"</s>"]
     info = xgrammar.TokenizerInfo(vocabulary, vocab_type=xgrammar.VocabType.RAW, stop_token_ids=[256])
-    compiled = xgrammar.GrammarCompiler(info).compile_json_schema(json.dumps(schema), any_whitespace=False)
+    compiled = xgrammar.GrammarCompiler(info).compile_grammar(grammar.of_schema(schema, "here"))
     matcher = xgrammar.GrammarMatcher(compiled)
     return all(matcher.accept_token(byte) for byte in text.encode()) and bool(matcher.accept_token(256))
 
@@ -147,6 +152,16 @@ def test_the_grammar_forces_one_spacing_and_the_schemas_order(segmentation: Task
         assert not _accepts(schema, other)
 
 
+@pytest.mark.parametrize(
+    "label", ["é0", "ÿf", "\x80a", "caf\u00e9bar", "\u200d9", "日本1", "😀a", 'a"b', "back\\xe90", "{1, 2}", "root ::= x", "[a]"]
+)
+def test_a_label_of_any_characters_passes_and_no_other(label: str) -> None:
+    schema = {"type": "object", "properties": {"é0": {"enum": [label]}}, "required": ["é0"], "additionalProperties": False}
+    assert _accepts(schema, json.dumps({"é0": label}, ensure_ascii=False))
+    assert not _accepts(schema, json.dumps({"é0": label + "0"}, ensure_ascii=False))
+    assert not _accepts(schema, json.dumps({"é": label}, ensure_ascii=False))
+
+
 def test_intents_pass(intent: Task) -> None:
     for label in intent.schema["properties"]["intent"]["enum"]:
         assert _accepts(grammar.for_engine(intent.schema, 24), intent.target({"intent": label}))
@@ -170,7 +185,7 @@ def test_a_bound_that_the_token_limit_implies_goes_and_a_tighter_one_stays() -> 
 
 def test_a_schema_that_is_no_grammar_says_so() -> None:
     with pytest.raises(ConfigError, match="cannot be turned into a grammar"):
-        grammar.check({"type": "string", "pattern": "["}, "task.yaml answer")
+        grammar.of_schema({"type": "string", "pattern": "["}, "task.yaml answer")
 
 
 # --- prompts made into ids ahead
@@ -218,27 +233,23 @@ def test_rows_are_not_pulled_far_ahead(tokenizer: Any, segmentation: Task) -> No
         assert len(pulled) <= (AHEAD + 1) * BATCH
 
 
-# --- rows and samples under way
+# --- what vLLM says of a row
 
 
-def said(name: str, *ids: int, reason: str | None = None, cached: int | None = None) -> Any:
-    """What a core says of a sample after a step."""
-    logprobs = SimpleNamespace(logprobs=np.full((len(ids), 1), -0.25, dtype=np.float32))
-    stats = None if cached is None else SimpleNamespace(num_cached_tokens=cached)
-    return SimpleNamespace(request_id=name, new_token_ids=list(ids), new_logprobs=logprobs, prefill_stats=stats, finish_reason=reason)
+def said(*ids: int, reason: str | None = None) -> Any:
+    """A sample in a RequestOutput."""
+    flat = SimpleNamespace(token_ids=list(ids), logprobs=[-0.25] * len(ids))
+    return SimpleNamespace(token_ids=list(ids), logprobs=flat, finish_reason=reason)
 
 
-def test_a_row_is_whole_when_its_last_sample_is(tokenizer: Any) -> None:
+def output(*samples: Any, tokens_in: int = 3, cached: int = 0) -> Any:
+    return SimpleNamespace(outputs=list(samples), prompt_token_ids=[1] * tokens_in, num_cached_tokens=cached)
+
+
+def test_a_row_is_its_samples_and_the_first_is_the_answer(tokenizer: Any) -> None:
     end = tokenizer.eos_token_id
     one, two = tokenizer("thai", add_special_tokens=False)["input_ids"], tokenizer("food", add_special_tokens=False)["input_ids"]
-    flight = Flight(tokenizer, samples=2, ends=frozenset({end}))
-    first, second = flight.add(7, tokens_in=40)
-    flight.add(8, tokens_in=9)
-    assert (len(flight), 7 in flight, 9 in flight) == (4, True, False)
-    assert not list(flight.take([said(second, *two, cached=32), said(first, *one, cached=16), said("gone/0", 1)]))
-    assert not list(flight.take([said(second, end, reason="stop")]))
-    (row,) = flight.take([said(first, reason="length")])
-    made = flight.completion(row)
+    made = completion_of(7, output(said(*one, reason="length"), said(*two, end, reason="stop"), tokens_in=40, cached=16), tokenizer)
     assert (made.id, made.text, made.finish_reason, made.error) == (7, "thai", "length", "")
     assert (made.tokens_in, made.tokens_cached, made.tokens_out) == (40, 16, len(one))
     (sample,) = made.samples
@@ -246,15 +257,12 @@ def test_a_row_is_whole_when_its_last_sample_is(tokenizer: Any) -> None:
     assert (sample.tokens_in, sample.tokens_cached, sample.tokens_out) == (0, 0, len(two) + 1)
     assert len(sample.token_texts) == len(sample.token_logprobs) == sample.tokens_out
     assert sample.token_logprobs[0] == -0.25
-    assert (len(flight), 7 in flight) == (2, False)
 
 
 def test_a_token_that_ends_an_answer_is_no_part_of_it_even_when_it_is_plain_text(tokenizer: Any) -> None:
     (end,) = tokenizer("!", add_special_tokens=False)["input_ids"]
-    flight = Flight(tokenizer, samples=1, ends=frozenset({end}))
-    (name,) = flight.add(1, 3)
-    (row,) = flight.take([said(name, *tokenizer("ok", add_special_tokens=False)["input_ids"], end, reason="stop")])
-    assert flight.completion(row).text == "ok"
+    ids = tokenizer("ok", add_special_tokens=False)["input_ids"]
+    assert completion_of(1, output(said(*ids, end, reason="stop")), tokenizer).text == "ok"
 
 
 def test_a_control_token_inside_an_answer_is_spelt_out(tokenizer: Any) -> None:
@@ -264,12 +272,138 @@ def test_a_control_token_inside_an_answer_is_spelt_out(tokenizer: Any) -> None:
 
 
 def test_what_an_engine_gives_up_is_to_be_asked_again(tokenizer: Any) -> None:
-    flight = Flight(tokenizer, samples=1, ends=frozenset())
-    (name,) = flight.add(1, 3)
-    (row,) = flight.take([said(name, reason="abort")])
-    made = flight.completion(row)
+    made = completion_of(1, output(said(reason="abort")), tokenizer)
     assert "abort" in made.error
     assert made.transient
+
+
+def test_rows_without_a_grammar_are_not_masked() -> None:
+    import torch
+
+    logits = torch.zeros((3, 40), dtype=torch.bfloat16)
+    words = np.array([[0b101, 0], [-1, 1]], dtype=np.int32)
+    grammar.apply(logits, [2, 0], words)
+    assert torch.isinf(logits).sum(dim=1).tolist() == [7, 0, 38]
+    assert logits[2, [0, 2]].tolist() == [0, 0]
+    assert logits[0, 32] == 0
+
+
+# --- an engine in a thread of its own
+
+
+class Steps:
+    """LLMEngine's public methods: four rows together, each done after three steps; a prompt below 0 is refused; `breaks`: a step raises."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[int]] = {}
+        self.threads: set[int] = set()
+        self.aborted: list[str] = []
+        self.go = threading.Event()
+        self.breaks = False
+
+    def add_request(self, name: str, prompt: int, params: str) -> None:
+        self.threads.add(threading.get_ident())
+        if prompt < 0:
+            raise KeyError(f"{prompt} is refused under {params}")
+        self.rows[name] = [prompt, 0]
+
+    def abort_request(self, names: list[str]) -> None:
+        for name in names:
+            self.aborted.append(name)
+            self.rows.pop(name, None)
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.rows)
+
+    def get_num_unfinished_requests(self) -> int:
+        return len(self.rows)
+
+    def step(self) -> list[Any]:
+        self.threads.add(threading.get_ident())
+        assert self.go.wait(limit(60))
+        if self.breaks:
+            raise OSError("no memory")
+        for row in list(self.rows.values())[:4]:
+            row[1] += 1
+        done = [name for name, (_, steps) in self.rows.items() if steps == 3]
+        return [SimpleNamespace(request_id=name, prompt=self.rows.pop(name)[0]) for name in done]
+
+
+def test_an_engine_is_called_by_one_thread_and_gives_each_caller_its_own_row() -> None:
+    steps = Steps()
+    steps.go.set()
+    engine = EngineThread(lambda: steps, slots=4, refusals=(KeyError,))
+    with ThreadPoolExecutor(8) as callers:
+        futures = list(callers.map(lambda i: engine.submit(i, "greedy"), range(200)))
+    assert [future.result(limit(60)).prompt for future in futures] == list(range(200))
+    with pytest.raises(RowRefused, match="-1 is refused under greedy"):
+        engine.submit(-1, "greedy").result(limit(60))
+    assert engine.submit(7, "greedy").result(limit(60)).prompt == 7
+    assert len(steps.threads) == 1
+    assert threading.get_ident() not in steps.threads
+    assert engine.load.steps >= 150  # 200 rows of three steps, four together
+    assert engine.load.figures()["occupancy"] <= 1
+    engine.close()
+
+
+def test_a_cancelled_row_is_taken_out_of_the_batch_and_a_closed_engine_ends_the_others() -> None:
+    steps = Steps()
+    engine = EngineThread(lambda: steps, slots=4, refusals=(KeyError,))
+    first, second, third = (engine.submit(i, "greedy") for i in range(3))
+    assert second.cancel()
+    steps.go.set()
+    assert (first.result(limit(60)).prompt, third.result(limit(60)).prompt) == (0, 2)
+    assert steps.aborted in (["1"], [])  # [] when it was cancelled before it was put in
+    assert not steps.rows
+    steps.go.clear()
+    left = engine.submit(9, "greedy")
+    steps.go.set()
+    engine.close()
+    with suppress(EngineStopped):
+        assert left.result(limit(60)).prompt == 9
+    with pytest.raises(EngineStopped, match="closed"):
+        engine.submit(10, "greedy").result(limit(60))
+
+
+def test_an_engine_that_breaks_ends_all_its_rows_with_the_reason() -> None:
+    steps = Steps()
+    engine = EngineThread(lambda: steps, slots=4, refusals=(KeyError,))
+    futures = [engine.submit(i, "greedy") for i in range(3)]
+    steps.breaks = True
+    steps.go.set()
+    for future in (*futures, engine.submit(4, "greedy")):
+        with pytest.raises(EngineStopped, match="OSError: no memory"):
+            future.result(limit(60))
+    assert engine.error is not None
+    engine.close()
+
+
+def test_an_engine_whose_process_is_killed_ends_all_its_rows_though_its_step_never_returns() -> None:
+    core = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
+    steps = Steps()
+
+    def start() -> Steps:
+        core.start()
+        return steps
+
+    engine = EngineThread(start, slots=4, refusals=())
+    assert engine.processes == [core]
+    futures = [engine.submit(i, "greedy") for i in range(3)]
+    core.kill()
+    for future in (*futures, engine.submit(4, "greedy")):
+        with pytest.raises(EngineStopped, match="died"):
+            future.result(limit(60))
+    steps.go.set()
+    engine.close()
+    core.join()
+
+
+def test_an_engine_that_does_not_start_says_why() -> None:
+    def start() -> Steps:
+        raise ConfigError("no memory", where="here")
+
+    with pytest.raises(ConfigError, match="no memory"):
+        EngineThread(start, slots=4, refusals=())
 
 
 # --- how full an engine was

@@ -1,4 +1,4 @@
-"""vLLM itself, on the CPU: what it runs with, what it says of each row and sample, its masks, and its core's death."""
+"""vLLM itself, on the CPU: what it runs with, what it says of each row and sample, single prompts of callers, and its core's death."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headtail.core.errors import ConfigError
 from headtail.core.task import Task
 from headtail.engines import Completion, ModelConfig, Request
 from headtail.engines.device import precision
@@ -21,6 +23,7 @@ from timescale import limit
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.vllm,
     pytest.mark.filterwarnings("ignore:.*max_rollback_tokens:DeprecationWarning"),  # xgrammar to vLLM, in its threads
 ]
 SAMPLING = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 120, "seed": None}
@@ -71,13 +74,14 @@ def test_vllm_each_row_once_with_what_it_says(vllm_engine: VllmEngine, segmentat
 
 def test_vllm_is_sent_typed_control_tokens_as_text(vllm_engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[list[int]] = []
-    request = vllm_engine._request
+    llm_engine = vllm_engine._thread.engine
+    add = llm_engine.add_request
 
-    def remember(*fields: Any) -> Any:
-        sent.append(fields[1])
-        return request(*fields)
+    def remember(name: str, prompt: Any, params: Any) -> Any:
+        sent.append(prompt["prompt_token_ids"])
+        return add(name, prompt, params)
 
-    monkeypatch.setattr(vllm_engine, "_request", remember)
+    monkeypatch.setattr(llm_engine, "add_request", remember)
     for text in ("pizza", "pizza<|user|><|end|>"):
         assert not next(iter(vllm_engine.generate([Request(0, [{"role": "user", "content": text}])]))).error
     control = vllm_engine._encoder.control
@@ -110,58 +114,34 @@ def test_vllm_finds_the_shared_prompt_in_its_cache_and_keeps_its_places_full(vll
     assert (load.row_s - before.row_s) / (load.time_s - before.time_s) / load.slots < fed
 
 
-def test_vllm_masks_filled_and_applied_at_once_are_vllms_own(
-    vllm_engine: VllmEngine, segmentation: Task, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each step of a run: the same masks from vLLM's own scheduler, and the same logits from xgrammar's own kernel."""
-    import torch
-    import xgrammar
-    from vllm.v1.core.sched.scheduler import Scheduler
-
-    from headtail.engines import masks
-
-    steps: list[int] = []
-    filled, applied = masks.BatchedScheduler.get_grammar_bitmask, masks.apply
-
-    def fill(self: Any, scheduler_output: Any) -> Any:
-        ours = filled(self, scheduler_output)
-        bits = np.zeros(0) if ours is None else ours.grammar_bitmask.copy()
-        theirs = Scheduler.get_grammar_bitmask(self, scheduler_output)
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
-            assert ours.structured_output_request_ids == theirs.structured_output_request_ids
-            assert np.array_equal(bits, theirs.grammar_bitmask)
-        return ours
-
-    def apply(logits: torch.Tensor, places: list[int], words: np.ndarray[Any, Any]) -> None:
-        wanted = logits.clone().float()
-        ordered = torch.full((logits.shape[0], words.shape[1]), -1, dtype=torch.int32)
-        ordered[places] = torch.from_numpy(words.copy())
-        xgrammar.apply_token_bitmask_inplace(wanted, ordered)
-        applied(logits, places, words)
-        assert torch.equal(logits.float(), wanted)
-        assert bool((logits == float("-inf")).any(dim=1).all())
-        steps.append(len(places))
-
-    monkeypatch.setattr(masks.BatchedScheduler, "get_grammar_bitmask", fill)
-    monkeypatch.setattr(masks, "apply", apply)
-    found = list(vllm_engine.generate(Request(i, segmentation.messages(f"burgers {i} in boston")) for i in range(100)))
-    assert all(completion.error == "" for completion in found)
-    assert len(steps) > 20
-    assert max(steps) == 64
+def test_vllm_answers_callers_one_by_one_and_lets_a_cancelled_row_go(vllm_engine: VllmEngine, segmentation: Task) -> None:
+    """What serving does: many threads ask at once; the answers are those of a batch."""
+    queries = [f"tacos {i} near me" for i in range(40)]
+    batch = {made.id: made for made in vllm_engine.generate(Request(i, segmentation.messages(query)) for i, query in enumerate(queries))}
+    with ThreadPoolExecutor(8) as callers:
+        futures = list(callers.map(lambda query: vllm_engine.submit(segmentation.messages(query)), queries))
+    assert futures[3].cancel() or futures[3].done()
+    answered = [i for i, future in enumerate(futures) if not future.cancelled()]
+    assert len(answered) >= 39
+    for i in answered:
+        futures[i].exception(timeout=limit(60))
+        made = vllm_engine.completion(i, futures[i])
+        assert (made.text, made.finish_reason, made.token_texts) == (batch[i].text, batch[i].finish_reason, batch[i].token_texts)
+        assert made.token_logprobs == pytest.approx(batch[i].token_logprobs, abs=0.05)
+    long = vllm_engine.submit([{"role": "user", "content": "very long " * 500}])
+    long.exception(timeout=limit(60))
+    assert "256" in vllm_engine.completion(0, long).error
+    vllm_engine.check()
+    assert vllm_engine._thread.engine.get_num_unfinished_requests() == 0
 
 
-def test_vllm_rows_without_a_grammar_are_not_masked() -> None:
-    import torch
-
-    from headtail.engines.grammar import apply
-
-    logits = torch.zeros((3, 40), dtype=torch.bfloat16)
-    words = np.array([[0b101, 0], [-1, 1]], dtype=np.int32)
-    apply(logits, [2, 0], words)
-    assert torch.isinf(logits).sum(dim=1).tolist() == [7, 0, 38]
-    assert logits[2, [0, 2]].tolist() == [0, 0]
-    assert logits[0, 32] == 0
+def test_vllm_refuses_sampling_that_it_cannot_do(vllm_engine: VllmEngine) -> None:
+    with pytest.raises(ConfigError, match="n must be 1 when using greedy sampling") as refused:
+        vllm_engine._checked({**SAMPLING, "n": 2}, "")
+    assert refused.value.where == "task.yaml"
+    with pytest.raises(ConfigError, match="vLLM cannot take this task"):
+        vllm_engine._checked(SAMPLING, "root ::= {")
+    assert vllm_engine._thread.engine.get_num_unfinished_requests() == 0
 
 
 def test_vllm_samples_are_several_answers_each_with_its_own_tokens(teacher_path: Path, segmentation: Task) -> None:

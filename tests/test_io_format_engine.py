@@ -20,7 +20,7 @@ from headtail.core.io_format import Manner
 from headtail.core.keys import normalise, query_key
 from headtail.core.rows import GOLD, State
 from headtail.core.task import Task, load_task
-from headtail.engines import IN_PROCESS, ModelConfig
+from headtail.engines import ModelConfig
 from headtail.engines.models import find, weights_digest
 from headtail.examples import world
 from headtail.stages import distill, evaluate, precompute
@@ -35,6 +35,7 @@ pytestmark = [
 ]
 OFF = TrackingConfig(enabled=False)
 BARE = Manner(prompt="bare", answer="code")
+ENGINES = (pytest.param("vllm", marks=pytest.mark.vllm), "transformers")
 TINY = Shape(vocabulary=600, hidden=64, layers=2, heads=2, feed_forward=128, positions=256)
 ANSWER = {
     "name": {"type": "string", "maxLength": 6},
@@ -81,7 +82,7 @@ def _model(path: Path | str, engine: Any = "vllm") -> ModelConfig:
     return ModelConfig(model=str(path), engine=engine, max_model_len=256, max_num_seqs=64, kv_cache_gib=0.1, cpus=1)
 
 
-@pytest.mark.parametrize("engine", IN_PROCESS)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_whatever_the_grammar_lets_a_student_say_is_an_answer(
     make_local_job: MakeJob, made_up: Task, random_student: Path, store: Storage, engine: str
 ) -> None:
@@ -104,7 +105,7 @@ def test_whatever_the_grammar_lets_a_student_say_is_an_answer(
 
 
 @pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")  # vLLM leaves its sockets' context to the collector
-@pytest.mark.parametrize("engine", IN_PROCESS)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_the_live_student_says_what_the_batch_student_says(
     made_up: Task, random_student: Path, root: str, store: Storage, engine: str
 ) -> None:
@@ -132,6 +133,7 @@ def test_the_live_student_says_what_the_batch_student_says(
         assert reply.answer_key == answer_key([{"role": "user", "content": f"pizza {i}"}], settings).hex()
 
 
+@pytest.mark.vllm
 def test_a_student_is_distilled_to_bare_code_asked_and_scored(train_here: None, answer_here: None, root: str, store: Storage) -> None:
     """world -> distill -> precompute -> evaluate, every stage as users run it. It reads and writes a fraction of the teacher's tokens."""
     task, config = load_task("query_intent"), world.Config(root=root, tracking=OFF, events=500, days=2, train=1500, gold=80, seed=3)

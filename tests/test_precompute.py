@@ -443,6 +443,7 @@ def test_killed_at_sixty_percent_almost_all_finished_rows_survive(root: str, sto
 
 
 @pytest.mark.slow
+@pytest.mark.vllm
 @pytest.mark.usefixtures("cluster")
 def test_vllm_through_ray(root: str, store: Storage) -> None:
     """With the likeliest tokens, which a student may learn from."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from headtail.core.errors import ConfigError
 from headtail.core.schema import closed, outline, without_names, writer
-from headtail.engines.grammar import for_engine
+from headtail.engines.grammar import for_engine, of_schema
 
 WIDE = 10**6  # max_tokens that leave every bound in the grammar
 
@@ -27,8 +27,11 @@ def accepts(schema: Any, text: str) -> bool:
     import xgrammar
     from xgrammar.testing import _is_grammar_accept_string
 
-    grammar = xgrammar.Grammar.from_json_schema(json.dumps(schema, ensure_ascii=False), any_whitespace=False)
-    return bool(_is_grammar_accept_string(grammar, text))
+    made = xgrammar.Grammar.from_json_schema(json.dumps(schema, ensure_ascii=False), any_whitespace=False)
+    read = xgrammar.Grammar.from_ebnf(of_schema(schema, "here"))  # what an engine is told
+    accepted = bool(_is_grammar_accept_string(made, text))
+    assert bool(_is_grammar_accept_string(read, text)) == accepted
+    return accepted
 
 
 # --- random schemas, each with random answers

@@ -70,6 +70,7 @@ def test_an_engine_that_cannot_start_is_told_and_leaves_nothing_behind(cluster: 
     server.stop()  # twice is harmless
 
 
+@pytest.mark.vllm
 def test_the_real_student_answers_misses(cluster: None, store: Storage, root: str, tmp_path: Path, teacher_path: Path) -> None:
     task = load_task("query_segmentation")
     published(store, tmp_path, task)

@@ -1,10 +1,10 @@
 """The rivals and headtail on the same rows, each in a process of its own: seconds per number of rows.
 
-    python -m tests.bench.systems raw|raw-plain|raw-masks|ray-data-llm|headtail ROWS [ROWS ...] [--threads N] [--engines N]
+    python -m tests.bench.systems raw|raw-plain|ray-data-llm|headtail ROWS [ROWS ...] [--threads N] [--engines N]
 
 In: numbers of rows. Out: one line of JSON, {"rows": seconds}. Same model, prompts, sampling, grammar and engine arguments for
-all; vLLM's own scheduler and worker for the rivals (raw-masks: raw with headtail's). Each is warmed with a small run first. Start-up
-is in the seconds of systems that start anew for each number, so only differences between numbers are compared.
+all. Each is warmed with a small run first. Start-up is in the seconds of systems that start anew for each number, so only differences
+between numbers are compared.
 """
 
 from __future__ import annotations
@@ -28,9 +28,6 @@ WARM = 300  # rows of a first run, not counted: the first job of a process also 
 LOGICAL_CPUS = 8  # of Ray: every stage of ray.data.llm wants one; two real cores do the work
 
 
-_OURS = ("scheduler_cls", "worker_cls")  # headtail.engines.masks
-
-
 def queries(rows: int) -> list[str]:
     """Distinct queries of the example world, the same on every machine."""
     config = WorldConfig(universe=max(50_000, 8 * rows))
@@ -42,10 +39,10 @@ def model(threads: int) -> ModelConfig:
     return ModelConfig(model="example:teacher", cpus=threads)
 
 
-def parts(threads: int, masks: bool = False) -> tuple[Task, str, dict[str, Any], dict[str, Any], str]:
-    """(task, model folder, engine arguments, sampling, grammar): what headtail's engine is started with, its own classes aside."""
+def parts(threads: int) -> tuple[Task, str, dict[str, Any], dict[str, Any], str]:
+    """(task, model folder, engine arguments, sampling, grammar): what headtail's engine is started with."""
     from headtail.adapters.storage import LocalStorage
-    from headtail.engines.grammar import check, for_engine
+    from headtail.engines.grammar import for_engine
     from headtail.engines.models import resolve
     from headtail.engines.vllm import arguments, environment
 
@@ -54,15 +51,14 @@ def parts(threads: int, masks: bool = False) -> tuple[Task, str, dict[str, Any],
     os.environ["HF_HUB_OFFLINE"] = "1"
     path = resolve(config.model, "", LocalStorage("/")).path
     sampling = task.file.sampling.model_dump()
-    stock = {name: value for name, value in arguments(config, path).items() if masks or name not in _OURS}
-    return task, path, stock, sampling, check(for_engine(task.schema, sampling["max_tokens"]), "task")
+    return task, path, arguments(config, path), sampling, json.dumps(for_engine(task.schema, sampling["max_tokens"]))
 
 
-def raw(sizes: Sequence[int], threads: int, logprobs: bool = True, masks: bool = False) -> Iterator[tuple[int, float]]:
+def raw(sizes: Sequence[int], threads: int, logprobs: bool = True) -> Iterator[tuple[int, float]]:
     """vLLM's own LLM class, prompts as token ids made beforehand, one call per size."""
     import torch
 
-    task, _, arguments, sampling, grammar = parts(threads, masks)
+    task, _, arguments, sampling, grammar = parts(threads)
     torch.set_num_threads(threads)
     from vllm import LLM, SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
@@ -175,7 +171,6 @@ def main() -> None:
     systems: dict[str, Callable[..., Iterator[tuple[int, float]]]] = {
         "raw": lambda sizes, flags: raw(sizes, flags.threads),
         "raw-plain": lambda sizes, flags: raw(sizes, flags.threads, logprobs=False),
-        "raw-masks": lambda sizes, flags: raw(sizes, flags.threads, masks=True),
         "ray-data-llm": lambda sizes, flags: ray_data_llm(sizes, flags.threads, flags.engines, flags.batch),
         "headtail": lambda sizes, flags: headtail(sizes, flags.threads, flags.engines),
     }

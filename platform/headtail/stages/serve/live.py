@@ -8,9 +8,7 @@ engines answer all that wait together. Each failure of the replica is a LiveFail
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,10 +20,7 @@ from headtail.core.errors import EngineError
 from headtail.core.keys import answer_key, fingerprint
 from headtail.core.task import Task
 from headtail.engines import Completion, ModelConfig, Request
-from headtail.engines.control import Encoder
-from headtail.engines.grammar import told
 from headtail.engines.models import Found, find, same_weights
-from headtail.engines.tokens import answer_texts
 from headtail.stages.serve.answerer import Live, LiveFailure, LiveReply
 
 
@@ -37,10 +32,6 @@ class Student:
     """
 
     def __init__(self, config: ModelConfig, root: str, task: Task, stands_for: str, digest: str) -> None:
-        if config.engine == "vllm":
-            from headtail.engines.vllm import environment
-
-            os.environ.update(environment(config))  # before vLLM is imported
         found = same_weights(find(config, open_storage(root)), digest)
         if Path(found.path).is_dir():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -68,8 +59,8 @@ class Student:
         await self._engine.check()
 
     def __del__(self) -> None:
-        if hasattr(self, "_engine"):
-            self._engine.close()
+        if (engine := self.__dict__.pop("_engine", None)) is not None:
+            engine.close()
 
 
 class _Asked(Protocol):
@@ -86,40 +77,21 @@ class _Streamed:
     """A decoder in vLLM: each row joins the running batch, and a cancelled one is taken out of it."""
 
     def __init__(self, config: ModelConfig, found: Found, task: Task) -> None:
-        from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
+        from headtail.engines.vllm import VllmEngine
 
-        from headtail.engines.vllm import arguments, sampling_params
-
-        sampling = task.file.sampling.model_dump()
-        most = sampling["max_tokens"]
-        self._params = sampling_params(sampling, told(found.form.bound(task, most), most, "task.yaml answer"))
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's and vLLM's deprecations are theirs
-                self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments(config, found.path)))
-        except Exception as error:
-            raise EngineError(f"the live student did not start: {error}", where=found.path, fix="headtail doctor") from error
-        self._tokenizer = self._engine.get_tokenizer()
-        self._encoder = Encoder(self._tokenizer, config.system_role)
-        self._numbers = itertools.count()
+        sampling = task.file.sampling.model_dump() | {"n": 1}
+        self._engine = VllmEngine(config, found.path, found.form.bound(task, sampling["max_tokens"]), sampling)
 
     async def ask(self, messages: Sequence[dict[str, str]]) -> Completion:
-        ids = self._encoder.chats([messages])[0]
-        final: Any = None
-        async for output in self._engine.generate({"prompt_token_ids": ids}, self._params, f"live-{next(self._numbers)}"):
-            final = output
-        made = final.outputs[0]
-        texts = answer_texts(self._tokenizer, list(made.token_ids), made.finish_reason == "stop")
-        logprobs = tuple(made.logprobs.logprobs) if made.logprobs is not None else ()
-        return Completion(0, "".join(texts), str(made.finish_reason), len(ids), len(texts), token_texts=texts, token_logprobs=logprobs)
+        future = self._engine.submit(messages)
+        await asyncio.wrap_future(future)  # a cancelled call cancels it
+        return _sound(self._engine.completion(0, future))
 
     async def check(self) -> None:
-        await self._engine.check_health()
+        self._engine.check()
 
     def close(self) -> None:
-        if hasattr(self, "_engine"):
-            self._engine.shutdown()
+        self._engine.close()
 
 
 class _Together:
@@ -138,10 +110,7 @@ class _Together:
         self._waiting.append((messages, mine))
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
-        made = await mine
-        if made.error:
-            raise EngineError(made.error)
-        return made
+        return _sound(await mine)
 
     async def _run(self) -> None:
         while self._waiting:
@@ -162,8 +131,13 @@ class _Together:
         """It lives in this process: what breaks it breaks the replica."""
 
     def close(self) -> None:
-        if hasattr(self, "_engine"):
-            self._engine.close()
+        self._engine.close()
+
+
+def _sound(made: Completion) -> Completion:
+    if made.error:
+        raise EngineError(made.error)
+    return made
 
 
 def door(handle: Any) -> Live:
