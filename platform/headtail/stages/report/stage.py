@@ -57,7 +57,7 @@ def run(config: Config) -> Receipt:
             station.note(text)
 
     replaces = {"receipts": {name: receipt.path for name, receipt in found.items()}}
-    return run_once("report", config, work, inputs=found, replaces=replaces)
+    return run_once("report", config, work, inputs=found, version=2, replaces=replaces)
 
 
 def read_quality(store: Storage, receipts: Mapping[str, Receipt]) -> list[dict[str, Any]]:
