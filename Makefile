@@ -17,6 +17,7 @@ SIZE        ?= small
 CONFIG      ?= jobs/configs/run_loop.laptop$(if $(filter full,$(SIZE)),-full).yaml
 $(if $(filter small full,$(SIZE)),,$(error SIZE is small or full, not $(SIZE)))
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 INSTALLED   := $(VENV)/.installed
 
 # what was given of LOG, TASK, GOLD, TEACHER and SET, as flags of `headtail loop`
@@ -53,11 +54,11 @@ ui: install ## MLflow on what ran
 serve: install ## serve the current release on PORT (try-it page at /, API docs at /docs)
 	@$(BIN)/headtail serve --root $(ROOT) --set port=$(PORT)
 
-test: install ## all tests (about 15 minutes on 2 cores; HEADTAIL_TEST_TIME_SCALE=3 on a slow machine)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: install ## all tests, TEST_WORKERS=2 files at once (HEADTAIL_TEST_TIME_SCALE=3 on a slow machine)
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-fast: install ## tests that start no engine, cluster or browser
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 test-vllm: ## the tests that start vLLM, with another release of it: VERSION=0.32.0 (an environment of its own, build/vllm-VERSION)
 	@$(if $(VERSION),,$(error name a release: make test-vllm VERSION=0.32.0))requirements/test_vllm.sh $(VERSION) $(PYTHON) $(PYTEST_ARGS)

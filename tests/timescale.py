@@ -1,7 +1,8 @@
 """How long tests wait. Every time limit of a test goes through `limit`, so that one variable fits all of them to a slow machine.
 
-HEADTAIL_TEST_TIME_SCALE=3 makes each limit three times as long, pytest's own included (conftest.py). The default is 1. `limit` is
-for what must not happen: a hang. A time that is part of what is tested (a stall that a client must survive) is not scaled.
+HEADTAIL_TEST_TIME_SCALE=3 makes each limit three times as long, pytest's own included (conftest.py); the default is 1. Two workers that
+test at the same time (pytest -n 2) double it. `limit` is for what must not happen: a hang. A time that is part of what is tested (a
+stall that a client must survive) is not scaled.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import os
 
 VARIABLE = "HEADTAIL_TEST_TIME_SCALE"
-SCALE = float(os.environ.get(VARIABLE, "1"))
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # they share the cores
+SCALE = float(os.environ.get(VARIABLE, "1")) * WORKERS
 
 
 def limit(seconds: float) -> float:
