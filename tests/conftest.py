@@ -11,17 +11,24 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, settings
 
 from headtail.adapters.storage import LocalStorage, Storage, open_storage, write_json, write_table
 from headtail.core.receipt import FileRef, Receipt
 from headtail.core.task import Task, load_task
 from here import answer_here, train_here  # noqa: F401  # fixtures
 from null_jobs import MakeJob, maker
-from timescale import SCALE, limit
+from timescale import SCALE, WORKERS, limit
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+if WORKERS > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch: the workers share the cores, and threads that wait for one another spin
+
+# An example has no time limit: pytest's own ends a test that hangs, and a slow machine breaks any other.
+settings.register_profile("headtail", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("headtail")
 
 EXAMPLES = Path(__file__).parent.parent / "platform" / "headtail" / "examples"
 

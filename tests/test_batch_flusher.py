@@ -22,7 +22,7 @@ from null_jobs import MakeJob, planned, run_here
 from timescale import limit
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     rate=st.floats(2, 5000),
     seconds=st.floats(1, 30),

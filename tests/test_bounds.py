@@ -195,7 +195,7 @@ SCORES = st.lists(st.sampled_from([0.0, 0.5, 2 / 3, 1.0]) | st.floats(0, 1), min
 
 
 @given(SCORES, st.floats(0.02, 0.99), st.floats(0.001, 0.4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_game_is_the_naive_one(scores: list[float], least: float, level: float) -> None:
     game = Game(np.asarray(scores), level)
     assert game.p(least) == pytest.approx(naive(scores, least, level))
@@ -208,7 +208,7 @@ def test_a_game_is_the_naive_one(scores: list[float], least: float, level: float
 
 
 @given(SCORES, SCORES, st.floats(0.05, 0.95))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bounds_and_p_values_agree_for_assisted_games(people: list[float], more: list[float], least: float) -> None:
     x = np.asarray(people)
     game = assisted(x, np.round(x), np.asarray(more), 0.05)

@@ -173,7 +173,7 @@ words = st.text(min_size=1, max_size=12).map(normalise).filter(bool)
 offers = st.lists(st.tuples(words, st.text(max_size=9), st.sampled_from(["answered", "answered", "failed"])), max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(parts=st.lists(offers, min_size=1, max_size=3), batch=st.integers(1, 9), piece=st.integers(1, 30), table=st.integers(1, 50))
 def test_any_rows_in_any_batches(
     parts: list[list[tuple[str, str, str]]], batch: int, piece: int, table: int, tmp_path_factory: pytest.TempPathFactory
@@ -201,7 +201,7 @@ def test_any_rows_in_any_batches(
     opened.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     keys=st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=30), min_size=1, max_size=4), rows=st.integers(1, 7)
 )
@@ -495,7 +495,7 @@ plain_values = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(value=plain_values)
 def test_an_answer_is_decoded_as_json_does(value: object) -> None:
     answer = CachedAnswer("q", canonical(value), "teacher", None, b"")

@@ -253,7 +253,7 @@ def undo_all(store: Storage, stack: list[str]) -> None:
         stack.pop()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(steps=st.lists(st.sampled_from(["a", "b", "c", "d", "back", "gc1", "gc2"]), max_size=14))
 def test_no_order_of_moves_and_collections_loses_what_rollback_may_reach(
     steps: list[str], tmp_path_factory: pytest.TempPathFactory, intent: Task

@@ -96,7 +96,7 @@ words = st.text(st.sampled_from("abc"), min_size=1, max_size=3).map(normalise)
 holdings = st.dictionaries(words, st.tuples(st.sampled_from(['"1"', '"2"']), st.sampled_from(["teacher", "student"]), st.integers(0, 9)))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(old=holdings, new=holdings, batch=st.integers(1, 5), examples=st.integers(1, 4))
 def test_any_two_generations_as_a_dictionary_has_it(
     old: Held, new: Held, batch: int, examples: int, tmp_path_factory: pytest.TempPathFactory

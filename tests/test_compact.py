@@ -116,7 +116,7 @@ def accepts_bytes(grammar: str) -> Callable[[bytes], bool]:
     return look
 
 
-MANY = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+MANY = settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 SOME = settings(MANY, max_examples=120)
 
 

@@ -25,7 +25,7 @@ from test_curate import one, table
 
 
 @given(st.integers(0, 100_000), st.integers(0, world.VARIANTS - 1))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_tags_of_a_right_answer_hold_every_word_and_give_it_back(rank: int, variant: int) -> None:
     """Misspelt words are matched with what the answer writes for them, so that nothing is absent and nothing left out."""
     from headtail.core.task import load_task
@@ -77,7 +77,6 @@ def test_decisions_are_laid_over_rows(segmentation: Task) -> None:
     assert [note.split(" ")[0] for note in laid.notes] == ["1", "1", "1"]
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=20), st.integers(0, 200), st.data())
 def test_allot_gives_away_all_there_is_room_for(weights: list[float], room: int, data: st.DataObject) -> None:
     most = np.asarray(data.draw(st.lists(st.integers(0, 30), min_size=len(weights), max_size=len(weights))), dtype=np.int64)

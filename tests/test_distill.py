@@ -43,7 +43,7 @@ def tokenizer() -> Any:
 @given(
     st.lists(st.integers(1, 300), min_size=1, max_size=400), st.integers(1, 8), st.integers(1, 4), st.integers(0, 5), st.integers(0, 900)
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_every_row_once_whatever_divides(lengths: list[int], rows: int, workers: int, seed: int, tokens: int) -> None:
     cut = {"rows": rows, "workers": workers, "tokens": tokens}
     steps = plan_epoch(np.array(lengths), seed=seed, **cut)
@@ -162,7 +162,6 @@ def test_long_and_invalid_rows_are_errors_that_name_the_query(tokenizer: Any, se
 
 
 @given(st.text(max_size=80))
-@settings(deadline=None)
 def test_tokenizer_writes_any_text(tokenizer: Any, text: str) -> None:
     text = text.encode("utf-8", "ignore").decode()
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text

@@ -129,7 +129,7 @@ _TEXT = st.text(max_size=40)
 _SEGMENT = st.fixed_dictionaries({"text": _TEXT, "label": st.sampled_from(["topic", "name", "location", "time", "question", "none"])})
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(_SEGMENT, max_size=8))
 def test_whatever_is_taught_the_grammar_lets_pass(segments: list[dict[str, str]]) -> None:
     task = load_task("query_segmentation")

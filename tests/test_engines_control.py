@@ -125,7 +125,7 @@ def spelt(tokenizer: Any, encoder: Encoder, ids: list[int]) -> str:
 
 
 @given(TEXTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_only_the_template_writes_control_tokens(tokenizer: Any, text: str) -> None:
     """Whatever is typed: control tokens are those around a harmless text, and what is between them is the text."""
     encoder = _encoder(tokenizer)
@@ -141,7 +141,7 @@ def test_only_the_template_writes_control_tokens(tokenizer: Any, text: str) -> N
 
 
 @given(st.text(alphabet="pizasé <|/", max_size=30))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_text_without_control_tokens_has_the_tokenizers_own_ids(tokenizer: Any, text: str) -> None:
     encoder = _encoder(tokenizer)
     assert encoder.chats([chat(text)])[0] == theirs(tokenizer, text)

@@ -88,7 +88,7 @@ ROW = st.tuples(SEGMENTS, st.none() | SEGMENTS, st.sampled_from(["head", "torso"
 
 
 @given(st.lists(ROW, min_size=1, max_size=25))
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_quality_is_the_oracles(segmentation: Task, rows: list[tuple[Any, Any, str, int]]) -> None:
     gold = gold_table([(f"q{i}", wanted, stratum, count) for i, (wanted, _, stratum, count) in enumerate(rows)])
     answers = {
@@ -119,7 +119,7 @@ def test_quality_is_the_oracles(segmentation: Task, rows: list[tuple[Any, Any, s
 
 
 @given(st.lists(st.tuples(st.sampled_from(INTENTS), st.sampled_from(INTENTS)), min_size=1, max_size=60))
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_labels_are_sklearns_micro_f1(intent: Task, rows: list[tuple[str, str]]) -> None:
     gold = gold_table([(f"q{i}", intent_of(w), "head", 1) for i, (w, _) in enumerate(rows)])
     answers = {query_key(f"q{i}"): Given(intent_of(g), "answered", 0.5) for i, (_, g) in enumerate(rows)}

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headtail.adapters.storage import open_storage
@@ -268,7 +268,6 @@ def test_personal_data_is_nowhere(ingest: Callable[..., Receipt], root: str) -> 
     assert f"mail {secrets[0]}" in counts(root, kept)
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(max_size=30) | st.text(alphabet="aZ 0159@.-+\t", max_size=30), unique=True, max_size=20), st.booleans())
 def test_the_fast_path_for_plain_text_changes_nothing(texts: list[str], redacting: bool) -> None:
     raw = pa.array([text.encode() for text in texts if text.isprintable() or text.isascii()], pa.binary())
@@ -283,7 +282,6 @@ def test_the_fast_path_for_plain_text_changes_nothing(texts: list[str], redactin
             assert found.keys[int(found.codes[i])].as_py() == query_key(wanted)
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=st.characters(codec="ascii"), max_size=20))
 def test_plain_text_is_normalised_text(text: str) -> None:
     if pc.match_substring_regex(pa.array([text]), PLAIN)[0].as_py():

@@ -179,7 +179,7 @@ def plain(rows: Rows) -> Counter[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.__name__)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.lists(TEXT, min_size=1, max_size=8))
 def test_rows_are_read_as_they_were_written_or_set_aside(tool: Callable[[Rows], str], texts: list[str]) -> None:
     rows = numbered(texts)

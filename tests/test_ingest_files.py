@@ -46,7 +46,6 @@ def collect(found: list[Sheet]) -> tuple[list[tuple[int, bytes, bytes]], list[tu
 CELL = st.text(alphabet="ab\",\n\té '", max_size=8)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(CELL, CELL), max_size=30), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), st.integers(1, 200))
 def test_what_the_csv_module_writes_is_read_back(rows: list[tuple[str, str]], quoting: Literal[0, 1], block: int) -> None:
     out = io.StringIO(newline="")
@@ -56,7 +55,6 @@ def test_what_the_csv_module_writes_is_read_back(rows: list[tuple[str, str]], qu
     assert rejects == []
 
 
-@settings(deadline=None)
 @given(st.text(alphabet='a",\n', max_size=200), st.integers(1, 50))
 def test_any_text_is_accounted_for_and_cut_alike(text: str, block: int) -> None:
     data = text.encode()
@@ -68,7 +66,6 @@ def test_any_text_is_accounted_for_and_cut_alike(text: str, block: int) -> None:
     assert len(numbers) <= data.count(b"\n") + 1
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300).map(lambda b: b.replace(b"\r", b"")))
 def test_any_bytes_are_accounted_for_without_quoting(data: bytes) -> None:
     rows, rejects = read(data, TAB)
@@ -296,7 +293,7 @@ def test_lists() -> None:
         cells.lists(binary(b"\xff"), "|")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.none() | st.lists(st.text(alphabet="ab |", max_size=4), max_size=3), max_size=8))
 def test_lists_keep_what_is_in_them(values: list[list[str] | None]) -> None:
     wanted = [[item.strip() for item in value or [] if item.strip()] or None for value in values]

@@ -312,7 +312,7 @@ WILD = st.lists(st.integers(0, 80_000), max_size=5)  # days from 1970 to 2189
 START = 19_000
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(DAYS, WILD, st.integers(1, 3))
 def test_a_few_rows_of_any_dates_move_the_cut_by_a_day_at_most(sizes: list[int], wild: list[int], later_days: int) -> None:
     own = {START + i: size for i, size in enumerate(sizes)}
@@ -331,7 +331,7 @@ COUNTED = Columns(time="time", count="n")
 OWN = "".join(f"pizza,5,2024-01-{day:02d}\n" for day in range(1, 15) for _ in range(28))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(DAYS, WILD, st.integers(1, 3))
 def test_a_few_rows_of_any_dates_are_never_all_of_later_traffic(sizes: list[int], wild: list[int], later_days: int) -> None:
     mixed = Counter({START + i: size for i, size in enumerate(sizes)})
@@ -360,7 +360,7 @@ def test_a_few_rows_after_a_log_of_one_day_are_not_held_out(ingest: Callable[...
         ingest(tmp_path / "x.csv", columns=COUNTED)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(10, 100), st.integers(1, 30), st.integers(3, 30))
 def test_days_sampled_at_a_distance_are_all_believed(size: int, step: int, count: int) -> None:
     assert days.believed({START + step * i: size for i in range(count)}, today=20_000)[:2] == days.EVER[:2]

@@ -111,7 +111,7 @@ def test_same_rows_do_not_differ() -> None:
 
 
 @given(UNITS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_interval_holds_its_value(rows: list[tuple[int, int, int, int]]) -> None:
     tp, fp, fn, weight = (np.asarray(c, dtype=float) for c in zip(*rows, strict=True))
     found = f1_interval(tp, fp, fn, weight, resamples=300)
@@ -173,7 +173,7 @@ def test_clopper_pearson_is_scipys() -> None:
 
 
 @given(SCORED)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_calibration_against_naive(rows: list[tuple[float, bool]]) -> None:
     scores, right = np.asarray([r[0] for r in rows]), np.asarray([r[1] for r in rows])
     bins = reliability(scores, right)

@@ -60,7 +60,7 @@ WORDS = st.lists(st.sampled_from(["pizza", "piza", "near", "me", "chicago", "chi
 
 
 @given(st.lists(WORDS, min_size=1, max_size=12), WORDS, st.sampled_from([0.3, 0.5, 0.8, 0.95, 1.0]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_index_finds_what_comparing_with_all_finds(gold: list[str], text: str, near: float) -> None:
     def similarity(a: str, b: str) -> float:
         if sorted(set(a.split())) == sorted(set(b.split())):

@@ -34,7 +34,7 @@ def test_writers_at_the_same_time_each_get_a_number(store: Storage) -> None:
     assert all(store.read(numbered.path("log", number)) == json.dumps({"n": who}).encode() for who, number in enumerate(numbers))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, numbered.GAP + 1), max_size=20))
 def test_gaps_of_early_versions_are_passed_over(steps: list[int]) -> None:
     numbers = list(accumulate(steps))

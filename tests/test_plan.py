@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headtail.adapters.storage import open_storage, read_json, stream_table
@@ -36,7 +36,6 @@ COUNTS = st.lists(st.integers(1, 50), min_size=1, max_size=40).map(lambda found:
 
 
 @given(COUNTS, st.none() | st.floats(0.01, 1), st.none() | st.integers(1, 50), st.integers(1, 60), st.integers(0, 2**40 - 1))
-@settings(deadline=None)
 def test_the_tightest_limit_ends_the_head(
     counts: np.ndarray[Any, np.dtype[np.int64]], coverage: float | None, rows: int | None, low: int, barred: int
 ) -> None:
@@ -65,7 +64,6 @@ def test_the_limit_that_rules_is_named() -> None:
 
 
 @given(COUNTS, st.integers(0, 40), st.integers(0, 2**30), st.integers(1, 5))
-@settings(deadline=None)
 def test_the_teaching_sample(counts: np.ndarray[Any, np.dtype[np.int64]], rows: int, seed: int, torso: int) -> None:
     rng = np.random.default_rng(seed)
     stratum, withheld = strata(counts, min(3, len(counts)), torso, counts > 0), rng.random(len(counts)) < 0.2

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import planted
@@ -42,7 +42,6 @@ def test_run(store: Storage, name: str) -> None:
     assert planted.plant(task, answers, 0.1, 1, labels)[1].num_rows != truth.num_rows
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6))
 def test_an_error_is_always_found_for_a_segmentation(seed: int) -> None:
     task: Task = load_task("query_segmentation")

@@ -128,7 +128,7 @@ def test_promotions_at_the_same_time_end_in_one_order(store: Storage, tmp_path: 
     assert release.current_id(store) == moves[-1].release  # CURRENT is what the last move says
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(steps=st.lists(st.sampled_from(["a", "b", "c", "back"]), max_size=12))
 def test_moves_behave_as_a_stack(steps: list[str], tmp_path_factory: pytest.TempPathFactory, intent: Task) -> None:
     store = open_storage(str(tmp_path_factory.mktemp("store")))

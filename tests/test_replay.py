@@ -136,7 +136,7 @@ def test_a_sample_is_drawn_by_traffic_and_repeats(store: Storage) -> None:
     assert 50 < top[1] < 110  # 1000 of about 6400 events: 78 expected
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(counts=st.lists(st.integers(1, 30), min_size=1, max_size=20), share=st.floats(0, 1), seed=st.integers(0, 99))
 def test_no_event_is_drawn_twice(counts: list[int], share: float, seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     store = open_storage(str(tmp_path_factory.mktemp("store")))

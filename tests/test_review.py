@@ -300,7 +300,7 @@ def decisions_on(draw: st.DrawFn, queue: Queue) -> Decision | None:
     return draw(st.sampled_from([made, None]))
 
 
-EXACT = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+EXACT = settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @EXACT

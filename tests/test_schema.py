@@ -133,7 +133,7 @@ def _cases(draw: st.DrawFn) -> tuple[dict[str, Any], Any, int]:
     return schema, _answer(draw, schema, schema, _PLAIN if most == WIDE else _TEXT), most
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(_cases())
 def test_what_is_taught_the_grammar_accepts(case: tuple[dict[str, Any], Any, int]) -> None:
     schema, answer, most = closed(case[0]), case[1], case[2]
@@ -205,7 +205,7 @@ class _Body:
         return 1 if token.startswith("[") else float(self.of(token))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(_SCHEMAS)
 def test_the_longest_answer_is_the_longest_that_the_grammar_accepts(schema: dict[str, Any]) -> None:
     found, by_grammar = outline(schema).longest, longest(for_engine(schema, WIDE))

@@ -61,7 +61,7 @@ def written(secret: str) -> dict[str, str]:
     }
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(name=st.sampled_from(KEYS), secret=SECRET)
 def test_a_key_is_hidden_however_it_is_written(name: str, secret: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -73,7 +73,7 @@ def test_a_key_is_hidden_however_it_is_written(name: str, secret: str) -> None:
         assert secret.strip() not in json.dumps(hide_in({"a": [secret, {"b": (secret,)}], secret: 1}), ensure_ascii=False)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(name=st.sampled_from(URLS), secret=LOGIN)
 def test_the_login_of_a_url_is_hidden_in_the_url_and_alone(name: str, secret: str) -> None:
     with pytest.MonkeyPatch.context() as patch:

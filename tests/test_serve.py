@@ -330,7 +330,7 @@ def test_get_takes_the_same_and_refuses_the_same(open_state: Callable[..., State
     assert curl.json()["cached"]  # `curl -d` without a content type
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(query=st.text(st.characters(), max_size=230))
 def test_any_text_gets_a_valid_answer_or_a_refusal(open_state: Callable[..., State], segmentation: Task, query: str) -> None:
     state = open_state()

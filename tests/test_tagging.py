@@ -52,7 +52,7 @@ def cut(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 
 
 @given(cut())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_pieces_of_the_query_come_back_exactly(case: tuple[str, dict[str, Any]]) -> None:
     query, given_answer = case
     made = tagging.encode(PLAIN, query, given_answer)
@@ -63,7 +63,7 @@ def test_pieces_of_the_query_come_back_exactly(case: tuple[str, dict[str, Any]])
 
 
 @given(labelled())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_labels_decode_and_exact_never_lies(case: tuple[str, Labels]) -> None:
     query, made = case
     shown = tagging.answer(PLAIN, query, made)

@@ -7,7 +7,7 @@ import unicodedata
 from functools import cache
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headtail.core.text import ZWJ, ZWNJ, is_unseen, normalise
@@ -93,7 +93,6 @@ def test_what_is_drawn_as_nothing_is_a_blank() -> None:
         assert normalise(f"{blank}pizza{blank}{blank}near me{blank}") == "pizza near me"
 
 
-@settings(deadline=None)
 @given(HARD)
 def test_normalise_is_idempotent(text: str) -> None:
     once = normalise(text)
@@ -102,19 +101,16 @@ def test_normalise_is_idempotent(text: str) -> None:
     assert not any(is_unseen(ord(c)) for c in once if c not in (ZWJ, ZWNJ))
 
 
-@settings(deadline=None)
 @given(HARD)
 def test_canonically_equivalent_texts_are_one_question(text: str) -> None:
     assert normalise(unicodedata.normalize("NFD", text)) == normalise(text) == normalise(unicodedata.normalize("NFC", text))
 
 
-@settings(deadline=None)
 @given(HARD, HARD)
 def test_words_do_not_change_their_neighbours(a: str, b: str) -> None:
     assert normalise(f"{a} {b}") == " ".join(filter(None, [normalise(a), normalise(b)]))
 
 
-@settings(deadline=None)
 @given(st.text(), st.text())
 def test_bidirectional_wrapping_changes_no_question(a: str, b: str) -> None:
     for opening, closing in ("\u2066\u2069", "\u2067\u2069", "\u2068\u2069", "\u202a\u202c", "\u200e\u200e", "\u202e\u202c"):

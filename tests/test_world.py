@@ -8,7 +8,7 @@ import resource
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.suspects import asked
@@ -86,7 +86,6 @@ def test_one_text_has_one_right_answer() -> None:
 
 
 @given(st.integers(0, 10**7), st.integers(0, world.VARIANTS - 1))
-@settings(deadline=None)  # the first call loads two tasks
 def test_answers_fit_their_tasks(rank: int, variant: int) -> None:
     found = world.meaning(7, rank, 40_000)
     text = world.misspell(found.text, variant)
