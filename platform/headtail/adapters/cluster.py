@@ -185,7 +185,9 @@ def _kept(error: object, seen: set[int]) -> HeadtailError | None:
 
 
 _KINDS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, HeadtailError)}
-_SAID = re.compile(rf"^headtail\.errors\.({'|'.join(_KINDS)}): (.+?)(?=^\s*$|\Z)", re.MULTILINE | re.DOTALL)  # as a traceback ends
+_SAID = re.compile(
+    rf"^{re.escape(errors.__name__)}\.({'|'.join(_KINDS)}): (.+?)(?=^\s*$|\Z)", re.MULTILINE | re.DOTALL
+)  # as a traceback ends
 _RAISED = re.compile(r"^([\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)$", re.MULTILINE)
 
 
