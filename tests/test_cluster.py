@@ -212,7 +212,7 @@ def test_an_error_of_ours_comes_back_whole(cluster: None, where: str, tmp_path: 
     "after", ["", "\n", "\n\nThe above exception was the direct cause of ...\nray.exceptions.UserCodeException: UDF failed"]
 )
 def test_an_error_of_ours_is_made_again_from_its_traceback(error: HeadtailError, after: str) -> None:
-    text = f'ray::Map()\n  File "a.py", line 1\nheadtail.errors.{type(error).__name__}: {error}{after}'
+    text = f'ray::Map()\n  File "a.py", line 1\n{type(error).__module__}.{type(error).__name__}: {error}{after}'
     found = unwrapped(text, EngineError, "a worker broke")
     assert (type(found), str(found)) == (type(error), str(error))
 

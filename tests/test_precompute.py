@@ -382,7 +382,7 @@ def test_a_job_that_can_never_start_says_so_at_once(root: str, store: Storage) -
 
 _DRIVER = """
 import sys
-from headtail import precompute
+from headtail.stages import precompute
 from headtail.core.config import TrackingConfig, build
 if __name__ == "__main__":
     model = {"engine": "null", "model": sys.argv[2], "cpus": 0.5}

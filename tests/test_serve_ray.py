@@ -182,7 +182,7 @@ def test_ctrl_c_ends_it_and_frees_the_port(store: Storage, root: str, tmp_path: 
     """As a person runs it: a process of its own with a Ray cluster of its own."""
     published(store, tmp_path, load_task("query_segmentation"))
     port = free_port()
-    code = f"from headtail import serve; serve.run_forever(serve.Config(root={root!r}, port={port}, live=False))"
+    code = f"from headtail.stages import serve; serve.run_forever(serve.Config(root={root!r}, port={port}, live=False))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
