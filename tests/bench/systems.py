@@ -1,10 +1,10 @@
 """The rivals and headtail on the same rows, each in a process of its own: seconds per number of rows.
 
-    python -m tests.bench.systems raw|raw-plain|ray-data-llm|headtail ROWS [ROWS ...] [--threads N] [--engines N]
+    python -m tests.bench.systems raw|raw-plain|engine|ray-data-llm|headtail ROWS [ROWS ...] [--threads N] [--engines N]
 
-In: numbers of rows. Out: one line of JSON, {"rows": seconds}. Same model, prompts, sampling, grammar and engine arguments for
-all. Each is warmed with a small run first. Start-up is in the seconds of systems that start anew for each number, so only differences
-between numbers are compared.
+In: numbers of rows. Out: one line of JSON: {"rows": seconds}, and the processor seconds of this process, in which the engines of raw and
+`engine` run. Same model, prompts, sampling, grammar and engine arguments for all. Each is warmed with a small run first. Start-up is in the
+seconds of systems that start anew for each number, so only differences between numbers are compared.
 """
 
 from __future__ import annotations
@@ -80,6 +80,23 @@ def raw(sizes: Sequence[int], threads: int, logprobs: bool = True) -> Iterator[t
         seconds = time.monotonic() - started
         _check(task, [output.outputs[0].text for output in outputs], rows)
         yield rows, seconds
+
+
+def engine(sizes: Sequence[int], threads: int) -> Iterator[tuple[int, float]]:
+    """headtail's engine alone: prompts made into ids and answers into text, no Ray, no store."""
+    from headtail.engines.base import Request
+    from headtail.engines.vllm import VllmEngine
+
+    task, path, _, sampling, _ = parts(threads)
+    made = VllmEngine(model(threads), path, task.schema, sampling)
+    for rows in sizes:
+        asked = [Request(i, task.messages(query)) for i, query in enumerate(queries(rows))]
+        started = time.monotonic()
+        texts = [completion.text for completion in made.generate(asked)]
+        seconds = time.monotonic() - started
+        _check(task, texts, rows)
+        yield rows, seconds
+    made.close()
 
 
 def ray_data_llm(sizes: Sequence[int], threads: int, engines: int, batch: int) -> Iterator[tuple[int, float]]:
@@ -171,6 +188,7 @@ def main() -> None:
     systems: dict[str, Callable[..., Iterator[tuple[int, float]]]] = {
         "raw": lambda sizes, flags: raw(sizes, flags.threads),
         "raw-plain": lambda sizes, flags: raw(sizes, flags.threads, logprobs=False),
+        "engine": lambda sizes, flags: engine(sizes, flags.threads),
         "ray-data-llm": lambda sizes, flags: ray_data_llm(sizes, flags.threads, flags.engines, flags.batch),
         "headtail": lambda sizes, flags: headtail(sizes, flags.threads, flags.engines),
     }
@@ -180,9 +198,12 @@ def main() -> None:
     parser.add_argument("--engines", type=int, default=1, help="engines of ray.data.llm and headtail")
     parser.add_argument("--batch", type=int, default=256, help="ray.data.llm's batch_size")
     flags = parser.parse_args()
-    found = {str(rows): round(seconds, 3) for rows, seconds in systems[flags.system]([WARM, *flags.rows], flags)}
-    del found[str(WARM)]
-    print(json.dumps({"seconds": found}), flush=True)
+    found, processor, before = {}, {}, 0.0
+    for rows, seconds in systems[flags.system]([WARM, *flags.rows], flags):
+        found[str(rows)], processor[str(rows)] = round(seconds, 3), round(time.process_time() - before, 3)
+        before = time.process_time()
+    del found[str(WARM)], processor[str(WARM)]
+    print(json.dumps({"seconds": found, "processor_seconds": processor}), flush=True)
 
 
 if __name__ == "__main__":
