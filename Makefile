@@ -14,14 +14,14 @@ ROOT        ?= build/quickstart
 PORT        ?= 8000
 UI_PORT     ?= 5000
 SIZE        ?= small
-CONFIG      ?= jobs/configs/run_loop.laptop$(if $(filter full,$(SIZE)),-full).yaml
+CONFIG      ?= jobs/configs/run_pipeline.laptop$(if $(filter full,$(SIZE)),-full).yaml
 $(if $(filter small full,$(SIZE)),,$(error SIZE is small or full, not $(SIZE)))
 PYTEST_ARGS ?=
 TEST_WORKERS ?= 2
 INSTALLED   := $(VENV)/.installed
 
-# what was given of LOG, TASK, GOLD, TEACHER and SET, as flags of `headtail loop`
-LOOP_SETS = $(if $(LOG),--set 'log=$(LOG)') $(if $(TASK),--set 'task=$(TASK)') $(if $(GOLD),--set 'gold=$(GOLD)') \
+# what was given of LOG, TASK, LABELS, TEACHER and SET, as flags of `headtail pipeline`
+PIPELINE_SETS = $(if $(LOG),--set 'log=$(LOG)') $(if $(TASK),--set 'task=$(TASK)') $(if $(LABELS),--set 'labels=$(LABELS)') \
             $(if $(TEACHER),--set 'teacher.model=$(TEACHER)') $(foreach field,$(SET),--set '$(field)')
 
 KILLS       ?= 1000
@@ -43,8 +43,8 @@ $(INSTALLED): requirements/torch.txt requirements/cpu.lock requirements/install.
 	@touch $@
 	@echo "installed: $$($(BIN)/headtail --version 2>/dev/null || echo headtail)"
 
-quickstart: install ## the whole loop on the shipped example (SIZE=full: a larger one), or on yours: LOG= TASK= GOLD= TEACHER= SET='field=value ...'
-	@$(BIN)/headtail loop --config $(CONFIG) --root $(ROOT) $(LOOP_SETS)
+quickstart: install ## the whole pipeline on the shipped example (SIZE=full: a larger one), or on yours: LOG= TASK= LABELS= TEACHER= SET='field=value ...'
+	@$(BIN)/headtail pipeline --config $(CONFIG) --root $(ROOT) $(PIPELINE_SETS)
 
 ui: install ## MLflow on what ran
 	@test -f $(ROOT)/mlflow.db || { echo "error: $(ROOT)/mlflow.db not found: run make quickstart first, or name another store: make ui ROOT=..." >&2; exit 2; }

@@ -1,6 +1,6 @@
-r"""What curation is worth: a student from raw, filtered, reviewed and human answers, all judged on the same gold.
+r"""What curation is worth: a student from raw, filtered, reviewed and human answers, all judged on the same human labels.
 
-Needs: a teacher's answers and gold; what train_student and precompute_answers need, once for each kind.
+Needs: a teacher's answers and human labels; what train_student and precompute_answers need, once for each kind.
 Leaves: ablate/<fingerprint> with the table by stratum and its figure; students, answers and one evaluation as ordinary receipts.
 
     ray job submit --runtime-env jobs/runtime_env.yaml -- \

@@ -1,6 +1,6 @@
-r"""Score answers against people's gold, by stratum, with intervals.
+r"""Score answers against human labels, by stratum, with intervals.
 
-Needs: a plan with gold and the answers of teacher, student or both. One process, no GPU.
+Needs: a plan with human labels and the answers of teacher, student or both. One process, no GPU.
 Leaves: evaluate/<fingerprint> with the quality table, every scored row and a report.
 
     ray job submit --runtime-env jobs/runtime_env.yaml -- \

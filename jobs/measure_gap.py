@@ -1,6 +1,6 @@
-r"""What side inputs are worth: a teacher, and perhaps a student, asked with them and without, on the same gold.
+r"""What side inputs are worth: a teacher, and perhaps a student, asked with them and without, on the same human labels.
 
-Needs: gold in a plan, some of it with side inputs; the teacher; the student's receipt when it is to be measured too.
+Needs: human labels in a plan, some of them with side inputs; the teacher; the student's receipt when it is to be measured too.
 Leaves: gap/<fingerprint> with the table by stratum, a verdict for each model and a figure; answers and one evaluation as ordinary receipts.
 
     ray job submit --runtime-env jobs/runtime_env.yaml -- \

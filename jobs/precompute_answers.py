@@ -6,7 +6,7 @@ Leaves: precompute/<fingerprint> with shards of answers, each row in one state, 
     ray job submit --runtime-env jobs/runtime_env.yaml -- \
         python jobs/precompute_answers.py --config jobs/configs/precompute_answers.cluster.yaml
 
-`--plan` says first which rows would be asked, why and at what price; `--apply` does that and says what came of it.
+`--dry-run` says first which rows would be asked, why and at what price; `--apply` does that and says what came of it.
 
 Without a cluster: python jobs/precompute_answers.py --config jobs/configs/precompute_answers.laptop.yaml
 """

@@ -1,7 +1,7 @@
-r"""Send later traffic to a running server and see what people would have met.
+r"""Send holdout traffic to a running server and see what people would have met.
 
-Needs: an ingest with later traffic, and the URL of a server. No GPU.
-Leaves: replay/<fingerprint> with every request, hit shares, latency by source and quality where there is gold.
+Needs: an ingest with holdout traffic, and the URL of a server. No GPU.
+Leaves: replay/<fingerprint> with every request, hit shares, latency by path and quality where there are human labels.
 
     ray job submit --runtime-env jobs/runtime_env.yaml -- \
         python jobs/replay_log.py --config jobs/configs/replay_log.cluster.yaml

@@ -1,6 +1,6 @@
 r"""Train a student for each point of a grid, each an ordinary distill run under one parent in MLflow; name the best.
 
-Needs: a golden set, and what train_student needs, once at a time.
+Needs: a training set, and what train_student needs, once at a time.
 Leaves: sweep/<fingerprint> with the table of trials, and distill/<fingerprint> for each; killed, it goes on with what is not there.
 
     ray job submit --runtime-env jobs/runtime_env.yaml -- \

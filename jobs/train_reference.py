@@ -1,4 +1,4 @@
-r"""Train the shipped models from nothing on the example world: the stand-in teacher and the students' base.
+r"""Train the shipped models from nothing on the example data: the placeholder teacher and the students' base.
 
 Needs: nothing. Half an hour on 2 CPU cores.
 Leaves: reference/<fingerprint>, and the two model folders with their cards where `into` says (a folder of the driver's node).

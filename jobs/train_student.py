@@ -1,6 +1,6 @@
 r"""Distil the teacher into a student: LoRA under DeepSpeed, merged, logits compared.
 
-Needs: a golden set, and as many workers as the config asks for. Preempted, it goes on from its last whole checkpoint.
+Needs: a training set, and as many workers as the config asks for. Preempted, it goes on from its last whole checkpoint.
 Leaves: distill/<fingerprint> with the merged student in Hugging Face format.
 
     ray job submit --runtime-env jobs/runtime_env.yaml -- \

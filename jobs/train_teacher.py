@@ -1,6 +1,6 @@
-r"""Train a stand-in teacher on people's gold, for a machine that can reach no real one.
+r"""Train a placeholder teacher on human labels, for a machine that can reach no real one.
 
-Needs: an ingest with gold_train. A real teacher (hub id, folder or endpoint) makes this job needless.
+Needs: an ingest with human_labels_train. A real teacher (hub id, folder or endpoint) makes this job needless.
 Leaves: distill/<fingerprint> with a model that `precompute_answers` takes as its teacher.
 
     ray job submit --runtime-env jobs/runtime_env.yaml -- \

@@ -156,27 +156,27 @@ def s3_root(_moto: str, request: pytest.FixtureRequest) -> str:
     return f"s3://{bucket}/store"
 
 
-SMALL_LOOP = (
-    "world.events=6000",
-    "world.days=3",
-    "world.universe=3000",
-    "world.gold=160",
+SMALL_PIPELINE = (
+    "example_data.events=6000",
+    "example_data.days=3",
+    "example_data.universe=3000",
+    "example_data.labels=160",
     "plan.head.coverage=0.3",
-    "plan.teach_rows=300",
-    "plan.rest_rows=300",
-    "distill.max_steps=20",
-    "distill.log_steps=10",
+    "plan.teacher_sample_rows=300",
+    "plan.max_student_rows=300",
+    "distill_batch.max_steps=20",
+    "distill_batch.log_steps=10",
     "gate.max_drop=1",  # a student of 20 steps is poor; what is tested here is the way, not its quality
     "replay.requests=150",
 )
 
 
 @pytest.fixture(scope="session")
-def finished_loop(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The root of a small loop that has run once on real engines: the dearest fixture, shared by all who need a release."""
+def finished_pipeline(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The root of a small pipeline that has run once on real engines: the dearest fixture, shared by all who need a release."""
     from headtail import pipeline
     from headtail.core.config import load
 
-    root = str(tmp_path_factory.mktemp("loop") / "store")
-    pipeline.run(load(pipeline.Config, None, [*SMALL_LOOP, f"root={root}", f"serve.port={free_port()}"]))
+    root = str(tmp_path_factory.mktemp("pipeline") / "store")
+    pipeline.run(load(pipeline.Config, None, [*SMALL_PIPELINE, f"root={root}", f"serve.port={free_port()}"]))
     return root

@@ -2,7 +2,7 @@
 
 `train_here`: one rank of distill.train in a process of its own, on gloo, real DeepSpeed, no Ray Train. `answer_here`: all shards of a
 precompute job in one worker in the test's process, real engine, no Ray Data. Ray's side of both is tested where it is the thing under
-test (test_distill, test_distill_logits, test_distill_train, test_precompute, test_loop).
+test (test_distill, test_distill_logits, test_distill_train, test_precompute, test_pipeline).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _rank(spec: Any, port: int) -> None:
 def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """distill.run trains in one process of its own; `workers` of its config does not count."""
 
-    def fit(config: Any, station: Any, spec: Any) -> None:
+    def fit(config: Any, stage: Any, spec: Any) -> None:
         from conftest import free_port
 
         child = multiprocessing.get_context("spawn").Process(target=_rank, args=(spec, free_port()))
@@ -75,7 +75,7 @@ def answer_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def spread(job: Any, manifest: Any, asks: Sequence[Any], *_: Any) -> list[dict[str, Any]]:
         worker = Worker(job, manifest, f"run{next(runs)}")
         try:
-            return [json.loads(text) for text in worker({"shard": [a.shard for a in asks], "edition": [a.edition for a in asks]})["said"]]
+            return [json.loads(text) for text in worker({"shard": [a.shard for a in asks], "edition": [a.edition for a in asks]})["report"]]
         finally:
             if worker.engine is not None:
                 worker.engine.close()

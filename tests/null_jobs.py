@@ -12,7 +12,7 @@ import pytest
 from headtail.adapters.storage import open_storage, read_table, write_table
 from headtail.batch import Job, Table
 from headtail.batch.catalog import register
-from headtail.batch.driver import survey
+from headtail.batch.driver import find_open_shards
 from headtail.batch.ledger import Ledger, settle_up
 from headtail.batch.prepare import prepare
 from headtail.batch.worker import Worker
@@ -33,7 +33,7 @@ def planned(queries: list[str], **columns: list[object]) -> pa.Table:
             "count": len(queries) - i,
             "rank": i + 1,
             "stratum": "head",
-            "withheld": False,
+            "eval_only": False,
             "businesses": ["Joe's Diner"] if i % 3 == 0 else None,
             **{name: values[i] for name, values in columns.items()},
         }
@@ -73,11 +73,11 @@ def run_here(job: Job, run: str = "run0") -> tuple[Ledger, Worker]:
     store = open_storage(job.root)
     manifest = prepare(job)
     register(store, job)
-    done, asks = survey(job, store, manifest)
+    done, asks = find_open_shards(job, store, manifest)
     worker = Worker(job, manifest, run)
     made = worker.work(asks)
-    said = {"worker": worker.name, "engine": {}, "start_s": worker.start_s, "restarts": worker.restarts}
-    return settle_up(job, store, manifest, done, made, [said]), worker
+    report = {"worker": worker.name, "engine": {}, "start_s": worker.start_s, "restarts": worker.restarts}
+    return settle_up(job, store, manifest, done, made, [report]), worker
 
 
 def rows_of(job: Job, ledger: Ledger) -> pa.Table:

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pytest
 
 from headtail.adapters.storage import Storage, open_storage, read_json, read_table, write_table
-from headtail.batch import sweep
-from headtail.batch.driver import chains, survey
+from headtail.batch import remove_work_files
+from headtail.batch.driver import chains, find_open_shards
 from headtail.batch.job import Journal
 from headtail.batch.ledger import audit, check_sums, settle_up
-from headtail.batch.parsed_answer import settle
+from headtail.batch.parsed_answer import classify
 from headtail.batch.prepare import INPUT, input_rows, prepare, read_shard, shard_count
-from headtail.batch.shard import DEATHS_ALONE, WINDOWS, Shard
+from headtail.batch.shard import CRASHES_ALONE, WINDOWS, Shard
 from headtail.batch.wanted import Wanted, check_rows, wanted
 from headtail.batch.worker import MOST_STARTS, Ask, Worker
 from headtail.core import keys, rows
@@ -69,12 +69,12 @@ def test_shard_count_bounds() -> None:
     assert shard_count(50_000_000, 64) == 2500
 
 
-def test_a_gold_table_is_withheld_and_a_missing_side_input_is_null(segmentation: Task) -> None:
-    gold = pa.table({"query_key": [keys.query_key("a")], "query": ["a"], "answer": ["{}"], "count": [3], "stratum": ["tail"]})
-    made = input_rows(gold, ("businesses",), "plan:gold").to_pylist()
-    assert made == [{"query_key": keys.query_key("a"), "query": "a", "count": 3, "stratum": "tail", "withheld": True, "businesses": None}]
+def test_a_table_of_labels_is_withheld_and_a_missing_side_input_is_null(segmentation: Task) -> None:
+    labels = pa.table({"query_key": [keys.query_key("a")], "query": ["a"], "answer": ["{}"], "count": [3], "stratum": ["tail"]})
+    made = input_rows(labels, ("businesses",), "plan:human_labels").to_pylist()
+    assert made == [{"query_key": keys.query_key("a"), "query": "a", "count": 3, "stratum": "tail", "eval_only": True, "businesses": None}]
     with pytest.raises(InputError, match="query_key"):
-        input_rows(gold.drop_columns(["query_key"]), (), "plan:gold")
+        input_rows(labels.drop_columns(["query_key"]), (), "plan:human_labels")
 
 
 def test_no_rows_is_an_error_that_says_where(make_local_job: MakeJob) -> None:
@@ -103,13 +103,13 @@ def test_each_row_has_its_own_answer_also_when_prompts_are_alike(make_local_job:
         assert json.loads(row["answer"])["segments"][0]["text"].endswith(row["query"])
 
 
-def test_duplicates_are_answered_once_and_gold_stays_withheld(make_local_job: MakeJob) -> None:
+def test_duplicates_are_answered_once_and_labelled_queries_stay_withheld(make_local_job: MakeJob) -> None:
     same = planned(["a", "b", "c"], businesses=[None, None, None])
-    gold = planned(["b", "d"], businesses=[None, None], withheld=[True, True])
-    job = make_local_job(same, gold)
+    labels = planned(["b", "d"], businesses=[None, None], eval_only=[True, True])
+    job = make_local_job(same, labels)
     ledger, _ = run_here(job)
     assert (ledger.rows, ledger.duplicates) == (4, 1)
-    assert {row["query"]: row["withheld"] for row in rows_of(job, ledger).to_pylist()} == {"a": False, "b": True, "c": False, "d": True}
+    assert {row["query"]: row["eval_only"] for row in rows_of(job, ledger).to_pylist()} == {"a": False, "b": True, "c": False, "d": True}
 
 
 def test_the_same_query_with_other_side_inputs_is_another_row(make_local_job: MakeJob) -> None:
@@ -165,7 +165,7 @@ def test_killed_anywhere_a_rerun_repeats_at_most_a_flush_per_open_shard(make_job
     while True:
         answered = interrupted(job, rng.randint(1, 60), f"run{kills}", monkeypatch)
         processed += answered
-        if survey(job, open_storage(job.root), prepare(job))[1] == []:
+        if find_open_shards(job, open_storage(job.root), prepare(job))[1] == []:
             break
         kills += 1
     ledger, _ = run_here(job, "last")
@@ -188,18 +188,18 @@ def test_failed_rows_are_asked_again_on_a_rerun_and_finished_ones_are_not(make_j
 
 
 def test_failed_rows_are_asked_again_after_the_work_was_swept(make_job: MakeJob) -> None:
-    """A job killed between its sweep and its receipt: what was published is where the next edition starts."""
+    """A job killed between the removal of its work files and its receipt: what was published is where the next edition starts."""
     job = make_job(planned(["!fail", *(f"q{i}" for i in range(40))]), shards=2)
     run_here(job)
     store = open_storage(job.root)
-    sweep(store, job)
-    sweep(store, job)
+    remove_work_files(store, job)
+    remove_work_files(store, job)
     assert not store.exists(job.journal_path(0))
     second, _ = run_here(dataclasses.replace(job, model=ModelConfig(engine="null", model="null")), "run1")
     assert (second.states[State.ANSWERED], second.computed) == (41, 1)
 
 
-def test_a_sweep_that_is_cut_short_has_no_row_asked_again(make_job: MakeJob) -> None:
+def test_a_removal_that_is_cut_short_has_no_row_asked_again(make_job: MakeJob) -> None:
     """Journals go first: one that outlived its segments would name rows that are gone."""
     job = make_job(planned(["!fail", *(f"q{i}" for i in range(40))]), shards=2)
     first, _ = run_here(job)
@@ -215,7 +215,7 @@ def test_a_sweep_that_is_cut_short_has_no_row_asked_again(make_job: MakeJob) -> 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sweep(cast(Storage, SimpleNamespace(full=store.full, filesystem=Cut())), job)
+        remove_work_files(cast(Storage, SimpleNamespace(full=store.full, filesystem=Cut())), job)
     left = [store.exists(job.journal_path(shard)) for shard in (0, 1)]
     assert left == [False, False]
     second, _ = run_here(dataclasses.replace(job, model=ModelConfig(engine="null", model="null")), "run1")
@@ -224,8 +224,8 @@ def test_a_sweep_that_is_cut_short_has_no_row_asked_again(make_job: MakeJob) -> 
 
 
 @pytest.mark.parametrize("late, tries", [(1, 2), (9, 3)])
-def test_a_driver_that_writes_while_another_sweeps_breaks_neither(make_job: MakeJob, late: int, tries: int) -> None:
-    """Two drivers of one job: a file appears in a folder that is being removed. What is left is the other driver's to sweep."""
+def test_a_driver_that_writes_while_another_removes_breaks_neither(make_job: MakeJob, late: int, tries: int) -> None:
+    """Two drivers of one job: a file appears in a folder that is being removed. What is left is the other driver's to remove."""
     job = make_job(planned([f"q{i}" for i in range(40)]), shards=2)
     run_here(job)
     store, removals = open_storage(job.root), []
@@ -248,9 +248,9 @@ def test_a_driver_that_writes_while_another_sweeps_breaks_neither(make_job: Make
         fault = OSError(errno.EACCES, "Permission denied")
 
     with pytest.raises(StorageError, match="Permission denied"):
-        sweep(cast(Storage, SimpleNamespace(full=store.full, uri=store.uri, filesystem=Refused())), job)
+        remove_work_files(cast(Storage, SimpleNamespace(full=store.full, uri=store.uri, filesystem=Refused())), job)
     removals.clear()
-    sweep(cast(Storage, SimpleNamespace(full=store.full, filesystem=Late())), job)
+    remove_work_files(cast(Storage, SimpleNamespace(full=store.full, filesystem=Late())), job)
     assert len(removals) == tries
     second, _ = run_here(job, "run1")
     assert (second.states[State.ANSWERED], second.computed) == (40, 0)
@@ -273,7 +273,7 @@ def test_a_row_that_ends_the_same_way_is_asked_in_so_many_runs_and_no_more(make_
         engines.append(worker.engine is not None)
         runs.append({row["query"]: row["runs"] for row in rows_of(job, ledger).to_pylist()})
         if swept:
-            sweep(open_storage(job.root), job)
+            remove_work_files(open_storage(job.root), job)
     assert computed == [42, 2, 1, 1, 1]
     assert [(one["!fail"], one["!flaky"], one["q1"]) for one in runs] == [(1, 0, 0), (2, 0, 0), (2, 0, 0), (2, 0, 0), (2, 0, 0)]
     assert (ledger.states[State.FAILED], ledger.given_up) == (2, 1)
@@ -281,7 +281,7 @@ def test_a_row_that_ends_the_same_way_is_asked_in_so_many_runs_and_no_more(make_
     assert run_here(more, "run5")[0].computed == 2
     only = make_job(planned(["!fail", *(f"q{i}" for i in range(40))]), path="precompute/y", runs_per_row=1, reuse=False)
     run_here(only)
-    assert survey(only, open_storage(job.root), prepare(only))[1] == [], "a third driver finds nothing to do"
+    assert find_open_shards(only, open_storage(job.root), prepare(only))[1] == [], "a third driver finds nothing to do"
 
 
 def test_the_runs_of_a_row_are_counted_over_jobs(make_job: MakeJob) -> None:
@@ -336,7 +336,7 @@ def test_a_row_that_breaks_the_engine_ends_as_failed_and_the_others_are_answered
     job = make_local_job(planned([*(f"q{i}" for i in range(90)), "!raise", *(f"r{i}" for i in range(90))]), shards=2, flush_rows=1000)
     ledger, worker = run_here(job)
     assert (ledger.states[State.ANSWERED], ledger.states[State.FAILED]) == (180, 1)
-    assert worker.restarts == len(WINDOWS) + DEATHS_ALONE - 1
+    assert worker.restarts == len(WINDOWS) + CRASHES_ALONE - 1
     assert "the engine died or hung on this row" in next(iter(ledger.reasons))
 
 
@@ -376,7 +376,7 @@ def test_a_publish_retried_after_its_commit_changes_nothing(make_job: MakeJob) -
         for row in list(shard.todo):
             text = json.dumps({"segments": [{"text": str(id(shard)), "label": "topic"}]})
             completion = Completion(row, text, "stop")
-            shard.settle(row, settle(job.task, completion), completion)
+            shard.take(row, classify(job.task, completion), completion)
         made.append(shard.publish())
     assert made[0] == made[1]
     assert settle_up(job, store, manifest, [], [made[0]], []).rows == 30
@@ -443,7 +443,7 @@ def test_the_audit_reads_what_is_published_and_names_rows(make_job: MakeJob) -> 
 
 
 def test_input_columns_survive(make_local_job: MakeJob) -> None:
-    table = planned(["a", "b"], stratum=["torso", "tail"], withheld=[True, False])
+    table = planned(["a", "b"], stratum=["torso", "tail"], eval_only=[True, False])
     job = make_local_job(table)
     found = {row["query"]: row for row in rows_of(job, run_here(job)[0]).to_pylist()}
     for row in table.to_pylist():
@@ -477,7 +477,7 @@ def test_machines_that_are_taken_away_again_and_again_blame_no_row(make_local_jo
     """Each run dies after a few rows, without a fault of any row: all are answered in the end, however narrow the steps became."""
     job = make_local_job(planned([f"q{i}" for i in range(40)]), shards=1, flush_rows=1000)
     rng, runs = random.Random(3), 0
-    while survey(job, open_storage(job.root), prepare(job))[1]:
+    while find_open_shards(job, open_storage(job.root), prepare(job))[1]:
         interrupted(job, rng.randint(0, 4), f"run{runs}", monkeypatch)
         runs += 1
         assert runs < 200

@@ -16,9 +16,9 @@ import pytest
 
 from headtail.adapters.storage import open_storage
 from headtail.batch import Job, generate, worker
-from headtail.batch.driver import _stopped, survey
+from headtail.batch.driver import _stopped, find_open_shards
 from headtail.batch.limits import Limits
-from headtail.batch.parsed_answer import Outcome
+from headtail.batch.parsed_answer import ParsedAnswer
 from headtail.batch.prepare import Manifest, prepare
 from headtail.batch.shard import _tops
 from headtail.batch.worker import Ask, Worker
@@ -59,14 +59,14 @@ def test_a_larger_log_asks_only_what_is_new_and_carries_its_own_columns(make_job
     """An answer is paid for once, whatever job asks and however it is cut; what belongs to the asker is the asker's."""
     first = make_job(planned([f"q{i}" for i in range(300)]), path="precompute/one", shards=3)
     run_here(first)
-    more = planned([*(f"q{i}" for i in range(99, 399))], stratum=["torso"] * 300, withheld=[True] * 300)
+    more = planned([*(f"q{i}" for i in range(99, 399))], stratum=["torso"] * 300, eval_only=[True] * 300)
     second = make_job(more, path="precompute/two", shards=5, source="student")
     ledger, _ = run_here(second)
     assert (ledger.rows, ledger.reused, ledger.computed) == (300, 201, 99)
     table = rows_of(second, ledger)
     assert set(table["stratum"].to_pylist()) == {"torso"}
     assert set(table["source"].to_pylist()) == {"student"}
-    assert all(table["withheld"].to_pylist())
+    assert all(table["eval_only"].to_pylist())
     wanted_counts = dict(zip(more["query"].to_pylist(), more["count"].to_pylist(), strict=True))
     assert dict(zip(table["query"].to_pylist(), table["count"].to_pylist(), strict=True)) == wanted_counts
     for row in table.to_pylist():
@@ -120,7 +120,7 @@ def test_likeliest_tokens_are_asked_for_once(make_local_job: MakeJob, telling: N
     run_here(make_local_job(table, path="precompute/none", shards=1))
     job = make_local_job(table, path="precompute/two", shards=2, top_logprobs=2)
     manifest, store = prepare(job), open_storage(job.root)
-    told = Comparison(scope(job, manifest, 0)).of(survey(job, store, manifest)[1])
+    told = Comparison(scope(job, manifest, 0)).of(find_open_shards(job, store, manifest)[1])
     assert dict(told.rows) == {("reused", ()): 2, ("retried", ("without top_logprobs",)): 3}
     ledger, _ = run_here(job)
     assert (ledger.reused, ledger.computed) == (2, 3), "rows that are no answers have none to ask for"
@@ -141,9 +141,9 @@ def test_tokens_are_those_of_the_answer_that_was_taken() -> None:
     """Of several samples the first has its tokens kept; where another won the vote they are not the answer's."""
     top = Top(np.zeros(1, np.int32), np.zeros((1, 2), np.int32), np.zeros((1, 2), np.float16))
     made = Completion(0, "x", "stop", top=top)
-    won = Outcome(State.ANSWERED, "1", 0.5, "", None, 1.0, ({"answer": "1"}, {"answer": "1"}))
+    won = ParsedAnswer(State.ANSWERED, "1", 0.5, "", None, 1.0, ({"answer": "1"}, {"answer": "1"}))
     lost = won._replace(samples=({"answer": "2"}, {"answer": "1"}, {"answer": "1"}))
-    none = Outcome(State.INVALID, None, None, "no", "x")
+    none = ParsedAnswer(State.INVALID, None, None, "no", "x")
     found = _tops([won, lost, none, won._replace(samples=None)], [made] * 4)
     assert [found[name][0] is None for name in TOP.names] == [False] * 3
     assert [values is None for values in found["token_ids"]] == [False, True, True, False]
@@ -207,9 +207,9 @@ def test_a_job_that_stops_names_the_reasons(make_job: MakeJob) -> None:
     counted = {name: worker._news[name] for name in ("asked", "errors", "settled", "unanswered")}
     assert counted == {"asked": 69, "errors": 7, "settled": 67, "unanswered": 65}
     assert "max_unanswered_share" in Limits(unanswered_share=0.5).problem(counted, 1)
-    said: list[dict[str, Any]] = [{"reasons": worker.reasons}, {"reasons": {"HTTP 503: overloaded (5 tries)": 9000}}]
+    reports: list[dict[str, Any]] = [{"reasons": worker.reasons}, {"reasons": {"HTTP 503: overloaded (5 tries)": 9000}}]
     with pytest.raises(LimitReached) as error:
-        _stopped(job, "7 of 69 requests ended in an error", 0, 1, said)
+        _stopped(job, "7 of 69 requests ended in an error", 0, 1, reports)
     text = str(error.value)
     assert "ended in an error; in all: 9,000 x HTTP 503: overloaded (5 tries); 60 x truncated: stopped at the length limit" in text
     assert "5 x failed: told to fail" in text
@@ -254,7 +254,7 @@ def test_a_worker_that_is_told_to_stop_keeps_what_is_done_and_the_next_goes_on(m
     made = worker.work([Ask(0, 0), Ask(1, 0)])
     assert len(made) == 1
     assert taken == 130
-    done, asks = survey(job, store, manifest)
+    done, asks = find_open_shards(job, store, manifest)
     assert (done, len(asks)) == (made, 1)
     ledger, _ = run_here(job, "run1")
     assert ledger.computed == 70

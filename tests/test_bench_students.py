@@ -31,7 +31,7 @@ def test_the_ratio_is_of_seconds_per_row_by_median() -> None:
     assert "quality" not in found
 
 
-def test_points_lost_are_those_of_all_gold() -> None:
+def test_points_lost_are_those_of_all_labels() -> None:
     quality = {"quality/teacher/all": 0.968, "quality/encoder/all": 0.955, "quality/teacher/tail": 0.9}
     turn = {"teacher": receipt(1, 1, 0), "encoder": receipt(1, 1, 0), "evaluation": receipt(1, 1, 0, **quality)}
     found = figures([turn])
@@ -41,7 +41,7 @@ def test_points_lost_are_those_of_all_gold() -> None:
 
 def test_stages_are_copied_whole_and_the_source_is_left_alone(root: str, tmp_path: Path) -> None:
     source, target = open_storage(root), open_storage(str(tmp_path / "other"))
-    made = keep(source, "plan", "ab" * 8, {"gold": pa.table({"a": [1]})})
+    made = keep(source, "plan", "ab" * 8, {"human_labels": pa.table({"a": [1]})})
     copied(source, target, [made])
     for store in (source, target):
-        assert output_table(store, load_receipt(store, "plan"), "gold")["a"].to_pylist() == [1]
+        assert output_table(store, load_receipt(store, "plan"), "human_labels")["a"].to_pylist() == [1]

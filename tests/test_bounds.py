@@ -43,7 +43,7 @@ def disasters(rng: np.random.Generator, mean: float, shape: tuple[int, ...]) -> 
 
 
 def differences(rng: np.random.Generator, mean: float, shape: tuple[int, ...]) -> Array:
-    """(a - b + 1) / 2 of two tiers that differ on one row in ten."""
+    """(a - b + 1) / 2 of two answer sources that differ on one row in ten."""
     up = 0.05 + (2 * mean - 1) / 2
     drawn = rng.random(shape)
     return np.where(drawn < up, 1.0, np.where(drawn < 0.1, 0.0, 0.5))
@@ -129,7 +129,7 @@ def test_whatever_the_judge_a_mean_that_misses_rarely_passes(judge: str, n: int,
 
 
 def test_the_check_can_fail() -> None:
-    """On samples as small or as lopsided as gold is, the normal approximation is convicted by the same check."""
+    """On samples as small or as lopsided as human labels are, the normal approximation is convicted by the same check."""
     rng = np.random.default_rng(0)
     for draw, n, least in ((labels, 45, 0.97), (disasters, 60, 0.9)):
         scores = draw(rng, least, (GATES, n))

@@ -1,4 +1,4 @@
-"""A generation holds exactly the right rows, in order, however they come in batches; a lookup is never wrong."""
+"""A snapshot holds exactly the right rows, in order, however they come in batches; a lookup is never wrong."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from headtail.cache import (
     builder,
     coverage,
     merge,
-    open_generation,
-    publish_generation,
+    open_snapshot,
+    publish_snapshot,
     read_manifest,
 )
 from headtail.cache import snapshot as cache_module
-from headtail.cache.builder import build_generation
-from headtail.cache.lmdb_file import Snapshot, Values
+from headtail.cache.builder import build_snapshot
+from headtail.cache.lmdb_file import LmdbFile, Values
 from headtail.cache.manifest import LOG
 from headtail.core.errors import InputError, LedgerError, StorageError
 from headtail.core.keys import canonical, normalise, query_key
@@ -61,7 +61,7 @@ def answers(*rows: Row, count: int = 1) -> pa.Table:
                 "finish_reason": "stop",
                 "count": count,
                 "stratum": "head",
-                "withheld": False,
+                "eval_only": False,
                 "source": source,
                 "model": "m",
             }
@@ -88,13 +88,13 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 def publish(store: Storage, tmp_path: Path, *tables: pa.Table, **options: object) -> tuple[Built, Manifest]:
     folder = tmp_path / f"build-{len(list(tmp_path.iterdir()))}"
     folder.mkdir()
-    built = build_generation([[table] for table in tables], folder, **options)  # type: ignore[arg-type]
-    return built, publish_generation(store, built, task="t", task_fingerprint="f")
+    built = build_snapshot([[table] for table in tables], folder, **options)  # type: ignore[arg-type]
+    return built, publish_snapshot(store, built, task="t", task_fingerprint="f")
 
 
 def test_lookup_normalises_and_returns_what_was_published(store: Storage, tmp_path: Path) -> None:
     _, manifest = publish(store, tmp_path, answers(good("pizza near me", '{"label":"topic","text":"é"}'), good("bar", confidence=None)))
-    opened = open_generation(store, manifest.id)
+    opened = open_snapshot(store, manifest.id)
     found = opened.lookup("  PIZZA\u00a0 near\tme ")
     assert found is not None
     assert found._replace(confidence=None) == (
@@ -122,27 +122,27 @@ def test_only_answered_and_confident_rows_are_published_and_every_other_is_count
         good("e", confidence=0.49),
         good("f", confidence=0.5),
         good("g", confidence=None),
-        good("h", source="student", confidence=0.1),  # no minimum for the student
+        good("h", source="batch_student", confidence=0.1),  # no minimum for the student
     )
-    built, manifest = publish(store, tmp_path, table, min_confidence={"teacher": 0.5, "student": 0.0})
+    built, manifest = publish(store, tmp_path, table, min_confidence={"teacher": 0.5, "batch_student": 0.0})
     assert built.left_out == {"truncated": 1, "invalid": 1, "failed": 1, "unconfident": 1, "without_confidence.teacher": 1}
     assert sorted(read_table(store, manifest.files["answers"].path).column("query").to_pylist()) == ["a", "f", "h"]
     assert manifest.rows + sum(manifest.left_out.values()) == table.num_rows
-    assert manifest.rows_by_source == {"student": 1, "teacher": 2}
+    assert manifest.rows_by_source == {"batch_student": 1, "teacher": 2}
 
 
 def test_first_stream_wins_but_only_with_an_answer_that_may_be_published(store: Storage, tmp_path: Path) -> None:
     teacher = answers(good("a", '"T"'), ("b", "", "invalid", None, "teacher"), good("c", '"T"', confidence=0.1))
-    student = answers(*(good(q, '"S"', "student") for q in "abcd"))
+    student = answers(*(good(q, '"S"', "batch_student") for q in "abcd"))
     built, manifest = publish(store, tmp_path, teacher, student, min_confidence={"teacher": 0.5})
-    opened = open_generation(store, manifest.id)
+    opened = open_snapshot(store, manifest.id)
     assert [(opened.get(q) or pytest.fail(q)).answer for q in "abcd"] == ['"T"', '"S"', '"S"', '"S"']
     assert built.left_out == {"invalid": 1, "unconfident": 1, "duplicate": 1}
 
 
 def test_a_hash_collision_is_a_miss(store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, manifest = publish(store, tmp_path, answers(good("pizza")))
-    opened = open_generation(store, manifest.id)
+    opened = open_snapshot(store, manifest.id)
     monkeypatch.setattr(cache_module, "query_key", lambda text: query_key("pizza"))  # every text has pizza's hash now
     assert opened.lookup("burger") is None
     assert opened.lookup("pizza") is not None
@@ -162,9 +162,9 @@ def test_redacted_queries_are_in_the_cache_only_when_they_may_share_an_answer(st
     table = answers(good("<email> login"), good("call <phone>"), good("<phone"), ("card <card>", "", "failed", None, "teacher"))
     built, manifest = publish(store, tmp_path, table)
     assert built.left_out == {"redacted": 2, "failed": 1}
-    assert open_generation(store, manifest.id).lookup("Someone@Example.com login") is None
+    assert open_snapshot(store, manifest.id).lookup("Someone@Example.com login") is None
     _, manifest = publish(store, tmp_path, table, share_redacted=True)
-    opened = open_generation(store, manifest.id)
+    opened = open_snapshot(store, manifest.id)
     assert opened.lookup("Someone@Example.com login") is not None
     assert opened.lookup("call 5552345678") is not None
 
@@ -178,22 +178,22 @@ offers = st.lists(st.tuples(words, st.text(max_size=9), st.sampled_from(["answer
 def test_any_rows_in_any_batches(
     parts: list[list[tuple[str, str, str]]], batch: int, piece: int, table: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    names = ["teacher", "student", "teacher"]
+    names = ["teacher", "batch_student", "teacher"]
     tables = [answers(*((q, repr(a), state, 0.5, name) for q, a, state in part)) for name, part in zip(names, parts, strict=False)]
     wanted: dict[str, tuple[str, str]] = {}
     for name, part in zip(names, parts, strict=False):
         for q, a, state in part:
             if state == "answered":
                 wanted.setdefault(q, (repr(a), name))
-    whole = build_generation([[one] for one in tables], tmp_path_factory.mktemp("build"))
+    whole = build_snapshot([[one] for one in tables], tmp_path_factory.mktemp("build"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(merge, "BATCH_ROWS", batch)
         patch.setattr(builder, "PIECE_ROWS", piece)
-        built = build_generation([cut(one, table) for one in tables], tmp_path_factory.mktemp("build"))
+        built = build_snapshot([cut(one, table) for one in tables], tmp_path_factory.mktemp("build"))
     assert (built.content, built.left_out, built.examples) == (whole.content, whole.left_out, whole.examples)  # batches leave no trace
     assert built.rows + sum(built.left_out.values()) == sum(map(len, parts))
     store = open_storage(str(tmp_path_factory.mktemp("store")))
-    opened = open_generation(store, publish_generation(store, built, task="t", task_fingerprint="f").id)
+    opened = open_snapshot(store, publish_snapshot(store, built, task="t", task_fingerprint="f").id)
     found = {q: opened.get(q) for q in wanted}
     assert {q: (a.answer, a.source) for q, a in found.items() if a} == wanted
     keys = read_table(store, opened.manifest.files["answers"].path).column("query_key").to_pylist()
@@ -229,13 +229,13 @@ def packed(words: tuple[int, int]) -> bytes:
     return struct.pack(">QQ", *words)
 
 
-def test_rows_out_of_order_are_refused_by_name_and_leave_no_generation(tmp_path: Path) -> None:
+def test_rows_out_of_order_are_refused_by_name_and_leave_no_snapshot(tmp_path: Path) -> None:
     table = answers(*(good(f"q{i}") for i in range(9)))
     for rows in (9, 2):  # within a table, and between tables
         (folder := tmp_path / f"x{rows}").mkdir()
         mixed = cut(table.take(pa.array([0, 1, 2, 3, 8, 4, 5, 6, 7])), rows)
         with pytest.raises(InputError, match="not in order of query_key") as told:
-            build_generation([[answers(good("a"))], mixed], folder, labels=["precompute/aaaa", "precompute/bbbb"])
+            build_snapshot([[answers(good("a"))], mixed], folder, labels=["precompute/aaaa", "precompute/bbbb"])
         assert "precompute/bbbb" in str(told.value)
         assert "run precompute again" in str(told.value)
 
@@ -247,7 +247,7 @@ def test_a_stream_is_read_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
     ahead: list[int] = []
     written = 0
 
-    class Watched(Snapshot):
+    class Watched(LmdbFile):
         def add(self, piece: pa.Table, values: Values) -> None:
             nonlocal written
             super().add(piece, values)
@@ -262,7 +262,7 @@ def test_a_stream_is_read_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
             ahead.append(read - written)
             yield table
 
-    built = build_generation([stream("teacher"), stream("student")], tmp_path)
+    built = build_snapshot([stream("teacher"), stream("batch_student")], tmp_path)
     assert (built.rows, built.left_out) == (3000, {"duplicate": 3000})
     assert max(ahead) <= 400
 
@@ -272,7 +272,7 @@ def test_lmdb_and_parquet_hold_the_same_rows_in_the_same_order(store: Storage, t
     _, manifest = publish(store, tmp_path, answers(*rows))
     table = read_table(store, manifest.files["answers"].path)
     assert table.schema == CACHED
-    opened = open_generation(store, manifest.id)
+    opened = open_snapshot(store, manifest.id)
     for row in table.select(["query", "answer"]).to_pylist():
         found = opened.get(row["query"])
         assert found is not None
@@ -281,7 +281,7 @@ def test_lmdb_and_parquet_hold_the_same_rows_in_the_same_order(store: Storage, t
         assert list(txn.cursor().iternext(values=False)) == table.column("query_key").to_pylist()
 
 
-def test_the_same_content_is_the_same_generation_and_other_lineage_another(store: Storage, tmp_path: Path) -> None:
+def test_the_same_content_is_the_same_snapshot_and_other_lineage_another(store: Storage, tmp_path: Path) -> None:
     built, first = publish(store, tmp_path, answers(good("a"), good("b")))
     _, again = publish(store, tmp_path, answers(good("b"), good("a")))
     assert again == first  # order of arrival does not matter; the first manifest stands, with its date
@@ -293,7 +293,7 @@ def test_the_same_content_is_the_same_generation_and_other_lineage_another(store
 
 @pytest.mark.parametrize("step", ["log/", "answers.parquet", "data.mdb", "manifest.json"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_killed_at_any_write_there_is_no_generation_until_its_manifest(
+def test_killed_at_any_write_there_is_no_snapshot_until_its_manifest(
     any_store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, after: bool
 ) -> None:
     table = answers(good("a"))
@@ -301,14 +301,14 @@ def test_killed_at_any_write_there_is_no_generation_until_its_manifest(
         kill_at(patch, any_store, step, after)
         with pytest.raises(KeyboardInterrupt):
             publish(any_store, tmp_path, table)
-    begun = [entry["generation"] for _, entry in numbered.read(any_store, LOG)]
+    begun = [entry["snapshot"] for _, entry in numbered.read(any_store, LOG)]
     assert len(begun) == ((step, after) != ("log/", False))  # known before anything of it is written
     exists = (step, after) == ("manifest.json", True)
     for one in begun:
-        assert any_store.exists(f"generations/{one}/manifest.json") == exists
+        assert any_store.exists(f"snapshots/{one}/manifest.json") == exists
     _, manifest = publish(any_store, tmp_path, table)  # the next attempt completes it
     assert {manifest.id, *begun} == {manifest.id}
-    assert open_generation(any_store, manifest.id).lookup("a") is not None
+    assert open_snapshot(any_store, manifest.id).lookup("a") is not None
 
 
 def kill_at(patch: pytest.MonkeyPatch, store: Storage, step: str, after: bool, hit: list[str] | None = None) -> None:
@@ -334,18 +334,18 @@ def test_wrong_key_unknown_source_and_missing_answer_are_refused(tmp_path: Path)
     table = answers(good("a"))
     (folder := tmp_path / "x").mkdir()
     with pytest.raises(InputError, match="not the key of its query"):
-        build_generation([[table.set_column(1, "query", pa.array(["b"]))]], folder)
+        build_snapshot([[table.set_column(1, "query", pa.array(["b"]))]], folder)
     with pytest.raises(InputError, match="unknown source"):
-        build_generation([[answers(good("a", source="oracle"))]], folder)
+        build_snapshot([[answers(good("a", source="oracle"))]], folder)
     with pytest.raises(InputError, match="has no answer"):
-        build_generation([[table.set_column(4, "answer", pa.array([None], pa.string()))]], folder)
+        build_snapshot([[table.set_column(4, "answer", pa.array([None], pa.string()))]], folder)
     with pytest.raises(InputError, match="lacks column"):
-        build_generation([[table.drop_columns(["state"])]], folder)
+        build_snapshot([[table.drop_columns(["state"])]], folder)
 
 
-def test_an_empty_generation_opens_and_misses(store: Storage, tmp_path: Path) -> None:
+def test_an_empty_snapshot_opens_and_misses(store: Storage, tmp_path: Path) -> None:
     _, manifest = publish(store, tmp_path, answers())
-    assert open_generation(store, manifest.id).lookup("a") is None
+    assert open_snapshot(store, manifest.id).lookup("a") is None
     assert manifest.rows == 0
 
 
@@ -354,9 +354,9 @@ def test_damage_is_told(store: Storage, tmp_path: Path) -> None:
     path = Path(store.full(manifest.files["lmdb"].path))
     path.write_bytes(path.read_bytes()[:-4096])
     with pytest.raises(StorageError, match="does not match its manifest"):
-        open_generation(store, manifest.id)
+        open_snapshot(store, manifest.id)
     with pytest.raises(StorageError, match="not in the store"):
-        open_generation(store, "0" * 16)
+        open_snapshot(store, "0" * 16)
 
 
 def test_disk_full_is_told_and_leaves_nothing(store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,9 +366,9 @@ def test_disk_full_is_told_and_leaves_nothing(store: Storage, tmp_path: Path, mo
     (folder := tmp_path / "x").mkdir()
     monkeypatch.setattr("headtail.cache.lmdb_file.lmdb.open", full)
     with pytest.raises(StorageError, match="No space left") as told:
-        build_generation([[answers(good("a"))]], folder)
+        build_snapshot([[answers(good("a"))]], folder)
     assert "TMPDIR" in str(told.value)
-    assert not (Path(store.root) / "generations").exists()
+    assert not (Path(store.root) / "snapshots").exists()
 
 
 @pytest.fixture
@@ -386,30 +386,30 @@ def test_a_disk_that_is_really_full(tiny_disk: Path, tmp_path: Path) -> None:
     small, large = answers(good("a")), answers(*(good(f"q{i}", '"' + os.urandom(500).hex() + '"') for i in range(2000)))
     (full := tiny_disk / "build").mkdir()
     with pytest.raises(StorageError, match="No space left") as told:
-        build_generation([[large]], full)
+        build_snapshot([[large]], full)
     assert "TMPDIR" in str(told.value)
     shutil.rmtree(full)
     store = open_storage(str(tiny_disk / "store"))
     _, kept = publish(store, tmp_path, small)
     (folder := tmp_path / "large").mkdir()
-    built = build_generation([[large]], folder)
+    built = build_snapshot([[large]], folder)
     with pytest.raises(StorageError, match="No space left"):
-        publish_generation(store, built, task="t", task_fingerprint="f")
-    assert open_generation(store, kept.id).lookup("a") is not None
+        publish_snapshot(store, built, task="t", task_fingerprint="f")
+    assert open_snapshot(store, kept.id).lookup("a") is not None
     assert not store.litter(datetime.datetime.max.replace(tzinfo=datetime.UTC))
     subprocess.run(["mount", "-o", "remount,size=8m", str(tiny_disk)], check=True)  # space was freed: the same build is published
-    assert open_generation(store, publish_generation(store, built, task="t", task_fingerprint="f").id).lookup("q7") is not None
+    assert open_snapshot(store, publish_snapshot(store, built, task="t", task_fingerprint="f").id).lookup("q7") is not None
 
 
 def test_one_file_opened_twice_after_fork_and_after_pickling(store: Storage, tmp_path: Path) -> None:
     _, manifest = publish(store, tmp_path, answers(good("a")))
-    first, second = open_generation(store, manifest.id), open_generation(store, manifest.id)
+    first, second = open_snapshot(store, manifest.id), open_snapshot(store, manifest.id)
     first.close()
     assert second.lookup("a") is not None
     assert pickle.loads(pickle.dumps(second)).lookup("a") == second.lookup("a")
     pid = os.fork()  # as a pre-forking server does
     if pid == 0:
-        os._exit(0 if second.lookup("a") is not None and open_generation(store, manifest.id).lookup("b") is None else 1)
+        os._exit(0 if second.lookup("a") is not None and open_snapshot(store, manifest.id).lookup("b") is None else 1)
     assert os.waitpid(pid, 0)[1] == 0
     assert second.lookup("a") is not None
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -420,9 +420,9 @@ def _remote(opened: Cache) -> bool:
     return opened.lookup("a") is not None
 
 
-def test_a_mapped_generation_survives_the_replacement_of_its_file(store: Storage, tmp_path: Path) -> None:
+def test_a_mapped_snapshot_survives_the_replacement_of_its_file(store: Storage, tmp_path: Path) -> None:
     _, manifest = publish(store, tmp_path, answers(good("a")))
-    opened = open_generation(store, manifest.id)
+    opened = open_snapshot(store, manifest.id)
     store.replace(manifest.files["lmdb"].path, b"rubbish")
     assert opened.lookup("a") is not None
 
@@ -430,7 +430,7 @@ def test_a_mapped_generation_survives_the_replacement_of_its_file(store: Storage
 def test_a_network_mount_is_copied_before_it_is_mapped(store: Storage, tmp_path: Path) -> None:
     _, manifest = publish(store, tmp_path, answers(good("a")))
     (local := tmp_path / "local").mkdir()
-    opened = open_generation(store, manifest.id, into=local)
+    opened = open_snapshot(store, manifest.id, into=local)
     assert opened.folder.is_relative_to(local)
     assert opened.lookup("a") is not None
     assert store.exists(manifest.files["lmdb"].path)  # copied, not moved
@@ -439,29 +439,29 @@ def test_a_network_mount_is_copied_before_it_is_mapped(store: Storage, tmp_path:
 
 def test_coverage_counts_events_of_the_log(tmp_path: Path) -> None:
     (folder := tmp_path / "x").mkdir()
-    built = build_generation([[answers(*(good(f"q{i}") for i in range(100)))]], folder)
+    built = build_snapshot([[answers(*(good(f"q{i}") for i in range(100)))]], folder)
     log = pa.table({"query_key": pa.array([query_key(f"q{i}") for i in range(200)], pa.binary(16)), "count": list(range(200))})
     assert coverage(built.prefixes, log.to_batches(max_chunksize=17)) == sum(range(100)) / sum(range(200))
     assert coverage(np.empty(0, np.uint64), [log]) == 0
     assert coverage(built.prefixes, []) is None
 
 
-def test_a_generation_is_opened_from_disk_and_from_s3(any_store: Storage, tmp_path: Path) -> None:
+def test_a_snapshot_is_opened_from_disk_and_from_s3(any_store: Storage, tmp_path: Path) -> None:
     _, manifest = publish(any_store, tmp_path, answers(good("a")))
     (local := tmp_path / "local").mkdir()
-    opened = open_generation(any_store, manifest.id, into=local)
+    opened = open_snapshot(any_store, manifest.id, into=local)
     assert opened.folder.is_relative_to(local)
     assert opened.lookup("A ") is not None
     any_store.replace(manifest.files["lmdb"].path, bytes(manifest.files["lmdb"].bytes))
     with pytest.raises(StorageError, match="SHA-256"):
-        open_generation(any_store, manifest.id, into=tmp_path / "other")
+        open_snapshot(any_store, manifest.id, into=tmp_path / "other")
 
 
 def test_a_copy_from_s3_lives_as_long_as_its_cache(s3_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     store = open_storage(s3_root)
     _, manifest = publish(store, tmp_path, answers(good("a")))
-    opened = open_generation(store, manifest.id)
+    opened = open_snapshot(store, manifest.id)
     folder = opened.folder
     assert opened.lookup("a") is not None
     pid = os.fork()
@@ -474,18 +474,18 @@ def test_a_copy_from_s3_lives_as_long_as_its_cache(s3_root: str, tmp_path: Path,
     assert not folder.exists()
     store.replace(manifest.files["lmdb"].path, b"damaged")
     with pytest.raises(StorageError, match="does not match its manifest"):
-        open_generation(store, manifest.id)
+        open_snapshot(store, manifest.id)
     assert not list(tmp_path.glob("headtail-cache-*"))
 
 
 def test_each_thread_looks_up_for_itself(store: Storage, tmp_path: Path) -> None:
     _, manifest = publish(store, tmp_path, answers(*(good(f"q{i}", str(i)) for i in range(500))))
-    opened = open_generation(store, manifest.id)
+    opened = open_snapshot(store, manifest.id)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda i: opened.get(f"q{i % 500}"), range(4000)))
     assert [one and one.answer for one in found] == [str(i % 500) for i in range(4000)]
     opened.close()
-    assert open_generation(store, manifest.id).get("q1") is not None
+    assert open_snapshot(store, manifest.id).get("q1") is not None
 
 
 plain_values = st.recursive(
@@ -512,31 +512,31 @@ def test_a_value_of_another_format_is_refused(store: Storage, tmp_path: Path, mo
         patch.setattr("headtail.cache.lmdb_file.FORMAT", 7)
         _, manifest = publish(store, tmp_path, answers(good("a")))
     with pytest.raises(StorageError, match="unknown format"):
-        open_generation(store, manifest.id).get("a")
+        open_snapshot(store, manifest.id).get("a")
     for name in ("FORMAT", "NORMALISATION"):
         with monkeypatch.context() as patch:
             patch.setattr(f"headtail.cache.snapshot.{name}", 3)
             with pytest.raises(StorageError, match="another version of headtail"):
-                open_generation(store, manifest.id)
+                open_snapshot(store, manifest.id)
 
 
-def test_a_snapshot_that_lost_rows_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = Snapshot.finish
+def test_an_lmdb_file_that_lost_rows_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = LmdbFile.finish
 
-    def lossy(self: Snapshot) -> None:
+    def lossy(self: LmdbFile) -> None:
         with self._env.begin(write=True) as txn:
             txn.delete(query_key("b"))
         plain(self)
 
-    monkeypatch.setattr(Snapshot, "finish", lossy)
+    monkeypatch.setattr(LmdbFile, "finish", lossy)
     with pytest.raises(LedgerError, match="does not hold what was written"):
-        build_generation([[answers(good("a"), good("b"))]], tmp_path)
+        build_snapshot([[answers(good("a"), good("b"))]], tmp_path)
 
 
 def test_long_answers_and_queries_of_every_length(store: Storage, tmp_path: Path) -> None:
     rows = [good("q" * n, '"' + "y" * size + '"') for n, size in ((1, 0), (100, 2000), (1000, 4096), (70_000, 10), (3, 3_000_000))]
     _, manifest = publish(store, tmp_path, answers(*rows))
-    opened = open_generation(store, manifest.id)
+    opened = open_snapshot(store, manifest.id)
     for query, answer, *_ in rows:
         found = opened.get(query)
         assert found is not None
@@ -547,11 +547,11 @@ def test_long_answers_and_queries_of_every_length(store: Storage, tmp_path: Path
 def test_the_map_grows_as_rows_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headtail.cache.lmdb_file._SPARE", 1 << 20)
     monkeypatch.setattr(builder, "PIECE_ROWS", 64)
-    built = build_generation([[answers(*(good(f"q{i}", '"' + "z" * 20_000 + '"') for i in range(1000)))]], tmp_path)
+    built = build_snapshot([[answers(*(good(f"q{i}", '"' + "z" * 20_000 + '"') for i in range(1000)))]], tmp_path)
     assert built.rows == 1000
     assert (built.lmdb / "data.mdb").stat().st_size > 20_000_000
 
 
 def test_a_query_with_nul_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="NUL"):
-        build_generation([[answers(good("a\0b"))]], tmp_path)
+        build_snapshot([[answers(good("a\0b"))]], tmp_path)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headtail.adapters.storage import LocalStorage, Storage, open_storage
-from headtail.cache import collect, manifest, open_generation, publish_generation
-from headtail.cache.builder import build_generation
+from headtail.cache import collect, manifest, open_snapshot, publish_snapshot
+from headtail.cache.builder import build_snapshot
 from headtail.cache.collect import collected_table
 from headtail.cache.manifest import mark_path
 from headtail.core.errors import ConfigError, InputError, StorageError
@@ -29,9 +29,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 
 def make(store: Storage, tmp_path: Path, task: Task, name: str) -> Release:
-    """A release whose generation holds one answer, to the query `name`."""
+    """A release whose snapshot holds one answer, to the query `name`."""
     _, made = publish(store, tmp_path, answers(good(name, '{"intent":"price"}')))
-    return release.make(store, generation=made.id, task=task)
+    return release.make(store, snapshot=made.id, task=task)
 
 
 def promoted(store: Storage, tmp_path: Path, task: Task, names: str) -> list[Release]:
@@ -57,19 +57,19 @@ def test_what_is_old_and_unneeded_goes_whole_and_the_rest_stays(
     later(monkeypatch, 15)
     young = make(store, tmp_path, intent, "young")
     plan = release.collect(store, keep=2, dry_run=True)
-    assert {one.path.split("/")[1] for one in plan.gone} == {made[i].generation for i in range(3)} | {never.generation}
+    assert {one.path.split("/")[1] for one in plan.gone} == {made[i].snapshot for i in range(3)} | {never.snapshot}
     sizes = [sum(ref.bytes for ref in manifest.read_manifest(store, one.path.split("/")[1]).files.values()) for one in plan.gone]
     assert plan.bytes == sum(sizes) > 0
     done = release.collect(store, keep=2)
     assert (done.gone, done.kept) == (plan.gone, plan.kept)
     assert not done.dry_run
     for one in (*made[:3], never):
-        assert store.files(f"generations/{one.generation}") == []
+        assert store.files(f"snapshots/{one.snapshot}") == []
     for one in (*made[3:], young):  # d: two rollbacks reach it; e, f: the last two; young: by its age
-        assert open_generation(store, one.generation, tmp_path / one.generation).manifest.rows == 1
-    assert "current" in done.kept[made[5].generation]
-    assert "rollbacks reach" in done.kept[made[3].generation]
-    assert "younger than 14 days" in done.kept[young.generation]
+        assert open_snapshot(store, one.snapshot, tmp_path / one.snapshot).manifest.rows == 1
+    assert "current" in done.kept[made[5].snapshot]
+    assert "rollbacks reach" in done.kept[made[3].snapshot]
+    assert "younger than 14 days" in done.kept[young.snapshot]
     assert release.collect(store, keep=2).gone == ()  # again: nothing to do
 
 
@@ -88,18 +88,16 @@ def test_rollbacks_within_the_promise_work_and_the_next_is_told(
         release.promote(store, made[0].id)
 
 
-def test_a_collected_generation_can_be_published_again(
-    store: Storage, tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_collected_snapshot_can_be_published_again(store: Storage, tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     made = promoted(store, tmp_path, intent, "abc")
     later(monkeypatch, 15)
     release.collect(store, keep=1)
-    assert not store.exists(f"generations/{made[0].generation}/manifest.json")
+    assert not store.exists(f"snapshots/{made[0].snapshot}/manifest.json")
     again = make(store, tmp_path, intent, "a")
     assert again.id == made[0].id
     assert release.promote(store, again.id) == made[0]
     kept = release.collect(store, keep=1).kept
-    assert again.generation in kept
+    assert again.snapshot in kept
 
 
 STEPS = [("COLLECTING", False), ("COLLECTING", True), ("manifest.json", False), ("manifest.json", True), ("answers.parquet", True)]
@@ -116,33 +114,33 @@ def test_killed_anywhere_the_next_collection_goes_on(
         kill_at(patch, store, step, after)
         with pytest.raises(KeyboardInterrupt):
             release.collect(store, keep=1, days=0)
-    gone = made[0].generation
-    if store.exists(f"generations/{gone}/manifest.json"):  # whole, or it does not exist
-        assert open_generation(store, gone, tmp_path / "x").lookup("a") is not None
+    gone = made[0].snapshot
+    if store.exists(f"snapshots/{gone}/manifest.json"):  # whole, or it does not exist
+        assert open_snapshot(store, gone, tmp_path / "x").lookup("a") is not None
     if store.exists(mark_path(gone)):
         with pytest.raises(StorageError, match="being collected"):
             publish(store, tmp_path, answers(good("a", '{"intent":"price"}')))
-    assert store.exists(f"generations/{made[2].generation}/manifest.json")
+    assert store.exists(f"snapshots/{made[2].snapshot}/manifest.json")
     if (step, after) == ("COLLECTING", False):
         release.collect(store, keep=1, days=0)
     else:
         done = release.collect(store, keep=1, days=0, dry_run=True)
-        assert [one.path for one in done.gone] == [f"generations/{gone}"]
+        assert [one.path for one in done.gone] == [f"snapshots/{gone}"]
         release.collect(store, keep=1, days=0)
-    assert store.files(f"generations/{gone}") == []
+    assert store.files(f"snapshots/{gone}") == []
     again = make(store, tmp_path, intent, "a")
-    assert release.promote(store, again.id).generation == gone
+    assert release.promote(store, again.id).snapshot == gone
     assert release.lookup(store, "a", into=tmp_path / "y")["cached"]
 
 
 def test_a_mark_left_on_what_is_needed_again_is_taken_off(store: Storage, tmp_path: Path, intent: Task) -> None:
     (made,) = promoted(store, tmp_path, intent, "a")
-    store.create(mark_path(made.generation), b"")
+    store.create(mark_path(made.snapshot), b"")
     assert release.collect(store, days=0).gone == ()
-    assert not store.exists(mark_path(made.generation))
+    assert not store.exists(mark_path(made.snapshot))
 
 
-def test_who_begins_to_use_a_generation_before_the_mark_is_seen_keeps_it(
+def test_who_begins_to_use_a_snapshot_before_the_mark_is_seen_keeps_it(
     store: Storage, tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A promotion, then a publish, each between the collector's plan and its mark."""
@@ -151,12 +149,12 @@ def test_who_begins_to_use_a_generation_before_the_mark_is_seen_keeps_it(
     raced: set[str] = set()
 
     def racing(self: Storage, path: str, data: bytes) -> bool:
-        if path == mark_path(old.generation) and path not in raced:
+        if path == mark_path(old.snapshot) and path not in raced:
             raced.add(path)
             release.promote(store, old.id)
-        if path == mark_path(other.generation) and path not in raced:
+        if path == mark_path(other.snapshot) and path not in raced:
             raced.add(path)
-            manifest.begin(store, other.generation)
+            manifest.begin(store, other.snapshot)
         return plain(self, path, data)
 
     later(monkeypatch, 15)
@@ -164,11 +162,11 @@ def test_who_begins_to_use_a_generation_before_the_mark_is_seen_keeps_it(
         patch.setattr(type(store), "create", racing)
         done = release.collect(store, keep=1)
     assert len(raced) == 2
-    assert "is current" in done.kept[old.generation]
-    assert "younger" in done.kept[other.generation]
+    assert "is current" in done.kept[old.snapshot]
+    assert "younger" in done.kept[other.snapshot]
     for one in (old, other):
-        assert not store.exists(mark_path(one.generation))
-        assert open_generation(store, one.generation, tmp_path / one.id).manifest.rows == 1
+        assert not store.exists(mark_path(one.snapshot))
+        assert open_snapshot(store, one.snapshot, tmp_path / one.id).manifest.rows == 1
 
 
 def test_a_publish_that_was_killed_is_swept_when_it_is_a_day_old(
@@ -176,17 +174,17 @@ def test_a_publish_that_was_killed_is_swept_when_it_is_a_day_old(
 ) -> None:
     promoted(store, tmp_path, intent, "a")
     (folder := tmp_path / "half").mkdir()
-    built = build_generation([[answers(good("half"))]], folder)
+    built = build_snapshot([[answers(good("half"))]], folder)
     with monkeypatch.context() as patch:
         kill_at(patch, store, "manifest.json", after=False)
         with pytest.raises(KeyboardInterrupt):
-            publish_generation(store, built, task="t", task_fingerprint="f")
+            publish_snapshot(store, built, task="t", task_fingerprint="f")
     done = release.collect(store, days=0)
     assert done.gone == ()
     assert "being published, or killed" in " ".join(done.kept.values())
     later(monkeypatch, 1.5)
     (gone,) = release.collect(store, dry_run=True).gone
-    assert gone.what == "unfinished generation"
+    assert gone.what == "unfinished snapshot"
     assert gone.bytes == sum(one.bytes for one in store.files(gone.path)) > 0
     assert release.collect(store).gone == (gone,)
     assert store.files(gone.path) == []
@@ -207,11 +205,11 @@ def test_litter_of_killed_writers_is_swept(store: Storage, tmp_path: Path, inten
     assert release.collect(store).gone == ()
 
 
-def test_a_server_goes_on_with_a_generation_that_was_collected(tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_goes_on_with_a_snapshot_that_was_collected(tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a local store it is mapped in place: the file lives until it is let go."""
     store = open_storage(str(tmp_path / "store"))
     made = promoted(store, tmp_path, intent, "abc")
-    served = open_generation(store, made[0].generation)
+    served = open_snapshot(store, made[0].snapshot)
     release.collect(store, keep=1, days=0)
     assert not served.folder.exists()
     assert served.lookup("a") is not None
@@ -221,7 +219,7 @@ def test_a_server_goes_on_with_a_generation_that_was_collected(tmp_path: Path, i
 def test_a_store_without_releases_and_one_from_before_the_log(store: Storage, tmp_path: Path, intent: Task) -> None:
     assert release.collect(store).gone == ()
     promoted(store, tmp_path, intent, "abc")
-    for one in store.files("generations/log"):
+    for one in store.files("snapshots/log"):
         store.remove(one.path)
     done = release.collect(store, keep=1, days=0)
     assert len(done.gone) == 1  # known through the release it belongs to
@@ -241,7 +239,7 @@ def test_people_see_what_goes_and_why_the_rest_stays(store: Storage, tmp_path: P
     shown_on = io.StringIO()
     Console(width=160, file=shown_on).print(collected_table(found))
     text = shown_on.getvalue()
-    for shown in ("would go: generation", made[0].generation, "which is current", "0.000"):
+    for shown in ("would go: snapshot", made[0].snapshot, "which is current", "0.000"):
         assert shown in text
     assert json.loads(found.model_dump_json())["dry_run"] is True
 
@@ -284,4 +282,4 @@ def test_no_order_of_moves_and_collections_loses_what_rollback_may_reach(
         if stack:
             live = release.current(store)
             assert live.id == stack[-1]
-            assert open_generation(store, live.generation).manifest.rows == 1
+            assert open_snapshot(store, live.snapshot).manifest.rows == 1

@@ -1,4 +1,4 @@
-"""A diff of two generations says what a dictionary would, for any rows; on disk and on S3."""
+"""A diff of two snapshots says what a dictionary would, for any rows; on disk and on S3."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headtail.adapters.storage import Storage, open_storage
-from headtail.cache import Manifest, merge, publish_generation
-from headtail.cache.builder import build_generation
-from headtail.cache.diff import KINDS, Diff, diff_generations, diff_table
+from headtail.cache import Manifest, merge, publish_snapshot
+from headtail.cache.builder import build_snapshot
+from headtail.cache.diff import KINDS, Diff, diff_snapshots, diff_table
 from headtail.core.errors import StorageError
 from headtail.core.keys import fingerprint, normalise
 from test_cache import answers, good
@@ -29,31 +29,31 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 Held = dict[str, tuple[str, str, int]]  # query -> answer, source, count
 
 
-def generation(store: Storage, scratch: Path, held: Held, coverage: float | None = None) -> Manifest:
+def snapshot(store: Storage, scratch: Path, held: Held, coverage: float | None = None) -> Manifest:
     tables = [answers(good(q, a, source), count=count) for q, (a, source, count) in held.items()]
     together = pa.concat_tables([answers(), *tables]).sort_by("query_key")
     (folder := scratch / f"build-{len(list(scratch.iterdir()))}").mkdir()
-    built = build_generation([[together]], folder)
-    return publish_generation(store, built, task="t", task_fingerprint=fingerprint(str(folder)), coverage=coverage)
+    built = build_snapshot([[together]], folder)
+    return publish_snapshot(store, built, task="t", task_fingerprint=fingerprint(str(folder)), coverage=coverage)
 
 
 def test_each_kind_with_its_traffic_sources_and_examples(store: Storage, tmp_path: Path) -> None:
     old: Held = {
         "same": ('"s"', "teacher", 50),
         "same by another": ('"s"', "teacher", 10),
-        "gone": ('"g"', "student", 7),
-        "better": ('"b"', "student", 20),
-        "also better": ('"b"', "student", 3),
+        "gone": ('"g"', "batch_student", 7),
+        "better": ('"b"', "batch_student", 20),
+        "also better": ('"b"', "batch_student", 3),
     }
     new: Held = {
         "same": ('"s"', "teacher", 60),
-        "same by another": ('"s"', "student", 10),
+        "same by another": ('"s"', "batch_student", 10),
         "come": ('"c"', "teacher", 5),
         "better": ('"B"', "teacher", 20),
         "also better": ('"B"', "teacher", 4),
     }
-    a, b = generation(store, tmp_path, old), generation(store, tmp_path, new)
-    found = diff_generations(store, a.id, b.id, examples=1)
+    a, b = snapshot(store, tmp_path, old), snapshot(store, tmp_path, new)
+    found = diff_snapshots(store, a.id, b.id, examples=1)
     assert (found.rows_before, found.rows_after) == (5, 5)
     assert (found.traffic, found.of_log) == (60 + 10 + 5 + 20 + 4 + 7, False)
     assert {kind: (getattr(found, kind).rows, getattr(found, kind).events) for kind in KINDS} == {
@@ -74,39 +74,41 @@ def test_each_kind_with_its_traffic_sources_and_examples(store: Storage, tmp_pat
 
 
 def test_shares_are_of_the_log_when_its_coverage_is_known(store: Storage, tmp_path: Path) -> None:
-    a = generation(store, tmp_path, {"a": ('"1"', "teacher", 40), "x": ('"1"', "teacher", 10)})
-    b = generation(store, tmp_path, {"a": ('"2"', "teacher", 40)}, coverage=0.4)
-    found = diff_generations(store, a.id, b.id)
+    a = snapshot(store, tmp_path, {"a": ('"1"', "teacher", 40), "x": ('"1"', "teacher", 10)})
+    b = snapshot(store, tmp_path, {"a": ('"2"', "teacher", 40)}, coverage=0.4)
+    found = diff_snapshots(store, a.id, b.id)
     assert (found.traffic, found.of_log) == (100, True)
     assert (found.changed.share, found.dropped.share, found.added.share) == (0.4, 0.1, 0.0)
 
 
-def test_a_generation_with_itself_and_with_an_empty_one(store: Storage, tmp_path: Path) -> None:
-    a, none = generation(store, tmp_path, {"a": ('"1"', "teacher", 2)}), generation(store, tmp_path, {})
-    assert diff_generations(store, a.id, a.id).same.rows == 1
-    assert diff_generations(store, none.id, a.id).added.rows == 1
-    assert diff_generations(store, a.id, none.id).dropped.rows == 1
-    nothing = diff_generations(store, none.id, none.id)
+def test_a_snapshot_with_itself_and_with_an_empty_one(store: Storage, tmp_path: Path) -> None:
+    a, none = snapshot(store, tmp_path, {"a": ('"1"', "teacher", 2)}), snapshot(store, tmp_path, {})
+    assert diff_snapshots(store, a.id, a.id).same.rows == 1
+    assert diff_snapshots(store, none.id, a.id).added.rows == 1
+    assert diff_snapshots(store, a.id, none.id).dropped.rows == 1
+    nothing = diff_snapshots(store, none.id, none.id)
     assert (nothing.traffic, nothing.same.share) == (0, None)
     with pytest.raises(StorageError, match="not in the store"):
-        diff_generations(store, a.id, "0" * 16)
+        diff_snapshots(store, a.id, "0" * 16)
 
 
 words = st.text(st.sampled_from("abc"), min_size=1, max_size=3).map(normalise)
-holdings = st.dictionaries(words, st.tuples(st.sampled_from(['"1"', '"2"']), st.sampled_from(["teacher", "student"]), st.integers(0, 9)))
+holdings = st.dictionaries(
+    words, st.tuples(st.sampled_from(['"1"', '"2"']), st.sampled_from(["teacher", "batch_student"]), st.integers(0, 9))
+)
 
 
 @settings(max_examples=50)
 @given(old=holdings, new=holdings, batch=st.integers(1, 5), examples=st.integers(1, 4))
-def test_any_two_generations_as_a_dictionary_has_it(
+def test_any_two_snapshots_as_a_dictionary_has_it(
     old: Held, new: Held, batch: int, examples: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     scratch = tmp_path_factory.mktemp("scratch")
     store = open_storage(str(tmp_path_factory.mktemp("store")))
-    a, b = generation(store, scratch, old), generation(store, scratch, new)
+    a, b = snapshot(store, scratch, old), snapshot(store, scratch, new)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(merge, "BATCH_ROWS", batch)
-        found = diff_generations(store, a.id, b.id, examples)
+        found = diff_snapshots(store, a.id, b.id, examples)
     wanted = {
         "added": {q: new[q][2] for q in new.keys() - old.keys()},
         "dropped": {q: old[q][2] for q in old.keys() - new.keys()},
@@ -126,10 +128,10 @@ def test_any_two_generations_as_a_dictionary_has_it(
 def test_people_see_counts_shares_and_examples(store: Storage, tmp_path: Path) -> None:
     from rich.console import Console
 
-    a = generation(store, tmp_path, {"pizza": ('"old"', "student", 3)})
-    b = generation(store, tmp_path, {"pizza": ('"new"', "teacher", 3), "[bold]burger": ('"x"', "teacher", 1)})
+    a = snapshot(store, tmp_path, {"pizza": ('"old"', "batch_student", 3)})
+    b = snapshot(store, tmp_path, {"pizza": ('"new"', "teacher", 3), "[bold]burger": ('"x"', "teacher", 1)})
     shown_on = io.StringIO()
-    Console(width=160, file=shown_on).print(diff_table(diff_generations(store, a.id, b.id)))
+    Console(width=160, file=shown_on).print(diff_table(diff_snapshots(store, a.id, b.id)))
     text = shown_on.getvalue()
     for shown in ("changed", "75.00%", "student -> teacher 1", '"old"', '"new"', "[bold]burger", a.id, b.id):
         assert shown in text
@@ -141,9 +143,9 @@ def test_many_rows_take_seconds_not_minutes(tmp_path: Path) -> None:
     ids: list[str] = []
     for table in tables:
         (folder := tmp_path / f"b{len(ids)}").mkdir()
-        ids.append(publish_generation(store, build_generation([[table]], folder), task="t", task_fingerprint="f").id)
+        ids.append(publish_snapshot(store, build_snapshot([[table]], folder), task="t", task_fingerprint="f").id)
     started = time.monotonic()
-    found = diff_generations(store, ids[0], ids[1])
+    found = diff_snapshots(store, ids[0], ids[1])
     assert time.monotonic() - started < limit(3)
     assert found.same.rows + found.changed.rows == 30_000
     assert found.same.rows == sum(i % 7 == i % 8 for i in range(30_000))

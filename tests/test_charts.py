@@ -1,15 +1,15 @@
-"""Charts: one colour per tier everywhere, the same bytes each time, and pages that can hold them inline."""
+"""Charts: one colour per answer source everywhere, the same bytes each time, and pages that can hold them inline."""
 
 from __future__ import annotations
 
 from headtail.adapters import charts
 
 
-def test_each_tier_has_its_colour_wherever_it_stands() -> None:
-    tiers = ("teacher", "student", "fallback")
-    colours = [charts.colour(tier, tiers) for tier in tiers]
+def test_each_source_has_its_colour_wherever_it_stands() -> None:
+    sources = ("teacher", "batch_student", "fallback")
+    colours = [charts.colour(source, sources) for source in sources]
     assert len(set(colours)) == 3
-    assert charts.colour("student", ("student",)) == colours[1]
+    assert charts.colour("batch_student", ("batch_student",)) == colours[1]
 
 
 def test_same_figure_same_bytes() -> None:

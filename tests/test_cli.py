@@ -51,10 +51,12 @@ def test_fields_of_every_stage_are_described(stage: str, capsys: pytest.CaptureF
 
 
 def test_receipt_is_the_last_line_of_stdout(tmp_path: Path) -> None:
-    done = run("world", "--root", str(tmp_path), "--set", "events=200", "--set", "gold=5", "--set", "tracking.enabled=false", "--json")
+    done = run(
+        "example-data", "--root", str(tmp_path), "--set", "events=200", "--set", "labels=5", "--set", "tracking.enabled=false", "--json"
+    )
     assert done.returncode == 0, done.stderr
     receipt = json.loads(done.stdout.strip().splitlines()[-1])
-    assert receipt["stage"] == "world"
+    assert receipt["stage"] == "example-data"
     assert receipt["rows"]["events"] == 200
 
 
@@ -83,7 +85,7 @@ def test_bad_input_is_said_in_a_few_lines(arguments: list[str], said: str, tmp_p
 
 @pytest.mark.parametrize("command", [["lookup", "pizza"], ["status"], ["rollback"]])
 def test_commands_on_a_store_take_the_same_flags(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "loop.yaml"
+    file = tmp_path / "pipeline.yaml"
     file.write_text(f"root: {tmp_path}/store\ntask: query_intent\n")
     for flags in (["--root", f"{tmp_path}/store"], ["--root", ""], ["--set", "root="]):
         assert exits(*command, *flags) == 2

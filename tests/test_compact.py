@@ -1,4 +1,4 @@
-"""Compact code: exact for every valid answer of every schema it takes, and the grammar is neither wider nor narrower."""
+"""Compact format: exact for every valid answer of every schema it takes, and the grammar is neither wider nor narrower."""
 
 from __future__ import annotations
 
@@ -129,14 +129,14 @@ def test_every_valid_answer_comes_back_exactly(case: tuple[Codec, Any]) -> None:
 
 @SOME
 @given(cases())
-def test_the_grammar_lets_every_code_pass(case: tuple[Codec, Any]) -> None:
+def test_the_grammar_lets_every_compact_answer_pass(case: tuple[Codec, Any]) -> None:
     codec, answer = case
     assert accepts(codec.grammar())(codec.encode(answer))
 
 
 @SOME
 @given(cases(), st.data())
-def test_what_the_grammar_lets_pass_is_a_code_and_nothing_else_is(case: tuple[Codec, Any], data: st.DataObject) -> None:
+def test_what_the_grammar_lets_pass_is_a_compact_answer_and_nothing_else_is(case: tuple[Codec, Any], data: st.DataObject) -> None:
     """A code with some characters changed, as a grammar sees it and as `decode` does."""
     codec, answer = case
     code, passes = codec.encode(answer), accepts(codec.grammar())
@@ -157,7 +157,7 @@ def _problem(codec: Codec, text: str) -> str:
 
 @MANY
 @given(cases())
-def test_spans_are_in_order_and_within_the_code(case: tuple[Codec, Any]) -> None:
+def test_spans_are_in_order_and_within_the_text(case: tuple[Codec, Any]) -> None:
     codec, answer = case
     code = codec.encode(answer)
     spans = codec.decode(code).spans
@@ -165,7 +165,7 @@ def test_spans_are_in_order_and_within_the_code(case: tuple[Codec, Any]) -> None
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
 
 
-# --- what codes look like
+# --- what compact answers look like
 
 
 def _codec(**properties: Any) -> Codec:
@@ -196,7 +196,7 @@ def test_lists_end_where_they_must() -> None:
     assert _codec(all=labels, text=TEXT).encode({"all": ["a"], "text": "x"}) == "|\tx"
     nested = {"type": "array", "items": labels, "maxItems": 3}
     assert _codec(all=nested).encode({"all": [[], ["b"], []]}) == "\t~\t\t"
-    followed = _codec(all=nested, text=TEXT)  # here a sign leads each inner list: its end could be taken for the outer one's
+    followed = _codec(all=nested, text=TEXT)  # here a symbol leads each inner list: its end could be taken for the outer one's
     assert followed.encode({"all": [[], ["b"], []], "text": "x"}) == "|\t|~\t|\t\tx"
     same = {"type": "array", "items": {"const": "x"}, "maxItems": 3}
     assert _codec(all=same).encode({"all": ["x", "x"]}) == "||"  # else two could not be told from none
@@ -226,17 +226,17 @@ def test_numbers_keep_their_kind() -> None:
 def test_spans_leave_out_what_is_forced() -> None:
     codec = _codec(all={"type": "array", "items": LABEL, "maxItems": 4}, text=TEXT)
     assert codec.decode("|~\thello").spans == [(0, 1), (1, 2), (3, 9)]  # a list's end is no decision of JSON's reading either
-    assert _codec(text=TEXT, label=LABEL).decode("hi~").spans == [(0, 3)]  # the sign says where to stop and which it is
+    assert _codec(text=TEXT, label=LABEL).decode("hi~").spans == [(0, 3)]  # the symbol says where to stop and which it is
     assert _codec(n={"type": "integer"}, m={"type": "integer"}).decode("12\n3").spans == [(0, 2), (3, 4)]
 
 
 @pytest.mark.parametrize("code", ["x", "x|y", "\\x|", "|\\", "é", "x|\n", "\t"])
-def test_what_is_no_code_is_refused(code: str, segmentation: Task) -> None:
+def test_what_is_no_compact_answer_is_refused(code: str, segmentation: Task) -> None:
     with pytest.raises(Unfit):
         Codec(segmentation.schema).decode(code)
 
 
-def test_an_answer_that_is_not_valid_has_no_code(segmentation: Task) -> None:
+def test_an_answer_that_is_not_valid_has_no_compact_text(segmentation: Task) -> None:
     answer: Any
     for answer in ({}, {"segments": [{"text": "x"}]}, {"segments": [], "more": 1}, {"segments": [{"text": 1, "label": "topic"}]}, []):
         with pytest.raises(InputError, match="cannot be coded"):
@@ -258,7 +258,7 @@ def test_an_answer_that_is_not_valid_has_no_code(segmentation: Task) -> None:
         ({"anyOf": [False]}, "answer", "no value"),
     ],
 )
-def test_a_schema_that_cannot_be_coded_exactly_is_refused_with_its_place(schema: dict[str, Any], place: str, why: str) -> None:
+def test_a_schema_that_cannot_be_written_exactly_is_refused_with_its_place(schema: dict[str, Any], place: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why) as error:
         Codec(schema, "task.yaml")
     assert str(error.value).startswith(f"field {place}: ")

@@ -110,7 +110,7 @@ def test_naming_one_field_of_a_group_keeps_the_groups_own_defaults() -> None:
 
 
 def test_a_trained_teacher_keeps_its_settings_when_one_is_changed() -> None:
-    from headtail.pipeline import Config as Loop
+    from headtail.pipeline import Config as Pipeline
 
-    plain, changed = Loop().train_teacher, load(Loop, None, ["train_teacher.epochs=2"]).train_teacher
+    plain, changed = Pipeline().train_teacher, load(Pipeline, None, ["train_teacher.epochs=2"]).train_teacher
     assert changed == plain.model_copy(update={"epochs": 2.0})

@@ -47,7 +47,7 @@ def test_what_is_cached_costs_nothing_but_is_looked_at() -> None:
 
 
 def test_the_sizes_that_are_spoken_of() -> None:
-    """An 8 B teacher under a prompt of 400 tokens, 300 of them shared and cached, against students that see the bare query."""
+    """An 8 B teacher under a prompt of 400 tokens, 300 of them shared and cached, against students that see the query alone."""
     teacher = decoder_flops(LLAMA_8B, Tokens(400, 40, 300))
     assert teacher / decoder_flops(QWEN_HALF_B, Tokens(8, 8)) > 100
     assert teacher / encoder_flops(ENCODER_30M, Tokens(8, 0)) > 1000

@@ -20,8 +20,8 @@ from headtail.adapters.storage.receipts import output_table
 from headtail.core.config import TrackingConfig, build
 from headtail.core.errors import ConfigError, InputError, LeakError, LedgerError, StorageError
 from headtail.core.keys import canonical, query_key
-from headtail.core.leaks import Gold
-from headtail.core.rows import ANSWER, DROPPED, GOLD, GOLDEN, TOP, State, with_side_inputs, with_top
+from headtail.core.leaks import LabelledQueries
+from headtail.core.rows import ANSWER, DROPPED, HUMAN_LABELS, TOP, TRAINING_SET, State, with_side_inputs, with_top
 from headtail.core.task import Task
 from headtail.review.decision import Decision, now
 from headtail.review.log import Log
@@ -39,7 +39,7 @@ def one(
 ) -> dict[str, Any]:
     """An ANSWER row as a dict."""
     answer = canonical({"segments": [{"label": "topic", "text": query}]})
-    row = {"query_key": query_key(query), "query": query, "answer_key": query_key("a" + query), "state": state, "withheld": False}
+    row = {"query_key": query_key(query), "query": query, "answer_key": query_key("a" + query), "state": state, "eval_only": False}
     row |= {"answer": answer if state == "answered" else None, "confidence": confidence, "stratum": stratum, "count": count}
     return {**row, "businesses": [f"{query} ltd"], "source": "teacher", **more}
 
@@ -48,25 +48,30 @@ def table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([dict(row) for row in rows], schema=ANSWERS)
 
 
-def gold(*queries: str) -> pa.Table:
+def labels_table(*queries: str) -> pa.Table:
     lines = [{"query_key": query_key(q), "query": q, "answer": '{"segments":[]}', "count": 1, "stratum": "head"} for q in queries]
-    return pa.Table.from_pylist(lines, schema=GOLD)
+    return pa.Table.from_pylist(lines, schema=HUMAN_LABELS)
 
 
 def put(
-    store: Storage, task: Task, rows: Sequence[Mapping[str, Any]], *golden: str, shards: int = 3, states: Mapping[str, int] | None = None
+    store: Storage,
+    task: Task,
+    rows: Sequence[Mapping[str, Any]],
+    *training_set: str,
+    shards: int = 3,
+    states: Mapping[str, int] | None = None,
 ) -> curate.Config:
-    """A store with these answers and gold queries, and the config that curates them."""
+    """A store with these answers and labelled queries, and the config that curates them."""
     whole = table(rows)
     parts = {f"answers/shard-{i:05d}": whole.take(pa.array(range(i, len(rows), shards), pa.int64())) for i in range(shards)}
     keep(store, "precompute", "t" * 16, parts, settings={"task": task.fingerprint}, rows=dict(states or {}))
-    keep(store, "plan", "p" * 16, {"gold": gold(*golden)})
+    keep(store, "plan", "p" * 16, {"human_labels": labels_table(*training_set)})
     return curate.Config(root=store.root, tracking=OFF)
 
 
-def judge(tables: Sequence[pa.Table], gold_queries: Sequence[str], config: curate.Config) -> Judged:
+def judge(tables: Sequence[pa.Table], labelled_queries: Sequence[str], config: curate.Config) -> Judged:
     """Verdicts without a look at the text."""
-    return verdicts(columns.read(tables, Gold(gold_queries, config.near_gold), config.seed), config.rules)
+    return verdicts(columns.read(tables, LabelledQueries(labelled_queries, config.near_labels), config.seed), config.rules)
 
 
 def why(judged: Judged, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -91,12 +96,12 @@ def test_likeliest_tokens_stay_with_the_teachers_own_words(store: Storage, segme
     before = rows[1]
     made = Decision(query_key("pizza"), "pizza", "correct", '{"segments":[]}', before["answer"], before["answer_key"], "anna", now(), "")
     Log(store, segmentation.name).record([made], "page")
-    golden = {row["query"]: row for row in output_table(store, curate.run(config), "golden").to_pylist()}
-    assert golden["plumber"]["top_ids"] == [5, 1, 6, 2]
-    assert golden["plumber"]["top_logprobs"] == [0, -1, -2, -3]
-    assert golden["plumber"]["businesses"] == ["plumber ltd"]
-    assert [golden["pizza"][name] for name in TOP.names] == [None] * 3, "a person wrote this one"
-    assert [golden["<email> mail"][name] for name in TOP.names] == [None] * 3, "personal data went out of the answer"
+    training_set = {row["query"]: row for row in output_table(store, curate.run(config), "training_set").to_pylist()}
+    assert training_set["plumber"]["top_ids"] == [5, 1, 6, 2]
+    assert training_set["plumber"]["top_logprobs"] == [0, -1, -2, -3]
+    assert training_set["plumber"]["businesses"] == ["plumber ltd"]
+    assert [training_set["pizza"][name] for name in TOP.names] == [None] * 3, "a person wrote this one"
+    assert [training_set["<email> mail"][name] for name in TOP.names] == [None] * 3, "personal data went out of the answer"
 
 
 def test_run(store: Storage, segmentation: Task) -> None:
@@ -106,46 +111,46 @@ def test_run(store: Storage, segmentation: Task) -> None:
         one("cut short", state="truncated"),
         one("no json", state="invalid"),
         one("unsure", confidence=0.2),
-        one("asked of people", withheld=True),
-        one("asked of people, badly", withheld=True, state="failed"),
+        one("asked of people", eval_only=True),
+        one("asked of people, badly", eval_only=True, state="failed"),
     ]
     config = put(store, segmentation, rows, "asked of people", "asked of people, badly", "never seen")
     receipt = curate.run(config)
-    golden, dropped = output_table(store, receipt, "golden"), output_table(store, receipt, "dropped")
-    assert golden.schema == with_side_inputs(GOLDEN, ["businesses"])
+    training_set, dropped = output_table(store, receipt, "training_set"), output_table(store, receipt, "dropped")
+    assert training_set.schema == with_side_inputs(TRAINING_SET, ["businesses"])
     assert dropped.schema == DROPPED
-    assert sorted(golden["query"].to_pylist()) == ["pizza", "plumber"]
+    assert sorted(training_set["query"].to_pylist()) == ["pizza", "plumber"]
     assert {d["query"]: d["reason"] for d in dropped.to_pylist()} == {
         "cut short": "truncated",
         "no json": "invalid",
         "unsure": "unconfident",
-        "asked of people": "withheld",
-        "asked of people, badly": "withheld",
+        "asked of people": "eval_only",
+        "asked of people, badly": "eval_only",
     }
     assert receipt.rows == {
         "in": 7,
-        "golden": 2,
+        "training_set": 2,
         "dropped": 5,
         "dropped.invalid": 1,
         "dropped.truncated": 1,
         "dropped.unconfident": 1,
-        "dropped.withheld": 2,
-        "golden.head": 1,
-        "golden.torso": 1,
+        "dropped.eval_only": 2,
+        "training_set.head": 1,
+        "training_set.torso": 1,
         "suspects": 5,
     }
-    plumber = next(row for row in golden.to_pylist() if row["query"] == "plumber")
+    plumber = next(row for row in training_set.to_pylist() if row["query"] == "plumber")
     assert plumber["businesses"] == ["plumber ltd"]
     assert plumber["answer"] == segmentation.dump(json.loads(plumber["answer"]))
     assert (plumber["origin"], plumber["answer_key"]) == ("teacher", query_key("aplumber"))
     assert plumber["weight"] == pytest.approx(2 * np.log(901) / (np.log(901) + np.log(3)))
-    assert np.mean(golden["weight"].to_numpy()) == pytest.approx(1.0)
+    assert np.mean(training_set["weight"].to_numpy()) == pytest.approx(1.0)
     assert curate.run(config).reused
 
 
 ROW = st.builds(
     lambda name, state, confidence, stratum, count, held: one(
-        f"q{name}", state=state, confidence=confidence, stratum=stratum, count=count, withheld=held or name < 3
+        f"q{name}", state=state, confidence=confidence, stratum=stratum, count=count, eval_only=held or name < 3
     ),
     st.integers(0, 25),
     st.sampled_from([*map(str, State), "answered", "answered"]),
@@ -168,12 +173,12 @@ def test_every_row_has_one_verdict_whatever_the_order(rows: list[dict[str, Any]]
     assert len(kept) <= size
     assert len({row["query_key"] for row in kept}) == len(kept)
     assert not {row["query"] for row in kept} & {"q0", "q1", "q2"}
-    assert all(row["state"] == "answered" and not row["withheld"] for row in kept)
+    assert all(row["state"] == "answered" and not row["eval_only"] for row in kept)
     assert all(row["confidence"] is None or row["confidence"] >= 0.5 for row in kept)
     fit = {
         row["query"]
         for row in rows
-        if row["state"] == "answered" and not row["withheld"] and (row["confidence"] is None or row["confidence"] >= 0.5)
+        if row["state"] == "answered" and not row["eval_only"] and (row["confidence"] is None or row["confidence"] >= 0.5)
     }
     assert len(kept) == min(size, len(fit))
     assert judged.weight[judged.reason == ""].sum() == pytest.approx(len(kept))
@@ -186,9 +191,9 @@ def test_every_row_has_one_verdict_whatever_the_order(rows: list[dict[str, Any]]
         assert verdicts[place] == (reason, pytest.approx(weight))
 
 
-def test_gold_that_is_not_marked_is_a_leak(store: Storage, segmentation: Task) -> None:
+def test_a_labelled_query_that_is_not_marked_is_a_leak(store: Storage, segmentation: Task) -> None:
     config = put(store, segmentation, [one("plumber"), one("pizza")], "pizza")
-    with pytest.raises(LeakError, match="not marked withheld") as caught:
+    with pytest.raises(LeakError, match="not marked eval_only") as caught:
         curate.run(config)
     assert "'pizza'" in str(caught.value)
     assert not store.exists("curate/LATEST")
@@ -246,7 +251,7 @@ def test_the_draw_is_even() -> None:
 def test_unknown_confidence_is_kept_and_said() -> None:
     judged = judge([table([one("a", confidence=None), one("b")])], [], curate.Config())
     assert judged.reason.tolist() == ["", ""]
-    assert judged.notes[-1].startswith("1 golden rows have no confidence")
+    assert judged.notes[-1].startswith("1 training rows have no confidence")
 
 
 @given(st.lists(st.integers(0, 10**9), min_size=1, max_size=50))
@@ -271,7 +276,7 @@ def test_refusals(store: Storage, segmentation: Task, intent: Task) -> None:
     config = put(store, segmentation, [one("a")], states={**{str(s): 0 for s in State}, "answered": 2})
     with pytest.raises(LedgerError, match="do not add up"):
         curate.run(config)
-    config = put(store, segmentation, [one("pizza", withheld=True)], "pizza")
+    config = put(store, segmentation, [one("pizza", eval_only=True)], "pizza")
     with pytest.raises(InputError, match="no answer is fit to train on"):
         curate.run(config)
     config = put(store, segmentation, [])
@@ -293,9 +298,9 @@ def test_many_rows_in_bounded_time() -> None:
         "state": pa.array(["answered"] * n),
         "confidence": pa.array(np.full(n, 0.9, dtype=np.float32)),
     }
-    column |= {"count": pa.array(np.arange(n)), "stratum": pa.array(["head"] * n), "withheld": pa.array([False] * n)}
+    column |= {"count": pa.array(np.arange(n)), "stratum": pa.array(["head"] * n), "eval_only": pa.array([False] * n)}
     start = time.process_time()
-    judged = judge([pa.table(column)], ["gold"], curate.Config())
+    judged = judge([pa.table(column)], ["human_labels"], curate.Config())
     assert time.process_time() - start < 10
     assert (judged.reason == "").sum() == 20_000
 
@@ -304,5 +309,5 @@ def test_s3(s3_root: str, segmentation: Task) -> None:
     from headtail.adapters.storage import open_storage
 
     store = open_storage(s3_root)
-    receipt = curate.run(put(store, segmentation, [one("plumber"), one("pizza", withheld=True)], "pizza"))
-    assert receipt.rows["golden"] == 1
+    receipt = curate.run(put(store, segmentation, [one("plumber"), one("pizza", eval_only=True)], "pizza"))
+    assert receipt.rows["training_set"] == 1

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headtail.core.keys import normalise, query_key
-from headtail.core.leaks import Gold
+from headtail.core.leaks import LabelledQueries
 from headtail.core.rows import REVIEWED
 from headtail.core.task import Task
-from headtail.examples import world
+from headtail.examples import example_data
 from headtail.stages.curate import columns, curve, decided, neighbours, signals, suspects
 from headtail.stages.curate.curve import Point
 from headtail.stages.curate.draw import Pool, allot, pick
@@ -24,14 +24,14 @@ from headtail.stages.curate.verdicts import scanned
 from test_curate import one, table
 
 
-@given(st.integers(0, 100_000), st.integers(0, world.VARIANTS - 1))
+@given(st.integers(0, 100_000), st.integers(0, example_data.VARIANTS - 1))
 @settings(max_examples=80)
 def test_tags_of_a_right_answer_hold_every_word_and_give_it_back(rank: int, variant: int) -> None:
     """Misspelt words are matched with what the answer writes for them, so that nothing is absent and nothing left out."""
     from headtail.core.task import load_task
 
-    task, found = load_task("query_segmentation"), world.meaning(7, rank, 40_000)
-    query, answer = normalise(world.misspell(found.text, variant)), world.answers(found)["query_segmentation"]
+    task, found = load_task("query_segmentation"), example_data.meaning(7, rank, 40_000)
+    query, answer = normalise(example_data.misspell(found.text, variant)), example_data.answers(found)["query_segmentation"]
     tagged = tag(task, query, answer)
     if len(query.split()) == len(found.text.split()):
         assert not tagged.absent
@@ -69,7 +69,7 @@ def test_decisions_are_laid_over_rows(segmentation: Task) -> None:
         decision("elsewhere", "correct", good),
     ]
     made = decided.read_decisions(pa.Table.from_pylist(said, schema=REVIEWED), segmentation)
-    rows = columns.read([table([one("a"), one("b"), one("c"), one("d"), one("e")])], Gold([]), 0)
+    rows = columns.read([table([one("a"), one("b"), one("c"), one("d"), one("e")])], LabelledQueries([]), 0)
     laid = decided.lay(made, rows)
     assert laid.answer.tolist() == [good, None, None, None, None]
     assert laid.dropped.tolist() == [False, False, True, False, False]
@@ -165,7 +165,7 @@ def test_scores_add_up_to_the_share_that_is_believed() -> None:
 
 
 def test_what_is_looked_at_is_bounded_half_by_traffic() -> None:
-    rows = columns.read([table([one(f"q{i}", count=i) for i in range(100)])], Gold([]), 0)
+    rows = columns.read([table([one(f"q{i}", count=i) for i in range(100)])], LabelledQueries([]), 0)
     mine = np.zeros(100, dtype=bool)
     mine[3] = True
     among = np.ones(100, dtype=bool)

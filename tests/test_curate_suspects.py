@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from bench.suspects import OFF, one, world_answers
+from bench.suspects import OFF, example_answers, one
 from conftest import keep
 from headtail import review
 from headtail.adapters.storage import Storage
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.keys import normalise, query_key
-from headtail.core.rows import ANSWER, GOLD, GOLDEN, SUSPECT, with_side_inputs
+from headtail.core.rows import ANSWER, HUMAN_LABELS, SUSPECT, TRAINING_SET, with_side_inputs
 from headtail.core.task import Task, load_task
 from headtail.review.decision import Decision, now
 from headtail.review.log import Log
@@ -30,7 +30,7 @@ ROWS = 1500
 def test_the_queue_finds_planted_errors_five_times_better_than_looking_at_random(name: str) -> None:
     """With nothing but the answers to go by: no confidence, no samples. 5 % of 1,500 rows are planted wrong."""
     task = load_task(name)
-    found = one(task, name, world_answers(task, ROWS, seed=11), share=0.05, seed=3)
+    found = one(task, name, example_answers(task, ROWS, seed=11), share=0.05, seed=3)
     assert found["rows"] == ROWS
     assert 50 <= found["wrong"] <= 105
     assert found["score"]["times_random"] >= 5
@@ -41,17 +41,17 @@ def test_the_queue_finds_planted_errors_five_times_better_than_looking_at_random
 
 @pytest.fixture
 def config(store: Storage, segmentation: Task) -> curate.Config:
-    """1,000 right answers of the world, ten of them wrong or without an answer, and two gold queries."""
-    answers = world_answers(segmentation, 1000)
+    """1,000 right answers of the example data, ten of them wrong or without an answer, and two labelled queries."""
+    answers = example_answers(segmentation, 1000)
     rows = answers.slice(0, 10).to_pylist()
     for place, row in enumerate(rows):
         row["answer"] = segmentation.dump({"segments": [{"text": "lighthouse", "label": "time"}]})
         if place == 0:
             row |= {"state": "truncated", "answer": None}
     spoilt = pa.concat_tables([pa.Table.from_pylist(rows, schema=answers.schema), answers.slice(10)])
-    gold = [{"query_key": query_key(q), "query": q, "answer": "{}", "count": 1, "stratum": "tail"} for q in ("anna's first query", "b")]
+    labels = [{"query_key": query_key(q), "query": q, "answer": "{}", "count": 1, "stratum": "tail"} for q in ("anna's first query", "b")]
     keep(store, "precompute", "t" * 16, {"answers/shard-00000": spoilt}, settings={"task": segmentation.fingerprint})
-    keep(store, "plan", "p" * 16, {"gold": pa.Table.from_pylist(gold, schema=GOLD)})
+    keep(store, "plan", "p" * 16, {"human_labels": pa.Table.from_pylist(labels, schema=HUMAN_LABELS)})
     return curate.Config(root=store.root, tracking=OFF)
 
 
@@ -81,7 +81,7 @@ def test_suspects_are_dropped_only_where_that_is_asked_for(config: curate.Config
     asked = config.model_copy(update={"suspicion": curate.Suspicion(drop_above=0.5)})
     kept, cut = curate.run(config).rows, curate.run(asked).rows
     assert cut["dropped.suspect"] >= 8
-    assert cut["golden"] == kept["golden"] - cut["dropped.suspect"]
+    assert cut["training_set"] == kept["training_set"] - cut["dropped.suspect"]
 
 
 def decide(store: Storage, task: Task, row: dict[str, Any], verdict: str, answer: str | None) -> None:
@@ -102,20 +102,20 @@ def test_what_people_decide_holds(store: Storage, segmentation: Task, config: cu
     decide(store, segmentation, unanswered, "correct", mended)
     after = curate.run(config)
     assert after.fingerprint != before.fingerprint, "decisions are part of what decides the result"
-    golden = {row["query_key"]: row for row in output_table(store, after, "golden").to_pylist()}
+    training_set = {row["query_key"]: row for row in output_table(store, after, "training_set").to_pylist()}
     dropped = {row["query_key"]: row["reason"] for row in output_table(store, after, "dropped").to_pylist()}
-    assert golden[wrong[0]["query_key"]]["answer"] == mended
-    assert golden[unanswered["query_key"]]["answer"] == mended, "a person's answer rescues a row without one"
-    assert golden[wrong[0]["query_key"]]["answer_key"] is None
-    assert golden[wrong[1]["query_key"]]["answer"] == wrong[1]["answer"], "accepted: no longer dropped as a suspect"
-    assert golden[wrong[1]["query_key"]]["answer_key"] == wrong[1]["answer_key"]
+    assert training_set[wrong[0]["query_key"]]["answer"] == mended
+    assert training_set[unanswered["query_key"]]["answer"] == mended, "a person's answer rescues a row without one"
+    assert training_set[wrong[0]["query_key"]]["answer_key"] is None
+    assert training_set[wrong[1]["query_key"]]["answer"] == wrong[1]["answer"], "accepted: no longer dropped as a suspect"
+    assert training_set[wrong[1]["query_key"]]["answer_key"] == wrong[1]["answer_key"]
     assert dropped[right["query_key"]] == "reviewed"
-    people = [row for row in golden.values() if row["origin"] == "human"]
-    assert len(people) == after.rows["golden.human"] == 3
-    mine = golden[wrong[0]["query_key"]]["weight"] / np.log1p(wrong[0]["count"])
+    people = [row for row in training_set.values() if row["origin"] == "human"]
+    assert len(people) == after.rows["training_set.human"] == 3
+    mine = training_set[wrong[0]["query_key"]]["weight"] / np.log1p(wrong[0]["count"])
     others = [
         row["weight"] / np.log1p(next(r["count"] for r in rows if r["query_key"] == key))
-        for key, row in list(golden.items())[:50]
+        for key, row in list(training_set.items())[:50]
         if row["origin"] == "teacher"
     ]
     assert others == pytest.approx([mine / 4] * len(others), rel=1e-4)
@@ -127,16 +127,18 @@ def test_what_people_decide_holds(store: Storage, segmentation: Task, config: cu
     assert curate.run(config).fingerprint not in (before.fingerprint, after.fingerprint)
 
 
-def test_near_duplicates_of_gold_are_set_aside(store: Storage, segmentation: Task, config: curate.Config) -> None:
-    queries = output_table(store, curate.run(config), "golden")["query"].to_pylist()
+def test_near_duplicates_of_labelled_queries_are_set_aside(store: Storage, segmentation: Task, config: curate.Config) -> None:
+    queries = output_table(store, curate.run(config), "training_set")["query"].to_pylist()
     typed = next(query for query in queries if len(query) > 24 and " " in query)
-    gold = [{"query_key": query_key(t), "query": t, "answer": "{}", "count": 1, "stratum": "tail"} for t in (f"{typed}s",)]
-    keep(store, "plan", "q" * 16, {"gold": pa.Table.from_pylist(gold, schema=GOLD)})
-    receipt = curate.run(config.model_copy(update={"more_gold": (f"plan/{'q' * 16}:gold",), "gold": f"plan/{'p' * 16}:gold"}))
+    labels = [{"query_key": query_key(t), "query": t, "answer": "{}", "count": 1, "stratum": "tail"} for t in (f"{typed}s",)]
+    keep(store, "plan", "q" * 16, {"human_labels": pa.Table.from_pylist(labels, schema=HUMAN_LABELS)})
+    receipt = curate.run(
+        config.model_copy(update={"other_labels": (f"plan/{'q' * 16}:human_labels",), "labels": f"plan/{'p' * 16}:human_labels"})
+    )
     dropped = {row["query"]: row["reason"] for row in output_table(store, receipt, "dropped").to_pylist()}
-    assert dropped[typed] == "near_gold"
-    assert receipt.rows["dropped.near_gold"] >= 1
-    assert typed not in output_table(store, receipt, "golden")["query"].to_pylist()
+    assert dropped[typed] == "near_labels"
+    assert receipt.rows["dropped.near_labels"] >= 1
+    assert typed not in output_table(store, receipt, "training_set")["query"].to_pylist()
 
 
 PRIVATE = ("anna.berg@example.org", "+49 171 2345678", "4111 1111 1111 1111")
@@ -144,7 +146,7 @@ PRIVATE = ("anna.berg@example.org", "+49 171 2345678", "4111 1111 1111 1111")
 
 def test_personal_data_is_out_of_all_that_is_trained_on_or_shown(store: Storage, segmentation: Task) -> None:
     """Queries that did not come through ingest, a teacher that repeats them, side inputs: planted in each."""
-    answers = world_answers(segmentation, 60).to_pylist()
+    answers = example_answers(segmentation, 60).to_pylist()
     for row, secret in zip(answers, PRIVATE, strict=False):
         text = normalise(f"call {secret}")
         segments = [{"text": "call", "label": "none"}, {"text": secret, "label": "name"}]
@@ -152,14 +154,14 @@ def test_personal_data_is_out_of_all_that_is_trained_on_or_shown(store: Storage,
         row |= {"businesses": [f"berg ltd {secret}"]}
     table = pa.Table.from_pylist(answers, schema=with_side_inputs(ANSWER, ["businesses"]))
     keep(store, "precompute", "t" * 16, {"answers/shard-00000": table}, settings={"task": segmentation.fingerprint})
-    keep(store, "plan", "p" * 16, {"gold": GOLD.empty_table()})
+    keep(store, "plan", "p" * 16, {"human_labels": HUMAN_LABELS.empty_table()})
     receipt = curate.run(curate.Config(root=store.root, tracking=OFF, max_rows=58))
-    golden = output_table(store, receipt, "golden")
-    for name in ("golden", "dropped", "suspects"):
+    training_set = output_table(store, receipt, "training_set")
+    for name in ("training_set", "dropped", "suspects"):
         written = json.dumps(output_table(store, receipt, name).to_pylist(), default=str)
         assert not [secret for secret in PRIVATE if secret in written], name
-    assert golden.schema == with_side_inputs(GOLDEN, ["businesses"])
-    kept = [row for row in golden.to_pylist() if row["query"].startswith("call <")]
+    assert training_set.schema == with_side_inputs(TRAINING_SET, ["businesses"])
+    kept = [row for row in training_set.to_pylist() if row["query"].startswith("call <")]
     assert {row["query"] for row in kept} <= {"call <email>", "call <phone>", "call <card>"}
     assert kept
     for row in kept:

@@ -26,7 +26,7 @@ from headtail.adapters.storage import (
 )
 from headtail.adapters.storage import write_table as write
 from headtail.adapters.storage.receipts import load_receipt, output_table
-from headtail.cache import Cache, open_generation
+from headtail.cache import Cache, open_snapshot
 from headtail.core.errors import HeadtailError, StorageError
 from headtail.core.receipt import FileRef, Receipt
 from test_cache import answers, good, publish
@@ -105,13 +105,13 @@ def test_a_file_is_read_for_its_digest_once_for_each_state_of_it(store: Storage,
         check(store, FileRef(path=ref.path, bytes=ref.bytes, sha256="0" * 64))  # another digest of the same file
 
 
-def test_a_changed_snapshot_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_lmdb_file_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same size, other bytes: what was found of LMDB. The note that it was looked at lies with the user, not with the file."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     store = open_storage(str(tmp_path / "store"))
     _, manifest = publish(store, tmp_path, answers(good("a")))
-    folder, path = tmp_path / "store" / "generations" / manifest.id, manifest.files["lmdb"].path
-    assert open_generation(store, manifest.id).get("a") is not None
+    folder, path = tmp_path / "store" / "snapshots" / manifest.id, manifest.files["lmdb"].path
+    assert open_snapshot(store, manifest.id).get("a") is not None
     monkeypatch.setattr(digests, "_known", {})
     with monkeypatch.context() as patch:
         patch.setattr(digests, "sha256_file", lambda _: pytest.fail("read again, by another process"))
@@ -128,7 +128,7 @@ def test_a_changed_snapshot_is_not_opened(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(StorageError, match="SHA-256 differs"):
         Cache.open(folder)
     with pytest.raises(HeadtailError, match="SHA-256 differs"):
-        open_generation(store, manifest.id, tmp_path / "copy")
+        open_snapshot(store, manifest.id, tmp_path / "copy")
 
 
 def test_without_a_home_each_process_looks_for_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

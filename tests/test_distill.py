@@ -1,4 +1,4 @@
-"""Distillation: batches lose nothing, LoRA merges to the same logits, training on gold is refused, a killed run goes on."""
+"""Distillation: batches lose nothing, LoRA merges to the same logits, training on human labels are refused, a killed run goes on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from headtail.core.config import TrackingConfig
 from headtail.core.errors import ConfigError, InputError, LeakError, TrainingError
 from headtail.core.receipt import Receipt
 from headtail.core.task import Task
-from headtail.examples import world
+from headtail.examples import example_data
 from headtail.stages.distill import stage as distill
 from headtail.stages.distill.base import Base, Shape, keep_layers, load_base, make_base
 from headtail.stages.distill.batches import collate, columns, encode, plan_epoch, steps_of
@@ -36,8 +36,8 @@ TINY = Shape(vocabulary=400, hidden=32, layers=3, heads=2, feed_forward=64, posi
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    found = (found for _, found, _ in world.sample(world.Config(seed=5), 300, "train/x"))
-    return train_tokenizer((text for m in found for text in (m.text, json.dumps(world.answers(m)["query_segmentation"]))), 400)
+    found = (found for _, found, _ in example_data.sample(example_data.Config(seed=5), 300, "train/x"))
+    return train_tokenizer((text for m in found for text in (m.text, json.dumps(example_data.answers(m)["query_segmentation"]))), 400)
 
 
 @given(
@@ -133,26 +133,26 @@ def test_columns_are_views_with_the_same_values() -> None:
     assert found["weight"].tolist() == [2.0, 3.0, 4.0]
 
 
-def golden_table(rows: list[tuple[str, dict[str, Any]]], task: Task) -> pa.Table:
+def training_table(rows: list[tuple[str, dict[str, Any]]], task: Task) -> pa.Table:
     from headtail.core.keys import query_key
-    from headtail.core.rows import GOLDEN, with_side_inputs
+    from headtail.core.rows import TRAINING_SET, with_side_inputs
 
     columns = [[query_key(q) for q, _ in rows], [q for q, _ in rows], [task.dump(a) for _, a in rows], [1.0] * len(rows)]
     tail = [["head"] * len(rows), ["teacher"] * len(rows), [None] * len(rows), [["blue fox"]] * len(rows)]
-    schema = with_side_inputs(GOLDEN, ["businesses"])
+    schema = with_side_inputs(TRAINING_SET, ["businesses"])
     return pa.table([pa.array(c, f.type) for c, f in zip(columns + tail, schema, strict=True)], schema=schema)
 
 
 def test_encode_splits_prompt_and_answer(tokenizer: Any, segmentation: Task) -> None:
     answer = {"segments": [{"text": "pizza", "label": "topic"}]}
-    tokens = encode(segmentation, tokenizer, golden_table([("pizza", answer)], segmentation), 400, set()).to_pylist()[0]
+    tokens = encode(segmentation, tokenizer, training_table([("pizza", answer)], segmentation), 400, set()).to_pylist()[0]
     prompt, target = tokens["ids"][: tokens["answer_start"]], tokens["ids"][tokens["answer_start"] :]
     assert tokenizer.decode(prompt).endswith("Businesses viewed: blue fox\nQuery: pizza<|end|><|assistant|>")
     assert tokenizer.decode(target) == segmentation.target(answer) + "<|end|>"
 
 
 def test_long_and_invalid_rows_are_errors_that_name_the_query(tokenizer: Any, segmentation: Task) -> None:
-    good = golden_table([("pizza place", {"segments": []})], segmentation)
+    good = training_table([("pizza place", {"segments": []})], segmentation)
     with pytest.raises(TrainingError, match="too long") as error:
         encode(segmentation, tokenizer, good, 10, set())
     assert "pizza place" in error.value.where
@@ -205,20 +205,20 @@ def test_adapters_tell_signs_apart_that_the_base_never_met(tokenizer: Any, inten
     """Two answers, two signs, embeddings alike: without their own the best is a coin's log(2). What is learnt outlives the merge."""
     import torch
 
-    made, tokenizer = io_format.made_for(intent, io_format.Manner(prompt="bare", answer="code")), copy.deepcopy(tokenizer)
-    assert io_format.DEFAULT.signs(tokenizer) == []
-    rows = golden_table([("pizza", {"intent": "price"}), ("noodles", {"intent": "booking"})], intent)
+    made, tokenizer = io_format.format_for(intent, io_format.IOFormat(prompt="query_only", output="compact")), copy.deepcopy(tokenizer)
+    assert io_format.DEFAULT.symbols(tokenizer) == []
+    rows = training_table([("pizza", {"intent": "price"}), ("noodles", {"intent": "booking"})], intent)
     lora, losses = {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": "all-linear"}, {}
-    for learner in (DecoderLearner(form=made), DecoderLearner(form=made.model_copy(update={"answer": "json"}))):
+    for learner in (DecoderLearner(io_format=made), DecoderLearner(io_format=made.model_copy(update={"output": "json"}))):
         torch.manual_seed(0)
         base = make_base(TINY, learner._asked(tokenizer), 0)
-        signs = made.signs(tokenizer)
+        signs = made.symbols(tokenizer)
         told = base.get_input_embeddings().weight.data.mul_(30)  # as large as a trained model's
         told[signs] = told[signs[0]].clone()
         for saved in (base, tokenizer):
             saved.save_pretrained(tmp_path / "base")
         model = adapted(base, tokenizer, learner, lora)
-        examples = columns(DecoderLearner(form=made).encode(intent, tokenizer, rows, 100, set()))
+        examples = columns(DecoderLearner(io_format=made).encode(intent, tokenizer, rows, 100, set()))
         batch = learner.collate(examples, np.arange(2), np.ones(2), tokenizer.pad_token_id)
         arrays = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
         optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -227,12 +227,14 @@ def test_adapters_tell_signs_apart_that_the_base_never_met(tokenizer: Any, inten
             optimiser.zero_grad()
             (total / weight).backward()
             optimiser.step()
-        losses[learner.form.answer] = 2 * (total / weight).item()  # a row's: its end is the other token
-        model.save_pretrained(tmp_path / learner.form.answer)
-    assert losses["code"] < 0.05
+        losses[learner.io_format.output] = 2 * (total / weight).item()  # a row's: its end is the other token
+        model.save_pretrained(tmp_path / learner.io_format.output)
+    assert losses["compact"] < 0.05
     assert losses["json"] > 0.69
     tokenizer.save_pretrained(tmp_path / "merged")
-    drift = merge_lora(DecoderLearner(form=made), load_base(str(tmp_path / "base"))[0], tmp_path / "code", tmp_path / "merged", [batch])
+    drift = merge_lora(
+        DecoderLearner(io_format=made), load_base(str(tmp_path / "base"))[0], tmp_path / "compact", tmp_path / "merged", [batch]
+    )
     assert drift < 0.02
     merged = load_base(str(tmp_path / "merged"))[0]
     total, weight = learner.loss(merged, arrays)
@@ -257,7 +259,7 @@ def test_a_student_starts_from_layers_of_a_trained_teacher(store: Storage, token
     """base.model=distill/... with base.layers: cut once, kept in the store, and found there by a run that goes on."""
     from headtail.adapters.tracking import Tracker
     from headtail.engines.models import resolve, weights_digest
-    from headtail.stages.base import Station
+    from headtail.stages.base import Stage
     from headtail.stages.distill.launch import prepare_base
 
     teacher = make_base(TINY, tokenizer, 7)
@@ -275,8 +277,8 @@ def test_a_student_starts_from_layers_of_a_trained_teacher(store: Storage, token
     found = resolve("distill/t", "", store)
     for turn in ("first", "again"):
         (tmp_path / turn).mkdir()
-        station = Station("distill", store, "distill/s", Tracker(OFF, store.root), "", tmp_path / turn)
-        base = prepare_base(config, station, DecoderLearner(), [], found)
+        stage = Stage("distill", store, "distill/s", Tracker(OFF, store.root), "", tmp_path / turn)
+        base = prepare_base(config, stage, DecoderLearner(), [], found)
         model, _ = DecoderLearner().load(base.path)
         assert model.config.num_hidden_layers == 2
         assert (model.model.layers[1].mlp.up_proj.weight == teacher.model.layers[2].mlp.up_proj.weight).all()
@@ -298,29 +300,31 @@ def test_bf16_without_master_weights_is_refused() -> None:
 
 @pytest.fixture
 def rows(root: str) -> Receipt:
-    return world.run(world.Config(root=root, tracking=OFF, events=500, days=2, train=160, gold=40, seed=3))
+    return example_data.run(example_data.Config(root=root, tracking=OFF, events=500, days=2, train=160, labels=40, seed=3))
 
 
-def test_leak_with_gold_is_an_error(root: str, rows: Receipt) -> None:
+def test_leak_with_labelled_queries_is_an_error(root: str, rows: Receipt) -> None:
     ref = f"{rows.path}:train_query_segmentation"
-    config = distill.Config(root=root, tracking=OFF, sets=(distill.TrainingSet(golden=ref),), gold=(ref,), base=Base(shape=TINY), lora=None)
-    with pytest.raises(LeakError, match="in the gold set"):
+    config = distill.Config(
+        root=root, tracking=OFF, sets=(distill.TrainingSet(training_set=ref),), labels=(ref,), base=Base(shape=TINY), lora=None
+    )
+    with pytest.raises(LeakError, match="in the human labels"):
         distill.run(config)
 
 
-def test_empty_golden_set_is_an_error(root: str, rows: Receipt) -> None:
+def test_empty_training_set_is_an_error(root: str, rows: Receipt) -> None:
     from headtail.adapters.storage import open_storage, read_table
 
     store = open_storage(root)
     empty = read_table(store, rows.output("train_query_segmentation").path).slice(0, 0)
-    emptied = keep(store, "world", "0123456789abcdef", {"train_query_segmentation": empty})
-    with pytest.raises(InputError, match="no golden rows"):
+    emptied = keep(store, "example-data", "0123456789abcdef", {"train_query_segmentation": empty})
+    with pytest.raises(InputError, match="no training rows"):
         distill.run(
             distill.Config(
                 root=root,
                 tracking=OFF,
-                sets=(distill.TrainingSet(golden=f"{emptied.path}:train_query_segmentation"),),
-                gold=(),
+                sets=(distill.TrainingSet(training_set=f"{emptied.path}:train_query_segmentation"),),
+                labels=(),
                 base=Base(shape=TINY),
                 lora=None,
             )
@@ -333,13 +337,13 @@ def test_from_nothing_on_two_workers(root: str, rows: Receipt, cluster: None) ->
     made = distill.run(distill.Config(**_short(root, rows), base=Base(shape=TINY), lora=None, epochs=3, checkpoint_steps=10))
     curve = json.loads((Path(root) / made.output("history").path).read_text())
     assert curve[-1]["eval_loss"] < curve[0]["eval_loss"] - 0.3
-    assert made.rows["golden"] + made.rows["held_out"] == rows.output("train_query_segmentation").rows
+    assert made.rows["training_set"] + made.rows["held_out"] == rows.output("train_query_segmentation").rows
     assert not list((Path(root) / made.path).glob("work/**/*.pt"))
 
 
 def _short(root: str, rows: Receipt) -> dict[str, Any]:
-    sets = (distill.TrainingSet(golden=f"{rows.path}:train_query_segmentation"),)
-    return {"root": root, "tracking": OFF, "sets": sets, "gold": (), "log_steps": 5, "batch_rows": 8}
+    sets = (distill.TrainingSet(training_set=f"{rows.path}:train_query_segmentation"),)
+    return {"root": root, "tracking": OFF, "sets": sets, "labels": (), "log_steps": 5, "batch_rows": 8}
 
 
 @pytest.mark.slow

@@ -14,11 +14,11 @@ from conftest import keep
 from headtail.adapters.storage import Storage
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import ConfigError
-from headtail.core.io_format import Form
+from headtail.core.io_format import ModelFormat
 from headtail.core.rows import TOP
 from headtail.engines.models import Found
 from headtail.engines.tokens import vocabulary
-from headtail.examples import world
+from headtail.examples import example_data
 from headtail.stages import distill
 from headtail.stages.distill.base import Base, Shape, make_base
 from headtail.stages.distill.learner import DecoderLearner
@@ -30,8 +30,8 @@ TINY = Shape(vocabulary=400, hidden=32, layers=2, heads=2, feed_forward=64, posi
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    found = (found for _, found, _ in world.sample(world.Config(seed=5), 300, "train/x"))
-    return train_tokenizer((text for m in found for text in (m.text, json.dumps(world.answers(m)["query_segmentation"]))), 400)
+    found = (found for _, found, _ in example_data.sample(example_data.Config(seed=5), 300, "train/x"))
+    return train_tokenizer((text for m in found for text in (m.text, json.dumps(example_data.answers(m)["query_segmentation"]))), 400)
 
 
 def test_with_the_whole_vocabulary_it_is_the_full_divergence() -> None:
@@ -68,12 +68,12 @@ def test_what_is_stored_is_what_the_teacher_thinks(tokenizer: Any, segmentation:
     """Row by row the k likeliest tokens at each answer token; and a teacher's own loss on them is its entropy gap: none."""
     import torch
 
-    from test_distill import golden_table
+    from test_distill import training_table
 
     model, learner = make_base(TINY, tokenizer, 3).eval(), DecoderLearner(soft=1.0)
     answers = [{"segments": [{"text": t, "label": "topic"}]} for t in ("pizza", "best tacos in town", "bar")]
-    golden = golden_table([(a["segments"][0]["text"], a) for a in answers], segmentation)
-    examples = learner.encode(segmentation, tokenizer, golden, 400, set())
+    training_set = training_table([(a["segments"][0]["text"], a) for a in answers], segmentation)
+    examples = learner.encode(segmentation, tokenizer, training_set, 400, set())
     kept = top_k(model, examples, 4, 0, "cpu")
     row = examples.to_pylist()[1]
     with torch.no_grad():
@@ -91,17 +91,17 @@ def test_what_is_stored_is_what_the_teacher_thinks(tokenizer: Any, segmentation:
     assert float(judged.detach()) > 1, "eval_loss is of the answers alone"
 
 
-def stored(golden: pa.Table, tokenizer: Any, task: Any, k: int, lost: set[int]) -> pa.Table:
-    """Golden rows with made-up likeliest tokens; those of `lost` were written in other tokens."""
+def stored(training_set: pa.Table, tokenizer: Any, task: Any, k: int, lost: set[int]) -> pa.Table:
+    """Training rows with made-up likeliest tokens; those of `lost` were written in other tokens."""
     rows = []
-    for i, row in enumerate(golden.to_pylist()):
+    for i, row in enumerate(training_set.to_pylist()):
         ids = tokenizer(task.target(json.loads(row["answer"])) + tokenizer.eos_token)["input_ids"]
         n, rng = len(ids), np.random.default_rng(i)
         best = np.stack([rng.permutation(300)[:k] for _ in range(n)])
         sure = np.log(np.sort(rng.dirichlet(np.ones(k + 1), n)[:, :k], axis=1)[:, ::-1]).astype(np.float16)
         top = {"token_ids": [9, *ids] if i in lost else ids, "top_ids": best.ravel(), "top_logprobs": sure.ravel()}
         rows.append({**row, **(dict.fromkeys(top) if i == 0 else top)})  # the first is a person's
-    return pa.Table.from_pylist(rows, schema=pa.schema([*golden.schema, *TOP]))
+    return pa.Table.from_pylist(rows, schema=pa.schema([*training_set.schema, *TOP]))
 
 
 def test_stored_log_probabilities_are_learnt_where_they_are_of_what_is_to_be_written(tokenizer: Any, segmentation: Any) -> None:
@@ -109,11 +109,11 @@ def test_stored_log_probabilities_are_learnt_where_they_are_of_what_is_to_be_wri
     import torch
 
     from headtail.stages.distill.batches import columns
-    from test_distill import golden_table
+    from test_distill import training_table
 
     texts = ("pizza", "best tacos in town", "bar", "tea")
-    golden = golden_table([(t, {"segments": [{"text": t, "label": "topic"}]}) for t in texts], segmentation)
-    kept = stored(golden, tokenizer, segmentation, 4, lost={3})
+    training_set = training_table([(t, {"segments": [{"text": t, "label": "topic"}]}) for t in texts], segmentation)
+    kept = stored(training_set, tokenizer, segmentation, 4, lost={3})
     learner, model = DecoderLearner(soft=1.0, stored=3), make_base(TINY, tokenizer, 3)
     examples = learner.encode(segmentation, tokenizer, kept, 400, set())
     assert examples["soft"].to_pylist() == [False, True, True, False]
@@ -138,40 +138,40 @@ def test_stored_log_probabilities_are_learnt_where_they_are_of_what_is_to_be_wri
 
 def test_stored_log_probabilities_of_another_vocabulary_or_none_are_refused(tokenizer: Any, store: Storage) -> None:
     known = keep(store, "precompute", "a" * 16, {}, facts={"vocabulary": vocabulary(tokenizer)})
-    check_stored("decoder", tokenizer, known, "curate:golden")
+    check_stored("decoder", tokenizer, known, "curate:training_set")
     with pytest.raises(ConfigError, match="only a decoder"):
-        check_stored("encoder", tokenizer, known, "curate:golden")
+        check_stored("encoder", tokenizer, known, "curate:training_set")
     for source in (None, keep(store, "precompute", "b" * 16, {})):
         with pytest.raises(ConfigError, match="top_logprobs=8"):
-            check_stored("decoder", tokenizer, source, "curate:golden")
+            check_stored("decoder", tokenizer, source, "curate:training_set")
     other = keep(store, "precompute", "c" * 16, {}, facts={"vocabulary": "another"})
     with pytest.raises(ConfigError, match="vocabulary is not the student's"):
-        check_stored("decoder", tokenizer, other, "curate:golden")
+        check_stored("decoder", tokenizer, other, "curate:training_set")
 
 
-def test_another_vocabulary_or_form_is_refused(tokenizer: Any, tmp_path: Path) -> None:
+def test_another_vocabulary_or_format_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     other = train_tokenizer(["some other text, quite another"] * 3, 300)
     other.save_pretrained(tmp_path)
     make_base(TINY, other, 0).save_pretrained(tmp_path)
     teacher = Found(str(tmp_path), "digest", "other")
     with pytest.raises(ConfigError, match="vocabulary is not the student's"):
-        check_logits("decoder", Form(), tokenizer, teacher)
-    check_logits("decoder", Form(), other, teacher)
-    for student, form in (("encoder", Form()), ("decoder", Form(prompt="bare", task="x"))):
-        with pytest.raises(ConfigError, match="in the default form"):
-            check_logits(student, form, other, teacher)
+        check_logits("decoder", ModelFormat(), tokenizer, teacher)
+    check_logits("decoder", ModelFormat(), other, teacher)
+    for student, fmt in (("encoder", ModelFormat()), ("decoder", ModelFormat(prompt="query_only", task="x"))):
+        with pytest.raises(ConfigError, match="in the default I/O format"):
+            check_logits(student, fmt, other, teacher)
 
 
 @pytest.mark.slow
 def test_a_student_learns_from_its_teachers_logits_on_two_workers(root: str, cluster: None, teacher_path: Path) -> None:
     """Three of the shipped teacher's layers, mostly taught by its logits; the bytes are in the receipt."""
     off = TrackingConfig(enabled=False)
-    rows = world.run(world.Config(root=root, tracking=off, events=500, days=2, train=96, gold=40, seed=3))
+    rows = example_data.run(example_data.Config(root=root, tracking=off, events=500, days=2, train=96, labels=40, seed=3))
     config = distill.Config(
         root=root,
         tracking=off,
-        sets=(distill.TrainingSet(golden=f"{rows.path}:train_query_segmentation"),),
-        gold=(),
+        sets=(distill.TrainingSet(training_set=f"{rows.path}:train_query_segmentation"),),
+        labels=(),
         base=Base(model="example:teacher", layers=3),
         lora=None,
         logits=Logits(teacher="example:teacher", k=4, share=0.7),

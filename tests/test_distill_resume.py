@@ -63,13 +63,13 @@ def test_only_what_did_not_end_and_is_of_the_same_kind_is_named(store: Storage) 
 
 def test_what_it_says_is_in_the_receipt_and_on_the_terminal(store: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     notes: list[str] = []
-    station: Any = SimpleNamespace(store=store, path="distill/new", note=notes.append)
+    stage: Any = SimpleNamespace(store=store, path="distill/new", note=notes.append)
     left(store, "distill/old", settings())
-    launch._begin(distill.Config(workers=3), station, "d" * 64)
+    launch._begin(distill.Config(workers=3), stage, "d" * 64)
     assert notes == ["this run begins anew: distill/old, left after step 40, differs in workers (2, now 3)"]
     assert notes[0] in capsys.readouterr().err
     left(store, "distill/new", read_json(store, f"distill/new/{resume.SETTINGS}"), 60)
-    launch._begin(distill.Config(workers=3), station, "d" * 64)
+    launch._begin(distill.Config(workers=3), stage, "d" * 64)
     assert "this run goes on after step 60" in notes
 
 

@@ -15,22 +15,22 @@ from headtail.core.config import TrackingConfig
 from headtail.core.errors import ConfigError, LeakError
 from headtail.core.keys import query_key
 from headtail.core.receipt import Receipt
-from headtail.core.rows import GOLDEN, with_side_inputs
+from headtail.core.rows import TRAINING_SET, with_side_inputs
 from headtail.core.task import Task
 from headtail.stages.distill import stage as distill
 from headtail.stages.distill.base import Base, Shape
 from headtail.stages.distill.rows import Weights, read_rows, weigh
 
 
-def golden(queries: list[str], origins: list[str], weights: list[float]) -> pa.Table:
+def training_set(queries: list[str], origins: list[str], weights: list[float]) -> pa.Table:
     n = len(queries)
-    schema = with_side_inputs(GOLDEN, ["businesses"])
+    schema = with_side_inputs(TRAINING_SET, ["businesses"])
     keys = [query_key(q) for q in queries]
     rows = [keys, queries, ['{"segments":[]}'] * n, weights, ["head"] * n, origins, keys, [[]] * n]
     return pa.table([pa.array(column, field.type) for column, field in zip(rows, schema, strict=True)], schema=schema)
 
 
-ROWS = golden(["a", "b", "c"], ["teacher", "teacher", "human"], [0.5, 1.5, 1.0])
+ROWS = training_set(["a", "b", "c"], ["teacher", "teacher", "human"], [0.5, 1.5, 1.0])
 
 
 def test_weights_keep_their_proportions_and_have_mean_one() -> None:
@@ -50,23 +50,23 @@ def test_confidence_counts_for_teachers_alone() -> None:
 def test_confidence_is_found_through_the_answer_key(store: Storage, segmentation: Task) -> None:
     answers = pa.table({"answer_key": pa.array(reversed(ROWS["answer_key"].to_pylist()), pa.binary(16)), "confidence": [0.9, 0.8, 0.25]})
     taught = keep(store, "precompute", "t", {"answers/0": answers})
-    made = keep(store, "curate", "g", {"golden": ROWS}, inputs={"answers": taught.path})
-    chosen = distill.TrainingSet(golden=f"{made.path}:golden")
-    refs = {"golden.0": load_ref(store, chosen.golden)}
-    found = read_rows(store, Weights(traffic=0, confidence=1), chosen, segmentation, refs, 0).golden["weight"].to_numpy()
+    made = keep(store, "curate", "g", {"training_set": ROWS}, inputs={"answers": taught.path})
+    chosen = distill.TrainingSet(training_set=f"{made.path}:training_set")
+    refs = {"training_set.0": load_ref(store, chosen.training_set)}
+    found = read_rows(store, Weights(traffic=0, confidence=1), chosen, segmentation, refs, 0).training_set["weight"].to_numpy()
     assert found[0] / found[1] == pytest.approx(0.25 / 0.8)
-    loose = keep(store, "world", "x", {"golden": ROWS})
+    loose = keep(store, "example-data", "x", {"training_set": ROWS})
     with pytest.raises(ConfigError, match="no teacher's confidence"):
-        read_rows(store, Weights(confidence=1), chosen, segmentation, {"golden.0": (loose, "golden")}, 0)
+        read_rows(store, Weights(confidence=1), chosen, segmentation, {"training_set.0": (loose, "training_set")}, 0)
 
 
 def judged(store: Storage, held: list[str]) -> distill.Config:
-    made = keep(store, "curate", "g", {"golden": ROWS})
-    people: Receipt = keep(store, "ingest", "p", {"gold_train": golden(held, ["human"] * len(held), [1.0] * len(held))})
-    chosen = distill.TrainingSet(golden=f"{made.path}:golden", held_out=f"{people.path}:gold_train")
+    made = keep(store, "curate", "g", {"training_set": ROWS})
+    people: Receipt = keep(store, "ingest", "p", {"human_labels_train": training_set(held, ["human"] * len(held), [1.0] * len(held))})
+    chosen = distill.TrainingSet(training_set=f"{made.path}:training_set", held_out=f"{people.path}:human_labels_train")
     shape = Shape(vocabulary=300, hidden=32, layers=1, heads=2, feed_forward=32, positions=256)
     return distill.Config(
-        root=str(store.root), tracking=TrackingConfig(enabled=False), sets=(chosen,), gold=(), base=Base(shape=shape), lora=None
+        root=str(store.root), tracking=TrackingConfig(enabled=False), sets=(chosen,), labels=(), base=Base(shape=shape), lora=None
     )
 
 
@@ -76,10 +76,10 @@ def test_held_out_rows_that_are_trained_on_are_refused(store: Storage) -> None:
 
 
 def test_only_held_out_rows_judge(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a table of its own, no golden row is taken away for eval_loss."""
+    """With a table of its own, no training row is taken away for eval_loss."""
     seen: list[pa.Table] = []
 
-    def stop(config: object, station: object, learner: object, base: object, examples: pa.Table, *rest: object) -> None:
+    def stop(config: object, stage: object, learner: object, base: object, examples: pa.Table, *rest: object) -> None:
         seen.append(examples)
         raise KeyboardInterrupt
 

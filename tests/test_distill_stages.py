@@ -30,7 +30,7 @@ from headtail.stages.distill.rows import Rows, left_out, with_side
 from headtail.stages.distill.tokenizer import train_tokenizer
 from headtail.stages.distill.train import Spec, taught
 from test_distill_encoder import rows_of
-from test_engines_encoder import golden_table
+from test_engines_encoder import training_table
 
 OFF = TrackingConfig(enabled=False)
 TINY = Shape(vocabulary=400, hidden=32, layers=1, heads=2, feed_forward=32, positions=256)
@@ -38,21 +38,23 @@ TINY = Shape(vocabulary=400, hidden=32, layers=1, heads=2, feed_forward=32, posi
 
 def golden_of(task: Task, n: int = 40) -> pa.Table:
     """Every other row has a business."""
-    table = golden_table(list(dict(rows_of(task, n)).items()), task)
+    table = training_table(list(dict(rows_of(task, n)).items()), task)
     sides: list[list[str]] = [["blue fox"] if i % 2 == 0 else [] for i in range(table.num_rows)]
     at = table.schema.get_field_index("businesses")
     return table.set_column(at, table.schema.field(at), pa.array(sides, table.schema.field(at).type))
 
 
 def test_left_out_changes_nothing_but_side_inputs(segmentation: Task) -> None:
-    golden = golden_of(segmentation)
-    assert with_side(golden, segmentation).tolist() == [i % 2 == 0 for i in range(golden.num_rows)]
-    bare = left_out(Rows(golden, golden.slice(0, 3)), segmentation)
-    assert not with_side(bare.golden, segmentation).any()
+    training_set = golden_of(segmentation)
+    assert with_side(training_set, segmentation).tolist() == [i % 2 == 0 for i in range(training_set.num_rows)]
+    bare = left_out(Rows(training_set, training_set.slice(0, 3)), segmentation)
+    assert not with_side(bare.training_set, segmentation).any()
     assert not with_side(bare.held, segmentation).any()
-    assert bare.golden.schema == golden.schema
-    assert bare.golden.drop_columns(["businesses"]) == golden.drop_columns(["businesses"])
-    nothing = golden.set_column(golden.schema.get_field_index("businesses"), "businesses", pa.nulls(golden.num_rows, pa.list_(pa.string())))
+    assert bare.training_set.schema == training_set.schema
+    assert bare.training_set.drop_columns(["businesses"]) == training_set.drop_columns(["businesses"])
+    nothing = training_set.set_column(
+        training_set.schema.get_field_index("businesses"), "businesses", pa.nulls(training_set.num_rows, pa.list_(pa.string()))
+    )
     assert not with_side(nothing, segmentation).any()
 
 
@@ -76,24 +78,24 @@ class Stand:
         monkeypatch.setattr("headtail.stages.distill.finish.record", self.record)
 
     def train(
-        self, config: Any, station: Any, learner: Any, base: Any, examples: pa.Table, taught: pa.Table | None, teacher: Any
+        self, config: Any, stage: Any, learner: Any, base: Any, examples: pa.Table, taught: pa.Table | None, teacher: Any
     ) -> dict[str, Any]:
         self.seen.append(Seen(config, learner, base.tokenizer, examples, taught))
         if len(self.seen) - 1 == self.dies:
             raise KeyboardInterrupt
         return {}
 
-    def finish(self, config: Any, station: Any, learner: Any, base: Any, done: Any, examples: Any) -> None:
-        folder = station.scratch / "made"
+    def finish(self, config: Any, stage: Any, learner: Any, base: Any, done: Any, examples: Any) -> None:
+        folder = stage.scratch / "made"
         shutil.copytree(base.path, folder)
         base.tokenizer.save_pretrained(folder)
         learner.finish(folder)
-        station.facts["digest"] = weights_digest(folder)
-        station.folder("model", folder)
+        stage.facts["digest"] = weights_digest(folder)
+        stage.folder("model", folder)
 
-    def record(self, config: Any, station: Any, done: Any, examples: Any, base: str, tasks: Any) -> None:
-        station.facts["base"] = base
-        station.metrics |= {"eval_loss": 1.0 / len(self.seen), "steps": 3.0, "train_seconds": 1.0}
+    def record(self, config: Any, stage: Any, done: Any, examples: Any, base: str, tasks: Any) -> None:
+        stage.facts["base"] = base
+        stage.metrics |= {"eval_loss": 1.0 / len(self.seen), "steps": 3.0, "train_seconds": 1.0}
 
 
 @pytest.fixture
@@ -103,8 +105,8 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Stand:
 
 @pytest.fixture
 def config(store: Storage, segmentation: Task) -> distill.Config:
-    keep(store, "curate", "g" * 16, {"golden": golden_of(segmentation)})
-    return distill.Config(root=store.root, tracking=OFF, gold=(), base=Base(shape=TINY), lora=None, two_stage=True)
+    keep(store, "curate", "g" * 16, {"training_set": golden_of(segmentation)})
+    return distill.Config(root=store.root, tracking=OFF, labels=(), base=Base(shape=TINY), lora=None, two_stage=True)
 
 
 def texts(seen: Seen) -> list[tuple[str, str]]:
@@ -151,17 +153,20 @@ def test_a_kill_repeats_only_the_stage_it_hit(stand: Stand, config: distill.Conf
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder", "seq2seq"])
-def test_a_student_of_a_bare_form_is_never_shown_them_again(
+def test_a_student_asked_with_the_query_alone_is_never_shown_them_again(
     store: Storage, stand: Stand, config: distill.Config, segmentation: Task, kind: Any
 ) -> None:
-    manner = io_format.Manner(prompt="bare", side=True)
-    made = distill.run(config.model_copy(update={"student": kind, "form": manner, "encoder": Settings(pretrain_epochs=0)}))
+    chosen = io_format.IOFormat(prompt="query_only", side_inputs=True)
+    made = distill.run(config.model_copy(update={"student": kind, "io_format": chosen, "encoder": Settings(pretrain_epochs=0)}))
     first, second = stand.seen
-    forms = [json.loads(store.read(f"{stage['path']}/model/headtail.json")) for stage in made.facts["stages"]]
-    assert [(one["prompt"], one["side"], one["kind"]) for one in forms] == [("bare", True, kind), ("bare", False, kind)]
-    golden = golden_of(segmentation)
-    plain = golden_table([(row["query"], segmentation.parse(row["answer"])[0]) for row in golden.to_pylist()], segmentation)
-    held = {key for key, out in zip(golden["query_key"].to_pylist(), second.examples["held_out"].to_pylist(), strict=True) if out}
+    formats = [json.loads(store.read(f"{stage['path']}/model/headtail.json")) for stage in made.facts["stages"]]
+    assert [(one["prompt"], one["side_inputs"], one["kind"]) for one in formats] == [
+        ("query_only", True, kind),
+        ("query_only", False, kind),
+    ]
+    training_set = golden_of(segmentation)
+    plain = training_table([(row["query"], segmentation.parse(row["answer"])[0]) for row in training_set.to_pylist()], segmentation)
+    held = {key for key, out in zip(training_set["query_key"].to_pylist(), second.examples["held_out"].to_pylist(), strict=True) if out}
     asked = second.learner.encode(segmentation, second.tokenizer, plain, 400, held)
     assert second.examples["ids"].to_pylist() == asked["ids"].to_pylist()
     assert first.examples["ids"].to_pylist() != asked["ids"].to_pylist()
@@ -205,21 +210,21 @@ def test_a_teacher_of_logits_reads_rows_as_it_was_asked(
 def test_stages_that_would_be_the_same_are_refused(
     store: Storage, stand: Stand, config: distill.Config, segmentation: Task, intent: Task
 ) -> None:
-    for fields in ({"form": {"prompt": "bare"}}, {"student": "encoder"}):
+    for fields in ({"io_format": {"prompt": "query_only"}}, {"student": "encoder"}):
         with pytest.raises(ConfigError, match="shows no side inputs"):
             build(distill.Config, {"two_stage": True, **fields}, "test")
-    assert build(distill.Config, {"two_stage": True, "student": "encoder", "form": {"side": True}}, "test").two_stage
-    golden = left_out(Rows(golden_of(segmentation), golden_of(segmentation).slice(0, 0)), segmentation).golden
-    keep(store, "curate", "n" * 16, {"golden": golden})
+    assert build(distill.Config, {"two_stage": True, "student": "encoder", "io_format": {"side_inputs": True}}, "test").two_stage
+    training_set = left_out(Rows(golden_of(segmentation), golden_of(segmentation).slice(0, 0)), segmentation).training_set
+    keep(store, "curate", "n" * 16, {"training_set": training_set})
     with pytest.raises(ConfigError, match="no training row has side inputs"):
         distill.run(config)
-    keep(store, "curate", "i" * 16, {"golden": golden_table(rows_of(intent, 20), intent)})
+    keep(store, "curate", "i" * 16, {"training_set": training_table(rows_of(intent, 20), intent)})
     with pytest.raises(ConfigError, match="no task here has side inputs"):
         distill.run(config.model_copy(update={"sets": (distill.TrainingSet(task="query_intent"),)}))
     assert not stand.seen, "nothing was trained"
 
 
-def test_a_decoder_asked_by_its_task_has_the_default_form(stand: Stand, config: distill.Config) -> None:
+def test_a_decoder_asked_by_its_task_has_the_default_format(stand: Stand, config: distill.Config) -> None:
     made = distill.run(config)
     assert isinstance(stand.seen[1].learner, DecoderLearner)
     assert "model/headtail.json" not in made.outputs

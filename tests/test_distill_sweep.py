@@ -12,7 +12,7 @@ from headtail.core.config import TrackingConfig
 from headtail.core.errors import ConfigError, InputError, TrainingError
 from headtail.core.receipt import Receipt
 from headtail.stages import distill
-from headtail.stages.base import Station, run_once
+from headtail.stages.base import Stage, run_once
 from headtail.stages.distill import sweep
 
 
@@ -20,12 +20,12 @@ def fake(losses: dict[float, float | None], calls: list[float]) -> Any:
     """distill.run with the training left out: a student's loss by its learning rate; None diverges."""
 
     def run(config: distill.Config) -> Receipt:
-        def work(station: Station) -> None:
+        def work(stage: Stage) -> None:
             calls.append(config.learning_rate)
             loss = losses[config.learning_rate]
             if loss is None:
                 raise TrainingError("the loss is no longer a number", where="step 3")
-            station.metrics |= {"eval_loss": loss, "steps": 10.0}
+            stage.metrics |= {"eval_loss": loss, "steps": 10.0}
 
         return run_once("distill", config, work, version=2)
 
@@ -103,6 +103,6 @@ def test_a_broken_sweep_goes_on_under_one_parent(root: str, plain: None, monkeyp
     assert sweep.run(config(root, (0.1, 0.2, 0.4), tracking=tracking)).reused
 
 
-def test_a_missing_golden_set_is_told_before_any_training(root: str) -> None:
+def test_a_missing_training_set_is_told_before_any_training(root: str) -> None:
     with pytest.raises(InputError, match="has not been run"):
         sweep.run(config(root, (0.1,), tracking=TrackingConfig(enabled=False)))

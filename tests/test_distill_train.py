@@ -25,7 +25,7 @@ from headtail.core.config import TrackingConfig
 from headtail.core.errors import StorageError
 from headtail.core.receipt import Receipt
 from headtail.core.task import Task
-from headtail.examples import world
+from headtail.examples import example_data
 from headtail.stages.distill import stage as distill
 from headtail.stages.distill.base import Base, Shape, make_base
 from headtail.stages.distill.checkpoints import Checkpoints
@@ -58,8 +58,8 @@ class Dying(DecoderLearner):
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random model that draws random numbers at every step: what is not in a checkpoint shows in the curve."""
     folder = tmp_path_factory.mktemp("model") / "base"
-    found = (found for _, found, _ in world.sample(world.Config(seed=5), 300, "train/x"))
-    tokenizer = train_tokenizer((text for m in found for text in (m.text, json.dumps(world.answers(m)["query_segmentation"]))), 400)
+    found = (found for _, found, _ in example_data.sample(example_data.Config(seed=5), 300, "train/x"))
+    tokenizer = train_tokenizer((text for m in found for text in (m.text, json.dumps(example_data.answers(m)["query_segmentation"]))), 400)
     model = make_base(TINY, tokenizer, 0)
     model.config.attention_dropout = 0.1
     model.save_pretrained(folder)
@@ -70,7 +70,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Receipt]:
     root = str(tmp_path_factory.mktemp("rows") / "store")
-    return root, world.run(world.Config(root=root, tracking=OFF, events=500, days=2, train=160, gold=40, seed=3))
+    return root, example_data.run(example_data.Config(root=root, tracking=OFF, events=500, days=2, train=160, labels=40, seed=3))
 
 
 def curve(root: str, receipt: Receipt) -> list[dict[str, float]]:
@@ -92,7 +92,7 @@ def test_a_checkpoint_without_its_marker_does_not_exist(store: Storage, tmp_path
 def test_a_damaged_checkpoint_is_refused(store: Storage, tmp_path: Path) -> None:
     path = "w/checkpoints/step-00000003/mp_rank_00_model_states.pt"
     store.replace(path, b"the weights, one bit off")
-    marker = {"tag": "step-00000003", "world": 1, "files": {path: "0" * 64}, "state": {}}
+    marker = {"tag": "step-00000003", "example-data": 1, "files": {path: "0" * 64}, "state": {}}
     store.replace("w/checkpoints/COMPLETE", json.dumps(marker).encode())
     with pytest.raises(StorageError, match="not the one that was written"):
         Checkpoints(store, "w", tmp_path, rank=0, world=1, frozen=False).load(None)
@@ -122,8 +122,8 @@ def test_a_killed_worker_changes_nothing(base: Path, rows: tuple[str, Receipt], 
         config = distill.Config(
             root=root,
             tracking=OFF,
-            sets=(distill.TrainingSet(golden=f"{rows[1].path}:train_query_segmentation"),),
-            gold=(),
+            sets=(distill.TrainingSet(training_set=f"{rows[1].path}:train_query_segmentation"),),
+            labels=(),
             base=Base(model=str(base)),
             lora=distill.Lora(rank=4, dropout=0.2),
             precision="fp32",
@@ -152,8 +152,8 @@ def examples(base: Path, rows: tuple[str, Receipt], segmentation: Task) -> pa.Ta
 
     learner, store = DecoderLearner(), open_storage(rows[0])
     ref = f"{rows[1].path}:train_query_segmentation"
-    read = read_rows(store, Weights(), TrainingSet(golden=ref), segmentation, {"golden.0": load_ref(store, ref)}, 0)
-    part = Rows(read.golden.slice(0, 60), read.held)
+    read = read_rows(store, Weights(), TrainingSet(training_set=ref), segmentation, {"training_set.0": load_ref(store, ref)}, 0)
+    part = Rows(read.training_set.slice(0, 60), read.held)
     return made_of(learner, learner.load(str(base))[1], [part], [segmentation], 400, 0.2)
 
 

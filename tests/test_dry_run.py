@@ -170,7 +170,7 @@ def test_reuse_off_is_said(make_local_job: MakeJob) -> None:
 
 
 def test_other_sources_and_tasks_are_not_compared_but_their_equal_answers_are_taken(make_local_job: MakeJob, intent: Task) -> None:
-    run_here(make_local_job(table_of(10), path="precompute/one", source="student"))
+    run_here(make_local_job(table_of(10), path="precompute/one", source="batch_student"))
     bfloat = ModelConfig(engine="null", model="null", dtype="bfloat16")
     check(make_local_job(table_of(10), path="precompute/two", model=bfloat), {("new",): 10})
     check(make_local_job(table_of(10), path="precompute/three"), {("reused",): 10})
@@ -256,35 +256,35 @@ def head(store: Storage, count: int, mark: str = "ab12", first: int = 0) -> None
 def test_a_probe_is_never_paid_twice(root: str, store: Storage, tmp_path: Path, asked: Asked) -> None:
     head(store, 300)
     job = config(root, tmp_path, shards=4)
-    found = precompute.plan(job, 50)
+    found = precompute.forecast(job, 50)
     assert (asked(), found.ask, found.probed, groups(found)) == (50, 250, 50, {("new",): 300})
     assert found.probe is not None
     assert found.probe.path.startswith(f"{found.path}/probe/")
     assert found.estimate is not None
     assert found.estimate.rows == 250
-    again = precompute.plan(job, 50)
+    again = precompute.forecast(job, 50)
     assert (asked(), again.estimate, groups(again)) == (50, found.estimate, {("new",): 300})
-    assert precompute.plan(job, 0).estimate == found.estimate  # an earlier probe serves
-    more = precompute.plan(job, 80)
+    assert precompute.forecast(job, 0).estimate == found.estimate  # an earlier probe serves
+    more = precompute.forecast(job, 80)
     assert (asked(), more.ask, more.probed) == (80, 220, 80)
     receipt = precompute.run(job, more)
     assert asked() == 300
     assert (receipt.rows["recomputed"], receipt.rows["reused"], receipt.rows["answered"]) == (220, 80, 300)
-    assert receipt.facts["planned"]["rows"] == {"planned": 220, "actual": 220}
-    tokens = receipt.facts["planned"]["tokens_out"]
+    assert receipt.facts["dry_run"]["rows"] == {"planned": 220, "actual": 220}
+    tokens = receipt.facts["dry_run"]["tokens_out"]
     assert tokens["low"] <= tokens["actual"] <= tokens["high"]
-    done = precompute.plan(job, 50)
+    done = precompute.forecast(job, 50)
     assert (asked(), done.ask, groups(done)) == (300, 0, {("resumed",): 300})
 
 
 @pytest.mark.usefixtures("answer_here")
 def test_a_probe_on_other_cores_is_not_timed_together(root: str, store: Storage, tmp_path: Path, asked: Asked) -> None:
     head(store, 300)
-    precompute.plan(config(root, tmp_path), 60)
+    precompute.forecast(config(root, tmp_path), 60)
     wider = config(root, tmp_path, model={"cpus": 2.0, "usd_per_hour": 9.0})
-    found = precompute.plan(wider, 60)
+    found = precompute.forecast(wider, 60)
     assert found.notes == ("the probe ran with another cpus: time and money are those of then; a larger --probe is timed anew",)
-    found = precompute.plan(wider, 100)
+    found = precompute.forecast(wider, 100)
     assert found.probe is not None
     assert (found.notes, found.probe.rows, found.probe.pace.rows, asked()) == ((), 100, 40, 100)
 
@@ -292,7 +292,7 @@ def test_a_probe_on_other_cores_is_not_timed_together(root: str, store: Storage,
 @pytest.mark.usefixtures("answer_here")
 def test_a_plan_of_other_inputs_is_not_applied(root: str, store: Storage, tmp_path: Path) -> None:
     head(store, 20)
-    found = precompute.plan(config(root, tmp_path), 0)
+    found = precompute.forecast(config(root, tmp_path), 0)
     head(store, 20, "cd34")
     with pytest.raises(InputError, match="the inputs are others"):
         precompute.run(config(root, tmp_path), found)
@@ -301,7 +301,7 @@ def test_a_plan_of_other_inputs_is_not_applied(root: str, store: Storage, tmp_pa
 @pytest.mark.usefixtures("answer_here")
 def test_a_probe_of_all_there_is_is_exact(root: str, store: Storage, tmp_path: Path, asked: Asked) -> None:
     head(store, 40)
-    found = precompute.plan(config(root, tmp_path), 1000)
+    found = precompute.forecast(config(root, tmp_path), 1000)
     assert found.estimate is not None
     assert found.estimate.usd is not None
     assert (found.ask, found.estimate.exact, found.estimate.usd.high, asked()) == (0, True, 0.0, 40)
@@ -315,13 +315,13 @@ def test_a_probe_that_was_killed_goes_on_and_a_plan_halfway_asks_nothing(
 ) -> None:
     head(store, 300)
     job = config(root, tmp_path, shards=3, flush_rows=10)
-    _killed(lambda: precompute.plan(job, 60), 35, monkeypatch)
+    _killed(lambda: precompute.forecast(job, 60), 35, monkeypatch)
     assert asked() == 36  # the last was asked, and never answered
-    assert precompute.plan(job, 60).probed == 60
+    assert precompute.forecast(job, 60).probed == 60
     assert asked() == 36 + 30  # 30 of 35 were flushed
     _killed(lambda: precompute.run(job), 105, monkeypatch)
     before = asked()
-    halfway = precompute.plan(job, 60)
+    halfway = precompute.forecast(job, 60)
     assert asked() == before
     assert halfway.probe is not None
     assert halfway.of("resumed") >= 100
@@ -357,14 +357,14 @@ def test_over_budget_is_said_by_the_plan_and_refused_by_apply(root: str, store: 
     head(store, 2000)
     slow = {"model": f"null:delay_us=1000,log={tmp_path}/asked", "usd_per_hour": 3600.0}
     poor = config(root, tmp_path, model=slow, budget_usd=1.0)
-    found = precompute.plan(poor, 100)
+    found = precompute.forecast(poor, 100)
     assert "budget_usd=1" in found.beyond
     with pytest.raises(LimitReached, match="not started: it may cost up to USD"):
         precompute.run(poor, found)
     assert asked() == 100
-    late = precompute.plan(config(root, tmp_path, model=slow, budget_seconds=0.5), 0)
+    late = precompute.forecast(config(root, tmp_path, model=slow, budget_seconds=0.5), 0)
     assert "budget_seconds=0.5" in late.beyond
-    rich = precompute.plan(config(root, tmp_path, model=slow, budget_usd=100.0, budget_seconds=600), 0)
+    rich = precompute.forecast(config(root, tmp_path, model=slow, budget_usd=100.0, budget_seconds=600), 0)
     assert rich.beyond == ""
     assert asked() == 100
 
@@ -373,7 +373,7 @@ def test_over_budget_is_said_by_the_plan_and_refused_by_apply(root: str, store: 
 def test_failed_rows_of_a_probe_are_said_and_stay_to_be_asked(root: str, store: Storage, tmp_path: Path, asked: Asked) -> None:
     queries = [f"!fail {i}" if i % 10 == 0 else f"q{i}" for i in range(200)]
     keep(store, "plan", "ab12", {"head": planned(queries)})
-    found = precompute.plan(config(root, tmp_path), 100)
+    found = precompute.forecast(config(root, tmp_path), 100)
     assert found.probe is not None
     failed = found.probe.states["failed"]
     assert (found.probed, found.ask) == (100 - failed, 100 + failed)
@@ -383,7 +383,7 @@ def test_failed_rows_of_a_probe_are_said_and_stay_to_be_asked(root: str, store: 
 @pytest.mark.usefixtures("answer_here")
 def test_without_reuse_the_probe_is_not_counted_as_done(root: str, store: Storage, tmp_path: Path) -> None:
     head(store, 100)
-    found = precompute.plan(config(root, tmp_path, reuse=False), 40)
+    found = precompute.forecast(config(root, tmp_path, reuse=False), 40)
     assert (found.ask, found.probed) == (100, 0)
     assert any("reuse is off" in note for note in found.notes)
     assert precompute.run(config(root, tmp_path, reuse=False), found).rows["recomputed"] == 100
@@ -398,7 +398,7 @@ def test_a_changed_scorer_asks_nothing(root: str, store: Storage, tmp_path: Path
     file = yaml.safe_load((folder / "task.yaml").read_text())
     file |= {"score": {"kind": "exact"}, "version": 2}
     (folder / "task.yaml").write_text(yaml.safe_dump(file))
-    found = precompute.plan(config(root, tmp_path, task=str(folder)))
+    found = precompute.forecast(config(root, tmp_path, task=str(folder)))
     assert (found.ask, groups(found)) == (0, {("resumed",): 30})
     assert "nothing to do" in text_of(found)
 
@@ -410,7 +410,7 @@ def test_on_s3(s3_root: str, tmp_path: Path, asked: Asked) -> None:
     head(store, 60)
     precompute.run(config(s3_root, tmp_path))
     head(store, 120, "cd34")
-    found = precompute.plan(config(s3_root, tmp_path), 30)
+    found = precompute.forecast(config(s3_root, tmp_path), 30)
     assert groups(found) == {("reused",): 60, ("new",): 60}
     receipt = precompute.run(config(s3_root, tmp_path), found)
     assert (receipt.rows["recomputed"], receipt.rows["reused"], asked()) == (30, 90, 120)
@@ -422,12 +422,12 @@ def test_on_s3(s3_root: str, tmp_path: Path, asked: Asked) -> None:
 def test_on_ray_the_true_time_is_within_the_bounds(root: str, store: Storage, tmp_path: Path, asked: Asked) -> None:
     head(store, 700)
     job = config(root, tmp_path, model={"model": f"null:delay_us=4000,log={tmp_path}/asked"})
-    found = precompute.plan(job, 200)
+    found = precompute.forecast(job, 200)
     assert found.probe is not None
     assert found.probe.pace.steady
     receipt = precompute.run(job, found)
     assert asked() == 700
-    told = receipt.facts["planned"]
+    told = receipt.facts["dry_run"]
     assert told["engine_s"]["low"] <= told["engine_s"]["actual"] <= told["engine_s"]["high"]
     assert told["engine_s"]["high"] < 2 * told["engine_s"]["low"]
 
@@ -450,10 +450,10 @@ def command(root: str, tmp_path: Path, *flags: str) -> list[str]:
 @pytest.mark.usefixtures("answer_here")
 def test_the_command(root: str, store: Storage, tmp_path: Path, asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
     head(store, 100)
-    cli.main(command(root, tmp_path, "--plan", "--probe", "0", "--json"))
+    cli.main(command(root, tmp_path, "--dry-run", "--probe", "0", "--json"))
     found = build(Preview, json.loads(capsys.readouterr().out.splitlines()[-1]), "test")
     assert (found.ask, asked()) == (100, 0)
-    cli.main(command(root, tmp_path, "--plan", "--probe", "40"))
+    cli.main(command(root, tmp_path, "--dry-run", "--probe", "40"))
     said = capsys.readouterr().err
     for words_of in ("plan of precompute/", "new", "100.0%", "probe: 40 rows", "what is left, 60 rows, will take", "prompt tokens"):
         assert words_of in said
@@ -462,7 +462,7 @@ def test_the_command(root: str, store: Storage, tmp_path: Path, asked: Asked, ca
     receipt = build(Receipt, json.loads(shown_last.out.splitlines()[-1]), "test")
     assert (receipt.rows["recomputed"], asked()) == (60, 100)
     assert "planned and actual" in shown_last.err
-    cli.main(command(root, tmp_path, "--plan"))
+    cli.main(command(root, tmp_path, "--dry-run"))
     assert "nothing to do" in capsys.readouterr().err
     with pytest.raises(SystemExit) as left:
         cli.main(command(root, tmp_path, "--probe", "5"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from headtail.batch.parsed_answer import settle
+from headtail.batch.parsed_answer import classify
 from headtail.core.errors import ConfigError
 from headtail.core.io_format import merged
 from headtail.core.rows import State
@@ -47,7 +47,7 @@ BODIES: dict[str, tuple[Any, State, int, str]] = {
 def test_what_a_body_of_status_200_comes_to(name: str, server: Server, ask: Ask, segmentation: Task) -> None:
     body, state, tries, words = BODIES[name]
     server.reply = lambda text, nth: (200, body, {})
-    found = settle(segmentation, ask("a")[0])
+    found = classify(segmentation, ask("a")[0])
     assert (found.state, len(server.asked)) == (state, tries)
     assert words in found.reason
     assert (found.answer is not None) == (state == State.ANSWERED)

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headtail.core.errors import ConfigError
-from headtail.core.io_format import DEFAULT, Manner, made_for, read, write
+from headtail.core.io_format import DEFAULT, IOFormat, format_for, read, write
 from headtail.core.keys import query_key
-from headtail.core.rows import GOLDEN, with_side_inputs
+from headtail.core.rows import TRAINING_SET, with_side_inputs
 from headtail.core.task import Task
 from headtail.engines import Request
 from headtail.engines.control import Encoder, _replacing
@@ -191,9 +191,9 @@ def test_prompts_of_vllm_and_transformers(ours: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", TYPED)
-def test_prompts_of_the_live_student(ours: Any, text: str) -> None:
+def test_prompts_of_the_realtime_student(ours: Any, text: str) -> None:
     """What vLLM is sent by a replica."""
-    from headtail.stages.serve.live import _Streamed
+    from headtail.stages.serve.realtime import _Streamed
 
     sent: list[Any] = []
 
@@ -238,7 +238,7 @@ def test_queries_of_an_encoder(kind: str, text: str) -> None:
     kept(found.ids, tokenizer, {"[CLS]": 1, "[SEP]": 2})
 
 
-def golden(task: Task, text: str) -> pa.Table:
+def training_set(task: Task, text: str) -> pa.Table:
     sides: dict[str, list[str]] = {name: [] for name in task.side_inputs}
     row: dict[str, Any] = {
         "query_key": query_key(text),
@@ -246,13 +246,13 @@ def golden(task: Task, text: str) -> pa.Table:
         "answer": task.dump({"segments": [{"text": text, "label": "topic"}]}),
     }
     row |= {"weight": 1.0, "stratum": "tail", "origin": "teacher", "answer_key": None, **sides}
-    return pa.Table.from_pylist([row], schema=with_side_inputs(GOLDEN, task.side_inputs))
+    return pa.Table.from_pylist([row], schema=with_side_inputs(TRAINING_SET, task.side_inputs))
 
 
 @pytest.mark.parametrize("text", TYPED)
 def test_training_rows(ours: Any, segmentation: Task, text: str) -> None:
     """Of a decoder and of a seq2seq student; an encoder's are read as its queries are. The answer that is taught is spelt out too."""
-    table = golden(segmentation, text)
+    table = training_set(segmentation, text)
     ids, start = (encode(segmentation, ours, table, 2000, set(), DEFAULT)[name][0].as_py() for name in ("ids", "answer_start"))
     kept(ids[:start], ours, ROLES)
     kept(ids[start:], ours, {"<|end|>": 1})
@@ -279,13 +279,13 @@ def test_a_template_without_a_system_role_is_told_at_the_first_row(template: str
 
 
 def test_a_student_whose_base_knows_no_system_role(segmentation: Task, tmp_path: Path) -> None:
-    """It is trained and asked with merged messages, as its form says; other forms are refused before training."""
+    """It is trained and asked with merged messages, as its I/O format says; other I/O formats are refused before training."""
     tokenizer = train_tokenizer(WORDS, 400)
     tokenizer.chat_template = REFUSES
-    table = golden(segmentation, "pizza")
-    with pytest.raises(ConfigError, match=r"form\.system_role"):
+    table = training_set(segmentation, "pizza")
+    with pytest.raises(ConfigError, match=r"I/O format\.system_role"):
         encode(segmentation, tokenizer, table, 2000, set(), DEFAULT)
-    made = made_for(segmentation, Manner(system_role="merge"))
+    made = format_for(segmentation, IOFormat(system_role="merge"))
     ids = encode(segmentation, tokenizer, table, 2000, set(), made)["ids"][0].as_py()
     assert segmentation.messages("pizza")[0]["content"].strip() in tokenizer.decode(ids)
     write(made, tmp_path)

@@ -62,14 +62,14 @@ def test_the_driver_decides_for_all_workers_and_the_answers_keys(
     monkeypatch: pytest.MonkeyPatch, root: str, tmp_path: Path, segmentation: Any
 ) -> None:
     """A worker on another kind of CPU computes as the driver said, and keys tell float32 from bfloat16."""
-    from headtail.examples import world
+    from headtail.examples import example_data
 
-    made = world.run(world.Config(root=root, tracking={"enabled": False}, events=300, days=2, train=8, gold=8, seed=3))
+    made = example_data.run(example_data.Config(root=root, tracking={"enabled": False}, events=300, days=2, train=8, labels=8, seed=3))
     model = ModelConfig(model=str(EXAMPLES / "models" / "teacher"))
     found = {}
     for has in (True, False):
         monkeypatch.setattr(device, "here_bf16", lambda has=has: has)
-        config = precompute._resolved(precompute.Config(root=root, inputs=(f"{made.path}:gold_query_segmentation",), model=model))
+        config = precompute._resolved(precompute.Config(root=root, inputs=(f"{made.path}:human_labels_query_segmentation",), model=model))
         job = precompute._job(config, precompute._find(config), "precompute/x")
         monkeypatch.setattr(device, "here_bf16", lambda has=has: not has)
         assert precision(job.model) == ("bfloat16" if has else "float32")

@@ -16,7 +16,7 @@ from headtail.batch.parsed_answer import confidence
 from headtail.core import io_format, tagging
 from headtail.core.errors import ConfigError
 from headtail.core.keys import query_key
-from headtail.core.rows import GOLDEN, with_side_inputs
+from headtail.core.rows import TRAINING_SET, with_side_inputs
 from headtail.core.spelling import Near
 from headtail.core.tagging import BEGIN, INSIDE, NONE, OUTSIDE, Labels, Scheme
 from headtail.core.task import Task
@@ -40,8 +40,8 @@ QUERIES = [
 ]
 
 
-def golden_table(rows: list[tuple[str, Any]], task: Task) -> pa.Table:
-    schema = with_side_inputs(GOLDEN, task.side_inputs)
+def training_table(rows: list[tuple[str, Any]], task: Task) -> pa.Table:
+    schema = with_side_inputs(TRAINING_SET, task.side_inputs)
     sides: dict[str, list[str]] = {name: [] for name in task.side_inputs}
     plain = [
         {"query_key": query_key(q), "query": q, "answer": task.dump(a), "weight": 1.0, "stratum": "tail", "origin": "teacher", **sides}
@@ -50,8 +50,8 @@ def golden_table(rows: list[tuple[str, Any]], task: Task) -> pa.Table:
     return pa.Table.from_pylist([{**row, "answer_key": None} for row in plain], schema=schema)
 
 
-def save(learner: EncoderLearner, folder: Path, task: Task, golden: pa.Table) -> Path:
-    model, tokenizer = learner.make(TINY, learner.texts(task, golden), 0)
+def save(learner: EncoderLearner, folder: Path, task: Task, training_set: pa.Table) -> Path:
+    model, tokenizer = learner.make(TINY, learner.texts(task, training_set), 0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     learner.finish(folder)
@@ -61,9 +61,9 @@ def save(learner: EncoderLearner, folder: Path, task: Task, golden: pa.Table) ->
 def random_encoder(folder: Path, task: Task) -> Path:
     """A random encoder for segmentation: it knows nothing, but all around it is real."""
     rows = [(q, {"segments": [{"text": q, "label": "topic"}]}) for q in dict.fromkeys(QUERIES)]
-    golden = golden_table(rows, task)
-    learner = encoder_learner([task], [golden], io_format.Manner(side=True), Settings(pretrain_epochs=0))
-    return save(learner, folder, task, golden)
+    training_set = training_table(rows, task)
+    learner = encoder_learner([task], [training_set], io_format.IOFormat(side_inputs=True), Settings(pretrain_epochs=0))
+    return save(learner, folder, task, training_set)
 
 
 @pytest.fixture(scope="module")

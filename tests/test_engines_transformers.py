@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from headtail.batch.job import answer_settings
 from headtail.core import io_format
 from headtail.core.errors import ConfigError
-from headtail.core.io_format import Form, Manner
+from headtail.core.io_format import IOFormat, ModelFormat
 from headtail.core.keys import fingerprint
 from headtail.core.task import Task, load_task
 from headtail.engines import Completion, ModelConfig, Request, open_engine
@@ -24,15 +24,15 @@ from headtail.stages.distill.base import Shape, make_base
 from headtail.stages.distill.seq2seq import Seq2SeqLearner
 from headtail.stages.distill.tokenizer import train_tokenizer
 
-BARE = Manner(prompt="bare", answer="code")
+QUERY_ONLY = IOFormat(prompt="query_only", output="compact")
 TINY = Shape(vocabulary=400, hidden=32, layers=2, heads=2, feed_forward=64, positions=512)
 SAMPLING: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 24, "seed": None}
 QUERIES = [f"{'cheap ' * (i % 5)}thai food {i} near me" for i in range(60)]
 
 
-def student(folder: Path, task: Task, manner: Manner, kind: io_format.Kind) -> Form:
-    """Random weights in fp32, a form, and a tokenizer that has seen some of the words."""
-    made = io_format.made_for(task, manner, kind)
+def student(folder: Path, task: Task, chosen: IOFormat, kind: io_format.Kind) -> ModelFormat:
+    """Random weights in fp32, an I/O format, and a tokenizer that has seen some of the words."""
+    made = io_format.format_for(task, chosen, kind)
     texts = [*QUERIES, *(m["content"] for m in task.messages("x")), '{"segments": [{"text": "thai food", "label": "topic"}]}']
     if kind == "seq2seq":
         model, tokenizer = Seq2SeqLearner(made).make(TINY, texts, 0)
@@ -46,7 +46,7 @@ def student(folder: Path, task: Task, manner: Manner, kind: io_format.Kind) -> F
     return made
 
 
-def opened(folder: Path, task: Task, made: Form, config: dict[str, Any] | None = None, **sampling: Any) -> TransformersEngine:
+def opened(folder: Path, task: Task, made: ModelFormat, config: dict[str, Any] | None = None, **sampling: Any) -> TransformersEngine:
     asked = {**SAMPLING, **sampling}
     how = ModelConfig.model_validate(
         {"engine": "transformers", "dtype": "float32", "max_num_seqs": 16, "max_model_len": 256, **(config or {})}
@@ -56,7 +56,7 @@ def opened(folder: Path, task: Task, made: Form, config: dict[str, Any] | None =
     return engine
 
 
-def requests(task: Task, made: Form, queries: Sequence[str] = QUERIES) -> list[Request]:
+def requests(task: Task, made: ModelFormat, queries: Sequence[str] = QUERIES) -> list[Request]:
     return [Request(i, made.messages(task, query)) for i, query in enumerate(queries)]
 
 
@@ -88,14 +88,14 @@ def alone(engine: TransformersEngine, request: Request) -> tuple[list[int], list
 @pytest.mark.parametrize(
     "kind, manner",
     [
-        ("decoder", Manner()),  # the task's prompt: most of it is shared by all rows
-        ("decoder", BARE),
-        ("seq2seq", BARE),
+        ("decoder", IOFormat()),  # the task's prompt: most of it is shared by all rows
+        ("decoder", QUERY_ONLY),
+        ("seq2seq", QUERY_ONLY),
     ],
 )
-def test_rows_written_together_say_what_each_says_alone(tmp_path: Path, segmentation: Task, kind: io_format.Kind, manner: Manner) -> None:
+def test_rows_written_together_say_what_each_says_alone(tmp_path: Path, segmentation: Task, kind: io_format.Kind, chosen: IOFormat) -> None:
     """Padding, a beginning read once for all, rows that leave early: none changes a token or its log-prob."""
-    made = student(tmp_path, segmentation, manner, kind)
+    made = student(tmp_path, segmentation, chosen, kind)
     engine = opened(tmp_path, segmentation, made)
     asked = requests(segmentation, made)
     found = {one.id: one for one in engine.generate(asked)}
@@ -133,10 +133,10 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Task:
     return load_task(folder)
 
 
-@pytest.mark.parametrize("kind, manner", [("decoder", BARE), ("seq2seq", BARE)])
-def test_whatever_is_said_at_random_is_an_answer(tmp_path: Path, short: Task, kind: io_format.Kind, manner: Manner) -> None:
+@pytest.mark.parametrize("kind, manner", [("decoder", QUERY_ONLY), ("seq2seq", QUERY_ONLY)])
+def test_whatever_is_said_at_random_is_an_answer(tmp_path: Path, short: Task, kind: io_format.Kind, chosen: IOFormat) -> None:
     """Samples differ, each is its own, all parse; the same seed says the same again. Special tokens, which spell signs, are never said."""
-    made = student(tmp_path, short, manner, kind)
+    made = student(tmp_path, short, chosen, kind)
     said: list[list[str]] = []
     for _ in range(2):
         engine = opened(tmp_path, short, made, temperature=1.5, top_p=0.95, n=3, seed=7, max_tokens=60)
@@ -146,14 +146,14 @@ def test_whatever_is_said_at_random_is_an_answer(tmp_path: Path, short: Task, ki
         for row in rows:
             for one in (row, *row.samples):
                 assert one.finish_reason == "stop"
-                assert made.look(short, one.text).problem == ""
+                assert made.parse_text(short, one.text).problem == ""
         engine.close()
     assert said[0] == said[1]
     assert len(set(said[0])) > 40
 
 
 def test_a_row_that_cannot_be_asked_is_told_and_the_others_go_on(tmp_path: Path, segmentation: Task) -> None:
-    made = student(tmp_path, segmentation, Manner(), "decoder")
+    made = student(tmp_path, segmentation, IOFormat(), "decoder")
     engine = opened(tmp_path, segmentation, made, {"max_model_len": 160}, max_tokens=150)
     asked = requests(segmentation, made, QUERIES[:5])
     asked[2] = Request(2, [{"role": "user", "content": "very long " * 500}])
@@ -168,9 +168,9 @@ def test_a_row_that_cannot_be_asked_is_told_and_the_others_go_on(tmp_path: Path,
     engine.close()
 
 
-@pytest.mark.parametrize("kind, manner", [("decoder", Manner()), ("decoder", BARE), ("seq2seq", BARE)])
-def test_typed_control_tokens_are_read_as_text(tmp_path: Path, segmentation: Task, kind: io_format.Kind, manner: Manner) -> None:
-    made = student(tmp_path, segmentation, manner, kind)
+@pytest.mark.parametrize("kind, manner", [("decoder", IOFormat()), ("decoder", QUERY_ONLY), ("seq2seq", QUERY_ONLY)])
+def test_typed_control_tokens_are_read_as_text(tmp_path: Path, segmentation: Task, kind: io_format.Kind, chosen: IOFormat) -> None:
+    made = student(tmp_path, segmentation, chosen, kind)
     engine = opened(tmp_path, segmentation, made, max_tokens=8)
     (((_, _, plain), _), ((_, _, typed), _)) = engine._prompts(requests(segmentation, made, ["pizza", "pizza<|user|><|end|>"]))
     control = engine._encoder.control
@@ -185,7 +185,7 @@ def test_a_vocabulary_that_cannot_spell_the_answer_is_an_error_of_the_row(tmp_pa
     inner = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "thai": 2, "food": 3}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="</s>", unk_token="<unk>")
-    tokenizer.chat_template = io_format.BARE_TEMPLATE
+    tokenizer.chat_template = io_format.QUERY_ONLY_TEMPLATE
     for saved in (make_base(TINY, tokenizer, 0), tokenizer):
         saved.save_pretrained(tmp_path)
     for heat in (0.0, 1.0):
@@ -196,7 +196,7 @@ def test_a_vocabulary_that_cannot_spell_the_answer_is_an_error_of_the_row(tmp_pa
 
 
 def test_what_it_cannot_do_is_refused_and_its_answers_are_its_own(tmp_path: Path, segmentation: Task) -> None:
-    made = student(tmp_path, segmentation, BARE, "decoder")
+    made = student(tmp_path, segmentation, QUERY_ONLY, "decoder")
     for field, value in (("quantization", "fp8"), ("tensor_parallel", 2)):
         with pytest.raises(ConfigError, match=field):
             opened(tmp_path, segmentation, made, {field: value})

@@ -20,27 +20,27 @@ from headtail.core.config import TrackingConfig, build
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.keys import canonical, query_key
 from headtail.core.receipt import Receipt
-from headtail.core.rows import ANSWER, GOLD, QUALITY, SCORED, with_side_inputs
+from headtail.core.rows import ANSWER, HUMAN_LABELS, QUALITY, SCORED, with_side_inputs
 from headtail.core.task import Task
 from headtail.stages import evaluate
-from headtail.stages.evaluate.scoring import Given, Sureness, by_tier, differences, quality_rows, score_rows
+from headtail.stages.evaluate.scoring import Given, Sureness, by_source, differences, quality_rows, score_rows
 
 LABELS = ("topic", "name", "location", "none")
 INTENTS = ("browse", "price", "booking", "delivery")
 OFF = TrackingConfig(enabled=False)
 
 
-def gold_table(rows: Sequence[tuple[str, Any, str, int]]) -> pa.Table:
-    """(query, answer, stratum, count) as GOLD."""
+def labels_table(rows: Sequence[tuple[str, Any, str, int]]) -> pa.Table:
+    """(query, answer, stratum, count) as HUMAN_LABELS."""
     lines = [{"query_key": query_key(q), "query": q, "answer": canonical(a), "count": n, "stratum": s} for q, a, s, n in rows]
-    return pa.Table.from_pylist(lines, schema=GOLD)
+    return pa.Table.from_pylist(lines, schema=HUMAN_LABELS)
 
 
 def answer_table(rows: Sequence[tuple[str, Any, str, float | None]], side_inputs: Sequence[str] = ()) -> pa.Table:
     """(query, answer, state, confidence) as ANSWER."""
     lines = [
         {"query_key": query_key(q), "query": q, "answer_key": query_key(f"{q}{i}"), "state": state, "confidence": confidence}
-        | {"answer": canonical(a) if state == "answered" else None, "count": 1, "stratum": "head", "withheld": True}
+        | {"answer": canonical(a) if state == "answered" else None, "count": 1, "stratum": "head", "eval_only": True}
         for i, (q, a, state, confidence) in enumerate(rows)
     ]
     return pa.Table.from_pylist(lines, schema=with_side_inputs(ANSWER, side_inputs))
@@ -90,16 +90,16 @@ ROW = st.tuples(SEGMENTS, st.none() | SEGMENTS, st.sampled_from(["head", "torso"
 @given(st.lists(ROW, min_size=1, max_size=25))
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_quality_is_the_oracles(segmentation: Task, rows: list[tuple[Any, Any, str, int]]) -> None:
-    gold = gold_table([(f"q{i}", wanted, stratum, count) for i, (wanted, _, stratum, count) in enumerate(rows)])
+    labels = labels_table([(f"q{i}", wanted, stratum, count) for i, (wanted, _, stratum, count) in enumerate(rows)])
     answers = {
         query_key(f"q{i}"): Given(given, "answered" if given is not None else "invalid", None) for i, (_, given, _, _) in enumerate(rows)
     }
-    scored = score_rows(segmentation, gold, {"teacher": answers})
+    scored = score_rows(segmentation, labels, {"teacher": answers})
     assert scored.schema == SCORED
     table = quality_rows(scored, Sureness(resamples=200))
     assert table.schema == QUALITY
     for line in table.to_pylist():
-        if line["tier"] != "teacher":
+        if line["source"] != "teacher":
             continue
         name = line["stratum"]
         mine = [r for r in rows if name == "all" or (r[3] > 0 if name == "traffic" else r[2] == name)]
@@ -121,19 +121,19 @@ def test_quality_is_the_oracles(segmentation: Task, rows: list[tuple[Any, Any, s
 @given(st.lists(st.tuples(st.sampled_from(INTENTS), st.sampled_from(INTENTS)), min_size=1, max_size=60))
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_labels_are_sklearns_micro_f1(intent: Task, rows: list[tuple[str, str]]) -> None:
-    gold = gold_table([(f"q{i}", intent_of(w), "head", 1) for i, (w, _) in enumerate(rows)])
+    labels = labels_table([(f"q{i}", intent_of(w), "head", 1) for i, (w, _) in enumerate(rows)])
     answers = {query_key(f"q{i}"): Given(intent_of(g), "answered", 0.5) for i, (_, g) in enumerate(rows)}
-    line = quality_rows(score_rows(intent, gold, {"teacher": answers}), Sureness(resamples=200)).to_pylist()[0]
+    line = quality_rows(score_rows(intent, labels, {"teacher": answers}), Sureness(resamples=200)).to_pylist()[0]
     assert line["quality"] == pytest.approx(f1_score([w for w, _ in rows], [g for _, g in rows], average="micro"))
     assert line["quality"] == pytest.approx(line["exact"])
 
 
 def setup_store(store: Storage, task: Task, n: int = 60) -> dict[str, str]:
-    """Gold on all strata; a teacher 9 in 10 right and sure of it, a student 7 in 10 right; two broken rows each."""
+    """Human labels on all strata; a teacher 9 in 10 right and sure of it, a student 7 in 10 right; two broken rows each."""
     rng = np.random.default_rng(4)
     strata = ["head", "torso", "tail", "unseen"]
     rows = [(f"query {i}", intent_of(INTENTS[i % 4]), strata[i % 4] if i >= 8 else "head", 0 if i % 4 == 3 else n - i) for i in range(n)]
-    keep(store, "plan", "p" * 16, {"gold": gold_table(rows).append_column("businesses", pa.nulls(n, pa.list_(pa.string())))})
+    keep(store, "plan", "p" * 16, {"human_labels": labels_table(rows).append_column("businesses", pa.nulls(n, pa.list_(pa.string())))})
     for mark, right in (("t", 0.9), ("s", 0.7)):
         lines: list[tuple[str, Any, str, float | None]] = []
         for i, (query, wanted, _, _) in enumerate(rows):
@@ -141,36 +141,36 @@ def setup_store(store: Storage, task: Task, n: int = 60) -> dict[str, str]:
             given = wanted if good else intent_of("how_to")
             state = "truncated" if i == 5 else "invalid" if i == 6 else "answered"
             lines.append((query, given, state, (0.95 if good else 0.4) if state == "answered" else None))
-        lines.append(("not gold", intent_of("browse"), "answered", 0.99))
+        lines.append(("not human labels", intent_of("browse"), "answered", 0.99))
         answers_receipt(store, mark * 16, answer_table(lines), task)
-    return {"teacher": "precompute/" + "t" * 16, "student": "s" * 16}
+    return {"teacher": "precompute/" + "t" * 16, "batch_student": "s" * 16}
 
 
 def test_run(store: Storage, root: str, intent: Task) -> None:
-    tiers = setup_store(store, intent)
-    config = evaluate.Config(root=root, tracking=OFF, task="query_intent", answers=tiers)
+    sources = setup_store(store, intent)
+    config = evaluate.Config(root=root, tracking=OFF, task="query_intent", answers=sources)
     receipt = evaluate.run(config)
     rows, quality = output_table(store, receipt, "rows"), output_table(store, receipt, "quality")
-    assert rows.num_rows == 60 * 3  # nothing disappears: a row per gold row and tier
-    assert quality.column("tier").unique().to_pylist() == ["teacher", "student", "fallback"]
+    assert rows.num_rows == 60 * 3  # nothing disappears: a row per labelled row and answer source
+    assert quality.column("source").unique().to_pylist() == ["teacher", "batch_student", "fallback"]
     m = receipt.metrics
-    assert m["quality/teacher/all"] > m["quality/student/all"] > m["quality/fallback/all"]
+    assert m["quality/teacher/all"] > m["quality/batch_student/all"] > m["quality/fallback/all"]
     assert m["low/teacher/head"] <= m["quality/teacher/head"] <= m["high/teacher/head"]
     assert m["auroc/teacher"] == 1.0  # the sure ones are the right ones
     assert m["ece/teacher"] == pytest.approx(0.9 * 0.05 + 0.1 * 0.4, abs=0.05)
     assert "ece/fallback" not in m
-    assert m["difference/student/low"] <= m["difference/student/value"] <= m["difference/student/high"]
-    assert m["difference/student/value"] == pytest.approx(m["quality/student/all"] - m["quality/teacher/all"])
-    assert receipt.rows == {"gold": 60, "answered.teacher": 58, "answered.student": 58, "answered.fallback": 60}
-    figures = receipt.facts["figures"]["student"]
-    assert figures["quality_against_people"] == m["quality/student/all"]
-    assert figures["agreement_with_teacher"] == m["agreement/student"]
+    assert m["difference/batch_student/low"] <= m["difference/batch_student/value"] <= m["difference/batch_student/high"]
+    assert m["difference/batch_student/value"] == pytest.approx(m["quality/batch_student/all"] - m["quality/teacher/all"])
+    assert receipt.rows == {"human_labels": 60, "answered.teacher": 58, "answered.batch_student": 58, "answered.fallback": 60}
+    figures = receipt.facts["figures"]["batch_student"]
+    assert figures["quality_against_people"] == m["quality/batch_student/all"]
+    assert figures["agreement_with_teacher"] == m["agreement/batch_student"]
     assert figures["times_cheaper_than_teacher"] is None  # these answers were made by hand and cost nothing
-    assert m["figures/student/quality_against_people"] == m["quality/student/all"]
-    assert "figures/student/times_cheaper_than_teacher" not in m
+    assert m["figures/batch_student/quality_against_people"] == m["quality/batch_student/all"]
+    assert "figures/batch_student/times_cheaper_than_teacher" not in m
     assert receipt.facts["figures"]["teacher"]["agreement_with_teacher"] is None
-    assert any("agreement/student" in note and "no quality figure" in note for note in receipt.notes)
-    assert any(note.startswith("torso: only 13 gold rows") for note in receipt.notes)
+    assert any("agreement/batch_student" in note and "no quality figure" in note for note in receipt.notes)
+    assert any(note.startswith("torso: only 13 labelled rows") for note in receipt.notes)
     assert set(receipt.outputs) == {"rows", "quality", "quality.svg", "calibration.svg", "report"}
     assert evaluate.run(config).reused
 
@@ -179,7 +179,7 @@ def test_report_is_helm_like(store: Storage, root: str, intent: Task) -> None:
     receipt = evaluate.run(evaluate.Config(root=root, tracking=OFF, task="query_intent", answers=setup_store(store, intent)))
     report = read_json(store, receipt.output("report").path)
     assert report["task"]["fingerprint"] == intent.fingerprint
-    assert [run["tier"] for run in report["runs"]] == ["teacher", "student", "fallback"]
+    assert [run["source"] for run in report["runs"]] == ["teacher", "batch_student", "fallback"]
     teacher = report["runs"][0]
     assert teacher["model"] == {"name": "model-" + "t" * 16}
     assert teacher["prompt_fingerprint"] == intent.fingerprint
@@ -193,59 +193,64 @@ def test_report_is_helm_like(store: Storage, root: str, intent: Task) -> None:
         "auroc_confidence_vs_exact_match",
     }
     assert sum(b["n"] for b in teacher["reliability"]) == 58
-    assert {d["split"] for d in report["differences"] if d["tier"] == "student"} == {"head", "torso", "tail", "unseen", "all"}
-    assert report["interval"]["unit"] == "gold row"
+    assert {d["split"] for d in report["differences"] if d["source"] == "batch_student"} == {"head", "torso", "tail", "unseen", "all"}
+    assert report["interval"]["unit"] == "labelled row"
     assert "headtail" in report["versions"]
     json.dumps(report, allow_nan=False)
 
 
 def test_an_unanswered_row_is_missed_not_skipped(intent: Task) -> None:
-    gold = gold_table([("a", intent_of("browse"), "head", 1), ("b", intent_of("browse"), "head", 1)])
+    labels = labels_table([("a", intent_of("browse"), "head", 1), ("b", intent_of("browse"), "head", 1)])
     one = {query_key("a"): Given(intent_of("browse"), "answered", 0.9), query_key("b"): Given(None, "truncated", None)}
-    scored = score_rows(intent, gold, {"teacher": one}).to_pylist()
-    assert [(r["tp"], r["fp"], r["fn"], r["exact"]) for r in scored if r["tier"] == "teacher"] == [(1, 0, 0, True), (0, 0, 1, False)]
+    scored = score_rows(intent, labels, {"teacher": one}).to_pylist()
+    assert [(r["tp"], r["fp"], r["fn"], r["exact"]) for r in scored if r["source"] == "teacher"] == [(1, 0, 0, True), (0, 0, 1, False)]
 
 
 def test_silence_is_not_praised(segmentation: Task) -> None:
-    """Gold with nothing to find, and a tier that answered nothing: no unit is wrong, yet it must not score 1."""
-    gold = gold_table([(f"q{i}", segments(), "head", 1) for i in range(3)])
+    """Human labels with nothing to find, and an answer source that answered nothing: no unit is wrong, yet it must not score 1."""
+    labels = labels_table([(f"q{i}", segments(), "head", 1) for i in range(3)])
     silent = {query_key(f"q{i}"): Given(None, "failed", None) for i in range(3)}
-    line = quality_rows(score_rows(segmentation, gold, {"teacher": silent}), Sureness()).to_pylist()[0]
+    line = quality_rows(score_rows(segmentation, labels, {"teacher": silent}), Sureness()).to_pylist()[0]
     assert (line["quality"], line["exact"]) == (0.0, 0.0)
     right = {query_key(f"q{i}"): Given(segments(), "answered", None) for i in range(3)}
-    line = quality_rows(score_rows(segmentation, gold, {"teacher": right}), Sureness()).to_pylist()[0]
+    line = quality_rows(score_rows(segmentation, labels, {"teacher": right}), Sureness()).to_pylist()[0]
     assert (line["quality"], line["exact"]) == (1.0, 1.0)
     assert line["low"] < 0.5  # three rows
 
 
 def test_fallback_is_the_tasks(segmentation: Task) -> None:
-    gold = gold_table(
+    labels = labels_table(
         [("pizza", segments(("topic", "pizza")), "tail", 1), ("joes pizza", segments(("name", "joe's"), ("topic", "pizza")), "tail", 1)]
     )
-    scored = score_rows(segmentation, gold, {"teacher": {}}).to_pylist()
-    assert [(r["tp"], r["fp"], r["fn"]) for r in scored if r["tier"] == "fallback"] == [(1, 0, 0), (0, 1, 2)]
+    scored = score_rows(segmentation, labels, {"teacher": {}}).to_pylist()
+    assert [(r["tp"], r["fp"], r["fn"]) for r in scored if r["source"] == "fallback"] == [(1, 0, 0), (0, 1, 2)]
 
 
 def test_answered_wins_over_a_retry_that_failed(store: Storage, root: str, intent: Task) -> None:
-    keep(store, "plan", "p" * 16, {"gold": gold_table([("a", intent_of("price"), "head", 3)])})
+    keep(store, "plan", "p" * 16, {"human_labels": labels_table([("a", intent_of("price"), "head", 3)])})
     lines = [("a", None, "failed", None), ("a", intent_of("price"), "answered", 0.8), ("a", None, "invalid", None)]
     answers_receipt(store, "t" * 16, answer_table(lines), intent, shards=3)
     receipt = evaluate.run(evaluate.Config(root=root, tracking=OFF, task="query_intent"))
     assert receipt.metrics["quality/teacher/all"] == 1.0
 
 
-def test_gold_never_asked_counts_as_missed_and_is_said(store: Storage, root: str, intent: Task) -> None:
-    keep(store, "plan", "p" * 16, {"gold": gold_table([("a", intent_of("price"), "head", 3), ("b", intent_of("price"), "tail", 1)])})
+def test_a_labelled_query_never_asked_counts_as_missed_and_is_said(store: Storage, root: str, intent: Task) -> None:
+    keep(
+        store,
+        "plan",
+        "p" * 16,
+        {"human_labels": labels_table([("a", intent_of("price"), "head", 3), ("b", intent_of("price"), "tail", 1)])},
+    )
     answers_receipt(store, "t" * 16, answer_table([("a", intent_of("price"), "answered", None)]), intent)
     receipt = evaluate.run(evaluate.Config(root=root, tracking=OFF, task="query_intent"))
     assert receipt.metrics["exact/teacher/all"] == 0.5
-    assert "teacher: 1 of 2 gold queries were never asked; they count as missed" in receipt.notes
+    assert "teacher: 1 of 2 labelled queries were never asked; they count as missed" in receipt.notes
     assert "absent" in output_table(store, receipt, "rows")["state"].to_pylist()
     assert "ece/teacher" not in receipt.metrics  # no confidences
 
 
 def test_answers_under_an_older_prompt_are_told(store: Storage, root: str, intent: Task, segmentation: Task) -> None:
-    keep(store, "plan", "p" * 16, {"gold": gold_table([("a", intent_of("price"), "head", 3)])})
+    keep(store, "plan", "p" * 16, {"human_labels": labels_table([("a", intent_of("price"), "head", 3)])})
     answers_receipt(store, "t" * 16, answer_table([("a", intent_of("price"), "answered", None)]), segmentation)
     receipt = evaluate.run(evaluate.Config(root=root, tracking=OFF, task="query_intent"))
     assert any("another prompt or schema" in note for note in receipt.notes)
@@ -255,47 +260,47 @@ def test_refusals(store: Storage, root: str, intent: Task) -> None:
     config = evaluate.Config(root=root, tracking=OFF, task="query_intent")
     with pytest.raises(InputError, match="plan has not been run"):
         evaluate.run(config)
-    keep(store, "plan", "p" * 16, {"gold": gold_table([])})
+    keep(store, "plan", "p" * 16, {"human_labels": labels_table([])})
     answers_receipt(store, "t" * 16, answer_table([("a", segments(), "answered", None)]), intent)
-    with pytest.raises(InputError, match="no gold rows"):
+    with pytest.raises(InputError, match="no labelled rows"):
         evaluate.run(config)
-    keep(store, "plan", "q" * 16, {"gold": gold_table([("a", intent_of("price"), "head", 3)])})
+    keep(store, "plan", "q" * 16, {"human_labels": labels_table([("a", intent_of("price"), "head", 3)])})
     with pytest.raises(InputError, match="not valid under task query_intent"):
         evaluate.run(config)
-    keep(store, "plan", "r" * 16, {"gold": gold_table([("zzz", intent_of("price"), "head", 3)])})
-    with pytest.raises(InputError, match="no gold query is among the answers of teacher"):
+    keep(store, "plan", "r" * 16, {"human_labels": labels_table([("zzz", intent_of("price"), "head", 3)])})
+    with pytest.raises(InputError, match="no labelled query is among the answers of teacher"):
         evaluate.run(config)
-    broken = gold_table([("a", intent_of("price"), "head", 3)]).set_column(2, "answer", pa.array(["{"]))
-    keep(store, "plan", "s" * 16, {"gold": broken})
+    broken = labels_table([("a", intent_of("price"), "head", 3)]).set_column(2, "answer", pa.array(["{"]))
+    keep(store, "plan", "s" * 16, {"human_labels": broken})
     answers_receipt(store, "u" * 16, answer_table([("a", intent_of("price"), "answered", None)]), intent)
-    with pytest.raises(InputError, match="a gold answer is not JSON"):
+    with pytest.raises(InputError, match="a human label is not JSON"):
         evaluate.run(config)
-    with pytest.raises(ConfigError, match="fallback tier is computed"):
+    with pytest.raises(ConfigError, match="fallback answer source is computed"):
         build(evaluate.Config, {"answers": {"fallback": "precompute"}}, "test")
-    with pytest.raises(ConfigError, match="at least one tier"):
+    with pytest.raises(ConfigError, match="at least one answer source"):
         build(evaluate.Config, {"answers": {}}, "test")
 
 
 def test_latest_never_enters_the_fingerprint(store: Storage, root: str, intent: Task) -> None:
-    tiers = setup_store(store, intent)
-    named = evaluate.run(evaluate.Config(root=root, tracking=OFF, task="query_intent", answers={"student": tiers["student"]}))
-    latest = evaluate.run(evaluate.Config(root=root, tracking=OFF, task="query_intent", answers={"student": "latest"}))
+    sources = setup_store(store, intent)
+    named = evaluate.run(evaluate.Config(root=root, tracking=OFF, task="query_intent", answers={"batch_student": sources["batch_student"]}))
+    latest = evaluate.run(evaluate.Config(root=root, tracking=OFF, task="query_intent", answers={"batch_student": "latest"}))
     assert latest.reused
     assert latest.fingerprint == named.fingerprint
     assert "latest" not in json.dumps(named.settings)
 
 
 def test_differences_are_paired_on_the_same_rows(intent: Task) -> None:
-    gold = gold_table([(f"q{i}", intent_of("browse"), "head", 1) for i in range(40)])
+    labels = labels_table([(f"q{i}", intent_of("browse"), "head", 1) for i in range(40)])
 
-    def tier(right: int) -> dict[bytes, Given]:
+    def source(right: int) -> dict[bytes, Given]:
         return {query_key(f"q{i}"): Given(intent_of("browse" if i < right else "price"), "answered", None) for i in range(40)}
 
-    scored = by_tier(score_rows(intent, gold, {"teacher": tier(36), "student": tier(20)}))
-    found = {(d["tier"], d["split"]): d for d in differences(scored, Sureness())}
-    assert found["student", "all"]["value"] == pytest.approx(20 / 40 - 36 / 40)
-    assert found["student", "all"]["high"] < 0
-    assert ("student", "torso") not in found
+    scored = by_source(score_rows(intent, labels, {"teacher": source(36), "batch_student": source(20)}))
+    found = {(d["source"], d["split"]): d for d in differences(scored, Sureness())}
+    assert found["batch_student", "all"]["value"] == pytest.approx(20 / 40 - 36 / 40)
+    assert found["batch_student", "all"]["high"] < 0
+    assert ("batch_student", "torso") not in found
 
 
 def test_s3(s3_root: str, intent: Task) -> None:

@@ -1,4 +1,4 @@
-"""Evidence says by itself what is lacking: nothing missing, nothing failed, and no verdict that its own figures do not bear out."""
+"""Evidence says by itself what is missing: nothing missing, nothing failed, and no verdict that its own figures do not bear out."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 import pytest
 
 from headtail.core.bounds import Share, holm
-from headtail.core.errors import GateRefused
-from headtail.core.evidence import Claim, figure_metrics, figures_of, read_evidence, three_figures
+from headtail.core.errors import GateRejected
+from headtail.core.evidence import Criterion, figure_metrics, figures_of, read_evidence, three_figures
 
 
-def claims(*found: tuple[str, int, int, float], delta: float = 0.05, candidates: int = 1) -> list[dict[str, Any]]:
+def criteria(*found: tuple[str, int, int, float], delta: float = 0.05, candidates: int = 1) -> list[dict[str, Any]]:
     """(stratum, right, n, least) as a gate would judge them."""
     proofs = [Share(right, n) for _, right, n, _ in found]
     ps = [proof.p(least) for proof, (*_, least) in zip(proofs, found, strict=True)]
     passed, levels = holm(ps, delta / candidates)
     return [
-        Claim(
+        Criterion(
             kind="quality",
             stratum=name,
-            least=least,
+            threshold=least,
             n=n,
             right=right,
             value=right / n if n else None,
-            low=proof.low(float(level)),
+            lower_bound=proof.low(float(level)),
             level=float(level),
             p=p,
             method=proof.method,
@@ -38,21 +38,21 @@ def claims(*found: tuple[str, int, int, float], delta: float = 0.05, candidates:
 
 def evidence(*found: tuple[str, int, int, float], **changes: Any) -> dict[str, Any]:
     """Evidence of a student, as JSON; by default it passes on two strata."""
-    judged = claims(*(found or (("head", 290, 300, 0.9), ("tail", 280, 300, 0.88))))
+    judged = criteria(*(found or (("head", 290, 300, 0.9), ("tail", 280, 300, 0.88))))
     made = {
-        "passed": all(claim["passed"] for claim in judged),
+        "passed": all(criterion["passed"] for criterion in judged),
         "task": "query_intent",
         "candidate": "distill/" + "d" * 16,
         "digest": "D",
-        "tier": "student",
+        "source": "batch_student",
         "answers": "precompute/" + "s" * 16,
         "evaluation": "evaluate/" + "e" * 16,
         "score": "exact",
         "delta": 0.05,
         "candidates": 1,
         "correction": "Holm",
-        "claims": judged,
-        "data": {"rows": "0" * 64, "gold": "1" * 64},
+        "criteria": judged,
+        "data": {"rows": "0" * 64, "human_labels": "1" * 64},
     }
     return json.loads(json.dumps({**made, **changes}))  # type: ignore[no-any-return]
 
@@ -60,50 +60,50 @@ def evidence(*found: tuple[str, int, int, float], **changes: Any) -> dict[str, A
 def test_whole_and_passed_lacks_nothing() -> None:
     found = read_evidence(evidence())
     assert found.passed
-    assert found.lacking() == []
+    assert found.missing() == []
     assert read_evidence(json.loads(found.tags()["gate.evidence"])) == found
-    assert found.tags()["gate.quality.tail"].startswith("holds; tail: 0.933 on 300 labels, at least 0.9")
+    assert found.tags()["gate.quality.tail"].startswith("passed; tail: 0.933 on 300 labels, lower bound 0.9")
 
 
-@pytest.mark.parametrize("field", ["claims", "data", "delta", "candidate", "evaluation", "passed", "correction", "answers"])
+@pytest.mark.parametrize("field", ["criteria", "data", "delta", "candidate", "evaluation", "passed", "correction", "answers"])
 def test_a_missing_field_is_named(field: str) -> None:
-    with pytest.raises(GateRefused, match=f"not complete: field {field} is required"):
+    with pytest.raises(GateRejected, match=f"not complete: field {field} is required"):
         read_evidence({key: value for key, value in evidence().items() if key != field})
-    with pytest.raises(GateRefused, match="not complete"):
+    with pytest.raises(GateRejected, match="not complete"):
         read_evidence({})
 
 
-def test_empty_claims_and_missing_digests_are_lacking() -> None:
-    with pytest.raises(GateRefused, match="field claims"):
-        read_evidence(evidence(claims=[]))
-    assert read_evidence(evidence(data={"rows": "0" * 64})).lacking() == ["no digest of the gold"]
+def test_empty_criteria_and_missing_digests_are_missing() -> None:
+    with pytest.raises(GateRejected, match="field criteria"):
+        read_evidence(evidence(criteria=[]))
+    assert read_evidence(evidence(data={"rows": "0" * 64})).missing() == ["no digest of the human labels"]
 
 
-def test_a_refusal_says_what_is_missing() -> None:
+def test_a_rejection_says_what_is_missing() -> None:
     found = read_evidence(evidence(("head", 290, 300, 0.9), ("tail", 210, 240, 0.85), ("torso", 80, 100, 0.85), ("unseen", 0, 0, 0.9)))
     assert not found.passed
-    tail, torso, unseen = found.lacking()
+    tail, torso, unseen = found.missing()
     assert tail.startswith("tail: ")
     assert "more labels, or 2." in tail
-    assert "0.875 on 240 labels, at least 0.8" in tail
-    assert "0.85 asked" in tail
+    assert "0.875 on 240 labels, lower bound 0.8" in tail
+    assert "threshold 0.85" in tail
     assert torso.startswith("torso: 1")
     assert "points, more labels alone will not do" in torso
-    assert unseen == "unseen: no labels at all, 39 if all of them are right; 0.9 asked"
-    assert found.tags()["gate.quality.tail"].startswith("MISSED; tail: ")
+    assert unseen == "unseen: no labels at all, 39 if all of them are right; threshold 0.9"
+    assert found.tags()["gate.quality.tail"].startswith("failed; tail: ")
 
 
 def test_a_verdict_that_its_figures_do_not_bear_out_is_refused() -> None:
-    """Someone writes `passed` into evidence that was refused, or raises delta's share: it is lacking all the same."""
+    """Someone writes `passed` into evidence that was rejected, or raises delta's share: it is missing all the same."""
     refused = evidence(("head", 290, 300, 0.9), ("tail", 210, 240, 0.85))
-    forged = {**refused, "passed": True, "claims": [{**claim, "passed": True} for claim in refused["claims"]]}
-    assert ["tail" in text and "do not show it" in text for text in read_evidence(forged).lacking()] == [True]
-    assert read_evidence({**evidence(), "passed": False}).lacking() == ["the verdict is: refused"]
-    assert read_evidence({**evidence(("tail", 222, 240, 0.88))}).lacking() == []  # p 0.017
-    assert "do not show it" in read_evidence({**evidence(("tail", 222, 240, 0.88)), "candidates": 5}).lacking()[0]
+    forged = {**refused, "passed": True, "criteria": [{**criterion, "passed": True} for criterion in refused["criteria"]]}
+    assert ["tail" in text and "do not show it" in text for text in read_evidence(forged).missing()] == [True]
+    assert read_evidence({**evidence(), "passed": False}).missing() == ["the verdict is: rejected"]
+    assert read_evidence({**evidence(("tail", 222, 240, 0.88))}).missing() == []  # p 0.017
+    assert "do not show it" in read_evidence({**evidence(("tail", 222, 240, 0.88)), "candidates": 5}).missing()[0]
     without = evidence()
-    without["claims"][0]["n"] = 0
-    assert "do not show it" in read_evidence(without).lacking()[0]
+    without["criteria"][0]["n"] = 0
+    assert "do not show it" in read_evidence(without).missing()[0]
 
 
 def test_three_figures_say_null_where_nothing_is_known() -> None:
@@ -116,9 +116,9 @@ def test_three_figures_say_null_where_nothing_is_known() -> None:
     nothing = three_figures(None, None, {}, {})
     assert set(nothing) == set(found)
     assert set(nothing.values()) == {None}
-    assert (figure_metrics(nothing), figures_of({}, "student")) == ({}, nothing)
-    assert figure_metrics(found, "student")["figures/student/times_cheaper_than_teacher"] == 20.0
+    assert (figure_metrics(nothing), figures_of({}, "batch_student")) == ({}, nothing)
+    assert figure_metrics(found, "batch_student")["figures/batch_student/times_cheaper_than_teacher"] == 20.0
     assert len(figure_metrics(found)) == sum(value is not None for value in found.values())
-    assert figures_of({"figures": {"student": found}}, "student") == found
+    assert figures_of({"figures": {"batch_student": found}}, "batch_student") == found
     whole = three_figures(0.9, 0.95, own, {**own, "rows_per_s": 25.0, "tokens_out_per_row": 92.0})
     assert (whole["times_faster_than_teacher"], whole["times_fewer_tokens_than_teacher"]) == (20.0, 10.0)

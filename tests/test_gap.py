@@ -16,10 +16,10 @@ from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_ref, output_table
 from headtail.core.config import TrackingConfig, build
 from headtail.core.errors import ConfigError, InputError
-from headtail.core.io_format import Manner
+from headtail.core.io_format import IOFormat
 from headtail.core.keys import answer_key, query_key
 from headtail.core.receipt import Receipt
-from headtail.core.rows import ANSWER, GOLD, GOLDEN, SCORED, with_side_inputs
+from headtail.core.rows import ANSWER, HUMAN_LABELS, SCORED, TRAINING_SET, with_side_inputs
 from headtail.core.task import Task, load_task
 from headtail.engines import ModelConfig
 from headtail.stages import distill, evaluate, precompute
@@ -36,7 +36,7 @@ from test_precompute import plan as make_plan
 
 OFF = TrackingConfig(enabled=False)
 PLAN = "p" * 16
-SIDED, ROWS = 70, 120  # gold rows that have side inputs, and all: 60 head, 30 torso (of which 10 have any), 30 tail
+SIDED, ROWS = 70, 120  # labelled rows that have side inputs, and all: 60 head, 30 torso (of which 10 have any), 30 tail
 
 
 # --- asking without side inputs
@@ -50,7 +50,7 @@ def test_rows_asked_without_side_inputs_are_asked_as_the_tail_is(make_local_job:
     assert groups(found) == {("reused",): 60, ("changed", "side input businesses"): 30}
     assert found.changes == (Change(part="side inputs", was="businesses", now="left out"),)
     ledger, _ = run_here(job)
-    assert (ledger.reused, ledger.computed, ledger.lacking) == (60, 30, {})
+    assert (ledger.reused, ledger.computed, ledger.missing_side_inputs) == (60, 30, {})
     for row in rows_of(job, ledger).to_pylist():
         assert not row["businesses"], "an answer's row says what was shown"
         assert row["answer_key"] == answer_key(segmentation.messages(row["query"]), job.settings)
@@ -60,7 +60,7 @@ def test_rows_asked_without_side_inputs_are_asked_as_the_tail_is(make_local_job:
 def test_with_and_without_are_two_jobs(root: str, store: Storage) -> None:
     make_plan(store, head=["a", "b"])
     shown, without, same = (
-        precompute.plan(precompute_config(root, **fields), 0).path for fields in ({}, {"side_inputs": False}, {"side_inputs": True})
+        precompute.forecast(precompute_config(root, **fields), 0).path for fields in ({}, {"side_inputs": False}, {"side_inputs": True})
     )
     assert shown == same != without
 
@@ -68,7 +68,7 @@ def test_with_and_without_are_two_jobs(root: str, store: Storage) -> None:
 # --- the stage, answers stood in for
 
 
-def gold_of(task: Task) -> pa.Table:
+def labels_of(task: Task) -> pa.Table:
     rows = [
         {
             "query_key": query_key(f"q{i}"),
@@ -80,7 +80,7 @@ def gold_of(task: Task) -> pa.Table:
         }
         for i in range(ROWS)
     ]
-    return pa.Table.from_pylist(rows, schema=with_side_inputs(GOLD, ["businesses"]))
+    return pa.Table.from_pylist(rows, schema=with_side_inputs(HUMAN_LABELS, ["businesses"]))
 
 
 class Stand:
@@ -104,14 +104,14 @@ class Stand:
         return keep(self.store, "precompute", mark, {"answers/shard-00000": pa.Table.from_pylist(lines, schema=ANSWER)})
 
     def right(self, config: precompute.Config, i: int) -> bool:
-        if config.source == "student":
+        if config.source == "batch_student":
             return i % 5 > 0
         return i % 10 > (0 if config.side_inputs else 6)
 
 
 @pytest.fixture
 def stand(store: Storage, segmentation: Task, monkeypatch: pytest.MonkeyPatch) -> Stand:
-    keep(store, "plan", PLAN, {"gold": gold_of(segmentation)})
+    keep(store, "plan", PLAN, {"human_labels": labels_of(segmentation)})
     return Stand(store, monkeypatch)
 
 
@@ -121,36 +121,41 @@ def test_run(store: Storage, stand: Stand) -> None:
     assert [(one.source, one.side_inputs, one.model.model) for one in stand.asked] == [
         ("teacher", True, "example:teacher"),
         ("teacher", False, "example:teacher"),
-        ("student", True, "distill/a"),
-        ("student", False, "distill/a"),
+        ("batch_student", True, "distill/a"),
+        ("batch_student", False, "distill/a"),
     ]
-    assert {one.inputs for one in stand.asked} == {(f"plan/{PLAN}:gold",)}
+    assert {one.inputs for one in stand.asked} == {(f"plan/{PLAN}:human_labels",)}
     table = output_table(store, receipt, "gap")
     assert table.schema == gap.GAP
     found = {(line["model"], line["shown"], line["stratum"]): line for line in table.to_pylist()}
     assert {stratum for _, _, stratum in found} == {"head", "torso", "all"}, "no row of the tail has side inputs"
-    assert (receipt.rows["gold"], receipt.rows["with_side_inputs"]) == (ROWS, SIDED)
+    assert (receipt.rows["human_labels"], receipt.rows["with_side_inputs"]) == (ROWS, SIDED)
     assert (receipt.rows["asked_otherwise.teacher"], receipt.rows["asked_otherwise.student"]) == (SIDED, 0)
     shown, without = found["teacher", True, "all"], found["teacher", False, "all"]
-    assert (shown["n"], shown["gold"], found["teacher", True, "torso"]["n"], found["teacher", True, "torso"]["gold"]) == (70, 120, 10, 30)
+    assert (shown["n"], shown["labelled"], found["teacher", True, "torso"]["n"], found["teacher", True, "torso"]["labelled"]) == (
+        70,
+        120,
+        10,
+        30,
+    )
     assert (shown["quality"], without["quality"]) == (pytest.approx(0.9), pytest.approx(0.3))
     assert without["effect"] == without["difference"] == pytest.approx(-0.6)
     assert -0.75 < without["effect_low"] < -0.6 < without["effect_high"] < -0.45
     assert shown["effect"] is None
     assert shown["difference"] is None
-    student = found["student", False, "all"]
+    student = found["batch_student", False, "all"]
     assert student["quality"] == pytest.approx(0.8)
     assert student["effect"] == 0, "rows without side inputs, wrong the second time, are not counted"
     assert student["difference"] == pytest.approx(-0.1)
-    assert receipt.facts["real"] == {"teacher": True, "student": False}
+    assert receipt.facts["real"] == {"teacher": True, "batch_student": False}
     said = receipt.facts["verdicts"]
     assert said["teacher"].startswith("teacher: the gap is real: -60.0 points (-")
     assert said["teacher"].endswith("without side inputs, on 70 rows that have them")
     assert "asked the same both times" in said["student"]
-    assert any("tail, unseen: no gold row has side inputs" in note for note in receipt.notes)
-    assert any("torso: only 10 gold rows" in note for note in receipt.notes)
+    assert any("tail, unseen: no labelled row has side inputs" in note for note in receipt.notes)
+    assert any("torso: only 10 labelled rows" in note for note in receipt.notes)
     assert receipt.metrics["effect/teacher_without/all"] == without["effect"]
-    assert receipt.metrics["difference/student/head"] == found["student", True, "head"]["difference"]
+    assert receipt.metrics["difference/batch_student/head"] == found["batch_student", True, "head"]["difference"]
     assert "gap.svg" in receipt.outputs
     assert gap.run(config).reused
 
@@ -167,7 +172,7 @@ def test_one_model_and_another_student_are_other_measurements(store: Storage, st
 def test_a_student_that_leans_on_side_inputs_is_told_what_to_do(store: Storage, stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stand, "right", lambda config, i: config.side_inputs or i % 2 == 0)
     receipt = gap.run(gap.Config(root=store.root, tracking=OFF, student=ModelConfig(model="distill/a")))
-    assert receipt.facts["real"]["student"]
+    assert receipt.facts["real"]["batch_student"]
     assert any("two_stage=true" in note for note in receipt.notes)
 
 
@@ -175,10 +180,10 @@ def test_what_cannot_be_measured_is_refused(store: Storage, stand: Stand, segmen
     config = gap.Config(root=store.root, tracking=OFF)
     with pytest.raises(ConfigError, match="no side inputs"):
         gap.run(config.model_copy(update={"task": "query_intent"}))
-    gold = gold_of(segmentation)
-    for mark, table in (("e" * 16, gold.slice(SIDED)), ("f" * 16, gold.drop_columns(["businesses"]))):
-        keep(store, "plan", mark, {"gold": table})
-        with pytest.raises(InputError, match="no gold row has side inputs"):
+    labels = labels_of(segmentation)
+    for mark, table in (("e" * 16, labels.slice(SIDED)), ("f" * 16, labels.drop_columns(["businesses"]))):
+        keep(store, "plan", mark, {"human_labels": table})
+        with pytest.raises(InputError, match="no labelled row has side inputs"):
             gap.run(config)
     assert not stand.asked
     with pytest.raises(ConfigError, match="studnet"):
@@ -187,9 +192,9 @@ def test_what_cannot_be_measured_is_refused(store: Storage, stand: Stand, segmen
 
 def scored(shown: Sequence[bool], without: Sequence[bool]) -> pa.Table:
     rows = [
-        {"query_key": query_key(f"q{i}"), "query": "q", "stratum": "head", "count": 1, "tier": tier, "wanted": "{}", "given": "{}"}
+        {"query_key": query_key(f"q{i}"), "query": "q", "stratum": "head", "count": 1, "source": source, "wanted": "{}", "given": "{}"}
         | {"state": "answered", "tp": int(right), "fp": int(not right), "fn": int(not right), "exact": right, "confidence": 0.5}
-        for tier, rights in (("teacher", shown), ("teacher_without", without))
+        for source, rights in (("teacher", shown), ("teacher_without", without))
         for i, right in enumerate(rights)
     ]
     return pa.Table.from_pylist(rows, schema=SCORED)
@@ -243,15 +248,15 @@ def shop_rows(n: int, seed: int, without: set[str]) -> list[tuple[str, str, list
 
 @pytest.fixture
 def shop(store: Storage, tmp_path: Path) -> Task:
-    """Golden rows and gold of that task, in the store."""
+    """Training rows and human labels of that task, in the store."""
     (tmp_path / "shop").mkdir()
     (tmp_path / "shop" / "task.yaml").write_text(SHOP)
     (tmp_path / "shop" / "prompt.j2").write_text(PROMPT)
     task = load_task(tmp_path / "shop")
-    gold = shop_rows(160, 1, set())
-    golden = shop_rows(400, 2, {query for query, _, _ in gold})
+    labels = shop_rows(160, 1, set())
+    training_set = shop_rows(400, 2, {query for query, _, _ in labels})
     common = {"weight": 1.0, "origin": "teacher", "answer_key": None, "count": 1, "stratum": "head"}
-    for stage, name, kind, rows in (("plan", "gold", GOLD, gold), ("curate", "golden", GOLDEN, golden)):
+    for stage, name, kind, rows in (("plan", "human_labels", HUMAN_LABELS, labels), ("curate", "training_set", TRAINING_SET, training_set)):
         made = [{**common, "query_key": query_key(q), "query": q, "answer": task.dump(json.loads(a)), "seen": s} for q, a, s in rows]
         schema = with_side_inputs(kind, ["seen"])
         columns = [{name: row[name] for name in schema.names} for row in made]
@@ -266,10 +271,10 @@ def test_two_stages_close_the_gap(root: str, store: Storage, shop: Task, train_h
         root=root,
         tracking=OFF,
         student="encoder",
-        form=Manner(side=True),
-        sets=(distill.TrainingSet(task=str(shop.folder), golden="curate:golden"),),
-        gold=("plan:gold",),
-        near_gold=None,
+        io_format=IOFormat(side_inputs=True),
+        sets=(distill.TrainingSet(task=str(shop.folder), training_set="curate:training_set"),),
+        labels=("plan:human_labels",),
+        near_labels=None,
         base=Base(shape=Shape(vocabulary=300, hidden=32, layers=2, heads=2, feed_forward=64, positions=64)),
         lora=None,
         encoder=Settings(pretrain_epochs=0, slips=0, corrections=0),
@@ -288,9 +293,9 @@ def test_two_stages_close_the_gap(root: str, store: Storage, shop: Task, train_h
     found = gap.run(gap.Config(root=root, tracking=OFF, task=str(shop.folder), teacher=leaning, student=cured))
     n = found.rows["with_side_inputs"]
     assert (found.rows["asked_otherwise.teacher"], found.rows["asked_otherwise.student"]) == (n, 0)
-    assert found.facts["real"] == {"teacher": True, "student": False}
+    assert found.facts["real"] == {"teacher": True, "batch_student": False}
     whole = {(x["model"], x["shown"]): x for x in found.facts["gap"] if x["stratum"] == "all"}
     assert whole["teacher", True]["quality"] > 0.95
     assert whole["teacher", False]["effect"] < -0.3
-    assert whole["student", False]["quality"] - whole["teacher", False]["quality"] > 0.2
+    assert whole["batch_student", False]["quality"] - whole["teacher", False]["quality"] > 0.2
     assert open_storage(root).read("distill/LATEST").decode() == made.path

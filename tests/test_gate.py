@@ -1,4 +1,4 @@
-"""The gate: what passes was shown, what is refused says why, and nothing is said of rows, models or judges that were not there."""
+"""The gate: what passes was shown, what is rejected says why, and nothing is said of rows, models or judges that were not there."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from headtail.core.errors import ConfigError, InputError, StorageError
 from headtail.core.evidence import Evidence, read_evidence
 from headtail.core.keys import canonical, query_key
 from headtail.core.receipt import Receipt
-from headtail.core.rows import ANSWER, GOLD, PLANNED
+from headtail.core.rows import ANSWER, HUMAN_LABELS, PLANNED
 from headtail.core.task import Task
 from headtail.stages import evaluate, gate
-from headtail.stages.gate.claims import Tier, Wanted, ask, decide, tier_rows
-from headtail.stages.gate.sources import look, read_judge
+from headtail.stages.gate.criteria import GatePolicy, SourceScores, criterion_tests, decide, source_rows
+from headtail.stages.gate.sources import candidate_number, read_judge
 
 OFF = TrackingConfig(enabled=False)
 TEACHER, STUDENT = "t" * 16, "s" * 16
@@ -44,7 +44,7 @@ def queries(strata: Mapping[str, tuple[int, int, int]]) -> list[tuple[str, str, 
 
 def answered(store: Storage, task: Task, mark: str, rows: Sequence[tuple[str, str, bool]], digest: str, name: str) -> None:
     """A precompute receipt with one answer per row: (query, stratum, right)."""
-    source = "teacher" if mark == TEACHER else "student"
+    source = "teacher" if mark == TEACHER else "batch_student"
     lines: list[dict[str, Any]] = [
         {"query_key": query_key(q), "query": q, "answer_key": query_key(mark + q), "state": "answered", "stratum": stratum, "count": 1}
         | {"answer": canonical(RIGHT if right else WRONG), "confidence": 0.9, "source": source}
@@ -60,16 +60,16 @@ def put(store: Storage, task: Task, strata: Mapping[str, tuple[int, int, int]] =
     """Plan, answers of teacher and student (and of `more` tail queries that nobody labelled), and their evaluation."""
     rows = queries(strata)
     events = {"head": 40, "torso": 3, "tail": 1, "unseen": 0}
-    gold = [{"query_key": query_key(q), "query": q, "answer": canonical(RIGHT), "count": events[s], "stratum": s} for q, s, _ in rows]
-    top = [{"query_key": query_key("top"), "query": "top", "count": 50, "rank": 1, "stratum": "head", "withheld": False}]
-    keep(store, "plan", "p" * 16, {"gold": pa.Table.from_pylist(gold, GOLD), "head": pa.Table.from_pylist(top, PLANNED)})
+    labels = [{"query_key": query_key(q), "query": q, "answer": canonical(RIGHT), "count": events[s], "stratum": s} for q, s, _ in rows]
+    top = [{"query_key": query_key("top"), "query": "top", "count": 50, "rank": 1, "stratum": "head", "eval_only": False}]
+    keep(store, "plan", "p" * 16, {"human_labels": pa.Table.from_pylist(labels, HUMAN_LABELS), "head": pa.Table.from_pylist(top, PLANNED)})
     others = [(f"other {i}", "tail", i % 20 != 0) for i in range(more)]
     answered(store, task, TEACHER, [(q, s, i < strata[s][2]) for q, s, i in rows], "T", "teacher-model")
     answered(store, task, student, [(q, s, i < strata[s][1]) for q, s, i in rows] + others, "D", "distill/" + "d" * 16)
     keep(store, "distill", "d" * 16, {}, facts={"digest": "D"})
     keep(store, "distill", "x" * 16, {}, facts={"digest": "X"})
-    tiers = {"teacher": TEACHER, "student": student}
-    evaluate.run(evaluate.Config(root=store.root, tracking=OFF, task="query_intent", answers=tiers, resamples=200))
+    sources = {"teacher": TEACHER, "batch_student": student}
+    evaluate.run(evaluate.Config(root=store.root, tracking=OFF, task="query_intent", answers=sources, resamples=200))
 
 
 def asking(store: Storage, **changes: Any) -> gate.Config:
@@ -86,33 +86,33 @@ def test_a_good_student_passes(store: Storage, intent: Task) -> None:
     receipt = gate.run(asking(store, candidate="distill/" + "d" * 16))
     found = evidence_of(receipt)
     assert receipt.facts["passed"] is True
-    assert [(claim.kind, claim.stratum, claim.n) for claim in found.claims] == [
+    assert [(criterion.kind, criterion.stratum, criterion.n) for criterion in found.criteria] == [
         ("quality", "tail", 240),
         ("quality", "unseen", 160),
         ("drop", "all", 750),
         ("above", "all", 750),
     ]
-    tail, unseen, drop, above = found.claims
+    tail, unseen, drop, above = found.criteria
     assert (tail.right, tail.method) == (232, "clopper-pearson")
     assert tail.value == pytest.approx(232 / 240)
     assert tail.p == pytest.approx(stats.binomtest(232, 240, 0.9, alternative="greater").pvalue)
-    assert tail.low == pytest.approx(stats.binomtest(232, 240, alternative="greater").proportion_ci(1 - tail.level, "exact").low)
-    assert tail.low > 0.9
-    assert unseen.low > 0.85
+    assert tail.lower_bound == pytest.approx(stats.binomtest(232, 240, alternative="greater").proportion_ci(1 - tail.level, "exact").low)
+    assert tail.lower_bound > 0.9
+    assert unseen.lower_bound > 0.85
     assert drop.value == pytest.approx((729 - 740) / 750)
-    assert -0.05 <= drop.low < -11 / 750
+    assert -0.05 <= drop.lower_bound < -11 / 750
     assert above.value == pytest.approx(729 / 750)
-    assert sorted(claim.level for claim in found.claims) == pytest.approx([0.05 / 4, 0.05 / 3, 0.05 / 2, 0.05])
+    assert sorted(criterion.level for criterion in found.criteria) == pytest.approx([0.05 / 4, 0.05 / 3, 0.05 / 2, 0.05])
     assert (found.candidate, found.digest, found.candidates) == ("distill/" + "d" * 16, "D", 1)
-    assert found.data["gold"] == receipt_of(store, "plan").output("gold").sha256
+    assert found.data["human_labels"] == receipt_of(store, "plan").output("human_labels").sha256
     assert found.data["rows"] == receipt_of(store, "evaluate").output("rows").sha256
-    assert receipt.rows["gold.tail"] == 240
-    assert receipt.metrics["low/quality/tail"] == tail.low
+    assert receipt.rows["human_labels.tail"] == 240
+    assert receipt.metrics["lower_bound/quality/tail"] == tail.lower_bound
     assert read_json(store, receipt.output("verdict").path) == receipt.facts["evidence"]
     assert store.read(receipt.output("gate.svg").path).startswith(b"<?xml")
     assert found.figures["quality_against_people"] == pytest.approx(729 / 750)
     assert found.figures["times_cheaper_than_teacher"] == 16.0
-    assert receipt.facts["figures"] == found.figures == receipt_of(store, "evaluate").facts["figures"]["student"]
+    assert receipt.facts["figures"] == found.figures == receipt_of(store, "evaluate").facts["figures"]["batch_student"]
     assert receipt.metrics["figures/times_cheaper_than_teacher"] == 16.0
     assert found.figures["agreement_with_teacher"] == pytest.approx(739 / 750)
     assert found.figures["tokens_per_row_own"] == 48.0
@@ -126,7 +126,7 @@ def receipt_of(store: Storage, stage: str) -> Any:
     return load_receipt(store, stage)
 
 
-def test_a_refusal_is_an_answer(store: Storage, intent: Task, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rejection_is_an_answer(store: Storage, intent: Task, capsys: pytest.CaptureFixture[str]) -> None:
     put(store, intent, POOR)
     receipt = gate.run(asking(store, minimum={"tail": 0.82, "unseen": 0.85}, max_drop=0.04))
     assert receipt.facts["passed"] is False
@@ -134,14 +134,14 @@ def test_a_refusal_is_an_answer(store: Storage, intent: Task, capsys: pytest.Cap
     assert tail.startswith("tail: ")
     assert " more labels, or " in tail
     assert "0.854 on 240 labels" in tail
-    assert drop.startswith("all, at most 0.04 below the teacher: ")
-    assert evidence_of(receipt).lacking() == [tail, drop]
+    assert drop.startswith("all, minus the teacher: ")
+    assert evidence_of(receipt).missing() == [tail, drop]
     shown = capsys.readouterr().err
-    assert "REFUSED" in shown
-    assert f"MISSED {tail}" in shown
-    claim = evidence_of(receipt).claims[0]
-    assert claim.more == Share(205, 240).rows_needed(0.82, claim.level, 0.8) - 240  # type: ignore[operator]
-    assert receipt.metrics["more_labels/quality/tail"] == claim.more
+    assert "REJECTED" in shown
+    assert f"failed {tail}" in shown
+    criterion = evidence_of(receipt).criteria[0]
+    assert criterion.more == Share(205, 240).rows_needed(0.82, criterion.level, 0.8) - 240  # type: ignore[operator]
+    assert receipt.metrics["more_labels/quality/tail"] == criterion.more
     assert receipt.metrics["passed"] == 0.0
 
 
@@ -154,44 +154,46 @@ def test_a_stratum_without_labels_is_refused(store: Storage, intent: Task) -> No
 def test_the_order_of_rows_decides_nothing(store: Storage, intent: Task) -> None:
     put(store, intent)
     rows = output_table(store, receipt_of(store, "evaluate"), "rows")
-    wanted = asking(store, score="f1", minimum={"tail": 0.9}).wanted(1)
+    wanted = asking(store, score="f1", minimum={"tail": 0.9}).policy(1)
     rng, found = np.random.default_rng(0), set()
     for _ in range(3):
         mixed = rows.take(pa.array(rng.permutation(rows.num_rows)))
-        tiers = {name: tier_rows(mixed, name, "f1") for name in ("student", "teacher", "fallback")}
-        found.add(decide(list(ask(wanted, tiers, "student", "f1", {}, 0)), wanted))
+        sources = {name: source_rows(mixed, name, "f1") for name in ("batch_student", "teacher", "fallback")}
+        found.add(decide(list(criterion_tests(wanted, sources, "batch_student", "f1", {}, 0)), wanted))
     assert len(found) == 1
 
 
 def test_f1_per_row_is_a_bounded_mean(store: Storage, segmentation: Task) -> None:
     """Scores of span rows lie between 0 and 1; nothing wanted and nothing given is 1 only if it was answered."""
-    table = {"query_key": [query_key(str(i)) for i in range(4)], "tier": ["student"] * 4, "stratum": ["tail"] * 4, "count": [1] * 4}
+    table = {"query_key": [query_key(str(i)) for i in range(4)], "source": ["batch_student"] * 4, "stratum": ["tail"] * 4, "count": [1] * 4}
     table |= {"tp": [1, 0, 0, 2], "fp": [1, 0, 0, 0], "fn": [0, 0, 0, 0], "exact": [False, True, False, True]}
-    rows = pa.table({**table, "query_key": pa.array(table["query_key"], GOLD.field("query_key").type)})
-    scores = dict(zip(tier_rows(rows, "student", "f1").keys, tier_rows(rows, "student", "f1").score, strict=True))
+    rows = pa.table({**table, "query_key": pa.array(table["query_key"], HUMAN_LABELS.field("query_key").type)})
+    scores = dict(zip(source_rows(rows, "batch_student", "f1").keys, source_rows(rows, "batch_student", "f1").score, strict=True))
     assert [scores[query_key(str(i))] for i in range(4)] == pytest.approx([2 / 3, 1.0, 0.0, 1.0])
     with pytest.raises(InputError, match="more than once"):
-        tier_rows(pa.concat_tables([rows, rows]), "student", "f1")
+        source_rows(pa.concat_tables([rows, rows]), "batch_student", "f1")
 
 
 def test_f1_is_gated_by_betting(store: Storage, intent: Task) -> None:
     put(store, intent)
-    claim = evidence_of(gate.run(asking(store, score="f1"))).claims[0]
-    assert (claim.method, claim.right) == ("betting", None)
-    assert claim.low > 0.9
-    assert claim.value == pytest.approx(232 / 240)
+    criterion = evidence_of(gate.run(asking(store, score="f1"))).criteria[0]
+    assert (criterion.method, criterion.right) == ("betting", None)
+    assert criterion.lower_bound > 0.9
+    assert criterion.value == pytest.approx(232 / 240)
 
 
 def test_traffic_is_gated_with_its_weights(store: Storage, intent: Task) -> None:
     put(store, intent)
-    claim = read_evidence(gate.run(asking(store, minimum={"traffic": 0.9})).facts["evidence"]).claims[0]
+    criterion = read_evidence(gate.run(asking(store, minimum={"traffic": 0.9})).facts["evidence"]).criteria[0]
     events = {"head": 40, "torso": 3, "tail": 1}
     value = sum(GOOD[s][1] * w for s, w in events.items()) / sum(GOOD[s][0] * w for s, w in events.items())
-    assert (claim.n, claim.passed) == (590, True)
-    assert claim.value == pytest.approx(value)
-    assert claim.low < stats.binomtest(198, 200, alternative="greater").proportion_ci(1 - claim.level, "exact").low  # 200 rows carry it
+    assert (criterion.n, criterion.passed) == (590, True)
+    assert criterion.value == pytest.approx(value)
+    assert (
+        criterion.lower_bound < stats.binomtest(198, 200, alternative="greater").proportion_ci(1 - criterion.level, "exact").low
+    )  # 200 rows carry it
     plan = receipt_of(store, "plan")
-    keep(store, "plan", "p" * 16, {"gold": output_table(store, plan, "gold")})
+    keep(store, "plan", "p" * 16, {"human_labels": output_table(store, plan, "human_labels")})
     with pytest.raises(ConfigError, match="most frequent query"):
         gate.run(asking(store, minimum={"traffic": 0.91}))
 
@@ -203,8 +205,8 @@ def test_another_candidate_than_the_one_scored_is_an_error(store: Storage, inten
     put(store, intent)
     with pytest.raises(ConfigError, match="did not score this candidate"):
         gate.run(asking(store, candidate="distill/" + "x" * 16))
-    with pytest.raises(ConfigError, match="no answers of this tier"):
-        gate.run(asking(store, tier="fallback"))
+    with pytest.raises(ConfigError, match="no answers of this source"):
+        gate.run(asking(store, source="fallback"))
     with pytest.raises(ConfigError, match="another task"):
         gate.run(asking(store, task="query_segmentation"))
     old = receipt_at(store, "precompute", STUDENT)
@@ -213,7 +215,7 @@ def test_another_candidate_than_the_one_scored_is_an_error(store: Storage, inten
         gate.run(asking(store))
 
 
-def test_a_generation_is_gated_by_its_own_answers(store: Storage, intent: Task) -> None:
+def test_a_snapshot_is_gated_by_its_own_answers(store: Storage, intent: Task) -> None:
     from headtail.stages import publish
 
     put(store, intent)
@@ -228,15 +230,15 @@ def test_a_generation_is_gated_by_its_own_answers(store: Storage, intent: Task) 
             inputs={"task": intent.fingerprint},
         )
     made = publish.run(publish.Config(root=store.root, tracking=OFF, task="query_intent", answers=(STUDENT, TEACHER)))
-    generation = f"generations/{made.facts['generation']}"
-    receipt = gate.run(asking(store, candidate=generation))
+    snapshot = f"snapshots/{made.facts['snapshot']}"
+    receipt = gate.run(asking(store, candidate=snapshot))
     found = evidence_of(receipt)
-    assert (found.candidate, len(found.digest)) == (generation, 32)
-    assert any(note.startswith(f"{generation} also holds answers of precompute/{TEACHER}") for note in receipt.notes)
+    assert (found.candidate, len(found.digest)) == (snapshot, 32)
+    assert any(note.startswith(f"{snapshot} also holds answers of precompute/{TEACHER}") for note in receipt.notes)
     made = publish.run(publish.Config(root=store.root, tracking=OFF, task="query_intent", answers=(STUDENT,), note="alone"))
-    generation = f"generations/{made.facts['generation']}"
+    snapshot = f"snapshots/{made.facts['snapshot']}"
     with pytest.raises(ConfigError, match="did not score this candidate"):
-        gate.run(asking(store, candidate=generation, tier="teacher", max_drop=None))
+        gate.run(asking(store, candidate=snapshot, source="teacher", max_drop=None))
 
 
 def receipt_at(store: Storage, stage: str, mark: str) -> Any:
@@ -255,32 +257,32 @@ def test_rows_that_are_not_the_evaluations_are_refused(store: Storage, intent: T
         gate.run(asking(store))
 
 
-def test_every_look_at_the_same_gold_counts(store: Storage, intent: Task) -> None:
+def test_every_look_at_the_same_labels_counts(store: Storage, intent: Task) -> None:
     """The third student on the same labels is judged at a third of delta, and told so; asking the same again is no new look."""
     put(store, intent)
     first = gate.run(asking(store))
     for mark in ("u" * 16, "v" * 16):
         put(store, intent, student=mark)
         last = gate.run(asking(store))
-    assert (first.facts["look"], last.facts["look"]) == (1, 3)
+    assert (first.facts["candidate_number"], last.facts["candidate_number"]) == (1, 3)
     found = read_evidence(last.facts["evidence"])
     assert found.candidates == 3
-    assert min(claim.level for claim in found.claims) == pytest.approx(0.05 / 3 / 4)
-    assert any(note.startswith("look 3 at these gold rows") and "0.092" in note for note in last.notes)
+    assert min(criterion.level for criterion in found.criteria) == pytest.approx(0.05 / 3 / 4)
+    assert any(note.startswith("test 3 on these labelled rows") and "0.092" in note for note in last.notes)
     put(store, intent)
     assert gate.run(asking(store)).path == first.path
     put(store, intent, student="w" * 16)
     assert read_evidence(gate.run(asking(store, candidates=9)).facts["evidence"]).candidates == 9
 
 
-def test_looks_at_other_gold_do_not_count(store: Storage) -> None:
-    def mine(mark: str, queries: str, gold: str) -> dict[str, str]:
-        rows = pa.table({"query_key": pa.array([query_key(q) for q in queries], GOLD.field("query_key").type)})
+def test_looks_at_other_labels_do_not_count(store: Storage) -> None:
+    def mine(mark: str, queries: str, labels: str) -> dict[str, str]:
+        rows = pa.table({"query_key": pa.array([query_key(q) for q in queries], HUMAN_LABELS.field("query_key").type)})
         keep(store, "evaluate", mark * 16, {"rows": rows})
-        return {"answers": mark, "gold": gold, "score": "exact", "judge": "", "evaluation": f"evaluate/{mark * 16}"}
+        return {"answers": mark, "labels": labels, "score": "exact", "judge": "", "evaluation": f"evaluate/{mark * 16}"}
 
     first, fresh, grown = mine("a", "abc", "g1"), mine("b", "xyz", "g2"), mine("c", "cde", "g3")
-    assert [look(store, "looks", entry) for entry in (first, fresh, grown, first, grown)] == [1, 1, 2, 1, 2]
+    assert [candidate_number(store, "looks", entry) for entry in (first, fresh, grown, first, grown)] == [1, 1, 2, 1, 2]
 
 
 # ---- the judge
@@ -288,31 +290,31 @@ def test_looks_at_other_gold_do_not_count(store: Storage) -> None:
 
 def judge(store: Storage, rows: Mapping[str, float | None], model: Mapping[str, str] | None = None, keys: bool = False) -> str:
     """A judge's table over these queries; returns its ref."""
-    columns: dict[str, Any] = {"query_key": pa.array([query_key(q) for q in rows], GOLD.field("query_key").type)}
+    columns: dict[str, Any] = {"query_key": pa.array([query_key(q) for q in rows], HUMAN_LABELS.field("query_key").type)}
     columns["score"] = pa.array(list(rows.values()), pa.float64())
     if keys:
-        columns["answer_key"] = pa.array([query_key(STUDENT + q) for q in rows], GOLD.field("query_key").type)
+        columns["answer_key"] = pa.array([query_key(STUDENT + q) for q in rows], HUMAN_LABELS.field("query_key").type)
     keep(store, "judge", "j" * 16, {"scores": pa.table(columns)}, facts={"model": dict(model)} if model else {})
     return "judge/" + "j" * 16 + ":scores"
 
 
 def opinions(more: int) -> dict[str, float | None]:
-    """A judge that is always right, on the tail's gold rows and on `more` rows that nobody labelled."""
-    gold: dict[str, float | None] = {f"tail {i}": float(i < GOOD["tail"][1]) for i in range(240)}
-    return gold | {f"other {i}": float(i % 20 != 0) for i in range(more)}
+    """A judge that is always right, on the tail's labelled rows and on `more` rows that nobody labelled."""
+    labels: dict[str, float | None] = {f"tail {i}": float(i < GOOD["tail"][1]) for i in range(240)}
+    return labels | {f"other {i}": float(i % 20 != 0) for i in range(more)}
 
 
 def test_a_judge_sharpens_the_bound(store: Storage, intent: Task) -> None:
     put(store, intent, more=3000)
-    plain = read_evidence(gate.run(asking(store)).facts["evidence"]).claims[0]
+    plain = read_evidence(gate.run(asking(store)).facts["evidence"]).criteria[0]
     receipt = gate.run(asking(store, judge=judge(store, opinions(3000), {"name": "judge-model", "digest": "J"}, keys=True), candidates=2))
     found = evidence_of(receipt)
-    claim = found.claims[0]
-    assert (claim.n, claim.judged) == (240, 3000)
-    assert claim.method == "clopper-pearson or prediction-powered betting"
-    assert claim.value == pytest.approx(0.95, abs=0.004)  # the 3240 rows', not the 240's 0.967
-    same = Share(232, 240).low(claim.level / 2)
-    assert claim.low >= same
+    criterion = found.criteria[0]
+    assert (criterion.n, criterion.judged) == (240, 3000)
+    assert criterion.method == "clopper-pearson or prediction-powered betting"
+    assert criterion.value == pytest.approx(0.95, abs=0.004)  # the 3240 rows', not the 240's 0.967
+    same = Share(232, 240).low(criterion.level / 2)
+    assert criterion.lower_bound >= same
     assert plain.judged == 0
     about = {"ref": "judge/" + "j" * 16 + ":scores", "name": "judge-model", "own_teacher": False, "rows": 3240, "left_out": 0}
     assert found.judge == {**about, "labelled_without_score": 510, "answers_checked": True}
@@ -341,8 +343,8 @@ def test_a_judges_silence_counts_against_the_candidate(store: Storage, intent: T
     assert low["gaps"].labelled.mean() >= low["full"].labelled.mean()
 
 
-def student_rows(store: Storage) -> Tier:
-    return tier_rows(output_table(store, receipt_of(store, "evaluate"), "rows"), "student", "exact")
+def student_rows(store: Storage) -> SourceScores:
+    return source_rows(output_table(store, receipt_of(store, "evaluate"), "rows"), "batch_student", "exact")
 
 
 def test_scores_of_other_answers_are_left_out_and_bad_tables_refused(store: Storage, intent: Task) -> None:
@@ -354,7 +356,7 @@ def test_scores_of_other_answers_are_left_out_and_bad_tables_refused(store: Stor
     assert (read.about["rows"], read.about["left_out"]) == (0, 290)  # they are about the student's answers, not the teacher's
     with pytest.raises(InputError, match="between 0 and 1"):
         gate.run(asking(store, judge=judge(store, {"other 1": 1.5})))
-    columns = {"query_key": pa.array([query_key("other 1")] * 2, GOLD.field("query_key").type), "score": [1.0, 1.0]}
+    columns = {"query_key": pa.array([query_key("other 1")] * 2, HUMAN_LABELS.field("query_key").type), "score": [1.0, 1.0]}
     keep(store, "judge", "k" * 16, {"scores": pa.table(columns)})
     with pytest.raises(InputError, match="twice"):
         gate.run(asking(store, judge="judge/" + "k" * 16 + ":scores"))
@@ -366,7 +368,7 @@ def test_scores_of_other_answers_are_left_out_and_bad_tables_refused(store: Stor
 def test_two_thousand_gates_as_the_stage_decides_them() -> None:
     """A student on the boundary on the tail, just good enough elsewhere, through the stage's own functions; then a good one."""
     delta, rng = 0.1, np.random.default_rng(0)
-    wanted = Wanted({"tail": 0.85, "head": 0.8}, 0.2, True, ("all",), delta, 1, 0.8)
+    wanted = GatePolicy({"tail": 0.85, "head": 0.8}, 0.2, True, ("all",), delta, 1, 0.8)
     strata = np.asarray(["tail"] * 60 + ["head"] * 60, dtype=object)
     keys, events = [bytes([i]) for i in range(120)], np.ones(120)
     passes = {0.85: 0, 0.98: 0}
@@ -374,17 +376,20 @@ def test_two_thousand_gates_as_the_stage_decides_them() -> None:
         for _ in range(2000):
             score = (rng.random(120) < np.where(strata == "tail", truth, 0.99)).astype(float)
             other = (rng.random(120) < 0.95).astype(float)
-            tiers = {n: Tier(keys, strata, events, s) for n, s in (("student", score), ("teacher", other), ("fallback", np.zeros(120)))}
-            asked = list(ask(wanted, tiers, "student", "exact", {}, 0))
-            passes[truth] += all(asked_p(a) for a in asked) and all(claim.passed for claim in decide(asked, wanted))
+            sources = {
+                n: SourceScores(keys, strata, events, s)
+                for n, s in (("batch_student", score), ("teacher", other), ("fallback", np.zeros(120)))
+            }
+            asked = list(criterion_tests(wanted, sources, "batch_student", "exact", {}, 0))
+            passes[truth] += all(asked_p(a) for a in asked) and all(criterion.passed for criterion in decide(asked, wanted))
     assert stats.binomtest(passes[0.85], 2000, delta, alternative="greater").pvalue > 1e-4
     assert passes[0.85] > 0  # it can err, and the test would see it
     assert passes[0.98] > 1000
 
 
 def asked_p(asked: Any) -> bool:
-    """Whether this claim could pass at all: spares the simulation the words of refusals."""
-    least = (asked.least + 1) / 2 if isinstance(asked.proof, Game) else asked.least
+    """Whether this criterion could pass at all: spares the simulation the words of refusals."""
+    least = (asked.threshold + 1) / 2 if isinstance(asked.proof, Game) else asked.threshold
     return bool(asked.proof.p(least) <= 0.1)
 
 
@@ -393,7 +398,7 @@ def asked_p(asked: Any) -> bool:
 
 def test_configs_that_ask_nothing_or_nonsense_are_refused() -> None:
     for data, match in (
-        ({"minimum": {}, "max_drop": None, "above_fallback": False}, "nothing is asked"),
+        ({"minimum": {}, "max_drop": None, "above_fallback": False}, "there is no criterion"),
         ({"minimum": {"tial": 0.9}}, "unknown stratum tial"),
         ({"minimum": {"tail": 1.0}}, "1 can never be shown"),
         ({"relative_on": ["everyone"]}, "unknown stratum everyone"),
@@ -409,7 +414,7 @@ def test_the_verdict_is_in_mlflow(store: Storage, intent: Task, tmp_path: Path) 
     client = MlflowClient(f"sqlite:///{tmp_path}/ml.db")
     run = client.get_run(receipt.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.tags["headtail.gate"] == "refused"
+    assert run.data.tags["headtail.gate"] == "rejected"
     assert run.data.metrics["short/quality/tail"] > 0
     verdict = client.download_artifacts(receipt.run_id, "verdict.json", str(tmp_path))
     assert json.loads(Path(verdict).read_text(encoding="utf-8"))["passed"] is False

@@ -1,4 +1,4 @@
-"""Ingest against a plain count in Python: formats, shards, cuts, gold, and every row used or set aside."""
+"""Ingest against a plain count in Python: formats, shards, cuts, human labels, and every row used or set aside."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from headtail.core.errors import InputError, LedgerError, StorageError
 from headtail.core.keys import normalise, query_key
 from headtail.core.receipt import Receipt
 from headtail.core.redact import redact
-from headtail.core.rows import GOLD, LATER, QUERY, SET_ASIDE, draw, key_words, with_side_inputs
+from headtail.core.rows import HOLDOUT, HUMAN_LABELS, QUERY, SET_ASIDE, draw, key_words, with_side_inputs
 from headtail.core.task import Task
 from headtail.core.typed_answer import _fit
 from headtail.stages.ingest import Columns, Config, run, tally
-from headtail.stages.ingest.gold import _answer
+from headtail.stages.ingest.human_labels import _answer
 from headtail.stages.ingest.intake import PLAIN, REASONS, Rules, clean_texts
 from timescale import limit
 
@@ -81,16 +81,16 @@ def test_a_small_log(ingest: Callable[..., Receipt], root: str) -> None:
     assert [row["query_key"] for row in rows] == sorted(query_key(row["query"]) for row in rows), "equal counts: by key"
     pizza = next(row for row in rows if row["query"] == "pizza near me")
     assert (pizza["count"], pizza["first_day"], pizza["last_day"]) == (4, DAY, DAY + datetime.timedelta(days=1))
-    later = table(root, receipt, "later")
-    assert later.schema == LATER
-    assert {row["query"]: (row["count"], row["seen"]) for row in later.to_pylist()} == {"vet": (1, False), "sushi": (2, True)}
-    expected = {"events": 11, "used_events": 8, "later_events": 3, "queries": 2, "later_queries": 2, "set_aside": 0, "log_rows": 5}
+    holdout = table(root, receipt, "holdout")
+    assert holdout.schema == HOLDOUT
+    assert {row["query"]: (row["count"], row["seen"]) for row in holdout.to_pylist()} == {"vet": (1, False), "sushi": (2, True)}
+    expected = {"events": 11, "used_events": 8, "holdout_events": 3, "queries": 2, "holdout_queries": 2, "set_aside": 0, "log_rows": 5}
     assert expected.items() <= receipt.rows.items()
-    assert receipt.metrics["unseen_share_later_events"] == pytest.approx(1 / 3)
-    assert receipt.metrics["unseen_share_later_queries"] == pytest.approx(1 / 2)
-    assert receipt.facts["later_from"] == "2024-01-03"
+    assert receipt.metrics["unseen_share_holdout_events"] == pytest.approx(1 / 3)
+    assert receipt.metrics["unseen_share_holdout_queries"] == pytest.approx(1 / 2)
+    assert receipt.facts["holdout_from"] == "2024-01-03"
     assert table(root, receipt, "set_aside").schema == SET_ASIDE
-    assert table(root, receipt, "gold").schema == GOLD
+    assert table(root, receipt, "human_labels").schema == HUMAN_LABELS
 
 
 class World:
@@ -107,10 +107,10 @@ class World:
             count = rng.choice(["1", "1", "2", "7", "0", "x"])
             self.rows.append((query, count, (DAY + datetime.timedelta(days=rng.randrange(5))).isoformat(), side))
 
-    def expected(self, later_days: int = 1) -> dict[str, Any]:
+    def expected(self, holdout_days: int = 1) -> dict[str, Any]:
         last = max(date for query, count, date, _ in self.rows if self._reason(query, count) == "")
-        cut = (datetime.date.fromisoformat(last) - datetime.timedelta(days=later_days - 1)).isoformat()
-        before, later, side, reasons = Counter[str](), Counter[str](), {}, Counter[str]()
+        cut = (datetime.date.fromisoformat(last) - datetime.timedelta(days=holdout_days - 1)).isoformat()
+        before, holdout, side, reasons = Counter[str](), Counter[str](), {}, Counter[str]()
         days: dict[str, list[str]] = defaultdict(list)
         for query, count, date, viewed in sorted(self.rows, key=lambda row: row[2]):  # stable: later rows of a day win
             reason = self._reason(query, count)
@@ -118,14 +118,14 @@ class World:
                 reasons[reason] += 1
                 continue
             text = redact(normalise(query)).text
-            (later if date >= cut else before)[text] += int(count)
+            (holdout if date >= cut else before)[text] += int(count)
             if date < cut:
                 days[text].append(date)
                 if viewed:
                     side[text] = viewed
         return {
             "queries": dict(before),
-            "later": dict(later),
+            "holdout": dict(holdout),
             "side": {text: side.get(text) for text in before},
             "days": {text: (min(dates), max(dates)) for text, dates in days.items()},
             "reasons": dict(reasons),
@@ -165,15 +165,15 @@ class World:
 def check(root: str, receipt: Receipt, wanted: dict[str, Any]) -> None:
     queries = table(root, receipt, "queries")
     assert counts(root, receipt) == wanted["queries"]
-    assert counts(root, receipt, "later") == wanted["later"]
+    assert counts(root, receipt, "holdout") == wanted["holdout"]
     rows = queries.to_pylist()
     assert rows == sorted(rows, key=lambda row: (-row["count"], row["query_key"]))
     assert {row["query"]: row["businesses"] for row in rows} == wanted["side"]
     assert {row["query"]: (row["first_day"].isoformat(), row["last_day"].isoformat()) for row in rows} == wanted["days"]
     assert all(row["query_key"] == query_key(row["query"]) for row in rows)
     assert dict(Counter(table(root, receipt, "set_aside")["reason"].to_pylist())) == wanted["reasons"]
-    later = table(root, receipt, "later").to_pylist()
-    assert {row["query"] for row in later if row["seen"]} == set(wanted["later"]) & set(wanted["queries"])
+    holdout = table(root, receipt, "holdout").to_pylist()
+    assert {row["query"] for row in holdout if row["seen"]} == set(wanted["holdout"]) & set(wanted["queries"])
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "jsonl.gz", "parquet"])
@@ -181,7 +181,7 @@ def check(root: str, receipt: Receipt, wanted: dict[str, Any]) -> None:
 def test_it_counts_what_plain_python_counts(ingest: Callable[..., Receipt], root: str, tmp_path: Path, kind: str, seed: int) -> None:
     world = World(seed)
     log = world.write(tmp_path / "log", kind, files=1 + seed)
-    check(root, ingest(log, task="query_segmentation", columns=TIMED, later_days=1 + seed % 2), world.expected(1 + seed % 2))
+    check(root, ingest(log, task="query_segmentation", columns=TIMED, holdout_days=1 + seed % 2), world.expected(1 + seed % 2))
 
 
 @pytest.mark.parametrize("held", [1, 50, 10**6])
@@ -196,7 +196,7 @@ def test_shards_and_spilling_change_nothing(
     receipt = ingest(log, task="query_segmentation", columns=TIMED, shards=shards)
     wanted = world.expected()
     check(root, receipt, wanted)
-    assert receipt.metrics["redacted_phone"] == wanted["queries"].get("call <phone>", 0) + wanted["later"].get("call <phone>", 0) > 0
+    assert receipt.metrics["redacted_phone"] == wanted["queries"].get("call <phone>", 0) + wanted["holdout"].get("call <phone>", 0) > 0
 
 
 @pytest.mark.slow
@@ -231,7 +231,7 @@ def test_every_row_is_used_or_set_aside_with_a_reason(ingest: Callable[..., Rece
         (b"", "empty"),
         (b'"never closed,1,2024-01-01', ""),
         (b'5" pipe,1,2024-01-01', ""),
-        (b"later,1,2024-01-02", ""),
+        (b"holdout,1,2024-01-02", ""),
     ]
     receipt = ingest(b"\xef\xbb\xbfquery,n,time\r\n" + b"\r\n".join(row for row, _ in rows) + b"\r\n", columns=TIMED)
     assert aside(root, receipt) == [(i + 1, reason) for i, (_, reason) in enumerate(rows) if reason]
@@ -244,13 +244,13 @@ def test_every_row_is_used_or_set_aside_with_a_reason(ingest: Callable[..., Rece
     assert texts[12] == "'yesterday' for a"
     assert counts(root, receipt) == {"good": 1, "a": 2, '"never closed': 1, '5" pipe': 1}
     assert receipt.rows["set_aside"] == 14 == sum(n for name, n in receipt.rows.items() if name.startswith("set_aside."))
-    assert receipt.rows["events"] == receipt.rows["used_events"] + receipt.rows["later_events"] + receipt.rows["set_aside"] == 20
+    assert receipt.rows["events"] == receipt.rows["used_events"] + receipt.rows["holdout_events"] + receipt.rows["set_aside"] == 20
     assert receipt.rows["log_rows"] == len(rows)
 
 
 def test_side_inputs_that_are_not_utf8(ingest: Callable[..., Receipt], root: str) -> None:
     log = b"query,businesses\na,One|Two\nb,caf\xe9\nc,\n"
-    receipt = ingest(log, task="query_segmentation", later_share=0.0)
+    receipt = ingest(log, task="query_segmentation", holdout_share=0.0)
     assert aside(root, receipt) == [(2, "not_utf8")]
     sides = table(root, receipt, "queries").to_pylist()
     assert {row["query"]: row["businesses"] for row in sides} == {"a": ["One", "Two"], "c": None}
@@ -259,12 +259,12 @@ def test_side_inputs_that_are_not_utf8(ingest: Callable[..., Receipt], root: str
 def test_personal_data_is_nowhere(ingest: Callable[..., Receipt], root: str) -> None:
     secrets = ["ann.lee@example.org", "4111 1111 1111 1111", "+49 171 1234567"]
     lines = [f"mail {secrets[0]},2", f"CARD {secrets[1]},3", f"call {secrets[2]},x", f"call {secrets[2]},1", f"{'z ' * 150}{secrets[0]},1"]
-    receipt = ingest("query,n\n" + "\n".join(lines) + "\n", columns=Columns(count="n"), later_share=0.0)
+    receipt = ingest("query,n\n" + "\n".join(lines) + "\n", columns=Columns(count="n"), holdout_share=0.0)
     assert counts(root, receipt) == {"mail <email>": 2, "card <card>": 3, "call <phone>": 1}
     assert {name: receipt.metrics[f"redacted_{name}"] for name in ("email", "card", "phone")} == {"email": 2, "card": 3, "phone": 1}
-    everything = json.dumps([str(table(root, receipt, name).to_pylist()) for name in ("queries", "later", "set_aside")])
+    everything = json.dumps([str(table(root, receipt, name).to_pylist()) for name in ("queries", "holdout", "set_aside")])
     assert not any(secret in everything for secret in secrets)
-    kept = ingest("query,n\n" + "\n".join(lines) + "\n", columns=Columns(count="n"), later_share=0.0, redact=False)
+    kept = ingest("query,n\n" + "\n".join(lines) + "\n", columns=Columns(count="n"), holdout_share=0.0, redact=False)
     assert f"mail {secrets[0]}" in counts(root, kept)
 
 
@@ -291,21 +291,21 @@ def test_plain_text_is_normalised_text(text: str) -> None:
 def test_without_times_a_share_is_held_out_by_draw(ingest: Callable[..., Receipt], root: str) -> None:
     log = "query,n\n" + "".join(f"q{i},{1 + 5000 // (i + 1)}\n" for i in range(3000))
     columns = Columns(count="n")
-    receipts = [ingest(log, columns=columns, later_share=0.2, seed=seed, shards=shards) for seed, shards in ((1, 1), (2, 1))]
+    receipts = [ingest(log, columns=columns, holdout_share=0.2, seed=seed, shards=shards) for seed, shards in ((1, 1), (2, 1))]
     total = sum(1 + 5000 // (i + 1) for i in range(3000))
     for receipt in receipts:
-        assert receipt.rows["used_events"] + receipt.rows["later_events"] == total
-        assert abs(receipt.rows["later_events"] / total - 0.2) < 0.01
-        before, later = counts(root, receipt), counts(root, receipt, "later")
-        assert all(before.get(f"q{i}", 0) + later.get(f"q{i}", 0) == 1 + 5000 // (i + 1) for i in range(3000))
-        assert abs(later["q0"] / 5001 - 0.2) < 0.03
+        assert receipt.rows["used_events"] + receipt.rows["holdout_events"] == total
+        assert abs(receipt.rows["holdout_events"] / total - 0.2) < 0.01
+        before, holdout = counts(root, receipt), counts(root, receipt, "holdout")
+        assert all(before.get(f"q{i}", 0) + holdout.get(f"q{i}", 0) == 1 + 5000 // (i + 1) for i in range(3000))
+        assert abs(holdout["q0"] / 5001 - 0.2) < 0.03
         assert table(root, receipt, "queries")["first_day"].null_count == receipt.rows["queries"]
         assert any("drawn at random" in note for note in receipt.notes)
-    assert counts(root, receipts[0], "later") != counts(root, receipts[1], "later")
+    assert counts(root, receipts[0], "holdout") != counts(root, receipts[1], "holdout")
     shuffled = log.splitlines()[1:]
     random.Random(0).shuffle(shuffled)
-    other = ingest("query,n\n" + "\n".join(shuffled) + "\n", name="other.csv", columns=columns, later_share=0.2, seed=1, shards=5)
-    assert counts(root, other, "later") == counts(root, receipts[0], "later"), "neither order nor shards matter"
+    other = ingest("query,n\n" + "\n".join(shuffled) + "\n", name="other.csv", columns=columns, holdout_share=0.2, seed=1, shards=5)
+    assert counts(root, other, "holdout") == counts(root, receipts[0], "holdout"), "neither order nor shards matter"
 
 
 def test_draws_are_even_and_independent_between_purposes() -> None:
@@ -319,17 +319,17 @@ def test_draws_are_even_and_independent_between_purposes() -> None:
     assert keys.take(pa.array(order)).to_pylist() == sorted(keys.to_pylist())
 
 
-GOLD_LOG = "query\n" + "a\nb\nb\nc\nc\nc\n" + "d\n" * 4
+LABELS_LOG = "query\n" + "a\nb\nb\nc\nc\nc\n" + "d\n" * 4
 
 
-def gold(root: str, receipt: Receipt, name: str = "gold") -> dict[str, str]:
+def labels_in(root: str, receipt: Receipt, name: str = "human_labels") -> dict[str, str]:
     found = table(root, receipt, name)
-    assert found.schema == GOLD
+    assert found.schema == HUMAN_LABELS
     return dict(zip(found["query"].to_pylist(), found["answer"].to_pylist(), strict=True))
 
 
-def test_gold_is_checked_settled_and_counted(ingest: Callable[..., Receipt], root: str, tmp_path: Path, intent: Task) -> None:
-    (tmp_path / "gold.jsonl").write_text(
+def test_labels_are_checked_settled_and_counted(ingest: Callable[..., Receipt], root: str, tmp_path: Path, intent: Task) -> None:
+    (tmp_path / "labels.jsonl").write_text(
         "\n".join(
             json.dumps({"query": query, "answer": answer})
             for query, answer in [
@@ -348,17 +348,17 @@ def test_gold_is_checked_settled_and_counted(ingest: Callable[..., Receipt], roo
             ]
         )
     )
-    receipt = ingest(GOLD_LOG, gold=str(tmp_path / "gold.jsonl"), later_share=0.0)
+    receipt = ingest(LABELS_LOG, labels=str(tmp_path / "labels.jsonl"), holdout_share=0.0)
     answers = {"a": "browse", "b": "price", "c": "how_to", "d": "delivery", "not in the log": "browse"}
-    assert gold(root, receipt) == {query: intent.dump({"intent": label}) for query, label in answers.items()}
-    rows = table(root, receipt, "gold").to_pylist()
+    assert labels_in(root, receipt) == {query: intent.dump({"intent": label}) for query, label in answers.items()}
+    rows = table(root, receipt, "human_labels").to_pylist()
     assert {row["query"]: row["count"] for row in rows} == {"a": 1, "b": 2, "c": 3, "d": 4, "not in the log": 0}
     assert {row["stratum"] for row in rows} == {""}
-    assert receipt.rows["gold_conflicts"] == 2
-    assert any("2 queries had more than one gold answer" in note for note in receipt.notes)
-    assert [reason for _, reason in aside(root, receipt)] == ["gold_invalid", "gold_invalid", "gold_empty", "gold_redacted"]
-    assert receipt.rows["gold_set_aside"] == 4
-    assert receipt.rows["set_aside"] == 0, "gold set aside is not events set aside"
+    assert receipt.rows["label_conflicts"] == 2
+    assert any("2 queries had more than one human label" in note for note in receipt.notes)
+    assert [reason for _, reason in aside(root, receipt)] == ["label_invalid", "label_invalid", "label_empty", "label_redacted"]
+    assert receipt.rows["labels_set_aside"] == 4
+    assert receipt.rows["set_aside"] == 0, "set of human labels aside is not events set aside"
     assert receipt.rows["events"] == 10
 
 
@@ -369,10 +369,10 @@ def test_labels_and_spans_are_taken_as_people_type_them(ingest: Callable[..., Re
         ("plumer", [("plumber", "topic")]),  # a correction
     ]
     rows = [(query, {"segments": [{"text": text, "label": label} for text, label in pairs]}) for query, pairs in spans]
-    path = tmp_path / "gold.jsonl"
+    path = tmp_path / "labels.jsonl"
     path.write_text("\n".join(json.dumps({"query": query, "answer": answer}) for query, answer in rows))
-    receipt = ingest(GOLD_LOG, gold=str(path), task="query_segmentation", later_share=0.0)
-    found = {query: [(s["text"], s["label"]) for s in json.loads(answer)["segments"]] for query, answer in gold(root, receipt).items()}
+    receipt = ingest(LABELS_LOG, labels=str(path), task="query_segmentation", holdout_share=0.0)
+    found = {query: [(s["text"], s["label"]) for s in json.loads(answer)["segments"]] for query, answer in labels_in(root, receipt).items()}
     assert found["thai food caf\u00e9"] == [("thai food", "topic"), ("caf\u00e9", "name")]
     assert found["pizza near me"] == [("pizza", "topic"), ("near me", "location")]
     assert any(note.startswith("1 people's answers have a span that is not in their query") for note in receipt.notes)
@@ -407,23 +407,23 @@ def test_a_bare_label_in_another_spelling_is_that_label(label: str, intent: Task
 
 def test_many_redacted_queries_are_noted_by_kind_and_not_by_example(ingest: Callable[..., Receipt]) -> None:
     few = ["call 5552345678", *(f"pizza {i}" for i in range(150))]
-    assert not [note for note in ingest("query\n" + "\n".join(few), later_share=0.0).notes if "redacted" in note]
+    assert not [note for note in ingest("query\n" + "\n".join(few), holdout_share=0.0).notes if "redacted" in note]
     many = ["call 5552349999", "5552345679 whatsapp ann@example.org", *(f"pizza {i}" for i in range(98))]
-    (note,) = [note for note in ingest("query\n" + "\n".join(many), name="many.csv", later_share=0.0).notes if "redacted" in note]
+    (note,) = [note for note in ingest("query\n" + "\n".join(many), name="many.csv", holdout_share=0.0).notes if "redacted" in note]
     assert note.startswith("2.0% of log events had their query redacted: 1 e-mail addresses")
     assert "2 telephone numbers" in note
     assert "card" not in note
     assert not any(secret in note for secret in ("5552349999", "5552345679", "ann@"))
 
 
-def test_gold_beside_the_queries_of_the_log(ingest: Callable[..., Receipt], root: str, segmentation: Task) -> None:
+def test_labels_beside_the_queries_of_the_log(ingest: Callable[..., Receipt], root: str, segmentation: Task) -> None:
     answer = {"segments": [{"text": "sushi", "label": "topic"}]}
-    with_gold = [("sushi", json.dumps(answer)), ("sushi", ""), ("vet", "{bad"), ("pizza", "")]
-    log = "query\tgold\n" + "".join(f"{query}\t{cell}\n" for query, cell in with_gold)
-    receipt = ingest(log, name="log.tsv", task="query_segmentation", columns=Columns(gold="gold"), later_share=0.0)
-    assert gold(root, receipt) == {"sushi": segmentation.dump(answer)}
-    assert counts(root, receipt) == {"sushi": 2, "vet": 1, "pizza": 1}, "a row whose gold is invalid is still an event"
-    assert aside(root, receipt) == [(3, "gold_invalid")]
+    with_labels = [("sushi", json.dumps(answer)), ("sushi", ""), ("vet", "{bad"), ("pizza", "")]
+    log = "query\tlabels\n" + "".join(f"{query}\t{cell}\n" for query, cell in with_labels)
+    receipt = ingest(log, name="log.tsv", task="query_segmentation", columns=Columns(labels="labels"), holdout_share=0.0)
+    assert labels_in(root, receipt) == {"sushi": segmentation.dump(answer)}
+    assert counts(root, receipt) == {"sushi": 2, "vet": 1, "pizza": 1}, "a row whose human labels are invalid is still an event"
+    assert aside(root, receipt) == [(3, "label_invalid")]
 
 
 def test_answers_that_json_lets_in_but_no_table_can_hold(segmentation: Task) -> None:
@@ -432,39 +432,41 @@ def test_answers_that_json_lets_in_but_no_table_can_hold(segmentation: Task) -> 
     assert "cannot be stored" in _answer(lone, segmentation)[1]
 
 
-def test_gold_for_training_does_not_nearly_repeat_the_gold(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+def test_labels_for_training_do_not_nearly_repeat_the_others(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
     rows = [("best pizza in chicago", "test"), ("pizza best in chicago", "train"), ("best pizza in chicagoo", "train"), ("sushi", "train")]
     lines = [f"{query}\tbrowse\t{split}" for query, split in rows]
-    (tmp_path / "gold.tsv").write_text("query\tanswer\tsplit\n" + "\n".join(lines) + "\n")
-    receipt = ingest(GOLD_LOG, gold=str(tmp_path / "gold.tsv"))
-    assert list(gold(root, receipt, "gold_train")) == ["sushi"]
-    assert list(gold(root, receipt)) == ["best pizza in chicago"]
-    assert receipt.rows["gold_set_aside.near"] == receipt.rows["gold_set_aside"] == 2
+    (tmp_path / "labels.tsv").write_text("query\tanswer\tsplit\n" + "\n".join(lines) + "\n")
+    receipt = ingest(LABELS_LOG, labels=str(tmp_path / "labels.tsv"))
+    assert list(labels_in(root, receipt, "human_labels_train")) == ["sushi"]
+    assert list(labels_in(root, receipt)) == ["best pizza in chicago"]
+    assert receipt.rows["labels_set_aside.near"] == receipt.rows["labels_set_aside"] == 2
     aside = output_table(open_storage(root), receipt, "set_aside").to_pylist()
-    assert [(row["row"], row["reason"], row["text"]) for row in aside] == [(2, "gold_near", rows[1][0]), (3, "gold_near", rows[2][0])]
+    assert [(row["row"], row["reason"], row["text"]) for row in aside] == [(2, "label_near", rows[1][0]), (3, "label_near", rows[2][0])]
 
 
-def test_gold_for_training_is_split_by_hash_and_shares_no_query(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+def test_labels_for_training_are_split_by_hash_and_share_no_query(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
     lines = [f"q{i:04d}\tbrowse" for i in range(2000)]
-    (tmp_path / "gold.tsv").write_text("query\tanswer\n" + "\n".join(lines) + "\n")
-    receipt = ingest(GOLD_LOG, gold=str(tmp_path / "gold.tsv"), gold_train_share=0.7)
-    train, test = gold(root, receipt, "gold_train"), gold(root, receipt)
+    (tmp_path / "labels.tsv").write_text("query\tanswer\n" + "\n".join(lines) + "\n")
+    receipt = ingest(LABELS_LOG, labels=str(tmp_path / "labels.tsv"), labels_train_share=0.7)
+    train, test = labels_in(root, receipt, "human_labels_train"), labels_in(root, receipt)
     assert not train.keys() & test.keys()
     assert len(train) + len(test) == 2000
     assert abs(len(train) / 2000 - 0.7) < 0.05
-    (tmp_path / "gold.tsv").write_text("query\tanswer\n" + "\n".join(reversed(lines[:1000])) + "\n")
-    fewer = ingest(GOLD_LOG, gold=str(tmp_path / "gold.tsv"), gold_train_share=0.7)
-    assert gold(root, fewer, "gold_train").keys() == train.keys() & {f"q{i:04d}" for i in range(1000)}, "a query keeps its side"
+    (tmp_path / "labels.tsv").write_text("query\tanswer\n" + "\n".join(reversed(lines[:1000])) + "\n")
+    fewer = ingest(LABELS_LOG, labels=str(tmp_path / "labels.tsv"), labels_train_share=0.7)
+    assert labels_in(root, fewer, "human_labels_train").keys() == train.keys() & {f"q{i:04d}" for i in range(1000)}, (
+        "a query keeps its side"
+    )
 
 
 def test_a_split_column_rules_and_test_rules_over_train(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
     cells = [("a", "browse", "train"), ("b", "browse", "test"), ("C", "browse", "train"), ("c", "browse", "TEST"), ("d", "price", "dev")]
-    (tmp_path / "gold.csv").write_text("query,answer,split\n" + "".join(",".join(row) + "\n" for row in cells))
-    receipt = ingest(GOLD_LOG, gold=str(tmp_path / "gold.csv"), gold_train_share=1.0)
-    assert gold(root, receipt, "gold_train").keys() == {"a"}
-    assert gold(root, receipt).keys() == {"b", "c"}
-    assert receipt.rows["gold_overlaps"] == 1
-    assert aside(root, receipt) == [(5, "gold_split")]
+    (tmp_path / "labels.csv").write_text("query,answer,split\n" + "".join(",".join(row) + "\n" for row in cells))
+    receipt = ingest(LABELS_LOG, labels=str(tmp_path / "labels.csv"), labels_train_share=1.0)
+    assert labels_in(root, receipt, "human_labels_train").keys() == {"a"}
+    assert labels_in(root, receipt).keys() == {"b", "c"}
+    assert receipt.rows["label_overlaps"] == 1
+    assert aside(root, receipt) == [(5, "label_split")]
 
 
 @pytest.mark.parametrize(
@@ -484,9 +486,9 @@ def test_a_split_column_rules_and_test_rules_over_train(ingest: Callable[..., Re
         ),
         ("query,n\na\\x,1\n", {"quotes": "escaped"}, ["bad_row: 1", "backslashes that do not fit: a\\x,1"]),
         ("query\n \n  \n", {}, ["empty: 2", "row 1 of log.csv", "columns.query"]),
-        ("query,n,time\na,1,2024-01-01\n", {"columns": TIMED}, ["covers 1 days", "2024-01-01 to 2024-01-01", "later_days"]),
-        ("query,n\na,1\n", {"columns": Columns(gold="n")}, ["no gold answer can be used", "column n", "gold_invalid"]),
-        ("query\na\n", {"gold": "/nonexistent/gold.csv"}, ["gold file not found", "/nonexistent/gold.csv"]),
+        ("query,n,time\na,1,2024-01-01\n", {"columns": TIMED}, ["covers 1 days", "2024-01-01 to 2024-01-01", "holdout_days"]),
+        ("query,n\na,1\n", {"columns": Columns(labels="n")}, ["no human label can be used", "column n", "label_invalid"]),
+        ("query\na\n", {"labels": "/nonexistent/labels.csv"}, ["labels file not found", "/nonexistent/labels.csv"]),
         ("query\na\n", {"log": "/nonexistent/log.csv"}, ["log file not found"]),
         ("query\na\n", {"log": ""}, ["no log is named"]),
     ],
@@ -503,10 +505,10 @@ def test_bad_input_says_what_where_and_what_to_do(
     assert not list(Path(root).rglob("receipt.json")), "nothing is published"
 
 
-def test_a_gold_file_without_its_columns(ingest: Callable[..., Receipt], tmp_path: Path) -> None:
-    (tmp_path / "gold.csv").write_text("query,label\na,browse\n")
+def test_a_file_of_labels_without_its_columns(ingest: Callable[..., Receipt], tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("query,label\na,browse\n")
     with pytest.raises(InputError, match="no column 'answer'") as error:
-        ingest("query\na\n", gold=str(tmp_path / "gold.csv"))
+        ingest("query\na\n", labels=str(tmp_path / "labels.csv"))
     assert "rename the column" in str(error.value)
 
 
@@ -521,12 +523,12 @@ def test_a_full_disk_says_which(ingest: Callable[..., Receipt], monkeypatch: pyt
 
 def test_lost_events_end_the_job(ingest: Callable[..., Receipt], root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def lossy(*arguments: Any) -> tuple[pa.Table, pa.Table]:
-        queries, later = tally.finish(*arguments)
-        return queries.slice(1), later
+        queries, holdout = tally.finish(*arguments)
+        return queries.slice(1), holdout
 
     monkeypatch.setattr("headtail.stages.ingest.counting.finish", lossy)
     with pytest.raises(LedgerError, match="events do not add up"):
-        ingest("query\na\nb\n", later_share=0.0)
+        ingest("query\na\nb\n", holdout_share=0.0)
     assert not open_storage(root).exists("ingest/LATEST")
 
 
@@ -543,7 +545,7 @@ def test_a_second_run_is_reused_and_a_changed_log_is_not(ingest: Callable[..., R
     assert first.facts["log"][0]["path"] == str(tmp_path / "log.csv")
 
 
-def test_later_traffic_too_thin_to_trust_is_said(ingest: Callable[..., Receipt]) -> None:
+def test_holdout_traffic_too_thin_to_trust_is_said(ingest: Callable[..., Receipt]) -> None:
     log = "query,n,time\n" + "a,1000,2024-01-01\n" * 20 + "a,1,2024-01-02\n" * 11
     receipt = ingest(log, columns=TIMED)
     assert any("only 11 events" in note for note in receipt.notes)
@@ -555,7 +557,7 @@ def test_a_log_on_s3(s3_root: str, root: str) -> None:
         store.replace(f"logs/day-{i}.csv", f"query,time\na,2024-01-0{i + 1}\nb,2024-01-0{i + 1}\n".encode())
     config = Config(root=root, log=f"{s3_root}/logs", task="query_intent", columns=Columns(time="time"), tracking=OFF)
     receipt = run(config)
-    assert (receipt.rows["used_events"], receipt.rows["later_events"]) == (2, 2)
+    assert (receipt.rows["used_events"], receipt.rows["holdout_events"]) == (2, 2)
     assert run(config.model_copy(update={"log": f"{s3_root}/logs/*.csv"})).reused
     with pytest.raises(InputError, match="no log files"):
         run(config.model_copy(update={"log": f"{s3_root}/nothing/*.csv"}))
@@ -591,7 +593,7 @@ def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
             "tally.HELD_ROWS = logfile.BATCH_ROWS = 50_000\n"
             "base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             f"run(Config(log={str(path)!r}, root={str(tmp_path / 'store')!r}, task='query_intent', shards={rows // 25_000},"
-            " later_share=0.0, tracking=TrackingConfig(enabled=False)))\n"
+            " holdout_share=0.0, tracking=TrackingConfig(enabled=False)))\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=limit(120))

@@ -34,7 +34,7 @@ TEXT = b"query,n\npizza,1\ntacos,2\n"
 @pytest.fixture
 def ingest(root: str) -> Callable[..., Receipt]:
     def do(log: Path, **fields: object) -> Receipt:
-        base = {"root": root, "log": str(log), "task": "query_intent", "tracking": TrackingConfig(enabled=False), "later_share": 0.0}
+        base = {"root": root, "log": str(log), "task": "query_intent", "tracking": TrackingConfig(enabled=False), "holdout_share": 0.0}
         return run(Config.model_validate(base | fields))
 
     return do
@@ -232,11 +232,11 @@ def test_folders_that_are_columns(ingest: Callable[..., Receipt], root: str, tmp
         (folder / "part-2.jsonl").write_text('{"query": "ramen"}\n')
     receipt = ingest(tmp_path / "log", columns=Columns(time="day"))
     assert queries(root, receipt) == {"1": 1, "sushi": 1, "ramen": 1}
-    assert (receipt.facts["first_day"], receipt.facts["later_from"]) == ("2024-01-01", "2024-01-02")
+    assert (receipt.facts["first_day"], receipt.facts["holdout_from"]) == ("2024-01-01", "2024-01-02")
     assert receipt.rows["set_aside.bad_time"] == 3
     both = ingest(tmp_path / "log" / "d%61y=2024*", columns=Columns(time="day"))
     assert both.rows["events"] == 6
-    alone = ingest(tmp_path / "log" / "d%61y=2024%2D01%2D01" / "part-0.csv", columns=Columns(time="day"), later_days=0)
+    alone = ingest(tmp_path / "log" / "d%61y=2024%2D01%2D01" / "part-0.csv", columns=Columns(time="day"), holdout_days=0)
     assert alone.facts["first_day"] == "2024-01-01"
 
 
@@ -314,12 +314,12 @@ START = 19_000
 
 @settings(max_examples=400)
 @given(DAYS, WILD, st.integers(1, 3))
-def test_a_few_rows_of_any_dates_move_the_cut_by_a_day_at_most(sizes: list[int], wild: list[int], later_days: int) -> None:
+def test_a_few_rows_of_any_dates_move_the_cut_by_a_day_at_most(sizes: list[int], wild: list[int], holdout_days: int) -> None:
     own = {START + i: size for i, size in enumerate(sizes)}
 
     def cut(found: dict[int, int]) -> int:
         span = days.believed(found, today=20_000)
-        return days.cut_day({day: n for day, n in found.items() if span.first <= day <= min(span.last, span.today)}, later_days)
+        return days.cut_day({day: n for day, n in found.items() if span.first <= day <= min(span.last, span.today)}, holdout_days)
 
     mixed = dict(own)
     for day in wild:
@@ -333,25 +333,25 @@ OWN = "".join(f"pizza,5,2024-01-{day:02d}\n" for day in range(1, 15) for _ in ra
 
 @settings(max_examples=400)
 @given(DAYS, WILD, st.integers(1, 3))
-def test_a_few_rows_of_any_dates_are_never_all_of_later_traffic(sizes: list[int], wild: list[int], later_days: int) -> None:
+def test_a_few_rows_of_any_dates_are_never_all_of_holdout_traffic(sizes: list[int], wild: list[int], holdout_days: int) -> None:
     mixed = Counter({START + i: size for i, size in enumerate(sizes)})
     mixed.update(wild)
     span = days.believed(mixed, today=20_000)
     kept = {day: n for day, n in mixed.items() if span.first <= day <= min(span.last, span.today)}
-    cut = days.cut_day(kept, later_days)
+    cut = days.cut_day(kept, holdout_days)
     assert any(START + i >= cut for i in range(len(sizes)))
 
 
 @pytest.mark.parametrize("count", [1, 140, 160, 2_001, 100_000, 10**12])
 @pytest.mark.parametrize("date, reason", [("2099-01-01", "after_today"), ("2024-01-25", "after_gap"), ("2024-01-15", "")])
-def test_no_count_makes_one_row_the_later_traffic(
+def test_no_count_makes_one_row_the_holdout_traffic(
     ingest: Callable[..., Receipt], tmp_path: Path, count: int, date: str, reason: str
 ) -> None:
     (tmp_path / "x.csv").write_text(f"query,n,time\n{OWN}spam,{count},{date}\n")
     receipt = ingest(tmp_path / "x.csv", columns=COUNTED)
-    assert receipt.facts["later_from"] == "2024-01-14"
+    assert receipt.facts["holdout_from"] == "2024-01-14"
     assert receipt.rows.get(f"set_aside.{reason}", 0) == bool(reason)
-    assert receipt.rows["later_events"] == 140 + count * (not reason)
+    assert receipt.rows["holdout_events"] == 140 + count * (not reason)
 
 
 def test_a_few_rows_after_a_log_of_one_day_are_not_held_out(ingest: Callable[..., Receipt], tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_what_is_set_aside_by_its_date(ingest: Callable[..., Receipt], root: str
     wild = ["tacos,1970-01-01", "tacos,2024-02-10", "tacos,2099-01-01"]
     (tmp_path / "x.csv").write_text("\n".join(["query,time", *own, *wild]) + "\n")
     receipt = ingest(tmp_path / "x.csv", columns=Columns(time="time"))
-    assert (receipt.facts["first_day"], receipt.facts["last_day"], receipt.facts["later_from"]) == (
+    assert (receipt.facts["first_day"], receipt.facts["last_day"], receipt.facts["holdout_from"]) == (
         "2024-01-01",
         "2024-01-20",
         "2024-01-20",

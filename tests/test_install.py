@@ -16,7 +16,7 @@ UNPATCHED_BUILD = """  error: subprocess-exited-with-error
         File "<string>", line 1, in <module>
       TypeError: Command.__init__() got an unexpected keyword argument 'use_ninja'
   note: This error originates from a subprocess, and is likely not a problem with pip.
-error: metadata-generation-failed"""
+error: metadata-snapshot-failed"""
 NO_INDEX = (
     "ERROR: Could not find a version that satisfies the requirement torch==2.13.0+cpu\nERROR: No matching distribution found for torch"
 )

@@ -66,8 +66,8 @@ def test_covers_spans(right: float, n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [40, 300])
-def test_covers_traffic_of_the_gold_rows(n: int) -> None:
-    """Weights are those of the gold queries at hand; what is random is whether each is answered right."""
+def test_covers_traffic_of_the_labelled_rows(n: int) -> None:
+    """Weights are those of the labelled queries at hand; what is random is whether each is answered right."""
     rng = np.random.default_rng(n)
     counts = np.maximum(1, np.round(20_000 / np.arange(1, n + 1)))
     chance = np.linspace(0.95, 0.6, n)
@@ -149,7 +149,7 @@ def test_all_right_is_not_certain() -> None:
 
 
 def test_one_heavy_query_is_few_rows() -> None:
-    """A thousand gold rows of which one has half the traffic say little about traffic."""
+    """A thousand labelled rows of which one has half the traffic say little about traffic."""
     weight = np.concatenate([[1000.0], np.ones(1000)])
     assert effective_rows(weight) == pytest.approx(4.0, abs=0.1)
     hit = np.ones(1001)

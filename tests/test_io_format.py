@@ -1,4 +1,4 @@
-"""A student's form: what it is asked and how its answer is read; and that a model without one is treated as ever."""
+"""A student's I/O format: what it is asked and how its answer is read; and that a model without one is treated as ever."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 
 from headtail.adapters.storage import Storage, put, write_json
 from headtail.batch.job import answer_settings
-from headtail.batch.parsed_answer import settle
+from headtail.batch.parsed_answer import classify
 from headtail.batch.wanted import wanted
 from headtail.core import io_format
 from headtail.core.errors import ConfigError, InputError
-from headtail.core.io_format import DEFAULT, Manner, made_for, parse, read, write
+from headtail.core.io_format import DEFAULT, IOFormat, format_for, parse, read, write
 from headtail.core.keys import answer_key, fingerprint
 from headtail.core.receipt import Receipt
 from headtail.core.rows import State
@@ -25,7 +25,7 @@ from headtail.engines.models import find, resolve, weights_digest
 from headtail.stages.precompute.dry_run.preview import preview
 from null_jobs import MakeJob, planned, run_here
 
-BARE = Manner(prompt="bare", answer="code")
+QUERY_ONLY = IOFormat(prompt="query_only", output="compact")
 ANSWER = {"segments": [{"text": "thai food", "label": "topic"}, {"text": "near me", "label": "location"}]}
 CODE = "thai food|near me^"
 QUERY = "thai food near me"
@@ -35,14 +35,14 @@ QUERY = "thai food near me"
 
 @pytest.mark.parametrize(
     "name, engine, side, settings, key",
-    [  # recorded before there were forms; of vLLM when control tokens became text and grammars outlines
+    [  # recorded before there were I/O formats; of vLLM when control tokens became text and grammars outlines
         ("query_segmentation", "vllm", True, "7742f75c6a68552e4bfb8f938f0bd110", "f53d98fd4d2d5e518ff42fba541746c3"),
         ("query_segmentation", "null", True, "2d61d71fbec6078bed863267e6b18cf5", "ad8574ed87ac2d9d6b63c633ff966c12"),
         ("query_intent", "vllm", False, "9ce4bc98aa2e74875d2d479ff6cd40ab", "bb494b73870c78483b9199c528123867"),
         ("query_intent", "null", False, "19e5091fc5fd095337ec2692f2d5fac1", "a637bcb5624b4cef60994bf3ce80ec57"),
     ],
 )
-def test_keys_of_a_model_without_a_form_are_those_recorded(name: str, engine: str, side: bool, settings: str, key: str) -> None:
+def test_keys_of_a_model_without_a_format_are_those_recorded(name: str, engine: str, side: bool, settings: str, key: str) -> None:
     task, model = load_task(name), ModelConfig.model_validate({"model": "example:teacher", "engine": engine})
     made = fingerprint(answer_settings(task, model, "d" * 64, DEFAULT))
     businesses = {"businesses": ["Thai House", "Siam"]} if side else {}
@@ -51,37 +51,37 @@ def test_keys_of_a_model_without_a_form_are_those_recorded(name: str, engine: st
     assert messages == task.messages("thai food near me", businesses)
 
 
-def test_the_default_form_is_no_form(segmentation: Task, tmp_path: Path) -> None:
-    assert made_for(segmentation, Manner()) is DEFAULT
-    assert made_for(segmentation, Manner(side=True)) is DEFAULT  # without a bare prompt it says nothing
+def test_the_default_format_is_no_format(segmentation: Task, tmp_path: Path) -> None:
+    assert format_for(segmentation, IOFormat()) is DEFAULT
+    assert format_for(segmentation, IOFormat(side_inputs=True)) is DEFAULT  # with the full prompt it says nothing
     write(DEFAULT, tmp_path)
     assert not list(tmp_path.iterdir())
     assert read(tmp_path) is DEFAULT
     assert (DEFAULT.settings, DEFAULT.chat_template) == ({}, None)
     assert DEFAULT.check(segmentation) is DEFAULT
     text = segmentation.target(ANSWER)
-    assert DEFAULT.target(segmentation, ANSWER) == DEFAULT.as_json(segmentation, text, DEFAULT.look(segmentation, text)) == text
-    assert DEFAULT.look(segmentation, text) == (*segmentation.parse(text), None)
-    assert DEFAULT.as_json(segmentation, "no JSON", DEFAULT.look(segmentation, "no JSON")) == "no JSON"
+    assert DEFAULT.target(segmentation, ANSWER) == DEFAULT.as_json(segmentation, text, DEFAULT.parse_text(segmentation, text)) == text
+    assert DEFAULT.parse_text(segmentation, text) == (*segmentation.parse(text), None)
+    assert DEFAULT.as_json(segmentation, "no JSON", DEFAULT.parse_text(segmentation, "no JSON")) == "no JSON"
     assert DEFAULT.bound(segmentation, 120) == segmentation.schema
 
 
 # --- what is kept beside the weights
 
 
-def test_a_form_is_kept_and_pins_the_model(segmentation: Task, tmp_path: Path, store: Storage) -> None:
+def test_a_format_is_kept_and_pins_the_model(segmentation: Task, tmp_path: Path, store: Storage) -> None:
     (tmp_path / "config.json").write_text("{}")
     before = weights_digest(tmp_path)
-    assert resolve(str(tmp_path), "", store).form is DEFAULT
-    made = made_for(segmentation, BARE)
+    assert resolve(str(tmp_path), "", store).io_format is DEFAULT
+    made = format_for(segmentation, QUERY_ONLY)
     write(made, tmp_path)
-    assert read(tmp_path) == made == resolve(str(tmp_path), "", store).form
+    assert read(tmp_path) == made == resolve(str(tmp_path), "", store).io_format
     assert weights_digest(tmp_path) != before
 
 
-def test_a_form_is_known_before_the_student_is_fetched(segmentation: Task, tmp_path: Path, store: Storage) -> None:
+def test_a_format_is_known_before_the_student_is_fetched(segmentation: Task, tmp_path: Path, store: Storage) -> None:
     """A job is keyed where it is planned, and that is not where the engine is."""
-    made = made_for(segmentation, BARE)
+    made = format_for(segmentation, QUERY_ONLY)
     write(made, tmp_path)
     ref = put(store, tmp_path / io_format.FILE, f"distill/abc/model/{io_format.FILE}")
     receipt = Receipt(
@@ -95,33 +95,33 @@ def test_a_form_is_known_before_the_student_is_fetched(segmentation: Task, tmp_p
     )
     write_json(store, "distill/abc/receipt.json", receipt.model_dump(mode="json"))
     found = find(ModelConfig(model="distill/abc"), store, fetch=False)
-    assert (found.path, found.form) == ("distill/abc", made)
+    assert (found.path, found.io_format) == ("distill/abc", made)
 
 
 def test_a_student_of_another_task_is_refused(segmentation: Task, intent: Task) -> None:
-    made = made_for(segmentation, BARE)
+    made = format_for(segmentation, QUERY_ONLY)
     assert made.check(segmentation) is made
     with pytest.raises(ConfigError, match="made for query_segmentation, not for the task query_intent"):
         made.check(intent)
     changed = Task(segmentation.file, segmentation.folder, {**segmentation.schema, "required": []}, segmentation.template)
     with pytest.raises(ConfigError, match="another answer schema"):
         made.check(changed)
-    with pytest.raises(ConfigError, match="version 99 of the code"):
-        made.model_copy(update={"code": 99}).check(segmentation)
+    with pytest.raises(ConfigError, match="version 99 of the compact format"):
+        made.model_copy(update={"compact_version": 99}).check(segmentation)
 
 
 @pytest.mark.parametrize(
     "text, says", [("{", "not JSON"), ("[]", "JSON object"), ('{"prompt": "bear"}', "prompt"), ('{"more": 1}', "more")]
 )
-def test_a_file_that_is_no_form_is_an_error(text: str, says: str) -> None:
+def test_a_file_that_is_no_format_is_an_error(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         parse(text.encode(), "headtail.json")
 
 
-def test_a_task_whose_answers_have_no_code_is_refused_when_the_form_is_made(segmentation: Task) -> None:
+def test_a_task_whose_answers_have_no_compact_text_is_refused_when_the_format_is_made(segmentation: Task) -> None:
     loose = Task(segmentation.file, segmentation.folder, {"type": "object", "properties": {}}, "other")
-    with pytest.raises(ConfigError, match="no compact code"):
-        made_for(loose, BARE)
+    with pytest.raises(ConfigError, match="no compact format"):
+        format_for(loose, QUERY_ONLY)
 
 
 # --- asking
@@ -129,59 +129,66 @@ def test_a_task_whose_answers_have_no_code_is_refused_when_the_form_is_made(segm
 
 def test_a_bare_student_sees_the_query_alone(segmentation: Task) -> None:
     side = {"businesses": ["Thai House", "Siam"]}
-    bare, with_side = made_for(segmentation, BARE), made_for(segmentation, Manner(prompt="bare", side=True))
-    assert bare.messages(segmentation, "thai", side) == [{"role": "user", "content": "thai"}]
+    query_only, with_side = format_for(segmentation, QUERY_ONLY), format_for(segmentation, IOFormat(prompt="query_only", side_inputs=True))
+    assert query_only.messages(segmentation, "thai", side) == [{"role": "user", "content": "thai"}]
     assert with_side.messages(segmentation, "thai", side) == [{"role": "user", "content": "thai\nThai House; Siam"}]
     nothing: Any
     for nothing in (None, {}, {"businesses": []}, {"businesses": None}):
-        assert with_side.messages(segmentation, "thai", nothing) == bare.messages(segmentation, "thai")
+        assert with_side.messages(segmentation, "thai", nothing) == query_only.messages(segmentation, "thai")
 
 
 def test_a_bare_prompt_is_the_query_and_a_lines_end() -> None:
     import jinja2
 
-    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(io_format.BARE_TEMPLATE)  # as transformers compiles it
+    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(
+        io_format.QUERY_ONLY_TEMPLATE
+    )  # as transformers compiles it
     assert template.render(messages=[{"role": "user", "content": "thai\nSiam"}], add_generation_prompt=True) == "thai\nSiam\n"
 
 
 def test_an_engines_own_version_is_part_of_the_key(segmentation: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the engine that runs this kind of student, and of no other; the grammar's is part of all that write."""
-    forms = {kind: made_for(segmentation, Manner(prompt="bare"), kind) for kind in ("decoder", "encoder", "seq2seq")}
+    formats = {kind: format_for(segmentation, IOFormat(prompt="query_only"), kind) for kind in ("decoder", "encoder", "seq2seq")}
 
     def settings() -> dict[str, str]:
-        return {kind: fingerprint(answer_settings(segmentation, ModelConfig(), "d", form)) for kind, form in forms.items()}
+        return {kind: fingerprint(answer_settings(segmentation, ModelConfig(), "d", fmt)) for kind, fmt in formats.items()}
 
     before = settings()
     assert len(set(before.values())) == 3
     parts = (("batch.job", {"decoder", "seq2seq"}), ("engines.encoder", {"encoder"}), ("engines.transformers", {"seq2seq"}))
     for part, kinds in parts:
         with monkeypatch.context() as patch:
-            patch.setattr(f"headtail.{part}.FORM", 99)
+            patch.setattr(f"headtail.{part}.VERSION", 99)
             assert {name for name, value in settings().items() if value != before[name]} == kinds
 
 
 def test_rows_are_keyed_by_what_the_student_is_asked(segmentation: Task) -> None:
-    """Without side inputs two rows that differ in nothing else are one; the settings keep forms apart."""
+    """Without side inputs two rows that differ in nothing else are one; the settings keep I/O formats apart."""
     table = planned(["thai"] * 3, businesses=[["Siam"], None, ["Siam", "x"]])
-    bare = made_for(segmentation, BARE)
-    assert [len(wanted(table, segmentation, "s", form)) for form in (DEFAULT, bare)] == [3, 1]
+    query_only = format_for(segmentation, QUERY_ONLY)
+    assert [len(wanted(table, segmentation, "s", fmt)) for fmt in (DEFAULT, query_only)] == [3, 1]
     model = ModelConfig()
-    forms = (DEFAULT, bare, made_for(segmentation, Manner(prompt="bare")), made_for(segmentation, Manner(answer="code")))
-    assert len({fingerprint(answer_settings(segmentation, model, "d", form)) for form in forms}) == 4
+    formats = (
+        DEFAULT,
+        query_only,
+        format_for(segmentation, IOFormat(prompt="query_only")),
+        format_for(segmentation, IOFormat(output="compact")),
+    )
+    assert len({fingerprint(answer_settings(segmentation, model, "d", fmt)) for fmt in formats}) == 4
 
 
 def test_a_changed_prompt_asks_a_bare_student_nothing_anew(make_local_job: MakeJob, segmentation: Task) -> None:
     """Its queries are asked without the template; and what set it apart from the job before is named."""
-    table, bare = planned(["thai", "pizza"], businesses=[["Siam"], None]), made_for(segmentation, Manner(prompt="bare"))
+    table, query_only = planned(["thai", "pizza"], businesses=[["Siam"], None]), format_for(segmentation, IOFormat(prompt="query_only"))
     run_here(make_local_job(table, reuse=False))
-    first = make_local_job(table, path="precompute/y", form=bare)
+    first = make_local_job(table, path="precompute/y", io_format=query_only)
     shown = preview(first, 0)
-    assert {group.parts for group in shown.groups} == {("prompt", "form")}
-    assert [change.part for change in shown.changes] == ["form"]
+    assert {group.parts for group in shown.groups} == {("prompt", "io_format")}
+    assert [change.part for change in shown.changes] == ["io_format"]
     ledger, _ = run_here(first)
     assert ledger.states[State.ANSWERED] == 2
     other = Task(segmentation.file, segmentation.folder, segmentation.schema, segmentation.template.replace("Query:", "Q:"))
-    assert preview(make_local_job(table, path="precompute/z", form=bare, task=other), 0).of("reused") == 2
+    assert preview(make_local_job(table, path="precompute/z", io_format=query_only, task=other), 0).of("reused") == 2
     assert preview(make_local_job(table, path="precompute/w", task=other), 0).of("reused") == 0
 
 
@@ -193,73 +200,75 @@ def _spelled(code: str, *pieces: tuple[str, float], **fields: Any) -> Completion
     return Completion(0, code, "stop", tokens_out=len(pieces), token_texts=texts, token_logprobs=logprobs, **fields)
 
 
-def test_a_code_becomes_the_very_answer(segmentation: Task) -> None:
-    bare = made_for(segmentation, BARE)
-    assert bare.target(segmentation, ANSWER) == CODE
-    assert bare.look(segmentation, CODE) == (ANSWER, "", [(0, 10), (10, 18)])
-    outcome = settle(segmentation, Completion(0, CODE, "stop"), bare)
-    assert (outcome.state, outcome.answer, outcome.raw) == (State.ANSWERED, segmentation.dump(ANSWER), None)
-    assert bare.as_json(segmentation, CODE, bare.look(segmentation, CODE)) == segmentation.dump(ANSWER)
+def test_a_compact_text_becomes_the_very_answer(segmentation: Task) -> None:
+    query_only = format_for(segmentation, QUERY_ONLY)
+    assert query_only.target(segmentation, ANSWER) == CODE
+    assert query_only.parse_text(segmentation, CODE) == (ANSWER, "", [(0, 10), (10, 18)])
+    parsed = classify(segmentation, Completion(0, CODE, "stop"), query_only)
+    assert (parsed.state, parsed.answer, parsed.raw) == (State.ANSWERED, segmentation.dump(ANSWER), None)
+    assert query_only.as_json(segmentation, CODE, query_only.parse_text(segmentation, CODE)) == segmentation.dump(ANSWER)
     with pytest.raises(InputError):
-        bare.target(segmentation, {"segments": [{"text": "x", "label": "dish"}]})
+        query_only.target(segmentation, {"segments": [{"text": "x", "label": "dish"}]})
 
 
-def test_an_encoder_writes_no_code(segmentation: Task) -> None:
+def test_an_encoder_writes_no_compact_text(segmentation: Task) -> None:
     with pytest.raises(ConfigError, match="an encoder writes nothing"):
-        made_for(segmentation, BARE, "encoder")
+        format_for(segmentation, QUERY_ONLY, "encoder")
 
 
 @pytest.mark.parametrize(
     "code, finish, state, reason",
     [
         (CODE, "length", State.TRUNCATED, "length limit"),
-        ("thai food", "stop", State.INVALID, "not a code"),
-        ('{"segments": []}', "stop", State.INVALID, "not a code"),
+        ("thai food", "stop", State.INVALID, "not in the compact format"),
+        ('{"segments": []}', "stop", State.INVALID, "not in the compact format"),
         ("x|" * 9, "stop", State.INVALID, "9 items"),
         ("x" * 201 + "|", "stop", State.INVALID, "201 characters"),
         ("", "stop", State.ANSWERED, ""),
     ],
 )
 def test_nothing_is_repaired(segmentation: Task, code: str, finish: str, state: State, reason: str) -> None:
-    bare = made_for(segmentation, BARE)
-    outcome = settle(segmentation, Completion(0, code, finish), bare)
-    assert outcome.state == state
-    assert reason in outcome.reason
-    assert state == State.ANSWERED or outcome.raw == (code or None)
-    assert (bare.as_json(segmentation, code, bare.look(segmentation, code)) == "") == (state == State.INVALID)
+    query_only = format_for(segmentation, QUERY_ONLY)
+    parsed = classify(segmentation, Completion(0, code, finish), query_only)
+    assert parsed.state == state
+    assert reason in parsed.reason
+    assert state == State.ANSWERED or parsed.raw == (code or None)
+    assert (query_only.as_json(segmentation, code, query_only.parse_text(segmentation, code)) == "") == (state == State.INVALID)
 
 
 def test_bounds_of_numbers_are_still_the_schemas(tmp_path: Path) -> None:
     task = _task(tmp_path, {"n": {"type": "integer", "minimum": 0, "maximum": 5}}, {"n": 1})
-    bare = made_for(task, BARE)
-    assert bare.look(task, "5").answer == {"n": 5}
-    assert "schema" in bare.look(task, "6").problem
+    query_only = format_for(task, QUERY_ONLY)
+    assert query_only.parse_text(task, "5").answer == {"n": 5}
+    assert "schema" in query_only.parse_text(task, "6").problem
 
 
-def test_confidence_is_over_the_codes_decisions(segmentation: Task, tmp_path: Path) -> None:
-    bare = made_for(segmentation, BARE)
+def test_confidence_is_over_the_decisions_of_a_compact_text(segmentation: Task, tmp_path: Path) -> None:
+    query_only = format_for(segmentation, QUERY_ONLY)
     made = _spelled(CODE, ("thai", -0.1), (" food", -0.2), ("|", -0.3), ("near", -0.1), (" me", -0.2), ("^", -0.3), ("", -9.0))
-    assert settle(segmentation, made, bare).confidence == pytest.approx(
+    assert classify(segmentation, made, query_only).confidence == pytest.approx(
         math.exp(-0.2)
     )  # that no segment follows is not counted in JSON either
     glued = _spelled(CODE, ("thai food|near", -0.4), (" me^", -0.2))
-    assert settle(segmentation, glued, bare).confidence == pytest.approx(math.exp(-0.3))
-    assert settle(segmentation, _spelled("", ("", -0.1)), bare).confidence is None
+    assert classify(segmentation, glued, query_only).confidence == pytest.approx(math.exp(-0.3))
+    assert classify(segmentation, _spelled("", ("", -0.1)), query_only).confidence is None
     text = _task(
         tmp_path,
         {"all": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3}, "t": {"type": "string", "maxLength": 9}},
         {"all": [], "t": ""},
     )
     open_end = _spelled("|\thi", ("|", -0.3), ("\t", -9.0), ("hi", -0.1), ("", -0.2))  # here the answer's end is the text's
-    assert settle(text, open_end, made_for(text, BARE)).confidence == pytest.approx(math.exp(-0.2))
+    assert classify(text, open_end, format_for(text, QUERY_ONLY)).confidence == pytest.approx(math.exp(-0.2))
 
 
-def test_samples_vote_by_what_their_codes_say(segmentation: Task) -> None:
-    bare = made_for(segmentation, BARE)
-    outcome = settle(segmentation, _spelled("x~", ("x~", -1.0), samples=(_spelled("x|", ("x|", -0.5)), _spelled("x|", ("x|", -0.1)))), bare)
-    assert json.loads(outcome.answer or "") == {"segments": [{"text": "x", "label": "topic"}]}
-    assert outcome.agreement == pytest.approx(2 / 3)
-    assert outcome.confidence == pytest.approx(math.exp(-0.5))
+def test_samples_vote_by_what_their_texts_say(segmentation: Task) -> None:
+    query_only = format_for(segmentation, QUERY_ONLY)
+    parsed = classify(
+        segmentation, _spelled("x~", ("x~", -1.0), samples=(_spelled("x|", ("x|", -0.5)), _spelled("x|", ("x|", -0.1)))), query_only
+    )
+    assert json.loads(parsed.answer or "") == {"segments": [{"text": "x", "label": "topic"}]}
+    assert parsed.agreement == pytest.approx(2 / 3)
+    assert parsed.confidence == pytest.approx(math.exp(-0.5))
 
 
 def _task(folder: Path, properties: dict[str, Any], fallback: dict[str, Any], **sampling: Any) -> Task:

@@ -16,17 +16,17 @@ from headtail.adapters.storage import Storage
 from headtail.batch import answers
 from headtail.core import io_format
 from headtail.core.config import TrackingConfig
-from headtail.core.io_format import Manner
+from headtail.core.io_format import IOFormat
 from headtail.core.keys import normalise, query_key
-from headtail.core.rows import GOLD, State
+from headtail.core.rows import HUMAN_LABELS, State
 from headtail.core.task import Task, load_task
 from headtail.engines import ModelConfig
 from headtail.engines.models import find, weights_digest
-from headtail.examples import world
+from headtail.examples import example_data
 from headtail.stages import distill, evaluate, precompute
 from headtail.stages.distill.base import Base, Shape, make_base
 from headtail.stages.distill.tokenizer import train_tokenizer
-from headtail.stages.serve.live import Student
+from headtail.stages.serve.realtime import Student
 from null_jobs import MakeJob, planned, rows_of, run_here
 
 pytestmark = [
@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*max_rollback_tokens:DeprecationWarning"),  # xgrammar to vLLM, in its threads
 ]
 OFF = TrackingConfig(enabled=False)
-BARE = Manner(prompt="bare", answer="code")
+QUERY_ONLY = IOFormat(prompt="query_only", output="compact")
 ENGINES = (pytest.param("vllm", marks=pytest.mark.vllm), "transformers")
 TINY = Shape(vocabulary=600, hidden=64, layers=2, heads=2, feed_forward=128, positions=256)
 ANSWER = {
@@ -65,11 +65,11 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Task:
 
 @pytest.fixture(scope="module")
 def random_student(made_up: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights with a form: whatever it says, it says at random."""
+    """Random weights with an I/O format: whatever it says, it says at random."""
     import torch
 
-    folder = tmp_path_factory.mktemp("student")
-    made = io_format.made_for(made_up, BARE)
+    folder = tmp_path_factory.mktemp("batch_student")
+    made = io_format.format_for(made_up, QUERY_ONLY)
     tokenizer = train_tokenizer(["pizza near me", "cheap noodles", "thai food in boston", "a|b~c^d\n"], 300)
     tokenizer.chat_template = made.chat_template
     make_base(TINY.model_copy(update={"vocabulary": 300}), tokenizer, 0).to(torch.bfloat16).save_pretrained(folder)
@@ -90,7 +90,13 @@ def test_whatever_the_grammar_lets_a_student_say_is_an_answer(
     model, queries = _model(random_student, engine), [f"pizza {i} near me" for i in range(300)]
     found = find(model, store)
     job = make_local_job(
-        planned(queries), task=made_up, model=model, digest=found.digest, name=found.name, form=found.form.check(made_up), source="student"
+        planned(queries),
+        task=made_up,
+        model=model,
+        digest=found.digest,
+        name=found.name,
+        io_format=found.io_format.check(made_up),
+        source="batch_student",
     )
     ledger, _ = run_here(job)
     rows = rows_of(job, ledger).to_pylist()
@@ -99,14 +105,14 @@ def test_whatever_the_grammar_lets_a_student_say_is_an_answer(
     for row in rows:
         answer, problem = made_up.parse(row["answer"])
         assert not problem
-        assert 0 < row["confidence"] <= 1  # None, had the tokens not spelled the code
-        assert row["tokens_in"] <= len(row["query"]) + 1  # the bare query and a line's end, at most a byte each
-        assert len(row["logprobs"]) == row["tokens_out"] <= len(job.form.target(made_up, answer).encode()) + 1
+        assert 0 < row["confidence"] <= 1  # None, had the tokens not spelled the answer
+        assert row["tokens_in"] <= len(row["query"]) + 1  # the query alone and a line's end, at most a byte each
+        assert len(row["logprobs"]) == row["tokens_out"] <= len(job.io_format.target(made_up, answer).encode()) + 1
 
 
 @pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")  # vLLM leaves its sockets' context to the collector
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_live_student_says_what_the_batch_student_says(
+def test_the_realtime_student_says_what_the_batch_student_says(
     made_up: Task, random_student: Path, root: str, store: Storage, engine: str
 ) -> None:
     """In JSON, under the same key."""
@@ -125,7 +131,7 @@ def test_the_live_student_says_what_the_batch_student_says(
     model = _model(random_student, engine)
     replies = asyncio.run(ask())
     found = find(model, store)
-    settings = fingerprint(answer_settings(made_up, model, found.digest, found.form))
+    settings = fingerprint(answer_settings(made_up, model, found.digest, found.io_format))
     for i, reply in enumerate(replies):
         assert made_up.parse(reply.text)[1] == ""
         assert reply.finish_reason == "stop"
@@ -134,31 +140,38 @@ def test_the_live_student_says_what_the_batch_student_says(
 
 
 @pytest.mark.vllm
-def test_a_student_is_distilled_to_bare_code_asked_and_scored(train_here: None, answer_here: None, root: str, store: Storage) -> None:
-    """world -> distill -> precompute -> evaluate, every stage as users run it. It reads and writes a fraction of the teacher's tokens."""
-    task, config = load_task("query_intent"), world.Config(root=root, tracking=OFF, events=500, days=2, train=1500, gold=80, seed=3)
-    rows = world.run(config)
-    gold = [(normalise(text), task.dump(world.answers(found)[task.name])) for text, found, _ in world.sample(config, 80, "gold")]
-    table = [(query_key(query), query, answer, 1, "tail") for query, answer in dict(gold).items()]
-    columns = [pa.array(column, field.type) for column, field in zip(zip(*table, strict=True), GOLD, strict=True)]
-    keep(store, "plan", "ab12", {"gold": pa.table(columns, schema=GOLD)})
-    sets = (distill.TrainingSet(task=task.name, golden=f"{rows.path}:train_query_intent"),)
+def test_a_query_only_compact_student_is_distilled_asked_and_scored(train_here: None, answer_here: None, root: str, store: Storage) -> None:
+    """example data -> distill -> precompute -> evaluate, all as users run it. It reads and writes a fraction of the teacher's tokens."""
+    task, config = (
+        load_task("query_intent"),
+        example_data.Config(root=root, tracking=OFF, events=500, days=2, train=1500, labels=80, seed=3),
+    )
+    rows = example_data.run(config)
+    labels = [
+        (normalise(text), task.dump(example_data.answers(found)[task.name])) for text, found, _ in example_data.sample(config, 80, "gold")
+    ]
+    table = [(query_key(query), query, answer, 1, "tail") for query, answer in dict(labels).items()]
+    columns = [pa.array(column, field.type) for column, field in zip(zip(*table, strict=True), HUMAN_LABELS, strict=True)]
+    keep(store, "plan", "ab12", {"human_labels": pa.table(columns, schema=HUMAN_LABELS)})
+    sets = (distill.TrainingSet(task=task.name, training_set=f"{rows.path}:train_query_intent"),)
     student = distill.run(
         distill.Config(
-            root=root, tracking=OFF, sets=sets, base=Base(shape=TINY), lora=None, form=BARE, near_gold=None,
+            root=root, tracking=OFF, sets=sets, base=Base(shape=TINY), lora=None, io_format=QUERY_ONLY, near_labels=None,
             epochs=6, batch_rows=32, workers=1,
             learning_rate=5e-3, precision="fp32", zero_stage=0,
         )
     )  # fmt: skip
     assert f"model/{io_format.FILE}" in student.outputs
     done = precompute.run(
-        precompute.Config(root=root, tracking=OFF, task=task.name, inputs=("plan:gold",), source="student", model=_model(student.path))
+        precompute.Config(
+            root=root, tracking=OFF, task=task.name, inputs=("plan:human_labels",), source="batch_student", model=_model(student.path)
+        )
     )
     assert done.rows["answered"] == len(table)
     assert done.metrics["tokens_out_per_row"] == 2  # the sign of an option, and the end
-    assert done.metrics["tokens_in_per_row"] < 14  # the bare query by a tokenizer of 600 tokens
-    assert done.facts["engine"]["structured_outputs"] == "xgrammar, a code"
+    assert done.metrics["tokens_in_per_row"] < 14  # the query alone by a tokenizer of 600 tokens
+    assert done.facts["engine"]["structured_outputs"] == "xgrammar, compact"
     (given,) = answers(store, done, ["query", "answer", "raw", "confidence"])
     assert all(task.parse(row["answer"])[1] == "" and row["raw"] is None and 0 < row["confidence"] <= 1 for row in given.to_pylist())
-    scored = evaluate.run(evaluate.Config(root=root, tracking=OFF, task=task.name, answers={"student": done.path}, resamples=200))
-    assert scored.metrics["quality/student/all"] > 0.5  # eight labels: chance is far below
+    scored = evaluate.run(evaluate.Config(root=root, tracking=OFF, task=task.name, answers={"batch_student": done.path}, resamples=200))
+    assert scored.metrics["quality/batch_student/all"] > 0.5  # eight labels: chance is far below

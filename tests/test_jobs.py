@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from conftest import SMALL_LOOP, free_port
+from conftest import SMALL_PIPELINE, free_port
 from headtail import cli
 from headtail.adapters.storage import open_storage, read_table
 from headtail.adapters.storage.receipts import load_receipt
 from headtail.core.config import TrackingConfig
-from headtail.examples import world
+from headtail.examples import example_data
 from timescale import limit
 
 REPO = Path(__file__).parent.parent
@@ -174,35 +174,38 @@ def submit_all(cluster: Cluster, root: str, jobs: dict[str, tuple[str, ...]]) ->
 # One submission each, in the data's order; the server is a job beside the replay.
 STAGES: dict[str, tuple[str, ...]] = {
     "ingest_log": ("columns.time=time",),
-    "plan_head": ("head.rows=30", "teach_rows=40", "rest_rows=20"),
+    "plan_head": ("head.rows=30", "teacher_sample_rows=40", "max_student_rows=20"),
     "precompute_answers": (),
     "evaluate_answers": (),
-    "curate_golden": ("min_confidence=0",),
+    "curate_training_set": ("min_confidence=0",),
     "train_student": ("max_steps=2", "batch_rows=4"),
-    "publish_generation": ("student=distill", "evaluation=evaluate"),
+    "publish_snapshot": ("student=distill", "evaluation=evaluate"),
 }
 # Not submitted. train_teacher, sweep_students, ablate_curation, train_reference: trainings as train_student's. gate_student: wants a
-# student's answers on gold, one more precompute; run_loop goes through the same stage. measure_gap: precompute and evaluate twice over.
+# student's answers to labelled queries, one more precompute; run_pipeline goes through the same stage. measure_gap: precompute and evaluate
+# twice over.
 LEFT = {"train_teacher", "sweep_students", "ablate_curation", "train_reference", "gate_student", "measure_gap"}
 
 
 def test_every_job_is_submitted_or_left_out_for_a_reason() -> None:
-    assert {*STAGES, *LEFT, "serve_release", "replay_log", "run_loop"} == {path.stem for path in JOBS}
+    assert {*STAGES, *LEFT, "serve_release", "replay_log", "run_pipeline"} == {path.stem for path in JOBS}
 
 
 @pytest.mark.slow
 def test_jobs_run_under_ray_job_submit(head: Cluster, tmp_path: Path) -> None:
     """Each job once on real engines, in small, in the data's order, with a token; the server as a job beside the replay."""
     root = str(tmp_path / "store")
-    made = world.run(world.Config(root=root, tracking=TrackingConfig(enabled=False), events=3000, days=2, universe=800, gold=60))
+    made = example_data.run(
+        example_data.Config(root=root, tracking=TrackingConfig(enabled=False), events=3000, days=2, universe=800, labels=60)
+    )
     store, port = open_storage(root), free_port()
-    gold = store.uri(made.output("gold_query_segmentation").path)
-    log = ("log=" + store.uri(f"{made.path}/log"), f"gold={gold}")
+    labels = store.uri(made.output("human_labels_query_segmentation").path)
+    log = ("log=" + store.uri(f"{made.path}/log"), f"labels={labels}")
     found = dict(zip(STAGES, submit_all(head, root, {**STAGES, "ingest_log": STAGES["ingest_log"] + log}), strict=True))
     planned = load_receipt(store, "plan")  # the code travels with the job, what it makes lands in the store
     assert found["plan_head"]["fingerprint"] == planned.fingerprint
     assert read_table(store, planned.output("head").path).num_rows == planned.rows["head"] > 0
-    assert found["publish_generation"]["rows"]["published"] == found["precompute_answers"]["rows"]["answered"] > 0
+    assert found["publish_snapshot"]["rows"]["published"] == found["precompute_answers"]["rows"]["answered"] > 0
     with served(head, root, port):
         (replayed,) = submit_all(head, root, {"replay_log": (f"url=http://127.0.0.1:{port}", "requests=40")})
     assert replayed["rows"]["requests"] == 40
@@ -210,18 +213,18 @@ def test_jobs_run_under_ray_job_submit(head: Cluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_loop_runs_under_ray_job_submit(head: Cluster, tmp_path: Path) -> None:
+def test_the_pipeline_runs_under_ray_job_submit(head: Cluster, tmp_path: Path) -> None:
     """With both students."""
     small = (
         "one_student=false",
-        "live=false",
-        "world.events=3000",
-        "world.gold=60",
-        "plan.rest_rows=50",
-        "plan.teach_rows=50",
-        "distill.max_steps=2",
+        "replay_holdout=false",
+        "example_data.events=3000",
+        "example_data.labels=60",
+        "plan.max_student_rows=50",
+        "plan.teacher_sample_rows=50",
+        "distill_batch.max_steps=2",
     )
-    (found,) = submit_all(head, str(tmp_path / "store"), {"run_loop": (*SMALL_LOOP, *small)})
+    (found,) = submit_all(head, str(tmp_path / "store"), {"run_pipeline": (*SMALL_PIPELINE, *small)})
     assert found["stage"] == "report"
 
 

@@ -172,11 +172,11 @@ def test_make_help_lists_what_the_readme_promises() -> None:
         assert re.search(rf"^  make {target} +\w", shown, re.MULTILINE), f"make help does not list {target}"
 
 
-def test_make_passes_the_users_files_to_the_loop() -> None:
+def test_make_passes_the_users_files_to_the_pipeline() -> None:
     flags = [
         "LOG=my log.csv",
         "TASK=tasks/mine",
-        "GOLD=gold.csv",
+        "LABELS=labels.csv",
         "TEACHER=org/model",
         "SET=plan.seed=1 ingest.seed=2",
         "VENV=/nonexistent",
@@ -184,11 +184,11 @@ def test_make_passes_the_users_files_to_the_loop() -> None:
         "install",
     ]
     command = subprocess.run(["make", "-n", "quickstart", *flags], cwd=REPO, capture_output=True, text=True, timeout=limit(20)).stdout
-    wanted = ("log=my log.csv", "task=tasks/mine", "gold=gold.csv", "teacher.model=org/model", "plan.seed=1", "ingest.seed=2")
+    wanted = ("log=my log.csv", "task=tasks/mine", "labels=labels.csv", "teacher.model=org/model", "plan.seed=1", "ingest.seed=2")
     assert all(f"--set '{field}'" in command for field in wanted)
 
 
-@pytest.mark.parametrize("size, config", [("", "run_loop.laptop.yaml"), ("SIZE=full", "run_loop.laptop-full.yaml")])
+@pytest.mark.parametrize("size, config", [("", "run_pipeline.laptop.yaml"), ("SIZE=full", "run_pipeline.laptop-full.yaml")])
 def test_the_quickstart_has_two_sizes(size: str, config: str) -> None:
     command = ["make", "-n", "quickstart", "VENV=/nonexistent", "-o", "install", *filter(None, [size])]
     assert f"jobs/configs/{config} " in subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=limit(20)).stdout

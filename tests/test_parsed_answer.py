@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headtail.batch.parsed_answer import confidence, scalar_spans, settle
+from headtail.batch.parsed_answer import classify, confidence, scalar_spans
 from headtail.core.rows import State
 from headtail.core.task import Task
 from headtail.engines import Completion
@@ -41,14 +41,14 @@ def _spelled(*pieces: tuple[str, float]) -> tuple[str, tuple[str, ...], tuple[fl
 )
 def test_states(segmentation: Task, completion: Completion, state: State, reason: str) -> None:
     """DESIGN 5 and 6: an error body is no answer, a cut text is truncated even if it parses, nothing is repaired."""
-    outcome = settle(segmentation, completion)
-    assert outcome.state == state
-    assert reason in outcome.reason
+    parsed = classify(segmentation, completion)
+    assert parsed.state == state
+    assert reason in parsed.reason
     if state == State.ANSWERED:
-        assert outcome.answer == segmentation.dump(json.loads(GOOD))
-        assert outcome.raw is None
+        assert parsed.answer == segmentation.dump(json.loads(GOOD))
+        assert parsed.raw is None
     else:
-        assert (outcome.answer, outcome.confidence, outcome.raw) == (None, None, completion.text or None)
+        assert (parsed.answer, parsed.confidence, parsed.raw) == (None, None, completion.text or None)
 
 
 def test_confidence_counts_values_alone() -> None:
@@ -138,26 +138,26 @@ def _label(name: str, logprob: float = -0.1) -> Completion:
 def test_the_answer_most_samples_give_is_taken_and_all_are_kept(segmentation: Task) -> None:
     cut = Completion(0, '{"segm', "length", tokens_out=3)
     first = dataclasses.replace(_label("name", -2.0), samples=(_label("topic"), cut, _label("topic", -0.5)))
-    outcome = settle(segmentation, first)
-    assert json.loads(outcome.answer or "")["segments"][0]["label"] == "topic"
-    assert outcome.state is State.ANSWERED
-    assert outcome.agreement == 0.5
-    assert outcome.confidence == pytest.approx(math.exp(-0.1))
-    assert outcome.samples is not None
-    assert [sample["state"] for sample in outcome.samples] == ["answered", "answered", "truncated", "answered"]
-    assert [sample["tokens_out"] for sample in outcome.samples] == [2, 2, 3, 2]
-    assert outcome.samples[2]["answer"] is None
+    parsed = classify(segmentation, first)
+    assert json.loads(parsed.answer or "")["segments"][0]["label"] == "topic"
+    assert parsed.state is State.ANSWERED
+    assert parsed.agreement == 0.5
+    assert parsed.confidence == pytest.approx(math.exp(-0.1))
+    assert parsed.samples is not None
+    assert [sample["state"] for sample in parsed.samples] == ["answered", "answered", "truncated", "answered"]
+    assert [sample["tokens_out"] for sample in parsed.samples] == [2, 2, 3, 2]
+    assert parsed.samples[2]["answer"] is None
 
 
 def test_of_equals_the_earliest_sample_is_taken(segmentation: Task) -> None:
-    outcome = settle(segmentation, dataclasses.replace(_label("name"), samples=(_label("topic"),)))
-    assert json.loads(outcome.answer or "")["segments"][0]["label"] == "name"
-    assert outcome.agreement == 0.5
+    parsed = classify(segmentation, dataclasses.replace(_label("name"), samples=(_label("topic"),)))
+    assert json.loads(parsed.answer or "")["segments"][0]["label"] == "name"
+    assert parsed.agreement == 0.5
 
 
 def test_without_any_answer_the_row_ends_as_its_first_sample(segmentation: Task) -> None:
     cut, odd = Completion(0, "{", "length"), Completion(0, "[]", "stop")
-    outcome = settle(segmentation, dataclasses.replace(cut, samples=(odd,)))
-    assert outcome.state is State.TRUNCATED
-    assert (outcome.agreement, outcome.answer) == (0.0, None)
-    assert settle(segmentation, _label("name")).agreement is None
+    parsed = classify(segmentation, dataclasses.replace(cut, samples=(odd,)))
+    assert parsed.state is State.TRUNCATED
+    assert (parsed.agreement, parsed.answer) == (0.0, None)
+    assert classify(segmentation, _label("name")).agreement is None

@@ -34,7 +34,7 @@ HOSTILE = (
 WORDS = {
     "started", "created", "at", "began", "note", "notes", "sha256", "settings", "facts", "versions", "rows", "metrics", "inputs",
     "template", "model", "source", "side_inputs", "examples", "action", "rows_by_source", "left_out", "min_confidence", "thresholds",
-    "evidence", "file", "json_schema", "parts", "states", "reasons", "how", "lacking", "host", "machine", "process", "since",
+    "evidence", "file", "json_schema", "parts", "states", "reasons", "how", "missing_side_inputs", "host", "machine", "process", "since",
     "state", "made", "name", "score", "judge",
 }  # fmt: skip
 NAMES = ("StorePath", "StoreId", "StoreIdOrEmpty", "AnswersPath", "StudentOrEmpty")
@@ -164,13 +164,13 @@ def test_a_link_in_a_store_leads_nowhere_else(tmp_path: Path) -> None:
     secret.mkdir()
     root.mkdir()
     (secret / "manifest.json").write_text("{}")
-    (root / "generations").symlink_to(secret)
+    (root / "snapshots").symlink_to(secret)
     (root / "inside").mkdir()
     (root / "link").symlink_to(root / "inside")
     store = open_storage(str(root))
     for call in (store.read, store.remove):
         with pytest.raises(HeadtailError, match="leads out of it"):
-            call("generations/manifest.json")
+            call("snapshots/manifest.json")
     assert (secret / "manifest.json").exists()
     store.replace("link/a", b"1")
     assert store.read("inside/a") == b"1"

@@ -1,4 +1,4 @@
-"""The whole way, once round, on real engines in small: every station leaves its receipt and the thread holds."""
+"""The whole way, once round, on real engines in small: every stage leaves its receipt and the thread holds."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from typing import Any, cast
 import pytest
 from mlflow import MlflowClient
 
-from conftest import SMALL_LOOP, keep
+from conftest import SMALL_PIPELINE, keep
 from headtail import pipeline
 from headtail.adapters.storage import Storage, open_storage, read_json
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.adapters.tracking import Tracker
-from headtail.cache import open_generation
+from headtail.cache import open_snapshot
 from headtail.core.config import TrackingConfig, load
 from headtail.core.errors import ConfigError
 from headtail.core.rows import State
 from headtail.core.task import EXAMPLES, Task, load_task
 from headtail.engines import ModelConfig
-from headtail.examples import world
+from headtail.examples import example_data
 from headtail.releases import registry, release
 from headtail.stages import ingest, plan, precompute, publish, report
 from headtail.stages.report.summary import REALTIME
 from test_evidence import evidence
 from timescale import limit
 
-STATIONS = set(report.STATIONS) - {"world", "train_teacher"} - set(REALTIME)  # the small loop has one student
+REPORTED_STAGES = set(report.REPORTED_STAGES) - {"example-data", "train_teacher"} - set(REALTIME)  # the small pipeline has one student
 
 
-def test_own_task_without_gold_or_teacher_is_refused(root: str, tmp_path: Path) -> None:
+def test_own_task_without_labels_or_teacher_is_refused(root: str, tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
     log.write_text("query\npizza\n")
     task = str(Path(pipeline.__file__).parent / "examples" / "pretraining" / "query_correction")
-    with pytest.raises(ConfigError, match="no teacher is named and there is no gold"):
+    with pytest.raises(ConfigError, match="no teacher is named and there are no human labels"):
         pipeline.run(pipeline.Config(root=root, log=str(log), task=task, tracking=TrackingConfig(enabled=False)))
 
 
@@ -48,42 +48,46 @@ def test_a_student_nobody_judged_is_not_promoted() -> None:
     assert pipeline._unproven(pipeline.Config(promote_unproven=True))
 
 
-def test_an_encoder_is_a_live_student_only_of_tasks_that_labels_can_hold(
+def test_an_encoder_is_a_realtime_student_only_of_tasks_that_labels_can_hold(
     tmp_path: Path, segmentation: Task, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    encoder = pipeline.Config.model_validate({"realtime": {"student": "encoder", "base": {"shape": {}}, "lora": None}}).realtime
+    encoder = pipeline.Config.model_validate(
+        {"distill_realtime": {"student": "encoder", "base": {"shape": {}}, "lora": None}}
+    ).distill_realtime
     assert encoder is not None
     assert pipeline._fits(encoder, segmentation)
     free = load_task(Path(pipeline.__file__).parent / "examples" / "pretraining" / "query_correction")
     assert not pipeline._fits(encoder, free)
-    assert "the batch student answers live too" in capsys.readouterr().err
-    assert pipeline._fits(pipeline.Config().distill, free)  # a decoder writes whatever it is asked
+    assert "the batch student answers misses too" in capsys.readouterr().err
+    assert pipeline._fits(pipeline.Config().distill_batch, free)  # a decoder writes whatever it is asked
     planned = keep(open_storage(str(tmp_path)), "plan", "p" * 16, {})
-    assert pipeline._all_read(encoder, planned).encoder.queries == tuple(f"{planned.path}:{name}" for name in ("head", "teach", "rest"))
-    own = encoder.model_copy(update={"encoder": encoder.encoder.model_copy(update={"queries": ("plan:rest",)})})
+    assert pipeline._all_read(encoder, planned).encoder.queries == tuple(
+        f"{planned.path}:{name}" for name in ("head", "teacher_sample", "student_rows")
+    )
+    own = encoder.model_copy(update={"encoder": encoder.encoder.model_copy(update={"queries": ("plan:student_rows",)})})
     assert pipeline._all_read(own, planned) is own
 
 
-def test_a_students_base_and_code_are_what_the_loop_has(segmentation: Task, capsys: pytest.CaptureFixture[str]) -> None:
-    """`teacher` as a base is the loop's own; answers that no code can hold are written in JSON, and that is said."""
+def test_a_students_base_and_format_are_what_the_pipeline_has(segmentation: Task, capsys: pytest.CaptureFixture[str]) -> None:
+    """`teacher` as a base is the pipeline's own; answers that no compact format can hold are written in JSON, and that is said."""
     made = pipeline.Config.model_validate(
-        {"distill": {"base": {"model": "teacher", "layers": 3}, "form": {"prompt": "bare", "answer": "code"}}}
+        {"distill_batch": {"base": {"model": "teacher", "layers": 3}, "io_format": {"prompt": "query_only", "output": "compact"}}}
     )
-    base = pipeline._of_teacher(made.distill, ModelConfig(model="big/model", revision="ab12")).base
+    base = pipeline._of_teacher(made.distill_batch, ModelConfig(model="big/model", revision="ab12")).base
     assert (base.model, base.revision, base.layers) == ("big/model", "ab12", 3)
-    named = pipeline.Config().distill
+    named = pipeline.Config().distill_batch
     assert pipeline._of_teacher(named, ModelConfig()) is named
-    assert pipeline._coded(made.distill, segmentation) is made.distill
+    assert pipeline._writable(made.distill_batch, segmentation) is made.distill_batch
     uncoded = replace(segmentation, schema={"type": "array", "prefixItems": [{"enum": ["a", "b"]}], "items": False})
-    plainer = pipeline._coded(made.distill, uncoded).form
-    assert (plainer.prompt, plainer.answer) == ("bare", "json")
+    plainer = pipeline._writable(made.distill_batch, uncoded).io_format
+    assert (plainer.prompt, plainer.output) == ("query_only", "json")
     assert "answers in JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"task": "own"}, "a PLACEHOLDER is trained on 70% of people's answers (gold_train_share)"),
+        ({"task": "own"}, "a PLACEHOLDER is trained on 70% of people's answers (labels_train_share)"),
         ({"log": "log.csv"}, "the shipped PLACEHOLDER example:teacher, trained on example data, answers your log"),
         ({}, ""),
         ({"log": "log.csv", "teacher": {"model": "big/model", "revision": "ab12"}}, ""),
@@ -102,7 +106,7 @@ def test_a_placeholder_is_announced_before_anything_runs(
     def first(*_: object, **__: object) -> None:
         raise Ran
 
-    monkeypatch.setattr(pipeline._Loop, "station", first)
+    monkeypatch.setattr(pipeline._Pipeline, "stage", first)
     with pytest.raises(Ran):
         pipeline.run(pipeline.Config.model_validate({"root": root, "tracking": {"enabled": False}, **fields}))
     said = " ".join(capsys.readouterr().err.split())
@@ -112,27 +116,29 @@ def test_a_placeholder_is_announced_before_anything_runs(
 
 @pytest.mark.parametrize("one", [False, True])
 def test_one_student_alone_is_the_realtime_one_where_it_fits(store: Storage, one: bool) -> None:
-    made = pipeline.Config.model_validate({"one_student": one, "realtime": {"student": "encoder", "base": {"shape": {}}, "lora": None}})
+    made = pipeline.Config.model_validate(
+        {"one_student": one, "distill_realtime": {"student": "encoder", "base": {"shape": {}}, "lora": None}}
+    )
     planned = keep(store, "plan", "p" * 16, {})
     ran: dict[str, tuple[Any, dict[str, Any]]] = {}
 
-    def station(name: str, _: Any, config: Any, **changes: Any) -> Any:
+    def stage(name: str, _: Any, config: Any, **changes: Any) -> Any:
         ran[name] = (config, changes)
         return planned
 
     def students(config: pipeline.Config) -> dict[str, Any]:
         ran.clear()
         return pipeline._students(
-            cast(pipeline._Loop, SimpleNamespace(config=config, task=load_task(config.task), station=station)), (), planned, ModelConfig()
+            cast(pipeline._Pipeline, SimpleNamespace(config=config, task=load_task(config.task), stage=stage)), (), planned, ModelConfig()
         )
 
-    assert list(students(made)) == (["student"] if one else ["student", "realtime"])
-    assert ran["distill"][0].student == ("encoder" if one else "decoder")
-    assert bool(ran["distill"][0].encoder.queries) is one
-    assert ran["precompute_student"][1]["inputs"] == (f"{planned.path}:rest", f"{planned.path}:gold")
+    assert list(students(made)) == (["batch_student"] if one else ["batch_student", "realtime_student"])
+    assert ran["distill_batch"][0].student == ("encoder" if one else "decoder")
+    assert bool(ran["distill_batch"][0].encoder.queries) is one
+    assert ran["precompute_batch"][1]["inputs"] == (f"{planned.path}:student_rows", f"{planned.path}:human_labels")
     free = str(Path(pipeline.__file__).parent / "examples" / "pretraining" / "query_correction")
-    assert list(students(made.model_copy(update={"task": free}))) == ["student"]
-    assert ran["distill"][0].student == "decoder"  # labels cannot hold this task's answers
+    assert list(students(made.model_copy(update={"task": free}))) == ["batch_student"]
+    assert ran["distill_batch"][0].student == "decoder"  # labels cannot hold this task's answers
 
 
 def test_champion_is_a_student_whose_gate_was_passed(root: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,15 +156,15 @@ def test_champion_is_a_student_whose_gate_was_passed(root: str, capsys: pytest.C
         ("y", None, {"challenger": 2}),
         ("z", passed, {"challenger": 2, "champion": 3}),
     ):
-        registry.register(tracker, root, task=config.task, tier="student", student=students[mark], gated=gated, published=published)
-        held = client.get_registered_model("headtail-query_intent-student").aliases
+        registry.register(tracker, root, task=config.task, source="batch_student", student=students[mark], gated=gated, published=published)
+        held = client.get_registered_model("headtail-query_intent-batch_student").aliases
         assert {name: int(version) for name, version in held.items()} == aliases
     said = capsys.readouterr().err
     assert "champion does not move; missing: tail: 993 more labels" in said
     assert "the evidence is not complete" in said
 
 
-def test_a_task_the_world_does_not_know_is_refused(root: str) -> None:
+def test_a_task_the_example_data_does_not_know_is_refused(root: str) -> None:
     task = Path(pipeline.__file__).parent / "examples" / "pretraining" / "query_correction"
     with pytest.raises(ConfigError, match="no answers for this task"):
         pipeline.run(
@@ -168,8 +174,8 @@ def test_a_task_the_world_does_not_know_is_refused(root: str) -> None:
                 [
                     f"root={root}",
                     f"task={task}",
-                    "world.events=100",
-                    "world.gold=5",
+                    "example_data.events=100",
+                    "example_data.labels=5",
                     "tracking.enabled=false",
                     "teacher.model=example:teacher",
                 ],
@@ -179,13 +185,13 @@ def test_a_task_the_world_does_not_know_is_refused(root: str) -> None:
 
 @pytest.mark.slow
 def test_stations_work_on_s3(s3_root: str, cluster: None, tmp_path: Path) -> None:
-    """World to published generation on S3 (moto's server stands in for it), with the null engine; then the same again."""
+    """World to published snapshot on S3 (moto's server stands in for it), with the null engine; then the same again."""
     off = {"root": s3_root, "tracking": TrackingConfig(enabled=False)}
-    made = world.run(world.Config(**off, events=2000, days=2, universe=500, gold=40))
+    made = example_data.run(example_data.Config(**off, events=2000, days=2, universe=500, labels=40))
     store = open_storage(s3_root)
-    gold = store.uri(made.output("gold_query_segmentation").path)
-    ingest.run(ingest.Config(**off, log=store.uri(f"{made.path}/log"), gold=gold))
-    plan.run(plan.Config(**off, teach_rows=20))
+    labels = store.uri(made.output("human_labels_query_segmentation").path)
+    ingest.run(ingest.Config(**off, log=store.uri(f"{made.path}/log"), labels=labels))
+    plan.run(plan.Config(**off, teacher_sample_rows=20))
     answered = precompute.run(precompute.Config(**off, model=ModelConfig(engine="null", model="null")))
     assert answered.rows["in"] == sum(answered.rows[state] for state in State)
     published = publish.run(publish.Config(**off))
@@ -195,36 +201,36 @@ def test_stations_work_on_s3(s3_root: str, cluster: None, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_every_station_is_there_and_rows_add_up(finished_loop: str) -> None:
-    summary = read_json(open_storage(finished_loop), "summary.json")
-    assert set(summary["paths"]["receipts"]) >= STATIONS
-    store = open_storage(finished_loop)
-    for name in ("precompute_teacher", "precompute_student"):
+def test_every_stage_is_there_and_rows_add_up(finished_pipeline: str) -> None:
+    summary = read_json(open_storage(finished_pipeline), "summary.json")
+    assert set(summary["paths"]["receipts"]) >= REPORTED_STAGES
+    store = open_storage(finished_pipeline)
+    for name in ("precompute_teacher", "precompute_batch"):
         rows = load_receipt(store, "precompute", summary["paths"]["receipts"][name]).rows
         assert rows["in"] == sum(rows[state] for state in State)
         assert rows["answered"] > 0.9 * rows["in"]
 
 
 @pytest.mark.slow
-def test_second_run_reuses_everything_and_is_quick(finished_loop: str, cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
-    before = release.current(open_storage(finished_loop))
+def test_second_run_reuses_everything_and_is_quick(finished_pipeline: str, cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
+    before = release.current(open_storage(finished_pipeline))
     started = time.monotonic()
-    first = read_json(open_storage(finished_loop), "summary.json")
-    pipeline.run(load(pipeline.Config, None, [*SMALL_LOOP, f"root={finished_loop}"]))
-    assert re.search(r"(\d+) stations, \1 of them found done", capsys.readouterr().err)
+    first = read_json(open_storage(finished_pipeline), "summary.json")
+    pipeline.run(load(pipeline.Config, None, [*SMALL_PIPELINE, f"root={finished_pipeline}"]))
+    assert re.search(r"(\d+) stages, \1 of them found done", capsys.readouterr().err)
     assert time.monotonic() - started < limit(60)
-    assert release.current(open_storage(finished_loop)) == before
-    assert read_json(open_storage(finished_loop), "summary.json") == first
+    assert release.current(open_storage(finished_pipeline)) == before
+    assert read_json(open_storage(finished_pipeline), "summary.json") == first
 
 
 @pytest.mark.slow
-def test_a_served_answer_can_be_walked_back_to_the_log(finished_loop: str) -> None:
-    store = open_storage(finished_loop)
+def test_a_served_answer_can_be_walked_back_to_the_log(finished_pipeline: str) -> None:
+    store = open_storage(finished_pipeline)
     summary = read_json(store, "summary.json")
     now = release.current(store)
     published = load_receipt(store, "publish", summary["paths"]["receipts"]["publish"])
     query = output_table(store, published, "answers", ["query"])["query"][0].as_py()
-    assert open_generation(store, now.generation).lookup(query) is not None
+    assert open_snapshot(store, now.snapshot).lookup(query) is not None
     teacher = load_receipt(store, "precompute", next(path for path in published.inputs.values() if path.startswith("precompute/")))
     assert teacher.facts["model"]["digest"]
     planned = load_receipt(store, "plan", next(path for path in teacher.inputs.values() if path.startswith("plan/")).split(":")[0])
@@ -233,16 +239,16 @@ def test_a_served_answer_can_be_walked_back_to_the_log(finished_loop: str) -> No
 
 
 @pytest.mark.slow
-def test_mlflow_shows_the_release_within_a_minute(finished_loop: str) -> None:
-    client = MlflowClient(f"sqlite:///{finished_loop}/mlflow.db")
+def test_mlflow_shows_the_release_within_a_minute(finished_pipeline: str) -> None:
+    client = MlflowClient(f"sqlite:///{finished_pipeline}/mlflow.db")
     experiment = client.get_experiment_by_name("headtail")
     runs = client.search_runs([experiment.experiment_id])
-    parent = next(run for run in runs if run.data.tags["headtail.stage"] == "loop" and run.info.status == "FINISHED")
+    parent = next(run for run in runs if run.data.tags["headtail.stage"] == "pipeline" and run.info.status == "FINISHED")
     children = {run.data.tags["headtail.stage"] for run in runs if run.data.tags.get("mlflow.parentRunId")}
     assert children >= {"ingest", "plan", "precompute", "publish", "evaluate", "curate", "distill", "report"}
     note = parent.data.tags["mlflow.note.content"]
-    assert all(part in note for part in ("release", "prompt", "teacher", "golden set", "student", "evidence", "report"))
-    assert {run.info.run_name for run in runs} >= {"precompute_teacher", "precompute_student", "publish_head", "publish"}
+    assert all(part in note for part in ("release", "prompt", "teacher", "training set", "batch student", "evidence", "report"))
+    assert {run.info.run_name for run in runs} >= {"precompute_teacher", "precompute_batch", "publish_head", "publish"}
     assert "report.html" in {a.path for a in client.list_artifacts(parent.info.run_id)}
     assert [prompt.name for prompt in client.search_prompts()] == ["headtail-query_segmentation"]
     models = client.search_registered_models()
@@ -253,8 +259,8 @@ def test_mlflow_shows_the_release_within_a_minute(finished_loop: str) -> None:
 
 
 @pytest.mark.slow
-def test_summary_is_plain_json(finished_loop: str) -> None:
-    text = Path(finished_loop, "summary.json").read_bytes()
-    assert Path(finished_loop, json.loads(text)["paths"]["report"]).is_file()
-    reported = Path(finished_loop, "report", "LATEST")
-    assert Path(finished_loop, reported.read_text(), "summary.json").read_bytes() == text
+def test_summary_is_plain_json(finished_pipeline: str) -> None:
+    text = Path(finished_pipeline, "summary.json").read_bytes()
+    assert Path(finished_pipeline, json.loads(text)["paths"]["report"]).is_file()
+    reported = Path(finished_pipeline, "report", "LATEST")
+    assert Path(finished_pipeline, reported.read_text(), "summary.json").read_bytes() == text

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import planted
-from bench.suspects import OFF, put, world_answers
+from bench.suspects import OFF, example_answers, put
 from headtail.adapters.storage import Storage
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.task import Task, load_task
@@ -20,7 +20,7 @@ from headtail.core.task import Task, load_task
 @pytest.mark.parametrize("name", ["query_segmentation", "query_intent"])
 def test_run(store: Storage, name: str) -> None:
     task = load_task(name)
-    answers = world_answers(task, 1500)
+    answers = example_answers(task, 1500)
     halves = answers.slice(0, 700), answers.slice(700)
     source = put(store, "precompute", "answers/shard-00000", answers)
     config = planted.Config(root=store.root, tracking=OFF, task=name, answers=source, share=0.1)
@@ -55,7 +55,7 @@ def test_an_error_is_always_found_for_a_segmentation(seed: int) -> None:
 
 
 def test_what_is_not_answered_is_left_alone(segmentation: Task) -> None:
-    answers = world_answers(segmentation, 300)
+    answers = example_answers(segmentation, 300)
     failed = answers.set_column(3, "state", pa.array(["failed"] * answers.num_rows))
     spoilt, truth = planted.plant(segmentation, failed, 0.5, 0, ["topic", "name"])
     assert truth.num_rows == 0

@@ -29,7 +29,7 @@ from headtail.core import keys
 from headtail.core.config import TrackingConfig, build
 from headtail.core.errors import ConfigError, EngineError, InputError, LimitReached
 from headtail.core.receipt import FileRef, Receipt
-from headtail.core.rows import ANSWER, GOLD, PLANNED, State, with_side_inputs
+from headtail.core.rows import ANSWER, HUMAN_LABELS, PLANNED, State, with_side_inputs
 from headtail.core.task import EXAMPLES, load_task
 from headtail.engines import ModelConfig
 from headtail.engines.models import SHIPPED
@@ -47,12 +47,12 @@ SIDE = ("businesses",)
 
 
 def plan(store: Storage, mark: str = "ab12", **tables: list[str]) -> None:
-    """A finished plan whose tables hold these queries; `gold` gets gold's schema."""
+    """A finished plan whose tables hold these queries; `human_labels` gets the human labels' schema."""
     outputs = {}
     for name, queries in tables.items():
-        schema = GOLD if name == "gold" else PLANNED
+        schema = HUMAN_LABELS if name == "human_labels" else PLANNED
         rows: list[dict[str, Any]] = [
-            {"query_key": keys.query_key(query), "query": query, "count": i + 1, "stratum": "head", "withheld": False, "answer": "{}"}
+            {"query_key": keys.query_key(query), "query": query, "count": i + 1, "stratum": "head", "eval_only": False, "answer": "{}"}
             for i, query in enumerate(queries)
         ]
         table = pa.Table.from_pylist(rows, schema=with_side_inputs(schema, SIDE))
@@ -121,7 +121,7 @@ def test_figures_are_over_all_runs() -> None:
         reused_tokens_out=0,
         start_s=10.0,
         restarts=0,
-        lacking={},
+        missing_side_inputs={},
     )
     made = figures(ledger, Limits(workers=2, usd_per_hour=3.6))
     assert made["rows_per_s"] == pytest.approx(10)
@@ -139,18 +139,18 @@ def test_a_budget_without_a_price_is_an_error(root: str, store: Storage) -> None
     plan(store, head=["a"])
     model = {"engine": "openai", "model": "some/model", "base_url": "https://host.example/v1"}
     fields = {"root": root, "tracking": OFF, "inputs": ["plan:head"], "budget_usd": 5.0}
-    for step in (precompute.run, lambda asked: precompute.plan(asked, 0)):
+    for step in (precompute.run, lambda asked: precompute.forecast(asked, 0)):
         with pytest.raises(ConfigError, match="usd_per_million_tokens_in") as error:
             step(build(Config, {**fields, "model": model}, "test"))
         assert error.value.where == "budget_usd"
     priced = build(Config, {**fields, "model": {**model, "usd_per_million_tokens_out": 4.0}}, "test")
-    assert precompute.plan(priced, 0).notes == ()
+    assert precompute.forecast(priced, 0).notes == ()
 
 
-def test_a_plan_says_that_money_is_unknown_and_where_to_set_it(root: str, store: Storage) -> None:
+def test_a_dry_run_says_that_money_is_unknown_and_where_to_set_it(root: str, store: Storage) -> None:
     plan(store, head=["a"])
     model = {"engine": "openai", "model": "some/model", "base_url": "https://host.example/v1"}
-    found = precompute.plan(build(Config, {"root": root, "tracking": OFF, "inputs": ["plan:head"], "model": model}, "test"), 0)
+    found = precompute.forecast(build(Config, {"root": root, "tracking": OFF, "inputs": ["plan:head"], "model": model}, "test"), 0)
     assert "money is unknown" in found.notes[0]
     assert "model.usd_per_million_tokens_out" in found.notes[0]
     span = Span(value=1, low=1, high=1)
@@ -164,7 +164,7 @@ def test_a_plan_says_that_money_is_unknown_and_where_to_set_it(root: str, store:
 def ledger_of(states: dict[str, int], **fields: Any) -> Ledger:
     """Of a job without a file."""
     plain: dict[str, Any] = dict.fromkeys(Ledger.__dataclass_fields__, 0)
-    plain |= {"shards": (), "reasons": {}, "lacking": {}, "engine": {}, "rows": sum(states.values()), "seconds": 1.0}
+    plain |= {"shards": (), "reasons": {}, "missing_side_inputs": {}, "engine": {}, "rows": sum(states.values()), "seconds": 1.0}
     return Ledger(**{**plain, "states": {str(state): states.get(str(state), 0) for state in State}, **fields})
 
 
@@ -256,8 +256,8 @@ def test_what_no_row_can_pass_is_one_clear_error_from_a_real_worker(
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_the_contract(root: str, store: Storage) -> None:
-    plan(store, head=[f"q{i}" for i in range(300)], gold=["q1", "q2", "new"])
-    receipt = precompute.run(config(root, inputs=["plan:head", "plan:gold"], workers=2, shards=5))
+    plan(store, head=[f"q{i}" for i in range(300)], labels=["q1", "q2", "new"])
+    receipt = precompute.run(config(root, inputs=["plan:head", "plan:human_labels"], workers=2, shards=5))
     assert receipt.rows == {
         "in": 301,
         "answered": 301,
@@ -274,8 +274,8 @@ def test_the_contract(root: str, store: Storage) -> None:
     table = pa.concat_tables(answers(store, receipt))
     assert table.schema.equals(with_side_inputs(ANSWER, SIDE))
     assert sorted(table["query"].to_pylist()) == sorted([*(f"q{i}" for i in range(300)), "new"])
-    withheld = {row["query"] for row in table.to_pylist() if row["withheld"]}
-    assert withheld == {"q1", "q2", "new"}
+    eval_only = {row["query"] for row in table.to_pylist() if row["eval_only"]}
+    assert eval_only == {"q1", "q2", "new"}
     assert set(table["source"].to_pylist()) == {"teacher"}
     assert next(answers(store, receipt, ["query_key", "state"])).column_names == ["query_key", "state"]
     wanted = {"rows_per_s", "tokens_in", "tokens_out", "tokens_in_per_row", "tokens_out_per_row", "engine_start_s", "generate_s"}
@@ -285,7 +285,7 @@ def test_the_contract(root: str, store: Storage) -> None:
     ledger = read_json(store, receipt.output("ledger").path)
     assert sum(shard["rows"] for shard in ledger["shards"]) == 301
 
-    again = precompute.run(config(root, inputs=["plan:head", "plan:gold"], workers=1, shards=9))
+    again = precompute.run(config(root, inputs=["plan:head", "plan:human_labels"], workers=1, shards=9))
     assert again.reused
     assert again.outputs == receipt.outputs
 
@@ -452,12 +452,19 @@ def test_vllm_through_ray(root: str, store: Storage) -> None:
     plan(
         store,
         head=[f"{what} near {where}" for what in ("pizza", "thai food", 'a 12" record') for where in ("boston", "me")] * 1,
-        gold=["joes"],
+        labels=["joes"],
     )
     model = {"model": "example:teacher", "max_model_len": 512, "max_num_seqs": 32, "kv_cache_gib": 0.25, "cpus": 2}
     asked = build(
         Config,
-        {"root": root, "tracking": OFF, "inputs": ["plan:head", "plan:gold"], "model": model, "max_failed_share": 0, "top_logprobs": 4},
+        {
+            "root": root,
+            "tracking": OFF,
+            "inputs": ["plan:head", "plan:human_labels"],
+            "model": model,
+            "max_failed_share": 0,
+            "top_logprobs": 4,
+        },
         "test",
     )
     receipt = precompute.run(asked)

@@ -13,10 +13,10 @@ import pytest
 
 from headtail.adapters.storage import Storage, open_storage, read_json, write_json, write_table
 from headtail.adapters.storage.receipts import output_table
-from headtail.cache import open_generation, read_manifest
+from headtail.cache import open_snapshot, read_manifest
 from headtail.cache.diff import Diff, Part
 from headtail.core.config import TrackingConfig, build
-from headtail.core.errors import ConfigError, GateRefused, HeadtailError, InputError, StorageError
+from headtail.core.errors import ConfigError, GateRejected, HeadtailError, InputError, StorageError
 from headtail.core.evidence import read_evidence, three_figures
 from headtail.core.keys import query_key
 from headtail.core.receipt import FileRef, Receipt
@@ -76,8 +76,8 @@ def prepared(store: Storage, intent: Task) -> tuple[Receipt, Receipt]:
     teacher = answered(
         store, "aaaa", intent, answers(good("pizza", A)), answers(good("burger", A, confidence=0.2)), inputs={"plan.head": plan.path}
     )
-    rest = answers(good("burger", B, "student"), good("rare", B, "student"), ("never", "", "truncated", None, "student"))
-    return teacher, answered(store, "bbbb", intent, rest, inputs={"plan.rest": plan.path})
+    rest = answers(good("burger", B, "batch_student"), good("rare", B, "batch_student"), ("never", "", "truncated", None, "batch_student"))
+    return teacher, answered(store, "bbbb", intent, rest, inputs={"plan.student_rows": plan.path})
 
 
 def config(root: str, *receipts: Receipt, **options: Any) -> publish.Config:
@@ -92,11 +92,11 @@ def config(root: str, *receipts: Receipt, **options: Any) -> publish.Config:
     return build(publish.Config, data, where="test")
 
 
-def test_publish_makes_a_generation_a_release_and_moves_current(store: Storage, root: str, prepared: tuple[Receipt, Receipt]) -> None:
+def test_publish_makes_a_snapshot_a_release_and_moves_current(store: Storage, root: str, prepared: tuple[Receipt, Receipt]) -> None:
     receipt = publish.run(config(root, *prepared))
     assert receipt.rows == {
         "published": 3,
-        "published.student": 1,
+        "published.batch_student": 1,
         "published.teacher": 2,
         "left_out": 2,
         "left_out.duplicate": 1,
@@ -105,8 +105,8 @@ def test_publish_makes_a_generation_a_release_and_moves_current(store: Storage, 
     assert receipt.metrics["coverage"] == 0.95
     assert receipt.facts["previous"] == ""
     now = release.current(store)
-    assert (now.id, now.generation) == (receipt.facts["release"], receipt.facts["generation"])
-    manifest = read_manifest(store, now.generation)
+    assert (now.id, now.snapshot) == (receipt.facts["release"], receipt.facts["snapshot"])
+    manifest = read_manifest(store, now.snapshot)
     assert manifest.lineage == tuple(r.path for r in prepared)
     assert manifest.coverage == 0.95
     assert manifest.examples[:2] == ("burger", "pizza")
@@ -120,7 +120,7 @@ def test_publish_makes_a_generation_a_release_and_moves_current(store: Storage, 
 def test_a_threshold_by_source_leaves_rows_to_the_next_receipt(store: Storage, root: str, prepared: tuple[Receipt, Receipt]) -> None:
     receipt = publish.run(config(root, *prepared, min_confidence={"teacher": 0.5}))
     assert receipt.rows["left_out.unconfident"] == 1
-    assert release.lookup(store, "burger")["source"] == "student"
+    assert release.lookup(store, "burger")["source"] == "batch_student"
     assert release.current(store).thresholds == {"teacher": 0.5}
     with pytest.raises(ConfigError, match="min_confidence"):
         config(root, *prepared, min_confidence={"techer": 0.5})
@@ -147,7 +147,7 @@ def test_again_builds_nothing_and_after_a_rollback_promotes_again(
     first = publish.run(config(root, prepared[0]))
     second = publish.run(config(root, *prepared))
     assert second.facts["previous"] == first.facts["release"]
-    monkeypatch.setattr(publish, "build_generation", lambda *_, **__: pytest.fail("built again"))
+    monkeypatch.setattr(publish, "build_snapshot", lambda *_, **__: pytest.fail("built again"))
     assert publish.run(config(root, *prepared)).reused
     assert len(release.history(store)) == 2  # nothing moved
     assert release.rollback(store).id == first.facts["release"]
@@ -182,7 +182,7 @@ def test_killed_at_any_write_nothing_half_published_is_reachable(
             publish.run(config(root, *prepared))
     assert hit
     live = release.current(store)
-    assert open_generation(store, live.generation).lookup("pizza") is not None  # whatever is current is whole
+    assert open_snapshot(store, live.snapshot).lookup("pizza") is not None  # whatever is current is whole
     assert release.lookup(store, "pizza")["cached"]
     if (step, after) != ("CURRENT", True):
         assert live.id == old.facts["release"]
@@ -218,7 +218,9 @@ def test_answers_to_another_prompt_are_refused(store: Storage, root: str, segmen
 
 def test_rows_that_are_missing_from_a_shard_are_noticed(store: Storage, root: str, prepared: tuple[Receipt, Receipt]) -> None:
     path, name = f"{prepared[1].path}/receipt.json", "answers/shard-00000"
-    lost = write_table(store, prepared[1].outputs[name].path, answers(good("rare", B, "student")))  # two rows fewer than the receipt says
+    lost = write_table(
+        store, prepared[1].outputs[name].path, answers(good("rare", B, "batch_student"))
+    )  # two rows fewer than the receipt says
     with pytest.raises(HeadtailError, match="SHA-256 differs"):
         publish.run(config(root, *prepared))
     text = read_json(store, path)
@@ -235,12 +237,12 @@ def test_what_is_missing_is_named(store: Storage, root: str, prepared: tuple[Rec
     with pytest.raises(InputError, match="distill has not been run"):
         publish.run(config(root, *prepared, student="latest"))
     made = publish.run(config(root, *prepared))
-    store.remove(f"generations/{made.facts['generation']}/manifest.json")
+    store.remove(f"snapshots/{made.facts['snapshot']}/manifest.json")
     with pytest.raises(StorageError, match="no longer in the store") as told:
         publish.run(config(root, *prepared))
     assert f"remove {made.path}/receipt.json" in str(told.value)
     store.remove(f"{made.path}/receipt.json")
-    assert publish.run(config(root, *prepared)).facts["generation"] == made.facts["generation"]  # what it says to do works
+    assert publish.run(config(root, *prepared)).facts["snapshot"] == made.facts["snapshot"]  # what it says to do works
 
 
 def test_latest_names_what_is_latest_now(store: Storage, root: str, intent: Task, prepared: tuple[Receipt, Receipt]) -> None:
@@ -275,24 +277,29 @@ def test_three_figures_of_each_student_are_its_gates_or_the_evaluations_or_its_c
 
     student, live = (leave(store, "distill", mark, {}) for mark in ("d1d1", "d2d2"))
     taught = made(prepared[0], "ac01", "teacher", "big", usd_per_million=10.0)
-    batch = made(prepared[1], "ac02", "student", student.path, usd_per_million=0.5, rows_per_s=100.0)
+    batch = made(prepared[1], "ac02", "batch_student", student.path, usd_per_million=0.5, rows_per_s=100.0)
     alone = publish.run(config(root, taught, batch, student=live.path))
-    assert alone.facts["figures"]["batch"]["times_cheaper_than_teacher"] == 20.0
-    assert alone.facts["figures"]["batch"]["quality_against_people"] is None
-    assert alone.facts["figures"]["live"]["usd_per_million_own"] is None
+    assert alone.facts["figures"]["batch_student"]["times_cheaper_than_teacher"] == 20.0
+    assert alone.facts["figures"]["batch_student"]["quality_against_people"] is None
+    assert alone.facts["figures"]["realtime_student"]["usd_per_million_own"] is None
     assert alone.metrics["figures/batch/seconds_per_million_own"] == 10_000.0
     assert "figures/batch/quality_against_people" not in alone.metrics
     seen = three_figures(0.9, 0.8, batch.metrics, taught.metrics)
     evaluated = leave(
-        store, "evaluate", "ee01", {}, facts={"figures": {"student": seen}}, settings={"config": {"answers": {"student": batch.path}}}
+        store,
+        "evaluate",
+        "ee01",
+        {},
+        facts={"figures": {"batch_student": seen}},
+        settings={"config": {"answers": {"batch_student": batch.path}}},
     )
     told = publish.run(config(root, taught, batch, student=live.path, evaluation=evaluated.path))
-    assert told.facts["figures"]["batch"] == seen
+    assert told.facts["figures"]["batch_student"] == seen
     assert told.metrics["figures/batch/quality_against_people"] == 0.9
     proof = evidence(candidate=live.path) | {"figures": three_figures(0.7, None, {}, {})}
     gated = leave(store, "gate", "0a0a", {}, facts={"passed": True, "evidence": proof})
     both = publish.run(config(root, taught, batch, student=live.path, evaluation=evaluated.path, gates=(gated.path,)))
-    assert both.facts["figures"] == {"live": proof["figures"], "batch": seen}
+    assert both.facts["figures"] == {"realtime_student": proof["figures"], "batch_student": seen}
     assert publish.run(config(root, taught)).facts["figures"] == {}, "no student, no figures"
 
 
@@ -320,13 +327,13 @@ def test_a_release_that_loses_live_traffic_needs_a_flag(store: Storage, root: st
     live = publish.run(config(root, *prepared))
     few = answered(store, "eeee", intent, answers(good("pizza", B), good("new", A)))
     with pytest.raises(
-        GateRefused, match=r"66.7% of the live release's events .* 2 queries with 2 events, such as 'burger', 'rare'"
+        GateRejected, match=r"66.7% of the current release's events .* 2 queries with 2 events, such as 'burger', 'rare'"
     ) as error:
         publish.run(config(root, few, max_lost_share=publish.Config().max_lost_share))
     assert "accept_loss=true" in error.value.fix
     assert live.facts["release"] in error.value.where
     assert release.current_id(store) == live.facts["release"]
-    with pytest.raises(GateRefused):  # the generation was built: it is refused again
+    with pytest.raises(GateRejected):  # the snapshot was built: it is refused again
         publish.run(config(root, few, max_lost_share=0.6))
     made = publish.run(config(root, few, max_lost_share=0.05, accept_loss=True))
     assert made.reused
@@ -344,8 +351,8 @@ def test_without_events_the_loss_is_a_share_of_queries() -> None:
         sizes = {"rows_before": 0, "rows_after": 0, "traffic": 0}
         return Diff(before="a", after="b", **sizes, of_log=False, added=part(9, 9), dropped=dropped, changed=changed, same=same)
 
-    assert publish.loss(diff(part(1, 0), part(1, 0), part(2, 0))) == (0.25, "the live release's queries (their events are not known)")
-    assert publish.loss(diff(part(1, 90), part(1, 0), part(2, 10))) == (0.9, "the live release's events")
+    assert publish.loss(diff(part(1, 0), part(1, 0), part(2, 0))) == (0.25, "the current release's queries (their events are not known)")
+    assert publish.loss(diff(part(1, 90), part(1, 0), part(2, 10))) == (0.9, "the current release's events")
     assert publish.loss(diff(part(0, 0), part(0, 0), part(0, 0)))[0] == 0
 
 
@@ -360,7 +367,7 @@ def test_answers_without_confidence_are_counted_and_never_all_left_out_silently(
     assert error.value.where == "min_confidence.teacher"
 
 
-def test_rollback_of_a_large_generation_takes_no_longer(store: Storage, root: str, intent: Task) -> None:
+def test_rollback_of_a_large_snapshot_takes_no_longer(store: Storage, root: str, intent: Task) -> None:
     """It moves a pointer: nothing is copied, built or opened. On S3 each step is a request to another machine: 5 s leave room."""
     small = publish.run(config(root, answered(store, "aaaa", intent, answers(good("pizza", A)))))
     many = publish.run(config(root, answered(store, "bbbb", intent, answers(*(good(f"q{i}", A) for i in range(20_000))))))
@@ -392,11 +399,11 @@ def test_a_student_goes_live_with_the_evidence_of_its_gate(store: Storage, root:
     proof = evidence(candidate=student.path)
     passed = leave(store, "gate", "0a0a", {}, facts={"passed": True, "evidence": proof})
     made = publish.run(config(root, *prepared, student=student.path, gates=(passed.path,)))
-    assert release.current(store).evidence["gates"][0]["claims"] == read_evidence(proof).model_dump(mode="json")["claims"]
+    assert release.current(store).evidence["gates"][0]["criteria"] == read_evidence(proof).model_dump(mode="json")["criteria"]
     refused = leave(store, "gate", "0b0b", {}, facts={"evidence": evidence(("tail", 210, 240, 0.85), candidate=student.path)})
-    with pytest.raises(GateRefused, match="missing: tail: 993 more labels"):
+    with pytest.raises(GateRejected, match="missing: tail: 993 more labels"):
         publish.run(config(root, *prepared, student=student.path, gates=(refused.path,)))
     other = leave(store, "gate", "0c0c", {}, facts={"evidence": evidence(candidate="distill/another")})
-    with pytest.raises(GateRefused, match="what was given is of distill/another"):
+    with pytest.raises(GateRejected, match="what was given is of distill/another"):
         publish.run(config(root, *prepared, student=student.path, gates=(other.path,)))
     assert release.current_id(store) == made.facts["release"]

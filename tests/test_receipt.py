@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from headtail.adapters.storage import Storage, write_json
+from headtail.adapters.storage import Storage, read_json, write_json
 from headtail.adapters.storage.receipts import load_receipt, load_ref
-from headtail.core.errors import InputError
+from headtail.core.errors import InputError, StorageError
 from headtail.core.receipt import FileRef, Receipt, receipt_path
 
 
@@ -42,9 +42,19 @@ def test_table_refs(store: Storage, made: Receipt, ref: str) -> None:
         ("plan:tail", "no output tail"),
         ("head", "not a table reference"),
         ("plan/cd:head", "no finished plan"),
-        ("curate:golden", "has not been run"),
+        ("curate:training_set", "has not been run"),
     ],
 )
 def test_bad_refs_say_what_to_do(store: Storage, made: Receipt, ref: str, said: str) -> None:
     with pytest.raises(InputError, match=said):
         load_ref(store, ref)
+
+
+def test_a_store_of_an_older_version_is_refused(store: Storage, made: Receipt) -> None:
+    path = f"{made.path}/receipt.json"
+    older = {name: value for name, value in read_json(store, path).items() if name != "format"}
+    for written in (older, {**older, "format": 1}, {**older, "format": 99}):
+        write_json(store, path, written)
+        with pytest.raises(StorageError, match="this store was written by another version of headtail") as error:
+            load_receipt(store, "plan")
+        assert error.value.fix.startswith("run the stages again in a new store")

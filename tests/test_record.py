@@ -34,11 +34,28 @@ from headtail.releases.release import Move, Release
 from headtail.review.log import Log
 from headtail.stages.distill.checkpoints import Marker
 from headtail.stages.distill.launch import Base
-from headtail.stages.gate.sources import Look
+from headtail.stages.gate.sources import TestedCandidate
 from headtail.stages.precompute.dry_run.estimate import Probe
 
 KINDS: list[type[Config]] = [
-    *(Receipt, Release, Move, Manifest, Begun, Entry, Parts, Journal, ShardReceipt, Probe, Lease, Starts, Marker, Base, Look, Evidence)
+    *(
+        Receipt,
+        Release,
+        Move,
+        Manifest,
+        Begun,
+        Entry,
+        Parts,
+        Journal,
+        ShardReceipt,
+        Probe,
+        Lease,
+        Starts,
+        Marker,
+        Base,
+        TestedCandidate,
+        Evidence,
+    )
 ]
 FILE = {"path": "plan/ab/head.parquet", "bytes": 1, "sha256": "0", "rows": 1}
 RECEIPT = {
@@ -59,7 +76,7 @@ MANIFEST = {
     "rows_by_source": {"teacher": 1},
     "lineage": ["precompute/ab"],
     "content": "ef",
-    "files": {"lmdb": {**FILE, "path": "generations/ab/lmdb/data.mdb"}},
+    "files": {"lmdb": {**FILE, "path": "snapshots/ab/lmdb/data.mdb"}},
     "created": "2026-01-01T00:00:00+00:00",
 }
 DECISION = {
@@ -131,7 +148,7 @@ READERS: dict[str, tuple[dict[str, Any], Callable[[Storage], object]]] = {
     "releases/ab.json": ({"id": "ab"}, lambda store: release.load(store, "ab")),
     numbered.path(release.MOVES, 1): ({"release": "ab", "action": "promote", "at": "x"}, release.history),
     numbered.path(catalog.FOLDER, 1): ({"path": "precompute/ab", "task": "t", "settings": "x"}, catalog.entries),
-    numbered.path(LOG, 1): ({"generation": "ab", "at": "2026-01-01T00:00:00+00:00"}, lambda s: list(numbered.records(s, Begun, LOG))),
+    numbered.path(LOG, 1): ({"snapshot": "ab", "at": "2026-01-01T00:00:00+00:00"}, lambda s: list(numbered.records(s, Begun, LOG))),
     numbered.path("reviews/t", 1): (DECISION, lambda store: Log(store, "t").holding()),
 }
 
@@ -177,7 +194,7 @@ def test_rows_are_counted_from_nought_and_moments_are_moments() -> None:
         record.validated(Receipt, {**RECEIPT, "rows": {"in": -5}}, "plan/ab/receipt.json")
     for at in ("soon", "2026-01-01T00:00:00"):
         with pytest.raises(StorageError, match="field at"):
-            record.validated(Begun, {"generation": "ab", "at": at}, "x")
+            record.validated(Begun, {"snapshot": "ab", "at": at}, "x")
 
 
 def test_a_pointer_that_is_no_text_is_told(store: Storage) -> None:

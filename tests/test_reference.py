@@ -25,13 +25,13 @@ def test_both_fit_in_15_mb() -> None:
     assert sum(p.stat().st_size for p in SHIPPED.rglob("*") if p.is_file()) <= 15_000_000
 
 
-def test_teacher_card_states_quality_on_held_out_gold() -> None:
+def test_teacher_card_states_quality_on_held_out_labels() -> None:
     card = (SHIPPED / "teacher" / "README.md").read_text()
     rows = re.findall(r"\| (query_\w+) \| (\w+) \| (0\.\d+) \|", card)
     assert {task for task, _, _ in rows} == {"query_segmentation", "query_intent"}
 
 
-def test_training_keeps_the_quickstarts_gold_out() -> None:
+def test_training_keeps_the_quickstarts_human_labels_out() -> None:
     config = Config()
-    assert config.teacher_world.avoid_gold_seed == config.base_world.avoid_gold_seed == config.gold_world.seed
+    assert config.teacher_data.avoid_labels_seed == config.base_data.avoid_labels_seed == config.labels_data.seed
     assert Path(config.into) == SHIPPED

@@ -26,9 +26,9 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 
 def make(store: Storage, tmp_path: Path, task: Task, name: str, **options: str) -> Release:
-    """A release whose generation holds one answer, to the query `name`."""
+    """A release whose snapshot holds one answer, to the query `name`."""
     _, manifest = publish(store, tmp_path, answers(good(name, '{"intent":"price"}')))
-    return release.make(store, generation=manifest.id, task=task, **options)  # type: ignore[arg-type]
+    return release.make(store, snapshot=manifest.id, task=task, **options)  # type: ignore[arg-type]
 
 
 def test_nothing_is_live_until_promoted(store: Storage, tmp_path: Path, intent: Task) -> None:
@@ -56,9 +56,9 @@ def test_the_same_parts_are_the_same_release_written_once(store: Storage, tmp_pa
     assert others[0].previous == first.id
 
 
-def test_a_release_needs_its_generation_and_an_id_that_exists(store: Storage, intent: Task) -> None:
+def test_a_release_needs_its_snapshot_and_an_id_that_exists(store: Storage, intent: Task) -> None:
     with pytest.raises(StorageError, match="not in the store"):
-        release.make(store, generation="0" * 16, task=intent)
+        release.make(store, snapshot="0" * 16, task=intent)
     with pytest.raises(InputError, match="no such release"):
         release.promote(store, "feed")
     assert not store.exists("CURRENT")
@@ -77,11 +77,11 @@ def test_rollback_undoes_promotions_one_by_one(store: Storage, tmp_path: Path, i
     assert [(m.action, m.release) for m in release.history(store)][:4] == [("promote", x.id) for x in (a, b, c, a)]
 
 
-def test_rollback_refuses_a_generation_that_is_gone(store: Storage, tmp_path: Path, intent: Task) -> None:
+def test_rollback_refuses_a_snapshot_that_is_gone(store: Storage, tmp_path: Path, intent: Task) -> None:
     a, b = (make(store, tmp_path, intent, name) for name in "ab")
     release.promote(store, a.id)
     release.promote(store, b.id)
-    store.remove(f"generations/{a.generation}/manifest.json")
+    store.remove(f"snapshots/{a.snapshot}/manifest.json")
     with pytest.raises(StorageError, match="not in the store: it was collected or deleted") as told:
         release.rollback(store)
     assert "publish it again" in str(told.value)
@@ -166,52 +166,52 @@ def test_lookup_says_where_an_answer_comes_from(store: Storage, tmp_path: Path, 
     found = release.lookup(store, " Pizza  PRICE ", into=tmp_path)
     assert found["cached"]
     assert (found["answer"], found["source"], found["normalised"]) == ({"intent": "price"}, "teacher", "pizza price")
-    assert (found["release"], found["generation"]) == (made.id, made.generation)
+    assert (found["release"], found["snapshot"]) == (made.id, made.snapshot)
     missed = release.lookup(store, "nothing of the kind")
     assert not missed["cached"]
     assert missed["answer"] is None
     assert missed["normalised"] == "nothing of the kind"
 
 
-def test_a_generation_is_named_by_release_by_id_or_by_its_place(store: Storage, tmp_path: Path, intent: Task) -> None:
+def test_a_snapshot_is_named_by_release_by_id_or_by_its_place(store: Storage, tmp_path: Path, intent: Task) -> None:
     a, b, c = (make(store, tmp_path, intent, name) for name in "abc")
     with pytest.raises(InputError, match="no release yet"):
-        release.generation_of(store, "current")
+        release.snapshot_of(store, "current")
     release.promote(store, a.id)
     with pytest.raises(InputError, match="no previous release"):
-        release.generation_of(store, "previous")
+        release.snapshot_of(store, "previous")
     release.promote(store, b.id)
     release.promote(store, c.id)
-    refs = ("current", "previous", a.id, a.generation)
-    assert [release.generation_of(store, ref) for ref in refs] == [c.generation, b.generation, a.generation, a.generation]
+    refs = ("current", "previous", a.id, a.snapshot)
+    assert [release.snapshot_of(store, ref) for ref in refs] == [c.snapshot, b.snapshot, a.snapshot, a.snapshot]
     release.rollback(store)
-    assert release.generation_of(store, "previous") == a.generation  # where the next rollback would go
-    with pytest.raises(InputError, match="neither a release nor a generation"):
-        release.generation_of(store, "feed")
+    assert release.snapshot_of(store, "previous") == a.snapshot  # where the next rollback would go
+    with pytest.raises(InputError, match="neither a release nor a snapshot"):
+        release.snapshot_of(store, "feed")
     found = release.diff(store, "previous", "current")
-    assert (found.before, found.after, found.added.rows, found.dropped.rows) == (a.generation, b.generation, 1, 1)
+    assert (found.before, found.after, found.added.rows, found.dropped.rows) == (a.snapshot, b.snapshot, 1, 1)
 
 
-def test_a_generation_that_is_being_collected_is_not_made_current(
+def test_a_snapshot_that_is_being_collected_is_not_made_current(
     store: Storage, tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever of the two looks first: the mark is seen before the move, or after it, and then the move is taken back."""
     a, b, c = (make(store, tmp_path, intent, name) for name in "abc")
     release.promote(store, a.id)
     release.promote(store, b.id)
-    store.create(mark_path(c.generation), b"")
+    store.create(mark_path(c.snapshot), b"")
     with pytest.raises(StorageError, match="being collected") as told:
         release.promote(store, c.id)
     assert "headtail gc" in str(told.value)
     assert len(release.history(store)) == 2
-    store.remove(mark_path(c.generation))
+    store.remove(mark_path(c.snapshot))
     looks = []
 
-    def marked_at_second_look(which: Storage, generation: str) -> Manifest:
-        looks.append(generation)
+    def marked_at_second_look(which: Storage, snapshot: str) -> Manifest:
+        looks.append(snapshot)
         if len(looks) == 2:
-            store.create(mark_path(generation), b"")
-        return require(which, generation)
+            store.create(mark_path(snapshot), b"")
+        return require(which, snapshot)
 
     with monkeypatch.context() as patch:
         patch.setattr(release, "require", marked_at_second_look)
@@ -228,8 +228,8 @@ def test_an_edited_release_is_not_loaded(store: Storage, tmp_path: Path, intent:
     path = f"releases/{made.id}.json"
     text = json.loads(store.read(path))
     changes: list[dict[str, object]] = [
-        {"generation": "../../x"},
-        {"generation": "0" * 16},
+        {"snapshot": "../../x"},
+        {"snapshot": "0" * 16},
         {"student": "distill/other"},
         {"thresholds": {"teacher": 0.1}},
         {"evidence": {"passed": True}},
@@ -252,9 +252,19 @@ def test_an_edited_release_is_not_loaded(store: Storage, tmp_path: Path, intent:
 
 def test_an_edited_manifest_is_not_read(store: Storage, tmp_path: Path, intent: Task) -> None:
     made = make(store, tmp_path, intent, "a")
-    path = manifest_path(made.generation)
+    path = manifest_path(made.snapshot)
     text = json.loads(store.read(path))
     for change in ({"lineage": ["precompute/other"]}, {"content": "0" * 32}, {"min_confidence": {"teacher": 0.9}}, {"id": "0" * 16}):
         store.replace(path, json.dumps({**text, **change}).encode())
         with pytest.raises(HeadtailError, match=r"another id|not below"):
             release.promote(store, made.id)
+
+
+def test_a_release_of_an_older_version_is_refused(store: Storage, tmp_path: Path, intent: Task) -> None:
+    made = make(store, tmp_path, intent, "a")
+    release.promote(store, made.id)
+    kept = json.loads(store.read(f"releases/{made.id}.json"))
+    older = {("generation" if name == "snapshot" else name): value for name, value in kept.items() if name != "format"}
+    store.replace(f"releases/{made.id}.json", json.dumps(older).encode())
+    with pytest.raises(StorageError, match="this store was written by another version of headtail"):
+        release.current(store)

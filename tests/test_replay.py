@@ -22,12 +22,12 @@ from headtail.core.config import TrackingConfig, build
 from headtail.core.errors import ConfigError, HeadtailError, InputError
 from headtail.core.keys import canonical, query_key
 from headtail.core.receipt import Receipt
-from headtail.core.rows import GOLD, LATER
+from headtail.core.rows import HOLDOUT, HUMAN_LABELS
 from headtail.core.task import Task
 from headtail.releases import release
 from headtail.stages import replay
 from headtail.stages.replay import REQUESTS, Event, Met
-from headtail.stages.serve.answerer import LiveFailure, LiveReply
+from headtail.stages.serve.answerer import RealtimeFailure, RealtimeReply
 from headtail.stages.serve.app import State, make_app, open_served
 from local_server import Running
 from test_cache import answers, good, publish
@@ -38,17 +38,17 @@ OFF = TrackingConfig(enabled=False)
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-def later(store: Storage, counts: Mapping[str, int]) -> Receipt:
+def holdout(store: Storage, counts: Mapping[str, int]) -> Receipt:
     rows = [{"query_key": query_key(q), "query": q, "count": n, "seen": not q.startswith("new")} for q, n in counts.items()]
-    return leave(store, "ingest", "1090", {"later": pa.Table.from_pylist(rows, schema=LATER)})
+    return leave(store, "ingest", "1090", {"holdout": pa.Table.from_pylist(rows, schema=HOLDOUT)})
 
 
-def gold(store: Storage, wanted: Mapping[str, str]) -> Receipt:
+def labels(store: Storage, wanted: Mapping[str, str]) -> Receipt:
     rows = [
         {"query_key": query_key(q), "query": q, "answer": canonical({"intent": i}), "count": 1, "stratum": "head"}
         for q, i in wanted.items()
     ]
-    return leave(store, "plan", "b1a4", {"gold": pa.Table.from_pylist(rows, schema=GOLD)})
+    return leave(store, "plan", "b1a4", {"human_labels": pa.Table.from_pylist(rows, schema=HUMAN_LABELS)})
 
 
 COUNTS = {"pizza": 40, "burger": 30, "rare": 10, "new one": 5, "bad": 15}
@@ -57,17 +57,17 @@ COUNTS = {"pizza": 40, "burger": 30, "rare": 10, "new one": 5, "bad": 15}
 @pytest.fixture
 def state(store: Storage, tmp_path: Path, intent: Task) -> State:
     """pizza and burger are cached (burger wrongly), `bad` breaks the student, the others are live."""
-    later(store, COUNTS)
-    gold(store, {"pizza": "browse", "burger": "price", "bad": "browse", "rare": "booking"})
+    holdout(store, COUNTS)
+    labels(store, {"pizza": "browse", "burger": "price", "bad": "browse", "rare": "booking"})
     table = answers(good("pizza", '{"intent":"browse"}'), good("burger", '{"intent":"browse"}'))
     _, manifest = publish(store, tmp_path, table)
-    release.promote(store, release.make(store, generation=manifest.id, task=intent, student="distill/x").id)
+    release.promote(store, release.make(store, snapshot=manifest.id, task=intent, student="distill/x").id)
 
-    async def live(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+    async def live(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
         if query == "bad":
-            raise LiveFailure("overloaded")
+            raise RealtimeFailure("overloaded")
         await asyncio.sleep(0.02)
-        return LiveReply('{"intent": "booking"}', "stop", 0.9, "ab" * 16, "distill/x", intent.fingerprint)
+        return RealtimeReply('{"intent": "booking"}', "stop", 0.9, "ab" * 16, "distill/x", intent.fingerprint)
 
     return State(store, open_served(store, "current"), live, deployed="m", stands_for="distill/x", follow=False, timeout_s=limit(60))
 
@@ -80,12 +80,12 @@ def config(root: str, url: str, **options: Any) -> replay.Config:
 def test_a_replay_counts_every_event_once(store: Storage, root: str, state: State) -> None:
     with Running(make_app(state)) as server:
         receipt = replay.run(config(root, server.url, requests=1000))  # more than there are: all of them
-    assert receipt.rows == {"requests": 100, "errors": 0, "cache": 70, "live": 15, "fallback": 15}
+    assert receipt.rows == {"requests": 100, "errors": 0, "cache": 70, "realtime": 15, "fallback": 15}
     m = receipt.metrics
-    assert (m["cache_hit_share"], m["live_share"], m["fallback_share"], m["degraded_share"]) == (0.7, 0.15, 0.15, 0.15)
+    assert (m["cache_hit_share"], m["realtime_share"], m["fallback_share"], m["degraded_share"]) == (0.7, 0.15, 0.15, 0.15)
     assert m["requests"] == 100
     assert m["errors"] == 0
-    # gold: pizza 40 right, burger 30 wrong, bad 15 right by its fallback, rare 10 right
+    # human labels: pizza 40 right, burger 30 wrong, bad 15 right by its fallback, rare 10 right
     assert m["quality_requests"] == 95
     assert m["quality"] == pytest.approx(65 / 95)
     table = output_table(store, receipt, "requests")
@@ -93,9 +93,9 @@ def test_a_replay_counts_every_event_once(store: Storage, root: str, state: Stat
     assert Counter(table.column("query").to_pylist()) == COUNTS
     assert Counter(table.column("reason").to_pylist()) == {"": 85, "overloaded": 15}
     assert {row["query"] for row in table.to_pylist() if not row["seen"]} == {"new one"}
-    live_ms = [row["latency_ms"] for row in table.to_pylist() if row["source"] == "student"]
+    live_ms = [row["latency_ms"] for row in table.to_pylist() if row["source"] == "realtime_student"]
     assert min(live_ms) >= 20
-    assert m["p50_ms/live"] == pytest.approx(np.quantile(live_ms, 0.5))
+    assert m["p50_ms/realtime"] == pytest.approx(np.quantile(live_ms, 0.5))
     cache_ms = [row["latency_ms"] for row in table.to_pylist() if row["cached"]]
     assert m["p50_ms/cache"] == pytest.approx(np.quantile(cache_ms, 0.5))
     assert m["p50_ms"] <= m["p95_ms"] <= m["p99_ms"]
@@ -119,15 +119,15 @@ def test_the_same_release_is_not_measured_twice_and_another_is(
     assert replay.find(named.model_copy(update={"release": "another"})) is None
     monkeypatch.undo()
     _, manifest = publish(store, tmp_path, answers(good("pizza", '{"intent":"price"}')))
-    release.promote(store, release.make(store, generation=manifest.id, task=intent).id)
+    release.promote(store, release.make(store, snapshot=manifest.id, task=intent).id)
     with Running(make_app(State(store, open_served(store, "current"), None, follow=False))) as server:
         second = replay.run(asked.model_copy(update={"url": server.url}))
     assert second.fingerprint != first.fingerprint
-    assert second.rows["live"] == 0
+    assert second.rows["realtime"] == 0
 
 
 def test_a_sample_is_drawn_by_traffic_and_repeats(store: Storage) -> None:
-    log = later(store, {f"q{i}": max(1, 1000 // (i + 1)) for i in range(300)})
+    log = holdout(store, {f"q{i}": max(1, 1000 // (i + 1)) for i in range(300)})
     one, two = replay.draw(store, log, 500, 7), replay.draw(store, log, 500, 7)
     assert one == two
     assert one != replay.draw(store, log, 500, 8)
@@ -141,7 +141,7 @@ def test_a_sample_is_drawn_by_traffic_and_repeats(store: Storage) -> None:
 def test_no_event_is_drawn_twice(counts: list[int], share: float, seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     store = open_storage(str(tmp_path_factory.mktemp("store")))
     have = {f"q{i}": n for i, n in enumerate(counts)}
-    log = later(store, have)
+    log = holdout(store, have)
     wanted = max(1, int(share * sum(counts)))
     drawn = Counter(event.query for event in replay.draw(store, log, wanted, seed))
     assert drawn.total() == wanted
@@ -192,11 +192,11 @@ def flaky(served: Mapping[str, Any]) -> Asgi:
 
 
 def test_errors_are_errors_and_never_answers(store: Storage, root: str) -> None:
-    later(store, COUNTS)
-    gold(store, dict.fromkeys(COUNTS, "browse"))
+    holdout(store, COUNTS)
+    labels(store, dict.fromkeys(COUNTS, "browse"))
     with Running(flaky({"id": "r1", "task": "query_intent"})) as server:
         receipt = replay.run(config(root, server.url, timeout_s=limit(1.5), concurrency=16))
-    assert receipt.rows == {"requests": 100, "errors": 60, "cache": 40, "live": 0, "fallback": 0}
+    assert receipt.rows == {"requests": 100, "errors": 60, "cache": 40, "realtime": 0, "fallback": 0}
     assert receipt.metrics["quality"] == pytest.approx(2 * 40 / (2 * 40 + 60))  # an error is an answer missed
     table = output_table(store, receipt, "requests")
     by_query = {row["query"]: (row["status"], row["source"]) for row in table.to_pylist()}
@@ -207,8 +207,8 @@ def test_errors_are_errors_and_never_answers(store: Storage, root: str) -> None:
 
 
 def test_a_release_that_moves_meanwhile_is_told(store: Storage, root: str) -> None:
-    later(store, {"pizza": 5})
-    gold(store, {})
+    holdout(store, {"pizza": 5})
+    labels(store, {})
     served = {"id": "r1", "task": "query_intent"}
     with Running(flaky(served)) as server:
         plain = replay.about
@@ -218,7 +218,7 @@ def test_a_release_that_moves_meanwhile_is_told(store: Storage, root: str) -> No
         finally:
             replay.about = plain
     assert any("release moved" in note and "r1" in note for note in receipt.notes)
-    assert "quality" not in receipt.metrics  # no gold: no figure, rather than 0 or 1
+    assert "quality" not in receipt.metrics  # no human labels: no figure, rather than 0 or 1
 
 
 def test_what_is_wrong_is_named(store: Storage, root: str, state: State) -> None:
@@ -233,10 +233,10 @@ def test_what_is_wrong_is_named(store: Storage, root: str, state: State) -> None
             replay.run(config(root, server.url, task="query_segmentation"))
         with pytest.raises(InputError, match="no headtail server"):
             replay.run(config(root, server.url + "/docs"))
-        later(store, {})
-        with pytest.raises(InputError, match="no later traffic"):
+        holdout(store, {})
+        with pytest.raises(InputError, match="no holdout traffic"):
             replay.run(config(root, server.url))
-        later(store, {"burger": 3})
+        holdout(store, {"burger": 3})
     with Running(flaky({"id": "r9", "task": "query_intent"})) as server, pytest.raises(HeadtailError, match="every request failed"):
         replay.run(config(root, server.url))
 

@@ -22,14 +22,14 @@ from headtail.adapters import charts
 from headtail.adapters.storage import Storage, read_json, write_json, write_table
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import InputError
-from headtail.core.evidence import Claim, Evidence
+from headtail.core.evidence import Criterion, Evidence
 from headtail.core.keys import canonical, query_key
 from headtail.core.receipt import FileRef, Receipt
 from headtail.core.rows import QUALITY, SCORED
 from headtail.stages import report
 from headtail.stages.gate.stage import figure as gate_figure
 from headtail.stages.report.page import plain
-from headtail.stages.report.summary import REALTIME, STATIONS, headline, summarise
+from headtail.stages.report.summary import REALTIME, REPORTED_STAGES, headline, summarise
 from timescale import limit
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -50,7 +50,7 @@ SECTIONS = (
 )
 NASTY = '<script>alert(1)</script> & "quotes"'
 
-# tier: stratum: quality, low, high, exact
+# answer source: stratum: quality, low, high, exact
 SCORES = {
     "teacher": {
         "head": (0.94, 0.91, 0.965, 0.9),
@@ -58,13 +58,13 @@ SCORES = {
         "tail": (0.9, 0.85, 0.94, 0.84),
         "unseen": (0.86, 0.68, 0.96, 0.79),
     },
-    "student": {
+    "batch_student": {
         "head": (0.91, 0.875, 0.94, 0.85),
         "torso": (0.87, 0.81, 0.92, 0.79),
         "tail": (0.83, 0.77, 0.88, 0.73),
         "unseen": (0.78, 0.58, 0.91, 0.67),
     },
-    "realtime": {
+    "realtime_student": {
         "head": (0.93, 0.9, 0.955, 0.88),
         "torso": (0.9, 0.845, 0.945, 0.83),
         "tail": (0.88, 0.825, 0.925, 0.8),
@@ -79,26 +79,34 @@ SCORES = {
 }
 OVERALL = {
     "teacher": ((0.917, 0.896, 0.936, 0.867), (0.936, 0.905, 0.962, 0.892)),
-    "student": ((0.868, 0.842, 0.893, 0.787), (0.903, 0.866, 0.936, 0.84)),
-    "realtime": ((0.9, 0.877, 0.921, 0.84), (0.925, 0.892, 0.954, 0.87)),
+    "batch_student": ((0.868, 0.842, 0.893, 0.787), (0.903, 0.866, 0.936, 0.84)),
+    "realtime_student": ((0.9, 0.877, 0.921, 0.84), (0.925, 0.892, 0.954, 0.87)),
     "fallback": ((0.362, 0.331, 0.393, 0.293), (0.402, 0.353, 0.452, 0.325)),
 }
 SIZES = {"head": 180, "torso": 96, "tail": 120, "unseen": 24}
 
 
-def quality_table(tiers: tuple[str, ...] = ("teacher", "student", "realtime", "fallback")) -> pa.Table:
+def quality_table(sources: tuple[str, ...] = ("teacher", "batch_student", "realtime_student", "fallback")) -> pa.Table:
     lines = []
-    for tier in tiers:
-        slices = {**SCORES[tier], "all": OVERALL[tier][0], "traffic": OVERALL[tier][1]}
+    for source in sources:
+        slices = {**SCORES[source], "all": OVERALL[source][0], "traffic": OVERALL[source][1]}
         for name, (value, low, high, exact) in slices.items():
             n = SIZES.get(name, 420 if name == "all" else 396)
-            line = {"tier": tier, "stratum": name, "n": n, "answered": n - (tier != "fallback"), "quality": value, "low": low, "high": high}
+            line = {
+                "source": source,
+                "stratum": name,
+                "n": n,
+                "answered": n - (source != "fallback"),
+                "quality": value,
+                "low": low,
+                "high": high,
+            }
             lines.append({**line, "exact": exact, "effective": float(n), "method": "clopper-pearson" if n < 30 else "bootstrap"})
     return pa.Table.from_pylist(lines, schema=QUALITY)
 
 
 def rows_table() -> pa.Table:
-    """A dozen gold rows: (query, stratum, events, people, teacher, student), answers as `label:text` lists, None for truncated."""
+    """A dozen labelled rows: (query, stratum, events, people, teacher, student), answers as `label:text` lists, None for truncated."""
     cases = [
         (
             "plumber near me",
@@ -155,15 +163,15 @@ def rows_table() -> pa.Table:
     lines = []
     for query, stratum, count, *answers in cases:
         wanted, *given = [_segments(a) for a in answers]
-        for tier, answer in zip(
-            ("teacher", "student", "fallback"), (*given, canonical({"segments": [{"label": "topic", "text": query}]})), strict=True
+        for source, answer in zip(
+            ("teacher", "batch_student", "fallback"), (*given, canonical({"segments": [{"label": "topic", "text": query}]})), strict=True
         ):
             base = {
                 "query_key": query_key(query),
                 "query": query,
                 "stratum": stratum,
                 "count": count,
-                "tier": tier,
+                "source": source,
                 "wanted": wanted,
                 "given": answer,
             }
@@ -176,7 +184,7 @@ def rows_table() -> pa.Table:
                     "fp": 0,
                     "fn": 0,
                     "exact": answer == wanted,
-                    "confidence": 0.75 if answer and tier != "fallback" else None,
+                    "confidence": 0.75 if answer and source != "fallback" else None,
                 }
             )
     return pa.Table.from_pylist(lines, schema=SCORED)
@@ -190,59 +198,68 @@ def _segments(text: str | None) -> str | None:
 
 
 def figures() -> dict[str, Any]:
-    """The stations' figures, drawn as the stations draw them."""
+    """The stages' figures, drawn as the stages draw them."""
     lines = quality_table().to_pylist()
     rng = np.random.default_rng(0)
     bins = {
-        tier: [
+        source: [
             charts.Reliable(28, c, min(1.0, max(0.0, c - drop)), max(0.0, c - drop - 0.13), min(1.0, c - drop + 0.12))
             for c in np.linspace(0.42, 0.99, 15)
         ]
-        for tier, drop in (("teacher", 0.02), ("student", 0.09))
+        for source, drop in (("teacher", 0.02), ("batch_student", 0.09))
     }
-    labels = {"teacher": "teacher: ECE 0.021, AUROC 0.883", "student": "student: ECE 0.088, AUROC 0.842"}
-    sources = {"cache": rng.lognormal(0.2, 0.35, 1424), "live": rng.lognormal(3.6, 0.3, 548), "fallback": rng.lognormal(7.6, 0.02, 28)}
+    labels = {"teacher": "teacher: ECE 0.021, AUROC 0.883", "batch_student": "batch_student: ECE 0.088, AUROC 0.842"}
+    paths = {"cache": rng.lognormal(0.2, 0.35, 1424), "realtime": rng.lognormal(3.6, 0.3, 548), "fallback": rng.lognormal(7.6, 0.02, 28)}
     return {
-        "quality": charts.quality([charts.Point(q["tier"], q["stratum"], q["quality"], q["low"], q["high"], q["n"]) for q in lines]),
+        "quality": charts.quality([charts.Point(q["source"], q["stratum"], q["quality"], q["low"], q["high"], q["n"]) for q in lines]),
         "calibration": charts.calibration(bins, labels),
-        "latency": charts.latency({name: list(values) for name, values in sources.items()}),
+        "latency": charts.latency({name: list(values) for name, values in paths.items()}),
     }
 
 
 def evidence() -> Evidence:
-    """Of a gate that the student passed: two claims."""
+    """Of a gate that the student passed: two criteria."""
     shared = {"level": 0.025, "p": 0.001, "passed": True}
-    claims = (
-        Claim(kind="quality", stratum="tail", least=0.75, n=120, value=0.83, low=0.772, method="betting", **shared),
-        Claim(kind="drop", stratum="all", least=-0.1, n=420, value=-0.049, low=-0.081, method="betting, paired", **shared),
+    criteria = (
+        Criterion(kind="quality", stratum="tail", threshold=0.75, n=120, value=0.83, lower_bound=0.772, method="betting", **shared),
+        Criterion(kind="drop", stratum="all", threshold=-0.1, n=420, value=-0.049, lower_bound=-0.081, method="betting, paired", **shared),
     )
     return Evidence(
         passed=True,
         task="query_segmentation",
         candidate="distill/dddddddddddddddd",
         digest="sha256:00",
-        tier="student",
+        source="batch_student",
         answers="precompute/eeeeeeeeeeeeeeee",
         evaluation="evaluate/ffffffffffffffff",
         score="f1",
         delta=0.05,
         candidates=1,
-        correction="Holm over 2 claims at 0.05 / 1 candidates",
-        claims=claims,
-        data={"rows": "a" * 64, "gold": "b" * 64},
+        correction="Holm over 2 criteria at 0.05 / 1 candidates",
+        criteria=criteria,
+        data={"rows": "a" * 64, "human_labels": "b" * 64},
     )
 
 
 def refused() -> Evidence:
-    """Of a gate that refused the realtime student: one claim too many."""
-    missed = Claim(
-        kind="quality", stratum="unseen", least=0.75, n=24, value=0.83, low=0.61, method="betting", level=0.025, p=0.2, passed=False
+    """Of a gate that rejected the realtime student: one criterion too many."""
+    missed = Criterion(
+        kind="quality",
+        stratum="unseen",
+        threshold=0.75,
+        n=24,
+        value=0.83,
+        lower_bound=0.61,
+        method="betting",
+        level=0.025,
+        p=0.2,
+        passed=False,
     )
     found = evidence()
-    return found.model_copy(update={"passed": False, "tier": "realtime", "claims": (*found.claims, missed), "candidates": 2})
+    return found.model_copy(update={"passed": False, "source": "realtime_student", "criteria": (*found.criteria, missed), "candidates": 2})
 
 
-def job(tier: str, rows: int, per_s: float, model: str) -> dict[str, Any]:
+def job(source: str, rows: int, per_s: float, model: str) -> dict[str, Any]:
     bad = {"truncated": rows // 400, "invalid": rows // 900, "refused": 0, "failed": 1}
     seconds = rows / per_s
     usd = 0.09 * (seconds + 12.5) / 3600
@@ -252,7 +269,7 @@ def job(tier: str, rows: int, per_s: float, model: str) -> dict[str, Any]:
             "rows_per_s": per_s,
             "tokens_in": rows * 84.0,
             "tokens_out": rows * 21.5,
-            "tokens_in_per_row": 84.0 if tier == "teacher" else 38.0,
+            "tokens_in_per_row": 84.0 if source == "teacher" else 38.0,
             "tokens_out_per_row": 21.5,
             "engine_start_s": 12.5,
             "generate_s": round(seconds, 2),
@@ -262,39 +279,41 @@ def job(tier: str, rows: int, per_s: float, model: str) -> dict[str, Any]:
             "answered_share": 1 - sum(bad.values()) / rows,
         },
         "facts": {"model": {"name": model, "digest": "sha256:00"}, "settings": "ab" * 8},
-        "notes": ("temperature 0 is not batch-invariant: answers were published once, not computed twice",) if tier == "teacher" else (),
+        "notes": ("temperature 0 is not batch-invariant: answers were published once, not computed twice",) if source == "teacher" else (),
     }
 
 
-def world(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
-    """Receipts of every station but `leave_out`, written to `store`; their paths by station."""
+def example_data(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
+    """Receipts of every stage but `leave_out`, written to `store`; their paths by stage."""
     drawn = figures()
     parts: dict[str, dict[str, Any]] = {
         "ingest": {
-            "rows": {"events": 100_000, "queries": 21_480, "later_events": 10_000, "later_queries": 4_100, "gold": 420},
-            "metrics": {"unseen_share_later_events": 0.174},
+            "rows": {"events": 100_000, "queries": 21_480, "holdout_events": 10_000, "holdout_queries": 4_100, "human_labels": 420},
+            "metrics": {"unseen_share_holdout_events": 0.174},
         },
         "plan": {
-            "rows": {"head": 1200, "teach": 2000, "rest": 18_280, "gold": 420},
+            "rows": {"head": 1200, "teacher_sample": 2000, "student_rows": 18_280, "human_labels": 420},
             "metrics": {
                 "head_rows": 1200,
                 "head_coverage": 0.503,
-                "head_coverage_later": 0.489,
-                "seen_coverage_later": 0.826,
+                "head_coverage_holdout": 0.489,
+                "seen_coverage_holdout": 0.826,
                 "zipf_exponent": 1.04,
             },
-            "notes": ("later traffic is one day; a week would say more",),
+            "notes": ("holdout traffic is one day; a week would say more",),
         },
         "precompute_teacher": job("teacher", 3620, 61.5, "example:teacher"),
         "publish_head": {
             "rows": {"published": 1197},
             "metrics": {"coverage": 0.502},
-            "facts": {"release": "r-0001", "generation": "g-0001"},
+            "facts": {"release": "r-0001", "snapshot": "g-0001"},
         },
         "evaluate_teacher": {"tables": {"quality": quality_table(("teacher", "fallback")), "rows": rows_table()}},
-        "curate": {"rows": {"golden": 2711, "dropped": 909, "dropped.withheld": 420, "dropped.unconfident": 480, "dropped.invalid": 9}},
-        "distill": {
-            "rows": {"golden": 2711, "held_out": 142},
+        "curate": {
+            "rows": {"training_set": 2711, "dropped": 909, "dropped.eval_only": 420, "dropped.unconfident": 480, "dropped.invalid": 9}
+        },
+        "distill_batch": {
+            "rows": {"training_set": 2711, "held_out": 142},
             "metrics": {
                 "train_loss": 0.0813,
                 "eval_loss": 0.1127,
@@ -303,43 +322,46 @@ def world(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
                 "params": 1_804_032,
             },
             "facts": {"base": "example:student-base", "model": "student"},
-            "config": {"student": "decoder", "form": {"prompt": "bare", "answer": "code"}},
+            "config": {"student": "decoder", "io_format": {"prompt": "query_only", "output": "compact"}},
         },
-        "precompute_student": job("student", 18_700, 402.0, "distill/dddddddddddddddd"),
+        "precompute_batch": job("batch_student", 18_700, 402.0, "distill/dddddddddddddddd"),
         "evaluate": {
             "tables": {"quality": quality_table(), "rows": rows_table()},
             "figures": {name: drawn[name] for name in ("quality", "calibration")},
             "metrics": {
                 "ece/teacher": 0.021,
-                "ece/student": 0.088,
+                "ece/batch_student": 0.088,
                 "auroc/teacher": 0.883,
-                "auroc/student": 0.842,
-                "agreement/student": 0.904,
-                "difference/student/value": -0.049,
-                "difference/student/low": -0.071,
-                "difference/student/high": -0.027,
-                "ece/realtime": 0.034,
-                "auroc/realtime": 0.861,
-                "agreement/realtime": 0.921,
-                "difference/realtime/value": -0.017,
-                "difference/realtime/low": -0.034,
-                "difference/realtime/high": 0.001,
+                "auroc/batch_student": 0.842,
+                "agreement/batch_student": 0.904,
+                "difference/batch_student/value": -0.049,
+                "difference/batch_student/low": -0.071,
+                "difference/batch_student/high": -0.027,
+                "ece/realtime_student": 0.034,
+                "auroc/realtime_student": 0.861,
+                "agreement/realtime_student": 0.921,
+                "difference/realtime_student/value": -0.017,
+                "difference/realtime_student/low": -0.034,
+                "difference/realtime_student/high": 0.001,
             },
-            "notes": ("unseen: only 24 gold rows; its intervals are wide and exact (Clopper-Pearson), not bootstrap",),
+            "notes": ("unseen: only 24 labelled rows; its intervals are wide and exact (Clopper-Pearson), not bootstrap",),
         },
-        "gate": {"facts": {"passed": True, "evidence": evidence().model_dump(mode="json")}, "figures": {"gate": gate_figure(evidence())}},
+        "gate_batch": {
+            "facts": {"passed": True, "evidence": evidence().model_dump(mode="json")},
+            "figures": {"gate": gate_figure(evidence())},
+        },
         "publish": {
             "rows": {"published": 21_390},
             "metrics": {"coverage": 0.994},
-            "facts": {"release": "r-0002", "generation": "g-0002", "student": "distill/dddd"},
+            "facts": {"release": "r-0002", "snapshot": "g-0002", "student": "distill/dddd"},
         },
         "replay": {
-            "rows": {"requests": 2000, "errors": 0, "cache": 1424, "live": 548, "fallback": 28},
+            "rows": {"requests": 2000, "errors": 0, "cache": 1424, "realtime": 548, "fallback": 28},
             "metrics": {
                 "requests": 2000,
                 "errors": 0,
                 "cache_hit_share": 0.712,
-                "live_share": 0.274,
+                "realtime_share": 0.274,
                 "fallback_share": 0.014,
                 "degraded_share": 0.014,
                 "requests_per_s": 212.4,
@@ -350,9 +372,9 @@ def world(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
                 "p50_ms/cache": 1.2,
                 "p95_ms/cache": 2.2,
                 "p99_ms/cache": 2.9,
-                "p50_ms/live": 36.6,
-                "p95_ms/live": 60.1,
-                "p99_ms/live": 74.3,
+                "p50_ms/realtime": 36.6,
+                "p95_ms/realtime": 60.1,
+                "p99_ms/realtime": 74.3,
                 "p50_ms/fallback": 2001.0,
                 "p95_ms/fallback": 2064.0,
                 "p99_ms/fallback": 2088.0,
@@ -360,12 +382,12 @@ def world(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
             "figures": {"latency": drawn["latency"]},
         },
         "distill_realtime": {
-            "rows": {"golden": 2711, "held_out": 142},
+            "rows": {"training_set": 2711, "held_out": 142},
             "metrics": {"train_loss": 0.0512, "eval_loss": 0.0731, "train_seconds": 41.0, "trainable_params": 608_640}
             | {"params": 608_640},
-            "config": {"student": "encoder", "form": {"prompt": "task", "answer": "json"}},
+            "config": {"student": "encoder", "io_format": {"prompt": "full", "output": "json"}},
         },
-        "precompute_realtime": job("realtime", 420, 4100.0, "distill/0000000000000000"),
+        "precompute_realtime": job("realtime_student", 420, 4100.0, "distill/0000000000000000"),
         "gate_realtime": {
             "facts": {"passed": False, "evidence": refused().model_dump(mode="json")},
             "figures": {"gate": gate_figure(refused())},
@@ -414,8 +436,8 @@ def keep(
 
 
 def made(store: Storage, root: str, leave_out: tuple[str, ...] = (), **fields: Any) -> tuple[Receipt, dict[str, Any], str]:
-    """(receipt, summary, page) of a report over the hand-made world."""
-    receipt = report.run(report.Config(root=root, tracking=OFF, receipts=world(store, leave_out), title="Quickstart", **fields))
+    """(receipt, summary, page) of a report over the hand-made run."""
+    receipt = report.run(report.Config(root=root, tracking=OFF, receipts=example_data(store, leave_out), title="Quickstart", **fields))
     return receipt, read_json(store, receipt.output("summary").path), store.read(receipt.output("report").path).decode()
 
 
@@ -457,11 +479,11 @@ def test_a_narrow_terminal_crops_no_figure(store: Storage, root: str) -> None:
 
 
 def test_table_of_a_head_only_run(store: Storage, root: str) -> None:
-    _, summary, _ = made(store, root, ("curate", "distill", "precompute_student", "evaluate", "publish", "replay", *REALTIME))
+    _, summary, _ = made(store, root, ("curate", "distill_batch", "precompute_batch", "evaluate", "publish", "replay", *REALTIME))
     same_as_golden("report_table_head_only.txt", printed(summary))
     assert summary["quality_teacher_all"] == 0.917  # from evaluate_teacher
-    assert summary["not_run"] == ["curate", "distill", "precompute_student", "evaluate", "publish", "replay"]
-    assert summary["usd_per_million_student"] is None
+    assert summary["not_run"] == ["curate", "distill_batch", "precompute_batch", "evaluate", "publish", "replay"]
+    assert summary["usd_per_million_batch_student"] is None
 
 
 def test_every_name_is_documented(store: Storage, root: str) -> None:
@@ -514,7 +536,7 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-@pytest.mark.parametrize("leave_out", [(), ("evaluate", "replay"), tuple(s for s in STATIONS if s != "plan")])
+@pytest.mark.parametrize("leave_out", [(), ("evaluate", "replay"), tuple(s for s in REPORTED_STAGES if s != "plan")])
 def test_page_stands_alone_and_is_whole(store: Storage, root: str, leave_out: tuple[str, ...]) -> None:
     _, _, text = made(store, root, leave_out)
     page = Page(text)
@@ -527,7 +549,7 @@ def test_page_stands_alone_and_is_whole(store: Storage, root: str, leave_out: tu
     assert {a[1:] for a in page.anchors} <= set(page.ids)
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
-    for name in set(leave_out) - set(REALTIME):  # a loop with one student lacks nothing
+    for name in set(leave_out) - set(REALTIME):  # a pipeline with one student lacks nothing
         assert f"{name} not run" in page.text
 
 
@@ -537,15 +559,15 @@ def test_page_says_what_matters(store: Storage, root: str) -> None:
     assert text.count("<svg") == 5
     for words in (
         "71.2 %",
-        "Of the later traffic, 71.2 % was answered from the cache, 27.4 % live by the student and 1.4 % by the fallback.",
+        "Of the holdout traffic, 71.2 % was answered from the cache, 27.4 % by the realtime student and 1.4 % by the fallback.",
         "the teacher scores 0.92 (0.90 to 0.94)",
-        "On the same queries the student is 0.05 below the teacher (difference -0.07 to -0.03).",
-        "small stand-in that ships with headtail",
+        "On the same queries the batch student is 0.05 below the teacher (difference -0.07 to -0.03).",
+        "small placeholder that ships with headtail",
         "it says nothing of whether either is right, and is no quality figure",
-        "Few gold rows in unseen (24)",
+        "Few labelled rows in unseen (24)",
         "precompute/" + "c" * 8,
         "reused",
-        "later traffic is one day; a week would say more",
+        "holdout traffic is one day; a week would say more",
     ):
         assert words in shown
     assert all(line in shown for line in summary["headline"])
@@ -558,7 +580,7 @@ def test_page_says_what_matters(store: Storage, root: str) -> None:
 
 def test_no_text_of_users_can_write_html(store: Storage, root: str) -> None:
     """Every text in every receipt, each with what ends an element, an attribute and a script: titles, models, notes, inputs, versions."""
-    paths = world(store)
+    paths = example_data(store)
     for path in paths.values():
         kept = read_json(store, f"{path}/receipt.json")
         notes = [*kept["notes"], "</title></style></td><script>alert(2)</script>\" onload='alert(2)' <img src=x onerror=alert(2)>"]
@@ -601,11 +623,13 @@ def test_headline_does_not_flatter() -> None:
     """A dearer student, a difference that is none, and shares that round to nothing are said as they are."""
     none = summarise({}, [], "empty")
     assert list(headline(none)) == []
-    said = list(headline({**none, "usd_per_million_teacher": 1.0, "usd_per_million_student": 2.0, "cost_ratio_teacher_to_student": 0.5}))
-    assert said == ["A million queries cost USD 1.00 with the teacher and USD 2.00 with the student in batch: 2.0 times more."]
-    close = {"student_minus_teacher": -0.01, "student_minus_teacher_low": -0.03, "student_minus_teacher_high": 0.01}
+    said = list(
+        headline({**none, "usd_per_million_teacher": 1.0, "usd_per_million_batch_student": 2.0, "cost_ratio_teacher_to_batch_student": 0.5})
+    )
+    assert said == ["A million queries cost USD 1.00 with the teacher and USD 2.00 with the batch student: 2.0 times more."]
+    close = {"batch_student_minus_teacher": -0.01, "batch_student_minus_teacher_low": -0.03, "batch_student_minus_teacher_high": 0.01}
     assert "cannot be told apart" in next(iter(headline({**none, **close})))
-    rare = {"coverage_later_traffic": 0.7, "cache_hit_share": 0.7, "live_share": 0.298, "fallback_share": 0.002}
+    rare = {"coverage_holdout_traffic": 0.7, "cache_hit_share": 0.7, "realtime_share": 0.298, "fallback_share": 0.002}
     assert "0.2 % by the fallback" in next(iter(headline({**none, **rare})))
 
 
@@ -622,7 +646,7 @@ def test_s3(s3_root: str) -> None:
 
     receipt, summary, _ = made(open_storage(s3_root), s3_root)
     assert open_storage(s3_root).exists(summary["paths"]["report"])
-    assert receipt.rows["stations"] == 15
+    assert receipt.rows["stages"] == 15
 
 
 @pytest.mark.slow
@@ -644,7 +668,7 @@ def test_real_browser_shows_it(store: Storage, root: str, tmp_path: Path, scheme
     pixels = matplotlib.image.imread(shot)[..., :3]
     assert pixels.shape[:2] == (7200, 1100)
     assert (pixels.mean() > 0.5) == (scheme == "light")
-    for tier in ("teacher", "student"):  # the tiers' colours are on the page, in the theme's shade
-        shade = {"light": charts.COLOURS[tier], "dark": {"teacher": "#56b4e9", "student": "#ff8b3d"}[tier]}[scheme]
+    for source in ("teacher", "batch_student"):  # the sources' colours are on the page, in the theme's shade
+        shade = {"light": charts.COLOURS[source], "dark": {"teacher": "#56b4e9", "batch_student": "#ff8b3d"}[source]}[scheme]
         wanted = np.array([int(shade[i : i + 2], 16) / 255 for i in (1, 3, 5)])
         assert int((np.abs(pixels - wanted).max(axis=2) < 0.02).sum()) > 200

@@ -191,7 +191,7 @@ def test_the_digest_is_of_what_is_learnt_from(store: Storage) -> None:
         (ACCEPT, None, None, None, "there is no answer"),
         (ACCEPT, None, '{"intent":"gone"}', None, "schema: intent"),  # the schema has changed since
         (CORRECT, ' {"intent": "browse"}', intent("price"), intent("browse"), ""),
-        (CORRECT, "browse", intent("price"), intent("browse"), ""),  # the bare label, as in a gold file
+        (CORRECT, "browse", intent("price"), intent("browse"), ""),  # the bare label, as in a file of labels
         (CORRECT, intent("browse"), None, intent("browse"), ""),
         (CORRECT, intent("price"), intent("price"), None, "unchanged"),
         (CORRECT, None, intent("price"), None, "needs one"),

@@ -6,11 +6,11 @@ import pyarrow as pa
 import pytest
 
 from headtail.core.errors import InputError
-from headtail.core.rows import GOLD, QUERY, SIDE_INPUT, State, conform, with_side_inputs
+from headtail.core.rows import HUMAN_LABELS, QUERY, SIDE_INPUT, State, conform, with_side_inputs
 
 
 def test_side_inputs_come_last() -> None:
-    schema = with_side_inputs(GOLD, ["businesses", "categories"])
+    schema = with_side_inputs(HUMAN_LABELS, ["businesses", "categories"])
     assert schema.names[-2:] == ["businesses", "categories"]
     assert schema.field("categories").type == SIDE_INPUT
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from headtail.adapters.storage import Storage, read_json, write_json
 from headtail.adapters.tracking import Tracker
-from headtail.batch.parsed_answer import settle
+from headtail.batch.parsed_answer import classify
 from headtail.cli import status
 from headtail.cli.doctor import Result, _endpoint
 from headtail.core import secrets
@@ -127,8 +127,8 @@ def test_no_error_holds_a_secret(planted: str) -> None:
 
 
 def test_no_row_receipt_or_document_holds_a_secret(planted: str, store: Storage, intent: Task) -> None:
-    assert planted not in settle(intent, Completion(1, error=f"{'x' * 490}{planted}")).reason  # also where it would have been cut
-    assert "sk-plan" not in settle(intent, Completion(1, error=f"{'x' * 490}{planted}")).reason
+    assert planted not in classify(intent, Completion(1, error=f"{'x' * 490}{planted}")).reason  # also where it would have been cut
+    assert "sk-plan" not in classify(intent, Completion(1, error=f"{'x' * 490}{planted}")).reason
     text = {"stage": "plan", "fingerprint": "a", "path": "plan/a", "started": "", "seconds": 0}
     receipt = Receipt.model_validate({**text, "facts": {"url": planted}, "notes": [planted], "settings": {planted: planted}})
     assert planted not in receipt.model_dump_json()

@@ -27,7 +27,7 @@ from headtail.core.task import Task
 from headtail.releases import release
 from headtail.releases.release import Release
 from headtail.stages import ingest, plan, serve
-from headtail.stages.serve.answerer import REASONS, Live, LiveFailure, LiveReply
+from headtail.stages.serve.answerer import REASONS, AskStudent, RealtimeFailure, RealtimeReply
 from headtail.stages.serve.app import PAGE, AnswerResponse, State, make_app, open_served
 from test_cache import answers, good, publish
 from timescale import limit
@@ -43,32 +43,32 @@ def segments(text: str, label: str = "topic") -> dict[str, Any]:
 def published(
     store: Storage, tmp_path: Path, task: Task, queries: Sequence[str] = ("pizza near me", "<email> login"), student: str = STUDENT
 ) -> Release:
-    """A release whose generation answers `queries`, made current."""
+    """A release whose snapshot answers `queries`, made current."""
     rows = [good(query, json.dumps(segments(query), sort_keys=True)) for query in queries]
     _, manifest = publish(store, tmp_path, answers(*rows), share_redacted=True)
-    return release.promote(store, release.make(store, generation=manifest.id, task=task, student=student).id)
+    return release.promote(store, release.make(store, snapshot=manifest.id, task=task, student=student).id)
 
 
-def reply(task: Task, answer: Any = None, **changes: Any) -> LiveReply:
+def reply(task: Task, answer: Any = None, **changes: Any) -> RealtimeReply:
     text = answer if isinstance(answer, str) else json.dumps(answer if answer is not None else segments("from the student"))
-    return LiveReply(text, "stop", 0.8, "ab" * 16, STUDENT, task.fingerprint)._replace(**changes)
+    return RealtimeReply(text, "stop", 0.8, "ab" * 16, STUDENT, task.fingerprint)._replace(**changes)
 
 
-def says(task: Task, answer: Any = None, **changes: Any) -> Live:
-    async def live(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+def says(task: Task, answer: Any = None, **changes: Any) -> AskStudent:
+    async def realtime(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
         return reply(task, answer, **changes)
 
-    return live
+    return realtime
 
 
-def breaks(error: BaseException) -> Live:
-    async def live(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+def breaks(error: BaseException) -> AskStudent:
+    async def realtime(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
         raise error
 
-    return live
+    return realtime
 
 
-async def sleeps(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+async def sleeps(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
     await asyncio.sleep(60)
     raise AssertionError("was not cancelled")
 
@@ -92,9 +92,9 @@ def ask(state: State, query: Any = "something rare", **more: Any) -> httpx.Respo
 def open_state(store: Storage, tmp_path: Path, segmentation: Task) -> Callable[..., State]:
     published(store, tmp_path, segmentation)
 
-    def make(live: Live | None = None, **options: Any) -> State:
+    def make(realtime: AskStudent | None = None, **options: Any) -> State:
         given = {"timeout_s": limit(0.2), "stands_for": STUDENT, "deployed": "m", **options}
-        return State(store, open_served(store, "current"), live, **given)
+        return State(store, open_served(store, "current"), realtime, **given)
 
     return make
 
@@ -121,20 +121,20 @@ def test_a_head_query_never_reaches_the_student(open_state: Callable[..., State]
 
 def test_a_miss_is_answered_by_the_student(open_state: Callable[..., State], segmentation: Task) -> None:
     found = ask(open_state(says(segmentation))).json()
-    assert (found["source"], found["cached"], found["degraded"], found["reason"]) == ("student", False, False, "")
+    assert (found["source"], found["cached"], found["degraded"], found["reason"]) == ("realtime_student", False, False, "")
     assert found["answer"] == segments("from the student")
     assert (found["confidence"], found["answer_key"]) == (0.8, "ab" * 16)
     AnswerResponse.model_validate(found, strict=True)
 
 
-FAULTS: dict[str, tuple[Callable[[Task], Live | None], str]] = {
+FAULTS: dict[str, tuple[Callable[[Task], AskStudent | None], str]] = {
     "switched off": (lambda task: None, "off"),
     "late": (lambda task: sleeps, "timeout"),
     "raises": (lambda task: breaks(RuntimeError("boom")), "error"),
     "raises a timeout of its own": (lambda task: breaks(TimeoutError()), "timeout"),
     "is cancelled on its side": (lambda task: breaks(asyncio.CancelledError()), "unavailable"),
-    "is gone": (lambda task: breaks(LiveFailure("unavailable")), "unavailable"),
-    "is full": (lambda task: breaks(LiveFailure("overloaded")), "overloaded"),
+    "is gone": (lambda task: breaks(RealtimeFailure("unavailable")), "unavailable"),
+    "is full": (lambda task: breaks(RealtimeFailure("overloaded")), "overloaded"),
     "is cut short": (lambda task: says(task, finish_reason="length"), "truncated"),
     "writes no JSON": (lambda task: says(task, '{"segments": ['), "invalid"),
     "writes nothing": (lambda task: says(task, ""), "invalid"),
@@ -147,8 +147,8 @@ FAULTS: dict[str, tuple[Callable[[Task], Live | None], str]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_broken_student_degrades_and_never_fails(open_state: Callable[..., State], segmentation: Task, fault: str) -> None:
-    live, reason = FAULTS[fault]
-    state = open_state(live(segmentation))
+    realtime, reason = FAULTS[fault]
+    state = open_state(realtime(segmentation))
     response = ask(state, "Something rare")
     assert response.status_code == 200
     found = response.json()
@@ -170,13 +170,13 @@ def test_a_release_without_student_says_so(store: Storage, tmp_path: Path, segme
 def test_waiting_for_the_student_never_takes_the_places_of_hits(open_state: Callable[..., State], segmentation: Task) -> None:
     started = 0
 
-    async def slow(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+    async def slow(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
         nonlocal started
         started += 1
         await asyncio.sleep(limit(0.3))
         return reply(segmentation)
 
-    state = open_state(slow, max_live=3, timeout_s=limit(5))
+    state = open_state(slow, max_realtime=3, timeout_s=limit(5))
 
     async def go() -> tuple[list[dict[str, Any]], float]:
         async with client(state) as http:
@@ -212,11 +212,11 @@ def test_a_caller_who_leaves_frees_his_place(open_state: Callable[..., State]) -
 def test_personal_data_never_reaches_the_student(open_state: Callable[..., State], segmentation: Task) -> None:
     seen: list[str] = []
 
-    async def live(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+    async def realtime(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
         seen.append(query)
         return reply(segmentation)
 
-    state = open_state(live)
+    state = open_state(realtime)
     found = ask(state, "mail Jane.Doe@example.com or +49 171 1234567 about 4111 1111 1111 1111").json()
     assert seen == ["mail <email> or <phone> about <card>"]
     assert found["normalised"] == seen[0]
@@ -229,7 +229,7 @@ def test_two_numbers_are_never_answered_from_one_cached_answer(store: Storage, t
     path = tmp_path / "log.csv"
     path.write_text("query\n" + "call 5552345678\n" * 5 + "call 5552349999\n" * 5 + "pizza\n" * 5 + "part 4532349876\n" * 5)
     root = str(tmp_path / "store")
-    ingest.run(ingest.Config(root=root, tracking=OFF, log=str(path), task="query_intent", later_share=0.0))
+    ingest.run(ingest.Config(root=root, tracking=OFF, log=str(path), task="query_intent", holdout_share=0.0))
     limits = plan.Head(coverage=None)
     planned = output_table(store, plan.run(plan.Config(root=root, tracking=OFF, task="query_intent", head=limits)), "head")[
         "query"
@@ -237,15 +237,15 @@ def test_two_numbers_are_never_answered_from_one_cached_answer(store: Storage, t
     assert sorted(planned) == ["part 4532349876", "pizza"]
     asked = [*planned, "call <phone>"]  # as a plan of another task, or of an older version, may have it
     _, manifest = publish(store, tmp_path, answers(*(good(query, '{"intent":"browse"}') for query in asked)))
-    release.promote(store, release.make(store, generation=manifest.id, task=intent, student=STUDENT).id)
+    release.promote(store, release.make(store, snapshot=manifest.id, task=intent, student=STUDENT).id)
     options = {"timeout_s": limit(5), "stands_for": STUDENT, "deployed": "m"}
     state = State(store, open_served(store, "current"), says(intent, {"intent": "price"}), **options)  # type: ignore[arg-type]
     for query, source in (
-        ("call 5552345678", "student"),
-        ("call 5552349999", "student"),
-        ("call <phone>", "student"),
+        ("call 5552345678", "realtime_student"),
+        ("call 5552349999", "realtime_student"),
+        ("call <phone>", "realtime_student"),
         ("part 4532349876", "teacher"),
-        ("part 4532349877", "student"),
+        ("part 4532349877", "realtime_student"),
         ("pizza", "teacher"),
     ):
         found = ask(state, query).json()
@@ -255,12 +255,12 @@ def test_two_numbers_are_never_answered_from_one_cached_answer(store: Storage, t
 def test_side_inputs_go_to_the_student_and_only_known_ones(open_state: Callable[..., State], segmentation: Task) -> None:
     seen: list[Mapping[str, Sequence[str]]] = []
 
-    async def live(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+    async def realtime(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
         seen.append(side)
         return reply(segmentation)
 
-    state = open_state(live)
-    assert ask(state, "marios", side_inputs={"businesses": ["Mario's"]}).json()["source"] == "student"
+    state = open_state(realtime)
+    assert ask(state, "marios", side_inputs={"businesses": ["Mario's"]}).json()["source"] == "realtime_student"
     assert seen == [{"businesses": ["Mario's"]}]
     refused = ask(state, "marios", side_inputs={"weather": ["rain"]})
     assert refused.status_code == 422
@@ -355,7 +355,7 @@ def test_any_text_gets_a_valid_answer_or_a_refusal(open_state: Callable[..., Sta
 def test_the_server_follows_current(store: Storage, tmp_path: Path, open_state: Callable[..., State], segmentation: Task) -> None:
     state = open_state(says(segmentation), refresh_s=0.02)
     first = state.answerer.served.release.id
-    assert ask(state, "new query").json()["source"] == "student"
+    assert ask(state, "new query").json()["source"] == "realtime_student"
     second = published(store, tmp_path, segmentation, ["new query"])
 
     async def until(wanted: str) -> dict[str, Any]:
@@ -374,7 +374,7 @@ def test_the_server_follows_current(store: Storage, tmp_path: Path, open_state: 
     assert not asyncio.run(until(first))["cached"]
     assert (
         state.metrics.registry.get_sample_value(
-            "headtail_release_info", {"release": first, "generation": state.answerer.served.release.generation}
+            "headtail_release_info", {"release": first, "snapshot": state.answerer.served.release.snapshot}
         )
         == 1
     )
@@ -385,11 +385,11 @@ def test_no_request_sees_parts_of_two_releases(store: Storage, tmp_path: Path, s
     old = published(store, tmp_path, segmentation)
     gate = asyncio.Event()
 
-    async def live(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
+    async def realtime(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
         await gate.wait()
         return reply(segmentation)
 
-    state = State(store, open_served(store, "current"), live, stands_for=STUDENT, timeout_s=limit(5))
+    state = State(store, open_served(store, "current"), realtime, stands_for=STUDENT, timeout_s=limit(5))
 
     async def go() -> tuple[Any, Any]:
         waiting = asyncio.create_task(state.answerer.answer("rare"))
@@ -400,7 +400,7 @@ def test_no_request_sees_parts_of_two_releases(store: Storage, tmp_path: Path, s
         return await waiting, await state.answerer.answer("rare")
 
     before, after = asyncio.run(go())
-    assert (before.release, before.source) == (old.id, "student")
+    assert (before.release, before.source) == (old.id, "realtime_student")
     assert before.answer == segments("from the student")
     assert (after.reason, after.answer) == ("outdated", intent.fallback("rare"))  # the deployed student knows the other task
 
@@ -413,7 +413,7 @@ def test_a_new_student_asks_for_a_redeploy(store: Storage, tmp_path: Path, open_
     assert ask(state, "pizza near me").json()["cached"]
     assert bool(state.redeploy_needed)
     found = ask(state).json()
-    assert (found["source"], found["degraded"], found["reason"]) == ("student", False, "previous_student")
+    assert (found["source"], found["degraded"], found["reason"]) == ("realtime_student", False, "previous_student")
     assert state.metrics.registry.get_sample_value("headtail_redeploy_needed") == 1
 
 
@@ -422,7 +422,7 @@ def test_what_cannot_be_followed_leaves_the_old_release_in_place(
 ) -> None:
     state = open_state(refresh_s=0.01)
     broken = published(store, tmp_path, segmentation, ["other"])
-    Path(store.root, "generations", broken.generation, "lmdb", "data.mdb").unlink()
+    Path(store.root, "snapshots", broken.snapshot, "lmdb", "data.mdb").unlink()
 
     async def go() -> None:
         watch = asyncio.create_task(state.watch())
@@ -437,7 +437,7 @@ def test_what_cannot_be_followed_leaves_the_old_release_in_place(
     assert failures >= 1
 
 
-def test_copies_of_generations_are_removed_once_replaced(store: Storage, tmp_path: Path, segmentation: Task) -> None:
+def test_copies_of_snapshots_are_removed_once_replaced(store: Storage, tmp_path: Path, segmentation: Task) -> None:
     published(store, tmp_path, segmentation, ["a"])
     (copies := tmp_path / "copies").mkdir()
     state = State(store, open_served(store, "current", copies), None, cache_dir=copies)
@@ -445,7 +445,7 @@ def test_copies_of_generations_are_removed_once_replaced(store: Storage, tmp_pat
         published(store, tmp_path, segmentation, [query])
         assert asyncio.run(state.refresh())
         assert ask(state, query).json()["cached"]
-    assert [p.name for p in (copies / "generations").iterdir()] == [state.answerer.served.release.generation]
+    assert [p.name for p in (copies / "snapshots").iterdir()] == [state.answerer.served.release.snapshot]
 
 
 def test_metrics_and_the_other_pages(open_state: Callable[..., State], segmentation: Task) -> None:
@@ -531,6 +531,6 @@ def test_what_must_fail_fails_before_anything_heavy_starts(
         serve.start(config(root, release="feed"))
     with pytest.raises(ConfigError, match="did you mean max_queued_requests"):
         config(root, max_queued_request=1)
-    Path(root, "generations", made.generation, "manifest.json").unlink()
+    Path(root, "snapshots", made.snapshot, "manifest.json").unlink()
     with pytest.raises(Exception, match="not in the store"):
         serve.start(config(root))

@@ -1,4 +1,4 @@
-"""An encoder as the live student: many callers share a pass, and each gets what precompute would have stored."""
+"""An encoder as the realtime student: many callers share a pass, and each gets what precompute would have stored."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from headtail.core.task import Task
 from headtail.engines import ModelConfig
 from headtail.engines.models import find, weights_digest
 from headtail.stages import serve
-from headtail.stages.serve.answerer import LiveReply
-from headtail.stages.serve.live import Student
+from headtail.stages.serve.answerer import RealtimeReply
+from headtail.stages.serve.realtime import Student
 from test_engines_encoder import QUERIES, random_encoder
 from test_serve import config, published
 from timescale import limit
@@ -32,9 +32,9 @@ def test_callers_share_a_pass_and_each_gets_its_own_answer(folder: Path, root: s
     model = ModelConfig(model=str(folder))
     student = Student(model, root, segmentation, "distill/x", weights_digest(folder))
     found = find(model, open_storage(root))
-    settings = fingerprint(answer_settings(segmentation, model, found.digest, found.form))
+    settings = fingerprint(answer_settings(segmentation, model, found.digest, found.io_format))
 
-    async def ask() -> list[LiveReply]:
+    async def ask() -> list[RealtimeReply]:
         await student.reconfigure({"query": "warm up"})
         return await asyncio.gather(*(student.answer(q, {"businesses": ["pizza palace"]}) for q in QUERIES * 5))
 
@@ -44,7 +44,7 @@ def test_callers_share_a_pass_and_each_gets_its_own_answer(folder: Path, root: s
         assert not problem
         assert reply.finish_reason == "stop"
         assert all(piece["text"] in query for piece in answer["segments"])  # a random model corrects nothing here: it knows no spellings
-        key = answer_key(found.form.messages(segmentation, query, {"businesses": ["pizza palace"]}), settings)
+        key = answer_key(found.io_format.messages(segmentation, query, {"businesses": ["pizza palace"]}), settings)
         assert reply.answer_key == key.hex()
 
 
@@ -70,7 +70,7 @@ def test_a_server_whose_student_is_an_encoder(
     cluster: None, store: Storage, root: str, tmp_path: Path, folder: Path, segmentation: Task
 ) -> None:
     published(store, tmp_path, segmentation)
-    with serve.start(config(root, model={"model": str(folder), "cpus": 0.5}, live_timeout_ms=int(limit(30_000)))) as server:
-        found = httpx.get(f"{server.url}/v1/answer", params={"query": "ramen near the station"}, timeout=limit(60)).json()
-        assert (found["source"], found["cached"]) == ("student", False), found
+    with serve.start(config(root, model={"model": str(folder), "cpus": 0.5}, realtime_timeout_ms=int(limit(30_000)))) as server:
+        found = httpx.get(f"{server.url}/v1/answer", params={"query": "ramen near the stage"}, timeout=limit(60)).json()
+        assert (found["source"], found["cached"]) == ("realtime_student", False), found
         assert httpx.get(f"{server.url}/v1/answer", params={"query": "pizza near me"}, timeout=limit(30)).json()["cached"]

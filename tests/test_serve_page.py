@@ -12,7 +12,7 @@ from chromium import browser, needs_chromium
 from headtail.adapters.storage import open_storage
 from headtail.core.task import Task, load_task
 from headtail.releases import release
-from headtail.stages.serve.answerer import LiveFailure, LiveReply
+from headtail.stages.serve.answerer import RealtimeFailure, RealtimeReply
 from headtail.stages.serve.app import State, make_app, open_served
 from local_server import Running
 from test_cache import answers, good, publish
@@ -25,16 +25,16 @@ def segments(*pairs: tuple[str, str]) -> str:
     return json.dumps({"segments": [{"label": label, "text": text} for text, label in pairs]})
 
 
-def serving(folder: Path, task: Task, rows: Sequence[tuple[str, str]], live: Mapping[str, str]) -> State:
+def serving(folder: Path, task: Task, rows: Sequence[tuple[str, str]], realtime: Mapping[str, str]) -> State:
     """`rows` from the cache, `live` from the student, anything else makes the student fail."""
     store = open_storage(str(folder / "store"))
     _, manifest = publish(store, folder, answers(*(good(query, answer) for query, answer in rows)))
-    release.promote(store, release.make(store, generation=manifest.id, task=task, student="distill/0123456789abcdef").id)
+    release.promote(store, release.make(store, snapshot=manifest.id, task=task, student="distill/0123456789abcdef").id)
 
-    async def student(query: str, side: Mapping[str, Sequence[str]]) -> LiveReply:
-        if query not in live:
-            raise LiveFailure("timeout")
-        return LiveReply(live[query], "stop", 0.83, "ab" * 16, "distill/0123456789abcdef", task.fingerprint)
+    async def student(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
+        if query not in realtime:
+            raise RealtimeFailure("timeout")
+        return RealtimeReply(realtime[query], "stop", 0.83, "ab" * 16, "distill/0123456789abcdef", task.fingerprint)
 
     return State(
         store,
@@ -53,9 +53,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ("how late is the drug store open", segments(("how late", "question"), ("drug store", "topic"), ("open", "none"))),
         ("joes barber shop sunday", segments(("joe's barber shop", "name"), ("sunday", "time"))),
     ]
-    live = {"vegan ramen kreuzberg tonight": segments(("vegan ramen", "topic"), ("kreuzberg", "location"), ("tonight", "time"))}
-    live |= {MARKUP: segments((MARKUP, "topic"))}
-    with Running(make_app(serving(tmp_path_factory.mktemp("page"), load_task("query_segmentation"), cached, live))) as server:
+    realtime = {"vegan ramen kreuzberg tonight": segments(("vegan ramen", "topic"), ("kreuzberg", "location"), ("tonight", "time"))}
+    realtime |= {MARKUP: segments((MARKUP, "topic"))}
+    with Running(make_app(serving(tmp_path_factory.mktemp("page"), load_task("query_segmentation"), cached, realtime))) as server:
         yield server.url
 
 
@@ -82,7 +82,7 @@ def test_a_person_tries_it(url: str, tmp_path: Path) -> None:
         assert page.js("document.getElementById('query').value") == "Pizza near me"  # the slash itself is not typed
         page.type("vegan ramen kreuzberg tonight")  # over the selected text
         page.press("Enter")
-        page.until("document.getElementById('badge').innerText === 'live student'")
+        page.until("document.getElementById('badge').innerText === 'realtime student'")
         assert "confidence 0.83" in page.text("#figures")
 
         page.press("ArrowUp")

@@ -28,7 +28,7 @@ from headtail.engines.device import resolved
 from headtail.engines.models import resolve
 from headtail.releases import release
 from headtail.stages import serve
-from headtail.stages.serve.answerer import LiveReply
+from headtail.stages.serve.answerer import RealtimeReply
 from test_serve import config, published, segments
 from timescale import limit
 
@@ -65,7 +65,7 @@ def test_an_engine_that_cannot_start_is_told_and_leaves_nothing_behind(cluster: 
     with pytest.raises(EngineError, match="no memory left for the student") as told:
         serve.start(asked, student=Broken)
     assert told.value.where == "example:teacher"
-    with serve.start(config(root, live=False, port=asked.port)) as server:  # the port and the cluster are free again
+    with serve.start(config(root, realtime_student=False, port=asked.port)) as server:  # the port and the cluster are free again
         assert over_http(server, "rare")["reason"] == "off"
     server.stop()  # twice is harmless
 
@@ -74,7 +74,7 @@ def test_an_engine_that_cannot_start_is_told_and_leaves_nothing_behind(cluster: 
 def test_the_real_student_answers_misses(cluster: None, store: Storage, root: str, tmp_path: Path, teacher_path: Path) -> None:
     task = load_task("query_segmentation")
     published(store, tmp_path, task)
-    asked = config(root, model={"model": str(teacher_path), "kv_cache_gib": 0.1, "max_num_seqs": 8}, live_timeout_ms=int(limit(60_000)))
+    asked = config(root, model={"model": str(teacher_path), "kv_cache_gib": 0.1, "max_num_seqs": 8}, realtime_timeout_ms=int(limit(60_000)))
     with serve.start(asked) as server:
         first = httpx.post(
             f"{server.url}/v1/answer",
@@ -82,7 +82,7 @@ def test_the_real_student_answers_misses(cluster: None, store: Storage, root: st
             timeout=limit(90),
         )
         found = first.json()
-        assert found["source"] == "student", found
+        assert found["source"] == "realtime_student", found
         jsonschema.validate(found["answer"], task.schema)
         assert 0 < found["confidence"] <= 1
         digest = resolve(str(teacher_path), "", store).digest
@@ -90,12 +90,12 @@ def test_the_real_student_answers_misses(cluster: None, store: Storage, root: st
         messages = task.messages("best sushi in berlin", {"businesses": ["Sushi Bar"]})
         assert found["answer_key"] == answer_key(messages, settings).hex()  # the key that precompute would give this row
         assert over_http(server, "pizza near me")["cached"]
-        many = [over_http(server, f"{word} near the station") for word in ("ramen", "coffee", "shoes")]
-        assert {m["source"] for m in many} <= {"student", "fallback"}
+        many = [over_http(server, f"{word} near the stage") for word in ("ramen", "coffee", "shoes")]
+        assert {m["source"] for m in many} <= {"realtime_student", "fallback"}
         long = over_http(server, "x y " * 50)  # whatever it makes of this, it is an answer
         jsonschema.validate(long["answer"], task.schema)
         shown = httpx.get(f"{server.url}/v1/release").json()
-        assert shown["live"]["student"] == str(teacher_path)
+        assert shown["realtime"]["student"] == str(teacher_path)
 
 
 class Fake:
@@ -107,14 +107,14 @@ class Fake:
     async def reconfigure(self, warm_up: dict[str, str]) -> None:
         pass
 
-    async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> LiveReply:
+    async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> RealtimeReply:
         if query == "be slow":
             await asyncio.sleep(60)
         if query == "be broken":
             raise ValueError("boom")
         if query == "be dead":
             os._exit(1)
-        return LiveReply(json.dumps(segments(query, "name")), "stop", 0.5, "cd" * 16, self.stands_for, self.task.fingerprint)
+        return RealtimeReply(json.dumps(segments(query, "name")), "stop", 0.5, "cd" * 16, self.stands_for, self.task.fingerprint)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def served(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     scratch = tmp_path_factory.mktemp("scratch")
     store = open_storage(str(tmp_path_factory.mktemp("store")))
     published(store, scratch, load_task("query_segmentation"))
-    made = config(store.root, model={"model": "example:teacher", "cpus": 0.1}, live_timeout_ms=int(limit(700)))
+    made = config(store.root, model={"model": "example:teacher", "cpus": 0.1}, realtime_timeout_ms=int(limit(700)))
     with serve.start(made, student=Fake) as server:
         yield server, store, scratch
 
@@ -131,8 +131,8 @@ def served(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def test_serve_answers_hits_misses_and_faults(served: tuple[serve.Server, Storage, Path]) -> None:
     server = served[0]
     assert over_http(server, "Pizza near me")["source"] == "teacher"
-    live = over_http(server, "something rare")
-    assert (live["source"], live["answer"], live["degraded"]) == ("student", segments("something rare", "name"), False)
+    realtime = over_http(server, "something rare")
+    assert (realtime["source"], realtime["answer"], realtime["degraded"]) == ("student", segments("something rare", "name"), False)
     late = over_http(server, "be slow")
     assert (late["source"], late["reason"]) == ("fallback", "timeout")
     assert limit(690) < late["latency_ms"] < limit(2000)
@@ -149,7 +149,7 @@ def test_serve_outlives_its_student(served: tuple[serve.Server, Storage, Path]) 
     for number in range(5):  # while Serve starts another
         assert over_http(server, f"rare {number}")["source"] in ("fallback", "student")
         assert over_http(server, "pizza near me")["cached"]
-    eventually(lambda: over_http(server, "rare again")["source"] == "student", 60)
+    eventually(lambda: over_http(server, "rare again")["source"] == "realtime_student", 60)
 
 
 def test_serve_follows_current_while_it_is_asked(served: tuple[serve.Server, Storage, Path]) -> None:
@@ -172,7 +172,7 @@ def test_serve_follows_current_while_it_is_asked(served: tuple[serve.Server, Sto
 def test_a_second_server_on_the_cluster_is_refused(served: tuple[serve.Server, Storage, Path]) -> None:
     server, store, _ = served
     with pytest.raises(ConfigError, match="already runs in this Ray cluster"):
-        serve.start(config(store.root, live=False))
+        serve.start(config(store.root, realtime_student=False))
     with pytest.raises(ConfigError, match=f"port {server.config.port}"):
         serve.start(config(store.root, port=server.config.port))
     assert over_http(server, "pizza near me")["cached"]  # the first one was left alone
@@ -182,7 +182,7 @@ def test_ctrl_c_ends_it_and_frees_the_port(store: Storage, root: str, tmp_path: 
     """As a person runs it: a process of its own with a Ray cluster of its own."""
     published(store, tmp_path, load_task("query_segmentation"))
     port = free_port()
-    code = f"from headtail.stages import serve; serve.run_forever(serve.Config(root={root!r}, port={port}, live=False))"
+    code = f"from headtail.stages import serve; serve.run_forever(serve.Config(root={root!r}, port={port}, realtime_student=False))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

@@ -13,7 +13,7 @@ from headtail.adapters.storage import open_storage
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.core.config import StageConfig, TrackingConfig, execution
 from headtail.core.errors import InputError
-from headtail.stages.base import Station, run_once, versions
+from headtail.stages.base import Stage, run_once, versions
 
 OFF = TrackingConfig(enabled=False)
 
@@ -23,19 +23,19 @@ class Config(StageConfig):
     workers: int = execution(1, "workers")
 
 
-def work(station: Station) -> None:
-    station.table("numbers", pa.table({"x": [1, 2, 3]}))
-    station.rows["made"] = 3
-    station.metrics["share"] = 0.5
-    station.note("a note")
+def work(stage: Stage) -> None:
+    stage.table("numbers", pa.table({"x": [1, 2, 3]}))
+    stage.rows["made"] = 3
+    stage.metrics["share"] = 0.5
+    stage.note("a note")
 
 
 def test_second_run_does_nothing(root: str) -> None:
     calls = []
 
-    def counted(station: Station) -> None:
-        calls.append(station.path)
-        work(station)
+    def counted(stage: Stage) -> None:
+        calls.append(stage.path)
+        work(stage)
 
     first = run_once("demo", Config(root=root, tracking=OFF), counted)
     second = run_once("demo", Config(root=root, tracking=OFF, workers=9), counted)
@@ -68,8 +68,8 @@ def test_an_input_of_another_normal_form_is_refused(root: str) -> None:
 
 
 def test_a_stage_that_fails_leaves_no_receipt(root: str) -> None:
-    def fails(station: Station) -> None:
-        work(station)
+    def fails(stage: Stage) -> None:
+        work(stage)
         raise RuntimeError("half way")
 
     with pytest.raises(RuntimeError):
@@ -100,8 +100,8 @@ def test_tracking_outage_does_not_stop_a_job(root: str, capsys: pytest.CaptureFi
 
 
 def test_failed_run_is_marked_in_mlflow(root: str) -> None:
-    def fails(station: Station) -> None:
-        raise RuntimeError(station.run_id)
+    def fails(stage: Stage) -> None:
+        raise RuntimeError(stage.run_id)
 
     with pytest.raises(RuntimeError) as error:
         run_once("demo", Config(root=root), fails)

@@ -9,14 +9,14 @@ import pytest
 from headtail.cli.status import status, status_table
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import InputError
-from headtail.examples import world
+from headtail.examples import example_data
 
 
-def test_latest_station_and_no_release_yet(root: str) -> None:
-    receipt = world.run(world.Config(root=root, tracking=TrackingConfig(enabled=False), events=100, gold=5))
+def test_latest_stage_and_no_release_yet(root: str) -> None:
+    receipt = example_data.run(example_data.Config(root=root, tracking=TrackingConfig(enabled=False), events=100, labels=5))
     found = status(root)
     assert found["release"] is None
-    assert found["stations"]["world"]["path"] == receipt.path
+    assert found["stages"]["example-data"]["path"] == receipt.path
     assert "no release yet" in str(status_table(found).title)
 
 

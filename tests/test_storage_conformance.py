@@ -29,9 +29,9 @@ from pyarrow import csv
 
 from headtail.adapters import numbered
 from headtail.adapters.storage import Storage, local, open_storage, put, read_table, retries, s3, stream_table, write_once, write_table
-from headtail.batch import sweep
+from headtail.batch import remove_work_files
 from headtail.batch.prepare import prepare, read_shard
-from headtail.cache import Built, publish_generation
+from headtail.cache import Built, publish_snapshot
 from headtail.core.errors import StorageError
 from headtail.core.keys import sha256_file
 from headtail.core.task import Task
@@ -69,30 +69,30 @@ def log(store: Storage, tmp: Path) -> Any:
 
 
 def manifest(store: Storage, tmp: Path) -> Any:
-    """A generation published twice: files first, manifest last, once."""
+    """A snapshot published twice: files first, manifest last, once."""
     for _ in range(2):
         folder = tmp / "built"
         folder.mkdir(exist_ok=True)
         (folder / "answers.parquet").write_bytes(b"answers")
         (folder / "data.mdb").write_bytes(b"lmdb")
         built = Built(folder / "answers.parquet", folder, {"teacher": 1}, {}, ("q",), "content", np.zeros(1, np.uint64))
-        made = publish_generation(store, built, task="t", task_fingerprint="f")
+        made = publish_snapshot(store, built, task="t", task_fingerprint="f")
     held = {name: store.read(ref.path) for name, ref in made.files.items()}
-    begun = [entry["generation"] for _, entry in numbered.read(store, "generations/log")]
+    begun = [entry["snapshot"] for _, entry in numbered.read(store, "snapshots/log")]
     return made.id, held, set(begun), write_once(store, "x", b"1"), write_once(store, "x", b"2")
 
 
 def pointer(store: Storage, tmp: Path) -> Any:
     """Two promotions and a rollback."""
     for name in ("a" * 16, "b" * 16):
-        made = release.make(store, generation=_generation(store, name), task=POINTED[0])
+        made = release.make(store, snapshot=_snapshot(store, name), task=POINTED[0])
         release.promote(store, made.id)
     release.rollback(store)
     moves = [(move.number, move.action, move.release, move.before) for move in release.history(store)]
     return release.current_id(store), moves
 
 
-def _generation(store: Storage, name: str) -> str:
+def _snapshot(store: Storage, name: str) -> str:
     from headtail.cache import Manifest
     from headtail.cache.manifest import manifest_path
 
@@ -238,7 +238,7 @@ def test_a_jobs_input_is_sorted_and_read_though_calls_fail(proxy: Proxy, segment
             sorted_rows += read_shard(store, manifest, shard)["query"].to_pylist()
         assert sorted(sorted_rows) == sorted(queries), fault
         proxy.reset(first_of_each(fault and "429", "get", "list", "delete", "delete many"))
-        sweep(store, job)
+        remove_work_files(store, job)
 
 
 LOG = b"query,user\n" + b"".join(b"pizza %d,u%d\n" % (i, i) for i in range(100))

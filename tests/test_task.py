@@ -457,7 +457,7 @@ def test_every_stage_asks_its_config_whether_code_may_run(root: str, tmp_path: P
         line.strip() for path in package.rglob("*.py") for line in path.read_text().splitlines() if re.search(r"[^_]load_task\(", line)
     ]
     own = [call for call in calls if "allow_task_code" not in call and not call.startswith(("def ", "tasks = map", "for task in map"))]
-    assert own == ['distill.TrainingSet(task=task, golden=f"{source.path}:train_{load_task(task).name}", rows=n)']  # a shipped one
+    assert own == ['distill.TrainingSet(task=task, training_set=f"{source.path}:train_{load_task(task).name}", rows=n)']  # a shipped one
     (tmp_path / "mine.py").write_text(MODEL)
     (tmp_path / "log.csv").write_text("query\npizza\n")
     write(tmp_path, answer="mine:Answer")

@@ -24,7 +24,7 @@ from headtail.adapters.storage import open_storage
 from headtail.adapters.storage.receipts import load_receipt
 from headtail.adapters.tracking import Tracker, tracking_uri
 from headtail.core.config import StageConfig, TrackingConfig
-from headtail.core.errors import GateRefused
+from headtail.core.errors import GateRejected
 from headtail.core.evidence import read_evidence
 from headtail.core.task import Task
 from headtail.stages.base import run_once
@@ -61,7 +61,7 @@ def test_prompt_versions_only_when_changed(tracker: Tracker, segmentation: Task)
 
 
 def test_models_aliases_and_nesting(tracker: Tracker) -> None:
-    parent = tracker.start("loop")
+    parent = tracker.start("pipeline")
     child = tracker.start("plan", parent=parent)
     tracker.end(child)
     tracker.end(parent)
@@ -91,7 +91,7 @@ def test_champion_moves_on_evidence_that_is_kept_with_the_version(tracker: Track
     assert holder(tracker, "champion") == first == "1"
     tags = mlflow.MlflowClient(tracker.uri).get_model_version("m", first).tags
     assert tags["gate.passed"] == "true"
-    assert tags["gate.quality.tail"].startswith("holds; tail: 0.933 on 300 labels")
+    assert tags["gate.quality.tail"].startswith("passed; tail: 0.933 on 300 labels")
     assert json.loads(tags["gate.evidence"])["data"]["rows"] == "0" * 64
     kept = tracker.evidence("m")
     assert kept == read_evidence(evidence())
@@ -105,27 +105,27 @@ def test_champion_does_not_move_without_evidence(tracker: Tracker) -> None:
     version = register(tracker, "f")
     own = {"candidate": "distill/" + "f" * 16}
     refused = evidence(("head", 290, 300, 0.9), ("tail", 210, 240, 0.85), **own)
-    forged = {**refused, "passed": True, "claims": [{**claim, "passed": True} for claim in refused["claims"]]}
+    forged = {**refused, "passed": True, "criteria": [{**criterion, "passed": True} for criterion in refused["criteria"]]}
     for given, why in (
         ({}, "not complete: field passed is required"),
-        ({key: value for key, value in evidence(**own).items() if key != "claims"}, "field claims is required"),
-        (evidence(**own, data={}), "champion does not move; missing: no digest of the rows; no digest of the gold"),
+        ({key: value for key, value in evidence(**own).items() if key != "criteria"}, "field criteria is required"),
+        (evidence(**own, data={}), "champion does not move; missing: no digest of the rows; no digest of the human labels"),
         (refused, r"missing: tail: 993 more labels, or 1\.6 points"),
         (forged, "tail: said to hold, but its own figures do not show it"),
         (evidence(), "evidence of this version: what was given is of distill/dddd"),
     ):
-        with pytest.raises(GateRefused, match=why):
+        with pytest.raises(GateRejected, match=why):
             tracker.promote("m", version, given)
         assert holder(tracker, "champion") == "1"
     tags = mlflow.MlflowClient(tracker.uri).get_model_version("m", version).tags
     assert tags["gate.passed"] == "false"  # of what was given last for this version: the forgery, seen through
-    assert "do not show it" in tags["gate.lacking"]
+    assert "do not show it" in tags["gate.missing"]
     assert not tracker.broken
 
 
-def test_a_refusal_is_kept_with_the_version_too(tracker: Tracker) -> None:
+def test_a_rejection_is_kept_with_the_version_too(tracker: Tracker) -> None:
     version = register(tracker)
-    with pytest.raises(GateRefused):
+    with pytest.raises(GateRejected):
         tracker.promote("m", version, evidence(("tail", 210, 240, 0.85)))
     tracker.challenge("m", version)
     kept = tracker.evidence("m", "challenger")
@@ -140,20 +140,20 @@ def test_a_refusal_is_kept_with_the_version_too(tracker: Tracker) -> None:
 
 def test_a_version_of_unknown_origin_is_not_promoted(tracker: Tracker) -> None:
     version = tracker.model_version("m", "file:///x", "", {"fingerprint": "x"}, "by hand")
-    with pytest.raises(GateRefused, match="of unknown origin"):
+    with pytest.raises(GateRejected, match="of unknown origin"):
         tracker.promote("m", version, evidence())
     assert holder(tracker, "champion") == ""
 
 
-def test_without_mlflow_a_refusal_is_still_one(tmp_path: Path) -> None:
+def test_without_mlflow_a_rejection_is_still_one(tmp_path: Path) -> None:
     off = Tracker(TrackingConfig(enabled=False), str(tmp_path))
     assert not off.promote("m", "", evidence())
-    with pytest.raises(GateRefused):
+    with pytest.raises(GateRejected):
         off.promote("m", "", evidence(("tail", 210, 240, 0.85)))
     away = Tracker(TrackingConfig(), str(tmp_path))
     away._client = object()  # a server that answers nothing we know
     assert not away.promote("m", "1", evidence())
-    with pytest.raises(GateRefused):
+    with pytest.raises(GateRejected):
         away.promote("m", "1", evidence(("tail", 210, 240, 0.85)))
     assert away.broken
 
@@ -198,7 +198,7 @@ def stages(root: str, uri: str, count: int) -> list[str]:
     found = []
     for number in range(count):
         config = StageConfig(root=root, tracking=TrackingConfig(uri=uri))
-        run_once("demo", config, lambda station: station.rows.update(made=3), version=number + 1)
+        run_once("demo", config, lambda stage: stage.rows.update(made=3), version=number + 1)
         receipt = load_receipt(open_storage(root), "demo")
         assert receipt.rows == {"made": 3}
         found.append(receipt.run_id)

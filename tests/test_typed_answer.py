@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from headtail.core import typed_answer
 from headtail.core.task import Task, load_task
 from headtail.review.decision import CORRECT, read_answer, settle
-from headtail.stages.ingest.gold import _answer
+from headtail.stages.ingest.human_labels import _answer
 
 TASK = load_task("query_intent")
 LABELS = TASK.schema["properties"]["intent"]["enum"]

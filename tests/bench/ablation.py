@@ -1,10 +1,10 @@
-"""What curation is worth, measured: students from raw, filtered, relabelled and right answers, judged on the same gold.
+"""What curation is worth, measured: students from raw, filtered, relabelled and right answers, judged on the same human labels.
 
     python -m tests.bench.ablation --root build/quickstart [--share 0.1] [--reviewed 200] [--student encoder]
     python -m tests.bench.ablation --root build/real/run_snips --task docs/benchmarks/real_data/snips_slots --people
 
-In: a store that a loop has left (its teacher's answers, plan and log). Errors are planted in a copy of the answers; a reviewer who
-knows the right ones goes through the first rows of the queue. What is right the example world knows, and where the log is people's,
+In: a store that a pipeline has left (its teacher's answers, plan and log). Errors are planted in a copy of the answers; a reviewer who
+knows the right ones goes through the first rows of the queue. What is right the example data knows, and where the log is people's,
 the training split of their labels; with --people these stand in for the teacher's answers too. Out: a table and build/bench/ablation.json.
 """
 
@@ -25,7 +25,7 @@ from headtail.core.config import TrackingConfig, build
 from headtail.core.keys import normalise
 from headtail.core.receipt import Receipt
 from headtail.core.task import Task, load_task
-from headtail.examples import world
+from headtail.examples import example_data
 from headtail.review.decision import Decision, now
 from headtail.review.log import Log
 from headtail.stages import curate
@@ -41,7 +41,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
     "decoder": {"epochs": 4},
     "encoder": {
         "student": "encoder",
-        "form": {"side": True},
+        "io_format": {"side_inputs": True},
         "lora": None,
         "base": {"model": "", "shape": {"vocabulary": 2048, "hidden": 128, "layers": 2, "heads": 2, "feed_forward": 256, "positions": 128}},
         "epochs": 8,
@@ -50,20 +50,20 @@ STUDENTS: dict[str, dict[str, Any]] = {
 
 
 def right_answers(store: Storage, task: Task) -> dict[str, str]:
-    """The right answer to queries of a log: to all of a world's, else to those of the training split of people's answers."""
-    if not store.exists("world/LATEST"):
-        table = output_table(store, load_receipt(store, "ingest"), "gold_train", ["query", "answer"])
+    """The right answer to queries of a log: to all of the example data, else to those of the training split of people's answers."""
+    if not store.exists("example-data/LATEST"):
+        table = output_table(store, load_receipt(store, "ingest"), "human_labels_train", ["query", "answer"])
         return dict(zip(table["query"].to_pylist(), table["answer"].to_pylist(), strict=True))
-    made = load_receipt(store, "world")
-    settings = {name: value for name, value in made.settings["config"].items() if name in world.Config.model_fields}
+    made = load_receipt(store, "example-data")
+    settings = {name: value for name, value in made.settings["config"].items() if name in example_data.Config.model_fields}
     found: dict[str, str] = {}
-    for text, meaning, _, _ in asked(build(world.Config, settings, made.path)):
-        found.setdefault(normalise(text), task.dump(world.answers(meaning)[task.name]))
+    for text, meaning, _, _ in asked(build(example_data.Config, settings, made.path)):
+        found.setdefault(normalise(text), task.dump(example_data.answers(meaning)[task.name]))
     return found
 
 
 def reviewed(store: Storage, task: Task, suspects: pa.Table, right: dict[str, str], rows: int) -> dict[str, int]:
-    """A person who knows the world decides on the first rows of the queue."""
+    """A person who knows the right answers decides on the first rows of the queue."""
     made, counts = [], {"accept": 0, "correct": 0}
     for row in suspects.slice(0, rows).to_pylist():
         holds = right.get(row["query"])
@@ -95,13 +95,13 @@ def one(root: str, task: Task, student: str, share: float, rows: int, seed: int,
         spoilt = teacher
         if share:
             spoilt = planted.run(planted.Config.model_validate({**common, "answers": teacher.path, "share": share, "seed": seed}))
-        settings: dict[str, Any] = {**common, "answers": spoilt.path, "gold": f"{plan.path}:gold"}
+        settings: dict[str, Any] = {**common, "answers": spoilt.path, "labels": f"{plan.path}:human_labels"}
         whole = curate.run(curate.Config.model_validate({**settings, "min_gain": 0, "reviews": False}))
         counts = reviewed(store, task, output_table(store, whole, "suspects"), right, rows)
-        human = put(store, "human", "golden", _human(store, curate.Config.model_validate(settings), right))
+        human = put(store, "human", "training_set", _human(store, curate.Config.model_validate(settings), right))
         config = {
             **settings,
-            "human": f"{human}:golden",
+            "human": f"{human}:training_set",
             "curate": {"min_gain": 0, "suspicion": {"drop_above": 0.5}},
             "distill": STUDENTS[student],
         }
@@ -128,19 +128,21 @@ def markdown(table: pa.Table) -> str:
 
 
 def _human(store: Storage, config: curate.Config, right: dict[str, str]) -> pa.Table:
-    """Right answers to the queries of the raw golden set: what people would give if they answered all of them."""
+    """Right answers to the queries of the raw training set: what people would give if they answered all of them."""
     every = config.suspicion.model_copy(update={"drop_above": 1.0})  # hard queries look suspect: without them it would be another set
     raw = config.model_copy(update={"min_confidence": 0.0, "min_gain": 0.0, "reviews": False, "suspicion": every})
-    golden = output_table(store, curate.run(raw), "golden")
-    golden = golden.filter(pa.array([query in right for query in golden["query"].to_pylist()]))
-    answers = pa.array([right[query] for query in golden["query"].to_pylist()], pa.string())
-    golden = golden.set_column(golden.schema.get_field_index("answer"), "answer", answers)
-    return golden.set_column(golden.schema.get_field_index("origin"), "origin", pa.array(["human"] * golden.num_rows, pa.string()))
+    training_set = output_table(store, curate.run(raw), "training_set")
+    training_set = training_set.filter(pa.array([query in right for query in training_set["query"].to_pylist()]))
+    answers = pa.array([right[query] for query in training_set["query"].to_pylist()], pa.string())
+    training_set = training_set.set_column(training_set.schema.get_field_index("answer"), "answer", answers)
+    return training_set.set_column(
+        training_set.schema.get_field_index("origin"), "origin", pa.array(["human"] * training_set.num_rows, pa.string())
+    )
 
 
 def _as_taught(store: Storage, plan: Receipt, task: Task, right: dict[str, str]) -> pa.Table:
     """People's answers to the queries that the teacher would have answered, as if it always were right."""
-    asked = [row for name in ("head", "teach") for row in output_table(store, plan, name, ["query", "count"]).to_pylist()]
+    asked = [row for name in ("head", "teacher_sample") for row in output_table(store, plan, name, ["query", "count"]).to_pylist()]
     return answers_table(
         task, [(row["query"], json.loads(right[row["query"]]), row["count"], []) for row in asked if row["query"] in right]
     )

@@ -1,4 +1,4 @@
-"""Cache: how fast a generation is built, how large it is, how fast a lookup is; SQLite, RocksDB and Redis in the same run.
+"""Cache: how fast a snapshot is built, how large it is, how fast a lookup is; SQLite, RocksDB and Redis in the same run.
 
     python -m tests.bench.cache --keys 10000000
 
@@ -32,9 +32,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headtail.adapters.storage import open_storage
-from headtail.cache import Cache, open_generation, publish_generation
-from headtail.cache.builder import OFFERED, build_generation, merged, pieces
-from headtail.cache.lmdb_file import Snapshot, Values, fixed
+from headtail.cache import Cache, open_snapshot, publish_snapshot
+from headtail.cache.builder import OFFERED, build_snapshot, merged, pieces
+from headtail.cache.lmdb_file import LmdbFile, Values, fixed
 from headtail.cache.snapshot import decode
 from headtail.core.keys import KEY_BYTES, query_key
 
@@ -148,23 +148,23 @@ def lookups(get: Callable[[str], Any], keys: int) -> tuple[float, float]:
 def of_headtail(folder: Path, source: Path, keys: int, raw: int) -> tuple[Row, dict[str, float]]:
     """Our own figures; and those that only we have: the whole build (LMDB, Parquet, digests, counts, checks), other ways to look up."""
 
-    def snapshot() -> None:
-        made = Snapshot(folder / "alone")
+    def lmdb_file() -> None:
+        made = LmdbFile(folder / "alone")
         for piece in pieces(merged([read(source)], {}, Counter(), ["input"])):
             made.add(piece, Values(piece))
         made.finish()
 
-    alone = timed(snapshot, keys)
+    alone = timed(lmdb_file, keys)
     shutil.rmtree(folder / "alone")
     (work := folder / "work").mkdir()
     clock = time.perf_counter()
-    built = build_generation([read(source)], work)
+    built = build_snapshot([read(source)], work)
     whole = keys / (time.perf_counter() - clock)
     if built.rows != keys or built.left_out:
         raise AssertionError(f"{built.rows} of {keys} rows built, {built.left_out}")
     store = open_storage(str(folder / "store"))
-    manifest = publish_generation(store, built, task="bench", task_fingerprint="bench")
-    opened = open_generation(store, manifest.id)
+    manifest = publish_snapshot(store, built, task="bench", task_fingerprint="bench")
+    opened = open_snapshot(store, manifest.id)
     check(opened, keys)
     found = lookups(lambda text: opened.get(text).decoded(), keys)  # type: ignore[union-attr]
     plainly = lookups(lambda text: json.loads(opened.get(text).answer), keys)  # type: ignore[union-attr]

@@ -39,7 +39,7 @@ class Setting(NamedTuple):
     """What all systems share."""
 
     folder: str  # store with the rows
-    golden: str  # table ref
+    training_set: str  # table ref
     rows: int
     batch: int
     threads: int
@@ -60,12 +60,12 @@ def headtail_turn(setting: Setting) -> dict[str, Any]:
     from headtail.stages import distill
     from headtail.stages.distill.base import Base
 
-    sets = (distill.TrainingSet(golden=setting.golden, rows=setting.rows),)
+    sets = (distill.TrainingSet(training_set=setting.training_set, rows=setting.rows),)
     config = distill.Config(
         root=setting.folder,
         tracking=TrackingConfig(enabled=False),
         sets=sets,
-        gold=(),
+        labels=(),
         base=Base(model=setting.model),
         lora=None,
         epochs=1,
@@ -101,12 +101,12 @@ def trainer_turn(setting: Setting, grouped: bool) -> dict[str, Any]:
 
     torch.set_num_threads(setting.threads)
     learner, task, store = DecoderLearner(), load_task("query_segmentation"), open_storage(setting.folder)
-    chosen = TrainingSet(golden=setting.golden, rows=setting.rows)
-    golden = read_rows(store, Weights(), chosen, task, {"golden.0": load_ref(store, setting.golden)}, 0).golden
+    chosen = TrainingSet(training_set=setting.training_set, rows=setting.rows)
+    training_set = read_rows(store, Weights(), chosen, task, {"training_set.0": load_ref(store, setting.training_set)}, 0).training_set
     from headtail.engines.models import resolve
 
     model, tokenizer = learner.load(resolve(setting.model, "", store).path)
-    examples = learner.encode(task, tokenizer, golden, 512, set()).to_pylist()
+    examples = learner.encode(task, tokenizer, training_set, 512, set()).to_pylist()
     data = [{"input_ids": row["ids"], "labels": [-100] * row["answer_start"] + row["ids"][row["answer_start"] :]} for row in examples]
     seen = {"real": 0, "all": 0}
 
@@ -177,9 +177,11 @@ def _turn(system: str, setting: Setting) -> None:
 
 def _rows(folder: str, rows: int) -> str:
     from headtail.core.config import TrackingConfig
-    from headtail.examples import world
+    from headtail.examples import example_data
 
-    made = world.run(world.Config(root=folder, tracking=TrackingConfig(enabled=False), events=500, days=2, train=rows, gold=40, seed=3))
+    made = example_data.run(
+        example_data.Config(root=folder, tracking=TrackingConfig(enabled=False), events=500, days=2, train=rows, labels=40, seed=3)
+    )
     return f"{made.path}:train_query_segmentation"
 
 
@@ -208,7 +210,7 @@ def main() -> None:
         places = {"OMP_NUM_THREADS": str(setting.threads), "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
         command = [sys.executable, "-m", "tests.bench.distill", "--setting", asked, "--turn"]
         runs = in_turn(SYSTEMS, given.repeats, lambda system: [*command, system], places)
-    found = {**summary(runs), **costs, "setting": setting._replace(folder="", golden="")._asdict(), "runs": runs, **machine()}
+    found = {**summary(runs), **costs, "setting": setting._replace(folder="", training_set="")._asdict(), "runs": runs, **machine()}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     title = f"training, {setting.precision}, {setting.threads} threads"

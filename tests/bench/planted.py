@@ -22,7 +22,7 @@ from headtail.core.config import StageConfig
 from headtail.core.receipt import Receipt
 from headtail.core.rows import KEY, State, draw
 from headtail.core.task import Task, load_task
-from headtail.stages.base import Station, run_once
+from headtail.stages.base import Stage, run_once
 
 # What was planted: `answer` is the answer that stood there, `planted` what stands there now.
 PLANTED = pa.schema([("query_key", KEY), ("query", pa.string()), ("answer", pa.string()), ("planted", pa.string()), ("kind", pa.string())])
@@ -42,18 +42,18 @@ def run(config: Config) -> Receipt:
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     source = load_receipt(store, "precompute", config.answers)
 
-    def work(station: Station) -> None:
+    def work(stage: Stage) -> None:
         names = sorted(name for name in source.outputs if name.startswith(ANSWERS))
         shards = [read_table(store, source.outputs[name]) for name in names]
         labels = span_labels(task, shards)
         truth = []
         for name, table in zip(names, shards, strict=True):
             spoilt, planted = plant(task, table, config.share, config.seed, labels)
-            station.table(name, spoilt)
+            stage.table(name, spoilt)
             truth.append(planted)
-        station.table("planted", pa.concat_tables(truth))
-        station.rows |= {**source.rows, "planted": sum(table.num_rows for table in truth)}
-        station.note("answers with planted errors: for measuring how well suspects are found, never to be trained on or published")
+        stage.table("planted", pa.concat_tables(truth))
+        stage.rows |= {**source.rows, "planted": sum(table.num_rows for table in truth)}
+        stage.note("answers with planted errors: for measuring how well suspects are found, never to be trained on or published")
 
     return run_once("precompute", config, work, inputs={"answers": source}, task=task, replaces={"answers": source.path, "task": task.name})
 

@@ -1,7 +1,7 @@
-"""Other stores that could hold a generation's rows, each with the settings its makers recommend for loading in bulk.
+"""Other stores that could hold a snapshot's rows, each with the settings its makers recommend for loading in bulk.
 
 In: (key, value) pairs in order of key. Out: what a lookup finds, and how many bytes the store takes. All of them hold the
-same bytes as headtail's LMDB snapshot, so that only the store differs.
+same bytes as headtail's LMDB file, so that only the store differs.
 """
 
 from __future__ import annotations

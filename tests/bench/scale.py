@@ -55,7 +55,7 @@ def plan_of(rows: int) -> Iterator[pa.Table]:
             "count": np.arange(rows - start, rows - start - count, -1),
             "rank": np.arange(start + 1, start + count + 1),
             "stratum": pa.repeat("head", count),
-            "withheld": pa.repeat(False, count),
+            "eval_only": pa.repeat(False, count),
         }
         yield pa.table([pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(count, f.type) for f in schema], schema=schema)
 

@@ -1,11 +1,11 @@
 """How often the gates of the quickstart pass: its students for many seeds, in each precision.
 
-    python -m tests.bench.seeds [--seeds 20] [--config jobs/configs/run_loop.laptop.yaml] [--set field=value] [--minutes 600]
+    python -m tests.bench.seeds [--seeds 20] [--config jobs/configs/run_pipeline.laptop.yaml] [--set field=value] [--minutes 600]
 
-A seed is another world (log, people's answers), another teaching sample and other initial weights: nothing is taken from one seed to the
-next. Out: build/bench/seeds.json, each claim of each gate with its lower bound, how often it passed, and the least room it had. The
-stations are the loop's, in one process without Ray: one rank takes the rows that two would take in a step, and the batch student
-answers people's queries alone, which is what its gate looks at. A call goes on where the last one stopped.
+A seed is other example data (log, people's answers), another sample for the teacher and other initial weights: nothing is taken from one
+seed to the next. Out: build/bench/seeds.json, each criterion of each gate with its lower bound, how often it passed, and the least room it
+had. The stages are the pipeline's, in one process without Ray: one rank takes the rows that two would take in a step, and the batch
+student answers people's queries alone, which is what its gate looks at. A call goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from headtail.batch.worker import Worker
 from headtail.core.config import load
 from headtail.core.receipt import Receipt
 from headtail.engines import Engine, ModelConfig, open_engine
-from headtail.examples import world
+from headtail.examples import example_data
 from headtail.stages import curate, distill, evaluate, gate, ingest, plan, precompute
 from headtail.stages.distill import launch
 from headtail.stages.distill.encoder import EncoderLearner
 
 from .machine import machine
 
-CONFIG = Path("jobs/configs/run_loop.laptop.yaml")
+CONFIG = Path("jobs/configs/run_pipeline.laptop.yaml")
 OUT = Path("build/bench/seeds.json")
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}  # of training, and of the engines
 
 
 class Runner:
-    """The loop's stations up to its gates, for one config and one store."""
+    """The pipeline's stages up to its gates, for one config and one store."""
 
     def __init__(self, config: pipeline.Config) -> None:
         self.config, self.store = config, open_storage(config.root)
@@ -60,40 +60,44 @@ class Runner:
     def prepare(self) -> tuple[Receipt, Receipt, Receipt]:
         """(plan, the teacher's answers, the training set)"""
         c = self.config
-        made = self.run(world.run, c.world)
-        gold = self.store.uri(made.output(f"gold_{c.task}").path)
-        log = self.run(ingest.run, c.ingest, log=self.store.uri(f"{made.path}/log"), gold=gold)
+        made = self.run(example_data.run, c.example_data)
+        labels = self.store.uri(made.output(f"human_labels_{c.task}").path)
+        log = self.run(ingest.run, c.ingest, log=self.store.uri(f"{made.path}/log"), labels=labels)
         planned = self.run(plan.run, c.plan, log=log.path)
-        tables = tuple(f"{planned.path}:{name}" for name in ("head", "teach", "gold"))
+        tables = tuple(f"{planned.path}:{name}" for name in ("head", "teacher_sample", "human_labels"))
         model = c.precompute_teacher.model.model_copy(update={"model": pipeline.SHIPPED_TEACHER})
         taught = self.run(precompute.run, c.precompute_teacher, inputs=tables, source="teacher", model=model)
-        return planned, taught, self.run(curate.run, c.curate, answers=taught.path, gold=f"{planned.path}:gold")
+        return planned, taught, self.run(curate.run, c.curate, answers=taught.path, labels=f"{planned.path}:human_labels")
 
-    def judge(self, planned: Receipt, taught: Receipt, golden: Receipt, precision: str) -> list[dict[str, Any]]:
-        """Both students, and every claim of their gates."""
-        c, gold = self.config, f"{planned.path}:gold"
-        assert c.realtime is not None
-        sets = (distill.TrainingSet(task=c.task, golden=f"{golden.path}:golden"),)
-        tiers, made = {"teacher": taught.path}, {}
-        second = pipeline._all_read(c.realtime, planned)
-        for tier, how in ({"student": second} if c.one_student else {"student": c.distill, "realtime": second}).items():
+    def judge(self, planned: Receipt, taught: Receipt, training_set: Receipt, precision: str) -> list[dict[str, Any]]:
+        """Both students, and every criterion of their gates."""
+        c, labels = self.config, f"{planned.path}:human_labels"
+        assert c.distill_realtime is not None
+        sets = (distill.TrainingSet(task=c.task, training_set=f"{training_set.path}:training_set"),)
+        sources, made = {"teacher": taught.path}, {}
+        second = pipeline._all_read(c.distill_realtime, planned)
+        for source, how in (
+            {"batch_student": second} if c.one_student else {"batch_student": c.distill_batch, "realtime_student": second}
+        ).items():
             alone = {"workers": 1, "batch_rows": how.batch_rows * how.workers, "precision": precision}
-            made[tier] = self.run(distill.run, how.model_copy(update=alone), sets=sets, gold=(gold,))
-            model = c.precompute_student.model.model_copy(update={"model": made[tier].path, "dtype": PRECISIONS[precision]})
-            tiers[tier] = self.run(precompute.run, c.precompute_student, inputs=(gold,), source="student", model=model).path
-        scored = self.run(evaluate.run, c.evaluate, gold=gold, answers=tiers)
+            made[source] = self.run(distill.run, how.model_copy(update=alone), sets=sets, labels=(labels,))
+            model = c.precompute_batch.model.model_copy(update={"model": made[source].path, "dtype": PRECISIONS[precision]})
+            sources[source] = self.run(precompute.run, c.precompute_batch, inputs=(labels,), source=source, model=model).path
+        scored = self.run(evaluate.run, c.evaluate, labels=labels, answers=sources)
         found = []
-        for tier, student in made.items():
+        for source, student in made.items():
             asked = c.gate.model_copy(update={"candidates": max(c.gate.candidates, len(made))})
-            verdict = self.run(gate.run, asked, evaluation=scored.path, tier=tier, candidate=student.path)
-            names = ("kind", "stratum", "n", "value", "low", "least", "passed")
-            found += [{"tier": tier, **{name: claim[name] for name in names}} for claim in verdict.facts["evidence"]["claims"]]
+            verdict = self.run(gate.run, asked, evaluation=scored.path, source=source, candidate=student.path)
+            names = ("kind", "stratum", "n", "value", "lower_bound", "threshold", "passed")
+            found += [
+                {"source": source, **{name: criterion[name] for name in names}} for criterion in verdict.facts["evidence"]["criteria"]
+            ]
         return found
 
 
 def seeded(config: Path, root: str, seed: int, teacher: str, sets: Sequence[str]) -> pipeline.Config:
-    """The loop's config with a seed everywhere; `teacher` is the precision of its engine."""
-    seeds = [f"{owner}.seed={seed}" for owner in ("world", "plan", "curate", "distill", "realtime")]
+    """The pipeline's config with a seed everywhere; `teacher` is the precision of its engine."""
+    seeds = [f"{owner}.seed={seed}" for owner in ("example_data", "plan", "curate", "distill_batch", "distill_realtime")]
     dtype = f"precompute_teacher.model.dtype={PRECISIONS[teacher]}"
     return load(pipeline.Config, config, [*seeds, dtype, f"root={root}", "tracking.enabled=false", *sets])
 
@@ -124,7 +128,7 @@ def without_ray() -> Iterator[None]:
 
     def spread(job: Any, manifest: Any, asks: Sequence[Any], *_: Any) -> list[dict[str, Any]]:
         batch = {"shard": [ask.shard for ask in asks], "edition": [ask.edition for ask in asks]}
-        return [json.loads(text) for text in Worker(job, manifest, "run")(batch)["said"]]
+        return [json.loads(text) for text in Worker(job, manifest, "run")(batch)["report"]]
 
     bases: dict[Any, Any] = {}
     makes = EncoderLearner.make
@@ -151,26 +155,26 @@ def _trains(worker: Any, meter: Any) -> Any:
     from headtail.adapters.storage import read_json, write_table
     from headtail.stages.distill.train import Spec
 
-    def here(config: Any, station: Any, learner: Any, base: Any, examples: Any, *_: Any) -> dict[str, Any]:
+    def here(config: Any, stage: Any, learner: Any, base: Any, examples: Any, *_: Any) -> dict[str, Any]:
         pad = int(base.tokenizer.pad_token_id)
-        spec = Spec(station.store, f"{station.path}/work", learner, base.files, pad, config.model_dump(mode="json"), meter)
-        write_table(station.store, spec.examples, examples)
+        spec = Spec(stage.store, f"{stage.path}/work", learner, base.files, pad, config.model_dump(mode="json"), meter)
+        write_table(stage.store, spec.examples, examples)
         worker(spec)
-        return dict(read_json(station.store, spec.done))
+        return dict(read_json(stage.store, spec.done))
 
     return here
 
 
 def summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Per precision and claim: of how many runs it passed, and the least and the median distance of its bound to what is asked."""
+    """Per precision and criterion: of how many runs it passed, and the least and the median distance of its bound to what is asked."""
     room: dict[tuple[str, str], list[tuple[float, bool]]] = defaultdict(list)
     gates: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for run in runs:
-        for claim in run["claims"]:
-            name = f"{claim['tier']}: {claim['kind']} {claim['stratum']} {claim['least']:g}"
-            room[run["precision"], name].append((claim["low"] - claim["least"], claim["passed"]))
-        for tier in dict.fromkeys(claim["tier"] for claim in run["claims"]):
-            gates[run["precision"], f"{tier}: gate"].append(all(c["passed"] for c in run["claims"] if c["tier"] == tier))
+        for criterion in run["criteria"]:
+            name = f"{criterion['source']}: {criterion['kind']} {criterion['stratum']} {criterion['threshold']:g}"
+            room[run["precision"], name].append((criterion["lower_bound"] - criterion["threshold"], criterion["passed"]))
+        for source in dict.fromkeys(criterion["source"] for criterion in run["criteria"]):
+            gates[run["precision"], f"{source}: gate"].append(all(c["passed"] for c in run["criteria"] if c["source"] == source))
     found: dict[str, Any] = {f"{p} {name}": {"runs": len(passed), "passed": sum(passed)} for (p, name), passed in gates.items()}
     for (precision, name), each in room.items():
         far = sorted(distance for distance, _ in each)
@@ -183,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.seeds", description=str(__doc__).splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--set", action="append", default=[], help="field=value of the loop, as for headtail loop")
+    parser.add_argument("--set", action="append", default=[], help="field=value of the pipeline, as for headtail pipeline")
     parser.add_argument("--minutes", type=float, default=600.0, help="no seed is begun later than this")
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
@@ -198,7 +202,7 @@ def main() -> None:
                 began = time.process_time()
                 runner = Runner(seeded(asked.config, root, seed, tuple(PRECISIONS)[seed % 2], asked.set))
                 prepared = runner.prepare()
-                runs = [{"seed": seed, "precision": p, "claims": runner.judge(*prepared, p)} for p in PRECISIONS]
+                runs = [{"seed": seed, "precision": p, "criteria": runner.judge(*prepared, p)} for p in PRECISIONS]
             found["runs"] += runs
             found |= {"summary": summary(found["runs"]), **machine()}
             asked.out.parent.mkdir(parents=True, exist_ok=True)

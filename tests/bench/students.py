@@ -1,7 +1,7 @@
 """Students beside their teacher: what a row costs end to end, in turn in one run, and what quality is lost where.
 
     python -m tests.bench.students --root build/quickstart                     the students of that store's current release and loop
-    python -m tests.bench.students --root ROOT --student decoder=distill/ab --student encoder=distill/cd --inputs rest gold
+    python -m tests.bench.students --root ROOT --student decoder=distill/ab --student encoder=distill/cd --inputs student_rows human_labels
     python -m tests.bench.students --root ROOT --student code=distill/ab --engine code=transformers
 
 In: a store with a finished plan and distilled students. Out: figures, and with --out a JSON file. All run `precompute` on the
@@ -49,7 +49,7 @@ def copied(source: Storage, target: Storage, receipts: Sequence[Receipt]) -> Non
 def turn(
     root: str, plan: Receipt, models: Mapping[str, str], task: str, inputs: Sequence[str], cpus: int, engines: Mapping[str, str]
 ) -> dict[str, Receipt]:
-    """One `precompute` of each model over the same rows in a fresh store, and their evaluation when gold is among the rows."""
+    """One `precompute` of each model over the same rows in a fresh store, and their evaluation when human labels are among the rows."""
     source = open_storage(root)
     with tempfile.TemporaryDirectory(prefix="headtail-bench-") as folder:
         store = open_storage(folder)
@@ -61,14 +61,14 @@ def turn(
                 tracking=OFF,
                 task=task,
                 inputs=tuple(f"{plan.path}:{table}" for table in inputs),
-                source=TEACHER if name == TEACHER else "student",
+                source=TEACHER if name == TEACHER else "batch_student",
                 model=ModelConfig.model_validate({"model": model, "cpus": cpus, "engine": engines.get(name, "vllm")}),
             )
             made[name] = precompute.run(config)
-        if "gold" in inputs:
+        if "human_labels" in inputs:
             answers = {name: receipt.path for name, receipt in made.items()}
             made["evaluation"] = evaluate.run(
-                evaluate.Config(root=folder, tracking=OFF, task=task, gold=f"{plan.path}:gold", answers=answers)
+                evaluate.Config(root=folder, tracking=OFF, task=task, labels=f"{plan.path}:human_labels", answers=answers)
             )
         return made
 
@@ -107,7 +107,7 @@ def _seconds(receipt: Receipt, start: bool) -> float:
 
 def measure(
     root: str, students: Mapping[str, str], *, plan: str = "latest", task: str = "query_segmentation", teacher: str = "example:teacher",
-    inputs: Sequence[str] = ("rest", "gold"), cpus: int = 2, engines: Mapping[str, str] | None = None, repeats: int = 1,
+    inputs: Sequence[str] = ("student_rows", "human_labels"), cpus: int = 2, engines: Mapping[str, str] | None = None, repeats: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """`figures` of `repeats` turns on the rows of a plan."""
     store = open_storage(root)
@@ -148,12 +148,12 @@ def show(found: Mapping[str, Any]) -> None:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that say which students of which store are measured on which rows."""
-    parser.add_argument("--plan", default="latest")
+    parser.add_argument("--dry-run", default="latest")
     parser.add_argument("--student", action="append", default=[], help="name=distill/<fingerprint>; default: the newest of each kind")
     parser.add_argument("--engine", action="append", default=[], help="name=engine, of a student or of teacher; default: vllm")
     parser.add_argument("--task", default="query_segmentation")
     parser.add_argument("--teacher", default="example:teacher")
-    parser.add_argument("--inputs", nargs="+", default=["rest", "gold"])
+    parser.add_argument("--inputs", nargs="+", default=["student_rows", "human_labels"])
     parser.add_argument("--cpus", type=int, default=2)
 
 

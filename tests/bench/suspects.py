@@ -2,7 +2,7 @@
 
     python -m tests.bench.suspects [--rows 20000] [--share 0.05] [--snips FOLDER] [--clinc150 FOLDER]
 
-In: the example world's right answers for both tasks, with errors planted; when given, people's answers of SNIPS and CLINC150 as
+In: the example data's right answers for both tasks, with errors planted; when given, people's answers of SNIPS and CLINC150 as
 published. Out: a table and build/bench/suspects.json. Each set goes through curate as a user's would. There are no confidences and no
 samples, so that nothing but the answers gives an error away. Random review at 5 % finds 5 % of the errors.
 """
@@ -28,9 +28,9 @@ from headtail.adapters.storage.receipts import output_table
 from headtail.core.config import TrackingConfig
 from headtail.core.keys import normalise, query_key
 from headtail.core.receipt import Receipt
-from headtail.core.rows import ANSWER, GOLD, with_side_inputs
+from headtail.core.rows import ANSWER, HUMAN_LABELS, with_side_inputs
 from headtail.core.task import Task, load_task
-from headtail.examples import world
+from headtail.examples import example_data
 from headtail.stages import curate
 
 from . import planted
@@ -42,32 +42,32 @@ OFF = TrackingConfig(enabled=False)
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks" / "real_data"
 
 
-def asked(config: world.Config) -> Iterator[tuple[str, world.Meaning, int, bool]]:
+def asked(config: example_data.Config) -> Iterator[tuple[str, example_data.Meaning, int, bool]]:
     """(query as typed, meaning, events, side inputs known) for every query of the log, the most frequent first.
 
     Where two meanings are typed alike, each stands for itself: texts may repeat.
     """
-    draws, parts = world._Draws(config), []
+    draws, parts = example_data._Draws(config), []
     for day in range(config.days):
         count = config.events // config.days + (1 if day < config.events % config.days else 0)
-        parts += [draws.take(min(world.CHUNK, count - begin)) for begin in range(0, count, world.CHUNK)]
+        parts += [draws.take(min(example_data.CHUNK, count - begin)) for begin in range(0, count, example_data.CHUNK)]
     ids, counts = np.unique(np.concatenate(parts), return_counts=True)
     for place in np.lexsort((ids, -counts)).tolist():
-        rank, variant = divmod(int(ids[place]), world.VARIANTS)
-        found = world.meaning(config.seed, rank, config.universe)
-        yield world.misspell(found.text, variant), found, int(counts[place]), rank < config.side_input_ranks
+        rank, variant = divmod(int(ids[place]), example_data.VARIANTS)
+        found = example_data.meaning(config.seed, rank, config.universe)
+        yield example_data.misspell(found.text, variant), found, int(counts[place]), rank < config.side_input_ranks
 
 
-def world_answers(task: Task, rows: int, seed: int = 7) -> pa.Table:
-    """The right answer to each of the `rows` most frequent queries of an example world."""
-    config = world.Config(events=rows * 8, seed=seed)
+def example_answers(task: Task, rows: int, seed: int = 7) -> pa.Table:
+    """The right answer to each of the `rows` most frequent queries of example data."""
+    config = example_data.Config(events=rows * 8, seed=seed)
     lines: list[tuple[str, Any, int, list[str]]] = []
     met: set[str] = set()
     for text, found, events, side in asked(config):
         query = normalise(text)
         if query not in met and len(lines) < rows:
             met.add(query)
-            lines.append((query, world.answers(found)[task.name], events, list(found.businesses) if side else []))
+            lines.append((query, example_data.answers(found)[task.name], events, list(found.businesses) if side else []))
     return answers_table(task, lines)
 
 
@@ -98,7 +98,7 @@ def answers_table(task: Task, lines: Iterable[tuple[str, Any, int, list[str]]]) 
             "answer": task.dump(answer),
             "count": events,
             "stratum": "tail" if events == 1 else "torso",
-            "withheld": False,
+            "eval_only": False,
             "source": "teacher",
             **dict.fromkeys(task.side_inputs, side),
         }
@@ -120,11 +120,11 @@ def one(task: Task, where: str, answers: pa.Table, share: float, seed: int) -> d
     with tempfile.TemporaryDirectory(prefix="headtail-suspects-") as folder:
         store = open_storage(folder)
         source = put(store, "precompute", "answers/shard-00000", answers)
-        gold = f"{put(store, 'plan', 'gold', GOLD.empty_table())}:gold"
+        labels = f"{put(store, 'plan', 'human_labels', HUMAN_LABELS.empty_table())}:human_labels"
         spoilt = planted.run(planted.Config(root=folder, tracking=OFF, task=str(task.folder), answers=source, share=share, seed=seed))
         truth = output_table(store, spoilt, "planted")
         whole = curate.Suspicion(rows=answers.num_rows, drop_above=1)
-        refs = {"task": str(task.folder), "answers": spoilt.path, "gold": gold}
+        refs = {"task": str(task.folder), "answers": spoilt.path, "labels": labels}
         started, clock = time.monotonic(), time.process_time()
         receipt = curate.run(curate.Config(root=folder, tracking=OFF, **refs, suspicion=whole, min_gain=0))
         seconds, cpu = time.monotonic() - started, time.process_time() - clock
@@ -181,7 +181,7 @@ def main() -> None:
     sets: list[tuple[Task, str, pa.Table]] = []
     for name in ("query_segmentation", "query_intent"):
         task = load_task(name)
-        sets.append((task, f"world, {name}", world_answers(task, given.rows)))
+        sets.append((task, f"example data, {name}", example_answers(task, given.rows)))
     for kind, folder, slots in (("snips", given.snips, "snips_slots"), ("clinc150", given.clinc150, "clinc_intents")):
         if folder:
             task = load_task(DOCS / slots)

@@ -20,8 +20,8 @@ from typing import Any
 from headtail.core.keys import normalise, query_key
 from headtail.core.task import Task, load_task
 from headtail.engines import ModelConfig
-from headtail.examples.world import Config as WorldConfig
-from headtail.examples.world import sample
+from headtail.examples.example_data import Config as ExampleDataConfig
+from headtail.examples.example_data import sample
 
 TASK = "query_segmentation"
 WARM = 300  # rows of a first run, not counted: the first job of a process also starts Ray's workers and imports
@@ -29,8 +29,8 @@ LOGICAL_CPUS = 8  # of Ray: every stage of ray.data.llm wants one; two real core
 
 
 def queries(rows: int) -> list[str]:
-    """Distinct queries of the example world, the same on every machine."""
-    config = WorldConfig(universe=max(50_000, 8 * rows))
+    """Distinct queries of the example data, the same on every machine."""
+    config = ExampleDataConfig(universe=max(50_000, 8 * rows))
     return [normalise(text) for text, _, _ in sample(config, rows, "bench")]
 
 
@@ -158,7 +158,7 @@ def headtail(sizes: Sequence[int], threads: int, engines: int) -> Iterator[tuple
         root = tempfile.mkdtemp(prefix="headtail-bench-")
         store = open_storage(root)
         planned = [
-            {"query_key": query_key(query), "query": query, "count": 1, "rank": i + 1, "stratum": "head", "withheld": False}
+            {"query_key": query_key(query), "query": query, "count": 1, "rank": i + 1, "stratum": "head", "eval_only": False}
             for i, query in enumerate(queries(rows))
         ]
         schema = with_side_inputs(PLANNED, task.side_inputs)

@@ -82,7 +82,7 @@ def poison(bench: Bench, left: int) -> None:
 
 def _real(bench: Bench, rows: int) -> None:
     """The reference teacher under vLLM, decoding few rows together so that a job of some hundred rows takes some seconds."""
-    from .world import sentences
+    from .stage_data import sentences
 
     own: dict[str, Any] = {
         "model": "example:teacher",

@@ -209,9 +209,9 @@ def _patch_storage(module: Any) -> None:
 
 
 def _patch_sweep(module: Any) -> None:
-    plain = module.sweep
+    plain = module.remove_work_files
 
-    def sweep(store: Any, job: Any) -> None:
+    def remove_work_files(store: Any, job: Any) -> None:
         path = job if isinstance(job, str) else str(job.path)
         number = _number("sweep", path)
         act = _plan["at"].get(str(number), "")
@@ -223,7 +223,7 @@ def _patch_sweep(module: Any) -> None:
         if act == "kill:after":
             _die(f"{act} {number} sweep {path}")
 
-    module.sweep = sweep
+    module.remove_work_files = remove_work_files
 
 
 def _half_swept(store: Any, path: str) -> None:

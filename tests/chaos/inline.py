@@ -27,7 +27,7 @@ from headtail.core.task import load_task
 from headtail.engines import null, openai  # noqa: F401
 from headtail.stages.precompute import stage as precompute
 
-from . import faults, world
+from . import faults, stage_data
 from .spec import DELIBERATE, DONE, NO_LEASE, UNFORESEEN, Spec
 
 load_task("query_segmentation")
@@ -60,8 +60,8 @@ def make(root: str, queries: list[str], environment: dict[str, str]) -> None:
     os.environ.update(environment)
     try:
         if root.startswith("s3://"):
-            world.bucket(root)
-        world.plan(root, queries)
+            stage_data.bucket(root)
+        stage_data.plan(root, queries)
     except BaseException:
         traceback.print_exc()
         os._exit(1)
@@ -74,7 +74,7 @@ def _precompute(spec: Spec) -> None:
         worker = Worker(job, manifest, spec.run)
         worker.work(asks)
         batch = {"shard": [ask.shard for ask in asks], "edition": [ask.edition for ask in asks]}
-        return [json.loads(text) for text in worker(batch)["said"]]  # finds all of it published, and says so in its own words
+        return [json.loads(text) for text in worker(batch)["report"]]  # finds all of it published, and says so in its own words
 
     assert callable(driver._spread), "generate changed: mend this"
     driver._spread = here

@@ -1,4 +1,4 @@
-"""Turn the SNIPS and CLINC150 folders, as published, into a log and a gold file that `make quickstart` takes.
+"""Turn the SNIPS and CLINC150 folders, as published, into a log and a file of labels that `make quickstart` takes.
 
     python docs/benchmarks/real_data/prepare.py snips   path/to/snips    build/real/snips
     python docs/benchmarks/real_data/prepare.py clinc150 path/to/clinc150 build/real/clinc150
@@ -54,13 +54,13 @@ def clean(text: str) -> str:
 
 
 def main(kind: str, source: str, target: str) -> None:
-    """Write log.parquet (query, count) and gold.jsonl (query, answer, split); a text of both splits stays in test only."""
+    """Write log.parquet (query, count) and labels.jsonl (query, answer, split); a text of both splits stays in test only."""
     rows = list({"snips": snips, "clinc150": clinc150}[kind](Path(source)))
     held = {clean(text) for text, _, split in rows if split == "test"}
     rows = [row for row in rows if row[2] == "test" or clean(row[0]) not in held]
     out = Path(target)
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "gold.jsonl").open("w", encoding="utf-8") as file:
+    with (out / "labels.jsonl").open("w", encoding="utf-8") as file:
         for text, answer, split in rows:
             row = {"query": text, "answer": json.dumps(answer, ensure_ascii=False), "split": split}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

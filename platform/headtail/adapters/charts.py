@@ -1,7 +1,7 @@
-"""Figures that several stages and the report share: one colour per tier, direct labels, no chart junk.
+"""Figures that several stages and the report share: one colour per answer source, direct labels, no chart junk.
 
 In: plain numbers. Out: matplotlib Figures, or SVG text to stand in an HTML page. Colours are Okabe and Ito's, which
-colour-blind readers can tell apart; each tier also has its own marker, so a black-and-white print reads as well.
+colour-blind readers can tell apart; each answer source also has its own marker, so a black-and-white print reads as well.
 Matplotlib is imported when a figure is drawn. Knows nothing of receipts or stores.
 """
 
@@ -17,15 +17,15 @@ import numpy as np
 INK, MUTED, RULE, PAPER = "#1b1f24", "#5f6875", "#dfe3e8", "#ffffff"
 COLOURS = {
     "teacher": "#0072b2",
-    "student": "#d55e00",
-    "realtime": "#aa4499",
+    "batch_student": "#d55e00",
+    "realtime_student": "#aa4499",
     "fallback": "#7d7d7d",
-    "cache": "#009e73",  # a path a request takes, not a tier
-    "live": "#d55e00",  # the live path is the student's
+    "cache": "#009e73",  # a path a request takes, not an answer source
+    "realtime": "#d55e00",  # a path too: the student that answers misses
     "all": INK,
 }
-_MARKERS = {"teacher": "o", "student": "s", "realtime": "^", "fallback": "D"}
-_SPARE = ("#cc79a7", "#56b4e9", "#e69f00", "#a0522d")  # for tiers of other names
+_MARKERS = {"teacher": "o", "batch_student": "s", "realtime_student": "^", "fallback": "D"}
+_SPARE = ("#cc79a7", "#56b4e9", "#e69f00", "#a0522d")  # for answer sources of other names
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10.0,
@@ -51,9 +51,9 @@ SVG: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "headtail"}  # te
 
 
 class Point(NamedTuple):
-    """A tier's quality on a stratum: value and interval, NaN when there is none."""
+    """A answer source's quality on a stratum: value and interval, NaN when there is none."""
 
-    tier: str
+    source: str
     stratum: str
     value: float
     low: float
@@ -71,30 +71,30 @@ class Reliable(NamedTuple):
     high: float
 
 
-def colour(tier: str, tiers: Sequence[str] = ()) -> str:
-    """The colour of a tier or source; tiers of other names get spare colours by their order in `tiers`."""
-    if tier in COLOURS:
-        return COLOURS[tier]
-    others = [name for name in tiers if name not in COLOURS]
-    return _SPARE[others.index(tier) % len(_SPARE)] if tier in others else MUTED
+def colour(source: str, sources: Sequence[str] = ()) -> str:
+    """The colour of an answer source or path; sources of other names get spare colours by their order in `sources`."""
+    if source in COLOURS:
+        return COLOURS[source]
+    others = [name for name in sources if name not in COLOURS]
+    return _SPARE[others.index(source) % len(_SPARE)] if source in others else MUTED
 
 
 def quality(points: Sequence[Point], name: str = "micro-F1", confidence: float = 0.95) -> Any:
-    """Dots with intervals: strata down, quality across, one colour and marker per tier, tiers named at the top row."""
+    """Dots with intervals: strata down, quality across, one colour and marker per answer source, answer sources named at the top row."""
     strata = list(dict.fromkeys(p.stratum for p in points))
-    tiers = list(dict.fromkeys(p.tier for p in points))
+    sources = list(dict.fromkeys(p.source for p in points))
     figure, axes = blank(7.2, 0.9 + 0.62 * len(strata))
-    step = min(0.24, 0.66 / max(1, len(tiers)))
+    step = min(0.24, 0.66 / max(1, len(sources)))
     lowest = min([p.low for p in points if p.low == p.low] or [0.0])
     left = 0.0 if lowest < 0.55 else 0.5
     for p in points:
         if p.value != p.value:
             continue
-        place = strata.index(p.stratum) + step * (tiers.index(p.tier) - (len(tiers) - 1) / 2)
-        tint = colour(p.tier, tiers)
+        place = strata.index(p.stratum) + step * (sources.index(p.source) - (len(sources) - 1) / 2)
+        tint = colour(p.source, sources)
         axes.plot([p.low, p.high], [place, place], color=tint, linewidth=2.0, solid_capstyle="round", alpha=0.55)
-        axes.plot(p.value, place, _MARKERS.get(p.tier, "^"), color=tint, markersize=6.5, markeredgecolor=PAPER, markeredgewidth=0.8)
-        label = f"{p.tier} {p.value:.2f}" if p.stratum == strata[0] else f"{p.value:.2f}"
+        axes.plot(p.value, place, _MARKERS.get(p.source, "^"), color=tint, markersize=6.5, markeredgecolor=PAPER, markeredgewidth=0.8)
+        label = f"{p.source} {p.value:.2f}" if p.stratum == strata[0] else f"{p.value:.2f}"
         axes.text(p.high + 0.012 * (1 - left), place, label, color=tint, va="center", fontsize=8.5)
     sizes = {s: max(p.n for p in points if p.stratum == s) for s in strata}
     axes.set_yticks(range(len(strata)), [f"{s}\nn = {sizes[s]:,}" for s in strata], color=INK)
@@ -107,30 +107,30 @@ def quality(points: Sequence[Point], name: str = "micro-F1", confidence: float =
 
 
 def calibration(bins: Mapping[str, Sequence[Reliable]], labels: Mapping[str, str]) -> Any:
-    """Reliability diagram: confidence across, share of right answers up, one panel per tier."""
-    tiers = [tier for tier in bins if bins[tier]]
-    count = max(1, len(tiers))
+    """Reliability diagram: confidence across, share of right answers up, one panel per answer source."""
+    sources = [source for source in bins if bins[source]]
+    count = max(1, len(sources))
     figure, panels = blank(3.6 * count, 3.5, ncols=count, sharey=count > 1)
-    for axes, tier in zip(np.atleast_1d(panels), tiers, strict=False):
-        tint = colour(tier, tiers)
+    for axes, source in zip(np.atleast_1d(panels), sources, strict=False):
+        tint = colour(source, sources)
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-        across, up = [b.confidence for b in bins[tier]], [b.right for b in bins[tier]]
-        axes.vlines(across, [b.low for b in bins[tier]], [b.high for b in bins[tier]], color=tint, linewidth=1.6, alpha=0.45)
-        axes.plot(across, up, _MARKERS.get(tier, "^"), color=tint, markersize=5.5, markeredgecolor=PAPER, markeredgewidth=0.7)
-        axes.set_title(labels.get(tier, tier), color=tint, loc="left", fontsize=10)
+        across, up = [b.confidence for b in bins[source]], [b.right for b in bins[source]]
+        axes.vlines(across, [b.low for b in bins[source]], [b.high for b in bins[source]], color=tint, linewidth=1.6, alpha=0.45)
+        axes.plot(across, up, _MARKERS.get(source, "^"), color=tint, markersize=5.5, markeredgecolor=PAPER, markeredgewidth=0.7)
+        axes.set_title(labels.get(source, source), color=tint, loc="left", fontsize=10)
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlabel("confidence")
         axes.grid(True)
     np.atleast_1d(panels)[0].set_ylabel("share of answers right")
-    if not tiers:
+    if not sources:
         _empty(np.atleast_1d(panels)[0], "no answer came with a confidence")
     return figure
 
 
-def latency(sources: Mapping[str, Sequence[float]]) -> Any:
-    """ECDF of latency in ms by source, log scale, each curve named with its median and 99th percentile."""
-    found = {name: np.sort(np.asarray(values, dtype=float)) for name, values in sources.items() if len(values)}
+def latency(paths: Mapping[str, Sequence[float]]) -> Any:
+    """ECDF of latency in ms by path, log scale, each curve named with its median and 99th percentile."""
+    found = {name: np.sort(np.asarray(values, dtype=float)) for name, values in paths.items() if len(values)}
     figure, axes = blank(7.2, 3.4)
     if not found:
         _empty(axes, "no request was answered")
@@ -165,7 +165,7 @@ def inline(text: str, name: str, label: str) -> str:
     body = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
     body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body)
     names = {INK: "ink", MUTED: "muted", RULE: "rule", PAPER: "paper", "#000000": "ink"}
-    names |= {tint: tier for tier, tint in COLOURS.items() if tier not in ("live", "all")}
+    names |= {tint: source for source, tint in COLOURS.items() if source not in ("realtime", "all")}
     for tint, variable in names.items():
         body = re.sub(rf"(?<=[:\s]){tint}\b", f"var(--{variable}, {tint})", body, flags=re.I)
         body = re.sub(rf'(fill|stroke)="{tint}"', rf'style="\1: var(--{variable}, {tint})"', body, flags=re.I)

@@ -21,7 +21,7 @@ from headtail.core.errors import StorageError
 T = TypeVar("T", bound=Config)
 
 GAP = 3  # numbers in a row that an early version may have left without an entry
-_LOOKS = 16  # threads that read entries; a look at S3 takes some 20 ms
+_LOOKUP_THREADS = 16  # threads that read entries; a look at S3 takes some 20 ms
 
 
 def path(folder: str, number: int) -> str:
@@ -58,7 +58,7 @@ def append(store: Storage, folder: str, make: Callable[[int], bytes]) -> int:
 def read(store: Storage, folder: str, first: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every entry from `first` on, in order: its number and its JSON. A number without an entry is passed over; that is said once."""
     numbers = range(first, last(store, folder) + 1)
-    with ThreadPoolExecutor(_LOOKS) as pool:
+    with ThreadPoolExecutor(_LOOKUP_THREADS) as pool:
         for number, entry in zip(numbers, pool.map(lambda number: _entry(store, folder, number), numbers), strict=True):
             if entry is not None:
                 yield number, entry[0]

@@ -1,4 +1,4 @@
-"""Progress for people: one line per station, a bar with rows, rate and time left on long work.
+"""Progress for people: one line per stage, a bar with rows, rate and time left on long work.
 
 On a terminal the bar moves; elsewhere (CI, `ray job submit`) a plain line is printed after 10 s, 30 s, 90 s, ...: six in two
 hours, twelve in three weeks. `headtail status` says more at any time.

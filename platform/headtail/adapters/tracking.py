@@ -1,4 +1,4 @@
-"""One door to MLflow: a parent run for a loop, one run per station, prompts and models registered.
+"""One door to MLflow: a parent run for a pipeline, one run per stage, prompts and models registered.
 
 In: receipts, figures, small tables, evidence. Out: MLflow run ids. A tracking server that is away, slow, too old or no MLflow
 at all never stops a job and costs it LOST_S in all: the first failure is said once, the receipt in the store stays complete.
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from headtail.core import record
 from headtail.core.config import TrackingConfig
-from headtail.core.errors import GateRefused
+from headtail.core.errors import GateRejected
 from headtail.core.evidence import Evidence, read_evidence
 from headtail.core.secrets import hide, hide_in
 
@@ -224,14 +224,14 @@ class Tracker:
     def promote(self, name: str, version: str, evidence: Mapping[str, Any] | Evidence) -> bool:
         """Keep the evidence with a model version, then make the version `champion`. False when tracking is off or out of reach.
 
-        GateRefused, and `champion` stays where it is, when the evidence is not complete, did not pass, or is of another model than
-        the version's (its tag `path`). Evidence that can be read is kept in any case, so that a refusal is in the registry too.
+        GateRejected, and `champion` stays where it is, when the evidence is not complete, did not pass, or is of another model than
+        the version's (its tag `path`). Evidence that can be read is kept in any case, so that a rejection is in the registry too.
         """
         found = read_evidence(evidence)
-        missing = found.lacking()
+        missing = found.missing()
         if not version:
             if missing:
-                raise _refusal(name, version, missing)
+                raise _rejection(name, version, missing)
             return False
 
         def keep(client: Any) -> list[str]:
@@ -250,7 +250,7 @@ class Tracker:
 
         problems = self.guard(keep)
         if problems or missing:
-            raise _refusal(name, version, problems or missing)
+            raise _rejection(name, version, problems or missing)
         return problems is not None
 
     def evidence(self, name: str, alias: str = CHAMPION) -> Evidence | None:
@@ -261,7 +261,7 @@ class Tracker:
             return str(client.get_model_version_by_alias(name, alias).tags.get(_EVIDENCE, "")) if alias in held else ""
 
         text = self.guard(read)
-        return read_evidence(record.parse(text, f"{name}, tag {_EVIDENCE}", GateRefused, "run: headtail gate")) if text else None
+        return read_evidence(record.parse(text, f"{name}, tag {_EVIDENCE}", GateRejected, "run: headtail gate")) if text else None
 
 
 def _quiet_mlflow() -> Any:
@@ -306,9 +306,9 @@ def _experiment(client: Any, name: str, artifacts: str | None) -> str:
         return str(client.get_experiment_by_name(name).experiment_id)
 
 
-def _refusal(name: str, version: str, missing: list[str]) -> GateRefused:
+def _rejection(name: str, version: str, missing: list[str]) -> GateRejected:
     where = f"{name} version {version or '-'}"
-    return GateRefused(f"{CHAMPION} does not move; missing: {'; '.join(missing)}", where=where, fix="see the gate's receipt")
+    return GateRejected(f"{CHAMPION} does not move; missing: {'; '.join(missing)}", where=where, fix="see the gate's receipt")
 
 
 def _prompt_exists(client: Any, name: str) -> bool:

@@ -40,13 +40,13 @@ from headtail.batch.worker import Ask, Worker
 from headtail.core.errors import ConfigError, EngineError, HeadtailError, LimitReached, StorageError
 from headtail.core.receipt import Receipt
 
-__all__ = ["ANSWERS", "Job", "Ledger", "Limits", "Table", "answers", "chains", "generate", "survey", "sweep"]
+__all__ = ["ANSWERS", "Job", "Ledger", "Limits", "Table", "answers", "chains", "find_open_shards", "generate", "remove_work_files"]
 
 _LONGEST_CHAIN = 16  # shards per Ray task: fewer pauses of the engine between tasks against evener ends
-_LOOKS = 16  # threads that look whether shards are done; a look at S3 takes some 20 ms
+_LOOKUP_THREADS = 16  # threads that look whether shards are done; a look at S3 takes some 20 ms
 _REASONS = 3  # of rows without an answer, named when a job stops
-_SWEEPS = 3  # tries to take away finished work while another driver does the same
-_AT_HOME = 100_000  # rows of a job up to which the driver itself takes answers over: some seconds, where Ray takes 15 to start
+_REMOVAL_TRIES = 3  # tries to take away finished work while another driver does the same
+_DRIVER_ROWS = 100_000  # rows of a job up to which the driver itself takes answers over: some seconds, where Ray takes 15 to start
 
 
 def generate(job: Job) -> Ledger:
@@ -58,25 +58,25 @@ def generate(job: Job) -> Ledger:
     store = open_storage(job.root)
     manifest = prepare(job)
     register(store, job)
-    done, asks = survey(job, store, manifest)
-    said: list[dict[str, Any]] = []
+    done, asks = find_open_shards(job, store, manifest)
+    reports: list[dict[str, Any]] = []
     if asks:
         if done or any(ask.edition for ask in asks):
             again = sum(ask.edition > 0 for ask in asks)
             retried = f", {again} have failed rows to try again" if again else ""
             say(f"  resuming: {len(done)} of {len(done) + len(asks)} shards are done{retried}")
-        home, asks = _at_home(job, store, manifest, asks)
+        home, asks = _publish_reused(job, store, manifest, asks)
         done += home
-        said = _spread(job, manifest, asks, sum(receipt.rows for receipt in done)) if asks else []
-    made = [ShardReceipt.model_validate(receipt) for one in said for receipt in one["receipts"]]
-    if reason := next((one["stopped"] for one in said if one.get("stopped")), ""):
-        _stopped(job, reason, len(done) + len(made), len(done) + len(asks), said)
-    return settle_up(job, store, manifest, done, made, said)
+        reports = _spread(job, manifest, asks, sum(receipt.rows for receipt in done)) if asks else []
+    made = [ShardReceipt.model_validate(receipt) for one in reports for receipt in one["receipts"]]
+    if reason := next((one["stopped"] for one in reports if one.get("stopped")), ""):
+        _stopped(job, reason, len(done) + len(made), len(done) + len(asks), reports)
+    return settle_up(job, store, manifest, done, made, reports)
 
 
-def _stopped(job: Job, reason: str, done: int, shards: int, said: Sequence[dict[str, Any]]) -> None:
+def _stopped(job: Job, reason: str, done: int, shards: int, reports: Sequence[dict[str, Any]]) -> None:
     reasons: Counter[str] = Counter()
-    for one in said:
+    for one in reports:
         reasons.update(one["reasons"])
     if reasons:
         reason += "; in all: " + "; ".join(f"{count:,} x {text}" for text, count in reasons.most_common(_REASONS))
@@ -84,7 +84,7 @@ def _stopped(job: Job, reason: str, done: int, shards: int, said: Sequence[dict[
     raise LimitReached(f"stopped early: {reason}", where=job.path, value=f"{done} of {shards} shards are published", fix=fix)
 
 
-def survey(job: Job, store: Storage, manifest: Manifest) -> tuple[list[ShardReceipt], list[Ask]]:
+def find_open_shards(job: Job, store: Storage, manifest: Manifest) -> tuple[list[ShardReceipt], list[Ask]]:
     """What is published and needs nothing more, and what is to be done. Failed rows of a published shard are done again."""
     numbers = sorted({shard for part in manifest.parts for shard in part.shards})
 
@@ -97,7 +97,7 @@ def survey(job: Job, store: Storage, manifest: Manifest) -> tuple[list[ShardRece
         receipt = read_receipt(job, store, number, edition - 1)
         return Ask(number, edition) if receipt.again(job.runs_per_row) else receipt
 
-    with ThreadPoolExecutor(_LOOKS) as pool:
+    with ThreadPoolExecutor(_LOOKUP_THREADS) as pool:
         found = list(pool.map(look, numbers))
     return [one for one in found if isinstance(one, ShardReceipt)], [one for one in found if isinstance(one, Ask)]
 
@@ -108,11 +108,11 @@ def chains(shards: int, workers: int) -> int:
     return -(-shards // length)
 
 
-def _at_home(job: Job, store: Storage, manifest: Manifest, asks: Sequence[Ask]) -> tuple[list[ShardReceipt], list[Ask]]:
+def _publish_reused(job: Job, store: Storage, manifest: Manifest, asks: Sequence[Ask]) -> tuple[list[ShardReceipt], list[Ask]]:
     """Publish shards whose rows were all answered before, up to the first that has a row to ask; what is left for workers."""
     before = earlier(store, job)
     made: list[ShardReceipt] = []
-    if before and manifest.rows <= _AT_HOME:
+    if before and manifest.rows <= _DRIVER_ROWS:
         for ask in asks:
             shard = Shard(job, store, manifest, ask.shard, ask.edition, uuid.uuid4().hex[:8], before)
             if shard.todo:
@@ -122,7 +122,7 @@ def _at_home(job: Job, store: Storage, manifest: Manifest, asks: Sequence[Ask]) 
 
 
 def _spread(job: Job, manifest: Manifest, asks: Sequence[Ask], done: int) -> list[dict[str, Any]]:
-    """Run `asks` on the job's workers with Ray Data; what each task said."""
+    """Run `asks` on the job's workers with Ray Data; what each task reported."""
     import ray
 
     from headtail.adapters.meter import metered
@@ -144,7 +144,7 @@ def _spread(job: Job, manifest: Manifest, asks: Sequence[Ask], done: int) -> lis
             resources=dict(job.model.resources) or None,
         )
         try:
-            return [json.loads(row["said"]) for row in asked.iter_rows()]
+            return [json.loads(row["report"]) for row in asked.iter_rows()]
         except ray.exceptions.RayError as error:
             raise told(error) from error
 
@@ -170,28 +170,28 @@ def told(error: BaseException) -> HeadtailError:
     return unwrapped(error, EngineError, "a worker broke", fix=fix)
 
 
-def sweep(store: Storage, job: Job) -> None:
+def remove_work_files(store: Storage, job: Job) -> None:
     """Remove the segments and journals of a job whose shards are all published.
 
     Journals go first: one that outlived its segments would have rows asked again when a shard with failed rows is opened anew.
     """
     folder, files = store.full(job.shards_folder), store.filesystem
-    for _ in range(_SWEEPS):
+    for _ in range(_REMOVAL_TRIES):
         try:
             if again(lambda: files.get_file_info(folder)).type != pafs.FileType.Directory:
                 return
             inside = again(lambda: files.get_file_info(pafs.FileSelector(folder)))
             shards = [found.path for found in inside if found.type == pafs.FileType.Directory]
-            with ThreadPoolExecutor(_LOOKS) as pool:
+            with ThreadPoolExecutor(_LOOKUP_THREADS) as pool:
                 list(pool.map(partial(_removed, files), [f"{shard}/{JOURNAL}" for shard in shards]))
             again(lambda: files.delete_dir(folder))
         except FileNotFoundError:
-            continue  # another driver sweeps too: what it took away is gone, which is all that is wanted
+            continue  # another driver removes them too: what it took away is gone, which is all that is wanted
         except OSError as error:
             if error.errno != errno.ENOTEMPTY:
                 what = f"the job is done, but its work folder cannot be removed: {error}"
-                raise StorageError(what, where=store.uri(job.shards_folder), fix="run again: it is swept then") from error
-            # another driver, late, put a file there meanwhile: it will sweep in its turn
+                raise StorageError(what, where=store.uri(job.shards_folder), fix="run again: it is removed then") from error
+            # another driver, late, put a file there meanwhile: it will remove it in its turn
 
 
 def _removed(files: pafs.FileSystem, path: str) -> None:

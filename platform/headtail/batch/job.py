@@ -15,14 +15,14 @@ from pydantic import Field
 
 from headtail.batch.limits import Limits
 from headtail.core.config import Config, result_fields
-from headtail.core.io_format import DEFAULT, Form
+from headtail.core.io_format import DEFAULT, ModelFormat
 from headtail.core.keys import fingerprint
 from headtail.core.paths import StoreId, StoreIdOrEmpty
 from headtail.core.receipt import FileRef
 from headtail.core.rows import ANSWER, State, with_side_inputs, with_top
 from headtail.core.task import Task
 from headtail.engines import IN_PROCESS, ModelConfig, control
-from headtail.engines.grammar import FORM
+from headtail.engines.grammar import VERSION
 
 JOURNAL = "journal.json"  # of an open shard, in its folder
 
@@ -39,7 +39,7 @@ class Table:
 class Job:
     """All that decides a job and how it runs. `path` is its folder in the store at `root`; `digest` pins the model's weights.
 
-    `form`: how the model is asked and answers; without `side_inputs` rows are asked as if they had none.
+    `io_format`: how the model is asked and answers; without `side_inputs` rows are asked as if they had none.
     """
 
     root: str
@@ -63,7 +63,7 @@ class Job:
     top_logprobs: int = 0
     stall_seconds: float = 600.0
     limits: Limits = field(default_factory=Limits)
-    form: Form = DEFAULT
+    io_format: ModelFormat = DEFAULT
     side_inputs: bool = True
 
     @cached_property
@@ -74,7 +74,7 @@ class Job:
     @cached_property
     def parts(self) -> dict[str, Any]:
         """What `settings` is made over."""
-        return answer_settings(self.task, self.model, self.digest, self.form)
+        return answer_settings(self.task, self.model, self.digest, self.io_format)
 
     @property
     def schema(self) -> pa.Schema:
@@ -107,21 +107,21 @@ class Job:
         return f"{self.path}/shards/{shard:05d}-{edition}.json"
 
 
-def answer_settings(task: Task, model: ModelConfig, digest: str, form: Form = DEFAULT) -> dict[str, Any]:
-    """What changes an answer besides its messages: weights, precision, limits, schema, sampling, engine family, form."""
+def answer_settings(task: Task, model: ModelConfig, digest: str, fmt: ModelFormat = DEFAULT) -> dict[str, Any]:
+    """What changes an answer besides its messages: weights, precision, limits, schema, sampling, engine family, I/O format."""
     kept = {name: value for name, value in result_fields(model).items() if name != "model"}
-    return {**task.answer_settings, "model": {**kept, "digest": digest}, "grammar": _told(model, form), **form.settings}
+    return {**task.answer_settings, "model": {**kept, "digest": digest}, "grammar": _told(model, fmt), **fmt.settings}
 
 
-def _told(model: ModelConfig, form: Form) -> int | list[int]:
+def _told(model: ModelConfig, fmt: ModelFormat) -> int | list[int]:
     """Versions of how an engine in this process reads and writes text: of the grammar, of control tokens, of what reads labels."""
     if model.engine not in IN_PROCESS:
         return 0
-    if form.kind == "decoder" and model.engine == "vllm":
-        return [FORM, control.FORM]
+    if fmt.kind == "decoder" and model.engine == "vllm":
+        return [VERSION, control.VERSION]
     from headtail.engines import encoder, transformers
 
-    return encoder.FORM if form.kind == "encoder" else [FORM, control.FORM, transformers.FORM]
+    return encoder.VERSION if fmt.kind == "encoder" else [VERSION, control.VERSION, transformers.VERSION]
 
 
 class Journal(Config):
@@ -129,11 +129,11 @@ class Journal(Config):
 
     segments: tuple[FileRef, ...] = Field((), description="files of finished rows")
     runs: tuple[StoreId, ...] = Field((), description="which run of the job wrote each segment")
-    strikes: int = Field(0, ge=0, description="how often the shard was begun since rows were last flushed")
+    crashes: int = Field(0, ge=0, description="how often the shard was begun since rows were last flushed")
     passed: int = Field(0, ge=0, description="rows flushed in a narrow window")
     suspect: StoreIdOrEmpty = Field("", description="answer_key of the row that was being asked alone when the engine last died")
-    deaths: int = Field(0, ge=0, description="how often in a row that was the same one")
-    culprits: int = Field(0, ge=0, description="rows that were found to kill the engine")
+    crashes_alone: int = Field(0, ge=0, description="how often in a row that was the same one")
+    poison_rows: int = Field(0, ge=0, description="rows that were found to kill the engine")
     seconds: float = Field(0.0, ge=0, description="engine time so far")
 
 

@@ -23,7 +23,7 @@ from headtail.core.errors import LedgerError, StorageError
 from headtail.core.rows import State
 
 _LISTED = 5
-_LOOKS = 16
+_LOOKUP_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Ledger:
     reused_tokens_out: int
     start_s: float
     restarts: int
-    lacking: dict[str, tuple[str, ...]]
+    missing_side_inputs: dict[str, tuple[str, ...]]
     given_up: int = 0  # failed rows that were asked in as many runs as a row may be
     engine: dict[str, Any] = field(default_factory=dict)  # of the worker that answered most: arguments in force, how full it was
 
@@ -72,9 +72,14 @@ class Ledger:
 
 
 def settle_up(
-    job: Job, store: Storage, manifest: Manifest, done: Sequence[ShardReceipt], made: Sequence[ShardReceipt], said: Sequence[dict[str, Any]]
+    job: Job,
+    store: Storage,
+    manifest: Manifest,
+    done: Sequence[ShardReceipt],
+    made: Sequence[ShardReceipt],
+    reports: Sequence[dict[str, Any]],
 ) -> Ledger:
-    """The Ledger of shards found `done` and shards `made` now. `said`: what each Ray task told of its engine."""
+    """The Ledger of shards found `done` and shards `made` now. `reports`: what each Ray task reported of its engine."""
     shards = tuple(sorted([*done, *made], key=lambda receipt: receipt.shard))
     check_sums(shards, manifest, job.path)
     audit(shards, manifest, store, job.path)
@@ -83,8 +88,8 @@ def settle_up(
     for shard in shards:
         states.update(shard.states)
         reasons.update(shard.reasons)
-    starts = {one["worker"]: one["start_s"] for one in said}
-    restarts = {one["worker"]: one["restarts"] for one in said}
+    starts = {one["worker"]: one["start_s"] for one in reports}
+    restarts = {one["worker"]: one["restarts"] for one in reports}
     return Ledger(
         shards=shards,
         rows=sum(shard.rows for shard in shards),
@@ -101,9 +106,9 @@ def settle_up(
         reused_tokens_out=sum(shard.reused_tokens_out for shard in shards),
         start_s=max(starts.values(), default=0.0),
         restarts=sum(restarts.values()),
-        lacking=manifest.lacking,
+        missing_side_inputs=manifest.missing_side_inputs,
         given_up=sum(shard.failed - shard.again(job.runs_per_row) for shard in shards),
-        engine=max((one["engine"] for one in said), key=lambda facts: facts.get("engine_rows", 0), default={}),
+        engine=max((one["engine"] for one in reports), key=lambda facts: facts.get("engine_rows", 0), default={}),
     )
 
 
@@ -111,20 +116,20 @@ def check_sums(shards: Sequence[ShardReceipt], manifest: Manifest, where: str) -
     """LedgerError unless each shard of the manifest is there once and input rows = rows by state + duplicates, per shard and in all."""
     wanted = Counter({shard: 0 for part in manifest.parts for shard in part.shards})
     given = Counter(receipt.shard for receipt in shards)
-    said = [f"shard {number} is missing" for number in wanted if number not in given]
-    said += [f"shard {number} is there {count} times" for number, count in given.items() if count > 1]
-    said += [f"shard {number} was not asked for" for number in given if number not in wanted]
+    problems = [f"shard {number} is missing" for number in wanted if number not in given]
+    problems += [f"shard {number} is there {count} times" for number, count in given.items() if count > 1]
+    problems += [f"shard {number} was not asked for" for number in given if number not in wanted]
     for receipt in shards:
         total = sum(receipt.states.values())
         if not receipt.rows == total == receipt.answers.rows:
-            said.append(f"shard {receipt.shard}: {receipt.rows} rows in, {total} by state, {receipt.answers.rows} written")
+            problems.append(f"shard {receipt.shard}: {receipt.rows} rows in, {total} by state, {receipt.answers.rows} written")
     out = sum(receipt.rows + receipt.duplicates for receipt in shards)
     if out != manifest.rows:
-        said.append(f"{manifest.rows} rows in, {out} accounted for")
-    if said:
-        more = f" and {len(said) - _LISTED} more" if len(said) > _LISTED else ""
+        problems.append(f"{manifest.rows} rows in, {out} accounted for")
+    if problems:
+        more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
         fix = "nothing was published as this stage's output; run again, and report this if it stays"
-        raise LedgerError(f"rows do not add up: {'; '.join(said[:_LISTED])}{more}", where=where, fix=fix)
+        raise LedgerError(f"rows do not add up: {'; '.join(problems[:_LISTED])}{more}", where=where, fix=fix)
 
 
 def audit(shards: Sequence[ShardReceipt], manifest: Manifest, store: Storage, where: str) -> None:
@@ -142,14 +147,14 @@ def audit(shards: Sequence[ShardReceipt], manifest: Manifest, store: Storage, wh
             return f"shard {receipt.shard}: {receipt.answers.path} has {answers.num_rows} rows, not {receipt.rows}"
         asked = read_shard(store, manifest, receipt.shard, ["query_key", "query"])
         both = (("missing", _only_in(asked, answers)), ("not asked for", _only_in(answers, asked)))
-        said = [f"{len(rows)} {name} ({', '.join(map(repr, rows[:_LISTED]))})" for name, rows in both if rows]
-        return f"shard {receipt.shard}: {'; '.join(said)}" if said else ""
+        problems = [f"{len(rows)} {name} ({', '.join(map(repr, rows[:_LISTED]))})" for name, rows in both if rows]
+        return f"shard {receipt.shard}: {'; '.join(problems)}" if problems else ""
 
-    with ThreadPoolExecutor(_LOOKS) as pool:
-        said = [text for text in pool.map(problem, shards) if text]
-    if said:
+    with ThreadPoolExecutor(_LOOKUP_THREADS) as pool:
+        problems = [text for text in pool.map(problem, shards) if text]
+    if problems:
         fix = "these files were changed after they were written: remove the job's folder and run again"
-        raise LedgerError(f"answers that were published are not those of the input: {'; '.join(said[:_LISTED])}", where=where, fix=fix)
+        raise LedgerError(f"answers that were published are not those of the input: {'; '.join(problems[:_LISTED])}", where=where, fix=fix)
 
 
 def _only_in(one: pa.Table, other: pa.Table) -> list[str]:

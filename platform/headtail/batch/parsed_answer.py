@@ -1,6 +1,6 @@
 """What became of one row: its state, its answer and how sure the model was. Pure.
 
-In: a task, the form in which a model answers it, and an engine's Completion. Out: an Outcome. Nothing is repaired: text
+In: a task, the I/O format in which a model answers it, and an engine's Completion. Out: an Outcome. Nothing is repaired: text
 that stops at the length limit is truncated, text that is not valid under the schema is invalid, an error is failed.
 Confidence is taken over decision tokens only: a grammar forces braces, keys and punctuation, and forced tokens look certain.
 Knows nothing of tables, engines or retries.
@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from headtail.core.io_format import DEFAULT, Form
+from headtail.core.io_format import DEFAULT, ModelFormat
 from headtail.core.rows import State
 from headtail.core.secrets import hide
 from headtail.core.task import Task
@@ -26,7 +26,7 @@ _REASON_CHARS = 500
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|true|false|null|[{}\[\],:]', re.DOTALL)
 
 
-class Outcome(NamedTuple):
+class ParsedAnswer(NamedTuple):
     """How a row ended. `answer` is canonical JSON and set only when answered; `raw` is the engine's text otherwise.
 
     With n > 1 samples, `agreement` is the share of them that gave this answer and `samples` holds each (rows.SAMPLE).
@@ -41,38 +41,38 @@ class Outcome(NamedTuple):
     samples: tuple[dict[str, Any], ...] | None = None
 
 
-def settle(task: Task, completion: Completion, form: Form = DEFAULT) -> Outcome:
+def classify(task: Task, completion: Completion, fmt: ModelFormat = DEFAULT) -> ParsedAnswer:
     """The state of one completion, with its answer and confidence or the reason why there is none.
 
     Of several samples the answer that most of them give is taken (self-consistency, Wang et al. 2022), the earliest of
     equals; when none is an answer, the row ends as its first sample did.
     """
     if completion.samples and not completion.error:
-        return _elect(task, form, (completion, *completion.samples))
-    return _settle_one(task, form, completion)
+        return _elect(task, fmt, (completion, *completion.samples))
+    return _classify_one(task, fmt, completion)
 
 
-def _elect(task: Task, form: Form, completions: Sequence[Completion]) -> Outcome:
-    outcomes = [_settle_one(task, form, completion) for completion in completions]
-    votes = Counter(outcome.answer for outcome in outcomes if outcome.answer is not None)
+def _elect(task: Task, fmt: ModelFormat, completions: Sequence[Completion]) -> ParsedAnswer:
+    answers = [_classify_one(task, fmt, completion) for completion in completions]
+    votes = Counter(parsed.answer for parsed in answers if parsed.answer is not None)
     samples = tuple(
         {
-            "answer": outcome.answer,
-            "state": str(outcome.state),
+            "answer": parsed.answer,
+            "state": str(parsed.state),
             "finish_reason": completion.finish_reason,
             "tokens_out": completion.tokens_out,
-            "confidence": outcome.confidence,
+            "confidence": parsed.confidence,
         }
-        for outcome, completion in zip(outcomes, completions, strict=True)
+        for parsed, completion in zip(answers, completions, strict=True)
     )
     if not votes:
-        return outcomes[0]._replace(agreement=0.0, samples=samples)
+        return answers[0]._replace(agreement=0.0, samples=samples)
     answer, count = votes.most_common(1)[0]
-    chosen = next(outcome for outcome in outcomes if outcome.answer == answer)
-    return chosen._replace(agreement=count / len(outcomes), samples=samples)
+    chosen = next(parsed for parsed in answers if parsed.answer == answer)
+    return chosen._replace(agreement=count / len(answers), samples=samples)
 
 
-def _settle_one(task: Task, form: Form, completion: Completion) -> Outcome:
+def _classify_one(task: Task, fmt: ModelFormat, completion: Completion) -> ParsedAnswer:
     if completion.error:
         return _without(State.FAILED, completion.error, completion)
     if completion.finish_reason == "content_filter":
@@ -81,15 +81,15 @@ def _settle_one(task: Task, form: Form, completion: Completion) -> Outcome:
         return _without(State.TRUNCATED, f"stopped at the length limit after {completion.tokens_out} tokens", completion)
     if completion.finish_reason != "stop":
         return _without(State.FAILED, f"ended with finish reason {completion.finish_reason!r}, not stop", completion)
-    found = form.look(task, completion.text)
+    found = fmt.parse_text(task, completion.text)
     if found.problem:
         return _without(State.INVALID, found.problem, completion)
     sure = confidence(completion.text, completion.token_texts, completion.token_logprobs, found.spans)
-    return Outcome(State.ANSWERED, task.dump(found.answer), sure, "", None)
+    return ParsedAnswer(State.ANSWERED, task.dump(found.answer), sure, "", None)
 
 
-def _without(state: State, reason: str, completion: Completion) -> Outcome:
-    return Outcome(state, None, None, hide(reason)[:_REASON_CHARS], completion.text or None)
+def _without(state: State, reason: str, completion: Completion) -> ParsedAnswer:
+    return ParsedAnswer(state, None, None, hide(reason)[:_REASON_CHARS], completion.text or None)
 
 
 def confidence(

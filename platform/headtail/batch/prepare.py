@@ -35,7 +35,7 @@ PART_ROWS = 1_000_000  # rows that one task sorts in memory: some 200 MB
 IN_PROCESS_ROWS = 2 * PART_ROWS  # fewer are sorted here; a cluster would take longer to start
 
 # What the rest of the job needs of an input row; a task's side inputs follow.
-INPUT = pa.schema([("query_key", KEY), ("query", pa.string()), ("count", pa.int64()), ("stratum", pa.string()), ("withheld", pa.bool_())])
+INPUT = pa.schema([("query_key", KEY), ("query", pa.string()), ("count", pa.int64()), ("stratum", pa.string()), ("eval_only", pa.bool_())])
 
 
 class Part(Config):
@@ -53,7 +53,7 @@ class Manifest(Config):
     shards: int = Field(ge=1, description="how many shards the rows are spread over")
     rows: int = Field(ge=0, description="rows of all input tables, duplicates included")
     parts: tuple[Part, ...] = Field(description="part files, in order of input")
-    lacking: dict[str, tuple[str, ...]] = Field({}, description="side inputs that a table does not have, by the table's label")
+    missing_side_inputs: dict[str, tuple[str, ...]] = Field({}, description="side inputs that a table does not have, by the table's label")
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ def prepare(job: Job) -> Manifest:
     """The job's manifest: the one that is there, else made now. The first to publish one wins."""
     store = open_storage(job.root)
     if not store.exists(job.manifest_path()):
-        fragments, rows, lacking = survey(store, job)
+        fragments, rows, missing_side_inputs = list_fragments(store, job)
         shards = job.shards or shard_count(rows, job.workers)
         parts = _sort_all(job, fragments, shards, rows)
-        made = Manifest(shards=shards, rows=rows, parts=tuple(parts), lacking=lacking)
+        made = Manifest(shards=shards, rows=rows, parts=tuple(parts), missing_side_inputs=missing_side_inputs)
         write_once(store, job.manifest_path(), made.model_dump_json(indent=1).encode())  # the first one counts
     return read_record(store, Manifest, job.manifest_path())
 
@@ -84,21 +84,21 @@ def shard_count(rows: int, workers: int) -> int:
     return max(1, by_size, by_workers)
 
 
-def survey(store: Storage, job: Job) -> tuple[list[Fragment], int, dict[str, tuple[str, ...]]]:
+def list_fragments(store: Storage, job: Job) -> tuple[list[Fragment], int, dict[str, tuple[str, ...]]]:
     """The fragments of all tables, their rows, and which side inputs a table lacks. Reads Parquet footers only."""
     found: list[Fragment] = []
-    rows, lacking = 0, {}
+    rows, missing_side_inputs = 0, {}
     for table in job.tables:
         with open_table(store, table.path) as file:
             rows += file.metadata.num_rows
             missing = tuple(name for name in job.task.side_inputs if name not in file.schema_arrow.names)
             if missing and job.side_inputs:
-                lacking[table.label] = missing
+                missing_side_inputs[table.label] = missing
             sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
         found += [Fragment(table, groups, len(found) + i) for i, groups in enumerate(_cut(sizes))]
     if not rows:
         raise InputError("no rows to answer", where=", ".join(table.label for table in job.tables), fix="name input tables that hold rows")
-    return found, rows, lacking
+    return found, rows, missing_side_inputs
 
 
 def _cut(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
@@ -167,13 +167,13 @@ def _run(table: pa.Table) -> pa.Buffer:
 
 
 def input_rows(table: pa.Table, side_inputs: Sequence[str], label: str) -> pa.Table:
-    """`table` in the INPUT schema. A table of gold answers is withheld whole; side inputs it lacks are null."""
+    """`table` in the INPUT schema. A table of human labels is eval_only as a whole; side inputs it lacks are null."""
     have = set(table.column_names)
     rows = table.num_rows
     fill: dict[str, Any] = {
         "count": pa.repeat(pa.scalar(1, pa.int64()), rows),
         "stratum": pa.repeat(pa.scalar("", pa.string()), rows),
-        "withheld": pa.repeat(pa.scalar("answer" in have), rows),
+        "eval_only": pa.repeat(pa.scalar("answer" in have), rows),
     }
     schema = with_side_inputs(INPUT, side_inputs)
     fill |= {name: pa.nulls(rows, schema.field(name).type) for name in side_inputs}

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from headtail.adapters.storage import Storage, read_record, read_table, write_once, write_table
 from headtail.batch.catalog import Earlier, as_asked, enough
 from headtail.batch.job import Job, Journal, ShardReceipt
-from headtail.batch.parsed_answer import Outcome
+from headtail.batch.parsed_answer import ParsedAnswer
 from headtail.batch.prepare import Manifest, read_shard
 from headtail.batch.wanted import Wanted, check_rows, in_order, wanted
 from headtail.core import record
@@ -32,9 +32,9 @@ from headtail.engines import Completion
 # Rows asked at a time, by how often this shard was begun without a flush since: all of them twice (a machine may simply
 # have been taken away), then fewer and fewer, so that a row that kills its engine is soon alone.
 WINDOWS = (0, 0, 64, 8, 1)  # 0: no limit
-DEATHS_ALONE = 2  # with the same row being asked alone, before it is blamed: one may be a machine that was taken away
+CRASHES_ALONE = 2  # with the same row being asked alone, before it is blamed: one may be a machine that was taken away
 PASSED_ENOUGH = 4096  # rows gone through in a narrow window after which the shard is trusted again
-MOST_CULPRITS = 10  # rows of one shard that may kill an engine before the job gives up
+MAX_POISON_ROWS = 10  # rows of one shard that may kill an engine before the job gives up
 _LISTED = 5  # reasons and sample rows named in receipts and errors
 
 
@@ -45,11 +45,11 @@ class Shard:
         self, job: Job, store: Storage, manifest: Manifest, number: int, edition: int, run: str, before: Sequence[Earlier] = ()
     ) -> None:
         self.job, self.store, self.number, self.edition, self.run = job, store, number, edition, run
-        self.wanted = wanted(read_shard(store, manifest, number), job.task, job.settings, job.form)
+        self.wanted = wanted(read_shard(store, manifest, number), job.task, job.settings, job.io_format)
         self.journal = self._read_journal()
         self._seconds = self.journal.seconds
         self.damaged = self.computed = 0
-        self._buffer: list[tuple[int, Outcome, Completion, float]] = []
+        self._buffer: list[tuple[int, ParsedAnswer, Completion, float]] = []
         self._leaving = 0  # rows of a flush that is going on
         self._taking = threading.Lock()  # of _buffer and _unsettled
         self._writing = threading.RLock()  # of all that a flush changes
@@ -167,48 +167,50 @@ class Shard:
     @property
     def suspicious(self) -> bool:
         """Whether the next start of this shard should be alone and narrow."""
-        return self.journal.strikes >= WINDOWS.index(64)
+        return self.journal.crashes >= WINDOWS.index(64)
 
     @property
     def window(self) -> int:
         """Rows to ask at a time; 0: no limit. Holds from `begin` on."""
-        return WINDOWS[min(self.journal.strikes, len(WINDOWS)) - 1]
+        return WINDOWS[min(self.journal.crashes, len(WINDOWS)) - 1]
 
     def begin(self) -> None:
         """Write down, before any row is asked, that the shard is begun once more."""
         with self._writing:
             was = self.journal
-            update: dict[str, Any] = {"strikes": was.strikes + 1}
-            if was.strikes >= len(WINDOWS) and self.todo:  # rows were asked one by one: the first open one was with the engine
+            update: dict[str, Any] = {"crashes": was.crashes + 1}
+            if was.crashes >= len(WINDOWS) and self.todo:  # rows were asked one by one: the first open one was with the engine
                 first = self.wanted.pairs[self.todo[0]][1].hex()
-                update |= {"suspect": first, "deaths": was.deaths + 1 if was.suspect == first else 1}
+                update |= {"suspect": first, "crashes_alone": was.crashes_alone + 1 if was.suspect == first else 1}
             self.journal = was.model_copy(update=update)
-            if self.journal.deaths >= DEATHS_ALONE:
-                self._accuse()
+            if self.journal.crashes_alone >= CRASHES_ALONE:
+                self._fail_poison_row()
             self._write_journal()
             for row in [row for row in self.todo if row in self.wanted.unrendered]:
-                outcome = Outcome(State.FAILED, None, None, self.wanted.unrendered[row], None)
-                self.settle(row, outcome, Completion(row, finish_reason="error"))
+                parsed = ParsedAnswer(State.FAILED, None, None, self.wanted.unrendered[row], None)
+                self.take(row, parsed, Completion(row, finish_reason="error"))
             self.flush()
             self._begun, self._since = time.monotonic(), 0
 
-    def _accuse(self) -> None:
-        row, culprits = self.todo[0], self.journal.culprits + 1
-        if culprits > MOST_CULPRITS:
+    def _fail_poison_row(self) -> None:
+        row, poison_rows = self.todo[0], self.journal.poison_rows + 1
+        if poison_rows > MAX_POISON_ROWS:
             fix = "the engine dies whatever it is asked: see its logs (HEADTAIL_WORKER_LOGS=1) and memory; finished rows are kept"
-            said = f"more than {MOST_CULPRITS} rows of shard {self.number} killed the engine"
-            raise EngineError(said, where=self.job.path, value=self.wanted.table["query"][row].as_py(), fix=fix)
+            what = f"more than {MAX_POISON_ROWS} rows of shard {self.number} killed the engine"
+            raise EngineError(what, where=self.job.path, value=self.wanted.table["query"][row].as_py(), fix=fix)
         reason = "the engine died or hung on this row each time, last when it was asked alone"
-        self.settle(row, Outcome(State.FAILED, None, None, reason, None), Completion(row, finish_reason="error"))
-        self.journal = self.journal.model_copy(update={"culprits": culprits, "strikes": 1, "passed": 0, "suspect": "", "deaths": 0})
+        self.take(row, ParsedAnswer(State.FAILED, None, None, reason, None), Completion(row, finish_reason="error"))
+        self.journal = self.journal.model_copy(
+            update={"poison_rows": poison_rows, "crashes": 1, "passed": 0, "suspect": "", "crashes_alone": 0}
+        )
         self.flush()
 
-    # --- taking outcomes
+    # --- taking answers
 
-    def settle(self, row: int, outcome: Outcome, completion: Completion, seconds: float = 0.0) -> None:
-        """Take the outcome of one row and the engine time it took; it is safe after the next flush."""
+    def take(self, row: int, parsed: ParsedAnswer, completion: Completion, seconds: float = 0.0) -> None:
+        """Take the parsed answer of one row and the engine time it took; it is safe after the next flush."""
         with self._taking:
-            self._buffer.append((row, outcome, completion, seconds))
+            self._buffer.append((row, parsed, completion, seconds))
             self._unsettled -= 1
 
     @property
@@ -241,14 +243,14 @@ class Shard:
             if self.window:
                 update["passed"] = was.passed + len(rows)
             if not broken and self._trusted(was.passed + len(rows)):
-                update |= {"strikes": min(1, was.strikes), "passed": 0, "suspect": "", "deaths": 0}
+                update |= {"crashes": min(1, was.crashes), "passed": 0, "suspect": "", "crashes_alone": 0}
             self.journal = was.model_copy(update=update)
             self._write_journal()
             self._leaving = 0
             return len(rows)
 
     def _trusted(self, passed: int) -> bool:
-        """Whether the engine went on for so long since the shard was begun that its earlier deaths are forgiven."""
+        """Whether the engine went on for so long since the shard was begun that its earlier crashes are forgiven."""
         if self.window:
             return passed >= PASSED_ENOUGH
         return not self.todo or self._since >= self.job.flush_rows or time.monotonic() - self._begun >= self.job.flush_seconds
@@ -260,23 +262,23 @@ class Shard:
     def _write_journal(self) -> None:
         self.store.replace(self.job.journal_path(self.number), self.journal.model_dump_json().encode())
 
-    def _table(self, taken: Sequence[tuple[int, Outcome, Completion, float]]) -> pa.Table:
+    def _table(self, taken: Sequence[tuple[int, ParsedAnswer, Completion, float]]) -> pa.Table:
         """Rows as ANSWER rows, column by column: a dict per row costs more than all else here."""
-        rows, outcomes, completions, seconds = zip(*taken, strict=True)
+        rows, answers, completions, seconds = zip(*taken, strict=True)
         count, wanted = len(rows), self.wanted
         keep = self.job.keep_logprobs
         made: dict[str, Any] = {
             "answer_key": [wanted.pairs[row][1] for row in rows],
-            **dict(zip(Outcome._fields, zip(*outcomes, strict=True), strict=True)),
+            **dict(zip(ParsedAnswer._fields, zip(*answers, strict=True), strict=True)),
             "finish_reason": [completion.finish_reason for completion in completions],
             "tokens_in": [completion.tokens_in for completion in completions],
             "tokens_out": [tokens_out(completion) for completion in completions],
             "source": pa.repeat(pa.scalar(self.job.source), count),
             "model": pa.repeat(pa.scalar(self.job.name), count),
             "seconds": seconds,
-            "runs": [0 if o.answer is not None else self._run(row, o, c) for row, o, c in zip(rows, outcomes, completions, strict=True)],
-            "logprobs": [(c.token_logprobs if keep and _first(o) else None) or None for o, c in zip(outcomes, completions, strict=True)],
-            **(_tops(outcomes, completions) if self.job.top_logprobs else {}),
+            "runs": [0 if o.answer is not None else self._run(row, o, c) for row, o, c in zip(rows, answers, completions, strict=True)],
+            "logprobs": [(c.token_logprobs if keep and _first(o) else None) or None for o, c in zip(answers, completions, strict=True)],
+            **(_tops(answers, completions) if self.job.top_logprobs else {}),
         }
         asked = wanted.table.take(pa.array(rows, pa.int64()))
         columns = [pa.array(made[field.name], field.type) if field.name in made else asked[field.name] for field in self.job.schema]
@@ -284,10 +286,10 @@ class Shard:
             [_cast(column, field.type) for column, field in zip(columns, self.job.schema, strict=True)], schema=self.job.schema
         )
 
-    def _run(self, row: int, outcome: Outcome, completion: Completion) -> int:
+    def _run(self, row: int, parsed: ParsedAnswer, completion: Completion) -> int:
         """In how many runs the row ended in this state, this one counted unless its reason may pass."""
         state, runs = self._before.get(row, ("", 0))
-        return (runs if state == outcome.state else 0) + (not (completion.transient or completion.passing))
+        return (runs if state == parsed.state else 0) + (not (completion.transient or completion.passing))
 
     # --- the end
 
@@ -342,14 +344,14 @@ def tokens_out(completion: Completion) -> int:
     return completion.tokens_out + sum(sample.tokens_out for sample in completion.samples)
 
 
-def _first(outcome: Outcome) -> bool:
+def _first(parsed: ParsedAnswer) -> bool:
     """Whether a row ended as the first of its samples did, whose tokens its completion has."""
-    return not outcome.samples or outcome.samples[0]["answer"] == outcome.answer
+    return not parsed.samples or parsed.samples[0]["answer"] == parsed.answer
 
 
-def _tops(outcomes: Sequence[Outcome], completions: Sequence[Completion]) -> dict[str, list[Any]]:
+def _tops(answers: Sequence[ParsedAnswer], completions: Sequence[Completion]) -> dict[str, list[Any]]:
     """The columns of TOP: of answered rows, where they are the answer's own tokens."""
-    tops = [c.top if o.answer is not None and _first(o) else None for o, c in zip(outcomes, completions, strict=True)]
+    tops = [c.top if o.answer is not None and _first(o) else None for o, c in zip(answers, completions, strict=True)]
     return {name: [None if top is None else top[at].ravel() for top in tops] for at, name in enumerate(TOP.names)}
 
 

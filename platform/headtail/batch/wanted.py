@@ -1,7 +1,7 @@
 """What a shard asks for: its input rows, one per (query_key, answer_key), with their messages.
 
 In: a shard's input table. Out: Wanted: the rows as a table and, by position, messages and keys. Rows that ask the same are
-one row; gold anywhere makes it withheld. A template that raises fails its own row alone. Knows nothing of engines or files.
+one row; a human label in any table makes it eval_only. A template that raises fails its own row alone. Knows nothing of engines or files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headtail.core.errors import LedgerError
-from headtail.core.io_format import DEFAULT, Form
+from headtail.core.io_format import DEFAULT, ModelFormat
 from headtail.core.keys import answer_key
 from headtail.core.rows import KEY, State, key_words
 from headtail.core.task import Task
@@ -42,8 +42,8 @@ class Wanted:
         return len(self.pairs)
 
 
-def wanted(table: pa.Table, task: Task, settings: str, form: Form = DEFAULT) -> Wanted:
-    """The rows of one shard's input, rendered in `form` and keyed under `settings`."""
+def wanted(table: pa.Table, task: Task, settings: str, fmt: ModelFormat = DEFAULT) -> Wanted:
+    """The rows of one shard's input, rendered in the model's format `fmt` and keyed under `settings`."""
     queries, keys = table["query"].to_pylist(), table["query_key"].to_pylist()
     sides = [table[name].to_pylist() for name in task.side_inputs]
     names = task.side_inputs
@@ -55,7 +55,7 @@ def wanted(table: pa.Table, task: Task, settings: str, form: Form = DEFAULT) -> 
     again: list[tuple[int, int]] = []  # position of a duplicate, position of the row it doubles
     for at, query in enumerate(queries):
         try:
-            messages, problem = form.messages(task, query, {name: side[at] for name, side in zip(names, sides, strict=True)}), ""
+            messages, problem = fmt.messages(task, query, {name: side[at] for name, side in zip(names, sides, strict=True)}), ""
         except Exception as error:  # templates are the user's, and can raise anything: this row's fault alone
             messages, problem = [{"role": "unrendered", "content": query}], f"prompt template: {type(error).__name__}: {error}"
         pair = keys[at], answer_key(messages, settings)
@@ -67,17 +67,17 @@ def wanted(table: pa.Table, task: Task, settings: str, form: Form = DEFAULT) -> 
         pairs.append(pair)
         made.append(messages)
         kept.append(at)
-    rows = table if not again else _withheld(table.take(pa.array(kept, pa.int64())), table, again)
+    rows = table if not again else _eval_only(table.take(pa.array(kept, pa.int64())), table, again)
     return Wanted(rows.combine_chunks(), made, pairs, len(again), unrendered)
 
 
-def _withheld(rows: pa.Table, table: pa.Table, again: Sequence[tuple[int, int]]) -> pa.Table:
-    """`rows` with `withheld` set where a duplicate was withheld."""
-    gold = np.asarray(pc.fill_null(table["withheld"], False))
-    held = np.array(pc.fill_null(rows["withheld"], False))
+def _eval_only(rows: pa.Table, table: pa.Table, again: Sequence[tuple[int, int]]) -> pa.Table:
+    """`rows` with `eval_only` set where a duplicate was eval_only."""
+    labels = np.asarray(pc.fill_null(table["eval_only"], False))
+    held = np.array(pc.fill_null(rows["eval_only"], False))
     for at, earlier in again:
-        held[earlier] |= gold[at]
-    return rows.set_column(rows.column_names.index("withheld"), "withheld", pa.array(held))
+        held[earlier] |= labels[at]
+    return rows.set_column(rows.column_names.index("eval_only"), "eval_only", pa.array(held))
 
 
 def in_order(table: pa.Table) -> pa.Table:

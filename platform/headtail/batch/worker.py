@@ -25,7 +25,7 @@ from headtail.adapters.storage import open_storage, read_record, write_json
 from headtail.batch.catalog import Earlier, earlier
 from headtail.batch.flusher import flushing, late
 from headtail.batch.job import Job, ShardReceipt
-from headtail.batch.parsed_answer import settle
+from headtail.batch.parsed_answer import classify
 from headtail.batch.prepare import Manifest
 from headtail.batch.shard import Shard, read_receipt, tokens_out
 from headtail.batch.watch import watched
@@ -86,9 +86,9 @@ class Worker:
         asks = [Ask(int(shard), int(edition)) for shard, edition in zip(batch["shard"], batch["edition"], strict=True)]
         receipts = self.work(asks)
         facts = self.engine.facts() if self.engine is not None else {}
-        said = {"worker": self.name, "engine": facts, "start_s": self.start_s, "restarts": self.restarts}
-        said |= {"receipts": [receipt.model_dump(mode="json") for receipt in receipts], "stopped": self.stopped, "reasons": self.reasons}
-        return {"said": [json.dumps(said)]}
+        report = {"worker": self.name, "engine": facts, "start_s": self.start_s, "restarts": self.restarts}
+        report |= {"receipts": [receipt.model_dump(mode="json") for receipt in receipts], "stopped": self.stopped, "reasons": self.reasons}
+        return {"report": [json.dumps(report)]}
 
     def work(self, asks: Sequence[Ask]) -> list[ShardReceipt]:
         """Bring shards to their end: first those that never broke an engine, together; then the others, one by one.
@@ -148,7 +148,7 @@ class Worker:
             self._count_start()
             found = same_weights(find(self.job.model, self.store), self.job.digest)
             sampling = self.job.task.file.sampling.model_dump()
-            bound = self.job.form.bound(self.job.task, sampling["max_tokens"])
+            bound = self.job.io_format.bound(self.job.task, sampling["max_tokens"])
             with watched(self.job.stall_seconds + _START_S):
                 self.engine = open_engine(self.job.model, found.path, bound, sampling, self.job.top_logprobs)
             gc.collect()
@@ -214,13 +214,13 @@ class Worker:
                 if shard.tries[row] < self.job.attempts:
                     self._note(completion.error)
                     return False
-        outcome = settle(self.job.task, completion, self.job.form)
-        shard.settle(row, outcome, completion, seconds)
+        parsed = classify(self.job.task, completion, self.job.io_format)
+        shard.take(row, parsed, completion, seconds)
         self.settled += 1
         news["settled"] += 1
-        if outcome.state != State.ANSWERED:
+        if parsed.state != State.ANSWERED:
             news["unanswered"] += 1
-            self._note(f"{outcome.state}: {outcome.reason}")
+            self._note(f"{parsed.state}: {parsed.reason}")
         if shard.held >= self.job.flush_rows or late(shard.held, self.settled, time.monotonic() - self.begun, self.job.flush_seconds):
             self.flush(shard)
         return True

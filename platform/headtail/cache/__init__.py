@@ -1,7 +1,7 @@
 """Published caches of answers: made, moved into a store, opened and looked up."""
 
-from headtail.cache.manifest import Manifest, generation_path, read_manifest
-from headtail.cache.snapshot import Built, Cache, CachedAnswer, coverage, open_generation, publish_generation
+from headtail.cache.manifest import Manifest, read_manifest, snapshot_path
+from headtail.cache.snapshot import Built, Cache, CachedAnswer, coverage, open_snapshot, publish_snapshot
 
 __all__ = [
     "Built",
@@ -9,8 +9,8 @@ __all__ = [
     "CachedAnswer",
     "Manifest",
     "coverage",
-    "generation_path",
-    "open_generation",
-    "publish_generation",
+    "open_snapshot",
+    "publish_snapshot",
     "read_manifest",
+    "snapshot_path",
 ]

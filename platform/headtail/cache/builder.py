@@ -1,4 +1,4 @@
-"""Build a generation on local disk from ANSWER rows, as a merge of sorted streams.
+"""Build a snapshot on local disk from ANSWER rows, as a merge of sorted streams.
 
 In: streams of ANSWER tables, each in order of query_key, in order of precedence. Out: a Built: Parquet, LMDB, counts.
 The first stream that has a publishable answer to a key wins; every row offered is published or counted in `left_out`.
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headtail.cache.lmdb_file import SOURCES, Snapshot, Values
+from headtail.cache.lmdb_file import SOURCES, LmdbFile, Values
 from headtail.cache.merge import Batch, ascending, in_order, rounds
 from headtail.cache.snapshot import Built, told
 from headtail.core.errors import InputError, LedgerError
@@ -39,7 +39,7 @@ UNRATED = "without_confidence"  # reason of answers that have none where a sourc
 _AHEAD = 2  # pieces that may wait for the Parquet thread
 
 
-def build_generation(
+def build_snapshot(
     streams: Sequence[Iterable[pa.Table]],
     folder: Path,
     *,
@@ -47,7 +47,7 @@ def build_generation(
     share_redacted: bool = False,
     labels: Sequence[str] = (),
 ) -> Built:
-    """A generation in `folder` (empty, local). The first stream that has a publishable answer to a query wins.
+    """A snapshot in `folder` (empty, local). The first stream that has a publishable answer to a query wins.
 
     Streams are ascending by query_key, of OFFERED's columns or more; of rows with one key the first wins. `min_confidence`: by source;
     rows below, and rows without confidence where a minimum above 0 is asked, are left out. A redacted query stands
@@ -55,13 +55,13 @@ def build_generation(
     """
     left_out: Counter[str] = Counter()
     names = [*labels, *(f"answers {i}" for i in range(len(labels), len(streams)))]
-    with told("build the generation on", folder):
+    with told("build the snapshot on", folder):
         writer = _Writer(folder)
     try:
         for piece in pieces(merged(streams, min_confidence or {}, left_out, names, share_redacted)):
-            with told("build the generation on", folder):
+            with told("build the snapshot on", folder):
                 writer.add(piece)
-        with told("build the generation on", folder):
+        with told("build the snapshot on", folder):
             return writer.finish(left_out)
     finally:
         writer.close()
@@ -183,7 +183,7 @@ class _Writer:
 
     def __init__(self, folder: Path) -> None:
         self.parquet, self.lmdb = folder / "answers.parquet", folder / "lmdb"
-        self._snapshot = Snapshot(self.lmdb)
+        self._lmdb = LmdbFile(self.lmdb)
         # Keys are random and texts differ: a dictionary would be filled and thrown away.
         self._parquet = pq.ParquetWriter(self.parquet, CACHED, compression="zstd", use_dictionary=["source"])
         self._digests = [blake2b(digest_size=KEY_BYTES) for _ in range(4)]
@@ -197,7 +197,7 @@ class _Writer:
         """The next rows in key order."""
         values = Values(piece)
         self._beside.append(self._thread.submit(self._note, piece, values))
-        self._snapshot.add(piece, values)
+        self._lmdb.add(piece, values)
         while len(self._beside) > _AHEAD:
             self._beside.popleft().result()
 
@@ -221,11 +221,11 @@ class _Writer:
         while self._beside:
             self._beside.popleft().result()
         self._parquet.close()
-        self._snapshot.finish()
+        self._lmdb.finish()
         rows = pq.read_metadata(self.parquet).num_rows
         prefixes = np.concatenate(self._prefixes) if self._prefixes else np.empty(0, np.uint64)
-        if not rows == self._snapshot.rows == len(prefixes) == sum(self._sources.values()):
-            raise LedgerError("Parquet and LMDB do not add up", value=f"{rows} and {self._snapshot.rows} rows, {len(prefixes)} keys")
+        if not rows == self._lmdb.rows == len(prefixes) == sum(self._sources.values()):
+            raise LedgerError("Parquet and LMDB do not add up", value=f"{rows} and {self._lmdb.rows} rows, {len(prefixes)} keys")
         content = blake2b(b"".join(d.digest() for d in self._digests), digest_size=KEY_BYTES).hexdigest()
         shown = tuple(query for _, query in self._top)
         return Built(self.parquet, self.lmdb, dict(sorted(self._sources.items())), +left_out, shown, content, prefixes)
@@ -233,6 +233,6 @@ class _Writer:
     def close(self) -> None:
         """Let go of thread and files, whether finished or not."""
         self._thread.shutdown()
-        self._snapshot.close()
+        self._lmdb.close()
         with suppress(OSError):  # a disk that is full was told of before
             self._parquet.close()

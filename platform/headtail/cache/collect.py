@@ -1,7 +1,7 @@
-"""Take away generations that nobody needs any more, and what killed writers left lying.
+"""Take away snapshots that nobody needs any more, and what killed writers left lying.
 
 In: a store, what must stay and why, an age in days. Out: Collected: what went (or would go), its bytes, what stayed.
-A generation goes in this order: the mark that it is being collected, its manifest (now it does not exist), its files, the
+A snapshot goes in this order: the mark that it is being collected, its manifest (now it does not exist), its files, the
 mark. Killed between any two, the next call goes on. Local files that a server has mapped stay readable until it lets go.
 Knows nothing of releases: what must stay is asked of the caller, again after each mark.
 """
@@ -17,7 +17,7 @@ from rich.table import Table
 
 from headtail.adapters import numbered
 from headtail.adapters.storage import Storage, Stored, write_once
-from headtail.cache.manifest import FOLDER, LOG, Begun, generation_path, manifest_path, mark_path, now, read_manifest
+from headtail.cache.manifest import FOLDER, LOG, Begun, manifest_path, mark_path, now, read_manifest, snapshot_path
 from headtail.core.config import Config
 
 IDLE = datetime.timedelta(days=1)  # a publish or a write that has not ended by then was killed
@@ -27,7 +27,7 @@ _EVER = datetime.datetime.min.replace(tzinfo=datetime.UTC)
 class Gone(Config):
     """One thing that was taken away, or would be."""
 
-    what: str = Field(description="generation | unfinished generation | unfinished write")
+    what: str = Field(description="snapshot | unfinished snapshot | unfinished write")
     path: str = Field(description="folder or file, relative to the store's root")
     bytes: int = Field(ge=0, description="its files together; 0 for an upload that S3 holds in parts")
     since: str = Field(description="when it was published, begun or written; UTC, ISO 8601")
@@ -38,7 +38,7 @@ class Collected(Config):
 
     dry_run: bool = Field(description="true: nothing was touched")
     gone: tuple[Gone, ...] = Field(description="what went, or would go")
-    kept: dict[str, str] = Field(description="generations that stay, and why")
+    kept: dict[str, str] = Field(description="snapshots that stay, and why")
 
     @property
     def bytes(self) -> int:
@@ -53,15 +53,15 @@ def collect(
     also: Iterable[str] = (),
     dry_run: bool = False,
 ) -> Collected:
-    """Collect every generation that is neither in `needed()` (id -> why) nor younger than `older_than`; then the litter.
+    """Collect every snapshot that is neither in `needed()` (id -> why) nor younger than `older_than`; then the litter.
 
-    Generations are known from the log and from `also`, not by listing; listing finds only what no manifest names.
+    Snapshots are known from the log and from `also`, not by listing; listing finds only what no manifest names.
     """
     work = _Collection(store, needed, older_than, dry_run)
-    for generation in sorted({*work.begun, *also}):
-        work.published(generation)
-    for generation, files in _stored(store).items():
-        work.unfinished(generation, files)
+    for snapshot in sorted({*work.begun, *also}):
+        work.published(snapshot)
+    for snapshot, files in _stored(store).items():
+        work.unfinished(snapshot, files)
     return Collected(dry_run=dry_run, gone=(*work.gone, *_litter(store, dry_run)), kept=work.kept)
 
 
@@ -75,71 +75,71 @@ class _Collection:
         self._look()
 
     def _look(self) -> None:
-        """Read anew what is needed and when each generation was last begun."""
+        """Read anew what is needed and when each snapshot was last begun."""
         self.needed = self._ask()
-        self.begun = {entry.generation: datetime.datetime.fromisoformat(entry.at) for entry in numbered.records(self.store, Begun, LOG)}
+        self.begun = {entry.snapshot: datetime.datetime.fromisoformat(entry.at) for entry in numbered.records(self.store, Begun, LOG)}
 
-    def published(self, generation: str) -> None:
-        """A generation with a manifest."""
-        if not self.store.exists(manifest_path(generation)):
+    def published(self, snapshot: str) -> None:
+        """A snapshot with a manifest."""
+        if not self.store.exists(manifest_path(snapshot)):
             return
-        manifest = read_manifest(self.store, generation)
+        manifest = read_manifest(self.store, snapshot)
 
         def stays() -> str:
-            last = max(datetime.datetime.fromisoformat(manifest.created), self.begun.get(generation, _EVER))
-            return self.needed.get(generation) or (
+            last = max(datetime.datetime.fromisoformat(manifest.created), self.begun.get(snapshot, _EVER))
+            return self.needed.get(snapshot) or (
                 f"younger than {self._age / datetime.timedelta(days=1):g} days" if now() - last < self._age else ""
             )
 
         size = sum(ref.bytes for ref in manifest.files.values())
-        self._take(generation, Gone(what="generation", path=generation_path(generation), bytes=size, since=manifest.created), stays)
+        self._take(snapshot, Gone(what="snapshot", path=snapshot_path(snapshot), bytes=size, since=manifest.created), stays)
 
-    def unfinished(self, generation: str, files: list[Stored]) -> None:
+    def unfinished(self, snapshot: str, files: list[Stored]) -> None:
         """Files without a manifest: a publish or a collection was killed, or is at work."""
-        path, marked = generation_path(generation), any(one.path == mark_path(generation) for one in files)
+        path, marked = snapshot_path(snapshot), any(one.path == mark_path(snapshot) for one in files)
         if path in {one.path for one in self.gone}:
             return
-        if self.store.exists(manifest_path(generation)):
+        if self.store.exists(manifest_path(snapshot)):
             if marked and not self._dry:
-                self.store.remove(mark_path(generation))  # a collector was killed after its mark, and the generation is needed by now
+                self.store.remove(mark_path(snapshot))  # a collector was killed after its mark, and the snapshot is needed by now
             return
         last = max(one.modified for one in files)
 
         def stays() -> str:
-            busy = not marked and now() - max(last, self.begun.get(generation, _EVER)) < IDLE
+            busy = not marked and now() - max(last, self.begun.get(snapshot, _EVER)) < IDLE
             return "being published, or killed less than a day ago" if busy else ""
 
         size, since = sum(one.bytes for one in files), last.isoformat(timespec="seconds")
-        self._take(generation, Gone(what="unfinished generation", path=path, bytes=size, since=since), stays)
+        self._take(snapshot, Gone(what="unfinished snapshot", path=path, bytes=size, since=since), stays)
 
-    def _take(self, generation: str, one: Gone, stays: Callable[[], str]) -> None:
-        """Take a generation away unless it `stays` (a reason), also by what is true after the mark."""
+    def _take(self, snapshot: str, one: Gone, stays: Callable[[], str]) -> None:
+        """Take a snapshot away unless it `stays` (a reason), also by what is true after the mark."""
         reason = stays()
         if not reason and not self._dry:
-            write_once(self.store, mark_path(generation), b"headtail gc is taking this generation away\n")  # or a killed one's mark
+            write_once(self.store, mark_path(snapshot), b"headtail gc is taking this snapshot away\n")  # or a killed one's mark
             self._look()
             reason = stays()
             if reason:
-                self.store.remove(mark_path(generation))
+                self.store.remove(mark_path(snapshot))
             else:
-                _finish(self.store, generation)
+                _finish(self.store, snapshot)
         if reason:
-            self.kept[generation] = reason
+            self.kept[snapshot] = reason
         else:
             self.gone.append(one)
 
 
-def _finish(store: Storage, generation: str) -> None:
+def _finish(store: Storage, snapshot: str) -> None:
     """Manifest, files, mark."""
-    store.remove(manifest_path(generation))
-    for one in store.files(generation_path(generation)):
-        if one.path != mark_path(generation):
+    store.remove(manifest_path(snapshot))
+    for one in store.files(snapshot_path(snapshot)):
+        if one.path != mark_path(snapshot):
             store.discard(one)
-    store.remove(mark_path(generation))
+    store.remove(mark_path(snapshot))
 
 
 def _stored(store: Storage) -> dict[str, list[Stored]]:
-    """The files below each generation's folder."""
+    """The files below each snapshot's folder."""
     found: dict[str, list[Stored]] = defaultdict(list)
     for one in store.files(FOLDER):
         if not one.path.startswith(f"{LOG}/"):
@@ -160,10 +160,10 @@ def _litter(store: Storage, dry_run: bool) -> list[Gone]:
 def collected_table(found: Collected) -> Table:
     """A Collected for people."""
     verb = "would go" if found.dry_run else "gone"
-    title = f"{len(found.gone)} {verb}, {found.bytes / 1e9:,.2f} GB; {len(found.kept)} generations stay"
+    title = f"{len(found.gone)} {verb}, {found.bytes / 1e9:,.2f} GB; {len(found.kept)} snapshots stay"
     table = Table("", "path", "GB", "since, or why it stays", title=title, title_justify="left")
     for one in found.gone:
         table.add_row(f"{verb}: {one.what}", one.path, f"{one.bytes / 1e9:,.3f}", one.since)
-    for generation, reason in found.kept.items():
-        table.add_row("stays", generation_path(generation), "", reason)
+    for snapshot, reason in found.kept.items():
+        table.add_row("stays", snapshot_path(snapshot), "", reason)
     return table

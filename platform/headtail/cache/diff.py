@@ -1,6 +1,6 @@
-"""What changed between two generations: queries added, dropped, answered otherwise, answered the same.
+"""What changed between two snapshots: queries added, dropped, answered otherwise, answered the same.
 
-In: a store and two generation ids. Out: a Diff: rows, events and share of the traffic of each kind, by source, with the most
+In: a store and two snapshot ids. Out: a Diff: rows, events and share of the traffic of each kind, by source, with the most
 frequent queries as examples. The two sorted Parquet files are walked side by side, in bounded memory; nothing is opened in
 LMDB. Knows nothing of releases.
 """
@@ -37,7 +37,7 @@ class Example(Config):
 
     query: str = Field(description="normalised")
     count: int = Field(description="events")
-    before: str | None = Field(description="answer in the first generation, canonical JSON; null when it had none")
+    before: str | None = Field(description="answer in the first snapshot, canonical JSON; null when it had none")
     after: str | None = Field(description="answer in the second; null when it has none")
     source: str = Field(description="who gave the answer; `teacher -> student` when that changed")
 
@@ -46,29 +46,29 @@ class Part(Config):
     """The queries of one kind."""
 
     rows: int = Field(ge=0, description="queries")
-    events: int = Field(ge=0, description="how often they were asked: by the second generation's counts, of dropped ones by the first's")
+    events: int = Field(ge=0, description="how often they were asked: by the second snapshot's counts, of dropped ones by the first's")
     share: float | None = Field(description="events over the traffic of the Diff; null without traffic")
     by_source: dict[str, int] = Field(description="queries by who answers; `teacher -> student` where that changed")
     examples: tuple[Example, ...] = Field((), description="the most frequent")
 
 
 class Diff(Config):
-    """Two generations, compared."""
+    """Two snapshots, compared."""
 
-    before: str = Field(description="id of the first generation")
-    after: str = Field(description="id of the second generation")
+    before: str = Field(description="id of the first snapshot")
+    after: str = Field(description="id of the second snapshot")
     rows_before: int = Field(ge=0, description="answers in the first")
     rows_after: int = Field(ge=0, description="answers in the second")
     traffic: int = Field(ge=0, description="events that shares are taken of")
-    of_log: bool = Field(description="true: traffic is the second generation's whole log; false: its queries and the dropped ones")
+    of_log: bool = Field(description="true: traffic is the second snapshot's whole log; false: its queries and the dropped ones")
     added: Part = Field(description="answered only in the second")
     dropped: Part = Field(description="answered only in the first")
     changed: Part = Field(description="answered otherwise")
     same: Part = Field(description="answered the same, by whomever")
 
 
-def diff_generations(store: Storage, before: str, after: str, examples: int = 10) -> Diff:
-    """Compare generation `after` with generation `before`; `examples` of each kind but `same`. StorageError when one is gone."""
+def diff_snapshots(store: Storage, before: str, after: str, examples: int = 10) -> Diff:
+    """Compare snapshot `after` with snapshot `before`; `examples` of each kind but `same`. StorageError when one is gone."""
     old, new = read_manifest(store, before), read_manifest(store, after)
     tallies = {kind: _Tally(examples if kind != "same" else 0) for kind in KINDS}
     for cut in rounds([_rows(store, old), _rows(store, new)]):
@@ -154,7 +154,7 @@ class _Tally:
 
 def diff_table(diff: Diff) -> Group:
     """A Diff for people."""
-    title = f"generation {diff.before} ({diff.rows_before:,} answers) -> {diff.after} ({diff.rows_after:,})"
+    title = f"snapshot {diff.before} ({diff.rows_before:,} answers) -> {diff.after} ({diff.rows_after:,})"
     parts: Mapping[str, Part] = {kind: getattr(diff, kind) for kind in KINDS}
     of = "the log" if diff.of_log else "queries in either"
     counts = Table("queries", "rows", f"share of {of}", "by source", title=title, title_justify="left")

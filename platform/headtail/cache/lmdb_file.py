@@ -1,4 +1,4 @@
-"""The LMDB snapshot of a generation: how a row is laid out, and how many are written at once.
+"""The LMDB file of a snapshot: how a row is laid out, and how many are written at once.
 
 In: CACHED tables in order of query_key, each key once. Out: a folder with `data.mdb`, synced and checked. Values are
 made in Arrow and cut from one buffer; rows are appended, so pages are full and nothing is sorted or moved.
@@ -21,7 +21,7 @@ from headtail.core.errors import InputError, LedgerError
 from headtail.core.keys import KEY_BYTES
 from headtail.core.rows import Source
 
-FORMAT = 2  # of a value; a reader refuses any other. 1 kept the query's length, at 4 bytes a row
+FORMAT = 3  # of a value; a reader refuses any other. 1 kept the query's length, at 4 bytes a row; 2 knew one student
 VALUE = struct.Struct("<Bf16s")  # format and source, confidence (NaN: none), answer_key; then query, NUL, answer
 SOURCES = tuple(Source)  # a value holds an index into this, below 16: append only
 _NUL = b"\0"  # no normalised text holds one
@@ -73,7 +73,7 @@ def fixed(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.void]:
     )
 
 
-class Snapshot:
+class LmdbFile:
     """An LMDB file being written. Errors of LMDB and the disk come as they are."""
 
     def __init__(self, folder: Path) -> None:
@@ -112,7 +112,7 @@ class Snapshot:
             wrong = sum(txn.get(key) != value for key, value in self._sample)
         if entries != self.rows or wrong:
             value = f"{entries} entries for {self.rows} rows; {wrong} of {len(self._sample)} rows read back differ"
-            raise LedgerError("the LMDB snapshot does not hold what was written", where=str(self.folder), value=value)
+            raise LedgerError("the LMDB file does not hold what was written", where=str(self.folder), value=value)
 
     def close(self) -> None:
         """Let go of the file; nothing more can be added."""

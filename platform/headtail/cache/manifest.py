@@ -1,6 +1,6 @@
-"""What says that a generation exists: its manifest; and the log of all that were ever begun, so that none need be searched for.
+"""What says that a snapshot exists: its manifest; and the log of all that were ever begun, so that none need be searched for.
 
-In: a store. Out: Manifest by id; entries in `generations/log/<n>.json`. A generation that is being collected carries a mark
+In: a store. Out: Manifest by id; entries in `snapshots/log/<n>.json`. A snapshot that is being collected carries a mark
 (COLLECTING) until the last of its files is gone: who sees it must not publish or promote it.
 """
 
@@ -20,13 +20,13 @@ from headtail.core.paths import AnswersPath, StoreId
 from headtail.core.receipt import FileRef
 from headtail.core.record import Moment
 
-FOLDER = "generations"
+FOLDER = "snapshots"
 LOG = f"{FOLDER}/log"
 COLLECTING = "COLLECTING"
 
 
 class Manifest(Config):
-    """What a generation holds and where it comes from. Its presence is what makes the generation exist."""
+    """What a snapshot holds and where it comes from. Its presence is what makes the snapshot exist."""
 
     id: StoreId = Field(description="16 hex digits over content, task and lineage")
     format: int = Field(FORMAT, description="layout of a value in LMDB")
@@ -53,69 +53,69 @@ class Manifest(Config):
     @model_validator(mode="after")
     def _own_files_only(self) -> Manifest:
         for name, ref in self.files.items():
-            if not ref.path.startswith(f"{generation_path(self.id)}/"):
-                raise ValueError(f"files.{name}: {ref.path} is not below {generation_path(self.id)}/")
+            if not ref.path.startswith(f"{snapshot_path(self.id)}/"):
+                raise ValueError(f"files.{name}: {ref.path} is not below {snapshot_path(self.id)}/")
         return self
 
 
 class Begun(Config):
-    """An entry of the log: somebody set out to publish this generation. Whether it exists, its manifest says."""
+    """An entry of the log: somebody set out to publish this snapshot. Whether it exists, its manifest says."""
 
-    generation: StoreId = Field(description="id")
+    snapshot: StoreId = Field(description="id")
     at: Moment = Field(description="UTC, ISO 8601")
 
 
-def generation_path(generation: str) -> str:
-    """The folder of a generation, relative to the store's root."""
-    return f"{FOLDER}/{generation}"
+def snapshot_path(snapshot: str) -> str:
+    """The folder of a snapshot, relative to the store's root."""
+    return f"{FOLDER}/{snapshot}"
 
 
-def manifest_path(generation: str) -> str:
-    """Where the manifest of a generation is."""
-    return f"{generation_path(generation)}/manifest.json"
+def manifest_path(snapshot: str) -> str:
+    """Where the manifest of a snapshot is."""
+    return f"{snapshot_path(snapshot)}/manifest.json"
 
 
-def mark_path(generation: str) -> str:
-    """Where the mark of a generation is that is being collected."""
-    return f"{generation_path(generation)}/{COLLECTING}"
+def mark_path(snapshot: str) -> str:
+    """Where the mark of a snapshot is that is being collected."""
+    return f"{snapshot_path(snapshot)}/{COLLECTING}"
 
 
-def read_manifest(store: Storage, generation: str) -> Manifest:
-    """The manifest of a generation. StorageError when the generation does not exist."""
-    path = manifest_path(generation)
+def read_manifest(store: Storage, snapshot: str) -> Manifest:
+    """The manifest of a snapshot. StorageError when the snapshot does not exist."""
+    path = manifest_path(snapshot)
     manifest = read_record(store, Manifest, path)
-    if not generation == manifest.id == manifest.own_id:
+    if not snapshot == manifest.id == manifest.own_id:
         raise StorageError(
             "this manifest is not what was published: its content has another id", where=store.uri(path), fix="publish again"
         )
     return manifest
 
 
-def begin(store: Storage, generation: str) -> None:
-    """Write down that a generation is about to be published. StorageError when it is being collected at this moment.
+def begin(store: Storage, snapshot: str) -> None:
+    """Write down that a snapshot is about to be published. StorageError when it is being collected at this moment.
 
     The entry comes before the look: a collector marks first and then reads the log, so one of the two sees the other.
     """
-    entry = Begun(generation=generation, at=now().isoformat(timespec="seconds"))
+    entry = Begun(snapshot=snapshot, at=now().isoformat(timespec="seconds"))
     numbered.append(store, LOG, lambda _: (entry.model_dump_json() + "\n").encode())
-    if store.exists(mark_path(generation)):
-        raise being_collected(store, generation)
+    if store.exists(mark_path(snapshot)):
+        raise being_collected(store, snapshot)
 
 
-def require(store: Storage, generation: str) -> Manifest:
-    """The manifest of a generation that may be made current. StorageError when it was collected, or is being."""
-    if not store.exists(manifest_path(generation)):
-        where = store.uri(manifest_path(generation))
-        raise StorageError("this generation is not in the store: it was collected or deleted", where=where, fix="publish it again")
-    if store.exists(mark_path(generation)):
-        raise being_collected(store, generation)
-    return read_manifest(store, generation)
+def require(store: Storage, snapshot: str) -> Manifest:
+    """The manifest of a snapshot that may be made current. StorageError when it was collected, or is being."""
+    if not store.exists(manifest_path(snapshot)):
+        where = store.uri(manifest_path(snapshot))
+        raise StorageError("this snapshot is not in the store: it was collected or deleted", where=where, fix="publish it again")
+    if store.exists(mark_path(snapshot)):
+        raise being_collected(store, snapshot)
+    return read_manifest(store, snapshot)
 
 
-def being_collected(store: Storage, generation: str) -> StorageError:
+def being_collected(store: Storage, snapshot: str) -> StorageError:
     """The error for who meets the mark."""
     fix = "run headtail gc to its end (it may have been killed), then try again"
-    return StorageError("this generation is being collected", where=store.uri(generation_path(generation)), fix=fix)
+    return StorageError("this snapshot is being collected", where=store.uri(snapshot_path(snapshot)), fix=fix)
 
 
 def now() -> datetime.datetime:

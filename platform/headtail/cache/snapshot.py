@@ -1,7 +1,7 @@
-"""A generation: an immutable published cache of answers, and how it is looked up.
+"""A snapshot: an immutable published cache of answers, and how it is looked up.
 
-In: a generation built on local disk (`cache.builder`). Out: in the store `answers.parquet` (CACHED, sorted by query_key),
-an LMDB snapshot of the same rows and `manifest.json`, written last; and a Cache opened on it, which answers by exact
+In: a snapshot built on local disk (`cache.builder`). Out: in the store `answers.parquet` (CACHED, sorted by query_key),
+an LMDB file of the same rows and `manifest.json`, written last; and a Cache opened on it, which answers by exact
 normalised text. The text is stored beside the answer and compared, so two texts with one hash are a miss, never a
 wrong answer. Knows nothing of releases, models or servers.
 """
@@ -27,7 +27,7 @@ from pydantic_core import from_json
 
 from headtail.adapters.storage import LocalStorage, Storage, check_local, put, read_record, write_once
 from headtail.cache.lmdb_file import FORMAT, SOURCES, VALUE
-from headtail.cache.manifest import Manifest, begin, generation_path, manifest_path, now, read_manifest
+from headtail.cache.manifest import Manifest, begin, manifest_path, now, read_manifest, snapshot_path
 from headtail.core import record
 from headtail.core.errors import StorageError
 from headtail.core.keys import NORMALISATION, fingerprint, normalise, query_key
@@ -41,10 +41,10 @@ __all__ = [
     "Manifest",
     "coverage",
     "decode",
-    "generation_path",
-    "open_generation",
-    "publish_generation",
+    "open_snapshot",
+    "publish_snapshot",
     "read_manifest",
+    "snapshot_path",
     "told",
 ]
 
@@ -53,7 +53,7 @@ _FULL = 16 << 20  # bytes free below which a disk is called full
 
 
 class CachedAnswer(NamedTuple):
-    """One answer found in a generation. `answer` is canonical JSON; `confidence` is None when the engine gave none."""
+    """One answer found in a snapshot. `answer` is canonical JSON; `confidence` is None when the engine gave none."""
 
     query: str
     answer: str
@@ -70,7 +70,7 @@ class CachedAnswer(NamedTuple):
 
 
 class Cache:
-    """An opened generation. Read-only, without locks, safe to share between threads; opens anew after a fork."""
+    """An opened snapshot. Read-only, without locks, safe to share between threads; opens anew after a fork."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
@@ -79,7 +79,7 @@ class Cache:
 
     @classmethod
     def open(cls, folder: str | Path) -> Cache:
-        """The generation in a local folder. StorageError when it is absent, damaged or of another format."""
+        """The snapshot in a local folder. StorageError when it is absent, damaged or of another format."""
         folder = Path(folder)
         manifest = read_record(LocalStorage(str(folder)), Manifest, "manifest.json")
         _check(folder, manifest)
@@ -110,7 +110,7 @@ class Cache:
         return None if value is None else decode(value, normalised)
 
     def close(self) -> None:
-        """Let go of the snapshot; lookups are over."""
+        """Let go of the LMDB file; lookups are over."""
         del self._env
 
 
@@ -144,17 +144,17 @@ def _environment(path: str) -> _Environment:
         try:
             found = _Environment(real)
         except lmdb.Error as error:
-            raise StorageError(f"the LMDB snapshot cannot be opened: {error}", where=path, fix="publish the generation again") from error
+            raise StorageError(f"the LMDB file cannot be opened: {error}", where=path, fix="publish the snapshot again") from error
         _OPEN[real] = found
     return found
 
 
 def decode(value: bytes, normalised: str) -> CachedAnswer | None:
-    """A value of the snapshot as the answer to `normalised`; None when it belongs to another text."""
+    """A value of the LMDB file as the answer to `normalised`; None when it belongs to another text."""
     kind, confidence, answer_key = VALUE.unpack_from(value)
     if kind >> 4 != FORMAT:
         raise StorageError(
-            "a cached value has an unknown format", value=kind >> 4, fix="serve this generation with the headtail version that made it"
+            "a cached value has an unknown format", value=kind >> 4, fix="serve this snapshot with the headtail version that made it"
         )
     text = normalised.encode("utf-8", "surrogatepass")
     end = VALUE.size + len(text)
@@ -167,32 +167,32 @@ def decode(value: bytes, normalised: str) -> CachedAnswer | None:
 def _check(folder: Path, manifest: Manifest) -> None:
     if manifest.format != FORMAT or manifest.normalisation != NORMALISATION:
         raise StorageError(
-            "this generation was made by another version of headtail",
+            "this snapshot was made by another version of headtail",
             where=str(folder),
             value=f"format {manifest.format}, normalisation {manifest.normalisation}; this version reads {FORMAT} and {NORMALISATION}",
             fix="run ingest and all stages after it again with this version, or serve it with the version that made it",
         )
-    snapshot = folder / "lmdb" / "data.mdb"
-    size = snapshot.stat().st_size if snapshot.exists() else None
+    lmdb_path = folder / "lmdb" / "data.mdb"
+    size = lmdb_path.stat().st_size if lmdb_path.exists() else None
     if size != manifest.files["lmdb"].bytes:
         raise StorageError(
-            "the LMDB snapshot does not match its manifest", where=str(snapshot), value=f"{size} bytes", fix="publish the generation again"
+            "the LMDB file does not match its manifest", where=str(lmdb_path), value=f"{size} bytes", fix="publish the snapshot again"
         )
-    check_local(snapshot, manifest.files["lmdb"].sha256)
+    check_local(lmdb_path, manifest.files["lmdb"].sha256)
 
 
-def open_generation(store: Storage, generation: str, into: Path | None = None) -> Cache:
-    """A generation of a store, opened from local disk.
+def open_snapshot(store: Storage, snapshot: str, into: Path | None = None) -> Cache:
+    """A snapshot of a store, opened from local disk.
 
     A local store is opened in place unless `into` is given (give it when the store is a network mount: LMDB must not
     be mapped over one). From S3 it is fetched below `into` and its digest checked; without `into` the copy lives in a
     temporary folder, as long as the Cache does.
     """
-    manifest = read_manifest(store, generation)
+    manifest = read_manifest(store, snapshot)
     if isinstance(store, LocalStorage) and into is None:
-        return Cache.open(store.full(generation_path(generation)))
+        return Cache.open(store.full(snapshot_path(snapshot)))
     ours = Path(tempfile.mkdtemp(prefix="headtail-cache-")) if into is None else None
-    target = (into or ours or Path()) / generation_path(generation)
+    target = (into or ours or Path()) / snapshot_path(snapshot)
     try:
         _fetch(store, manifest, target)
         opened = Cache.open(target)
@@ -206,9 +206,9 @@ def open_generation(store: Storage, generation: str, into: Path | None = None) -
 
 
 def _fetch(store: Storage, manifest: Manifest, target: Path) -> None:
-    """A copy of a generation's snapshot in the local folder `target`, whole and checked."""
+    """A copy of a snapshot's LMDB file in the local folder `target`, whole and checked."""
     ref = manifest.files["lmdb"]
-    with told("fetch the generation to", target):
+    with told("fetch the snapshot to", target):
         (target / "lmdb").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target) as aside:
             found = store.fetch(ref.path, Path(aside))
@@ -223,7 +223,7 @@ def _remove(folder: Path, pid: int) -> None:
 
 
 class Built(NamedTuple):
-    """A generation on local disk, not yet in a store. `prefixes`: the first 8 bytes of every key, ascending."""
+    """A snapshot on local disk, not yet in a store. `prefixes`: the first 8 bytes of every key, ascending."""
 
     parquet: Path
     lmdb: Path
@@ -238,7 +238,7 @@ class Built(NamedTuple):
         return len(self.prefixes)
 
 
-def publish_generation(
+def publish_snapshot(
     store: Storage,
     built: Built,
     *,
@@ -248,10 +248,10 @@ def publish_generation(
     min_confidence: Mapping[str, float] | None = None,
     coverage: float | None = None,
 ) -> Manifest:
-    """Move a built generation into the store: files first, manifest last. The same generation again adds a line to the log."""
+    """Move a built snapshot into the store: files first, manifest last. The same snapshot again adds a line to the log."""
     least = {source: float(value) for source, value in (min_confidence or {}).items()}
     mark = fingerprint([FORMAT, NORMALISATION, task_fingerprint, list(lineage), least, built.content])[:16]
-    path = generation_path(mark)
+    path = snapshot_path(mark)
     begin(store, mark)
     if store.exists(manifest_path(mark)):
         return read_manifest(store, mark)
@@ -276,13 +276,13 @@ def publish_generation(
     held = write_once(store, manifest_path(mark), (manifest.model_dump_json(indent=2) + "\n").encode())  # last: now it exists
     first = record.read(Manifest, held, store.uri(manifest_path(mark)))
     if first.files != manifest.files:
-        what, fix = "two publishes of one generation at once wrote files that differ", "remove this folder and publish again, one at a time"
+        what, fix = "two publishes of one snapshot at once wrote files that differ", "remove this folder and publish again, one at a time"
         raise StorageError(what, where=store.uri(path), fix=fix)
     return first
 
 
 def coverage(prefixes: npt.NDArray[np.uint64], queries: Iterable[pa.Table | pa.RecordBatch]) -> float | None:
-    """Share of events whose query is in the generation; `queries` has query_key and count. None without events.
+    """Share of events whose query is in the snapshot; `queries` has query_key and count. None without events.
 
     Keys are compared by their first 8 bytes: with 50 million keys a false hit has odds of 1 in 400,000 per log.
     """

@@ -1,4 +1,4 @@
-"""The command line: one command per station, the same flags everywhere, errors that say what to do."""
+"""The command line: one command per stage, the same flags everywhere, errors that say what to do."""
 
 from headtail.cli.entry import app, job, main
 from headtail.cli.options import STAGES, read_config

@@ -1,6 +1,6 @@
 """What would go wrong, told before it costs anything.
 
-In: a loop's config. Out: one Result per check: versions tested together, device and memory, disk, store, models,
+In: a pipeline's config. Out: one Result per check: versions tested together, device and memory, disk, store, models,
 endpoint, token, port. Starts no engine and no cluster.
 """
 
@@ -118,8 +118,8 @@ def _device(config: Config) -> Iterator[Result]:
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    trained = [config.distill, *([config.realtime] if config.realtime else [])]
-    models = [config.teacher or ModelConfig(), config.precompute_student.model]
+    trained = [config.distill_batch, *([config.distill_realtime] if config.distill_realtime else [])]
+    models = [config.teacher or ModelConfig(), config.precompute_batch.model]
     asked = max(*(model.gpus for model in models), *(one.gpus_per_worker for one in trained))
     if asked > gpus:
         yield Result(
@@ -223,7 +223,7 @@ def _endpoint(model: ModelConfig, role: str) -> Result:
 
 
 def _base(config: Config, store: Storage) -> Iterator[Result]:
-    base = config.distill.base
+    base = config.distill_batch.base
     if base.model:
         yield from _model(ModelConfig(model=base.model, revision=base.revision), "student base", store)
 

@@ -1,9 +1,9 @@
-"""The command line: one command per station, the same flags everywhere, errors that say what to do.
+"""The command line: one command per stage, the same flags everywhere, errors that say what to do.
 
 In: `--config FILE`, `--set path.to.field=value`, `--root`. Out: lines and bars on stderr; with `--json` the Receipt as the
 last line of stdout. jobs/*.py go through the same door (`job`).
 
-    options.py  flags and configs     stages.py  the stations     store.py  commands on a store     review.py  the review queue
+    options.py  flags and configs     stages.py  the stages     store.py  commands on a store     review.py  the review queue
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="An LLM's answers for all of your traffic, at a cost you can bear.",
-    epilog="Start with: headtail loop --config jobs/configs/run_loop.laptop.yaml",
+    epilog="Start with: headtail pipeline --config jobs/configs/run_pipeline.laptop.yaml",
 )
 
 stages.add(app)

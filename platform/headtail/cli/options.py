@@ -15,22 +15,28 @@ from headtail.core.config import StageConfig, apply_sets, load, read_yaml
 
 # command -> (module that has Config and run, one line of help)
 STAGES: dict[str, tuple[str, str]] = {
-    "world": ("headtail.examples.world", "make an example query log whose right answers are known"),
-    "ingest": ("headtail.stages.ingest", "read a query log: normalise, redact, count; hold out later traffic"),
+    "example-data": ("headtail.examples.example_data", "make an example query log whose right answers are known"),
+    "ingest": ("headtail.stages.ingest", "read a query log: normalise, redact, count; hold out holdout traffic"),
     "plan": ("headtail.stages.plan", "draw the line between head and tail; coverage curve; strata"),
     "precompute": ("headtail.stages.precompute", "answer tables of queries with a teacher or a batch student"),
     "evaluate": ("headtail.stages.evaluate", "compare answers with people's, by stratum, with intervals"),
-    "curate": ("headtail.stages.curate", "choose the golden rows a student learns from"),
-    "gate": ("headtail.stages.gate", "prove that a student or a generation is good enough, or say what is missing"),
-    "distill": ("headtail.stages.distill", "fine-tune a student on the golden rows"),
+    "curate": ("headtail.stages.curate", "choose the training rows a student learns from"),
+    "gate": ("headtail.stages.gate", "prove that a student or a snapshot is good enough, or say what is missing"),
+    "distill": ("headtail.stages.distill", "fine-tune a student on the training rows"),
     "sweep": ("headtail.stages.distill.sweep", "train a student for each point of a grid and name the best"),
-    "ablate": ("headtail.studies.ablate", "what curation is worth: a student from each kind of golden set, judged on the same gold"),
-    "gap": ("headtail.studies.gap", "what side inputs are worth: teacher and student asked with them and without, on the same gold"),
-    "publish": ("headtail.stages.publish", "build a cache generation and promote it as the current release"),
-    "replay": ("headtail.stages.replay", "send later traffic to a running server and measure"),
+    "ablate": (
+        "headtail.studies.ablate",
+        "what curation is worth: a student from each kind of training set, judged on the same human labels",
+    ),
+    "gap": (
+        "headtail.studies.gap",
+        "what side inputs are worth: teacher and student asked with them and without, on the same human labels",
+    ),
+    "publish": ("headtail.stages.publish", "build a cache snapshot and promote it as the current release"),
+    "replay": ("headtail.stages.replay", "send holdout traffic to a running server and measure"),
     "report": ("headtail.stages.report", "write the page people look at"),
-    "loop": ("headtail.pipeline", "the whole way once round"),
-    "reference": ("headtail.studies.reference", "train the shipped stand-in teacher and students' base from scratch"),
+    "pipeline": ("headtail.pipeline", "the whole way once round"),
+    "reference": ("headtail.studies.reference", "train the shipped placeholder teacher and students' base from scratch"),
 }
 
 MODULES = {**{name: module for name, (module, _) in STAGES.items()}, "serve": "headtail.stages.serve", "review": "headtail.review"}
@@ -51,6 +57,6 @@ def read_config(name: str, file: Path | None, sets: list[str] | None, root: str 
 
 
 def root_of(file: Path | None, sets: list[str] | None, root: str | None) -> str:
-    """The store that these flags name. Any stage's or loop's config file will do: only its `root` is read."""
+    """The store that these flags name. Any stage's or pipeline's config file will do: only its `root` is read."""
     data = apply_sets(read_yaml(file) if file else {}, sets or [])
     return str(data.get("root", StageConfig().root)) if root is None else root

@@ -1,6 +1,6 @@
-"""The stations as commands: run one, show what a person wants to know after it, list its fields.
+"""The stages as commands: run one, show what a person wants to know after it, list its fields.
 
-Knows no stage's fields: they come from its Config. Only precompute has flags of its own (`--plan`, `--apply`).
+Knows no stage's fields: they come from its Config. Only precompute has flags of its own (`--dry-run`, `--apply`).
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def _end(name: str, receipt: Receipt, root: str, as_json: bool) -> None:
 
 def show(name: str, receipt: Receipt, root: str) -> None:
     """What a person wants to know after a stage."""
-    if name == "loop":
-        _show_loop(root)
+    if name == "pipeline":
+        _show_pipeline(root)
         return
     rows = ", ".join(f"{key} {value:,}" for key, value in receipt.rows.items())
     say(f"{name:<12} {rows or 'done'}  ({receipt.seconds:.1f} s)")
     say(f"{'':<12} {root.rstrip('/')}/{receipt.path}/receipt.json")
 
 
-def _show_loop(root: str) -> None:
+def _show_pipeline(root: str) -> None:
     from headtail.adapters.storage import open_storage, read_json
     from headtail.stages import report
 
@@ -70,12 +70,12 @@ def _command(name: str) -> Callable[..., None]:
     return command
 
 
-Plan = Annotated[bool, typer.Option("--plan", help="say what would be asked, why, and what it would cost; then stop")]
-Apply = Annotated[bool, typer.Option("--apply", help="print the plan, do it, and say what came of it")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be asked, why, and what it would cost; then stop")]
+Apply = Annotated[bool, typer.Option("--apply", help="print what would be asked, do it, and say what came of it")]
 ProbeRows = Annotated[
     int | None,
     typer.Option(
-        "--probe", min=0, help="rows that may be asked for the estimate; their answers are taken over; 0 asks none. 1000 with --plan"
+        "--probe", min=0, help="rows that may be asked for the estimate; their answers are taken over; 0 asks none. 1000 with --dry-run"
     ),
 ]
 
@@ -85,14 +85,14 @@ def _precompute(
     sets: Sets = None,
     root: Root = None,
     as_json: AsJson = False,
-    plan: Plan = False,
+    dry_run: DryRun = False,
     apply: Apply = False,
     probe: ProbeRows = None,
 ) -> None:
     """Answer tables of queries with a teacher or a batch student."""
-    if not (plan or apply):
+    if not (dry_run or apply):
         if probe is not None:
-            raise ConfigError("a probe is part of a plan", where="--probe", value=probe, fix="add --plan or --apply")
+            raise ConfigError("a probe is part of a dry run", where="--probe", value=probe, fix="add --dry-run or --apply")
         run_stage("precompute", config, sets, root, as_json)
         return
     from headtail.stages import precompute
@@ -101,7 +101,7 @@ def _precompute(
 
     found = read_config("precompute", config, sets, root)
     assert isinstance(found, precompute.Config)
-    planned = precompute.plan(found, probe if probe is not None else ROWS if plan else 0)
+    planned = precompute.forecast(found, probe if probe is not None else ROWS if dry_run else 0)
     console.print(shown(planned))
     if not apply:
         if as_json:
@@ -110,7 +110,7 @@ def _precompute(
     receipt = precompute.run(found, planned)
     _end("precompute", receipt, found.root, as_json)
     if not receipt.reused:
-        console.print(outcome(receipt.facts["planned"]))
+        console.print(outcome(receipt.facts["dry_run"]))
 
 
 def fields(stage: Annotated[str, typer.Argument(help="a command, such as plan")]) -> None:
@@ -141,7 +141,7 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
 
 
 def serve(config: ConfigFile = None, sets: Sets = None, root: Root = None) -> None:
-    """Serve the current release: cache, then live student, then fallback. Stops with Ctrl-C."""
+    """Serve the current release: cache, then realtime student, then fallback. Stops with Ctrl-C."""
     from headtail.stages import serve as stage
 
     found = read_config("serve", config, sets, root)
@@ -150,7 +150,7 @@ def serve(config: ConfigFile = None, sets: Sets = None, root: Root = None) -> No
 
 
 def add(app: typer.Typer) -> None:
-    """Every station, `fields` and `serve`."""
+    """Every stage, `fields` and `serve`."""
     about = "Every field that --config and --set take, with its meaning: headtail fields"
     for name in STAGES:
         app.command(name, epilog=f"{about} {name}")(_precompute if name == "precompute" else _command(name))

@@ -1,4 +1,4 @@
-"""What a store holds: the latest receipt of each station, the current release and what it was made from.
+"""What a store holds: the latest receipt of each stage, the current release and what it was made from.
 
 In: a root. Out: plain values, or a table for people. Reads pointers and receipts only; lists no directory.
 """
@@ -16,17 +16,17 @@ from headtail.core.config import TrackingConfig
 from headtail.core.secrets import hide
 from headtail.releases import release
 
-STATIONS = ("world", "ingest", "plan", "precompute", "evaluate", "curate", "distill", "gate", "publish", "replay", "report")
+STAGES = ("example-data", "ingest", "plan", "precompute", "evaluate", "curate", "distill", "gate", "publish", "replay", "report")
 
 
 def status(root: str) -> dict[str, Any]:
-    """Root, tracking, current release and latest receipts by station. InputError when there is no such store."""
+    """Root, tracking, current release and latest receipts by stage. InputError when there is no such store."""
     store = open_existing(root)
-    stations = {}
-    for stage in STATIONS:
+    stages = {}
+    for stage in STAGES:
         if store.exists(f"{stage}/LATEST"):
             found = load_receipt(store, stage)
-            stations[stage] = {
+            stages[stage] = {
                 "path": found.path,
                 "started": found.started,
                 "seconds": found.seconds,
@@ -38,18 +38,16 @@ def status(root: str) -> dict[str, Any]:
         "root": store.root,
         "tracking": hide(tracking_uri(TrackingConfig(), root)),
         "release": current.model_dump(mode="json") if current else None,
-        "stations": stations,
+        "stages": stages,
     }
 
 
 def status_table(found: dict[str, Any]) -> Table:
     """`status` for people."""
     current = found["release"]
-    title = (
-        f"{found['root']}  release {current['id']} (generation {current['generation']})" if current else f"{found['root']}  no release yet"
-    )
-    table = Table("station", "latest", "started", "rows", title=title, title_justify="left")
-    for stage, item in found["stations"].items():
+    title = f"{found['root']}  release {current['id']} (snapshot {current['snapshot']})" if current else f"{found['root']}  no release yet"
+    table = Table("stage", "latest", "started", "rows", title=title, title_justify="left")
+    for stage, item in found["stages"].items():
         rows = ", ".join(f"{key} {value:,}" for key, value in list(item["rows"].items())[:4])
         table.add_row(stage, item["path"], item["started"], rows)
     return table

@@ -1,4 +1,4 @@
-"""Commands on a store: look a query up, compare and collect generations, roll back, see what is there, check before it costs.
+"""Commands on a store: look a query up, compare and collect snapshots, roll back, see what is there, check before it costs.
 
 Each reads only `root` of whatever config it is given.
 """
@@ -15,7 +15,7 @@ from headtail.cli.options import AsJson, ConfigFile, Root, Sets, read_config, ro
 
 
 def lookup(query: str, config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
-    """Answer one query from the published generation, and say where the answer comes from. Exit code 3 on a miss."""
+    """Answer one query from the published snapshot, and say where the answer comes from. Exit code 3 on a miss."""
     from headtail.adapters.storage import open_existing
     from headtail.releases import release
 
@@ -32,13 +32,13 @@ def rollback(config: ConfigFile = None, sets: Sets = None, root: Root = None, as
     from headtail.releases import release
 
     now = release.rollback(open_existing(root_of(config, sets, root)))
-    say(f"current release: {now.id} (generation {now.generation})")
+    say(f"current release: {now.id} (snapshot {now.snapshot})")
     if as_json:
         print(now.model_dump_json())
 
 
 def diff(
-    before: Annotated[str, typer.Argument(help="a generation's or release's id, `current` or `previous`")],
+    before: Annotated[str, typer.Argument(help="a snapshot's or release's id, `current` or `previous`")],
     after: Annotated[str, typer.Argument(help="the same")],
     examples: Annotated[int, typer.Option("--examples", help="queries shown of each kind, the most frequent first")] = 10,
     config: ConfigFile = None,
@@ -46,7 +46,7 @@ def diff(
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """What changed between two generations: rows added, dropped, changed, with the traffic they stand for."""
+    """What changed between two snapshots: rows added, dropped, changed, with the traffic they stand for."""
     from headtail.adapters.storage import open_existing
     from headtail.cache.diff import diff_table
     from headtail.releases import release
@@ -60,14 +60,14 @@ def diff(
 
 def gc(
     keep: Annotated[int, typer.Option("--keep", help="releases of the history that stay, the current one included")] = 5,
-    days: Annotated[float, typer.Option("--days", help="generations younger than this many days stay")] = 14,
+    days: Annotated[float, typer.Option("--days", help="snapshots younger than this many days stay")] = 14,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would go, and its bytes; remove nothing")] = False,
     config: ConfigFile = None,
     sets: Sets = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old generations that no kept release needs, and what killed writes left behind."""
+    """Remove old snapshots that no kept release needs, and what killed writes left behind."""
     from headtail.adapters.storage import open_existing
     from headtail.cache.collect import collected_table
     from headtail.releases import release
@@ -80,7 +80,7 @@ def gc(
 
 
 def status(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
-    """What is in a store: the latest run of each station and the current release."""
+    """What is in a store: the latest run of each stage and the current release."""
     from headtail.cli.status import status as read
     from headtail.cli.status import status_table
 
@@ -92,11 +92,11 @@ def status(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_j
 
 
 def doctor(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
-    """Check versions, device, model, store, token and ports before they cost anything. Takes a loop's config."""
+    """Check versions, device, model, store, token and ports before they cost anything. Takes a pipeline's config."""
     from headtail import pipeline
     from headtail.cli import doctor as checks
 
-    found = read_config("loop", config, sets, root)
+    found = read_config("pipeline", config, sets, root)
     assert isinstance(found, pipeline.Config)
     results = checks.examine(found)
     if as_json:

@@ -2,7 +2,7 @@
 
 In: scores between 0 and 1, one per row, rows drawn independently and in random order. Out: p-values of "the mean is at most
 m", lower bounds at a level (the chance that they are wrong), and how many rows it would take. Nothing that decides rests on
-a normal approximation. Arrays may have leading axes, one per repetition. Knows nothing of strata, tiers or tables.
+a normal approximation. Arrays may have leading axes, one per repetition. Knows nothing of strata, answer sources or tables.
 
     Share       right and wrong rows: the exact binomial test (Clopper and Pearson 1934)
     Game        scores in 0..1: betting against the mean (Waudby-Smith and Ramdas 2024)

@@ -39,7 +39,7 @@ class TrackingConfig(Config):
     uri: str = execution("", "MLflow tracking URI; empty: $MLFLOW_TRACKING_URI, else sqlite:///ROOT/mlflow.db")
     experiment: str = execution("headtail", "MLflow experiment name")
     run_name: str = execution("", "name of the MLflow run; empty: the stage's")
-    parent_run: str = execution("", "MLflow run id under which this stage's run is nested; set by `loop`")
+    parent_run: str = execution("", "MLflow run id under which this stage's run is nested; set by `pipeline`")
 
 
 class StageConfig(Config):

@@ -81,5 +81,5 @@ class TrainingError(HeadtailError):
     """A training run ended without a model that may be used."""
 
 
-class GateRefused(HeadtailError):
-    """A student or a generation was not good enough to be promoted."""
+class GateRejected(HeadtailError):
+    """A student or a snapshot was not good enough to be promoted."""

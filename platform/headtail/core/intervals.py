@@ -2,7 +2,7 @@
 
 In: numpy arrays with one entry per row. Out: values with intervals, and calibration statistics. Deterministic in `seed`.
 Large samples get a row-level percentile bootstrap; small or lopsided ones the Clopper-Pearson interval at the
-effective number of rows (Korn and Graubard 1998), which is never too narrow. Knows nothing of tiers, tasks or tables.
+effective number of rows (Korn and Graubard 1998), which is never too narrow. Knows nothing of answer sources, tasks or tables.
 """
 
 from __future__ import annotations

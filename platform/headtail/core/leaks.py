@@ -1,8 +1,8 @@
 """Rows of an evaluation set among rows to train on: the same text, or nearly the same.
 
-In: queries of evaluation sets; then any query. Out: the gold query that it repeats, or None; `refuse` makes an error of it.
+In: queries of evaluation sets; then any query. Out: the labelled query that it repeats, or None; `refuse` makes an error of it.
 The same after redaction and normalisation; nearly the same: the same words in another order, or character trigrams whose
-Jaccard similarity reaches a bound. Exact, not sketched: gold sets are thousands of rows. Knows nothing of files or stages.
+Jaccard similarity reaches a bound. Exact, not sketched: sets of human labels are thousands of rows. Knows nothing of files or stages.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _SHOWN = 5
 
 
 class Near(NamedTuple):
-    """A gold query and how similar it is (1: the same text or the same words)."""
+    """A labelled query and how similar it is (1: the same text or the same words)."""
 
     query: str
     similarity: float
 
 
 def clean(text: str) -> str:
-    """The form in which training rows and gold are compared and kept: normalised, without personal data."""
+    """The form in which training rows and human labels are compared and kept: normalised, without personal data."""
     return redact(normalise(text)).text
 
 
@@ -41,7 +41,7 @@ def trigrams(text: str) -> set[str]:
     return {padded[i : i + 3] for i in range(len(padded) - 2)}
 
 
-class Gold:
+class LabelledQueries:
     """The queries of evaluation sets. `near`: similarity from which a query repeats one of them; None: the same text only."""
 
     def __init__(self, queries: Iterable[str], near: float | None = NEAR) -> None:
@@ -61,7 +61,7 @@ class Gold:
         return len(self._texts)
 
     def find(self, text: str) -> Near | None:
-        """The gold query that a clean text repeats, the most similar one; None when there is none."""
+        """The labelled query that a clean text repeats, the most similar one; None when there is none."""
         if text in self._known:
             return Near(text, 1.0)
         if self.near is None:
@@ -70,7 +70,7 @@ class Gold:
         return Near(words, 1.0) if words is not None else self._similar(text, self.near)
 
     def _index(self, near: float) -> None:
-        """Each gold text under the rarest of its trigrams."""
+        """Each labelled text under the rarest of its trigrams."""
         self._grams = [trigrams(text) for text in self._texts]
         self._sizes = list(map(len, self._grams))
         self._counts = Counter(gram for grams in self._grams for gram in grams)
@@ -98,13 +98,13 @@ class Gold:
         return None if best is None else Near(self._texts[-best[1]], best[0])
 
 
-def refuse(training: Iterable[pa.Table], gold: Iterable[pa.Table], where: str, near: float | None = NEAR) -> None:
-    """LeakError when a row of `training` (query_key, query) repeats a query of `gold`, with the rows named.
+def refuse(training: Iterable[pa.Table], labels: Iterable[pa.Table], where: str, near: float | None = NEAR) -> None:
+    """LeakError when a row of `training` (query_key, query) repeats a query of `human_labels`, with the rows named.
 
     Keys are compared as they stand and as the texts make them anew, so that a wrong key hides nothing.
     """
-    held = [table.select(["query_key", "query"]) for table in gold]
-    known = Gold((query for table in held for query in table["query"].to_pylist()), near)
+    held = [table.select(["query_key", "query"]) for table in labels]
+    known = LabelledQueries((query for table in held for query in table["query"].to_pylist()), near)
     keys = pa.concat_arrays([known.keys, *(table["query_key"].combine_chunks().cast(known.keys.type) for table in held)])
     found: list[str] = []
     count = 0
@@ -119,8 +119,8 @@ def refuse(training: Iterable[pa.Table], gold: Iterable[pa.Table], where: str, n
                 found.append(f"{query!r} = {hit.query!r} ({hit.similarity:.2f})" if hit else f"{query!r} (its key)")
     if count:
         raise LeakError(
-            f"{count:,} training rows are in the gold set, or nearly",
+            f"{count:,} training rows are in the human labels, or nearly",
             where=where,
             value=", ".join(found),
-            fix="withhold gold queries before teaching (plan does) and curate again: it sets near-duplicates aside as near_gold",
+            fix="mark labelled queries eval_only (plan does) and curate again: it sets near-duplicates aside as near_labels",
         )

@@ -16,6 +16,7 @@ from headtail.core.paths import StoreId, StoreIdOrEmpty, StorePath
 from headtail.core.secrets import hide_in
 
 LATEST = "latest"
+FORMAT = 2  # layout of receipts and of the tables that they name: raise it when those of an older version can no longer be read
 
 
 class FileRef(Config):
@@ -30,6 +31,7 @@ class FileRef(Config):
 class Receipt(Config):
     """One finished run of one stage."""
 
+    format: int = Field(FORMAT, description="layout of this record")
     stage: StoreId = Field(description="name of the stage")
     fingerprint: StoreId = Field(description="hash over everything that decides the result")
     path: StorePath = Field(description="folder of the outputs, relative to the store's root")
@@ -53,11 +55,11 @@ class Receipt(Config):
 
     @model_validator(mode="after")
     def _own_files_only(self) -> Receipt:
-        """A stage writes into its own folder; `publish` also into generations/ and releases/."""
+        """A stage writes into its own folder; `publish` also into snapshots/ and releases/."""
         if self.path.rpartition("/")[0] != self.stage:
             raise ValueError(f"path: the folder of a run of {self.stage} is {self.stage}/<fingerprint>, not {self.path}")
         for name, ref in self.outputs.items():
-            if not ref.path.startswith((f"{self.path}/", "generations/", "releases/")):
+            if not ref.path.startswith((f"{self.path}/", "snapshots/", "releases/")):
                 raise ValueError(f"outputs.{name}: {ref.path} is not below {self.path}/")
         return self
 

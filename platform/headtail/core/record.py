@@ -60,9 +60,17 @@ def validated(kind: type[T], plain: Mapping[str, Any], where: str) -> T:
         raise StorageError(f"not a record of kind {kind.__name__}: {problem.what}", where=where, fix=FIX) from None
 
 
-def read(kind: type[T], data: bytes | str, where: str) -> T:
-    """The `kind` whose JSON `data` is. Errors as `parse` and `validated`."""
-    return validated(kind, parse(data, where), where)
+def read(kind: type[T], data: bytes | str, where: str, layout: int | None = None) -> T:
+    """The `kind` whose JSON `data` is. Errors as `parse` and `validated`; StorageError when its `format` is not `layout`."""
+    plain = parse(data, where)
+    if layout is not None and plain.get("format", 1) != layout:
+        raise StorageError(
+            "this store was written by another version of headtail",
+            where=where,
+            value=f"format {plain.get('format', 1)}; this version reads {layout}",
+            fix="run the stages again in a new store, or use the version of headtail that wrote this one",
+        )
+    return validated(kind, plain, where)
 
 
 def _inside(value: Any) -> list[Any]:

@@ -1,9 +1,9 @@
 """The rows: every table that passes between stages, as Arrow schemas, in the order of the data's way.
 
-    event -> query -> (head | torso | tail) -> answer -> golden row
-                \\-> later (held-out traffic)        gold (people's answers, never trained on)
+    event -> query -> (head | torso | tail) -> answer -> training row
+                \\-> holdout (traffic after the cut)        human labels (people's answers, never trained on)
 
-A task's side inputs are further columns of type list<string> at the end of query, later and gold tables: `with_side_inputs`.
+A task's side inputs are further columns of type list<string> at the end of query, holdout and tables of human labels: `with_side_inputs`.
 Knows nothing of where tables are stored.
 """
 
@@ -40,20 +40,21 @@ class Stratum(StrEnum):
     HEAD = "head"  # answered ahead of time by the teacher
     TORSO = "torso"  # seen more than once, outside the head
     TAIL = "tail"  # seen once
-    UNSEEN = "unseen"  # not in the log up to the cut; appears in later traffic
+    UNSEEN = "unseen"  # not in the log up to the cut; appears in holdout traffic
 
 
 STRATA = tuple(str(stratum) for stratum in Stratum)
-ALL, TRAFFIC = "all", "traffic"  # every gold row alike; gold rows weighted by their events
+ALL, TRAFFIC = "all", "traffic"  # every labelled row alike; labelled rows weighted by their events
 SLICES = (*STRATA, ALL, TRAFFIC)  # what quality is shown by
-SMALL = 30  # gold rows below which a figure is said to rest on few
+SMALL = 30  # labelled rows below which a figure is said to rest on few
 
 
 class Source(StrEnum):
-    """Who answered a request."""
+    """The answer source: who answered a request."""
 
     TEACHER = "teacher"
-    STUDENT = "student"
+    BATCH_STUDENT = "batch_student"
+    REALTIME_STUDENT = "realtime_student"
     FALLBACK = "fallback"
 
 
@@ -68,17 +69,19 @@ QUERY = pa.schema(
     ]
 )
 
-# A QUERY with its place in the plan. `rank` 1 is the most frequent; `withheld` rows are gold queries: never trained on.
-PLANNED = pa.schema([*QUERY, ("rank", pa.int64()), ("stratum", pa.string()), ("withheld", pa.bool_())])
+# A QUERY with its place in the plan. `rank` 1 is the most frequent; `eval_only` rows are labelled queries: never trained on.
+PLANNED = pa.schema([*QUERY, ("rank", pa.int64()), ("stratum", pa.string()), ("eval_only", pa.bool_())])
 
-# Traffic after the cut, aggregated: what the release will meet. `seen`: was in the log before the cut.
-LATER = pa.schema([("query_key", KEY), ("query", pa.string()), ("count", pa.int64()), ("seen", pa.bool_())])
+# Holdout: traffic after the cut, aggregated: what the release will meet. `seen`: was in the log before the cut.
+HOLDOUT = pa.schema([("query_key", KEY), ("query", pa.string()), ("count", pa.int64()), ("seen", pa.bool_())])
 
 # A row of the log that was not used, and why.
 SET_ASIDE = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("text", pa.string())])
 
 # A person's answer to a query, canonical JSON in `answer`.
-GOLD = pa.schema([("query_key", KEY), ("query", pa.string()), ("answer", pa.string()), ("count", pa.int64()), ("stratum", pa.string())])
+HUMAN_LABELS = pa.schema(
+    [("query_key", KEY), ("query", pa.string()), ("answer", pa.string()), ("count", pa.int64()), ("stratum", pa.string())]
+)
 
 # One of n samples of a row, beside the others.
 SAMPLE = pa.struct(
@@ -107,8 +110,8 @@ ANSWER = pa.schema(
         ("raw", pa.string()),
         ("count", pa.int64()),  # carried from the input
         ("stratum", pa.string()),
-        ("withheld", pa.bool_()),
-        ("source", pa.string()),  # teacher | student
+        ("eval_only", pa.bool_()),
+        ("source", pa.string()),  # teacher | batch_student | realtime_student
         ("model", pa.string()),
         ("seconds", pa.float32()),  # engine time that went into this row, whenever it was made; their sum is the engine's
         ("agreement", pa.float32()),  # share of n samples that gave this answer; null when one was drawn
@@ -118,7 +121,7 @@ ANSWER = pa.schema(
     ]
 )
 
-# Beside an ANSWER, and the GOLDEN row made from it, where a job was asked for top_logprobs: the answer's own tokens (its end
+# Beside an ANSWER, and the TRAINING_SET row made from it, where a job was asked for top_logprobs: the answer's own tokens (its end
 # included), and at each of them the k likeliest, likeliest first. Null where a row is not answered, or is no longer the model's words.
 TOP = pa.schema(
     [
@@ -129,7 +132,7 @@ TOP = pa.schema(
 )
 
 # One training row: the query as the teacher saw it, the answer to learn, and where it came from.
-GOLDEN = pa.schema(
+TRAINING_SET = pa.schema(
     [
         ("query_key", KEY),
         ("query", pa.string()),
@@ -177,7 +180,7 @@ REVIEWED = pa.schema(
     ]
 )
 
-# One row of a published generation, as Parquet; the LMDB snapshot holds the same under `query_key`.
+# One row of a published snapshot, as Parquet; the LMDB file holds the same under `query_key`.
 CACHED = pa.schema(
     [
         ("query_key", KEY),
@@ -190,14 +193,14 @@ CACHED = pa.schema(
     ]
 )
 
-# One gold row as one tier answered it.
+# One labelled row as one answer source answered it.
 SCORED = pa.schema(
     [
         ("query_key", KEY),
         ("query", pa.string()),
         ("stratum", pa.string()),
         ("count", pa.int64()),
-        ("tier", pa.string()),
+        ("source", pa.string()),
         ("wanted", pa.string()),
         ("given", pa.string()),  # null when there is no valid answer
         ("state", pa.string()),
@@ -209,10 +212,10 @@ SCORED = pa.schema(
     ]
 )
 
-# Quality of one tier on one slice of the gold rows. Figures are null when the slice has no row.
+# Quality of one answer source on one slice of the labelled rows. Figures are null when the slice has no row.
 QUALITY = pa.schema(
     [
-        ("tier", pa.string()),
+        ("source", pa.string()),
         ("stratum", pa.string()),
         ("n", pa.int64()),
         ("answered", pa.int64()),
@@ -237,7 +240,11 @@ def with_top(schema: pa.Schema, top: int) -> pa.Schema:
 
 def check_side_inputs(names: Sequence[str], task: str) -> None:
     """ConfigError for a side input that is named twice, or as a column that headtail makes itself."""
-    own = {name for schema in (QUERY, PLANNED, LATER, GOLD, ANSWER, TOP, GOLDEN, SUSPECT, REVIEWED, SCORED) for name in schema.names}
+    own = {
+        name
+        for schema in (QUERY, PLANNED, HOLDOUT, HUMAN_LABELS, ANSWER, TOP, TRAINING_SET, SUSPECT, REVIEWED, SCORED)
+        for name in schema.names
+    }
     for at, name in enumerate(names):
         if name in own or name in names[:at]:
             what = "a side input has the name of a column that headtail makes itself" if name in own else "a side input is named twice"

@@ -23,7 +23,7 @@ from headtail.core.keys import canonical, fingerprint
 from headtail.core.schema import without_names
 from headtail.core.spelling import MOST, distance, similar
 
-FORM = 1  # part of every scheme; raise it when the same labels stand for another answer
+VERSION = 1  # part of every scheme; raise it when the same labels stand for another answer
 OUTSIDE, BEGIN, INSIDE = 0, 1, 2  # of a word: in no piece, first of a piece, further in it
 KEEP, DELETE, FIRST_FIX = 0, 1, 2  # corrections of a word: none, left out, then Scheme.corrections in order
 NONE = -1  # no label: the word is outside, or the answer says nothing of it
@@ -57,7 +57,7 @@ class Spans(Config):
 class Scheme(Config):
     """How labels stand for a task's answers. Kept beside the weights of a model that was taught them."""
 
-    form: int = Field(FORM, description="version of what labels mean")
+    form: int = Field(VERSION, description="version of what labels mean")
     schema_digest: str = Field(description="fingerprint of the answer schema")
     order: tuple[str, ...] = Field(description="fields of an answer in the order in which they are written")
     fields: tuple[FieldHead, ...] = Field((), description="fields with a closed set of values")

@@ -61,8 +61,9 @@ class TaskFile(Config):
     sampling: Sampling = Field(Sampling(), description="how tokens are drawn")
     score: ScoreConfig = Field(description="how two answers are compared")
     strata: Strata = Field(Strata(), description="where the torso ends")
-    redacted: Literal["live", "cached"] = Field(
-        "live", description="queries with <phone>, <card> or <email>: never from the cache (live), or from one answer for all (cached)"
+    redacted: Literal["uncached", "cached"] = Field(
+        "uncached",
+        description="queries with <phone>, <card> or <email>: never from the cache (uncached), or from one answer for all (cached)",
     )
     fallback: dict[str, Any] = Field(description=f"answer given when nothing else can; {QUERY} stands for the query")
 

@@ -18,7 +18,7 @@ from headtail.core.errors import ConfigError
 from headtail.core.io_format import merged
 
 Chat = Sequence[dict[str, str]]
-FORM = 1  # raise it when the same text becomes other ids
+VERSION = 1  # raise it when the same text becomes other ids
 
 
 class Encoder:
@@ -59,7 +59,9 @@ class Encoder:
         ConfigError when the template refuses or leaves out a system message and `system_role` keeps it.
         """
         if not self._tokenizer.chat_template:
-            fix = "take an instruction-tuned model, put a chat_template.jinja into its folder, or, to train it, set form.prompt to bare"
+            fix = (
+                "take an instruction-tuned model, put a chat_template.jinja into its folder, or, to train it, set io_format.prompt to bare"
+            )
             raise ConfigError("the model's tokenizer has no chat template", where=str(self._tokenizer.name_or_path), fix=fix)
         chats = [merged(chat) for chat in chats] if self._merges else list(chats)
         if not self._checked and any(message.get("role") == "system" for chat in chats for message in chat):
@@ -77,7 +79,7 @@ class Encoder:
             found, said = False, f"refuses ({error})"
         if not found:
             self._render([user])  # a template that cannot even do this has another fault
-            fix = "set model.system_role to merge (of a student that is trained: form.system_role)"
+            fix = "set model.system_role to merge (of a student that is trained: io_format.system_role)"
             where = f"model.system_role; {self._tokenizer.name_or_path}"
             raise ConfigError(f"the model's chat template {said} a system message", where=where, value="keep", fix=fix)
         self._checked = True

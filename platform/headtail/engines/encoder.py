@@ -1,6 +1,6 @@
 """Encoder students behind the engines' door: one forward pass classifies the words of many queries; nothing is written.
 
-In: Requests whose last message is a bare query (a line break, then what stands beside it), a model folder with labels.json.
+In: Requests whose last message is a query alone (a line break, then what stands beside it), a model folder with labels.json.
 Out: Completions with the task's JSON. Each decision (where a piece begins, its label, a word's spelling, a field's value) is one
 entry of `token_logprobs`, on the characters it decides, so that confidence is read as for any engine; `tokens_out` counts them.
 Rows are read ahead, sorted by length and cut into batches. Knows nothing of tasks, stores or how the model was trained.
@@ -29,7 +29,7 @@ from headtail.engines.tokens import load_tokenizer
 from headtail.engines.words import Read, Reader, split
 
 LABELS = "labels.json"  # beside the weights: the Scheme
-FORM = 2  # raise it when the same weights answer otherwise
+VERSION = 2  # raise it when the same weights answer otherwise
 CPU_ROOM = (256, 4096)  # rows and tokens of a batch: see docs/engines.md
 GPU_ROOM = (2048, 65536)
 

@@ -23,7 +23,7 @@ BACKEND = "xgrammar"
 SEPARATORS = (", ", ": ")  # as Task.target writes them
 _NAMES = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|([A-Za-z_][\w.-]*)')  # a rule's name; empty for a literal or a class
 _ESCAPES = re.compile(r"\\(?:x([0-9a-f]{2})|.)")
-FORM = 2  # part of an answer's settings: raise it when what the engine is told changes
+VERSION = 2  # part of an answer's settings: raise it when what the engine is told changes
 
 
 def for_engine(schema: Mapping[str, Any], max_tokens: int, where: str = "task.yaml") -> Any:
@@ -56,8 +56,8 @@ def ebnf(bound: Mapping[str, Any] | str | None, max_tokens: int, where: str) -> 
 
 
 def described(bound: Mapping[str, Any] | str | None) -> str:
-    """How answers are held, for a receipt: to a code's grammar, to a JSON Schema's, or not at all."""
-    return "none" if bound is None else f"{BACKEND}, {'a code' if isinstance(bound, str) else 'no free whitespace'}"
+    """How answers are held, for a receipt: to the compact format's grammar, to a JSON Schema's, or not at all."""
+    return "none" if bound is None else f"{BACKEND}, {'compact' if isinstance(bound, str) else 'no free whitespace'}"
 
 
 def check_ebnf(text: str, where: str) -> str:

@@ -1,6 +1,6 @@
 """Where a model is and what its weights are called: the part of an answer's key that names the model.
 
-In: the `model` field of a config. Out: a Found (local folder or hub id, digest, name, form). Shipped models (example:teacher),
+In: the `model` field of a config. Out: a Found (local folder or hub id, digest, name, I/O format). Shipped models (example:teacher),
 local folders, students of the store (distill/<fp>), hub ids with a revision, models behind an endpoint; what cannot be
 pinned is refused. Knows nothing of how an engine runs.
 """
@@ -18,8 +18,8 @@ from pathlib import Path
 from headtail.adapters.storage import Storage, read_bytes
 from headtail.adapters.storage.receipts import load_receipt
 from headtail.core.errors import ConfigError, StorageError
-from headtail.core.io_format import DEFAULT, FILE, Form, parse
-from headtail.core.io_format import read as read_form
+from headtail.core.io_format import DEFAULT, FILE, ModelFormat, parse
+from headtail.core.io_format import read as read_io_format
 from headtail.core.keys import fingerprint, sha256_file, sha256_tree
 from headtail.core.receipt import Receipt
 from headtail.engines.base import ModelConfig
@@ -34,13 +34,13 @@ _TEXT_OF_MODEL = ("merges.txt", "vocab.txt")
 class Found:
     """A model that can be loaded: `path` is a local folder or a hub id, `digest` pins its weights, `name` is for people.
 
-    `form`: how it is asked and answers, from the headtail.json beside its weights. A hub id or an endpoint has the default one.
+    `io_format`: how it is asked and answers, from the headtail.json beside its weights. A hub id or an endpoint has the default one.
     """
 
     path: str
     digest: str
     name: str
-    form: Form = DEFAULT
+    io_format: ModelFormat = DEFAULT
 
 
 def find(config: ModelConfig, store: Storage, fetch: bool = True) -> Found:
@@ -62,18 +62,18 @@ def resolve(model: str, revision: str, store: Storage, fetch: bool = True) -> Fo
         if not (folder / "config.json").is_file():
             shipped = ", ".join("example:" + p.name for p in sorted(SHIPPED.glob("*")) if (p / "config.json").is_file())
             raise ConfigError("no such shipped model", where="model", value=model, fix=f"one of: {shipped or 'none is shipped here'}")
-        return Found(str(folder), weights_digest(folder), model, read_form(folder))
+        return Found(str(folder), weights_digest(folder), model, read_io_format(folder))
     if model.startswith("distill/"):
         receipt = load_receipt(store, "distill", model)
         kept = receipt.outputs.get(f"model/{FILE}")
-        form = parse(read_bytes(store, kept), store.uri(kept.path)) if kept else DEFAULT
-        return Found(str(_fetched(receipt, store)) if fetch else model, str(receipt.facts["digest"]), model, form)
+        fmt = parse(read_bytes(store, kept), store.uri(kept.path)) if kept else DEFAULT
+        return Found(str(_fetched(receipt, store)) if fetch else model, str(receipt.facts["digest"]), model, fmt)
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             fix = "give the folder that holds config.json, *.safetensors and tokenizer.json"
             raise ConfigError("not a Hugging Face model folder: no config.json", where="model", value=model, fix=fix)
-        return Found(str(folder.resolve()), weights_digest(folder), folder.resolve().name, read_form(folder))
+        return Found(str(folder.resolve()), weights_digest(folder), folder.resolve().name, read_io_format(folder))
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         fix = "give a folder with config.json, a hub id (org/name) with its revision, distill/<fingerprint> or example:teacher"
         raise ConfigError("model not found", where="model", value=model, fix=fix)

@@ -23,7 +23,7 @@ from headtail.engines.device import precision, quiet_transformers, threads
 from headtail.engines.grammar import Masks
 from headtail.engines.tokens import answer_texts, load_tokenizer, made, unfit
 
-FORM = 1  # raise it when the same weights answer otherwise
+VERSION = 1  # raise it when the same weights answer otherwise
 CPU_ROOM = (256, 8192)  # rows and prompt tokens of a batch
 GPU_ROOM = (1024, 65536)
 SHARED = 8  # a common beginning shorter than this is not worth a pass of its own

@@ -1,1 +1,1 @@
-"""What ships with the package to try it: tasks, the example world that makes a log, stand-in models, pretraining tasks."""
+"""What ships with the package to try it: tasks, the example data that makes a log, placeholder models, pretraining tasks."""

@@ -1,9 +1,9 @@
-"""A release: a generation, the student for its misses, the task, and the evidence that let it pass; and which one is live.
+"""A release: a snapshot, the student for its misses, the task, and the evidence that let it pass; and which one is current.
 
-In: what a publish made. Out: `releases/<id>.json` (written once), `CURRENT` (the id that is live, moved in one atomic
+In: what a publish made. Out: `releases/<id>.json` (written once), `CURRENT` (the id that is current, moved in one atomic
 step) and `releases/moves/<n>.json` (who was made current when; each number can be written once, so two promotions at
-the same time are ordered). Rollback undoes the last promotion. `collect` says which generations that may still need, `diff`
-compares two of them by name. Knows nothing of servers or how a generation is made.
+the same time are ordered). Rollback undoes the last promotion. `collect` says which snapshots that may still need, `diff`
+compares two of them by name. Knows nothing of servers or how a snapshot is made.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pydantic import Field
 from headtail.adapters import numbered
 from headtail.adapters.storage import Storage, read_record, read_text, write_once
 from headtail.cache import collect as garbage
-from headtail.cache import open_generation, read_manifest
-from headtail.cache.diff import Diff, diff_generations
+from headtail.cache import open_snapshot, read_manifest
+from headtail.cache.diff import Diff, diff_snapshots
 from headtail.cache.manifest import manifest_path, require
 from headtail.core.config import Config, build
 from headtail.core.errors import ConfigError, InputError, StorageError
@@ -29,6 +29,7 @@ from headtail.core.task import Task, TaskFile
 CURRENT = "CURRENT"
 FOLDER = "releases"
 MOVES = f"{FOLDER}/moves"
+FORMAT = 2  # layout of a release: raise it when one of an older version can no longer be read
 
 
 class TaskCopy(Config):
@@ -46,8 +47,9 @@ class TaskCopy(Config):
 class Release(Config):
     """What is served together. The id is made over its parts, not over when it was made or after what."""
 
-    id: StoreId = Field(description="16 hex digits over generation, student, task, thresholds, evidence and note")
-    generation: StoreId = Field(description="id of the published cache")
+    format: int = Field(FORMAT, description="layout of this record")
+    id: StoreId = Field(description="16 hex digits over snapshot, student, task, thresholds, evidence and note")
+    snapshot: StoreId = Field(description="id of the published cache")
     student: StudentOrEmpty = Field("", description="distill/<fingerprint> that answers misses; empty: misses get the task's fallback")
     task: StoreId = Field(description="name of the task")
     task_fingerprint: StoreId = Field(description="over all of the task that changes an answer")
@@ -63,7 +65,7 @@ class Release(Config):
     @property
     def own_id(self) -> str:
         """The id that this content has."""
-        parts = {name: getattr(self, name) for name in ("generation", "student", "thresholds", "evidence", "note")}
+        parts = {name: getattr(self, name) for name in ("snapshot", "student", "thresholds", "evidence", "note")}
         return fingerprint({**parts, "task": self.task_copy.model_dump()}, "release")[:16]
 
 
@@ -80,19 +82,19 @@ class Move(Config):
 def make(
     store: Storage,
     *,
-    generation: str,
+    snapshot: str,
     task: Task,
     student: str = "",
     thresholds: dict[str, float] | None = None,
     evidence: dict[str, Any] | None = None,
     note: str = "",
 ) -> Release:
-    """Record a release; nothing is live by this. The same parts give the same release, which is written once."""
-    read_manifest(store, generation)  # a release never names a generation that is not there
+    """Record a release; nothing is promoted by this. The same parts give the same release, which is written once."""
+    read_manifest(store, snapshot)  # a release never names a snapshot that is not there
     copy = TaskCopy.of(task)
     release = Release(
         id="0",
-        generation=generation,
+        snapshot=snapshot,
         student=student,
         task=task.name,
         task_fingerprint=task.fingerprint,
@@ -116,7 +118,7 @@ def load(store: Storage, release: str = "current") -> Release:
         raise InputError(
             "no such release", where=store.uri(FOLDER), value=release, fix="`current`, or an id that `headtail publish` printed"
         )
-    found = read_record(store, Release, _path(release))
+    found = read_record(store, Release, _path(release), FORMAT)
     if not release == found.id == found.own_id:
         what = "this release is not what was published: its content has another id"
         raise StorageError(
@@ -131,7 +133,7 @@ def current_id(store: Storage) -> str:
 
 
 def current(store: Storage) -> Release:
-    """The release that is live. InputError when nothing was promoted yet."""
+    """The release that is current. InputError when nothing was promoted yet."""
     found = current_id(store)
     if not found:
         raise InputError("this store has no release yet", where=store.uri(CURRENT), fix=f"run: headtail publish --root {store.root}")
@@ -148,7 +150,7 @@ def promote(store: Storage, release: str) -> Release:
     """Make `release` current. Nothing changes when it is already."""
     found = load(store, release)
     if current_id(store) != found.id:
-        require(store, found.generation)
+        require(store, found.snapshot)
         _move(store, found, "promote")
     return found
 
@@ -161,7 +163,7 @@ def rollback(store: Storage) -> Release:
             "there is no release to go back to", where=store.uri(MOVES), value=stack[-1] if stack else "nothing promoted", fix="publish one"
         )
     found = load(store, stack[-2])
-    require(store, found.generation)  # never point at a generation that was collected
+    require(store, found.snapshot)  # never point at a snapshot that was collected
     _move(store, found, "rollback")
     return found
 
@@ -171,50 +173,50 @@ def history(store: Storage) -> list[Move]:
     return list(numbered.records(store, Move, MOVES))
 
 
-def generation_of(store: Storage, ref: str) -> str:
-    """The generation that `ref` names: `current`, `previous` (what rollback would go to), a release's id or a generation's."""
+def snapshot_of(store: Storage, ref: str) -> str:
+    """The snapshot that `ref` names: `current`, `previous` (what rollback would go to), a release's id or a snapshot's."""
     if ref == "previous":
         stack = _stack(store)
         if len(stack) < 2:
-            raise InputError("there is no previous release", where=store.uri(MOVES), fix="name a release or a generation by its id")
+            raise InputError("there is no previous release", where=store.uri(MOVES), fix="name a release or a snapshot by its id")
         ref = stack[-2]
     if ref == "current" or store.exists(_path(ref)):
-        return load(store, ref).generation
+        return load(store, ref).snapshot
     if store.exists(manifest_path(ref)):
         return ref
     fix = "`current`, `previous`, or an id that `headtail publish` printed"
-    raise InputError("neither a release nor a generation has this id", where=store.root, value=ref, fix=fix)
+    raise InputError("neither a release nor a snapshot has this id", where=store.root, value=ref, fix=fix)
 
 
 def diff(store: Storage, before: str, after: str, examples: int = 10) -> Diff:
-    """What changed from one generation to another, each named as `generation_of` takes it."""
-    return diff_generations(store, generation_of(store, before), generation_of(store, after), examples)
+    """What changed from one snapshot to another, each named as `snapshot_of` takes it."""
+    return diff_snapshots(store, snapshot_of(store, before), snapshot_of(store, after), examples)
 
 
 def collect(store: Storage, keep: int = 5, days: float = 14, dry_run: bool = False) -> garbage.Collected:
-    """Take away generations that are older than `days` and of none of: the current release, the last `keep` promoted ones, those
+    """Take away snapshots that are older than `days` and of none of: the current release, the last `keep` promoted ones, those
     that `keep` rollbacks reach. Also what killed publishes and writes left behind."""
     if keep < 1 or days < 0:
         raise ConfigError("keep must be 1 or more, days 0 or more", where="headtail gc", value=f"keep {keep}, days {days}")
-    named = {load(store, move.release).generation for move in history(store)}
+    named = {load(store, move.release).snapshot for move in history(store)}
     age = datetime.timedelta(days=days)
     return garbage.collect(store, lambda: needed(store, keep), older_than=age, also=named, dry_run=dry_run)
 
 
 def needed(store: Storage, keep: int) -> dict[str, str]:
-    """Generations that must not be collected, and why."""
-    moves, stack, live = history(store), _stack(store), current_id(store)
+    """Snapshots that must not be collected, and why."""
+    moves, stack, current = history(store), _stack(store), current_id(store)
     found = {release: f"of release {release}, which {keep} rollbacks reach" for release in stack[-1 - keep :]}
     latest = list(dict.fromkeys(move.release for move in reversed(moves)))[:keep]
     found |= {release: f"of release {release}, one of the last {keep}" for release in latest}
-    found |= {live: f"of release {live}, which is current"} if live else {}
-    return {load(store, release).generation: reason for release, reason in found.items()}
+    found |= {current: f"of release {current}, which is current"} if current else {}
+    return {load(store, release).snapshot: reason for release, reason in found.items()}
 
 
 def lookup(store: Storage, query: str, release: str = "current", into: Path | None = None) -> dict[str, Any]:
-    """What a release's generation holds for `query`, with the way back to where it came from; `cached` false on a miss."""
+    """What a release's snapshot holds for `query`, with the way back to where it came from; `cached` false on a miss."""
     found = load(store, release)
-    cache = open_generation(store, found.generation, into)
+    cache = open_snapshot(store, found.snapshot, into)
     answer = cache.lookup(query)
     return {
         "query": query,
@@ -225,7 +227,7 @@ def lookup(store: Storage, query: str, release: str = "current", into: Path | No
         "confidence": None if answer is None or answer.confidence is None else round(answer.confidence, 4),
         "answer_key": None if answer is None else answer.answer_key.hex(),
         "release": found.id,
-        "generation": found.generation,
+        "snapshot": found.snapshot,
         "lineage": list(cache.manifest.lineage),
         "evidence": found.evidence.get("evaluate", ""),
     }
@@ -254,7 +256,7 @@ def _move(store: Storage, release: Release, action: Literal["promote", "rollback
         if _write_move(store, number, action, release.id, before):
             break
     try:
-        require(store, release.generation)  # again: a collector that did not see the move had marked it before this look
+        require(store, release.snapshot)  # again: a collector that did not see the move had marked it before this look
     except StorageError:
         if before:  # the move is taken back, unless another came after it; the first of all is no move until CURRENT says so
             _write_move(store, number + 1, "rollback" if action == "promote" else "promote", before, before)
@@ -272,8 +274,8 @@ def _write_move(store: Storage, number: int, action: Literal["promote", "rollbac
 
 def _stack(store: Storage) -> list[str]:
     """Promotions that stand, oldest first; the last is current."""
-    moves, live = history(store), current_id(store)
-    if moves and moves[-1].release != live:
+    moves, current = history(store), current_id(store)
+    if moves and moves[-1].release != current:
         moves.pop()  # cut short between the move and CURRENT: it did not happen
     stack: list[str] = []
     for move in moves:
@@ -281,7 +283,7 @@ def _stack(store: Storage) -> list[str]:
             stack.append(move.release)
         elif len(stack) > 1:
             stack.pop()
-    return stack if not live or stack[-1:] == [live] else [*stack, live]
+    return stack if not current or stack[-1:] == [current] else [*stack, current]
 
 
 def _read_move(store: Storage, number: int) -> Move:

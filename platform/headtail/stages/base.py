@@ -1,6 +1,6 @@
 """Run a stage once: find finished work, give it a folder, write its receipt last, tell MLflow.
 
-In: a stage's name, config, the receipts it builds on, and `work(station)`, which does the I/O. Out: the Receipt.
+In: a stage's name, config, the receipts it builds on, and `work(stage)`, which does the I/O. Out: the Receipt.
 The folder is named by a fingerprint over everything that decides the result, so running a finished stage again does
 nothing, and a changed setting never overwrites or mixes. Knows nothing of what the stage does.
 """
@@ -33,11 +33,11 @@ from headtail.core.secrets import hide_in
 from headtail.core.task import Task
 
 
-class Station:
+class Stage:
     """What `work` is handed: a store, a folder in it, and places to put figures."""
 
-    def __init__(self, stage: str, store: Storage, path: str, tracker: Tracker, run_id: str, scratch: Path) -> None:
-        self.stage, self.store, self.path, self.tracker, self.run_id, self.scratch = stage, store, path, tracker, run_id, scratch
+    def __init__(self, name: str, store: Storage, path: str, tracker: Tracker, run_id: str, scratch: Path) -> None:
+        self.name, self.store, self.path, self.tracker, self.run_id, self.scratch = name, store, path, tracker, run_id, scratch
         self.rows: dict[str, int] = {}
         self.metrics: dict[str, float] = {}
         self.outputs: dict[str, FileRef] = {}
@@ -82,64 +82,64 @@ class Station:
 
 
 def run_once(
-    stage: str,
+    name: str,
     config: StageConfig,
-    work: Callable[[Station], None],
+    work: Callable[[Stage], None],
     *,
     inputs: Mapping[str, Receipt | FileRef | str] | None = None,
     task: Task | None = None,
     version: int = 1,
     replaces: Mapping[str, Any] | None = None,
 ) -> Receipt:
-    """The receipt of `stage` under `config`: found when already done, else made by `work`.
+    """The receipt of stage `name` under `config`: found when already done, else made by `work`.
 
     `inputs`: receipts, files or digests the result depends on. `version`: raised when the stage's own logic changes its
     result. `replaces`: config fields whose raw value (a path, `latest`) is stood for by what it resolved to.
     """
     store = open_storage(config.root)
-    settings, mark = identity(stage, config, inputs=inputs, task=task, version=version, replaces=replaces)
-    path = receipt_path(stage, mark)
+    settings, mark = identity(name, config, inputs=inputs, task=task, version=version, replaces=replaces)
+    path = receipt_path(name, mark)
     if store.exists(f"{path}/receipt.json"):
-        receipt = load_receipt(store, stage, path).model_copy(update={"reused": True})
-        store.replace(f"{stage}/{LATEST.upper()}", path.encode())
-        say(f"{stage:<12} done before, reused ({path})")
+        receipt = load_receipt(store, name, path).model_copy(update={"reused": True})
+        store.replace(f"{name}/{LATEST.upper()}", path.encode())
+        say(f"{name:<12} done before, reused ({path})")
         return receipt
     if warning := low_space(store.root):
         say(warning)
     tracker = Tracker(config.tracking, config.root)
-    run_id = tracker.start(stage, {"headtail.fingerprint": mark, "headtail.path": path})
+    run_id = tracker.start(name, {"headtail.fingerprint": mark, "headtail.path": path})
     started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
-    with tempfile.TemporaryDirectory(prefix=f"headtail-{stage}-") as scratch:
-        station = Station(stage, store, path, tracker, run_id, Path(scratch))
+    with tempfile.TemporaryDirectory(prefix=f"headtail-{name}-") as scratch:
+        stage = Stage(name, store, path, tracker, run_id, Path(scratch))
         try:
-            work(station)
+            work(stage)
         except BaseException:
             tracker.end(run_id, "FAILED")
             raise
         receipt = Receipt(
-            stage=stage,
+            stage=name,
             fingerprint=mark,
             path=path,
             started=started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - clock, 3),
-            rows=station.rows,
-            metrics=station.metrics,
-            inputs={**{name: _where(item) for name, item in (inputs or {}).items()}, **station.inputs},
-            outputs=station.outputs,
+            rows=stage.rows,
+            metrics=stage.metrics,
+            inputs={**{name: _where(item) for name, item in (inputs or {}).items()}, **stage.inputs},
+            outputs=stage.outputs,
             settings=settings,
-            facts=station.facts,
+            facts=stage.facts,
             versions=versions(),
-            notes=tuple(station.notes),
+            notes=tuple(stage.notes),
             run_id="" if tracker.broken else run_id,
         )
         _track(tracker, receipt, Path(scratch), store)
     write_json(store, f"{path}/receipt.json", receipt.model_dump(mode="json"))  # last: now the stage's output exists
-    store.replace(f"{stage}/{LATEST.upper()}", path.encode())
+    store.replace(f"{name}/{LATEST.upper()}", path.encode())
     return receipt
 
 
 def identity(
-    stage: str,
+    name: str,
     config: StageConfig,
     *,
     inputs: Mapping[str, Receipt | FileRef | str] | None = None,
@@ -160,7 +160,7 @@ def identity(
                 fix="run ingest and all stages after it again (docs/text.md)",
             )
     settings = {
-        "stage": stage,
+        "stage": name,
         "version": version,
         "normalisation": NORMALISATION,
         "config": {**result_fields(config), **(replaces or {})},
@@ -168,7 +168,7 @@ def identity(
         "task": task.fingerprint if task else "",
         "task_score": task.score_fingerprint if task else "",
     }
-    return settings, fingerprint(settings, stage)
+    return settings, fingerprint(settings, name)
 
 
 def versions() -> dict[str, str]:

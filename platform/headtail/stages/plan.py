@@ -1,8 +1,9 @@
 """Plan: where the head ends, who answers what, and how much of the traffic that is.
 
-In: an ingest receipt (queries by falling count, later traffic, gold). Out: tables head (teacher, ahead of time), teach (a sample
-of the others the teacher answers too, to train on), rest (student), gold with its strata; the coverage curve as JSON and figure.
-Gold queries are marked `withheld` and never sampled for teaching. Knows nothing of models or prompts.
+In: an ingest receipt (queries by falling count, holdout traffic, human labels). Out: tables head (the teacher answers it ahead of
+time), teacher_sample (others that the teacher answers too, to train on), student_rows (for the batch student), human_labels with
+their strata; the coverage curve as JSON and figure.
+Labelled queries are marked `eval_only` and never in the teacher's sample. Knows nothing of models or prompts.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from headtail.core.receipt import LATEST, FileRef, Receipt
 from headtail.core.redact import PLACEHOLDER
 from headtail.core.rows import PLANNED, SIDE_INPUT, Stratum, draw, with_side_inputs
 from headtail.core.task import Task, load_task
-from headtail.stages.base import Station, run_once
+from headtail.stages.base import Stage, run_once
 
 STAGE = "plan"
 VERSION = 2
@@ -51,24 +52,28 @@ class Config(StageConfig):
     task: str = Field("query_segmentation", description="task folder or name of a shipped one: its side inputs and strata")
     log: str = Field("latest", description="ingest receipt: latest, a fingerprint or its folder")
     head: Head = Field(Head(), description="where the head ends")
-    teach_rows: int = Field(2000, ge=0, description="queries outside the head that the teacher also answers, half torso, half tail")
-    rest_rows: int | None = Field(None, ge=1, description="most queries the batch student answers, most frequent first; null for all")
+    teacher_sample_rows: int = Field(
+        2000, ge=0, description="queries outside the head that the teacher also answers, half torso, half tail"
+    )
+    max_student_rows: int | None = Field(
+        None, ge=1, description="most queries the batch student answers, most frequent first; null for all"
+    )
     seed: int = Field(0, ge=0, description="of the teaching sample")
 
 
 class Coverage(NamedTuple):
-    """Cumulative events by rank: `seen[r]` up to the cut, `later[r]` of later traffic, of the r + 1 most frequent queries."""
+    """Cumulative events by rank: `seen[r]` up to the cut, `holdout[r]` of holdout traffic, of the r + 1 most frequent queries."""
 
     seen: Ints
-    later: Ints
+    holdout: Ints
     total: int  # events up to the cut, also of queries that no cache may answer
-    later_total: int  # events of later traffic, unseen queries included
+    holdout_total: int  # events of holdout traffic, unseen queries included
 
     def shares(self, rows: int) -> tuple[float, float]:
-        """Share of events covered by the first `rows` queries: before the cut, and later (0 without later traffic)."""
+        """Share of events covered by the first `rows` queries: before the cut, and of the holdout (0 without holdout traffic)."""
         if not rows or not len(self.seen):
             return 0.0, 0.0
-        return float(self.seen[rows - 1] / self.total), float(self.later[rows - 1] / max(1, self.later_total))
+        return float(self.seen[rows - 1] / self.total), float(self.holdout[rows - 1] / max(1, self.holdout_total))
 
 
 def head_end(counts: Ints, limits: Head, may: Mask) -> tuple[int, str]:
@@ -91,9 +96,9 @@ def strata(counts: Ints, head: int, torso_min_count: int, may: Mask) -> npt.NDAr
     return found
 
 
-def teach_sample(chance: npt.NDArray[np.float64], stratum: npt.NDArray[np.int8], withheld: Mask, rows: int) -> Mask:
-    """Half torso, half tail by lowest draw, gold left out; where one has too few, the other gives more."""
-    free = [np.flatnonzero((stratum == code) & ~withheld) for code in (1, 2)]
+def draw_teacher_sample(chance: npt.NDArray[np.float64], stratum: npt.NDArray[np.int8], eval_only: Mask, rows: int) -> Mask:
+    """Half torso, half tail by lowest draw, human labels left out; where one has too few, the other gives more."""
+    free = [np.flatnonzero((stratum == code) & ~eval_only) for code in (1, 2)]
     torso = min(len(free[0]), max(rows // 2, rows - len(free[1])))
     chosen = np.zeros(len(stratum), bool)
     for found, wanted in zip(free, (torso, rows - torso), strict=True):
@@ -120,34 +125,36 @@ def curve(counts: Ints, covered: Coverage, head: int, limit: str) -> dict[str, A
     """The coverage curve as JSON: about 200 ranks even on a log scale, with 1, the head's end and the last."""
     n = len(counts)
     ranks = np.unique(np.concatenate([np.geomspace(1, n, POINTS).round().astype(np.int64), [max(1, head), n]]))
-    share, later = covered.shares(head)
+    share, holdout = covered.shares(head)
     points = []
     for rank in ranks.tolist():
         seen, after = covered.shares(rank)
-        points.append({"rank": rank, "count": int(counts[rank - 1]), "share": seen, "share_later": after if covered.later_total else None})
+        points.append(
+            {"rank": rank, "count": int(counts[rank - 1]), "share": seen, "share_holdout": after if covered.holdout_total else None}
+        )
     return {
         "queries": n,
         "events": covered.total,
-        "later_events": covered.later_total,
+        "holdout_events": covered.holdout_total,
         "head": {
             "rows": head,
             "limit": limit,
             "last_count": int(counts[head - 1]) if head else 0,
             "share": share,
-            "share_later": later if covered.later_total else None,
+            "share_holdout": holdout if covered.holdout_total else None,
         },
         "points": points,
     }
 
 
 def figure(found: dict[str, Any]) -> Any:
-    """The curve: queries by rank across (log), share of events up; where the head ends, and what it covers of later traffic."""
+    """The curve: queries by rank across (log), share of events up; where the head ends, and what it covers of holdout traffic."""
     ranks = [point["rank"] for point in found["points"]]
     head = found["head"]
     drawn, axes = charts.blank(7.2, 3.8)
     lines: list[tuple[str, str, str, Any, float]] = [("share", "up to the cut", charts.COLOURS["teacher"], "-", 2.2)]
-    if found["later_events"]:
-        lines.append(("share_later", "later traffic", charts.COLOURS["student"], (0, (5, 2)), 2.0))
+    if found["holdout_events"]:
+        lines.append(("share_holdout", "holdout traffic", charts.COLOURS["batch_student"], (0, (5, 2)), 2.0))
     end = max(1, head["rows"])
     axes.axvspan(ranks[0], end, color=charts.COLOURS["teacher"], alpha=0.07, linewidth=0)
     axes.axvline(end, color=charts.MUTED, linewidth=1.0, linestyle=(0, (2, 2)))
@@ -155,7 +162,7 @@ def figure(found: dict[str, Any]) -> Any:
         shares = [point[name] for point in found["points"]]
         axes.plot(ranks, shares, color=tint, linewidth=width, linestyle=dash, solid_capstyle="round", clip_on=False)
         axes.plot(end, head[name], "o", color=tint, markersize=6, markeredgecolor=charts.PAPER, markeredgewidth=1.0, clip_on=False)
-        below = -11 if name == "share_later" and shares[-1] > 0.95 else 0  # clear of the label above, which ends at 100 %
+        below = -11 if name == "share_holdout" and shares[-1] > 0.95 else 0  # clear of the label above, which ends at 100 %
         axes.annotate(
             f"{label} {shares[-1]:.0%}",
             (ranks[-1], shares[-1]),
@@ -166,9 +173,9 @@ def figure(found: dict[str, Any]) -> Any:
             va="center",
         )
     axes.annotate("head ends", (end, 0), (4, 5), textcoords="offset points", color=charts.MUTED, fontsize=8.5)
-    later = f", {head['share_later']:.1%} of later events" if found["later_events"] else ""
+    holdout = f", {head['share_holdout']:.1%} of holdout events" if found["holdout_events"] else ""
     axes.set_title(
-        f"head: {head['rows']:,} of {found['queries']:,} queries, {head['share']:.1%} of events{later}", loc="left", fontsize=10.5
+        f"head: {head['rows']:,} of {found['queries']:,} queries, {head['share']:.1%} of events{holdout}", loc="left", fontsize=10.5
     )
     charts.log_across(axes, "most frequent queries", "share of events covered")
     charts.percent_up(axes)
@@ -185,7 +192,7 @@ def run(config: Config) -> Receipt:
     return run_once(
         STAGE,
         config,
-        lambda station: _work(station, config, log, task),
+        lambda stage: _work(stage, config, log, task),
         inputs={"log": log},
         version=VERSION,
         replaces={"task": matters, "log": log.path},
@@ -203,12 +210,12 @@ def _check_side_inputs(log: Receipt, task: Task) -> None:
         )
 
 
-def _work(station: Station, config: Config, log: Receipt, task: Task) -> None:
-    table = output_table(station.store, log, "queries", ["query_key", "count"])
+def _work(stage: Stage, config: Config, log: Receipt, task: Task) -> None:
+    table = output_table(stage.store, log, "queries", ["query_key", "count"])
     keys, counts = table["query_key"], table["count"].to_numpy()
     if np.any(np.diff(counts) > 0):
         raise LedgerError("queries are not by falling count", where=log.output("queries").path, fix="run ingest again")
-    may = _cacheable(station.store, log, task, len(counts))
+    may = _cacheable(stage.store, log, task, len(counts))
     end, limit = head_end(counts, config.head, may)
     stratum = strata(counts, end, task.file.strata.torso_min_count, may)
     if not np.any(stratum == 0):
@@ -218,25 +225,25 @@ def _work(station: Station, config: Config, log: Receipt, task: Task) -> None:
             value=f"{config.head.min_count}; the most frequent query has {counts[0] if len(counts) else 0} events",
             fix="set head.min_count lower (1 takes every query), or ingest a longer log",
         )
-    gold = output_table(station.store, log, "gold")
-    withheld = np.asarray(pc.is_in(keys, gold["query_key"].combine_chunks()))
-    teach = teach_sample(draw(keys, "teach", config.seed), stratum, withheld, config.teach_rows)
-    rest = np.flatnonzero((stratum > 0) & ~teach & may)
+    labels = output_table(stage.store, log, "human_labels")
+    eval_only = np.asarray(pc.is_in(keys, labels["query_key"].combine_chunks()))
+    teacher_sample = draw_teacher_sample(draw(keys, "teach", config.seed), stratum, eval_only, config.teacher_sample_rows)
+    student_rows = np.flatnonzero((stratum > 0) & ~teacher_sample & may)
     keep = np.zeros(len(counts), bool)
-    keep[rest[: config.rest_rows]] = True
-    covered = coverage(output_table(station.store, log, "later", ["query_key", "count"]), keys, counts, may)
+    keep[student_rows[: config.max_student_rows]] = True
+    covered = coverage(output_table(stage.store, log, "holdout", ["query_key", "count"]), keys, counts, may)
     found = curve(counts, covered, end, limit)
     found["head"]["rows"] = int((stratum == 0).sum())
-    station.rows["redacted"] = int((~may & ~teach).sum())
-    plan = Plan(log.output("queries"), stratum, withheld, task.side_inputs)
+    stage.rows["redacted"] = int((~may & ~teacher_sample).sum())
+    plan = Plan(log.output("queries"), stratum, eval_only, task.side_inputs)
     with bar("plan", 3 * len(counts), "queries") as progress:
-        for name, mask in {"head": stratum == 0, "teach": teach, "rest": keep}.items():
-            station.table(name, plan.rows(station.store, mask, progress.advance), plan.schema)
-    golden = plan.gold(station.store, gold, keys)
-    station.table("gold", golden)
-    station.json("coverage", found)
-    station.figure("coverage", figure(found))
-    _tell(station, config, plan, found, golden, zipf_exponent(counts))
+        for name, mask in {"head": stratum == 0, "teacher_sample": teacher_sample, "student_rows": keep}.items():
+            stage.table(name, plan.rows(stage.store, mask, progress.advance), plan.schema)
+    labelled = plan.labels(stage.store, labels, keys)
+    stage.table("human_labels", labelled)
+    stage.json("coverage", found)
+    stage.figure("coverage", figure(found))
+    _tell(stage, config, plan, found, labelled, zipf_exponent(counts))
 
 
 def _cacheable(store: Storage, log: Receipt, task: Task, queries: int) -> Mask:
@@ -255,7 +262,7 @@ class Plan(NamedTuple):
 
     queries: FileRef
     stratum: npt.NDArray[np.int8]
-    withheld: Mask
+    eval_only: Mask
     side_inputs: tuple[str, ...]
 
     @property
@@ -274,7 +281,7 @@ class Plan(NamedTuple):
                 **{name: batch.column(name) for name in batch.schema.names},
                 "rank": pa.array(np.arange(at + 1, at + 1 + batch.num_rows)),
                 "stratum": names.take(pa.array(self.stratum[place])),
-                "withheld": pa.array(self.withheld[place]),
+                "eval_only": pa.array(self.eval_only[place]),
             }
             made = pa.RecordBatch.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
             at += batch.num_rows
@@ -282,61 +289,65 @@ class Plan(NamedTuple):
             yield made.filter(pa.array(wanted[place]))
         advance(len(self.stratum) - at)
 
-    def gold(self, store: Storage, gold: pa.Table, keys: pa.ChunkedArray) -> pa.Table:
-        """Gold with its strata, and the side inputs of the queries that were seen."""
-        places = pc.index_in(gold["query_key"], keys.take(pa.array(np.flatnonzero(self.withheld))))
-        ranks = pa.array(np.flatnonzero(self.withheld)).take(places)
+    def labels(self, store: Storage, labels: pa.Table, keys: pa.ChunkedArray) -> pa.Table:
+        """Human labels with their strata, and the side inputs of the queries that were seen."""
+        places = pc.index_in(labels["query_key"], keys.take(pa.array(np.flatnonzero(self.eval_only))))
+        ranks = pa.array(np.flatnonzero(self.eval_only)).take(places)
         names = pa.array([str(name) for name in STRATA]).take(pa.array(self.stratum).take(ranks))
-        gold = gold.set_column(gold.schema.get_field_index("stratum"), "stratum", pc.fill_null(names, str(Stratum.UNSEEN)))
-        seen = pa.Table.from_batches(self.rows(store, self.withheld, lambda _: None), self.schema)
+        labels = labels.set_column(labels.schema.get_field_index("stratum"), "stratum", pc.fill_null(names, str(Stratum.UNSEEN)))
+        seen = pa.Table.from_batches(self.rows(store, self.eval_only, lambda _: None), self.schema)
         for name in self.side_inputs:
-            gold = gold.append_column(pa.field(name, SIDE_INPUT), seen[name].combine_chunks().take(places))
-        return gold
+            labels = labels.append_column(pa.field(name, SIDE_INPUT), seen[name].combine_chunks().take(places))
+        return labels
 
 
-def coverage(later: pa.Table, keys: pa.ChunkedArray, counts: Ints, may: Mask) -> Coverage:
-    """Events by rank that a cache may answer, of the log and of later traffic (query_key, count)."""
+def coverage(holdout: pa.Table, keys: pa.ChunkedArray, counts: Ints, may: Mask) -> Coverage:
+    """Events by rank that a cache may answer, of the log and of holdout traffic (query_key, count)."""
     after = np.zeros(len(counts), np.int64)
-    places = pc.index_in(keys, later["query_key"].combine_chunks())
+    places = pc.index_in(keys, holdout["query_key"].combine_chunks())
     found = np.flatnonzero(np.asarray(places.is_valid()))
-    after[found] = later["count"].to_numpy()[np.asarray(places.drop_null())]
+    after[found] = holdout["count"].to_numpy()[np.asarray(places.drop_null())]
     seen, after = np.where(may, counts, 0), np.where(may, after, 0)
-    return Coverage(np.cumsum(seen), np.cumsum(after), int(counts.sum()), int(pc.sum(later["count"]).as_py() or 0))
+    return Coverage(np.cumsum(seen), np.cumsum(after), int(counts.sum()), int(pc.sum(holdout["count"]).as_py() or 0))
 
 
-def _tell(station: Station, config: Config, plan: Plan, found: dict[str, Any], gold: pa.Table, exponent: float) -> None:
+def _tell(stage: Stage, config: Config, plan: Plan, found: dict[str, Any], labels: pa.Table, exponent: float) -> None:
     """Rows, figures and notes for the receipt, one line for the person watching."""
-    rows, head, n = station.rows, found["head"], len(plan.stratum)
+    rows, head, n = stage.rows, found["head"], len(plan.stratum)
     torso, tail = (int((plan.stratum == code).sum()) for code in (1, 2))
-    rows |= {"head": head["rows"], "torso": torso, "tail": tail, "teach": station.outputs["teach"].rows or 0}
-    rows |= {"rest": station.outputs["rest"].rows or 0, "gold": len(gold), "withheld": int(plan.withheld.sum())}
-    rows |= {f"gold.{name}": pc.sum(pc.equal(gold["stratum"], str(name))).as_py() or 0 for name in Stratum}
-    outside = torso + tail - rows["teach"] - rows["redacted"]
-    rows["left_out"] = outside - rows["rest"]
-    if rows["head"] + outside + rows["teach"] + rows["redacted"] != n or rows["rest"] != min(outside, config.rest_rows or outside):
-        raise LedgerError("head, teach and rest are not the queries of the log", where=STAGE, value=f"{n:,} queries, {rows}")
-    station.metrics |= {
+    rows |= {"head": head["rows"], "torso": torso, "tail": tail, "teacher_sample": stage.outputs["teacher_sample"].rows or 0}
+    rows |= {"student_rows": stage.outputs["student_rows"].rows or 0, "human_labels": len(labels), "eval_only": int(plan.eval_only.sum())}
+    rows |= {f"human_labels.{name}": pc.sum(pc.equal(labels["stratum"], str(name))).as_py() or 0 for name in Stratum}
+    outside = torso + tail - rows["teacher_sample"] - rows["redacted"]
+    rows["left_out"] = outside - rows["student_rows"]
+    if rows["head"] + outside + rows["teacher_sample"] + rows["redacted"] != n or rows["student_rows"] != min(
+        outside, config.max_student_rows or outside
+    ):
+        raise LedgerError(
+            "head, teacher_sample and student_rows are not the queries of the log", where=STAGE, value=f"{n:,} queries, {rows}"
+        )
+    stage.metrics |= {
         "head_rows": float(head["rows"]),
         "head_coverage": head["share"],
-        "head_coverage_later": head["share_later"] or 0.0,
-        "seen_coverage_later": found["points"][-1]["share_later"] or 0.0,
+        "head_coverage_holdout": head["share_holdout"] or 0.0,
+        "seen_coverage_holdout": found["points"][-1]["share_holdout"] or 0.0,
         "zipf_exponent": exponent,
     }
-    station.facts |= {"head_limit": head["limit"], "head_last_count": head["last_count"]}
-    if not found["later_events"]:
-        station.note("no later traffic was held out: how long the head stays right is not known")
-    if rows["teach"] < config.teach_rows:
-        station.note(
-            f"only {rows['teach']:,} of {config.teach_rows:,} teaching rows: there are no more queries outside the head and the gold"
+    stage.facts |= {"head_limit": head["limit"], "head_last_count": head["last_count"]}
+    if not found["holdout_events"]:
+        stage.note("no holdout traffic was held out: how long the head stays right is not known")
+    if rows["teacher_sample"] < config.teacher_sample_rows:
+        stage.note(
+            f"only {rows['teacher_sample']:,} of {config.teacher_sample_rows:,} rows in the teacher's sample: no other query is left"
         )
     if rows["redacted"]:
-        station.note(f"{rows['redacted']:,} redacted queries are in no table: each stands for many questions (docs/task.md, `redacted`)")
+        stage.note(f"{rows['redacted']:,} redacted queries are in no table: each stands for many questions (docs/task.md, `redacted`)")
     if rows["left_out"]:
-        station.note(f"{rows['left_out']:,} queries are in no table: rest_rows is {config.rest_rows:,}")
-    if gold.num_rows and not any(rows[f"gold.{name}"] for name in (Stratum.TORSO, Stratum.TAIL, Stratum.UNSEEN)):
-        station.note("all gold is in the head: it says nothing of the quality on the rest")
-    later = f" ({head['share_later']:.1%} of later ones)" if found["later_events"] else ""
+        stage.note(f"{rows['left_out']:,} queries are in no table: max_student_rows is {config.max_student_rows:,}")
+    if labels.num_rows and not any(rows[f"human_labels.{name}"] for name in (Stratum.TORSO, Stratum.TAIL, Stratum.UNSEEN)):
+        stage.note("all human labels are in the head: they say nothing of the quality outside it")
+    holdout = f" ({head['share_holdout']:.1%} of holdout ones)" if found["holdout_events"] else ""
     say(
-        f"{STAGE:<12} head {head['rows']:,} of {n:,} queries covers {head['share']:.1%} of events{later}, by {head['limit']}; "
-        f"teach {rows['teach']:,}, rest {rows['rest']:,}, gold {rows['gold']:,}"
+        f"{STAGE:<12} head {head['rows']:,} of {n:,} queries covers {head['share']:.1%} of events{holdout}, by {head['limit']}; "
+        f"teacher sample {rows['teacher_sample']:,}, student rows {rows['student_rows']:,}, human labels {rows['human_labels']:,}"
     )

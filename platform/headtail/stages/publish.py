@@ -1,10 +1,10 @@
-"""Publish: answers become a generation, the generation a release, the release the current one.
+"""Publish: answers become a snapshot, the snapshot a release, the release the current one.
 
-    answers (first receipt wins) -> generations/<id> -> releases/<id>.json -> CURRENT
+    answers (first receipt wins) -> snapshots/<id> -> releases/<id>.json -> CURRENT
 
-Killed at any point nothing half published can be reached: the manifest makes the generation, the receipt the stage's
+Killed at any point nothing half published can be reached: the manifest makes the snapshot, the receipt the stage's
 output, and CURRENT moves last. Publishing the same again builds nothing and makes sure that CURRENT points to it. Nothing
-is made current that has no answer, or that lost more of the live release's traffic than it may.
+is made current that has no answer, or that lost more of the current release's traffic than it may.
 Knows nothing of how answers were made or how they are served.
 """
 
@@ -23,21 +23,21 @@ from headtail.adapters.progress import bar, say
 from headtail.adapters.storage import Storage, open_storage, stream_table
 from headtail.adapters.storage.receipts import load_receipt
 from headtail.batch import answers as read_answers
-from headtail.cache import Built, Manifest, coverage, generation_path, publish_generation
-from headtail.cache.builder import OFFERED, UNRATED, build_generation
-from headtail.cache.diff import Diff, diff_generations
+from headtail.cache import Built, Manifest, coverage, publish_snapshot, snapshot_path
+from headtail.cache.builder import OFFERED, UNRATED, build_snapshot
+from headtail.cache.diff import Diff, diff_snapshots
 from headtail.core.config import StageConfig, execution
-from headtail.core.errors import ConfigError, GateRefused, InputError, LedgerError, StorageError
+from headtail.core.errors import ConfigError, GateRejected, InputError, LedgerError, StorageError
 from headtail.core.evidence import Evidence, figure_metrics, figures_of, read_evidence, three_figures
 from headtail.core.receipt import LATEST, FileRef, Receipt
 from headtail.core.rows import Source
 from headtail.core.task import Task, load_task
 from headtail.releases import release as releases
-from headtail.stages.base import Station, run_once
+from headtail.stages.base import Stage, run_once
 
 
 class Config(StageConfig):
-    """What is published, and whether it goes live."""
+    """What is published, and whether it is promoted."""
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped example")
     answers: tuple[str, ...] = Field((LATEST,), min_length=1, description="precompute receipt refs; the first that has an answer wins")
@@ -45,23 +45,23 @@ class Config(StageConfig):
     evaluation: str = Field("", description="evaluate receipt ref kept as evidence")
     gates: tuple[str, ...] = Field(
         (),
-        description="gate receipt refs, kept as evidence: of the student and of models whose answers are published; none may be refused",
+        description="gate receipt refs, kept as evidence: of the student and of models whose answers are published; none may be rejected",
     )
-    min_confidence: dict[Literal["teacher", "student"], float] = Field(
-        {"teacher": 0.0, "student": 0.0},
-        description="least confidence (0..1) by source; answers below go to the live tail; above 0 also answers without "
+    min_confidence: dict[Literal["teacher", "batch_student"], float] = Field(
+        {"teacher": 0.0, "batch_student": 0.0},
+        description="least confidence (0..1) by source; answers below go to the realtime student; above 0 also answers without "
         "confidence, which are counted apart; an error when that is every answer of a source",
     )
     promote: bool = execution(True, "make the release current")
     max_lost_share: float = execution(
-        0.05, "share (0..1) of the live release's traffic that may lose its answer when this one becomes current", ge=0, le=1
+        0.05, "share (0..1) of the current release's traffic that may lose its answer when this one becomes current", ge=0, le=1
     )
     accept_loss: bool = execution(False, "make the release current although it loses more than max_lost_share")
     note: str = Field("", description="why, in words; kept with the release")
 
 
 def run(config: Config) -> Receipt:
-    """Build the generation and its release unless they exist, then promote."""
+    """Build the snapshot and its release unless they exist, then promote."""
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     answers = {ref: load_receipt(store, "precompute", ref) for ref in config.answers}
     student = load_receipt(store, "distill", config.student) if config.student else None
@@ -71,10 +71,10 @@ def run(config: Config) -> Receipt:
     gated = [load_receipt(store, "gate", ref) for ref in config.gates]
     parts = _Parts(task, tuple(answers.values()), student, evaluation, _proven(gated, student))
 
-    def work(station: Station) -> None:
-        built = _build(station, config, parts)
-        manifest = _generation(station, config, parts, built)
-        _release(station, config, parts, manifest)
+    def work(stage: Stage) -> None:
+        built = _build(stage, config, parts)
+        manifest = _snapshot(stage, config, parts, built)
+        _release(stage, config, parts, manifest)
 
     inputs = {f"answers.{i}": receipt for i, receipt in enumerate(parts.answers)}
     inputs |= {name: receipt for name, receipt in (("student", student), ("evaluation", evaluation)) if receipt is not None}
@@ -108,36 +108,36 @@ class _Parts:
 
 
 def _proven(gated: Sequence[Receipt], student: Receipt | None) -> tuple[Evidence, ...]:
-    """The evidence of gates. GateRefused when one was not passed, or none is of the student that is to be served."""
+    """The evidence of gates. GateRejected when one was not passed, or none is of the student that is to be served."""
     proofs = tuple(read_evidence(receipt.facts.get("evidence", {})) for receipt in gated)
     for receipt, found in zip(gated, proofs, strict=True):
-        if missing := found.lacking():
-            raise GateRefused(f"{found.candidate} is not published; missing: {'; '.join(missing)}", where=receipt.path)
+        if missing := found.missing():
+            raise GateRejected(f"{found.candidate} is not published; missing: {'; '.join(missing)}", where=receipt.path)
     seen = [found.candidate for found in proofs]
     if student is not None and proofs and student.path not in seen:
         what = f"{student.path} is not published; missing: evidence of {student.path}: what was given is of {', '.join(seen)}"
-        raise GateRefused(what, where=gated[0].path)
+        raise GateRejected(what, where=gated[0].path)
     return proofs
 
 
 def _still_there(store: Storage, receipt: Receipt) -> None:
-    """A generation that was published before may have been deleted since: said here, not by the server."""
-    manifest = f"{generation_path(receipt.facts['generation'])}/manifest.json"
+    """A snapshot that was published before may have been deleted since: said here, not by the server."""
+    manifest = f"{snapshot_path(receipt.facts['snapshot'])}/manifest.json"
     if not store.exists(manifest):
         fix = f"remove {receipt.path}/receipt.json and publish again"
-        raise StorageError("the generation that this publish made is no longer in the store", where=store.uri(manifest), fix=fix)
+        raise StorageError("the snapshot that this publish made is no longer in the store", where=store.uri(manifest), fix=fix)
 
 
 def _refuse_loss(store: Storage, config: Config, receipt: Receipt) -> None:
-    """GateRefused when the live release answers much that this one does not. Without a live release there is nothing to lose."""
-    live = releases.current_id(store)
-    before = releases.load(store, live) if live else None
-    if before is None or before.generation == receipt.facts["generation"]:
+    """GateRejected when the current release answers much that this one does not. Without a current release there is nothing to lose."""
+    current = releases.current_id(store)
+    before = releases.load(store, current) if current else None
+    if before is None or before.snapshot == receipt.facts["snapshot"]:
         return
-    if not store.exists(f"{generation_path(before.generation)}/manifest.json"):
-        say(f"{'publish':<12} the generation of the live release {live} is gone: what this one loses cannot be said")
+    if not store.exists(f"{snapshot_path(before.snapshot)}/manifest.json"):
+        say(f"{'publish':<12} the snapshot of the current release {current} is gone: what this one loses cannot be said")
         return
-    diff = diff_generations(store, before.generation, receipt.facts["generation"], examples=5)
+    diff = diff_snapshots(store, before.snapshot, receipt.facts["snapshot"], examples=5)
     share, of = loss(diff)
     if share <= config.max_lost_share:
         return
@@ -148,20 +148,20 @@ def _refuse_loss(store: Storage, config: Config, receipt: Receipt) -> None:
     if config.accept_loss:
         say(f"{'publish':<12} {text}; accepted")
         return
-    raise GateRefused(
+    raise GateRejected(
         f"release {receipt.facts['release']} is not made current: {text}",
-        where=f"max_lost_share={config.max_lost_share:g}, live release {live} of task {before.task}",
+        where=f"max_lost_share={config.max_lost_share:g}, current release {current} of task {before.task}",
         fix=f"add the answers that are missing (answers=...), or accept it: --set accept_loss=true. It is built: {receipt.path}",
     )
 
 
 def loss(diff: Diff) -> tuple[float, str]:
-    """The share of the first generation's traffic that has no answer in the second, and of what it is a share: events where known."""
+    """The share of the first snapshot's traffic that has no answer in the second, and of what it is a share: events where known."""
     kinds = (diff.dropped, diff.changed, diff.same)
     events, rows = sum(kind.events for kind in kinds), sum(kind.rows for kind in kinds)
     if events:
-        return diff.dropped.events / events, "the live release's events"
-    return diff.dropped.rows / rows if rows else 0.0, "the live release's queries (their events are not known)"
+        return diff.dropped.events / events, "the current release's events"
+    return diff.dropped.rows / rows if rows else 0.0, "the current release's queries (their events are not known)"
 
 
 def _same_task(task: Task, receipt: Receipt) -> None:
@@ -176,44 +176,44 @@ def _same_task(task: Task, receipt: Receipt) -> None:
         )
 
 
-def _build(station: Station, config: Config, parts: _Parts) -> Built:
-    """The generation on local disk; every row offered must be published or left out."""
+def _build(stage: Stage, config: Config, parts: _Parts) -> Built:
+    """The snapshot on local disk; every row offered must be published or left out."""
     offered = sum(ref.rows or 0 for receipt in parts.answers for name, ref in receipt.outputs.items() if name.startswith("answers/"))
-    folder = station.scratch / "generation"
+    folder = stage.scratch / "snapshot"
     folder.mkdir()
     started = time.monotonic()
     least = {str(source): value for source, value in config.min_confidence.items()}
     with bar("publish", offered) as shown:
 
         def stream(receipt: Receipt) -> Iterator[pa.Table]:
-            for table in read_answers(station.store, receipt, columns=OFFERED.names):
+            for table in read_answers(stage.store, receipt, columns=OFFERED.names):
                 yield table
                 shown.advance(table.num_rows)
 
         streams, labels = [stream(receipt) for receipt in parts.answers], [receipt.path for receipt in parts.answers]
         shared = parts.task.file.redacted == "cached"
-        built = build_generation(streams, folder, min_confidence=least, share_redacted=shared, labels=labels)
+        built = build_snapshot(streams, folder, min_confidence=least, share_redacted=shared, labels=labels)
     left = sum(built.left_out.values())
     if built.rows + left != offered:
         value = f"{offered} offered by the receipts, {built.rows} published, {left} left out"
         fix = "a receipt was changed by hand: restore it from a copy of the store, or run precompute again"
         raise LedgerError("rows of the answers do not add up", where=", ".join(labels), value=value, fix=fix)
-    station.rows = {
+    stage.rows = {
         "published": built.rows,
         **{f"published.{source}": rows for source, rows in built.rows_by_source.items()},
         "left_out": left,
         **{f"left_out.{reason}": rows for reason, rows in sorted(built.left_out.items())},
     }
-    station.metrics["build_rows_per_s"] = round(offered / max(time.monotonic() - started, 1e-9), 1)
-    _tell_left_out(station, config, built, parts)
+    stage.metrics["build_rows_per_s"] = round(offered / max(time.monotonic() - started, 1e-9), 1)
+    _tell_left_out(stage, config, built, parts)
     if hidden := built.left_out.get("redacted"):
-        station.note(
+        stage.note(
             f"{hidden:,} answers to redacted queries are not in the cache: each stands for many questions (docs/task.md, `redacted`)"
         )
     return built
 
 
-def _tell_left_out(station: Station, config: Config, built: Built, parts: _Parts) -> None:
+def _tell_left_out(stage: Stage, config: Config, built: Built, parts: _Parts) -> None:
     """Say what was left out for want of a confidence. ConfigError when that is all of a source, InputError when nothing is left."""
     reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in sorted(built.left_out.items())) or "no row was offered"
     for source, least in config.min_confidence.items():
@@ -227,18 +227,18 @@ def _tell_left_out(station: Station, config: Config, built: Built, parts: _Parts
             )
         if unrated:
             text = f"{unrated:,} answers of the {source} have no confidence and are left out by min_confidence.{source}={least:g}"
-            station.note(text)
+            stage.note(text)
             say(f"{'publish':<12} {text}")
     if not built.rows:
         where = ", ".join(receipt.path for receipt in parts.answers)
-        fix = "publish answers that hold rows in state answered; what is live stays live"
+        fix = "publish answers that hold rows in state answered; what is current stays current"
         raise InputError("nothing is fit to be published: every query would be a miss", where=where, value=reasons, fix=fix)
 
 
-def _generation(station: Station, config: Config, parts: _Parts, built: Built) -> Manifest:
-    share = _coverage(station, parts, built)
-    manifest = publish_generation(
-        station.store,
+def _snapshot(stage: Stage, config: Config, parts: _Parts, built: Built) -> Manifest:
+    share = _coverage(stage, parts, built)
+    manifest = publish_snapshot(
+        stage.store,
         built,
         task=parts.task.name,
         task_fingerprint=parts.task.fingerprint,
@@ -246,63 +246,63 @@ def _generation(station: Station, config: Config, parts: _Parts, built: Built) -
         min_confidence={str(source): value for source, value in config.min_confidence.items()},
         coverage=share,
     )
-    station.outputs |= manifest.files
-    station.outputs["manifest"] = _ref(station.store, f"{generation_path(manifest.id)}/manifest.json")
-    station.metrics["bytes"] = float(sum(ref.bytes for ref in manifest.files.values()))
+    stage.outputs |= manifest.files
+    stage.outputs["manifest"] = _ref(stage.store, f"{snapshot_path(manifest.id)}/manifest.json")
+    stage.metrics["bytes"] = float(sum(ref.bytes for ref in manifest.files.values()))
     if share is not None:
-        station.metrics["coverage"] = share
+        stage.metrics["coverage"] = share
     return manifest
 
 
-def _release(station: Station, config: Config, parts: _Parts, manifest: Manifest) -> None:
-    previous = releases.current_id(station.store)
+def _release(stage: Stage, config: Config, parts: _Parts, manifest: Manifest) -> None:
+    previous = releases.current_id(stage.store)
     evidence: dict[str, object] = {}
     if parts.evaluation is not None:
         figures = {name: value for name, value in parts.evaluation.metrics.items() if name.startswith(("quality/", "exact/"))}
         evidence = {"evaluate": parts.evaluation.path, "figures": figures}
         for receipt in parts.answers:
             if receipt.path not in parts.evaluation.inputs.values():
-                station.note(f"the evaluation {parts.evaluation.path} did not look at the answers {receipt.path}")
+                stage.note(f"the evaluation {parts.evaluation.path} did not look at the answers {receipt.path}")
     if parts.proofs:
         evidence["gates"] = [proof.model_dump(mode="json") for proof in parts.proofs]
     made = releases.make(
-        station.store,
-        generation=manifest.id,
+        stage.store,
+        snapshot=manifest.id,
         task=parts.task,
         student=parts.student.path if parts.student else "",
         thresholds={str(source): value for source, value in config.min_confidence.items()},
         evidence=evidence,
         note=config.note,
     )
-    station.outputs["release"] = _ref(station.store, f"{releases.FOLDER}/{made.id}.json")
-    station.facts |= {"generation": manifest.id, "release": made.id, "previous": previous, "student": made.student}
-    station.facts["figures"] = of_students = dict(_figures(station.store, parts))
+    stage.outputs["release"] = _ref(stage.store, f"{releases.FOLDER}/{made.id}.json")
+    stage.facts |= {"snapshot": manifest.id, "release": made.id, "previous": previous, "student": made.student}
+    stage.facts["figures"] = of_students = dict(_figures(stage.store, parts))
     for role, known in of_students.items():
-        station.metrics |= figure_metrics(known, role)
-    station.tracker.log(station.run_id, {}, {}, {"headtail.generation": manifest.id, "headtail.release": made.id})
+        stage.metrics |= figure_metrics(known, role)
+    stage.tracker.log(stage.run_id, {}, {}, {"headtail.snapshot": manifest.id, "headtail.release": made.id})
 
 
 def _figures(store: Storage, parts: _Parts) -> Iterator[tuple[str, dict[str, float | None]]]:
-    """The three figures of the student that answers live, and of each whose answers are published: its gate's, else the evaluation's.
+    """The three figures of the student that answers misses, and of each whose answers are published: its gate's, else the evaluation's.
 
     Where neither looked at it, its cost alone.
     """
     by_source: dict[str, list[Receipt]] = {}
     for receipt in parts.answers:
         by_source.setdefault(str(receipt.settings.get("config", {}).get("source")), []).append(receipt)
-    batch, taught = by_source.get(Source.STUDENT, []), by_source.get(Source.TEACHER, [])
+    batch, taught = by_source.get(Source.BATCH_STUDENT, []), by_source.get(Source.TEACHER, [])
     known: dict[str, dict[str, float | None]] = {}
     for receipt in batch:
         known.setdefault(_by(receipt), three_figures(None, None, receipt.metrics, taught[0].metrics if taught else {}))
-    tiers = parts.evaluation.settings.get("config", {}).get("answers", {}) if parts.evaluation else {}
-    for tier, path in tiers.items():
-        if parts.evaluation and tier in parts.evaluation.facts.get("figures", {}) and store.exists(f"{path}/receipt.json"):
-            known[_by(load_receipt(store, "precompute", path))] = figures_of(parts.evaluation.facts, tier)
+    sources = parts.evaluation.settings.get("config", {}).get("answers", {}) if parts.evaluation else {}
+    for source, path in sources.items():
+        if parts.evaluation and source in parts.evaluation.facts.get("figures", {}) and store.exists(f"{path}/receipt.json"):
+            known[_by(load_receipt(store, "precompute", path))] = figures_of(parts.evaluation.facts, source)
     known |= {proof.candidate: proof.figures for proof in parts.proofs if proof.figures}
     if parts.student is not None:
-        yield "live", known.get(parts.student.path) or three_figures(None, None, {}, taught[0].metrics if taught else {})
+        yield "realtime_student", known.get(parts.student.path) or three_figures(None, None, {}, taught[0].metrics if taught else {})
     for number, name in enumerate(dict.fromkeys(map(_by, batch))):
-        yield f"batch{number + 1 if number else ''}", known[name]
+        yield f"batch_student{number + 1 if number else ''}", known[name]
 
 
 def _by(receipt: Receipt) -> str:
@@ -310,25 +310,25 @@ def _by(receipt: Receipt) -> str:
     return str(receipt.facts.get("model", {}).get("name") or receipt.path)
 
 
-def _coverage(station: Station, parts: _Parts, built: Built) -> float | None:
+def _coverage(stage: Stage, parts: _Parts, built: Built) -> float | None:
     """Share of the log's events before the cut, counted in the log itself; None when no log is in the answers' lineage."""
-    logs = {receipt.fingerprint: receipt for found in parts.answers for receipt in _ancestors(station.store, found.inputs, "ingest")}
+    logs = {receipt.fingerprint: receipt for found in parts.answers for receipt in _ancestors(stage.store, found.inputs, "ingest")}
     if len(logs) != 1:
-        station.note(f"coverage is not known: {len(logs)} logs in the answers' lineage")
+        stage.note(f"coverage is not known: {len(logs)} logs in the answers' lineage")
         return None
     (log,) = logs.values()
-    return coverage(built.prefixes, stream_table(station.store, log.output("queries"), ["query_key", "count"]))
+    return coverage(built.prefixes, stream_table(stage.store, log.output("queries"), ["query_key", "count"]))
 
 
-def _ancestors(store: Storage, inputs: Mapping[str, str], stage: str, depth: int = 6) -> Iterator[Receipt]:
-    """Receipts of `stage` that are reached through `inputs`, the nearest on each way."""
+def _ancestors(store: Storage, inputs: Mapping[str, str], kind: str, depth: int = 6) -> Iterator[Receipt]:
+    """Receipts of stage `kind` that are reached through `inputs`, the nearest on each way."""
     for path in sorted(set(inputs.values())):
         if depth and path.count("/") == 1 and store.exists(f"{path}/receipt.json"):
             receipt = load_receipt(store, path.partition("/")[0], path)
-            if receipt.stage == stage:
+            if receipt.stage == kind:
                 yield receipt
             else:
-                yield from _ancestors(store, receipt.inputs, stage, depth - 1)
+                yield from _ancestors(store, receipt.inputs, kind, depth - 1)
 
 
 def _ref(store: Storage, path: str) -> FileRef:

@@ -1,6 +1,6 @@
-"""Replay: later traffic against a running server; what people would have met.
+"""Replay: holdout traffic against a running server; what people would have met.
 
-    later (ingest) -> events drawn as they occurred -> HTTP -> requests (one row each), shares, latency, quality where there is gold
+    holdout (ingest) -> events drawn as they occurred -> HTTP -> requests (one row each), shares, latency, quality of labelled queries
 
 Latency is what a caller sees, its own client included. The running release is part of the receipt's fingerprint: the
 same release and settings are not measured twice. Knows nothing of how the server works inside.
@@ -32,11 +32,11 @@ from headtail.core.receipt import LATEST, FileRef, Receipt
 from headtail.core.rows import KEY, Source
 from headtail.core.score import Counts, f1
 from headtail.core.task import Task, load_task
-from headtail.stages.base import Station, run_once
+from headtail.stages.base import Stage, run_once
 
-PATHS = ("cache", "live", "fallback")
+PATHS = ("cache", "realtime", "fallback")
 
-# One request. `source`: teacher | student | fallback, empty on an error. `status`: HTTP, 0 when there was no reply.
+# One request. `source`: the answer source, empty on an error. `status`: HTTP, 0 when there was no reply.
 REQUESTS = pa.schema(
     [
         ("query_key", KEY),
@@ -56,18 +56,18 @@ class Config(StageConfig):
     """What is sent where."""
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped example: how answers are scored")
-    log: str = Field(LATEST, description="ingest receipt whose later traffic is sent")
-    plan: str = Field(LATEST, description="plan receipt: which queries have gold, and their strata")
+    log: str = Field(LATEST, description="ingest receipt whose holdout traffic is sent")
+    plan: str = Field(LATEST, description="plan receipt: which queries have human labels, and their strata")
     url: str = execution("http://127.0.0.1:8000", "the server; not part of the fingerprint: the release is", pattern=r"^https?://.+")
     release: str = Field("", description="release that the server must serve; empty: whichever it serves")
-    requests: int = Field(2000, ge=1, description="events drawn from later traffic, each at most once; all of them when there are fewer")
+    requests: int = Field(2000, ge=1, description="events drawn from holdout traffic, each at most once; all of them when there are fewer")
     concurrency: int = Field(8, ge=1, le=1024, description="requests in flight")
     timeout_s: float = Field(10.0, gt=0, description="seconds after which a request counts as an error")
     seed: int = Field(0, ge=0, description="of the draw")
 
 
 class Event(NamedTuple):
-    """One event of later traffic."""
+    """One event of holdout traffic."""
 
     query_key: bytes
     query: str
@@ -89,10 +89,10 @@ class Met(NamedTuple):
 
     @property
     def path(self) -> str:
-        """cache, live, fallback or errors."""
+        """cache, realtime, fallback or errors."""
         if self.status != 200:
             return "errors"
-        return "cache" if self.cached else "fallback" if self.source == Source.FALLBACK else "live"
+        return "cache" if self.cached else "fallback" if self.source == Source.FALLBACK else "realtime"
 
 
 def run(config: Config) -> Receipt:
@@ -103,20 +103,20 @@ def run(config: Config) -> Receipt:
         fix = "serve that release (--set release=...), or leave this field empty"
         raise ConfigError("the server serves another release", where="release", value=f"asked {config.release}, found {release}", fix=fix)
 
-    def work(station: Station, log: Receipt, plan: Receipt, task: Task) -> None:
+    def work(stage: Stage, log: Receipt, plan: Receipt, task: Task) -> None:
         if served["task"] != task.name:
             raise ConfigError("the server serves another task", where="task", value=f"{served['task']}, not {task.name}")
-        events = draw(station.store, log, config.requests, config.seed)
+        events = draw(stage.store, log, config.requests, config.seed)
         began = time.monotonic()
         with bar("replay", len(events), "requests") as shown:
             met = asyncio.run(send(config, events, shown.advance))
         seconds = time.monotonic() - began
-        _record(station, task, met, seconds, gold_of(station.store, plan, events))
-        kept = ("id", "generation", "student", "coverage", "rows", "live")
-        station.facts = {"server": {name: served.get(name) for name in kept}, "url": config.url}
+        _record(stage, task, met, seconds, labels_of(stage.store, plan, events))
+        kept = ("id", "snapshot", "student", "coverage", "rows", "realtime")
+        stage.facts = {"server": {name: served.get(name) for name in kept}, "url": config.url}
         others = {m.release for m in met if m.release} - {release}
         if others:
-            station.note(f"the release moved during the replay: some answers are of {', '.join(sorted(others))}")
+            stage.note(f"the release moved during the replay: some answers are of {', '.join(sorted(others))}")
 
     return _once(config.model_copy(update={"release": release}), work)
 
@@ -137,12 +137,12 @@ class _Missing(Exception):
     """Nothing was found; never leaves `find`."""
 
 
-def _once(config: Config, work: Callable[[Station, Receipt, Receipt, Task], None]) -> Receipt:
+def _once(config: Config, work: Callable[[Stage, Receipt, Receipt, Task], None]) -> Receipt:
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     log, plan = load_receipt(store, "ingest", config.log), load_receipt(store, "plan", config.plan)
     replaces = {"task": task.name, "log": log.path, "plan": plan.path}
     return run_once(
-        "replay", config, lambda station: work(station, log, plan, task), inputs={"log": log, "plan": plan}, task=task, replaces=replaces
+        "replay", config, lambda stage: work(stage, log, plan, task), inputs={"log": log, "plan": plan}, task=task, replaces=replaces
     )
 
 
@@ -162,26 +162,26 @@ def about(url: str, timeout_s: float) -> dict[str, Any]:
 
 
 def draw(store: Storage, log: Receipt, requests: int, seed: int) -> list[Event]:
-    """Events of later traffic in random order, none twice: a query that came 50 times is 50 events."""
-    later = log.output("later")
-    counts = [np.asarray(batch.column("count"), dtype=np.int64) for batch in stream_table(store, later, ["count"])]
+    """Events of holdout traffic in random order, none twice: a query that came 50 times is 50 events."""
+    holdout = log.output("holdout")
+    counts = [np.asarray(batch.column("count"), dtype=np.int64) for batch in stream_table(store, holdout, ["count"])]
     ends = np.cumsum(np.concatenate(counts)) if counts else np.zeros(0, np.int64)
     total = int(ends[-1]) if len(ends) else 0
     if not total:
         raise InputError(
-            "the log has no later traffic to replay", where=later.path, fix="ingest with later_days of at least 1, or a later_share"
+            "the log has no holdout traffic to replay", where=holdout.path, fix="ingest with holdout_days of at least 1, or a holdout_share"
         )
     chosen = np.random.default_rng(seed).choice(total, size=min(requests, total), replace=False)
     rows = np.searchsorted(ends, chosen, side="right")
-    found = _rows(store, later, np.unique(rows))
+    found = _rows(store, holdout, np.unique(rows))
     return [found[int(row)] for row in rows]
 
 
-def _rows(store: Storage, later: FileRef, wanted: npt.NDArray[np.int64]) -> dict[int, Event]:
-    """The rows of `later` with these numbers (ascending)."""
+def _rows(store: Storage, holdout: FileRef, wanted: npt.NDArray[np.int64]) -> dict[int, Event]:
+    """The rows of `holdout` with these numbers (ascending)."""
     found: dict[int, Event] = {}
     start = 0
-    for batch in stream_table(store, later, ["query_key", "query", "seen"]):
+    for batch in stream_table(store, holdout, ["query_key", "query", "seen"]):
         low, high = np.searchsorted(wanted, [start, start + batch.num_rows])
         mine = wanted[low:high]
         picked = batch.take(pa.array(mine - start)).to_pylist()
@@ -221,17 +221,17 @@ async def _send_one(client: httpx.AsyncClient, event: Event) -> Met:
         return Met(event, 0, (time.perf_counter() - started) * 1000, reason=f"{type(error).__name__}: {error}"[:200])
 
 
-def gold_of(store: Storage, plan: Receipt, events: Sequence[Event]) -> dict[bytes, Any]:
+def labels_of(store: Storage, plan: Receipt, events: Sequence[Event]) -> dict[bytes, Any]:
     """People's answers to the replayed queries, by query_key."""
     keys = {event.query_key for event in events}
-    pieces = stream_table(store, plan.output("gold"), ["query_key", "answer"])
+    pieces = stream_table(store, plan.output("human_labels"), ["query_key", "answer"])
     rows = (row for piece in pieces for row in piece.to_pylist())
     return {row["query_key"]: json.loads(row["answer"]) for row in rows if row["query_key"] in keys}
 
 
-def quality(task: Task, met: Sequence[Met], gold: Mapping[bytes, Any]) -> tuple[float | None, int]:
-    """(micro-F1, requests) over replayed requests that have gold; each request counts, an error is an answer missed."""
-    scored: list[Counts] = [task.score(gold[m.event.query_key], m.answer) for m in met if m.event.query_key in gold]
+def quality(task: Task, met: Sequence[Met], labels: Mapping[bytes, Any]) -> tuple[float | None, int]:
+    """(micro-F1, requests) over replayed requests that have human labels; each request counts, an error is an answer missed."""
+    scored: list[Counts] = [task.score(labels[m.event.query_key], m.answer) for m in met if m.event.query_key in labels]
     return (f1(scored) if scored else None), len(scored)
 
 
@@ -242,7 +242,7 @@ def figures(met: Sequence[Met], seconds: float) -> dict[str, float]:
         "requests": float(total),
         "errors": float(paths["errors"]),
         "cache_hit_share": paths["cache"] / total,
-        "live_share": paths["live"] / total,
+        "realtime_share": paths["realtime"] / total,
         "fallback_share": paths["fallback"] / total,
         "degraded_share": sum(m.degraded for m in met) / total,
         "requests_per_s": total / seconds if seconds else 0.0,
@@ -255,24 +255,24 @@ def figures(met: Sequence[Met], seconds: float) -> dict[str, float]:
     return found
 
 
-def _record(station: Station, task: Task, met: Sequence[Met], seconds: float, gold: Mapping[bytes, Any]) -> None:
+def _record(stage: Stage, task: Task, met: Sequence[Met], seconds: float, labels: Mapping[bytes, Any]) -> None:
     paths = Counter(m.path for m in met)
     if paths["errors"] == len(met):
         raise HeadtailError("every request failed", where="url", value=met[0].reason, fix="look at the server's log")
-    station.rows = {"requests": len(met), **{name: paths[name] for name in ("errors", *PATHS)}}
+    stage.rows = {"requests": len(met), **{name: paths[name] for name in ("errors", *PATHS)}}
     if sum(paths.values()) != len(met):
         raise LedgerError("requests do not add up", value=dict(paths))
-    station.metrics = figures(met, seconds)
-    value, judged = quality(task, met, gold)
-    station.metrics["quality_requests"] = float(judged)
+    stage.metrics = figures(met, seconds)
+    value, judged = quality(task, met, labels)
+    stage.metrics["quality_requests"] = float(judged)
     if value is not None:
-        station.metrics["quality"] = value
-        station.note(f"quality is over the {judged:,} of {len(met):,} requests whose query has gold, as often as people sent them")
+        stage.metrics["quality"] = value
+        stage.note(f"quality is over the {judged:,} of {len(met):,} requests whose query has human labels, as often as people sent them")
     for reason, count in Counter(m.reason for m in met if m.path == "errors").most_common(3):
-        station.note(f"{count} requests failed: {reason}")
-    station.table("requests", _table(met))
+        stage.note(f"{count} requests failed: {reason}")
+    stage.table("requests", _table(met))
     taken = {name: [m.latency_ms for m in met if m.path == name] for name in PATHS}
-    station.figure("latency", charts.latency(taken))
+    stage.figure("latency", charts.latency(taken))
 
 
 def _table(met: Sequence[Met]) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Ablation: what curation is worth, by training a student on each kind of golden set and judging all of them on the same gold.
+"""Ablation: what curation is worth, by training a student on each kind of training set and judging all of them on the same human labels.
 
     raw          the teacher's answers as they are
     reviewed     raw, with people's decisions before the teacher's answers
@@ -6,7 +6,7 @@
     relabelled   filtered, with people's decisions
     human        people's answers alone, when there are any to train on
 
-In: a teacher's answers, gold, and the stages' own configs. Out: a table (variant x stratum) of quality with intervals, and each
+In: a teacher's answers, human labels, and the stages' own configs. Out: a table (variant x stratum) of quality with intervals, and each
 variant's paired difference from the first. Runs curate, distill, precompute and evaluate; decides nothing that they could decide.
 """
 
@@ -28,24 +28,24 @@ from headtail.core.receipt import Receipt
 from headtail.core.rows import ALL, STRATA
 from headtail.core.task import load_task
 from headtail.stages import curate, distill, evaluate, precompute
-from headtail.stages.base import Station, run_once
+from headtail.stages.base import Stage, run_once
 from headtail.stages.curate import Config as CurateConfig
 from headtail.stages.curate import Suspicion
 from headtail.stages.distill import Config as DistillConfig
 from headtail.stages.evaluate import Config as EvaluateConfig
-from headtail.stages.evaluate.scoring import by_tier, minus
+from headtail.stages.evaluate.scoring import by_source, minus
 from headtail.stages.precompute import Config as PrecomputeConfig
 
 Variant = Literal["raw", "reviewed", "filtered", "relabelled", "human"]
 HUMAN = "human"
 UNFILTERED, PEOPLES = ("raw", "reviewed"), ("reviewed", "relabelled")
 
-# One variant's student on one slice of the gold. `difference`: minus the first variant on the same rows, null for the first itself.
+# One variant's student on one slice of the human labels. `difference`: minus the first variant on the same rows, null for the first itself.
 ABLATION = pa.schema(
     [
         ("variant", pa.string()),
         ("stratum", pa.string()),
-        ("trained_on", pa.int64()),  # golden rows
+        ("trained_on", pa.int64()),  # training rows
         ("by_people", pa.int64()),  # of them
         ("n", pa.int64()),
         ("quality", pa.float64()),
@@ -63,9 +63,9 @@ class Config(StageConfig):
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped example")
     answers: str = Field("precompute", description="precompute receipt ref of the teacher's answers")
-    gold: str = Field("plan:gold", description="table ref of the gold rows that judge every variant")
+    labels: str = Field("plan:human_labels", description="table ref of the labelled rows that judge every variant")
     human: str = Field(
-        "", description="table ref of people's answers to train on, such as ingest:gold_train; empty leaves that variant out"
+        "", description="table ref of people's answers to train on, such as ingest:human_labels_train; empty leaves that variant out"
     )
     variants: tuple[Variant, ...] = Field(
         ("raw", "reviewed", "filtered", "relabelled", "human"), min_length=2, description="the first is compared with"
@@ -74,7 +74,7 @@ class Config(StageConfig):
         CurateConfig(suspicion=Suspicion(drop_above=0.5)), description="of filtered and relabelled; raw and reviewed turn every filter off"
     )
     distill: DistillConfig = Field(DistillConfig(), description="the same for every variant")
-    precompute: PrecomputeConfig = Field(PrecomputeConfig(), description="how the students answer the gold queries")
+    precompute: PrecomputeConfig = Field(PrecomputeConfig(), description="how the students answer the labelled queries")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="intervals")
 
 
@@ -85,45 +85,45 @@ def run(config: Config) -> Receipt:
     if len(variants) < 2:
         raise ConfigError("an ablation needs two variants", where="variants", value=variants, fix="name people's answers in `human`")
     config = _resolved(config, store)
-    golden: dict[str, tuple[Receipt, str]] = {}
+    training_set: dict[str, tuple[Receipt, str]] = {}
     answered: dict[str, str] = {}
     for name in variants:
-        golden[name] = load_ref(store, config.human) if name == HUMAN else (_curated(config, name), "golden")
-        where, output = golden[name]
+        training_set[name] = load_ref(store, config.human) if name == HUMAN else (_curated(config, name), "training_set")
+        where, output = training_set[name]
         say(f"ablate       {name}: a student from {where.outputs[output].rows or 0:,} rows")
-        sets = (distill.TrainingSet(task=config.task, golden=f"{where.path}:{output}"),)
-        student = distill.run(config.distill.at(config, config.tracking, sets=sets, gold=(config.gold,)))
+        sets = (distill.TrainingSet(task=config.task, training_set=f"{where.path}:{output}"),)
+        student = distill.run(config.distill.at(config, config.tracking, sets=sets, labels=(config.labels,)))
         model = config.precompute.model.model_copy(update={"model": student.path})
-        asked = {"task": config.task, "inputs": (config.gold,), "source": "student", "model": model}
+        asked = {"task": config.task, "inputs": (config.labels,), "source": "batch_student", "model": model}
         answered[name] = precompute.run(config.precompute.at(config, config.tracking, **asked)).path
-    quality = evaluate.run(config.evaluate.at(config, config.tracking, task=config.task, gold=config.gold, answers=answered))
+    quality = evaluate.run(config.evaluate.at(config, config.tracking, task=config.task, labels=config.labels, answers=answered))
 
-    def work(station: Station) -> None:
-        trained = {name: _rows(*found) for name, found in golden.items()}
+    def work(stage: Stage) -> None:
+        trained = {name: _rows(*found) for name, found in training_set.items()}
         made = pa.Table.from_pylist(
             list(lines(output_table(store, quality, "rows"), output_table(store, quality, "quality"), trained, config)), schema=ABLATION
         )
-        station.table("ablation", made)
-        station.facts["ablation"] = shown = made.to_pylist()
-        station.rows |= {f"golden.{name}": count for name, (count, _) in trained.items()}
+        stage.table("ablation", made)
+        stage.facts["ablation"] = shown = made.to_pylist()
+        stage.rows |= {f"training_set.{name}": count for name, (count, _) in trained.items()}
         for line in shown:
-            station.metrics |= {
+            stage.metrics |= {
                 f"{key}/{line['variant']}/{line['stratum']}": line[key] for key in ("quality", "difference") if line[key] is not None
             }
         points = [charts.Point(x["variant"], x["stratum"], x["quality"], x["low"], x["high"], x["n"]) for x in shown]
-        station.figure("ablation", charts.quality(points, confidence=config.evaluate.confidence))
-        station.note("one training run each: a difference within a run's own luck (seed) is not told apart from one of the data")
+        stage.figure("ablation", charts.quality(points, confidence=config.evaluate.confidence))
+        stage.note("one training run each: a difference within a run's own luck (seed) is not told apart from one of the data")
 
-    refs = {"answers": config.answers, "gold": config.gold, "human": config.human, "task": task.name}
+    refs = {"answers": config.answers, "labels": config.labels, "human": config.human, "task": task.name}
     groups: dict[str, Any] = {name: {} for name in ("curate", "distill", "precompute", "evaluate")}
-    inputs = {"evaluation": quality, **{name: found for name, (found, _) in golden.items()}}
+    inputs = {"evaluation": quality, **{name: found for name, (found, _) in training_set.items()}}
     return run_once("ablate", config, work, inputs=inputs, task=task, replaces={**refs, **groups, "variants": variants})
 
 
 def _resolved(config: Config, store: Storage) -> Config:
     """References by fingerprint: students' answers are made on the way, and `latest` would be theirs."""
     named = {}
-    for name in ("gold", "human"):
+    for name in ("labels", "human"):
         if ref := getattr(config, name):
             receipt, output = load_ref(store, ref)
             named[name] = f"{receipt.path}:{output}"
@@ -131,9 +131,9 @@ def _resolved(config: Config, store: Storage) -> Config:
 
 
 def lines(rows: pa.Table, quality: pa.Table, trained: dict[str, tuple[int, int]], config: Config) -> Iterator[dict[str, Any]]:
-    """ABLATION rows: strata that have gold, and all of it, for each variant."""
-    scored = {found.tier: found for found in by_tier(rows)}
-    figures = {(line["tier"], line["stratum"]): line for line in quality.to_pylist()}
+    """ABLATION rows: strata that have human labels, and all of them, for each variant."""
+    scored = {found.source: found for found in by_source(rows)}
+    figures = {(line["source"], line["stratum"]): line for line in quality.to_pylist()}
     base = scored[next(iter(trained))]
     for name, (count, people) in trained.items():
         for stratum in (*STRATA, ALL):
@@ -149,7 +149,7 @@ def lines(rows: pa.Table, quality: pa.Table, trained: dict[str, tuple[int, int]]
 
 
 def _curated(config: Config, variant: str) -> Receipt:
-    changes: dict[str, Any] = {"task": config.task, "answers": config.answers, "gold": config.gold, "reviews": variant in PEOPLES}
+    changes: dict[str, Any] = {"task": config.task, "answers": config.answers, "labels": config.labels, "reviews": variant in PEOPLES}
     if variant in UNFILTERED:
         changes |= {"min_confidence": 0.0, "suspicion": config.curate.suspicion.model_copy(update={"drop_above": 1.0})}
     return curate.run(config.curate.at(config, config.tracking, **changes))
@@ -158,4 +158,4 @@ def _curated(config: Config, variant: str) -> Receipt:
 def _rows(receipt: Receipt, output: str) -> tuple[int, int]:
     """(rows, those that people answered)."""
     count = receipt.outputs[output].rows or 0
-    return count, receipt.rows.get("golden.human", 0) if receipt.stage == "curate" else count
+    return count, receipt.rows.get("training_set.human", 0) if receipt.stage == "curate" else count

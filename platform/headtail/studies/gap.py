@@ -1,8 +1,8 @@
-"""Gap: what side inputs are worth to a model, and what it loses where there are none, as in live tail traffic.
+"""Gap: what side inputs are worth to a model, and what it loses where there are none, as in live traffic.
 
-    gold rows that have side inputs -> asked with them, asked without -> quality of each, on the same rows, by stratum
+    labelled rows that have side inputs -> asked with them, asked without -> quality of each, on the same rows, by stratum
 
-In: gold, a teacher, perhaps a student. Out: a table (model x shown or not x stratum) with intervals and paired differences, and
+In: human labels, a teacher, perhaps a student. Out: a table (model x shown or not x stratum) with intervals and paired differences, and
 a verdict for each model. Runs precompute and evaluate; decides nothing that they could decide. Rows without side inputs are
 asked alike both times and say nothing of the gap, so they are left out of every figure here.
 """
@@ -28,19 +28,19 @@ from headtail.core.rows import ALL, SMALL, STRATA, Source
 from headtail.core.task import load_task
 from headtail.engines import ModelConfig
 from headtail.stages import evaluate, precompute
-from headtail.stages.base import Station, run_once
+from headtail.stages.base import Stage, run_once
 from headtail.stages.distill.rows import with_side
 from headtail.stages.evaluate import Config as EvaluateConfig
-from headtail.stages.evaluate.scoring import Scored, Sureness, by_tier, minus, plain, quality_of
+from headtail.stages.evaluate.scoring import Scored, Sureness, by_source, minus, plain, quality_of
 from headtail.stages.precompute import Config as PrecomputeConfig
 
-# One model on one slice of the gold rows that have side inputs, asked with them (`shown`) or without.
+# One model on one slice of the labelled rows that have side inputs, asked with them (`shown`) or without.
 GAP = pa.schema(
     [
         ("model", pa.string()),  # teacher | student
         ("shown", pa.bool_()),
         ("stratum", pa.string()),
-        ("gold", pa.int64()),  # gold rows of the stratum
+        ("labelled", pa.int64()),  # labelled rows of the stratum
         ("n", pa.int64()),  # of them, those with side inputs: what the figures rest on
         ("quality", pa.float64()),
         ("low", pa.float64()),
@@ -59,7 +59,7 @@ class Config(StageConfig):
     """Who is asked, and on what. Root, task, references and tracking of the groups are filled in."""
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped example; it must have side inputs")
-    gold: str = Field("plan:gold", description="table ref of the gold rows; those that have side inputs are judged")
+    labels: str = Field("plan:human_labels", description="table ref of the labelled rows; those that have side inputs are judged")
     teacher: ModelConfig = Field(ModelConfig(), description="the model that answers the head")
     student: ModelConfig | None = Field(None, description="a student, such as {model: distill/ab12}; null leaves it out")
     precompute: PrecomputeConfig = Field(PrecomputeConfig(), description="how both are asked; the models are those above")
@@ -67,79 +67,79 @@ class Config(StageConfig):
 
 
 def run(config: Config) -> Receipt:
-    """Ask, judge and compare once. ConfigError when the task has no side inputs, InputError when no gold row has any."""
+    """Ask, judge and compare once. ConfigError when the task has no side inputs, InputError when no labelled row has any."""
     store, task = open_storage(config.root), load_task(config.task, config.allow_task_code)
     if not task.side_inputs:
         raise ConfigError("this task has no side inputs", where="task", value=task.name, fix="there is no gap to measure")
-    source, name = load_ref(store, config.gold)
-    gold, ref = output_table(store, source, name), f"{source.path}:{name}"
-    keys = gold.filter(pa.array(with_side(gold, task)))["query_key"].combine_chunks()
+    planned, name = load_ref(store, config.labels)
+    labels, ref = output_table(store, planned, name), f"{planned.path}:{name}"
+    keys = labels.filter(pa.array(with_side(labels, task)))["query_key"].combine_chunks()
     if not len(keys):
         fix = f"have people answer queries that have {', '.join(task.side_inputs)}: most often those of the head"
-        raise InputError("no gold row has side inputs", where=ref, value=f"{gold.num_rows:,} rows", fix=fix)
+        raise InputError("no labelled row has side inputs", where=ref, value=f"{labels.num_rows:,} rows", fix=fix)
     answered: dict[str, Receipt] = {}
     for model, found in _models(config).items():
         for shown in (True, False):
-            say(f"gap          {model} {'with' if shown else 'without'} side inputs: {gold.num_rows:,} gold rows, {len(keys):,} have any")
+            say(f"gap          {model} {'with' if shown else 'without'} side inputs: {labels.num_rows:,} labelled, {len(keys):,} have any")
             asked = {"task": config.task, "inputs": (ref,), "source": model, "model": found, "side_inputs": shown}
-            answered[tier_of(model, shown)] = precompute.run(config.precompute.at(config, config.tracking, **asked))
-    paths = {tier: receipt.path for tier, receipt in answered.items()}
-    quality = evaluate.run(config.evaluate.at(config, config.tracking, task=config.task, gold=ref, answers=paths))
+            answered[source_of(model, shown)] = precompute.run(config.precompute.at(config, config.tracking, **asked))
+    paths = {source: receipt.path for source, receipt in answered.items()}
+    quality = evaluate.run(config.evaluate.at(config, config.tracking, task=config.task, labels=ref, answers=paths))
 
-    def work(station: Station) -> None:
+    def work(stage: Stage) -> None:
         made = list(lines(output_table(store, quality, "rows"), keys, list(_models(config)), config.evaluate.sure))
-        moved = {model: _asked_otherwise(store, keys, answered[model], answered[tier_of(model, False)]) for model in _models(config)}
-        station.rows |= {"gold": gold.num_rows, "with_side_inputs": len(keys)}
-        station.rows |= {f"asked_otherwise.{model}": count for model, count in moved.items()}
-        _write(station, pa.Table.from_pylist(made, schema=GAP), moved, config.evaluate.confidence)
+        moved = {model: _asked_otherwise(store, keys, answered[model], answered[source_of(model, False)]) for model in _models(config)}
+        stage.rows |= {"human_labels": labels.num_rows, "with_side_inputs": len(keys)}
+        stage.rows |= {f"asked_otherwise.{model}": count for model, count in moved.items()}
+        _write(stage, pa.Table.from_pylist(made, schema=GAP), moved, config.evaluate.confidence)
 
     groups: dict[str, Any] = {"teacher": {}, "student": {}, "precompute": {}, "evaluate": {}}
     inputs: dict[str, Any] = {"evaluation": quality, **answered}
-    return run_once("gap", config, work, inputs=inputs, task=task, replaces={"task": task.name, "gold": ref, **groups})
+    return run_once("gap", config, work, inputs=inputs, task=task, replaces={"task": task.name, "labels": ref, **groups})
 
 
-def _write(station: Station, table: pa.Table, moved: Mapping[str, int], confidence: float) -> None:
-    station.table("gap", table)
+def _write(stage: Stage, table: pa.Table, moved: Mapping[str, int], confidence: float) -> None:
+    stage.table("gap", table)
     shown = table.to_pylist()
-    station.facts |= {"gap": shown, "verdicts": verdicts(shown, moved), "real": real(shown)}
-    for text in station.facts["verdicts"].values():
+    stage.facts |= {"gap": shown, "verdicts": verdicts(shown, moved), "real": real(shown)}
+    for text in stage.facts["verdicts"].values():
         say(f"gap          {text}")
     for line in shown:
-        where = f"{tier_of(line['model'], line['shown'])}/{line['stratum']}"
-        station.metrics |= {f"{key}/{where}": line[key] for key in ("quality", "difference", "effect") if line[key] is not None}
+        where = f"{source_of(line['model'], line['shown'])}/{line['stratum']}"
+        stage.metrics |= {f"{key}/{where}": line[key] for key in ("quality", "difference", "effect") if line[key] is not None}
     for text in remarks(shown):
-        station.note(text)
+        stage.note(text)
     known = [line for line in shown if line["quality"] is not None]
     points = [
         charts.Point(_label(x["model"], x["shown"]), x["stratum"], *(x[key] for key in ("quality", "low", "high", "n"))) for x in known
     ]
-    station.figure("gap", charts.quality(points, confidence=confidence))
+    stage.figure("gap", charts.quality(points, confidence=confidence))
 
 
-def tier_of(model: str, shown: bool) -> str:
-    """The name of a tier in the evaluation."""
+def source_of(model: str, shown: bool) -> str:
+    """The name of an answer source in the evaluation."""
     return model if shown else f"{model}_without"
 
 
 def lines(rows: pa.Table, keys: pa.Array, models: Sequence[str], sure: Sureness) -> Iterator[dict[str, Any]]:
-    """GAP rows from an evaluation's SCORED rows, over the gold rows `keys` alone: strata that have any, then all."""
-    whole = by_tier(rows)[0]
-    scored = {found.tier: found for found in by_tier(rows.filter(pc.is_in(rows["query_key"], value_set=keys)))}
-    first = scored[tier_of(models[0], True)]
+    """GAP rows from an evaluation's SCORED rows, over the labelled rows `keys` alone: strata that have any, then all."""
+    whole = by_source(rows)[0]
+    scored = {found.source: found for found in by_source(rows.filter(pc.is_in(rows["query_key"], value_set=keys)))}
+    first = scored[source_of(models[0], True)]
     for model in models:
         for shown in (True, False):
-            mine = scored[tier_of(model, shown)]
+            mine = scored[source_of(model, shown)]
             for stratum in (*STRATA, ALL):
                 n = int(mine.where(stratum).sum())
                 if not n:
                     continue
                 found = plain(quality_of(mine, stratum, sure))
-                line = {"model": model, "shown": shown, "stratum": stratum, "gold": int(whole.where(stratum).sum()), "n": n}
+                line = {"model": model, "shown": shown, "stratum": stratum, "labelled": int(whole.where(stratum).sum()), "n": n}
                 line |= {"quality": found["value"], "low": found["low"], "high": found["high"]}
                 if mine is not first:
                     line |= _minus("difference", mine, first, stratum, sure)
                 if not shown:
-                    line |= _minus("effect", mine, scored[tier_of(model, True)], stratum, sure)
+                    line |= _minus("effect", mine, scored[source_of(model, True)], stratum, sure)
                 yield line
 
 
@@ -181,11 +181,11 @@ def remarks(shown: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What a reader should know before trusting the figures."""
     first = [line for line in shown if (line["model"], line["shown"]) == (shown[0]["model"], True)]
     if unknown := [name for name in STRATA if name not in {line["stratum"] for line in first}]:
-        yield f"{', '.join(unknown)}: no gold row has side inputs, so nothing is known of them"
+        yield f"{', '.join(unknown)}: no labelled row has side inputs, so nothing is known of them"
     for line in first:
         if line["n"] < SMALL:
-            yield f"{line['stratum']}: only {line['n']} gold rows have side inputs; its intervals are wide"
-    if real(shown).get(Source.STUDENT):
+            yield f"{line['stratum']}: only {line['n']} labelled rows have side inputs; its intervals are wide"
+    if real(shown).get(Source.BATCH_STUDENT):
         yield "the student leans on side inputs that live traffic lacks: distil with two_stage=true, and measure again"
 
 
@@ -199,7 +199,7 @@ def _asked_otherwise(store: Storage, keys: pa.Array, shown: Receipt, without: Re
 
 
 def _models(config: Config) -> dict[str, ModelConfig]:
-    return {str(Source.TEACHER): config.teacher, **({str(Source.STUDENT): config.student} if config.student else {})}
+    return {str(Source.TEACHER): config.teacher, **({str(Source.BATCH_STUDENT): config.student} if config.student else {})}
 
 
 def _label(model: str, shown: bool) -> str:

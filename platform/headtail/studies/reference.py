@@ -1,7 +1,7 @@
-"""The shipped models, made again from nothing: the stand-in teacher and the students' base.
+"""The shipped models, made again from nothing: the placeholder teacher and the students' base.
 
-In: the example world (other seeds than the quickstart's). Out: two Hugging Face folders with model cards, and the
-teacher's measured quality on gold it has not seen. The teacher learns the two product tasks; the base learns three
+In: the example data (other seeds than the quickstart's). Out: two Hugging Face folders with model cards, and the
+teacher's measured quality on labelled queries it has not seen. The teacher learns the two product tasks; the base learns three
 neighbouring ones (correction, chunking, coarse tags), so that a student still has to learn its task from the teacher.
 """
 
@@ -18,9 +18,9 @@ from headtail.core.receipt import Receipt
 from headtail.core.task import EXAMPLES, load_task
 from headtail.engines import ModelConfig
 from headtail.engines.models import SHIPPED
-from headtail.examples import world
+from headtail.examples import example_data
 from headtail.stages import distill, evaluate, ingest, plan, precompute
-from headtail.stages.base import Station, run_once
+from headtail.stages.base import Stage, run_once
 from headtail.stages.distill.base import Base, Shape
 
 TASKS = ("query_segmentation", "query_intent")
@@ -28,7 +28,7 @@ PRETRAINING = tuple(str(EXAMPLES.parent / "pretraining" / name) for name in ("qu
 
 
 _FROM_NOTHING = distill.Config(
-    gold=(), base=Base(shape=Shape()), lora=None, epochs=2, batch_rows=32, held_out_share=0.01, log_steps=200, checkpoint_steps=400
+    labels=(), base=Base(shape=Shape()), lora=None, epochs=2, batch_rows=32, held_out_share=0.01, log_steps=200, checkpoint_steps=400
 )
 _SMALL = Shape(hidden=128, layers=3, heads=2, feed_forward=384)
 
@@ -36,15 +36,15 @@ _SMALL = Shape(hidden=128, layers=3, heads=2, feed_forward=384)
 class Config(StageConfig):
     """How the two models are made. The defaults made the ones in this repository."""
 
-    teacher_world: world.Config = Field(
-        world.Config(events=10_000, days=2, seed=1, universe=200_000, train=80_000, avoid_gold_seed=7, label="teacher world"),
-        description="where the teacher's training rows come from; its training rows share no query with the quickstart's gold",
+    teacher_data: example_data.Config = Field(
+        example_data.Config(events=10_000, days=2, seed=1, universe=200_000, train=80_000, avoid_labels_seed=7, label="teacher data"),
+        description="where the teacher's training rows come from; its training rows share no query with the quickstart's human labels",
     )
     teacher: distill.Config = Field(_FROM_NOTHING, description="the teacher's training")
     teacher_rows: tuple[int, ...] = Field((0, 20_000), description="training rows of each task, segmentation and intent; 0 for all")
-    base_world: world.Config = Field(
-        world.Config(
-            events=10_000, days=2, seed=3, universe=200_000, train=30_000, avoid_gold_seed=7, tasks=PRETRAINING, label="base world"
+    base_data: example_data.Config = Field(
+        example_data.Config(
+            events=10_000, days=2, seed=3, universe=200_000, train=30_000, avoid_labels_seed=7, tasks=PRETRAINING, label="base data"
         ),
         description="where the base's training rows come from",
     )
@@ -52,34 +52,36 @@ class Config(StageConfig):
         _FROM_NOTHING.model_copy(update={"base": Base(shape=_SMALL), "learning_rate": 3e-3, "checkpoint_steps": 1000}),
         description="the base's training",
     )
-    gold_world: world.Config = Field(world.Config(events=20_000, label="gold world"), description="where the teacher is measured")
+    labels_data: example_data.Config = Field(
+        example_data.Config(events=20_000, label="labels data"), description="where the teacher is measured"
+    )
     into: str = execution(str(SHIPPED), "folder that receives teacher/ and student-base/")
 
 
 def run(config: Config) -> Receipt:
     """Train both, measure the teacher, write the folders and their cards."""
     common = {"root": config.root, "tracking": config.tracking}
-    teacher = _train(config.teacher_world, config.teacher, TASKS, config.teacher_rows, common)
-    base = _train(config.base_world, config.base, PRETRAINING, (0, 0, 0), common)
+    teacher = _train(config.teacher_data, config.teacher, TASKS, config.teacher_rows, common)
+    base = _train(config.base_data, config.base, PRETRAINING, (0, 0, 0), common)
     quality = {task: _measure(config, task, teacher, common) for task in TASKS}
 
-    def work(station: Station) -> None:
+    def work(stage: Stage) -> None:
         _copy(config, teacher, Path(config.into) / "teacher", teacher_card(teacher, quality))
         _copy(config, base, Path(config.into) / "student-base", base_card(base))
         for task, receipt in quality.items():
-            station.metrics |= {f"{task}/{key}": value for key, value in receipt.metrics.items() if key.startswith("quality/teacher")}
+            stage.metrics |= {f"{task}/{key}": value for key, value in receipt.metrics.items() if key.startswith("quality/teacher")}
 
     inputs = {"teacher": teacher, "base": base, **quality}
-    nested: dict[str, object] = {name: {} for name in ("teacher_world", "teacher", "base_world", "base", "gold_world")}
+    nested: dict[str, object] = {name: {} for name in ("teacher_data", "teacher", "base_data", "base", "labels_data")}
     return run_once("reference", config, work, inputs=inputs, replaces=nested)
 
 
 def _train(
-    made: world.Config, training: distill.Config, tasks: tuple[str, ...], rows: tuple[int, ...], common: dict[str, object]
+    made: example_data.Config, training: distill.Config, tasks: tuple[str, ...], rows: tuple[int, ...], common: dict[str, object]
 ) -> Receipt:
-    source = world.run(made.model_copy(update=common))
+    source = example_data.run(made.model_copy(update=common))
     sets = tuple(
-        distill.TrainingSet(task=task, golden=f"{source.path}:train_{load_task(task).name}", rows=n)
+        distill.TrainingSet(task=task, training_set=f"{source.path}:train_{load_task(task).name}", rows=n)
         for task, n in zip(tasks, rows, strict=True)
     )
     return distill.run(training.model_copy(update={**common, "sets": sets}))
@@ -87,17 +89,25 @@ def _train(
 
 def _measure(config: Config, task: str, teacher: Receipt, common: dict[str, object]) -> Receipt:
     store = open_storage(config.root)
-    made = world.run(config.gold_world.model_copy(update=common))
-    gold = store.uri(made.output(f"gold_{task}").path)
-    log = ingest.run(ingest.Config.model_validate({**common, "task": task, "log": store.uri(f"{made.path}/log"), "gold": gold}))
+    made = example_data.run(config.labels_data.model_copy(update=common))
+    labels = store.uri(made.output(f"human_labels_{task}").path)
+    log = ingest.run(ingest.Config.model_validate({**common, "task": task, "log": store.uri(f"{made.path}/log"), "labels": labels}))
     planned = plan.run(plan.Config.model_validate({**common, "task": task, "log": log.path}))
     answered = precompute.run(
         precompute.Config.model_validate(
-            {**common, "task": task, "inputs": (f"{planned.path}:gold",), "source": "teacher", "model": ModelConfig(model=teacher.path)}
+            {
+                **common,
+                "task": task,
+                "inputs": (f"{planned.path}:human_labels",),
+                "source": "teacher",
+                "model": ModelConfig(model=teacher.path),
+            }
         )
     )
     return evaluate.run(
-        evaluate.Config.model_validate({**common, "task": task, "gold": f"{planned.path}:gold", "answers": {"teacher": answered.path}})
+        evaluate.Config.model_validate(
+            {**common, "task": task, "labels": f"{planned.path}:human_labels", "answers": {"teacher": answered.path}}
+        )
     )
 
 
@@ -123,11 +133,11 @@ def teacher_card(made: Receipt, quality: dict[str, Receipt]) -> str:
     table = "\n".join(lines)
     return f"""# The reference teacher
 
-A stand-in for a strong LLM, so that the quickstart runs where no model hub can be reached. {_made(made, 1)}
-for the tasks query_segmentation and query_intent. It knows that world's vocabulary and nothing else: do not use it for
+A placeholder for a strong LLM, so that the quickstart runs where no model hub can be reached. {_made(made, 1)}
+for the tasks query_segmentation and query_intent. It knows the vocabulary of that data and nothing else: do not use it for
 anything real.
 
-Quality against the gold of the quickstart's world (seed 7); no query of that gold was in its training rows. Micro-F1 over
+Quality against the human labels of the quickstart's example data (seed 7); none of their queries was in its training rows. Micro-F1 over
 (text, label) for segmentation, accuracy for intent; 95 % bootstrap intervals.
 
 | task | stratum | quality | interval |
@@ -154,7 +164,7 @@ def _made(made: Receipt, seed: int) -> str:
     figures = made.metrics
     return (
         f"It is a Llama-type decoder of\n{figures['params'] / 1e6:.2f} M parameters (bf16), trained from random weights on "
-        f"{made.rows['golden']:,} rows of headtail's example world (seed {seed}) by\n`headtail reference`: "
+        f"{made.rows['training_set']:,} rows of headtail's example data (seed {seed}) by\n`headtail reference`: "
         f"{figures['train_seconds'] / 60:.0f} minutes on 2 CPU cores, held-out loss per answer token "
         f"{figures['eval_loss']:.4f}. It was made"
     )

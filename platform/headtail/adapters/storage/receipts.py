@@ -12,7 +12,7 @@ from headtail.adapters.storage.base import Storage
 from headtail.adapters.storage.tables import read_record, read_table, read_text
 from headtail.core.errors import InputError, StorageError
 from headtail.core.paths import store_path
-from headtail.core.receipt import LATEST, Receipt, receipt_path
+from headtail.core.receipt import FORMAT, LATEST, Receipt, receipt_path
 
 
 def load_receipt(store: Storage, stage: str, ref: str = LATEST) -> Receipt:
@@ -35,7 +35,7 @@ def load_receipt(store: Storage, stage: str, ref: str = LATEST) -> Receipt:
         raise InputError(
             f"no finished {stage} here", where=store.uri(folder), value=ref, fix="use `latest` or a folder that holds receipt.json"
         )
-    receipt = read_record(store, Receipt, f"{folder}/receipt.json")
+    receipt = read_record(store, Receipt, f"{folder}/receipt.json", FORMAT)
     if receipt.path != folder:
         raise StorageError("this receipt is of another folder", where=store.uri(folder), value=receipt.path, fix=f"run {stage} again")
     return receipt

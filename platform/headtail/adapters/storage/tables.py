@@ -57,9 +57,9 @@ def read_json(store: Storage, file: str | FileRef) -> dict[str, Any]:
     return record.parse(store.read(path), store.uri(path))
 
 
-def read_record(store: Storage, kind: type[T], path: str) -> T:
-    """The JSON object of a file as a `kind`. StorageError when it is absent, or names the file and each field that is wrong."""
-    return record.read(kind, store.read(path), store.uri(path))
+def read_record(store: Storage, kind: type[T], path: str, layout: int | None = None) -> T:
+    """The JSON object of a file as a `kind`. StorageError when it is absent, has another `layout` or wrong fields."""
+    return record.read(kind, store.read(path), store.uri(path), layout)
 
 
 def write_table(

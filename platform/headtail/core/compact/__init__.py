@@ -1,4 +1,4 @@
-"""A task's answers as compact code: no keys, no braces, a choice is one sign."""
+"""A task's answers in the compact format: no keys, no braces, a choice is one symbol."""
 
 from headtail.core.compact.codec import ALPHABET, VERSION, Codec, Decoded
 from headtail.core.compact.streams import Unfit

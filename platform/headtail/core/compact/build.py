@@ -1,8 +1,8 @@
 """From a JSON Schema to the nodes of its code, or a refusal that names the place.
 
-In: a schema and what follows a part. Out: a Node that has a code for every value the schema lets pass. It may have codes for
+In: a schema and what follows a part. Out: a Node that can write every value the schema lets pass. It may also write
 others too: keywords that only narrow (patterns, bounds of numbers, `not`) are left to validation. What opens a schema to values that
-have no code (unknown properties, items of any kind, recursion) is refused. Pure.
+have no compact text (unknown properties, items of any kind, recursion) is refused. Pure.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from headtail.core.errors import ConfigError
 from headtail.core.schema import pointed_at
 
 ALPHABET = "|~^=<>{}[]_;*@#%$+()!?:,"  # of a choice's options, in this order: first what people seldom type
-_LETTERS = "abcdefghijklmnopqrstuvwxyz"  # of choices with more options than there are signs
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"  # of choices with more options than there are symbols
 _MOST = 10_000  # parts of a schema; options of a choice
 _FIX = "write it with plain types, `properties` and `additionalProperties: false`, or keep answer: json"
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 
 
 class Place(NamedTuple):
-    """What a part of a code may rely on. `follow`: a sign or the end comes after it; `last`: the end does."""
+    """What a part of a text may rely on. `follow`: a symbol or the end comes after it; `last`: the end does."""
 
     follow: bool
     last: bool
 
 
 class Builder:
-    """Makes nodes and remembers which signs they use."""
+    """Makes nodes and remembers which symbols they use."""
 
     def __init__(self, root: Mapping[str, Any], where: str) -> None:
         self.root, self.where = root, where
@@ -40,7 +40,7 @@ class Builder:
         self._parts = 0
 
     def node(self, schema: Any, path: str, place: Place) -> Node:
-        """The node of `schema`: of its keywords that say what a value is, the first that can be coded."""
+        """The node of `schema`: of its keywords that say what a value is, the first that can be written."""
         self._parts += 1
         if self._parts > _MOST:
             raise self._refused("the schema has too many parts", path)
@@ -69,7 +69,7 @@ class Builder:
         if name != "allOf":
             return self._choice([self.node(option, path, place) for option in options if option is not False], path)
         refusal: ConfigError | None = None
-        for option in options:  # a value fits all of them: one that can be coded is enough
+        for option in options:  # a value fits all of them: one that can be written is enough
             try:
                 return self.node(option, path, place)
             except ConfigError as error:
@@ -116,10 +116,10 @@ class Builder:
             return flat[0]
         if len(flat) <= len(ALPHABET):
             self.used |= set(ALPHABET[: len(flat)])
-            return Choice(False, True, options=tuple(flat), signs=tuple(ALPHABET[: len(flat)]))
+            return Choice(False, True, options=tuple(flat), symbols=tuple(ALPHABET[: len(flat)]))
         width = next(w for w in range(1, 9) if len(_LETTERS) ** w >= len(flat))
         words = ("".join(letters) for letters in product(_LETTERS, repeat=width))
-        return Choice(False, False, options=tuple(flat), signs=tuple(next(words) for _ in flat))
+        return Choice(False, False, options=tuple(flat), symbols=tuple(next(words) for _ in flat))
 
     def _list(self, schema: Mapping[str, Any], path: str, place: Place) -> Node:
         if "prefixItems" in schema or "items" not in schema:
@@ -127,7 +127,7 @@ class Builder:
         if schema["items"] is False:
             return Const(value=[])
         within, end = f"{path}[]", not place.last
-        # After an item comes the next one, END, or the code's end. How an item begins does not hang on what follows it.
+        # After an item comes the next one, END, or the text's end. How an item begins does not hang on what follows it.
         item = self.node(schema["items"], within, Place(True, False))
         item = self.node(schema["items"], within, Place(item.marked, False))
         lead = ALPHABET[0] if item.empty or (end and item.ends) else ""  # or an item could not be told from none
@@ -156,7 +156,7 @@ class Builder:
         return (node, False) if required else (self._choice([Nothing(), node], path), True)
 
     def _refused(self, what: str, path: str) -> ConfigError:
-        return ConfigError(f"field {path}: its answers have no compact code: {what}", where=self.where, fix=_FIX)
+        return ConfigError(f"field {path}: its answers have no compact format: {what}", where=self.where, fix=_FIX)
 
 
 def _sequence(made: list[tuple[str, Node, bool]]) -> Object:

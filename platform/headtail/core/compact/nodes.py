@@ -1,6 +1,6 @@
 """The parts that a codec is made of: each writes a value as code, reads it back, and says its grammar.
 
-In: values; a Reader on a code. Out: pieces of code; values; rules of EBNF. Which part stands for which schema, and what a part
+In: values; a Reader on a text. Out: pieces of text; values; rules of EBNF. Which part stands for which schema, and what a part
 may rely on about what follows it, is decided in `build`. Pure.
 """
 
@@ -21,7 +21,7 @@ _WHOLE = re.compile(r"-?(0|[1-9][0-9]*)(\.0)?")
 
 @dataclass(frozen=True)
 class Node:
-    """A part of a code. `empty`: its code may be nothing; `marked`: else it begins with a sign; `ends`: that may be END."""
+    """A part of a text. `empty`: its text may be nothing; `marked`: else it begins with a symbol; `ends`: that may be END."""
 
     empty: bool = True
     marked: bool = True
@@ -85,7 +85,7 @@ def within(node: Text | List, count: int, of: str) -> None:
 
 @dataclass(frozen=True)
 class Text(Node):
-    """A string as it is, up to the first bare sign. `stop`: a STOP ends it."""
+    """A string as it is, up to the first bare symbol. `stop`: a STOP ends it."""
 
     stop: bool = False
     least: int = 0
@@ -100,11 +100,11 @@ class Text(Node):
     def read(self, reader: Reader) -> str:
         start, made = reader.at, [reader.plain()]
         while reader.next == "\\":
-            sign = reader.text[reader.at + 1 : reader.at + 2]
-            if sign != "\\" and sign not in reader.signs:
-                raise reader.fail("a sign after a backslash")
+            symbol = reader.text[reader.at + 1 : reader.at + 2]
+            if symbol != "\\" and symbol not in reader.symbols:
+                raise reader.fail("a symbol after a backslash")
             reader.at += 2
-            made += [sign, reader.plain()]
+            made += [symbol, reader.plain()]
         text = "".join(made)
         reader.decided(start, stopped=True)
         if self.stop and not reader.take(STOP):
@@ -155,39 +155,39 @@ class Number(Node):
 
 @dataclass(frozen=True)
 class Choice(Node):
-    """One of several, said by a sign (letters when there are too many), then what that one is."""
+    """One of several, said by a symbol (letters when there are too many), then what that one is."""
 
     options: tuple[Node, ...] = ()
-    signs: tuple[str, ...] = ()
+    symbols: tuple[str, ...] = ()
 
     def write(self, value: Any, into: list[str], to: Writer) -> None:
-        for sign, option in zip(self.signs, self.options, strict=True):
+        for symbol, option in zip(self.symbols, self.options, strict=True):
             inner: list[str] = []
             try:
                 option.write(value, inner, to)
             except Unfit:
                 continue
-            into += [sign, *inner]
+            into += [symbol, *inner]
             return
         raise Unfit(f"{'absence' if value is ABSENT else same(value)[:80]} is none of the options")
 
     def read(self, reader: Reader) -> Any:
-        start, width = reader.at, len(self.signs[0])
-        sign = reader.text[start : start + width]
-        if sign not in self.signs:
-            raise reader.fail("the sign of an option")
+        start, width = reader.at, len(self.symbols[0])
+        symbol = reader.text[start : start + width]
+        if symbol not in self.symbols:
+            raise reader.fail("the symbol of an option")
         reader.at += width
         reader.decided(start)
-        return self.options[self.signs.index(sign)].read(reader)
+        return self.options[self.symbols.index(symbol)].read(reader)
 
     def rule(self, rules: Rules) -> str:
-        said = (" ".join(filter(None, (quoted(s), o.rule(rules)))) for s, o in zip(self.signs, self.options, strict=True))
+        said = (" ".join(filter(None, (quoted(s), o.rule(rules)))) for s, o in zip(self.symbols, self.options, strict=True))
         return rules.add(" | ".join(said))
 
 
 @dataclass(frozen=True)
 class List(Node):
-    """Items one after the other. `end`: an END comes after the last; `lead`: a sign comes before each."""
+    """Items one after the other. `end`: an END comes after the last; `lead`: a symbol comes before each."""
 
     item: Node = Node()
     end: bool = False

@@ -1,6 +1,6 @@
 """A grammar being written, in the EBNF that xgrammar reads.
 
-In: bodies of rules. Out: their names; `lines` is the grammar. Every sign is written as an escape, so that nothing in a schema
+In: bodies of rules. Out: their names; `lines` is the grammar. Every symbol is written as an escape, so that nothing in a schema
 can be mistaken for EBNF. Knows nothing of schemas or nodes.
 """
 
@@ -14,9 +14,9 @@ _HALVES = "\\ud800-\\udfff"  # xgrammar takes the bytes of half a surrogate pair
 
 @dataclass
 class Rules:
-    """A grammar being written. `signs`: what a backslash stands before."""
+    """A grammar being written. `symbols`: what a backslash stands before."""
 
-    signs: str
+    symbols: str
     max_tokens: int
     lines: list[str] = field(default_factory=list)
     known: dict[str, str] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Rules:
         return self.known[body]
 
     def text(self, least: int, most: int | None) -> str:
-        return self.repeat((f"[^{self.signs}{_HALVES}]", f'"\\\\" [{self.signs}]'), least, most)
+        return self.repeat((f"[^{self.symbols}{_HALVES}]", f'"\\\\" [{self.symbols}]'), least, most)
 
     def repeat(self, ways: tuple[str, ...], least: int, most: int | None) -> str:
         """One of `ways`, again and again: a rule for each time, because xgrammar takes milliseconds per token over `{0,20}`."""
@@ -49,5 +49,5 @@ def quoted(text: str) -> str:
     return '"' + "".join(c if c.isalnum() and c.isascii() else f"\\u{ord(c):04x}" for c in text) + '"'
 
 
-def charset(signs: list[str]) -> str:
-    return "".join(f"\\u{ord(sign):04x}" for sign in signs)
+def charset(symbols: list[str]) -> str:
+    return "".join(f"\\u{ord(symbol):04x}" for symbol in symbols)

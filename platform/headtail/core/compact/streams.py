@@ -1,6 +1,6 @@
-"""What a code is written to and read from: its characters and the signs in force.
+"""What a compact text is written to and read from: its characters and the symbols in force.
 
-In: text. Out: a Reader with a place in the code and the decisions so far; a Writer that sets backslashes.
+In: text. Out: a Reader with a place in the text and the decisions so far; a Writer that sets backslashes.
 Knows nothing of schemas or nodes.
 """
 
@@ -23,12 +23,12 @@ def same(value: Any) -> str:
 
 @dataclass
 class Writer:
-    """A code being written. `signs`: what gets a backslash within text."""
+    """A text being written. `symbols`: what gets a backslash within text."""
 
-    signs: frozenset[str]
+    symbols: frozenset[str]
 
     def escaped(self, text: str) -> str:
-        return "".join("\\" + sign if sign == "\\" or sign in self.signs else sign for sign in text)
+        return "".join("\\" + symbol if symbol == "\\" or symbol in self.symbols else symbol for symbol in text)
 
 
 @dataclass
@@ -36,8 +36,8 @@ class Reader:
     """A code being read. `spans`: what was decided so far."""
 
     text: str
-    signs: frozenset[str]
-    bare: re.Pattern[str]  # of characters that are neither signs nor backslashes
+    symbols: frozenset[str]
+    bare: re.Pattern[str]  # of characters that are neither symbols nor backslashes
     at: int = 0
     spans: list[tuple[int, int]] = field(default_factory=list)
 
@@ -46,12 +46,12 @@ class Reader:
         return self.text[self.at : self.at + 1]
 
     def plain(self) -> str:
-        """The characters up to the next sign or backslash; they are taken."""
+        """The characters up to the next symbol or backslash; they are taken."""
         start, self.at = self.at, self.bare.match(self.text, self.at).end()  # type: ignore[union-attr]  # it matches nothing, too
         return self.text[start : self.at]
 
-    def take(self, sign: str) -> bool:
-        if self.next != sign:
+    def take(self, symbol: str) -> bool:
+        if self.next != symbol:
             return False
         self.at += 1
         return True

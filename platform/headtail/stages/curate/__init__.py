@@ -1,4 +1,4 @@
-"""Curate a teacher's answers into the golden set that students learn from."""
+"""Curate a teacher's answers into the training set that students learn from."""
 
 from headtail.stages.curate.look import Suspicion
 from headtail.stages.curate.stage import Config, run

@@ -1,7 +1,7 @@
 """The narrow columns of all answers, in reading order: what is needed to judge a row without its text in memory.
 
-In: tables of ANSWER rows, shard by shard, and the gold queries. Out: arrays of about 100 bytes a row. Queries are cleaned
-of personal data first, and keyed anew where that changed them. LeakError for a gold query that nobody withheld.
+In: tables of ANSWER rows, shard by shard, and the labelled queries. Out: arrays of about 100 bytes a row. Queries are cleaned
+of personal data first, and keyed anew where that changed them. LeakError for a labelled query that is not marked `eval_only`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import pyarrow.compute as pc
 
 from headtail.core.errors import InputError, LeakError
 from headtail.core.keys import KEY_BYTES, normalise, query_key
-from headtail.core.leaks import Gold
+from headtail.core.leaks import LabelledQueries
 from headtail.core.redact import redact
 from headtail.core.rows import draw, key_words
 
-NARROW = ["query_key", "query", "answer_key", "state", "confidence", "count", "stratum", "withheld"]
+NARROW = ["query_key", "query", "answer_key", "state", "confidence", "count", "stratum", "eval_only"]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Objects = npt.NDArray[np.object_]
@@ -36,24 +36,24 @@ class Columns(NamedTuple):
     confidence: Floats  # NaN when the engine gave none
     events: Floats
     stratum: Objects
-    withheld: Bools
-    near_gold: Bools  # repeats a gold query nearly; never set for withheld rows
+    eval_only: Bools
+    near_labels: Bools  # repeats a labelled query nearly; never set for eval_only rows
 
 
-def read(tables: Iterable[pa.Table], gold: Gold, seed: int) -> Columns:
+def read(tables: Iterable[pa.Table], labels: LabelledQueries, seed: int) -> Columns:
     """The columns of all tables. InputError when there is no row."""
     parts: dict[str, list[Any]] = {name: [] for name in Columns._fields}
     for table in tables:
         texts, keys = cleaned(table)
-        held = _withheld(table, texts, keys, gold)
+        held = _eval_only(table, texts, keys, labels)
         parts["key"].append(np.column_stack(key_words(keys)))
         parts["answer_key"].append(np.column_stack(key_words(table["answer_key"])))
         parts["lot"].append(draw(keys, "curate", seed))
         parts["confidence"].append(table["confidence"].cast(pa.float64()).fill_null(float("nan")).to_numpy())
         parts["events"].append(table["count"].cast(pa.float64()).fill_null(0.0).to_numpy())
-        parts["withheld"].append(held)
-        near = [not out and gold.find(text) is not None for text, out in zip(texts, held.tolist(), strict=True)]
-        parts["near_gold"].append(np.asarray(near, dtype=bool))
+        parts["eval_only"].append(held)
+        near = [not out and labels.find(text) is not None for text, out in zip(texts, held.tolist(), strict=True)]
+        parts["near_labels"].append(np.asarray(near, dtype=bool))
         for name in ("state", "stratum"):  # dictionary-encoded, so that a million rows hold five strings
             coded = table[name].fill_null("").combine_chunks().dictionary_encode()
             parts[name].append(np.asarray(coded.dictionary.to_pylist(), dtype=object)[coded.indices.to_numpy()])
@@ -75,17 +75,17 @@ def cleaned(table: pa.Table) -> tuple[list[str], pa.Array]:
     return texts, keys
 
 
-def _withheld(table: pa.Table, texts: list[str], keys: pa.Array, gold: Gold) -> Bools:
-    """Rows that are marked withheld. LeakError when a gold query is not: by its key, or by the key its text makes anew."""
+def _eval_only(table: pa.Table, texts: list[str], keys: pa.Array, labels: LabelledQueries) -> Bools:
+    """Rows that are marked `eval_only`. LeakError when a labelled query is not: by its key, or by the key its text makes anew."""
     anew = pa.array([query_key(text) for text in texts], pa.binary(KEY_BYTES))
-    of_gold = pc.or_(pc.is_in(anew, value_set=gold.keys), pc.is_in(keys, value_set=gold.keys))
-    marked = table["withheld"].fill_null(False).combine_chunks()
-    leaked = table.filter(pc.and_(of_gold, pc.invert(marked)))
+    of_labelled = pc.or_(pc.is_in(anew, value_set=labels.keys), pc.is_in(keys, value_set=labels.keys))
+    marked = table["eval_only"].fill_null(False).combine_chunks()
+    leaked = table.filter(pc.and_(of_labelled, pc.invert(marked)))
     if leaked.num_rows:
         raise LeakError(
-            f"{leaked.num_rows:,} answers belong to gold queries and are not marked withheld: a student would be tested on what it learnt",
+            f"{leaked.num_rows:,} answers to labelled queries are not marked eval_only: a student would be tested on what it learnt",
             where="answers",
             value=", ".join(repr(query) for query in leaked["query"].to_pylist()[:3]),
-            fix="run plan with this gold, then precompute again",
+            fix="run plan with these human labels, then precompute again",
         )
     return np.asarray(marked.to_numpy(zero_copy_only=False), dtype=bool)

@@ -93,12 +93,12 @@ def fit(points: Sequence[Point], min_gain: float) -> Curve | None:
 
 
 def figure(curve: Curve, taken: int) -> Any:
-    """Error against rows, both measured and as the law has it; where the golden set ends."""
+    """Error against rows, both measured and as the law has it; where the training set ends."""
     rows, error = [p.rows for p in curve.points], [p.error for p in curve.points]
     along = np.geomspace(rows[0], max(2 * taken, rows[-1]), 100)
     drawn, axes = charts.blank(7.2, 3.2)
-    axes.plot(along, [curve.error(n) for n in along], color=charts.COLOURS["student"], linewidth=1.8, linestyle=(0, (5, 2)))
-    axes.plot(rows, error, "o", color=charts.COLOURS["student"], markersize=5)
+    axes.plot(along, [curve.error(n) for n in along], color=charts.COLOURS["batch_student"], linewidth=1.8, linestyle=(0, (5, 2)))
+    axes.plot(rows, error, "o", color=charts.COLOURS["batch_student"], markersize=5)
     axes.axvline(taken, color=charts.MUTED, linewidth=1.0, linestyle=(0, (2, 2)))
     axes.annotate(f"{taken:,} rows", (taken, axes.get_ylim()[1]), (4, -10), textcoords="offset points", color=charts.MUTED, fontsize=8.5)
     axes.set_title(

@@ -1,4 +1,4 @@
-"""The draw: which of the rows that qualify make up a golden set of a given size.
+"""The draw: which of the rows that qualify make up a training set of a given size.
 
 In: per row its stratum, answer type, cluster, events and a lot. Out: the rows taken. First what people answered, then every
 answer type, then each stratum's share, then the rest over all cells (stratum, type, cluster), by traffic and number but flatter,

@@ -1,14 +1,14 @@
-"""Curate a teacher's answers into the golden set that students learn from, and find those that a person should look at.
+"""Curate a teacher's answers into the training set that students learn from, and find those that a person should look at.
 
-    answers -> columns.py   narrow columns; personal data out; LeakError for gold that nobody withheld
+    answers -> columns.py   narrow columns; personal data out; LeakError for human labels that is not marked `eval_only`
             -> decided.py   what people decided holds before the teacher
-            -> verdicts.py  one verdict per answer: golden, or the one reason why not
+            -> verdicts.py  one verdict per answer: training_set, or the one reason why not
                  scan.py    ... for which the text of the candidates is read and looked at (look.py):
                               tags.py signals.py crossval.py neighbours.py suspects.py   which answers may be wrong
                               curve.py draw.py                                          how many rows, and which
-            -> tables.py    golden, dropped; suspects: the review queue
+            -> tables.py    training_set, dropped; suspects: the review queue
 
-Golden and dropped rows are the answers that came in, counted. Memory grows with rows by about 100 bytes each, and by the text of
+Training and dropped rows are the answers that came in, counted. Memory grows with rows by about 100 bytes each, and by the text of
 `scan_rows` of them. Knows nothing of how answers were made or of training.
 """
 
@@ -31,7 +31,7 @@ from headtail.core.errors import InputError, LedgerError
 from headtail.core.receipt import Receipt
 from headtail.core.rows import DROPPED, State, Stratum
 from headtail.core.task import Task, load_task
-from headtail.stages.base import Station, run_once
+from headtail.stages.base import Stage, run_once
 from headtail.stages.curate import columns, curve, decided, scan, tables, verdicts
 from headtail.stages.curate.columns import NARROW, Columns
 from headtail.stages.curate.look import Looked, Suspicion, look
@@ -47,16 +47,16 @@ class Config(StageConfig):
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped example")
     answers: str = Field("precompute", description="precompute receipt ref of the teacher's answers")
-    gold: str = Field("plan:gold", description="table ref of the gold rows, which are never trained on")
-    more_gold: tuple[str, ...] = Field((), description="table refs of further evaluation sets to keep out")
-    near_gold: float | None = Field(
-        leaks.NEAR, gt=0, le=1, description="trigram similarity from which a query repeats a gold query; null: the same text only"
+    labels: str = Field("plan:human_labels", description="table ref of the labelled rows, which are never trained on")
+    other_labels: tuple[str, ...] = Field((), description="table refs of further evaluation sets to keep out")
+    near_labels: float | None = Field(
+        leaks.NEAR, gt=0, le=1, description="trigram similarity from which a query repeats a labelled query; null: the same text only"
     )
     reviews: bool = Field(True, description="let what people decided in review hold before the teacher's answers")
     human_weight: float = Field(4.0, gt=0, description="weight of a row that a person answered or accepted, against the teacher's")
     min_confidence: float = Field(0.5, ge=0, le=1, description="answers less sure than this are dropped; 0 keeps all")
     suspicion: Suspicion = Field(Suspicion(), description="how wrong answers are looked for")
-    max_rows: int = Field(20_000, ge=1, description="rows of the golden set at most")
+    max_rows: int = Field(20_000, ge=1, description="rows of the training set at most")
     min_rows: int = Field(2_000, ge=1, description="rows that the learning curve may not go below")
     min_gain: float = Field(
         0.0002, ge=0, lt=1, description="error (0..1) that doubling the rows must still gain a small student; 0: max_rows alone decides"
@@ -64,7 +64,7 @@ class Config(StageConfig):
     clusters: int = Field(32, ge=1, le=1000, description="clusters of like queries over which rows are spread")
     strata_shares: dict[str, float] = Field(
         {"head": 0.2, "torso": 0.2, "tail": 0.2},
-        description="share of the golden set kept free for each stratum when more rows qualify than are taken; the rest goes over cells",
+        description="share of the training set kept free for each stratum when more rows qualify than are taken; the rest goes over cells",
     )
     scan_rows: int = Field(
         400_000, ge=1, description="candidates whose text is looked at: half by traffic, half drawn; others are over quota"
@@ -89,10 +89,10 @@ class Config(StageConfig):
 
 
 def run(config: Config) -> Receipt:
-    """Choose the rows, check that nothing leaked or was lost, write golden, dropped and suspects."""
+    """Choose the rows, check that nothing leaked or was lost, write training_set, dropped and suspects."""
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     receipt = load_receipt(store, "precompute", config.answers)
-    gold = {f"gold{i or ''}": load_ref(store, ref) for i, ref in enumerate((config.gold, *config.more_gold))}
+    labels = {f"labels{i or ''}": load_ref(store, ref) for i, ref in enumerate((config.labels, *config.other_labels))}
     others = {name: load_receipt(store, "precompute", ref) for name, ref in sorted(config.suspicion.others.items())}
     made_under = receipt.task_fingerprint
     if made_under and made_under != task.fingerprint:
@@ -108,9 +108,9 @@ def run(config: Config) -> Receipt:
     def read(names: list[str]) -> Any:
         return read_answers(store, receipt, names)
 
-    def work(station: Station) -> None:
-        queries = (query for found, name in gold.values() for query in output_table(store, found, name, ["query"])["query"].to_pylist())
-        rows = columns.read(read(NARROW), leaks.Gold(queries, config.near_gold), config.seed)
+    def work(stage: Stage) -> None:
+        queries = (query for found, name in labels.values() for query in output_table(store, found, name, ["query"])["query"].to_pylist())
+        rows = columns.read(read(NARROW), leaks.LabelledQueries(queries, config.near_labels), config.seed)
         _account(rows, receipt)
         seen: list[Looked] = []
 
@@ -122,13 +122,13 @@ def run(config: Config) -> Receipt:
             return Seen(looked_at.place, found.score, found.kind, found.cluster, found.curve.enough if found.curve else None)
 
         judged = judge(rows, config.rules, decided.read_decisions(reviewed, task), at)
-        _write(station, task, judged, read, int(receipt.settings.get("config", {}).get("top_logprobs", 0)))
-        _tell(station, config, judged, seen[0])
+        _write(stage, task, judged, read, int(receipt.settings.get("config", {}).get("top_logprobs", 0)))
+        _tell(stage, config, judged, seen[0])
 
-    inputs: dict[str, Any] = {"answers": receipt, **{name: found for name, (found, _) in gold.items()}}
+    inputs: dict[str, Any] = {"answers": receipt, **{name: found for name, (found, _) in labels.items()}}
     inputs |= {"reviews": review.digest(reviewed), **{f"other.{name}": other for name, other in others.items()}}
-    refs = [f"{found.path}:{name}" for found, name in gold.values()]
-    replaces: dict[str, Any] = {"task": task.name, "answers": receipt.path, "gold": refs[0], "more_gold": refs[1:]}
+    refs = [f"{found.path}:{name}" for found, name in labels.values()]
+    replaces: dict[str, Any] = {"task": task.name, "answers": receipt.path, "labels": refs[0], "other_labels": refs[1:]}
     replaces["reviews"] = inputs["reviews"]  # with nothing decided it makes no difference
     return run_once("curate", config, work, inputs=inputs, task=task, version=VERSION, replaces=replaces)
 
@@ -154,7 +154,7 @@ def _account(rows: Columns, receipt: Receipt) -> None:
         )
 
 
-def _write(station: Station, task: Task, judged: Judged, read: Reader, top: int) -> None:
+def _write(stage: Stage, task: Task, judged: Judged, read: Reader, top: int) -> None:
     kept = judged.reason == KEPT
     reasons = Counter(judged.reason[~kept].tolist())
     if not kept.any():
@@ -162,48 +162,48 @@ def _write(station: Station, task: Task, judged: Judged, read: Reader, top: int)
         raise InputError(
             "no answer is fit to train on", where="answers", value=told, fix="lower min_confidence, or look at the teacher's receipt"
         )
-    golden = station.table("golden", tables.golden_rows(read, task, judged, top), tables.golden_schema(task, top))
-    dropped = station.table("dropped", tables.dropped_rows(read, judged), DROPPED)
-    station.rows |= {"in": len(judged.reason), "golden": int(golden.rows or 0), "dropped": int(dropped.rows or 0)}
-    station.rows |= {f"dropped.{why}": count for why, count in sorted(reasons.items())}
-    station.rows |= {f"golden.{name or 'none'}": count for name, count in sorted(Counter(judged.stratum[kept].tolist()).items())}
-    if station.rows["golden"] + station.rows["dropped"] != len(judged.reason) or station.rows["golden"] != int(kept.sum()):
-        raise LedgerError("golden and dropped rows are not the answers that came in", where=station.path, value=dict(station.rows))
+    training_set = stage.table("training_set", tables.training_rows(read, task, judged, top), tables.training_schema(task, top))
+    dropped = stage.table("dropped", tables.dropped_rows(read, judged), DROPPED)
+    stage.rows |= {"in": len(judged.reason), "training_set": int(training_set.rows or 0), "dropped": int(dropped.rows or 0)}
+    stage.rows |= {f"dropped.{why}": count for why, count in sorted(reasons.items())}
+    stage.rows |= {f"training_set.{name or 'none'}": count for name, count in sorted(Counter(judged.stratum[kept].tolist()).items())}
+    if stage.rows["training_set"] + stage.rows["dropped"] != len(judged.reason) or stage.rows["training_set"] != int(kept.sum()):
+        raise LedgerError("training and dropped rows are not the answers that came in", where=stage.path, value=dict(stage.rows))
     human = int(sum(answer is not None for answer in judged.answer[kept]))
     if human:
-        station.rows["golden.human"] = human
+        stage.rows["training_set.human"] = human
     weights, confidence = judged.weight[kept], judged.confidence[kept]
-    station.metrics |= {
-        "golden_share": float(kept.mean()),
+    stage.metrics |= {
+        "training_set_share": float(kept.mean()),
         "weight_max": float(weights.max()),
         "effective_rows": float(weights.sum() ** 2 / (weights**2).sum()),
     }
     if not np.isnan(confidence).all():
-        station.metrics["confidence_mean"] = float(np.nanmean(confidence))
+        stage.metrics["confidence_mean"] = float(np.nanmean(confidence))
     for text in judged.notes:
-        station.note(text)
+        stage.note(text)
     if human < int(kept.sum()):
-        station.note(f"{int(kept.sum()) - human:,} golden answers are the teacher's, unreviewed: a student learns its mistakes too")
+        stage.note(f"{int(kept.sum()) - human:,} training answers are the teacher's, unreviewed: a student learns its mistakes too")
 
 
-def _tell(station: Station, config: Config, judged: Judged, seen: Looked) -> None:
+def _tell(stage: Stage, config: Config, judged: Judged, seen: Looked) -> None:
     """The queue and the learning curve, and what they rest on."""
-    station.table("suspects", seen.queue)
-    station.rows["suspects"] = seen.queue.num_rows
-    station.facts["signals"] = seen.signals
+    stage.table("suspects", seen.queue)
+    stage.rows["suspects"] = seen.queue.num_rows
+    stage.facts["signals"] = seen.signals
     if seen.wrong_share == seen.wrong_share:
-        station.metrics["wrong_share_estimated"] = seen.wrong_share
+        stage.metrics["wrong_share_estimated"] = seen.wrong_share
     for text in seen.notes:
-        station.note(text)
+        stage.note(text)
     if seen.curve is None:
         return
     size = int((judged.reason == KEPT).sum())
     found = seen.curve
-    station.metrics |= {"curve_enough": float(found.enough), "curve_error": found.error(size), "curve_next_doubling": found.gain(size)}
-    station.facts["curve"] = {"points": [point._asdict() for point in found.points], "a": found.a, "b": found.b, "c": found.c}
-    station.figure("curve", curve.figure(found, size))
+    stage.metrics |= {"curve_enough": float(found.enough), "curve_error": found.error(size), "curve_next_doubling": found.gain(size)}
+    stage.facts["curve"] = {"points": [point._asdict() for point in found.points], "a": found.a, "b": found.b, "c": found.c}
+    stage.figure("curve", curve.figure(found, size))
     limit = "the learning curve" if found.enough <= size else "max_rows" if size >= config.max_rows else "min_rows or the rows that qualify"
-    station.note(
-        f"{size:,} golden rows, bound by {limit}: by a small student's error, which is measured against the teacher's answers, "
+    stage.note(
+        f"{size:,} training rows, bound by {limit}: by a small student's error, which is measured against the teacher's answers, "
         f"doubling them would gain {found.gain(size):.4f} (bound {config.min_gain:g})"
     )

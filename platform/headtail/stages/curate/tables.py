@@ -1,6 +1,6 @@
-"""The tables that curation writes: golden and dropped rows, streamed once more through the answers.
+"""The tables that curation writes: training and dropped rows, streamed once more through the answers.
 
-In: a reader of the answers and the verdicts, in the same order. Out: pieces of GOLDEN and DROPPED rows, clean of personal data.
+In: a reader of the answers and the verdicts, in the same order. Out: pieces of TRAINING_SET and DROPPED rows, clean of personal data.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headtail.core.rows import DROPPED, GOLDEN, TOP, conform, with_side_inputs, with_top
+from headtail.core.rows import DROPPED, TOP, TRAINING_SET, conform, with_side_inputs, with_top
 from headtail.core.task import Task
 from headtail.stages.curate.columns import cleaned
 from headtail.stages.curate.scan import Reader, numbered, parsed, side_column
@@ -20,17 +20,17 @@ from headtail.stages.curate.verdicts import KEPT, Judged
 TEACHER, HUMAN = "teacher", "human"
 
 
-def golden_schema(task: Task, top: int) -> pa.Schema:
-    """Of the golden rows; `top`: how many of the likeliest tokens the answers hold."""
-    return with_side_inputs(with_top(GOLDEN, top), task.side_inputs)
+def training_schema(task: Task, top: int) -> pa.Schema:
+    """Of the training rows; `top`: how many of the likeliest tokens the answers hold."""
+    return with_side_inputs(with_top(TRAINING_SET, top), task.side_inputs)
 
 
-def golden_rows(read: Reader, task: Task, judged: Judged, top: int) -> Iterator[pa.Table]:
-    """The kept answers as GOLDEN rows with their side inputs, parsed once more and written canonically.
+def training_rows(read: Reader, task: Task, judged: Judged, top: int) -> Iterator[pa.Table]:
+    """The kept answers as TRAINING_SET rows with their side inputs, parsed once more and written canonically.
 
     The likeliest tokens stay with answers that are still the teacher's, word for word.
     """
-    schema = golden_schema(task, top)
+    schema = training_schema(task, top)
     tops = TOP.names if top else []
     columns = ["query_key", "query", "answer", "stratum", "answer_key", *task.side_inputs, *tops]
     for table, start in numbered(read(columns)):
@@ -55,7 +55,7 @@ def golden_rows(read: Reader, task: Task, judged: Judged, top: int) -> Iterator[
             **{name: side_column(part, name) for name in task.side_inputs},
             **{name: pc.if_else(same, part[name].combine_chunks(), None) for name in tops},
         }
-        yield conform(pa.table(made), schema, "golden")
+        yield conform(pa.table(made), schema, "training_set")
 
 
 def dropped_rows(read: Reader, judged: Judged) -> Iterator[pa.Table]:

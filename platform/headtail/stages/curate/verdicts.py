@@ -1,4 +1,4 @@
-"""One verdict per answer: golden with a weight, or the one reason why not. Pure.
+"""One verdict per answer: training_set with a weight, or the one reason why not. Pure.
 
 In: the narrow columns of all answers, what people decided, and `look`, which sees the text of the rows that are left.
 Out: Judged. The first reason that holds counts; the order of rows and shards changes nothing.
@@ -18,7 +18,7 @@ from headtail.stages.curate.decided import NOBODY, Decided, lay
 from headtail.stages.curate.draw import Pool, pick
 
 # Reasons a row is dropped; a row that is not answered has its state as the reason.
-WITHHELD, NEAR_GOLD, REVIEWED, UNCONFIDENT = "withheld", "near_gold", "reviewed", "unconfident"
+EVAL_ONLY, NEAR_LABELS, REVIEWED, UNCONFIDENT = "eval_only", "near_labels", "reviewed", "unconfident"
 DUPLICATE, SUSPECT, OVER_QUOTA = "duplicate", "suspect", "over_quota"
 KEPT = ""
 Places = npt.NDArray[np.int64]
@@ -49,8 +49,8 @@ class Seen(NamedTuple):
 class Judged(NamedTuple):
     """The verdict on every answer, in reading order."""
 
-    reason: Objects  # empty for golden rows
-    weight: Floats  # of golden rows; 0 elsewhere
+    reason: Objects  # empty for training rows
+    weight: Floats  # of training rows; 0 elsewhere
     answer: Objects  # a person's answer, else None
     stratum: Objects
     confidence: Floats  # NaN when the engine gave none
@@ -68,8 +68,8 @@ def judge(rows: Columns, rules: Rules, decided: Decided = NOBODY, look: Callable
         which = which & (reason == KEPT)
         reason[which] = why if isinstance(why, str) else why[which]
 
-    drop(rows.withheld, WITHHELD)
-    drop(rows.near_gold, NEAR_GOLD)
+    drop(rows.eval_only, EVAL_ONLY)
+    drop(rows.near_labels, NEAR_LABELS)
     drop(laid.dropped, REVIEWED)
     reviewable = reason == KEPT
     drop(~asked & ~mine, rows.state)
@@ -99,7 +99,7 @@ def judge(rows: Columns, rules: Rules, decided: Decided = NOBODY, look: Callable
     weight[kept] /= weight[kept].mean() if kept.any() else 1.0
     unknown = int((np.isnan(rows.confidence) & kept & ~mine).sum())
     if unknown and rules.min_confidence > 0:
-        told.append(f"{unknown:,} golden rows have no confidence (the engine gave no log-probabilities): they were not filtered by it")
+        told.append(f"{unknown:,} training rows have no confidence (the engine gave no log-probabilities): they were not filtered by it")
     return Judged(reason, weight, laid.answer, rows.stratum, rows.confidence, [*notes, *told])
 
 

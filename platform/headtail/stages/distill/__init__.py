@@ -1,4 +1,4 @@
-"""Distil: fine-tune a student on the golden rows."""
+"""Distil: fine-tune a student on the training rows."""
 
 from headtail.stages.distill.logits import Logits
 from headtail.stages.distill.rows import TrainingSet, Weights

@@ -18,7 +18,7 @@ from headtail.engines.device import quiet_transformers
 class Shape(Config):
     """A Llama-type decoder made from nothing."""
 
-    vocabulary: int = Field(2048, ge=300, description="tokens of the byte-level BPE trained on the golden rows")
+    vocabulary: int = Field(2048, ge=300, description="tokens of the byte-level BPE trained on the training rows")
     hidden: int = Field(192, ge=16, description="width")
     layers: int = Field(6, ge=1, description="depth")
     heads: int = Field(3, ge=1, description="attention heads; hidden / heads is the head's width, best 64")

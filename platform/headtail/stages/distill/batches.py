@@ -1,6 +1,6 @@
 """Training rows as token sequences, and sequences as batches in which little is padding.
 
-In: golden rows and a tokenizer. Out: per example its token ids, where the answer starts, and its weight; then, per epoch,
+In: training rows and a tokenizer. Out: per example its token ids, where the answer starts, and its weight; then, per epoch,
 which rows each worker takes at each step. Rows of a step have similar lengths, so little is padding and no two examples
 ever share a sequence. Every worker gets the same number of batches and no row is dropped. Pure; knows nothing of models.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from headtail.core.errors import TrainingError
-from headtail.core.io_format import DEFAULT, Form
+from headtail.core.io_format import DEFAULT, ModelFormat
 from headtail.core.task import Task
 from headtail.engines.control import Encoder
 
@@ -36,29 +36,31 @@ class Batch(NamedTuple):
     tokens: int
 
 
-def encode(task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_out: set[bytes], form: Form = DEFAULT) -> pa.Table:
-    """TOKENS rows for golden rows, asked and answered in `form`; a row longer than `max_tokens` is an error that names it, never cut."""
+def encode(
+    task: Task, tokenizer: Any, training_set: pa.Table, max_tokens: int, held_out: set[bytes], fmt: ModelFormat = DEFAULT
+) -> pa.Table:
+    """TOKENS rows for training rows, asked and answered in `form`; a row longer than `max_tokens` is an error that names it, never cut."""
     prompts, targets = [], []
-    for row in golden.to_pylist():
-        prompts.append(form.messages(task, row["query"], {name: row.get(name) for name in task.side_inputs}))
-        targets.append(form.target(task, golden_answer(task, row)))
+    for row in training_set.to_pylist():
+        prompts.append(fmt.messages(task, row["query"], {name: row.get(name) for name in task.side_inputs}))
+        targets.append(fmt.target(task, training_answer(task, row)))
     encoder, end = Encoder(tokenizer), int(tokenizer.eos_token_id)
     before, after = encoder.chats(prompts), encoder.texts(targets)
     ids = [[*a, *b, end] for a, b in zip(before, after, strict=True)]
     lengths = [len(row) for row in ids]
-    check_lengths(golden["query"].to_pylist(), lengths, max_tokens)
-    keys = golden["query_key"].to_pylist()
+    check_lengths(training_set["query"].to_pylist(), lengths, max_tokens)
+    keys = training_set["query_key"].to_pylist()
     return pa.table(
-        [ids, [len(a) for a in before], lengths, golden["weight"].to_pylist(), [key in held_out for key in keys]],
+        [ids, [len(a) for a in before], lengths, training_set["weight"].to_pylist(), [key in held_out for key in keys]],
         schema=TOKENS,
     )
 
 
-def golden_answer(task: Task, row: Mapping[str, Any]) -> Any:
-    """The answer of a golden row; TrainingError names a row whose answer is none."""
+def training_answer(task: Task, row: Mapping[str, Any]) -> Any:
+    """The answer of a training row; TrainingError names a row whose answer is none."""
     answer, problem = task.parse(row["answer"])
     if problem:
-        raise TrainingError(f"a golden answer is not valid: {problem}", where=f"query {row['query']!r}", value=row["answer"])
+        raise TrainingError(f"a training answer is not valid: {problem}", where=f"query {row['query']!r}", value=row["answer"])
     return answer
 
 

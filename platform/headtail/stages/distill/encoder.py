@@ -1,6 +1,6 @@
 """Encoder students: a BERT-type model learns to label the words of a query, and so to answer without writing.
 
-In: a task whose answers labels can hold, golden rows, maybe further queries without answers. Out: an EncoderLearner for the
+In: a task whose answers labels can hold, training rows, maybe further queries without answers. Out: an EncoderLearner for the
 training loop: examples are a query's ids with the labels of its answer; besides the query as it is they hold copies of it with
 a slip of the fingers, so that spelling is learnt from more than the log's own slips. A base made here is first trained to guess
 hidden words of queries (masked LM, Devlin et al. 2019). Knows nothing of Ray, stores or engines' requests.
@@ -30,10 +30,10 @@ from headtail.engines.decisions import slices
 from headtail.engines.encoder import LABELS, load, padded
 from headtail.engines.words import Reader, split
 from headtail.stages.distill.base import Shape, hush, keep_layers
-from headtail.stages.distill.batches import EXAMPLE, UNTAUGHT, Batch, Columns, check_lengths, golden_answer
+from headtail.stages.distill.batches import EXAMPLE, UNTAUGHT, Batch, Columns, check_lengths, training_answer
 
 NOISED = 4  # copies of a training row with slips, of which an epoch shows one or none
-LEAST_EXACT = 0.5  # share of golden answers below which an encoder is the wrong student
+LEAST_EXACT = 0.5  # share of training answers below which an encoder is the wrong student
 SLIP_LETTERS = 5  # of words that are misspelt where no list says which are known
 _LIST = pa.list_(pa.int32())
 # `ids`, `places`, `fixes`: the variants of a row one after another, the row as it is first; `sizes`, `firsts`: tokens of each variant.
@@ -62,7 +62,7 @@ class EncoderLearner:
     """A token classifier: see labels.Scheme and engines.encoder.slices for what its outputs stand for."""
 
     scheme: tagging.Scheme
-    form: io_format.Form
+    io_format: io_format.ModelFormat
     settings: Settings
     queries: tuple[str, ...] = field(default=(), repr=False, compare=False)  # for `texts` alone: workers do without
     kind: Any = "encoder"
@@ -94,20 +94,20 @@ class EncoderLearner:
             keep_layers(model, layers)
         return model, tokenizer
 
-    def texts(self, task: Task, golden: pa.Table) -> Iterable[str]:
+    def texts(self, task: Task, training_set: pa.Table) -> Iterable[str]:
         """Queries and what stands beside them, known spellings, queries without answers."""
-        for row in golden.to_pylist():
+        for row in training_set.to_pylist():
             yield from (text for text in self._asked(task, row) if text)
         yield " ".join(self.scheme.corrections)
         yield from self.queries
 
     # --- examples
 
-    def encode(self, task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
-        """ROWS for golden rows; a row longer than `max_tokens` is an error that names it, never cut."""
+    def encode(self, task: Task, tokenizer: Any, training_set: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
+        """ROWS for training rows; a row longer than `max_tokens` is an error that names it, never cut."""
         reader, numbers = Reader(tokenizer), tagging.fix_numbers(self.scheme)
         made = []
-        for row in golden.to_pylist():
+        for row in training_set.to_pylist():
             out = row["query_key"] in held_out
             example = self._example(task, reader, numbers, row, 0 if out or not self.settings.slips else NOISED)
             check_lengths([row["query"]], [example["length"]], max_tokens)
@@ -117,19 +117,19 @@ class EncoderLearner:
         return pa.Table.from_pylist(made, schema=ROWS)
 
     def _tell(self, made: Sequence[Mapping[str, Any]]) -> None:
-        """Say how much of the golden set labels can hold; ConfigError when it is little."""
+        """Say how much of the training set labels can hold; ConfigError when it is little."""
         share = sum(one["exact"] for one in made) / max(1, len(made))
-        say(f"labels       hold {share:.1%} of {len(made):,} golden answers exactly, with {len(self.scheme.corrections):,} corrections")
+        say(f"labels       hold {share:.1%} of {len(made):,} training answers exactly, with {len(self.scheme.corrections):,} corrections")
         if share < LEAST_EXACT:
             fix = "take student: decoder or seq2seq; or look at rows in question: texts must be pieces of the query, in its order"
-            raise ConfigError("labels cannot hold most of the golden answers", where="student", value=f"{share:.1%} exactly", fix=fix)
+            raise ConfigError("labels cannot hold most of the training answers", where="student", value=f"{share:.1%} exactly", fix=fix)
 
     def _asked(self, task: Task, row: Mapping[str, Any]) -> tuple[str, str]:
-        messages = self.form.messages(task, row["query"], {name: row.get(name) or [] for name in task.side_inputs})
+        messages = self.io_format.messages(task, row["query"], {name: row.get(name) or [] for name in task.side_inputs})
         return split(messages[-1]["content"])
 
     def _labels(self, task: Task, row: Mapping[str, Any], numbers: Mapping[str, int]) -> tagging.Labels:
-        return tagging.encode(self.scheme, row["query"], golden_answer(task, row), numbers)
+        return tagging.encode(self.scheme, row["query"], training_answer(task, row), numbers)
 
     def _example(self, task: Task, reader: Reader, numbers: Mapping[str, int], row: Mapping[str, Any], copies: int) -> dict[str, Any]:
         query, beside = self._asked(task, row)
@@ -207,29 +207,31 @@ class EncoderLearner:
         return module(input_ids=arrays["ids"], attention_mask=arrays["mask"], **extra).logits
 
     def finish(self, folder: Path) -> None:
-        """The form, and what labels stand for."""
-        io_format.write(self.form, folder)
+        """The I/O format, and what labels stand for."""
+        io_format.write(self.io_format, folder)
         (folder / LABELS).write_text(self.scheme.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def encoder_learner(
-    tasks: Sequence[Task], golden: Sequence[pa.Table], manner: io_format.Manner, settings: Settings, queries: Sequence[str] = ()
+    tasks: Sequence[Task], training_set: Sequence[pa.Table], chosen: io_format.IOFormat, settings: Settings, queries: Sequence[str] = ()
 ) -> EncoderLearner:
     """The learner for one task. ConfigError when its answers are none that labels can hold."""
     if len(tasks) != 1:
         raise ConfigError("an encoder learns one task: its heads are that task's", where="sets", value=", ".join(t.name for t in tasks))
-    if manner.answer != "json":
-        raise ConfigError("an encoder answers by labels", where="form.answer", value=manner.answer, fix="leave form.answer at json")
-    task, table = tasks[0], golden[0]
+    if chosen.output != "json":
+        raise ConfigError(
+            "an encoder answers by labels", where="io_format.output", value=chosen.output, fix="leave io_format.output at json"
+        )
+    task, table = tasks[0], training_set[0]
     rows = [(query, task.parse(answer)[0]) for query, answer in zip(table["query"].to_pylist(), table["answer"].to_pylist(), strict=True)]
     found, _ = tagging.with_corrections(tagging.scheme(task.schema, task.name), rows, settings.corrections)
-    bare = manner.model_copy(update={"prompt": "bare"})
-    return EncoderLearner(found, io_format.made_for(task, bare, "encoder"), settings, tuple(queries))
+    query_only = chosen.model_copy(update={"prompt": "query_only"})
+    return EncoderLearner(found, io_format.format_for(task, query_only, "encoder"), settings, tuple(queries))
 
 
-def pool(store: Storage, refs: Sequence[tuple[Receipt, str]], gold: Sequence[pa.Table]) -> list[str]:
-    """The queries of tables without answers, each once, without those of gold sets."""
-    held = {key for table in gold for key in table["query_key"].to_pylist()}
+def pool(store: Storage, refs: Sequence[tuple[Receipt, str]], human_labels: Sequence[pa.Table]) -> list[str]:
+    """The queries of tables without answers, each once, without those of sets of human labels."""
+    held = {key for table in human_labels for key in table["query_key"].to_pylist()}
     found: dict[bytes, str] = {}
     for receipt, name in refs:
         table = output_table(store, receipt, name, ["query_key", "query"])

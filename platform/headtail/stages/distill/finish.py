@@ -1,4 +1,4 @@
-"""From trained weights to the stage's output: merged, in bf16, with tokenizer and form, and figures for the receipt.
+"""From trained weights to the stage's output: merged, in bf16, with tokenizer and I/O format, and figures for the receipt.
 
 In: `done.json` of a finished run. Out: `model/`, its digest, `history.json`, the loss curve, metrics.
 """
@@ -20,7 +20,7 @@ from headtail.adapters.storage.receipts import load_receipt
 from headtail.core.evidence import figure_metrics, three_figures
 from headtail.core.task import Task
 from headtail.engines.models import weights_digest
-from headtail.stages.base import Station
+from headtail.stages.base import Stage
 from headtail.stages.distill.launch import Prepared
 from headtail.stages.distill.learner import Learner
 from headtail.stages.distill.rows import source_of
@@ -31,30 +31,30 @@ if TYPE_CHECKING:
 PROBES = 8  # rows on which the folder that is served is compared with what was trained
 
 
-def finish(config: Config, station: Station, learner: Learner, base: Prepared, done: dict[str, Any], examples: pa.Table) -> None:
+def finish(config: Config, stage: Stage, learner: Learner, base: Prepared, done: dict[str, Any], examples: pa.Table) -> None:
     """Fetch what was trained, merge, check, and make it the stage's output."""
     from headtail.stages.distill.batches import columns
     from headtail.stages.distill.merge import check_saved, merge_lora
 
-    trained = fetch_folder(station.store, done["files"], station.scratch / "fetched")
-    model = station.scratch / "model"
+    trained = fetch_folder(stage.store, done["files"], stage.scratch / "fetched")
+    model = stage.scratch / "model"
     model.mkdir()
     base.tokenizer.save_pretrained(model)
     rows, pad = columns(examples.slice(0, PROBES)), int(base.tokenizer.pad_token_id)
     probes = [learner.collate(rows, np.array([i]), np.ones(1, np.float32), pad) for i in range(len(rows["length"]))]
     if config.lora:
-        station.metrics["merge_drift"] = merge_lora(learner, learner.load(base.path, config.base.revision)[0], trained, model, probes)
+        stage.metrics["merge_drift"] = merge_lora(learner, learner.load(base.path, config.base.revision)[0], trained, model, probes)
     else:
         halve(trained, model)
-        whole = station.scratch / "whole"  # what was trained is the store's own folder: the tokenizer does not go into it
+        whole = stage.scratch / "whole"  # what was trained is the store's own folder: the tokenizer does not go into it
         base.tokenizer.save_pretrained(whole)
         for file in trained.iterdir():
             (whole / file.name).unlink(missing_ok=True)
             (whole / file.name).symlink_to(file.resolve())
-        station.metrics["merge_drift"] = check_saved(learner, learner.load(str(whole))[0], model, probes)
+        stage.metrics["merge_drift"] = check_saved(learner, learner.load(str(whole))[0], model, probes)
     learner.finish(model)
-    station.facts["digest"] = weights_digest(model)
-    station.folder("model", model)
+    stage.facts["digest"] = weights_digest(model)
+    stage.folder("model", model)
 
 
 def halve(trained: Path, into: Path) -> None:
@@ -74,51 +74,51 @@ def halve(trained: Path, into: Path) -> None:
             (into / file.name).write_bytes(file.read_bytes())
 
 
-def record(config: Config, station: Station, done: dict[str, Any], examples: pa.Table, base: str, tasks: list[Task]) -> None:
+def record(config: Config, stage: Stage, done: dict[str, Any], examples: pa.Table, base: str, tasks: list[Task]) -> None:
     """The figures of a finished run."""
     history = done["history"]
     taken = next((point for point in reversed(history) if point["step"] == done["taken_step"]), history[-1])
     held = int(np.sum(examples["held_out"].to_numpy()))
-    station.rows |= {"golden": examples.num_rows - held, "held_out": held}
-    station.metrics |= {"train_loss": taken["loss"], "eval_loss": taken["eval_loss"], "train_seconds": history[-1]["seconds"]}
-    station.metrics |= {"steps": float(done["steps"]), "taken_step": float(done["taken_step"])}
-    station.metrics["real_token_share"] = done["real_tokens"] / max(done["tokens"], 1)
+    stage.rows |= {"training_set": examples.num_rows - held, "held_out": held}
+    stage.metrics |= {"train_loss": taken["loss"], "eval_loss": taken["eval_loss"], "train_seconds": history[-1]["seconds"]}
+    stage.metrics |= {"steps": float(done["steps"]), "taken_step": float(done["taken_step"])}
+    stage.metrics["real_token_share"] = done["real_tokens"] / max(done["tokens"], 1)
     if "exact" in examples.column_names:  # labels cannot hold every answer: those they change teach something else than was wanted
-        station.metrics["labels_exact_share"] = float(np.mean(examples["exact"].to_numpy(zero_copy_only=False)))
-    station.metrics |= {name: float(done[name]) for name in ("logits_bytes", "logits_bytes_per_row") if name in done}
+        stage.metrics["labels_exact_share"] = float(np.mean(examples["exact"].to_numpy(zero_copy_only=False)))
+    stage.metrics |= {name: float(done[name]) for name in ("logits_bytes", "logits_bytes_per_row") if name in done}
     if "soft" in examples.column_names:
         soft = int(np.sum(examples.filter(pc.invert(examples["held_out"]))["soft"].to_numpy()))
-        station.rows["golden.logits"] = soft
-        if soft < station.rows["golden"]:
-            rest = station.rows["golden"] - soft
-            station.note(f"{rest:,} rows learn from the written token alone: no log-probabilities are stored of the tokens they are taught")
-    station.facts |= {"base": base, "tasks": [t.name for t in tasks], "lora": config.lora.model_dump() if config.lora else None}
-    station.facts |= {"student": config.student, "stopped_early": done["stopped_early"]}
-    station.facts["figures"] = figures = three_figures(None, None, {}, _teacher(config, station))
-    station.metrics |= figure_metrics(figures)
-    station.metrics |= {name: float(value) for name, value in _sizes(station).items()}
-    station.json("history", history)
-    station.figure("loss", _curve(history, int(done["taken_step"])))
+        stage.rows["training_set.logits"] = soft
+        if soft < stage.rows["training_set"]:
+            rest = stage.rows["training_set"] - soft
+            stage.note(f"{rest:,} rows learn from the written token alone: no log-probabilities are stored of the tokens they are taught")
+    stage.facts |= {"base": base, "tasks": [t.name for t in tasks], "lora": config.lora.model_dump() if config.lora else None}
+    stage.facts |= {"student": config.student, "stopped_early": done["stopped_early"]}
+    stage.facts["figures"] = figures = three_figures(None, None, {}, _teacher(config, stage))
+    stage.metrics |= figure_metrics(figures)
+    stage.metrics |= {name: float(value) for name, value in _sizes(stage).items()}
+    stage.json("history", history)
+    stage.figure("loss", _curve(history, int(done["taken_step"])))
     say(
-        f"distill      {station.rows['golden']:,} rows from {base}: eval loss {taken['eval_loss']:.4f}, {done['steps']:,} steps, "
+        f"distill      {stage.rows['training_set']:,} rows from {base}: eval loss {taken['eval_loss']:.4f}, {done['steps']:,} steps, "
         f"{history[-1]['seconds']:.0f} s{', stopped early' if done['stopped_early'] else ''}"
     )
 
 
-def _teacher(config: Config, station: Station) -> dict[str, float]:
-    """Metrics of the teacher's answers behind the golden rows: what the student will be held against. Empty when there is not one."""
-    golden = {station.inputs[f"golden.{number}"] for number in range(len(config.sets))}
-    found = [source_of(station.store, load_receipt(station.store, path.partition("/")[0], path)) for path in golden]
+def _teacher(config: Config, stage: Stage) -> dict[str, float]:
+    """Metrics of the teacher's answers behind the training rows: what the student will be held against. Empty when there is not one."""
+    training_set = {stage.inputs[f"training_set.{number}"] for number in range(len(config.sets))}
+    found = [source_of(stage.store, load_receipt(stage.store, path.partition("/")[0], path)) for path in training_set]
     return found[0].metrics if found[0] is not None and len({one and one.path for one in found}) == 1 else {}
 
 
-def _sizes(station: Station) -> dict[str, int]:
+def _sizes(stage: Stage) -> dict[str, int]:
     from safetensors import safe_open
 
     params = size = 0
-    for name, ref in station.outputs.items():
+    for name, ref in stage.outputs.items():
         if name.startswith("model/") and name.endswith(".safetensors"):
-            with safe_open(station.store.fetch(ref.path, station.scratch / "sizes"), "np") as weights:
+            with safe_open(stage.store.fetch(ref.path, stage.scratch / "sizes"), "np") as weights:
                 params += sum(int(np.prod(weights.get_slice(key).get_shape())) for key in weights.keys())  # noqa: SIM118
             size += ref.bytes
     return {"params": params, "model_bytes": size}

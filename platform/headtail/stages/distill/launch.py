@@ -1,6 +1,6 @@
 """Start training: the base where every worker finds it, the examples in the store, a Ray Train group that outlives its workers.
 
-In: a config, a learner, golden rows. Out: `work/done.json` of the finished run: the loss curve and where the weights are.
+In: a config, a learner, training rows. Out: `work/done.json` of the finished run: the loss curve and where the weights are.
 A run whose weights are whole is not trained again.
 """
 
@@ -23,7 +23,7 @@ from headtail.core.errors import TrainingError
 from headtail.core.paths import StorePath
 from headtail.core.task import Task
 from headtail.engines.models import Found
-from headtail.stages.base import Station
+from headtail.stages.base import Stage
 from headtail.stages.distill import resume
 from headtail.stages.distill.learner import Learner
 
@@ -49,17 +49,17 @@ class Prepared(NamedTuple):
 
 
 def prepare_base(
-    config: Config, station: Station, learner: Learner, golden: Sequence[tuple[Task, pa.Table]], found: Found | None
+    config: Config, stage: Stage, learner: Learner, training_set: Sequence[tuple[Task, pa.Table]], found: Found | None
 ) -> Prepared:
     """The base, loaded, cut or made. One that is cut or made here is saved to the store, from where workers and a resumed run take it."""
-    store, folder, kept = station.store, station.scratch / "base", f"{station.path}/work/base.json"
+    store, folder, kept = stage.store, stage.scratch / "base", f"{stage.path}/work/base.json"
     if store.exists(kept):
         made = read_record(store, Base, kept)
         folder = fetch_folder(store, made.files, folder)
         return Prepared(learner.load(str(folder))[1], str(folder), made.files, made.name, "")
     if found is None:
         assert config.base.shape is not None  # Base sees to it: model or shape
-        texts = (text for task, table in golden for text in learner.texts(task, table))
+        texts = (text for task, table in training_set for text in learner.texts(task, table))
         model, tokenizer = learner.make(config.base.shape, texts, config.seed)
         name = str(getattr(learner, "made", "random weights"))
     elif not config.base.layers:
@@ -70,15 +70,15 @@ def prepare_base(
         name = f"{found.name}, {config.base.layers} of its layers"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    shutil.copytree(folder, station.scratch / "base-copy")
-    files = [ref.path for ref in put_folder(store, station.scratch / "base-copy", f"{station.path}/work/base")]
+    shutil.copytree(folder, stage.scratch / "base-copy")
+    files = [ref.path for ref in put_folder(store, stage.scratch / "base-copy", f"{stage.path}/work/base")]
     write_json(store, kept, {"files": files, "name": name})  # last: now it is there
     return Prepared(tokenizer, str(folder), tuple(files), name, "")
 
 
 def train(
     config: Config,
-    station: Station,
+    stage: Stage,
     learner: Learner,
     base: Prepared,
     examples: pa.Table,
@@ -91,28 +91,26 @@ def train(
     from headtail.stages.distill.train import Spec
 
     settings, pad = config.model_dump(mode="json"), int(base.tokenizer.pad_token_id)
-    spec = Spec(
-        station.store, f"{station.path}/work", learner, base.files, pad, settings, None, base.digest, teacher.digest if teacher else ""
-    )
-    if not station.store.exists(spec.done):
+    spec = Spec(stage.store, f"{stage.path}/work", learner, base.files, pad, settings, None, base.digest, teacher.digest if teacher else "")
+    if not stage.store.exists(spec.done):
         if taught is not None:
-            write_table(station.store, spec.taught, taught)
-        data = write_table(station.store, spec.examples, examples).sha256
-        _begin(config, station, data)
+            write_table(stage.store, spec.taught, taught)
+        data = write_table(stage.store, spec.examples, examples).sha256
+        _begin(config, stage, data)
         cluster.start()
         with metered("distill", _total(config, examples)) as meter:
-            _fit(config, station, spec._replace(meter=meter, data=data))
-    done: dict[str, Any] = read_json(station.store, spec.done)
+            _fit(config, stage, spec._replace(meter=meter, data=data))
+    done: dict[str, Any] = read_json(stage.store, spec.done)
     return done
 
 
-def _begin(config: Config, station: Station, data: str) -> None:
+def _begin(config: Config, stage: Stage, data: str) -> None:
     """Keep what the run is made of beside its checkpoints, and say what becomes of those that are there."""
     now = {**result_fields(config), "data": data}
-    for text in resume.before(station.store, station.path, now):
-        station.note(f"this run {text}")
+    for text in resume.before(stage.store, stage.path, now):
+        stage.note(f"this run {text}")
         say(f"distill      this run {text}")
-    write_json(station.store, f"{station.path}/{resume.SETTINGS}", now)
+    write_json(stage.store, f"{stage.path}/{resume.SETTINGS}", now)
 
 
 def _total(config: Config, examples: pa.Table) -> int:
@@ -120,7 +118,7 @@ def _total(config: Config, examples: pa.Table) -> int:
     return min(total, config.max_steps * config.batch_rows * config.workers) if config.max_steps else total
 
 
-def _fit(config: Config, station: Station, spec: Any) -> None:
+def _fit(config: Config, stage: Stage, spec: Any) -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -135,8 +133,8 @@ def _fit(config: Config, station: Station, spec: Any) -> None:
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources),
         run_config=RunConfig(
-            name=station.path.replace("/", "-"),
-            storage_path=str(Path(station.scratch) / "ray-train"),
+            name=stage.path.replace("/", "-"),
+            storage_path=str(Path(stage.scratch) / "ray-train"),
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
@@ -144,4 +142,4 @@ def _fit(config: Config, station: Station, spec: Any) -> None:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         fix = "HEADTAIL_WORKER_LOGS=1 shows the workers' own output"
-        raise unwrapped(error, TrainingError, "training failed", where=station.path, fix=fix) from error
+        raise unwrapped(error, TrainingError, "training failed", where=stage.path, fix=fix) from error

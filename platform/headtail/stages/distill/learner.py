@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from headtail.core.errors import ConfigError
-from headtail.core.io_format import DEFAULT, Form, Manner, made_for
-from headtail.core.io_format import write as write_form
+from headtail.core.io_format import DEFAULT, IOFormat, ModelFormat, format_for
+from headtail.core.io_format import write as write_io_format
 from headtail.core.rows import TOP
 from headtail.core.task import Task
 from headtail.stages.distill.base import Shape
@@ -37,7 +37,7 @@ class Learner(Protocol):
     def kind(self) -> Kind: ...
 
     @property
-    def form(self) -> Form: ...
+    def io_format(self) -> ModelFormat: ...
 
     @property
     def adapter_task(self) -> str:
@@ -52,12 +52,12 @@ class Learner(Protocol):
         """(model in fp32 on the CPU, tokenizer) from a folder or hub id, cut to `layers` of its layers when asked."""
         ...
 
-    def texts(self, task: Task, golden: pa.Table) -> Iterable[str]:
+    def texts(self, task: Task, training_set: pa.Table) -> Iterable[str]:
         """All that a student reads and writes for these rows."""
         ...
 
-    def encode(self, task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
-        """Examples in the order of `golden`, one per row; TrainingError names a row that is too long or not valid."""
+    def encode(self, task: Task, tokenizer: Any, training_set: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
+        """Examples in the order of `training_set`, one per row; TrainingError names a row that is too long or not valid."""
         ...
 
     def shown(self, rows: Columns, seed: int) -> Columns:
@@ -90,9 +90,9 @@ class DecoderLearner:
 
     kind: Kind = "decoder"
     adapter_task: str = "CAUSAL_LM"
-    form: Form = DEFAULT  # how the student is asked and answers
+    io_format: ModelFormat = DEFAULT  # how the student is asked and answers
     soft: float = 0.0  # share of the loss that comes from a teacher's logits (see logits.py)
-    stored: int = 0  # how many of the likeliest tokens come with the golden rows; 0: a teacher is asked
+    stored: int = 0  # how many of the likeliest tokens come with the training rows; 0: a teacher is asked
 
     def make(self, shape: Shape, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
         from headtail.stages.distill.base import make_base
@@ -109,22 +109,24 @@ class DecoderLearner:
         return model, self._asked(tokenizer)
 
     def _asked(self, tokenizer: Any) -> Any:
-        if self.form.chat_template is not None:
-            tokenizer.chat_template = self.form.chat_template
+        if self.io_format.chat_template is not None:
+            tokenizer.chat_template = self.io_format.chat_template
         return tokenizer
 
-    def texts(self, task: Task, golden: pa.Table) -> Iterable[str]:
-        for row in golden.to_pylist():
+    def texts(self, task: Task, training_set: pa.Table) -> Iterable[str]:
+        for row in training_set.to_pylist():
             side = {name: row[name] for name in task.side_inputs}
-            yield from (message["content"] for message in self.form.messages(task, row["query"], side))
-            yield self.form.target(task, task.parse(row["answer"])[0])
+            yield from (message["content"] for message in self.io_format.messages(task, row["query"], side))
+            yield self.io_format.target(task, task.parse(row["answer"])[0])
 
-    def encode(self, task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
+    def encode(self, task: Task, tokenizer: Any, training_set: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
         from headtail.stages.distill.batches import encode
 
         if not self.stored:
-            return encode(task, tokenizer, golden, max_tokens, held_out, self.form)
-        return with_stored(encode(task, tokenizer, golden.drop_columns(TOP.names), max_tokens, held_out, self.form), golden, self.stored)
+            return encode(task, tokenizer, training_set, max_tokens, held_out, self.io_format)
+        return with_stored(
+            encode(task, tokenizer, training_set.drop_columns(TOP.names), max_tokens, held_out, self.io_format), training_set, self.stored
+        )
 
     def shown(self, rows: Columns, seed: int) -> Columns:
         return rows
@@ -163,32 +165,32 @@ class DecoderLearner:
         return module(input_ids=arrays["ids"], attention_mask=arrays["mask"], use_cache=False).logits
 
     def finish(self, folder: Path) -> None:
-        """The form, as headtail.json; the default one is no file."""
-        write_form(self.form, folder)
+        """The I/O format, as headtail.json; the default one is no file."""
+        write_io_format(self.io_format, folder)
 
 
 def learner_for(
-    kind: Kind, tasks: Sequence[Task], golden: Sequence[pa.Table], manner: Manner | None = None, soft: float = 0.0, **settings: Any
+    kind: Kind, tasks: Sequence[Task], training_set: Sequence[pa.Table], chosen: IOFormat | None = None, soft: float = 0.0, **settings: Any
 ) -> Learner:
     """The learner of a kind for these tasks; ConfigError when their answers do not suit it.
 
     `manner`: how the student is asked and answers; `soft`: share of the loss that is the teacher's logits'; `settings`: of the kind.
     """
-    chosen = manner or Manner()
+    chosen = chosen or IOFormat()
     if kind == "encoder":
         from headtail.stages.distill.encoder import encoder_learner
 
-        return encoder_learner(tasks, golden, chosen, settings["encoder"], settings.get("queries", ()))
-    forms = {task.fingerprint: made_for(task, chosen, kind) for task in tasks}
-    if len(forms) > 1 and any(not form.default for form in forms.values()):
+        return encoder_learner(tasks, training_set, chosen, settings["encoder"], settings.get("queries", ()))
+    formats = {task.fingerprint: format_for(task, chosen, kind) for task in tasks}
+    if len(formats) > 1 and any(not fmt.default for fmt in formats.values()):
         raise ConfigError(
             "a student of several tasks must be told which one it is asked",
-            where="form",
+            where="io_format",
             value=chosen.prompt,
-            fix="prompt: task, answer: json",
+            fix="prompt: full, output: json",
         )
     if kind == "decoder":
-        return DecoderLearner(form=next(iter(forms.values())), soft=soft, stored=settings.get("stored", 0))
+        return DecoderLearner(io_format=next(iter(formats.values())), soft=soft, stored=settings.get("stored", 0))
     from headtail.stages.distill.seq2seq import Seq2SeqLearner
 
-    return Seq2SeqLearner(next(iter(forms.values())))
+    return Seq2SeqLearner(next(iter(formats.values())))

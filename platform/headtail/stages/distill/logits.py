@@ -1,6 +1,6 @@
 """Logit distillation: the teacher's k likeliest tokens at every token of an answer, stored once, learnt from at every step.
 
-In: examples, and golden rows with what was stored when the teacher answered, or a teacher with the student's vocabulary. Out:
+In: examples, and training rows with what was stored when the teacher answered, or a teacher with the student's vocabulary. Out:
 per example two flat lists of answer tokens times k, token ids (int32) and log-probabilities (float16): 6 k bytes a token before
 compression; and the loss that learns from them. A teacher that is asked reads its answers with one forward pass per row and
 generates nothing, so answers that a person corrected have logits too; stored ones are those of the teacher's own words.
@@ -16,7 +16,7 @@ from pydantic import Field
 
 from headtail.core.config import Config
 from headtail.core.errors import ConfigError
-from headtail.core.io_format import Form
+from headtail.core.io_format import ModelFormat
 from headtail.core.receipt import Receipt
 from headtail.core.rows import TOP
 from headtail.engines.models import Found
@@ -35,7 +35,7 @@ class Logits(Config):
     teacher: str = Field(
         "",
         description="model whose logits are learnt, asked before training: it must have the student's vocabulary; as base.model. "
-        "Empty: the likeliest tokens that are stored with the golden rows (precompute's top_logprobs)",
+        "Empty: the likeliest tokens that are stored with the training rows (precompute's top_logprobs)",
     )
     revision: str = Field("", description="hub revision (commit), required for a hub id")
     k: int = Field(8, ge=1, le=256, description="tokens kept at each position: 6 bytes each")
@@ -49,14 +49,14 @@ class Logits(Config):
         return 0 if self.teacher else self.k
 
 
-def check_logits(student: str, asked: Form, tokenizer: Any, teacher: Found, revision: str = "") -> None:
-    """ConfigError when the teacher cannot read what the student reads and writes: kind, form, token ids."""
+def check_logits(student: str, asked: ModelFormat, tokenizer: Any, teacher: Found, revision: str = "") -> None:
+    """ConfigError when the teacher cannot read what the student reads and writes: kind, I/O format, token ids."""
     if student != "decoder" or not asked.default:
         raise ConfigError(
-            "only a decoder in the default form learns from a teacher's logits: the teacher knows no other",
+            "only a decoder in the default I/O format learns from a teacher's logits: the teacher knows no other",
             where="logits",
-            value=f"{student}, prompt {asked.prompt}, answer {asked.answer}",
-            fix="set logits to null, or form to {prompt: task, answer: json}",
+            value=f"{student}, prompt {asked.prompt}, output {asked.output}",
+            fix="set logits to null, or I/O format to {prompt: full, output: json}",
         )
     if load_tokenizer(teacher.path, revision).get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
@@ -75,7 +75,7 @@ def check_stored(student: str, tokenizer: Any, answers: Receipt | None, where: s
     theirs = answers.facts.get("vocabulary") if answers is not None else None
     if theirs is None:
         raise ConfigError(
-            "no likeliest tokens are stored with these golden rows",
+            "no likeliest tokens are stored with these training rows",
             where=f"logits.teacher is empty; {where}",
             value=answers.path if answers is not None else "rows that no teacher's answers are known of",
             fix="run precompute with top_logprobs=8, then curate again; or name logits.teacher; or set logits to null",
@@ -89,13 +89,13 @@ def check_stored(student: str, tokenizer: Any, answers: Receipt | None, where: s
         )
 
 
-def with_stored(examples: pa.Table, golden: pa.Table, k: int) -> pa.Table:
-    """A decoder's examples with COLUMNS out of TOP of the golden rows (same order), and `soft`: whether a row had them.
+def with_stored(examples: pa.Table, training_set: pa.Table, k: int) -> pa.Table:
+    """A decoder's examples with COLUMNS out of TOP of the training rows (same order), and `soft`: whether a row had them.
 
     It has them when the tokens stored are the very ones that the student is to write. Another row learns from the written
     token alone: that is what a teacher comes to that is certain of it.
     """
-    asked, kept = columns(examples.select(["ids", "answer_start"])), columns(golden.select(TOP.names))
+    asked, kept = columns(examples.select(["ids", "answer_start"])), columns(training_set.select(TOP.names))
     ids, logprobs, soft = [], [], []
     for row, start, tokens, best, sure in zip(asked["ids"], asked["answer_start"], *kept.values(), strict=True):
         written = row[start:]

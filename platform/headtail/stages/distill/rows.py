@@ -1,6 +1,6 @@
-"""Golden rows as they are trained on: read, weighted, split into rows to learn from and rows to judge by, made examples.
+"""Training rows as they are trained on: read, weighted, split into rows to learn from and rows to judge by, made examples.
 
-In: table refs of golden rows and of held-out rows, what weights are made of. Out: Rows per set, and one table of examples.
+In: table refs of training rows and of held-out rows, what weights are made of. Out: Rows per set, and one table of examples.
 Knows nothing of models but what a Learner says.
 """
 
@@ -20,7 +20,7 @@ from headtail.batch import answers
 from headtail.core.config import Config
 from headtail.core.errors import ConfigError, InputError, LeakError
 from headtail.core.receipt import Receipt
-from headtail.core.rows import GOLDEN, TOP, conform, shards_of, with_side_inputs, with_top
+from headtail.core.rows import TOP, TRAINING_SET, conform, shards_of, with_side_inputs, with_top
 from headtail.core.task import Task
 from headtail.stages.distill.learner import Learner
 
@@ -29,18 +29,21 @@ class TrainingSet(Config):
     """Rows of one task to learn from."""
 
     task: str = Field("query_segmentation", description="task name or folder")
-    golden: str = Field("curate:golden", description="table ref of golden rows (GOLDEN columns and the task's side inputs)")
+    training_set: str = Field(
+        "curate:training_set", description="table ref of training rows (TRAINING_SET columns and the task's side inputs)"
+    )
     rows: int = Field(0, ge=0, description="use at most this many of them, from the start; 0 for all")
     held_out: str = Field(
-        "", description="table ref of people's answers for eval_loss and early stopping, never trained on; empty: held_out_share of golden"
+        "",
+        description="table ref of people's answers for eval_loss and early stopping, never trained on; empty: held_out_share",
     )
 
 
 class Weights(Config):
-    """A row's weight: golden weight ** traffic * confidence ** confidence * (human when a person answered), mean 1 over a set."""
+    """A row's weight: training_set weight ** traffic * confidence ** confidence * (human when a person answered), mean 1 over a set."""
 
     traffic: float = Field(
-        1.0, ge=0, description="exponent of the golden row's own weight, which curate makes from its events; 0: all equal"
+        1.0, ge=0, description="exponent of the training row's own weight, which curate makes from its events; 0: all equal"
     )
     confidence: float = Field(0.0, ge=0, description="exponent of the teacher's confidence (0..1); people's answers count as 1")
     human: float = Field(1.0, gt=0, description="factor of an answer that a person gave")
@@ -49,13 +52,13 @@ class Weights(Config):
 class Rows(NamedTuple):
     """One set: rows to learn from, and rows that only judge (empty when a share of the others does)."""
 
-    golden: pa.Table
+    training_set: pa.Table
     held: pa.Table
 
 
 def tables_of(rows: Rows) -> list[pa.Table]:
-    """All of a set's tables: none of them may hold a gold query."""
-    return [rows.golden, rows.held]
+    """All of a set's tables: none of them may hold a labelled query."""
+    return [rows.training_set, rows.held]
 
 
 def read_rows(
@@ -71,22 +74,24 @@ def read_rows(
 
     `top`: with the likeliest tokens (rows.TOP), null where none are stored.
     """
-    golden = _golden(store, *refs[f"golden.{number}"], task, top)
-    golden = golden.slice(0, chosen.rows) if chosen.rows else golden
-    sure = _confidence(store, refs[f"golden.{number}"][0], golden) if weights.confidence else None
-    golden = golden.set_column(golden.column_names.index("weight"), GOLDEN.field("weight"), pa.array(weigh(weights, golden, sure)))
+    training_set = _training_set(store, *refs[f"training_set.{number}"], task, top)
+    training_set = training_set.slice(0, chosen.rows) if chosen.rows else training_set
+    sure = _confidence(store, refs[f"training_set.{number}"][0], training_set) if weights.confidence else None
+    training_set = training_set.set_column(
+        training_set.column_names.index("weight"), TRAINING_SET.field("weight"), pa.array(weigh(weights, training_set, sure))
+    )
     if not chosen.held_out:
-        return Rows(golden, golden.slice(0, 0))
-    held = _golden(store, *refs[f"held.{number}"], task, top)
-    both = held.filter(pc.is_in(held["query_key"], value_set=golden["query_key"].combine_chunks()))
+        return Rows(training_set, training_set.slice(0, 0))
+    held = _training_set(store, *refs[f"held.{number}"], task, top)
+    both = held.filter(pc.is_in(held["query_key"], value_set=training_set["query_key"].combine_chunks()))
     if both.num_rows:
         raise LeakError(
             f"{both.num_rows:,} held-out rows are also trained on",
             where=f"sets.{number}.held_out",
             value=", ".join(map(repr, both["query"].to_pylist()[:5])),
-            fix="split the people's answers before (ingest: gold_train_share), or leave held_out empty",
+            fix="split the people's answers before (ingest: labels_train_share), or leave held_out empty",
         )
-    return Rows(golden, held)
+    return Rows(training_set, held)
 
 
 def with_side(table: pa.Table, task: Task) -> np.ndarray:
@@ -111,10 +116,10 @@ def left_out(rows: Rows, task: Task) -> Rows:
     return Rows(*(bare(table) for table in rows))
 
 
-def weigh(weights: Weights, golden: pa.Table, confidence: np.ndarray | None) -> np.ndarray:
+def weigh(weights: Weights, training_set: pa.Table, confidence: np.ndarray | None) -> np.ndarray:
     """The rows' weights, float32 with mean 1; `confidence` (0..1, NaN unknown) only when it counts."""
-    found = golden["weight"].to_numpy().astype(np.float64) ** weights.traffic
-    human = pc.equal(golden["origin"], "human").to_numpy(zero_copy_only=False).astype(bool)
+    found = training_set["weight"].to_numpy().astype(np.float64) ** weights.traffic
+    human = pc.equal(training_set["origin"], "human").to_numpy(zero_copy_only=False).astype(bool)
     if confidence is not None:
         found *= np.where(human | np.isnan(confidence), 1.0, confidence) ** weights.confidence
     found[human] *= weights.human
@@ -124,27 +129,27 @@ def weigh(weights: Weights, golden: pa.Table, confidence: np.ndarray | None) -> 
 def examples(
     learner: Learner, tokenizer: Any, rows: Sequence[Rows], tasks: Sequence[Task], max_tokens: int, held_out_share: float
 ) -> pa.Table:
-    """All sets as one table of examples, in order: golden rows, then held-out rows, set by set."""
+    """All sets as one table of examples, in order: training rows, then held-out rows, set by set."""
     every = round(1 / held_out_share) if held_out_share else 0
     parts = []
     for one, task in zip(rows, tasks, strict=True):
         if one.held.num_rows:
             held = set(one.held["query_key"].to_pylist())
         else:
-            keys = one.golden["query_key"]
+            keys = one.training_set["query_key"]
             held = set(keys.filter(shards_of(keys, every) == 0).to_pylist()) if every else set()
-        parts.append(learner.encode(task, tokenizer, pa.concat_tables([one.golden, one.held]), max_tokens, held))
+        parts.append(learner.encode(task, tokenizer, pa.concat_tables([one.training_set, one.held]), max_tokens, held))
     return pa.concat_tables(parts)
 
 
-def _golden(store: Storage, receipt: Receipt, output: str, task: Task, top: int) -> pa.Table:
+def _training_set(store: Storage, receipt: Receipt, output: str, task: Task, top: int) -> pa.Table:
     table = output_table(store, receipt, output)
     if table.num_rows == 0:
         raise InputError(
-            "no golden rows to train on", where=f"{receipt.path}:{output}", fix="lower curate's min_confidence or teach more rows"
+            "no training rows to train on", where=f"{receipt.path}:{output}", fix="lower curate's min_confidence or teach more rows"
         )
-    schema = with_side_inputs(with_top(GOLDEN, top), task.side_inputs)
-    if "origin" not in table.column_names:  # people's answers (GOLD rows): every one counts the same, none has a teacher behind it
+    schema = with_side_inputs(with_top(TRAINING_SET, top), task.side_inputs)
+    if "origin" not in table.column_names:  # people's answers (HUMAN_LABELS rows): every one counts the same, none has a teacher behind it
         for name, value in (("weight", 1.0), ("origin", "human"), ("answer_key", None)):
             table = table.append_column(name, pa.array([value] * table.num_rows, schema.field(name).type))
     for name in task.side_inputs:
@@ -156,21 +161,21 @@ def _golden(store: Storage, receipt: Receipt, output: str, task: Task, top: int)
     return conform(table, schema, f"{receipt.path}:{output}")
 
 
-def source_of(store: Storage, golden: Receipt) -> Receipt | None:
-    """The receipt of the teacher's answers that golden rows were curated from; None when there is none, or none any more."""
-    path = golden.inputs.get("answers", "")
+def source_of(store: Storage, training_set: Receipt) -> Receipt | None:
+    """The receipt of the teacher's answers that training rows were curated from; None when there is none, or none any more."""
+    path = training_set.inputs.get("answers", "")
     return load_receipt(store, "precompute", path) if path.startswith("precompute/") and store.exists(f"{path}/receipt.json") else None
 
 
-def _confidence(store: Storage, golden: Receipt, table: pa.Table) -> np.ndarray:
+def _confidence(store: Storage, training_set: Receipt, table: pa.Table) -> np.ndarray:
     """The teacher's confidence of each row, through its answer_key; NaN where none is known."""
-    source = golden.inputs.get("answers", "")
+    source = training_set.inputs.get("answers", "")
     if not source.startswith("precompute/"):
         raise ConfigError(
             "these rows have no teacher's confidence",
             where="weights.confidence",
-            value=golden.path,
-            fix="set it to 0, or train on curate:golden",
+            value=training_set.path,
+            fix="set it to 0, or train on curate:training_set",
         )
     known: dict[bytes, float] = {}
     wanted = table["answer_key"].combine_chunks()

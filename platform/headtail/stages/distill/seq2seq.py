@@ -1,6 +1,6 @@
 """Seq2seq students (T5 type): read the prompt as a whole, then learn to write the answer.
 
-In: tasks, their forms, golden rows. Out: a Seq2SeqLearner for the training loop. A base made here is random: it learns the task
+In: tasks, their I/O formats, training rows. Out: a Seq2SeqLearner for the training loop. A base made here is random: it learns the task
 alone; for real use take a hub model. Knows nothing of Ray, stores or engines' requests.
 """
 
@@ -20,7 +20,7 @@ from headtail.core.task import Task
 from headtail.engines.control import Encoder
 from headtail.engines.transformers import prompt_ids, prompt_text
 from headtail.stages.distill.base import Shape, hush, load_base
-from headtail.stages.distill.batches import EXAMPLE, UNTAUGHT, Batch, Columns, check_lengths, golden_answer
+from headtail.stages.distill.batches import EXAMPLE, UNTAUGHT, Batch, Columns, check_lengths, training_answer
 
 ROWS = pa.schema([("ids", pa.list_(pa.int32())), ("target", pa.list_(pa.int32())), *EXAMPLE])
 
@@ -29,7 +29,7 @@ ROWS = pa.schema([("ids", pa.list_(pa.int32())), ("target", pa.list_(pa.int32())
 class Seq2SeqLearner:
     """An encoder-decoder."""
 
-    form: io_format.Form
+    io_format: io_format.ModelFormat
     kind: Any = "seq2seq"
     adapter_task: str = "SEQ_2_SEQ_LM"
 
@@ -63,26 +63,26 @@ class Seq2SeqLearner:
             raise ConfigError("a seq2seq base is taken whole", where="base.layers", value=layers, fix="set it to 0")
         return load_base(path, revision, kind="seq2seq")
 
-    def texts(self, task: Task, golden: pa.Table) -> Iterable[str]:
-        for row in golden.to_pylist():
+    def texts(self, task: Task, training_set: pa.Table) -> Iterable[str]:
+        for row in training_set.to_pylist():
             yield from self._pair(task, row)
 
-    def encode(self, task: Task, tokenizer: Any, golden: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
-        """ROWS for golden rows; a row longer than `max_tokens` is an error that names it, never cut."""
-        pairs = [self._pair(task, row) for row in golden.to_pylist()]
+    def encode(self, task: Task, tokenizer: Any, training_set: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
+        """ROWS for training rows; a row longer than `max_tokens` is an error that names it, never cut."""
+        pairs = [self._pair(task, row) for row in training_set.to_pylist()]
         encoder, end = Encoder(tokenizer), int(tokenizer.eos_token_id)
         ids = prompt_ids(encoder, end, [prompt for prompt, _ in pairs])
         target = prompt_ids(encoder, end, [answer for _, answer in pairs])
         lengths = [len(a) + len(b) for a, b in zip(ids, target, strict=True)]
-        check_lengths(golden["query"].to_pylist(), lengths, max_tokens)
-        held = [key in held_out for key in golden["query_key"].to_pylist()]
-        return pa.table([ids, target, lengths, golden["weight"].to_pylist(), held], schema=ROWS)
+        check_lengths(training_set["query"].to_pylist(), lengths, max_tokens)
+        held = [key in held_out for key in training_set["query_key"].to_pylist()]
+        return pa.table([ids, target, lengths, training_set["weight"].to_pylist(), held], schema=ROWS)
 
     def _pair(self, task: Task, row: Mapping[str, Any]) -> tuple[str, str]:
         """What is read, and what is to be written."""
-        answer = golden_answer(task, row)
+        answer = training_answer(task, row)
         side = {name: row.get(name) or [] for name in task.side_inputs}
-        return prompt_text(self.form.messages(task, row["query"], side)), self.form.target(task, answer)
+        return prompt_text(self.io_format.messages(task, row["query"], side)), self.io_format.target(task, answer)
 
     def shown(self, rows: Columns, seed: int) -> Columns:
         return rows
@@ -122,4 +122,4 @@ class Seq2SeqLearner:
         return module(**asked, use_cache=False).logits
 
     def finish(self, folder: Path) -> None:
-        io_format.write(self.form, folder)
+        io_format.write(self.io_format, folder)

@@ -1,8 +1,8 @@
-"""Distil: fine-tune a student on the golden set, with Ray Train, DeepSpeed and (when asked) LoRA.
+"""Distil: fine-tune a student on the training set, with Ray Train, DeepSpeed and (when asked) LoRA.
 
-In: golden rows and a base model. Out: `model/` in Hugging Face format, ready for an engine, its loss curve, its digest.
+In: training rows and a base model. Out: `model/` in Hugging Face format, ready for an engine, its loss curve, its digest.
 The same stage trains a teacher from people's answers: only base, data and settings differ. Refuses to train on a row
-whose query is in a gold set, or nearly.
+whose query is in a set of human labels, or nearly.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from headtail.core import leaks
 from headtail.core.config import Config as Fields
 from headtail.core.config import StageConfig, execution, result_fields
 from headtail.core.errors import ConfigError
-from headtail.core.io_format import Form, Manner
+from headtail.core.io_format import IOFormat, ModelFormat
 from headtail.core.receipt import Receipt
 from headtail.core.task import Task, load_task
 from headtail.engines.device import here_bf16
 from headtail.engines.models import Found, resolve
-from headtail.stages.base import Station, run_once
+from headtail.stages.base import Stage, run_once
 from headtail.stages.base import identity as stage_identity
 from headtail.stages.distill.base import Base
 from headtail.stages.distill.encoder import Settings as EncoderSettings
@@ -56,11 +56,16 @@ class Config(StageConfig):
     student: Kind = Field(
         "decoder", description="kind of model: decoder reads and writes on; encoder labels what it reads; seq2seq reads, then writes"
     )
-    form: Manner = Field(Manner(), description="how the student is asked and in what it answers")
+    io_format: IOFormat = Field(IOFormat(), description="how the student is prompted and what it writes")
     sets: tuple[TrainingSet, ...] = Field((TrainingSet(),), min_length=1, description="training rows, one or more tasks together")
-    gold: tuple[str, ...] = Field(("plan:gold",), description="table refs of gold sets that must share no query with the training rows")
-    near_gold: float | None = Field(
-        leaks.NEAR, gt=0, le=1, description="trigram similarity from which a training row repeats a gold query; null: the same text only"
+    labels: tuple[str, ...] = Field(
+        ("plan:human_labels",), description="table refs of sets of human labels that must share no query with the training rows"
+    )
+    near_labels: float | None = Field(
+        leaks.NEAR,
+        gt=0,
+        le=1,
+        description="trigram similarity from which a training row repeats a labelled query; null: the same text only",
     )
     weights: Weights = Field(Weights(), description="what a training row's weight is made of")
     base: Base = Field(Base(model="example:student-base"), description="the model that training starts from")
@@ -103,8 +108,10 @@ class Config(StageConfig):
 
     @model_validator(mode="after")
     def _stages_differ(self) -> Config:
-        if self.two_stage and (self.student == "encoder" or self.form.prompt == "bare") and not self.form.side:
-            raise ValueError("two_stage: this form shows no side inputs, so both stages would be the same: set form.side to true")
+        if self.two_stage and (self.student == "encoder" or self.io_format.prompt == "query_only") and not self.io_format.side_inputs:
+            raise ValueError(
+                "two_stage: this I/O format shows no side inputs, so both stages would be the same: set io_format.side_inputs to true"
+            )
         return self
 
 
@@ -124,7 +131,7 @@ def run(config: Config) -> Receipt:
     store, config = open_storage(config.root), _resolved(config)
     sources = _sources(config, store)
     made = run_once(
-        "distill", config, lambda station: _work(config, station, sources), inputs=sources.inputs, version=3, replaces=sources.replaces
+        "distill", config, lambda stage: _work(config, stage, sources), inputs=sources.inputs, version=3, replaces=sources.replaces
     )
     work = f"{made.path}/work"
     if store.exists(f"{work}/done.json"):  # the receipt is there: what a resumed run would have needed can go
@@ -152,7 +159,11 @@ def _sources(config: Config, store: Storage) -> Sources:
     if config.base.shape is not None and config.lora is not None:
         raise ConfigError("LoRA on random weights learns noise", where="base.shape with lora", fix="set lora to null, or name base.model")
     held = {f"held.{i}": s.held_out for i, s in enumerate(config.sets) if s.held_out}
-    named = {f"golden.{i}": s.golden for i, s in enumerate(config.sets)} | held | {f"gold.{i}": ref for i, ref in enumerate(config.gold)}
+    named = (
+        {f"training_set.{i}": s.training_set for i, s in enumerate(config.sets)}
+        | held
+        | {f"labels.{i}": ref for i, ref in enumerate(config.labels)}
+    )
     if config.student == "encoder":
         named |= {f"queries.{i}": ref for i, ref in enumerate(config.encoder.queries)}
     refs = {name: load_ref(store, ref) for name, ref in named.items()}
@@ -165,87 +176,92 @@ def _sources(config: Config, store: Storage) -> Sources:
     teacher = resolve(config.logits.teacher, config.logits.revision, store) if config.logits and config.logits.teacher else None
     inputs |= {name: model.digest for name, model in (("base", found), ("teacher", teacher)) if model is not None}
     sets = [
-        {"task": t.fingerprint, "golden": refs[f"golden.{i}"][1], "rows": s.rows, "held_out": refs[f"held.{i}"][1] if s.held_out else ""}
+        {
+            "task": t.fingerprint,
+            "training_set": refs[f"training_set.{i}"][1],
+            "rows": s.rows,
+            "held_out": refs[f"held.{i}"][1] if s.held_out else "",
+        }
         for i, (t, s) in enumerate(zip(tasks, config.sets, strict=True))
     ]
     encoder = {**result_fields(config.encoder), "queries": []} if config.student == "encoder" else {}
-    return Sources(tasks, refs, found, teacher, inputs, {"sets": sets, "gold": [], "encoder": encoder})
+    return Sources(tasks, refs, found, teacher, inputs, {"sets": sets, "labels": [], "encoder": encoder})
 
 
-def _work(config: Config, station: Station, sources: Sources) -> None:
+def _work(config: Config, stage: Stage, sources: Sources) -> None:
     from headtail.stages.distill.encoder import pool
     from headtail.stages.distill.finish import finish, record
     from headtail.stages.distill.launch import prepare_base, train
 
-    store, tasks = station.store, sources.tasks
+    store, tasks = stage.store, sources.tasks
     soft, stored = (config.logits.share, config.logits.stored) if config.logits else (0.0, 0)
     sets = zip(config.sets, tasks, strict=True)
     rows = [read_rows(store, config.weights, s, t, sources.refs, i, stored) for i, (s, t) in enumerate(sets)]
-    gold = [output_table(store, r, name, ["query_key", "query"]) for r, name in _named(sources, "gold.")]
-    leaks.refuse([table for one in rows for table in tables_of(one)], gold, where="distill", near=config.near_gold)
+    labels = [output_table(store, r, name, ["query_key", "query"]) for r, name in _named(sources, "labels.")]
+    leaks.refuse([table for one in rows for table in tables_of(one)], labels, where="distill", near=config.near_labels)
     first: Receipt | None = None
     shown = rows
     if config.two_stage:
-        first = _first_stage(config, station, rows, tasks)
+        first = _first_stage(config, stage, rows, tasks)
         config, sources = _second_stage(config, sources, first, store)
         rows = [left_out(one, task) for one, task in zip(rows, tasks, strict=True)]
     for name, (receipt, _) in sources.refs.items():
-        station.inputs[name] = receipt.path
-    queries = pool(store, _named(sources, "queries."), gold)
+        stage.inputs[name] = receipt.path
+    queries = pool(store, _named(sources, "queries."), labels)
     settings = {"encoder": config.encoder, "queries": queries, "stored": stored}
-    learner = learner_for(config.student, tasks, [one.golden for one in rows], config.form, soft, **settings)
-    base = prepare_base(config, station, learner, [(t, one.golden) for t, one in zip(tasks, rows, strict=True)], sources.found)
+    learner = learner_for(config.student, tasks, [one.training_set for one in rows], config.io_format, soft, **settings)
+    base = prepare_base(config, stage, learner, [(t, one.training_set) for t, one in zip(tasks, rows, strict=True)], sources.found)
     if config.logits is not None:
-        _check_logits(config, store, sources, learner.form, base.tokenizer)
+        _check_logits(config, store, sources, learner.io_format, base.tokenizer)
     table = examples(learner, base.tokenizer, rows, tasks, config.max_tokens, config.held_out_share)
     if config.early_stopping is not None and True not in table["held_out"].to_pylist():
         fix = "raise held_out_share, or name sets.0.held_out"
         raise ConfigError("early stopping has nothing to judge by: no row is held out", where="early_stopping", fix=fix)
     if "soft" in table.column_names and True not in table["soft"].to_pylist():
         fix = "the student's chat template or end of text is another than the teacher's: name logits.teacher, or set logits to null"
-        raise ConfigError("no golden row is stored in the tokens that the student is to write", where="logits", fix=fix)
+        raise ConfigError("no training row is stored in the tokens that the student is to write", where="logits", fix=fix)
     taught = None  # what a teacher of logits reads: its answers are those to the rows as it was asked, side inputs and all
     if first is not None and sources.teacher is not None:
         taught = examples(learner, base.tokenizer, shown, tasks, config.max_tokens, config.held_out_share)
-    done = train(config, station, learner, base, table, taught, sources.teacher)
-    finish(config, station, learner, base, done, table)
-    record(config, station, done, table, base.name, tasks)
+    done = train(config, stage, learner, base, table, taught, sources.teacher)
+    finish(config, stage, learner, base, done, table)
+    record(config, stage, done, table, base.name, tasks)
     if first is not None:
-        _record_stages(station, first, sum(int(with_side(one.golden, task).sum()) for one, task in zip(shown, tasks, strict=True)))
+        _record_stages(stage, first, sum(int(with_side(one.training_set, task).sum()) for one, task in zip(shown, tasks, strict=True)))
 
 
-def _check_logits(config: Config, store: Storage, sources: Sources, form: Form, tokenizer: Any) -> None:
+def _check_logits(config: Config, store: Storage, sources: Sources, fmt: ModelFormat, tokenizer: Any) -> None:
     """ConfigError unless the student can learn from the logits that it is to learn from, asked for or stored."""
     from headtail.stages.distill.logits import check_logits, check_stored
 
     if sources.teacher is not None:
-        check_logits(config.student, form, tokenizer, sources.teacher, config.logits.revision if config.logits else "")
+        check_logits(config.student, fmt, tokenizer, sources.teacher, config.logits.revision if config.logits else "")
         return
-    for receipt, name in _named(sources, "golden."):
+    for receipt, name in _named(sources, "training_set."):
         check_stored(config.student, tokenizer, source_of(store, receipt), f"{receipt.path}:{name}")
 
 
-def _first_stage(config: Config, station: Station, rows: list[Rows], tasks: list[Task]) -> Receipt:
+def _first_stage(config: Config, stage: Stage, rows: list[Rows], tasks: list[Task]) -> Receipt:
     """The student that was shown side inputs: an ordinary run, found when it was made before. ConfigError when no row has any."""
-    if not any(with_side(one.golden, task).any() for one, task in zip(rows, tasks, strict=True)):
+    if not any(with_side(one.training_set, task).any() for one, task in zip(rows, tasks, strict=True)):
         fix = "set two_stage to false, or curate rows that the teacher was asked with side inputs"
         raise ConfigError("no training row has side inputs: both stages would be the same", where="two_stage", fix=fix)
-    tracking = config.tracking.model_copy(update={"parent_run": station.run_id, "run_name": "first stage"})
+    tracking = config.tracking.model_copy(update={"parent_run": stage.run_id, "run_name": "first stage"})
     return run(config.model_copy(update={"two_stage": False, "tracking": tracking}))
 
 
 def _second_stage(config: Config, sources: Sources, first: Receipt, store: Storage) -> tuple[Config, Sources]:
     """The same training from the first stage's weights, of a student that is shown the query alone."""
-    update = {"base": Base(model=first.path), "form": config.form.model_copy(update={"side": False})}
+    update = {"base": Base(model=first.path), "io_format": config.io_format.model_copy(update={"side_inputs": False})}
     return config.model_copy(update=update), sources._replace(found=resolve(first.path, "", store))
 
 
-def _record_stages(station: Station, first: Receipt, count: int) -> None:
-    station.inputs["first_stage"] = first.path
-    station.rows["side_inputs_left_out"] = count
+def _record_stages(stage: Stage, first: Receipt, count: int) -> None:
+    stage.inputs["first_stage"] = first.path
+    stage.rows["side_inputs_left_out"] = count
     kept = ("eval_loss", "steps", "train_seconds")
-    stages = {"shown": (first.path, first.metrics), "left out": (station.path, station.metrics)}
-    station.facts["stages"] = [{"side_inputs": side, "path": path, **{k: m[k] for k in kept}} for side, (path, m) in stages.items()]
+    stages = {"shown": (first.path, first.metrics), "left out": (stage.path, stage.metrics)}
+    stage.facts["stages"] = [{"side_inputs": side, "path": path, **{k: m[k] for k in kept}} for side, (path, m) in stages.items()]
 
 
 def _named(sources: Sources, prefix: str) -> list[tuple[Receipt, str]]:

@@ -21,7 +21,7 @@ from headtail.core.config import StageConfig, build
 from headtail.core.errors import ConfigError, TrainingError
 from headtail.core.receipt import Receipt
 from headtail.stages import distill
-from headtail.stages.base import Station, run_once
+from headtail.stages.base import Stage, run_once
 
 MAX_TRIALS = 256
 
@@ -48,7 +48,7 @@ def run(config: Config) -> Receipt:
     """Train every trial, name the best. ConfigError before any training when a point is no valid config; TrainingError when all fail."""
     tried = trials(config)
     marks = {f"trial.{number:03}": distill.identity(trial.config) for number, trial in enumerate(tried)}
-    return run_once("sweep", config, lambda station: _work(config, station, tried), inputs=marks, replaces={"base": {}, "grid": {}})
+    return run_once("sweep", config, lambda stage: _work(config, stage, tried), inputs=marks, replaces={"base": {}, "grid": {}})
 
 
 def trials(config: Config) -> list[Trial]:
@@ -86,28 +86,28 @@ def laid_over(plain: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
     return data
 
 
-def _work(config: Config, station: Station, tried: Sequence[Trial]) -> None:
+def _work(config: Config, stage: Stage, tried: Sequence[Trial]) -> None:
     table = []
     for number, trial in enumerate(tried):
         say(f"sweep        trial {number + 1} of {len(tried)}: {trial.label}")
-        table.append(_tried(config, station, number, trial))
+        table.append(_tried(config, stage, number, trial))
     done = [row for row in table if row["path"]]
     if not done:
         raise TrainingError("every trial failed", where="grid", value=table[0]["reason"], fix="mend the base config")
     best = min(done, key=lambda row: row["value"])
-    station.rows |= {"trials": len(table), "failed": len(table) - len(done), "reused": sum(row["reused"] for row in done)}
-    station.metrics |= {f"best/{config.metric}": best["value"], f"worst/{config.metric}": max(row["value"] for row in done)}
-    station.facts |= {"best": best["path"], "best_trial": best["trial"], "best_values": best["values"]}
-    station.inputs |= {f"trial.{row['number']:03}": row["path"] for row in done}
-    station.json("trials", table)
+    stage.rows |= {"trials": len(table), "failed": len(table) - len(done), "reused": sum(row["reused"] for row in done)}
+    stage.metrics |= {f"best/{config.metric}": best["value"], f"worst/{config.metric}": max(row["value"] for row in done)}
+    stage.facts |= {"best": best["path"], "best_trial": best["trial"], "best_values": best["values"]}
+    stage.inputs |= {f"trial.{row['number']:03}": row["path"] for row in done}
+    stage.json("trials", table)
     if len(done) < len(table):
-        station.note(f"{len(table) - len(done)} of {len(table)} trials failed; see trials.json")
+        stage.note(f"{len(table) - len(done)} of {len(table)} trials failed; see trials.json")
     say(f"sweep        best of {len(done)}: {best['trial']}, {config.metric} {best['value']:.4f} ({best['path']})")
 
 
-def _tried(config: Config, station: Station, number: int, trial: Trial) -> dict[str, Any]:
+def _tried(config: Config, stage: Stage, number: int, trial: Trial) -> dict[str, Any]:
     row: dict[str, Any] = {"number": number, "trial": trial.label, "values": trial.values, "path": "", "value": None, "reason": ""}
-    tracking = config.tracking.model_copy(update={"parent_run": station.run_id, "run_name": trial.label})
+    tracking = config.tracking.model_copy(update={"parent_run": stage.run_id, "run_name": trial.label})
     try:
         made = distill.run(trial.config.model_copy(update={"tracking": tracking}))
     except TrainingError as error:  # it diverged: an answer too. Other errors end the sweep
@@ -118,7 +118,7 @@ def _tried(config: Config, station: Station, number: int, trial: Trial) -> dict[
             "a trial has no such metric", where="metric", value=config.metric, fix=f"one of: {', '.join(sorted(made.metrics))}"
         )
     if made.reused:
-        _shown_again(config, station, trial, made)
+        _shown_again(config, stage, trial, made)
     if not math.isfinite(value):
         return {**row, "reason": f"{config.metric} is {value}: no held-out rows?"}
     kept = ("train_loss", "eval_loss", "steps", "train_seconds", "real_token_share", "params")
@@ -126,10 +126,10 @@ def _tried(config: Config, station: Station, number: int, trial: Trial) -> dict[
     return {**row, "path": made.path, "value": value, "reused": made.reused, **figures}
 
 
-def _shown_again(config: Config, station: Station, trial: Trial, made: Receipt) -> None:
+def _shown_again(config: Config, stage: Stage, trial: Trial, made: Receipt) -> None:
     """A trial that was done before has its run under another parent: it gets one here too, that says so."""
     tags = {"headtail.path": made.path, "headtail.fingerprint": made.fingerprint, "headtail.first_run": made.run_id}
-    tracker = station.tracker
-    run_id = tracker.start(f"{trial.label} (done before)", tags, parent=station.run_id)
+    tracker = stage.tracker
+    run_id = tracker.start(f"{trial.label} (done before)", tags, parent=stage.run_id)
     tracker.log(run_id, trial.values, made.metrics)
     tracker.end(run_id)

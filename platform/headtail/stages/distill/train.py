@@ -319,9 +319,10 @@ def _model(spec: Spec, scratch: Path) -> Any:
 
 
 def adapted(model: Any, tokenizer: Any, learner: Learner, lora: Mapping[str, Any]) -> Any:
-    """`model` with adapters to train, and with the embeddings of the signs of the student's code.
+    """`model` with adapters to train, and with the embeddings of the symbols of the student's compact format.
 
-    Adapters leave embeddings as they are, and those of tokens that a base never met are all alike: it could not tell one sign from another.
+    Adapters leave embeddings as they are, and those of tokens that a base never met are all alike: it could not tell one
+    symbol from another.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -333,6 +334,6 @@ def adapted(model: Any, tokenizer: Any, learner: Learner, lora: Mapping[str, Any
             lora_dropout=lora["dropout"],
             target_modules=lora["targets"] if isinstance(lora["targets"], str) else list(lora["targets"]),
             task_type=learner.adapter_task,
-            trainable_token_indices=learner.form.signs(tokenizer) or None,
+            trainable_token_indices=learner.io_format.symbols(tokenizer) or None,
         ),
     )

@@ -1,4 +1,4 @@
-"""Evaluate answers against people's gold, by tier and stratum, with intervals."""
+"""Evaluate answers against human labels, by answer source and stratum, with intervals."""
 
 from headtail.stages.evaluate.stage import Config, run
 

@@ -1,6 +1,6 @@
 """The evaluation as one JSON document in the manner of HELM, for programs and for a release's evidence.
 
-In: scored tiers and the receipts of their answers. Out: per tier a model, a prompt and its metrics per slice, with n,
+In: scored answer sources and the receipts of their answers. Out: per answer source a model, a prompt and its metrics per slice, with n,
 interval and how it was made. Computes nothing that evaluate's tables do not hold.
 """
 
@@ -23,7 +23,7 @@ from headtail.stages.evaluate.scoring import Calibration, Scored, Sureness, plai
 def document(
     sure: Sureness,
     task: Task,
-    gold: str,
+    labels: str,
     receipts: Mapping[str, Receipt],
     scored: Sequence[Scored],
     quality: pa.Table,
@@ -31,12 +31,12 @@ def document(
     gaps: Sequence[Mapping[str, Any]],
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    """The whole document; `gold` is the table reference that the gold rows came from."""
+    """The whole document; `human_labels` is the table reference that the labelled rows came from."""
     runs = []
     for s in scored:
-        receipt, held = receipts.get(s.tier), calibrated.get(s.tier)
+        receipt, held = receipts.get(s.source), calibrated.get(s.source)
         model = receipt.facts.get("model", {}) if receipt else {"name": "the task's fallback; no model"}
-        run = {"tier": s.tier, "model": model, "answers": receipt.path if receipt else ""}
+        run = {"source": s.source, "model": model, "answers": receipt.path if receipt else ""}
         run["prompt_fingerprint"] = receipt.task_fingerprint if receipt else ""
         run["metrics"] = list(_metrics(s, quality, held, sure))
         run["reliability"] = [b._asdict() for b in held.bins] if held else []
@@ -49,8 +49,8 @@ def document(
             "fingerprint": task.fingerprint,
             "score": task.file.score.model_dump(),
         },
-        "gold": {"ref": gold, "n": len(scored[0].tp)},
-        "interval": {**sure._asdict(), "unit": "gold row"},
+        "human_labels": {"ref": labels, "n": len(scored[0].tp)},
+        "interval": {**sure._asdict(), "unit": "labelled row"},
         "runs": runs,
         "differences": list(gaps),
         "versions": versions(),
@@ -59,7 +59,7 @@ def document(
 
 
 def _metrics(s: Scored, quality: pa.Table, held: Calibration | None, sure: Sureness) -> Iterator[dict[str, Any]]:
-    for q in quality.filter(pc.equal(quality["tier"], s.tier)).to_pylist():
+    for q in quality.filter(pc.equal(quality["source"], s.source)).to_pylist():
         figures = {"value": q["quality"], "low": q["low"], "high": q["high"], "method": q["method"], "effective_n": q["effective"]}
         yield {"name": "micro_f1", "split": q["stratum"], "n": q["n"], "answered": q["answered"], **figures}
     for name in (*STRATA, ALL):

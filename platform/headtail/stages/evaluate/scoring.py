@@ -1,8 +1,8 @@
-"""Score answers against gold, row by row, then by tier and slice. Pure: tables and dicts in, tables and numbers out.
+"""Score answers against human labels, row by row, then by answer source and slice. Pure: tables and dicts in, tables and numbers out.
 
-    gold + {tier: {query_key: Given}} -> SCORED rows -> QUALITY table, calibration, agreement, paired differences
+    human labels + {answer source: {query_key: Given}} -> SCORED rows -> QUALITY table, calibration, agreement, paired differences
 
-Slices are the strata, `all` (every gold row alike) and `traffic` (gold rows weighted by their events).
+Slices are the strata, `all` (every labelled row alike) and `traffic` (labelled rows weighted by their events).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from headtail.core.keys import canonical
 from headtail.core.rows import ALL, QUALITY, SCORED, SLICES, STRATA, TRAFFIC, Source, State
 from headtail.core.task import Task
 
-ABSENT = "absent"  # state of a gold row that a tier was never asked
+ABSENT = "absent"  # state of a labelled row that an answer source was never asked
 COLUMNS = ["query_key", "answer_key", "state", "answer", "confidence"]  # of an answer, that scoring needs
 
 
@@ -35,7 +35,7 @@ class Sureness(NamedTuple):
 
 
 class Given(NamedTuple):
-    """What a tier gave for a query: parsed answer (None unless answered), state, confidence (None when unknown)."""
+    """What an answer source gave for a query: parsed answer (None unless answered), state, confidence (None when unknown)."""
 
     answer: Any
     state: str
@@ -67,18 +67,18 @@ def _given(task: Task, row: Mapping[str, Any], where: str) -> Given:
     return Given(answer, row["state"], row["confidence"])
 
 
-def score_rows(task: Task, gold: pa.Table, tiers: Mapping[str, Mapping[bytes, Given]]) -> pa.Table:
-    """One SCORED row per gold row and tier, the fallback's last."""
+def score_rows(task: Task, labels: pa.Table, sources: Mapping[str, Mapping[bytes, Given]]) -> pa.Table:
+    """One SCORED row per labelled row and answer source, the fallback's last."""
     lines = []
-    for row in gold.to_pylist():
+    for row in labels.to_pylist():
         wanted = _wanted(row)
-        everyone = {tier: answers.get(row["query_key"], Given(None, ABSENT, None)) for tier, answers in tiers.items()}
+        everyone = {source: answers.get(row["query_key"], Given(None, ABSENT, None)) for source, answers in sources.items()}
         everyone[str(Source.FALLBACK)] = Given(task.fallback(row["query"]), str(State.ANSWERED), None)
         base = {name: row[name] for name in ("query_key", "query", "stratum", "count")}
-        for tier, given in everyone.items():
+        for source, given in everyone.items():
             answered, counts = given.state == State.ANSWERED, task.score(wanted, given.answer)
-            text = canonical(given.answer, tier) if answered else None
-            line = {**base, "tier": tier, "wanted": row["answer"], "given": text, "state": given.state, "confidence": given.confidence}
+            text = canonical(given.answer, source) if answered else None
+            line = {**base, "source": source, "wanted": row["answer"], "given": text, "state": given.state, "confidence": given.confidence}
             lines.append({**line, **counts._asdict(), "exact": answered and counts.right})
     return pa.Table.from_pylist(lines, schema=SCORED)
 
@@ -88,13 +88,13 @@ def _wanted(row: Mapping[str, Any]) -> Any:
         return json.loads(row["answer"])
     except (TypeError, json.JSONDecodeError) as error:
         where = f"query {row['query']!r}"
-        raise InputError(f"a gold answer is not JSON: {error}", where=where, value=row["answer"], fix="run ingest again") from None
+        raise InputError(f"a human label is not JSON: {error}", where=where, value=row["answer"], fix="run ingest again") from None
 
 
 class Scored(NamedTuple):
-    """One tier's rows as arrays."""
+    """One answer source's rows as arrays."""
 
-    tier: str
+    source: str
     stratum: npt.NDArray[np.object_]
     traffic: npt.NDArray[np.float64]
     tp: npt.NDArray[np.float64]
@@ -112,22 +112,24 @@ class Scored(NamedTuple):
         return self.traffic > 0 if name == TRAFFIC else self.stratum == name
 
 
-def by_tier(rows: pa.Table) -> list[Scored]:
-    """`rows` split by tier, in order of first appearance."""
+def by_source(rows: pa.Table) -> list[Scored]:
+    """`rows` split by answer source, in order of first appearance."""
     found = []
-    for tier in rows["tier"].unique().to_pylist():
-        part = rows.filter(pc.equal(rows["tier"], tier))
+    for source in rows["source"].unique().to_pylist():
+        part = rows.filter(pc.equal(rows["source"], source))
         tp, fp, fn, count = (part[name].cast(pa.float64()).to_numpy() for name in ("tp", "fp", "fn", "count"))
         confidence = part["confidence"].cast(pa.float64()).fill_null(float("nan")).to_numpy()
         answered = pc.equal(part["state"], State.ANSWERED.value).to_numpy()
         stratum = np.asarray(part["stratum"].to_pylist(), dtype=object)
         traffic = np.nan_to_num(count, nan=0.0)
-        found.append(Scored(tier, stratum, traffic, tp, fp, fn, part["exact"].to_numpy(), answered, confidence, part["given"].to_pylist()))
+        found.append(
+            Scored(source, stratum, traffic, tp, fp, fn, part["exact"].to_numpy(), answered, confidence, part["given"].to_pylist())
+        )
     return found
 
 
 def quality_of(scored: Scored, name: str, sure: Sureness) -> Interval:
-    """Micro-F1 of one tier on one slice. Rows in which nothing was wanted and nothing given carry no unit; a slice of
+    """Micro-F1 of one answer source on one slice. Rows in which nothing was wanted and nothing given carry no unit; a slice of
     such rows only has its share of answered rows as its quality, so that silence is not praised."""
     inside = scored.where(name)
     weights = scored.traffic[inside] if name == TRAFFIC else None
@@ -137,22 +139,22 @@ def quality_of(scored: Scored, name: str, sure: Sureness) -> Interval:
 
 
 def quality_rows(rows: pa.Table, sure: Sureness) -> pa.Table:
-    """The QUALITY table of scored rows: every tier on every slice."""
+    """The QUALITY table of scored rows: every answer source on every slice."""
     columns: dict[str, list[Any]] = {name: [] for name in QUALITY.names}
-    for scored in by_tier(rows):
+    for scored in by_source(rows):
         for name in SLICES:
             inside, found = scored.where(name), quality_of(scored, name, sure)
             weights = scored.traffic[inside] if name == TRAFFIC else np.ones(int(inside.sum()))
             values = found if inside.any() else Interval(*[None] * 6)  # type: ignore[arg-type]
             exact = float(np.average(scored.exact[inside], weights=weights)) if inside.any() else None
-            line = (scored.tier, name, int(inside.sum()), int(scored.answered[inside].sum()), values.value, values.low, values.high)
+            line = (scored.source, name, int(inside.sum()), int(scored.answered[inside].sum()), values.value, values.low, values.high)
             for column, value in zip(QUALITY.names, (*line, exact, values.effective, values.method), strict=True):
                 columns[column].append(value)
     return pa.table(columns, schema=QUALITY)
 
 
 class Calibration(NamedTuple):
-    """How far a tier's confidences hold, over its answered rows that have one. NaN when there are none, or no mix."""
+    """How far an answer source's confidences hold, over its answered rows that have one. NaN when there are none, or no mix."""
 
     n: int
     ece: float
@@ -181,16 +183,16 @@ def agreement(task: Task, teacher: Scored, student: Scored) -> tuple[float, int]
 
 
 def differences(scored: Sequence[Scored], sure: Sureness) -> Iterator[dict[str, Any]]:
-    """Each other tier minus the teacher (the first tier when none has that name), on the same rows, by slice."""
-    base = next((s for s in scored if s.tier == Source.TEACHER), scored[0])
+    """Each other answer source minus the teacher (the first answer source when none has that name), on the same rows, by slice."""
+    base = next((s for s in scored if s.source == Source.TEACHER), scored[0])
     for other in scored:
         for name in (*STRATA, ALL) if other is not base else ():
             if other.where(name).any():
-                yield {"tier": other.tier, "minus": base.tier, "split": name, **minus(other, base, name, sure)}
+                yield {"source": other.source, "minus": base.source, "split": name, **minus(other, base, name, sure)}
 
 
 def minus(one: Scored, other: Scored, name: str, sure: Sureness) -> dict[str, Any]:
-    """The paired difference of two tiers on the rows of a slice, as JSON."""
+    """The paired difference of two answer sources on the rows of a slice, as JSON."""
     inside = one.where(name)
     a, b = ((s.tp[inside], s.fp[inside], s.fn[inside]) for s in (one, other))
     return plain(f1_difference(a, b, **sure._asdict()))

@@ -1,4 +1,4 @@
-"""Gate: may this student, or this generation, be promoted? A statistical test, and its evidence."""
+"""Gate: may this student, or this snapshot, be promoted? A statistical test, and its evidence."""
 
 from headtail.stages.gate.stage import Config, run
 

@@ -1,4 +1,4 @@
-"""What a gate reads: who the candidate is, how often these gold rows were asked before, a judge's scores, the log's top query.
+"""What a gate reads: who the candidate is, how many were tested on these labelled rows before, a judge's scores, the log's top query.
 
 In: receipts and refs. Out: plain values and arrays. Refuses what would make the evidence false: rows that are not the ones in
 the receipt, a candidate other than the one that was scored, scores that are no scores. Decides nothing.
@@ -25,7 +25,7 @@ from headtail.core.errors import ConfigError, InputError
 from headtail.core.paths import StoreId, StorePath
 from headtail.core.receipt import Receipt
 from headtail.core.rows import JUDGED, SCORED, Stratum, conform
-from headtail.stages.gate.claims import Judged, Tier
+from headtail.stages.gate.criteria import Judged, SourceScores
 
 
 def scored_rows(store: Storage, evaluation: Receipt) -> pa.Table:
@@ -33,18 +33,18 @@ def scored_rows(store: Storage, evaluation: Receipt) -> pa.Table:
     return conform(output_table(store, evaluation, "rows"), SCORED, evaluation.output("rows").path)
 
 
-def gold_of(store: Storage, evaluation: Receipt) -> tuple[Receipt, str]:
-    """The receipt that holds the gold, and the gold table's SHA-256."""
-    receipt, name = load_ref(store, evaluation.settings["config"]["gold"])
+def labels_of(store: Storage, evaluation: Receipt) -> tuple[Receipt, str]:
+    """The receipt that holds the human labels, and the SHA-256 of the table of human labels."""
+    receipt, name = load_ref(store, evaluation.settings["config"]["labels"])
     return receipt, receipt.output(name).sha256
 
 
-def answers_of(store: Storage, evaluation: Receipt, tier: str) -> Receipt:
-    """The receipt of the answers that were scored as `tier`."""
+def answers_of(store: Storage, evaluation: Receipt, source: str) -> Receipt:
+    """The receipt of the answers that were scored as `source`."""
     named = evaluation.settings["config"]["answers"]
-    if tier not in named:
-        raise ConfigError("the evaluation has no answers of this tier", where="tier", value=tier, fix=f"one of: {', '.join(named)}")
-    return load_receipt(store, "precompute", named[tier])
+    if source not in named:
+        raise ConfigError("the evaluation has no answers of this source", where="source", value=source, fix=f"one of: {', '.join(named)}")
+    return load_receipt(store, "precompute", named[source])
 
 
 def candidate_of(store: Storage, ref: str, answers: Receipt) -> tuple[str, str, list[str]]:
@@ -53,13 +53,15 @@ def candidate_of(store: Storage, ref: str, answers: Receipt) -> tuple[str, str, 
     if not ref:
         return str(model.get("name") or answers.path), str(model.get("digest") or answers.fingerprint), []
     remarks = []
-    if ref.startswith("generations/"):
+    if ref.startswith("snapshots/"):
         from headtail.cache import read_manifest
 
-        manifest = read_manifest(store, ref.removeprefix("generations/"))
+        manifest = read_manifest(store, ref.removeprefix("snapshots/"))
         digest, own = manifest.content, answers.path in manifest.lineage
         rest = [path for path in manifest.lineage if path != answers.path]
-        remarks = [f"{ref} also holds answers of {', '.join(rest)}, of which this says nothing: gate their tier too"] if rest else []
+        remarks = (
+            [f"{ref} also holds answers of {', '.join(rest)}, of which this says nothing: gate their answer source too"] if rest else []
+        )
     else:
         receipt = load_receipt(store, "distill", ref)
         ref, digest = receipt.path, str(receipt.facts["digest"])
@@ -71,47 +73,47 @@ def candidate_of(store: Storage, ref: str, answers: Receipt) -> tuple[str, str, 
     return ref, digest, remarks
 
 
-class Look(Config):
-    """One look at gold rows: whose answers were judged, and by what."""
+class TestedCandidate(Config):
+    """One test on labelled rows: whose answers were judged, and by what."""
 
     answers: StorePath = Field(description="folder of the answers")
-    gold: StoreId = Field(description="SHA-256 of the gold table")
+    labels: StoreId = Field(description="SHA-256 of the table of human labels")
     score: str = Field(description="the score that was compared")
     judge: str = Field(description="the judge's answers; empty: none")
     evaluation: StorePath = Field(description="folder of the evaluation")
 
 
-def look(store: Storage, folder: str, mine: Mapping[str, str]) -> int:
-    """Which candidate this is, counting from 1, of all that were ever gated in this store on gold rows shared with it.
+def candidate_number(store: Storage, folder: str, mine: Mapping[str, str]) -> int:
+    """Which candidate this is, counting from 1, of all that were ever gated in this store on labelled rows shared with it.
 
-    Every look at the same labels is another chance to pass by luck. A look is written down before its verdict is known; the
-    same one (answers, gold, score, judge) keeps its number. `mine` also names an evaluation, whose rows tell the gold queries.
+    Every test on the same labels is another chance to pass by luck. A test is written down before its verdict is known; the
+    same one (answers, human labels, score, judge) keeps its number. `mine` also names an evaluation, whose rows tell the labelled queries.
     """
     own, me = _keys(store, mine["evaluation"]), _named(mine)
     earlier: list[tuple[str, ...]] = []
-    for entry in numbered.records(store, Look, folder):
+    for entry in numbered.records(store, TestedCandidate, folder):
         if (named := _named(entry.model_dump())) == me:
             return len(earlier) + 1
-        if named not in earlier and (entry.gold == mine["gold"] or own & _keys(store, entry.evaluation, own)):
+        if named not in earlier and (entry.labels == mine["labels"] or own & _keys(store, entry.evaluation, own)):
             earlier.append(named)
     numbered.append(store, folder, lambda _: (json.dumps(dict(mine), indent=2) + "\n").encode())
     return len(earlier) + 1
 
 
 def _named(entry: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(entry[name] for name in ("answers", "gold", "score", "judge"))
+    return tuple(entry[name] for name in ("answers", "labels", "score", "judge"))
 
 
 def _keys(store: Storage, evaluation: str, gone: set[bytes] | None = None) -> set[bytes]:
-    """The gold queries of an evaluation; of one that was deleted `gone`, since they may have been the same."""
+    """The labelled queries of an evaluation; of one that was deleted `gone`, since they may have been the same."""
     if not store.exists(f"{evaluation}/receipt.json"):
         return gone or set()
     return set(output_table(store, load_receipt(store, "evaluate", evaluation), "rows", ["query_key"])["query_key"].to_pylist())
 
 
 def most_events(store: Storage, planned: Receipt) -> float:
-    """Events of the most frequent query in the log; 0 when the gold is not a plan's."""
-    for name in ("head", "rest"):
+    """Events of the most frequent query in the log; 0 when the human labels are not a plan's."""
+    for name in ("head", "student_rows"):
         if name in planned.outputs and planned.output(name).rows:
             return float(pc.max(output_table(store, planned, name, ["count"])["count"]).as_py())
     return 0.0
@@ -125,7 +127,7 @@ class Judge(NamedTuple):
     sha256: str
 
 
-def read_judge(store: Storage, ref: str, answers: Receipt, teacher: Receipt | None, tier: Tier) -> Judge:
+def read_judge(store: Storage, ref: str, answers: Receipt, teacher: Receipt | None, source: SourceScores) -> Judge:
     """A judge's scores of the candidate's answers, split into rows that people labelled too and rows that they did not.
 
     Rows without a score count against the candidate: 0 where the judge stands alone, 1 where it is held against a person's
@@ -145,17 +147,17 @@ def read_judge(store: Storage, ref: str, answers: Receipt, teacher: Receipt | No
     its = raw["answer_key"].to_pylist() if "answer_key" in raw.column_names else None
     fits = [key in known and (its is None or its[i] == known[key][0]) for i, key in enumerate(keys)]
     found = {key: float(score) for key, score, fit in zip(keys, scores, fits, strict=True) if fit}
-    labelled = set(tier.keys)
+    labelled = set(source.keys)
     by_stratum = {}
     for stratum in map(str, Stratum):
-        beside = [found.get(key, float("nan")) for key, inside in zip(tier.keys, tier.inside(stratum), strict=True) if inside]
+        beside = [found.get(key, float("nan")) for key, inside in zip(source.keys, source.inside(stratum), strict=True) if inside]
         more = [found[k] for k in sorted(found, key=_shuffled) if k not in labelled and known[k][1] == stratum]
         if more:
             by_stratum[stratum] = Judged(np.nan_to_num(np.asarray(beside), nan=1.0), np.nan_to_num(np.asarray(more)))
     model = receipt.facts.get("model") or {}
     own = None if not model or teacher is None else model.get("digest") == teacher.facts.get("model", {}).get("digest")
     about = {"ref": where, "name": model.get("name"), "own_teacher": own, "rows": len(found), "left_out": len(keys) - len(found)}
-    about["labelled_without_score"] = sum(key not in found for key in tier.keys)
+    about["labelled_without_score"] = sum(key not in found for key in source.keys)
     about["answers_checked"] = its is not None
     return Judge(by_stratum, about, receipt.output(name).sha256)
 

@@ -1,12 +1,12 @@
-"""Gate: may this student, or this generation, be promoted? A statistical test, and its evidence. A refusal is an answer.
+"""Gate: may this student, or this snapshot, be promoted? A statistical test, and its evidence. A rejection is an answer.
 
-    evaluation's scored rows + what is asked -> claims, each with a bound that holds at any number of rows -> verdict
+    evaluation's scored rows + the policy -> criteria, each with a bound that holds at any number of rows -> verdict
 
-The verdict holds when every claim does: with confidence 1 - delta, corrected for the number of claims and of candidates.
+The candidate passes when it passes every criterion: with confidence 1 - delta, corrected for the number of criteria and of candidates.
 Quality is what people's labels say; a judge's scores can only sharpen a bound on it. Promotes nothing itself: the registry
 and the release ask `require`, or read the evidence.
 
-    sources.py  candidate, scored rows, judge, earlier looks      claims.py  scores -> proofs -> claims (pure)
+    sources.py  candidate, scored rows, judge, earlier tests      criteria.py  scores -> proofs -> criteria (pure)
 """
 
 from __future__ import annotations
@@ -21,36 +21,41 @@ from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_receipt, load_ref
 from headtail.core.config import StageConfig
 from headtail.core.errors import ConfigError
-from headtail.core.evidence import Claim, Evidence, figure_metrics, figures_of, read_evidence
+from headtail.core.evidence import Criterion, Evidence, figure_metrics, figures_of, read_evidence
 from headtail.core.receipt import Receipt
 from headtail.core.rows import ALL, SLICES, TRAFFIC, Source
 from headtail.core.task import load_task
-from headtail.stages.base import Station, run_once
-from headtail.stages.gate.claims import Asked, ScoreName, Tier, Wanted, ask, decide, others, tier_rows
-from headtail.stages.gate.sources import Judge, answers_of, candidate_of, gold_of, look, most_events, read_judge, scored_rows
+from headtail.stages.base import Stage, run_once
+from headtail.stages.gate.criteria import CriterionTest, GatePolicy, ScoreName, SourceScores, criterion_tests, decide, others, source_rows
+from headtail.stages.gate.sources import Judge, answers_of, candidate_number, candidate_of, labels_of, most_events, read_judge, scored_rows
 
 VERSION = 1
 _UNITS = {"quality": "quality against people's answers", "drop": "minus the teacher's", "above": "minus the fallback's"}
 
 
 class Config(StageConfig):
-    """What must be shown, of whom, on which rows, and how surely."""
+    """Which criteria, of whom, on which rows, and how surely."""
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped example")
     evaluation: str = Field("evaluate", description="evaluate receipt ref whose scored rows are the proof")
-    tier: str = Field("student", description="the tier of that evaluation that is to be promoted")
+    source: str = Field("batch_student", description="the answer source of that evaluation that is to be promoted")
     candidate: str = Field(
-        "", description="distill/<fingerprint> or generations/<id>; it must be what the evaluation scored; empty: the model behind the tier"
+        "",
+        description="distill/<fingerprint> or snapshots/<id>; it must be what the evaluation scored; empty: the model of `source`",
     )
     score: ScoreName = Field("exact", description="a row's score: exact (1 when wholly right, else 0) or f1 (its own F1, 0..1)")
     minimum: dict[str, float] = Field(
-        {}, description="stratum -> least mean score (0..1); head, torso, tail, unseen, all (gold rows alike) or traffic (by events)"
+        {}, description="stratum -> least mean score (0..1); head, torso, tail, unseen, all (labelled rows alike) or traffic (by events)"
     )
-    max_drop: float | None = Field(0.05, ge=0, le=1, description="most mean score (0..1) it may lose to the teacher; null: not asked")
-    above_fallback: bool = Field(True, description="ask that it scores above the task's fallback")
+    max_drop: float | None = Field(0.05, ge=0, le=1, description="most mean score (0..1) it may lose to the teacher; null: not tested")
+    above_fallback: bool = Field(True, description="whether it must score above the task's fallback")
     relative_on: tuple[str, ...] = Field((ALL,), description="strata on which it is compared with teacher and fallback")
-    delta: float = Field(0.05, gt=0, lt=0.5, description="chance (0..0.5) of passing although something asked is false")
-    candidates: int = Field(1, ge=1, description="candidates compared on these gold rows, delta is divided by it; looks are counted too")
+    delta: float = Field(0.05, gt=0, lt=0.5, description="chance (0..0.5) of passing although a criterion is not true of it")
+    candidates: int = Field(
+        1,
+        ge=1,
+        description="candidates compared on these labelled rows, delta is divided by it; earlier tests in this store are counted too",
+    )
     power: float = Field(0.8, gt=0.5, lt=1, description="chance of passing for which labels needed are counted; decides nothing")
     judge: str = Field("", description="table ref of a judge's scores of the candidate's answers: query_key, score (0..1); empty: none")
 
@@ -67,57 +72,57 @@ class Config(StageConfig):
         if unknown:
             raise ValueError(f"unknown stratum {unknown[0]}; known: {', '.join(SLICES)}")
         if not self.minimum and not (self.relative_on and (self.max_drop is not None or self.above_fallback)):
-            raise ValueError("nothing is asked: set minimum, max_drop or above_fallback")
+            raise ValueError("there is no criterion: set minimum, max_drop or above_fallback")
         return self
 
-    def wanted(self, candidates: int) -> Wanted:
-        """What is asked, with the number of candidates that counts."""
-        return Wanted(self.minimum, self.max_drop, self.above_fallback, self.relative_on, self.delta, candidates, self.power)
+    def policy(self, candidates: int) -> GatePolicy:
+        """The policy, with the number of candidates that counts."""
+        return GatePolicy(self.minimum, self.max_drop, self.above_fallback, self.relative_on, self.delta, candidates, self.power)
 
 
 def run(config: Config) -> Receipt:
-    """Test the candidate. The receipt says `passed` in its facts, with the evidence; a refusal's notes say what is missing."""
+    """Test the candidate. The receipt says `passed` in its facts, with the evidence; a rejection's notes say what is missing."""
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     evaluation = load_receipt(store, "evaluate", config.evaluation)
     if evaluation.settings["config"]["task"] != task.name:
         made_for = evaluation.settings["config"]["task"]
         raise ConfigError("the evaluation is of another task", where="task", value=f"{task.name}; {evaluation.path} is of {made_for}")
-    answers = answers_of(store, evaluation, config.tier)
+    answers = answers_of(store, evaluation, config.source)
     if answers.task_fingerprint not in ("", task.fingerprint):
         value = f"{task.fingerprint[:16]}, the answers' is {answers.task_fingerprint[:16]}"
         raise ConfigError("the scored answers are to another version of the task", where=answers.path, value=value, fix="evaluate anew")
     candidate, digest, remarks = candidate_of(store, config.candidate, answers)
-    planned, gold = gold_of(store, evaluation)
+    planned, labels = labels_of(store, evaluation)
     judge = load_ref(store, config.judge) if config.judge else None
     judged_by = f"{judge[0].path}:{judge[1]}" if judge else ""
-    mine = {"answers": answers.path, "gold": gold, "score": config.score, "judge": judged_by, "evaluation": evaluation.path}
-    number = look(store, f"gate/looks/{task.name}/{config.tier}", mine)
-    wanted = config.wanted(max(config.candidates, number))
+    mine = {"answers": answers.path, "labels": labels, "score": config.score, "judge": judged_by, "evaluation": evaluation.path}
+    number = candidate_number(store, f"gate/candidates/{task.name}/{config.source}", mine)
+    policy = config.policy(max(config.candidates, number))
 
-    def work(station: Station) -> None:
-        sources = _Sources(store, config, evaluation, answers, planned, wanted)
-        claims = decide(sources.asked, wanted)
+    def work(stage: Stage) -> None:
+        sources = _Sources(store, config, evaluation, answers, planned, policy)
+        criteria = decide(sources.tests, policy)
         evidence = Evidence(
-            passed=all(claim.passed for claim in claims),
+            passed=all(criterion.passed for criterion in criteria),
             task=task.name,
             candidate=candidate,
             digest=digest,
-            tier=config.tier,
+            source=config.source,
             answers=answers.path,
             evaluation=evaluation.path,
             score=config.score,
             delta=config.delta,
-            candidates=wanted.candidates,
-            correction=f"Holm over {len(claims)} claims at {config.delta:g} / {wanted.candidates} candidates",
-            claims=claims,
+            candidates=policy.candidates,
+            correction=f"Holm over {len(criteria)} criteria at {config.delta:g} / {policy.candidates} candidates",
+            criteria=criteria,
             data=sources.digests,
             judge=sources.judge.about if sources.judge else {},
-            figures=figures_of(evaluation.facts, config.tier),
+            figures=figures_of(evaluation.facts, config.source),
         )
-        _record(station, config, evidence, sources)
-        for text in (*evidence.lacking(), *remarks, *_remarks(config, evidence, number)):
-            station.note(text)
-        station.facts["look"] = number
+        _record(stage, config, evidence, sources)
+        for text in (*evidence.missing(), *remarks, *_remarks(config, evidence, number)):
+            stage.note(text)
+        stage.facts["candidate_number"] = number
 
     inputs: dict[str, Any] = {"evaluation": evaluation, "answers": answers, "candidate": digest}
     inputs |= {"judge": judge[0].output(judge[1])} if judge else {}
@@ -125,27 +130,29 @@ def run(config: Config) -> Receipt:
         "task": task.name,
         "evaluation": evaluation.path,
         "candidate": candidate,
-        "candidates": wanted.candidates,
+        "candidates": policy.candidates,
         "judge": judged_by,
     }
     receipt = run_once("gate", config, work, inputs=inputs, task=task, version=VERSION, replaces=replaces)
     found = read_evidence(receipt.facts["evidence"])
-    say(f"{'gate':<12} {candidate} {'passes' if found.passed else 'is REFUSED'}")
-    for claim in found.claims:
-        say(f"{'':<12} {'holds ' if claim.passed else 'MISSED'} {claim.words()}")
+    say(f"{'gate':<12} {candidate} {'passes' if found.passed else 'is REJECTED'}")
+    for criterion in found.criteria:
+        say(f"{'':<12} {'passed' if criterion.passed else 'failed'} {criterion.words()}")
     return receipt
 
 
 class _Sources:
     """Everything a verdict rests on, read and checked."""
 
-    def __init__(self, store: Storage, config: Config, evaluation: Receipt, answers: Receipt, planned: Receipt, wanted: Wanted) -> None:
+    def __init__(self, store: Storage, config: Config, evaluation: Receipt, answers: Receipt, planned: Receipt, policy: GatePolicy) -> None:
         rows = scored_rows(store, evaluation)
-        self.tiers: dict[str, Tier] = {name: tier_rows(rows, name, config.score) for name in dict.fromkeys([config.tier, *others(wanted)])}
-        own = self.tiers[config.tier]
-        if any(tier.keys != own.keys for tier in self.tiers.values()):
-            raise ConfigError("the tiers were not scored on the same rows", where=evaluation.path, fix="run evaluate again")
-        self.digests = {"rows": evaluation.output("rows").sha256, "gold": gold_of(store, evaluation)[1]}
+        self.sources: dict[str, SourceScores] = {
+            name: source_rows(rows, name, config.score) for name in dict.fromkeys([config.source, *others(policy)])
+        }
+        own = self.sources[config.source]
+        if any(source.keys != own.keys for source in self.sources.values()):
+            raise ConfigError("the answer sources were not scored on the same rows", where=evaluation.path, fix="run evaluate again")
+        self.digests = {"rows": evaluation.output("rows").sha256, "human_labels": labels_of(store, evaluation)[1]}
         self.judge: Judge | None = None
         if config.judge:
             named = evaluation.settings["config"]["answers"]
@@ -155,27 +162,32 @@ class _Sources:
         weighed = TRAFFIC in (*config.minimum, *config.relative_on)
         top = most_events(store, planned) if weighed else 0.0
         judged = self.judge.by_stratum if self.judge else {}
-        self.asked: list[Asked] = list(ask(wanted, self.tiers, config.tier, config.score, judged, top))
+        self.tests: list[CriterionTest] = list(criterion_tests(policy, self.sources, config.source, config.score, judged, top))
 
 
-def _record(station: Station, config: Config, evidence: Evidence, sources: _Sources) -> None:
-    station.rows = {"gold": len(sources.tiers[config.tier].keys)}
-    for claim in evidence.claims:
-        where = f"{claim.kind}/{claim.stratum}"
-        station.rows[f"gold.{claim.stratum}"] = claim.n
-        station.metrics |= {f"low/{where}": claim.low, f"least/{where}": claim.least, f"p/{where}": claim.p, f"short/{where}": claim.short}
-        if claim.value is not None:
-            station.metrics[f"value/{where}"] = claim.value
-        if not claim.passed and claim.more is not None:
-            station.metrics[f"more_labels/{where}"] = float(claim.more)
-        if claim.judged:
-            station.rows[f"judged.{claim.stratum}"] = claim.judged
-    station.metrics["passed"] = float(evidence.passed)
-    station.metrics |= figure_metrics(evidence.figures)
-    station.facts |= {"passed": evidence.passed, "evidence": evidence.model_dump(mode="json"), "figures": evidence.figures}
-    station.json("verdict", evidence.model_dump(mode="json"))
-    station.figure("gate", figure(evidence))
-    station.tracker.log(station.run_id, {}, {}, {"headtail.gate": "passed" if evidence.passed else "refused"})
+def _record(stage: Stage, config: Config, evidence: Evidence, sources: _Sources) -> None:
+    stage.rows = {"human_labels": len(sources.sources[config.source].keys)}
+    for criterion in evidence.criteria:
+        where = f"{criterion.kind}/{criterion.stratum}"
+        stage.rows[f"human_labels.{criterion.stratum}"] = criterion.n
+        stage.metrics |= {
+            f"lower_bound/{where}": criterion.lower_bound,
+            f"threshold/{where}": criterion.threshold,
+            f"p/{where}": criterion.p,
+            f"short/{where}": criterion.short,
+        }
+        if criterion.value is not None:
+            stage.metrics[f"value/{where}"] = criterion.value
+        if not criterion.passed and criterion.more is not None:
+            stage.metrics[f"more_labels/{where}"] = float(criterion.more)
+        if criterion.judged:
+            stage.rows[f"judged.{criterion.stratum}"] = criterion.judged
+    stage.metrics["passed"] = float(evidence.passed)
+    stage.metrics |= figure_metrics(evidence.figures)
+    stage.facts |= {"passed": evidence.passed, "evidence": evidence.model_dump(mode="json"), "figures": evidence.figures}
+    stage.json("verdict", evidence.model_dump(mode="json"))
+    stage.figure("gate", figure(evidence))
+    stage.tracker.log(stage.run_id, {}, {}, {"headtail.gate": "passed" if evidence.passed else "rejected"})
 
 
 def _remarks(config: Config, evidence: Evidence, number: int) -> list[str]:
@@ -183,8 +195,8 @@ def _remarks(config: Config, evidence: Evidence, number: int) -> list[str]:
     if number > config.candidates:
         total = min(1.0, config.delta * sum(1 / k for k in range(1, number + 1)))
         found.append(
-            f"look {number} at these gold rows in this store: delta is divided by {number}, not {config.candidates}. "
-            f"Over all {number} looks the chance that a bad candidate passed is at most {total:.3f}; fresh gold starts anew"
+            f"test {number} on these labelled rows in this store: delta is divided by {number}, not {config.candidates}. "
+            f"Over all {number} tests the chance that a bad candidate passed is at most {total:.3f}; fresh human labels start anew"
         )
     judge = evidence.judge
     if judge.get("own_teacher"):
@@ -196,34 +208,34 @@ def _remarks(config: Config, evidence: Evidence, number: int) -> list[str]:
     if judge and judge["left_out"]:
         found.append(f"{judge['left_out']:,} judged rows are not about the candidate's answers and were left out")
     if judge and {ALL, TRAFFIC} & set(config.minimum):
-        found.append("the judge does not help on `all` and `traffic`: they mix strata as the gold does, and its rows do not")
+        found.append("the judge does not help on `all` and `traffic`: they mix strata as the human labels do, and its rows do not")
     return found
 
 
 def figure(evidence: Evidence) -> Any:
-    """A row per claim: the estimate (dot), what is shown (from the bound on), what is asked (tick). One panel per scale."""
-    kinds = list(dict.fromkeys(claim.kind for claim in evidence.claims))
-    sizes = [sum(claim.kind == kind for claim in evidence.claims) for kind in kinds]
+    """A row per criterion: the estimate (dot), the lower bound (start of the bar), the threshold (tick). One panel per scale."""
+    kinds = list(dict.fromkeys(criterion.kind for criterion in evidence.criteria))
+    sizes = [sum(criterion.kind == kind for criterion in evidence.criteria) for kind in kinds]
     heights, ratios = 0.7 * len(kinds) + 0.5 * sum(sizes), [size + 0.6 for size in sizes]
     drawn, panels = charts.blank(7.2, heights, nrows=len(kinds), squeeze=False, height_ratios=ratios)
     for axes, kind in zip(panels[:, 0], kinds, strict=True):
-        _panel(axes, [claim for claim in evidence.claims if claim.kind == kind], evidence.tier)
+        _panel(axes, [criterion for criterion in evidence.criteria if criterion.kind == kind], evidence.source)
     return drawn
 
 
-def _panel(axes: Any, claims: list[Claim], tier: str) -> None:
-    tint, far = charts.colour(tier), 1.0 if claims[0].kind == "quality" else max([0.02, *(c.value or 0.0 for c in claims)]) * 1.2
-    near = min([c.low for c in claims] + [c.least for c in claims])
-    for place, claim in enumerate(claims):
-        colour = tint if claim.passed else charts.MUTED
-        axes.plot([claim.low, far], [place, place], color=colour, linewidth=5, alpha=0.25, solid_capstyle="butt")
-        if claim.value is not None:
-            axes.plot(claim.value, place, "o", color=colour, markersize=6, markeredgecolor=charts.PAPER)
-        axes.plot([claim.least] * 2, [place - 0.32, place + 0.32], color=charts.INK, linewidth=1.8)
-        text = "holds" if claim.passed else f"missed by {claim.short:.1f} points"
+def _panel(axes: Any, criteria: list[Criterion], source: str) -> None:
+    tint, far = charts.colour(source), 1.0 if criteria[0].kind == "quality" else max([0.02, *(c.value or 0.0 for c in criteria)]) * 1.2
+    near = min([c.lower_bound for c in criteria] + [c.threshold for c in criteria])
+    for place, criterion in enumerate(criteria):
+        colour = tint if criterion.passed else charts.MUTED
+        axes.plot([criterion.lower_bound, far], [place, place], color=colour, linewidth=5, alpha=0.25, solid_capstyle="butt")
+        if criterion.value is not None:
+            axes.plot(criterion.value, place, "o", color=colour, markersize=6, markeredgecolor=charts.PAPER)
+        axes.plot([criterion.threshold] * 2, [place - 0.32, place + 0.32], color=charts.INK, linewidth=1.8)
+        text = "passed" if criterion.passed else f"short by {criterion.short:.1f} points"
         axes.annotate(text, (1, place), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", color=colour)
-    axes.set_yticks(range(len(claims)), [f"{claim.stratum}\nn = {claim.n:,}" for claim in claims], color=charts.INK)
-    axes.set_ylim(len(claims) - 0.4, -0.6)
+    axes.set_yticks(range(len(criteria)), [f"{criterion.stratum}\nn = {criterion.n:,}" for criterion in criteria], color=charts.INK)
+    axes.set_ylim(len(criteria) - 0.4, -0.6)
     axes.set_xlim(near - 0.04 * (far - near), far)
-    axes.set_xlabel(f"{_UNITS[claims[0].kind]}: estimate (dot), what is shown (bar), what is asked (tick)")
+    axes.set_xlabel(f"{_UNITS[criteria[0].kind]}: estimate (dot), lower bound (start of the bar), threshold (tick)")
     axes.xaxis.grid(True)

@@ -1,4 +1,4 @@
-"""Ingest: a query log of any size to counted queries, held-out later traffic and gold."""
+"""Ingest: a query log of any size to counted queries, holdout traffic and human labels."""
 
 from headtail.stages.ingest.stage import Columns, Config, run
 

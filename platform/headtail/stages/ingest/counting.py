@@ -1,6 +1,6 @@
 """Counting a log, part by part, then finishing it shard by shard: in this process, or by Ray tasks.
 
-In: Splits and Rules. Out: totals, gold cells, rows set aside, finished shards: the same from both. On a cluster partial sums
+In: Splits and Rules. Out: totals, label cells, rows set aside, finished shards: the same from both. On a cluster partial sums
 travel through Ray's object store, which spills to disk, and every node must reach the log's files. Knows nothing of stores.
 """
 
@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 
 from headtail.adapters import cluster
 from headtail.core.errors import InputError
-from headtail.stages.ingest.intake import GOLD_CELL, Intake, Rules, Totals
+from headtail.stages.ingest.intake import LABEL_CELL, Intake, Rules, Totals
 from headtail.stages.ingest.logfile import Split, Wanted, read
 from headtail.stages.ingest.tally import Cut, finish
 
@@ -42,15 +42,15 @@ class Here:
         return self.intake.totals
 
     @property
-    def gold(self) -> list[pa.Table]:
-        return self.intake.gold
+    def labels(self) -> list[pa.Table]:
+        return self.intake.labels
 
     def set_aside(self) -> Iterator[pa.Table]:
         """Rows set aside, in the order of the log."""
         return self.intake.aside.stream(0)
 
     def shards(self, cut: Cut) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """Finished shards in order of key: queries and later traffic."""
+        """Finished shards in order of key: queries and holdout traffic."""
         for shard in range(self.shard_count):
             yield finish([self.intake.parts.shard(shard)], {name: [spill.shard(shard)] for name, spill in self.intake.sides.items()}, cut)
 
@@ -64,7 +64,7 @@ class Spread:
         cluster.start()
         self.system, self.rules, self.wanted, self.shard_count = system, rules, wanted, shards
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        self.totals, self.gold = Totals(), [GOLD_CELL.empty_table()]
+        self.totals, self.labels = Totals(), [LABEL_CELL.empty_table()]
         self._aside: list[Any] = []
         self._pieces: list[list[Any]] = []  # per part of the log, per shard: a reference to (sums, sides)
 
@@ -78,9 +78,9 @@ class Spread:
             while waiting and len(running) < self.workers:
                 running.append(task.remote(self.system, waiting.popleft(), self.rules, self.wanted, self.shard_count))
             results = list(running.popleft())
-            totals, gold = _got(results[0])  # first: where a task failed there may be no others
+            totals, labels = _got(results[0])  # first: where a task failed there may be no others
             self.totals.add(totals)
-            self.gold.append(gold)
+            self.labels.append(labels)
             self._aside.append(results[1])
             self._pieces.append(results[2:])
             advance(totals.rows)
@@ -90,7 +90,7 @@ class Spread:
         yield from map(_got, self._aside)
 
     def shards(self, cut: Cut) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """Finished shards in order of key: queries and later traffic."""
+        """Finished shards in order of key: queries and holdout traffic."""
         import ray
 
         task = ray.remote(num_cpus=1, max_retries=2)(_finish)
@@ -115,13 +115,13 @@ def _got(reference: Any) -> Any:
 
 
 def _count(system: pafs.FileSystem, part: Split, rules: Rules, wanted: Wanted, shards: int) -> Iterator[Any]:
-    """(totals, gold), the rows set aside, then per shard (sums, sides)."""
+    """(totals, human labels), the rows set aside, then per shard (sums, sides)."""
     with tempfile.TemporaryDirectory(prefix="headtail-ingest-") as folder:
         intake = Intake(rules, Path(folder), shards)
         for sheet in read(system, part, wanted):
             intake.take(sheet, part.file.name, part.place)
         intake.close()
-        yield intake.totals, pa.concat_tables([GOLD_CELL.empty_table(), *intake.gold])
+        yield intake.totals, pa.concat_tables([LABEL_CELL.empty_table(), *intake.labels])
         yield intake.aside.shard(0)
         for shard in range(shards):
             yield intake.parts.shard(shard), {name: spill.shard(shard) for name, spill in intake.sides.items()}

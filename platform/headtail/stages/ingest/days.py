@@ -1,4 +1,4 @@
-"""Which days of a log are believed, and where its later traffic begins.
+"""Which days of a log are believed, and where its holdout traffic begins.
 
 In: rows by day since 1970. Out: the span of days that are the log's own, and the day of the cut. A clock that was wrong, or a
 count of milliseconds taken for seconds, puts a few rows years away: neither may decide what a model is evaluated on. Adding a few
@@ -72,8 +72,8 @@ def usual_gap(day: Days, rows: Days) -> int:
     return int(steps[order][np.searchsorted(weight, _GAPS * weight[-1])]) if len(steps) else 1
 
 
-def cut_day(days: Mapping[int, int], later_days: int) -> int:
-    """The first day of later traffic: `later_days` days up to the last one. Not after the log's first day: there is none.
+def cut_day(days: Mapping[int, int], holdout_days: int) -> int:
+    """The first day of holdout traffic: `holdout_days` days up to the last one. Not after the log's first day: there is none.
 
     The last day is at most one after the last whole day (from which on there are more than half a typical day's rows), and that one
     only when it has more than stray rows (_STRAY, _STRAY_ROWS): what comes after is held out with it, but does not make the evaluation.
@@ -84,8 +84,8 @@ def cut_day(days: Mapping[int, int], later_days: int) -> int:
     stray = max(_STRAY * usual, _STRAY_ROWS if usual > 2 * _STRAY_ROWS else 0)
     whole = int(np.flatnonzero(rest > usual / 2)[-1])
     part = whole + 1 < len(order) and rest[whole + 1] > stray
-    cut = order[whole + part] - later_days + 1
+    cut = order[whole + part] - holdout_days + 1
     if cut <= order[0]:
-        late = order[-1] - later_days + 1
+        late = order[-1] - holdout_days + 1
         cut = late if sum(rows for day, rows in days.items() if day >= late) > stray else cut
     return cut

@@ -1,6 +1,6 @@
 """From raw cells to counted queries: each row of a log is used, or set aside with a reason.
 
-In: Sheets of raw cells. Out: partial sums by query and day, side inputs seen, gold cells, rows set aside, totals. Text is
+In: Sheets of raw cells. Out: partial sums by query and day, side inputs seen, label cells, rows set aside, totals. Text is
 normalised and redacted once per distinct text of a batch. Knows nothing of file formats, of the cut or of stores.
 """
 
@@ -36,7 +36,7 @@ FILE_ROWS = 1 << 40  # more rows than a file has: split number and row make one 
 # Text that `normalise` leaves as it is: printable ASCII without capitals, single blanks. Found in bulk, so that most texts skip Python.
 PLAIN = r"^[!-@\[-~]+(?: [!-@\[-~]+)*$"
 
-GOLD_CELL = pa.schema(
+LABEL_CELL = pa.schema(
     [
         ("query_key", KEY),
         ("query", pa.string()),
@@ -57,19 +57,19 @@ class Rules:
     query: str
     count: str = ""
     time: str = ""
-    gold: str = ""
-    split: str = ""  # of a gold file: train or test
+    labels: str = ""
+    split: str = ""  # of a file of labels: train or test
     side_inputs: tuple[str, ...] = ()
     separator: str = "|"
     max_chars: int = 200
     redact: bool = True
     span: Span = EVER  # days outside it are set aside
-    every_gold: bool = False  # a row without an answer is a gold cell too, to be refused
+    every_label: bool = False  # a row without an answer is a label cell too, to be refused
 
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns to be read."""
-        return tuple(name for name in (self.query, self.count, self.time, self.gold, self.split, *self.side_inputs) if name)
+        return tuple(name for name in (self.query, self.count, self.time, self.labels, self.split, *self.side_inputs) if name)
 
 
 @dataclass
@@ -153,7 +153,7 @@ class Intake:
         self.parts = Spill(folder / "parts", PART, shards, sum_days)
         self.sides = {name: Spill(folder / f"side-{i}", SEEN_SIDE, shards, latest_by_day) for i, name in enumerate(rules.side_inputs)}
         self.aside = Spill(folder / "aside", SET_ASIDE, 1)
-        self.gold: list[pa.Table] = []
+        self.labels: list[pa.Table] = []
 
     def close(self) -> None:
         """No more sheets."""
@@ -183,8 +183,8 @@ class Intake:
             seq = split * FILE_ROWS + rows
             for name, values in sides.items():
                 self._see(name, values, texts, texts.codes[places], reasons == 0, time, seq)
-            if rules.gold and rules.gold in table.column_names:
-                self._gold(table, texts, places, used, seq, rows, file)
+            if rules.labels and rules.labels in table.column_names:
+                self._labels(table, texts, places, used, seq, rows, file)
             aside += self._refused(table, coded, rows, reasons)
         self._set_aside(aside, file)
 
@@ -260,7 +260,7 @@ class Intake:
         columns = [texts.keys.take(pa.array(codes[rows])), day.astype(np.int32), time[rows], seq[rows], values.take(pa.array(rows))]
         self.sides[name].add(latest_by_day(pa.table(columns, schema=SEEN_SIDE)))
 
-    def _gold(
+    def _labels(
         self,
         table: pa.Table,
         texts: Texts,
@@ -270,9 +270,9 @@ class Intake:
         rows: npt.NDArray[np.int64],
         file: str,
     ) -> None:
-        answers = self._text(table, self.rules.gold, file)
+        answers = self._text(table, self.rules.labels, file)
         answers = pc.fill_null(answers, b"")
-        if not self.rules.every_gold:
+        if not self.rules.every_label:
             used = used[np.asarray(pc.match_substring_regex(answers, r"[^\s]"))[used]]
         if not len(used):
             return
@@ -291,7 +291,7 @@ class Intake:
             names,
             rows[used],
         ]
-        self.gold.append(pa.table(columns, schema=GOLD_CELL))
+        self.labels.append(pa.table(columns, schema=LABEL_CELL))
 
     def _refused(
         self, table: pa.Table, coded: pa.DictionaryArray, rows: npt.NDArray[np.int64], reasons: npt.NDArray[np.int8]

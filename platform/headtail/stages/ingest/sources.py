@@ -1,4 +1,4 @@
-"""What a user named as log or gold: the files found, their columns checked, their bytes put under a digest.
+"""What a user named as log or labels: the files found, their columns checked, their bytes put under a digest.
 
 In: a file, folder or glob and the columns it must have, by the config field that names them. Out: Files, with what is set aside and
 why; or an InputError that says which columns there are and which was meant. Knows nothing of rows.
@@ -58,7 +58,7 @@ class Files:
 
 
 def _check_column(file: LogFile, what: str, role: str, name: str) -> None:
-    sparse = file.kind == files.LINES and role == "columns.gold"  # the first lines need not have one
+    sparse = file.kind == files.LINES and role == "columns.labels"  # the first lines need not have one
     if name in file.columns or name in file.partitions or sparse:
         return
     lower = {column.lower(): column for column in file.columns}

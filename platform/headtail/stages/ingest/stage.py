@@ -1,7 +1,7 @@
-"""Ingest: a query log of any size to counted queries, held-out later traffic and gold.
+"""Ingest: a query log of any size to counted queries, holdout traffic and human labels.
 
-In: files (CSV, TSV, JSON Lines, Parquet) with a column of queries and, if there are any, counts, times, side inputs, gold.
-Out: tables queries, later, gold, gold_train, set_aside. Every row of the log is used, or set aside with file, row and reason.
+In: files (CSV, TSV, JSON Lines, Parquet) with a column of queries and, if there are any, counts, times, side inputs, human labels.
+Out: tables queries, holdout, human_labels, human_labels_train, set_aside. Every row of the log is used, or set aside with its reason.
 Knows nothing of heads, tails or models.
 """
 
@@ -28,16 +28,16 @@ from headtail.core.config import Config as BaseConfig
 from headtail.core.config import StageConfig, execution
 from headtail.core.errors import InputError, LedgerError, StorageError
 from headtail.core.receipt import Receipt
-from headtail.core.rows import LATER, QUERY, SET_ASIDE, check_side_inputs, with_side_inputs
+from headtail.core.rows import HOLDOUT, QUERY, SET_ASIDE, check_side_inputs, with_side_inputs
 from headtail.core.task import Task, load_task
-from headtail.stages.base import Station, run_once
+from headtail.stages.base import Stage, run_once
 from headtail.stages.ingest import cells, logfile
 from headtail.stages.ingest.counting import Here, Spread
 from headtail.stages.ingest.days import believed, cut_day
 from headtail.stages.ingest.dialect import QUOTES_HELP
 from headtail.stages.ingest.files import LogFile, Skipped
-from headtail.stages.ingest.gold import Settled, fill_counts, settle
-from headtail.stages.ingest.intake import GOLD_CELL, Intake, Rules, Totals
+from headtail.stages.ingest.human_labels import Settled, fill_counts, settle
+from headtail.stages.ingest.intake import LABEL_CELL, Intake, Rules, Totals
 from headtail.stages.ingest.logfile import Split, Wanted
 from headtail.stages.ingest.sources import Files
 from headtail.stages.ingest.tally import Cut, keep_run, merged, total
@@ -75,7 +75,7 @@ class Columns(BaseConfig):
     query: str = Field("query", min_length=1, description="column of queries")
     count: str = Field("", description="column of counts or weights, whole numbers from 1; empty: every row is one event")
     time: str = Field("", description="column of dates or times; empty: the log has none")
-    gold: str = Field("", description="column of people's answers, most cells empty; empty: the log has none")
+    labels: str = Field("", description="column of people's answers, most cells empty; empty: the log has none")
     separator: str = Field("|", min_length=1, description="between the items of a side input in text files")
 
 
@@ -86,15 +86,15 @@ class Config(StageConfig):
     log: str = Field("", description="file, folder or glob, local or s3://: CSV, TSV, JSON Lines (packed too), Parquet")
     columns: Columns = Field(Columns(), description="names of the log's columns")
     quotes: Literal["auto", "doubled", "backslash", "escaped", "none"] = Field("auto", description=QUOTES_HELP)
-    gold: str = Field("", description="file, folder or glob with columns query, answer and, if wanted, split (train or test)")
-    gold_train_share: float = Field(
-        0.0, ge=0, le=1, description="share of gold, by hash, that may train a model; a split column rules over it"
+    labels: str = Field("", description="file, folder or glob with columns query, answer and, if wanted, split (train or test)")
+    labels_train_share: float = Field(
+        0.0, ge=0, le=1, description="share of human labels, by hash, that may train a model; a split column rules over it"
     )
-    later_days: int = Field(1, ge=0, description="days at the end of the log held out as later traffic; needs columns.time")
-    later_share: float = Field(0.1, ge=0, lt=1, description="share of events held out at random when the log has no times")
+    holdout_days: int = Field(1, ge=0, description="days at the end of the log kept as holdout traffic; needs columns.time")
+    holdout_share: float = Field(0.1, ge=0, lt=1, description="share of events held out at random when the log has no times")
     max_query_chars: int = Field(200, ge=1, le=10_000, description="characters of a normalised query; longer ones are set aside")
     redact: bool = Field(True, description="replace e-mail addresses, phone and card numbers by <email>, <phone>, <card>")
-    seed: int = Field(0, ge=0, description="of the draws for later_share and gold_train_share")
+    seed: int = Field(0, ge=0, description="of the draws for holdout_share and labels_train_share")
     shards: int = execution(0, "shards of keys, each finished in memory; 0 chooses by size", ge=0, le=MAX_SHARDS)
     workers: int = execution(0, "parts of the log read at once by Ray tasks; 1 stays in this process, 0 chooses by size", ge=0)
 
@@ -106,51 +106,55 @@ def run(config: Config) -> Receipt:
     check_side_inputs(task.side_inputs, task.name)
     named = {f"columns.{role}": name for role, name in names.items() if name}
     log = Files(config.log, "log", named, task.side_inputs, config.quotes)
-    gold = Files(config.gold, "gold", {"query": "query", "answer": "answer"}, ["split"]) if config.gold else None
+    labels = Files(config.labels, "labels", {"query": "query", "answer": "answer"}, ["split"]) if config.labels else None
     matters: dict[str, Any] = {"side_inputs": list(task.side_inputs), "redact_rules": redact.VERSION if config.redact else 0}
-    if gold or config.columns.gold:
+    if labels or config.columns.labels:
         matters |= {"schema": task.schema, "score": task.file.score.model_dump(mode="json")}
     return run_once(
         STAGE,
         config,
-        lambda station: _work(station, config, task, log, gold),
-        inputs={"log": log.digest, **({"gold": gold.digest} if gold else {})},
+        lambda stage: _work(stage, config, task, log, labels),
+        inputs={"log": log.digest, **({"labels": labels.digest} if labels else {})},
         version=VERSION,
-        replaces={"task": matters, "log": log.title, "gold": gold.title if gold else ""},
+        replaces={"task": matters, "log": log.title, "labels": labels.title if labels else ""},
     )
 
 
-def _work(station: Station, config: Config, task: Task, log: Files, gold: Files | None) -> None:
+def _work(stage: Stage, config: Config, task: Task, log: Files, labels: Files | None) -> None:
     began = time.monotonic()
     rules = _rules(config, task)
     parts = logfile.split(log.system, log.files)
-    with _disk(station.scratch):
-        counter = _counted(config, rules, log, parts, station.scratch / "all")
+    with _disk(stage.scratch):
+        counter = _counted(config, rules, log, parts, stage.scratch / "all")
         if counter.totals.days:
             span = believed(counter.totals.days, datetime.datetime.now(datetime.UTC).date().toordinal() - _EPOCH)
             if span.first > min(counter.totals.days) or min(span.last, span.today) < max(counter.totals.days):
                 rules = dataclasses.replace(rules, span=span)  # which rows these are was not kept: the log is read again
-                counter = _counted(config, rules, log, parts, station.scratch / "believed")
+                counter = _counted(config, rules, log, parts, stage.scratch / "believed")
         totals = counter.totals
         cut = _cut(totals, config)
         runs = [
-            tuple(keep_run(station.scratch / "runs", f"{kind}-{i}", table) for kind, table in zip(("queries", "later"), pair, strict=True))
+            tuple(keep_run(stage.scratch / "runs", f"{kind}-{i}", table) for kind, table in zip(("queries", "holdout"), pair, strict=True))
             for i, pair in enumerate(counter.shards(cut))
         ]
-        queries, later = [pair[0] for pair in runs], [pair[1] for pair in runs]
-        found, gold_aside = (
-            _gold_file(gold, config, len(parts), station.scratch) if gold else (GOLD_CELL.empty_table(), SET_ASIDE.empty_table())
+        queries, holdout = [pair[0] for pair in runs], [pair[1] for pair in runs]
+        found, labels_aside = (
+            _labels_file(labels, config, len(parts), stage.scratch) if labels else (LABEL_CELL.empty_table(), SET_ASIDE.empty_table())
         )
         settled = settle(
-            pa.concat_tables([GOLD_CELL.empty_table(), *counter.gold, found]), task, config.gold_train_share, config.seed, config.redact
+            pa.concat_tables([LABEL_CELL.empty_table(), *counter.labels, found]),
+            task,
+            config.labels_train_share,
+            config.seed,
+            config.redact,
         )
-        aside = [pa.concat_tables([settled.set_aside, gold_aside])]
-        _write(station, rules, queries, later, settled, itertools.chain(counter.set_aside(), aside))
-    if gold or config.columns.gold:
-        _check_gold(station, settled, aside[0], config)
-    _count_rows(station, totals, queries, later, aside[0], settled)
-    station.metrics["events_per_s"] = round(totals.rows / (time.monotonic() - began), 1)
-    _tell(station, config, task, log, gold, cut, totals)
+        aside = [pa.concat_tables([settled.set_aside, labels_aside])]
+        _write(stage, rules, queries, holdout, settled, itertools.chain(counter.set_aside(), aside))
+    if labels or config.columns.labels:
+        _check_labels(stage, settled, aside[0], config)
+    _count_rows(stage, totals, queries, holdout, aside[0], settled)
+    stage.metrics["events_per_s"] = round(totals.rows / (time.monotonic() - began), 1)
+    _tell(stage, config, task, log, labels, cut, totals)
 
 
 def _counted(config: Config, rules: Rules, log: Files, parts: Sequence[Split], folder: Path) -> Here | Spread:
@@ -167,7 +171,7 @@ def _rules(config: Config, task: Task) -> Rules:
         query=columns.query,
         count=columns.count,
         time=columns.time,
-        gold=columns.gold,
+        labels=columns.labels,
         side_inputs=task.side_inputs,
         separator=columns.separator,
         max_chars=config.max_query_chars,
@@ -223,18 +227,18 @@ def _check_used(counter: Here | Spread, config: Config, known: int | None) -> No
 
 
 def _cut(totals: Totals, config: Config) -> Cut:
-    """Where later traffic begins."""
+    """Where holdout traffic begins."""
     if not config.columns.time:
-        return Cut(None, config.later_share, config.seed)
-    if not config.later_days or not totals.days:
+        return Cut(None, config.holdout_share, config.seed)
+    if not config.holdout_days or not totals.days:
         return Cut(None)
-    first, last, day = min(totals.days), max(totals.days), cut_day(totals.days, config.later_days)
+    first, last, day = min(totals.days), max(totals.days), cut_day(totals.days, config.holdout_days)
     if day <= first:
         raise InputError(
-            f"the log covers {last - first + 1} days; none is left when the last {config.later_days} are held out",
+            f"the log covers {last - first + 1} days; none is left when the last {config.holdout_days} are held out",
             where=config.log,
             value=f"{_date(first)} to {_date(last)}, {totals.days[last]:,} rows on the last day; a few rows alone are not held out",
-            fix="set later_days lower (0 holds nothing out), or leave columns.time empty to hold out a random later_share",
+            fix="set holdout_days lower (0 holds nothing out), or leave columns.time empty to hold out a random holdout_share",
         )
     return Cut(day)
 
@@ -243,124 +247,127 @@ def _date(day: int) -> str:
     return datetime.date.fromordinal(_EPOCH + day).isoformat()
 
 
-def _gold_file(gold: Files, config: Config, first_split: int, folder: Path) -> tuple[pa.Table, pa.Table]:
-    """Gold cells of the gold file, and its rows that have no usable query, set aside under gold_ reasons."""
-    rules = Rules("query", gold="answer", split="split", every_gold=True, max_chars=config.max_query_chars, redact=config.redact)
-    intake = Intake(rules, folder / "gold", 1)
-    for part in logfile.split(gold.system, gold.files):
-        for sheet in logfile.read(gold.system, part, Wanted(rules.columns)):
+def _labels_file(labels: Files, config: Config, first_split: int, folder: Path) -> tuple[pa.Table, pa.Table]:
+    """Label cells of the file of labels, and its rows that have no usable query, set aside under label_ reasons."""
+    rules = Rules("query", labels="answer", split="split", every_label=True, max_chars=config.max_query_chars, redact=config.redact)
+    intake = Intake(rules, folder / "human_labels", 1)
+    for part in logfile.split(labels.system, labels.files):
+        for sheet in logfile.read(labels.system, part, Wanted(rules.columns)):
             intake.take(sheet, part.file.name, first_split + part.place)
     intake.close()
     aside = intake.aside.shard(0)
-    reasons = pc.binary_join_element_wise("gold", aside["reason"], "_")
-    return pa.concat_tables([GOLD_CELL.empty_table(), *intake.gold]), aside.set_column(2, "reason", reasons)
+    reasons = pc.binary_join_element_wise("label", aside["reason"], "_")
+    return pa.concat_tables([LABEL_CELL.empty_table(), *intake.labels]), aside.set_column(2, "reason", reasons)
 
 
 def _write(
-    station: Station, rules: Rules, queries: list[pa.Table], later: list[pa.Table], settled: Settled, aside: Iterator[pa.Table]
+    stage: Stage, rules: Rules, queries: list[pa.Table], holdout: list[pa.Table], settled: Settled, aside: Iterator[pa.Table]
 ) -> None:
-    station.table("queries", merged(queries), with_side_inputs(QUERY, rules.side_inputs))
-    station.table("later", merged(later), LATER)
-    station.table("gold", fill_counts(settled.gold, queries))
-    station.table("gold_train", fill_counts(settled.train, queries))
-    station.table("set_aside", (piece for piece in aside if piece.num_rows), SET_ASIDE)
+    stage.table("queries", merged(queries), with_side_inputs(QUERY, rules.side_inputs))
+    stage.table("holdout", merged(holdout), HOLDOUT)
+    stage.table("human_labels", fill_counts(settled.labels, queries))
+    stage.table("human_labels_train", fill_counts(settled.train, queries))
+    stage.table("set_aside", (piece for piece in aside if piece.num_rows), SET_ASIDE)
 
 
-def _check_gold(station: Station, settled: Settled, aside: pa.Table, config: Config) -> None:
-    if settled.gold.num_rows + settled.train.num_rows == 0:
+def _check_labels(stage: Stage, settled: Settled, aside: pa.Table, config: Config) -> None:
+    if settled.labels.num_rows + settled.train.num_rows == 0:
         first = f"{aside['reason'][0]}: {aside['text'][0]}" if aside.num_rows else "every cell of the column is empty"
         fix = "an answer is JSON valid under the task's schema, or a bare label when the task is scored by label"
         raise InputError(
-            "no gold answer can be used", where=config.gold or f"{config.log}, column {config.columns.gold}", value=first, fix=fix
+            "no human label can be used", where=config.labels or f"{config.log}, column {config.columns.labels}", value=first, fix=fix
         )
-    if not settled.gold.num_rows:
-        station.note("all gold went to gold_train: nothing is left to evaluate against")
+    if not settled.labels.num_rows:
+        stage.note("all human labels went to human_labels_train: nothing is left to evaluate against")
     if settled.conflicts:
-        station.note(f"{settled.conflicts:,} queries had more than one gold answer; the most frequent was kept, of several the first")
+        stage.note(f"{settled.conflicts:,} queries had more than one human label; the most frequent was kept, of several the first")
     if settled.astray:
-        station.note(
-            f"{settled.astray:,} people's answers have a span that is not in their query: corrected, or the answer to another one?"
-        )
+        stage.note(f"{settled.astray:,} people's answers have a span that is not in their query: corrected, or the answer to another one?")
     if settled.overlaps:
-        station.note(f"{settled.overlaps:,} queries were marked train and test alike; they are kept for test only")
+        stage.note(f"{settled.overlaps:,} queries were marked train and test alike; they are kept for test only")
 
 
 def _count_rows(
-    station: Station, totals: Totals, queries: list[pa.Table], later: list[pa.Table], gold_aside: pa.Table, settled: Settled
+    stage: Stage, totals: Totals, queries: list[pa.Table], holdout: list[pa.Table], labels_aside: pa.Table, settled: Settled
 ) -> None:
     """The ledger: what was read is what was written, or LedgerError."""
-    log_aside, gold_reasons = totals.set_aside, Counter(gold_aside["reason"].to_pylist())
-    rows, outputs = station.rows, station.outputs
+    log_aside, label_reasons = totals.set_aside, Counter(labels_aside["reason"].to_pylist())
+    rows, outputs = stage.rows, stage.outputs
     rows["events"] = totals.used_events + log_aside.total()  # a row set aside is one event: its count may be what is wrong
-    rows |= {"used_events": total(queries), "later_events": total(later), "log_rows": totals.rows}
-    rows |= {name: outputs[output].rows or 0 for name, output in (("queries", "queries"), ("later_queries", "later"))}
-    rows |= {name: outputs[name].rows or 0 for name in ("gold", "gold_train")}
+    rows |= {"used_events": total(queries), "holdout_events": total(holdout), "log_rows": totals.rows}
+    rows |= {name: outputs[output].rows or 0 for name, output in (("queries", "queries"), ("holdout_queries", "holdout"))}
+    rows |= {name: outputs[name].rows or 0 for name in ("human_labels", "human_labels_train")}
     rows["set_aside"] = log_aside.total()
     rows |= {f"set_aside.{reason}": n for reason, n in sorted(log_aside.items())}
-    if settled.gold.num_rows or settled.train.num_rows or gold_reasons:
-        rows |= {"gold_conflicts": settled.conflicts, "gold_overlaps": settled.overlaps, "gold_set_aside": gold_reasons.total()}
-        rows |= {f"gold_set_aside.{reason.removeprefix('gold_')}": n for reason, n in sorted(gold_reasons.items())}
+    if settled.labels.num_rows or settled.train.num_rows or label_reasons:
+        rows |= {"label_conflicts": settled.conflicts, "label_overlaps": settled.overlaps, "labels_set_aside": label_reasons.total()}
+        rows |= {f"labels_set_aside.{reason.removeprefix('label_')}": n for reason, n in sorted(label_reasons.items())}
     checks = {
-        "events": (rows["events"], rows["used_events"] + rows["later_events"] + rows["set_aside"]),
+        "events": (rows["events"], rows["used_events"] + rows["holdout_events"] + rows["set_aside"]),
         "queries": (sum(map(len, queries)), rows["queries"]),
-        "later_queries": (sum(map(len, later)), rows["later_queries"]),
-        "set_aside": (log_aside.total() + gold_reasons.total(), outputs["set_aside"].rows),
+        "holdout_queries": (sum(map(len, holdout)), rows["holdout_queries"]),
+        "set_aside": (log_aside.total() + label_reasons.total(), outputs["set_aside"].rows),
     }
     for name, (wanted, found) in checks.items():
         if wanted != found:
             raise LedgerError(f"{name} do not add up", where=STAGE, value=f"{wanted:,} in, {found:,} out")
-    unseen = [table.filter(pc.invert(table["seen"])) for table in later]
-    station.metrics |= {
-        "unseen_share_later_events": total(unseen) / max(1, rows["later_events"]),
-        "unseen_share_later_queries": sum(map(len, unseen)) / max(1, rows["later_queries"]),
+    unseen = [table.filter(pc.invert(table["seen"])) for table in holdout]
+    stage.metrics |= {
+        "unseen_share_holdout_events": total(unseen) / max(1, rows["holdout_events"]),
+        "unseen_share_holdout_queries": sum(map(len, unseen)) / max(1, rows["holdout_queries"]),
         **{f"redacted_{name}": float(totals.redacted[name]) for name in ("email", "phone", "card")},
     }
     share = totals.redacted["any"] / max(1, totals.used_events)
     if share > MANY_REDACTED:
         kinds = ", ".join(f"{totals.redacted[kind]:,} {like}" for kind, like in REDACTED_LIKE.items() if totals.redacted[kind])
-        station.note(f"{share:.1%} of log events had their query redacted: {kinds}. If these are part numbers, look at docs/text.md")
+        stage.note(f"{share:.1%} of log events had their query redacted: {kinds}. If these are part numbers, look at docs/text.md")
 
 
-def _tell(station: Station, config: Config, task: Task, log: Files, gold: Files | None, cut: Cut, totals: Totals) -> None:
+def _tell(stage: Stage, config: Config, task: Task, log: Files, labels: Files | None, cut: Cut, totals: Totals) -> None:
     """Facts and notes for the receipt, one line for the person watching."""
-    rows, metrics = station.rows, station.metrics
-    station.facts |= {"log": log.facts(), "gold": gold.facts() if gold else [], "task": task.name}
-    _tell_aside(station, totals, [*log.skipped, *(gold.skipped if gold else ())])
+    rows, metrics = stage.rows, stage.metrics
+    stage.facts |= {"log": log.facts(), "labels": labels.facts() if labels else [], "task": task.name}
+    _tell_aside(stage, totals, [*log.skipped, *(labels.skipped if labels else ())])
     if totals.days:
-        station.facts |= {"first_day": _date(min(totals.days)), "last_day": _date(max(totals.days))}
+        stage.facts |= {"first_day": _date(min(totals.days)), "last_day": _date(max(totals.days))}
     if cut.day is not None:
-        station.facts["later_from"] = _date(cut.day)
-        if rows["later_events"] < THIN * totals.used_events:
-            station.note(
-                f"later traffic, from {_date(cut.day)}, has only {rows['later_events']:,} events: is the log's last day right and whole?"
-            )
+        stage.facts["holdout_from"] = _date(cut.day)
+        if rows["holdout_events"] < THIN * totals.used_events:
+            stage.note(f"holdout traffic, from {_date(cut.day)}, has only {rows['holdout_events']:,} events: is the log's last day whole?")
     elif config.columns.time:
-        station.note("nothing is held out as later traffic (later_days is 0)")
+        stage.note("nothing is held out as holdout traffic (holdout_days is 0)")
     else:
-        station.note(
-            f"the log has no times: {config.later_share:.0%} of events, drawn at random, stand for later traffic; drift does not show"
+        stage.note(
+            f"the log has no times: {config.holdout_share:.0%} of events, drawn at random, stand for holdout traffic; drift does not show"
         )
     for name in task.side_inputs:
         if all(name not in file.columns and name not in file.partitions for file in log.files):
-            station.note(f"the log has no column {name}: prompts go without this side input")
+            stage.note(f"the log has no column {name}: prompts go without this side input")
     aside = f", {rows['set_aside']:,} set aside" if rows["set_aside"] else ""
-    later = (
-        f", {rows['later_events']:,} held out ({metrics['unseen_share_later_events']:.1%} of them unseen)" if rows["later_events"] else ""
+    holdout = (
+        f", {rows['holdout_events']:,} held out ({metrics['unseen_share_holdout_events']:.1%} of them unseen)"
+        if rows["holdout_events"]
+        else ""
     )
-    golden = f", gold {rows['gold']:,} + {rows['gold_train']:,} to train" if rows["gold"] or rows["gold_train"] else ""
+    labelled = (
+        f", labels {rows['human_labels']:,} + {rows['human_labels_train']:,} to train"
+        if rows["human_labels"] or rows["human_labels_train"]
+        else ""
+    )
     say(
-        f"{STAGE:<12} {rows['events']:,} events -> {rows['queries']:,} queries{later}{golden}{aside}, {metrics['events_per_s']:,.0f} rows/s"
+        f"{STAGE:<12} {rows['events']:,} events -> {rows['queries']:,} queries{holdout}{labelled}{aside}, "
+        f"{metrics['events_per_s']:,.0f} rows/s"
     )
 
 
-def _tell_aside(station: Station, totals: Totals, skipped: Sequence[Skipped]) -> None:
+def _tell_aside(stage: Stage, totals: Totals, skipped: Sequence[Skipped]) -> None:
     """The files that were not read, and the rows whose reason has a cure."""
-    station.rows["files_set_aside"] = len(skipped)
-    station.facts["files_set_aside"] = [file._asdict() for file in skipped]
+    stage.rows["files_set_aside"] = len(skipped)
+    stage.facts["files_set_aside"] = [file._asdict() for file in skipped]
     notes = [f"not read: {file.name}: {file.reason}" for file in skipped[:_SHOWN]]
     if len(skipped) > _SHOWN:
         notes.append(f"not read: {len(skipped) - _SHOWN:,} more files; the receipt lists them under facts.files_set_aside")
     notes += [f"rows set aside: {totals.set_aside[reason]:,}; {text}" for reason, text in _CURES.items() if totals.set_aside[reason]]
     for note in notes:
-        station.note(note)
+        stage.note(note)
         say(f"{'':<12} {note}")

@@ -1,7 +1,7 @@
 """Counting by query in bounded memory: partial sums spilled by range of key, finished shard by shard, merged by count.
 
 In: tables of (query_key, query, day, count) and, per side input, the values seen, in any order and any number of pieces.
-Out: a stream of queries by falling count, the same for later traffic. The result depends on neither the order of the pieces
+Out: a stream of queries by falling count, the same for holdout traffic. The result depends on neither the order of the pieces
 nor the number of shards. Knows nothing of files, tasks or Ray.
 """
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headtail.core.rows import KEY, LATER, QUERY, SIDE_INPUT, draw, key_words, shards_of, with_side_inputs
+from headtail.core.rows import HOLDOUT, KEY, QUERY, SIDE_INPUT, draw, key_words, shards_of, with_side_inputs
 
 PART = pa.schema([("query_key", KEY), ("query", pa.string()), ("day", pa.int32()), ("count", pa.int64())])
 SEEN_SIDE = pa.schema([("query_key", KEY), ("day", pa.int32()), ("time", pa.int64()), ("seq", pa.int64()), ("value", SIDE_INPUT)])
@@ -25,7 +25,7 @@ HELD_ROWS = 1 << 19
 
 
 class Cut(NamedTuple):
-    """What is held out as later traffic: days from `day` on (since 1970), or without times a share of events drawn by `seed`."""
+    """What is held out as holdout traffic: days from `day` on (since 1970), or without times a share of events drawn by `seed`."""
 
     day: int | None
     share: float = 0.0
@@ -142,14 +142,14 @@ def _starts(*columns: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
 
 
 def finish(parts: Sequence[pa.Table], sides: Mapping[str, Sequence[pa.Table]], cut: Cut) -> tuple[pa.Table, pa.Table]:
-    """One shard's queries (QUERY + side inputs) and later traffic (LATER), each by falling count, then key."""
+    """One shard's queries (QUERY + side inputs) and holdout traffic (HOLDOUT), each by falling count, then key."""
     table = sum_days(pa.concat_tables(parts))
     high, low = key_words(table["query_key"])
     starts = _starts(high, low)
     day, count = table["day"].to_numpy(), table["count"].to_numpy()
     table = table.take(pa.array(starts))
     if not len(starts):
-        return with_side_inputs(QUERY, list(sides)).empty_table(), LATER.empty_table()
+        return with_side_inputs(QUERY, list(sides)).empty_table(), HOLDOUT.empty_table()
     before = np.ones(len(day), bool) if cut.day is None else day < cut.day
     total = np.add.reduceat(count, starts)
     seen = np.add.reduceat(np.where(before, count, 0), starts)
@@ -168,9 +168,9 @@ def finish(parts: Sequence[pa.Table], sides: Mapping[str, Sequence[pa.Table]], c
     held = total - seen
     rows = np.flatnonzero(held)
     rows = rows[np.argsort(-held[rows], kind="stable")]
-    later = table.select(["query_key", "query"]).take(pa.array(rows))
-    later = later.append_column("count", pa.array(held[rows], pa.int64())).append_column("seen", pa.array(seen[rows] > 0))
-    return queries.cast(with_side_inputs(QUERY, list(sides))), later.cast(LATER)
+    holdout = table.select(["query_key", "query"]).take(pa.array(rows))
+    holdout = holdout.append_column("count", pa.array(held[rows], pa.int64())).append_column("seen", pa.array(seen[rows] > 0))
+    return queries.cast(with_side_inputs(QUERY, list(sides))), holdout.cast(HOLDOUT)
 
 
 def _drawn(chance: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """Precompute: the answers to whole tables of queries, by a teacher or a batch student. One stage for both.
 
-In: table references (plan:head, plan:teach, plan:gold), a task, a model. Out: answer tables in shards, each row in
+In: table references (plan:head, plan:teacher_sample, ...), a task, a model. Out: answer tables in shards, each row in
 exactly one state, a ledger that says they add up, tokens, seconds and money. Only `answered` rows may go further.
 Decides nothing about which queries are worth it, nor what their answers are used for.
 """
@@ -18,7 +18,7 @@ from pydantic import Field
 from headtail.adapters.progress import say
 from headtail.adapters.storage import Storage, check, column_bytes, open_storage, read_json
 from headtail.adapters.storage.receipts import load_receipt, load_ref
-from headtail.batch import ANSWERS, Job, Ledger, Limits, Table, generate, sweep
+from headtail.batch import ANSWERS, Job, Ledger, Limits, Table, generate, remove_work_files
 from headtail.batch.lease import driving
 from headtail.batch.limits import UNPRICED
 from headtail.core.config import StageConfig, execution, result_fields
@@ -30,7 +30,7 @@ from headtail.engines import ModelConfig, check_top
 from headtail.engines.device import resolved
 from headtail.engines.models import Found, find
 from headtail.engines.tokens import load_tokenizer, vocabulary
-from headtail.stages.base import Station, identity, run_once
+from headtail.stages.base import Stage, identity, run_once
 from headtail.stages.precompute.dry_run.preview import ROWS, Preview, finished, kept, preview
 
 LOAD = ("occupancy", "occupancy_fed", "prefix_hit_rate")  # of an engine that says so: see docs/engines.md
@@ -42,13 +42,13 @@ class Config(StageConfig):
 
     task: str = Field("query_segmentation", description="task name or folder")
     inputs: tuple[str, ...] = Field(
-        ("plan:head", "plan:teach", "plan:gold"), min_length=1, description="table references; a row that is in several is answered once"
+        ("plan:head", "plan:teacher_sample", "plan:human_labels"),
+        min_length=1,
+        description="table references; a row that is in several is answered once",
     )
-    source: Literal["teacher", "student"] = Field("teacher", description="who answers, for the rows' provenance")
+    source: Literal["teacher", "batch_student", "realtime_student"] = Field("teacher", description="who answers, for the rows' provenance")
     model: ModelConfig = Field(ModelConfig(), description="the model and its engine")
-    side_inputs: bool = Field(
-        True, description="ask rows with the side inputs that they have; false: without, as live tail traffic is asked"
-    )
+    side_inputs: bool = Field(True, description="ask rows with the side inputs that they have; false: without, as live traffic is asked")
     workers: int = execution(1, "engines that run side by side", ge=1)
     shards: int = execution(0, "files the rows are spread over; 0 chooses; fixed by a job's first run", ge=0, le=1_000_000)
     flush_rows: int = execution(10_000, "rows of a shard after which they are made safe", ge=1)
@@ -118,7 +118,7 @@ def _find(config: Config) -> _Asked:
         raise InputError("the same table is named twice", where="inputs", value=", ".join(labels), fix="name each table once")
     model = find(config.model, store, fetch=False)
     if config.top_logprobs:
-        check_top(config.model.engine, model.form.kind)
+        check_top(config.model.engine, model.io_format.kind)
     tables = tuple(Table(check(store, receipt.output(name)), label) for (receipt, name), label in zip(found, labels, strict=True))
     inputs: dict[str, Any] = {label.replace(":", "."): receipt for (receipt, _), label in zip(found, labels, strict=True)}
     # The task by what changes an answer: a changed scorer or fallback answers nothing anew. The model by its weights.
@@ -135,7 +135,7 @@ def _job(config: Config, asked: _Asked, path: str) -> Job:
         model=config.model,
         digest=asked.model.digest,
         name=asked.model.name,
-        form=asked.model.form.check(asked.task),
+        io_format=asked.model.io_format.check(asked.task),
         side_inputs=config.side_inputs,
         source=config.source,
         tables=asked.tables,
@@ -159,7 +159,7 @@ def _folder(config: Config, asked: _Asked) -> str:
     return receipt_path("precompute", identity("precompute", config, **asked.identity)[1])
 
 
-def plan(config: Config, probe: int = ROWS) -> Preview:
+def forecast(config: Config, probe: int = ROWS) -> Preview:
     """What `run` would do and what that would cost. `probe`: rows that may be asked to find out; the answers are kept and reused."""
     config = _resolved(config)
     asked = _find(config)
@@ -172,27 +172,27 @@ def plan(config: Config, probe: int = ROWS) -> Preview:
 def run(config: Config, planned: Preview | None = None) -> Receipt:
     """Answer every row of the inputs once. Found done when nothing that changes an answer changed.
 
-    `planned`: what `plan` said; LimitReached when its upper bound exceeds a budget, else the receipt says what came of it.
+    `planned`: what `forecast` said; LimitReached when its upper bound exceeds a budget, else the receipt says what came of it.
     """
     config = _resolved(config)
     asked = _find(config)
     if planned is not None and planned.path != _folder(config, asked):
-        fix = "plan again; name tables by fingerprint (plan/ab12:head) where other jobs make new ones meanwhile"
-        raise InputError("the inputs are others than when the plan was made", where="inputs", value=planned.path, fix=fix)
+        fix = "do a dry run again; name tables by fingerprint (plan/ab12:head) where other jobs make new ones meanwhile"
+        raise InputError("the inputs are others than in the dry run", where="inputs", value=planned.path, fix=fix)
     if planned is not None and planned.beyond:
         fix = "raise the budget, or name fewer rows in `inputs`; the probe's answers are kept"
         raise LimitReached(f"not started: {planned.beyond}", where=planned.path, value=f"{planned.ask} rows to ask", fix=fix)
 
-    def work(station: Station) -> None:
-        job, begun = _job(config, asked, station.path), time.monotonic()
+    def work(stage: Stage) -> None:
+        job, begun = _job(config, asked, stage.path), time.monotonic()
         ledger = generate(job)
         wall = time.monotonic() - begun
-        _record(station, config, job, asked.model, ledger)
-        station.notes += asked.task.notes
+        _record(stage, config, job, asked.model, ledger)
+        stage.notes += asked.task.notes
         if planned is not None:
-            station.facts["planned"] = kept(planned, ledger, wall)
+            stage.facts["dry_run"] = kept(planned, ledger, wall)
         _judge(config, None, job.path, ledger.states, ledger.given_up, ledger.reasons)
-        sweep(asked.store, job)
+        remove_work_files(asked.store, job)
 
     folder = _folder(config, asked)
     done = asked.store.exists(f"{folder}/receipt.json")
@@ -251,11 +251,11 @@ def _judge_done(config: Config, store: Storage, path: str) -> None:
     _judge(config, receipt, path, states, 0, read_json(store, receipt.output("ledger"))["reasons"])
 
 
-def _record(station: Station, config: Config, job: Job, model: Found, ledger: Ledger) -> None:
+def _record(stage: Stage, config: Config, job: Job, model: Found, ledger: Ledger) -> None:
     for shard in ledger.shards:
-        station.outputs[f"{ANSWERS}shard-{shard.shard:05d}"] = shard.answers
-    station.json("ledger", ledger.plain())
-    station.rows = {
+        stage.outputs[f"{ANSWERS}shard-{shard.shard:05d}"] = shard.answers
+    stage.json("ledger", ledger.plain())
+    stage.rows = {
         "in": ledger.rows,
         **ledger.states,
         "duplicates": ledger.duplicates,
@@ -263,9 +263,9 @@ def _record(station: Station, config: Config, job: Job, model: Found, ledger: Le
         "recomputed": ledger.computed,
         "resumed": ledger.rows - ledger.computed - ledger.reused,
     }
-    station.metrics = figures(ledger, limits(config))
-    station.metrics |= {name: float(ledger.engine[name]) for name in LOAD if name in ledger.engine}
-    station.facts = {
+    stage.metrics = figures(ledger, limits(config))
+    stage.metrics |= {name: float(ledger.engine[name]) for name in LOAD if name in ledger.engine}
+    stage.facts = {
         "model": {"name": model.name, "digest": model.digest, "path": model.path},
         "engine": ledger.engine,
         "settings": job.settings,
@@ -274,26 +274,26 @@ def _record(station: Station, config: Config, job: Job, model: Found, ledger: Le
         "usd_per_hour": config.model.usd_per_hour or USD_PER_HOUR,
     }
     if not config.model.priced:
-        station.note(f"money is unknown: {UNPRICED}")
+        stage.note(f"money is unknown: {UNPRICED}")
     if config.top_logprobs:
-        _tell_top(station, config, ledger)
-    if not job.form.default:
-        station.facts["form"] = job.form.model_dump()
+        _tell_top(stage, config, ledger)
+    if not job.io_format.default:
+        stage.facts["io_format"] = job.io_format.model_dump()
     if job.task.side_inputs and not job.side_inputs:
-        station.note("rows were asked without the side inputs that they have")
-    for label, names in ledger.lacking.items():
-        station.note(f"{label} has no {', '.join(names)}: its rows were asked without")
+        stage.note("rows were asked without the side inputs that they have")
+    for label, names in ledger.missing_side_inputs.items():
+        stage.note(f"{label} has no {', '.join(names)}: its rows were asked without")
     if damaged := sum(shard.damaged for shard in ledger.shards):
-        station.note(f"{damaged} finished rows of an earlier run could not be read and were asked again")
+        stage.note(f"{damaged} finished rows of an earlier run could not be read and were asked again")
 
 
-def _tell_top(station: Station, config: Config, ledger: Ledger) -> None:
+def _tell_top(stage: Stage, config: Config, ledger: Ledger) -> None:
     """What the likeliest tokens cost in the store, compressed, and whose vocabulary their ids are of."""
     paths = [shard.answers.path for shard in ledger.shards]
     with ThreadPoolExecutor(16) as pool:
-        size = sum(pool.map(lambda path: column_bytes(station.store, path, TOP.names), paths))
-    station.metrics |= {"top_logprobs_bytes": float(size), "top_logprobs_bytes_per_row": size / ledger.rows}
-    station.facts["vocabulary"] = vocabulary(load_tokenizer(find(config.model, station.store).path, config.model.revision))
+        size = sum(pool.map(lambda path: column_bytes(stage.store, path, TOP.names), paths))
+    stage.metrics |= {"top_logprobs_bytes": float(size), "top_logprobs_bytes_per_row": size / ledger.rows}
+    stage.facts["vocabulary"] = vocabulary(load_tokenizer(find(config.model, stage.store).path, config.model.revision))
 
 
 def limits(config: Config) -> Limits:

@@ -1,7 +1,7 @@
-"""The report: everything a loop found, on one page and in one JSON."""
+"""The report: everything a pipeline found, on one page and in one JSON."""
 
 from headtail.stages.report.stage import Config, run
-from headtail.stages.report.summary import STATIONS, summarise
+from headtail.stages.report.summary import REPORTED_STAGES, summarise
 from headtail.stages.report.terminal import table
 
-__all__ = ["STATIONS", "Config", "run", "summarise", "table"]
+__all__ = ["REPORTED_STAGES", "Config", "run", "summarise", "table"]

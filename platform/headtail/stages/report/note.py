@@ -1,4 +1,4 @@
-"""What a reviewer reads first on the loop's page in MLflow: where each part of the release is. Pure."""
+"""What a reviewer reads first on the pipeline's page in MLflow: where each part of the release is. Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from headtail.core.receipt import Receipt
 
 def about(found: Mapping[str, Receipt], task: str, report: str, prompt: str) -> str:
     """A table in Markdown: each part of the release and where it is. `prompt`: its version in MLflow; `report`: the page's address."""
-    published, student = found["publish"], found["distill"]
+    published, student = found["publish"], found["distill_batch"]
     parts = {
-        "release": f"{published.facts.get('release')} (generation {published.facts.get('generation')})",
+        "release": f"{published.facts.get('release')} (snapshot {published.facts.get('snapshot')})",
         "prompt": f"Prompts: {prompt}",
         "teacher": f"{found['precompute_teacher'].facts['model']['name']}, run precompute_teacher",
-        "golden set": f"{found['curate'].rows.get('golden', 0):,} rows, {found['curate'].path}, run curate",
-        "student": f"Models: headtail-{task}-student, {student.path}",
-        "realtime student": f"Models: headtail-{task}-realtime, {found['distill_realtime'].path}"
+        "training set": f"{found['curate'].rows.get('training_set', 0):,} rows, {found['curate'].path}, run curate",
+        "batch student": f"Models: headtail-{task}-batch_student, {student.path}",
+        "realtime student": f"Models: headtail-{task}-realtime_student, {found['distill_realtime'].path}"
         if "distill_realtime" in found
-        else "none: the student above answers live",
-        "evidence": ", ".join(f"{found[name].path}, run {name}" for name in ("gate", "gate_realtime") if name in found) or "none: no gold",
+        else "none: the batch student answers misses too",
+        "evidence": ", ".join(f"{found[name].path}, run {name}" for name in ("gate_batch", "gate_realtime") if name in found)
+        or "none: no human labels",
         "report": f"artifact report.html here; {report}",
     }
     return "| part | where |\n|---|---|\n" + "\n".join(f"| {name} | {where} |" for name, where in parts.items())

@@ -1,6 +1,6 @@
 """The page: receipts and summary laid out as one self-contained HTML file, figures inline, light and dark, printable.
 
-In: the store, receipts by station, the summary. Out: HTML text that loads nothing from anywhere and needs no script.
+In: the store, receipts by stage, the summary. Out: HTML text that loads nothing from anywhere and needs no script.
 Everything that came from a query is escaped by the template.
 """
 
@@ -21,20 +21,20 @@ from headtail.adapters.storage import Storage, read_bytes
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.receipt import Receipt
 from headtail.core.rows import SLICES, State
-from headtail.stages.report.summary import MODELS, SOURCES, TIERS, ms, percent, usd
+from headtail.stages.report.summary import MODELS, PATHS, SOURCES, ms, percent, usd
 
 _TEMPLATE = Path(__file__).parent / "report.html.j2"
 _EXAMPLES_EACH = 5  # examples shown per kind
 _LONG = 160  # characters of an answer shown in the examples
 _LONG_NAME = 32  # characters of a model's or input's name shown in a table
-_FIGURES = {  # name on the page: output, station, what it shows
-    "coverage": ("coverage", "plan", "Share of events covered by the most frequent queries, before the cut and in later traffic"),
-    "quality": ("quality", "evaluate", "Quality by stratum for each tier with intervals"),
-    "gate": ("gate", "gate", "Each claim of the gate: estimate, what is shown and what is asked"),
-    "gate_realtime": ("gate", "gate_realtime", "Each claim of the realtime student's gate: estimate, what is shown and what is asked"),
+_FIGURES = {  # name on the page: output, stage, what it shows
+    "coverage": ("coverage", "plan", "Share of events covered by the most frequent queries, before the cut and in holdout traffic"),
+    "quality": ("quality", "evaluate", "Quality by stratum for each answer source with intervals"),
+    "gate_batch": ("gate", "gate_batch", "Each criterion of the gate: estimate, lower bound and threshold"),
+    "gate_realtime": ("gate", "gate_realtime", "Each criterion of the realtime student's gate: estimate, lower bound and threshold"),
     "calibration": ("calibration", "evaluate", "Share of right answers by confidence"),
     "latency": ("latency", "replay", "Share of requests answered within a given time, by who answered"),
-    "loss": ("loss", "distill", "Training loss by step"),
+    "loss_batch": ("loss", "distill_batch", "Training loss by step"),
     "loss_realtime": ("loss", "distill_realtime", "Training loss of the realtime student by step"),
 }
 
@@ -54,21 +54,21 @@ def render(store: Storage, receipts: Mapping[str, Receipt], summary: Mapping[str
     }
     return env.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         s=summary,
-        tiers=summary["tiers"],
+        sources=summary["sources"],
         models=MODELS,
         slices=SLICES,
-        sources=SOURCES,
+        paths=PATHS,
         states=[str(s) for s in State],
         figures={name: _figure(store, receipts, name, *where) for name, where in _FIGURES.items()},
         examples=list(_examples(store, receipts)),
-        colours={tier: charts.COLOURS[tier] for tier in TIERS},
+        colours={source: charts.COLOURS[source] for source in SOURCES},
         jobs=[job for job in MODELS if summary[f"rows_{job}_in"] is not None],
     )
 
 
-def _figure(store: Storage, receipts: Mapping[str, Receipt], name: str, output: str, station: str, label: str) -> Markup | None:
-    """The station's SVG made fit for the page, or None when there is none."""
-    for found in (station, f"{station}_teacher"):
+def _figure(store: Storage, receipts: Mapping[str, Receipt], name: str, output: str, stage: str, label: str) -> Markup | None:
+    """The stage's SVG made fit for the page, or None when there is none."""
+    for found in (stage, f"{stage}_teacher"):
         for own, ref in receipts[found].outputs.items() if found in receipts else ():
             if own in (f"{output}.svg", output) and ref.path.endswith(".svg"):
                 return Markup(charts.inline(read_bytes(store, ref).decode(), name, label))  # our own drawing, its text escaped by it
@@ -76,20 +76,20 @@ def _figure(store: Storage, receipts: Mapping[str, Receipt], name: str, output: 
 
 
 def _examples(store: Storage, receipts: Mapping[str, Receipt]) -> Iterator[dict[str, Any]]:
-    """Gold queries on which the tiers differ, the most frequent first: what a figure cannot show."""
+    """Labelled queries on which the answer sources differ, the most frequent first: what a figure cannot show."""
     name = next((name for name in ("evaluate", "evaluate_teacher") if name in receipts), "")
     if not name:
         return
     rows = pivot(output_table(store, receipts[name], "rows"))
-    tiers = [tier for tier in MODELS if any(tier in row["tiers"] for row in rows[:1])]
-    both = [row for row in rows if {"teacher", "student"} <= row["tiers"].keys()]
+    sources = [source for source in MODELS if any(source in row["sources"] for row in rows[:1])]
+    both = [row for row in rows if {"teacher", "batch_student"} <= row["sources"].keys()]
     if not both:
-        wrong = [row for row in rows if not row["tiers"].get("teacher", {}).get("exact", True)]
-        yield {"kind": "Teacher wrong", "rows": wrong[: 2 * _EXAMPLES_EACH], "of": len(wrong), "tiers": TIERS[:1]}
+        wrong = [row for row in rows if not row["sources"].get("teacher", {}).get("exact", True)]
+        yield {"kind": "Teacher wrong", "rows": wrong[: 2 * _EXAMPLES_EACH], "of": len(wrong), "sources": SOURCES[:1]}
         return
     kinds: dict[str, list[dict[str, Any]]] = {"Student right, teacher wrong": [], "Teacher right, student wrong": [], "Both wrong": []}
     for row in both:
-        teacher, student = row["tiers"]["teacher"], row["tiers"]["student"]
+        teacher, student = row["sources"]["teacher"], row["sources"]["batch_student"]
         if student["exact"] and not teacher["exact"]:
             kinds["Student right, teacher wrong"].append(row)
         elif teacher["exact"] and not student["exact"]:
@@ -97,19 +97,19 @@ def _examples(store: Storage, receipts: Mapping[str, Receipt]) -> Iterator[dict[
         elif not teacher["exact"]:
             kinds["Both wrong"].append(row)
     for kind, found in kinds.items():
-        yield {"kind": kind, "rows": found[:_EXAMPLES_EACH], "of": len(found), "tiers": tiers}
+        yield {"kind": kind, "rows": found[:_EXAMPLES_EACH], "of": len(found), "sources": sources}
 
 
 def pivot(rows: pa.Table) -> list[dict[str, Any]]:
-    """Evaluate's rows with one entry per gold row and its tiers within, most frequent first."""
+    """Evaluate's rows with one entry per labelled row and its answer sources within, most frequent first."""
     found: dict[tuple[bytes, str], dict[str, Any]] = {}
     for line in rows.to_pylist():
         row = found.setdefault(
             (line["query_key"], line["wanted"]),
-            {"query": line["query"], "stratum": line["stratum"], "count": line["count"], "wanted": plain(line["wanted"]), "tiers": {}},
+            {"query": line["query"], "stratum": line["stratum"], "count": line["count"], "wanted": plain(line["wanted"]), "sources": {}},
         )
         shown = plain(line["given"]) if line["given"] is not None else f"({line['state']})"
-        row["tiers"][line["tier"]] = {"given": shown, "exact": line["exact"], "confidence": line["confidence"]}
+        row["sources"][line["source"]] = {"given": shown, "exact": line["exact"], "confidence": line["confidence"]}
     return sorted(found.values(), key=lambda row: (-(row["count"] or 0), row["query"]))
 
 

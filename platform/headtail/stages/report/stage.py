@@ -1,8 +1,8 @@
-"""The report: everything a loop found, on one page that a person can read and in one JSON that a program can.
+"""The report: everything a pipeline found, on one page that a person can read and in one JSON that a program can.
 
-    receipts of the stations (any may be absent) -> summary.json (plain names, docs/report.md) -> report.html, table()
+    receipts of the stages (any may be absent) -> summary.json (plain names, docs/report.md) -> report.html, table()
 
-Figures are copied from receipts, never computed anew from answers. Knows nothing of engines or of how a loop runs.
+Figures are copied from receipts, never computed anew from answers. Knows nothing of engines or of how a pipeline runs.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from headtail.core.config import StageConfig, execution
 from headtail.core.errors import InputError
 from headtail.core.receipt import Receipt
 from headtail.core.secrets import hide
-from headtail.stages.base import Station, run_once
+from headtail.stages.base import Stage, run_once
 from headtail.stages.report.page import render
-from headtail.stages.report.summary import STATIONS, summarise
+from headtail.stages.report.summary import REPORTED_STAGES, summarise
 from headtail.stages.report.terminal import table
 
-__all__ = ["STATIONS", "Config", "run", "summarise", "table"]
+__all__ = ["REPORTED_STAGES", "Config", "run", "summarise", "table"]
 
 
 class Config(StageConfig):
     """Which runs are reported on."""
 
     receipts: dict[str, str] = Field(
-        {}, description=f"receipt path of each station, by its name: {', '.join(STATIONS)}; absent ones are 'not run'"
+        {}, description=f"receipt path of each stage, by its name: {', '.join(REPORTED_STAGES)}; absent ones are 'not run'"
     )
     title: str = Field("headtail report", description="heading of the page")
-    reused: tuple[str, ...] = execution((), "stations that the loop found done before; said in the lineage")
+    reused: tuple[str, ...] = execution((), "stages that the pipeline found done before; said in the lineage")
 
 
 def run(config: Config) -> Receipt:
@@ -45,23 +45,23 @@ def run(config: Config) -> Receipt:
             "nothing to report on", where="receipts", value=config.receipts, fix="name at least one receipt, such as plan: plan/ab12"
         )
 
-    def work(station: Station) -> None:
+    def work(stage: Stage) -> None:
         summary = summarise(found, read_quality(store, found), config.title, config.reused)
-        summary["paths"] = _paths(found, station.path)
-        local = station.scratch / "report.html"
+        summary["paths"] = _paths(found, stage.path)
+        local = stage.scratch / "report.html"
         local.write_text(hide(render(store, found, summary)), encoding="utf-8")
-        station.file("report", local)
-        station.json("summary", summary)
-        station.rows["stations"] = len(found)
+        stage.file("report", local)
+        stage.json("summary", summary)
+        stage.rows["stages"] = len(found)
         for text in summary["notes"]:
-            station.note(text)
+            stage.note(text)
 
     replaces = {"receipts": {name: receipt.path for name, receipt in found.items()}}
     return run_once("report", config, work, inputs=found, version=2, replaces=replaces)
 
 
 def read_quality(store: Storage, receipts: Mapping[str, Receipt]) -> list[dict[str, Any]]:
-    """The quality table of the fullest evaluation there is: of both tiers, else of the teacher alone."""
+    """The quality table of the fullest evaluation there is: of both answer sources, else of the teacher alone."""
     for name in ("evaluate", "evaluate_teacher"):
         if name in receipts:
             return list(output_table(store, receipts[name], "quality").to_pylist())

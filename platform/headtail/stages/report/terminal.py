@@ -1,4 +1,4 @@
-"""The closing table of a loop, for a terminal: coverage, quality, rows by state, latency, cost. In: the summary. Out: a rich Table."""
+"""The closing table of a pipeline, for a terminal: coverage, quality, rows by state, latency, cost. In: the summary. Out: a rich Table."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from headtail.core.rows import SLICES, State
-from headtail.stages.report.summary import MODELS, SOURCES, TIERS
+from headtail.stages.report.summary import MODELS, PATHS, SOURCES
 
 NONE = "-"
-WIDE = 100  # columns that intervals of four tiers take
-_STYLES = {"teacher": "blue", "student": "dark_orange3", "realtime": "magenta", "fallback": "bright_black"}
+WIDE = 100  # columns that intervals of four answer sources take
+_STYLES = {"teacher": "blue", "batch": "dark_orange3", "realtime": "magenta", "fallback": "bright_black"}
 
 
 def table(summary: Mapping[str, Any], width: int = WIDE) -> Table:
@@ -40,44 +40,52 @@ def _sections(s: Mapping[str, Any], wide: bool) -> Iterator[tuple[str, Table]]:
         _grid(
             ("", "share of events"),
             [
-                ("later traffic answered from the cache (replayed)", _percent(s.get("coverage_later_traffic"))),
-                ("later traffic, head alone (planned)", _percent(s.get("head_coverage_later"))),
-                ("later traffic seen before (the most a cache can answer)", _percent(s.get("seen_coverage_later"))),
+                ("holdout traffic answered from the cache (replayed)", _percent(s.get("coverage_holdout_traffic"))),
+                ("holdout traffic, head alone (planned)", _percent(s.get("head_coverage_holdout"))),
+                ("holdout traffic seen before (the most a cache can answer)", _percent(s.get("seen_coverage_holdout"))),
                 ("log before the cut", _percent(s.get("coverage_log"))),
             ],
         ),
     )
-    tiers = [tier for tier in TIERS if tier in s.get("tiers", TIERS)]
-    models = [tier for tier in tiers if tier in MODELS]
-    strata = [(name, _number(s.get(f"gold_rows_{name}")), *(_quality(s, tier, name, wide) for tier in tiers)) for name in SLICES]
+    sources = [source for source in SOURCES if source in s.get("sources", SOURCES)]
+    models, heads = [source for source in sources if source in MODELS], list(map(_head, sources))
+    strata = [(name, _number(s.get(f"labelled_rows_{name}")), *(_quality(s, source, name, wide) for source in sources)) for name in SLICES]
     interval = "95 % interval" if wide else "95 % interval: ± in thousandths"
-    yield f"Quality against people's answers (micro-F1, {interval})", _grid(("stratum", "n", *tiers), strata, _STYLES)
-    states = [(str(state), *(_number(s.get(f"rows_{tier}_{state}")) for tier in models)) for state in State]
-    states.insert(0, ("rows in", *(_number(s.get(f"rows_{tier}_in")) for tier in models)))
-    states.append(("rows/s", *(_number(s.get(f"rows_per_s_{tier}"), 1) for tier in models)))
-    yield "Rows by state", _grid(("", *models), states, _STYLES)
+    yield f"Quality against people's answers (micro-F1, {interval})", _grid(("stratum", "n", *heads), strata, _STYLES)
+    states = [(str(state), *(_number(s.get(f"rows_{source}_{state}")) for source in models)) for state in State]
+    states.insert(0, ("rows in", *(_number(s.get(f"rows_{source}_in")) for source in models)))
+    states.append(("rows/s", *(_number(s.get(f"rows_per_s_{source}"), 1) for source in models)))
+    yield "Rows by state", _grid(("", *map(_head, models)), states, _STYLES)
     latency = [
-        (source, _number(s.get(f"requests_{source}")), *(_number(s.get(f"latency_{source}_{p}_ms"), 1) for p in ("p50", "p95", "p99")))
-        for source in (*SOURCES, "all")
+        (path, _number(s.get(f"requests_{path}")), *(_number(s.get(f"latency_{path}_{p}_ms"), 1) for p in ("p50", "p95", "p99")))
+        for path in (*PATHS, "all")
     ]
     yield "Latency in ms, by who answered", _grid(("", "requests", "p50", "p95", "p99"), latency)
     cost: list[tuple[str, ...]] = []
     for words, name in (("USD per million queries", "usd_per_million"), ("without the engine's start", "usd_per_million_running")):
-        cost.append((words, *(_number(s.get(f"{name}_{tier}"), 2) for tier in tiers)))
-        cost.append(("teacher's cost over the tier's", *(_over(s.get(f"{name}_teacher"), s.get(f"{name}_{tier}")) for tier in tiers)))
-    yield "Cost in batch", _grid(("", *tiers), cost, _STYLES)
+        cost.append((words, *(_number(s.get(f"{name}_{source}"), 2) for source in sources)))
+        cost.append(
+            ("teacher's cost over the source's", *(_over(s.get(f"{name}_teacher"), s.get(f"{name}_{source}")) for source in sources))
+        )
+    yield "Cost in batch", _grid(("", *heads), cost, _STYLES)
+
+
+def _head(path: str) -> str:
+    """An answer source as the head of a column."""
+    return path.removesuffix("_student")
 
 
 def _closing(s: Mapping[str, Any]) -> Iterator[str]:
     teacher = str(s.get("model_teacher") or "")
     if teacher.startswith(("example:", "distill/")):
-        trained = ", trained here on gold's training split," if teacher.startswith("distill/") else ""
-        yield f"The teacher ({teacher}){trained} is a stand-in for a strong LLM: these figures show the way, not what a real one reaches."
-    for gate, who in (("gate", "student"), ("realtime_gate", "realtime student")):
+        trained = ", trained here on the human labels' training split," if teacher.startswith("distill/") else ""
+        what = "is a placeholder for a strong LLM: these figures show the way, not what a real one reaches."
+        yield f"The teacher ({teacher}){trained} {what}"
+    for gate, who in (("gate_batch", "batch student"), ("gate_realtime", "realtime student")):
         if s.get(f"{gate}_passed") is not None:
-            claims, verdict = s[f"{gate}_claims"], "passed" if s[f"{gate}_passed"] else "REFUSED"
-            yield f"Gate: the {who} {verdict}, {sum(claim['passed'] for claim in claims)} of {len(claims)} claims hold."
-    if s.get("student_served") is False and s.get("model_student"):
+            criteria, verdict = s[f"{gate}_criteria"], "passed" if s[f"{gate}_passed"] else "REJECTED"
+            yield f"Gate: the {who} {verdict}, {sum(criterion['passed'] for criterion in criteria)} of {len(criteria)} criteria passed."
+    if s.get("student_served") is False and s.get("model_batch_student"):
         yield "The release serves no student: a miss ends in the fallback."
     if s.get("not_run"):
         yield f"Not run: {', '.join(s['not_run'])}."
@@ -92,11 +100,11 @@ def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[s
     return made
 
 
-def _quality(s: Mapping[str, Any], tier: str, name: str, wide: bool) -> str:
-    value = s.get(f"quality_{tier}_{name}")
+def _quality(s: Mapping[str, Any], source: str, name: str, wide: bool) -> str:
+    value = s.get(f"quality_{source}_{name}")
     if value is None:
         return NONE
-    low, high = s[f"quality_low_{tier}_{name}"], s[f"quality_high_{tier}_{name}"]
+    low, high = s[f"quality_low_{source}_{name}"], s[f"quality_high_{source}_{name}"]
     return f"{value:.3f} [{low:.3f}, {high:.3f}]" if wide else f"{value:.3f} ±{1000 * max(value - low, high - value):.0f}"
 
 

@@ -1,4 +1,4 @@
-"""How one query is answered: the cache, else the live student, else the task's fallback.
+"""How one query is answered: the cache, else the realtime student, else the task's fallback.
 
 In: a query, optional side inputs. Out: a Reply. A query that is well-formed always gets one: whatever happens to the
 student (late, overloaded, dead, talking nonsense) ends in the fallback, marked degraded, with the reason.
@@ -26,11 +26,11 @@ log = logging.getLogger("headtail.serve")
 
 # Why a reply is degraded, or what to know about one that is not.
 REASONS = {
-    "off": "the live student is switched off",
+    "off": "the realtime student is switched off",
     "no_student": "this release has no student",
     "outdated": "this release has another task than the student that was deployed: deploy again",
     "previous_student": "answered by the student of an earlier release: deploy again (not degraded)",
-    "timeout": "the student did not answer within live_timeout_ms",
+    "timeout": "the student did not answer within realtime_timeout_ms",
     "overloaded": "too many requests wait for the student",
     "unavailable": "the student's process is not there",
     "truncated": "the student's answer was cut at max_tokens",
@@ -39,7 +39,7 @@ REASONS = {
 }
 
 
-class LiveReply(NamedTuple):
+class RealtimeReply(NamedTuple):
     """What the student made of a query.
 
     `stands_for`: the release's student it was deployed as; `task_fingerprint`: the task it was asked under.
@@ -53,10 +53,10 @@ class LiveReply(NamedTuple):
     task_fingerprint: str
 
 
-Live = Callable[[str, Mapping[str, Sequence[str]]], Awaitable[LiveReply]]
+AskStudent = Callable[[str, Mapping[str, Sequence[str]]], Awaitable[RealtimeReply]]
 
 
-class LiveFailure(Exception):
+class RealtimeFailure(Exception):
     """The student gave no answer; `reason` is one of REASONS."""
 
     def __init__(self, reason: str) -> None:
@@ -84,14 +84,14 @@ class Reply(NamedTuple):
     confidence: float | None
     answer_key: str | None
     release: str
-    generation: str
+    snapshot: str
     latency_ms: float
     reason: str
 
     @property
     def path(self) -> str:
-        """The way it took: cache, live or fallback."""
-        return "cache" if self.cached else "fallback" if self.source == Source.FALLBACK else "live"
+        """The way it took: cache, realtime or fallback."""
+        return "cache" if self.cached else "fallback" if self.source == Source.FALLBACK else "realtime"
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ class Served:
 class Answerer:
     """Answers queries under one release at a time. `served` may be swapped between any two awaits."""
 
-    def __init__(self, served: Served, live: Live | None, *, timeout_s: float, max_live: int, max_query_chars: int) -> None:
-        self.served, self._live = served, live
-        self._timeout_s, self._max_live, self._max_chars = timeout_s, max_live, max_query_chars
+    def __init__(self, served: Served, realtime: AskStudent | None, *, timeout_s: float, max_realtime: int, max_query_chars: int) -> None:
+        self.served, self._realtime = served, realtime
+        self._timeout_s, self._max_realtime, self._max_chars = timeout_s, max_realtime, max_query_chars
         self.in_flight = 0
         self.last_failure = ""
 
@@ -123,18 +123,18 @@ class Answerer:
         if found is not None:
             return _cached(query, found, served, started)
         try:
-            live = await self._ask(clean, side_inputs or {}, served)
-        except LiveFailure as failure:
+            realtime = await self._ask(clean, side_inputs or {}, served)
+        except RealtimeFailure as failure:
             self.last_failure = failure.reason
             return _fallback(query, clean, served, failure.reason, started)
-        answer, problem = served.task.parse(live.text)
-        if live.finish_reason == "length" or problem:
-            self.last_failure = "truncated" if live.finish_reason == "length" else "invalid"
+        answer, problem = served.task.parse(realtime.text)
+        if realtime.finish_reason == "length" or problem:
+            self.last_failure = "truncated" if realtime.finish_reason == "length" else "invalid"
             return _fallback(query, clean, served, self.last_failure, started)
-        note = "" if live.stands_for == served.release.student else "previous_student"
+        note = "" if realtime.stands_for == served.release.student else "previous_student"
         return Reply(
-            query, clean, answer, Source.STUDENT, False, False, live.confidence, live.answer_key or None,
-            served.release.id, served.release.generation, _ms(started), note,
+            query, clean, answer, Source.REALTIME_STUDENT, False, False, realtime.confidence, realtime.answer_key or None,
+            served.release.id, served.release.snapshot, _ms(started), note,
         )  # fmt: skip
 
     def _check(self, query: str, side_inputs: Mapping[str, Sequence[str]], task: Task) -> str:
@@ -157,32 +157,32 @@ class Answerer:
             raise BadQuery("side_inputs", f"unknown side input {unknown[0][:40]!r}", f"side inputs of {task.name}: {known}")
         return normalised
 
-    async def _ask(self, query: str, side_inputs: Mapping[str, Sequence[str]], served: Served) -> LiveReply:
-        """The student's reply within the time limit, else LiveFailure."""
-        if self._live is None:
-            raise LiveFailure("off" if served.release.student else "no_student")
-        if self.in_flight >= self._max_live:  # so that waiting for the student never takes the places of cache hits
-            raise LiveFailure("overloaded")
+    async def _ask(self, query: str, side_inputs: Mapping[str, Sequence[str]], served: Served) -> RealtimeReply:
+        """The student's reply within the time limit, else RealtimeFailure."""
+        if self._realtime is None:
+            raise RealtimeFailure("off" if served.release.student else "no_student")
+        if self.in_flight >= self._max_realtime:  # so that waiting for the student never takes the places of cache hits
+            raise RealtimeFailure("overloaded")
         self.in_flight += 1
         try:
             async with asyncio.timeout(self._timeout_s):
-                reply = await self._live(query, side_inputs)
-        except LiveFailure:
+                reply = await self._realtime(query, side_inputs)
+        except RealtimeFailure:
             raise
         except TimeoutError:
-            raise LiveFailure("timeout") from None
+            raise RealtimeFailure("timeout") from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise  # the caller went away
-            raise LiveFailure("unavailable") from None  # the student's side was cancelled
+            raise RealtimeFailure("unavailable") from None  # the student's side was cancelled
         except Exception as error:
-            log.warning("live student failed: %s: %s", type(error).__name__, hide(str(error))[:300])
-            raise LiveFailure("error") from error
+            log.warning("realtime student failed: %s: %s", type(error).__name__, hide(str(error))[:300])
+            raise RealtimeFailure("error") from error
         finally:
             self.in_flight -= 1
         if reply.task_fingerprint != served.task.fingerprint:
-            raise LiveFailure("outdated")
+            raise RealtimeFailure("outdated")
         return reply
 
 
@@ -190,14 +190,14 @@ def _cached(query: str, found: CachedAnswer, served: Served, started: float) -> 
     confidence = None if found.confidence is None else round(found.confidence, 4)
     return Reply(
         query, found.query, found.decoded(), found.source, True, False, confidence, found.answer_key.hex(),
-        served.release.id, served.release.generation, _ms(started), "",
+        served.release.id, served.release.snapshot, _ms(started), "",
     )  # fmt: skip
 
 
 def _fallback(query: str, normalised: str, served: Served, reason: str, started: float) -> Reply:
     return Reply(
         query, normalised, served.task.fallback(normalised), Source.FALLBACK, False, True, None, None,
-        served.release.id, served.release.generation, _ms(started), reason,
+        served.release.id, served.release.snapshot, _ms(started), reason,
     )  # fmt: skip
 
 

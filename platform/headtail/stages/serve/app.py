@@ -28,10 +28,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from headtail import __version__
 from headtail.adapters.storage import LocalStorage, Storage
-from headtail.cache import open_generation
+from headtail.cache import open_snapshot
 from headtail.core.secrets import hide
 from headtail.releases import release
-from headtail.stages.serve.answerer import REASONS, Answerer, BadQuery, Live, Reply, Served
+from headtail.stages.serve.answerer import REASONS, Answerer, AskStudent, BadQuery, Reply, Served
 
 log = logging.getLogger("headtail.serve")
 PAGE = Path(__file__).parent / "page.html"
@@ -56,7 +56,7 @@ class AnswerRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     query: str = Field(description="what a person typed", examples=["pizza near me"])
     side_inputs: dict[str, Annotated[list[Annotated[str, Field(max_length=500)]], Field(max_length=50)]] = Field(
-        {}, description="columns of the task joined to the query; used by the live student only", max_length=16
+        {}, description="columns of the task joined to the query; used by the realtime student only", max_length=16
     )
 
 
@@ -67,12 +67,12 @@ class AnswerResponse(BaseModel):
     normalised: str = Field(description="the form that was looked up, without personal data on a miss")
     answer: Any = Field(description="JSON valid under the task's schema")
     source: str = Field(description="teacher, student or fallback")
-    cached: bool = Field(description="whether it came from the published generation")
+    cached: bool = Field(description="whether it came from the published snapshot")
     degraded: bool = Field(description="whether this is the fallback, given because nothing better could be had")
     confidence: float | None = Field(description="0..1; null when unknown")
     answer_key: str | None = Field(description="provenance: the key under which the answer was made; null for a fallback")
     release: str = Field(description="id of the release that answered")
-    generation: str = Field(description="id of its cache generation")
+    snapshot: str = Field(description="id of its cache snapshot")
     latency_ms: float = Field(description="time spent in this process and on the student")
     reason: str = Field(description="empty, or one of: " + "; ".join(f"{name}: {text}" for name, text in REASONS.items()))
 
@@ -95,10 +95,10 @@ class Metrics:
         self.seconds = Histogram("headtail_request_seconds", "time to answer", ["path"], buckets=BUCKETS, **made)
         self.degraded = Counter("headtail_degraded", "requests that got the fallback", ["reason"], **made)
         self.rejected = Counter("headtail_rejected", "requests refused with 422", ["field"], **made)
-        self.release = Gauge("headtail_release_info", "1 for the release being served", ["release", "generation"], **made)
+        self.release = Gauge("headtail_release_info", "1 for the release being served", ["release", "snapshot"], **made)
         self.redeploy = Gauge("headtail_redeploy_needed", "1 when the release asks for another student than the deployed one", **made)
         self.refresh_failures = Counter("headtail_refresh_failures", "looks at CURRENT that failed", **made)
-        self.in_flight = Gauge("headtail_live_in_flight", "requests waiting for the student", **made)
+        self.in_flight = Gauge("headtail_realtime_in_flight", "requests waiting for the student", **made)
 
     def count(self, reply: Reply) -> None:
         self.requests.labels(reply.path, reply.source).inc()
@@ -110,26 +110,26 @@ class Metrics:
 class State:
     """What the app works on: an open release and the student's door.
 
-    `deployed`: name of the model that runs; `stands_for`: the release's student it was deployed for, None when live is off.
+    `deployed`: name of the model that runs; `stands_for`: the release's student it was deployed for, None when it is switched off.
     """
 
     def __init__(
         self,
         store: Storage,
         served: Served,
-        live: Live | None,
+        realtime: AskStudent | None,
         *,
         deployed: str = "",
         stands_for: str | None = None,
         follow: bool = True,
         refresh_s: float = 5.0,
         timeout_s: float = 2.0,
-        max_live: int = 48,
+        max_realtime: int = 48,
         max_query_chars: int = 200,
         cache_dir: Path | None = None,
     ) -> None:
         self.store, self.follow, self.refresh_s, self.cache_dir = store, follow, refresh_s, cache_dir
-        self.answerer = Answerer(served, live, timeout_s=timeout_s, max_live=max_live, max_query_chars=max_query_chars)
+        self.answerer = Answerer(served, realtime, timeout_s=timeout_s, max_realtime=max_realtime, max_query_chars=max_query_chars)
         self.deployed, self.stands_for = deployed, stands_for
         self.metrics = Metrics()
         self._swap(served)
@@ -154,7 +154,7 @@ class State:
     def _swap(self, served: Served) -> None:
         self.answerer.served = served  # one assignment, between two awaits: no request sees half of it
         self.metrics.release.clear()
-        self.metrics.release.labels(served.release.id, served.release.generation).set(1)
+        self.metrics.release.labels(served.release.id, served.release.snapshot).set(1)
         self.metrics.redeploy.set(self.redeploy_needed)
 
     async def watch(self) -> None:
@@ -170,11 +170,11 @@ class State:
 
 
 def open_served(store: Storage, ref: str, cache_dir: Path | None = None) -> Served:
-    """A release, opened: its generation mapped, its task rebuilt. `cache_dir`: where generations of S3 are fetched to."""
+    """A release, opened: its snapshot mapped, its task rebuilt. `cache_dir`: where snapshots of S3 are fetched to."""
     found = release.load(store, ref)
     if not isinstance(store, LocalStorage) and cache_dir is None:
         cache_dir = Path(tempfile.mkdtemp(prefix="headtail-serve-"))
-    cache = open_generation(store, found.generation, cache_dir)
+    cache = open_snapshot(store, found.snapshot, cache_dir)
     return Served(found, cache, release.open_task(found), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
 
@@ -195,7 +195,7 @@ def describe(state: State) -> dict[str, Any]:
         "published": manifest.created,
         "lineage": list(manifest.lineage),
         "since": served.since,
-        "live": {"student": state.deployed or None, "last_failure": state.answerer.last_failure or None},
+        "realtime": {"student": state.deployed or None, "last_failure": state.answerer.last_failure or None},
         "redeploy_needed": state.redeploy_needed,
         "examples": list(manifest.examples),
         "headtail": __version__,
@@ -214,7 +214,7 @@ def make_app(state: State) -> FastAPI:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    description = "Answers search queries from a published cache, else a live student, else the task's fallback."
+    description = "Answers search queries from a published cache, else a realtime student, else the task's fallback."
     app = FastAPI(
         title="headtail",
         version=__version__,
@@ -290,7 +290,7 @@ def _add_operations(app: FastAPI, state: State) -> None:
     @app.get("/readyz", summary="A release is open; the student may be away, then misses are degraded")
     async def ready() -> dict[str, Any]:
         shown = describe(state)
-        return {"status": "ready", "release": shown["id"], "live": shown["live"], "redeploy_needed": shown["redeploy_needed"]}
+        return {"status": "ready", "release": shown["id"], "realtime": shown["realtime"], "redeploy_needed": shown["redeploy_needed"]}
 
     @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics of the replica that answers this request")
     async def metrics() -> Response:

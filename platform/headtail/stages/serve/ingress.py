@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Ingress:
     """Wrapped by `serve.ingress()`, which calls `__serve_build_asgi_app__` once this is made."""
 
-    def __init__(self, config: Config, live: Any, deployed: str, stands_for: str | None) -> None:
-        from headtail.stages.serve.live import door
+    def __init__(self, config: Config, realtime: Any, deployed: str, stands_for: str | None) -> None:
+        from headtail.stages.serve.realtime import door
         from headtail.stages.serve.stage import cache_folder
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -28,13 +28,13 @@ class Ingress:
         self.state = State(
             store,
             open_served(store, config.release, cache_folder(config)),
-            door(live) if live is not None else None,
+            door(realtime) if realtime is not None else None,
             deployed=deployed,
             stands_for=stands_for,
             follow=config.release == "current",
             refresh_s=config.refresh_s,
-            timeout_s=config.live_timeout_ms / 1000,
-            max_live=max(1, config.max_ongoing_requests * 3 // 4),
+            timeout_s=config.realtime_timeout_ms / 1000,
+            max_realtime=max(1, config.max_ongoing_requests * 3 // 4),
             max_query_chars=config.max_query_chars,
             cache_dir=cache_folder(config),
         )

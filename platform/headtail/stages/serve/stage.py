@@ -1,4 +1,4 @@
-"""Serve a release: FastAPI on Ray Serve in front of the cache, a live vLLM student behind it, the fallback behind that.
+"""Serve a release: FastAPI on Ray Serve in front of the cache, a realtime student behind it, the fallback behind that.
 
 In: a store with a release. Out: a Server (its URL, `stop`). A cache hit is answered in the ingress replica itself;
 only a miss crosses a handle. What must be known to fail (no release, port taken, no model) fails before Ray starts.
@@ -38,14 +38,14 @@ TELL_EVERY_S = 10.0
 
 
 class Chosen(NamedTuple):
-    """The model that runs live, and the digest of its weights where the deployment is started."""
+    """The model that answers misses, and the digest of its weights where the deployment is started."""
 
     model: ModelConfig
     digest: str
 
 
-class LiveModel(ModelConfig):
-    """The engine of the live student. `model` empty: the release's own student."""
+class RealtimeModel(ModelConfig):
+    """The engine of the realtime student. `model` empty: the release's own student."""
 
     model: str = Field("", description="empty: the student that the release names; else this model instead, such as example:teacher")
 
@@ -58,9 +58,9 @@ class Config(StageConfig):
     )
     port: int = execution(8000, "TCP port", ge=1, le=65535)
     release: str = Field("current", description="`current` follows the pointer as it moves; a release id stays with that one")
-    model: LiveModel = Field(LiveModel(), description="engine of the live student")
-    live: bool = Field(True, description="start the live student; off: misses get the fallback")
-    live_timeout_ms: int = Field(
+    model: RealtimeModel = Field(RealtimeModel(), description="engine of the realtime student")
+    realtime_student: bool = Field(True, description="start the realtime student; off: misses get the fallback")
+    realtime_timeout_ms: int = Field(
         2000, ge=1, le=600_000, description="milliseconds a miss waits for the student before it gets the fallback"
     )
     max_ongoing_requests: int = execution(64, "requests one replica works on at once", ge=2)
@@ -68,12 +68,10 @@ class Config(StageConfig):
         256, "requests that wait for a place; more are turned away (ingress: 503, student: fallback)", ge=1
     )
     ingress_replicas: int = execution(1, "processes that take requests", ge=1)
-    live_replicas: int = execution(1, "student engines", ge=1)
+    realtime_replicas: int = execution(1, "student engines", ge=1)
     max_query_chars: int = Field(200, ge=1, le=10_000, description="characters of a normalised query; longer ones are refused with 422")
     refresh_s: float = execution(5.0, "seconds between looks at CURRENT", gt=0)
-    cache_dir: str = execution(
-        "", "local folder for copies of generations; needed when root is a network mount, else chosen when root is S3"
-    )
+    cache_dir: str = execution("", "local folder for copies of snapshots; needed when root is a network mount, else chosen when root is S3")
     start_timeout_s: float = execution(300.0, "seconds that starting may take", gt=0)
 
 
@@ -118,7 +116,7 @@ def _shutdown() -> None:
 def start(config: Config, student: type | None = None) -> Server:
     """Start serving and wait until it answers. Errors name the port, the release or the model before anything heavy starts.
 
-    `student`: a class to run instead of `live.Student`, for tests.
+    `student`: a class to run instead of `realtime.Student`, for tests.
     """
     check_port(config)
     config, release, chosen = _found(config)
@@ -134,7 +132,7 @@ def start(config: Config, student: type | None = None) -> Server:
             options = {
                 "host": config.host,
                 "port": config.port,
-                "request_timeout_s": config.live_timeout_ms / 1000 + 10,
+                "request_timeout_s": config.realtime_timeout_ms / 1000 + 10,
                 "keep_alive_timeout_s": 75,
             }
             serve.start(http_options=options, logging_config=_LOGGING)
@@ -170,14 +168,14 @@ def application(config: Config, release: releases.Release, chosen: Chosen | None
     from ray import serve
 
     from headtail.stages.serve.ingress import Ingress
-    from headtail.stages.serve.live import Student
+    from headtail.stages.serve.realtime import Student
 
-    live = None
+    realtime = None
     if chosen is not None:
         model = chosen.model
         kind = serve.deployment(
-            name="live",
-            num_replicas=config.live_replicas,
+            name="realtime",
+            num_replicas=config.realtime_replicas,
             max_ongoing_requests=config.max_ongoing_requests,
             max_queued_requests=config.max_queued_requests,
             ray_actor_options={
@@ -190,7 +188,7 @@ def application(config: Config, release: releases.Release, chosen: Chosen | None
             max_constructor_retry_count=1,
             user_config={"query": "warm up"},
         )(student or Student)
-        live = kind.bind(model, config.root, releases.open_task(release), release.student, chosen.digest)
+        realtime = kind.bind(model, config.root, releases.open_task(release), release.student, chosen.digest)
     ingress = serve.deployment(
         name="ingress",
         num_replicas=config.ingress_replicas,
@@ -200,7 +198,7 @@ def application(config: Config, release: releases.Release, chosen: Chosen | None
         graceful_shutdown_timeout_s=5,
         max_surge_percent=100,  # the new replica answers before the old one leaves
     )(serve.ingress()(Ingress))
-    return ingress.bind(config, live, chosen.model.model if chosen else "", release.student if config.live else None)
+    return ingress.bind(config, realtime, chosen.model.model if chosen else "", release.student if config.realtime_student else None)
 
 
 def from_args(args: dict[str, Any]) -> Any:
@@ -213,7 +211,7 @@ def _found(config: Config) -> tuple[Config, releases.Release, Chosen | None]:
     store = open_storage(config.root)
     config = config.model_copy(update={"root": store.root})
     release = releases.load(store, config.release)
-    read_manifest(store, release.generation)
+    read_manifest(store, release.snapshot)
     return config, release, _student(config, store, release)
 
 
@@ -221,18 +219,18 @@ _LOGGING: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
 
 
 def _student(config: Config, store: Storage, release: releases.Release) -> Chosen | None:
-    """The model to run live, or None when live is off or the release has no student. A model that is not there is told here."""
-    if not config.live:
+    """The realtime student, or None when it is switched off or the release has no student. A model that is not there is told here."""
+    if not config.realtime_student:
         return None
     model = resolved(config.model.model_copy(update={"model": config.model.model or release.student}))  # once for all replicas
     if not model.model:
         say("serve        this release has no student: misses get the task's fallback")
         return None
     if model.engine not in IN_PROCESS:
-        fix = f"set model.engine to one of {', '.join(IN_PROCESS)}, or live=false"
-        raise ConfigError("the live student runs in this process", where="model.engine", value=model.engine, fix=fix)
+        fix = f"set model.engine to one of {', '.join(IN_PROCESS)}, or realtime_student=false"
+        raise ConfigError("the realtime student runs in this process", where="model.engine", value=model.engine, fix=fix)
     found = find(model, store, fetch=False)  # each replica fetches for itself
-    found.form.check(releases.open_task(release))
+    found.io_format.check(releases.open_task(release))
     folder = Path(model.model).expanduser()
     return Chosen(model.model_copy(update={"model": str(folder.resolve())}) if folder.is_dir() else model, found.digest)
 
@@ -278,7 +276,7 @@ def _wait(config: Config, server: Server, model: ModelConfig | None) -> None:
         if state is not None and state.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             broken = {name: part.message for name, part in state.deployments.items() if part.status != "HEALTHY" and part.message}
             where, message = next(iter(broken.items()), ("application", state.message))
-            fix = "run headtail doctor; or --set live=false to serve without the student"
+            fix = "run headtail doctor; or --set realtime_student=false to serve without the student"
             raise cluster.unwrapped(message, EngineError, "the server did not start", where=f"deployment {where}", fix=fix)
         if state is not None and state.status == "RUNNING":
             with contextlib.suppress(httpx.HTTPError):
@@ -311,5 +309,5 @@ def _quiet() -> Iterator[None]:
 
 
 def cache_folder(config: Config) -> Path | None:
-    """Where generations are copied to, or None to let the store decide."""
+    """Where snapshots are copied to, or None to let the store decide."""
     return Path(config.cache_dir).expanduser() if config.cache_dir else None

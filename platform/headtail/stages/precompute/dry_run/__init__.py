@@ -1,4 +1,4 @@
-"""What a precompute job would ask, why, and what it would cost: `precompute --plan`.
+"""What a precompute job would ask, why, and what it would cost: `precompute --dry-run`.
 
 preview.py  the whole of it        compare.py   rows against answers that are there    changes.py  what changed, in words
 probe.py    some rows, asked       estimate.py  tokens, seconds, money                 shown.py    on the terminal

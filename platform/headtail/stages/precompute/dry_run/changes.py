@@ -47,7 +47,7 @@ def words(entry: Entry, job: Job) -> tuple[str, ...]:
 def changes(entry: Entry, job: Job) -> tuple[Change, ...]:
     """All that differs between an earlier job and this one, with its values."""
     found = []
-    if entry.template != job.task.template and job.form.prompt == "task":  # a bare query is asked without the template
+    if entry.template != job.task.template and job.io_format.prompt == "full":  # a query alone is asked without the template
         was, now = _lines(entry.template, job.task.template)
         found.append(Change(part="prompt", was=was, now=now))
     was, now = _side(entry.side_inputs, entry.shown), _side(job.task.side_inputs, job.side_inputs)

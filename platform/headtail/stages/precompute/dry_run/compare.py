@@ -25,7 +25,7 @@ from headtail.batch.shard import Shard, read_receipt
 from headtail.batch.wanted import Pair, Wanted
 from headtail.batch.worker import Ask
 from headtail.core.errors import StorageError
-from headtail.core.io_format import Form
+from headtail.core.io_format import ModelFormat
 from headtail.core.keys import answer_key
 from headtail.core.rows import KEY, State, draw
 from headtail.core.task import Task
@@ -230,8 +230,8 @@ class _Rival:
         return dataclasses.replace(self.job.task, file=file, template=self.older.entry.template)
 
     @cached_property
-    def _form(self) -> Form:
-        return Form.model_validate(self.older.entry.parts.get("form", {}))
+    def _io_format(self) -> ModelFormat:
+        return ModelFormat.model_validate(self.older.entry.parts.get("io_format", {}))
 
     def parts(self, shard: Shard, left: set[int], tables: Iterator[pa.Table]) -> dict[int, tuple[str, ...]]:
         """Of the rows in `left`, those whose query this job asked too, each with what is another now."""
@@ -256,16 +256,16 @@ class _Rival:
         query = table["query"][row].as_py()
         now = {name: table[name][row].as_py() or [] for name in names}
         then = {name: was.get(name) or [] for name in {*names, *self.older.entry.side_inputs}}
-        found = [] if _render(self._task, self._form, query, {**then, **now}) == messages else ["prompt"]
+        found = [] if _render(self._task, self._io_format, query, {**then, **now}) == messages else ["prompt"]
         moved = [name for name in names if now[name] != then[name]]
-        felt = [name for name in moved if _render(self.job.task, self.job.form, query, {**now, name: then[name]}) != messages]
+        felt = [name for name in moved if _render(self.job.task, self.job.io_format, query, {**now, name: then[name]}) != messages]
         found += [f"side input {name}" for name in felt or (moved if not found else [])]
         return (*(found or ["prompt"]), *words)
 
 
-def _render(task: Task, form: Form, query: str, side: Mapping[str, Any]) -> list[dict[str, str]]:
+def _render(task: Task, fmt: ModelFormat, query: str, side: Mapping[str, Any]) -> list[dict[str, str]]:
     """The messages of a row; a template that raises is as good as any other that does."""
     try:
-        return form.messages(task, query, side)
+        return fmt.messages(task, query, side)
     except Exception:  # the user's template, or an old one that does not fit
         return [{"role": "unrendered", "content": query}]

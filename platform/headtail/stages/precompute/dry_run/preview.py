@@ -16,7 +16,7 @@ from pydantic import Field
 
 from headtail.adapters.progress import bar
 from headtail.adapters.storage import open_storage, write_json
-from headtail.batch.driver import chains, survey, told
+from headtail.batch.driver import chains, find_open_shards, told
 from headtail.batch.job import Job, ShardReceipt
 from headtail.batch.ledger import Ledger
 from headtail.batch.limits import UNPRICED
@@ -75,14 +75,14 @@ class Preview(Config):
 
 def plan_path(path: str) -> str:
     """Where the Preview of the job at `path` is kept."""
-    return f"{path}/plan.json"
+    return f"{path}/dry_run.json"
 
 
 def preview(job: Job, probe: int = ROWS) -> Preview:
     """What `job` would do. `probe`: rows that may be asked for the estimate; 0 asks none, and an earlier probe serves if there is one."""
     begun, store = time.monotonic(), open_storage(job.root)
     manifest = prepare(job)
-    done, asks = survey(job, store, manifest)
+    done, asks = find_open_shards(job, store, manifest)
     compared = scope(job, manifest, probe)
     tally = _compare(compared, [*done, *asks])
     known = probes(store, job)

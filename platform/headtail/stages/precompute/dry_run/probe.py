@@ -1,4 +1,4 @@
-"""The probe of a plan: some rows of a job, really answered, to learn what the others will take. A job of its own.
+"""The probe of a dry run: some rows of a job, really answered, to learn what the others will take. A job of its own.
 
 In: a job and a random sample of the rows it would ask. Out: a Probe: states, tokens, and the engine's pace, kept beside the
 probe's answers, which the job takes over through the catalog. Killed, it goes on; asked again, it is found. What its figures
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from headtail.adapters.progress import say
 from headtail.adapters.storage import Storage, open_storage, read_record, read_table, write_json, write_table
-from headtail.batch import generate, sweep
+from headtail.batch import generate, remove_work_files
 from headtail.batch.catalog import entries
 from headtail.batch.job import Job, Journal, Table
 from headtail.batch.lease import driving
@@ -52,7 +52,7 @@ def ask(job: Job, sample: pa.Table, known: Sequence[Probe]) -> Probe:
     timed = max([made, *(one for one in known if one.how == made.how)], key=lambda one: one.pace.rows)
     made = made.model_copy(update={"pace": timed.pace, "start_s": timed.start_s, "setup_s": timed.setup_s})
     write_json(store, f"{path}/probe.json", made.model_dump(mode="json"))
-    sweep(store, mine)
+    remove_work_files(store, mine)
     return made
 
 

@@ -27,7 +27,7 @@ _MEANS = {
 
 
 def shown(preview: Preview) -> RenderableType:
-    """A plan: rows by what becomes of them, what changed, what the rest will take."""
+    """A dry run: rows by what becomes of them, what changed, what the rest will take."""
     parts: list[RenderableType] = [_rows(preview)]
     if preview.changes:
         parts.append(_changed(preview))
@@ -125,7 +125,7 @@ def duration(seconds: float) -> str:
 
 
 def outcome(planned: Mapping[str, Any]) -> Table:
-    """What was planned beside what came of it: a receipt's facts under `planned`."""
+    """What was planned beside what came of it: a receipt's facts under `dry_run`."""
     table = Table("", "planned", "95 % bounds", "actual", title="planned and actual", title_justify="left", box=None, pad_edge=False)
     for name, item in planned.items():
         form = duration if name.endswith("_s") else _count

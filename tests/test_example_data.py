@@ -1,4 +1,4 @@
-"""The example world: the same from the same seed, shaped as asked, right by construction, bounded in memory."""
+"""The example data: the same from the same seed, shaped as asked, right by construction, bounded in memory."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from headtail.adapters.storage.receipts import output_table
 from headtail.core.config import TrackingConfig
 from headtail.core.keys import normalise, query_key
 from headtail.core.task import load_task
-from headtail.examples import world
+from headtail.examples import example_data
 
 OFF = TrackingConfig(enabled=False)
 
 
-def events(config: world.Config) -> pa.Table:
-    return pa.concat_tables(table for _, table in world.log_tables(config))
+def events(config: example_data.Config) -> pa.Table:
+    return pa.concat_tables(table for _, table in example_data.log_tables(config))
 
 
-def test_same_seed_same_bytes_other_seed_other_world(tmp_path: object) -> None:
-    small = world.Config(events=3000, days=3)
+def test_same_seed_same_bytes_other_seed_other_data(tmp_path: object) -> None:
+    small = example_data.Config(events=3000, days=3)
     assert events(small).equals(events(small))
     assert not events(small).equals(events(small.model_copy(update={"seed": 8})))
 
 
 def test_events_days_and_schema() -> None:
-    table = events(world.Config(events=10_001, days=4))
+    table = events(example_data.Config(events=10_001, days=4))
     assert table.num_rows == 10_001
-    assert table.schema == world.LOG
+    assert table.schema == example_data.LOG
     assert sorted(collections.Counter(table["time"].to_pylist()).values()) == [2500, 2500, 2500, 2501]
 
 
 @pytest.mark.parametrize("exponent", [0.8, 1.05, 1.4])
 def test_frequencies_follow_the_exponent(exponent: float) -> None:
-    draws = world._Draws(world.Config(universe=5000, exponent=exponent, unseen_share=0, typo_share=0))
-    counts = np.bincount(draws.take(400_000) // world.VARIANTS, minlength=5000)
+    draws = example_data._Draws(example_data.Config(universe=5000, exponent=exponent, unseen_share=0, typo_share=0))
+    counts = np.bincount(draws.take(400_000) // example_data.VARIANTS, minlength=5000)
     ranks = np.arange(5, 200)
     slope = np.polyfit(np.log(ranks), np.log(counts[ranks - 1]), 1)[0]
     assert abs(-slope - exponent) < 0.05
 
 
 def test_asked_is_the_log_counted() -> None:
-    config = world.Config(events=4000, days=3)
+    config = example_data.Config(events=4000, days=3)
     counted = collections.Counter(events(config)["query"].to_pylist())
     found: collections.Counter[str] = collections.Counter()
     counts = []
@@ -61,11 +61,11 @@ def test_asked_is_the_log_counted() -> None:
 
 
 def test_share_never_seen_before() -> None:
-    config = world.Config(events=60_000, days=6, unseen_share=0.1)
+    config = example_data.Config(events=60_000, days=6, unseen_share=0.1)
     seen: set[str] = set()
     shares = []
     by_day: dict[int, list[str]] = collections.defaultdict(list)
-    for day, table in world.log_tables(config):
+    for day, table in example_data.log_tables(config):
         by_day[day] += table["query"].to_pylist()
     for day in range(6):
         fresh = [q for q in by_day[day] if q not in seen]
@@ -78,62 +78,62 @@ def test_share_never_seen_before() -> None:
 def test_one_text_has_one_right_answer() -> None:
     known: dict[str, tuple[object, str]] = {}
     for rank in range(20_000):
-        found = world.meaning(7, rank, 40_000)
+        found = example_data.meaning(7, rank, 40_000)
         held = known.setdefault(found.text, (found.segments, found.intent))
-        if any(text in world.words()["ambiguous"] for text, _ in found.segments):
+        if any(text in example_data.words()["ambiguous"] for text, _ in found.segments):
             continue  # its parts may be told apart by side inputs only
         assert held == (found.segments, found.intent), found.text
 
 
-@given(st.integers(0, 10**7), st.integers(0, world.VARIANTS - 1))
+@given(st.integers(0, 10**7), st.integers(0, example_data.VARIANTS - 1))
 def test_answers_fit_their_tasks(rank: int, variant: int) -> None:
-    found = world.meaning(7, rank, 40_000)
-    text = world.misspell(found.text, variant)
+    found = example_data.meaning(7, rank, 40_000)
+    text = example_data.misspell(found.text, variant)
     assert abs(len(text) - len(found.text)) <= 1
     for name in ("query_segmentation", "query_intent"):
         task = load_task(name)
-        assert task.parse(task.dump(world.answers(found)[name]))[1] == ""
-    assert " ".join(s["text"] for s in world.answers(found)["query_segmentation"]["segments"]) == found.text
+        assert task.parse(task.dump(example_data.answers(found)[name]))[1] == ""
+    assert " ".join(s["text"] for s in example_data.answers(found)["query_segmentation"]["segments"]) == found.text
 
 
 def test_names_are_among_the_businesses_viewed() -> None:
     for rank in range(2000):
-        found = world.meaning(7, rank, 40_000)
+        found = example_data.meaning(7, rank, 40_000)
         names = [text for text, label in found.segments if label == "name"]
         assert not names or names[0] in found.businesses
 
 
 def test_side_inputs_for_the_head_only() -> None:
-    config = world.Config(events=20_000, side_input_ranks=50)
+    config = example_data.Config(events=20_000, side_input_ranks=50)
     table = events(config)
     known = {q for q, b in zip(table["query"].to_pylist(), table["businesses"].to_pylist(), strict=True) if b}
-    assert 0 < len(known) < 50 * world.VARIANTS + 1
+    assert 0 < len(known) < 50 * example_data.VARIANTS + 1
 
 
-def test_training_rows_share_no_query_with_any_gold(root: str) -> None:
-    config = world.Config(root=root, tracking=OFF, events=2000, days=2, seed=1, train=3000, gold=800, avoid_gold_seed=7)
-    receipt = world.run(config)
+def test_training_rows_share_no_query_with_any_human_labels(root: str) -> None:
+    config = example_data.Config(root=root, tracking=OFF, events=2000, days=2, seed=1, train=3000, labels=800, avoid_labels_seed=7)
+    receipt = example_data.run(config)
     store = open_storage(root)
     keys = set(output_table(store, receipt, "train_query_segmentation")["query_key"].to_pylist())
     for seed in (1, 7):
-        gold = {query_key(normalise(text)) for text, _, _ in world.sample(config.model_copy(update={"seed": seed}), 800, "gold")}
-        assert not keys & gold
+        labels = {query_key(normalise(text)) for text, _, _ in example_data.sample(config.model_copy(update={"seed": seed}), 800, "gold")}
+        assert not keys & labels
     assert len(keys) > 2000
 
 
 def test_stage_writes_a_file_a_day(root: str) -> None:
-    receipt = world.run(world.Config(root=root, tracking=OFF, events=5000, days=3, gold=50))
+    receipt = example_data.run(example_data.Config(root=root, tracking=OFF, events=5000, days=3, labels=50))
     store = open_storage(root)
     assert sum(read_table(store, receipt.outputs[f"log/day-{d:02d}"].path).num_rows for d in range(3)) == 5000
-    assert receipt.output("gold_query_segmentation").rows == 50
-    assert world.run(world.Config(root=root, tracking=OFF, events=5000, days=3, gold=50)).reused
+    assert receipt.output("human_labels_query_segmentation").rows == 50
+    assert example_data.run(example_data.Config(root=root, tracking=OFF, events=5000, days=3, labels=50)).reused
 
 
 @pytest.mark.slow
 def test_millions_of_events_in_bounded_memory(root: str) -> None:
-    config = world.Config(root=root, tracking=OFF, events=3_000_000, universe=300_000, gold=10)
+    config = example_data.Config(root=root, tracking=OFF, events=3_000_000, universe=300_000, labels=10)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    receipt = world.run(config)
+    receipt = example_data.run(config)
     grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert receipt.rows["events"] == 3_000_000
     assert grown_mib < 500, f"memory grew by {grown_mib:.0f} MiB"

@@ -1,4 +1,4 @@
-"""The live student that is no decoder: callers who wait together are answered together, each with its own."""
+"""The realtime student that is no decoder: callers who wait together are answered together, each with its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from headtail.core.errors import EngineError
 from headtail.core.task import Task
 from headtail.engines import Completion, ModelConfig, Request
 from headtail.engines.models import Found
-from headtail.stages.serve.live import _Together
+from headtail.stages.serve.realtime import _Together
 from timescale import limit
 
 

@@ -1,6 +1,6 @@
 """People's answers: checked against the task, one per query, kept apart from what may train a model.
 
-In: gold cells as found (query, answer text, split). Out: gold and gold_train tables, the cells that are no valid answer, and
+In: label cells as found (query, answer text, split). Out: tables human_labels and human_labels_train, cells that are no valid answer, and
 how often people disagreed. Knows nothing of files or stages.
 """
 
@@ -16,19 +16,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headtail.core import leaks, typed_answer
-from headtail.core.rows import GOLD, SET_ASIDE, draw
+from headtail.core.rows import HUMAN_LABELS, SET_ASIDE, draw
 from headtail.core.task import Task
 from headtail.core.text import normalise
 from headtail.stages.ingest.intake import shown
 
-INVALID, REDACTED, SPLIT, NEAR = "gold_invalid", "gold_redacted", "gold_split", "gold_near"
+INVALID, REDACTED, SPLIT, NEAR = "label_invalid", "label_redacted", "label_split", "label_near"
 TRAIN, TEST = "train", "test"
 
 
 class Settled(NamedTuple):
-    """`gold` and `train`: GOLD rows by key, count 0 and stratum "" still to be filled; they share no query, nor nearly."""
+    """`human_labels` and `train`: HUMAN_LABELS rows by key, count 0 and stratum "" still to be filled; they share no query, nor nearly."""
 
-    gold: pa.Table
+    labels: pa.Table
     train: pa.Table
     set_aside: pa.Table
     conflicts: int  # queries with more than one answer; the most frequent was kept, of several the first
@@ -37,7 +37,7 @@ class Settled(NamedTuple):
 
 
 def settle(found: pa.Table, task: Task, train_share: float, seed: int, redacting: bool = True) -> Settled:
-    """One valid answer per query, in the task's canonical form, divided into gold and gold_train."""
+    """One valid answer per query, in the task's canonical form, divided into human labels and human_labels_train."""
     answers, problems = _answers(found["answer"], task)
     splits, unknown = _splits(found["split"])
     reasons = _reasons(found, answers, unknown)
@@ -51,38 +51,39 @@ def settle(found: pa.Table, task: Task, train_share: float, seed: int, redacting
         }
     ).filter(pc.equal(reasons, ""))
     if not valid.num_rows:
-        return Settled(GOLD.empty_table(), GOLD.empty_table(), aside, 0, 0)
+        return Settled(HUMAN_LABELS.empty_table(), HUMAN_LABELS.empty_table(), aside, 0, 0)
     kept, conflicts = _vote(valid)
     marks = valid.group_by("query_key").aggregate([("test", "max"), ("train", "max")])
     marks = marks.take(pc.index_in(kept["query_key"], marks["query_key"]))
     test, train = np.asarray(marks["test_max"]), np.asarray(marks["train_max"])
-    chosen = train | (draw(kept["query_key"], "gold_train", seed) < train_share)
+    chosen = train | (draw(kept["query_key"], "human_labels_train", seed) < train_share)
     rows = pa.table(
-        [kept["query_key"], kept["query"], kept["answer"], pa.array(np.zeros(len(kept), np.int64)), pa.repeat("", len(kept))], schema=GOLD
+        [kept["query_key"], kept["query"], kept["answer"], pa.array(np.zeros(len(kept), np.int64)), pa.repeat("", len(kept))],
+        schema=HUMAN_LABELS,
     )
     in_train = chosen & ~test
     near = _near(rows, in_train)
     sources = found.filter(pc.is_in(found["seq"], kept["seq_min"].filter(pa.array(near)).combine_chunks()))
     aside = pa.concat_tables([aside, _aside(sources, [NEAR] * len(sources), sources["query"].to_pylist())])
-    gold, train_rows = rows.filter(pa.array(~in_train)), rows.filter(pa.array(in_train & ~near))
-    return Settled(gold, train_rows, aside, conflicts, int((test & train).sum()), _astray(rows, task))
+    human_labels, train_rows = rows.filter(pa.array(~in_train)), rows.filter(pa.array(in_train & ~near))
+    return Settled(human_labels, train_rows, aside, conflicts, int((test & train).sum()), _astray(rows, task))
 
 
 def _near(rows: pa.Table, in_train: np.ndarray) -> np.ndarray:
-    """Training rows that nearly repeat a query of the gold: whoever learns them has seen the test."""
-    gold = leaks.Gold(rows.filter(pa.array(~in_train))["query"].to_pylist())
+    """Training rows that nearly repeat a query of the human labels: whoever learns them has seen the test."""
+    human_labels = leaks.LabelledQueries(rows.filter(pa.array(~in_train))["query"].to_pylist())
     queries = zip(rows["query"].to_pylist(), in_train.tolist(), strict=True)
-    return np.asarray([train and gold.find(leaks.clean(query)) is not None for query, train in queries], dtype=bool)
+    return np.asarray([train and human_labels.find(leaks.clean(query)) is not None for query, train in queries], dtype=bool)
 
 
-def fill_counts(gold: pa.Table, queries: list[pa.Table]) -> pa.Table:
-    """`gold` with the events of each query before the cut; 0 when it was not seen."""
-    counts = np.zeros(len(gold), np.int64)
+def fill_counts(human_labels: pa.Table, queries: list[pa.Table]) -> pa.Table:
+    """`human_labels` with the events of each query before the cut; 0 when it was not seen."""
+    counts = np.zeros(len(human_labels), np.int64)
     for run in queries:
-        places = pc.index_in(run["query_key"], gold["query_key"].combine_chunks())
+        places = pc.index_in(run["query_key"], human_labels["query_key"].combine_chunks())
         there = np.flatnonzero(np.asarray(places.is_valid()))
         counts[np.asarray(pc.drop_null(places))] = run["count"].to_numpy()[there]
-    return gold.set_column(gold.schema.get_field_index("count"), "count", pa.array(counts))
+    return human_labels.set_column(human_labels.schema.get_field_index("count"), "count", pa.array(counts))
 
 
 def _answers(cells: pa.ChunkedArray, task: Task) -> tuple[pa.Array, list[str]]:

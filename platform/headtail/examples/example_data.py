@@ -1,6 +1,6 @@
-"""An example world: a query log of any size whose right answers are known, made from a seed, with no download.
+"""Example data: a query log of any size whose right answers are known, made from a seed, with no download.
 
-In: a WorldConfig. Out: a Parquet log per day (query, time, businesses), gold answers for a sample of queries and, when
+In: aConfig. Out: a Parquet log per day (query, time, businesses), human labels for a sample of queries and, when
 asked, rows to train models on. Query frequencies follow a Zipf law with a chosen exponent; every day has a share of
 queries never seen before; some are misspelt; some names are also things (side inputs tell them apart, head only).
 The same config gives the same bytes. Written as a stream: memory does not grow with the number of events.
@@ -26,9 +26,9 @@ from headtail.adapters.storage import put
 from headtail.core.config import StageConfig, execution
 from headtail.core.keys import normalise, query_key
 from headtail.core.receipt import Receipt
-from headtail.core.rows import GOLDEN, with_side_inputs
+from headtail.core.rows import TRAINING_SET, with_side_inputs
 from headtail.core.task import Task, load_task
-from headtail.stages.base import Station, run_once
+from headtail.stages.base import Stage, run_once
 
 VARIANTS = 5  # 0 is the right spelling, 1..4 misspellings, the first the most common
 CHUNK = 250_000  # events per chunk: about 60 MiB
@@ -38,24 +38,24 @@ EXAMPLE = pa.schema([("query", pa.string()), ("answer", pa.string()), ("business
 
 
 class Config(StageConfig):
-    """How large the world is and how its traffic is shaped."""
+    """How large the log is and how its traffic is shaped."""
 
     events: int = Field(200_000, ge=1, description="searches in the log, all days together")
     days: int = Field(8, ge=1, description="days of the log; the events are spread evenly")
-    seed: int = Field(7, description="another seed is another world with the same vocabulary")
+    seed: int = Field(7, description="another seed makes other data with the same vocabulary")
     exponent: float = Field(1.05, gt=0, le=3, description="Zipf exponent: frequency of rank r is proportional to r ** -exponent")
     universe: int = Field(40_000, ge=10, description="ranks of the Zipf law: meanings that recur")
     unseen_share: float = Field(0.06, ge=0, lt=1, description="share of each day's events whose query was never asked before")
     typo_share: float = Field(0.08, ge=0, lt=1, description="share of events that are misspelt")
     side_input_ranks: int = Field(3_000, ge=0, description="side inputs are known for the most frequent ranks only")
-    gold: int = Field(1_500, ge=0, description="queries with a right answer, spread over head, torso, tail and unseen")
-    train: int = Field(0, ge=0, description="rows per task to train models on, disjoint from the gold; 0 for none")
+    labels: int = Field(1_500, ge=0, description="queries with a right answer, spread over head, torso, tail and unseen")
+    train: int = Field(0, ge=0, description="rows per task to train models on, disjoint from the human labels; 0 for none")
     tasks: tuple[str, ...] = Field(
         ("query_segmentation", "query_intent"), description="tasks (names or folders) for which answers are written"
     )
-    avoid_gold_seed: int | None = Field(None, description="keep the gold of the world of this seed out of the training rows too")
+    avoid_labels_seed: int | None = Field(None, description="keep the labelled queries of this seed's data out of the training rows too")
     start: datetime.date = Field(datetime.date(2026, 1, 5), description="first day")
-    label: str = execution("world", "name shown in progress lines")
+    label: str = execution("example-data", "name shown in progress lines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ _COARSE = {"topic": "what", "name": "what", "location": "where", "time": "when"}
 
 
 def answers(found: Meaning) -> dict[str, dict[str, Any]]:
-    """The right answer of each task that this world knows, by task name."""
+    """The right answer of each task that the example data know, by task name."""
     return {
         "query_segmentation": {"segments": [{"text": text, "label": label} for text, label in found.segments]},
         "query_intent": {"intent": found.intent},
@@ -216,7 +216,7 @@ def answers(found: Meaning) -> dict[str, dict[str, Any]]:
 
 
 class _Draws:
-    """Vectorised draws of (rank, variant) ids for the events of one world."""
+    """Vectorised draws of (rank, variant) ids for the events of one log."""
 
     def __init__(self, config: Config) -> None:
         weights = np.arange(1, config.universe + 1, dtype=np.float64) ** -config.exponent
@@ -289,55 +289,55 @@ def sample(config: Config, n: int, salt: str) -> Iterator[tuple[str, Meaning, bo
 
 
 def run(config: Config) -> Receipt:
-    """Write the world as a stage: outputs `log/day-00` ..., `gold_<task>`, and `train_<task>` when asked."""
-    return run_once("world", config, lambda station: _work(config, station))
+    """Write the data as a stage: outputs `log/day-00` ..., `human_labels_<task>`, and `train_<task>` when asked."""
+    return run_once("example-data", config, lambda stage: _work(config, stage))
 
 
-def _work(config: Config, station: Station) -> None:
-    _write_log(config, station)
-    gold = list(sample(config, config.gold, "gold"))
+def _work(config: Config, stage: Stage) -> None:
+    _write_log(config, stage)
+    labels = list(sample(config, config.labels, "gold"))
     for task in map(load_task, config.tasks):
-        station.table(f"gold_{task.name}", _gold_table(task, gold))
+        stage.table(f"human_labels_{task.name}", _labels_table(task, labels))
         if config.train:
-            station.table(f"train_{task.name}", _train_table(config, task))
-    station.rows["events"] = config.events
-    station.rows["gold"] = config.gold
-    say(f"{config.label:<12} {config.events:,} events over {config.days} days, {config.gold:,} gold answers")
+            stage.table(f"train_{task.name}", _train_table(config, task))
+    stage.rows["events"] = config.events
+    stage.rows["human_labels"] = config.labels
+    say(f"{config.label:<12} {config.events:,} events over {config.days} days, {config.labels:,} human labels")
 
 
-def _write_log(config: Config, station: Station) -> None:
+def _write_log(config: Config, stage: Stage) -> None:
     import pyarrow.parquet as pq
 
     with bar(config.label, config.events, "events") as shown:
-        writer, open_day, path = None, -1, station.scratch / "day.parquet"
+        writer, open_day, path = None, -1, stage.scratch / "day.parquet"
         rows = 0
         for day, table in log_tables(config):
             if day != open_day:
-                _close(station, writer, path, open_day, rows)
-                open_day, rows, path = day, 0, station.scratch / f"day-{day:02d}.parquet"
+                _close(stage, writer, path, open_day, rows)
+                open_day, rows, path = day, 0, stage.scratch / f"day-{day:02d}.parquet"
                 writer = pq.ParquetWriter(path, LOG, compression="zstd")
             assert writer is not None
             writer.write_table(table)
             rows += table.num_rows
             shown.advance(table.num_rows)
-        _close(station, writer, path, open_day, rows)
+        _close(stage, writer, path, open_day, rows)
 
 
-def _close(station: Station, writer: Any, path: Path, day: int, rows: int) -> None:
+def _close(stage: Stage, writer: Any, path: Path, day: int, rows: int) -> None:
     if writer is not None:
         writer.close()
-        station.outputs[f"log/day-{day:02d}"] = put(station.store, path, f"{station.path}/log/day-{day:02d}.parquet", rows)
+        stage.outputs[f"log/day-{day:02d}"] = put(stage.store, path, f"{stage.path}/log/day-{day:02d}.parquet", rows)
 
 
-def _gold_table(task: Task, gold: list[tuple[str, Meaning, bool]]) -> pa.Table:
-    rows = [(text, task.dump(answers(found)[task.name]), list(found.businesses) if side else None) for text, found, side in gold]
+def _labels_table(task: Task, labels: list[tuple[str, Meaning, bool]]) -> pa.Table:
+    rows = [(text, task.dump(answers(found)[task.name]), list(found.businesses) if side else None) for text, found, side in labels]
     return pa.table([pa.array(column) for column in zip(*rows, strict=True)] if rows else [[], [], []], schema=EXAMPLE)
 
 
 def _train_table(config: Config, task: Task) -> pa.Table:
-    """GOLDEN rows whose queries are in no gold set; side inputs are shown on half of the rows."""
-    worlds = [config] + ([config.model_copy(update={"seed": config.avoid_gold_seed})] if config.avoid_gold_seed is not None else [])
-    kept_out = {query_key(normalise(text)) for world in worlds for text, _, _ in sample(world, world.gold, "gold")}
+    """TRAINING_SET rows whose queries are in no set of human labels; side inputs are shown on half of the rows."""
+    sets = [config] + ([config.model_copy(update={"seed": config.avoid_labels_seed})] if config.avoid_labels_seed is not None else [])
+    kept_out = {query_key(normalise(text)) for one in sets for text, _, _ in sample(one, one.labels, "gold")}
     rng = random.Random(f"{config.seed}/side")
     rows = []
     for text, found, _ in sample(config, config.train, f"train/{task.name}"):
@@ -346,5 +346,5 @@ def _train_table(config: Config, task: Task) -> pa.Table:
         side = list(found.businesses) if rng.random() < 0.5 else []
         if key not in kept_out:
             rows.append((key, query, task.dump(answers(found)[task.name]), 1.0, "tail", "human", None, side))
-    schema = with_side_inputs(GOLDEN, ["businesses"])
+    schema = with_side_inputs(TRAINING_SET, ["businesses"])
     return pa.table([pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=True)], schema=schema)

@@ -33,7 +33,7 @@ def plan(root: str, queries: Sequence[str]) -> None:
     """A plan whose `head` holds these queries."""
     store = open_storage(root)
     rows: list[dict[str, Any]] = [
-        {"query_key": keys.query_key(query), "query": query, "count": i + 1, "stratum": "head", "withheld": False}
+        {"query_key": keys.query_key(query), "query": query, "count": i + 1, "stratum": "head", "eval_only": False}
         for i, query in enumerate(queries)
     ]
     ref = write_table(store, "plan/chaos/head.parquet", pa.Table.from_pylist(rows, schema=with_side_inputs(PLANNED, SIDE)))

@@ -1,8 +1,8 @@
-"""The live student: one engine in a Serve replica, and the door through which the ingress asks it.
+"""The realtime student: one engine in a Serve replica, and the door through which the ingress asks it.
 
-In: a query and its side inputs. Out: a LiveReply: the text of its answer, its confidence and answer_key, made with the same
-form, grammar, sampling and key as `precompute` uses. vLLM's batches rows join and leave as they come; students in other
-engines answer all that wait together. Each failure of the replica is a LiveFailure. Knows nothing of caches or HTTP.
+In: a query and its side inputs. Out: a RealtimeReply: the text of its answer, its confidence and answer_key, made with the same
+I/O format, grammar, sampling and key as `precompute` uses. vLLM's batches rows join and leave as they come; students in other
+engines answer all that wait together. Each failure of the replica is a RealtimeFailure. Knows nothing of caches or HTTP.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from headtail.core.keys import answer_key, fingerprint
 from headtail.core.task import Task
 from headtail.engines import Completion, ModelConfig, Request
 from headtail.engines.models import Found, find, same_weights
-from headtail.stages.serve.answerer import Live, LiveFailure, LiveReply
+from headtail.stages.serve.answerer import AskStudent, RealtimeFailure, RealtimeReply
 
 
 class Student:
@@ -35,20 +35,20 @@ class Student:
         found = same_weights(find(config, open_storage(root)), digest)
         if Path(found.path).is_dir():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        self.task, self.stands_for, self.form = task, stands_for, found.form.check(task)
-        self._settings = fingerprint(answer_settings(task, config, found.digest, self.form))
-        kind = _Streamed if self.form.kind == "decoder" and config.engine == "vllm" else _Together
+        self.task, self.stands_for, self.io_format = task, stands_for, found.io_format.check(task)
+        self._settings = fingerprint(answer_settings(task, config, found.digest, self.io_format))
+        kind = _Streamed if self.io_format.kind == "decoder" and config.engine == "vllm" else _Together
         self._engine: _Asked = kind(config, found, task)
 
-    async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> LiveReply:
+    async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> RealtimeReply:
         """The student's answer to one query. A cancelled call takes no more of the engine than it must."""
-        messages = self.form.messages(self.task, query, side_inputs)
+        messages = self.io_format.messages(self.task, query, side_inputs)
         made = await self._engine.ask(messages)
-        found = self.form.look(self.task, made.text)
+        found = self.io_format.parse_text(self.task, made.text)
         sure = confidence(made.text, made.token_texts, made.token_logprobs, found.spans)
         key = answer_key(messages, self._settings).hex()
-        text = self.form.as_json(self.task, made.text, found)
-        return LiveReply(text, made.finish_reason, sure, key, self.stands_for, self.task.fingerprint)
+        text = self.io_format.as_json(self.task, made.text, found)
+        return RealtimeReply(text, made.finish_reason, sure, key, self.stands_for, self.task.fingerprint)
 
     async def reconfigure(self, warm_up: dict[str, str]) -> None:
         """Called by Serve before the replica counts as ready: one answer, or the first caller waits 2 s for the grammar."""
@@ -80,7 +80,7 @@ class _Streamed:
         from headtail.engines.vllm import VllmEngine
 
         sampling = task.file.sampling.model_dump() | {"n": 1}
-        self._engine = VllmEngine(config, found.path, found.form.bound(task, sampling["max_tokens"]), sampling)
+        self._engine = VllmEngine(config, found.path, found.io_format.bound(task, sampling["max_tokens"]), sampling)
 
     async def ask(self, messages: Sequence[dict[str, str]]) -> Completion:
         future = self._engine.submit(messages)
@@ -101,7 +101,7 @@ class _Together:
         from headtail.engines import open_engine
 
         sampling = task.file.sampling.model_dump()
-        self._engine = open_engine(config, found.path, found.form.bound(task, sampling["max_tokens"]), sampling)
+        self._engine = open_engine(config, found.path, found.io_format.bound(task, sampling["max_tokens"]), sampling)
         self._waiting: list[tuple[Sequence[dict[str, str]], asyncio.Future[Completion]]] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -140,21 +140,21 @@ def _sound(made: Completion) -> Completion:
     return made
 
 
-def door(handle: Any) -> Live:
-    """A function over a Serve handle that turns every way in which Serve fails into a LiveFailure."""
+def door(handle: Any) -> AskStudent:
+    """A function over a Serve handle that turns every way in which Serve fails into a RealtimeFailure."""
     from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
     gone = (ActorDiedError, ActorUnavailableError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 
-    async def ask(query: str, side_inputs: Mapping[str, Sequence[str]]) -> LiveReply:
+    async def ask(query: str, side_inputs: Mapping[str, Sequence[str]]) -> RealtimeReply:
         response = handle.answer.remote(query, {name: list(values) for name, values in side_inputs.items()})
         try:
-            return LiveReply(*await response)
+            return RealtimeReply(*await response)
         except BackPressureError:
-            raise LiveFailure("overloaded") from None
+            raise RealtimeFailure("overloaded") from None
         except gone:
-            raise LiveFailure("unavailable") from None
+            raise RealtimeFailure("unavailable") from None
         except asyncio.CancelledError:
             response.cancel()  # late, or the caller left: do not let the student go on with it
             raise
