@@ -101,8 +101,8 @@ def teacher_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """A real Ray cluster for the whole test session; logical CPUs exceed the cores so that small actors fit."""
+def cluster(_moto: str) -> Iterator[None]:
+    """A real Ray cluster for the whole test session; logical CPUs exceed the cores so that small actors fit. Its workers know of moto."""
     from headtail.adapters.cluster import start, stop
 
     start(cpus=4)

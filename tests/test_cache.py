@@ -253,7 +253,7 @@ def test_a_stream_is_read_as_it_is_written(tmp_path: Path, monkeypatch: pytest.M
             super().add(piece, values)
             written += piece.num_rows
 
-    monkeypatch.setattr(builder, "Snapshot", Watched)
+    monkeypatch.setattr(builder, "LmdbFile", Watched)
 
     def stream(source: str) -> Iterator[pa.Table]:
         read = 0
@@ -515,7 +515,7 @@ def test_a_value_of_another_format_is_refused(store: Storage, tmp_path: Path, mo
         open_snapshot(store, manifest.id).get("a")
     for name in ("FORMAT", "NORMALISATION"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"headtail.cache.snapshot.{name}", 3)
+            patch.setattr(f"headtail.cache.snapshot.{name}", 9)
             with pytest.raises(StorageError, match="another version of headtail"):
                 open_snapshot(store, manifest.id)
 

@@ -62,11 +62,11 @@ def test_each_kind_with_its_traffic_sources_and_examples(store: Storage, tmp_pat
         "changed": (2, 24),
         "same": (2, 70),
     }
-    assert found.same.by_source == {"teacher": 1, "teacher -> student": 1}
-    assert found.changed.by_source == {"student -> teacher": 2}
+    assert found.same.by_source == {"teacher": 1, "teacher -> batch_student": 1}
+    assert found.changed.by_source == {"batch_student -> teacher": 2}
     assert found.changed.share == 24 / 106
     (example,) = found.changed.examples  # the most frequent
-    assert example.model_dump() == {"query": "better", "count": 20, "before": '"b"', "after": '"B"', "source": "student -> teacher"}
+    assert example.model_dump() == {"query": "better", "count": 20, "before": '"b"', "after": '"B"', "source": "batch_student -> teacher"}
     assert [(one.query, one.before, one.after) for one in found.dropped.examples] == [("gone", '"g"', None)]
     assert [(one.query, one.before, one.after) for one in found.added.examples] == [("come", None, '"c"')]
     assert found.same.examples == ()

@@ -239,7 +239,7 @@ def test_what_is_no_compact_answer_is_refused(code: str, segmentation: Task) -> 
 def test_an_answer_that_is_not_valid_has_no_compact_text(segmentation: Task) -> None:
     answer: Any
     for answer in ({}, {"segments": [{"text": "x"}]}, {"segments": [], "more": 1}, {"segments": [{"text": 1, "label": "topic"}]}, []):
-        with pytest.raises(InputError, match="cannot be coded"):
+        with pytest.raises(InputError, match="cannot be written compactly"):
             Codec(segmentation.schema).encode(answer)
 
 

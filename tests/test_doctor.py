@@ -47,7 +47,7 @@ def test_missing_model_busy_port_bad_store(root: str) -> None:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         results = found(
-            [f"root={root}", "teacher.model=/no/such/model", f"serve.port={busy.getsockname()[1]}", "distill.base.model=example:none"]
+            [f"root={root}", "teacher.model=/no/such/model", f"serve.port={busy.getsockname()[1]}", "distill_batch.base.model=example:none"]
         )
     assert results["teacher"].status == "bad"
     assert "/no/such/model" in results["teacher"].found

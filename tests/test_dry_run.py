@@ -420,13 +420,13 @@ def test_on_s3(s3_root: str, tmp_path: Path, asked: Asked) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_on_ray_the_true_time_is_within_the_bounds(root: str, store: Storage, tmp_path: Path, asked: Asked) -> None:
-    head(store, 700)
-    job = config(root, tmp_path, model={"model": f"null:delay_us=4000,log={tmp_path}/asked"})
+    head(store, 500)  # 12 ms a row: what else runs on the machine must not decide the pace
+    job = config(root, tmp_path, model={"model": f"null:delay_us=12000,log={tmp_path}/asked"})
     found = precompute.forecast(job, 200)
     assert found.probe is not None
     assert found.probe.pace.steady
     receipt = precompute.run(job, found)
-    assert asked() == 700
+    assert asked() == 500
     told = receipt.facts["dry_run"]
     assert told["engine_s"]["low"] <= told["engine_s"]["actual"] <= told["engine_s"]["high"]
     assert told["engine_s"]["high"] < 2 * told["engine_s"]["low"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,7 @@ from headtail.engines import Request
 from headtail.engines.control import Encoder, _replacing
 from headtail.engines.tokens import Ahead
 from headtail.engines.transformers import prompt_ids
+from headtail.engines.vllm import VllmEngine
 from headtail.engines.words import Reader
 from headtail.stages.distill.batches import encode
 from headtail.stages.distill.seq2seq import Seq2SeqLearner
@@ -192,21 +193,17 @@ def test_prompts_of_vllm_and_transformers(ours: Any, text: str) -> None:
 
 @pytest.mark.parametrize("text", TYPED)
 def test_prompts_of_the_realtime_student(ours: Any, text: str) -> None:
-    """What vLLM is sent by a replica."""
-    from headtail.stages.serve.realtime import _Streamed
-
+    """What vLLM is sent when a replica asks."""
     sent: list[Any] = []
 
-    class Engine:
-        async def generate(self, prompt: dict[str, Any], *_: Any) -> Any:
+    class Thread:
+        def submit(self, prompt: dict[str, Any], _: Any) -> Future[Any]:
             sent.append(prompt["prompt_token_ids"])
-            yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=[], logprobs=None, finish_reason="stop")])
+            return Future()
 
-        def shutdown(self) -> None: ...
-
-    replica: Any = object.__new__(_Streamed)
-    replica.__dict__.update(_engine=Engine(), _params=None, _tokenizer=ours, _encoder=Encoder(ours), _numbers=iter(range(9)))
-    asyncio.run(replica.ask(chat(text)))
+    engine: Any = object.__new__(VllmEngine)
+    engine.__dict__.update(_thread=Thread(), _encoder=Encoder(ours), _params=None)
+    engine.submit(chat(text))
     kept(sent[0], ours, ROLES)
 
 
@@ -283,7 +280,7 @@ def test_a_student_whose_base_knows_no_system_role(segmentation: Task, tmp_path:
     tokenizer = train_tokenizer(WORDS, 400)
     tokenizer.chat_template = REFUSES
     table = training_set(segmentation, "pizza")
-    with pytest.raises(ConfigError, match=r"I/O format\.system_role"):
+    with pytest.raises(ConfigError, match=r"system_role to merge"):
         encode(segmentation, tokenizer, table, 2000, set(), DEFAULT)
     made = format_for(segmentation, IOFormat(system_role="merge"))
     ids = encode(segmentation, tokenizer, table, 2000, set(), made)["ids"][0].as_py()

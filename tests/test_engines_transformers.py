@@ -86,7 +86,7 @@ def alone(engine: TransformersEngine, request: Request) -> tuple[list[int], list
 
 
 @pytest.mark.parametrize(
-    "kind, manner",
+    "kind, chosen",
     [
         ("decoder", IOFormat()),  # the task's prompt: most of it is shared by all rows
         ("decoder", QUERY_ONLY),
@@ -133,7 +133,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Task:
     return load_task(folder)
 
 
-@pytest.mark.parametrize("kind, manner", [("decoder", QUERY_ONLY), ("seq2seq", QUERY_ONLY)])
+@pytest.mark.parametrize("kind, chosen", [("decoder", QUERY_ONLY), ("seq2seq", QUERY_ONLY)])
 def test_whatever_is_said_at_random_is_an_answer(tmp_path: Path, short: Task, kind: io_format.Kind, chosen: IOFormat) -> None:
     """Samples differ, each is its own, all parse; the same seed says the same again. Special tokens, which spell signs, are never said."""
     made = student(tmp_path, short, chosen, kind)
@@ -168,7 +168,7 @@ def test_a_row_that_cannot_be_asked_is_told_and_the_others_go_on(tmp_path: Path,
     engine.close()
 
 
-@pytest.mark.parametrize("kind, manner", [("decoder", IOFormat()), ("decoder", QUERY_ONLY), ("seq2seq", QUERY_ONLY)])
+@pytest.mark.parametrize("kind, chosen", [("decoder", IOFormat()), ("decoder", QUERY_ONLY), ("seq2seq", QUERY_ONLY)])
 def test_typed_control_tokens_are_read_as_text(tmp_path: Path, segmentation: Task, kind: io_format.Kind, chosen: IOFormat) -> None:
     made = student(tmp_path, segmentation, chosen, kind)
     engine = opened(tmp_path, segmentation, made, max_tokens=8)

@@ -275,7 +275,7 @@ def test_refusals(store: Storage, root: str, intent: Task) -> None:
     answers_receipt(store, "u" * 16, answer_table([("a", intent_of("price"), "answered", None)]), intent)
     with pytest.raises(InputError, match="a human label is not JSON"):
         evaluate.run(config)
-    with pytest.raises(ConfigError, match="fallback answer source is computed"):
+    with pytest.raises(ConfigError, match="the fallback is computed from the task"):
         build(evaluate.Config, {"answers": {"fallback": "precompute"}}, "test")
     with pytest.raises(ConfigError, match="at least one answer source"):
         build(evaluate.Config, {"answers": {}}, "test")

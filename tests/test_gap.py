@@ -130,7 +130,7 @@ def test_run(store: Storage, stand: Stand) -> None:
     found = {(line["model"], line["shown"], line["stratum"]): line for line in table.to_pylist()}
     assert {stratum for _, _, stratum in found} == {"head", "torso", "all"}, "no row of the tail has side inputs"
     assert (receipt.rows["human_labels"], receipt.rows["with_side_inputs"]) == (ROWS, SIDED)
-    assert (receipt.rows["asked_otherwise.teacher"], receipt.rows["asked_otherwise.student"]) == (SIDED, 0)
+    assert (receipt.rows["asked_otherwise.teacher"], receipt.rows["asked_otherwise.batch_student"]) == (SIDED, 0)
     shown, without = found["teacher", True, "all"], found["teacher", False, "all"]
     assert (shown["n"], shown["labelled"], found["teacher", True, "torso"]["n"], found["teacher", True, "torso"]["labelled"]) == (
         70,
@@ -151,7 +151,7 @@ def test_run(store: Storage, stand: Stand) -> None:
     said = receipt.facts["verdicts"]
     assert said["teacher"].startswith("teacher: the gap is real: -60.0 points (-")
     assert said["teacher"].endswith("without side inputs, on 70 rows that have them")
-    assert "asked the same both times" in said["student"]
+    assert "asked the same both times" in said["batch_student"]
     assert any("tail, unseen: no labelled row has side inputs" in note for note in receipt.notes)
     assert any("torso: only 10 labelled rows" in note for note in receipt.notes)
     assert receipt.metrics["effect/teacher_without/all"] == without["effect"]
@@ -292,7 +292,7 @@ def test_two_stages_close_the_gap(root: str, store: Storage, shop: Task, train_h
     leaning, cured = ModelConfig(model=first["path"]), ModelConfig(model=made.path)
     found = gap.run(gap.Config(root=root, tracking=OFF, task=str(shop.folder), teacher=leaning, student=cured))
     n = found.rows["with_side_inputs"]
-    assert (found.rows["asked_otherwise.teacher"], found.rows["asked_otherwise.student"]) == (n, 0)
+    assert (found.rows["asked_otherwise.teacher"], found.rows["asked_otherwise.batch_student"]) == (n, 0)
     assert found.facts["real"] == {"teacher": True, "batch_student": False}
     whole = {(x["model"], x["shown"]): x for x in found.facts["gap"] if x["stratum"] == "all"}
     assert whole["teacher", True]["quality"] > 0.95

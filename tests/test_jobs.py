@@ -63,7 +63,7 @@ def test_every_field_of_a_shipped_config_is_explained(path: Path) -> None:
 @pytest.mark.parametrize("path", JOBS, ids=names(JOBS))
 def test_every_job_says_how_it_is_submitted(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert re.fullmatch(r"[a-z]+_[a-z]+", path.stem), "a job is verb_noun.py"
+    assert re.fullmatch(r"[a-z]+(_[a-z]+)+", path.stem), "a job is verb_noun.py"
     for size in ("laptop", "cluster"):
         assert f"jobs/configs/{path.stem}.{size}.yaml" in text
         assert (REPO / "jobs" / "configs" / f"{path.stem}.{size}.yaml").is_file()

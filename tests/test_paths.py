@@ -201,7 +201,7 @@ def test_an_absolute_path_in_a_receipt_writes_nothing_on_the_readers_machine(tmp
 
     store = LocalStorage(str(tmp_path / "store"))
     outputs = {"model/config.json": {"path": str(tmp_path / "victim"), "bytes": 1, "sha256": "0"}}
-    text = {"stage": "distill", "fingerprint": "ab", "path": "distill/ab", "started": "", "seconds": 0, "outputs": outputs}
+    text = {"format": 2, "stage": "distill", "fingerprint": "ab", "path": "distill/ab", "started": "", "seconds": 0, "outputs": outputs}
     store.replace("distill/ab/receipt.json", json.dumps(text).encode())
     with pytest.raises(HeadtailError, match="relative to the store's root"):
         resolve("distill/ab", "", store)

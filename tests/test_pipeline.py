@@ -252,7 +252,7 @@ def test_mlflow_shows_the_release_within_a_minute(finished_pipeline: str) -> Non
     assert "report.html" in {a.path for a in client.list_artifacts(parent.info.run_id)}
     assert [prompt.name for prompt in client.search_prompts()] == ["headtail-query_segmentation"]
     models = client.search_registered_models()
-    assert [model.name for model in models] == ["headtail-query_segmentation-student"]
+    assert [model.name for model in models] == ["headtail-query_segmentation-batch_student"]
     version = client.get_model_version(models[0].name, next(iter(models[0].aliases.values())))
     assert ("champion" in models[0].aliases) == (version.tags["gate.passed"] == "true")
     assert json.loads(version.tags["gate.evidence"])["candidate"] == version.tags["path"]

@@ -282,8 +282,8 @@ def test_three_figures_of_each_student_are_its_gates_or_the_evaluations_or_its_c
     assert alone.facts["figures"]["batch_student"]["times_cheaper_than_teacher"] == 20.0
     assert alone.facts["figures"]["batch_student"]["quality_against_people"] is None
     assert alone.facts["figures"]["realtime_student"]["usd_per_million_own"] is None
-    assert alone.metrics["figures/batch/seconds_per_million_own"] == 10_000.0
-    assert "figures/batch/quality_against_people" not in alone.metrics
+    assert alone.metrics["figures/batch_student/seconds_per_million_own"] == 10_000.0
+    assert "figures/batch_student/quality_against_people" not in alone.metrics
     seen = three_figures(0.9, 0.8, batch.metrics, taught.metrics)
     evaluated = leave(
         store,
@@ -295,7 +295,7 @@ def test_three_figures_of_each_student_are_its_gates_or_the_evaluations_or_its_c
     )
     told = publish.run(config(root, taught, batch, student=live.path, evaluation=evaluated.path))
     assert told.facts["figures"]["batch_student"] == seen
-    assert told.metrics["figures/batch/quality_against_people"] == 0.9
+    assert told.metrics["figures/batch_student/quality_against_people"] == 0.9
     proof = evidence(candidate=live.path) | {"figures": three_figures(0.7, None, {}, {})}
     gated = leave(store, "gate", "0a0a", {}, facts={"passed": True, "evidence": proof})
     both = publish.run(config(root, taught, batch, student=live.path, evaluation=evaluated.path, gates=(gated.path,)))

@@ -34,7 +34,7 @@ from headtail.releases.release import Move, Release
 from headtail.review.log import Log
 from headtail.stages.distill.checkpoints import Marker
 from headtail.stages.distill.launch import Base
-from headtail.stages.gate.sources import TestedCandidate
+from headtail.stages.gate import sources
 from headtail.stages.precompute.dry_run.estimate import Probe
 
 KINDS: list[type[Config]] = [
@@ -53,12 +53,13 @@ KINDS: list[type[Config]] = [
         Starts,
         Marker,
         Base,
-        TestedCandidate,
+        sources.TestedCandidate,
         Evidence,
     )
 ]
 FILE = {"path": "plan/ab/head.parquet", "bytes": 1, "sha256": "0", "rows": 1}
 RECEIPT = {
+    "format": 2,
     "stage": "plan",
     "fingerprint": "ab",
     "path": "plan/ab",
