@@ -256,7 +256,7 @@ def test_what_no_row_can_pass_is_one_clear_error_from_a_real_worker(
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_the_contract(root: str, store: Storage) -> None:
-    plan(store, head=[f"q{i}" for i in range(300)], labels=["q1", "q2", "new"])
+    plan(store, head=[f"q{i}" for i in range(300)], human_labels=["q1", "q2", "new"])
     receipt = precompute.run(config(root, inputs=["plan:head", "plan:human_labels"], workers=2, shards=5))
     assert receipt.rows == {
         "in": 301,
@@ -452,7 +452,7 @@ def test_vllm_through_ray(root: str, store: Storage) -> None:
     plan(
         store,
         head=[f"{what} near {where}" for what in ("pizza", "thai food", 'a 12" record') for where in ("boston", "me")] * 1,
-        labels=["joes"],
+        human_labels=["joes"],
     )
     model = {"model": "example:teacher", "max_model_len": 512, "max_num_seqs": 32, "kv_cache_gib": 0.25, "cpus": 2}
     asked = build(

@@ -132,7 +132,7 @@ def test_serve_answers_hits_misses_and_faults(served: tuple[serve.Server, Storag
     server = served[0]
     assert over_http(server, "Pizza near me")["source"] == "teacher"
     realtime = over_http(server, "something rare")
-    assert (realtime["source"], realtime["answer"], realtime["degraded"]) == ("student", segments("something rare", "name"), False)
+    assert (realtime["source"], realtime["answer"], realtime["degraded"]) == ("realtime_student", segments("something rare", "name"), False)
     late = over_http(server, "be slow")
     assert (late["source"], late["reason"]) == ("fallback", "timeout")
     assert limit(690) < late["latency_ms"] < limit(2000)
@@ -147,7 +147,7 @@ def test_serve_outlives_its_student(served: tuple[serve.Server, Storage, Path]) 
     assert (first["source"], first["degraded"]) == ("fallback", True)
     assert first["reason"] in ("unavailable", "timeout")
     for number in range(5):  # while Serve starts another
-        assert over_http(server, f"rare {number}")["source"] in ("fallback", "student")
+        assert over_http(server, f"rare {number}")["source"] in ("fallback", "realtime_student")
         assert over_http(server, "pizza near me")["cached"]
     eventually(lambda: over_http(server, "rare again")["source"] == "realtime_student", 60)
 
