@@ -1,6 +1,6 @@
 """What became of one row: its state, its answer and how sure the model was. Pure.
 
-In: a task, the I/O format in which a model answers it, and an engine's Completion. Out: an Outcome. Nothing is repaired: text
+In: a task, the I/O format in which a model answers it, and an engine's Completion. Out: a ParsedAnswer. Nothing is repaired: text
 that stops at the length limit is truncated, text that is not valid under the schema is invalid, an error is failed.
 Confidence is taken over decision tokens only: a grammar forces braces, keys and punctuation, and forced tokens look certain.
 Knows nothing of tables, engines or retries.

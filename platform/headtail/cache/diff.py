@@ -39,7 +39,7 @@ class Example(Config):
     count: int = Field(description="events")
     before: str | None = Field(description="answer in the first snapshot, canonical JSON; null when it had none")
     after: str | None = Field(description="answer in the second; null when it has none")
-    source: str = Field(description="who gave the answer; `teacher -> student` when that changed")
+    source: str = Field(description="who gave the answer; `teacher -> batch_student` when that changed")
 
 
 class Part(Config):
@@ -48,7 +48,7 @@ class Part(Config):
     rows: int = Field(ge=0, description="queries")
     events: int = Field(ge=0, description="how often they were asked: by the second snapshot's counts, of dropped ones by the first's")
     share: float | None = Field(description="events over the traffic of the Diff; null without traffic")
-    by_source: dict[str, int] = Field(description="queries by who answers; `teacher -> student` where that changed")
+    by_source: dict[str, int] = Field(description="queries by who answers; `teacher -> batch_student` where that changed")
     examples: tuple[Example, ...] = Field((), description="the most frequent")
 
 
