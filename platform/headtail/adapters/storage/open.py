@@ -1,9 +1,6 @@
-"""One door to where things are kept: a directory or S3.
+"""Open a store: a directory or S3, by its root.
 
-In: bytes, Arrow tables, files, all under paths relative to the store's root. Out: the same, and a FileRef (rows, bytes,
-SHA-256) for what was written. Every write is whole or absent; `create` lets exactly one writer win; `replace` moves a
-pointer in one step. No caller lists a directory to learn what is true: manifests say it. `files` and `litter` list, to find
-garbage.
+In: a root. Out: the Storage behind it, made when absent, or an error that says what is wrong with the root. Knows nothing of what is kept.
 """
 
 from __future__ import annotations
@@ -13,56 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from headtail.adapters.storage.base import Storage, Stored, again
-from headtail.adapters.storage.digests import check, check_local
+from headtail.adapters.storage.base import Storage
 from headtail.adapters.storage.local import LocalStorage
 from headtail.adapters.storage.s3 import S3Storage, open_object
-from headtail.adapters.storage.tables import (
-    column_bytes,
-    fetch_folder,
-    open_table,
-    put,
-    put_folder,
-    read_bytes,
-    read_json,
-    read_record,
-    read_table,
-    read_text,
-    stream_table,
-    write_json,
-    write_once,
-    write_table,
-)
 from headtail.core.errors import InputError, StorageError
-from headtail.core.receipt import FileRef
-
-__all__ = [
-    "FileRef",
-    "LocalStorage",
-    "S3Storage",
-    "Storage",
-    "Stored",
-    "again",
-    "check",
-    "check_local",
-    "column_bytes",
-    "fetch_folder",
-    "open_existing",
-    "open_file",
-    "open_storage",
-    "open_table",
-    "put",
-    "put_folder",
-    "read_bytes",
-    "read_json",
-    "read_record",
-    "read_table",
-    "read_text",
-    "stream_table",
-    "write_json",
-    "write_once",
-    "write_table",
-]
 
 
 def open_file(system: pafs.FileSystem, path: str) -> pa.NativeFile:
