@@ -8,11 +8,18 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from headtail.adapters.storage import Storage
 from headtail.cli import STAGES, main
+from headtail.cli.options import PANELS
+from headtail.core.receipt import Receipt
+from headtail.core.task import Task
+from headtail.stages import gate
+from test_gate import POOR, asking, put
 from timescale import limit
 
 REPO = Path(__file__).parent.parent
@@ -43,11 +50,105 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("stage", [*STAGES, "serve"])
 def test_fields_of_every_stage_are_described(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    from headtail.cli import read_config
-    from headtail.cli.stages import _fields
+    from headtail.cli.fields import field_lines
 
-    rows = _fields(type(read_config(stage, None, None, None)), "")
+    rows = field_lines(stage)
+    assert rows
     assert all(text for _, _, text in rows), [path for path, _, text in rows if not text]
+
+
+def test_help_has_each_command_once_by_role_and_on_one_line() -> None:
+    shown = run("--help", env={"COLUMNS": "80"}).stdout
+    for panel, names in PANELS.items():
+        box = shown[shown.index(f"─ {panel} ─") :]
+        lines = [line.strip("│ ") for line in box[: box.index("╰")].splitlines()[1:]]
+        assert [line.split()[0] for line in lines] == [name for name in names if name != "review"] + ["review"] * ("review" in names)
+        assert all(len(line.split()) > 4 for line in lines), "each line says what the command does"
+    named = [name for names in PANELS.values() for name in names]
+    assert len(set(named)) == len(named)
+    assert {*STAGES} < {*named}
+
+
+@pytest.fixture
+def fields_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What `headtail fields` prints to stdout."""
+
+    def call(*arguments: str) -> str:
+        capsys.readouterr()
+        main(["fields", *arguments])
+        return capsys.readouterr().out
+
+    return call
+
+
+def test_fields_are_printed_to_stdout_and_no_name_is_cut() -> None:
+    from headtail.cli.fields import field_lines
+
+    shown = run("fields", "pipeline", env={"COLUMNS": "30"}).stdout.splitlines()
+    for line in field_lines("pipeline"):
+        assert f"{line.path} = {line.default}" in shown
+    assert len(field_lines("pipeline")) > 150
+
+
+def test_fields_takes_a_pattern_of_names_and_meanings(fields_of: Callable[..., str]) -> None:
+    named = [line for line in fields_of("pipeline", "distill_batch.lora").splitlines() if not line.startswith(" ")]
+    assert [line.split(" = ")[0] for line in named] == [f"distill_batch.lora.{name}" for name in ("rank", "alpha", "dropout", "targets")]
+    assert "labels_train_share = 0.7" in fields_of("pipeline", "TRAINS the teacher")
+    assert "distill_batch.lora.rank = " in fields_of("pipeline", "distill_b*rank")
+    assert "side_inputs = []" in fields_of("task", "side")
+    assert exits("fields", "pipeline", "no such thing") == 2
+
+
+def test_fields_shows_the_defaults_in_force(fields_of: Callable[..., str]) -> None:
+    from headtail.pipeline import Config
+
+    there = Config().train_teacher
+    assert f"train_teacher.epochs = {there.epochs}" in fields_of("pipeline", "train_teacher.epochs")
+    assert f"train_teacher.base.model = {there.base.model}" in fields_of("pipeline", "train_teacher.base")
+    assert "train_teacher.lora = null" in fields_of("pipeline", "train_teacher.lora")
+
+
+@pytest.mark.parametrize(
+    "arguments, fix",
+    [
+        (["pipeline", "--set", "distill_batch.lora.rnk=3"], "headtail fields pipeline distill_batch.lora"),
+        (["plan", "--set", "hed.rows=3"], "headtail fields plan"),
+        (["doctor", "--set", "tsk=x"], "headtail fields pipeline"),
+        (["review", "export", "x.csv", "--set", "portt=3"], "headtail fields review"),
+        (["ingest", "--set", "task={tmp}", "--set", "log=x"], "headtail fields task"),
+    ],
+)
+def test_an_unknown_field_leads_to_the_command_that_lists_them(
+    arguments: list[str], fix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "task.yaml").write_text("name: x\nsidings: []\n")
+    assert exits(*[a.replace("{tmp}", str(tmp_path)) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert f"run: {fix}\n" in error
+    main(fix.split()[1:])
+
+
+def test_a_rejection_is_exit_code_0_and_4_under_strict(root: str, store: Storage, intent: Task, capsys: pytest.CaptureFixture[str]) -> None:
+    put(store, intent, POOR)
+    flags = ["gate", "--root", root, "--set", "task=query_intent", "--set", "tracking.enabled=false", "--set", "max_drop=0.04"]
+    main([*flags, "--set", "minimum={tail: 0.9}"])
+    assert exits(*flags, "--set", "minimum={tail: 0.9}", "--strict") == 4
+    assert "REJECTED" in capsys.readouterr().err
+    main([*flags, "--set", "minimum={tail: 0.5}", "--set", "max_drop=0.5", "--strict", "--json"])
+    assert json.loads(capsys.readouterr().out)["stage"] == "gate"
+    assert "exit code 4" in run("gate", "--help", env={"COLUMNS": "200"}).stdout
+
+
+def test_a_pipeline_is_rejected_under_strict_by_any_of_its_gates(root: str, store: Storage, intent: Task) -> None:
+    from headtail.cli.stages import _rejection
+
+    put(store, intent, POOR)
+    good, bad = gate.run(asking(store, minimum={"tail": 0.5}, max_drop=0.5)), gate.run(asking(store, max_drop=0.04))
+    report = Receipt(stage="report", fingerprint="r", path="report/r", started="", seconds=0)
+    assert "no human labels" in _rejection(report, root)
+    assert _rejection(report.model_copy(update={"inputs": {"gate_batch": good.path}}), root) == ""
+    both = report.model_copy(update={"inputs": {"gate_batch": good.path, "gate_realtime": bad.path, "plan": "plan/x"}})
+    assert "(batch_student) is rejected" in _rejection(both, root)
 
 
 def test_receipt_is_the_last_line_of_stdout(tmp_path: Path) -> None:
@@ -68,7 +169,7 @@ def test_receipt_is_the_last_line_of_stdout(tmp_path: Path) -> None:
         (["plan", "--root", "{tmp}"], "ingest has not been run"),
         (["ingest", "--root", "{tmp}", "--set", "log={tmp}/none.csv"], "none.csv"),
         (["ingest", "--root", "/proc/nowhere", "--set", "log={tmp}"], ""),
-        (["fields", "none"], "no such stage"),
+        (["fields", "none"], "no command or config has this name"),
         (["none"], "No such command"),
         (["plan", "--sett", "x=1"], "No such option"),
         (["distill", "--root", "{tmp}", "--set", "base.shape.layers=2", "--set", "base.model="], "noise"),

@@ -2,7 +2,7 @@
 
 On a terminal the bar moves; elsewhere (CI, `ray job submit`) a plain line is printed after 10 s, 30 s, 90 s, ...: six in two
 hours, twelve in three weeks. `headtail status` says more at any time.
-`quiet()` turns it off for tests and `--json`. Writes to stderr only.
+`quiet()` turns it off for tests and `--json`. Progress goes to stderr, so that stdout holds nothing but what a command was asked for.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.segment import Segment
 
 # Text of users reaches every table: no markup in it is heeded, and `_Visible` leaves none of their control characters to the terminal.
 console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+answers = Console(highlight=False, markup=False, emoji=False)  # what a command was asked for: stdout, `quiet` or not
 _UNSEEN = {**dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\ufffd"), 0x2028: " ", 0x2029: " "}
 _UNSEEN |= dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C), "\ufffd")  # they turn text around
 _FIRST_PLAIN_S = 10.0  # of a bar without a terminal, to its first line; each further line comes after three times as long
@@ -48,7 +49,8 @@ class _Printable:
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
-console.push_render_hook(_Visible())
+for _each in (console, answers):
+    _each.push_render_hook(_Visible())
 
 
 class Pace:

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from headtail.adapters import numbered
 from headtail.adapters.progress import say
-from headtail.adapters.storage import Storage, read_record
+from headtail.adapters.storage import Storage, again, read_record
 from headtail.core.config import Config
 from headtail.core.errors import StorageError
 
@@ -89,6 +89,17 @@ def _acquire(store: Storage, folder: str) -> tuple[int, Lease]:
             who = f"process {held.pid} on {held.host}, since {held.since}"
             say(f"  another driver runs this job ({who}): waiting for it to end, or to be silent for {SILENT_S:g} s; Ctrl-C ends this one")
         time.sleep(LOOK_S)
+
+
+def last_holder(store: Storage, path: str) -> tuple[Lease, float] | None:
+    """The newest lease of the job at `path`, and seconds since it was written, by the store's clock against ours. None: there is none."""
+    folder = f"{path}/work/drivers"
+    number = numbered.last(store, folder)
+    if not number:
+        return None
+    lease, file = _read(store, folder, number), numbered.path(folder, number)
+    written = again(lambda: store.filesystem.get_file_info(store.full(file))).mtime
+    return lease, max(0.0, (datetime.datetime.now(datetime.UTC) - written).total_seconds()) if written else 0.0
 
 
 def gone(lease: Lease) -> bool:

@@ -1,9 +1,11 @@
 """The command line: one command per stage, the same flags everywhere, errors that say what to do.
 
-In: `--config FILE`, `--set path.to.field=value`, `--root`. Out: lines and bars on stderr; with `--json` the Receipt as the
-last line of stdout. jobs/*.py go through the same door (`job`).
+In: `--config FILE`, `--set path.to.field=value`, `--root`. Out: progress on stderr; what was asked for on stdout, and with
+`--json` as its last line. Exit codes: 0 done, 1 a job failed, 2 wrong input or config, 3 a miss of `lookup`, 4 a gate rejected
+under `--strict`, 130 Ctrl-C. jobs/*.py run the same commands (`job`).
 
-    options.py  flags and configs     stages.py  the stages     store.py  commands on a store     review.py  the review queue
+    options.py  flags, configs, commands by role    stages.py  the stages       store.py  commands on a store
+    status.py   what a store holds                  fields.py  configs' fields  doctor.py checks      review.py  the review queue
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import typer
 from headtail import __version__
 from headtail.adapters.progress import printable, quiet
 from headtail.cli import stages, store
-from headtail.cli.options import STAGES, read_config
+from headtail.cli.fields import fields
+from headtail.cli.options import PANELS, STAGES, read_config
 from headtail.cli.review import review_app
 from headtail.core.errors import HeadtailError
 from headtail.core.secrets import hiding
@@ -30,19 +33,27 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="An LLM's answers for all of your traffic, at a cost you can bear.",
-    epilog="Start with: headtail pipeline --config jobs/configs/run_pipeline.laptop.yaml",
+    help="Answer the frequent queries of a search log ahead of time with a strong LLM, and the others with small students of it.",
+    epilog="Start with: headtail pipeline --config jobs/configs/run_pipeline.laptop.yaml. "
+    "Exit codes: 0 done, 1 failed, 2 wrong input or config, 3 miss (lookup), 4 rejected (--strict), 130 Ctrl-C.",
 )
 
-stages.add(app)
-store.add(app)
-app.add_typer(review_app)
+for _panel, _names in PANELS.items():
+    for _name in _names:
+        if _name in STAGES:
+            app.command(_name, rich_help_panel=_panel, help=STAGES[_name][1], epilog=stages.epilog(_name))(stages.command(_name))
+        elif _name == "serve":
+            app.command(_name, rich_help_panel=_panel, epilog=stages.epilog(_name))(stages.serve)
+        elif _name == "review":
+            app.add_typer(review_app, rich_help_panel=_panel)
+        else:
+            app.command(_name, rich_help_panel=_panel)(fields if _name == "fields" else store.COMMANDS[_name])
 
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="print the version and leave")] = False,
-    silent: Annotated[bool, typer.Option("--quiet", help="no bars, no lines")] = False,
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
+    silent: Annotated[bool, typer.Option("--quiet", help="print no progress")] = False,
 ) -> None:
     if version:
         print(f"headtail {__version__}")
@@ -60,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped; what is finished stays, run again to go on", file=sys.stderr)
+        print("stopped; finished work is kept: run the same command again to go on", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):

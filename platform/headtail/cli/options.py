@@ -1,4 +1,4 @@
-"""What every command takes, and how a config comes of it.
+"""What every command takes, how a config comes of it, and the commands by role.
 
 In: `--config FILE`, `--set path.to.field=value`, `--root`. Out: a validated config, or the root of a store.
 """
@@ -15,44 +15,50 @@ from headtail.core.config import StageConfig, apply_sets, load, read_yaml
 
 # command -> (module that has Config and run, one line of help)
 STAGES: dict[str, tuple[str, str]] = {
-    "example-data": ("headtail.examples.example_data", "make an example query log whose right answers are known"),
-    "ingest": ("headtail.stages.ingest", "read a query log: normalise, redact, count; hold out holdout traffic"),
-    "plan": ("headtail.stages.plan", "draw the line between head and tail; coverage curve; strata"),
-    "precompute": ("headtail.stages.precompute", "answer tables of queries with a teacher or a batch student"),
-    "evaluate": ("headtail.stages.evaluate", "compare answers with people's, by stratum, with intervals"),
-    "curate": ("headtail.stages.curate", "choose the training rows a student learns from"),
-    "gate": ("headtail.stages.gate", "prove that a student or a snapshot is good enough, or say what is missing"),
-    "distill": ("headtail.stages.distill", "fine-tune a student on the training rows"),
-    "sweep": ("headtail.stages.distill.sweep", "train a student for each point of a grid and name the best"),
-    "ablate": (
-        "headtail.studies.ablate",
-        "what curation is worth: a student from each kind of training set, judged on the same human labels",
-    ),
-    "gap": (
-        "headtail.studies.gap",
-        "what side inputs are worth: teacher and student asked with them and without, on the same human labels",
-    ),
-    "publish": ("headtail.stages.publish", "build a cache snapshot and promote it as the current release"),
-    "replay": ("headtail.stages.replay", "send holdout traffic to a running server and measure"),
-    "report": ("headtail.stages.report", "write the page people look at"),
-    "pipeline": ("headtail.pipeline", "the whole way once round"),
-    "reference": ("headtail.studies.reference", "train the shipped placeholder teacher and students' base from scratch"),
+    "pipeline": ("headtail.pipeline", "Run every stage once: query log in, release and report out."),
+    "example-data": ("headtail.examples.example_data", "Make an example query log whose right answers are known."),
+    "ingest": ("headtail.stages.ingest", "Read a query log: normalise, redact, count, hold out a day."),
+    "plan": ("headtail.stages.plan", "Split head from tail; coverage curve. No model is needed."),
+    "precompute": ("headtail.stages.precompute", "Have a model answer tables of queries; --dry-run estimates."),
+    "publish": ("headtail.stages.publish", "Make a cache snapshot of answers the current release."),
+    "evaluate": ("headtail.stages.evaluate", "Compare answers with human labels, by stratum."),
+    "curate": ("headtail.stages.curate", "Choose what a student learns from; rank suspect answers."),
+    "gate": ("headtail.stages.gate", "Prove that a student is good enough, or say what is missing."),
+    "report": ("headtail.stages.report", "Write one page and one JSON with the figures of given runs."),
+    "distill": ("headtail.stages.distill", "Train a student on the training set."),
+    "sweep": ("headtail.stages.distill.sweep", "Train a student for each point of a grid; name the best."),
+    "ablate": ("headtail.studies.ablate", "Measure what curation is worth, by one student per variant."),
+    "gap": ("headtail.studies.gap", "Measure what side inputs are worth to teacher and student."),
+    "reference": ("headtail.studies.reference", "Train the shipped placeholder models from scratch."),
+    "replay": ("headtail.stages.replay", "Send holdout traffic to a running server and measure it."),
+}
+
+# The commands of `headtail --help`, by the roles of docs/README.md
+PANELS: dict[str, tuple[str, ...]] = {
+    "Start here": ("doctor", "pipeline", "status", "fields"),
+    "I want answers": ("example-data", "ingest", "plan", "precompute", "publish", "lookup"),
+    "I review quality": ("evaluate", "curate", "review", "gate", "report"),
+    "I train students": ("distill", "sweep"),
+    "I operate": ("serve", "replay", "rollback", "diff", "gc"),
+    "I measure methods": ("gap", "ablate", "reference"),
 }
 
 MODULES = {**{name: module for name, (module, _) in STAGES.items()}, "serve": "headtail.stages.serve", "review": "headtail.review"}
+REJECTED = 4  # exit code under --strict
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the stage's fields", metavar="FILE")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the command's fields", metavar="FILE")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="one field over the file's: path.to.field=value (repeatable)", metavar="FIELD=VALUE")
 ]
 Root = Annotated[str | None, typer.Option("--root", help="store: a directory or s3://bucket/prefix", metavar="DIR")]
-AsJson = Annotated[bool, typer.Option("--json", help="print the receipt as the last line of stdout, and nothing else there")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON, as the last line of stdout and nothing else there")]
+Strict = Annotated[bool, typer.Option("--strict", help=f"exit code {REJECTED} when a gate rejects; without it a rejection is exit code 0")]
 
 
 def read_config(name: str, file: Path | None, sets: list[str] | None, root: str | None) -> StageConfig:
-    """The validated config of a stage from a file and flags."""
+    """The validated config of a command from a file and flags."""
     kind = importlib.import_module(MODULES[name]).Config
-    found: StageConfig = load(kind, file, [*(sets or []), *([f"root={root}"] if root is not None else [])])
+    found: StageConfig = load(kind, file, [*(sets or []), *([f"root={root}"] if root is not None else [])], name=name)
     return found
 
 

@@ -11,9 +11,9 @@ import typer
 
 from headtail.cli.options import AsJson, ConfigFile, Root, Sets, read_config
 
-review_app = typer.Typer(name="review", no_args_is_help=True, help="Look at the answers that are likely to be wrong, and decide.")
+review_app = typer.Typer(name="review", no_args_is_help=True, help="Let people decide on answers that are most likely wrong.")
 ReviewFile = Annotated[Path, typer.Argument(help="CSV (.csv), JSON Lines (.jsonl) or Label Studio (.json)", metavar="FILE")]
-ReviewKind = Annotated[str, typer.Option("--format", help="csv, jsonl or labelstudio; else known by the file's ending")]
+ReviewKind = Annotated[str, typer.Option("--format", help="csv, jsonl or labelstudio; default: by the file's ending")]
 
 
 def _review(file: Path | None, sets: list[str] | None, root: str | None) -> Any:
@@ -23,15 +23,15 @@ def _review(file: Path | None, sets: list[str] | None, root: str | None) -> Any:
 @review_app.command("export")
 def review_export(
     file: ReviewFile,
-    rows: Annotated[int, typer.Option("--rows", help="the first so many by expected gain; 0: all", min=0)] = 0,
-    decided: Annotated[bool, typer.Option("--decided", help="also what is decided, with the decision")] = False,
+    rows: Annotated[int, typer.Option("--rows", help="how many rows, highest expected gain first; 0: all", min=0)] = 0,
+    decided: Annotated[bool, typer.Option("--decided", help="also rows that are already decided, with the decision")] = False,
     kind: ReviewKind = "",
     config: ConfigFile = None,
     sets: Sets = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the queue to a file."""
+    """Write the queue of suspect answers to a file."""
     from headtail import review
 
     made = review.export_file(_review(config, sets, root), file, kind, rows, decided)
@@ -43,7 +43,10 @@ def review_export(
 def review_import(
     file: ReviewFile, kind: ReviewKind = "", config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False
 ) -> None:
-    """Record the decisions in a file; a second time nothing. Exit code 1 when rows were set aside."""
+    """Read decisions from a file and record them.
+
+    Importing the same file again changes nothing. Exit code 1 when rows were set aside.
+    """
     from headtail import review
 
     made = review.import_file(_review(config, sets, root), file, kind)
@@ -55,7 +58,10 @@ def review_import(
 
 @review_app.command("serve")
 def review_serve(config: ConfigFile = None, sets: Sets = None, root: Root = None) -> None:
-    """Show the queue on a page of this machine. Stops with Ctrl-C; every decision is recorded at once."""
+    """Show the queue on a local page; record each decision at once.
+
+    Stops with Ctrl-C.
+    """
     from headtail import review
 
     review.serve(_review(config, sets, root))

@@ -1,34 +1,31 @@
-"""The stages as commands: run one, show what a person wants to know after it, list its fields.
+"""The stages as commands: run one, and show what a person wants to know after it.
 
-Knows no stage's fields: they come from its Config. Only precompute has flags of its own (`--dry-run`, `--apply`).
+Knows no stage's fields: they come from its Config. Flags of their own have precompute (`--dry-run`, `--apply`), gate and
+pipeline (`--strict`).
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import types
-import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from pydantic import BaseModel
-from rich.table import Table
 
 from headtail.adapters.progress import console, say
-from headtail.cli.options import MODULES, STAGES, AsJson, ConfigFile, Root, Sets, read_config
+from headtail.cli.options import REJECTED, STAGES, AsJson, ConfigFile, Root, Sets, Strict, read_config
 from headtail.core.errors import ConfigError
 from headtail.core.receipt import Receipt
 
 
-def run_stage(name: str, file: Path | None, sets: list[str] | None, root: str | None, as_json: bool) -> Receipt:
-    """Run a stage and print its receipt."""
+def run_stage(name: str, file: Path | None, sets: list[str] | None, root: str | None, as_json: bool) -> tuple[Receipt, str]:
+    """Run a stage and print its receipt; the receipt and the store's root."""
     config = read_config(name, file, sets, root)
     receipt: Receipt = importlib.import_module(STAGES[name][0]).run(config)
     _end(name, receipt, config.root, as_json)
-    return receipt
+    return receipt, config.root
 
 
 def _end(name: str, receipt: Receipt, root: str, as_json: bool) -> None:
@@ -62,20 +59,48 @@ def _show_pipeline(root: str) -> None:
     say("Look a query up:        headtail lookup --root " + root + " 'pizza near me'")
 
 
-def _command(name: str) -> Callable[..., None]:
-    def command(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
+def _plain(name: str) -> Callable[..., None]:
+    def run(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
         run_stage(name, config, sets, root, as_json)
 
-    command.__doc__ = f"{STAGES[name][1][0].upper()}{STAGES[name][1][1:]}."
-    return command
+    return run
 
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="say what would be asked, why, and what it would cost; then stop")]
-Apply = Annotated[bool, typer.Option("--apply", help="print what would be asked, do it, and say what came of it")]
+def _gate(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False, strict: Strict = False) -> None:
+    from headtail.adapters.storage import open_storage
+    from headtail.stages.gate import verdict
+
+    receipt, store = run_stage("gate", config, sets, root, as_json)
+    if strict and not verdict(open_storage(store), receipt).passed:
+        raise typer.Exit(REJECTED)
+
+
+def _pipeline(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False, strict: Strict = False) -> None:
+    receipt, store = run_stage("pipeline", config, sets, root, as_json)
+    if strict and (reason := _rejection(receipt, store)):
+        say(f"--strict     {reason}: exit code {REJECTED}")
+        raise typer.Exit(REJECTED)
+
+
+def _rejection(receipt: Receipt, root: str) -> str:
+    """Why a pipeline, by the receipt of its report, counts as rejected; empty when every student passed its gate."""
+    from headtail.adapters.storage import open_storage
+    from headtail.adapters.storage.receipts import load_receipt
+    from headtail.stages.gate import verdict
+
+    store = open_storage(root)
+    gates = [load_receipt(store, "gate", path) for path in receipt.inputs.values() if path.startswith("gate/")]
+    if not gates:
+        return "no gate ran, since there are no human labels"
+    return "; ".join(f"{found.candidate} ({found.source}) is rejected" for gate in gates if not (found := verdict(store, gate)).passed)
+
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="show which rows would be asked, why, and what they would cost; then stop")]
+Apply = Annotated[bool, typer.Option("--apply", help="show the same, run the job, and compare the estimate with what happened")]
 ProbeRows = Annotated[
     int | None,
     typer.Option(
-        "--probe", min=0, help="rows that may be asked for the estimate; their answers are taken over; 0 asks none. 1000 with --dry-run"
+        "--probe", min=0, help="rows to ask for the estimate; the job reuses their answers; 0 asks none. Default with --dry-run: 1000"
     ),
 ]
 
@@ -89,10 +114,9 @@ def _precompute(
     apply: Apply = False,
     probe: ProbeRows = None,
 ) -> None:
-    """Answer tables of queries with a teacher or a batch student."""
     if not (dry_run or apply):
         if probe is not None:
-            raise ConfigError("a probe is part of a dry run", where="--probe", value=probe, fix="add --dry-run or --apply")
+            raise ConfigError("--probe works only with --dry-run or --apply", where="--probe", value=probe, fix="add --dry-run or --apply")
         run_stage("precompute", config, sets, root, as_json)
         return
     from headtail.stages import precompute
@@ -113,35 +137,11 @@ def _precompute(
         console.print(outcome(receipt.facts["dry_run"]))
 
 
-def fields(stage: Annotated[str, typer.Argument(help="a command, such as plan")]) -> None:
-    """List every field of a stage's config: name, default, what it is."""
-    if stage not in MODULES:
-        raise ConfigError("no such stage", where="headtail fields", value=stage, fix=f"one of: {', '.join(MODULES)}")
-    kind = importlib.import_module(MODULES[stage]).Config
-    table = Table("field", "default", "what it is", title=f"headtail {stage}", title_justify="left")
-    for path, default, text in _fields(kind, ""):
-        table.add_row(path, default, text)
-    console.print(table)
-
-
-def _fields(kind: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:
-    rows = []
-    for name, field in kind.model_fields.items():
-        inner = next((t for t in _kinds(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)), None)
-        if inner is not None and typing.get_origin(field.annotation) not in (tuple, list, dict):
-            rows += _fields(inner, f"{prefix}{name}.")
-        else:
-            shown = "required" if field.is_required() else str(field.default if field.default is not None else "null")
-            rows.append((prefix + name, shown, field.description or ""))
-    return rows
-
-
-def _kinds(annotation: Any) -> tuple[Any, ...]:
-    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-
-
 def serve(config: ConfigFile = None, sets: Sets = None, root: Root = None) -> None:
-    """Serve the current release: cache, then realtime student, then fallback. Stops with Ctrl-C."""
+    """Answer live queries over HTTP: cache, student, fallback.
+
+    It serves the current release until Ctrl-C. A page to try it is at /.
+    """
     from headtail.stages import serve as stage
 
     found = read_config("serve", config, sets, root)
@@ -149,10 +149,12 @@ def serve(config: ConfigFile = None, sets: Sets = None, root: Root = None) -> No
     stage.run_forever(found)
 
 
-def add(app: typer.Typer) -> None:
-    """Every stage, `fields` and `serve`."""
-    about = "Every field that --config and --set take, with its meaning: headtail fields"
-    for name in STAGES:
-        app.command(name, epilog=f"{about} {name}")(_precompute if name == "precompute" else _command(name))
-    app.command()(fields)
-    app.command(epilog=f"{about} serve")(serve)
+def epilog(name: str) -> str:
+    """Where the fields of a command's config are listed."""
+    return f"Every field that --config and --set take, with its meaning: headtail fields {name}"
+
+
+def command(name: str) -> Callable[..., None]:
+    """The command that runs a stage."""
+    special: dict[str, Callable[..., None]] = {"precompute": _precompute, "gate": _gate, "pipeline": _pipeline}
+    return special.get(name) or _plain(name)

@@ -1,53 +1,180 @@
-"""What a store holds: the latest receipt of each stage, the current release and what it was made from.
+"""What a store holds and what goes on in it: jobs that are not finished, models and their gates, the current release, latest runs.
 
-In: a root. Out: plain values, or a table for people. Reads pointers and receipts only; lists no directory.
+In: a root. Out: plain values, or a table for people. Reads pointers, receipts, journals and leases. Training runs alone are found by
+listing their folders, since no pointer leads to one that did not end.
 """
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 
-from headtail.adapters.storage import open_existing
+from headtail.adapters.progress import spoken_time
+from headtail.adapters.storage import Storage, open_existing, read_record
 from headtail.adapters.storage.receipts import load_receipt
 from headtail.adapters.tracking import tracking_uri
+from headtail.batch.catalog import Entry, entries
+from headtail.batch.job_state import JobState, job_state
+from headtail.cache import read_manifest
 from headtail.core.config import TrackingConfig
+from headtail.core.rows import State
 from headtail.core.secrets import hide
 from headtail.releases import release
+from headtail.releases.release import Release
+from headtail.stages.distill.checkpoints import Marker
+from headtail.stages.distill.resume import MARKER, SETTINGS
+from headtail.stages.gate import latest_verdict
 
 STAGES = ("example-data", "ingest", "plan", "precompute", "evaluate", "curate", "distill", "gate", "publish", "replay", "report")
+NEWEST = 50  # jobs of the store whose state is looked at
+SHOWN = 10  # unfinished ones that the table shows
+_PROBE = "/probe/"  # in the path of a dry run's probe
 
 
 def status(root: str) -> dict[str, Any]:
-    """Root, tracking, current release and latest receipts by stage. InputError when there is no such store."""
+    """Root, tracking, release, answer sources, unfinished jobs and trainings, latest receipts. InputError when there is no such store."""
     store = open_existing(root)
-    stages = {}
-    for stage in STAGES:
-        if store.exists(f"{stage}/LATEST"):
-            found = load_receipt(store, stage)
-            stages[stage] = {
-                "path": found.path,
-                "started": found.started,
-                "seconds": found.seconds,
-                "rows": found.rows,
-                "run_id": found.run_id,
-            }
     current = release.current(store) if store.exists(release.CURRENT) else None
+    newest = list(islice(entries(store), NEWEST))
+    states = {entry.path: job_state(store, entry.path) for entry in newest}
     return {
         "root": store.root,
         "tracking": hide(tracking_uri(TrackingConfig(), root)),
         "release": current.model_dump(mode="json") if current else None,
-        "stages": stages,
+        "sources": list(_sources(store, newest, states, current)),
+        "jobs": [_job(entry, states[entry.path]) for entry in newest if states[entry.path].phase != "done"],
+        "trainings": list(_trainings(store)),
+        "stages": dict(_stages(store)),
     }
 
 
-def status_table(found: dict[str, Any]) -> Table:
+def _stages(store: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
+    for stage in STAGES:
+        if store.exists(f"{stage}/LATEST"):
+            found = load_receipt(store, stage)
+            kept = ("path", "started", "seconds", "rows", "run_id")
+            yield stage, {name: getattr(found, name) for name in kept}
+
+
+def _sources(store: Storage, newest: list[Entry], states: dict[str, JobState], current: Release | None) -> Iterator[dict[str, Any]]:
+    """Teacher, batch student and realtime student of each task: the newest job of each, its gate, and its part in the release."""
+    lineage = read_manifest(store, current.snapshot).lineage if current else ()
+    seen = set()
+    for entry in newest:
+        if (entry.task, entry.source) in seen or _PROBE in entry.path:
+            continue
+        seen.add((entry.task, entry.source))
+        verdict = latest_verdict(store, entry.task, entry.source)
+        state = states[entry.path]
+        rows = load_receipt(store, "precompute", entry.path).rows if state.phase == "done" else {}
+        uses = ["cache"] if entry.path in lineage else []
+        uses += ["misses"] if current is not None and current.student and current.student == entry.model else []
+        yield {
+            "task": entry.task,
+            "source": entry.source,
+            "model": entry.model,
+            "answers": entry.path,
+            "state": state.phase,
+            "rows": {name: rows[name] for name in ("in", *map(str, State)) if name in rows},
+            "gate": None if verdict is None else {"passed": verdict.passed, "candidate": verdict.candidate, "missing": verdict.missing()},
+            "in_release": uses,
+        }
+
+
+def _job(entry: Entry, state: JobState) -> dict[str, Any]:
+    return {
+        "path": state.path,
+        "task": entry.task,
+        "source": entry.source,
+        "model": entry.model,
+        "state": state.phase,
+        "rows_done": state.rows_done,
+        "rows": state.rows,
+        "driver": state.driver,
+        "silent_s": None if state.silent_s is None else round(state.silent_s, 1),
+        "began": entry.began,
+        "probe": _PROBE in state.path,
+    }
+
+
+def _trainings(store: Storage) -> Iterator[dict[str, Any]]:
+    """Trainings without a receipt. They hold no lease: whether one still runs is to be seen from when it last wrote."""
+    written: dict[str, datetime.datetime] = {}
+    ended, begun = set(), set()
+    for file in store.files("distill"):
+        path = "/".join(file.path.split("/")[:2])
+        written[path] = max(file.modified, written.get(path, file.modified))
+        ended |= {path} if file.path == f"{path}/receipt.json" else set()
+        begun |= {path} if file.path == f"{path}/{SETTINGS}" else set()
+    now = datetime.datetime.now(datetime.UTC)
+    for path in sorted(begun - ended):
+        marker = f"{path}/{MARKER}"
+        step = int(read_record(store, Marker, marker).state.get("step", 0)) if store.exists(marker) else 0
+        yield {"path": path, "step": step, "silent_s": round(max(0.0, (now - written[path]).total_seconds()), 1)}
+
+
+def status_table(found: dict[str, Any]) -> Group:
     """`status` for people."""
+    parts: list[Any] = [_title(found), ""]
+    if found["sources"]:
+        parts += [_sources_table(found["sources"]), ""]
+    if found["jobs"] or found["trainings"]:
+        parts += [_jobs_table(found["jobs"], found["trainings"])]
+        if len(found["jobs"]) > SHOWN:
+            parts.append(f"{len(found['jobs']) - SHOWN} older unfinished jobs are not shown; --json has them")
+    else:
+        parts.append("No job is unfinished.")
+    return Group(*parts, "", _stages_table(found["stages"]))
+
+
+def _title(found: dict[str, Any]) -> str:
     current = found["release"]
-    title = f"{found['root']}  release {current['id']} (snapshot {current['snapshot']})" if current else f"{found['root']}  no release yet"
-    table = Table("stage", "latest", "started", "rows", title=title, title_justify="left")
-    for stage, item in found["stages"].items():
+    what = f"release {current['id']} (snapshot {current['snapshot']}, task {current['task']})" if current else "no release yet"
+    return f"{found['root']}  {what}\ntracking: {found['tracking']}"
+
+
+def _table(*heads: str, title: str) -> Table:
+    made = Table(title=title, title_justify="left")
+    for head in heads:
+        made.add_column(head, overflow="fold")
+    return made
+
+
+def _sources_table(sources: list[dict[str, Any]]) -> Table:
+    table = _table("answer source", "task", "model", "newest job", "rows", "gate", "in the release", title="Teacher and students")
+    for one in sources:
+        rows = f"{one['rows'].get('answered', 0):,} of {one['rows'].get('in', 0):,} answered" if one["state"] == "done" else one["state"]
+        gate = one["gate"]
+        verdict = "" if gate is None else "passed" if gate["passed"] else f"REJECTED: {'; '.join(gate['missing'])}"
+        table.add_row(one["source"], one["task"], one["model"], one["answers"], rows, verdict, ", ".join(one["in_release"]))
+    return table
+
+
+def _jobs_table(jobs: list[dict[str, Any]], trainings: list[dict[str, Any]]) -> Table:
+    table = _table("unfinished job", "what", "state", "done", "last sign of life", title="Jobs that are not finished")
+    for one in jobs[:SHOWN]:
+        share = f" ({one['rows_done'] / one['rows']:.0%})" if one["rows"] else ""
+        done = "rows are not counted yet" if one["rows"] is None else f"{one['rows_done']:,} of {one['rows']:,} rows{share}"
+        who = f"\n{one['driver']}" if one["driver"] else ""
+        what = f"{'probe of ' if one['probe'] else ''}{one['source']} {one['model']}"
+        table.add_row(one["path"], what, one["state"], done, f"{_ago(one['silent_s'])}{who}")
+    for one in trainings:
+        table.add_row(one["path"], "training", "unfinished", f"checkpoint of step {one['step']:,}", _ago(one["silent_s"]))
+    return table
+
+
+def _ago(seconds: float | None) -> str:
+    return "none" if seconds is None else f"{spoken_time(seconds)} ago"
+
+
+def _stages_table(stages: dict[str, Any]) -> Table:
+    table = _table("stage", "latest run", "started", "rows", title="Latest finished runs")
+    for stage, item in stages.items():
         rows = ", ".join(f"{key} {value:,}" for key, value in list(item["rows"].items())[:4])
         table.add_row(stage, item["path"], item["started"], rows)
     return table

@@ -10,12 +10,15 @@ from typing import Annotated
 
 import typer
 
-from headtail.adapters.progress import console, printable, say
+from headtail.adapters.progress import answers, printable, say
 from headtail.cli.options import AsJson, ConfigFile, Root, Sets, read_config, root_of
 
 
 def lookup(query: str, config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
-    """Answer one query from the published snapshot, and say where the answer comes from. Exit code 3 on a miss."""
+    """Answer one query from the cache; exit code 3 on a miss.
+
+    The output also names the answer's source, key, snapshot and release, and the runs that made it.
+    """
     from headtail.adapters.storage import open_existing
     from headtail.releases import release
 
@@ -27,7 +30,7 @@ def lookup(query: str, config: ConfigFile = None, sets: Sets = None, root: Root 
 
 
 def rollback(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
-    """Make the previous release current again."""
+    """Make the previous release current: cache and student together."""
     from headtail.adapters.storage import open_existing
     from headtail.releases import release
 
@@ -38,15 +41,18 @@ def rollback(config: ConfigFile = None, sets: Sets = None, root: Root = None, as
 
 
 def diff(
-    before: Annotated[str, typer.Argument(help="a snapshot's or release's id, `current` or `previous`")],
+    before: Annotated[str, typer.Argument(help="id of a snapshot or a release, `current` or `previous`")],
     after: Annotated[str, typer.Argument(help="the same")],
-    examples: Annotated[int, typer.Option("--examples", help="queries shown of each kind, the most frequent first")] = 10,
+    examples: Annotated[int, typer.Option("--examples", help="how many example queries of each kind to show, most frequent first")] = 10,
     config: ConfigFile = None,
     sets: Sets = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """What changed between two snapshots: rows added, dropped, changed, with the traffic they stand for."""
+    """Compare two snapshots: rows added, dropped, changed.
+
+    Each kind comes with its share of the traffic and with examples.
+    """
     from headtail.adapters.storage import open_existing
     from headtail.cache.diff import diff_table
     from headtail.releases import release
@@ -55,19 +61,22 @@ def diff(
     if as_json:
         print(found.model_dump_json())
     else:
-        console.print(diff_table(found))
+        answers.print(diff_table(found))
 
 
 def gc(
-    keep: Annotated[int, typer.Option("--keep", help="releases of the history that stay, the current one included")] = 5,
-    days: Annotated[float, typer.Option("--days", help="snapshots younger than this many days stay")] = 14,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would go, and its bytes; remove nothing")] = False,
+    keep: Annotated[int, typer.Option("--keep", help="how many of the last releases to keep, the current one included")] = 5,
+    days: Annotated[float, typer.Option("--days", help="keep snapshots that are younger than this, in days")] = 14,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show what would be removed, and its bytes; remove nothing")] = False,
     config: ConfigFile = None,
     sets: Sets = None,
     root: Root = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old snapshots that no kept release needs, and what killed writes left behind."""
+    """Remove old snapshots that no kept release needs.
+
+    The remains of killed writes go too. --dry-run shows what would be removed.
+    """
     from headtail.adapters.storage import open_existing
     from headtail.cache.collect import collected_table
     from headtail.releases import release
@@ -76,11 +85,14 @@ def gc(
     if as_json:
         print(found.model_dump_json())
     else:
-        console.print(collected_table(found))
+        answers.print(collected_table(found))
 
 
 def status(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
-    """What is in a store: the latest run of each stage and the current release."""
+    """Show unfinished jobs, models, gate verdicts, the release.
+
+    A job that runs renews its lease every 10 s; a job whose lease is silent for 60 s counts as dead. Run its command again to resume it.
+    """
     from headtail.cli.status import status as read
     from headtail.cli.status import status_table
 
@@ -88,11 +100,14 @@ def status(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_j
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:
-        console.print(status_table(found))
+        answers.print(status_table(found))
 
 
 def doctor(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
-    """Check versions, device, model, store, token and ports before they cost anything. Takes a pipeline's config."""
+    """Check machine, store, log, models, servers before you start.
+
+    Takes a pipeline's config. Each finding comes with its cure; exit code 1 when one of them would stop the pipeline.
+    """
     from headtail import pipeline
     from headtail.cli import doctor as checks
 
@@ -102,12 +117,9 @@ def doctor(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_j
     if as_json:
         print(json.dumps([vars(result) for result in results], ensure_ascii=False))
     else:
-        console.print(checks.table(results))
+        answers.print(checks.table(results))
     if any(result.status == "bad" for result in results):
         raise typer.Exit(1)
 
 
-def add(app: typer.Typer) -> None:
-    """These commands."""
-    for command in (lookup, diff, rollback, gc, status, doctor):
-        app.command()(command)
+COMMANDS = {command.__name__: command for command in (lookup, diff, rollback, gc, status, doctor)}

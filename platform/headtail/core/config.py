@@ -184,22 +184,24 @@ def apply_sets(data: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     return data
 
 
-def load(kind: type[T], file: Path | None = None, sets: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> T:
-    """A `kind` from `base`, then the YAML `file`, then `sets`, each over the one before."""
+def load(kind: type[T], file: Path | None = None, sets: Sequence[str] = (), base: Mapping[str, Any] | None = None, name: str = "") -> T:
+    """A `kind` from `base`, then the YAML `file`, then `sets`, each over the one before. `name`: what `headtail fields` calls it."""
     data: dict[str, Any] = dict(base or {})
     if file is not None:
         data.update(read_yaml(file))
-    return build(kind, apply_sets(data, sets), where=str(file) if file else "command line")
+    return build(kind, apply_sets(data, sets), where=str(file) if file else "command line", name=name)
 
 
-def build(kind: type[T], data: Mapping[str, Any], where: str) -> T:
+def build(kind: type[T], data: Mapping[str, Any], where: str, name: str = "") -> T:
     """A validated `kind`; a ConfigError that names every bad field, the value seen and the nearest known name."""
     try:
         return kind.model_validate(_over_defaults(kind, data))
     except ValidationError as error:
-        raise ConfigError(
-            "\n".join(_say(kind, item) for item in error.errors()), where=where, fix=f"see the fields of {kind.__module__}.{kind.__name__}"
-        ) from None
+        problems = error.errors()
+        groups = list(dict.fromkeys(".".join(map(str, item["loc"][:-1])) for item in problems))
+        within = f" {groups[0]}" if len(groups) == 1 and groups[0] else ""
+        fix = f"run: headtail fields {name}{within}" if name else f"see the fields of {kind.__module__}.{kind.__name__}"
+        raise ConfigError("\n".join(_say(kind, item) for item in problems), where=where, fix=fix) from None
 
 
 def _over_defaults(kind: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:

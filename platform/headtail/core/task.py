@@ -221,7 +221,7 @@ def load_task(path: str | Path, allow_code: bool = False) -> Task:
             fix=f"give a folder with task.yaml and prompt.j2, or a shipped example: {shipped}",
         )
     where = str(folder / "task.yaml")
-    file = build(TaskFile, read_json_like(_within(folder, "task.yaml", where)), where)
+    file = build(TaskFile, read_json_like(_within(folder, "task.yaml", where)), where, name="task")
     template = read_template(_within(folder, file.prompt, where))
     answer = file.answer if isinstance(file.answer, dict) else _code_schema(file.answer, folder, where, allow_code)
     task = Task(file, folder.resolve(), closed(answer), template)

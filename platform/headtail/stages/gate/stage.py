@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from headtail.adapters import charts
 from headtail.adapters.progress import say
-from headtail.adapters.storage import Storage, open_storage
+from headtail.adapters.storage import Storage, check, open_storage, read_json, read_text
 from headtail.adapters.storage.receipts import load_receipt, load_ref
 from headtail.core.config import StageConfig
 from headtail.core.errors import ConfigError
@@ -134,11 +134,29 @@ def run(config: Config) -> Receipt:
         "judge": judged_by,
     }
     receipt = run_once("gate", config, work, inputs=inputs, task=task, version=VERSION, replaces=replaces)
-    found = read_evidence(receipt.facts["evidence"])
+    store.replace(_pointer(task.name, config.source), receipt.path.encode())
+    found = verdict(store, receipt)
     say(f"{'gate':<12} {candidate} {'passes' if found.passed else 'is REJECTED'}")
     for criterion in found.criteria:
         say(f"{'':<12} {'passed' if criterion.passed else 'failed'} {criterion.words()}")
     return receipt
+
+
+def verdict(store: Storage, receipt: Receipt) -> Evidence:
+    """What the gate of `receipt` found."""
+    return read_evidence(read_json(store, check(store, receipt.output("verdict"))))
+
+
+def latest_verdict(store: Storage, task: str, source: str) -> Evidence | None:
+    """What the latest gate of an answer source found; None when none ran."""
+    pointer = _pointer(task, source)
+    if not store.exists(pointer):
+        return None
+    return verdict(store, load_receipt(store, "gate", read_text(store, pointer).strip()))
+
+
+def _pointer(task: str, source: str) -> str:
+    return f"gate/latest/{task}/{source}"
 
 
 class _Sources:

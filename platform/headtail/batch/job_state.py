@@ -1,0 +1,85 @@
+"""Where a precompute job stands: which rows are safe in the store, and whether a driver still works on it.
+
+In: a store and a job's folder. Out: a JobState. Reads the manifest, the shards' receipts and journals, and the lease; lists no
+folder and writes nothing, so it may be asked about a job that runs. Knows nothing of engines or of what answers are for.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from headtail.adapters.storage import Storage, read_record
+from headtail.batch.job import JOURNAL, Journal, ShardReceipt
+from headtail.batch.lease import SILENT_S, gone, last_holder
+from headtail.batch.prepare import Manifest
+from headtail.core.errors import StorageError
+
+Phase = Literal["done", "running", "dead", "stopped", "waiting"]
+_LOOKUP_THREADS = 16  # threads that look at shards; a look at S3 takes some 20 ms
+
+
+@dataclass(frozen=True)
+class JobState:
+    """How far a job is. `rows_done`: rows that are safe in the store, failed ones and duplicates included; `rows`: all rows, None
+    before they are counted; `silent_s`: seconds since the last sign of life, None when no driver ever held the job.
+
+    Phases: done; running (a driver renews the lease); dead (the driver is gone, or silent for SILENT_S); stopped (the driver ended
+    by itself: an error, a limit, Ctrl-C); waiting (no driver ever held it).
+    """
+
+    path: str
+    phase: Phase
+    rows_done: int
+    rows: int | None
+    driver: str
+    silent_s: float | None
+
+
+def job_state(store: Storage, path: str) -> JobState:
+    """The state of the job in folder `path`."""
+    manifest = _manifest(store, path)
+    rows = manifest.rows if manifest else None
+    held = last_holder(store, path)
+    driver = f"process {held[0].pid} on {held[0].host}" if held else ""
+    silent = held[1] if held else None
+    if any(store.exists(f"{path}/{name}") for name in ("receipt.json", "probe.json")):
+        return JobState(path, "done", rows or 0, rows, driver, silent)
+    done = rows_done(store, path, manifest) if manifest else 0
+    phase: Phase = "waiting"
+    if held is not None:
+        lease, seconds = held
+        phase = "stopped" if lease.ended else "dead" if gone(lease) or seconds >= SILENT_S else "running"
+    return JobState(path, phase, done, rows, driver, silent)
+
+
+def rows_done(store: Storage, path: str, manifest: Manifest) -> int:
+    """Input rows whose outcome is safe: those of published shards, and those that the journals of open shards name."""
+    numbers = sorted({shard for part in manifest.parts for shard in part.shards})
+
+    def of_shard(number: int) -> int:
+        edition = 0
+        while store.exists(_receipt_path(path, number, edition)):
+            edition += 1
+        try:
+            if edition:
+                receipt = read_record(store, ShardReceipt, _receipt_path(path, number, edition - 1))
+                return receipt.rows + receipt.duplicates
+            journal = f"{path}/work/shards/{number:05d}/{JOURNAL}"
+            found = read_record(store, Journal, journal) if store.exists(journal) else Journal()
+        except StorageError:  # the driver removed it meanwhile
+            return 0
+        return sum(ref.rows or 0 for ref in found.segments)
+
+    with ThreadPoolExecutor(_LOOKUP_THREADS) as pool:
+        return sum(pool.map(of_shard, numbers))
+
+
+def _manifest(store: Storage, path: str) -> Manifest | None:
+    file = f"{path}/work/manifest.json"
+    return read_record(store, Manifest, file) if store.exists(file) else None
+
+
+def _receipt_path(path: str, shard: int, edition: int) -> str:
+    return f"{path}/shards/{shard:05d}-{edition}.json"
