@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import socket
@@ -10,15 +11,17 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI, Response
 
 from conftest import free_port
 from headtail import pipeline
 from headtail.adapters.storage import local
-from headtail.cli import doctor
+from headtail.cli import doctor, main
 from headtail.core.config import load
+from local_server import Running
 
 
-def found(sets: list[str]) -> dict[str, doctor.Result]:
+def found(sets: list[str]) -> dict[str, doctor.Finding]:
     return {result.check: result for result in doctor.examine(load(pipeline.Config, None, sets))}
 
 
@@ -76,6 +79,91 @@ def test_a_tracking_server_that_does_not_answer_is_a_warning(root: str, monkeypa
     assert (result.status, "MLFLOW_TRACKING_URI" in result.fix) == ("warn", True)
 
 
+def test_the_tracking_servers_faults_are_named(root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def mlflow(healthy: int, experiment: int, kind: str) -> FastAPI:
+        app = FastAPI()
+        app.get("/health")(lambda: Response("OK", healthy))
+        app.get("/api/2.0/mlflow/experiments/get")(lambda: Response("{}", experiment, media_type=kind))
+        return app
+
+    for app, status, said in (
+        (mlflow(200, 200, "application/json"), "ok", ""),
+        (mlflow(200, 401, "text/html"), "warn", "MLFLOW_TRACKING_USERNAME"),
+        (mlflow(200, 404, "text/html"), "warn", "another server"),
+        (mlflow(503, 200, "application/json"), "warn", "/health answers 503"),
+    ):
+        with Running(app) as server:
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+            result = found([f"root={root}"])["tracking"]
+            assert (result.status, said in result.found, bool(result.fix)) == (status, True, status != "ok")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    Path(root).mkdir(exist_ok=True)
+    Path(root, "mlflow.db").write_bytes(b"no database" * 100)
+    broken = found([f"root={root}"])["tracking"]
+    assert (broken.status, "not a database" in broken.found, "tracking.uri" in broken.fix) == ("warn", True, True)
+    assert "off" in found([f"root={root}", "tracking.enabled=false"])["tracking"].found
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    "code, status, said", [(200, "ok", ""), (401, "bad", "HF_TOKEN"), (404, "bad", "model and revision"), (500, "bad", "again later")]
+)
+def test_a_hub_model_is_looked_for_on_the_hub(root: str, monkeypatch: pytest.MonkeyPatch, code: int, status: str, said: str) -> None:
+    app = FastAPI()
+    app.get("/api/models/org/name/revision/{commit}")(lambda commit: Response(commit, code))
+    sets = [f"root={root}", "teacher.model=org/name", f"teacher.revision={COMMIT}"]
+    assert "HF_HUB_OFFLINE" in found(sets)["teacher on the hub"].fix  # as these tests run
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with Running(app) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        result = found(sets)["teacher on the hub"]
+    assert (result.status, said in result.fix) == (status, True)
+    gone = found(sets)["teacher on the hub"]
+    assert (gone.status, "cannot be reached" in gone.found, "HF_ENDPOINT" in gone.fix) == ("bad", True, True)
+
+
+def test_a_hub_model_in_the_cache_needs_no_hub(root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+
+    kept = tmp_path / "models--org--name" / "snapshots" / COMMIT
+    kept.mkdir(parents=True)
+    (kept / "config.json").write_text("{}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    result = found([f"root={root}", "teacher.model=org/name", f"teacher.revision={COMMIT}"])["teacher on the hub"]
+    assert (result.status, "hub cache" in result.found) == ("ok", True)
+
+
+def test_the_log_and_the_labels_are_read(root: str, tmp_path: Path) -> None:
+    log, labels = tmp_path / "log.csv", tmp_path / "labels.csv"
+    log.write_text("query,n\npizza,3\n")
+    labels.write_text("query,answr\npizza,{}\n")
+    results = found([f"root={root}", f"log={log}", f"labels={labels}"])
+    assert (results["log"].status, "businesses" in results["log"].fix) == ("warn", True)  # the shipped task's side inputs
+    assert (results["labels"].status, "no column 'answer'" in results["labels"].found, "answr" in results["labels"].fix) == (
+        "bad",
+        True,
+        True,
+    )
+    log.write_text("quer,businesses\npizza,x\n")
+    bad = found([f"root={root}", f"log={log}"])["log"]
+    assert (bad.status, "did you mean 'quer'" in bad.fix) == ("bad", True)
+    missing = found([f"root={root}", f"log={tmp_path}/none.csv"])["log"]
+    assert (missing.status, "not found" in missing.found) == ("bad", True)
+    assert found([f"root={root}"])["log"].status == "ok"
+    assert found([f"root={root}", "task=nosuch"])["task"].status == "bad"
+
+
+def test_the_command_prints_cures_to_stdout_and_fails_on_a_bad_one(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["doctor", "--root", root, "--set", "log=/no/such.csv", "--set", f"serve.port={free_port()}"])
+    assert done.value.code == 1
+    assert "log" in capsys.readouterr().out
+    main(["doctor", "--root", root, "--set", f"serve.port={free_port()}", "--json"])
+    assert {"log", "task", "tracking"} <= {one["check"] for one in json.loads(capsys.readouterr().out)}
+
+
 def test_cluster_without_token_is_named(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
@@ -86,7 +174,7 @@ def test_cluster_without_token_is_named(root: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_table_puts_the_worst_first() -> None:
-    table = doctor.table([doctor.Result(check="a", status="ok", found=""), doctor.Result(check="b", status="bad", found="")])
+    table = doctor.findings_table([doctor.Finding(check="a", status="ok", found=""), doctor.Finding(check="b", status="bad", found="")])
     assert list(table.columns[1].cells) == ["b", "a"]
 
 

@@ -18,7 +18,8 @@ from headtail.adapters.storage import Storage, read_json, write_json
 from headtail.adapters.tracking import Tracker
 from headtail.batch.parsed_answer import classify
 from headtail.cli import status
-from headtail.cli.doctor import Result, _endpoint
+from headtail.cli.doctor_servers import endpoint
+from headtail.cli.finding import Finding
 from headtail.core import secrets
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import ConfigError, HeadtailError
@@ -135,7 +136,7 @@ def test_no_row_receipt_or_document_holds_a_secret(planted: str, store: Storage,
     write_json(store, "summary.json", {"paths": {"tracking": f"http://someone:{planted}@127.0.0.1:9/"}})
     assert read_json(store, "summary.json") == {"paths": {"tracking": "http://***@127.0.0.1:9/"}}
     assert planted not in json.dumps(status.status(store.root))
-    assert planted not in json.dumps(vars(Result(check="x", status="bad", found=planted, fix=planted)))
+    assert planted not in json.dumps(vars(Finding(check="x", status="bad", found=planted, fix=planted)))
 
 
 class Recorder:
@@ -219,7 +220,7 @@ def test_a_key_goes_only_where_the_config_allows(planted: str, url: str, hosts: 
     with pytest.raises(ConfigError, match="unencrypted") as caught:
         OpenAIEngine(config, "m", None, {"temperature": 0.0, "top_p": 1.0, "max_tokens": 5})
     assert planted not in str(caught.value)
-    assert _endpoint(config, "teacher").status == "bad"
+    assert endpoint(config, "teacher").status == "bad"
 
 
 def test_without_a_key_any_host_may_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +234,7 @@ def test_a_key_that_no_header_can_hold_is_refused_without_being_shown(monkeypatc
     config = ModelConfig(engine="openai", base_url="https://host/v1")
     with pytest.raises(ConfigError, match="no HTTP header") as caught:
         key_for(config)
-    found = _endpoint(config, "teacher")
+    found = endpoint(config, "teacher")
     assert found.status == "bad"
     for piece in (bad, *bad.split()):
         assert len(piece) < 6 or piece not in f"{caught.value} {found}"
@@ -257,7 +258,7 @@ def test_a_redirect_never_carries_the_key(planted: str) -> None:
         with pytest.raises(ConfigError, match="the endpoint answered 307") as told:
             list(engine.generate([Request(1, [{"role": "user", "content": "x"}])]))
         engine.close()
-        found = _endpoint(config, "teacher")
+        found = endpoint(config, "teacher")
     assert met == [("/v1/chat/completions", f"Bearer {planted}"), ("/v1/models", f"Bearer {planted}")]
     assert "it redirects to http://localhost" in str(told.value)
     assert planted not in str(told.value) + json.dumps(vars(found))

@@ -117,7 +117,7 @@ def doctor(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_j
     if as_json:
         print(json.dumps([vars(result) for result in results], ensure_ascii=False))
     else:
-        answers.print(checks.table(results))
+        answers.print(checks.findings_table(results))
     if any(result.status == "bad" for result in results):
         raise typer.Exit(1)
 

@@ -1,5 +1,5 @@
 """Ingest: a query log of any size to counted queries, holdout traffic and human labels."""
 
-from headtail.stages.ingest.stage import Columns, Config, run
+from headtail.stages.ingest.stage import Columns, Config, find_labels, find_log, run
 
-__all__ = ["Columns", "Config", "run"]
+__all__ = ["Columns", "Config", "find_labels", "find_log", "run"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from headtail.core.errors import InputError
@@ -34,11 +35,20 @@ class Files:
                 self.skipped.append(Skipped(file.name, error.what))
         if not self.files:
             raise files.nothing(pattern, what, self.skipped)
-        self.sha256 = [logfile.sha256(self.system, file) for file in self.files]
-        marks = [[file.name, sha] for file, sha in zip(self.files, self.sha256, strict=True)]
-        above = [[value for name, value in file.partitions.items() if name in {*columns.values(), *also}] for file in self.files]
-        self.digest = fingerprint([*marks, *(above if any(above) else ()), *map(list, self.skipped)])
+        self._named = {*columns.values(), *also}
         self.title = self.files[0].name if len(self.files) == 1 else f"{len(self.files)} files"
+
+    @cached_property
+    def sha256(self) -> list[str]:
+        """Hex digest of each file's bytes. Reads them all."""
+        return [logfile.sha256(self.system, file) for file in self.files]
+
+    @cached_property
+    def digest(self) -> str:
+        """Over names, bytes, partitions and what is set aside."""
+        marks = [[file.name, sha] for file, sha in zip(self.files, self.sha256, strict=True)]
+        above = [[value for name, value in file.partitions.items() if name in self._named] for file in self.files]
+        return fingerprint([*marks, *(above if any(above) else ()), *map(list, self.skipped)])
 
     def _checked(self, file: LogFile, what: str, columns: Mapping[str, str], also: Sequence[str], query: str, quotes: str) -> LogFile:
         probed = logfile.probe(self.system, file, query, quotes)

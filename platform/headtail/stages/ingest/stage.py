@@ -102,11 +102,7 @@ class Config(StageConfig):
 def run(config: Config) -> Receipt:
     """Ingest once. InputError when a file or column is missing, unreadable or holds nothing that can be used."""
     task = load_task(config.task, config.allow_task_code)
-    names = config.columns.model_dump(exclude={"separator"})
-    check_side_inputs(task.side_inputs, task.name)
-    named = {f"columns.{role}": name for role, name in names.items() if name}
-    log = Files(config.log, "log", named, task.side_inputs, config.quotes)
-    labels = Files(config.labels, "labels", {"query": "query", "answer": "answer"}, ["split"]) if config.labels else None
+    log, labels = find_log(config, task), find_labels(config)
     matters: dict[str, Any] = {"side_inputs": list(task.side_inputs), "redact_rules": redact.VERSION if config.redact else 0}
     if labels or config.columns.labels:
         matters |= {"schema": task.schema, "score": task.file.score.model_dump(mode="json")}
@@ -118,6 +114,19 @@ def run(config: Config) -> Receipt:
         version=VERSION,
         replaces={"task": matters, "log": log.title, "labels": labels.title if labels else ""},
     )
+
+
+def find_log(config: Config, task: Task) -> Files:
+    """The log's files, their columns checked. InputError when one cannot be used."""
+    names = config.columns.model_dump(exclude={"separator"})
+    check_side_inputs(task.side_inputs, task.name)
+    named = {f"columns.{role}": name for role, name in names.items() if name}
+    return Files(config.log, "log", named, task.side_inputs, config.quotes)
+
+
+def find_labels(config: Config) -> Files | None:
+    """The files of human labels, their columns checked; None when none is named."""
+    return Files(config.labels, "labels", {"query": "query", "answer": "answer"}, ["split"]) if config.labels else None
 
 
 def _work(stage: Stage, config: Config, task: Task, log: Files, labels: Files | None) -> None:
