@@ -17,11 +17,12 @@ from conftest import free_port
 from headtail import pipeline
 from headtail.adapters.storage import local
 from headtail.cli import doctor, main
+from headtail.cli.finding import Finding
 from headtail.core.config import load
 from local_server import Running
 
 
-def found(sets: list[str]) -> dict[str, doctor.Finding]:
+def found(sets: list[str]) -> dict[str, Finding]:
     return {result.check: result for result in doctor.examine(load(pipeline.Config, None, sets))}
 
 
@@ -108,7 +109,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.mark.parametrize(
-    "code, status, said", [(200, "ok", ""), (401, "bad", "HF_TOKEN"), (404, "bad", "model and revision"), (500, "bad", "again later")]
+    "code, status, said", [(200, "ok", ""), (401, "bad", "HF_TOKEN"), (404, "bad", "model and revision"), (500, "warn", "again later")]
 )
 def test_a_hub_model_is_looked_for_on_the_hub(root: str, monkeypatch: pytest.MonkeyPatch, code: int, status: str, said: str) -> None:
     app = FastAPI()
@@ -141,11 +142,8 @@ def test_the_log_and_the_labels_are_read(root: str, tmp_path: Path) -> None:
     labels.write_text("query,answr\npizza,{}\n")
     results = found([f"root={root}", f"log={log}", f"labels={labels}"])
     assert (results["log"].status, "businesses" in results["log"].fix) == ("warn", True)  # the shipped task's side inputs
-    assert (results["labels"].status, "no column 'answer'" in results["labels"].found, "answr" in results["labels"].fix) == (
-        "bad",
-        True,
-        True,
-    )
+    bad = results["labels"]
+    assert (bad.status, "no column 'answer'" in bad.found, "answr" in bad.fix) == ("bad", True, True)
     log.write_text("quer,businesses\npizza,x\n")
     bad = found([f"root={root}", f"log={log}"])["log"]
     assert (bad.status, "did you mean 'quer'" in bad.fix) == ("bad", True)
@@ -174,7 +172,7 @@ def test_cluster_without_token_is_named(root: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_table_puts_the_worst_first() -> None:
-    table = doctor.findings_table([doctor.Finding(check="a", status="ok", found=""), doctor.Finding(check="b", status="bad", found="")])
+    table = doctor.findings_table([Finding(check="a", status="ok", found=""), Finding(check="b", status="bad", found="")])
     assert list(table.columns[1].cells) == ["b", "a"]
 
 
