@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from headtail.core.receipt import FileRef, Receipt
 from headtail.core.task import Task, load_task
 from here import answer_here, train_here  # noqa: F401  # fixtures
 from null_jobs import MakeJob, maker
+from ports import free_port
+from ray_jobs import head  # noqa: F401  # a fixture
 from timescale import SCALE, WORKERS, limit
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -122,12 +123,6 @@ def keep(store: Storage, stage: str, mark: str, tables: Mapping[str, pa.Table], 
     return made
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def _moto() -> Iterator[str]:
     """moto's server stands in for S3; it is not S3, but it answers boto3 and Arrow over HTTP as S3 does."""
@@ -154,29 +149,3 @@ def s3_root(_moto: str, request: pytest.FixtureRequest) -> str:
     bucket = f"headtail-{abs(hash(request.node.nodeid)) % 10**10}"
     boto3.client("s3").create_bucket(Bucket=bucket)
     return f"s3://{bucket}/store"
-
-
-SMALL_PIPELINE = (
-    "example_data.events=6000",
-    "example_data.days=3",
-    "example_data.universe=3000",
-    "example_data.labels=160",
-    "plan.head.coverage=0.3",
-    "plan.teacher_sample_rows=300",
-    "plan.max_student_rows=300",
-    "distill_batch.max_steps=20",
-    "distill_batch.log_steps=10",
-    "gate.max_drop=1",  # a student of 20 steps is poor; what is tested here is the way, not its quality
-    "replay.requests=150",
-)
-
-
-@pytest.fixture(scope="session")
-def finished_pipeline(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The root of a small pipeline that has run once on real engines: the dearest fixture, shared by all who need a release."""
-    from headtail import pipeline
-    from headtail.core.config import load
-
-    root = str(tmp_path_factory.mktemp("pipeline") / "store")
-    pipeline.run(load(pipeline.Config, None, [*SMALL_PIPELINE, f"root={root}", f"serve.port={free_port()}"]))
-    return root

@@ -55,7 +55,7 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """distill.run trains in one process of its own; `workers` of its config does not count."""
 
     def fit(config: Any, stage: Any, spec: Any) -> None:
-        from conftest import free_port
+        from ports import free_port
 
         child = multiprocessing.get_context("spawn").Process(target=_rank, args=(spec, free_port()))
         child.start()

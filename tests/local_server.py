@@ -8,7 +8,7 @@ from typing import Any
 
 import uvicorn
 
-from conftest import free_port
+from ports import free_port
 from timescale import limit
 
 

@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import free_port
 from headtail.adapters.storage import Storage
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import StorageError
@@ -31,6 +30,7 @@ from headtail.stages.distill.base import Base, Shape, make_base
 from headtail.stages.distill.checkpoints import Checkpoints
 from headtail.stages.distill.learner import DecoderLearner
 from headtail.stages.distill.tokenizer import train_tokenizer
+from ports import free_port
 from timescale import limit
 
 TINY = Shape(vocabulary=400, hidden=32, layers=2, heads=2, feed_forward=64, positions=256)

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI, Response
 
-from conftest import free_port
 from headtail import pipeline
 from headtail.adapters.storage import local
 from headtail.cli import doctor, main
 from headtail.cli.finding import Finding
 from headtail.core.config import load
 from local_server import Running
+from ports import free_port
 
 
 def found(sets: list[str]) -> dict[str, Finding]:

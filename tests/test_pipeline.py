@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 from mlflow import MlflowClient
 
-from conftest import SMALL_PIPELINE, keep
+from conftest import keep
 from headtail import pipeline
 from headtail.adapters.storage import Storage, open_storage, read_json
 from headtail.adapters.storage.receipts import load_receipt, output_table
@@ -28,11 +28,41 @@ from headtail.engines import ModelConfig
 from headtail.examples import example_data
 from headtail.releases import registry, release
 from headtail.stages import ingest, plan, precompute, publish, report
-from headtail.stages.report.summary import REALTIME
+from ports import free_port
+from ray_jobs import REPO, Cluster, submit_all
 from test_evidence import evidence
 from timescale import limit
 
-REPORTED_STAGES = set(report.REPORTED_STAGES) - {"example-data", "train_teacher"} - set(REALTIME)  # the small pipeline has one student
+REPORTED_STAGES = set(report.REPORTED_STAGES) - {"example-data", "train_teacher"}
+LAPTOP = REPO / "jobs" / "configs" / "run_pipeline.laptop.yaml"
+SMALL = (
+    "example_data.events=6000",
+    "example_data.days=3",
+    "example_data.universe=3000",
+    "example_data.labels=160",
+    "plan.head.coverage=0.3",
+    "plan.teacher_sample_rows=300",
+    "plan.max_student_rows=300",
+    "distill_batch.io_format={}",  # JSON under the grammar: also a student of 20 steps answers
+    "distill_batch.max_steps=20",
+    "distill_batch.log_steps=10",
+    "distill_realtime.encoder.pretrain_epochs=1",
+    "distill_realtime.max_steps=20",
+    "precompute_batch.model.engine=vllm",
+    "one_student=false",
+    "gate.minimum={}",  # students of 20 steps are poor; what is tested here is the way, not their quality
+    "gate.max_drop=1",
+    "replay.requests=150",
+)
+
+
+@pytest.fixture(scope="module")
+def finished_pipeline(head: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The root of a small pipeline with two students that ran once on real engines, under `ray job submit`."""
+    root = str(tmp_path_factory.mktemp("pipeline") / "store")
+    (receipt,) = submit_all(head, root, {"run_pipeline": (*SMALL, f"serve.port={free_port()}")}, common=())
+    assert receipt["stage"] == "report"
+    return root
 
 
 def test_own_task_without_labels_or_teacher_is_refused(root: str, tmp_path: Path) -> None:
@@ -216,7 +246,7 @@ def test_second_run_reuses_everything_and_is_quick(finished_pipeline: str, clust
     before = release.current(open_storage(finished_pipeline))
     started = time.monotonic()
     first = read_json(open_storage(finished_pipeline), "summary.json")
-    pipeline.run(load(pipeline.Config, None, [*SMALL_PIPELINE, f"root={finished_pipeline}"]))
+    pipeline.run(load(pipeline.Config, LAPTOP, [*SMALL, f"root={finished_pipeline}"]))
     assert re.search(r"(\d+) stages, \1 of them found done", capsys.readouterr().err)
     assert time.monotonic() - started < limit(60)
     assert release.current(open_storage(finished_pipeline)) == before

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import free_port
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.config import TrackingConfig, build
@@ -30,6 +29,7 @@ from headtail.stages.replay import REQUESTS, Event, Met
 from headtail.stages.serve.answerer import RealtimeFailure, RealtimeReply
 from headtail.stages.serve.app import State, make_app, open_served
 from local_server import Running
+from ports import free_port
 from test_cache import answers, good, publish
 from test_publish import leave
 from timescale import limit

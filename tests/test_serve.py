@@ -17,7 +17,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conftest import free_port
 from headtail.adapters.storage import Storage
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.config import TrackingConfig, build
@@ -29,6 +28,7 @@ from headtail.releases.release import Release
 from headtail.stages import ingest, plan, serve
 from headtail.stages.serve.answerer import REASONS, AskStudent, RealtimeFailure, RealtimeReply
 from headtail.stages.serve.app import PAGE, AnswerResponse, State, make_app, open_served
+from ports import free_port
 from test_cache import answers, good, publish
 from timescale import limit
 

@@ -18,7 +18,6 @@ import httpx
 import jsonschema
 import pytest
 
-from conftest import free_port
 from headtail.adapters.storage import Storage, open_storage
 from headtail.batch.job import answer_settings
 from headtail.core.errors import ConfigError, EngineError
@@ -29,6 +28,7 @@ from headtail.engines.models import resolve
 from headtail.releases import release
 from headtail.stages import serve
 from headtail.stages.serve.answerer import RealtimeReply
+from ports import free_port
 from test_serve import config, published, segments
 from timescale import limit
 

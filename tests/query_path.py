@@ -1,0 +1,52 @@
+"""A log line becomes a served answer in one process: ingest, plan, precompute with the null engine, publish, one request.
+
+No Ray: the shards are answered by one worker here, so that whoever watches sees every function that runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from headtail.adapters import progress
+from headtail.adapters.storage import open_storage
+from headtail.batch import driver
+from headtail.batch.worker import Worker
+from headtail.core.config import TrackingConfig
+from headtail.engines import ModelConfig
+from headtail.stages import ingest, plan, precompute, publish
+from headtail.stages.serve.app import State, make_app, open_served
+
+
+def answer_here(job: Any, manifest: Any, asks: Sequence[Any], *_: Any) -> list[dict[str, Any]]:
+    worker = Worker(job, manifest, "run")
+    batch = {"shard": [ask.shard for ask in asks], "edition": [ask.edition for ask in asks]}
+    return [json.loads(text) for text in worker(batch)["report"]]
+
+
+def walk(folder: Path) -> None:
+    """Raises if the request is not answered from the snapshot."""
+    log = folder / "log.csv"
+    log.write_text("query\n" + "pizza near me\n" * 3 + "thai food\n" * 2, encoding="utf-8")
+    root = str(folder / "store")
+    common: dict[str, Any] = {"root": root, "tracking": TrackingConfig(enabled=False)}
+    progress.quiet()
+    vars(driver)["_spread"] = answer_here
+    ingest.run(ingest.Config(**common, log=str(log)))
+    plan.run(plan.Config(**common))
+    precompute.run(precompute.Config(**common, model=ModelConfig(engine="null", model="null")))
+    publish.run(publish.Config(**common))
+    store = open_storage(root)
+    state = State(store, open_served(store, "current"), None)
+
+    async def request() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(state)), base_url="http://test") as client:
+            return await client.post("/v1/answer", json={"query": "Pizza near me"})
+
+    found = asyncio.run(request()).json()
+    assert found["cached"], found
