@@ -282,10 +282,11 @@ def test_mlflow_shows_the_release_within_a_minute(finished_pipeline: str) -> Non
     assert "report.html" in {a.path for a in client.list_artifacts(parent.info.run_id)}
     assert [prompt.name for prompt in client.search_prompts()] == ["headtail-query_segmentation"]
     models = client.search_registered_models()
-    assert [model.name for model in models] == ["headtail-query_segmentation-batch_student"]
-    version = client.get_model_version(models[0].name, next(iter(models[0].aliases.values())))
-    assert ("champion" in models[0].aliases) == (version.tags["gate.passed"] == "true")
-    assert json.loads(version.tags["gate.evidence"])["candidate"] == version.tags["path"]
+    assert sorted(model.name for model in models) == [f"headtail-query_segmentation-{which}_student" for which in ("batch", "realtime")]
+    for model in models:
+        version = client.get_model_version(model.name, next(iter(model.aliases.values())))
+        assert ("champion" in model.aliases) == (version.tags["gate.passed"] == "true")
+        assert json.loads(version.tags["gate.evidence"])["candidate"] == version.tags["path"]
 
 
 @pytest.mark.slow
