@@ -97,7 +97,7 @@ bench-scale: install ## 1, 5 and 20 million rows through the null engine: build/
 	@$(BIN)/python -m tests.bench.scale
 
 measure: install ## size and shape of the package in numbers (docs/decisions/0016)
-	@$(BIN)/python -m tests.measure 2>/dev/null
+	@$(BIN)/python -m tests.bench.measure 2>/dev/null
 
 clean: ## remove what was built; the virtual environment stays
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

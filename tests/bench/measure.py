@@ -1,6 +1,6 @@
 """The size and shape of the package in numbers: what docs/decisions/0016 compares before and after. `make measure` prints them.
 
-    python -m tests.measure [--package platform/headtail] [--no-path]
+    python -m tests.bench.measure [--package platform/headtail] [--no-path]
 
 In: the package's files, read as syntax. The last number comes from a run: a log line becomes a served answer (ingest, plan, precompute
 with the null engine, publish, one request), and every module of the package of which a function ran then is on a query's path.
@@ -107,7 +107,7 @@ def measure(package: Path) -> dict[str, Any]:
 
 def path_modules() -> list[str]:
     """Modules of which a function runs while one log line becomes a served answer."""
-    from tests.query_path import walk
+    from .query_path import walk
 
     seen: set[str] = set()
 
@@ -123,12 +123,12 @@ def path_modules() -> list[str]:
             walk(Path(folder))
         finally:
             sys.setprofile(None)
-            threading.setprofile(None)  # type: ignore[arg-type]
+            threading.setprofile(None)
     return sorted(seen)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.measure", description=str(__doc__).splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.measure", description=str(__doc__).splitlines()[0])
     parser.add_argument("--package", type=Path, default=Path("platform/headtail"))
     parser.add_argument("--no-path", action="store_true", help="leave out the run")
     flags = parser.parse_args()
