@@ -104,11 +104,11 @@ def teacher_path() -> Path:
 @pytest.fixture(scope="session")
 def cluster(_moto: str) -> Iterator[None]:
     """A real Ray cluster for the whole test session; logical CPUs exceed the cores so that small actors fit. Its workers know of moto."""
-    from headtail.adapters.cluster import start, stop
+    from headtail.adapters.cluster import start_cluster, stop_cluster
 
-    start(cpus=4)
+    start_cluster(cpus=4)
     yield
-    stop()
+    stop_cluster()
 
 
 def keep(store: Storage, stage: str, mark: str, tables: Mapping[str, pa.Table], **fields: Any) -> Receipt:

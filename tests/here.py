@@ -63,8 +63,8 @@ def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
         assert child.exitcode == 0, "the rank broke: its output is in the captured stderr"
 
     monkeypatch.setattr(launch, "_fit", fit)
-    monkeypatch.setattr("headtail.adapters.cluster.start", lambda cpus=None: None)
-    monkeypatch.setattr("headtail.adapters.meter.metered", _unmetered)
+    monkeypatch.setattr("headtail.adapters.cluster.start_cluster", lambda cpus=None: None)
+    monkeypatch.setattr("headtail.adapters.meter.job_meter", _unmetered)
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 
 from headtail.adapters.storage import open_storage, read_table, write_table
-from headtail.batch import Job, Table
-from headtail.batch.catalog import register
+from headtail.batch import InputTable, Job
+from headtail.batch.catalog import register_job
 from headtail.batch.driver import find_open_shards
-from headtail.batch.ledger import Ledger, settle_up
-from headtail.batch.prepare import prepare
+from headtail.batch.ledger import Ledger, close_ledger
+from headtail.batch.prepare import prepare_input
 from headtail.batch.worker import Worker
 from headtail.core import keys
 from headtail.core.rows import PLANNED, with_side_inputs
@@ -50,7 +50,7 @@ def maker(root: str, segmentation: Task) -> MakeJob:
         refs = []
         for i, table in enumerate(tables):
             write_table(store, f"plan/x/{i}.parquet", table)
-            refs.append(Table(f"plan/x/{i}.parquet", f"plan/x:{i}"))
+            refs.append(InputTable(f"plan/x/{i}.parquet", f"plan/x:{i}"))
         job = Job(
             root=root,
             path="precompute/x",
@@ -71,13 +71,13 @@ def maker(root: str, segmentation: Task) -> MakeJob:
 def run_here(job: Job, run: str = "run0") -> tuple[Ledger, Worker]:
     """`generate` without Ray: one worker in this process."""
     store = open_storage(job.root)
-    manifest = prepare(job)
-    register(store, job)
+    manifest = prepare_input(job)
+    register_job(store, job)
     done, asks = find_open_shards(job, store, manifest)
     worker = Worker(job, manifest, run)
     made = worker.work(asks)
     report = {"worker": worker.name, "engine": {}, "start_s": worker.start_s, "restarts": worker.restarts}
-    return settle_up(job, store, manifest, done, made, [report]), worker
+    return close_ledger(job, store, manifest, done, made, [report]), worker
 
 
 def rows_of(job: Job, ledger: Ledger) -> pa.Table:

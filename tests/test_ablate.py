@@ -12,7 +12,7 @@ from bench.suspects import OFF, example_answers
 from conftest import keep
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_ref, output_table
-from headtail.core.config import build
+from headtail.core.config import build_config
 from headtail.core.errors import ConfigError
 from headtail.core.receipt import Receipt
 from headtail.core.rows import ANSWER, HUMAN_LABELS, TRAINING_SET, with_side_inputs
@@ -107,4 +107,4 @@ def test_one_variant_is_no_ablation(config: ablate.Config) -> None:
     with pytest.raises(ConfigError, match="two variants"):
         ablate.run(config.model_copy(update={"human": "", "variants": ("raw", "human")}))
     with pytest.raises(ConfigError, match="variants"):
-        build(ablate.Config, {"variants": ["raw", "cooked"]}, "test")
+        build_config(ablate.Config, {"variants": ["raw", "cooked"]}, "test")

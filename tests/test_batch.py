@@ -16,13 +16,13 @@ import pytest
 
 from headtail.adapters.storage import Storage, open_storage, read_json, read_table, write_table
 from headtail.batch import remove_work_files
-from headtail.batch.driver import chains, find_open_shards
+from headtail.batch.driver import chain_count, find_open_shards
 from headtail.batch.job import Journal
-from headtail.batch.ledger import audit, check_sums, settle_up
+from headtail.batch.ledger import audit, check_sums, close_ledger
 from headtail.batch.parsed_answer import classify
-from headtail.batch.prepare import INPUT, input_rows, prepare, read_shard, shard_count
+from headtail.batch.prepare import INPUT, input_rows, prepare_input, read_shard, shard_count
 from headtail.batch.shard import CRASHES_ALONE, WINDOWS, Shard
-from headtail.batch.wanted import Wanted, check_rows, wanted
+from headtail.batch.shard_requests import ShardRequests, check_rows, shard_requests
 from headtail.batch.worker import MOST_STARTS, Ask, Worker
 from headtail.core import keys, rows
 from headtail.core.errors import EngineError, InputError, LedgerError, StorageError
@@ -51,7 +51,7 @@ def test_shards_are_ranges_of_keys() -> None:
 def test_every_input_row_is_in_one_shard(make_job: MakeJob, shards: int) -> None:
     first, second = planned([f"a{i}" for i in range(101)]), planned([f"b{i}" for i in range(53)])
     job = make_job(first, second, shards=shards)
-    manifest, store = prepare(job), open_storage(job.root)
+    manifest, store = prepare_input(job), open_storage(job.root)
     assert manifest.rows == 154
     seen = [query for shard in range(shards) for query in read_shard(store, manifest, shard).to_pydict().get("query", [])]
     assert sorted(seen) == sorted([*first["query"].to_pylist(), *second["query"].to_pylist()])
@@ -59,7 +59,7 @@ def test_every_input_row_is_in_one_shard(make_job: MakeJob, shards: int) -> None
 
 def test_a_resumed_job_keeps_its_shards(make_job: MakeJob) -> None:
     table = planned([f"a{i}" for i in range(101)])
-    assert prepare(make_job(table, shards=3)) == prepare(make_job(table, shards=9))
+    assert prepare_input(make_job(table, shards=3)) == prepare_input(make_job(table, shards=9))
 
 
 def test_shard_count_bounds() -> None:
@@ -79,7 +79,7 @@ def test_a_table_of_labels_is_withheld_and_a_missing_side_input_is_null(segmenta
 
 def test_no_rows_is_an_error_that_says_where(make_local_job: MakeJob) -> None:
     with pytest.raises(InputError, match="no rows to answer"):
-        prepare(make_local_job(planned([])))
+        prepare_input(make_local_job(planned([])))
 
 
 # --- all rows, each in one state
@@ -165,7 +165,7 @@ def test_killed_anywhere_a_rerun_repeats_at_most_a_flush_per_open_shard(make_job
     while True:
         answered = interrupted(job, rng.randint(1, 60), f"run{kills}", monkeypatch)
         processed += answered
-        if find_open_shards(job, open_storage(job.root), prepare(job))[1] == []:
+        if find_open_shards(job, open_storage(job.root), prepare_input(job))[1] == []:
             break
         kills += 1
     ledger, _ = run_here(job, "last")
@@ -281,7 +281,7 @@ def test_a_row_that_ends_the_same_way_is_asked_in_so_many_runs_and_no_more(make_
     assert run_here(more, "run5")[0].computed == 2
     only = make_job(planned(["!fail", *(f"q{i}" for i in range(40))]), path="precompute/y", runs_per_row=1, reuse=False)
     run_here(only)
-    assert find_open_shards(only, open_storage(job.root), prepare(only))[1] == [], "a third driver finds nothing to do"
+    assert find_open_shards(only, open_storage(job.root), prepare_input(only))[1] == [], "a third driver finds nothing to do"
 
 
 def test_the_runs_of_a_row_are_counted_over_jobs(make_job: MakeJob) -> None:
@@ -355,9 +355,9 @@ def test_an_engine_that_breaks_on_everything_ends_the_job(make_local_job: MakeJo
 def test_an_engine_that_dies_at_every_start_ends_the_job(make_local_job: MakeJob) -> None:
     """Each worker stands for one that Ray brought back after its process died before any row was finished."""
     job = make_local_job(planned(["a", "b"]), shards=1)
-    manifest = prepare(job)
+    manifest = prepare_input(job)
     for _ in range(MOST_STARTS):
-        Worker(job, manifest, "run0").started()
+        Worker(job, manifest, "run0").ensure_engine()
     with pytest.raises(EngineError, match="before it finished a row"):
         Worker(job, manifest, "run0").work([Ask(0, 0)])
     assert run_here(job, "run1")[0].rows == 2
@@ -368,7 +368,7 @@ def test_an_engine_that_dies_at_every_start_ends_the_job(make_local_job: MakeJob
 
 def test_a_publish_retried_after_its_commit_changes_nothing(make_job: MakeJob) -> None:
     job = make_job(planned([f"q{i}" for i in range(30)]), shards=1)
-    store, manifest = open_storage(job.root), prepare(job)
+    store, manifest = open_storage(job.root), prepare_input(job)
     first, late = (Shard(job, store, manifest, 0, 0, run) for run in ("one", "two"))
     made = []
     for shard in (first, late):  # two workers that do not know of one another
@@ -379,7 +379,7 @@ def test_a_publish_retried_after_its_commit_changes_nothing(make_job: MakeJob) -
             shard.take(row, classify(job.task, completion), completion)
         made.append(shard.publish())
     assert made[0] == made[1]
-    assert settle_up(job, store, manifest, [], [made[0]], []).rows == 30
+    assert close_ledger(job, store, manifest, [], [made[0]], []).rows == 30
     assert Worker(job, manifest, "three").work([Ask(0, 0)]) == [made[0]]
 
 
@@ -387,14 +387,14 @@ def test_check_rows_names_what_is_wrong(make_local_job: MakeJob) -> None:
     job = make_local_job(planned(["a", "b"]), shards=1)
     ledger, _ = run_here(job)
     table = rows_of(job, ledger)
-    asked = wanted(read_shard(open_storage(job.root), prepare(job), 0), job.task, job.settings)
+    asked = shard_requests(read_shard(open_storage(job.root), prepare_input(job), 0), job.task, job.settings)
     check_rows(table, asked, "here")
     with pytest.raises(LedgerError, match=r"1 missing \('[ab]' "):
         check_rows(table.slice(0, 1), asked, "here")
     with pytest.raises(LedgerError, match="1 twice"):
         check_rows(pa.concat_tables([table, table.slice(0, 1)]), asked, "here")
     with pytest.raises(LedgerError, match="1 not asked for"):
-        check_rows(table, Wanted(asked.table.slice(0, 1), asked.messages[:1], asked.pairs[:1]), "here")
+        check_rows(table, ShardRequests(asked.table.slice(0, 1), asked.messages[:1], asked.pairs[:1]), "here")
     with pytest.raises(LedgerError, match="out of order"):
         check_rows(table.take([1, 0]), asked, "here")
     odd = table.set_column(table.column_names.index("state"), "state", pa.array(["answered", "lost"]))
@@ -405,7 +405,7 @@ def test_check_rows_names_what_is_wrong(make_local_job: MakeJob) -> None:
 def test_sums_that_do_not_agree_name_the_shard(make_local_job: MakeJob) -> None:
     job = make_local_job(planned([f"q{i}" for i in range(100)]), shards=4)
     ledger, _ = run_here(job)
-    manifest = prepare(job)
+    manifest = prepare_input(job)
     check_sums(ledger.shards, manifest, "here")
     with pytest.raises(LedgerError, match="shard 2 is missing"):
         check_sums([shard for shard in ledger.shards if shard.shard != 2], manifest, "here")
@@ -429,7 +429,7 @@ def test_the_audit_reads_what_is_published_and_names_rows(make_job: MakeJob) -> 
     """The anti-join looks at the store, not at what workers said."""
     job = make_job(planned([f"q{i}" for i in range(20)]), shards=1)
     ledger, _ = run_here(job)
-    store, manifest, receipt = open_storage(job.root), prepare(job), ledger.shards[0]
+    store, manifest, receipt = open_storage(job.root), prepare_input(job), ledger.shards[0]
     whole = read_table(store, receipt.answers.path)
     other = whole.set_column(0, "query_key", pa.array([*whole["query_key"].to_pylist()[:-1], keys.query_key("stranger")], rows.KEY))
     damaged = {
@@ -453,7 +453,7 @@ def test_input_columns_survive(make_local_job: MakeJob) -> None:
 
 @pytest.mark.parametrize("shards, workers, tasks", [(1, 1, 1), (4, 1, 1), (5, 2, 2), (16, 1, 4), (2500, 16, 157)])
 def test_chains(shards: int, workers: int, tasks: int) -> None:
-    assert chains(shards, workers) == tasks
+    assert chain_count(shards, workers) == tasks
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 97, 401])
@@ -477,7 +477,7 @@ def test_machines_that_are_taken_away_again_and_again_blame_no_row(make_local_jo
     """Each run dies after a few rows, without a fault of any row: all are answered in the end, however narrow the steps became."""
     job = make_local_job(planned([f"q{i}" for i in range(40)]), shards=1, flush_rows=1000)
     rng, runs = random.Random(3), 0
-    while find_open_shards(job, open_storage(job.root), prepare(job))[1]:
+    while find_open_shards(job, open_storage(job.root), prepare_input(job))[1]:
         interrupted(job, rng.randint(0, 4), f"run{runs}", monkeypatch)
         runs += 1
         assert runs < 200

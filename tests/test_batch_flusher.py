@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headtail.adapters.storage import open_storage, read_json
-from headtail.batch.flusher import LOOK, due
+from headtail.batch.flusher import LOOK, flush_due
 from headtail.batch.job import Journal
 from headtail.batch.shard import Shard
 from headtail.core.errors import StorageError
@@ -35,7 +35,7 @@ def test_killed_after_two_intervals_nearly_all_rows_are_safe(rate: float, second
     while now < killed * seconds:
         now += LOOK * seconds
         finished = int(now * rate)
-        if due(finished - safe, finished, now - last, now, seconds):
+        if flush_due(finished - safe, finished, now - last, now, seconds):
             last = now
             now += write * seconds
             if now < killed * seconds:
@@ -52,15 +52,15 @@ def test_flushes_stay_few(hours: float, most: int) -> None:
     now, last, safe, flushes = 0.0, 0.0, 0, 0
     while now < hours * 3600:
         now += LOOK * 10
-        if due(int(now * 10) - safe, int(now * 10), now - last, now, 10.0):
+        if flush_due(int(now * 10) - safe, int(now * 10), now - last, now, 10.0):
             last, safe, flushes = now, int(now * 10), flushes + 1
     assert flushes <= most
 
 
 def test_a_long_job_is_flushed_by_the_clock() -> None:
-    assert not due(0, 1000, 1e9, 1e9, 10.0)
-    assert not due(100, 1_000_000, 7.0, 1e9, 10.0)
-    assert due(1, 1_000_000, 7.5, 1e9, 10.0)
+    assert not flush_due(0, 1000, 1e9, 1e9, 10.0)
+    assert not flush_due(100, 1_000_000, 7.0, 1e9, 10.0)
+    assert flush_due(1, 1_000_000, 7.5, 1e9, 10.0)
 
 
 @pytest.mark.parametrize("rows", [30, 254])

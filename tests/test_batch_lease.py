@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from headtail.adapters import numbered
+from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, open_storage, read_json
 from headtail.batch import driver, lease
-from headtail.batch.lease import Lease, driving, gone
+from headtail.batch.lease import Lease, hold_lease, holder_gone
 from headtail.batch.worker import Worker
-from headtail.core.config import build
+from headtail.core.config import build_config
 from headtail.core.errors import StorageError
 from headtail.stages import precompute
 from test_precompute import config, plan
@@ -33,17 +33,17 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def held(store: Storage, number: int) -> Lease:
-    return build(Lease, read_json(store, numbered.path(FOLDER, number)), "test")
+    return build_config(Lease, read_json(store, append_log.entry_path(FOLDER, number)), "test")
 
 
 def test_a_lease_ends_with_its_driver_also_when_that_fails(store: Storage) -> None:
-    with driving(store, "precompute/x"):
+    with hold_lease(store, "precompute/x"):
         assert (held(store, 1).ended, held(store, 1).pid) == (False, os.getpid())
-    with pytest.raises(RuntimeError), driving(store, "precompute/x"):
+    with pytest.raises(RuntimeError), hold_lease(store, "precompute/x"):
         raise RuntimeError
     assert [held(store, number).ended for number in (1, 2)] == [True, True]
-    with driving(store, "precompute/x"):
-        assert numbered.last(store, FOLDER) == 3
+    with hold_lease(store, "precompute/x"):
+        assert append_log.last_number(store, FOLDER) == 3
 
 
 def test_the_second_says_who_drives_and_waits(any_root: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,10 +51,10 @@ def test_the_second_says_who_drives_and_waits(any_root: str, monkeypatch: pytest
     monkeypatch.setattr(lease, "say", said.append)
 
     def second() -> None:
-        with driving(store, "precompute/x"):
+        with hold_lease(store, "precompute/x"):
             order.append("second")
 
-    with driving(store, "precompute/x"):
+    with hold_lease(store, "precompute/x"):
         thread = threading.Thread(target=second)
         thread.start()
         end = time.monotonic() + limit(20)
@@ -70,13 +70,13 @@ def test_the_second_says_who_drives_and_waits(any_root: str, monkeypatch: pytest
 def test_a_lease_that_is_not_renewed_is_taken_over_by_one(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of another machine, whose clock and processes say nothing here."""
     monkeypatch.setattr(lease, "SILENT_S", 0.3)
-    store.create(numbered.path(FOLDER, 1), Lease(host="other", pid=1, since="2040-01-01T00:00:00+00:00").model_dump_json().encode())
+    store.create(append_log.entry_path(FOLDER, 1), Lease(host="other", pid=1, since="2040-01-01T00:00:00+00:00").model_dump_json().encode())
     inside, most, taken = 0, 0, list[float]()
     lock, begun = threading.Lock(), time.monotonic()
 
     def drive() -> None:
         nonlocal inside, most
-        with driving(store, "precompute/x"):
+        with hold_lease(store, "precompute/x"):
             with lock:
                 inside += 1
                 most = max(most, inside)
@@ -101,10 +101,10 @@ def test_a_lease_that_is_renewed_is_not_taken_over(store: Storage, monkeypatch: 
     entered = threading.Event()
 
     def second() -> None:
-        with driving(store, "precompute/x"):
+        with hold_lease(store, "precompute/x"):
             entered.set()
 
-    with driving(store, "precompute/x"):
+    with hold_lease(store, "precompute/x"):
         thread = threading.Thread(target=second)
         thread.start()
         assert not entered.wait(limit(2.0))
@@ -119,7 +119,7 @@ def test_a_lease_that_cannot_be_written_is_said_and_ends_no_job(store: Storage, 
     def full(*_: object) -> None:
         raise StorageError("cannot write: No space left on device")
 
-    with driving(store, "precompute/x"):
+    with hold_lease(store, "precompute/x"):
         monkeypatch.setattr(type(store), "replace", full)
         done.append(1)
     assert done
@@ -135,13 +135,13 @@ with driving(open_storage({store.root!r}), 'precompute/x'):\n    print('in', flu
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"in\n"
-    assert not gone(held(store, 1))
+    assert not holder_gone(held(store, 1))
     process.kill()
     process.wait()
     process.stdout.close()
-    assert gone(held(store, 1))
+    assert holder_gone(held(store, 1))
     begun = time.monotonic()
-    with driving(store, "precompute/x"):
+    with hold_lease(store, "precompute/x"):
         assert time.monotonic() - begun < lease.SILENT_S / 2
     assert not held(store, 1).ended
 

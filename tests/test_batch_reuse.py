@@ -16,10 +16,10 @@ import pytest
 
 from headtail.adapters.storage import open_storage
 from headtail.batch import Job, generate, worker
-from headtail.batch.driver import _stopped, find_open_shards
+from headtail.batch.driver import _raise_limit, find_open_shards
 from headtail.batch.limits import Limits
 from headtail.batch.parsed_answer import ParsedAnswer
-from headtail.batch.prepare import Manifest, prepare
+from headtail.batch.prepare import InputManifest, prepare_input
 from headtail.batch.shard import _tops
 from headtail.batch.worker import Ask, Worker
 from headtail.core import keys
@@ -49,7 +49,7 @@ def test_overlapping_shards_cover_a_shard_and_no_more(shards: int, others: int) 
     own, theirs = shards_of(some, shards), shards_of(some, others)
     for shard in range(0, shards, max(1, shards // 20)):
         mine = set(theirs[own == shard].tolist())
-        found = keys.overlapping(shard, shards, others)
+        found = keys.overlapping_shards(shard, shards, others)
         assert mine <= set(found)
         assert 0 <= found.start < found.stop <= others
         assert len(found) <= others // shards + 2
@@ -119,7 +119,7 @@ def test_likeliest_tokens_are_asked_for_once(make_local_job: MakeJob, telling: N
     table = planned(["a", "b", "c", "!length", "!invalid"])
     run_here(make_local_job(table, path="precompute/none", shards=1))
     job = make_local_job(table, path="precompute/two", shards=2, top_logprobs=2)
-    manifest, store = prepare(job), open_storage(job.root)
+    manifest, store = prepare_input(job), open_storage(job.root)
     told = Comparison(scope(job, manifest, 0)).of(find_open_shards(job, store, manifest)[1])
     assert dict(told.rows) == {("reused", ()): 2, ("retried", ("without top_logprobs",)): 3}
     ledger, _ = run_here(job)
@@ -168,7 +168,7 @@ def test_a_job_whose_rows_were_all_answered_before_starts_no_cluster(make_job: M
     run_here(make_job(planned([f"q{i}" for i in range(90)]), path="precompute/one", shards=2))
     spread: list[int] = []
 
-    def workers(job: Job, manifest: Manifest, asks: list[Ask], done: int) -> list[dict[str, object]]:
+    def workers(job: Job, manifest: InputManifest, asks: list[Ask], done: int) -> list[dict[str, object]]:
         spread.extend(ask.shard for ask in asks)
         worker = Worker(job, manifest, "run1")
         return [{"worker": "w", "engine": {}, "start_s": 0.0, "restarts": 0, "receipts": [one.model_dump() for one in worker.work(asks)]}]
@@ -202,14 +202,14 @@ def test_limits() -> None:
 def test_a_job_that_stops_names_the_reasons(make_job: MakeJob) -> None:
     """What workers say of rows that were truncated, are asked again, or failed goes into the one error."""
     job = make_job(planned([*(f"!length {i}" for i in range(60)), *(f"!fail {i}" for i in range(5)), "!flaky", "fine"]), shards=1)
-    worker = Worker(job, prepare(job), "run0")
+    worker = Worker(job, prepare_input(job), "run0")
     worker.work([Ask(0, 0)])
     counted = {name: worker._news[name] for name in ("asked", "errors", "settled", "unanswered")}
     assert counted == {"asked": 69, "errors": 7, "settled": 67, "unanswered": 65}
     assert "max_unanswered_share" in Limits(unanswered_share=0.5).problem(counted, 1)
     reports: list[dict[str, Any]] = [{"reasons": worker.reasons}, {"reasons": {"HTTP 503: overloaded (5 tries)": 9000}}]
     with pytest.raises(LimitReached) as error:
-        _stopped(job, "7 of 69 requests ended in an error", 0, 1, reports)
+        _raise_limit(job, "7 of 69 requests ended in an error", 0, 1, reports)
     text = str(error.value)
     assert "ended in an error; in all: 9,000 x HTTP 503: overloaded (5 tries); 60 x truncated: stopped at the length limit" in text
     assert "5 x failed: told to fail" in text
@@ -225,7 +225,7 @@ def test_an_endpoint_that_is_down_stops_the_job_with_its_status(
     server.reply = lambda text, nth: (status, {"error": {"message": "down for today"}}, {})
     model = ModelConfig(engine="openai", model="m", base_url=server.url, request_timeout_s=limit(5))
     job = make_local_job(planned([f"q{i}" for i in range(12)]), model=model, digest=f"endpoint:{server.url}:m@", shards=1, attempts=2)
-    worker = Worker(job, prepare(job), "run0")
+    worker = Worker(job, prepare_input(job), "run0")
     worker.work([Ask(0, 0)])
     worker._drop_engine()
     server.http.shutdown()
@@ -235,12 +235,12 @@ def test_an_endpoint_that_is_down_stops_the_job_with_its_status(
         LimitReached,
         match=rf"requests ended in an error, more than max_failed_share=0.05; in all: \d+ x .*HTTP {status}: .*down for",
     ):
-        _stopped(job, reason, 0, 1, [{"reasons": worker.reasons}])
+        _raise_limit(job, reason, 0, 1, [{"reasons": worker.reasons}])
 
 
 def test_a_worker_that_is_told_to_stop_keeps_what_is_done_and_the_next_goes_on(make_local_job: MakeJob) -> None:
     job = make_local_job(planned([f"q{i}" for i in range(200)]), shards=2, flush_rows=1000)
-    store, manifest = open_storage(job.root), prepare(job)
+    store, manifest = open_storage(job.root), prepare_input(job)
     worker = Worker(job, manifest, "run0")
     take, taken = worker.take, 0
 

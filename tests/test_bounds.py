@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from headtail.core.bounds import Array, Either, Game, Proof, Share, assisted, holm, share_p
+from headtail.core.bounds import Array, Either, Game, Proof, Share, holm, judge_assisted_proof, share_p
 
 GATES = 2000
 CHANCE = 1e-4  # of a false alarm per cell; seeds are fixed
@@ -124,7 +124,7 @@ JUDGES: dict[str, Callable[[np.random.Generator, Array], Array]] = {
 def test_whatever_the_judge_a_mean_that_misses_rarely_passes(judge: str, n: int, others: int) -> None:
     delta, least, rng = 0.1, 0.85, np.random.default_rng(n)
     people, more = labels(rng, least, (GATES, n)), labels(rng, least, (GATES, others))
-    game = assisted(people, JUDGES[judge](rng, people), JUDGES[judge](rng, more), delta)
+    game = judge_assisted_proof(people, JUDGES[judge](rng, people), JUDGES[judge](rng, more), delta)
     assert not convicted(int((game.ps(least) <= delta).sum()), GATES, delta)
 
 
@@ -148,7 +148,7 @@ def test_of_several_candidates_on_several_strata_rarely_one_passes_that_misses(c
     if judged:
         more = labels(rng, least, (GATES, candidates, 200))
         judge = JUDGES["good"]
-        helped = assisted(people, judge(rng, people), judge(rng, more), delta / candidates / strata / 2)
+        helped = judge_assisted_proof(people, judge(rng, people), judge(rng, more), delta / candidates / strata / 2)
         plain = share_p(people.sum(-1), n, least)
         ps[..., 0] = np.minimum(1, 2 * np.minimum(plain, helped.ps(least)))
     else:
@@ -211,7 +211,7 @@ def test_a_game_is_the_naive_one(scores: list[float], least: float, level: float
 @settings(max_examples=60)
 def test_bounds_and_p_values_agree_for_assisted_games(people: list[float], more: list[float], least: float) -> None:
     x = np.asarray(people)
-    game = assisted(x, np.round(x), np.asarray(more), 0.05)
+    game = judge_assisted_proof(x, np.round(x), np.asarray(more), 0.05)
     assert 0.005 <= game.p(least) <= 1
     assert (game.p(least) <= 0.05) == (game.low(0.05) >= least - 1e-9) or abs(game.low(0.05) - least) < 1e-6
     both = Either(Share(int(np.floor(x).sum()), len(x)), game)
@@ -222,15 +222,15 @@ def test_repetitions_are_apart() -> None:
     rng = np.random.default_rng(0)
     people, more = labels(rng, 0.9, (7, 40)), labels(rng, 0.9, (7, 90))
     judge, other = JUDGES["graded"](rng, people), JUDGES["graded"](rng, more)
-    together = assisted(people, judge, other, 0.05)
+    together = judge_assisted_proof(people, judge, other, 0.05)
     for i in range(7):
-        alone = assisted(people[i], judge[i], other[i], 0.05)
+        alone = judge_assisted_proof(people[i], judge[i], other[i], 0.05)
         assert together.ps(0.8)[i] == pytest.approx(alone.p(0.8))
         assert together.lows(0.1)[i] == pytest.approx(alone.low(0.1))
 
 
 def test_nothing_is_known_without_rows() -> None:
-    for proof in (Share(0, 0), Game(np.zeros(0), 0.05), assisted(np.zeros(0), np.zeros(0), np.ones(500), 0.05)):
+    for proof in (Share(0, 0), Game(np.zeros(0), 0.05), judge_assisted_proof(np.zeros(0), np.zeros(0), np.ones(500), 0.05)):
         assert (proof.n, proof.p(0.3), proof.low(0.05)) == (0, 1.0, 0.0)
         assert math.isnan(proof.value)
     assert Share(0, 0).rows_needed(0.95, 0.05, 0.8) == 59  # 0.95^59 < 0.05: what all right would take
@@ -285,7 +285,8 @@ def test_pairing_and_a_judge_save_labels() -> None:
     people, more = labels(rng, 0.93, (300, 150)), labels(rng, 0.93, (300, 4000))
     alone = np.mean(Game(people, 0.025).ps(0.85) <= 0.025)
     good, coin = (
-        np.mean(assisted(people, JUDGES[name](rng, people), JUDGES[name](rng, more), 0.025).ps(0.85) <= 0.025) for name in ("good", "coin")
+        np.mean(judge_assisted_proof(people, JUDGES[name](rng, people), JUDGES[name](rng, more), 0.025).ps(0.85) <= 0.025)
+        for name in ("good", "coin")
     )
     assert good > alone + 0.15
     assert coin > alone - 0.12  # a useless judge is found out

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headtail.adapters import numbered
+from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, open_storage, read_table
 from headtail.cache import (
     Built,
@@ -301,7 +301,7 @@ def test_killed_at_any_write_there_is_no_snapshot_until_its_manifest(
         kill_at(patch, any_store, step, after)
         with pytest.raises(KeyboardInterrupt):
             publish(any_store, tmp_path, table)
-    begun = [entry["snapshot"] for _, entry in numbered.read(any_store, LOG)]
+    begun = [entry["snapshot"] for _, entry in append_log.read_entries(any_store, LOG)]
     assert len(begun) == ((step, after) != ("log/", False))  # known before anything of it is written
     exists = (step, after) == ("manifest.json", True)
     for one in begun:

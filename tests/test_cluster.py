@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from headtail.adapters.cluster import unwrapped
+from headtail.adapters.cluster import unwrap_error
 from headtail.core.errors import ConfigError, EngineError, HeadtailError, LedgerError, StorageError
 
 
@@ -57,11 +57,11 @@ def test_the_folder_of_sockets_is_private_short_and_never_the_same(monkeypatch: 
         assert folder.stat().st_mode & 0o777 == 0o700
         assert len(f"{folder}/s/session_2026-11-29_08-03-39_426793_4194304/sockets/plasma_store.1") <= 107
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    cluster.stop()
+    cluster.stop_cluster()
     assert not any(folder.exists() for folder in folders)
     monkeypatch.setenv("RAY_TMPDIR", asked := tempfile.mkdtemp(dir="/tmp"))
     kept = Path(cluster._private_folder()).parent
-    cluster.stop()
+    cluster.stop_cluster()
     assert kept.parent == Path(asked)
     assert kept.is_dir()  # asked for: its logs are wanted
     shutil.rmtree(asked)
@@ -105,10 +105,10 @@ def test_a_local_cluster_listens_on_loopback_only(cluster: None) -> None:
 def test_start_twice_is_one_cluster(cluster: None) -> None:
     import ray
 
-    from headtail.adapters.cluster import start
+    from headtail.adapters.cluster import start_cluster
 
     before = ray.get_runtime_context().get_job_id()
-    start()
+    start_cluster()
     assert ray.get_runtime_context().get_job_id() == before
     assert ray.cluster_resources()["CPU"] == 4
 
@@ -195,7 +195,7 @@ def test_an_error_of_ours_comes_back_whole(cluster: None, where: str, tmp_path: 
     }
     with pytest.raises(Exception) as caught:  # which one is Ray's to choose
         ways[where]()
-    found = unwrapped(caught.value, EngineError, "a worker broke")
+    found = unwrap_error(caught.value, EngineError, "a worker broke")
     assert type(found) is ConfigError
     assert (found.what, found.where) == ("the endpoint answered 404: no such model", "model.model")
     assert (found.value, found.fix) == ("some/model", "check it\nand run again")
@@ -213,12 +213,12 @@ def test_an_error_of_ours_comes_back_whole(cluster: None, where: str, tmp_path: 
 )
 def test_an_error_of_ours_is_made_again_from_its_traceback(error: HeadtailError, after: str) -> None:
     text = f'ray::Map()\n  File "a.py", line 1\n{type(error).__module__}.{type(error).__name__}: {error}{after}'
-    found = unwrapped(text, EngineError, "a worker broke")
+    found = unwrap_error(text, EngineError, "a worker broke")
     assert (type(found), str(found)) == (type(error), str(error))
 
 
 def test_another_error_is_told_by_its_own_line() -> None:
     text = 'ray::Map()\n  File "a.py", line 1\nValueError: no such column\n\nray.exceptions.UserCodeException: failed\nTo change ...'
-    found = unwrapped(text, EngineError, "a worker broke", where="here", fix="run again")
+    found = unwrap_error(text, EngineError, "a worker broke", where="here", fix="run again")
     assert (type(found), str(found)) == (EngineError, "a worker broke: ValueError: no such column\n  where: here\n  do:    run again")
-    assert str(unwrapped("", EngineError, "a worker broke")) == "a worker broke: no words"
+    assert str(unwrap_error("", EngineError, "a worker broke")) == "a worker broke: no words"

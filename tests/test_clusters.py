@@ -199,14 +199,14 @@ def test_the_service_starts_what_there_is_with_fields_that_exist() -> None:
 
     from ray.serve.schema import ServeDeploySchema
 
-    from headtail.core.config import build
+    from headtail.core.config import build_config
     from headtail.stages.serve import Config
 
     spec = read(CLUSTERS / "kuberay" / "rayservice.yaml")["spec"]
     [app] = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"])).applications
     module, _, name = app.import_path.partition(":")
     assert callable(getattr(importlib.import_module(module), name))
-    config = build(Config, app.args, "rayservice.yaml")
+    config = build_config(Config, app.args, "rayservice.yaml")
     assert config.model.resources == {"serve": 1}
 
 

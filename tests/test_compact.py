@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from headtail.core.compact import ALPHABET, Codec, Unfit
+from headtail.core.compact import ALPHABET, Codec, CompactError
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.task import Task
 
@@ -150,7 +150,7 @@ def test_what_the_grammar_lets_pass_is_a_compact_answer_and_nothing_else_is(case
 def _problem(codec: Codec, text: str) -> str:
     try:
         codec.decode(text)
-    except Unfit as error:
+    except CompactError as error:
         return str(error)
     return ""
 
@@ -232,7 +232,7 @@ def test_spans_leave_out_what_is_forced() -> None:
 
 @pytest.mark.parametrize("code", ["x", "x|y", "\\x|", "|\\", "é", "x|\n", "\t"])
 def test_what_is_no_compact_answer_is_refused(code: str, segmentation: Task) -> None:
-    with pytest.raises(Unfit):
+    with pytest.raises(CompactError):
         Codec(segmentation.schema).decode(code)
 
 

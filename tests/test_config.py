@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field, ValidationError
 
-from headtail.core.config import Config, StageConfig, apply_sets, execution, load, read_yaml, result_fields
+from headtail.core.config import Config, StageConfig, apply_sets, execution, load_config, read_yaml, result_fields
 from headtail.core.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ class Outer(StageConfig):
 def test_file_then_sets_over_defaults(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("name: from-file\nhead: {rows: 5}\n")
-    found = load(Outer, file, ["head.rows=7", "maybe.rows=2", "name=a=b"])
+    found = load_config(Outer, file, ["head.rows=7", "maybe.rows=2", "name=a=b"])
     assert (found.name, found.head.rows, found.maybe and found.maybe.rows) == ("a=b", 7, 2)
 
 
@@ -44,7 +44,7 @@ def test_file_then_sets_over_defaults(tmp_path: Path) -> None:
 )
 def test_bad_values_are_named(sets: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said) as error:
-        load(Outer, None, sets)
+        load_config(Outer, None, sets)
     assert error.value.exit_code == 2
 
 
@@ -94,7 +94,7 @@ def test_frozen() -> None:
 def test_bare_null_in_yaml_is_the_null_engine() -> None:
     from headtail.engines import ModelConfig
 
-    assert load(ModelConfig, None, ["engine=null"]).engine == "null"
+    assert load_config(ModelConfig, None, ["engine=null"]).engine == "null"
 
 
 def test_naming_one_field_of_a_group_keeps_the_groups_own_defaults() -> None:
@@ -102,15 +102,15 @@ def test_naming_one_field_of_a_group_keeps_the_groups_own_defaults() -> None:
         inner: Inner = Field(Inner(rows=9, workers=4), description="a group whose defaults are not its type's")
         deep: Outer = Field(Outer(name="n", head=Inner(rows=8)), description="a group in a group")
 
-    found = load(Whole, None, ["inner.workers=2", "deep.head.workers=3"])
+    found = load_config(Whole, None, ["inner.workers=2", "deep.head.workers=3"])
     assert (found.inner.rows, found.inner.workers) == (9, 2)
     assert (found.deep.name, found.deep.head.rows, found.deep.head.workers) == ("n", 8, 3)
     with pytest.raises(ConfigError, match=r"unknown field deep\.head\.row .*did you mean rows"):
-        load(Whole, None, ["deep.head.row=2"])
+        load_config(Whole, None, ["deep.head.row=2"])
 
 
 def test_a_trained_teacher_keeps_its_settings_when_one_is_changed() -> None:
     from headtail.pipeline import Config as Pipeline
 
-    plain, changed = Pipeline().train_teacher, load(Pipeline, None, ["train_teacher.epochs=2"]).train_teacher
+    plain, changed = Pipeline().train_teacher, load_config(Pipeline, None, ["train_teacher.epochs=2"]).train_teacher
     assert changed == plain.model_copy(update={"epochs": 2.0})

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headtail.core.cost import ENCODER_30M, LLAMA_8B, QWEN_HALF_B, Shape, Tokens, decoder_flops, encoder_flops, shape_of, tokens_of
+from headtail.core.cost import ENCODER_30M, LLAMA_8B, QWEN_HALF_B, ModelShape, Tokens, decoder_flops, encoder_flops, shape_of, tokens_of
 from headtail.core.errors import ConfigError
 
 
@@ -17,27 +17,27 @@ from headtail.core.errors import ConfigError
     "shape, weights, tied, published",
     [(LLAMA_8B, 8_030_261_248, False, 1e-3), (QWEN_HALF_B, 494_032_768, True, 1e-3), (ENCODER_30M, 33_360_000, True, 0.02)],
 )
-def test_shapes_have_the_weights_that_are_published(shape: Shape, weights: int, tied: bool, published: float) -> None:
+def test_shapes_have_the_weights_that_are_published(shape: ModelShape, weights: int, tied: bool, published: float) -> None:
     """Norms, biases and positions, which are left out, are what differs."""
     assert shape.body + shape.head * (1 if tied else 2) == pytest.approx(weights, rel=published)
 
 
 @given(st.integers(1, 60), st.integers(0, 40), st.integers(0, 60))
 def test_a_decoders_row_is_the_sum_over_its_tokens(prompt: int, answer: int, cached: int) -> None:
-    cached, shape = min(cached, prompt), Shape(3, 64, 4, 2, 16, 96, 500)
+    cached, shape = min(cached, prompt), ModelShape(3, 64, 4, 2, 16, 96, 500)
     tokens = sum(2 * shape.body + shape.attention * position for position in range(cached + 1, prompt + answer + 1))
     assert decoder_flops(shape, Tokens(prompt, answer, cached)) == tokens + 2 * shape.head * answer
 
 
 def test_body_and_attention_are_what_a_layer_does() -> None:
     """One layer, written out: q, k, v, o, gate, up, down; then a score and a value per head for one token looked at."""
-    shape = Shape(1, 64, 4, 2, 16, 96, 500)
+    shape = ModelShape(1, 64, 4, 2, 16, 96, 500)
     assert shape.body == 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 96
     assert shape.attention == 4 * (2 * 16 + 2 * 16)
 
 
 def test_an_encoders_row_looks_both_ways_and_writes_nothing() -> None:
-    shape = Shape(2, 64, 4, 4, 16, 128, 500, gated=False)
+    shape = ModelShape(2, 64, 4, 4, 16, 128, 500, gated=False)
     assert encoder_flops(shape, Tokens(10, 30)) == 10 * (2 * shape.body + 10 * shape.attention)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from conftest import keep
 from headtail.adapters.storage import Storage
 from headtail.adapters.storage.receipts import output_table
-from headtail.core.config import TrackingConfig, build
+from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import ConfigError, InputError, LeakError, LedgerError, StorageError
 from headtail.core.keys import canonical, query_key
 from headtail.core.leaks import LabelledQueries
@@ -283,9 +283,9 @@ def test_refusals(store: Storage, segmentation: Task, intent: Task) -> None:
     with pytest.raises(InputError, match="no answers to curate"):
         curate.run(config)
     with pytest.raises(ConfigError, match="unknown stratum hed"):
-        build(curate.Config, {"strata_shares": {"hed": 0.5}}, "test")
+        build_config(curate.Config, {"strata_shares": {"hed": 0.5}}, "test")
     with pytest.raises(ConfigError, match="add up to at most 1"):
-        build(curate.Config, {"strata_shares": {"head": 0.6, "tail": 0.6}}, "test")
+        build_config(curate.Config, {"strata_shares": {"head": 0.6, "tail": 0.6}}, "test")
 
 
 def test_many_rows_in_bounded_time() -> None:

@@ -14,7 +14,7 @@ import headtail
 from conftest import keep
 from headtail.adapters.storage import (
     Storage,
-    check,
+    check_digest,
     check_local,
     digests,
     open_storage,
@@ -75,13 +75,13 @@ def test_a_changed_file_is_not_read_by_anyone_who_has_its_digest(store: Storage,
         lambda: list(stream_table(store, ref)),
         lambda: read_json(store, document),
         lambda: read_bytes(store, document),
-        lambda: check(store, ref),
+        lambda: check_digest(store, ref),
     ):
         with pytest.raises(StorageError, match="SHA-256 differs"):
             read()
     store.remove(ref.path)
     with pytest.raises(StorageError, match="not in the store"):
-        check(store, ref)
+        check_digest(store, ref)
 
 
 def test_an_output_of_a_receipt_is_checked(store: Storage) -> None:
@@ -97,12 +97,12 @@ def test_a_file_is_read_for_its_digest_once_for_each_state_of_it(store: Storage,
     ref = write(store, "plan/ab/head.parquet", pa.table({"x": [1, 2, 3]}))
     later = time.time_ns() + 10_000_000_000
     monkeypatch.setattr("time.time_ns", lambda: later)  # S3 tells times in seconds: within one second it may be another file
-    check(store, ref)
+    check_digest(store, ref)
     with monkeypatch.context() as patch:
         patch.setattr("hashlib.sha256", lambda *_: pytest.fail("read again"))
-        check(store, ref)
+        check_digest(store, ref)
     with pytest.raises(StorageError, match="differs"):
-        check(store, FileRef(path=ref.path, bytes=ref.bytes, sha256="0" * 64))  # another digest of the same file
+        check_digest(store, FileRef(path=ref.path, bytes=ref.bytes, sha256="0" * 64))  # another digest of the same file
 
 
 def test_a_changed_lmdb_file_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

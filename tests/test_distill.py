@@ -258,7 +258,7 @@ def test_layers_are_taken_evenly(tokenizer: Any) -> None:
 def test_a_student_starts_from_layers_of_a_trained_teacher(store: Storage, tokenizer: Any, tmp_path: Path) -> None:
     """base.model=distill/... with base.layers: cut once, kept in the store, and found there by a run that goes on."""
     from headtail.adapters.tracking import Tracker
-    from headtail.engines.models import resolve, weights_digest
+    from headtail.engines.models import resolve_weights, weights_digest
     from headtail.stages.base import Stage
     from headtail.stages.distill.launch import prepare_base
 
@@ -274,7 +274,7 @@ def test_a_student_starts_from_layers_of_a_trained_teacher(store: Storage, token
     )
     write_json(store, "distill/t/receipt.json", made.model_dump(mode="json"))
     config = distill.Config(root=store.root, tracking=OFF, base=Base(model="distill/t", layers=2))
-    found = resolve("distill/t", "", store)
+    found = resolve_weights("distill/t", "", store)
     for turn in ("first", "again"):
         (tmp_path / turn).mkdir()
         stage = Stage("distill", store, "distill/s", Tracker(OFF, store.root), "", tmp_path / turn)

@@ -24,7 +24,7 @@ from headtail.core.rows import with_side_inputs
 from headtail.core.spelling import similar
 from headtail.core.task import Task
 from headtail.engines import ModelConfig, Request, open_engine
-from headtail.engines.words import Reader
+from headtail.engines.words import WordTokenizer
 from headtail.examples import example_data
 from headtail.stages import distill, evaluate, precompute
 from headtail.stages.distill.base import Base, Shape
@@ -110,7 +110,7 @@ def test_examples_hold_a_row_as_it_is_and_with_slips(
     assert table.num_rows == training_set.num_rows
     assert re.search(r"labels       hold 9\d\.\d% of 150", capsys.readouterr().err)
     for query, row in zip(training_set["query"].to_pylist(), table.to_pylist(), strict=True):
-        reader, spoken = Reader(tokenizer), tagging.words(query)
+        reader, spoken = WordTokenizer(tokenizer), tagging.word_spans(query)
         first = row["ids"][: row["sizes"][0]]
         assert first == reader.read(query).ids
         assert len(row["kinds"]) == len(row["labels"]) == len(spoken)
@@ -177,7 +177,7 @@ def test_a_slip_is_one_slip_and_never_another_known_word() -> None:
     for _ in range(200):
         assert similar("barbecue", slip("barbecue", rng))
     scheme = PLAIN.model_copy(update={"corrections": ("cat", "cut", "cot", "coat")})
-    made = tagging.Labels((tagging.BEGIN,), (0,), (tagging.KEEP,), (), True)
+    made = tagging.Tags((tagging.BEGIN,), (0,), (tagging.KEEP,), (), True)
     found = slipped("cat", made, scheme, tagging.fix_numbers(scheme), 200, rng)
     assert found
     assert all(text not in scheme.corrections and fixes == [tagging.FIRST_FIX] for text, fixes in found)
@@ -185,7 +185,7 @@ def test_a_slip_is_one_slip_and_never_another_known_word() -> None:
 
 def test_slips_do_not_teach_misspelt_texts(segmentation: Task, intent: Task) -> None:
     """A task that answers with texts but never corrects them gets none; one that answers with a class gets them anywhere."""
-    rng, kept = random.Random(0), tagging.Labels((tagging.BEGIN,) * 2, (0,) * 2, (tagging.KEEP,) * 2, (), True)
+    rng, kept = random.Random(0), tagging.Tags((tagging.BEGIN,) * 2, (0,) * 2, (tagging.KEEP,) * 2, (), True)
     assert slipped("sushi tonight", kept, tagging.scheme(segmentation.schema), {}, 9, rng) == []
     found = slipped("sushi tonight", kept, tagging.scheme(intent.schema), {}, 9, rng)
     assert len(found) > 5
@@ -244,7 +244,7 @@ def test_further_queries_are_those_of_no_labelled_set(store: Storage) -> None:
 
 
 def test_whole_words_are_hidden_and_asked_for_there_alone(tokenizer: Any) -> None:
-    reader, rng = Reader(tokenizer), np.random.default_rng(0)
+    reader, rng = WordTokenizer(tokenizer), np.random.default_rng(0)
     reads = [reader.read("best barbecue in chattanooga"), reader.read("pizza")]
     ids, mask, wanted = (x.numpy() for x in hidden(reads, reader, tokenizer.mask_token_id, len(tokenizer), rng))
     for i, found in enumerate(reads):
@@ -282,7 +282,7 @@ def test_an_encoder_learns_to_answer_and_to_spell(segmentation: Task, training_s
     numbers, rng = tagging.fix_numbers(learner.scheme), random.Random(1)
     asked = []
     for query, answer in rows:
-        found_labels = tagging.encode(learner.scheme, query, answer, numbers)
+        found_labels = tagging.encode_tags(learner.scheme, query, answer, numbers)
         asked += [(text, answer) for text, _ in slipped(query, found_labels, learner.scheme, numbers, 1, rng)]
     assert len(asked) > 20
     mended = list(engine.generate(Request(i, [{"role": "user", "content": text}]) for i, (text, _) in enumerate(asked)))

@@ -16,7 +16,7 @@ from headtail.core.config import TrackingConfig
 from headtail.core.errors import ConfigError
 from headtail.core.io_format import ModelFormat
 from headtail.core.rows import TOP
-from headtail.engines.models import Found
+from headtail.engines.models import ResolvedModel
 from headtail.engines.tokens import vocabulary
 from headtail.examples import example_data
 from headtail.stages import distill
@@ -153,7 +153,7 @@ def test_another_vocabulary_or_format_is_refused(tokenizer: Any, tmp_path: Path)
     other = train_tokenizer(["some other text, quite another"] * 3, 300)
     other.save_pretrained(tmp_path)
     make_base(TINY, other, 0).save_pretrained(tmp_path)
-    teacher = Found(str(tmp_path), "digest", "other")
+    teacher = ResolvedModel(str(tmp_path), "digest", "other")
     with pytest.raises(ConfigError, match="vocabulary is not the student's"):
         check_logits("decoder", ModelFormat(), tokenizer, teacher)
     check_logits("decoder", ModelFormat(), other, teacher)

@@ -17,7 +17,7 @@ import pytest
 from conftest import keep
 from headtail.adapters.storage import Storage, write_table
 from headtail.core import io_format
-from headtail.core.config import TrackingConfig, build
+from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import ConfigError
 from headtail.core.task import Task
 from headtail.engines.models import weights_digest
@@ -212,8 +212,8 @@ def test_stages_that_would_be_the_same_are_refused(
 ) -> None:
     for fields in ({"io_format": {"prompt": "query_only"}}, {"student": "encoder"}):
         with pytest.raises(ConfigError, match="shows no side inputs"):
-            build(distill.Config, {"two_stage": True, **fields}, "test")
-    assert build(distill.Config, {"two_stage": True, "student": "encoder", "io_format": {"side_inputs": True}}, "test").two_stage
+            build_config(distill.Config, {"two_stage": True, **fields}, "test")
+    assert build_config(distill.Config, {"two_stage": True, "student": "encoder", "io_format": {"side_inputs": True}}, "test").two_stage
     training_set = left_out(Rows(golden_of(segmentation), golden_of(segmentation).slice(0, 0)), segmentation).training_set
     keep(store, "curate", "n" * 16, {"training_set": training_set})
     with pytest.raises(ConfigError, match="no training row has side inputs"):

@@ -17,13 +17,13 @@ from headtail import pipeline
 from headtail.adapters.storage import local
 from headtail.cli import doctor, main
 from headtail.cli.finding import Finding
-from headtail.core.config import load
+from headtail.core.config import load_config
 from local_server import Running
 from ports import free_port
 
 
 def found(sets: list[str]) -> dict[str, Finding]:
-    return {result.check: result for result in doctor.examine(load(pipeline.Config, None, sets))}
+    return {result.check: result for result in doctor.examine(load_config(pipeline.Config, None, sets))}
 
 
 def test_this_machine_passes(root: str) -> None:

@@ -18,9 +18,9 @@ from rich.console import Console
 from conftest import keep
 from headtail import cli
 from headtail.adapters.storage import Storage, open_storage, read_json
-from headtail.batch.catalog import entries
+from headtail.batch.catalog import catalog_entries
 from headtail.batch.job import Job
-from headtail.core.config import TrackingConfig, build
+from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import InputError, LimitReached
 from headtail.core.receipt import Receipt
 from headtail.core.rows import State
@@ -65,8 +65,8 @@ def test_at_first_all_is_new_and_nothing_is_started(make_job: MakeJob) -> None:
     assert groups(found) == {("new",): 3}
     assert (found.duplicates, found.ask, found.traffic, found.estimate) == (1, 3, 4 + 3 + 2, None)
     assert found.groups[0].examples == ("a", "b", "c")
-    assert build(Preview, read_json(store, plan_path(job.path)), "test") == found
-    assert entries(store) == []
+    assert build_config(Preview, read_json(store, plan_path(job.path)), "test") == found
+    assert catalog_entries(store) == []
     check(job, {("new",): 3})
     check(dataclasses.replace(job, path="precompute/y"), {("reused",): 3})
 
@@ -205,7 +205,7 @@ def test_the_newest_job_that_asked_a_query_is_the_one_compared_with(make_local_j
 def test_parts_by_the_words_people_use(make_local_job: MakeJob, segmentation: Task, update: dict[str, Any], said: tuple[str, ...]) -> None:
     base = make_local_job(table_of(3))
     run_here(base)
-    (entry,) = entries(open_storage(base.root))
+    (entry,) = catalog_entries(open_storage(base.root))
     file = segmentation.file
     file = file.model_copy(update={"sampling": file.sampling.model_copy(update=update.get("sampling", {}))})
     task = dataclasses.replace(segmentation, file=file, schema={**segmentation.schema, **update.get("schema", {})})
@@ -245,7 +245,7 @@ def asked(tmp_path: Path) -> Asked:
 def config(root: str, tmp_path: Path, **fields: Any) -> precompute.Config:
     model = {"engine": "null", "cpus": 0.5, "model": f"null:faults,log={tmp_path}/asked", **fields.pop("model", {})}
     given = {"root": root, "tracking": TrackingConfig(enabled=False), "inputs": ["plan:head"], "model": model, **fields}
-    return build(precompute.Config, given, "test")
+    return build_config(precompute.Config, given, "test")
 
 
 def head(store: Storage, count: int, mark: str = "ab12", first: int = 0) -> None:
@@ -453,7 +453,7 @@ def command(root: str, tmp_path: Path, *flags: str) -> list[str]:
 def test_the_command(root: str, store: Storage, tmp_path: Path, asked: Asked, capsys: pytest.CaptureFixture[str]) -> None:
     head(store, 100)
     cli.main(command(root, tmp_path, "--dry-run", "--probe", "0", "--json"))
-    found = build(Preview, json.loads(capsys.readouterr().out.splitlines()[-1]), "test")
+    found = build_config(Preview, json.loads(capsys.readouterr().out.splitlines()[-1]), "test")
     assert (found.ask, asked()) == (100, 0)
     cli.main(command(root, tmp_path, "--dry-run", "--probe", "40"))
     said = capsys.readouterr().err
@@ -461,7 +461,7 @@ def test_the_command(root: str, store: Storage, tmp_path: Path, asked: Asked, ca
         assert words_of in said
     cli.main(command(root, tmp_path, "--apply", "--json"))
     shown_last = capsys.readouterr()
-    receipt = build(Receipt, json.loads(shown_last.out.splitlines()[-1]), "test")
+    receipt = build_config(Receipt, json.loads(shown_last.out.splitlines()[-1]), "test")
     assert (receipt.rows["recomputed"], asked()) == (60, 100)
     assert "planned and actual" in shown_last.err
     cli.main(command(root, tmp_path, "--dry-run"))

@@ -28,9 +28,9 @@ from headtail.engines import Request, grammar
 from headtail.engines.control import Encoder
 from headtail.engines.engine_thread import EngineStopped, EngineThread, RowRefused
 from headtail.engines.load import Load
-from headtail.engines.null import NullEngine, _fitted, _smallest, answerer
-from headtail.engines.tokens import AHEAD, BATCH, Ahead, answer_texts
-from headtail.engines.vllm import completion_of
+from headtail.engines.null import NullEngine, _fit_length, _smallest, answerer
+from headtail.engines.tokens import AHEAD, BATCH, TokenizeAhead, answer_texts
+from headtail.engines.vllm import completion_of_output
 from timescale import limit
 
 
@@ -95,7 +95,7 @@ def test_null_what_is_made_once_is_what_is_made_anew() -> None:
     }
     answer = answerer(schema)
     for text in ("", "ab", 'say "hi" \\ \n now', "é\x00ü free text \x00"):
-        anew = _smallest(schema, schema, lambda least, most: _fitted(text, least, most))  # noqa: B023
+        anew = _smallest(schema, schema, lambda least, most: _fit_length(text, least, most))  # noqa: B023
         assert json.loads(answer(text)) == anew
     wanted = {"a": "cdefghij", "none": "", "list": ["fghij", "fghij"], "n": 4, "kind": "x", "maybe": False}
     assert json.loads(answer("abcdefghij")) == wanted
@@ -120,7 +120,7 @@ def _accepts(schema: dict[str, Any], text: str) -> bool:
 
     vocabulary = [bytes([i]) for i in range(256)] + [b"</s>"]
     info = xgrammar.TokenizerInfo(vocabulary, vocab_type=xgrammar.VocabType.RAW, stop_token_ids=[256])
-    compiled = xgrammar.GrammarCompiler(info).compile_grammar(grammar.of_schema(schema, "here"))
+    compiled = xgrammar.GrammarCompiler(info).compile_grammar(grammar.schema_grammar(schema, "here"))
     matcher = xgrammar.GrammarMatcher(compiled)
     return all(matcher.accept_token(byte) for byte in text.encode()) and bool(matcher.accept_token(256))
 
@@ -133,12 +133,12 @@ _SEGMENT = st.fixed_dictionaries({"text": _TEXT, "label": st.sampled_from(["topi
 @given(st.lists(_SEGMENT, max_size=8))
 def test_whatever_is_taught_the_grammar_lets_pass(segments: list[dict[str, str]]) -> None:
     task = load_task("query_segmentation")
-    schema = grammar.for_engine(task.schema, task.file.sampling.max_tokens)
+    schema = grammar.engine_schema(task.schema, task.file.sampling.max_tokens)
     assert _accepts(schema, task.target({"segments": segments}))
 
 
 def test_the_grammar_forces_one_spacing_and_the_schemas_order(segmentation: Task) -> None:
-    schema = grammar.for_engine(segmentation.schema, 120)
+    schema = grammar.engine_schema(segmentation.schema, 120)
     assert _accepts(schema, '{"segments": [{"text": "x", "label": "name"}, {"text": "y", "label": "none"}]}')
     for other in (
         '{"segments":[{"text":"x","label":"name"}]}',
@@ -164,7 +164,7 @@ def test_a_label_of_any_characters_passes_and_no_other(label: str) -> None:
 
 def test_intents_pass(intent: Task) -> None:
     for label in intent.schema["properties"]["intent"]["enum"]:
-        assert _accepts(grammar.for_engine(intent.schema, 24), intent.target({"intent": label}))
+        assert _accepts(grammar.engine_schema(intent.schema, 24), intent.target({"intent": label}))
 
 
 def test_a_bound_that_the_token_limit_implies_goes_and_a_tighter_one_stays() -> None:
@@ -176,7 +176,7 @@ def test_a_bound_that_the_token_limit_implies_goes_and_a_tighter_one_stays() -> 
             "kind": {"enum": [{"type": "string", "maxLength": 500}]},
         },
     }
-    made = grammar.for_engine(schema, 120)
+    made = grammar.engine_schema(schema, 120)
     assert made["properties"]["wide"] == {"type": "string"}
     assert made["properties"]["tight"] == schema["properties"]["tight"]
     assert made["properties"]["kind"] == schema["properties"]["kind"]
@@ -185,7 +185,7 @@ def test_a_bound_that_the_token_limit_implies_goes_and_a_tighter_one_stays() -> 
 
 def test_a_schema_that_is_no_grammar_says_so() -> None:
     with pytest.raises(ConfigError, match="cannot be turned into a grammar"):
-        grammar.of_schema({"type": "string", "pattern": "["}, "task.yaml answer")
+        grammar.schema_grammar({"type": "string", "pattern": "["}, "task.yaml answer")
 
 
 # --- prompts made into ids ahead
@@ -202,7 +202,7 @@ def test_ids_made_in_batches_are_those_made_one_by_one(tokenizer: Any, segmentat
     queries = ["thai food", "x" * 300, "", 'a "quoted" \\ thing', "größe 中文 🍕", *(f"pizza {i}" for i in range(150))]
     chats = [segmentation.messages(query, {"businesses": ["a & b"]} if i % 2 else None) for i, query in enumerate(queries)]
     alone = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False) for chat in chats]
-    with Ahead(Encoder(tokenizer), (Request(i, chat) for i, chat in enumerate(chats))) as ahead:
+    with TokenizeAhead(Encoder(tokenizer), (Request(i, chat) for i, chat in enumerate(chats))) as ahead:
         found = []
         while ahead.more:
             if made := ahead.take(wait=True):
@@ -214,7 +214,7 @@ def test_ids_made_in_batches_are_those_made_one_by_one(tokenizer: Any, segmentat
 def test_a_row_that_the_template_refuses_is_the_only_one_that_lacks_ids(tokenizer: Any, segmentation: Task) -> None:
     asked = [Request(i, segmentation.messages(f"query {i}")) for i in range(10)]
     asked[3] = Request(3, [{"nonsense": "x"}])
-    with Ahead(Encoder(tokenizer), asked) as ahead:
+    with TokenizeAhead(Encoder(tokenizer), asked) as ahead:
         found = [made for _ in range(10) if (made := ahead.take(wait=True))]
     assert [bool(problem) for _, _, problem in found] == [i == 3 for i in range(10)]
     assert [bool(ids) for _, ids, _ in found] == [i != 3 for i in range(10)]
@@ -228,7 +228,7 @@ def test_rows_are_not_pulled_far_ahead(tokenizer: Any, segmentation: Task) -> No
             pulled.append(i)
             yield Request(i, segmentation.messages("x"))
 
-    with Ahead(Encoder(tokenizer), source()) as ahead:
+    with TokenizeAhead(Encoder(tokenizer), source()) as ahead:
         ahead.take(wait=True)
         assert len(pulled) <= (AHEAD + 1) * BATCH
 
@@ -249,7 +249,7 @@ def output(*samples: Any, tokens_in: int = 3, cached: int = 0) -> Any:
 def test_a_row_is_its_samples_and_the_first_is_the_answer(tokenizer: Any) -> None:
     end = tokenizer.eos_token_id
     one, two = tokenizer("thai", add_special_tokens=False)["input_ids"], tokenizer("food", add_special_tokens=False)["input_ids"]
-    made = completion_of(7, output(said(*one, reason="length"), said(*two, end, reason="stop"), tokens_in=40, cached=16), tokenizer)
+    made = completion_of_output(7, output(said(*one, reason="length"), said(*two, end, reason="stop"), tokens_in=40, cached=16), tokenizer)
     assert (made.id, made.text, made.finish_reason, made.error) == (7, "thai", "length", "")
     assert (made.tokens_in, made.tokens_cached, made.tokens_out) == (40, 16, len(one))
     (sample,) = made.samples
@@ -262,7 +262,7 @@ def test_a_row_is_its_samples_and_the_first_is_the_answer(tokenizer: Any) -> Non
 def test_a_token_that_ends_an_answer_is_no_part_of_it_even_when_it_is_plain_text(tokenizer: Any) -> None:
     (end,) = tokenizer("!", add_special_tokens=False)["input_ids"]
     ids = tokenizer("ok", add_special_tokens=False)["input_ids"]
-    assert completion_of(1, output(said(*ids, end, reason="stop")), tokenizer).text == "ok"
+    assert completion_of_output(1, output(said(*ids, end, reason="stop")), tokenizer).text == "ok"
 
 
 def test_a_control_token_inside_an_answer_is_spelt_out(tokenizer: Any) -> None:
@@ -272,7 +272,7 @@ def test_a_control_token_inside_an_answer_is_spelt_out(tokenizer: Any) -> None:
 
 
 def test_what_an_engine_gives_up_is_to_be_asked_again(tokenizer: Any) -> None:
-    made = completion_of(1, output(said(reason="abort")), tokenizer)
+    made = completion_of_output(1, output(said(reason="abort")), tokenizer)
     assert "abort" in made.error
     assert made.transient
 
@@ -282,7 +282,7 @@ def test_rows_without_a_grammar_are_not_masked() -> None:
 
     logits = torch.zeros((3, 40), dtype=torch.bfloat16)
     words = np.array([[0b101, 0], [-1, 1]], dtype=np.int32)
-    grammar.apply(logits, [2, 0], words)
+    grammar.apply_masks(logits, [2, 0], words)
     assert torch.isinf(logits).sum(dim=1).tolist() == [7, 0, 38]
     assert logits[2, [0, 2]].tolist() == [0, 0]
     assert logits[0, 32] == 0

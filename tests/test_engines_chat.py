@@ -10,7 +10,7 @@ import pytest
 
 from headtail.batch.parsed_answer import classify
 from headtail.core.errors import ConfigError
-from headtail.core.io_format import merged
+from headtail.core.io_format import merge_system_message
 from headtail.core.rows import State
 from headtail.core.task import Task
 from headtail.engines import ModelConfig
@@ -166,7 +166,7 @@ def test_merged_messages_hold_every_word_once() -> None:
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "c"},
     ]
-    assert merged(chat_) == [{"role": "user", "content": "s\n\na"}, *chat_[2:]]
-    assert merged(chat_[1:]) == chat_[1:]
-    assert merged(chat_[:1]) == [{"role": "user", "content": "s"}]
-    assert [dict(message) for message in requests("x")[0].messages] == merged(requests("x")[0].messages)
+    assert merge_system_message(chat_) == [{"role": "user", "content": "s\n\na"}, *chat_[2:]]
+    assert merge_system_message(chat_[1:]) == chat_[1:]
+    assert merge_system_message(chat_[:1]) == [{"role": "user", "content": "s"}]
+    assert [dict(message) for message in requests("x")[0].messages] == merge_system_message(requests("x")[0].messages)

@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headtail.core.errors import ConfigError
-from headtail.core.io_format import DEFAULT, IOFormat, format_for, read, write
+from headtail.core.io_format import DEFAULT, IOFormat, format_for, read_format, write_format
 from headtail.core.keys import query_key
 from headtail.core.rows import TRAINING_SET, with_side_inputs
 from headtail.core.task import Task
 from headtail.engines import Request
 from headtail.engines.control import Encoder, _replacing
-from headtail.engines.tokens import Ahead
+from headtail.engines.tokens import TokenizeAhead
 from headtail.engines.transformers import prompt_ids
 from headtail.engines.vllm import VllmEngine
-from headtail.engines.words import Reader
+from headtail.engines.words import WordTokenizer
 from headtail.stages.distill.batches import encode
 from headtail.stages.distill.seq2seq import Seq2SeqLearner
 from headtail.stages.distill.tokenizer import CHAT_TEMPLATE, train_tokenizer, train_word_tokenizer
@@ -183,8 +183,8 @@ ROLES = {"<|system|>": 1, "<|user|>": 1, "<|end|>": 2, "<|assistant|>": 1}
 
 @pytest.mark.parametrize("text", TYPED)
 def test_prompts_of_vllm_and_transformers(ours: Any, text: str) -> None:
-    """Both take what Ahead and `made` give."""
-    with Ahead(Encoder(ours), [Request(0, chat(text))]) as ahead:
+    """Both take what TokenizeAhead and `tokenize_requests` give."""
+    with TokenizeAhead(Encoder(ours), [Request(0, chat(text))]) as ahead:
         made = ahead.take(wait=True)
     assert made is not None
     kept(made[1], ours, ROLES)
@@ -231,7 +231,7 @@ def wordpiece() -> Any:
 @pytest.mark.parametrize("kind", ["words", "wordpiece"])
 def test_queries_of_an_encoder(kind: str, text: str) -> None:
     tokenizer = train_word_tokenizer(WORDS, 400) if kind == "words" else wordpiece()
-    found = Reader(tokenizer).read(text, text)
+    found = WordTokenizer(tokenizer).read(text, text)
     kept(found.ids, tokenizer, {"[CLS]": 1, "[SEP]": 2})
 
 
@@ -268,7 +268,7 @@ def test_a_template_without_a_system_role_is_told_at_the_first_row(template: str
     """Gemma's and Mistral's raise; others drop it without a word, and with it what is asked."""
     tokenizer = train_tokenizer(WORDS, 400)
     tokenizer.chat_template = template
-    with pytest.raises(ConfigError, match=says) as error, Ahead(Encoder(tokenizer), [Request(0, chat("pizza"))]) as ahead:
+    with pytest.raises(ConfigError, match=says) as error, TokenizeAhead(Encoder(tokenizer), [Request(0, chat("pizza"))]) as ahead:
         ahead.take(wait=True)
     assert "set model.system_role to merge" in error.value.fix
     assert "understand\n\npizza" in tokenizer.decode(Encoder(tokenizer, "merge").chats([chat("pizza")])[0])
@@ -285,8 +285,8 @@ def test_a_student_whose_base_knows_no_system_role(segmentation: Task, tmp_path:
     made = format_for(segmentation, IOFormat(system_role="merge"))
     ids = encode(segmentation, tokenizer, table, 2000, set(), made)["ids"][0].as_py()
     assert segmentation.messages("pizza")[0]["content"].strip() in tokenizer.decode(ids)
-    write(made, tmp_path)
-    assert read(tmp_path) == made
+    write_format(made, tmp_path)
+    assert read_format(tmp_path) == made
     assert [message["role"] for message in made.messages(segmentation, "pizza")] == ["user"]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import EXAMPLES
 from headtail.engines import ModelConfig, device
-from headtail.engines.device import computes_bf16, cpu_flags, precision, resolved
+from headtail.engines.device import computes_bf16, cpu_flags, precision, resolve_dtype
 from headtail.stages.distill import stage as distill
 from headtail.stages.precompute import stage as precompute
 
@@ -48,10 +48,10 @@ def test_auto_is_what_the_cpu_computes_and_a_choice_or_a_gpu_is_left_alone(
 ) -> None:
     monkeypatch.setattr(device, "here_bf16", lambda: has)
     monkeypatch.setattr(distill, "here_bf16", lambda: has)
-    assert precision(ModelConfig()) == resolved(ModelConfig()).dtype == dtype
+    assert precision(ModelConfig()) == resolve_dtype(ModelConfig()).dtype == dtype
     assert precision(ModelConfig(dtype="float16")) == "float16"
     for kept in (ModelConfig(gpus=1), ModelConfig(engine="null"), ModelConfig(engine="openai")):
-        assert resolved(kept) == kept
+        assert resolve_dtype(kept) == kept
     assert distill._resolved(distill.Config()).precision == trained
     assert distill._resolved(distill.Config(gpus_per_worker=1)).precision == "bf16"
     assert distill._resolved(distill.Config(zero_stage=0)).precision == "fp32", "it would keep no fp32 master weights"

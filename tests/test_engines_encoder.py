@@ -17,13 +17,13 @@ from headtail.core import io_format, tagging
 from headtail.core.errors import ConfigError
 from headtail.core.keys import query_key
 from headtail.core.rows import TRAINING_SET, with_side_inputs
-from headtail.core.spelling import Near
-from headtail.core.tagging import BEGIN, INSIDE, NONE, OUTSIDE, Labels, Scheme
+from headtail.core.spelling import SpellingIndex
+from headtail.core.tagging import BEGIN, INSIDE, NONE, OUTSIDE, Scheme, Tags
 from headtail.core.task import Task
 from headtail.engines import ModelConfig, Request, open_engine
-from headtail.engines.decisions import Decided, Writer, decide, slices, width
-from headtail.engines.encoder import EncoderEngine, at_words, longest
-from headtail.engines.words import Reader
+from headtail.engines.decisions import AnswerWriter, Decisions, decide_tags, head_slices, output_width
+from headtail.engines.encoder import EncoderEngine, max_positions, word_logits
+from headtail.engines.words import WordTokenizer
 from headtail.stages.distill.base import Shape
 from headtail.stages.distill.encoder import EncoderLearner, Settings, encoder_learner
 from test_tagging import PLAIN, labelled
@@ -84,7 +84,7 @@ def asked(texts: list[str]) -> list[Request]:
 
 
 def test_the_folder_says_which_engine_runs_it(folder: Path, teacher_path: Path) -> None:
-    assert [io_format.read(path).kind for path in (folder, teacher_path, Path("org/model"))] == ["encoder", "decoder", "decoder"]
+    assert [io_format.read_format(path).kind for path in (folder, teacher_path, Path("org/model"))] == ["encoder", "decoder", "decoder"]
 
 
 def test_each_row_gets_its_own_valid_answer(engine: EncoderEngine, segmentation: Task) -> None:
@@ -96,7 +96,7 @@ def test_each_row_gets_its_own_valid_answer(engine: EncoderEngine, segmentation:
         assert made.finish_reason == "stop"
         assert "".join(made.token_texts) == made.text
         assert made.text == segmentation.target(answer)  # as a decoder would write it
-        spoken = tagging.words(QUERIES[number])
+        spoken = tagging.word_spans(QUERIES[number])
         assert len(made.token_logprobs) == len(made.token_texts)
         assert made.tokens_out <= 2 * len(spoken)
         assert all(logprob <= 0 for logprob in made.token_logprobs)
@@ -146,16 +146,16 @@ def test_a_folder_without_labels_or_of_another_schema_is_refused(folder: Path, i
 
 
 def test_a_words_tokens_do_not_depend_on_its_neighbours(engine: EncoderEngine) -> None:
-    reader: Reader = engine._reader
+    reader: WordTokenizer = engine._reader
     together, alone = reader.read("cheap pizza, now"), [reader.read(word) for word in ("cheap", "pizza", ",", "now")]
     assert together.ids[1:-1] == [i for one in alone for i in one.ids[1:-1]]
     assert [together.ids[p] for p in together.places] == [one.ids[1] for one in alone]
 
 
-def logits_for(scheme: Scheme, made: list[Labels], words: int, rng: np.random.Generator) -> np.ndarray:
+def logits_for(scheme: Scheme, made: list[Tags], words: int, rng: np.random.Generator) -> np.ndarray:
     """Logits that say the labels of rows, with noise."""
-    out = rng.normal(0, 0.1, (words, width(scheme)))
-    parts = slices(scheme)
+    out = rng.normal(0, 0.1, (words, output_width(scheme)))
+    parts = head_slices(scheme)
     at = 0
     for one in made:
         for kind, label, fix in zip(one.kinds, one.labels, one.fixes, strict=True):
@@ -173,79 +173,79 @@ def test_decisions_read_off_the_logits_give_the_answer() -> None:
         ("icecrem", {"segments": [{"text": "ice cream", "label": 3}]}),
         ("the pizza x", {"segments": [{"text": "pizza", "label": "a"}]}),
     ]
-    made = [tagging.encode(PLAIN, query, answer) for query, answer in rows]
+    made = [tagging.encode_tags(PLAIN, query, answer) for query, answer in rows]
     assert all(one.exact for one in made)
     reads = [_read(query) for query, _ in rows]
     count = sum(len(found.places) for found in reads)
     logits = logits_for(PLAIN, made, count, np.random.default_rng(0))
-    decided = decide(PLAIN, Near(PLAIN.corrections), [q for q, _ in rows], reads, logits)
+    decided = decide_tags(PLAIN, SpellingIndex(PLAIN.corrections), [q for q, _ in rows], reads, logits)
     for (query, answer), found, one in zip(rows, reads, decided, strict=True):
-        texts, logprobs, decisions = Writer(PLAIN).write(query, found.spoken, one)
+        texts, logprobs, decisions = AnswerWriter(PLAIN).write(query, found.spoken, one)
         assert json.loads("".join(texts)) == answer
         assert decisions == len([k for k in one.kinds if k != OUTSIDE]) + len(answer["segments"])
         assert min(logprobs) > -0.5
 
 
 def test_a_word_never_becomes_an_unlike_one() -> None:
-    logits = np.zeros((1, width(PLAIN)))
-    logits[0, slices(PLAIN)["kind"].start + BEGIN] = 9
-    logits[0, slices(PLAIN)["fix"].start + tagging.FIRST_FIX] = 99  # the model is sure of "pizza"
-    near = Near(PLAIN.corrections)
-    (found,) = decide(PLAIN, near, ["sushi"], [_read("sushi")], logits)
+    logits = np.zeros((1, output_width(PLAIN)))
+    logits[0, head_slices(PLAIN)["kind"].start + BEGIN] = 9
+    logits[0, head_slices(PLAIN)["fix"].start + tagging.FIRST_FIX] = 99  # the model is sure of "pizza"
+    near = SpellingIndex(PLAIN.corrections)
+    (found,) = decide_tags(PLAIN, near, ["sushi"], [_read("sushi")], logits)
     assert found.fixes == [tagging.KEEP]
-    (found,) = decide(PLAIN, near, ["pizzo"], [_read("pizzo")], logits)
+    (found,) = decide_tags(PLAIN, near, ["pizzo"], [_read("pizzo")], logits)
     assert found.fixes == [tagging.FIRST_FIX]
 
 
 def test_a_field_is_decided_by_all_words_of_its_query(intent: Task) -> None:
     scheme = tagging.scheme(intent.schema)
-    logits = np.zeros((3, width(scheme)))
+    logits = np.zeros((3, output_width(scheme)))
     logits[0, 1], logits[1, 2], logits[2, 3] = 3, 9, 1
-    first, second = decide(scheme, Near(()), ["a b", "c"], [_read("a b"), _read("c")], logits)
+    first, second = decide_tags(scheme, SpellingIndex(()), ["a b", "c"], [_read("a b"), _read("c")], logits)
     assert (first.values, second.values) == ([2], [3])
-    assert Writer(scheme).write("c", [(0, 1)], second)[0] == ('{"intent": "', 'opening_hours"', "}")
+    assert AnswerWriter(scheme).write("c", [(0, 1)], second)[0] == ('{"intent": "', 'opening_hours"', "}")
 
 
 def test_a_mark_inside_a_piece_is_left_out_where_that_is_known() -> None:
     scheme = PLAIN.model_copy(update={"corrections": ()})
-    made = tagging.encode(scheme, "st. louis", {"segments": [{"text": "st louis", "label": "a"}]})
+    made = tagging.encode_tags(scheme, "st. louis", {"segments": [{"text": "st louis", "label": "a"}]})
     assert made.exact
     logits = logits_for(scheme, [made], 3, np.random.default_rng(0))
-    (found,) = decide(scheme, Near(()), ["st. louis"], [_read("st. louis")], logits)
+    (found,) = decide_tags(scheme, SpellingIndex(()), ["st. louis"], [_read("st. louis")], logits)
     assert found.fixes == [tagging.KEEP, tagging.DELETE, tagging.KEEP]
 
 
 def test_a_pieces_label_is_decided_by_all_its_words() -> None:
-    logits = np.zeros((4, width(PLAIN)))
-    parts = slices(PLAIN)
+    logits = np.zeros((4, output_width(PLAIN)))
+    parts = head_slices(PLAIN)
     for at, (kind, label, much) in enumerate([(BEGIN, 0, 1), (INSIDE, 1, 3), (INSIDE, 1, 3), (INSIDE, 0, 9)]):
         logits[at, parts["kind"].start + kind] = 9
         logits[at, parts["label"].start + label] = much
-    first, second = decide(PLAIN, Near([]), ["a b c", "d"], [_read("a b c"), _read("d")], logits)
+    first, second = decide_tags(PLAIN, SpellingIndex([]), ["a b c", "d"], [_read("a b c"), _read("d")], logits)
     assert first.labels == [1, 1, 1]
     assert second.labels == [0]  # a row's first word begins a piece, whatever the row before ended in
 
 
 @given(labelled())
-def test_what_is_written_is_the_answer_of_the_labels(case: tuple[str, Labels]) -> None:
+def test_what_is_written_is_the_answer_of_the_labels(case: tuple[str, Tags]) -> None:
     query, made = case
-    spoken = tagging.words(query)
+    spoken = tagging.word_spans(query)
     zeros = [0.0] * len(spoken)
     row = _decided(made, zeros)
-    texts, logprobs, _ = Writer(PLAIN).write(query, spoken, row)
-    assert json.loads("".join(texts)) == tagging.answer(PLAIN, query, made)
+    texts, logprobs, _ = AnswerWriter(PLAIN).write(query, spoken, row)
+    assert json.loads("".join(texts)) == tagging.decode_tags(PLAIN, query, made)
     assert len(texts) == len(logprobs)
 
 
-def _decided(made: Labels, zeros: list[float]) -> Any:
-    return Decided(list(made.kinds), list(made.labels), list(made.fixes), [], zeros, zeros, [])
+def _decided(made: Tags, zeros: list[float]) -> Any:
+    return Decisions(list(made.kinds), list(made.labels), list(made.fixes), [], zeros, zeros, [])
 
 
 def _read(query: str) -> Any:
-    from headtail.engines.words import Read
+    from headtail.engines.words import WordTokens
 
-    spoken = tagging.words(query)
-    return Read([0] * (len(spoken) + 2), list(range(1, len(spoken) + 1)), len(spoken) + 2, spoken)
+    spoken = tagging.word_spans(query)
+    return WordTokens([0] * (len(spoken) + 2), list(range(1, len(spoken) + 1)), len(spoken) + 2, spoken)
 
 
 KINDS = ["Bert", "Roberta", "DistilBert", "Electra", "DebertaV2", "ModernBert"]
@@ -268,15 +268,15 @@ def test_other_encoders_of_the_hub_give_what_their_own_forward_gives(kind: str, 
     base = getattr(transformers, f"{kind}Model")(config)
     base.save_pretrained(tmp_path)
     model = transformers.AutoModelForTokenClassification.from_pretrained(
-        tmp_path, num_labels=width(PLAIN), ignore_mismatched_sizes=True
+        tmp_path, num_labels=output_width(PLAIN), ignore_mismatched_sizes=True
     ).eval()
     ids = torch.tensor([[3, 9, 8, 7, 4], [3, 9, 4, 1, 1]])
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     rows, places = torch.tensor([0, 0, 1]), torch.tensor([1, 3, 1])
     with torch.inference_mode():
         whole = model(input_ids=ids, attention_mask=mask).logits
-        found = at_words(model, ids, {"attention_mask": mask}, rows, places)
+        found = word_logits(model, ids, {"attention_mask": mask}, rows, places)
         alone = model(input_ids=ids[1:, :3]).logits
     torch.testing.assert_close(found, whole[rows, places])
     torch.testing.assert_close(found[2], alone[0, 1], atol=1e-4, rtol=1e-4)
-    assert longest(model) <= 64
+    assert max_positions(model) <= 64

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from headtail.adapters.storage import Storage, open_storage, put, write_json
-from headtail.batch.prepare import prepare
+from headtail.batch.prepare import prepare_input
 from headtail.batch.worker import Worker
 from headtail.core.errors import ConfigError, InputError, StorageError
 from headtail.core.receipt import Receipt
 from headtail.engines import ModelConfig
-from headtail.engines.models import SHIPPED, find, private_folder, resolve, weights_digest
-from headtail.engines.vllm import arguments
+from headtail.engines.models import SHIPPED, find_model, private_folder, resolve_weights, weights_digest
+from headtail.engines.vllm import engine_arguments
 from null_jobs import MakeJob, planned
 
 
@@ -52,20 +52,20 @@ def published(store: Storage, folder: Path) -> Receipt:
 
 
 def test_the_shipped_teacher(store: Storage, teacher_path: Path) -> None:
-    found = resolve("example:teacher", "", store)
+    found = resolve_weights("example:teacher", "", store)
     assert (found.path, found.name) == (str(teacher_path), "example:teacher")
     assert len(found.digest) == 64
 
 
 def test_a_folder_is_pinned_by_what_changes_answers(store: Storage, folder: Path) -> None:
-    before = resolve(str(folder), "", store)
+    before = resolve_weights(str(folder), "", store)
     assert (before.path, before.name) == (str(folder), "small-model")
     (folder / "README.md").write_text("another word")
     (folder / ".cache").write_text("x")
-    assert resolve(str(folder), "", store).digest == before.digest
+    assert resolve_weights(str(folder), "", store).digest == before.digest
     for name in ("config.json", "model.safetensors", "tokenizer.json", "merges.txt"):
         (folder / name).write_text("changed")
-        after = resolve(str(folder), "", store).digest
+        after = resolve_weights(str(folder), "", store).digest
         assert after != before.digest
         (folder / name).write_text(name)
 
@@ -74,15 +74,15 @@ def test_a_folder_is_pinned_by_what_changes_answers(store: Storage, folder: Path
 def test_a_student_is_fetched_and_checked(where: str, request: pytest.FixtureRequest, folder: Path) -> None:
     store = open_storage(request.getfixturevalue("root" if where == "store" else "s3_root"))
     receipt = published(store, folder)
-    found = resolve("distill/abc", "", store)
+    found = resolve_weights("distill/abc", "", store)
     assert found.digest == weights_digest(folder)
     assert {file.name for file in Path(found.path).iterdir()} == {file.name for file in folder.iterdir()}
-    assert resolve("distill/abc", "", store, fetch=False).path == "distill/abc"
+    assert resolve_weights("distill/abc", "", store, fetch=False).path == "distill/abc"
     store.replace(receipt.outputs["model/config.json"].path, b"something else")
     cached = Path(found.path) / "config.json"
     cached.unlink(missing_ok=where == "s3") if where == "s3" else None
     with pytest.raises(StorageError, match="not the one that was published"):
-        resolve("distill/abc", "", store)
+        resolve_weights("distill/abc", "", store)
 
 
 @pytest.mark.parametrize("where", ["store", "s3"])
@@ -90,10 +90,10 @@ def test_a_students_folder_holds_no_other_file(where: str, request: pytest.Fixtu
     """A file that lies beside those that were published could be loaded by an engine in their place."""
     store = open_storage(request.getfixturevalue("root" if where == "store" else "s3_root"))
     published(store, folder)
-    found = Path(resolve("distill/abc", "", store).path)
+    found = Path(resolve_weights("distill/abc", "", store).path)
     (found / "pytorch_model.bin").write_bytes(b"planted")
     with pytest.raises(StorageError, match="holds other files too"):
-        resolve("distill/abc", "", store)
+        resolve_weights("distill/abc", "", store)
 
 
 def test_copies_of_models_lie_where_nobody_else_can_write(tmp_path: Path) -> None:
@@ -113,9 +113,9 @@ def test_a_node_with_other_weights_answers_nothing(make_local_job: MakeJob, fold
     """The driver's digest is in every key: a worker that finds other weights under the same path stops before its engine starts."""
     job = make_local_job(planned(["pizza"]), model=ModelConfig(model=str(folder)), digest=weights_digest(folder))
     (folder / "model.safetensors").write_text("other weights")
-    worker = Worker(job, prepare(job), "run")
+    worker = Worker(job, prepare_input(job), "run")
     with pytest.raises(ConfigError, match="a node has other weights than the job") as error:
-        worker.started()
+        worker.ensure_engine()
     assert socket.gethostname() in error.value.where
     assert str(folder) in error.value.where
     assert job.digest in str(error.value)
@@ -148,7 +148,9 @@ def test_no_model_brings_its_own_code() -> None:
             assert said.get("trust_remote_code") is False, f"{file}:{node.lineno}"
             seen += 1
     assert seen >= 3
-    assert arguments(ModelConfig(max_num_seqs=1, max_num_batched_tokens=1), "x")["trust_remote_code"] is False, "vLLM's engines take these"
+    assert engine_arguments(ModelConfig(max_num_seqs=1, max_num_batched_tokens=1), "x")["trust_remote_code"] is False, (
+        "vLLM's engines take these"
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,22 +170,22 @@ def test_no_model_brings_its_own_code() -> None:
 )
 def test_what_cannot_be_pinned_is_refused(store: Storage, model: str, revision: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as error:
-        resolve(model, revision, store)
+        resolve_weights(model, revision, store)
     assert error.value.fix
 
 
 def test_a_folder_without_config_is_refused(store: Storage, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.json"):
-        resolve(str(tmp_path), "", store)
+        resolve_weights(str(tmp_path), "", store)
 
 
 def test_a_student_that_was_never_made(store: Storage) -> None:
     with pytest.raises(InputError, match="no finished distill"):
-        resolve("distill/ffff", "", store)
+        resolve_weights("distill/ffff", "", store)
 
 
 def test_hub_ids_carry_their_revision(store: Storage) -> None:
-    one, two = (resolve("org/model", revision * 40, store) for revision in "ab")
+    one, two = (resolve_weights("org/model", revision * 40, store) for revision in "ab")
     assert one.path == two.path == "org/model"
     assert one.digest != two.digest
 
@@ -191,7 +193,7 @@ def test_hub_ids_carry_their_revision(store: Storage) -> None:
 def test_an_endpoint_is_part_of_the_digest(store: Storage) -> None:
     def digest(**fields: str) -> str:
         plain = {"engine": "openai", "base_url": "http://a/v1", "model": "m"}
-        return find(ModelConfig.model_validate({**plain, **fields}), store).digest
+        return find_model(ModelConfig.model_validate({**plain, **fields}), store).digest
 
     assert len({digest(), digest(base_url="http://b/v1"), digest(model="n"), digest(revision="2")}) == 4
     assert digest() == digest(base_url="http://a/v1/")
@@ -200,5 +202,5 @@ def test_an_endpoint_is_part_of_the_digest(store: Storage) -> None:
 @pytest.mark.parametrize("url", ["", "host/v1", "ftp://host/v1", "https://me:secret@host/v1", "https://host/v1?key=secret"])
 def test_a_base_url_that_cannot_be_written_down_is_refused(store: Storage, url: str) -> None:
     with pytest.raises(ConfigError) as error:
-        find(ModelConfig(engine="openai", model="m", base_url=url), store)
+        find_model(ModelConfig(engine="openai", model="m", base_url=url), store)
     assert "secret" not in str(error.value)

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from headtail.core.config import build
+from headtail.core.config import build_config
 from headtail.core.errors import ConfigError, EngineError, HeadtailError
 from headtail.core.task import Task
 from headtail.engines import Completion, Engine, ModelConfig, Request, open_engine
-from headtail.engines.chat import completion_of
+from headtail.engines.chat import completion_of_chat
 from headtail.engines.openai import FORBIDDEN, OpenAIEngine, retry_after
 from timescale import limit
 
@@ -166,7 +166,7 @@ def test_openai_one_row_that_is_to_wait_an_hour_holds_no_other(
     server: Server, ask: Ask, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     """It ends as failed, with that reason, and a later run may ask it again."""
-    monkeypatch.setattr("headtail.engines.pace.SHARED_S", 0.05)
+    monkeypatch.setattr("headtail.engines.rate_limit.SHARED_S", 0.05)
     refused = (status, {"error": {"message": "later"}}, {"retry-after": "3600"})
     server.reply = lambda text, nth: refused if text == "slow" else (200, chat(GOOD), {})
     found = ask("slow", *(f"row {i}" for i in range(100)))
@@ -178,7 +178,7 @@ def test_openai_one_row_that_is_to_wait_an_hour_holds_no_other(
 
 
 def test_openai_a_row_waits_as_long_as_it_is_asked(server: Server, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headtail.engines.pace.SHARED_S", 0.01)
+    monkeypatch.setattr("headtail.engines.rate_limit.SHARED_S", 0.01)
     server.reply = lambda text, nth: (429, {}, {"retry-after": "0.5"}) if text == "slow" and nth == 0 else (200, chat(GOOD), {})
     ask("slow", *(f"row {i}" for i in range(20)))
     first, second = (moment for moment, asked, _ in server.asked if asked["messages"][-1]["content"] == "slow")
@@ -242,7 +242,7 @@ def test_openai_a_redirect_ends_the_job_and_says_where_it_leads(server: Server, 
 
 def test_openai_a_model_has_a_name() -> None:
     with pytest.raises(ConfigError, match="field model: "):
-        build(ModelConfig, {"engine": "openai", "base_url": "https://host/v1", "model": ""}, "model")
+        build_config(ModelConfig, {"engine": "openai", "base_url": "https://host/v1", "model": ""}, "model")
 
 
 def test_openai_facts_and_repr_hold_no_key(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +287,7 @@ def test_openai_without_logprobs() -> None:
     body = chat(GOOD)
     body["choices"][0]["logprobs"] = None
     del body["usage"]
-    assert completion_of(3, body) == Completion(3, GOOD, "stop")
+    assert completion_of_chat(3, body) == Completion(3, GOOD, "stop")
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_openai_samples_come_in_order_and_every_token_is_counted_once(server: Se
 
 
 def test_openai_an_endpoint_that_knows_no_samples_is_an_error_not_a_poorer_answer() -> None:
-    made = completion_of(1, chat("a"), samples=3)
+    made = completion_of_chat(1, chat("a"), samples=3)
     assert "1 samples, not the 3" in made.error
     assert not made.transient
 

@@ -18,8 +18,8 @@ from headtail.core.io_format import IOFormat, ModelFormat
 from headtail.core.keys import fingerprint
 from headtail.core.task import Task, load_task
 from headtail.engines import Completion, ModelConfig, Request, open_engine
-from headtail.engines.batches import cut
-from headtail.engines.transformers import TransformersEngine, _shared
+from headtail.engines.batches import cut_batches
+from headtail.engines.transformers import TransformersEngine, _shared_prefix
 from headtail.stages.distill.base import Shape, make_base
 from headtail.stages.distill.seq2seq import Seq2SeqLearner
 from headtail.stages.distill.tokenizer import train_tokenizer
@@ -42,7 +42,7 @@ def student(folder: Path, task: Task, chosen: IOFormat, kind: io_format.Kind) ->
         model = make_base(TINY, tokenizer, 0)
     for saved in (model, tokenizer):
         saved.save_pretrained(folder)
-    io_format.write(made, folder)
+    io_format.write_format(made, folder)
     return made
 
 
@@ -206,7 +206,7 @@ def test_what_it_cannot_do_is_refused_and_its_answers_are_its_own(tmp_path: Path
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=20), min_size=1, max_size=6))
 def test_what_all_prompts_begin_with(prompts: list[list[int]]) -> None:
-    found = _shared(prompts)
+    found = _shared_prefix(prompts)
     assert all(ids[:found] == prompts[0][:found] and len(ids) > found for ids in prompts)
     longest = next((n for n in range(min(map(len, prompts)) - 1, 0, -1) if len({tuple(ids[:n]) for ids in prompts}) == 1), 0)
     assert found == (longest if longest >= 8 and len(prompts) > 1 else 0)
@@ -214,7 +214,7 @@ def test_what_all_prompts_begin_with(prompts: list[list[int]]) -> None:
 
 @given(st.lists(st.integers(1, 30), max_size=60), st.integers(1, 9), st.integers(1, 80))
 def test_batches_hold_every_row_once_within_bounds(lengths: list[int], rows: int, tokens: int) -> None:
-    batches = list(cut(lengths, lambda n: n, rows, tokens))
+    batches = list(cut_batches(lengths, lambda n: n, rows, tokens))
     assert [n for batch in batches for n in batch] == sorted(lengths)
     for batch in batches:
         assert len(batch) <= rows

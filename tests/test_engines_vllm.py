@@ -137,10 +137,10 @@ def test_vllm_answers_callers_one_by_one_and_lets_a_cancelled_row_go(vllm_engine
 
 def test_vllm_refuses_sampling_that_it_cannot_do(vllm_engine: VllmEngine) -> None:
     with pytest.raises(ConfigError, match="n must be 1 when using greedy sampling") as refused:
-        vllm_engine._checked({**SAMPLING, "n": 2}, "")
+        vllm_engine._checked_sampling({**SAMPLING, "n": 2}, "")
     assert refused.value.where == "task.yaml"
     with pytest.raises(ConfigError, match="vLLM cannot take this task"):
-        vllm_engine._checked(SAMPLING, "root ::= {")
+        vllm_engine._checked_sampling(SAMPLING, "root ::= {")
     assert vllm_engine._thread.engine.get_num_unfinished_requests() == 0
 
 

@@ -16,7 +16,7 @@ from sklearn.metrics import f1_score
 from conftest import keep
 from headtail.adapters.storage import Storage, read_json, read_table
 from headtail.adapters.storage.receipts import output_table
-from headtail.core.config import TrackingConfig, build
+from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.keys import canonical, query_key
 from headtail.core.receipt import Receipt
@@ -276,9 +276,9 @@ def test_refusals(store: Storage, root: str, intent: Task) -> None:
     with pytest.raises(InputError, match="a human label is not JSON"):
         evaluate.run(config)
     with pytest.raises(ConfigError, match="the fallback is computed from the task"):
-        build(evaluate.Config, {"answers": {"fallback": "precompute"}}, "test")
+        build_config(evaluate.Config, {"answers": {"fallback": "precompute"}}, "test")
     with pytest.raises(ConfigError, match="at least one answer source"):
-        build(evaluate.Config, {"answers": {}}, "test")
+        build_config(evaluate.Config, {"answers": {}}, "test")
 
 
 def test_latest_never_enters_the_fingerprint(store: Storage, root: str, intent: Task) -> None:

@@ -14,7 +14,7 @@ import pytest
 from conftest import keep
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_ref, output_table
-from headtail.core.config import TrackingConfig, build
+from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.io_format import IOFormat
 from headtail.core.keys import answer_key, query_key
@@ -187,7 +187,7 @@ def test_what_cannot_be_measured_is_refused(store: Storage, stand: Stand, segmen
             gap.run(config)
     assert not stand.asked
     with pytest.raises(ConfigError, match="studnet"):
-        build(gap.Config, {"studnet": {"model": "distill/a"}}, "test")
+        build_config(gap.Config, {"studnet": {"model": "distill/a"}}, "test")
 
 
 def scored(shown: Sequence[bool], without: Sequence[bool]) -> pa.Table:

@@ -17,7 +17,7 @@ from conftest import keep
 from headtail.adapters.storage import Storage, read_json, write_table
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.bounds import Game, Share
-from headtail.core.config import TrackingConfig, build
+from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import ConfigError, InputError, StorageError
 from headtail.core.evidence import Evidence, read_evidence
 from headtail.core.keys import canonical, query_key
@@ -405,7 +405,7 @@ def test_configs_that_ask_nothing_or_nonsense_are_refused() -> None:
         ({"delta": 0.6}, "delta"),
     ):
         with pytest.raises(ConfigError, match=match):
-            build(gate.Config, data, "test")
+            build_config(gate.Config, data, "test")
 
 
 def test_the_verdict_is_in_mlflow(store: Storage, intent: Task, tmp_path: Path) -> None:

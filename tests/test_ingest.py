@@ -29,7 +29,7 @@ from headtail.core.errors import InputError, LedgerError, StorageError
 from headtail.core.keys import normalise, query_key
 from headtail.core.receipt import Receipt
 from headtail.core.redact import redact
-from headtail.core.rows import HOLDOUT, HUMAN_LABELS, QUERY, SET_ASIDE, draw, key_words, with_side_inputs
+from headtail.core.rows import HOLDOUT, HUMAN_LABELS, QUERY, SET_ASIDE, key_words, uniform_draw, with_side_inputs
 from headtail.core.task import Task
 from headtail.core.typed_answer import _fit
 from headtail.stages.ingest import Columns, Config, run, tally
@@ -310,11 +310,11 @@ def test_without_times_a_share_is_held_out_by_draw(ingest: Callable[..., Receipt
 
 def test_draws_are_even_and_independent_between_purposes() -> None:
     keys = pa.array([query_key(str(i)) for i in range(20_000)], pa.binary(16))
-    a, b = draw(keys, "teach", 0), draw(keys, "later", 0)
+    a, b = uniform_draw(keys, "teach", 0), uniform_draw(keys, "later", 0)
     assert abs(float(np.corrcoef(a, b)[0, 1])) < 0.03
-    assert abs(float(np.corrcoef(a, draw(keys, "teach", 1))[0, 1])) < 0.03
+    assert abs(float(np.corrcoef(a, uniform_draw(keys, "teach", 1))[0, 1])) < 0.03
     assert np.histogram(a, 10, (0, 1))[0].min() > 1800
-    assert np.array_equal(draw(keys.slice(100, 50), "teach", 0), a[100:150])
+    assert np.array_equal(uniform_draw(keys.slice(100, 50), "teach", 0), a[100:150])
     order = np.lexsort(key_words(keys)[::-1])
     assert keys.take(pa.array(order)).to_pylist() == sorted(keys.to_pylist())
 

@@ -12,16 +12,16 @@ import pytest
 from headtail.adapters.storage import Storage, put, write_json
 from headtail.batch.job import answer_settings
 from headtail.batch.parsed_answer import classify
-from headtail.batch.wanted import wanted
+from headtail.batch.shard_requests import shard_requests
 from headtail.core import io_format
 from headtail.core.errors import ConfigError, InputError
-from headtail.core.io_format import DEFAULT, IOFormat, format_for, parse, read, write
+from headtail.core.io_format import DEFAULT, IOFormat, format_for, parse_format, read_format, write_format
 from headtail.core.keys import answer_key, fingerprint
 from headtail.core.receipt import Receipt
 from headtail.core.rows import State
 from headtail.core.task import Task, load_task
 from headtail.engines import Completion, ModelConfig
-from headtail.engines.models import find, resolve, weights_digest
+from headtail.engines.models import find_model, resolve_weights, weights_digest
 from headtail.stages.precompute.dry_run.preview import preview
 from null_jobs import MakeJob, planned, run_here
 
@@ -54,9 +54,9 @@ def test_keys_of_a_model_without_a_format_are_those_recorded(name: str, engine: 
 def test_the_default_format_is_no_format(segmentation: Task, tmp_path: Path) -> None:
     assert format_for(segmentation, IOFormat()) is DEFAULT
     assert format_for(segmentation, IOFormat(side_inputs=True)) is DEFAULT  # with the full prompt it says nothing
-    write(DEFAULT, tmp_path)
+    write_format(DEFAULT, tmp_path)
     assert not list(tmp_path.iterdir())
-    assert read(tmp_path) is DEFAULT
+    assert read_format(tmp_path) is DEFAULT
     assert (DEFAULT.settings, DEFAULT.chat_template) == ({}, None)
     assert DEFAULT.check(segmentation) is DEFAULT
     text = segmentation.target(ANSWER)
@@ -72,17 +72,17 @@ def test_the_default_format_is_no_format(segmentation: Task, tmp_path: Path) -> 
 def test_a_format_is_kept_and_pins_the_model(segmentation: Task, tmp_path: Path, store: Storage) -> None:
     (tmp_path / "config.json").write_text("{}")
     before = weights_digest(tmp_path)
-    assert resolve(str(tmp_path), "", store).io_format is DEFAULT
+    assert resolve_weights(str(tmp_path), "", store).io_format is DEFAULT
     made = format_for(segmentation, QUERY_ONLY)
-    write(made, tmp_path)
-    assert read(tmp_path) == made == resolve(str(tmp_path), "", store).io_format
+    write_format(made, tmp_path)
+    assert read_format(tmp_path) == made == resolve_weights(str(tmp_path), "", store).io_format
     assert weights_digest(tmp_path) != before
 
 
 def test_a_format_is_known_before_the_student_is_fetched(segmentation: Task, tmp_path: Path, store: Storage) -> None:
     """A job is keyed where it is planned, and that is not where the engine is."""
     made = format_for(segmentation, QUERY_ONLY)
-    write(made, tmp_path)
+    write_format(made, tmp_path)
     ref = put(store, tmp_path / io_format.FILE, f"distill/abc/model/{io_format.FILE}")
     receipt = Receipt(
         stage="distill",
@@ -94,7 +94,7 @@ def test_a_format_is_known_before_the_student_is_fetched(segmentation: Task, tmp
         facts={"digest": "d"},
     )
     write_json(store, "distill/abc/receipt.json", receipt.model_dump(mode="json"))
-    found = find(ModelConfig(model="distill/abc"), store, fetch=False)
+    found = find_model(ModelConfig(model="distill/abc"), store, fetch=False)
     assert (found.path, found.io_format) == ("distill/abc", made)
 
 
@@ -115,7 +115,7 @@ def test_a_student_of_another_task_is_refused(segmentation: Task, intent: Task) 
 )
 def test_a_file_that_is_no_format_is_an_error(text: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        parse(text.encode(), "headtail.json")
+        parse_format(text.encode(), "headtail.json")
 
 
 def test_a_task_whose_answers_have_no_compact_text_is_refused_when_the_format_is_made(segmentation: Task) -> None:
@@ -166,7 +166,7 @@ def test_rows_are_keyed_by_what_the_student_is_asked(segmentation: Task) -> None
     """Without side inputs two rows that differ in nothing else are one; the settings keep I/O formats apart."""
     table = planned(["thai"] * 3, businesses=[["Siam"], None, ["Siam", "x"]])
     query_only = format_for(segmentation, QUERY_ONLY)
-    assert [len(wanted(table, segmentation, "s", fmt)) for fmt in (DEFAULT, query_only)] == [3, 1]
+    assert [len(shard_requests(table, segmentation, "s", fmt)) for fmt in (DEFAULT, query_only)] == [3, 1]
     model = ModelConfig()
     formats = (
         DEFAULT,

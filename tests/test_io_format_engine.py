@@ -13,7 +13,7 @@ import pytest
 
 from conftest import keep
 from headtail.adapters.storage import Storage
-from headtail.batch import answers
+from headtail.batch import read_answers
 from headtail.core import io_format
 from headtail.core.config import TrackingConfig
 from headtail.core.io_format import IOFormat
@@ -21,7 +21,7 @@ from headtail.core.keys import normalise, query_key
 from headtail.core.rows import HUMAN_LABELS, State
 from headtail.core.task import Task, load_task
 from headtail.engines import ModelConfig
-from headtail.engines.models import find, weights_digest
+from headtail.engines.models import find_model, weights_digest
 from headtail.examples import example_data
 from headtail.stages import distill, evaluate, precompute
 from headtail.stages.distill.base import Base, Shape, make_base
@@ -74,7 +74,7 @@ def random_student(made_up: Task, tmp_path_factory: pytest.TempPathFactory) -> P
     tokenizer.chat_template = made.chat_template
     make_base(TINY.model_copy(update={"vocabulary": 300}), tokenizer, 0).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    io_format.write(made, folder)
+    io_format.write_format(made, folder)
     return folder
 
 
@@ -88,7 +88,7 @@ def test_whatever_the_grammar_lets_a_student_say_is_an_answer(
 ) -> None:
     """300 rows of noise through worker, engine and xgrammar: each ends as a valid answer, spelled by its tokens, with a confidence."""
     model, queries = _model(random_student, engine), [f"pizza {i} near me" for i in range(300)]
-    found = find(model, store)
+    found = find_model(model, store)
     job = make_local_job(
         planned(queries),
         task=made_up,
@@ -130,7 +130,7 @@ def test_the_realtime_student_says_what_the_batch_student_says(
 
     model = _model(random_student, engine)
     replies = asyncio.run(ask())
-    found = find(model, store)
+    found = find_model(model, store)
     settings = fingerprint(answer_settings(made_up, model, found.digest, found.io_format))
     for i, reply in enumerate(replies):
         assert made_up.parse(reply.text)[1] == ""
@@ -171,7 +171,7 @@ def test_a_query_only_compact_student_is_distilled_asked_and_scored(train_here: 
     assert done.metrics["tokens_out_per_row"] == 2  # the sign of an option, and the end
     assert done.metrics["tokens_in_per_row"] < 14  # the query alone by a tokenizer of 600 tokens
     assert done.facts["engine"]["structured_outputs"] == "xgrammar, compact"
-    (given,) = answers(store, done, ["query", "answer", "raw", "confidence"])
+    (given,) = read_answers(store, done, ["query", "answer", "raw", "confidence"])
     assert all(task.parse(row["answer"])[1] == "" and row["raw"] is None and 0 < row["confidence"] <= 1 for row in given.to_pylist())
     scored = evaluate.run(evaluate.Config(root=root, tracking=OFF, task=task.name, answers={"batch_student": done.path}, resamples=200))
     assert scored.metrics["quality/batch_student/all"] > 0.5  # eight labels: chance is far below

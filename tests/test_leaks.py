@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from headtail.core import leaks
 from headtail.core.errors import LeakError
 from headtail.core.keys import query_key
-from headtail.core.leaks import LabelledQueries, clean, trigrams
+from headtail.core.leaks import LabelledQueries, clean_text, trigrams
 
 
 def rows(*queries: str) -> pa.Table:
@@ -32,7 +32,7 @@ def rows(*queries: str) -> pa.Table:
     ],
 )
 def test_the_same_and_nearly_the_same_are_found(text: str) -> None:
-    near = LabelledQueries(["best pizza restaurants in chicago", "gym"]).find(clean(text))
+    near = LabelledQueries(["best pizza restaurants in chicago", "gym"]).find(clean_text(text))
     assert near is not None
     assert near.query == "best pizza restaurants in chicago"
     assert near.similarity >= leaks.NEAR
@@ -51,7 +51,7 @@ def test_without_a_bound_only_the_same_text_counts() -> None:
 
 def test_personal_data_does_not_hide_a_leak() -> None:
     """Human labels as people typed it and a training row as ingest kept it are the same query."""
-    assert LabelledQueries(["mail anna@example.org"]).find(clean("mail <email>")) == ("mail <email>", 1.0)
+    assert LabelledQueries(["mail anna@example.org"]).find(clean_text("mail <email>")) == ("mail <email>", 1.0)
 
 
 WORDS = st.lists(st.sampled_from(["pizza", "piza", "near", "me", "chicago", "chicgo", "best", "sushi"]), min_size=1, max_size=5).map(
@@ -76,16 +76,16 @@ def test_the_index_finds_what_comparing_with_all_finds(labels: list[str], text: 
 
 def test_refuse_names_the_rows() -> None:
     labels = rows("best pizza restaurants in chicago", "plumber")
-    leaks.refuse([rows("sushi"), rows("tacos")], [labels], "here")
+    leaks.refuse_leaks([rows("sushi"), rows("tacos")], [labels], "here")
     with pytest.raises(LeakError, match="2 training rows are in the human labels") as caught:
-        leaks.refuse([rows("sushi", "best pizza restaurants in chicag"), rows("plumber")], [labels], "here")
+        leaks.refuse_leaks([rows("sushi", "best pizza restaurants in chicag"), rows("plumber")], [labels], "here")
     assert "'best pizza restaurants in chicag' = 'best pizza restaurants in chicago'" in str(caught.value)
     wrong_key = rows("sushi").set_column(1, "query", pa.array(["plumber"]))
     with pytest.raises(LeakError, match="1 training rows"):
-        leaks.refuse([wrong_key], [labels], "here")
+        leaks.refuse_leaks([wrong_key], [labels], "here")
     same_key = rows("plumber").set_column(1, "query", pa.array(["something else altogether"]))
     with pytest.raises(LeakError, match="its key"):
-        leaks.refuse([same_key], [labels], "here")
+        leaks.refuse_leaks([same_key], [labels], "here")
 
 
 def test_texts_of_few_words_are_compared_with_few() -> None:

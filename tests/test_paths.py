@@ -40,7 +40,7 @@ WORDS = {
 NAMES = ("StorePath", "StoreId", "StoreIdOrEmpty", "AnswersPath", "StudentOrEmpty")
 TYPES = {getattr(paths, name) for name in NAMES}
 
-READERS = {"read_record", "numbered.records", "record.read", "record.validated"}
+READERS = {"read_record", "append_log.read_entry_records", "record.parse_record", "record.validate_record"}
 
 
 def records() -> dict[str, type[BaseModel]]:
@@ -197,12 +197,12 @@ def test_a_receipt_names_files_of_its_own_stage_only(store: Storage) -> None:
 
 def test_an_absolute_path_in_a_receipt_writes_nothing_on_the_readers_machine(tmp_path: Path) -> None:
     """As it was found: resolving a student whose receipt names an absolute path."""
-    from headtail.engines.models import resolve
+    from headtail.engines.models import resolve_weights
 
     store = LocalStorage(str(tmp_path / "store"))
     outputs = {"model/config.json": {"path": str(tmp_path / "victim"), "bytes": 1, "sha256": "0"}}
     text = {"format": 2, "stage": "distill", "fingerprint": "ab", "path": "distill/ab", "started": "", "seconds": 0, "outputs": outputs}
     store.replace("distill/ab/receipt.json", json.dumps(text).encode())
     with pytest.raises(HeadtailError, match="relative to the store's root"):
-        resolve("distill/ab", "", store)
+        resolve_weights("distill/ab", "", store)
     assert not (tmp_path / "victim").exists()

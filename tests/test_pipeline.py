@@ -20,7 +20,7 @@ from headtail.adapters.storage import Storage, open_storage, read_json
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.adapters.tracking import Tracker
 from headtail.cache import open_snapshot
-from headtail.core.config import TrackingConfig, load
+from headtail.core.config import TrackingConfig, load_config
 from headtail.core.errors import ConfigError
 from headtail.core.rows import State
 from headtail.core.task import EXAMPLES, Task, load_task
@@ -198,7 +198,7 @@ def test_a_task_the_example_data_does_not_know_is_refused(root: str) -> None:
     task = Path(pipeline.__file__).parent / "examples" / "pretraining" / "query_correction"
     with pytest.raises(ConfigError, match="no answers for this task"):
         pipeline.run(
-            load(
+            load_config(
                 pipeline.Config,
                 None,
                 [
@@ -246,7 +246,7 @@ def test_second_run_reuses_everything_and_is_quick(finished_pipeline: str, clust
     before = release.current(open_storage(finished_pipeline))
     started = time.monotonic()
     first = read_json(open_storage(finished_pipeline), "summary.json")
-    pipeline.run(load(pipeline.Config, LAPTOP, [*SMALL, f"root={finished_pipeline}"]))
+    pipeline.run(load_config(pipeline.Config, LAPTOP, [*SMALL, f"root={finished_pipeline}"]))
     assert re.search(r"(\d+) stages, \1 of them found done", capsys.readouterr().err)
     assert time.monotonic() - started < limit(60)
     assert release.current(open_storage(finished_pipeline)) == before

@@ -22,11 +22,11 @@ from rich.console import Console
 
 from headtail.adapters.storage import Storage, open_storage, read_json, write_json, write_table
 from headtail.adapters.storage.receipts import load_receipt
-from headtail.batch import Limits, answers
+from headtail.batch import Limits, read_answers
 from headtail.batch.job import Journal
 from headtail.batch.ledger import Ledger
 from headtail.core import keys
-from headtail.core.config import TrackingConfig, build
+from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import ConfigError, EngineError, InputError, LimitReached
 from headtail.core.receipt import FileRef, Receipt
 from headtail.core.rows import ANSWER, HUMAN_LABELS, PLANNED, State, with_side_inputs
@@ -64,7 +64,7 @@ def plan(store: Storage, mark: str = "ab12", **tables: list[str]) -> None:
 
 def config(root: str, **fields: Any) -> Config:
     model = {"engine": "null", "model": fields.pop("model", "null:faults"), "cpus": 0.5}
-    return build(Config, {"root": root, "tracking": OFF, "inputs": ["plan:head"], "model": model, **fields}, "test")
+    return build_config(Config, {"root": root, "tracking": OFF, "inputs": ["plan:head"], "model": model, **fields}, "test")
 
 
 # --- without a cluster
@@ -97,7 +97,7 @@ def test_bad_config(root: str, store: Storage, fields: dict[str, Any], error: ty
 
 def test_a_model_that_is_not_there_is_named_before_anything_starts(root: str, store: Storage) -> None:
     plan(store, head=["a"])
-    asked = build(Config, {"root": root, "tracking": OFF, "inputs": ["plan:head"], "model": {"model": "/no/such/model"}}, "test")
+    asked = build_config(Config, {"root": root, "tracking": OFF, "inputs": ["plan:head"], "model": {"model": "/no/such/model"}}, "test")
     with pytest.raises(ConfigError, match="model not found"):
         precompute.run(asked)
     assert not store.exists("precompute")
@@ -141,16 +141,16 @@ def test_a_budget_without_a_price_is_an_error(root: str, store: Storage) -> None
     fields = {"root": root, "tracking": OFF, "inputs": ["plan:head"], "budget_usd": 5.0}
     for step in (precompute.run, lambda asked: precompute.forecast(asked, 0)):
         with pytest.raises(ConfigError, match="usd_per_million_tokens_in") as error:
-            step(build(Config, {**fields, "model": model}, "test"))
+            step(build_config(Config, {**fields, "model": model}, "test"))
         assert error.value.where == "budget_usd"
-    priced = build(Config, {**fields, "model": {**model, "usd_per_million_tokens_out": 4.0}}, "test")
+    priced = build_config(Config, {**fields, "model": {**model, "usd_per_million_tokens_out": 4.0}}, "test")
     assert precompute.forecast(priced, 0).notes == ()
 
 
 def test_a_dry_run_says_that_money_is_unknown_and_where_to_set_it(root: str, store: Storage) -> None:
     plan(store, head=["a"])
     model = {"engine": "openai", "model": "some/model", "base_url": "https://host.example/v1"}
-    found = precompute.forecast(build(Config, {"root": root, "tracking": OFF, "inputs": ["plan:head"], "model": model}, "test"), 0)
+    found = precompute.forecast(build_config(Config, {"root": root, "tracking": OFF, "inputs": ["plan:head"], "model": model}, "test"), 0)
     assert "money is unknown" in found.notes[0]
     assert "model.usd_per_million_tokens_out" in found.notes[0]
     span = Span(value=1, low=1, high=1)
@@ -271,13 +271,13 @@ def test_the_contract(root: str, store: Storage) -> None:
         "resumed": 0,
     }
     assert sorted(receipt.outputs) == [*(f"answers/shard-{i:05d}" for i in range(5)), "ledger"]
-    table = pa.concat_tables(answers(store, receipt))
+    table = pa.concat_tables(read_answers(store, receipt))
     assert table.schema.equals(with_side_inputs(ANSWER, SIDE))
     assert sorted(table["query"].to_pylist()) == sorted([*(f"q{i}" for i in range(300)), "new"])
     eval_only = {row["query"] for row in table.to_pylist() if row["eval_only"]}
     assert eval_only == {"q1", "q2", "new"}
     assert set(table["source"].to_pylist()) == {"teacher"}
-    assert next(answers(store, receipt, ["query_key", "state"])).column_names == ["query_key", "state"]
+    assert next(read_answers(store, receipt, ["query_key", "state"])).column_names == ["query_key", "state"]
     wanted = {"rows_per_s", "tokens_in", "tokens_out", "tokens_in_per_row", "tokens_out_per_row", "engine_start_s", "generate_s"}
     assert wanted | {"usd", "usd_saved", "usd_per_million", "answered_share"} == set(receipt.metrics)
     assert receipt.facts["engine"]["engine"] == "null"
@@ -305,7 +305,7 @@ def test_a_changed_prompt_is_another_job_and_a_changed_score_is_not(root: str, s
     (folder / "prompt.j2").write_text((folder / "prompt.j2").read_text().replace("Split", "Cut"))
     second = precompute.run(config(root, task=str(folder)))
     assert (second.path != first.path, second.rows["recomputed"]) == (True, 40)
-    old, new = (set(pa.concat_tables(answers(store, receipt))["answer_key"].to_pylist()) for receipt in (first, second))
+    old, new = (set(pa.concat_tables(read_answers(store, receipt))["answer_key"].to_pylist()) for receipt in (first, second))
     assert not old & new
 
 
@@ -455,7 +455,7 @@ def test_vllm_through_ray(root: str, store: Storage) -> None:
         human_labels=["joes"],
     )
     model = {"model": "example:teacher", "max_model_len": 512, "max_num_seqs": 32, "kv_cache_gib": 0.25, "cpus": 2}
-    asked = build(
+    asked = build_config(
         Config,
         {
             "root": root,
@@ -475,7 +475,7 @@ def test_vllm_through_ray(root: str, store: Storage) -> None:
     assert receipt.metrics["engine_start_s"] > 0
     assert receipt.metrics["tokens_in_per_row"] > 10
     task, tokenizer, learnt = load_task("query_segmentation"), AutoTokenizer.from_pretrained(SHIPPED / "teacher"), 0
-    for row in pa.concat_tables(answers(store, receipt)).to_pylist():
+    for row in pa.concat_tables(read_answers(store, receipt)).to_pylist():
         assert row["model"] == "example:teacher"
         assert (row["state"] == "answered") == (row["confidence"] is not None) == (row["token_ids"] is not None)
         if row["token_ids"] is not None:

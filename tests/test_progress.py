@@ -16,7 +16,7 @@ from headtail.cli import main
 
 def test_plain_lines_off_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(progress, "_FIRST_PLAIN_S", 0.0)
-    with progress.bar("teach", 10, "rows") as shown:
+    with progress.progress_bar("teach", 10, "rows") as shown:
         shown.advance(4)
         shown.advance(6)
     assert shown.done == 10
@@ -30,7 +30,7 @@ def test_no_more_than_a_dozen_lines_off_a_terminal(
     """At 10 s, 30 s, 90 s, 270 s, ... after the bar began, however often workers report."""
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    with progress.bar("teach", 10_000_000) as shown:
+    with progress.progress_bar("teach", 10_000_000) as shown:
         for report in range(50_000):
             clock[0] = hours * 3600 * report / 50_000
             shown.update(report)
@@ -42,15 +42,15 @@ def test_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     progress.quiet()
     try:
         progress.say("nothing")
-        with progress.bar("x", 1) as shown:
+        with progress.progress_bar("x", 1) as shown:
             shown.advance()
     finally:
         progress.quiet(False)
     assert capsys.readouterr().err == ""
 
 
-def _paced(points: list[tuple[float, int]]) -> progress.Pace:
-    pace = progress.Pace()
+def _paced(points: list[tuple[float, int]]) -> progress.ProgressRate:
+    pace = progress.ProgressRate()
     for now, done in points:
         pace.see(now, done)
     return pace
@@ -63,7 +63,7 @@ def test_the_time_left_counts_neither_start_up_nor_what_an_earlier_run_did() -> 
 
 
 def test_no_time_left_before_anything_was_seen() -> None:
-    assert progress.Pace().left(10) is None
+    assert progress.ProgressRate().left(10) is None
     assert _paced([(0.0, 0), (9.0, 0)]).left(10) is None
     assert _paced([(0.0, 0), (0.5, 1)]).left(10_000) is None
     assert _paced([(0.0, 0), (30.0, 10)]).left(10) == 0.0
@@ -77,12 +77,12 @@ def test_the_pace_is_that_of_the_last_minute() -> None:
 
 @pytest.mark.parametrize("rate, said", [(0.0, ""), (380.4, "380 rows/s"), (0.42, "0.42 rows/s"), (1 / 55, "55 s a row")])
 def test_rates_as_people_say_them(rate: float, said: str) -> None:
-    assert progress.spoken_rate(rate, "rows") == said
+    assert progress.format_rate(rate, "rows") == said
 
 
 @pytest.mark.parametrize("seconds, said", [(8.2, "8 s"), (240.0, "4 min"), (9000.0, "2.5 h"), (267840.0, "3.1 days")])
 def test_times_as_people_say_them(seconds: float, said: str) -> None:
-    assert progress.spoken_time(seconds) == said
+    assert progress.format_time_left(seconds) == said
 
 
 def test_what_looks_like_markup_is_said_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from headtail.adapters.storage import Storage, open_storage, read_json, write_js
 from headtail.adapters.storage.receipts import output_table
 from headtail.cache import open_snapshot, read_manifest
 from headtail.cache.diff import Diff, Part
-from headtail.core.config import TrackingConfig, build
+from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import ConfigError, GateRejected, HeadtailError, InputError, StorageError
 from headtail.core.evidence import read_evidence, three_figures
 from headtail.core.keys import query_key
@@ -89,7 +89,7 @@ def config(root: str, *receipts: Receipt, **options: Any) -> publish.Config:
         "max_lost_share": 1,
         **options,
     }
-    return build(publish.Config, data, where="test")
+    return build_config(publish.Config, data, where="test")
 
 
 def test_publish_makes_a_snapshot_a_release_and_moves_current(store: Storage, root: str, prepared: tuple[Receipt, Receipt]) -> None:

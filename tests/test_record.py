@@ -11,21 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headtail.adapters import numbered
+from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, open_storage, read_json, read_record
 from headtail.adapters.storage.receipts import load_receipt
 from headtail.batch import catalog
-from headtail.batch.catalog import Entry
+from headtail.batch.catalog import CatalogEntry
 from headtail.batch.job import Journal, ShardReceipt
 from headtail.batch.lease import Lease
-from headtail.batch.prepare import Manifest as Parts
+from headtail.batch.prepare import InputManifest as Parts
 from headtail.batch.worker import Starts
 from headtail.cache.manifest import LOG, Begun, Manifest, manifest_path, read_manifest
 from headtail.core import record
 from headtail.core.config import Config
 from headtail.core.errors import ConfigError, HeadtailError, StorageError
 from headtail.core.evidence import Evidence
-from headtail.core.io_format import parse as parse_form
+from headtail.core.io_format import parse_format as parse_form
 from headtail.core.receipt import Receipt
 from headtail.core.task import Task
 from headtail.engines.encoder import LABELS, read_scheme
@@ -44,7 +44,7 @@ KINDS: list[type[Config]] = [
         Move,
         Manifest,
         Begun,
-        Entry,
+        CatalogEntry,
         Parts,
         Journal,
         ShardReceipt,
@@ -133,7 +133,7 @@ def changed(draw: st.DrawFn, plain: dict[str, Any]) -> Any:
 @given(data=values.map(json.dumps).map(str.encode) | st.sampled_from(BROKEN) | st.binary(max_size=8))
 def test_any_bytes_are_a_record_or_one_error(kind: type[Config], data: bytes) -> None:
     try:
-        assert isinstance(record.read(kind, data, "a/file.json"), kind)
+        assert isinstance(record.parse_record(kind, data, "a/file.json"), kind)
     except StorageError as error:
         told(error, "a/file.json")
 
@@ -147,10 +147,13 @@ READERS: dict[str, tuple[dict[str, Any], Callable[[Storage], object]]] = {
     "plan/ab/receipt.json": (RECEIPT, lambda store: load_receipt(store, "plan", "ab")),
     manifest_path("ab"): (MANIFEST, lambda store: read_manifest(store, "ab")),
     "releases/ab.json": ({"id": "ab"}, lambda store: release.load(store, "ab")),
-    numbered.path(release.MOVES, 1): ({"release": "ab", "action": "promote", "at": "x"}, release.history),
-    numbered.path(catalog.FOLDER, 1): ({"path": "precompute/ab", "task": "t", "settings": "x"}, catalog.entries),
-    numbered.path(LOG, 1): ({"snapshot": "ab", "at": "2026-01-01T00:00:00+00:00"}, lambda s: list(numbered.records(s, Begun, LOG))),
-    numbered.path("reviews/t", 1): (DECISION, lambda store: Log(store, "t").holding()),
+    append_log.entry_path(release.MOVES, 1): ({"release": "ab", "action": "promote", "at": "x"}, release.history),
+    append_log.entry_path(catalog.FOLDER, 1): ({"path": "precompute/ab", "task": "t", "settings": "x"}, catalog.catalog_entries),
+    append_log.entry_path(LOG, 1): (
+        {"snapshot": "ab", "at": "2026-01-01T00:00:00+00:00"},
+        lambda s: list(append_log.read_entry_records(s, Begun, LOG)),
+    ),
+    append_log.entry_path("reviews/t", 1): (DECISION, lambda store: Log(store, "t").holding()),
 }
 
 
@@ -184,7 +187,7 @@ def test_what_lies_beside_weights_too(tmp_path: Any, intent: Task, data: bytes) 
 
 
 def test_the_records_above_are_good_ones(store: Storage) -> None:
-    for path in ("plan/ab/receipt.json", numbered.path(LOG, 1), numbered.path("reviews/t", 1)):
+    for path in ("plan/ab/receipt.json", append_log.entry_path(LOG, 1), append_log.entry_path("reviews/t", 1)):
         plain, read = READERS[path]
         store.replace(path, json.dumps(plain).encode())
         assert read(store)
@@ -192,10 +195,10 @@ def test_the_records_above_are_good_ones(store: Storage) -> None:
 
 def test_rows_are_counted_from_nought_and_moments_are_moments() -> None:
     with pytest.raises(StorageError, match=r"field rows\.in: .*greater than or equal to 0"):
-        record.validated(Receipt, {**RECEIPT, "rows": {"in": -5}}, "plan/ab/receipt.json")
+        record.validate_record(Receipt, {**RECEIPT, "rows": {"in": -5}}, "plan/ab/receipt.json")
     for at in ("soon", "2026-01-01T00:00:00"):
         with pytest.raises(StorageError, match="field at"):
-            record.validated(Begun, {"snapshot": "ab", "at": at}, "x")
+            record.validate_record(Begun, {"snapshot": "ab", "at": at}, "x")
 
 
 def test_a_pointer_that_is_no_text_is_told(store: Storage) -> None:

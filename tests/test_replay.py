@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import output_table
-from headtail.core.config import TrackingConfig, build
+from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import ConfigError, HeadtailError, InputError
 from headtail.core.keys import canonical, query_key
 from headtail.core.receipt import Receipt
@@ -74,7 +74,7 @@ def state(store: Storage, tmp_path: Path, intent: Task) -> State:
 
 def config(root: str, url: str, **options: Any) -> replay.Config:
     data = {"root": root, "url": url, "tracking": OFF, "task": "query_intent", "timeout_s": limit(5), **options}
-    return build(replay.Config, data, where="test")
+    return build_config(replay.Config, data, where="test")
 
 
 def test_a_replay_counts_every_event_once(store: Storage, root: str, state: State) -> None:

@@ -203,7 +203,7 @@ def figures() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     bins = {
         source: [
-            charts.Reliable(28, c, min(1.0, max(0.0, c - drop)), max(0.0, c - drop - 0.13), min(1.0, c - drop + 0.12))
+            charts.ReliabilityBin(28, c, min(1.0, max(0.0, c - drop)), max(0.0, c - drop - 0.13), min(1.0, c - drop + 0.12))
             for c in np.linspace(0.42, 0.99, 15)
         ]
         for source, drop in (("teacher", 0.02), ("batch_student", 0.09))
@@ -211,9 +211,11 @@ def figures() -> dict[str, Any]:
     labels = {"teacher": "teacher: ECE 0.021, AUROC 0.883", "batch_student": "batch_student: ECE 0.088, AUROC 0.842"}
     paths = {"cache": rng.lognormal(0.2, 0.35, 1424), "realtime": rng.lognormal(3.6, 0.3, 548), "fallback": rng.lognormal(7.6, 0.02, 28)}
     return {
-        "quality": charts.quality([charts.Point(q["source"], q["stratum"], q["quality"], q["low"], q["high"], q["n"]) for q in lines]),
-        "calibration": charts.calibration(bins, labels),
-        "latency": charts.latency({name: list(values) for name, values in paths.items()}),
+        "quality": charts.quality_chart(
+            [charts.QualityPoint(q["source"], q["stratum"], q["quality"], q["low"], q["high"], q["n"]) for q in lines]
+        ),
+        "calibration": charts.calibration_chart(bins, labels),
+        "latency": charts.latency_chart({name: list(values) for name, values in paths.items()}),
     }
 
 

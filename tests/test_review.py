@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from conftest import keep
 from headtail import review
-from headtail.adapters import numbered
+from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, open_storage
 from headtail.core.errors import ConfigError, InputError, StorageError
 from headtail.core.keys import normalise, query_key
@@ -115,8 +115,10 @@ def test_the_latest_decision_holds_and_history_stays(any_root: str) -> None:
     assert past.schema.equals(review.HISTORY)
     assert past["query"].to_pylist() == ["a", "b", "a", "b"]
     assert past["holds"].to_pylist() == [False, False, True, True]
-    assert [numbered.path("reviews/query_intent", n) for n in (1, 2, 3)] == [f"reviews/query_intent/0000000{n}.json" for n in (1, 2, 3)]
-    assert numbered.last(store, "reviews/query_intent") == 3
+    assert [append_log.entry_path("reviews/query_intent", n) for n in (1, 2, 3)] == [
+        f"reviews/query_intent/0000000{n}.json" for n in (1, 2, 3)
+    ]
+    assert append_log.last_number(store, "reviews/query_intent") == 3
 
 
 def test_a_decision_made_earlier_does_not_override_one_made_later(store: Storage) -> None:
@@ -148,7 +150,7 @@ def test_a_decision_is_taken_back_by_an_entry_of_its_own(store: Storage) -> None
     assert [kept.decision.query if kept else None for kept in undone] == ["b", "a", None]
     assert decided(store) == {"a": (ACCEPT, intent("browse"), "anna")}
     assert review.history(store, "query_intent")["withdrawn"].to_pylist() == [False, True, True]
-    assert numbered.last(store, "reviews/query_intent") == 5
+    assert append_log.last_number(store, "reviews/query_intent") == 5
     assert log.undo("nobody") is None
 
 
@@ -421,11 +423,11 @@ def test_a_file_goes_out_is_decided_and_comes_back(config: review.Config, store:
     }
     row = next(r for r in review.decisions(store, "query_intent").to_pylist() if r["query"] == "pizza price")
     assert (row["before"], row["answer_key"], row["why"]) == (intent("browse"), INTENTS[0]["answer_key"], "asks what it costs")
-    entries = numbered.last(store, "reviews/query_intent")
+    entries = append_log.last_number(store, "reviews/query_intent")
 
     again = review.import_file(config.model_copy(update={"who": "someone else"}), file)
     assert (again.recorded, again.known, again.undecided) == (0, 3, 1)
-    assert numbered.last(store, "reviews/query_intent") == entries  # the same file twice changes nothing
+    assert append_log.last_number(store, "reviews/query_intent") == entries  # the same file twice changes nothing
 
     rest = review.export_file(config, tmp_path / f"rest{file.suffix}", kind=kind)
     assert (rest.rows, rest.decided) == (2, 3)
@@ -813,7 +815,7 @@ def test_what_the_desk_refuses_is_not_recorded(desk: Desk, store: Storage, chang
     }
     with pytest.raises(Refused, match=wanted):
         desk.decide(**{**asked, **change})
-    assert numbered.last(store, "reviews/query_intent") == 0
+    assert append_log.last_number(store, "reviews/query_intent") == 0
 
 
 @pytest.fixture
@@ -898,7 +900,7 @@ def test_text_of_others_is_data_and_no_part_of_the_page(store: Storage, root: st
 )
 def test_other_sites_cannot_decide(served: Server, store: Storage, headers: dict[str, str], status: int) -> None:
     assert asked(served, "decide", body_of(served), **headers).status_code == status
-    assert numbered.last(store, "reviews/query_intent") == 0
+    assert append_log.last_number(store, "reviews/query_intent") == 0
     same = {"origin": served.url.removesuffix(f"/{served.token}/"), "sec-fetch-site": "same-origin"}
     assert asked(served, "decide", body_of(served), **same).status_code == 200
 

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from headtail.core.errors import ConfigError
-from headtail.core.schema import closed, outline, without_names, writer
-from headtail.engines.grammar import for_engine, of_schema
+from headtail.core.schema import close_objects, outline, resolve_reference, writer
+from headtail.engines.grammar import engine_schema, schema_grammar
 
 WIDE = 10**6  # max_tokens that leave every bound in the grammar
 
@@ -28,7 +28,7 @@ def accepts(schema: Any, text: str) -> bool:
     from xgrammar.testing import _is_grammar_accept_string
 
     made = xgrammar.Grammar.from_json_schema(json.dumps(schema, ensure_ascii=False), any_whitespace=False)
-    read = xgrammar.Grammar.from_ebnf(of_schema(schema, "here"))  # what an engine is told
+    read = xgrammar.Grammar.from_ebnf(schema_grammar(schema, "here"))  # what an engine is told
     accepted = bool(_is_grammar_accept_string(made, text))
     assert bool(_is_grammar_accept_string(read, text)) == accepted
     return accepted
@@ -96,7 +96,7 @@ _SCHEMAS = st.builds(
 
 
 def _answer(draw: st.DrawFn, schema: Any, root: Any, text: st.SearchStrategy[str]) -> Any:
-    schema = without_names(schema, root)
+    schema = resolve_reference(schema, root)
     for name in ("enum", "anyOf", "oneOf", "allOf"):
         if name in schema:
             chosen = draw(st.sampled_from(schema[name]))
@@ -136,12 +136,12 @@ def _cases(draw: st.DrawFn) -> tuple[dict[str, Any], Any, int]:
 @settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(_cases())
 def test_what_is_taught_the_grammar_accepts(case: tuple[dict[str, Any], Any, int]) -> None:
-    schema, answer, most = closed(case[0]), case[1], case[2]
+    schema, answer, most = close_objects(case[0]), case[1], case[2]
     assume(jsonschema_rs.Draft202012Validator(schema).is_valid(answer))  # oneOf may fit twice
     found = outline(schema)
     text = writer(found.schema)(answer)
     assert json.loads(text) == answer
-    assert accepts(for_engine(schema, most), text), (text, for_engine(schema, most))
+    assert accepts(engine_schema(schema, most), text), (text, engine_schema(schema, most))
     if most == WIDE:
         assert len(text) - text.count("\\") <= found.longest
 
@@ -208,7 +208,7 @@ class _Body:
 @settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(_SCHEMAS)
 def test_the_longest_answer_is_the_longest_that_the_grammar_accepts(schema: dict[str, Any]) -> None:
-    found, by_grammar = outline(schema).longest, longest(for_engine(schema, WIDE))
+    found, by_grammar = outline(schema).longest, longest(engine_schema(schema, WIDE))
     decimals = '"number"' in json.dumps(schema)
     assert by_grammar <= found if decimals else by_grammar == found
 
@@ -328,4 +328,4 @@ def test_objects_that_say_nothing_of_other_fields_are_closed() -> None:
     schema = {"anyOf": [open_, said], "$defs": {"p": {"type": ["object", "null"], "properties": {"q": open_}}}, "not": open_}
     shut = {**open_, "additionalProperties": False}
     wanted = {"type": ["object", "null"], "properties": {"q": shut}, "additionalProperties": False}
-    assert closed(schema) == {"anyOf": [shut, said], "$defs": {"p": wanted}, "not": open_}
+    assert close_objects(schema) == {"anyOf": [shut, said], "$defs": {"p": wanted}, "not": open_}

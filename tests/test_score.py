@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from headtail.core.errors import ConfigError
 from headtail.core.schema import outline
-from headtail.core.score import Counts, ScoreConfig, check_score, f1, score
+from headtail.core.score import Counts, ScoreConfig, check_score, f1, score_answer
 
 SPANS = ScoreConfig(kind="spans", field="segments", ignore=("none",))
 segment = st.fixed_dictionaries({"text": st.sampled_from("abc"), "label": st.sampled_from(["topic", "name", "none"])})
@@ -30,32 +30,32 @@ def naive(wanted: list[dict[str, str]], given_: list[dict[str, str]]) -> Counts:
 
 @given(answers, answers)
 def test_spans_match_a_naive_count(wanted: dict[str, list[dict[str, str]]], got: dict[str, list[dict[str, str]]]) -> None:
-    assert score(SPANS, wanted, got) == naive(wanted["segments"], got["segments"])
+    assert score_answer(SPANS, wanted, got) == naive(wanted["segments"], got["segments"])
 
 
 @given(answers)
 def test_right_answer_is_right_and_none_is_all_missed(answer: dict[str, list[dict[str, str]]]) -> None:
-    assert score(SPANS, answer, answer).right
-    missed = score(SPANS, answer, None)
+    assert score_answer(SPANS, answer, answer).right
+    missed = score_answer(SPANS, answer, None)
     assert (missed.tp, missed.fp) == (0, 0)
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("ab")), min_size=1))
 def test_label_f1_is_accuracy(pairs: list[tuple[str, str]]) -> None:
     label = ScoreConfig(kind="label", field="intent")
-    counts = [score(label, {"intent": a}, {"intent": b}) for a, b in pairs]
+    counts = [score_answer(label, {"intent": a}, {"intent": b}) for a, b in pairs]
     assert abs(f1(counts) - sum(a == b for a, b in pairs) / len(pairs)) < 1e-12
 
 
 def test_exact_compares_content_not_order() -> None:
     exact = ScoreConfig(kind="exact")
-    assert score(exact, {"a": 1, "b": [2]}, {"b": [2], "a": 1}).right
-    assert score(exact, {"a": 1}, {"a": 2}) == Counts(0, 1, 1)
+    assert score_answer(exact, {"a": 1, "b": [2]}, {"b": [2], "a": 1}).right
+    assert score_answer(exact, {"a": 1}, {"a": 2}) == Counts(0, 1, 1)
 
 
 def test_odd_shapes_do_not_raise() -> None:
-    assert score(SPANS, {"segments": [{"text": "a", "label": "name"}]}, {"segments": "no"}) == Counts(0, 0, 1)
-    assert score(SPANS, {"segments": []}, []) == Counts(0, 0, 0)
+    assert score_answer(SPANS, {"segments": [{"text": "a", "label": "name"}]}, {"segments": "no"}) == Counts(0, 0, 1)
+    assert score_answer(SPANS, {"segments": []}, []) == Counts(0, 0, 0)
     assert f1([]) == 1.0
 
 
@@ -95,5 +95,7 @@ def test_names_that_the_schema_has_pass() -> None:
 def test_span_texts_are_compared_in_the_normal_form_of_queries() -> None:
     typed = {"segments": [{"text": " Thai  Food", "label": "topic"}, {"text": "cafe\u0301", "label": "name"}]}
     copied = {"segments": [{"text": "thai food", "label": "topic"}, {"text": "caf\u00e9", "label": "name"}]}
-    assert score(SPANS, typed, copied) == Counts(2, 0, 0)
-    assert not score(SPANS, {"segments": [{"text": "10\u2075", "label": "topic"}]}, {"segments": [{"text": "105", "label": "topic"}]}).tp
+    assert score_answer(SPANS, typed, copied) == Counts(2, 0, 0)
+    assert not score_answer(
+        SPANS, {"segments": [{"text": "10\u2075", "label": "topic"}]}, {"segments": [{"text": "105", "label": "topic"}]}
+    ).tp

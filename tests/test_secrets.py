@@ -24,7 +24,7 @@ from headtail.core import secrets
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import ConfigError, HeadtailError
 from headtail.core.receipt import Receipt
-from headtail.core.secrets import HIDDEN, hide, hide_in, hiding
+from headtail.core.secrets import HIDDEN, hide, hide_in, hide_in_stream
 from headtail.core.task import Task
 from headtail.engines import Completion, ModelConfig, Request
 from headtail.engines.openai import OpenAIEngine, key_for
@@ -193,8 +193,8 @@ def test_the_terminal_shows_no_secret_not_even_in_a_stack_trace(planted: str, mo
         traceback.print_exc()  # as the interpreter does
     assert "broke with ***" in err.getvalue()
     assert planted not in out.getvalue() + err.getvalue()
-    stream = hiding(err)
-    assert hiding(stream) is stream
+    stream = hide_in_stream(err)
+    assert hide_in_stream(stream) is stream
 
 
 @pytest.mark.parametrize(

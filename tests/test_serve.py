@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from headtail.adapters.storage import Storage
 from headtail.adapters.storage.receipts import output_table
-from headtail.core.config import TrackingConfig, build
+from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.keys import normalise
 from headtail.core.task import Task
@@ -503,13 +503,13 @@ def test_the_page_needs_no_network() -> None:
 
 
 def config(root: str, **options: Any) -> serve.Config:
-    return build(serve.Config, {"root": root, "port": free_port(), "tracking": OFF, "refresh_s": 0.3, **options}, where="test")
+    return build_config(serve.Config, {"root": root, "port": free_port(), "tracking": OFF, "refresh_s": 0.3, **options}, where="test")
 
 
 def test_what_must_fail_fails_before_anything_heavy_starts(
     store: Storage, root: str, tmp_path: Path, segmentation: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headtail.adapters.cluster.start", lambda: pytest.fail("Ray was started"))
+    monkeypatch.setattr("headtail.adapters.cluster.start_cluster", lambda: pytest.fail("Ray was started"))
     with pytest.raises(InputError, match="no release yet"):
         serve.start(config(root))
     made = published(store, tmp_path, segmentation)

@@ -14,7 +14,7 @@ from headtail.core.errors import ConfigError
 from headtail.core.keys import answer_key, fingerprint
 from headtail.core.task import Task
 from headtail.engines import ModelConfig
-from headtail.engines.models import find, weights_digest
+from headtail.engines.models import find_model, weights_digest
 from headtail.stages import serve
 from headtail.stages.serve.answerer import RealtimeReply
 from headtail.stages.serve.realtime import Student
@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, segmentation: Task) -> Path
 def test_callers_share_a_pass_and_each_gets_its_own_answer(folder: Path, root: str, segmentation: Task) -> None:
     model = ModelConfig(model=str(folder))
     student = Student(model, root, segmentation, "distill/x", weights_digest(folder))
-    found = find(model, open_storage(root))
+    found = find_model(model, open_storage(root))
     settings = fingerprint(answer_settings(segmentation, model, found.digest, found.io_format))
 
     async def ask() -> list[RealtimeReply]:

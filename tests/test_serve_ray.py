@@ -23,8 +23,8 @@ from headtail.batch.job import answer_settings
 from headtail.core.errors import ConfigError, EngineError
 from headtail.core.keys import answer_key, fingerprint
 from headtail.core.task import Task, load_task
-from headtail.engines.device import resolved
-from headtail.engines.models import resolve
+from headtail.engines.device import resolve_dtype
+from headtail.engines.models import resolve_weights
 from headtail.releases import release
 from headtail.stages import serve
 from headtail.stages.serve.answerer import RealtimeReply
@@ -85,8 +85,8 @@ def test_the_real_student_answers_misses(cluster: None, store: Storage, root: st
         assert found["source"] == "realtime_student", found
         jsonschema.validate(found["answer"], task.schema)
         assert 0 < found["confidence"] <= 1
-        digest = resolve(str(teacher_path), "", store).digest
-        settings = fingerprint(answer_settings(task, resolved(asked.model), digest))
+        digest = resolve_weights(str(teacher_path), "", store).digest
+        settings = fingerprint(answer_settings(task, resolve_dtype(asked.model), digest))
         messages = task.messages("best sushi in berlin", {"businesses": ["Sushi Bar"]})
         assert found["answer_key"] == answer_key(messages, settings).hex()  # the key that precompute would give this row
         assert over_http(server, "pizza near me")["cached"]

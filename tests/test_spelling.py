@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headtail.core.spelling import Near, distance, similar
+from headtail.core.spelling import SpellingIndex, distance, similar
 
 
 @given(st.text("abcd", max_size=7), st.text("abcd", max_size=7))
@@ -17,7 +17,7 @@ def test_distance_is_a_symmetric_count_of_slips(a: str, b: str) -> None:
 
 @given(st.lists(st.text("abc", min_size=1, max_size=6), max_size=12, unique=True), st.text("abc", min_size=1, max_size=6))
 def test_near_finds_all_similar_words_and_no_others(known: list[str], asked: str) -> None:
-    assert set(Near(known).find(asked)) == {i for i, other in enumerate(known) if other != asked and similar(asked, other)}
+    assert set(SpellingIndex(known).find(asked)) == {i for i, other in enumerate(known) if other != asked and similar(asked, other)}
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,4 @@ def test_short_words_are_meant_as_they_are() -> None:
 
 
 def test_a_very_long_word_costs_no_more_than_a_short_one() -> None:
-    assert Near(["pizza"]).find("x" * 5000) == ()
+    assert SpellingIndex(["pizza"]).find("x" * 5000) == ()

@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
 
-from headtail.adapters import numbered
+from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, local, open_storage, put, read_table, retries, s3, stream_table, write_once, write_table
 from headtail.batch import remove_work_files
-from headtail.batch.prepare import prepare, read_shard
+from headtail.batch.prepare import prepare_input, read_shard
 from headtail.cache import Built, publish_snapshot
 from headtail.core.errors import StorageError
 from headtail.core.keys import sha256_file
@@ -60,12 +60,12 @@ def operations(store: Storage, tmp: Path) -> Any:
 
 def log(store: Storage, tmp: Path) -> Any:
     """Two writers of one log, one of which is late."""
-    numbered.append(store, "log", lambda number: b'{"by": "a"}')
+    append_log.append_entry(store, "log", lambda number: b'{"by": "a"}')
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numbered, "last", lambda *_: 0)  # it looked before the first had written
-        numbered.append(store, "log", lambda number: b'{"by": "b"}')
-    numbered.append(store, "log", lambda number: b'{"by": "c"}')
-    return numbered.last(store, "log"), list(numbered.read(store, "log"))
+        patch.setattr(append_log, "last_number", lambda *_: 0)  # it looked before the first had written
+        append_log.append_entry(store, "log", lambda number: b'{"by": "b"}')
+    append_log.append_entry(store, "log", lambda number: b'{"by": "c"}')
+    return append_log.last_number(store, "log"), list(append_log.read_entries(store, "log"))
 
 
 def manifest(store: Storage, tmp: Path) -> Any:
@@ -78,7 +78,7 @@ def manifest(store: Storage, tmp: Path) -> Any:
         built = Built(folder / "answers.parquet", folder, {"teacher": 1}, {}, ("q",), "content", np.zeros(1, np.uint64))
         made = publish_snapshot(store, built, task="t", task_fingerprint="f")
     held = {name: store.read(ref.path) for name, ref in made.files.items()}
-    begun = [entry["snapshot"] for _, entry in numbered.read(store, "snapshots/log")]
+    begun = [entry["snapshot"] for _, entry in append_log.read_entries(store, "snapshots/log")]
     return made.id, held, set(begun), write_once(store, "x", b"1"), write_once(store, "x", b"2")
 
 
@@ -229,10 +229,10 @@ def test_a_jobs_input_is_sorted_and_read_though_calls_fail(proxy: Proxy, segment
         proxy.reset(many(fault))
         if fault == "403":
             with pytest.raises(StorageError, match=r"403|Forbidden") as error:
-                prepare(job)
+                prepare_input(job)
             assert "s3:GetObject" in error.value.fix
             continue
-        manifest = prepare(job)
+        manifest = prepare_input(job)
         proxy.reset(many(fault))
         for shard in range(3):
             sorted_rows += read_shard(store, manifest, shard)["query"].to_pylist()

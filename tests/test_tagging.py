@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from headtail.core import tagging
 from headtail.core.errors import ConfigError
 from headtail.core.keys import canonical
-from headtail.core.tagging import BEGIN, DELETE, FIRST_FIX, INSIDE, KEEP, NONE, OUTSIDE, Labels, Scheme, Spans
+from headtail.core.tagging import BEGIN, DELETE, FIRST_FIX, INSIDE, KEEP, NONE, OUTSIDE, Scheme, Spans, Tags
 from headtail.core.task import Task
-from headtail.engines.decisions import slices, width
+from headtail.engines.decisions import head_slices, output_width
 
 LABELS = ('"a"', '"b"', "3")
 SPANS = Spans(name="segments", text="text", label="label", labels=LABELS)
@@ -27,21 +27,21 @@ def seg(*pairs: tuple[str, Any]) -> dict[str, Any]:
 
 
 @st.composite
-def labelled(draw: st.DrawFn) -> tuple[str, Labels]:
+def labelled(draw: st.DrawFn) -> tuple[str, Tags]:
     """A query with any labels at all."""
     query = draw(queries)
-    n = len(tagging.words(query))
+    n = len(tagging.word_spans(query))
     kinds = draw(st.lists(st.sampled_from([OUTSIDE, BEGIN, INSIDE]), min_size=n, max_size=n))
     named = draw(st.lists(st.integers(NONE, len(LABELS) - 1), min_size=n, max_size=n))
     fixes = draw(st.lists(st.sampled_from([KEEP, KEEP, KEEP, DELETE, FIRST_FIX, FIRST_FIX + 1]), min_size=n, max_size=n))
-    return query, Labels(tuple(kinds), tuple(named), tuple(fixes), (), False)
+    return query, Tags(tuple(kinds), tuple(named), tuple(fixes), (), False)
 
 
 @st.composite
 def cut(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     """A query and an answer whose texts are consecutive pieces of it, some of it left out between them."""
     query = draw(queries)
-    spoken = tagging.words(query)
+    spoken = tagging.word_spans(query)
     at, pairs = 0, []
     while at < len(spoken):
         end = draw(st.integers(at + 1, len(spoken)))
@@ -55,20 +55,20 @@ def cut(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 @settings(max_examples=300)
 def test_pieces_of_the_query_come_back_exactly(case: tuple[str, dict[str, Any]]) -> None:
     query, given_answer = case
-    made = tagging.encode(PLAIN, query, given_answer)
-    assert tagging.answer(PLAIN, query, made) == given_answer or not made.exact
-    texts = [query[a:b] for a, b in tagging.words(query)]
+    made = tagging.encode_tags(PLAIN, query, given_answer)
+    assert tagging.decode_tags(PLAIN, query, made) == given_answer or not made.exact
+    texts = [query[a:b] for a, b in tagging.word_spans(query)]
     if len(set(texts)) == len(texts):  # a word that is there twice may be read off the wrong one of them
         assert made.exact
 
 
 @given(labelled())
 @settings(max_examples=300)
-def test_any_labels_decode_and_exact_never_lies(case: tuple[str, Labels]) -> None:
+def test_any_labels_decode_and_exact_never_lies(case: tuple[str, Tags]) -> None:
     query, made = case
-    shown = tagging.answer(PLAIN, query, made)
-    again = tagging.encode(PLAIN, query, shown)
-    assert again.exact == (canonical(tagging.answer(PLAIN, query, again)) == canonical(shown))
+    shown = tagging.decode_tags(PLAIN, query, made)
+    again = tagging.encode_tags(PLAIN, query, shown)
+    assert again.exact == (canonical(tagging.decode_tags(PLAIN, query, again)) == canonical(shown))
     for piece in shown["segments"]:
         assert piece["text"]
         assert canonical(piece["label"]) in LABELS
@@ -89,9 +89,9 @@ def test_any_labels_decode_and_exact_never_lies(case: tuple[str, Labels]) -> Non
     ],
 )
 def test_spelling_and_what_labels_cannot_hold(query: str, answer: dict[str, Any], exact: bool) -> None:
-    made = tagging.encode(PLAIN, query, answer)
+    made = tagging.encode_tags(PLAIN, query, answer)
     assert made.exact is exact
-    assert (tagging.answer(PLAIN, query, made) == answer) is exact
+    assert (tagging.decode_tags(PLAIN, query, made) == answer) is exact
 
 
 def test_corrections_are_learnt_from_answers_by_frequency() -> None:
@@ -113,21 +113,21 @@ def test_a_task_that_never_respells_has_no_corrections() -> None:
     "query,pieces", [("book a boon brick store", ["boon brick store"]), ("add sun to my sunny run", ["sun", "sunny run"])]
 )
 def test_words_in_no_piece_are_not_read_as_misspelt_ones(query: str, pieces: list[str]) -> None:
-    assert tagging.encode(PLAIN, query, seg(*((text, "a") for text in pieces))).exact
+    assert tagging.encode_tags(PLAIN, query, seg(*((text, "a") for text in pieces))).exact
 
 
 def test_the_shipped_tasks_fit(segmentation: Task, intent: Task) -> None:
     found = tagging.scheme(segmentation.schema)
     assert found.spans is not None
     assert found.spans.labels[:2] == ('"topic"', '"name"')
-    assert width(found) == 3 + 6
+    assert output_width(found) == 3 + 6
     found = tagging.scheme(intent.schema)
     assert found.fields[0].values[0] == '"find_business"'
-    assert slices(found) == {"field:intent": slice(0, 8)}
+    assert head_slices(found) == {"field:intent": slice(0, 8)}
     given_answer = {"intent": "browse"}
-    made = tagging.encode(found, "pizza", given_answer)
+    made = tagging.encode_tags(found, "pizza", given_answer)
     assert made.exact
-    assert tagging.answer(found, "pizza", made) == given_answer
+    assert tagging.decode_tags(found, "pizza", made) == given_answer
 
 
 def test_fields_of_every_closed_kind_and_left_out_ones_come_back() -> None:
@@ -146,9 +146,9 @@ def test_fields_of_every_closed_kind_and_left_out_ones_come_back() -> None:
     for a in ("x", 1, None):
         for rest in ({}, {"c": "l"}, {"c": None, "d": "only"}):
             given_answer = {"a": a, "b": True, **rest}
-            made = tagging.encode(found, "query", given_answer)
+            made = tagging.encode_tags(found, "query", given_answer)
             assert made.exact
-            assert tagging.answer(found, "query", made) == given_answer
+            assert tagging.decode_tags(found, "query", made) == given_answer
 
 
 @pytest.mark.parametrize(
@@ -168,4 +168,4 @@ def test_a_task_that_does_not_fit_is_refused_with_the_reason(part: dict[str, Any
 
 def test_words_are_runs_of_letters_marks_and_ideographs() -> None:
     text = "st. mary's 東京ramen"
-    assert [text[a:b] for a, b in tagging.words(text)] == ["st", ".", "mary", "'", "s", "東", "京", "ramen"]
+    assert [text[a:b] for a, b in tagging.word_spans(text)] == ["st", ".", "mary", "'", "s", "東", "京", "ramen"]

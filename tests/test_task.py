@@ -22,7 +22,7 @@ from headtail.core.config import StageConfig, TrackingConfig
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.keys import canonical
 from headtail.core.task import EXAMPLES, Task, load_task
-from headtail.engines.grammar import for_engine, of_schema
+from headtail.engines.grammar import engine_schema, schema_grammar
 from headtail.stages import ingest
 from timescale import limit
 
@@ -260,7 +260,7 @@ def test_what_pydantic_makes_of_nested_and_optional_models_works(tmp_path: Path)
         '"places": [{"zip": "00100", "city": "Rome"}]}'
     )
     assert task.target(answer) == wanted
-    grammar = Grammar.from_ebnf(of_schema(for_engine(task.schema, 12), "here"))
+    grammar = Grammar.from_ebnf(schema_grammar(engine_schema(task.schema, 12), "here"))
     assert _is_grammar_accept_string(grammar, wanted)
 
 

@@ -38,12 +38,12 @@ def test_a_correction_is_read_as_a_label_of_a_file() -> None:
 @pytest.mark.parametrize("text", ["{\u201cintent\u201d: \u201cprice\u201d}", "{\u00abintent\u00bb: 1}", "{\u201eintent\u201c: 1}"])
 def test_smart_quotes_are_named(text: str, segmentation: Task) -> None:
     for task in (TASK, segmentation):
-        assert typed_answer.parse(task, text)[1].startswith(f"not JSON: it has the quotation mark {text[1]} where JSON has")
+        assert typed_answer.parse_typed_answer(task, text)[1].startswith(f"not JSON: it has the quotation mark {text[1]} where JSON has")
 
 
 def test_a_label_that_is_none_is_told_as_one() -> None:
-    assert typed_answer.parse(TASK, "far_away")[1].startswith("schema: intent: ")
-    assert typed_answer.parse(TASK, '{"intent": ')[1].startswith("not JSON: ")
+    assert typed_answer.parse_typed_answer(TASK, "far_away")[1].startswith("schema: intent: ")
+    assert typed_answer.parse_typed_answer(TASK, '{"intent": ')[1].startswith("not JSON: ")
 
 
 def test_a_models_answer_is_read_strictly() -> None:

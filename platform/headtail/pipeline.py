@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from headtail.adapters.progress import say
-from headtail.adapters.storage import check, open_storage, read_json, write_json
+from headtail.adapters.storage import check_digest, open_storage, read_json, write_json
 from headtail.adapters.tracking import Tracker
 from headtail.core import io_format, tagging
 from headtail.core.config import StageConfig, execution
@@ -136,7 +136,7 @@ def run(config: Config) -> Receipt:
     tags = {**lineage, "mlflow.note.content": note.about(pipeline.receipts, pipeline.task.name, summary["paths"]["report"], prompt)}
     tracker.log(parent, {"task": task.name, "log": config.log or "example data"}, numbers, tags)
     with tempfile.TemporaryDirectory(prefix="headtail-report-") as scratch:
-        tracker.artifact(parent, store.fetch(check(store, receipt.output("report")), Path(scratch)))
+        tracker.artifact(parent, store.fetch(check_digest(store, receipt.output("report")), Path(scratch)))
     tracker.end(parent)
     say(f"{len(pipeline.receipts)} stages, {reused} of them found done, {seconds:.0f} s")
     return receipt

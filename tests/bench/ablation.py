@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_receipt, output_table
-from headtail.core.config import TrackingConfig, build
+from headtail.core.config import TrackingConfig, build_config
 from headtail.core.keys import normalise
 from headtail.core.receipt import Receipt
 from headtail.core.task import Task, load_task
@@ -57,7 +57,7 @@ def right_answers(store: Storage, task: Task) -> dict[str, str]:
     made = load_receipt(store, "example-data")
     settings = {name: value for name, value in made.settings["config"].items() if name in example_data.Config.model_fields}
     found: dict[str, str] = {}
-    for text, meaning, _, _ in asked(build(example_data.Config, settings, made.path)):
+    for text, meaning, _, _ in asked(build_config(example_data.Config, settings, made.path)):
         found.setdefault(normalise(text), task.dump(example_data.answers(meaning)[task.name]))
     return found
 
@@ -105,7 +105,7 @@ def one(root: str, task: Task, student: str, share: float, rows: int, seed: int,
             "curate": {"min_gain": 0, "suspicion": {"drop_above": 0.5}},
             "distill": STUDENTS[student],
         }
-        receipt = ablate.run(build(ablate.Config, config, "bench"))
+        receipt = ablate.run(build_config(ablate.Config, config, "bench"))
         print(markdown(output_table(store, receipt, "ablation")))
         planted_rows = {"planted": spoilt.rows.get("planted", 0), "planted_share": share, "reviewed": counts}
         return {"student": student, **planted_rows, "seconds": receipt.seconds, "ablation": receipt.facts["ablation"]}

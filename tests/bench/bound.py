@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from headtail.adapters.progress import console
-from headtail.core.cost import LLAMA_8B, Shape
+from headtail.core.cost import LLAMA_8B, ModelShape
 
 PREFILL_TOKENS = 8192  # prompt tokens of one step
 
@@ -42,17 +42,17 @@ class Bound:
 
 
 H200 = Device("H200 SXM", 4.8e12, {2: 989e12, 1: 1979e12})  # NVIDIA H200 data sheet, 2024; without sparsity
-ONE_B = Shape(16, 2048, 32, 8, 64, 8192, 128_256)  # Llama 3.2 1B, whose output shares the input's embedding
+ONE_B = ModelShape(16, 2048, 32, 8, 64, 8192, 128_256)  # Llama 3.2 1B, whose output shares the input's embedding
 SHAPES = {"1 B (Llama 3.2)": ONE_B, "8 B (Llama 3.1)": LLAMA_8B}
 
 
-def kv_cache(shape: Shape, each: int) -> int:
+def kv_cache(shape: ModelShape, each: int) -> int:
     """Bytes of KV cache of one token at `each` bytes per number."""
     return 2 * shape.layers * shape.kv_heads * shape.head_width * each
 
 
 def bound(
-    shape: Shape, device: Device, *, weight_bytes: int, kv_bytes: int = 2, rows: int, fresh: float, cached: float, out: float
+    shape: ModelShape, device: Device, *, weight_bytes: int, kv_bytes: int = 2, rows: int, fresh: float, cached: float, out: float
 ) -> Bound:
     """Of rows with `fresh` prompt tokens to compute, `cached` ones that were found, and `out` answer tokens, `rows` decoded together."""
     peak, used = device.flops[weight_bytes], shape.body + shape.head

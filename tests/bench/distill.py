@@ -103,9 +103,9 @@ def trainer_turn(setting: Setting, grouped: bool) -> dict[str, Any]:
     learner, task, store = DecoderLearner(), load_task("query_segmentation"), open_storage(setting.folder)
     chosen = TrainingSet(training_set=setting.training_set, rows=setting.rows)
     training_set = read_rows(store, Weights(), chosen, task, {"training_set.0": load_ref(store, setting.training_set)}, 0).training_set
-    from headtail.engines.models import resolve
+    from headtail.engines.models import resolve_weights
 
-    model, tokenizer = learner.load(resolve(setting.model, "", store).path)
+    model, tokenizer = learner.load(resolve_weights(setting.model, "", store).path)
     examples = learner.encode(task, tokenizer, training_set, 512, set()).to_pylist()
     data = [{"input_ids": row["ids"], "labels": [-100] * row["answer_start"] + row["ids"][row["answer_start"] :]} for row in examples]
     seen = {"real": 0, "all": 0}

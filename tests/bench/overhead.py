@@ -20,8 +20,8 @@ TURNS = 3
 def once(rows: int) -> tuple[float, float]:
     """(microseconds per row of a worker, of the null engine alone) in this process."""
     from headtail.adapters.storage import open_storage, write_table
-    from headtail.batch import Job, Table
-    from headtail.batch.prepare import prepare
+    from headtail.batch import InputTable, Job
+    from headtail.batch.prepare import prepare_input
     from headtail.batch.worker import Ask, Worker
     from headtail.core.rows import PLANNED, with_side_inputs
     from headtail.core.task import load_task
@@ -41,9 +41,9 @@ def once(rows: int) -> tuple[float, float]:
             digest="null",
             name="null",
             source="teacher",
-            tables=(Table("plan/x/head.parquet", "plan/x:head"),),
+            tables=(InputTable("plan/x/head.parquet", "plan/x:head"),),
         )
-        manifest = prepare(job)
+        manifest = prepare_input(job)
         asked = [Request(i, [{"role": "user", "content": f"Query: best pizza near me {i}"}]) for i in range(rows)]
         started = time.process_time()
         for _ in NullEngine(task.schema).generate(asked):

@@ -20,7 +20,7 @@ from headtail.adapters.storage.receipts import load_receipt
 from headtail.batch import ANSWERS
 from headtail.core.config import StageConfig
 from headtail.core.receipt import Receipt
-from headtail.core.rows import KEY, State, draw
+from headtail.core.rows import KEY, State, uniform_draw
 from headtail.core.task import Task, load_task
 from headtail.stages.base import Stage, run_once
 
@@ -61,7 +61,7 @@ def run(config: Config) -> Receipt:
 def plant(task: Task, table: pa.Table, share: float, seed: int, labels: Sequence[str] = ()) -> tuple[pa.Table, pa.Table]:
     """(the table with errors, what was planted). `labels`: those that a span may have; of label tasks the schema says it."""
     chosen = np.flatnonzero(
-        (draw(table["query_key"], "planted", seed) < share) & (table["state"].to_numpy(zero_copy_only=False) == State.ANSWERED)
+        (uniform_draw(table["query_key"], "planted", seed) < share) & (table["state"].to_numpy(zero_copy_only=False) == State.ANSWERED)
     )
     answers = table["answer"].to_pylist()
     lines = []

@@ -28,7 +28,7 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pyarrow as pa
 
-from headtail.adapters.progress import bar
+from headtail.adapters.progress import progress_bar
 from headtail.adapters.storage import open_storage, write_json, write_table
 from headtail.core.keys import query_key
 from headtail.core.receipt import Receipt
@@ -62,19 +62,19 @@ def plan_of(rows: int) -> Iterator[pa.Table]:
 
 def one(rows: int, workers: int) -> dict[str, float]:
     """One job in this process, which is its driver."""
-    from headtail.core.config import TrackingConfig, build
+    from headtail.core.config import TrackingConfig, build_config
     from headtail.stages import precompute
 
     folder = Path(tempfile.mkdtemp(prefix="headtail-scale-"))
     try:
         store = open_storage(str(folder))
-        with bar(f"input of {rows:,}", rows) as shown:
+        with progress_bar(f"input of {rows:,}", rows) as shown:
             ref = write_table(store, "plan/x/head.parquet", _shown(plan_of(rows), shown), with_side_inputs(PLANNED, SIDE))
         receipt = Receipt(stage="plan", fingerprint="x", path="plan/x", started="", seconds=0, outputs={"head": ref})
         write_json(store, "plan/x/receipt.json", receipt.model_dump(mode="json"))
         made_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         model = {"engine": "null", "model": "null", "cpus": 1}
-        config = build(
+        config = build_config(
             precompute.Config,
             {
                 "root": str(folder),

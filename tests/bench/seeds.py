@@ -29,7 +29,7 @@ from headtail.adapters import progress
 from headtail.adapters.storage import open_storage
 from headtail.batch import driver
 from headtail.batch.worker import Worker
-from headtail.core.config import load
+from headtail.core.config import load_config
 from headtail.core.receipt import Receipt
 from headtail.engines import Engine, ModelConfig, open_engine
 from headtail.examples import example_data
@@ -99,7 +99,7 @@ def seeded(config: Path, root: str, seed: int, teacher: str, sets: Sequence[str]
     """The pipeline's config with a seed everywhere; `teacher` is the precision of its engine."""
     seeds = [f"{owner}.seed={seed}" for owner in ("example_data", "plan", "curate", "distill_batch", "distill_realtime")]
     dtype = f"precompute_teacher.model.dtype={PRECISIONS[teacher]}"
-    return load(pipeline.Config, config, [*seeds, dtype, f"root={root}", "tracking.enabled=false", *sets])
+    return load_config(pipeline.Config, config, [*seeds, dtype, f"root={root}", "tracking.enabled=false", *sets])
 
 
 @contextlib.contextmanager

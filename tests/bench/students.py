@@ -28,7 +28,7 @@ from headtail.core import io_format
 from headtail.core.config import TrackingConfig
 from headtail.core.receipt import Receipt
 from headtail.engines import ModelConfig
-from headtail.engines.models import find
+from headtail.engines.models import find_model
 from headtail.stages import evaluate, precompute
 
 from .machine import machine
@@ -120,7 +120,7 @@ def students_of(root: str) -> dict[str, str]:
     store, found = open_storage(root), {}
     receipts = [load_receipt(store, "distill", f"distill/{folder.name}") for folder in sorted(Path(root, "distill").glob("?*/"))]
     for receipt in sorted(receipts, key=lambda receipt: receipt.started):
-        kind = io_format.read(Path(find(ModelConfig(model=receipt.path), store).path)).kind
+        kind = io_format.read_format(Path(find_model(ModelConfig(model=receipt.path), store).path)).kind
         found[str(kind)] = receipt.path
     return found
 

@@ -42,16 +42,16 @@ def model(threads: int) -> ModelConfig:
 def parts(threads: int) -> tuple[Task, str, dict[str, Any], dict[str, Any], str]:
     """(task, model folder, engine arguments, sampling, grammar): what headtail's engine is started with."""
     from headtail.adapters.storage import LocalStorage
-    from headtail.engines.grammar import for_engine
-    from headtail.engines.models import resolve
-    from headtail.engines.vllm import arguments, environment
+    from headtail.engines.grammar import engine_schema
+    from headtail.engines.models import resolve_weights
+    from headtail.engines.vllm import engine_arguments, engine_environment
 
     task, config = load_task(TASK), model(threads)
-    os.environ |= environment(config)
+    os.environ |= engine_environment(config)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    path = resolve(config.model, "", LocalStorage("/")).path
+    path = resolve_weights(config.model, "", LocalStorage("/")).path
     sampling = task.file.sampling.model_dump()
-    return task, path, arguments(config, path), sampling, json.dumps(for_engine(task.schema, sampling["max_tokens"]))
+    return task, path, engine_arguments(config, path), sampling, json.dumps(engine_schema(task.schema, sampling["max_tokens"]))
 
 
 def raw(sizes: Sequence[int], threads: int, logprobs: bool = True) -> Iterator[tuple[int, float]]:
@@ -104,11 +104,11 @@ def ray_data_llm(sizes: Sequence[int], threads: int, engines: int, batch: int) -
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    from headtail.adapters.cluster import start
-    from headtail.engines.vllm import environment
+    from headtail.adapters.cluster import start_cluster
+    from headtail.engines.vllm import engine_environment
 
     task, path, arguments, sampling, grammar = parts(threads)
-    start(cpus=LOGICAL_CPUS)
+    start_cluster(cpus=LOGICAL_CPUS)
     kwargs = {name: value for name, value in arguments.items() if name not in ("model", "use_tqdm_on_load", "disable_log_stats")}
     config = vLLMEngineProcessorConfig(
         model_source=path,
@@ -117,7 +117,7 @@ def ray_data_llm(sizes: Sequence[int], threads: int, engines: int, batch: int) -
         batch_size=batch,
         log_engine_metrics=False,
         placement_group_config={"bundles": [{"CPU": 1}]},
-        runtime_env={"env_vars": {**environment(model(threads)), "HF_HUB_OFFLINE": "1"}},
+        runtime_env={"env_vars": {**engine_environment(model(threads)), "HF_HUB_OFFLINE": "1"}},
         prepare_multimodal_stage=False,
     )
     wanted = {
@@ -145,15 +145,15 @@ def headtail(sizes: Sequence[int], threads: int, engines: int) -> Iterator[tuple
     """The precompute stage as it is run: Ray, shards, ledger, audit; a new store and a new engine per size."""
     import pyarrow as pa
 
-    from headtail.adapters.cluster import start
+    from headtail.adapters.cluster import start_cluster
     from headtail.adapters.storage import open_storage, write_json, write_table
-    from headtail.core.config import TrackingConfig, build
+    from headtail.core.config import TrackingConfig, build_config
     from headtail.core.receipt import Receipt
     from headtail.core.rows import PLANNED, with_side_inputs
     from headtail.stages import precompute
 
     task = load_task(TASK)
-    start(cpus=LOGICAL_CPUS)
+    start_cluster(cpus=LOGICAL_CPUS)
     for rows in sizes:
         root = tempfile.mkdtemp(prefix="headtail-bench-")
         store = open_storage(root)
@@ -168,7 +168,7 @@ def headtail(sizes: Sequence[int], threads: int, engines: int) -> Iterator[tuple
         fields: dict[str, Any] = {"root": root, "tracking": TrackingConfig(enabled=False), "inputs": ["plan/x:head"]}
         fields |= {"model": model(threads), "workers": engines}
         started = time.monotonic()
-        made = precompute.run(build(precompute.Config, fields, "bench"))
+        made = precompute.run(build_config(precompute.Config, fields, "bench"))
         seconds = time.monotonic() - started
         assert made.rows["answered"] >= 0.99 * rows, made.rows
         print(json.dumps({"facts": made.facts["engine"], "metrics": made.metrics}), flush=True)

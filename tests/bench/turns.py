@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from headtail.adapters.progress import bar
+from headtail.adapters.progress import progress_bar
 
 
 def in_turn(
@@ -20,7 +20,7 @@ def in_turn(
 ) -> list[dict[str, Any]]:
     """Every system `repeats` times: its last line of JSON, with `system`, and under `said` the lines before it."""
     runs = []
-    with bar("systems in turn", repeats * len(systems), "runs") as shown:
+    with progress_bar("systems in turn", repeats * len(systems), "runs") as shown:
         for turn in range(repeats):
             for system in systems if turn % 2 == 0 else reversed(systems):
                 runs.append({"system": system, **_one(command(system), places or {})})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from headtail.adapters.progress import bar
+from headtail.adapters.progress import progress_bar
 
 from . import report
 from .bench import Lab
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(lab: Lab, chosen: list[Kind], asked: argparse.Namespace, job: int | None) -> list[Tally]:
     struck: dict[str, int] = {}
-    with bar("chaos", 0, "kills") as shown:
+    with progress_bar("chaos", 0, "kills") as shown:
 
         def told(tally: Tally) -> None:
             struck[tally.kind.name] = min(tally.struck, tally.budget)

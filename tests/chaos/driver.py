@@ -22,8 +22,8 @@ PLACE = "replaceable"  # the custom resource that further nodes have
 
 
 def main(spec: dict[str, Any]) -> int:
-    from headtail.adapters.cluster import stop
-    from headtail.core.config import build
+    from headtail.adapters.cluster import stop_cluster
+    from headtail.core.config import build_config
     from headtail.core.errors import HeadtailError
     from headtail.stages import precompute
 
@@ -32,8 +32,8 @@ def main(spec: dict[str, Any]) -> int:
         fields = {**fields, "model": {**fields["model"], "resources": {PLACE: 0.1}}}
         close = _nodes(int(spec["nodes"]))
     try:
-        precompute.run(build(precompute.Config, fields, "chaos"))
-        stop()
+        precompute.run(build_config(precompute.Config, fields, "chaos"))
+        stop_cluster()
     except HeadtailError as error:
         print(error, flush=True)
         return DELIBERATE

@@ -21,7 +21,7 @@ import pyarrow.parquet  # noqa: F401 - so that forked processes need not
 from headtail.adapters import progress
 from headtail.batch import driver
 from headtail.batch.worker import Worker
-from headtail.core.config import build
+from headtail.core.config import build_config
 from headtail.core.errors import HeadtailError
 from headtail.core.task import load_task
 from headtail.engines import null, openai  # noqa: F401
@@ -78,4 +78,4 @@ def _precompute(spec: Spec) -> None:
 
     assert callable(driver._spread), "generate changed: mend this"
     driver._spread = here
-    precompute.run(build(precompute.Config, spec.fields, "chaos"))
+    precompute.run(build_config(precompute.Config, spec.fields, "chaos"))

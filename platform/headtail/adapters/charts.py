@@ -50,7 +50,7 @@ STYLE: dict[Any, Any] = {
 SVG: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "headtail"}  # text stays text; the same figure gives the same bytes
 
 
-class Point(NamedTuple):
+class QualityPoint(NamedTuple):
     """A answer source's quality on a stratum: value and interval, NaN when there is none."""
 
     source: str
@@ -61,7 +61,7 @@ class Point(NamedTuple):
     n: int
 
 
-class Reliable(NamedTuple):
+class ReliabilityBin(NamedTuple):
     """One bin of a reliability diagram."""
 
     n: int
@@ -79,7 +79,7 @@ def colour(source: str, sources: Sequence[str] = ()) -> str:
     return _SPARE[others.index(source) % len(_SPARE)] if source in others else MUTED
 
 
-def quality(points: Sequence[Point], name: str = "micro-F1", confidence: float = 0.95) -> Any:
+def quality_chart(points: Sequence[QualityPoint], name: str = "micro-F1", confidence: float = 0.95) -> Any:
     """Dots with intervals: strata down, quality across, one colour and marker per answer source, answer sources named at the top row."""
     strata = list(dict.fromkeys(p.stratum for p in points))
     sources = list(dict.fromkeys(p.source for p in points))
@@ -106,7 +106,7 @@ def quality(points: Sequence[Point], name: str = "micro-F1", confidence: float =
     return figure
 
 
-def calibration(bins: Mapping[str, Sequence[Reliable]], labels: Mapping[str, str]) -> Any:
+def calibration_chart(bins: Mapping[str, Sequence[ReliabilityBin]], labels: Mapping[str, str]) -> Any:
     """Reliability diagram: confidence across, share of right answers up, one panel per answer source."""
     sources = [source for source in bins if bins[source]]
     count = max(1, len(sources))
@@ -128,7 +128,7 @@ def calibration(bins: Mapping[str, Sequence[Reliable]], labels: Mapping[str, str
     return figure
 
 
-def latency(paths: Mapping[str, Sequence[float]]) -> Any:
+def latency_chart(paths: Mapping[str, Sequence[float]]) -> Any:
     """ECDF of latency in ms by path, log scale, each curve named with its median and 99th percentile."""
     found = {name: np.sort(np.asarray(values, dtype=float)) for name, values in paths.items() if len(values)}
     figure, axes = blank(7.2, 3.4)

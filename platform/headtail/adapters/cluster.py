@@ -2,7 +2,7 @@
 
 Inside `ray job submit` or with RAY_ADDRESS set, the running cluster is joined; elsewhere a local one is started with
 the machine's cores, its dashboard off and its logs quiet. A local one listens on loopback only, and its sockets, logs and token are
-this user's alone. `unwrapped` finds the error of ours inside what Ray wraps around
+this user's alone. `unwrap_error` finds the error of ours inside what Ray wraps around
 it. Knows nothing of stages.
 """
 
@@ -30,7 +30,7 @@ _FOLDER_BYTES = 41
 _folders: list[tuple[int, str]] = []  # (process, folder) of local clusters started here, to be taken away after them
 
 
-def start(cpus: int | None = None) -> None:
+def start_cluster(cpus: int | None = None) -> None:
     """Join or start a cluster; does nothing when this process is connected already.
 
     `cpus`: logical CPUs of a cluster started here; default the cores of this machine, at least 2. EngineError when Ray does
@@ -61,12 +61,12 @@ def _start_here(cpus: int) -> None:
     import ray
     from ray._private import ray_constants
 
-    ray_constants.ENABLE_RAY_CLUSTER = False  # where Ray was imported before `start` could set its switch
+    ray_constants.ENABLE_RAY_CLUSTER = False  # where Ray was imported before `start_cluster` could set its switch
     folder = _private_folder()
     for last in (False, True):
         try:
             _private_token()
-            with _hushed():
+            with _silence_ray():
                 ray.init(
                     address="local",  # not whatever cluster this machine's last `ray start` left behind
                     num_cpus=cpus,
@@ -95,7 +95,7 @@ def _private_folder() -> str:
             folder = tempfile.mkdtemp(prefix="ray-", dir=place)
             if place != asked:
                 if not _folders:
-                    atexit.register(stop)
+                    atexit.register(stop_cluster)
                 _folders.append((os.getpid(), folder))
             return f"{folder}/s"  # Ray gives its own folder to all users: this one lies in ours
     raise EngineError("no folder is short enough for Ray's sockets", where="TMPDIR", fix="set RAY_TMPDIR to a folder such as /tmp")
@@ -118,7 +118,7 @@ def _private_token() -> None:
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
+def _silence_ray() -> Iterator[None]:
     """Ray's C++ side set to say nothing on stderr, unless RAY_BACKEND_LOG_LEVEL asks for more.
 
     It calls Ray Data's ordinary actors faulty (ray-project/ray#53727) on every map; and it says on stderr that its level
@@ -152,7 +152,7 @@ def quiet_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised too: said once, by whoever handles them
 
 
-def stop() -> None:
+def stop_cluster() -> None:
     """Leave the cluster; one that this process started ends."""
     import ray
 
@@ -162,24 +162,24 @@ def stop() -> None:
         shutil.rmtree(_folders.pop()[1], ignore_errors=True)
 
 
-def unwrapped(error: BaseException | str, kind: type[HeadtailError], what: str, *, where: str = "", fix: str = "") -> HeadtailError:
+def unwrap_error(error: BaseException | str, kind: type[HeadtailError], what: str, *, where: str = "", fix: str = "") -> HeadtailError:
     """The deliberate error inside what Ray wraps around it, else a `kind` that says `what` and the error's own line.
 
     Tasks, actors and Train keep the error as an object. Data (in a UserCodeException), the start of an actor and Serve keep
     nothing but the text of its traceback: the error is made again from that.
     """
-    found = _kept(error, set()) or _told(str(error))
+    found = _find_cause(error, set()) or _parse_traceback(str(error))
     return found or kind(f"{what}: {_line(str(error))}", where=where, fix=fix)
 
 
-def _kept(error: object, seen: set[int]) -> HeadtailError | None:
+def _find_cause(error: object, seen: set[int]) -> HeadtailError | None:
     """The first HeadtailError among an exception and those that it keeps."""
     if not isinstance(error, BaseException) or id(error) in seen:
         return None
     seen.add(id(error))
     held = (getattr(error, "cause", None), *getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None))
     for inner in (*held, error.__cause__):
-        if found := _kept(inner, seen):
+        if found := _find_cause(inner, seen):
             return found
     return error if isinstance(error, HeadtailError) else None  # last: Ray's RayTaskError(ConfigError) is one too, around the real one
 
@@ -191,7 +191,7 @@ _SAID = re.compile(
 _RAISED = re.compile(r"^([\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)$", re.MULTILINE)
 
 
-def _told(text: str) -> HeadtailError | None:
+def _parse_traceback(text: str) -> HeadtailError | None:
     """The last HeadtailError whose text a traceback holds, made again from its lines: see HeadtailError.__str__."""
     match = next(reversed(list(_SAID.finditer(text))), None)
     if match is None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from headtail.adapters.progress import bar
+from headtail.adapters.progress import progress_bar
 
 POLL_S = 0.5
 
@@ -40,7 +40,7 @@ class _Totals:
 
 
 @contextmanager
-def metered(
+def job_meter(
     label: str, total: int | None, unit: str = "rows", done: int = 0, judge: Callable[[Mapping[str, float], float], str] | None = None
 ) -> Iterator[Any]:
     """A meter actor that drives a bar; workers call `meter.add.remote(...)`, which returns why to stop, or "".
@@ -55,7 +55,7 @@ def metered(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     meter = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_Totals).remote()
     stop, begun = threading.Event(), time.monotonic()
-    with bar(label, total, unit) as shown:
+    with progress_bar(label, total, unit) as shown:
         shown.begin(done)
 
         def poll() -> None:

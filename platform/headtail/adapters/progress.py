@@ -53,7 +53,7 @@ for _each in (console, answers):
     _each.push_render_hook(_Visible())
 
 
-class Pace:
+class ProgressRate:
     """Units per second over the last minute, from the first progress on: starting up and what was done before do not count."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Bar:
 
     def __init__(self, label: str, total: int | None, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
-        self.done, self._pace = 0, Pace()
+        self.done, self._pace = 0, ProgressRate()
         now = time.monotonic()
         self._pace.see(now, 0)
         self._wait, self._due = _FIRST_PLAIN_S, now + _FIRST_PLAIN_S
@@ -110,25 +110,25 @@ class Bar:
 
     def begin(self, done: int) -> None:
         """Units that an earlier run has done: shown, but no part of this run's pace."""
-        self.done, self._pace = done, Pace()
+        self.done, self._pace = done, ProgressRate()
         self.update(done)
 
     def update(self, done: int) -> None:
         """Set the units done so far."""
         now, self.done = time.monotonic(), done
         self._pace.see(now, done)
-        rate = spoken_rate(self._pace.rate, self.unit)
+        rate = format_rate(self._pace.rate, self.unit)
         seconds = self._pace.left(self.total) if self.total else None
         if self.rich is not None:
-            self.rich.update(self._task, completed=done, rate=rate, left="" if seconds is None else f"{spoken_time(seconds)} left")
+            self.rich.update(self._task, completed=done, rate=rate, left="" if seconds is None else f"{format_time_left(seconds)} left")
         elif now >= self._due and not console.quiet:
             self._wait, self._due = 3 * self._wait, now + 2 * self._wait
             of = f"/{self.total:,}" if self.total else ""
-            tail = ", ".join(filter(None, [rate, "" if seconds is None else f"{spoken_time(seconds)} left"]))
+            tail = ", ".join(filter(None, [rate, "" if seconds is None else f"{format_time_left(seconds)} left"]))
             print(f"  {self.label}: {done:,}{of} {self.unit}{', ' + tail if tail else ''}", file=sys.stderr, flush=True)
 
 
-def spoken_rate(rate: float, unit: str) -> str:
+def format_rate(rate: float, unit: str) -> str:
     """A rate for people: `380 rows/s`, `0.42 rows/s`, `55 s a row`; nothing for none."""
     if not rate:
         return ""
@@ -136,7 +136,7 @@ def spoken_rate(rate: float, unit: str) -> str:
     return f"{rate:,.0f} {unit}/s" if rate >= 10 else f"{rate:.2g} {unit}/s" if rate >= 0.2 else f"{1 / rate:,.0f} s a {one}"
 
 
-def spoken_time(seconds: float) -> str:
+def format_time_left(seconds: float) -> str:
     """A time left for people: `8 s`, `4 min`, `2.5 h`, `3.1 days`."""
     for size, name in ((86_400.0, "days"), (3_600.0, "h")):
         if seconds >= 1.5 * size:
@@ -145,7 +145,7 @@ def spoken_time(seconds: float) -> str:
 
 
 @contextmanager
-def bar(label: str, total: int | None, unit: str = "rows") -> Iterator[Bar]:
+def progress_bar(label: str, total: int | None, unit: str = "rows") -> Iterator[Bar]:
     """A bar for the length of a `with` block."""
     made = Bar(label, total, unit)
     if made.rich is None:

@@ -125,7 +125,7 @@ class Tracker:
                     folder = Path(self.uri.removeprefix("sqlite:///")).parent
                     folder.mkdir(parents=True, exist_ok=True)
                     artifacts = (folder / "mlartifacts").as_uri()
-                    alone.enter_context(_alone(folder / ".mlflow.lock"))
+                    alone.enter_context(_file_lock(folder / ".mlflow.lock"))
                 # never mlflow.set_tracking_uri: it writes to this process's environment, and so to the next tracker
                 self._client = mlflow.MlflowClient(self.uri, self.uri)
                 self._experiment = _experiment(self._client, self.config.experiment, artifacts)
@@ -261,7 +261,7 @@ class Tracker:
             return str(client.get_model_version_by_alias(name, alias).tags.get(_EVIDENCE, "")) if alias in held else ""
 
         text = self.guard(read)
-        return read_evidence(record.parse(text, f"{name}, tag {_EVIDENCE}", GateRejected, "run: headtail gate")) if text else None
+        return read_evidence(record.parse_object(text, f"{name}, tag {_EVIDENCE}", GateRejected, "run: headtail gate")) if text else None
 
 
 def _quiet_mlflow() -> Any:
@@ -278,7 +278,7 @@ def _quiet_mlflow() -> Any:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _file_lock(path: Path) -> Iterator[None]:
     """Hold a lock file: MLflow makes the tables of a new database without one, and the second of two first jobs finds half of them."""
     with path.open("w") as file:
         end = time.monotonic() + 2 * LOST_S  # making the tables takes some 5 s

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from headtail.adapters import numbered
+from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, read_record, read_table
 from headtail.batch.job import JOURNAL, Job, Journal, ShardReceipt
-from headtail.batch.prepare import Manifest
+from headtail.batch.prepare import InputManifest
 from headtail.core.config import Config
 from headtail.core.errors import StorageError
-from headtail.core.keys import overlapping
+from headtail.core.keys import overlapping_shards
 from headtail.core.paths import AnswersPath, StoreId
 from headtail.core.receipt import FileRef, Receipt
 from headtail.core.rows import ANSWER, TOP, State
@@ -33,7 +33,7 @@ ANSWERS = "answers/"  # outputs of this kind, one per shard, in a stage's receip
 _CARRIED = ("count", "stratum", "eval_only", "source")  # an answer's columns that belong to whoever asks, not to the answer
 
 
-class Entry(Config):
+class CatalogEntry(Config):
     """One job that began. Later jobs compare themselves with it."""
 
     path: AnswersPath = Field(description="the job's folder")
@@ -48,12 +48,12 @@ class Entry(Config):
     began: str = Field(description="UTC, ISO 8601")
 
 
-def register(store: Storage, job: Job) -> None:
+def register_job(store: Storage, job: Job) -> None:
     """Enter a job in the catalog, once. Killed in between it may be entered twice, which changes nothing."""
     mark = f"{job.path}/work/entry"
     if store.exists(mark):
         return
-    entry = Entry(
+    entry = CatalogEntry(
         path=job.path,
         task=job.task.name,
         source=job.source,
@@ -65,25 +65,25 @@ def register(store: Storage, job: Job) -> None:
         shown=job.side_inputs,
         began=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
-    number = numbered.append(store, FOLDER, lambda _: entry.model_dump_json(indent=1).encode())
+    number = append_log.append_entry(store, FOLDER, lambda _: entry.model_dump_json(indent=1).encode())
     store.replace(mark, str(number).encode())
 
 
-def entries(store: Storage) -> list[Entry]:
+def catalog_entries(store: Storage) -> list[CatalogEntry]:
     """All jobs of the store, newest first, each once."""
-    found = {entry.path: entry for entry in numbered.records(store, Entry, FOLDER)}
+    found = {entry.path: entry for entry in append_log.read_entry_records(store, CatalogEntry, FOLDER)}
     return list(reversed(found.values()))
 
 
-def earlier(store: Storage, job: Job) -> list[Earlier]:
+def earlier_jobs(store: Storage, job: Job) -> list[EarlierJob]:
     """Jobs whose answers this one may take over, newest first: the same settings, so the same key means the same answer."""
     if not job.reuse:
         return []
-    same = [entry for entry in entries(store) if entry.settings == job.settings and entry.path != job.path]
-    return [Earlier(store, entry.path) for entry in same[: job.reuse_jobs]]
+    same = [entry for entry in catalog_entries(store) if entry.settings == job.settings and entry.path != job.path]
+    return [EarlierJob(store, entry.path) for entry in same[: job.reuse_jobs]]
 
 
-class Earlier:
+class EarlierJob:
     """The answers of one earlier job, finished or cut short, by range of keys."""
 
     def __init__(self, store: Storage, path: str) -> None:
@@ -103,11 +103,11 @@ class Earlier:
         path = f"{self.path}/work/manifest.json"
         if not self.store.exists(path):
             return 0
-        return read_record(self.store, Manifest, path).shards
+        return read_record(self.store, InputManifest, path).shards
 
     def answers(self, shard: int, shards: int, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Tables of ANSWER rows that hold all there are in the range of shard `shard` of `shards`, and others."""
-        for number in overlapping(shard, shards, self._shards) if self._shards else ():
+        for number in overlapping_shards(shard, shards, self._shards) if self._shards else ():
             if number not in self._seen:
                 self._seen[number] = self._files(number)
             for ref in self._seen[number]:
@@ -130,7 +130,7 @@ class Earlier:
         return found
 
 
-def enough(table: pa.Table, top: int) -> np.ndarray:
+def complete_rows(table: pa.Table, top: int) -> np.ndarray:
     """Which answers of an earlier job hold all that is asked for: answered rows lack their `top` likeliest tokens, or have them."""
     if not top:
         return np.ones(table.num_rows, bool)
@@ -142,7 +142,7 @@ def enough(table: pa.Table, top: int) -> np.ndarray:
     return np.asarray(pc.or_(pc.invert(answered), has))
 
 
-def as_asked(table: pa.Table, asked: pa.Table, job: Job) -> pa.Table:
+def adapt_rows(table: pa.Table, asked: pa.Table, job: Job) -> pa.Table:
     """Answer rows of an earlier job as rows of this one: what belongs to the asker comes from its own input rows, `asked`."""
     columns = []
     for field in job.schema:

@@ -1,10 +1,10 @@
 """Generate: an engine over any number of rows, in fixed shards, such that no row is lost, doubled, mixed or paid twice.
 
-In: a Job (tables, task, model). Out: a Ledger (a ShardReceipt per shard, each published once) and `answers`, which reads
+In: a Job (tables, task, model). Out: a Ledger (a ShardReceipt per shard, each published once) and `read_answers`, which reads
 them. What was finished before a crash is found again; a finished job is found whole and starts nothing.
 
     prepare.py  input -> shards          catalog.py  answers made before          shard.py   rows -> published answers
-    wanted.py   a shard's rows, keyed    worker.py   engine <-> shards            ledger.py  do they add up
+    worker.py   engine <-> shards        shard_requests.py  a shard's rows, keyed   ledger.py  do they add up
     limits.py   when to stop early       watch.py    an engine that hangs         flusher.py rows are safe in time
     lease.py    one driver at a time     parsed_answer.py   a completion's state, answer and confidence
 
@@ -27,20 +27,31 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from headtail.adapters.cluster import start, unwrapped
+from headtail.adapters.cluster import start_cluster, unwrap_error
 from headtail.adapters.progress import say
-from headtail.adapters.storage import Storage, again, open_storage, read_table
-from headtail.batch.catalog import ANSWERS, earlier, register
-from headtail.batch.job import JOURNAL, Job, ShardReceipt, Table
-from headtail.batch.ledger import Ledger, settle_up
+from headtail.adapters.storage import Storage, open_storage, read_table, retry_call
+from headtail.batch.catalog import ANSWERS, earlier_jobs, register_job
+from headtail.batch.job import JOURNAL, InputTable, Job, ShardReceipt
+from headtail.batch.ledger import Ledger, close_ledger
 from headtail.batch.limits import Limits
-from headtail.batch.prepare import Manifest, prepare
+from headtail.batch.prepare import InputManifest, prepare_input
 from headtail.batch.shard import Shard, read_receipt
 from headtail.batch.worker import Ask, Worker
 from headtail.core.errors import ConfigError, EngineError, HeadtailError, LimitReached, StorageError
 from headtail.core.receipt import Receipt
 
-__all__ = ["ANSWERS", "Job", "Ledger", "Limits", "Table", "answers", "chains", "find_open_shards", "generate", "remove_work_files"]
+__all__ = [
+    "ANSWERS",
+    "InputTable",
+    "Job",
+    "Ledger",
+    "Limits",
+    "chain_count",
+    "find_open_shards",
+    "generate",
+    "read_answers",
+    "remove_work_files",
+]
 
 _LONGEST_CHAIN = 16  # shards per Ray task: fewer pauses of the engine between tasks against evener ends
 _LOOKUP_THREADS = 16  # threads that look whether shards are done; a look at S3 takes some 20 ms
@@ -56,8 +67,8 @@ def generate(job: Job) -> Ledger:
     the job's limits. What is finished is kept in each case.
     """
     store = open_storage(job.root)
-    manifest = prepare(job)
-    register(store, job)
+    manifest = prepare_input(job)
+    register_job(store, job)
     done, asks = find_open_shards(job, store, manifest)
     reports: list[dict[str, Any]] = []
     if asks:
@@ -70,11 +81,11 @@ def generate(job: Job) -> Ledger:
         reports = _spread(job, manifest, asks, sum(receipt.rows for receipt in done)) if asks else []
     made = [ShardReceipt.model_validate(receipt) for one in reports for receipt in one["receipts"]]
     if reason := next((one["stopped"] for one in reports if one.get("stopped")), ""):
-        _stopped(job, reason, len(done) + len(made), len(done) + len(asks), reports)
-    return settle_up(job, store, manifest, done, made, reports)
+        _raise_limit(job, reason, len(done) + len(made), len(done) + len(asks), reports)
+    return close_ledger(job, store, manifest, done, made, reports)
 
 
-def _stopped(job: Job, reason: str, done: int, shards: int, reports: Sequence[dict[str, Any]]) -> None:
+def _raise_limit(job: Job, reason: str, done: int, shards: int, reports: Sequence[dict[str, Any]]) -> None:
     reasons: Counter[str] = Counter()
     for one in reports:
         reasons.update(one["reasons"])
@@ -84,7 +95,7 @@ def _stopped(job: Job, reason: str, done: int, shards: int, reports: Sequence[di
     raise LimitReached(f"stopped early: {reason}", where=job.path, value=f"{done} of {shards} shards are published", fix=fix)
 
 
-def find_open_shards(job: Job, store: Storage, manifest: Manifest) -> tuple[list[ShardReceipt], list[Ask]]:
+def find_open_shards(job: Job, store: Storage, manifest: InputManifest) -> tuple[list[ShardReceipt], list[Ask]]:
     """What is published and needs nothing more, and what is to be done. Failed rows of a published shard are done again."""
     numbers = sorted({shard for part in manifest.parts for shard in part.shards})
 
@@ -102,15 +113,15 @@ def find_open_shards(job: Job, store: Storage, manifest: Manifest) -> tuple[list
     return [one for one in found if isinstance(one, ShardReceipt)], [one for one in found if isinstance(one, Ask)]
 
 
-def chains(shards: int, workers: int) -> int:
+def chain_count(shards: int, workers: int) -> int:
     """Ray tasks to spread `shards` over: long chains keep engines full, and each worker gets four tasks or more if it can."""
     length = min(_LONGEST_CHAIN, max(1, shards // (4 * workers))) if shards >= 8 * workers else -(-shards // workers)
     return -(-shards // length)
 
 
-def _publish_reused(job: Job, store: Storage, manifest: Manifest, asks: Sequence[Ask]) -> tuple[list[ShardReceipt], list[Ask]]:
+def _publish_reused(job: Job, store: Storage, manifest: InputManifest, asks: Sequence[Ask]) -> tuple[list[ShardReceipt], list[Ask]]:
     """Publish shards whose rows were all answered before, up to the first that has a row to ask; what is left for workers."""
-    before = earlier(store, job)
+    before = earlier_jobs(store, job)
     made: list[ShardReceipt] = []
     if before and manifest.rows <= _DRIVER_ROWS:
         for ask in asks:
@@ -121,18 +132,18 @@ def _publish_reused(job: Job, store: Storage, manifest: Manifest, asks: Sequence
     return made, list(asks[len(made) :])
 
 
-def _spread(job: Job, manifest: Manifest, asks: Sequence[Ask], done: int) -> list[dict[str, Any]]:
+def _spread(job: Job, manifest: InputManifest, asks: Sequence[Ask], done: int) -> list[dict[str, Any]]:
     """Run `asks` on the job's workers with Ray Data; what each task reported."""
     import ray
 
-    from headtail.adapters.meter import metered
+    from headtail.adapters.meter import job_meter
 
-    start()
+    start_cluster()
     _check_room(job)
-    count = chains(len(asks), job.workers)
+    count = chain_count(len(asks), job.workers)
     items = [{"shard": ask.shard, "edition": ask.edition} for ask in asks]
     total = sum(part.file.rows or 0 for part in manifest.parts)
-    with metered(f"{job.task.name} by {job.name}", total, done=done, judge=job.limits.problem) as meter:
+    with job_meter(f"{job.task.name} by {job.name}", total, done=done, judge=job.limits.problem) as meter:
         asked = ray.data.from_items(items, override_num_blocks=count).map_batches(
             Worker,
             fn_constructor_kwargs={"job": job, "manifest": manifest, "run": uuid.uuid4().hex[:8], "meter": meter},
@@ -146,7 +157,7 @@ def _spread(job: Job, manifest: Manifest, asks: Sequence[Ask], done: int) -> lis
         try:
             return [json.loads(row["report"]) for row in asked.iter_rows()]
         except ray.exceptions.RayError as error:
-            raise told(error) from error
+            raise engine_error(error) from error
 
 
 def _check_room(job: Job) -> None:
@@ -164,10 +175,10 @@ def _check_room(job: Job) -> None:
         say(f"  {text}: waiting for nodes to come up")
 
 
-def told(error: BaseException) -> HeadtailError:
+def engine_error(error: BaseException) -> HeadtailError:
     """The deliberate error inside what Ray wraps around it, else an EngineError."""
     fix = "run again to resume; HEADTAIL_WORKER_LOGS=1 shows the workers' output"
-    return unwrapped(error, EngineError, "a worker broke", fix=fix)
+    return unwrap_error(error, EngineError, "a worker broke", fix=fix)
 
 
 def remove_work_files(store: Storage, job: Job) -> None:
@@ -178,13 +189,13 @@ def remove_work_files(store: Storage, job: Job) -> None:
     folder, files = store.full(job.shards_folder), store.filesystem
     for _ in range(_REMOVAL_TRIES):
         try:
-            if again(lambda: files.get_file_info(folder)).type != pafs.FileType.Directory:
+            if retry_call(lambda: files.get_file_info(folder)).type != pafs.FileType.Directory:
                 return
-            inside = again(lambda: files.get_file_info(pafs.FileSelector(folder)))
+            inside = retry_call(lambda: files.get_file_info(pafs.FileSelector(folder)))
             shards = [found.path for found in inside if found.type == pafs.FileType.Directory]
             with ThreadPoolExecutor(_LOOKUP_THREADS) as pool:
-                list(pool.map(partial(_removed, files), [f"{shard}/{JOURNAL}" for shard in shards]))
-            again(lambda: files.delete_dir(folder))
+                list(pool.map(partial(_remove_folder, files), [f"{shard}/{JOURNAL}" for shard in shards]))
+            retry_call(lambda: files.delete_dir(folder))
         except FileNotFoundError:
             continue  # another driver removes them too: what it took away is gone, which is all that is wanted
         except OSError as error:
@@ -194,12 +205,12 @@ def remove_work_files(store: Storage, job: Job) -> None:
             # another driver, late, put a file there meanwhile: it will remove it in its turn
 
 
-def _removed(files: pafs.FileSystem, path: str) -> None:
+def _remove_folder(files: pafs.FileSystem, path: str) -> None:
     with contextlib.suppress(FileNotFoundError):
-        again(lambda: files.delete_file(path))
+        retry_call(lambda: files.delete_file(path))
 
 
-def answers(store: Storage, receipt: Receipt, columns: list[str] | None = None) -> Iterator[pa.Table]:
+def read_answers(store: Storage, receipt: Receipt, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The answers that a precompute receipt names, a shard at a time, in order of shard."""
     for name in sorted(receipt.outputs):
         if name.startswith(ANSWERS):

@@ -21,7 +21,7 @@ START = 0.75  # of flush_seconds, after which a flush begins: the rest is for th
 LOOK = 0.01  # of flush_seconds, between two looks: a flush costs some 10 ms on disk and 100 to S3
 
 
-def due(held: int, finished: int, waited: float, ran: float, seconds: float) -> bool:
+def flush_due(held: int, finished: int, waited: float, ran: float, seconds: float) -> bool:
     """Whether `held` rows of the `finished` should be made safe, `waited` s after the last flush, `ran` s after the first row.
 
     `seconds` is flush_seconds.
@@ -30,14 +30,14 @@ def due(held: int, finished: int, waited: float, ran: float, seconds: float) -> 
     return held > 0 and (waited >= START * seconds or held >= share * finished)
 
 
-def late(held: int, finished: int, ran: float, seconds: float) -> bool:
+def flush_late(held: int, finished: int, ran: float, seconds: float) -> bool:
     """Whether the thread is behind, on a busy machine or after a burst of rows: then who takes the rows flushes them, and no row is
-    finished meanwhile. Arguments as in `due`."""
+    finished meanwhile. Arguments as in `flush_due`."""
     return held >= LATE_SHARE * finished and ran >= YOUNG * seconds
 
 
 @contextmanager
-def flushing(
+def flush_thread(
     shards: Sequence[Shard], seconds: float, flush: Callable[[Shard], None], finished: Callable[[], int], begun: float
 ) -> Iterator[Callable[[], None]]:
     """Within: shards are flushed when it is due. Call the yielded function at times: it raises the error of a flush that failed.
@@ -50,7 +50,7 @@ def flushing(
         last = time.monotonic()
         while not over.wait(LOOK * seconds):
             now = time.monotonic()
-            if not due(sum(shard.held for shard in shards), finished(), now - last, now - begun, seconds):
+            if not flush_due(sum(shard.held for shard in shards), finished(), now - last, now - begun, seconds):
                 continue
             last = now
             try:

@@ -1,6 +1,6 @@
 """What one generate job is made of: the words its modules share.
 
-In: nothing. Out: Job (what to do, sent whole to every worker), Table (an input), Journal and ShardReceipt (what is finished
+In: nothing. Out: Job (what to do, sent whole to every worker), InputTable (an input), Journal and ShardReceipt (what is finished
 of a shard, and what became of it) and the paths of a job's files. Pure.
 """
 
@@ -28,7 +28,7 @@ JOURNAL = "journal.json"  # of an open shard, in its folder
 
 
 @dataclass(frozen=True)
-class Table:
+class InputTable:
     """One input table in the store. `label` is for people, such as plan/ab12:head."""
 
     path: str
@@ -49,7 +49,7 @@ class Job:
     digest: str
     name: str
     source: str
-    tables: tuple[Table, ...]
+    tables: tuple[InputTable, ...]
     workers: int = 1
     shards: int = 0
     flush_rows: int = 10_000
@@ -110,10 +110,10 @@ class Job:
 def answer_settings(task: Task, model: ModelConfig, digest: str, fmt: ModelFormat = DEFAULT) -> dict[str, Any]:
     """What changes an answer besides its messages: weights, precision, limits, schema, sampling, engine family, I/O format."""
     kept = {name: value for name, value in result_fields(model).items() if name != "model"}
-    return {**task.answer_settings, "model": {**kept, "digest": digest}, "grammar": _told(model, fmt), **fmt.settings}
+    return {**task.answer_settings, "model": {**kept, "digest": digest}, "grammar": _text_versions(model, fmt), **fmt.settings}
 
 
-def _told(model: ModelConfig, fmt: ModelFormat) -> int | list[int]:
+def _text_versions(model: ModelConfig, fmt: ModelFormat) -> int | list[int]:
     """Versions of how an engine in this process reads and writes text: of the grammar, of control tokens, of what reads labels."""
     if model.engine not in IN_PROCESS:
         return 0

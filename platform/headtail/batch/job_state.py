@@ -12,8 +12,8 @@ from typing import Literal
 
 from headtail.adapters.storage import Storage, read_record
 from headtail.batch.job import JOURNAL, Journal, ShardReceipt
-from headtail.batch.lease import SILENT_S, gone, last_holder
-from headtail.batch.prepare import Manifest
+from headtail.batch.lease import SILENT_S, holder_gone, last_holder
+from headtail.batch.prepare import InputManifest
 from headtail.core.errors import StorageError
 
 Phase = Literal["done", "running", "dead", "stopped", "waiting"]
@@ -50,11 +50,11 @@ def job_state(store: Storage, path: str) -> JobState:
     phase: Phase = "waiting"
     if held is not None:
         lease, seconds = held
-        phase = "stopped" if lease.ended else "dead" if gone(lease) or seconds >= SILENT_S else "running"
+        phase = "stopped" if lease.ended else "dead" if holder_gone(lease) or seconds >= SILENT_S else "running"
     return JobState(path, phase, done, rows, driver, silent)
 
 
-def rows_done(store: Storage, path: str, manifest: Manifest) -> int:
+def rows_done(store: Storage, path: str, manifest: InputManifest) -> int:
     """Input rows whose outcome is safe: those of published shards, and those that the journals of open shards name."""
     numbers = sorted({shard for part in manifest.parts for shard in part.shards})
 
@@ -76,9 +76,9 @@ def rows_done(store: Storage, path: str, manifest: Manifest) -> int:
         return sum(pool.map(of_shard, numbers))
 
 
-def _manifest(store: Storage, path: str) -> Manifest | None:
+def _manifest(store: Storage, path: str) -> InputManifest | None:
     file = f"{path}/work/manifest.json"
-    return read_record(store, Manifest, file) if store.exists(file) else None
+    return read_record(store, InputManifest, file) if store.exists(file) else None
 
 
 def _receipt_path(path: str, shard: int, edition: int) -> str:

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from headtail.adapters import numbered
+from headtail.adapters import append_log
 from headtail.adapters.progress import say
-from headtail.adapters.storage import Storage, again, read_record
+from headtail.adapters.storage import Storage, read_record, retry_call
 from headtail.core.config import Config
 from headtail.core.errors import StorageError
 
@@ -43,7 +43,7 @@ class Lease(Config):
 
 
 @contextmanager
-def driving(store: Storage, path: str) -> Iterator[None]:
+def hold_lease(store: Storage, path: str) -> Iterator[None]:
     """Within: this process drives the job at `path`. Waits as long as another does, and says so."""
     folder = f"{path}/work/drivers"
     number, lease = _acquire(store, folder)
@@ -51,7 +51,7 @@ def driving(store: Storage, path: str) -> Iterator[None]:
 
     def write(**changes: object) -> None:
         try:
-            store.replace(numbered.path(folder, number), _data(lease, **changes))
+            store.replace(append_log.entry_path(folder, number), _data(lease, **changes))
         except StorageError as error:  # what it guards is money, not rows: the job itself meets the store's faults
             say(f"  the job's lease could not be written, another driver may be held up or take this one for dead: {error.what}")
 
@@ -72,16 +72,16 @@ def driving(store: Storage, path: str) -> Iterator[None]:
 
 
 def _acquire(store: Storage, folder: str) -> tuple[int, Lease]:
-    number, seen, seen_at, told = numbered.last(store, folder), (-1, -1), time.monotonic(), False
+    number, seen, seen_at, told = append_log.last_number(store, folder), (-1, -1), time.monotonic(), False
     while True:
-        while store.exists(numbered.path(folder, number + 1)):
+        while store.exists(append_log.entry_path(folder, number + 1)):
             number += 1
         held = _read(store, folder, number) if number else None
         if held is not None and (number, held.beat) != seen:
             seen, seen_at = (number, held.beat), time.monotonic()
-        if held is None or held.ended or gone(held) or time.monotonic() - seen_at >= SILENT_S:
+        if held is None or held.ended or holder_gone(held) or time.monotonic() - seen_at >= SILENT_S:
             mine = _mine()
-            if store.create(numbered.path(folder, number + 1), _data(mine)):
+            if store.create(append_log.entry_path(folder, number + 1), _data(mine)):
                 return number + 1, mine
             continue  # another that waited was first
         if not told:
@@ -94,15 +94,15 @@ def _acquire(store: Storage, folder: str) -> tuple[int, Lease]:
 def last_holder(store: Storage, path: str) -> tuple[Lease, float] | None:
     """The newest lease of the job at `path`, and seconds since it was written, by the store's clock against ours. None: there is none."""
     folder = f"{path}/work/drivers"
-    number = numbered.last(store, folder)
+    number = append_log.last_number(store, folder)
     if not number:
         return None
-    lease, file = _read(store, folder, number), numbered.path(folder, number)
-    written = again(lambda: store.filesystem.get_file_info(store.full(file))).mtime
+    lease, file = _read(store, folder, number), append_log.entry_path(folder, number)
+    written = retry_call(lambda: store.filesystem.get_file_info(store.full(file))).mtime
     return lease, max(0.0, (datetime.datetime.now(datetime.UTC) - written).total_seconds()) if written else 0.0
 
 
-def gone(lease: Lease) -> bool:
+def holder_gone(lease: Lease) -> bool:
     """Whether the holder's process is surely gone. One on another machine cannot be seen from here."""
     return bool(lease.machine) and lease.machine == _machine() and _process(lease.pid) != lease.process
 
@@ -129,7 +129,7 @@ def _process(pid: int) -> str:
 
 
 def _read(store: Storage, folder: str, number: int) -> Lease:
-    path = numbered.path(folder, number)
+    path = append_log.entry_path(folder, number)
     return read_record(store, Lease, path)
 
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from headtail.adapters.storage import Storage, read_table
 from headtail.batch.job import Job, ShardReceipt
-from headtail.batch.prepare import Manifest, read_shard
+from headtail.batch.prepare import InputManifest, read_shard
 from headtail.core.errors import LedgerError, StorageError
 from headtail.core.rows import State
 
@@ -71,10 +71,10 @@ class Ledger:
         }
 
 
-def settle_up(
+def close_ledger(
     job: Job,
     store: Storage,
-    manifest: Manifest,
+    manifest: InputManifest,
     done: Sequence[ShardReceipt],
     made: Sequence[ShardReceipt],
     reports: Sequence[dict[str, Any]],
@@ -112,7 +112,7 @@ def settle_up(
     )
 
 
-def check_sums(shards: Sequence[ShardReceipt], manifest: Manifest, where: str) -> None:
+def check_sums(shards: Sequence[ShardReceipt], manifest: InputManifest, where: str) -> None:
     """LedgerError unless each shard of the manifest is there once and input rows = rows by state + duplicates, per shard and in all."""
     wanted = Counter({shard: 0 for part in manifest.parts for shard in part.shards})
     given = Counter(receipt.shard for receipt in shards)
@@ -132,7 +132,7 @@ def check_sums(shards: Sequence[ShardReceipt], manifest: Manifest, where: str) -
         raise LedgerError(f"rows do not add up: {'; '.join(problems[:_LISTED])}{more}", where=where, fix=fix)
 
 
-def audit(shards: Sequence[ShardReceipt], manifest: Manifest, store: Storage, where: str) -> None:
+def audit(shards: Sequence[ShardReceipt], manifest: InputManifest, store: Storage, where: str) -> None:
     """LedgerError unless the answers in the store are to exactly the queries of the input, by an anti-join both ways per shard."""
 
     def problem(receipt: ShardReceipt) -> str:

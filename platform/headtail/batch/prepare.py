@@ -22,8 +22,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from headtail.adapters.storage import Storage, open_storage, open_table, put, read_record, write_once
-from headtail.adapters.storage.base import told
-from headtail.batch.job import Job, Table
+from headtail.adapters.storage.base import storage_errors
+from headtail.batch.job import InputTable, Job
 from headtail.core.config import Config
 from headtail.core.errors import InputError, StorageError
 from headtail.core.receipt import FileRef
@@ -38,7 +38,7 @@ IN_PROCESS_ROWS = 2 * PART_ROWS  # fewer are sorted here; a cluster would take l
 INPUT = pa.schema([("query_key", KEY), ("query", pa.string()), ("count", pa.int64()), ("stratum", pa.string()), ("eval_only", pa.bool_())])
 
 
-class Part(Config):
+class PartFile(Config):
     """One part file: run i, an Arrow IPC stream, holds the rows of shard `shards[i]`."""
 
     file: FileRef = Field(description="the part file")
@@ -47,12 +47,12 @@ class Part(Config):
     sums: tuple[int, ...] = Field(description="CRC-32 of each run's bytes")
 
 
-class Manifest(Config):
+class InputManifest(Config):
     """The job's input, sorted. Its presence means that every part is complete."""
 
     shards: int = Field(ge=1, description="how many shards the rows are spread over")
     rows: int = Field(ge=0, description="rows of all input tables, duplicates included")
-    parts: tuple[Part, ...] = Field(description="part files, in order of input")
+    parts: tuple[PartFile, ...] = Field(description="part files, in order of input")
     missing_side_inputs: dict[str, tuple[str, ...]] = Field({}, description="side inputs that a table does not have, by the table's label")
 
 
@@ -60,21 +60,21 @@ class Manifest(Config):
 class Fragment:
     """A run of row groups of one table: what one task sorts into one part file."""
 
-    table: Table
+    table: InputTable
     groups: tuple[int, ...]
     number: int
 
 
-def prepare(job: Job) -> Manifest:
+def prepare_input(job: Job) -> InputManifest:
     """The job's manifest: the one that is there, else made now. The first to publish one wins."""
     store = open_storage(job.root)
     if not store.exists(job.manifest_path()):
         fragments, rows, missing_side_inputs = list_fragments(store, job)
         shards = job.shards or shard_count(rows, job.workers)
         parts = _sort_all(job, fragments, shards, rows)
-        made = Manifest(shards=shards, rows=rows, parts=tuple(parts), missing_side_inputs=missing_side_inputs)
+        made = InputManifest(shards=shards, rows=rows, parts=tuple(parts), missing_side_inputs=missing_side_inputs)
         write_once(store, job.manifest_path(), made.model_dump_json(indent=1).encode())  # the first one counts
-    return read_record(store, Manifest, job.manifest_path())
+    return read_record(store, InputManifest, job.manifest_path())
 
 
 def shard_count(rows: int, workers: int) -> int:
@@ -114,27 +114,27 @@ def _cut(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
         yield tuple(held)
 
 
-def _sort_all(job: Job, fragments: list[Fragment], shards: int, rows: int) -> list[Part]:
+def _sort_all(job: Job, fragments: list[Fragment], shards: int, rows: int) -> list[PartFile]:
     if rows <= IN_PROCESS_ROWS:
         return [sort_fragment(job, fragment, shards) for fragment in fragments]
     import ray
 
-    from headtail.adapters.cluster import start, unwrapped
+    from headtail.adapters.cluster import start_cluster, unwrap_error
 
-    start()
+    start_cluster()
     asked = ray.data.from_items([{"number": i} for i in range(len(fragments))], override_num_blocks=len(fragments))
     try:
         made = asked.map(lambda row: _sorted_text(job, fragments[row["number"]], shards), num_cpus=1).take_all()
     except ray.exceptions.RayError as error:
-        raise unwrapped(error, StorageError, "the input could not be sorted", where=job.path, fix="run again to go on") from error
-    return [Part.model_validate_json(row["part"]) for row in sorted(made, key=lambda row: int(row["number"]))]
+        raise unwrap_error(error, StorageError, "the input could not be sorted", where=job.path, fix="run again to go on") from error
+    return [PartFile.model_validate_json(row["part"]) for row in sorted(made, key=lambda row: int(row["number"]))]
 
 
 def _sorted_text(job: Job, fragment: Fragment, shards: int) -> dict[str, Any]:
     return {"number": fragment.number, "part": sort_fragment(job, fragment, shards).model_dump_json()}
 
 
-def sort_fragment(job: Job, fragment: Fragment, shards: int) -> Part:
+def sort_fragment(job: Job, fragment: Fragment, shards: int) -> PartFile:
     """One part file from one fragment: its rows in order of shard, and within a shard in order of input."""
     store = open_storage(job.root)
     with open_table(store, fragment.table.path) as file:
@@ -149,14 +149,14 @@ def sort_fragment(job: Job, fragment: Fragment, shards: int) -> Part:
     ends = [*starts[1:].tolist(), len(owner)]
     with tempfile.TemporaryDirectory(prefix="headtail-part-") as folder:
         local, places, sums = Path(folder) / "part.arrow", [], []
-        with told("write", str(local)), local.open("wb") as file:
+        with storage_errors("write", str(local)), local.open("wb") as file:
             for start, end in zip(starts.tolist(), ends, strict=True):
                 run = _run(table.slice(start, end - start))
                 file.write(run)
                 places.append(file.tell())
                 sums.append(zlib.crc32(run))
         ref = put(store, local, job.part_path(fragment.number), table.num_rows)
-    return Part(file=ref, shards=tuple(numbers.tolist()), ends=tuple(places), sums=tuple(sums))
+    return PartFile(file=ref, shards=tuple(numbers.tolist()), ends=tuple(places), sums=tuple(sums))
 
 
 def _run(table: pa.Table) -> pa.Buffer:
@@ -187,7 +187,7 @@ def input_rows(table: pa.Table, side_inputs: Sequence[str], label: str) -> pa.Ta
     return made
 
 
-def read_shard(store: Storage, manifest: Manifest, shard: int, columns: list[str] | None = None) -> pa.Table:
+def read_shard(store: Storage, manifest: InputManifest, shard: int, columns: list[str] | None = None) -> pa.Table:
     """All input rows of one shard, duplicates included, in order of input."""
     pieces = []
     for part in manifest.parts:
@@ -202,7 +202,7 @@ def read_shard(store: Storage, manifest: Manifest, shard: int, columns: list[str
     return pa.concat_tables(pieces) if pieces else pa.table({})
 
 
-def _read_run(store: Storage, part: Part, at: int, columns: list[str] | None) -> pa.Table:
+def _read_run(store: Storage, part: PartFile, at: int, columns: list[str] | None) -> pa.Table:
     begin, end = part.ends[at - 1] if at else 0, part.ends[at]
     with store.open(part.file.path) as file:
         run = file.read_at(end - begin, begin)

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headtail.adapters.storage import Storage, read_record, read_table, write_once, write_table
-from headtail.batch.catalog import Earlier, as_asked, enough
+from headtail.batch.catalog import EarlierJob, adapt_rows, complete_rows
 from headtail.batch.job import Job, Journal, ShardReceipt
 from headtail.batch.parsed_answer import ParsedAnswer
-from headtail.batch.prepare import Manifest, read_shard
-from headtail.batch.wanted import Wanted, check_rows, in_order, wanted
+from headtail.batch.prepare import InputManifest, read_shard
+from headtail.batch.shard_requests import ShardRequests, check_rows, shard_requests, sort_answers
 from headtail.core import record
 from headtail.core.errors import EngineError, StorageError
 from headtail.core.rows import TOP, State
@@ -42,10 +42,10 @@ class Shard:
     """An open shard. `todo` holds the rows (by position) that have no safe outcome yet, in order of input."""
 
     def __init__(
-        self, job: Job, store: Storage, manifest: Manifest, number: int, edition: int, run: str, before: Sequence[Earlier] = ()
+        self, job: Job, store: Storage, manifest: InputManifest, number: int, edition: int, run: str, before: Sequence[EarlierJob] = ()
     ) -> None:
         self.job, self.store, self.number, self.edition, self.run = job, store, number, edition, run
-        self.wanted = wanted(read_shard(store, manifest, number), job.task, job.settings, job.io_format)
+        self.wanted = shard_requests(read_shard(store, manifest, number), job.task, job.settings, job.io_format)
         self.journal = self._read_journal()
         self._seconds = self.journal.seconds
         self.damaged = self.computed = 0
@@ -111,7 +111,7 @@ class Shard:
 
     def _without_retries(self, table: pa.Table) -> pa.Table:
         """`table` without the failed rows that are asked again; in how many runs they failed is remembered."""
-        again = pc.and_(pc.equal(table["state"], State.FAILED), pc.invert(self._given_up(table)))
+        again = pc.and_(pc.equal(table["state"], State.FAILED), pc.invert(self._exhausted_rows(table)))
         if not pc.any(again).as_py():
             return table
         failed = table.filter(again)
@@ -120,7 +120,7 @@ class Shard:
         )
         return table.filter(pc.invert(again))
 
-    def _given_up(self, table: pa.Table) -> pa.Array:
+    def _exhausted_rows(self, table: pa.Table) -> pa.Array:
         """Which rows were asked in as many runs as a row may be."""
         limit = self.job.runs_per_row
         return pa.array([bool(limit) and runs >= limit for runs in table["runs"].to_pylist()], pa.bool_())
@@ -130,15 +130,15 @@ class Shard:
         pairs = zip(table["query_key"].to_pylist(), table["answer_key"].to_pylist(), strict=True)
         return [self.wanted.place.get(pair, -1) for pair in pairs]
 
-    def _take_over(self, done: set[int], before: Sequence[Earlier], shards: int) -> set[int]:
+    def _take_over(self, done: set[int], before: Sequence[EarlierJob], shards: int) -> set[int]:
         """Answers of earlier jobs to rows of this one. An answered row is taken first, then the newest of those not to be retried."""
         chosen: dict[int, tuple[bool, pa.Table, int]] = {}
         for source in before:
             if len(done) + sum(answered for answered, _, _ in chosen.values()) == len(self.wanted):
                 break
             for table in source.answers(self.number, shards):
-                states, whole = table["state"].to_pylist(), enough(table, self.job.top_logprobs)
-                given_up, runs = self._given_up(table).to_pylist(), table["runs"].to_pylist()
+                states, whole = table["state"].to_pylist(), complete_rows(table, self.job.top_logprobs)
+                given_up, runs = self._exhausted_rows(table).to_pylist(), table["runs"].to_pylist()
                 for i, row in enumerate(self._places(table)):
                     if row < 0 or row in done or not whole[i]:
                         continue
@@ -154,7 +154,7 @@ class Shard:
             there.append(i)
             here.append(row)
         taken = [
-            as_asked(table.take(pa.array(there, pa.int64())), self.wanted.table.take(pa.array(here, pa.int64())), self.job)
+            adapt_rows(table.take(pa.array(there, pa.int64())), self.wanted.table.take(pa.array(here, pa.int64())), self.job)
             for table, there, here in by_table.values()
         ]
         if taken:
@@ -255,7 +255,7 @@ class Shard:
             return passed >= PASSED_ENOUGH
         return not self.todo or self._since >= self.job.flush_rows or time.monotonic() - self._begun >= self.job.flush_seconds
 
-    def spent(self, seconds: float) -> None:
+    def add_seconds(self, seconds: float) -> None:
         """Add engine time; it is written with the next flush."""
         self._seconds += seconds
 
@@ -300,7 +300,7 @@ class Shard:
     def publish(self) -> ShardReceipt:
         """Check every row, write the answers, publish. When another writer was first, what it published counts."""
         self.flush()
-        table = in_order(pa.concat_tables(self._tables).combine_chunks() if self._tables else self.job.schema.empty_table())
+        table = sort_answers(pa.concat_tables(self._tables).combine_chunks() if self._tables else self.job.schema.empty_table())
         check_rows(table, self.wanted, f"{self.job.path}, shard {self.number}")
         failed = table.filter(pc.equal(table["state"], State.FAILED))
         made = ShardReceipt(
@@ -327,10 +327,10 @@ class Shard:
         self.published = True
         self.wanted, self._tables = _NOTHING, []  # the worker keeps the shard, not its rows
         self.reused = self.reused.slice(0, 0)
-        return record.read(ShardReceipt, held, self.store.uri(path))
+        return record.parse_record(ShardReceipt, held, self.store.uri(path))
 
 
-_NOTHING = Wanted(pa.table({}), [], [])
+_NOTHING = ShardRequests(pa.table({}), [], [])
 
 
 def read_receipt(job: Job, store: Storage, shard: int, edition: int) -> ShardReceipt:

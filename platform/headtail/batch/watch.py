@@ -17,7 +17,7 @@ _EVERY_S = 1.0  # the clock is set anew at most this often, and four times in it
 
 
 @contextmanager
-def watched(seconds: float) -> Iterator[Callable[[float], None]]:
+def watchdog(seconds: float) -> Iterator[Callable[[float], None]]:
     """Within: unless the yielded function is called with time.monotonic() every `seconds`, the process ends. 0: no limit."""
     if not seconds:
         yield lambda _: None

@@ -22,19 +22,19 @@ from typing import Any
 from pydantic import Field
 
 from headtail.adapters.storage import open_storage, read_record, write_json
-from headtail.batch.catalog import Earlier, earlier
-from headtail.batch.flusher import flushing, late
+from headtail.batch.catalog import EarlierJob, earlier_jobs
+from headtail.batch.flusher import flush_late, flush_thread
 from headtail.batch.job import Job, ShardReceipt
 from headtail.batch.parsed_answer import classify
-from headtail.batch.prepare import Manifest
+from headtail.batch.prepare import InputManifest
 from headtail.batch.shard import Shard, read_receipt, tokens_out
-from headtail.batch.watch import watched
+from headtail.batch.watch import watchdog
 from headtail.core.config import Config
 from headtail.core.errors import EngineError, HeadtailError
 from headtail.core.rows import State
 from headtail.core.secrets import hide
 from headtail.engines import Completion, Engine, Request, open_engine
-from headtail.engines.models import find, same_weights
+from headtail.engines.models import find_model, same_weights
 
 _PASS_BACKOFF_S = 1.0  # before rows with transient errors are asked once more; doubles
 _LONGEST_BACKOFF_S = 30.0
@@ -61,7 +61,7 @@ class Ask:
 class Worker:
     """A Ray Data actor. `run` names this run of the job; `meter` is told how far it is (None: nobody is)."""
 
-    def __init__(self, job: Job, manifest: Manifest, run: str, meter: Any = None) -> None:
+    def __init__(self, job: Job, manifest: InputManifest, run: str, meter: Any = None) -> None:
         self.job, self.manifest, self.run, self.meter = job, manifest, run, meter
         self.store = open_storage(job.root)
         self.engine: Engine | None = None
@@ -78,9 +78,9 @@ class Worker:
         self._reply: Any = None
 
     @cached_property
-    def before(self) -> list[Earlier]:
+    def before(self) -> list[EarlierJob]:
         """Earlier jobs whose answers may be taken over. Not read when the actor starts: an error there would be hidden by Ray's retries."""
-        return earlier(self.store, self.job)
+        return earlier_jobs(self.store, self.job)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         asks = [Ask(int(shard), int(edition)) for shard, edition in zip(batch["shard"], batch["edition"], strict=True)]
@@ -96,15 +96,15 @@ class Worker:
         A shard that is missing in what comes back was left open because the job is to stop.
         """
         made: dict[int, ShardReceipt] = {}
-        while (todo := self._left(asks, made)) and not self.stopped:
+        while (todo := self._unpublished(asks, made)) and not self.stopped:
             alone: list[Ask] = []
-            self._guarded(_Chain(self, todo, alone), made)
+            self._run_feed(_ChainFeed(self, todo, alone), made)
             for ask in alone:
-                self._guarded(_Narrow(self, self.open(ask)), made)
-        self.tell()
+                self._run_feed(_WindowFeed(self, self.open(ask)), made)
+        self.report_progress()
         return [made[ask.shard] for ask in asks if ask.shard in made]
 
-    def _left(self, asks: Sequence[Ask], made: dict[int, ShardReceipt]) -> list[Ask]:
+    def _unpublished(self, asks: Sequence[Ask], made: dict[int, ShardReceipt]) -> list[Ask]:
         """What is not published yet. A task that Ray repeats, or an engine that broke, may leave published shards behind."""
         for ask in asks:
             if ask.shard not in made and self.store.exists(self.job.receipt_path(ask.shard, ask.edition)):
@@ -118,7 +118,7 @@ class Worker:
         self._before.setdefault(ask.shard, shard.journal.seconds)
         return shard
 
-    def _guarded(self, feed: _Chain | _Narrow, made: dict[int, ShardReceipt]) -> None:
+    def _run_feed(self, feed: _ChainFeed | _WindowFeed, made: dict[int, ShardReceipt]) -> None:
         """Run a feed to its end or until the engine breaks; what is finished is safe in either case."""
         try:
             for receipt in feed.run():
@@ -141,15 +141,15 @@ class Worker:
         except Exception as error:  # it is broken already; the new one matters
             print(hide(f"the broken engine did not close: {error}"), file=sys.stderr, flush=True)
 
-    def started(self) -> Engine:
+    def ensure_engine(self) -> Engine:
         """The engine; started when the first row needs it, so that a finished job starts none."""
         if self.engine is None:
             begun = time.monotonic()
             self._count_start()
-            found = same_weights(find(self.job.model, self.store), self.job.digest)
+            found = same_weights(find_model(self.job.model, self.store), self.job.digest)
             sampling = self.job.task.file.sampling.model_dump()
             bound = self.job.io_format.bound(self.job.task, sampling["max_tokens"])
-            with watched(self.job.stall_seconds + _START_S):
+            with watchdog(self.job.stall_seconds + _START_S):
                 self.engine = open_engine(self.job.model, found.path, bound, sampling, self.job.top_logprobs)
             gc.collect()
             gc.freeze()  # or each full collection walks the million objects of torch and vLLM: 35 us of an encoder's 148 us a row
@@ -166,25 +166,25 @@ class Worker:
         write_json(self.store, path, {"starts": starts + 1})
         self._proven = False
 
-    def asked(self, requests: Iterator[Request], shards: Sequence[Shard]) -> Iterator[tuple[Completion, float]]:
+    def completions(self, requests: Iterator[Request], shards: Sequence[Shard]) -> Iterator[tuple[Completion, float]]:
         """Completions, each with the engine time since the one before. A process whose engine stalls is ended, as by a crash.
 
         `shards` are those that the rows belong to: they are flushed meanwhile.
         """
-        engine, last = self.started(), time.monotonic()
+        engine, last = self.ensure_engine(), time.monotonic()
         self.begun = self.begun or last
         limit = self.job.stall_seconds if self.job.model.engine != "openai" else 0.0  # an endpoint has timeouts of its own
-        with watched(limit) as alive, flushing(shards, self.job.flush_seconds, self.flush, lambda: self.settled, self.begun) as check:
+        with watchdog(limit) as alive, flush_thread(shards, self.job.flush_seconds, self.flush, lambda: self.settled, self.begun) as check:
             for completion in engine.generate(requests):
                 now = time.monotonic()
                 alive(now)
                 check()
                 if now - self._news_at >= _TELL_S:
-                    self.tell()
+                    self.report_progress()
                 yield completion, now - last
                 last = now
 
-    def tell(self) -> None:
+    def report_progress(self) -> None:
         """Tell the meter what is new, and hear whether the job is to stop. Waits for nothing: the answer is heard the next time."""
         self._news_at = time.monotonic()
         if self.meter is None:
@@ -221,7 +221,7 @@ class Worker:
         if parsed.state != State.ANSWERED:
             news["unanswered"] += 1
             self._note(f"{parsed.state}: {parsed.reason}")
-        if shard.held >= self.job.flush_rows or late(shard.held, self.settled, time.monotonic() - self.begun, self.job.flush_seconds):
+        if shard.held >= self.job.flush_rows or flush_late(shard.held, self.settled, time.monotonic() - self.begun, self.job.flush_seconds):
             self.flush(shard)
         return True
 
@@ -237,7 +237,7 @@ class Worker:
                 write_json(self.store, self.job.starts_path(self.run), {"starts": 0})
 
 
-class _Chain:
+class _ChainFeed:
     """Healthy shards fed to the engine in one stream: the next is read, and the one before published, while this one runs."""
 
     def __init__(self, worker: Worker, asks: Sequence[Ask], alone: list[Ask]) -> None:
@@ -263,10 +263,10 @@ class _Chain:
     def _pass(self, requests: Iterator[Request]) -> None:
         first = next(requests, None)
         if first is not None:  # without a row to ask, no engine is started
-            for completion, seconds in self.worker.asked(_prepend(first, requests), self.shards):
+            for completion, seconds in self.worker.completions(_prepend(first, requests), self.shards):
                 place, row = divmod(completion.id, _ROWS)
                 shard = self.shards[place]
-                shard.spent(seconds)
+                shard.add_seconds(seconds)
                 self._handed[place] -= 1
                 self.worker.take(shard, row, completion, seconds)
                 if not self._handed[place] and shard.finished:
@@ -303,7 +303,7 @@ class _Chain:
         self._handed.append(0)
         place = len(self.shards) - 1
         if shard.askable:
-            self.worker.started()  # before the shard is begun: an engine that is killed at its start says nothing about rows
+            self.worker.ensure_engine()  # before the shard is begun: an engine that is killed at its start says nothing about rows
         if shard.todo:
             shard.begin()
         if shard.finished:
@@ -328,7 +328,7 @@ class _Chain:
                 self.worker.flush(shard, broken=broken)
 
 
-class _Narrow:
+class _WindowFeed:
     """One shard that broke the engine, a window of rows at a time, each made safe before the next."""
 
     def __init__(self, worker: Worker, shard: Shard) -> None:
@@ -337,15 +337,15 @@ class _Narrow:
     def run(self) -> Iterator[ShardReceipt]:
         shard, worker = self.shard, self.worker
         if shard.askable:
-            worker.started()
+            worker.ensure_engine()
         shard.begin()
         while shard.todo and not worker.stopped:
             group = shard.todo[: shard.window] if shard.window else list(shard.todo)
             wait = _PASS_BACKOFF_S
             while group and not worker.stopped:
                 left = []
-                for completion, seconds in worker.asked((Request(row, shard.messages[row]) for row in group), [shard]):
-                    shard.spent(seconds)
+                for completion, seconds in worker.completions((Request(row, shard.messages[row]) for row in group), [shard]):
+                    shard.add_seconds(seconds)
                     if not worker.take(shard, completion.id, completion, seconds):
                         left.append(completion.id)
                 worker.flush(shard)

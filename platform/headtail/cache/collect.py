@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pydantic import Field
 from rich.table import Table
 
-from headtail.adapters import numbered
-from headtail.adapters.storage import Storage, Stored, write_once
+from headtail.adapters import append_log
+from headtail.adapters.storage import Storage, StoredFile, write_once
 from headtail.cache.manifest import FOLDER, LOG, Begun, manifest_path, mark_path, now, read_manifest, snapshot_path
 from headtail.core.config import Config
 
@@ -77,7 +77,9 @@ class _Collection:
     def _look(self) -> None:
         """Read anew what is needed and when each snapshot was last begun."""
         self.needed = self._ask()
-        self.begun = {entry.snapshot: datetime.datetime.fromisoformat(entry.at) for entry in numbered.records(self.store, Begun, LOG)}
+        self.begun = {
+            entry.snapshot: datetime.datetime.fromisoformat(entry.at) for entry in append_log.read_entry_records(self.store, Begun, LOG)
+        }
 
     def published(self, snapshot: str) -> None:
         """A snapshot with a manifest."""
@@ -94,7 +96,7 @@ class _Collection:
         size = sum(ref.bytes for ref in manifest.files.values())
         self._take(snapshot, Gone(what="snapshot", path=snapshot_path(snapshot), bytes=size, since=manifest.created), stays)
 
-    def unfinished(self, snapshot: str, files: list[Stored]) -> None:
+    def unfinished(self, snapshot: str, files: list[StoredFile]) -> None:
         """Files without a manifest: a publish or a collection was killed, or is at work."""
         path, marked = snapshot_path(snapshot), any(one.path == mark_path(snapshot) for one in files)
         if path in {one.path for one in self.gone}:
@@ -138,9 +140,9 @@ def _finish(store: Storage, snapshot: str) -> None:
     store.remove(mark_path(snapshot))
 
 
-def _stored(store: Storage) -> dict[str, list[Stored]]:
+def _stored(store: Storage) -> dict[str, list[StoredFile]]:
     """The files below each snapshot's folder."""
-    found: dict[str, list[Stored]] = defaultdict(list)
+    found: dict[str, list[StoredFile]] = defaultdict(list)
     for one in store.files(FOLDER):
         if not one.path.startswith(f"{LOG}/"):
             found[one.path.split("/")[1]].append(one)

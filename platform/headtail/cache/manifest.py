@@ -10,7 +10,7 @@ import datetime
 
 from pydantic import Field, model_validator
 
-from headtail.adapters import numbered
+from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, read_record
 from headtail.cache.lmdb_file import FORMAT
 from headtail.core.config import Config
@@ -97,7 +97,7 @@ def begin(store: Storage, snapshot: str) -> None:
     The entry comes before the look: a collector marks first and then reads the log, so one of the two sees the other.
     """
     entry = Begun(snapshot=snapshot, at=now().isoformat(timespec="seconds"))
-    numbered.append(store, LOG, lambda _: (entry.model_dump_json() + "\n").encode())
+    append_log.append_entry(store, LOG, lambda _: (entry.model_dump_json() + "\n").encode())
     if store.exists(mark_path(snapshot)):
         raise being_collected(store, snapshot)
 

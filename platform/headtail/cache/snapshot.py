@@ -274,7 +274,7 @@ def publish_snapshot(
         created=now().isoformat(timespec="seconds"),
     )
     held = write_once(store, manifest_path(mark), (manifest.model_dump_json(indent=2) + "\n").encode())  # last: now it exists
-    first = record.read(Manifest, held, store.uri(manifest_path(mark)))
+    first = record.parse_record(Manifest, held, store.uri(manifest_path(mark)))
     if first.files != manifest.files:
         what, fix = "two publishes of one snapshot at once wrote files that differ", "remove this folder and publish again, one at a time"
         raise StorageError(what, where=store.uri(path), fix=fix)

@@ -24,8 +24,8 @@ from headtail.cli.finding import Finding, failed, judged
 from headtail.core.errors import ConfigError, HeadtailError
 from headtail.core.task import load_task
 from headtail.engines import IN_PROCESS, ModelConfig
-from headtail.engines.device import here_bf16
-from headtail.engines.models import resolve
+from headtail.engines.device import machine_computes_bf16
+from headtail.engines.models import resolve_weights
 from headtail.pipeline import SHIPPED_TEACHER, TEACHER, Config
 from headtail.stages.ingest import find_labels, find_log
 from headtail.stages.serve.stage import check_port
@@ -141,7 +141,9 @@ def _device(config: Config) -> Iterator[Finding]:
         free, total = torch.cuda.mem_get_info()
         yield Finding("device", "ok", f"{gpus} x {torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
     else:
-        yield Finding("device", "ok", f"CPU, {os.cpu_count()} cores, {'bfloat16' if here_bf16() else 'float32'} where dtype is auto")
+        yield Finding(
+            "device", "ok", f"CPU, {os.cpu_count()} cores, {'bfloat16' if machine_computes_bf16() else 'float32'} where dtype is auto"
+        )
 
 
 def _memory() -> Iterator[Finding]:
@@ -209,7 +211,7 @@ def _model(model: ModelConfig, role: str, store: Storage) -> Iterator[Finding]:
         yield endpoint(model, role)
     elif model.engine in IN_PROCESS:
         try:
-            found = resolve(model.model, model.revision, store)
+            found = resolve_weights(model.model, model.revision, store)
         except HeadtailError as error:
             yield failed(role, error)
             return

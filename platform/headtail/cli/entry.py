@@ -23,7 +23,7 @@ from headtail.cli.fields import fields
 from headtail.cli.options import PANELS, STAGES, read_config
 from headtail.cli.review import review_app
 from headtail.core.errors import HeadtailError
-from headtail.core.secrets import hiding
+from headtail.core.secrets import hide_in_stream
 
 __all__ = ["STAGES", "app", "job", "main", "read_config"]
 
@@ -64,7 +64,7 @@ def _root(
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: deliberate errors as three lines and an exit code, Ctrl-C as 130."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    sys.stdout, sys.stderr = hiding(sys.stdout), hiding(sys.stderr)  # also what frameworks, warnings and stack traces print
+    sys.stdout, sys.stderr = hide_in_stream(sys.stdout), hide_in_stream(sys.stderr)  # also what frameworks, warnings and stack traces print
     try:
         code = app(arguments, standalone_mode=False)
     except HeadtailError as error:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from headtail.core.config import StageConfig, apply_sets, load, read_yaml
+from headtail.core.config import StageConfig, apply_sets, load_config, read_yaml
 
 # command -> (module that has Config and run, one line of help)
 STAGES: dict[str, tuple[str, str]] = {
@@ -58,7 +58,7 @@ Strict = Annotated[bool, typer.Option("--strict", help=f"exit code {REJECTED} wh
 def read_config(name: str, file: Path | None, sets: list[str] | None, root: str | None) -> StageConfig:
     """The validated config of a command from a file and flags."""
     kind = importlib.import_module(MODULES[name]).Config
-    found: StageConfig = load(kind, file, [*(sets or []), *([f"root={root}"] if root is not None else [])], name=name)
+    found: StageConfig = load_config(kind, file, [*(sets or []), *([f"root={root}"] if root is not None else [])], name=name)
     return found
 
 

@@ -14,11 +14,11 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from headtail.adapters.progress import spoken_time
+from headtail.adapters.progress import format_time_left
 from headtail.adapters.storage import Storage, open_existing, read_record
 from headtail.adapters.storage.receipts import load_receipt
 from headtail.adapters.tracking import tracking_uri
-from headtail.batch.catalog import Entry, entries
+from headtail.batch.catalog import CatalogEntry, catalog_entries
 from headtail.batch.job_state import JobState, job_state
 from headtail.cache import read_manifest
 from headtail.core.config import TrackingConfig
@@ -40,7 +40,7 @@ def status(root: str) -> dict[str, Any]:
     """Root, tracking, release, answer sources, unfinished jobs and trainings, latest receipts. InputError when there is no such store."""
     store = open_existing(root)
     current = release.current(store) if store.exists(release.CURRENT) else None
-    newest = list(islice(entries(store), NEWEST))
+    newest = list(islice(catalog_entries(store), NEWEST))
     states = {entry.path: job_state(store, entry.path) for entry in newest}
     return {
         "root": store.root,
@@ -61,7 +61,7 @@ def _stages(store: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
             yield stage, {name: getattr(found, name) for name in kept}
 
 
-def _sources(store: Storage, newest: list[Entry], states: dict[str, JobState], current: Release | None) -> Iterator[dict[str, Any]]:
+def _sources(store: Storage, newest: list[CatalogEntry], states: dict[str, JobState], current: Release | None) -> Iterator[dict[str, Any]]:
     """Teacher, batch student and realtime student of each task: the newest job of each, its gate, and its part in the release."""
     lineage = read_manifest(store, current.snapshot).lineage if current else ()
     seen = set()
@@ -86,7 +86,7 @@ def _sources(store: Storage, newest: list[Entry], states: dict[str, JobState], c
         }
 
 
-def _job(entry: Entry, state: JobState) -> dict[str, Any]:
+def _job(entry: CatalogEntry, state: JobState) -> dict[str, Any]:
     return {
         "path": state.path,
         "task": entry.task,
@@ -169,7 +169,7 @@ def _jobs_table(jobs: list[dict[str, Any]], trainings: list[dict[str, Any]]) -> 
 
 
 def _ago(seconds: float | None) -> str:
-    return "none" if seconds is None else f"{spoken_time(seconds)} ago"
+    return "none" if seconds is None else f"{format_time_left(seconds)} ago"
 
 
 def _stages_table(stages: dict[str, Any]) -> Table:

@@ -98,7 +98,7 @@ class Share:
                 k += 1
             return k <= n and float(share_p(k, n, truth)) >= power
 
-        return _fewest(enough)
+        return _smallest_count(enough)
 
 
 @dataclass(frozen=True)
@@ -193,10 +193,10 @@ class Game:
             won = np.log1p(min(math.sqrt(2 * tuned / (n * variance)), most) * gains)
             return bool((n - _LEARNING_ROWS) * won.mean() - sure * math.sqrt(n) * won.std() >= goal)
 
-        return _fewest(enough)
+        return _smallest_count(enough)
 
 
-def assisted(people: Array, judge: Array, more: Array, level: float, share: float = JUDGES_SHARE) -> Game:
+def judge_assisted_proof(people: Array, judge: Array, more: Array, level: float, share: float = JUDGES_SHARE) -> Game:
     """Few rows with people's scores and a judge's, many with the judge's alone (`more`), one bound: prediction-powered
     inference (Angelopoulos et al. 2023) at finite n.
 
@@ -271,7 +271,7 @@ def holm(p: npt.ArrayLike, delta: float) -> tuple[npt.NDArray[np.bool_], Array]:
     return np.take_along_axis(passed, back, -1), np.take_along_axis(levels, back, -1)
 
 
-def _fewest(enough: Callable[[int], bool]) -> int | None:
+def _smallest_count(enough: Callable[[int], bool]) -> int | None:
     """The smallest n that is enough, by doubling and halving; shares go up and down by single rows, so: about."""
     high = 1
     while not enough(high):

@@ -80,7 +80,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-class _Refused(yaml.MarkedYAMLError):
+class _AmbiguousYaml(yaml.MarkedYAMLError):
     """YAML that says something else than is meant."""
 
 
@@ -94,7 +94,7 @@ class _Yaml(yaml.SafeLoader):
                 continue
             name = self.construct_object(key, deep=True)
             if isinstance(name, str | int | float | bool) and name in seen:
-                raise _Refused(None, None, f"the field {name} is there twice; keep one", key.start_mark)
+                raise _AmbiguousYaml(None, None, f"the field {name} is there twice; keep one", key.start_mark)
             seen |= {name} if isinstance(name, str | int | float | bool) else set()
         return super().construct_mapping(node, deep)
 
@@ -112,13 +112,13 @@ class _JsonLike(_Yaml):
                     what = (
                         f'YAML reads {shown} as text and JSON as a number: write "{node.value}" in quotes, or the number without exponent'
                     )
-                raise _Refused(None, None, what, node.start_mark)
+                raise _AmbiguousYaml(None, None, what, node.start_mark)
         return super().construct_object(node, deep)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or not key.tag.endswith(":str"):
-                raise _Refused(None, None, "the name of a field is not text; write it in quotes", key.start_mark)
+                raise _AmbiguousYaml(None, None, "the name of a field is not text; write it in quotes", key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -146,7 +146,7 @@ def _read(path: Path, loader: type[_Yaml]) -> dict[str, Any]:
         raise ConfigError(f"config file cannot be read: {error}", where=str(path)) from error
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        what = "" if isinstance(error, _Refused) else "not valid YAML: "
+        what = "" if isinstance(error, _AmbiguousYaml) else "not valid YAML: "
         raise ConfigError(f"{what}{line}{error.problem}", where=str(path), fix="mend that line") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"not valid YAML: {error}", where=str(path)) from error
@@ -184,18 +184,20 @@ def apply_sets(data: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     return data
 
 
-def load(kind: type[T], file: Path | None = None, sets: Sequence[str] = (), base: Mapping[str, Any] | None = None, name: str = "") -> T:
+def load_config(
+    kind: type[T], file: Path | None = None, sets: Sequence[str] = (), base: Mapping[str, Any] | None = None, name: str = ""
+) -> T:
     """A `kind` from `base`, then the YAML `file`, then `sets`, each over the one before. `name`: what `headtail fields` calls it."""
     data: dict[str, Any] = dict(base or {})
     if file is not None:
         data.update(read_yaml(file))
-    return build(kind, apply_sets(data, sets), where=str(file) if file else "command line", name=name)
+    return build_config(kind, apply_sets(data, sets), where=str(file) if file else "command line", name=name)
 
 
-def build(kind: type[T], data: Mapping[str, Any], where: str, name: str = "") -> T:
+def build_config(kind: type[T], data: Mapping[str, Any], where: str, name: str = "") -> T:
     """A validated `kind`; a ConfigError that names every bad field, the value seen and the nearest known name."""
     try:
-        return kind.model_validate(_over_defaults(kind, data))
+        return kind.model_validate(_overlay_defaults(kind, data))
     except ValidationError as error:
         problems = error.errors()
         groups = list(dict.fromkeys(".".join(map(str, item["loc"][:-1])) for item in problems))
@@ -204,16 +206,16 @@ def build(kind: type[T], data: Mapping[str, Any], where: str, name: str = "") ->
         raise ConfigError("\n".join(_say(kind, item) for item in problems), where=where, fix=fix) from None
 
 
-def _over_defaults(kind: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
+def _overlay_defaults(kind: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
     """`data` with each group laid over that group's default, so that naming one field of a group keeps the others."""
-    return {name: _laid_over(field.default, value) if (field := kind.model_fields.get(name)) else value for name, value in data.items()}
+    return {name: _overlay(field.default, value) if (field := kind.model_fields.get(name)) else value for name, value in data.items()}
 
 
-def _laid_over(default: Any, value: Any) -> Any:
+def _overlay(default: Any, value: Any) -> Any:
     if not (isinstance(default, BaseModel) and isinstance(value, Mapping)):
         return value
     known = {name: getattr(default, name) for name in type(default).model_fields}
-    return known | {name: _laid_over(known.get(name), item) for name, item in value.items()}
+    return known | {name: _overlay(known.get(name), item) for name, item in value.items()}
 
 
 def _say(kind: type[BaseModel], item: Any) -> str:

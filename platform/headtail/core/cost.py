@@ -23,7 +23,7 @@ class Tokens(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """A transformer's matrices. `gated`: feed-forward layers have three matrices (SwiGLU), else two."""
 
     layers: int
@@ -52,17 +52,17 @@ class Shape:
         return 4 * self.layers * self.heads * self.head_width
 
 
-LLAMA_8B = Shape(32, 4096, 32, 8, 128, 14336, 128256)  # Llama 3.1 8B: 8.03e9 weights with embeddings and head
-QWEN_HALF_B = Shape(24, 896, 14, 2, 64, 4864, 151936)  # Qwen 2.5 0.5B: 0.494e9 with its tied embeddings
-ENCODER_30M = Shape(12, 384, 12, 12, 32, 1536, 30522, gated=False)  # MiniLM-L12-H384: 33e6 with embeddings
+LLAMA_8B = ModelShape(32, 4096, 32, 8, 128, 14336, 128256)  # Llama 3.1 8B: 8.03e9 weights with embeddings and head
+QWEN_HALF_B = ModelShape(24, 896, 14, 2, 64, 4864, 151936)  # Qwen 2.5 0.5B: 0.494e9 with its tied embeddings
+ENCODER_30M = ModelShape(12, 384, 12, 12, 32, 1536, 30522, gated=False)  # MiniLM-L12-H384: 33e6 with embeddings
 
 
-def shape_of(config: Mapping[str, Any]) -> Shape:
+def shape_of(config: Mapping[str, Any]) -> ModelShape:
     """The Shape in a Hugging Face config.json of a Llama type or BERT type model."""
     try:
         heads = int(config["num_attention_heads"])
         hidden = int(config["hidden_size"])
-        return Shape(
+        return ModelShape(
             layers=int(config["num_hidden_layers"]),
             hidden=hidden,
             heads=heads,
@@ -83,7 +83,7 @@ def tokens_of(metrics: Mapping[str, float]) -> Tokens:
     return Tokens(prompt, metrics["tokens_out_per_row"], prompt * metrics.get("prefix_hit_rate", 0.0))
 
 
-def decoder_flops(shape: Shape, tokens: Tokens) -> float:
+def decoder_flops(shape: ModelShape, tokens: Tokens) -> float:
     """Operations for one row of a decoder.
 
     2 x body x (prompt - cached + answer) + 2 x head x answer + attention x (sum of the positions from cached + 1 to the last):
@@ -94,7 +94,7 @@ def decoder_flops(shape: Shape, tokens: Tokens) -> float:
     return 2 * shape.body * (last - tokens.cached) + 2 * shape.head * tokens.answer + shape.attention * seen
 
 
-def encoder_flops(shape: Shape, tokens: Tokens) -> float:
+def encoder_flops(shape: ModelShape, tokens: Tokens) -> float:
     """Operations for one row of an encoder: every token looks at all others, and nothing is written.
 
     Its answer's head has a few labels instead of a vocabulary and is left out.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from headtail.core.config import Config, build
+from headtail.core.config import Config, build_config
 from headtail.core.errors import ConfigError, GateRejected
 
 _NEEDED = ("rows", "human_labels")  # digests without which nobody can check the figures
@@ -149,6 +149,6 @@ def read_evidence(data: Mapping[str, Any] | Evidence) -> Evidence:
     if isinstance(data, Evidence):
         return data
     try:
-        return build(Evidence, data, where="evidence")
+        return build_config(Evidence, data, where="evidence")
     except ConfigError as error:
         raise GateRejected(f"the evidence is not complete: {error.what}", where="evidence", fix="run: headtail gate") from None

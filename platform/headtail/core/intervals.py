@@ -77,7 +77,7 @@ def f1_interval(
     if effective < _FEW_ROWS or min(value, 1 - value) * effective < _FEW_OF_A_KIND:
         low, high = clopper_pearson(value * effective, effective, confidence)
         return Interval(value, low, high, n, effective, EXACT)
-    sums = _resampled(np.column_stack([hits, units]), resamples, seed)
+    sums = _bootstrap_sums(np.column_stack([hits, units]), resamples, seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = sums[:, 0] / sums[:, 1]
     low, high = _percentiles(draws, confidence)
@@ -97,7 +97,7 @@ def f1_difference(
     differ = int(np.count_nonzero((columns[0] != columns[2]) | (columns[1] != columns[3])))
     if effective < _FEW_ROWS or differ < _FEW_OF_A_KIND:
         return Interval(value, a.low - b.high, a.high - b.low, n, effective, EXACT)
-    sums = _resampled(np.column_stack(columns), resamples, seed)
+    sums = _bootstrap_sums(np.column_stack(columns), resamples, seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3]
     low, high = _percentiles(draws, confidence)
@@ -146,7 +146,7 @@ def auroc(scores: Array, right: npt.NDArray[np.bool_]) -> float:
     return float(above / right.sum() / (~right).sum())
 
 
-def _resampled(rows: Array, resamples: int, seed: int) -> Array:
+def _bootstrap_sums(rows: Array, resamples: int, seed: int) -> Array:
     """Column sums of `resamples` bootstrap samples of the rows.
 
     Equal rows are drawn together: their multinomial counts have the same distribution as row-by-row drawing, and a few

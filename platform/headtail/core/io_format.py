@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from headtail.core import record
-from headtail.core.compact import ALPHABET, VERSION, Codec, Unfit
-from headtail.core.config import Config, build
+from headtail.core.compact import ALPHABET, VERSION, Codec, CompactError
+from headtail.core.config import Config, build_config
 from headtail.core.errors import ConfigError
 from headtail.core.keys import fingerprint
 from headtail.core.task import Task
@@ -100,7 +100,7 @@ class ModelFormat(IOFormat):
         """The chat messages for one query; they go into its answer_key."""
         if self.prompt == "full":
             found = task.messages(query, side)
-            return merged(found) if self.system_role == "merge" else found
+            return merge_system_message(found) if self.system_role == "merge" else found
         lines = [query]
         if self.side_inputs:
             lines += ["; ".join((side or {}).get(name) or ()) for name in task.side_inputs]
@@ -124,7 +124,7 @@ class ModelFormat(IOFormat):
             return ParsedText(*task.parse(text), None)
         try:
             found = codec(task).decode(text)
-        except Unfit as error:
+        except CompactError as error:
             return ParsedText(None, f"not in the compact format: {error}", [])
         return ParsedText(*task.parse(task.dump(found.answer)), found.spans)
 
@@ -147,7 +147,7 @@ def codec(task: Task) -> Codec:
     return _CODECS[key]
 
 
-def merged(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+def merge_system_message(messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     """`messages` without a system role: its text stands before the first user message, a blank line between them."""
     system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
     rest = [dict(message) for message in messages if message["role"] != "system"]
@@ -174,18 +174,18 @@ def format_for(task: Task, chosen: IOFormat, kind: Kind = "decoder") -> ModelFor
     return DEFAULT if fmt.default else fmt.check(task)
 
 
-def write(fmt: ModelFormat, folder: Path) -> None:
+def write_format(fmt: ModelFormat, folder: Path) -> None:
     """Put an I/O format beside a model's weights, before their digest is taken. The default I/O format is no file."""
     if not fmt.default:
         (folder / FILE).write_text(fmt.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def read(folder: Path) -> ModelFormat:
+def read_format(folder: Path) -> ModelFormat:
     """The I/O format of the model in `folder`."""
     file = folder / FILE
-    return parse(file.read_bytes(), str(file)) if file.is_file() else DEFAULT
+    return parse_format(file.read_bytes(), str(file)) if file.is_file() else DEFAULT
 
 
-def parse(data: bytes, where: str) -> ModelFormat:
+def parse_format(data: bytes, where: str) -> ModelFormat:
     """The ModelFormat in a headtail.json. ConfigError when it is none, or has fields that this version does not know."""
-    return build(ModelFormat, record.parse(data, where, ConfigError, "distil the student again"), where)
+    return build_config(ModelFormat, record.parse_object(data, where, ConfigError, "distil the student again"), where)

@@ -66,14 +66,14 @@ def answer_key(messages: Sequence[Mapping[str, str]], settings: str) -> bytes:
     `settings` covers model and weights digest, adapter, sampling, schema and engine family (see `generate`).
     """
     first, *others = messages
-    digest = _begun(settings, first["role"], first["content"]).copy()
+    digest = _start_digest(settings, first["role"], first["content"]).copy()
     for message in others:
         _add(digest, message["role"], message["content"])
     return bytes(digest.digest())
 
 
 @lru_cache(64)
-def _begun(settings: str, role: str, content: str) -> Any:
+def _start_digest(settings: str, role: str, content: str) -> Any:
     """The first message is most often the same for all rows of a job: it is hashed once."""
     digest = hashlib.blake2b(settings.encode(), digest_size=KEY_BYTES)
     _add(digest, role, content)
@@ -86,7 +86,7 @@ def _add(digest: Any, role: str, content: str) -> None:
         digest.update(len(data).to_bytes(8, "little") + data)  # lengths keep ("ab","c") apart from ("a","bc")
 
 
-def overlapping(shard: int, shards: int, others: int) -> range:
+def overlapping_shards(shard: int, shards: int, others: int) -> range:
     """Which of `others` shards hold keys of shard `shard` of `shards`, as `rows.shards_of` spreads them."""
     first, end = -(-(shard << 32) // shards), -(-((shard + 1) << 32) // shards)
     return range(first * others >> 32, ((end - 1) * others >> 32) + 1)

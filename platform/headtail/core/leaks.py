@@ -1,6 +1,6 @@
 """Rows of an evaluation set among rows to train on: the same text, or nearly the same.
 
-In: queries of evaluation sets; then any query. Out: the labelled query that it repeats, or None; `refuse` makes an error of it.
+In: queries of evaluation sets; then any query. Out: the labelled query that it repeats, or None; `refuse_leaks` makes an error of it.
 The same after redaction and normalisation; nearly the same: the same words in another order, or character trigrams whose
 Jaccard similarity reaches a bound. Exact, not sketched: sets of human labels are thousands of rows. Knows nothing of files or stages.
 """
@@ -23,14 +23,14 @@ NEAR = 0.8  # Jaccard similarity of trigrams from which two queries are nearly t
 _SHOWN = 5
 
 
-class Near(NamedTuple):
+class SimilarQuery(NamedTuple):
     """A labelled query and how similar it is (1: the same text or the same words)."""
 
     query: str
     similarity: float
 
 
-def clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """The form in which training rows and human labels are compared and kept: normalised, without personal data."""
     return redact(normalise(text)).text
 
@@ -46,7 +46,7 @@ class LabelledQueries:
 
     def __init__(self, queries: Iterable[str], near: float | None = NEAR) -> None:
         self.near = near
-        self._texts = sorted({clean(query) for query in queries})
+        self._texts = sorted({clean_text(query) for query in queries})
         self._known = set(self._texts)
         self.keys = pa.array(sorted({query_key(text) for text in self._texts}), pa.binary(KEY_BYTES))
         self._by_words: dict[frozenset[str], str] = {}
@@ -60,14 +60,14 @@ class LabelledQueries:
     def __len__(self) -> int:
         return len(self._texts)
 
-    def find(self, text: str) -> Near | None:
+    def find(self, text: str) -> SimilarQuery | None:
         """The labelled query that a clean text repeats, the most similar one; None when there is none."""
         if text in self._known:
-            return Near(text, 1.0)
+            return SimilarQuery(text, 1.0)
         if self.near is None:
             return None
         words = self._by_words.get(frozenset(text.split(" ")))
-        return Near(words, 1.0) if words is not None else self._similar(text, self.near)
+        return SimilarQuery(words, 1.0) if words is not None else self._similar(text, self.near)
 
     def _index(self, near: float) -> None:
         """Each labelled text under the rarest of its trigrams."""
@@ -84,7 +84,7 @@ class LabelledQueries:
         ranked = sorted(grams, key=lambda gram: (self._counts.get(gram, 0), gram))
         return ranked[: len(grams) - math.ceil(near * len(grams) - 1e-9) + 1]
 
-    def _similar(self, text: str, near: float) -> Near | None:
+    def _similar(self, text: str, near: float) -> SimilarQuery | None:
         grams = trigrams(text)
         least, most = near * len(grams) - 1e-9, len(grams) / near + 1e-9 if near else math.inf  # trigrams of a text as similar
         best: tuple[float, int] | None = None
@@ -95,10 +95,10 @@ class LabelledQueries:
             similarity = common / (len(grams) + self._sizes[number] - common)
             if similarity >= near - 1e-9 and (best is None or (similarity, -number) > best):
                 best = (similarity, -number)
-        return None if best is None else Near(self._texts[-best[1]], best[0])
+        return None if best is None else SimilarQuery(self._texts[-best[1]], best[0])
 
 
-def refuse(training: Iterable[pa.Table], labels: Iterable[pa.Table], where: str, near: float | None = NEAR) -> None:
+def refuse_leaks(training: Iterable[pa.Table], labels: Iterable[pa.Table], where: str, near: float | None = NEAR) -> None:
     """LeakError when a row of `training` (query_key, query) repeats a query of `human_labels`, with the rows named.
 
     Keys are compared as they stand and as the texts make them anew, so that a wrong key hides nothing.
@@ -111,7 +111,7 @@ def refuse(training: Iterable[pa.Table], labels: Iterable[pa.Table], where: str,
     for table in training:
         same = pc.is_in(table["query_key"].combine_chunks().cast(keys.type), value_set=keys).to_pylist()
         for query, by_key in zip(table["query"].to_pylist(), same, strict=True):
-            hit = known.find(clean(query))
+            hit = known.find(clean_text(query))
             if hit is None and not by_key:
                 continue
             count += 1

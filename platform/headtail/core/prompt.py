@@ -71,7 +71,7 @@ class Prompt:
             tree = _ENVIRONMENT.parse(text)
             _check(tree, names)
             free = {block.name: _free(block) for block in tree.find_all(nodes.Block)}
-            self._template = jinja2.Template.from_code(_ENVIRONMENT, _ENVIRONMENT.compile(_counted(tree)), dict(_ENVIRONMENT.globals))
+            self._template = jinja2.Template.from_code(_ENVIRONMENT, _ENVIRONMENT.compile(_count_rounds(tree)), dict(_ENVIRONMENT.globals))
         except jinja2.TemplateSyntaxError as error:
             raise PromptError(error.message or "not a template", error.lineno) from None
         except RecursionError:
@@ -153,26 +153,26 @@ def _free(block: nodes.Block) -> bool:
     return not meta.find_undeclared_variables(alone) - set(_ENVIRONMENT.globals)
 
 
-def _counted(tree: nodes.Template) -> nodes.Template:
+def _count_rounds(tree: nodes.Template) -> nodes.Template:
     """`tree` with filters: one counts the rounds of each loop, one limits what a name stands for; ~ becomes `join`."""
     for loop in tree.find_all(nodes.For):
-        loop.iter = _filtered(loop.iter, "rounds")
+        loop.iter = _filter_node(loop.iter, "rounds")
     for assign in tree.find_all(nodes.Assign):
-        assign.node = _filtered(assign.node, "limited")
+        assign.node = _filter_node(assign.node, "limited")
     for group in tree.find_all(nodes.With):
-        group.values = [_filtered(value, "limited") for value in group.values]
-    joined: nodes.Template = _Joined().visit(tree)
+        group.values = [_filter_node(value, "limited") for value in group.values]
+    joined: nodes.Template = _JoinTransformer().visit(tree)
     return joined
 
 
-def _filtered(node: Any, name: str) -> nodes.Filter:
+def _filter_node(node: Any, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno, environment=_ENVIRONMENT)
 
 
-class _Joined(NodeTransformer):
+class _JoinTransformer(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802  # as jinja2 spells it
         self.generic_visit(node)
-        return _filtered(nodes.List(node.nodes, lineno=node.lineno, environment=_ENVIRONMENT), "join")
+        return _filter_node(nodes.List(node.nodes, lineno=node.lineno, environment=_ENVIRONMENT), "join")
 
 
 # --- what it may compute
@@ -211,7 +211,7 @@ def _sizes(*values: Any) -> int:
     return work
 
 
-def _limited(value: Any) -> Any:
+def _limit(value: Any) -> Any:
     """`value`, or PromptError when it is too large."""
     if isinstance(value, int) and abs(value) > _LARGEST:
         raise PromptError(f"a number beyond {_LARGEST:,}")
@@ -220,7 +220,7 @@ def _limited(value: Any) -> Any:
     return value
 
 
-def _metered(given: Callable[..., Any]) -> Callable[..., Any]:
+def _spend_first(given: Callable[..., Any]) -> Callable[..., Any]:
     """A filter that spends its work before it is done."""
     first = getattr(getattr(given, "jinja_pass_arg", None), "name", "")  # context, eval_context, environment or none of them
 
@@ -228,7 +228,7 @@ def _metered(given: Callable[..., Any]) -> Callable[..., Any]:
     def run(context: _Meter, value: Any, *args: Any, **named: Any) -> Any:
         context.spend(max(1, _size(value)) * _sizes(*args, *named.values()))
         before = {"context": (context,), "eval_context": (context.eval_ctx,), "environment": (context.environment,)}.get(first, ())
-        return _limited(given(*before, value, *args, **named))
+        return _limit(given(*before, value, *args, **named))
 
     return run
 
@@ -259,17 +259,17 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise PromptError("% on text is more than a prompt may use; write {{ }} where the value stands")
         if operator == "*" and not (isinstance(left, int | float) and isinstance(right, int | float)) and _sizes(left, right) > LONGEST:
             raise PromptError(f"a value of more than {LONGEST:,} characters or items")
-        return _limited(super().call_binop(context, operator, left, right))
+        return _limit(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **named: Any) -> Any:  # noqa: N805  # as jinja2 spells it
         __context.spend(_STEP + _size(getattr(__obj, "__self__", "")) * _sizes(*args, *named.values()))
-        return _limited(super().call(__context, __obj, *args, **named))
+        return _limit(super().call(__context, __obj, *args, **named))
 
 
 def _environment() -> _Sandbox:
-    made = _Sandbox(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False, finalize=_limited)
+    made = _Sandbox(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False, finalize=_limit)
     made.globals = {"range": made.globals["range"]}
-    made.filters = {name: _metered(made.filters[name]) for name in _FILTERS} | {"rounds": _rounds, "limited": _limited}
+    made.filters = {name: _spend_first(made.filters[name]) for name in _FILTERS} | {"rounds": _rounds, "limited": _limit}
     return made
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator
 
-from headtail.core.config import Config, build
+from headtail.core.config import Config, build_config
 from headtail.core.errors import ConfigError, HeadtailError, StorageError
 
 T = TypeVar("T", bound=Config)
@@ -32,7 +32,7 @@ DEEPEST = 200  # levels of lists and objects; an answer schema, the deepest that
 FIX = "restore this file from a copy of the store; a receipt.json may be removed instead: its stage then runs again"
 
 
-def parse(data: bytes | str, where: str, error: type[HeadtailError] = StorageError, fix: str = FIX) -> dict[str, Any]:
+def parse_object(data: bytes | str, where: str, error: type[HeadtailError] = StorageError, fix: str = FIX) -> dict[str, Any]:
     """The JSON object in `data`. `error` names `where` when it is not JSON, no object, too deep or holds half a surrogate pair."""
     try:
         plain = json.loads(data)
@@ -52,17 +52,17 @@ def parse(data: bytes | str, where: str, error: type[HeadtailError] = StorageErr
     return plain
 
 
-def validated(kind: type[T], plain: Mapping[str, Any], where: str) -> T:
+def validate_record(kind: type[T], plain: Mapping[str, Any], where: str) -> T:
     """`plain` as a `kind`. StorageError names each field that is missing or wrong."""
     try:
-        return build(kind, plain, where)
+        return build_config(kind, plain, where)
     except ConfigError as problem:
         raise StorageError(f"not a record of kind {kind.__name__}: {problem.what}", where=where, fix=FIX) from None
 
 
-def read(kind: type[T], data: bytes | str, where: str, layout: int | None = None) -> T:
-    """The `kind` whose JSON `data` is. Errors as `parse` and `validated`; StorageError when its `format` is not `layout`."""
-    plain = parse(data, where)
+def parse_record(kind: type[T], data: bytes | str, where: str, layout: int | None = None) -> T:
+    """The `kind` whose JSON `data` is. Errors as `parse_object` and `validate_record`; StorageError when its `format` is not `layout`."""
+    plain = parse_object(data, where)
     if layout is not None and plain.get("format", 1) != layout:
         raise StorageError(
             "this store was written by another version of headtail",
@@ -70,7 +70,7 @@ def read(kind: type[T], data: bytes | str, where: str, layout: int | None = None
             value=f"format {plain.get('format', 1)}; this version reads {layout}",
             fix="run the stages again in a new store, or use the version of headtail that wrote this one",
         )
-    return validated(kind, plain, where)
+    return validate_record(kind, plain, where)
 
 
 def _inside(value: Any) -> list[Any]:

@@ -75,7 +75,7 @@ _BESIDE = re.compile(
 )
 
 
-class Redacted(NamedTuple):
+class Redaction(NamedTuple):
     """The text without what was found, and whether each kind was."""
 
     text: str
@@ -89,15 +89,15 @@ class Redacted(NamedTuple):
         return self.email or self.phone or self.card
 
 
-def redact(text: str) -> Redacted:
+def redact(text: str) -> Redaction:
     """`text` (normalised) with personal data replaced; still normalised, and the same when done twice."""
     if not _FIRST.search(text) or not _MAYBE.search(text):
-        return Redacted(text)
+        return Redaction(text)
     clean, emails = _EMAIL.subn("<email>", text)
     clean, cards = _cards(clean)
     clean, phones = _PHONE.subn("<phone>", clean)
     clean, beside = _BESIDE.subn(lambda found: f"{found['word'] or ''}<phone>{found['after'] or ''}", clean)
-    return Redacted(clean, emails > 0, beside + phones > 0, cards > 0)
+    return Redaction(clean, emails > 0, beside + phones > 0, cards > 0)
 
 
 def luhn(digits: str) -> bool:

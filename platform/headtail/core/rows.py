@@ -288,7 +288,7 @@ def shards_of(keys: pa.ChunkedArray | pa.Array, shards: int) -> npt.NDArray[np.i
     return ((key_words(keys)[0] >> np.uint64(32)) * np.uint64(shards) >> np.uint64(32)).astype(np.int64)
 
 
-def draw(keys: pa.ChunkedArray | pa.Array, purpose: str, seed: int) -> npt.NDArray[np.float64]:
+def uniform_draw(keys: pa.ChunkedArray | pa.Array, purpose: str, seed: int) -> npt.NDArray[np.float64]:
     """A number in [0, 1) per key: the same wherever and in whatever order it is asked for; independent between purposes."""
     salt = int.from_bytes(hashlib.blake2b(f"{purpose}/{seed}".encode(), digest_size=8).digest(), "little")
     x = key_words(keys)[1] ^ np.uint64(salt)

@@ -89,7 +89,7 @@ def _ways(secret: str) -> Iterator[str]:
                 yield whole[-(-ahead * 8 // 6) : len(whole) - ((ahead + len(data)) % 3 > 0)]
 
 
-class _Hiding:
+class _HidingStream:
     """A text stream that hides secrets in all that is written to it; everything else is the stream's own."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -107,6 +107,6 @@ class _Hiding:
         return getattr(self._stream, name)
 
 
-def hiding(stream: TextIO) -> TextIO:
+def hide_in_stream(stream: TextIO) -> TextIO:
     """`stream` with secrets hidden in what is written from now on, such as standard error."""
-    return stream if isinstance(stream, _Hiding) else cast(TextIO, _Hiding(stream))
+    return stream if isinstance(stream, _HidingStream) else cast(TextIO, _HidingStream(stream))

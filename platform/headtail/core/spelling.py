@@ -37,7 +37,7 @@ def similar(a: str, b: str) -> bool:
     return abs(len(a) - len(b)) <= bound and distance(a, b) <= bound
 
 
-class Near:
+class SpellingIndex:
     """Finds the words of `known` that are similar to a word, by number in `known`. Answers are remembered."""
 
     def __init__(self, known: Sequence[str]) -> None:

@@ -1,10 +1,10 @@
 """Answers as labels and back: what a model that classifies and writes nothing can be taught of a task's answers. Pure.
 
 In: a task's schema, queries and answers. Out: a Scheme (which fields are classes, which list is tagged words) and per query its
-Labels; and the answer that labels stand for. Fits answers of enum, const, boolean or null fields and at most one list of
+Tags; and the answer that labels stand for. Fits answers of enum, const, boolean or null fields and at most one list of
 {text, label} pieces of the query, in order. Another schema is refused with the reason. A text that is spelt otherwise than the
 query is aligned with it word by word and kept as corrections (after GECToR, Omelianchuk et al. 2020); what labels cannot hold
-is never hidden: `Labels.exact` says whether the answer comes back as it was. Knows nothing of models.
+is never hidden: `Tags.exact` says whether the answer comes back as it was. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import Field
 from headtail.core.config import Config
 from headtail.core.errors import ConfigError
 from headtail.core.keys import canonical, fingerprint
-from headtail.core.schema import without_names
+from headtail.core.schema import resolve_reference
 from headtail.core.spelling import MOST, distance, similar
 
 VERSION = 1  # part of every scheme; raise it when the same labels stand for another answer
@@ -71,7 +71,7 @@ class Scheme(Config):
         return FIRST_FIX + len(self.corrections) if self.corrections or self.deletes else 0
 
 
-class Labels(NamedTuple):
+class Tags(NamedTuple):
     """One query's answer. Per word: kind, label (NONE outside) and correction; per field of the scheme: its value's number.
 
     `exact`: `answer` gives back the very answer that was encoded.
@@ -84,7 +84,7 @@ class Labels(NamedTuple):
     exact: bool
 
 
-def words(query: str) -> list[tuple[int, int]]:
+def word_spans(query: str) -> list[tuple[int, int]]:
     """[start, end) of each word: a run of letters and digits, one ideograph, or one mark."""
     return [match.span() for match in _WORD.finditer(query)]
 
@@ -94,14 +94,14 @@ def words(query: str) -> list[tuple[int, int]]:
 
 def scheme(schema: Mapping[str, Any], name: str = "task") -> Scheme:
     """The scheme of an answer schema, without corrections. ConfigError says which field does not fit."""
-    top = without_names(schema, schema)
+    top = resolve_reference(schema, schema)
     if top.get("type") != "object" or not top.get("properties"):
         _refuse(name, "answer", "is no object with named properties")
     required = set(top.get("required") or ())
     heads: list[FieldHead] = []
     spans: Spans | None = None
     for field, named in top["properties"].items():
-        part = without_names(named, schema)
+        part = resolve_reference(named, schema)
         values = _values(part, schema)
         if values is not None:
             heads.append(FieldHead(name=field, values=(*values, *(() if field in required else (ABSENT,)))))
@@ -113,8 +113,8 @@ def scheme(schema: Mapping[str, Any], name: str = "task") -> Scheme:
 
 
 def _spans(field: str, part: Mapping[str, Any], root: Mapping[str, Any], task: str) -> Spans:
-    item = without_names(part.get("items") or {}, root)
-    properties = {key: without_names(child, root) for key, child in (item.get("properties") or {}).items()}
+    item = resolve_reference(part.get("items") or {}, root)
+    properties = {key: resolve_reference(child, root) for key, child in (item.get("properties") or {}).items()}
     texts = [key for key, child in properties.items() if child.get("type") == "string" and _values(child, root) is None]
     closed = [key for key, child in properties.items() if _values(child, root) is not None]
     if len(texts) != 1 or len(closed) != 1 or len(properties) != 2 or set(item.get("required") or ()) != set(properties):
@@ -134,7 +134,7 @@ def _values(part: Mapping[str, Any], root: Mapping[str, Any]) -> tuple[str, ...]
         return ("false", "true") if part["type"] == "boolean" else ("null",)
     for group in ("anyOf", "oneOf"):
         if group in part:
-            options = [_values(without_names(option, root), root) for option in part[group]]
+            options = [_values(resolve_reference(option, root), root) for option in part[group]]
             return None if None in options else tuple(dict.fromkeys(value for option in options for value in option or ()))
     return None
 
@@ -173,10 +173,10 @@ def with_corrections(
     counts: Counter[str] = Counter()
     left_out = respelt = asked = 0
     for query, given in rows:
-        spoken = words(query)
+        spoken = word_spans(query)
         texts = [query[a:b] for a, b in spoken]
         pieces = _pieces(found.spans, given)
-        held = {text[a:b] for text, _ in pieces for a, b in words(text) if b - a >= letters}
+        held = {text[a:b] for text, _ in pieces for a, b in word_spans(text) if b - a >= letters}
         steps = [step for step in _align(texts, pieces) if NONE not in (step.word, step.piece)]
         left_out += any(not step.text for step in steps)
         changed = {step.text for step in steps if step.text not in ("", texts[step.word])}
@@ -200,11 +200,11 @@ class _Step(NamedTuple):
     text: str
 
 
-def encode(found: Scheme, query: str, given: Any, fixes: Mapping[str, int] | None = None) -> Labels:
+def encode_tags(found: Scheme, query: str, given: Any, fixes: Mapping[str, int] | None = None) -> Tags:
     """The labels nearest to a parsed answer. `fixes`: number of each correction, to spare making it again for each row."""
     if fixes is None:
         fixes = fix_numbers(found)
-    spoken = words(query)
+    spoken = word_spans(query)
     kinds, labels, chosen = [OUTSIDE] * len(spoken), [NONE] * len(spoken), [KEEP] * len(spoken)
     if found.spans is not None:
         texts = [query[a:b] for a, b in spoken]
@@ -221,8 +221,8 @@ def encode(found: Scheme, query: str, given: Any, fixes: Mapping[str, int] | Non
                 chosen[at] = fixes.get(step.text, KEEP) if step.text else DELETE if found.deletes else KEEP
             last = step.piece
     values = tuple(_value(head, given) for head in found.fields)
-    made = Labels(tuple(kinds), tuple(labels), tuple(chosen), values, False)
-    return made._replace(exact=_same(answer(found, query, made), given))
+    made = Tags(tuple(kinds), tuple(labels), tuple(chosen), values, False)
+    return made._replace(exact=_same(decode_tags(found, query, made), given))
 
 
 def fix_numbers(found: Scheme) -> dict[str, int]:
@@ -248,7 +248,7 @@ def _same(made: Any, given: Any) -> bool:
 
 def _align(texts: Sequence[str], pieces: Sequence[tuple[str, str]]) -> list[_Step]:
     """The cheapest way to read the words of all pieces, in order, off the words of the query."""
-    spelt = [(number, text[a:b], text, a, b) for number, (text, _) in enumerate(pieces) for a, b in words(text)]
+    spelt = [(number, text[a:b], text, a, b) for number, (text, _) in enumerate(pieces) for a, b in word_spans(text)]
     n, m = len(texts), len(spelt)
     if list(texts) == [word for _, word, *_ in spelt]:  # the common case, 50 times quicker
         return [_Step(at, piece, word) for at, (piece, word, *_) in enumerate(spelt)]
@@ -271,7 +271,7 @@ def _align(texts: Sequence[str], pieces: Sequence[tuple[str, str]]) -> list[_Ste
         di, dj = came[i][j]
         i, j = i - di, j - dj
         steps += reversed(_steps(i, spelt[j : j + dj], di))
-    return _filled(list(reversed(steps)))
+    return _fill_gaps(list(reversed(steps)))
 
 
 _Spelt = tuple[int, str, str, int, int]  # piece, word, the piece's whole text, start and end of the word in it
@@ -307,7 +307,7 @@ def _steps(at: int, spelt: Sequence[_Spelt], count: int) -> list[_Step]:
     return [first, *(_Step(at + more, spelt[0][0], "") for more in range(1, count))]
 
 
-def _filled(steps: list[_Step]) -> list[_Step]:
+def _fill_gaps(steps: list[_Step]) -> list[_Step]:
     """Words of the query that are skipped inside a piece belong to it and are left out of its text."""
     real = [at for at, step in enumerate(steps) if step.word != NONE]
     out = list(steps)
@@ -324,13 +324,13 @@ def _filled(steps: list[_Step]) -> list[_Step]:
 # --- labels -> answer
 
 
-def answer(found: Scheme, query: str, made: Labels) -> dict[str, Any]:
+def decode_tags(found: Scheme, query: str, made: Tags) -> dict[str, Any]:
     """The answer that labels stand for. May break the schema's bounds (too many pieces): then it is no answer, see `outcome`."""
     plain: dict[str, Any] = {}
     if found.spans is not None:
         plain[found.spans.name] = [
             {found.spans.text: "".join(parts), found.spans.label: json.loads(found.spans.labels[label])}
-            for _, parts, label in pieces(found, query, words(query), made.kinds, made.labels, made.fixes)
+            for _, parts, label in decode_pieces(found, query, word_spans(query), made.kinds, made.labels, made.fixes)
         ]
     for head, value in zip(found.fields, made.values, strict=True):
         if value != NONE and head.values[value] != ABSENT:
@@ -338,7 +338,7 @@ def answer(found: Scheme, query: str, made: Labels) -> dict[str, Any]:
     return {name: plain[name] for name in found.order if name in plain}
 
 
-def pieces(
+def decode_pieces(
     found: Scheme, query: str, spoken: Sequence[tuple[int, int]], kinds: Sequence[int], labels: Sequence[int], fixes: Sequence[int]
 ) -> list[tuple[int, list[str], int]]:
     """Each piece as its first word, the texts of its words (each with the gap before it; empty when left out) and its label.

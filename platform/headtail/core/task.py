@@ -21,12 +21,12 @@ from typing import Any, Literal
 import jsonschema_rs
 from pydantic import BaseModel, Field
 
-from headtail.core.config import Config, build, read_json_like
+from headtail.core.config import Config, build_config, read_json_like
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.keys import fingerprint
 from headtail.core.prompt import Prompt, PromptError, read_template
-from headtail.core.schema import DECIMALS, Outline, Write, closed, fits, outline, text_bounds, validator, writer
-from headtail.core.score import Counts, ScoreConfig, check_score, score
+from headtail.core.schema import DECIMALS, Outline, Write, close_objects, fit_check, outline, text_bounds, validator, writer
+from headtail.core.score import Counts, ScoreConfig, check_score, score_answer
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "tasks"
 QUERY = "$query"  # stands for the query's text in a task's fallback answer
@@ -111,7 +111,7 @@ class Task:
 
     @cached_property
     def _writer(self) -> tuple[Any, Write]:
-        return fits(self.outline.schema), writer(self.outline.schema)
+        return fit_check(self.outline.schema), writer(self.outline.schema)
 
     @cached_property
     def _validator(self) -> Any:
@@ -160,7 +160,7 @@ class Task:
 
     def score(self, wanted: Any, given: Any) -> Counts:
         """Units right, wrong and missed in `given` against `wanted`."""
-        return score(self.file.score, wanted, given)
+        return score_answer(self.file.score, wanted, given)
 
     @cached_property
     def answer_settings(self) -> dict[str, Any]:
@@ -221,10 +221,10 @@ def load_task(path: str | Path, allow_code: bool = False) -> Task:
             fix=f"give a folder with task.yaml and prompt.j2, or a shipped example: {shipped}",
         )
     where = str(folder / "task.yaml")
-    file = build(TaskFile, read_json_like(_within(folder, "task.yaml", where)), where, name="task")
+    file = build_config(TaskFile, read_json_like(_within(folder, "task.yaml", where)), where, name="task")
     template = read_template(_within(folder, file.prompt, where))
     answer = file.answer if isinstance(file.answer, dict) else _code_schema(file.answer, folder, where, allow_code)
-    task = Task(file, folder.resolve(), closed(answer), template)
+    task = Task(file, folder.resolve(), close_objects(answer), template)
     _check(task, where)
     return task
 

@@ -171,7 +171,7 @@ def _joiner(run: re.Match[str]) -> str:
         return joiner  # after a virama: half forms, the chillu letters of Malayalam, also at the end of a word
     if not before or not after or (joiner == ZWNJ and _apart(run.string[: run.start()], after)):
         return ""
-    kept = (_joins(before) and _joins(after)) or (joiner == ZWJ and _pictured(before) and _pictured(after))
+    kept = (_joins(before) and _joins(after)) or (joiner == ZWJ and _in_emoji(before) and _in_emoji(after))
     return joiner if kept else ""
 
 
@@ -197,6 +197,6 @@ def _with_virama() -> frozenset[str]:
     return frozenset(unicodedata.name(chr(code)).split(" ")[0] for code in codes if unicodedata.combining(chr(code)) == 9)
 
 
-def _pictured(character: str) -> bool:
+def _in_emoji(character: str) -> bool:
     """Whether it can be part of an emoji sequence: a symbol, arrow or skin tone."""
     return character > "\u2190" and unicodedata.category(character)[0] == "S"

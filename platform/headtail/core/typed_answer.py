@@ -11,25 +11,25 @@ import json
 import re
 from typing import Any
 
-from headtail.core.schema import without_names
+from headtail.core.schema import resolve_reference
 from headtail.core.task import Task
 from headtail.core.text import normalise
 
 _QUOTES = re.compile("[\u201c-\u201f\u00ab\u00bb]")  # what a spreadsheet or a phone makes of "
 
 
-def parse(task: Task, text: str) -> tuple[Any, str]:
+def parse_typed_answer(task: Task, text: str) -> tuple[Any, str]:
     """(answer, "") or (None, what is wrong)."""
     text = text.strip()
-    answer, problem = _fitting(task, text)
+    answer, problem = _parse_choices(task, text)
     if problem and task.file.score.kind == "label" and not text.startswith("{"):
-        answer, problem = _fitting(task, json.dumps({task.file.score.field: text}))
+        answer, problem = _parse_choices(task, json.dumps({task.file.score.field: text}))
     if problem.startswith("not JSON") and (mark := _QUOTES.search(text)):
         problem = f'not JSON: it has the quotation mark {mark.group()} where JSON has "; switch "smart quotes" off where it is typed'
     return answer, problem
 
 
-def _fitting(task: Task, text: str) -> tuple[Any, str]:
+def _parse_choices(task: Task, text: str) -> tuple[Any, str]:
     """As `Task.parse`; where that fails, once more with choices spelled as the schema spells them."""
     answer, problem = task.parse(text)
     if problem and not problem.startswith("not JSON"):
@@ -41,7 +41,7 @@ def _fit(value: Any, schema: Any, root: dict[str, Any]) -> Any:
     """`value` with each text that is no choice of its `enum` replaced by the one choice that it is after normalisation."""
     if not isinstance(schema, dict):
         return value
-    schema = without_names(schema, root)
+    schema = resolve_reference(schema, root)
     for branch in (branch for group in ("anyOf", "oneOf", "allOf") for branch in schema.get(group) or ()):
         value = _fit(value, branch, root)
     if isinstance(value, dict):

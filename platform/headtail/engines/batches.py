@@ -18,7 +18,7 @@ AHEAD = 2048  # rows read ahead and sorted by length
 Prompt = tuple[Request, Any, list[int]]  # a row, what the engine made of it, its ids
 
 
-class InBatches:
+class BatchEngine:
     """Base of such an engine. `room`: rows and prompt tokens of a batch where the config names none; `samples`: answers per row."""
 
     def __init__(self, config: ModelConfig, cpu_room: tuple[int, int], gpu_room: tuple[int, int], samples: int = 1) -> None:
@@ -58,7 +58,7 @@ class InBatches:
                     yield Completion(prompt[0].id, finish_reason="error", error=problem)
                 else:
                     fit.append(prompt)
-            for batch in cut(fit, lambda prompt: len(prompt[2]), max(1, self._rows // self._samples), self._tokens):
+            for batch in cut_batches(fit, lambda prompt: len(prompt[2]), max(1, self._rows // self._samples), self._tokens):
                 yield from self._answer(batch)
 
     def _count(self, rows: int, cells: int, real: int) -> None:
@@ -89,7 +89,7 @@ class InBatches:
         self._model = None  # twice is once
 
 
-def cut(asked: Sequence[T], length: Callable[[T], int], rows: int, tokens: int) -> Iterator[Sequence[T]]:
+def cut_batches(asked: Sequence[T], length: Callable[[T], int], rows: int, tokens: int) -> Iterator[Sequence[T]]:
     """`asked` in order of length, a batch at a time: at most `rows` rows and, padded, `tokens` tokens; never less than a row."""
     asked = sorted(asked, key=length)
     begin = 0

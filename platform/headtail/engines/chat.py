@@ -65,7 +65,7 @@ def _error(text: str) -> dict[str, Any]:
     return {"message": found}
 
 
-def completion_of(row: int, body: Any, samples: int = 1) -> Completion:
+def completion_of_chat(row: int, body: Any, samples: int = 1) -> Completion:
     """The Completion in a chat-completions body of `samples` choices. KeyError, TypeError or ValueError when it is something else."""
     if not isinstance(body, dict) or body.get("error"):
         raise ValueError("an error body")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from headtail.core.errors import ConfigError
-from headtail.core.io_format import merged
+from headtail.core.io_format import merge_system_message
 
 Chat = Sequence[dict[str, str]]
 VERSION = 1  # raise it when the same text becomes other ids
@@ -63,7 +63,7 @@ class Encoder:
                 "take an instruction-tuned model, put a chat_template.jinja into its folder, or, to train it, set io_format.prompt to bare"
             )
             raise ConfigError("the model's tokenizer has no chat template", where=str(self._tokenizer.name_or_path), fix=fix)
-        chats = [merged(chat) for chat in chats] if self._merges else list(chats)
+        chats = [merge_system_message(chat) for chat in chats] if self._merges else list(chats)
         if not self._checked and any(message.get("role") == "system" for chat in chats for message in chat):
             self._check_system()
         asked = [[{**message, "content": self._hide(message["content"])} for message in chat] for chat in chats]

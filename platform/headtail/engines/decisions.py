@@ -1,6 +1,6 @@
 """From an encoder's logits to decisions, and from decisions to the JSON of an answer with a log-prob for each. Pure.
 
-In: a Scheme, logits at words and at each row's start. Out: Decided per row; its text in parts, each decision on the characters
+In: a Scheme, logits at words and at each row's start. Out: Decisions per row; its text in parts, each decision on the characters
 that it decides, as the tokens of a decoder's answer are. Knows nothing of models, devices or batches.
 """
 
@@ -13,15 +13,15 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import log_softmax
 
-from headtail.core.spelling import Near
-from headtail.core.tagging import ABSENT, BEGIN, DELETE, FIRST_FIX, INSIDE, KEEP, NONE, OUTSIDE, Scheme, pieces
-from headtail.engines.words import Read
+from headtail.core.spelling import SpellingIndex
+from headtail.core.tagging import ABSENT, BEGIN, DELETE, FIRST_FIX, INSIDE, KEEP, NONE, OUTSIDE, Scheme, decode_pieces
+from headtail.engines.words import WordTokens
 
 _FORCED = 0.0  # log-prob of what is no decision
 
 
-class Decided(NamedTuple):
-    """What was decided for one query: as labels.Labels, and the log-prob of each."""
+class Decisions(NamedTuple):
+    """What was decided for one query: as tagging.Tags, and the log-prob of each."""
 
     kinds: list[int]
     labels: list[int]
@@ -32,7 +32,7 @@ class Decided(NamedTuple):
     value_sure: list[float]
 
 
-def slices(scheme: Scheme) -> dict[str, slice]:
+def head_slices(scheme: Scheme) -> dict[str, slice]:
     """Where each head's classes are among the model's outputs: fields first, then kind, label and correction of a word."""
     found: dict[str, slice] = {}
     at = 0
@@ -45,27 +45,29 @@ def slices(scheme: Scheme) -> dict[str, slice]:
     return found
 
 
-def width(scheme: Scheme) -> int:
+def output_width(scheme: Scheme) -> int:
     """Outputs of a model for `scheme`."""
-    return max(int(part.stop) for part in slices(scheme).values())
+    return max(int(part.stop) for part in head_slices(scheme).values())
 
 
-def decide(scheme: Scheme, near: Near, queries: Sequence[str], reads: Sequence[Read], logits: np.ndarray) -> list[Decided]:
+def decide_tags(
+    scheme: Scheme, near: SpellingIndex, queries: Sequence[str], reads: Sequence[WordTokens], logits: np.ndarray
+) -> list[Decisions]:
     """Per row: kinds, labels and corrections of its words, values of its fields, and the log-probs of each of the last-named.
 
     `logits`: shape (words of all rows, outputs). Kind is decided word by word; the label of a piece over all its words together,
     a field over all words of its query (their mean); a correction only among spellings that are near the word, so that no word
     can become an unlike one.
     """
-    parts, counts = slices(scheme), np.array([len(found.places) for found in reads])
+    parts, counts = head_slices(scheme), np.array([len(found.places) for found in reads])
     ends = np.cumsum(counts)
     means = [np.add.reduceat(logits[:, parts[f"field:{head.name}"]], ends - counts, axis=0) / counts[:, None] for head in scheme.fields]
     values = [log_softmax(mean, axis=-1) for mean in means]
     chosen = [found.argmax(1).tolist() for found in values]
     sure = [found.max(1).tolist() for found in values]
-    made: list[Decided] = []
+    made: list[Decisions] = []
     if scheme.spans is None:
-        return [Decided([], [], [], [c[i] for c in chosen], [], [], [s[i] for s in sure]) for i in range(len(reads))]
+        return [Decisions([], [], [], [c[i] for c in chosen], [], [], [s[i] for s in sure]) for i in range(len(reads))]
     kinds, word_sure = _best(logits[:, parts["kind"]])
     named, label_sure = _labels(kinds, ends, log_softmax(logits[:, parts["label"]], axis=-1))
     fixes = [KEEP] * len(kinds)
@@ -76,12 +78,12 @@ def decide(scheme: Scheme, near: Near, queries: Sequence[str], reads: Sequence[R
     for i, found in enumerate(reads):
         here = slice(int(ends[i]) - len(found.places), int(ends[i]))
         row = kind_list[here], named_list[here], fixes[here], [c[i] for c in chosen]
-        made.append(Decided(*row, sure_list[here], label_list[here], [s[i] for s in sure]))
+        made.append(Decisions(*row, sure_list[here], label_list[here], [s[i] for s in sure]))
     return made
 
 
 def _fixes(
-    scheme: Scheme, near: Near, queries: Sequence[str], reads: Sequence[Read], kinds: Sequence[int], logits: np.ndarray
+    scheme: Scheme, near: SpellingIndex, queries: Sequence[str], reads: Sequence[WordTokens], kinds: Sequence[int], logits: np.ndarray
 ) -> tuple[list[int], np.ndarray]:
     """Correction of each word, and its log-prob among keeping the word, near spellings and, where that is known, leaving it out."""
     fixes, sure = [KEEP] * len(kinds), np.zeros(len(kinds))
@@ -137,7 +139,7 @@ def _labels(kinds: np.ndarray, ends: np.ndarray, labels: np.ndarray) -> tuple[np
     return named, sure
 
 
-class Writer:
+class AnswerWriter:
     """Writes decisions as JSON, keys in the schema's order with ", " and ": ", in parts such that each decision has one."""
 
     def __init__(self, scheme: Scheme) -> None:
@@ -147,7 +149,7 @@ class Writer:
             spans = scheme.spans
             self._text, self._label = encode_basestring(spans.text) + ": ", encode_basestring(spans.label) + ": "
 
-    def write(self, query: str, spoken: Sequence[tuple[int, int]], decided: Decided) -> tuple[tuple[str, ...], tuple[float, ...], int]:
+    def write(self, query: str, spoken: Sequence[tuple[int, int]], decided: Decisions) -> tuple[tuple[str, ...], tuple[float, ...], int]:
         """(parts of the text, their log-probs, how many are decisions)."""
         values, value_sure = decided.values, decided.value_sure
         out = _Parts()
@@ -168,12 +170,12 @@ class Writer:
         out.glue("}")
         return out.done()
 
-    def _pieces(self, out: _Parts, query: str, spoken: Sequence[tuple[int, int]], decided: Decided) -> None:
+    def _pieces(self, out: _Parts, query: str, spoken: Sequence[tuple[int, int]], decided: Decisions) -> None:
         spans = self.scheme.spans
         assert spans is not None  # a name of `order` that is no field is the list
         word_sure, label_sure = decided.word_sure, decided.label_sure
         comma = ""
-        for at, parts, label in pieces(self.scheme, query, spoken, decided.kinds, decided.labels, decided.fixes):
+        for at, parts, label in decode_pieces(self.scheme, query, spoken, decided.kinds, decided.labels, decided.fixes):
             sure, named = word_sure[at : at + len(parts)], label_sure[at]
             out.glue(comma + "{")
             if not spans.text_first:

@@ -55,13 +55,13 @@ def computes_bf16(flags: Collection[str], environ: Mapping[str, str]) -> bool:
     return not low and not _BF16.isdisjoint(flags)
 
 
-def here_bf16() -> bool:
+def machine_computes_bf16() -> bool:
     """`computes_bf16` of this machine. Where Linux does not describe the CPU: no."""
     described = Path("/proc/cpuinfo")
     return computes_bf16(cpu_flags(described.read_text()) if described.is_file() else (), os.environ)
 
 
-def resolved(config: M) -> M:
+def resolve_dtype(config: M) -> M:
     """`config` with the precision that `dtype: auto` means here: on a CPU bfloat16 where it computes that, else float32.
 
     Who starts a job calls it once: the answer is part of every answer_key, and workers on other machines must not differ. On a GPU
@@ -69,12 +69,12 @@ def resolved(config: M) -> M:
     """
     if config.dtype != "auto" or config.gpus or config.engine not in IN_PROCESS:
         return config
-    return config.model_copy(update={"dtype": "bfloat16" if here_bf16() else "float32"})
+    return config.model_copy(update={"dtype": "bfloat16" if machine_computes_bf16() else "float32"})
 
 
 def precision(config: ModelConfig) -> str:
-    """The weights' type in this process: see `resolved`."""
-    return resolved(config).dtype
+    """The weights' type in this process: see `resolve_dtype`."""
+    return resolve_dtype(config).dtype
 
 
 def quiet_transformers() -> None:

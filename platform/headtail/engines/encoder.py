@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 
 from headtail.core import record
-from headtail.core.config import build
+from headtail.core.config import build_config
 from headtail.core.errors import ConfigError, EngineError
 from headtail.core.keys import fingerprint
-from headtail.core.spelling import Near
+from headtail.core.spelling import SpellingIndex
 from headtail.core.tagging import Scheme
 from headtail.engines.base import Completion, ModelConfig, Request
-from headtail.engines.batches import InBatches, Prompt
-from headtail.engines.decisions import Decided, Writer, decide, width
+from headtail.engines.batches import BatchEngine, Prompt
+from headtail.engines.decisions import AnswerWriter, Decisions, decide_tags, output_width
 from headtail.engines.device import precision, quiet_transformers
 from headtail.engines.tokens import load_tokenizer
-from headtail.engines.words import Read, Reader, split
+from headtail.engines.words import WordTokenizer, WordTokens, split_prompt
 
 LABELS = "labels.json"  # beside the weights: the Scheme
 VERSION = 2  # raise it when the same weights answer otherwise
@@ -34,15 +34,15 @@ CPU_ROOM = (256, 4096)  # rows and tokens of a batch: see docs/engines.md
 GPU_ROOM = (2048, 65536)
 
 
-class EncoderEngine(InBatches):
+class EncoderEngine(BatchEngine):
     """A loaded encoder."""
 
     def __init__(self, config: ModelConfig, path: str, schema: dict[str, Any] | None, sampling: dict[str, Any]) -> None:
         super().__init__(config, CPU_ROOM, GPU_ROOM)
         self.scheme = read_scheme(path, schema)
-        model, tokenizer = load(path, self.scheme, precision(config))
-        self._reader, self._near, self._writer = Reader(tokenizer), Near(self.scheme.corrections), Writer(self.scheme)
-        self._limit = min(config.max_model_len, longest(model))
+        model, tokenizer = load_encoder(path, self.scheme, precision(config))
+        self._reader, self._near, self._writer = WordTokenizer(tokenizer), SpellingIndex(self.scheme.corrections), AnswerWriter(self.scheme)
+        self._limit = min(config.max_model_len, max_positions(model))
         self._typed = getattr(model.config, "type_vocab_size", 0) >= 2
         self._ready(model)
 
@@ -51,7 +51,7 @@ class EncoderEngine(InBatches):
 
     def _prompts(self, window: Sequence[Request]) -> Iterator[tuple[Prompt, str]]:
         for request in window:
-            query, beside = split(request.messages[-1]["content"])
+            query, beside = split_prompt(request.messages[-1]["content"])
             found = self._reader.read(query, beside)
             problem = "" if found.places else "the query is empty"
             if found.places and len(found.ids) > self._limit:
@@ -64,16 +64,16 @@ class EncoderEngine(InBatches):
             texts, logprobs, decisions = self._writer.write(query, found.spoken, row)
             yield Completion(request.id, "".join(texts), "stop", len(ids), decisions, 0, texts, logprobs)
 
-    def _decide(self, queries: Sequence[str], reads: Sequence[Read]) -> list[Decided]:
+    def _decide(self, queries: Sequence[str], reads: Sequence[WordTokens]) -> list[Decisions]:
         begun = time.monotonic()
         logits = self._forward(reads)
         self._forward_s += time.monotonic() - begun
-        return decide(self.scheme, self._near, queries, reads, logits)
+        return decide_tags(self.scheme, self._near, queries, reads, logits)
 
-    def _forward(self, reads: Sequence[Read]) -> np.ndarray:
+    def _forward(self, reads: Sequence[WordTokens]) -> np.ndarray:
         """Logits at each word's first token, words of all rows one after another."""
         torch = self._torch
-        ids, mask, kinds = padded(reads, self._reader.pad)
+        ids, mask, kinds = pad_reads(reads, self._reader.pad)
         self._count(len(reads), ids.size, int(mask.sum()))
         rows = np.repeat(np.arange(len(reads)), [len(found.places) for found in reads])
         places = np.concatenate([np.asarray(found.places, np.int64) for found in reads])
@@ -81,7 +81,9 @@ class EncoderEngine(InBatches):
         if not mask.all():
             extra["attention_mask"] = torch.from_numpy(mask).to(self._device)
         with torch.inference_mode():
-            logits = at_words(self._model, torch.from_numpy(ids).to(self._device), extra, torch.from_numpy(rows), torch.from_numpy(places))
+            logits = word_logits(
+                self._model, torch.from_numpy(ids).to(self._device), extra, torch.from_numpy(rows), torch.from_numpy(places)
+            )
             return np.asarray(logits.float().cpu().numpy())
 
 
@@ -90,14 +92,14 @@ def read_scheme(path: str, schema: dict[str, Any] | None) -> Scheme:
     file = Path(path) / LABELS
     if not file.is_file():
         raise ConfigError(f"an encoder needs {LABELS} beside its weights", where=path, fix="distil it with student: encoder")
-    found = build(Scheme, record.parse(file.read_bytes(), str(file), ConfigError, "distil the student again"), str(file))
+    found = build_config(Scheme, record.parse_object(file.read_bytes(), str(file), ConfigError, "distil the student again"), str(file))
     if schema is not None and found.schema_digest != fingerprint(schema):
         fix = "distil an encoder for this task, or undo the change of its answer schema"
         raise ConfigError("this encoder was taught another answer schema", where=path, fix=fix)
     return found
 
 
-def load(path: str, scheme: Scheme, dtype: str = "float32", revision: str = "") -> tuple[Any, Any]:
+def load_encoder(path: str, scheme: Scheme, dtype: str = "float32", revision: str = "") -> tuple[Any, Any]:
     """(token classifier whose outputs are the scheme's heads one after another, tokenizer). A base without heads gets random ones."""
     import torch
     from transformers import AutoModelForTokenClassification
@@ -107,7 +109,7 @@ def load(path: str, scheme: Scheme, dtype: str = "float32", revision: str = "") 
     kind = dtype if dtype == "auto" else getattr(torch, dtype)
     try:
         model = AutoModelForTokenClassification.from_pretrained(
-            path, num_labels=width(scheme), dtype=kind, ignore_mismatched_sizes=True, trust_remote_code=False, **extra
+            path, num_labels=output_width(scheme), dtype=kind, ignore_mismatched_sizes=True, trust_remote_code=False, **extra
         )
     except (OSError, ValueError) as error:
         fix = "take a BERT, RoBERTa, ELECTRA, ModernBERT or like model"
@@ -115,13 +117,13 @@ def load(path: str, scheme: Scheme, dtype: str = "float32", revision: str = "") 
     return model, load_tokenizer(path, revision, add_prefix_space=True)
 
 
-def longest(model: Any) -> int:
+def max_positions(model: Any) -> int:
     """Tokens that a model's positions reach; RoBERTa's begin after its padding."""
     found = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 30)
     return found - int(model.config.pad_token_id or 0) - 1 if "roberta" in model.config.model_type else found
 
 
-def padded(reads: Sequence[Any], pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pad_reads(reads: Sequence[Any], pad: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """ids, mask and segment numbers, shape (rows, tokens) int64, of what has `ids` and `first`, where the second segment begins."""
     wide = max(len(found.ids) for found in reads)
     ids = np.full((len(reads), wide), pad, np.int64)
@@ -133,7 +135,7 @@ def padded(reads: Sequence[Any], pad: int) -> tuple[np.ndarray, np.ndarray, np.n
     return ids, mask, kinds
 
 
-def at_words(model: Any, ids: Any, extra: dict[str, Any], rows: Any, places: Any) -> Any:
+def word_logits(model: Any, ids: Any, extra: dict[str, Any], rows: Any, places: Any) -> Any:
     """Logits at (rows, places); only there is the last layer, often wide, worked out."""
     if hasattr(model, "classifier") and not hasattr(model, "head"):
         return model.classifier(model.base_model(input_ids=ids, **extra)[0][rows, places])

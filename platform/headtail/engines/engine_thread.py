@@ -109,7 +109,7 @@ class EngineThread:
             try:
                 engine.add_request(name, prompt, params)
             except self._refusals as error:
-                self._settle(name, RowRefused(str(error)))
+                self._finish_row(name, RowRefused(str(error)))
 
     def _step(self, engine: Any) -> None:
         begun, rows = time.monotonic(), min(engine.get_num_unfinished_requests(), self.load.slots)
@@ -118,9 +118,9 @@ class EngineThread:
         self.load.step(rows, now - self._since, now - begun, self.fed)
         self._since = now
         for output in outputs:
-            self._settle(output.request_id, output)
+            self._finish_row(output.request_id, output)
 
-    def _settle(self, name: str, found: Any) -> None:
+    def _finish_row(self, name: str, found: Any) -> None:
         if (future := self._futures.pop(name, None)) is not None:
             _set(future, found)
 

@@ -26,7 +26,7 @@ _ESCAPES = re.compile(r"\\(?:x([0-9a-f]{2})|.)")
 VERSION = 2  # part of an answer's settings: raise it when what the engine is told changes
 
 
-def for_engine(schema: Mapping[str, Any], max_tokens: int, where: str = "task.yaml") -> Any:
+def engine_schema(schema: Mapping[str, Any], max_tokens: int, where: str = "task.yaml") -> Any:
     """The outline of `schema` without the string bounds that `max_tokens` implies: maxLength >= max_tokens.
 
     Such a string is held in bounds by the token limit (a runaway is `truncated`) and by validation (a longer one is
@@ -52,10 +52,10 @@ def ebnf(bound: Mapping[str, Any] | str | None, max_tokens: int, where: str) -> 
     """The grammar that holds answers to `bound` (JSON Schema, or EBNF); empty when it is None. ConfigError when xgrammar makes none."""
     if bound is None:
         return ""
-    return check_ebnf(bound if isinstance(bound, str) else of_schema(for_engine(bound, max_tokens, where), where), where)
+    return check_ebnf(bound if isinstance(bound, str) else schema_grammar(engine_schema(bound, max_tokens, where), where), where)
 
 
-def described(bound: Mapping[str, Any] | str | None) -> str:
+def describe_bound(bound: Mapping[str, Any] | str | None) -> str:
     """How answers are held, for a receipt: to the compact format's grammar, to a JSON Schema's, or not at all."""
     return "none" if bound is None else f"{BACKEND}, {'compact' if isinstance(bound, str) else 'no free whitespace'}"
 
@@ -71,15 +71,15 @@ def check_ebnf(text: str, where: str) -> str:
     return text
 
 
-def of_schema(schema: Mapping[str, Any], where: str) -> str:
+def schema_grammar(schema: Mapping[str, Any], where: str) -> str:
     """The grammar of `schema`, written with `", "` and `": "` and no other blank; ConfigError when xgrammar can make none."""
     import xgrammar
 
     text = json.dumps(schema, ensure_ascii=False)
     try:
-        rules = _written(xgrammar.Grammar.from_json_schema(text, any_whitespace=False, separators=SEPARATORS))
-        grammar = "".join(f"{name} ::= {rule}\n" for name, rule in _reached(rules).items())
-        if _written(xgrammar.Grammar.from_ebnf(grammar)) != _reached(rules):
+        rules = _grammar_rules(xgrammar.Grammar.from_json_schema(text, any_whitespace=False, separators=SEPARATORS))
+        grammar = "".join(f"{name} ::= {rule}\n" for name, rule in _reachable_rules(rules).items())
+        if _grammar_rules(xgrammar.Grammar.from_ebnf(grammar)) != _reachable_rules(rules):
             raise RuntimeError("xgrammar reads it otherwise than it writes it")
     except RuntimeError as error:
         fix = "simplify the answer schema; docs/task.md lists what a grammar holds"
@@ -87,13 +87,13 @@ def of_schema(schema: Mapping[str, Any], where: str) -> str:
     return grammar
 
 
-def _written(grammar: Any) -> dict[str, str]:
+def _grammar_rules(grammar: Any) -> dict[str, str]:
     """The rules of a grammar by name. xgrammar 0.2.8 writes é0 as `\\xe90` and reads that as U+0E90: `\\u00e90` is read as it is meant."""
     text = _ESCAPES.sub(lambda found: f"\\u00{found[1]}" if found[1] else found[0], str(grammar))
     return dict(line.split(" ::= ", 1) for line in text.split("\n") if line)
 
 
-def _reached(rules: Mapping[str, str]) -> dict[str, str]:
+def _reachable_rules(rules: Mapping[str, str]) -> dict[str, str]:
     """The rules that `root` leads to; vLLM reads all of them for each row: 55 us instead of 122 for the shipped task."""
     found, todo = set(), ["root"]
     while todo:
@@ -104,7 +104,7 @@ def _reached(rules: Mapping[str, str]) -> dict[str, str]:
     return {name: rule for name, rule in rules.items() if name in found}
 
 
-def apply(logits: Any, places: Sequence[int], masks: np.ndarray[Any, np.dtype[np.int32]]) -> None:
+def apply_masks(logits: Any, places: Sequence[int], masks: np.ndarray[Any, np.dtype[np.int32]]) -> None:
     """Set logits[places[i], token] (on a CPU) to -inf where bit `token` of masks[i] (int32 words, lowest bit first) is 0, in place."""
     import torch
 
@@ -132,7 +132,7 @@ class Masks:
 
         compiler = xgrammar.GrammarCompiler(xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=width, stop_token_ids=ends))
         self._compiled = compiler.compile_grammar(text)
-        self.how = described(bound)
+        self.how = describe_bound(bound)
         self._xgrammar, self._width = xgrammar, width
         self._spoken = self._allowed(tokenizer, ends)
         self._filler = xgrammar.BatchGrammarMatcher(threads)
@@ -164,4 +164,4 @@ class Masks:
         if logits.is_cuda:
             self._xgrammar.apply_token_bitmask_inplace(logits, bits.to(logits.device))
         else:
-            apply(logits, range(rows), bits.numpy())
+            apply_masks(logits, range(rows), bits.numpy())

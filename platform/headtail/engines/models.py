@@ -1,7 +1,7 @@
 """Where a model is and what its weights are called: the part of an answer's key that names the model.
 
-In: the `model` field of a config. Out: a Found (local folder or hub id, digest, name, I/O format). Shipped models (example:teacher),
-local folders, students of the store (distill/<fp>), hub ids with a revision, models behind an endpoint; what cannot be
+In: the `model` field of a config. Out: a ResolvedModel (local folder or hub id, digest, name, I/O format). Shipped models
+(example:teacher), local folders, students of the store (distill/<fp>), hub ids with a revision, models behind an endpoint; what cannot be
 pinned is refused. Knows nothing of how an engine runs.
 """
 
@@ -18,8 +18,8 @@ from pathlib import Path
 from headtail.adapters.storage import Storage, read_bytes
 from headtail.adapters.storage.receipts import load_receipt
 from headtail.core.errors import ConfigError, StorageError
-from headtail.core.io_format import DEFAULT, FILE, ModelFormat, parse
-from headtail.core.io_format import read as read_io_format
+from headtail.core.io_format import DEFAULT, FILE, ModelFormat, parse_format
+from headtail.core.io_format import read_format as read_io_format
 from headtail.core.keys import fingerprint, sha256_file, sha256_tree
 from headtail.core.receipt import Receipt
 from headtail.engines.base import ModelConfig
@@ -31,7 +31,7 @@ _TEXT_OF_MODEL = ("merges.txt", "vocab.txt")
 
 
 @dataclass(frozen=True)
-class Found:
+class ResolvedModel:
     """A model that can be loaded: `path` is a local folder or a hub id, `digest` pins its weights, `name` is for people.
 
     `io_format`: how it is asked and answers, from the headtail.json beside its weights. A hub id or an endpoint has the default one.
@@ -43,37 +43,37 @@ class Found:
     io_format: ModelFormat = DEFAULT
 
 
-def find(config: ModelConfig, store: Storage, fetch: bool = True) -> Found:
+def find_model(config: ModelConfig, store: Storage, fetch: bool = True) -> ResolvedModel:
     """The model of `config` for its engine. Without `fetch` a student stays in the store and `path` is its reference."""
     if config.engine == "null":
-        return Found(config.model, "null", "null")
+        return ResolvedModel(config.model, "null", "null")
     if config.engine == "openai":
         from headtail.engines.openai import check_url
 
         check_url(config.base_url)
-        return Found(config.model, f"endpoint:{config.base_url.rstrip('/')}:{config.model}@{config.revision}", config.model)
-    return resolve(config.model, config.revision, store, fetch)
+        return ResolvedModel(config.model, f"endpoint:{config.base_url.rstrip('/')}:{config.model}@{config.revision}", config.model)
+    return resolve_weights(config.model, config.revision, store, fetch)
 
 
-def resolve(model: str, revision: str, store: Storage, fetch: bool = True) -> Found:
+def resolve_weights(model: str, revision: str, store: Storage, fetch: bool = True) -> ResolvedModel:
     """Find a model's weights. ConfigError says what to do when they are not there or cannot be pinned."""
     if model.startswith("example:"):
         folder = SHIPPED / model.removeprefix("example:")
         if not (folder / "config.json").is_file():
             shipped = ", ".join("example:" + p.name for p in sorted(SHIPPED.glob("*")) if (p / "config.json").is_file())
             raise ConfigError("no such shipped model", where="model", value=model, fix=f"one of: {shipped or 'none is shipped here'}")
-        return Found(str(folder), weights_digest(folder), model, read_io_format(folder))
+        return ResolvedModel(str(folder), weights_digest(folder), model, read_io_format(folder))
     if model.startswith("distill/"):
         receipt = load_receipt(store, "distill", model)
         kept = receipt.outputs.get(f"model/{FILE}")
-        fmt = parse(read_bytes(store, kept), store.uri(kept.path)) if kept else DEFAULT
-        return Found(str(_fetched(receipt, store)) if fetch else model, str(receipt.facts["digest"]), model, fmt)
+        fmt = parse_format(read_bytes(store, kept), store.uri(kept.path)) if kept else DEFAULT
+        return ResolvedModel(str(_fetch_student(receipt, store)) if fetch else model, str(receipt.facts["digest"]), model, fmt)
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             fix = "give the folder that holds config.json, *.safetensors and tokenizer.json"
             raise ConfigError("not a Hugging Face model folder: no config.json", where="model", value=model, fix=fix)
-        return Found(str(folder.resolve()), weights_digest(folder), folder.resolve().name, read_io_format(folder))
+        return ResolvedModel(str(folder.resolve()), weights_digest(folder), folder.resolve().name, read_io_format(folder))
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         fix = "give a folder with config.json, a hub id (org/name) with its revision, distill/<fingerprint> or example:teacher"
         raise ConfigError("model not found", where="model", value=model, fix=fix)
@@ -81,10 +81,10 @@ def resolve(model: str, revision: str, store: Storage, fetch: bool = True) -> Fo
         fix = "set revision to the commit hash shown on the hub, 40 hex digits; if a local folder was meant, it does not exist"
         what = "a hub model needs its revision as a commit: a branch or tag could be other weights tomorrow"
         raise ConfigError(what, where="revision", value=f"{model} at {revision or 'none'}", fix=fix)
-    return Found(model, f"hub:{model}@{revision}", model)
+    return ResolvedModel(model, f"hub:{model}@{revision}", model)
 
 
-def same_weights(found: Found, digest: str) -> Found:
+def same_weights(found: ResolvedModel, digest: str) -> ResolvedModel:
     """`found` in a worker, when it is what the driver of the job saw; ConfigError when this node holds other weights under that name."""
     if found.digest != digest:
         fix = "give every node the same files, or name what all nodes fetch alike: a hub id with its commit, or distill/<fingerprint>"
@@ -95,10 +95,10 @@ def same_weights(found: Found, digest: str) -> Found:
 
 def weights_digest(folder: Path) -> str:
     """Hex SHA-256 over the files of a model folder that can change an answer: weights, configs, tokenizer, template."""
-    return sha256_tree({name: sha256_file(folder / name) for name in _counted(folder)})
+    return sha256_tree({name: sha256_file(folder / name) for name in _weight_files(folder)})
 
 
-def _counted(folder: Path) -> list[str]:
+def _weight_files(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and _counts(path.relative_to(folder))]
 
 
@@ -107,7 +107,7 @@ def _counts(path: Path) -> bool:
     return not hidden and (path.suffix not in _BESIDE or path.name in _TEXT_OF_MODEL) and path.name not in ("LICENSE", "NOTICE")
 
 
-def _fetched(receipt: Receipt, store: Storage) -> Path:
+def _fetch_student(receipt: Receipt, store: Storage) -> Path:
     """A local folder with the student's files and no other, each checked against the digest in its receipt."""
     cache = private_folder() / fingerprint(store.root)[:16] / receipt.fingerprint  # two stores may hold runs of one fingerprint
     files = {name.removeprefix("model/"): ref for name, ref in receipt.outputs.items() if name.startswith("model/")}
@@ -122,7 +122,7 @@ def _fetched(receipt: Receipt, store: Storage) -> Path:
                 raise StorageError("a model file is not the one that was published", where=store.uri(ref.path), fix=fix)
         folder = local.parents[name.count("/")]
     counted = {name: ref.sha256 for name, ref in files.items() if _counts(Path(name))}
-    if set(_counted(folder)) - counted.keys() or sha256_tree(counted) != receipt.facts["digest"]:
+    if set(_weight_files(folder)) - counted.keys() or sha256_tree(counted) != receipt.facts["digest"]:
         fix = "remove files that distill did not write; or run distill again after removing the folder"
         raise StorageError("a student's folder is not what was published: it holds other files too", where=str(folder), fix=fix)
     return folder

@@ -18,7 +18,7 @@ from json.encoder import encode_basestring
 from typing import Any
 
 from headtail.core.errors import ConfigError
-from headtail.core.schema import without_names
+from headtail.core.schema import resolve_reference
 from headtail.engines.base import Completion, Request
 
 _WORDS = ("!exit", "!hang", "!raise", "!fail", "!flaky", "!length", "!refuse", "!text", "!invalid")
@@ -119,18 +119,18 @@ def answerer(schema: dict[str, Any]) -> Callable[[str], str]:
     def answer(prompt: str) -> str:
         said = first
         for (least, most), piece in zip(room, others, strict=True):
-            said += encode_basestring(_fitted(prompt, least, most)) + piece
+            said += encode_basestring(_fit_length(prompt, least, most)) + piece
         return said
 
     return answer
 
 
-def _fitted(text: str, least: int, most: int) -> str:
+def _fit_length(text: str, least: int, most: int) -> str:
     return (text[-most:] if most else "").ljust(least, "x")
 
 
 def _smallest(schema: Mapping[str, Any], root: Mapping[str, Any], text: Callable[[int, int], str]) -> Any:
-    schema = without_names(schema, root)
+    schema = resolve_reference(schema, root)
     for group in ("anyOf", "oneOf", "allOf"):
         if schema.get(group):
             return _smallest(schema[group][0], root, text)

@@ -30,7 +30,7 @@ def open_engine(config: ModelConfig, path: str, bound: Bound, sampling: dict[str
     `top`: how many of the likeliest tokens come with each token of an answer.
     """
     schema = None if isinstance(bound, str) else bound  # only models in process write code
-    kind = io_format.read(Path(path)).kind if config.engine in IN_PROCESS else "decoder"  # a hub id is a decoder's
+    kind = io_format.read_format(Path(path)).kind if config.engine in IN_PROCESS else "decoder"  # a hub id is a decoder's
     if top:
         check_top(config.engine, kind)
     if config.engine in IN_PROCESS:

@@ -26,11 +26,11 @@ import httpx
 
 from headtail.adapters.proxies import is_loopback, may_proxy
 from headtail.core.errors import ConfigError, EngineError, HeadtailError
-from headtail.core.io_format import merged
+from headtail.core.io_format import merge_system_message
 from headtail.core.secrets import hide
 from headtail.engines.base import Completion, ModelConfig, Request
-from headtail.engines.chat import completion_of, refused_setting
-from headtail.engines.pace import Pace
+from headtail.engines.chat import completion_of_chat, refused_setting
+from headtail.engines.rate_limit import RateLimiter
 
 TRIES = 5  # of one request before its row is failed (transient) and left to the next attempt
 BACKOFF_S = 0.5  # before the second try; doubles, with jitter
@@ -56,7 +56,7 @@ class OpenAIEngine:
         self._most_tokens = int(sampling["max_tokens"]) * self._samples
         if schema is not None:
             self._body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
-        self._pace = Pace(config.concurrency, config.requests_per_minute, config.tokens_per_minute)
+        self._pace = RateLimiter(config.concurrency, config.requests_per_minute, config.tokens_per_minute)
         self._line, self._came_back = asyncio.Lock(), asyncio.Event()
         self._answered = self._forbidden = self._misfits = 0
         self._fatal: HeadtailError | None = None
@@ -117,14 +117,14 @@ class OpenAIEngine:
 
     async def _ask(self, request: Request, arrived: queue.SimpleQueue[Completion]) -> None:
         try:
-            completion = await self._tried(request)
+            completion = await self._ask_with_retries(request)
         except HeadtailError as error:
             self._fatal, completion = error, Completion(request.id, finish_reason="error", error=error.what)
         except Exception as error:  # a fault of ours on one row must not leave the loop waiting for it for ever
             completion = Completion(request.id, finish_reason="error", error=f"{type(error).__name__}: {hide(str(error))}")
         arrived.put(completion)
 
-    async def _tried(self, request: Request) -> Completion:
+    async def _ask_with_retries(self, request: Request) -> Completion:
         made = Completion(request.id)
         for attempt in range(TRIES):
             made, asked = await self._once(request)
@@ -155,16 +155,16 @@ class OpenAIEngine:
             return made, asked
         except (TimeoutError, httpx.TimeoutException):
             pushed = True
-            return _later(request.id, f"no answer within {self._config.request_timeout_s:g} s"), asked
+            return _transient_failure(request.id, f"no answer within {self._config.request_timeout_s:g} s"), asked
         except httpx.TransportError as error:
             pushed = True
-            return _later(request.id, f"no connection: {type(error).__name__}: {hide(str(error))}"), asked
+            return _transient_failure(request.id, f"no connection: {type(error).__name__}: {hide(str(error))}"), asked
         finally:
             self._pace.back(time.monotonic(), left, pushed, tokens - used)
             self._came_back.set()
 
     def _messages(self, request: Request) -> list[dict[str, str]]:
-        return merged(request.messages) if self._config.system_role == "merge" else list(request.messages)
+        return merge_system_message(request.messages) if self._config.system_role == "merge" else list(request.messages)
 
     async def _turn(self, tokens: int) -> None:
         """Wait, in line, until the pace lets a request leave, and let it leave."""
@@ -186,9 +186,11 @@ class OpenAIEngine:
             transient = status in (408, 409, 425, 429) or status >= 500
             return Completion(row, finish_reason="error", error=f"HTTP {status}: {self._excerpt(response)}", transient=transient)
         try:
-            made = completion_of(row, response.json(), self._samples)
+            made = completion_of_chat(row, response.json(), self._samples)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            return _later(row, f"HTTP 200, but not a chat completion ({type(error).__name__}: {error}): {self._excerpt(response)}")
+            return _transient_failure(
+                row, f"HTTP 200, but not a chat completion ({type(error).__name__}: {error}): {self._excerpt(response)}"
+            )
         self._answered += not made.error
         return made
 
@@ -263,7 +265,7 @@ def _sampling(sampling: dict[str, Any], limit: str) -> dict[str, Any]:
     return found | ({"n": sampling["n"]} if sampling.get("n", 1) > 1 else {})
 
 
-def _later(row: int, problem: str) -> Completion:
+def _transient_failure(row: int, problem: str) -> Completion:
     return Completion(row, finish_reason="error", error=problem, transient=True)
 
 

@@ -22,19 +22,19 @@ from headtail.engines.control import Encoder
 BATCH = 64  # rows made into ids by one call; from 16 on a call's own cost no longer shows
 AHEAD = 3  # such batches under way: what an engine of 256 rows takes in one step at its start
 
-Made = tuple[Request, list[int], str]  # ids, or none and the reason why
+TokenizedRequest = tuple[Request, list[int], str]  # ids, or none and the reason why
 
 
-class Ahead:
+class TokenizeAhead:
     """`requests` with their ids. The source is pulled by the caller's own thread, the ids are made by another."""
 
     def __init__(self, encoder: Encoder, requests: Iterable[Request]) -> None:
         self._encoder, self._source, self._open = encoder, iter(requests), True
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tokens")
-        self._making: deque[Future[list[Made]]] = deque()
-        self._ready: deque[Made] = deque()
+        self._making: deque[Future[list[TokenizedRequest]]] = deque()
+        self._ready: deque[TokenizedRequest] = deque()
 
-    def __enter__(self) -> Ahead:
+    def __enter__(self) -> TokenizeAhead:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -45,7 +45,7 @@ class Ahead:
         """Whether `take` may still give a row."""
         return bool(self._open or self._ready or self._making)
 
-    def take(self, wait: bool) -> Made | None:
+    def take(self, wait: bool) -> TokenizedRequest | None:
         """The next row; None at the end, and, unless `wait`, when it is still being made."""
         if not self._ready:
             self._pull()
@@ -60,20 +60,20 @@ class Ahead:
             batch = list(islice(self._source, BATCH))
             self._open = len(batch) == BATCH
             if batch:
-                self._making.append(self._pool.submit(made, self._encoder, batch))
+                self._making.append(self._pool.submit(tokenize_requests, self._encoder, batch))
 
 
-def made(encoder: Encoder, batch: Sequence[Request]) -> list[Made]:
+def tokenize_requests(encoder: Encoder, batch: Sequence[Request]) -> list[TokenizedRequest]:
     """The ids of each request's prompt. One bad row costs the others only the batch's speed."""
     try:
         return list(zip(batch, encoder.chats([request.messages for request in batch]), [""] * len(batch), strict=True))
     except ConfigError:
         raise  # no row would fare better
     except Exception:
-        return [_alone(encoder, request) for request in batch]
+        return [_tokenize_one(encoder, request) for request in batch]
 
 
-def _alone(encoder: Encoder, request: Request) -> Made:
+def _tokenize_one(encoder: Encoder, request: Request) -> TokenizedRequest:
     try:
         return request, encoder.chats([request.messages])[0], ""
     except Exception as error:  # whatever this one row did to the template; the others go on
@@ -88,7 +88,7 @@ def load_tokenizer(path: str, revision: str = "", **extra: Any) -> Any:
     return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **extra)
 
 
-def unfit(prompt: Sequence[int], limit: int) -> str:
+def length_problem(prompt: Sequence[int], limit: int) -> str:
     """Why a prompt cannot be asked of a model that reads and writes less than `limit` tokens; empty when it can."""
     return "" if 0 < len(prompt) < limit else f"the prompt has {len(prompt)} tokens; with an answer it must fit into max_model_len={limit}"
 

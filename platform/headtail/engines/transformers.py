@@ -17,11 +17,11 @@ from typing import Any
 from headtail.core import io_format
 from headtail.core.errors import ConfigError, EngineError
 from headtail.engines.base import Bound, Completion, ModelConfig, Request
-from headtail.engines.batches import InBatches, Prompt
+from headtail.engines.batches import BatchEngine, Prompt
 from headtail.engines.control import Encoder
 from headtail.engines.device import precision, quiet_transformers, threads
 from headtail.engines.grammar import Masks
-from headtail.engines.tokens import answer_texts, load_tokenizer, made, unfit
+from headtail.engines.tokens import answer_texts, length_problem, load_tokenizer, tokenize_requests
 
 VERSION = 1  # raise it when the same weights answer otherwise
 CPU_ROOM = (256, 8192)  # rows and prompt tokens of a batch
@@ -29,14 +29,14 @@ GPU_ROOM = (1024, 65536)
 SHARED = 8  # a common beginning shorter than this is not worth a pass of its own
 
 
-class TransformersEngine(InBatches):
+class TransformersEngine(BatchEngine):
     """A loaded decoder or encoder-decoder."""
 
     def __init__(self, config: ModelConfig, path: str, bound: Bound, sampling: Mapping[str, Any]) -> None:
         _check(config)
         super().__init__(config, CPU_ROOM, GPU_ROOM, int(sampling.get("n", 1)))
-        self.kind = io_format.read(Path(path)).kind
-        model, self._tokenizer = load(path, precision(config), config.revision, self.kind)
+        self.kind = io_format.read_format(Path(path)).kind
+        model, self._tokenizer = load_generator(path, precision(config), config.revision, self.kind)
         self._encoder, self._pad = Encoder(self._tokenizer, config.system_role), self._tokenizer.pad_token_id or 0
         self._ends = ends(model, self._tokenizer)
         self._masks = Masks(self._tokenizer, model.config.vocab_size, sorted(self._ends), bound, sampling["max_tokens"], threads(config))
@@ -48,20 +48,20 @@ class TransformersEngine(InBatches):
 
     def _prompts(self, window: Sequence[Request]) -> Iterator[tuple[Prompt, str]]:
         if self.kind == "decoder":
-            found = made(self._encoder, window)
+            found = tokenize_requests(self._encoder, window)
         else:
             read = prompt_ids(self._encoder, self._tokenizer.eos_token_id, [prompt_text(request.messages) for request in window])
             found = [(request, ids, "") for request, ids in zip(window, read, strict=True)]
         for request, ids, unread in found:
-            yield (request, None, ids), unread or unfit(ids, self._limit)
+            yield (request, None, ids), unread or length_problem(ids, self._limit)
 
     def _answer(self, batch: Sequence[Prompt]) -> Iterator[Completion]:
         prompts = [ids for *_, ids in batch for _ in range(self._samples)]
-        shared = _shared(prompts) if self.kind == "decoder" else 0
+        shared = _shared_prefix(prompts) if self.kind == "decoder" else 0
         rows = self._write(prompts, shared)
         for i, (request, _, ids) in enumerate(batch):
             mine = rows[i * self._samples : (i + 1) * self._samples]
-            first, *others = (self._said(request, row) for row in mine)
+            first, *others = (self._completion(request, row) for row in mine)
             yield replace(first, tokens_in=len(ids), tokens_cached=shared if i else 0, samples=tuple(others))
 
     def _write(self, prompts: Sequence[list[int]], shared: int) -> list[_Row]:
@@ -70,11 +70,11 @@ class TransformersEngine(InBatches):
         rows = [_Row(min(most, limit - len(ids)), self._masks.matcher()) for ids in prompts]
         running, begun = rows, time.monotonic()
         with self._torch.inference_mode():
-            under_way: _Decoding | _Translating
+            under_way: _CausalRows | _Seq2SeqRows
             if self.kind == "decoder":
-                under_way = _Decoding(self._model, self._pad, prompts, shared)
+                under_way = _CausalRows(self._model, self._pad, prompts, shared)
             else:
-                under_way = _Translating(self._model, self._pad, prompts)
+                under_way = _Seq2SeqRows(self._model, self._pad, prompts)
             self._count(len(rows), under_way.cells, under_way.real)
             random = self._random()
             logits = under_way.first()
@@ -120,7 +120,7 @@ class TransformersEngine(InBatches):
         chosen = self._torch.multinomial(chance, 1, generator=random)
         return chosen[:, 0], logits.gather(1, chosen)[:, 0] - total
 
-    def _said(self, request: Request, row: _Row) -> Completion:
+    def _completion(self, request: Request, row: _Row) -> Completion:
         if not row.reason:
             problem = "the grammar lets no token of this model's vocabulary follow: the tokenizer cannot spell the task's answers"
             return Completion(request.id, finish_reason="error", error=problem)
@@ -151,7 +151,7 @@ class _Row:
         return not self.reason
 
 
-class _Decoding:
+class _CausalRows:
     """Rows of a causal model: prompts padded on the left, behind the `shared` tokens that all begin with."""
 
     def __init__(self, model: Any, pad: int, prompts: Sequence[Sequence[int]], shared: int) -> None:
@@ -190,7 +190,7 @@ class _Decoding:
         return self._model(**asked, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits[:, -1].float()
 
 
-class _Translating:
+class _Seq2SeqRows:
     """Rows of an encoder-decoder: prompts read once, answers written step by step."""
 
     def __init__(self, model: Any, pad: int, prompts: Sequence[Sequence[int]]) -> None:
@@ -228,7 +228,7 @@ def _check(config: ModelConfig) -> None:
             raise ConfigError(f"this engine knows no {name}", where=f"model.{name}", value=getattr(config, name), fix=fix)
 
 
-def _shared(prompts: Sequence[list[int]]) -> int:
+def _shared_prefix(prompts: Sequence[list[int]]) -> int:
     """How many tokens all prompts begin with, each keeping one of its own; 0 when they are too few to matter."""
     first, last = min(prompts), max(prompts)  # what these two share, all that sort between them do
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
@@ -253,7 +253,7 @@ def prompt_ids(encoder: Encoder, end: int, texts: Iterable[str]) -> list[list[in
     return [[*ids, end] for ids in encoder.texts(texts)]
 
 
-def load(path: str, dtype: str = "float32", revision: str = "", kind: str = "seq2seq") -> tuple[Any, Any]:
+def load_generator(path: str, dtype: str = "float32", revision: str = "", kind: str = "seq2seq") -> tuple[Any, Any]:
     """(model of a kind, tokenizer) from a folder or hub id."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM

@@ -27,10 +27,10 @@ from headtail.engines.base import Bound, Completion, ModelConfig, Request, Top
 from headtail.engines.control import Chat, Encoder
 from headtail.engines.device import SPINS, precision, threads
 from headtail.engines.engine_thread import EngineThread, RowRefused
-from headtail.engines.grammar import BACKEND, described, ebnf
+from headtail.engines.grammar import BACKEND, describe_bound, ebnf
 from headtail.engines.load import Load
 from headtail.engines.orphans import Guard
-from headtail.engines.tokens import Ahead, answer_texts, unfit
+from headtail.engines.tokens import TokenizeAhead, answer_texts, length_problem
 from headtail.engines.tokens import token_texts as token_texts
 
 # Rows decoded together and tokens per step. CPU: measured on 2 cores (docs/engines.md); 2048 tokens, vLLM's own default
@@ -46,12 +46,12 @@ LOWEST = float(np.finfo(np.float16).min)  # stands for minus infinity, which wou
 _PROBE = ({"role": "user", "content": "x"},)
 
 
-def apart(config: ModelConfig) -> bool:
+def has_engine_process(config: ModelConfig) -> bool:
     """Whether the engine's core gets a process of its own."""
     return bool(config.gpus) if config.engine_process is None else config.engine_process
 
 
-def environment(config: ModelConfig) -> dict[str, str]:
+def engine_environment(config: ModelConfig) -> dict[str, str]:
     """What must be in the environment before torch and vLLM are imported."""
     found = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "false"}
     found["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # `engine_process` decides; vLLM reads this once per process
@@ -64,7 +64,7 @@ def environment(config: ModelConfig) -> dict[str, str]:
     }
 
 
-def room(config: ModelConfig) -> tuple[int, int]:
+def batch_limits(config: ModelConfig) -> tuple[int, int]:
     """(max_num_seqs, max_num_batched_tokens) where the config leaves them to us."""
     if not config.gpus:
         return CPU_ROOM
@@ -74,9 +74,9 @@ def room(config: ModelConfig) -> tuple[int, int]:
     return LARGE_GPU_ROOM if large else GPU_ROOM
 
 
-def arguments(config: ModelConfig, path: str) -> dict[str, Any]:
+def engine_arguments(config: ModelConfig, path: str) -> dict[str, Any]:
     """vLLM's engine arguments for `config` on the model at `path`. Serving uses the same."""
-    seqs, tokens = room(config) if not (config.max_num_seqs and config.max_num_batched_tokens) else (0, 0)
+    seqs, tokens = batch_limits(config) if not (config.max_num_seqs and config.max_num_batched_tokens) else (0, 0)
     found: dict[str, Any] = {
         "model": path,
         "dtype": precision(config),
@@ -109,7 +109,7 @@ class VllmEngine:
 
     def __init__(self, config: ModelConfig, path: str, bound: Bound, sampling: dict[str, Any], top: int = 0) -> None:
         started = time.monotonic()
-        for name, value in environment(config).items():
+        for name, value in engine_environment(config).items():
             if name in _YOURS:
                 os.environ.setdefault(name, value)  # a person who asks for vLLM's logs gets them
             else:
@@ -117,7 +117,7 @@ class VllmEngine:
         if Path(path).is_dir():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         grammar, self._bound = ebnf(bound, sampling["max_tokens"], "task.yaml answer"), bound
-        self.config, self.arguments, self.apart, self.top = config, arguments(config, path), apart(config), top
+        self.config, self.arguments, self.apart, self.top = config, engine_arguments(config, path), has_engine_process(config), top
         if top:
             self.arguments["max_logprobs"] = top  # vLLM's own limit is 20
         self._thread = EngineThread(lambda: _start(config, self.arguments), self.arguments["max_num_seqs"], _refusals())
@@ -137,7 +137,7 @@ class VllmEngine:
             fix = "use an instruction-tuned model, or add chat_template.jinja"
             raise EngineError("the model's tokenizer has no chat template", where=path, fix=fix)
         self._encoder = Encoder(self._tokenizer, self.config.system_role)
-        self._params = self._checked(sampling, grammar)
+        self._params = self._checked_sampling(sampling, grammar)
         self._limit = self._vllm_config.model_config.max_model_len
         self._thread.load = Load(self.load.slots)  # without the probe
 
@@ -156,7 +156,7 @@ class VllmEngine:
         if (backend := found.structured_outputs_config.backend) != BACKEND:
             raise EngineError("vLLM runs with another grammar backend than asked", value=backend)
 
-    def _checked(self, sampling: dict[str, Any], grammar: str) -> Any:
+    def _checked_sampling(self, sampling: dict[str, Any], grammar: str) -> Any:
         """The sampling of every row, after vLLM wrote one token of a row with it."""
         try:
             params, probe = (sampling_params(sampling | change, grammar, self.top) for change in ({}, {"max_tokens": 1}))
@@ -185,7 +185,7 @@ class VllmEngine:
             "prefix_caching": found.cache_config.enable_prefix_caching,
             "enforce_eager": found.model_config.enforce_eager,
             "tensor_parallel": found.parallel_config.tensor_parallel_size,
-            "structured_outputs": described(self._bound),
+            "structured_outputs": describe_bound(self._bound),
             "threads": threads(self.config) if not self.config.gpus else None,
             "engine_process": self.apart,
             "samples": self._params.n,
@@ -199,12 +199,12 @@ class VllmEngine:
         waiting: dict[Future[Any], int] = {}  # with the row's id
         samples, slots = self._params.n, self.load.slots
         try:
-            with Ahead(self._encoder, requests) as ahead:
+            with TokenizeAhead(self._encoder, requests) as ahead:
                 while ahead.more or waiting:
                     # Wait for ids only when places would stay empty: some milliseconds against a step's tens.
                     while len(waiting) * samples < slots + AHEAD and (made := ahead.take(wait=len(waiting) * samples < slots)):
                         request, prompt, problem = made
-                        if problem := problem or unfit(prompt, self._limit):
+                        if problem := problem or length_problem(prompt, self._limit):
                             yield Completion(request.id, finish_reason="error", error=problem)
                             continue
                         future = self._thread.submit(_prompt(prompt), self._params)
@@ -230,7 +230,7 @@ class VllmEngine:
     def completion(self, row: int, future: Future[Any]) -> Completion:
         """What became of a row whose Future is done. EngineStopped when the engine died under it."""
         try:
-            completion = completion_of(row, future.result(), self._tokenizer, self.top)
+            completion = completion_of_output(row, future.result(), self._tokenizer, self.top)
         except RowRefused as error:
             return Completion(row, finish_reason="error", error=str(error))
         self.load.row(completion.tokens_in, completion.tokens_cached)
@@ -249,7 +249,7 @@ class VllmEngine:
         gc.collect()
 
 
-def completion_of(row: int, output: Any, tokenizer: Any, top: int = 0) -> Completion:
+def completion_of_output(row: int, output: Any, tokenizer: Any, top: int = 0) -> Completion:
     """What a RequestOutput of vLLM says, asked for `top` of the likeliest tokens. Its first sample is the answer."""
     first, *others = (_sample_of(row, sample, tokenizer, top) for sample in output.outputs)
     return replace(first, tokens_in=len(output.prompt_token_ids), tokens_cached=output.num_cached_tokens or 0, samples=tuple(others))
@@ -302,7 +302,7 @@ def _start(config: ModelConfig, found: dict[str, Any]) -> Any:
         from vllm import EngineArgs, LLMEngine
 
         try:
-            return LLMEngine.from_engine_args(EngineArgs(**found), enable_multiprocessing=apart(config))
+            return LLMEngine.from_engine_args(EngineArgs(**found), enable_multiprocessing=has_engine_process(config))
         except Exception as error:
             fix = "headtail doctor checks versions, GPU and memory; lower kv_cache_gib or gpu_memory_utilization if memory is short"
             raise EngineError(f"vLLM did not start: {type(error).__name__}: {error}", where=found["model"], fix=fix) from error

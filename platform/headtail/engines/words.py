@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from headtail.core.errors import ConfigError
-from headtail.core.tagging import words
+from headtail.core.tagging import word_spans
 from headtail.engines.control import Encoder
 
 _REMEMBERED = 1 << 18  # words
 
 
-class Read(NamedTuple):
+class WordTokens(NamedTuple):
     """A query as a model reads it. `places`: index of each word's first token; `first`: tokens before what stands beside it."""
 
     ids: list[int]
@@ -26,7 +26,7 @@ class Read(NamedTuple):
     spoken: list[tuple[int, int]]
 
 
-class Reader:
+class WordTokenizer:
     """Turns queries into ids: [CLS] query [SEP], and after it what stands beside it [SEP]."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -35,9 +35,9 @@ class Reader:
         self.start, self.end = _special(tokenizer, "cls", "bos"), _special(tokenizer, "sep", "eos")
         self.pad = _special(tokenizer, "pad", "sep")
 
-    def read(self, query: str, beside: str = "") -> Read:
+    def read(self, query: str, beside: str = "") -> WordTokens:
         """One query, and the text beside it."""
-        spoken = words(query)
+        spoken = word_spans(query)
         ids, places = [self.start], []
         for piece in self._ids([query[a:b] for a, b in spoken]):
             places.append(len(ids))
@@ -45,10 +45,10 @@ class Reader:
         ids.append(self.end)
         first = len(ids)
         if beside:
-            for piece in self._ids([beside[a:b] for a, b in words(beside)]):
+            for piece in self._ids([beside[a:b] for a, b in word_spans(beside)]):
                 ids += piece
             ids.append(self.end)
-        return Read(ids, places, first, spoken)
+        return WordTokens(ids, places, first, spoken)
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         known = self._remembered
@@ -72,7 +72,7 @@ def _special(tokenizer: Any, *names: str) -> int:
     raise ConfigError(f"the tokenizer has no {names[0]} token: this is no encoder", where=str(tokenizer.name_or_path), fix=fix)
 
 
-def split(text: str) -> tuple[str, str]:
+def split_prompt(text: str) -> tuple[str, str]:
     """(query, what stands beside it) of a bare prompt: a query is normalised and holds no line break."""
     query, _, beside = text.partition("\n")
     return query, beside

@@ -21,7 +21,7 @@ import pyarrow as pa
 import yaml
 from pydantic import Field
 
-from headtail.adapters.progress import bar, say
+from headtail.adapters.progress import progress_bar, say
 from headtail.adapters.storage import put
 from headtail.core.config import StageConfig, execution
 from headtail.core.keys import normalise, query_key
@@ -308,7 +308,7 @@ def _work(config: Config, stage: Stage) -> None:
 def _write_log(config: Config, stage: Stage) -> None:
     import pyarrow.parquet as pq
 
-    with bar(config.label, config.events, "events") as shown:
+    with progress_bar(config.label, config.events, "events") as shown:
         writer, open_day, path = None, -1, stage.scratch / "day.parquet"
         rows = 0
         for day, table in log_tables(config):

@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from headtail.adapters import numbered
+from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, read_record, read_text, write_once
 from headtail.cache import collect as garbage
 from headtail.cache import open_snapshot, read_manifest
 from headtail.cache.diff import Diff, diff_snapshots
 from headtail.cache.manifest import manifest_path, require
-from headtail.core.config import Config, build
+from headtail.core.config import Config, build_config
 from headtail.core.errors import ConfigError, InputError, StorageError
 from headtail.core.keys import fingerprint, normalise
 from headtail.core.paths import StoreId, StoreIdOrEmpty, StudentOrEmpty, store_id
@@ -143,7 +143,7 @@ def current(store: Storage) -> Release:
 def open_task(release: Release) -> Task:
     """The task that a release was published with."""
     copy = release.task_copy
-    return Task(build(TaskFile, copy.file, where=f"release {release.id}"), Path(), copy.json_schema, copy.template)
+    return Task(build_config(TaskFile, copy.file, where=f"release {release.id}"), Path(), copy.json_schema, copy.template)
 
 
 def promote(store: Storage, release: str) -> Release:
@@ -170,7 +170,7 @@ def rollback(store: Storage) -> Release:
 
 def history(store: Storage) -> list[Move]:
     """Every change of CURRENT, oldest first."""
-    return list(numbered.records(store, Move, MOVES))
+    return list(append_log.read_entry_records(store, Move, MOVES))
 
 
 def snapshot_of(store: Storage, ref: str) -> str:
@@ -248,7 +248,7 @@ def _now() -> str:
 def _move(store: Storage, release: Release, action: Literal["promote", "rollback"]) -> None:
     """Write the move, then CURRENT. If another move came in between, CURRENT follows that one: the last number wins."""
     while True:
-        number, before = numbered.last(store, MOVES) + 1, current_id(store)
+        number, before = append_log.last_number(store, MOVES) + 1, current_id(store)
         last = _read_move(store, number - 1) if number > 1 else None
         if last is not None and last.release == release.id and last.action == action and before == last.before:
             number -= 1  # killed between the move and CURRENT: finish that move
@@ -291,4 +291,4 @@ def _read_move(store: Storage, number: int) -> Move:
 
 
 def _move_path(number: int) -> str:
-    return numbered.path(MOVES, number)
+    return append_log.entry_path(MOVES, number)

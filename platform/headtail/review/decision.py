@@ -58,7 +58,7 @@ def read_answer(task: Task, text: str) -> tuple[str | None, str]:
     """(canonical answer, "") or (None, what is wrong). Read as `human.parse` reads people's labels."""
     if len(text) > ANSWER_CHARS:
         return None, f"{len(text):,} characters; at most {ANSWER_CHARS:,} are taken"
-    answer, problem = typed_answer.parse(task, text)
+    answer, problem = typed_answer.parse_typed_answer(task, text)
     return (None, problem) if problem else (task.dump(answer), "")
 
 

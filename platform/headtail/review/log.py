@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from headtail.adapters import numbered
+from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, read_json
 from headtail.core.errors import StorageError
 from headtail.core.rows import REVIEWED
@@ -49,14 +49,14 @@ class Log:
         self._current: dict[bytes, Kept] = {}
         self._withdrawn: set[tuple[int, int]] = set()
         self._lock = threading.RLock()
-        for number, entry in numbered.read(store, self.folder):
+        for number, entry in append_log.read_entries(store, self.folder):
             self._take(number, entry)
 
     def refresh(self) -> set[bytes]:
         """Read what others wrote since; the keys of the queries concerned."""
         touched: set[bytes] = set()
         with self._lock:
-            while self.store.exists(path := numbered.path(self.folder, self.number + 1)):
+            while self.store.exists(path := append_log.entry_path(self.folder, self.number + 1)):
                 touched |= self._take(self.number + 1, read_json(self.store, path))
         return touched
 
@@ -103,7 +103,7 @@ class Log:
         with self._lock:
             data = (json.dumps({"version": VERSION, **body}, ensure_ascii=False) + "\n").encode()
             number = self.number + 1
-            while not self.store.create(numbered.path(self.folder, number), data):  # someone else was first: the next is free
+            while not self.store.create(append_log.entry_path(self.folder, number), data):  # someone else was first: the next is free
                 number += 1
             self.refresh()
             return number
@@ -125,7 +125,7 @@ class Log:
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(
                 f"not an entry of the review log: {type(error).__name__} {error}",
-                where=self.store.uri(numbered.path(self.folder, number)),
+                where=self.store.uri(append_log.entry_path(self.folder, number)),
                 fix="entries are never edited by hand; put the file back as it was written",
             ) from error
         for key in touched:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from headtail.adapters import charts
-from headtail.adapters.progress import bar, say
+from headtail.adapters.progress import progress_bar, say
 from headtail.adapters.storage import Storage, open_storage, stream_table
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.core.config import Config as BaseConfig
@@ -26,7 +26,7 @@ from headtail.core.config import StageConfig
 from headtail.core.errors import InputError, LedgerError
 from headtail.core.receipt import LATEST, FileRef, Receipt
 from headtail.core.redact import PLACEHOLDER
-from headtail.core.rows import PLANNED, SIDE_INPUT, Stratum, draw, with_side_inputs
+from headtail.core.rows import PLANNED, SIDE_INPUT, Stratum, uniform_draw, with_side_inputs
 from headtail.core.task import Task, load_task
 from headtail.stages.base import Stage, run_once
 
@@ -227,7 +227,7 @@ def _work(stage: Stage, config: Config, log: Receipt, task: Task) -> None:
         )
     labels = output_table(stage.store, log, "human_labels")
     eval_only = np.asarray(pc.is_in(keys, labels["query_key"].combine_chunks()))
-    teacher_sample = draw_teacher_sample(draw(keys, "teach", config.seed), stratum, eval_only, config.teacher_sample_rows)
+    teacher_sample = draw_teacher_sample(uniform_draw(keys, "teach", config.seed), stratum, eval_only, config.teacher_sample_rows)
     student_rows = np.flatnonzero((stratum > 0) & ~teacher_sample & may)
     keep = np.zeros(len(counts), bool)
     keep[student_rows[: config.max_student_rows]] = True
@@ -236,7 +236,7 @@ def _work(stage: Stage, config: Config, log: Receipt, task: Task) -> None:
     found["head"]["rows"] = int((stratum == 0).sum())
     stage.rows["redacted"] = int((~may & ~teacher_sample).sum())
     plan = Plan(log.output("queries"), stratum, eval_only, task.side_inputs)
-    with bar("plan", 3 * len(counts), "queries") as progress:
+    with progress_bar("plan", 3 * len(counts), "queries") as progress:
         for name, mask in {"head": stratum == 0, "teacher_sample": teacher_sample, "student_rows": keep}.items():
             stage.table(name, plan.rows(stage.store, mask, progress.advance), plan.schema)
     labelled = plan.labels(stage.store, labels, keys)

@@ -19,10 +19,10 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import Field
 
-from headtail.adapters.progress import bar, say
+from headtail.adapters.progress import progress_bar, say
 from headtail.adapters.storage import Storage, open_storage, stream_table
 from headtail.adapters.storage.receipts import load_receipt
-from headtail.batch import answers as read_answers
+from headtail.batch import read_answers
 from headtail.cache import Built, Manifest, coverage, publish_snapshot, snapshot_path
 from headtail.cache.builder import OFFERED, UNRATED, build_snapshot
 from headtail.cache.diff import Diff, diff_snapshots
@@ -183,7 +183,7 @@ def _build(stage: Stage, config: Config, parts: _Parts) -> Built:
     folder.mkdir()
     started = time.monotonic()
     least = {str(source): value for source, value in config.min_confidence.items()}
-    with bar("publish", offered) as shown:
+    with progress_bar("publish", offered) as shown:
 
         def stream(receipt: Receipt) -> Iterator[pa.Table]:
             for table in read_answers(stage.store, receipt, columns=OFFERED.names):

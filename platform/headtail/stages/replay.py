@@ -22,7 +22,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from headtail.adapters import charts
-from headtail.adapters.progress import bar
+from headtail.adapters.progress import progress_bar
 from headtail.adapters.proxies import may_proxy
 from headtail.adapters.storage import Storage, open_storage, stream_table
 from headtail.adapters.storage.receipts import load_receipt
@@ -108,7 +108,7 @@ def run(config: Config) -> Receipt:
             raise ConfigError("the server serves another task", where="task", value=f"{served['task']}, not {task.name}")
         events = draw(stage.store, log, config.requests, config.seed)
         began = time.monotonic()
-        with bar("replay", len(events), "requests") as shown:
+        with progress_bar("replay", len(events), "requests") as shown:
             met = asyncio.run(send(config, events, shown.advance))
         seconds = time.monotonic() - began
         _record(stage, task, met, seconds, labels_of(stage.store, plan, events))
@@ -272,7 +272,7 @@ def _record(stage: Stage, task: Task, met: Sequence[Met], seconds: float, labels
         stage.note(f"{count} requests failed: {reason}")
     stage.table("requests", _table(met))
     taken = {name: [m.latency_ms for m in met if m.path == name] for name in PATHS}
-    stage.figure("latency", charts.latency(taken))
+    stage.figure("latency", charts.latency_chart(taken))
 
 
 def _table(met: Sequence[Met]) -> pa.Table:

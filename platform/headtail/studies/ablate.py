@@ -110,8 +110,8 @@ def run(config: Config) -> Receipt:
             stage.metrics |= {
                 f"{key}/{line['variant']}/{line['stratum']}": line[key] for key in ("quality", "difference") if line[key] is not None
             }
-        points = [charts.Point(x["variant"], x["stratum"], x["quality"], x["low"], x["high"], x["n"]) for x in shown]
-        stage.figure("ablation", charts.quality(points, confidence=config.evaluate.confidence))
+        points = [charts.QualityPoint(x["variant"], x["stratum"], x["quality"], x["low"], x["high"], x["n"]) for x in shown]
+        stage.figure("ablation", charts.quality_chart(points, confidence=config.evaluate.confidence))
         stage.note("one training run each: a difference within a run's own luck (seed) is not told apart from one of the data")
 
     refs = {"answers": config.answers, "labels": config.labels, "human": config.human, "task": task.name}

@@ -20,7 +20,7 @@ from headtail.adapters import charts
 from headtail.adapters.progress import say
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_ref, output_table
-from headtail.batch import answers
+from headtail.batch import read_answers
 from headtail.core.config import StageConfig
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.receipt import Receipt
@@ -111,9 +111,10 @@ def _write(stage: Stage, table: pa.Table, moved: Mapping[str, int], confidence: 
         stage.note(text)
     known = [line for line in shown if line["quality"] is not None]
     points = [
-        charts.Point(_label(x["model"], x["shown"]), x["stratum"], *(x[key] for key in ("quality", "low", "high", "n"))) for x in known
+        charts.QualityPoint(_label(x["model"], x["shown"]), x["stratum"], *(x[key] for key in ("quality", "low", "high", "n")))
+        for x in known
     ]
-    stage.figure("gap", charts.quality(points, confidence=confidence))
+    stage.figure("gap", charts.quality_chart(points, confidence=confidence))
 
 
 def source_of(model: str, shown: bool) -> str:
@@ -193,7 +194,7 @@ def _asked_otherwise(store: Storage, keys: pa.Array, shown: Receipt, without: Re
     """How many of `keys` a model was asked in other words, or at all only one of the two times."""
     asked = []
     for receipt in (shown, without):
-        tables = [t.filter(pc.is_in(t["query_key"], value_set=keys)) for t in answers(store, receipt, ["query_key", "answer_key"])]
+        tables = [t.filter(pc.is_in(t["query_key"], value_set=keys)) for t in read_answers(store, receipt, ["query_key", "answer_key"])]
         asked.append({pair for t in tables for pair in zip(t["query_key"].to_pylist(), t["answer_key"].to_pylist(), strict=True)})
     return len({key for key, _ in asked[0] ^ asked[1]})
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from headtail.adapters.storage import check, fetch_folder, open_storage
+from headtail.adapters.storage import check_digest, fetch_folder, open_storage
 from headtail.core.config import StageConfig, execution
 from headtail.core.receipt import Receipt
 from headtail.core.task import EXAMPLES, load_task
@@ -113,7 +113,7 @@ def _measure(config: Config, task: str, teacher: Receipt, common: dict[str, obje
 
 def _copy(config: Config, made: Receipt, into: Path, card: str) -> None:
     store = open_storage(config.root)
-    files = [check(store, ref) for name, ref in made.outputs.items() if name.startswith("model/")]
+    files = [check_digest(store, ref) for name, ref in made.outputs.items() if name.startswith("model/")]
     folder = fetch_folder(store, files, Path(config.into) / ".fetched")
     into.mkdir(parents=True, exist_ok=True)
     for path in files:

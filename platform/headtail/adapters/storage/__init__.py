@@ -6,8 +6,8 @@ pointer in one step. No caller lists a directory to learn what is true: manifest
 garbage.
 """
 
-from headtail.adapters.storage.base import Storage, Stored, again
-from headtail.adapters.storage.digests import check, check_local
+from headtail.adapters.storage.base import Storage, StoredFile, retry_call
+from headtail.adapters.storage.digests import check_digest, check_local
 from headtail.adapters.storage.local import LocalStorage
 from headtail.adapters.storage.open import open_existing, open_file, open_storage
 from headtail.adapters.storage.s3 import S3Storage
@@ -32,9 +32,8 @@ __all__ = [
     "LocalStorage",
     "S3Storage",
     "Storage",
-    "Stored",
-    "again",
-    "check",
+    "StoredFile",
+    "check_digest",
     "check_local",
     "column_bytes",
     "fetch_folder",
@@ -49,6 +48,7 @@ __all__ = [
     "read_record",
     "read_table",
     "read_text",
+    "retry_call",
     "stream_table",
     "write_json",
     "write_once",

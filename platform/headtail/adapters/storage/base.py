@@ -1,6 +1,6 @@
 """The words of the store: what it can do, what is said of a file in it, and how the system's errors are told.
 
-In: nothing. Out: Storage (the protocol that a directory and S3 both keep), FileRef, Stored, `told`.
+In: nothing. Out: Storage (the protocol that a directory and S3 both keep), FileRef, StoredFile, `storage_errors`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from headtail.core.errors import StorageError
 from headtail.core.paths import store_path
 
 
-class Stored(NamedTuple):
+class StoredFile(NamedTuple):
     """A file, or part of one, that lies in a store. `upload`: the id of an upload to S3 that was never finished."""
 
     path: str
@@ -29,7 +29,7 @@ class Stored(NamedTuple):
     upload: str = ""
 
 
-def checked(path: str, root: str) -> str:
+def check_path(path: str, root: str) -> str:
     """`path`, which is "" for the root itself; StorageError unless it can only lie below `root`."""
     try:
         return store_path(path) if path else path
@@ -80,21 +80,21 @@ class Storage(Protocol):
         """Take a file away for good; none there is fine."""
         ...
 
-    def files(self, folder: str) -> list[Stored]:
+    def files(self, folder: str) -> list[StoredFile]:
         """What lies below a folder. For garbage only: what is true is said by manifests."""
         ...
 
-    def litter(self, before: datetime.datetime) -> list[Stored]:
+    def litter(self, before: datetime.datetime) -> list[StoredFile]:
         """What writes left behind that began before `before` and never ended."""
         ...
 
-    def discard(self, stored: Stored) -> None:
+    def discard(self, stored: StoredFile) -> None:
         """Take away what `files` or `litter` found."""
         ...
 
 
 @contextmanager
-def told(action: str, where: str) -> Iterator[None]:
+def storage_errors(action: str, where: str) -> Iterator[None]:
     """Operating-system errors as StorageError that says what to do."""
     try:
         yield
@@ -109,7 +109,7 @@ def told(action: str, where: str) -> Iterator[None]:
         raise StorageError(f"cannot {action}: {error.strerror or error}", where=where, fix=fix) from error
 
 
-def again(call: Callable[[], Any]) -> Any:
+def retry_call(call: Callable[[], Any]) -> Any:
     """`call`, whole and not in the middle of something, to a file system of Arrow. Its client of S3 tries again by itself, but for 429."""
     patience = Patience()
     while True:

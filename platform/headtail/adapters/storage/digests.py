@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from headtail.adapters.storage.base import Storage, again, table_errors
+from headtail.adapters.storage.base import Storage, retry_call, table_errors
 from headtail.core.errors import StorageError
 from headtail.core.keys import sha256_file, sha256_stream
 from headtail.core.receipt import FileRef
@@ -23,20 +23,20 @@ from headtail.core.receipt import FileRef
 _known: dict[tuple[str, ...], tuple[object, ...]] = {}  # what was checked in this process, and its state then
 
 
-def check(store: Storage, ref: FileRef) -> str:
+def check_digest(store: Storage, ref: FileRef) -> str:
     """The path of `ref`, whose bytes are those that it names. StorageError when they are not, or the file is absent."""
     key = (store.root, ref.path, ref.sha256)
     with table_errors(store, ref.path):
-        info = again(lambda: store.filesystem.get_file_info(store.full(ref.path)))
+        info = retry_call(lambda: store.filesystem.get_file_info(store.full(ref.path)))
     if info.type == pafs.FileType.NotFound:
         raise StorageError("not in the store", where=store.uri(ref.path), fix="it was deleted: run the stage that wrote it again")
     state = (info.size, info.mtime_ns)
     if _known.get(key) == state:
         return ref.path
     with table_errors(store, ref.path):
-        found = again(lambda: _sha256(store, ref.path))
+        found = retry_call(lambda: _sha256(store, ref.path))
     if found != ref.sha256:
-        raise _changed(store.uri(ref.path))
+        raise _digest_error(store.uri(ref.path))
     if state[1] % 1_000_000_000 or time.time_ns() - state[1] > 3_000_000_000:  # S3 tells seconds: it may be written again in this one
         _known[key] = state
     return ref.path
@@ -56,7 +56,7 @@ def check_local(path: Path, sha256: str) -> None:
     if _known.get(key) == state or note.exists():
         return
     if sha256_file(path) != sha256:
-        raise _changed(str(path))
+        raise _digest_error(str(path))
     _known[key] = state
     with contextlib.suppress(OSError):  # no home, or a full one: each process checks for itself
         note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -67,6 +67,6 @@ def _notes() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headtail" / "checked"
 
 
-def _changed(where: str) -> StorageError:
+def _digest_error(where: str) -> StorageError:
     fix = "it was damaged or changed: remove its folder and run the stage that wrote it again; see docs/security.md"
     return StorageError("this file is not the one that was written: its SHA-256 differs", where=where, fix=fix)

@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from headtail.adapters.storage.base import Stored, checked, told
+from headtail.adapters.storage.base import StoredFile, check_path, storage_errors
 from headtail.core.errors import StorageError
 
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # the name of a file until it is whole
@@ -43,7 +43,7 @@ class LocalStorage:
 
     def full(self, path: str) -> str:
         """StorageError when `path` leads out of the root, be it by a link in the store."""
-        full = os.path.join(self.root, checked(path, self.root))
+        full = os.path.join(self.root, check_path(path, self.root))
         if _has_link(self.root, path):
             real, root = os.path.realpath(full), os.path.realpath(self.root)
             if real != root and not real.startswith(root.rstrip("/") + "/"):
@@ -55,7 +55,7 @@ class LocalStorage:
         return os.path.join(self.root, path)
 
     def exists(self, path: str) -> bool:
-        with told("look", self.full(path)):  # os.path.exists takes "permission denied" and a lost mount for "absent"
+        with storage_errors("look", self.full(path)):  # os.path.exists takes "permission denied" and a lost mount for "absent"
             try:
                 os.stat(self.full(path))
             except (FileNotFoundError, NotADirectoryError):
@@ -76,7 +76,7 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def _reading(self, path: str) -> Iterator[None]:
-        with told("read", self.full(path)):
+        with storage_errors("read", self.full(path)):
             try:
                 yield
             except FileNotFoundError:
@@ -100,12 +100,12 @@ class LocalStorage:
         return aside
 
     def replace(self, path: str, data: bytes) -> None:
-        with told("write", self.full(path)):
+        with storage_errors("write", self.full(path)):
             os.replace(self._write_aside(path, data), self.full(path))
             _sync_folder(Path(self.full(path)).parent)
 
     def create(self, path: str, data: bytes) -> bool:
-        with told("write", self.full(path)):
+        with storage_errors("write", self.full(path)):
             aside = self._write_aside(path, data)
             try:
                 move_new(aside, Path(self.full(path)))
@@ -117,7 +117,7 @@ class LocalStorage:
             return True
 
     def put_file(self, local: Path, path: str) -> None:
-        with told("write", self.full(path)):
+        with storage_errors("write", self.full(path)):
             aside = self._aside(path)
             try:
                 shutil.move(local, aside)
@@ -133,7 +133,7 @@ class LocalStorage:
         return Path(self.full(path))
 
     def remove(self, path: str) -> None:
-        with told("remove", self.full(path)):
+        with storage_errors("remove", self.full(path)):
             folder = Path(self.full(path)).parent
             Path(self.full(path)).unlink(missing_ok=True)
             while folder != Path(self.root):  # folders are no more than parts of names: an empty one goes too
@@ -147,20 +147,20 @@ class LocalStorage:
             if folder.is_dir():
                 _sync_folder(folder)
 
-    def files(self, folder: str) -> list[Stored]:
+    def files(self, folder: str) -> list[StoredFile]:
         found = []
         for place, _, names in os.walk(self.full(folder)):
             for name in names:
                 with contextlib.suppress(FileNotFoundError):  # finished or removed by another process just now
                     about = os.stat(os.path.join(place, name))
                     when = datetime.datetime.fromtimestamp(about.st_ctime, datetime.UTC)  # a file moved in keeps its old mtime
-                    found.append(Stored(os.path.relpath(os.path.join(place, name), self.root), about.st_size, when))
+                    found.append(StoredFile(os.path.relpath(os.path.join(place, name), self.root), about.st_size, when))
         return sorted(found)
 
-    def litter(self, before: datetime.datetime) -> list[Stored]:
+    def litter(self, before: datetime.datetime) -> list[StoredFile]:
         return [one for one in self.files("") if one.modified < before and _ASIDE.fullmatch(os.path.basename(one.path))]
 
-    def discard(self, stored: Stored) -> None:
+    def discard(self, stored: StoredFile) -> None:
         self.remove(stored.path)
 
 

@@ -80,7 +80,7 @@ def transient(code: int, name: str, error: BaseException | None) -> bool:
     return code in _LATER or name in _LATER_CODES
 
 
-def handler() -> Callable[..., float | None]:
+def retry_handler() -> Callable[..., float | None]:
     """What boto asks after each attempt (its event `needs-retry`): seconds to wait before the next, None for no other.
 
     A conditional put that met 409 is not repeated here: its caller looks first.
@@ -105,14 +105,14 @@ def handler() -> Callable[..., float | None]:
     return needs_retry
 
 
-def broken_off() -> tuple[type[Exception], ...]:
+def broken_read_errors() -> tuple[type[Exception], ...]:
     """What is raised when an answer ends before its end."""
     from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
     return IncompleteReadError, ReadTimeoutError, ResponseStreamingError
 
 
-def status(error: Any) -> int:
+def http_status(error: Any) -> int:
     """The HTTP status of boto's ClientError."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
@@ -125,7 +125,7 @@ def refusal(action: str, where: str, error: BaseException) -> StorageError:
         code = error.response.get("Error", {}).get("Code", "")
         if code in ("404", "NoSuchKey"):
             return StorageError("not in the store", where=where)
-        fix = _FIXES.get(code, _ENDPOINT if status(error) in _LATER else "check bucket, credentials and permissions")
+        fix = _FIXES.get(code, _ENDPOINT if http_status(error) in _LATER else "check bucket, credentials and permissions")
         return StorageError(f"cannot {action}: {error}", where=where, fix=fix)
     keys = (
         boto.NoCredentialsError,

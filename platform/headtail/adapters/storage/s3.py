@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from headtail.adapters.storage import retries
-from headtail.adapters.storage.base import Stored, checked, told
+from headtail.adapters.storage.base import StoredFile, check_path, storage_errors
 from headtail.adapters.storage.ranges import Ranges
 from headtail.core.errors import StorageError
 
@@ -48,7 +48,7 @@ def _s3(pid: int, settings: tuple[tuple[str, str], ...]) -> Any:
             if f"AWS_{name.upper()}" not in os.environ:
                 ways[name] = "when_required"
         client = session.client("s3", config=BotoConfig(**ways))
-    client.meta.events.register("needs-retry.s3", retries.handler())
+    client.meta.events.register("needs-retry.s3", retries.retry_handler())
     return client
 
 
@@ -93,7 +93,7 @@ class S3Storage:
         return urlparse(self.root).netloc
 
     def _key(self, path: str) -> str:
-        return "/".join(part for part in (urlparse(self.root).path.strip("/"), checked(path, self.root)) if part)
+        return "/".join(part for part in (urlparse(self.root).path.strip("/"), check_path(path, self.root)) if part)
 
     def _at(self, path: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._key(path)}
@@ -140,7 +140,7 @@ class S3Storage:
         try:
             return self._client.head_object(**self._at(path))
         except ClientError as error:
-            if retries.status(error) == 404:
+            if retries.http_status(error) == 404:
                 return None
             raise
 
@@ -158,7 +158,7 @@ class S3Storage:
                 body = self._client.get_object(**self._at(path), **part)["Body"]
                 try:
                     return bytes(body.read())
-                except retries.broken_off() as error:  # the client tries again until an answer begins; here it ended too soon
+                except retries.broken_read_errors() as error:  # the client tries again until an answer begins; here it ended too soon
                     patience.wait(error)
 
     def replace(self, path: str, data: bytes) -> None:
@@ -180,7 +180,7 @@ class S3Storage:
                 self._client.put_object(**self._at(path), Body=data, IfNoneMatch="*", Metadata={_WRITER: mark})
                 return True
             except ClientError as error:
-                if retries.status(error) not in (409, 412):
+                if retries.http_status(error) not in (409, 412):
                     raise
                 found = self._head(path)
                 if found is not None:
@@ -191,7 +191,7 @@ class S3Storage:
         from boto3.exceptions import S3UploadFailedError
 
         mark = uuid.uuid4().hex
-        with told("read", str(local)), self._plain_errors("write", path):
+        with storage_errors("read", str(local)), self._plain_errors("write", path):
             try:
                 self._client.upload_file(str(local), self._bucket, self._key(path), ExtraArgs={"Metadata": {_WRITER: mark}})
             except S3UploadFailedError:  # perhaps done, its answer lost, and the next one "no such upload"
@@ -201,8 +201,8 @@ class S3Storage:
             local.unlink()
 
     def fetch(self, path: str, into: Path) -> Path:
-        target = into / checked(path, self.root)
-        with told("write", str(target)), self._plain_errors("read", path):
+        target = into / check_path(path, self.root)
+        with storage_errors("write", str(target)), self._plain_errors("read", path):
             target.parent.mkdir(parents=True, exist_ok=True)
             self._client.download_file(self._bucket, self._key(path), str(target))  # under another name until it is whole
         return target
@@ -211,15 +211,15 @@ class S3Storage:
         with self._plain_errors("remove", path):
             self._client.delete_object(**self._at(path))
 
-    def files(self, folder: str) -> list[Stored]:
+    def files(self, folder: str) -> list[StoredFile]:
         pages = self._pages("list_objects_v2", f"{folder}/" if folder else "", "Contents")
-        return [Stored(path, item["Size"], item["LastModified"]) for path, item in pages]
+        return [StoredFile(path, item["Size"], item["LastModified"]) for path, item in pages]
 
-    def litter(self, before: datetime.datetime) -> list[Stored]:
+    def litter(self, before: datetime.datetime) -> list[StoredFile]:
         pages = self._pages("list_multipart_uploads", "", "Uploads")
-        return [Stored(path, 0, item["Initiated"], item["UploadId"]) for path, item in pages if item["Initiated"] < before]
+        return [StoredFile(path, 0, item["Initiated"], item["UploadId"]) for path, item in pages if item["Initiated"] < before]
 
-    def discard(self, stored: Stored) -> None:
+    def discard(self, stored: StoredFile) -> None:
         if stored.upload:
             with self._plain_errors("abort an upload", stored.path):
                 self._client.abort_multipart_upload(**self._at(stored.path), UploadId=stored.upload)

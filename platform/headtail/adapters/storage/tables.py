@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headtail.adapters.storage.base import Storage, again, table_errors, told
-from headtail.adapters.storage.digests import check
+from headtail.adapters.storage.base import Storage, retry_call, storage_errors, table_errors
+from headtail.adapters.storage.digests import check_digest
 from headtail.core import record
 from headtail.core.config import Config
 from headtail.core.errors import InputError, StorageError
@@ -40,7 +40,7 @@ def write_once(store: Storage, path: str, data: bytes) -> bytes:
 
 def read_bytes(store: Storage, ref: FileRef) -> bytes:
     """The bytes that `ref` names. StorageError when others are there."""
-    return store.read(check(store, ref))
+    return store.read(check_digest(store, ref))
 
 
 def read_text(store: Storage, path: str) -> str:
@@ -54,12 +54,12 @@ def read_text(store: Storage, path: str) -> str:
 def read_json(store: Storage, file: str | FileRef) -> dict[str, Any]:
     """The JSON object of a file; its digest is checked when it is given. StorageError when it is absent, another, or no such object."""
     path = _path(store, file)
-    return record.parse(store.read(path), store.uri(path))
+    return record.parse_object(store.read(path), store.uri(path))
 
 
 def read_record(store: Storage, kind: type[T], path: str, layout: int | None = None) -> T:
     """The JSON object of a file as a `kind`. StorageError when it is absent, has another `layout` or wrong fields."""
-    return record.read(kind, store.read(path), store.uri(path), layout)
+    return record.parse_record(kind, store.read(path), store.uri(path), layout)
 
 
 def write_table(
@@ -73,7 +73,7 @@ def write_table(
     rows = 0
     with tempfile.TemporaryDirectory(prefix="headtail-") as folder:
         local = Path(folder) / "table.parquet"
-        with told("write", str(local)):
+        with storage_errors("write", str(local)):
             with pq.ParquetWriter(local, schema, compression="zstd") as writer:
                 for piece in pieces:
                     writer.write(piece)
@@ -82,14 +82,14 @@ def write_table(
 
 
 def _path(store: Storage, file: str | FileRef) -> str:
-    return file if isinstance(file, str) else check(store, file)
+    return file if isinstance(file, str) else check_digest(store, file)
 
 
 def read_table(store: Storage, file: str | FileRef, columns: list[str] | None = None) -> pa.Table:
     """A Parquet file of the store; its digest is checked when it is given. StorageError when it is absent, another or damaged."""
     path = _path(store, file)
     with table_errors(store, path):
-        return again(lambda: pq.read_table(store.full(path), filesystem=store.filesystem, columns=columns))
+        return retry_call(lambda: pq.read_table(store.full(path), filesystem=store.filesystem, columns=columns))
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from headtail.core.compact.nodes import END, STOP, Choice, Const, List, Node, Nothing, Number, Object, Text
-from headtail.core.compact.streams import same
+from headtail.core.compact.streams import json_identity
 from headtail.core.errors import ConfigError
-from headtail.core.schema import pointed_at
+from headtail.core.schema import resolve_pointer
 
 ALPHABET = "|~^=<>{}[]_;*@#%$+()!?:,"  # of a choice's options, in this order: first what people seldom type
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"  # of choices with more options than there are symbols
@@ -43,9 +43,9 @@ class Builder:
         """The node of `schema`: of its keywords that say what a value is, the first that can be written."""
         self._parts += 1
         if self._parts > _MOST:
-            raise self._refused("the schema has too many parts", path)
+            raise self._refusal("the schema has too many parts", path)
         if not isinstance(schema, Mapping) or not schema:
-            raise self._refused("a value may be anything here", path)
+            raise self._refusal("a value may be anything here", path)
         refusal: ConfigError | None = None
         for name in ("const", "enum", "type", "$ref", "anyOf", "oneOf", "allOf"):
             if name not in schema:
@@ -54,7 +54,7 @@ class Builder:
                 return self._by(name, schema, path, place)
             except ConfigError as error:
                 refusal = refusal or error
-        raise refusal or self._refused("nothing says which values may stand here", path)
+        raise refusal or self._refusal("nothing says which values may stand here", path)
 
     def _by(self, name: str, schema: Mapping[str, Any], path: str, place: Place) -> Node:
         if name in ("const", "enum"):
@@ -64,7 +64,7 @@ class Builder:
             kinds = [schema["type"]] if isinstance(schema["type"], str) else schema["type"]
             return self._choice([self._of_type(kind, schema, path, place) for kind in kinds], path)
         if name == "$ref":
-            return self._referred(str(schema["$ref"]), path, place)
+            return self._reference_node(str(schema["$ref"]), path, place)
         options = [{"type": schema["type"], **option} if _lends_type(schema, option) else option for option in schema[name]]
         if name != "allOf":
             return self._choice([self.node(option, path, place) for option in options if option is not False], path)
@@ -74,16 +74,16 @@ class Builder:
                 return self.node(option, path, place)
             except ConfigError as error:
                 refusal = refusal or error
-        raise refusal or self._refused("an empty allOf", path)
+        raise refusal or self._refusal("an empty allOf", path)
 
-    def _referred(self, ref: str, path: str, place: Place) -> Node:
+    def _reference_node(self, ref: str, path: str, place: Place) -> Node:
         if ref in self._refs:
-            raise self._refused(f"{ref} leads back to itself", path)
+            raise self._refusal(f"{ref} leads back to itself", path)
         if not (ref == "#" or ref.startswith("#/")) or any("$id" in part for part in _inner(self.root)):
-            raise self._refused(f"{ref} is not looked up: only #/... within a schema without $id", path)
+            raise self._refusal(f"{ref} is not looked up: only #/... within a schema without $id", path)
         self._refs = (*self._refs, ref)
         try:
-            return self.node(pointed_at(ref, self.root), path, place)
+            return self.node(resolve_pointer(ref, self.root), path, place)
         finally:
             self._refs = self._refs[:-1]
 
@@ -103,15 +103,15 @@ class Builder:
             return Text(not stop, False, stop=stop, least=least, most=most)
         if kind in ("number", "integer"):
             return Number(False, False, stop=stop, whole=kind == "integer")
-        raise self._refused(f"type {kind} is none of {', '.join(_TYPES)}", path)
+        raise self._refusal(f"type {kind} is none of {', '.join(_TYPES)}", path)
 
     def _choice(self, options: list[Node], path: str) -> Node:
         """One of `options`; a choice among them gives its own options instead of itself."""
         flat = [inner for option in options for inner in (option.options if isinstance(option, Choice) else (option,))]
         if not flat:
-            raise self._refused("no value can stand here", path)
+            raise self._refusal("no value can stand here", path)
         if len(flat) > _MOST:
-            raise self._refused(f"{len(flat)} options are too many", path)
+            raise self._refusal(f"{len(flat)} options are too many", path)
         if len(flat) == 1:
             return flat[0]
         if len(flat) <= len(ALPHABET):
@@ -123,7 +123,7 @@ class Builder:
 
     def _list(self, schema: Mapping[str, Any], path: str, place: Place) -> Node:
         if "prefixItems" in schema or "items" not in schema:
-            raise self._refused("a list needs `items`, and no prefixItems", path)
+            raise self._refusal("a list needs `items`, and no prefixItems", path)
         if schema["items"] is False:
             return Const(value=[])
         within, end = f"{path}[]", not place.last
@@ -140,7 +140,7 @@ class Builder:
 
     def _object(self, schema: Mapping[str, Any], path: str, place: Place) -> Node:
         if schema.get("additionalProperties") is not False or schema.get("patternProperties"):
-            raise self._refused("an object may hold properties that the schema does not name", path)
+            raise self._refusal("an object may hold properties that the schema does not name", path)
         made: list[tuple[str, Node, bool]] = []
         required = schema.get("required", ())
         for name, inner in reversed(list(schema.get("properties", {}).items())):  # from the end: what follows decides
@@ -155,7 +155,7 @@ class Builder:
         node = self.node(schema, path, place)
         return (node, False) if required else (self._choice([Nothing(), node], path), True)
 
-    def _refused(self, what: str, path: str) -> ConfigError:
+    def _refusal(self, what: str, path: str) -> ConfigError:
         return ConfigError(f"field {path}: its answers have no compact format: {what}", where=self.where, fix=_FIX)
 
 
@@ -192,10 +192,10 @@ def _inner(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 def _spellings(values: list[Any]) -> list[Any]:
     """`values` and all that equals one of them under JSON Schema, for which 1 is 1.0; each once, those as given first."""
-    found = {same(value): value for value in values}
+    found = {json_identity(value): value for value in values}
     for value in values:
         for other in _equals(value):
-            found.setdefault(same(other), other)
+            found.setdefault(json_identity(other), other)
             if len(found) > _MOST:
                 return list(found.values())
     return list(found.values())

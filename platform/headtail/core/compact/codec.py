@@ -13,16 +13,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from headtail.core.compact.build import ALPHABET, Builder, Place
-from headtail.core.compact.rules import Rules, charset
-from headtail.core.compact.streams import Reader, Unfit, Writer, merged, same
+from headtail.core.compact.rules import GrammarRules, charset
+from headtail.core.compact.streams import CompactError, CompactReader, CompactWriter, json_identity, merge_spans
 from headtail.core.errors import InputError
 
-__all__ = ["ALPHABET", "VERSION", "Codec", "Decoded", "Unfit"]
+__all__ = ["ALPHABET", "VERSION", "Codec", "CompactError", "DecodedAnswer"]
 
 VERSION = 1  # part of a student's I/O format: raise it when the same answer gets another code
 
 
-class Decoded(NamedTuple):
+class DecodedAnswer(NamedTuple):
     """An answer, and the [start, end) of what in its code was decided rather than forced, in order and without overlap.
 
     A span that ends one after the text's end takes in the decision to stop there.
@@ -45,22 +45,24 @@ class Codec:
         """The code of an answer that is valid under the schema."""
         pieces: list[str] = []
         try:
-            self._root.write(answer, pieces, Writer(self._symbols))
+            self._root.write(answer, pieces, CompactWriter(self._symbols))
             code = "".join(pieces)
-            if same(self.decode(code).answer) != same(answer):
-                raise Unfit("its code says something else")
-        except Unfit as error:
+            if json_identity(self.decode(code).answer) != json_identity(answer):
+                raise CompactError("its code says something else")
+        except CompactError as error:
             fix = "only answers that are valid under the task's schema have a compact text"
-            raise InputError(f"an answer cannot be written compactly: {error}", where="answer", value=same(answer), fix=fix) from None
+            raise InputError(
+                f"an answer cannot be written compactly: {error}", where="answer", value=json_identity(answer), fix=fix
+            ) from None
         return code
 
-    def decode(self, code: str) -> Decoded:
-        """The answer that `code` stands for. Unfit when it is none; whether that is valid is for the schema to say."""
-        reader = Reader(code, self._symbols, self._bare)
+    def decode(self, code: str) -> DecodedAnswer:
+        """The answer that `code` stands for. CompactError when it is none; whether that is valid is for the schema to say."""
+        reader = CompactReader(code, self._symbols, self._bare)
         answer = self._root.read(reader)
         if reader.at < len(code):
-            raise Unfit(f"it goes on after its end, at character {reader.at}")
-        return Decoded(answer, merged(reader.spans))
+            raise CompactError(f"it goes on after its end, at character {reader.at}")
+        return DecodedAnswer(answer, merge_spans(reader.spans))
 
     def grammar(self, max_tokens: int = 0) -> str:
         """EBNF, as xgrammar reads it, of all compact answers.
@@ -68,6 +70,6 @@ class Codec:
         Bounds of texts and lists that `max_tokens` implies are left out, and those above rules.LONGEST: a row that oversteps
         one is invalid afterwards.
         """
-        rules = Rules(charset(sorted({*self._symbols, "\\"})), max_tokens)
+        rules = GrammarRules(charset(sorted({*self._symbols, "\\"})), max_tokens)
         root = self._root.rule(rules) or '""'
         return "\n".join([f"root ::= {root}", *rules.lines]) + "\n"

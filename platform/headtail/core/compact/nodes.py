@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from headtail.core.compact.rules import Rules, quoted
-from headtail.core.compact.streams import Reader, Unfit, Writer, same
+from headtail.core.compact.rules import GrammarRules, quote
+from headtail.core.compact.streams import CompactError, CompactReader, CompactWriter, json_identity
 
 STOP, END = "\n", "\t"  # of a text or number that nothing else ends; of a list that more follows
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -27,13 +27,13 @@ class Node:
     marked: bool = True
     ends: bool = False
 
-    def write(self, value: Any, into: list[str], to: Writer) -> None:
+    def write(self, value: Any, into: list[str], to: CompactWriter) -> None:
         raise NotImplementedError
 
-    def read(self, reader: Reader) -> Any:
+    def read(self, reader: CompactReader) -> Any:
         raise NotImplementedError
 
-    def rule(self, rules: Rules) -> str:
+    def rule(self, rules: GrammarRules) -> str:
         """Its grammar; "" when its code is always nothing."""
         raise NotImplementedError
 
@@ -44,14 +44,14 @@ class Const(Node):
 
     value: Any = None
 
-    def write(self, value: Any, into: list[str], to: Writer) -> None:
-        if same(value) != same(self.value):
-            raise Unfit(f"{same(value)[:80]} is not {same(self.value)[:80]}")
+    def write(self, value: Any, into: list[str], to: CompactWriter) -> None:
+        if json_identity(value) != json_identity(self.value):
+            raise CompactError(f"{json_identity(value)[:80]} is not {json_identity(self.value)[:80]}")
 
-    def read(self, reader: Reader) -> Any:
-        return json.loads(same(self.value))  # a new one each time: answers may be changed by whoever gets them
+    def read(self, reader: CompactReader) -> Any:
+        return json.loads(json_identity(self.value))  # a new one each time: answers may be changed by whoever gets them
 
-    def rule(self, rules: Rules) -> str:
+    def rule(self, rules: GrammarRules) -> str:
         return ""
 
 
@@ -66,21 +66,21 @@ ABSENT = Absent()
 class Nothing(Node):
     """A property that is not there."""
 
-    def write(self, value: Any, into: list[str], to: Writer) -> None:
+    def write(self, value: Any, into: list[str], to: CompactWriter) -> None:
         if value is not ABSENT:
-            raise Unfit("it is there")
+            raise CompactError("it is there")
 
-    def read(self, reader: Reader) -> Any:
+    def read(self, reader: CompactReader) -> Any:
         return ABSENT
 
-    def rule(self, rules: Rules) -> str:
+    def rule(self, rules: GrammarRules) -> str:
         return ""
 
 
 def within(node: Text | List, count: int, of: str) -> None:
-    """Unfit unless `count` is within the node's bounds: another option may take what this one does not."""
+    """CompactError unless `count` is within the node's bounds: another option may take what this one does not."""
     if count < node.least or (node.most is not None and count > node.most):
-        raise Unfit(f"{count} {of}, where {node.least} to {'any' if node.most is None else node.most} may stand")
+        raise CompactError(f"{count} {of}, where {node.least} to {'any' if node.most is None else node.most} may stand")
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,13 @@ class Text(Node):
     least: int = 0
     most: int | None = None
 
-    def write(self, value: Any, into: list[str], to: Writer) -> None:
+    def write(self, value: Any, into: list[str], to: CompactWriter) -> None:
         if not isinstance(value, str):
-            raise Unfit(f"{same(value)[:80]} is not text")
+            raise CompactError(f"{json_identity(value)[:80]} is not text")
         within(self, len(value), "characters")
         into += [to.escaped(value), STOP * self.stop]
 
-    def read(self, reader: Reader) -> str:
+    def read(self, reader: CompactReader) -> str:
         start, made = reader.at, [reader.plain()]
         while reader.next == "\\":
             symbol = reader.text[reader.at + 1 : reader.at + 2]
@@ -106,14 +106,14 @@ class Text(Node):
             reader.at += 2
             made += [symbol, reader.plain()]
         text = "".join(made)
-        reader.decided(start, stopped=True)
+        reader.mark_decision(start, stopped=True)
         if self.stop and not reader.take(STOP):
             raise reader.fail("the end of a text")
         within(self, len(text), "characters")
         return text
 
-    def rule(self, rules: Rules) -> str:
-        return " ".join(filter(None, (rules.text(self.least, self.most), quoted(STOP) if self.stop else "")))
+    def rule(self, rules: GrammarRules) -> str:
+        return " ".join(filter(None, (rules.text(self.least, self.most), quote(STOP) if self.stop else "")))
 
 
 @dataclass(frozen=True)
@@ -123,34 +123,34 @@ class Number(Node):
     stop: bool = False
     whole: bool = False
 
-    def write(self, value: Any, into: list[str], to: Writer) -> None:
+    def write(self, value: Any, into: list[str], to: CompactWriter) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or (self.whole and isinstance(value, float) and not value.is_integer()):
-            raise Unfit(f"{same(value)[:80]} is not a {'whole ' if self.whole else ''}number")
-        spelled = same(value)
+            raise CompactError(f"{json_identity(value)[:80]} is not a {'whole ' if self.whole else ''}number")
+        spelled = json_identity(value)
         if self.whole and isinstance(value, float):
             spelled = "-0.0" if spelled == "-0.0" else f"{int(value)}.0"
         into.append(spelled + STOP * self.stop)
 
-    def read(self, reader: Reader) -> int | float:
+    def read(self, reader: CompactReader) -> int | float:
         found = (_WHOLE if self.whole else _NUMBER).match(reader.text, reader.at)
         if found is None:
             raise reader.fail("a number")
         start, reader.at = reader.at, found.end()
-        reader.decided(start)
+        reader.mark_decision(start)
         if self.stop and not reader.take(STOP):
             raise reader.fail("the end of a number")
         try:
             number: int | float = json.loads(found.group())
         except ValueError as error:  # more digits than Python takes
-            raise Unfit(str(error)) from None
+            raise CompactError(str(error)) from None
         if number in (float("inf"), float("-inf")):
-            raise Unfit(f"{found.group()[:40]} is too large a number")
+            raise CompactError(f"{found.group()[:40]} is too large a number")
         return number
 
-    def rule(self, rules: Rules) -> str:
+    def rule(self, rules: GrammarRules) -> str:
         rest = '(".0")?' if self.whole else '("." [0-9]+)? ([eE] [+-]? [0-9]+)?'
-        return rules.add(f'"-"? ("0" | [1-9] [0-9]*) {rest}') + (" " + quoted(STOP) if self.stop else "")
+        return rules.add(f'"-"? ("0" | [1-9] [0-9]*) {rest}') + (" " + quote(STOP) if self.stop else "")
 
 
 @dataclass(frozen=True)
@@ -160,28 +160,28 @@ class Choice(Node):
     options: tuple[Node, ...] = ()
     symbols: tuple[str, ...] = ()
 
-    def write(self, value: Any, into: list[str], to: Writer) -> None:
+    def write(self, value: Any, into: list[str], to: CompactWriter) -> None:
         for symbol, option in zip(self.symbols, self.options, strict=True):
             inner: list[str] = []
             try:
                 option.write(value, inner, to)
-            except Unfit:
+            except CompactError:
                 continue
             into += [symbol, *inner]
             return
-        raise Unfit(f"{'absence' if value is ABSENT else same(value)[:80]} is none of the options")
+        raise CompactError(f"{'absence' if value is ABSENT else json_identity(value)[:80]} is none of the options")
 
-    def read(self, reader: Reader) -> Any:
+    def read(self, reader: CompactReader) -> Any:
         start, width = reader.at, len(self.symbols[0])
         symbol = reader.text[start : start + width]
         if symbol not in self.symbols:
             raise reader.fail("the symbol of an option")
         reader.at += width
-        reader.decided(start)
+        reader.mark_decision(start)
         return self.options[self.symbols.index(symbol)].read(reader)
 
-    def rule(self, rules: Rules) -> str:
-        said = (" ".join(filter(None, (quoted(s), o.rule(rules)))) for s, o in zip(self.symbols, self.options, strict=True))
+    def rule(self, rules: GrammarRules) -> str:
+        said = (" ".join(filter(None, (quote(s), o.rule(rules)))) for s, o in zip(self.symbols, self.options, strict=True))
         return rules.add(" | ".join(said))
 
 
@@ -195,16 +195,16 @@ class List(Node):
     least: int = 0
     most: int | None = None
 
-    def write(self, value: Any, into: list[str], to: Writer) -> None:
+    def write(self, value: Any, into: list[str], to: CompactWriter) -> None:
         if not isinstance(value, list):
-            raise Unfit(f"{same(value)[:80]} is not a list")
+            raise CompactError(f"{json_identity(value)[:80]} is not a list")
         within(self, len(value), "items")
         for item in value:
             into.append(self.lead)
             self.item.write(item, into, to)
         into.append(END * self.end)
 
-    def read(self, reader: Reader) -> list[Any]:
+    def read(self, reader: CompactReader) -> list[Any]:
         made: list[Any] = []
         while reader.next and not (self.end and reader.next == END) and (not self.lead or reader.take(self.lead)):
             made.append(self.item.read(reader))
@@ -213,9 +213,9 @@ class List(Node):
         within(self, len(made), "items")
         return made
 
-    def rule(self, rules: Rules) -> str:
-        item = rules.add(" ".join(filter(None, (self.lead and quoted(self.lead), self.item.rule(rules)))))
-        return " ".join(filter(None, (rules.repeat((item,), self.least, self.most), quoted(END) if self.end else "")))
+    def rule(self, rules: GrammarRules) -> str:
+        item = rules.add(" ".join(filter(None, (self.lead and quote(self.lead), self.item.rule(rules)))))
+        return " ".join(filter(None, (rules.repeat((item,), self.least, self.most), quote(END) if self.end else "")))
 
 
 @dataclass(frozen=True)
@@ -224,20 +224,20 @@ class Object(Node):
 
     properties: tuple[tuple[str, Node, bool], ...] = ()  # name, node, whether it may be absent
 
-    def write(self, value: Any, into: list[str], to: Writer) -> None:
+    def write(self, value: Any, into: list[str], to: CompactWriter) -> None:
         if not isinstance(value, dict):
-            raise Unfit(f"{same(value)[:80]} is not an object")
+            raise CompactError(f"{json_identity(value)[:80]} is not an object")
         known = [name for name, _, _ in self.properties]
         if strange := [name for name in value if name not in known]:
-            raise Unfit(f"unknown property {strange[0]!r}")
+            raise CompactError(f"unknown property {strange[0]!r}")
         for name, node, optional in self.properties:
             if name not in value and not optional:
-                raise Unfit(f"property {name!r} is missing")
+                raise CompactError(f"property {name!r} is missing")
             node.write(value.get(name, ABSENT), into, to)
 
-    def read(self, reader: Reader) -> dict[str, Any]:
+    def read(self, reader: CompactReader) -> dict[str, Any]:
         made = {name: node.read(reader) for name, node, _ in self.properties}
         return {name: value for name, value in made.items() if value is not ABSENT}
 
-    def rule(self, rules: Rules) -> str:
+    def rule(self, rules: GrammarRules) -> str:
         return " ".join(filter(None, (node.rule(rules) for _, node, _ in self.properties)))

@@ -13,7 +13,7 @@ _HALVES = "\\ud800-\\udfff"  # xgrammar takes the bytes of half a surrogate pair
 
 
 @dataclass
-class Rules:
+class GrammarRules:
     """A grammar being written. `symbols`: what a backslash stands before."""
 
     symbols: str
@@ -45,7 +45,7 @@ class Rules:
         return rest
 
 
-def quoted(text: str) -> str:
+def quote(text: str) -> str:
     return '"' + "".join(c if c.isalnum() and c.isascii() else f"\\u{ord(c):04x}" for c in text) + '"'
 
 

@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-class Unfit(ValueError):
+class CompactError(ValueError):
     """A value that has no code here, or a text that is none; says why."""
 
 
-def same(value: Any) -> str:
+def json_identity(value: Any) -> str:
     """A text that two values share when they are the same JSON: 1 is not 1.0, true is not 1."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 @dataclass
-class Writer:
+class CompactWriter:
     """A text being written. `symbols`: what gets a backslash within text."""
 
     symbols: frozenset[str]
@@ -32,7 +32,7 @@ class Writer:
 
 
 @dataclass
-class Reader:
+class CompactReader:
     """A code being read. `spans`: what was decided so far."""
 
     text: str
@@ -56,15 +56,15 @@ class Reader:
         self.at += 1
         return True
 
-    def decided(self, start: int, stopped: bool = False) -> None:
+    def mark_decision(self, start: int, stopped: bool = False) -> None:
         """All since `start` was a decision; `stopped`: so is what comes next, by which it ended."""
         self.spans.append((start, self.at + stopped))
 
-    def fail(self, wanted: str) -> Unfit:
-        return Unfit(f"{wanted} is missing at character {self.at}" + ("" if self.next else ", where it ends"))
+    def fail(self, wanted: str) -> CompactError:
+        return CompactError(f"{wanted} is missing at character {self.at}" + ("" if self.next else ", where it ends"))
 
 
-def merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def merge_spans(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     made: list[tuple[int, int]] = []
     for start, end in spans:
         if made and start < made[-1][1]:

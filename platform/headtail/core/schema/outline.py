@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from headtail.core.errors import ConfigError
-from headtail.core.schema.text import DECIMALS
-from headtail.core.schema.text import longest as longest_text
+from headtail.core.schema.text import DECIMALS, longest_text
 
 _LARGEST = 2**53 - 1  # of a number: larger whole numbers are not told apart by every reader of JSON
 _MOST_PARTS = 10_000
@@ -48,19 +47,19 @@ class Outline(NamedTuple):
     notes: tuple[str, ...]
 
 
-def closed(schema: Any) -> Any:
+def close_objects(schema: Any) -> Any:
     """`schema` with `additionalProperties: false` where an object names its properties and says nothing of others."""
     if not isinstance(schema, Mapping):
         return schema
     made = dict(schema)
     for group in ("properties", "$defs", "definitions"):
         if isinstance(made.get(group), Mapping):
-            made[group] = {name: closed(child) for name, child in made[group].items()}
+            made[group] = {name: close_objects(child) for name, child in made[group].items()}
     for group in ("prefixItems", "anyOf", "oneOf", "allOf"):
         if isinstance(made.get(group), list):
-            made[group] = [closed(child) for child in made[group]]
+            made[group] = [close_objects(child) for child in made[group]]
     if "items" in made:
-        made["items"] = closed(made["items"])
+        made["items"] = close_objects(made["items"])
     says = {"additionalProperties", "patternProperties", "unevaluatedProperties"} & made.keys()
     if "object" in _kinds(made) and "properties" in made and not says:
         made["additionalProperties"] = False
@@ -74,16 +73,16 @@ def outline(schema: Any, where: str = "task.yaml", path: str = "answer") -> Outl
     return Outline(part, longest_text(part), tuple(dict.fromkeys(found.notes)))
 
 
-def without_names(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
+def resolve_reference(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part that a chain of $ref leads to; `schema` itself when it has none."""
     for _ in range(100):
         if "$ref" not in schema:
             break
-        schema = pointed_at(str(schema["$ref"]), root)
+        schema = resolve_pointer(str(schema["$ref"]), root)
     return schema
 
 
-def pointed_at(ref: str, root: Any) -> Any:
+def resolve_pointer(ref: str, root: Any) -> Any:
     """The part of `root` that a $ref within it names; KeyError, IndexError, ValueError or TypeError when there is none."""
     node = root
     for step in ref.split("/")[1:]:
@@ -154,7 +153,7 @@ class _Outliner:
         if name in ("const", "enum"):
             return self._enum([schema["const"]] if name == "const" else schema["enum"], path)
         if name == "$ref":
-            return self._referred(str(schema["$ref"]), path)
+            return self._reference(str(schema["$ref"]), path)
         if name == "type":
             return _any([self._of_kind(kind, schema, path) for kind in _kinds(schema)])
         options = schema[name]
@@ -168,13 +167,13 @@ class _Outliner:
             _any(made) if made else self._refuse(path, f"no value can stand here: {name} has no option", "add one, or leave the field out")
         )
 
-    def _referred(self, ref: str, path: str) -> dict[str, Any]:
+    def _reference(self, ref: str, path: str) -> dict[str, Any]:
         if ref in self._refs:
             self._refuse(
                 path, f"$ref {ref} leads back to itself, so an answer can nest without end", "write out as many levels as are needed"
             )
         try:
-            target = pointed_at(ref, self.root) if ref == "#" or ref.startswith("#/") else None
+            target = resolve_pointer(ref, self.root) if ref == "#" or ref.startswith("#/") else None
         except (KeyError, IndexError, ValueError, TypeError):
             target = None
         if target is None:

@@ -1,6 +1,6 @@
 """An answer's text: the one that a grammar accepts, its longest form, and whether a value is valid. Pure.
 
-In: a part of an Outline's schema. Out: `writer` makes the text that xgrammar's grammar of it accepts, `longest` counts the
+In: a part of an Outline's schema. Out: `writer` makes the text that xgrammar's grammar of it accepts, `longest_text` counts the
 characters of the longest, `validator` says whether a value is valid. Knows nothing of engines or tasks.
 """
 
@@ -28,12 +28,12 @@ def _fetch_nothing(uri: str) -> Any:
     raise ValueError(f"{uri} is outside of this schema")
 
 
-def longest(part: Mapping[str, Any]) -> int:
+def longest_text(part: Mapping[str, Any]) -> int:
     """Characters of the longest text that `writer(part)` makes, each character of a text counted as one."""
     if "enum" in part:
         return max(len(_compact(value)) for value in part["enum"])
     if "anyOf" in part:
-        return max(longest(option) for option in part["anyOf"])
+        return max(longest_text(option) for option in part["anyOf"])
     kind: str = part["type"]
     if kind == "string":
         return int(part["maxLength"]) + 2
@@ -42,11 +42,11 @@ def longest(part: Mapping[str, Any]) -> int:
         limits: list[float] = [part["minimum"], part["maximum"]]
         return more + max(len(str(int(abs(limit)))) + (limit < 0) for limit in limits)
     if kind == "array":
-        items = [longest(item) for item in part.get("prefixItems", [])]
+        items = [longest_text(item) for item in part.get("prefixItems", [])]
         others = int(part["maxItems"]) - len(items)
-        return sum(items) + (others * longest(part["items"]) if others > 0 else 0) + 2 * max(1, int(part["maxItems"]))
+        return sum(items) + (others * longest_text(part["items"]) if others > 0 else 0) + 2 * max(1, int(part["maxItems"]))
     if kind == "object":
-        fields = sorted((len(_text(name)) + 2 + longest(child) for name, child in part["properties"].items()), reverse=True)
+        fields = sorted((len(_text(name)) + 2 + longest_text(child) for name, child in part["properties"].items()), reverse=True)
         fields = fields[: part.get("maxProperties")]
         return sum(fields) + 2 * max(1, len(fields))
     return 5 if kind == "boolean" else 4
@@ -67,7 +67,7 @@ def writer(part: Mapping[str, Any]) -> Write:
         texts = {_identity(value): _compact(value) for value in part["enum"]}
         return lambda value: texts[_identity(value)]
     if "anyOf" in part:
-        return _first([(fits(option), writer(option)) for option in part["anyOf"]])
+        return _first([(fit_check(option), writer(option)) for option in part["anyOf"]])
     if part["type"] == "array":
         first = [writer(item) for item in part.get("prefixItems", [])]
         rest = writer(part["items"]) if part["items"] is not False else None
@@ -80,7 +80,7 @@ def writer(part: Mapping[str, Any]) -> Write:
     return lambda value: json.dumps(value, ensure_ascii=False)
 
 
-def fits(part: Mapping[str, Any]) -> Callable[[Any], bool]:
+def fit_check(part: Mapping[str, Any]) -> Callable[[Any], bool]:
     """Whether a value fits `part`."""
     return validator(part).is_valid
 

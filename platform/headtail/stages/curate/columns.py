@@ -18,7 +18,7 @@ from headtail.core.errors import InputError, LeakError
 from headtail.core.keys import KEY_BYTES, normalise, query_key
 from headtail.core.leaks import LabelledQueries
 from headtail.core.redact import redact
-from headtail.core.rows import draw, key_words
+from headtail.core.rows import key_words, uniform_draw
 
 NARROW = ["query_key", "query", "answer_key", "state", "confidence", "count", "stratum", "eval_only"]
 Bools = npt.NDArray[np.bool_]
@@ -48,7 +48,7 @@ def read(tables: Iterable[pa.Table], labels: LabelledQueries, seed: int) -> Colu
         held = _eval_only(table, texts, keys, labels)
         parts["key"].append(np.column_stack(key_words(keys)))
         parts["answer_key"].append(np.column_stack(key_words(table["answer_key"])))
-        parts["lot"].append(draw(keys, "curate", seed))
+        parts["lot"].append(uniform_draw(keys, "curate", seed))
         parts["confidence"].append(table["confidence"].cast(pa.float64()).fill_null(float("nan")).to_numpy())
         parts["events"].append(table["count"].cast(pa.float64()).fill_null(0.0).to_numpy())
         parts["eval_only"].append(held)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from headtail.core.errors import InputError
 from headtail.core.redact import redact
-from headtail.core.rows import SIDE_INPUT, draw
+from headtail.core.rows import SIDE_INPUT, uniform_draw
 from headtail.core.task import Task
 from headtail.stages.curate.columns import Objects, cleaned
 
@@ -64,7 +64,7 @@ def scan(read: Reader, task: Task, wanted: npt.NDArray[np.int64], people: Object
     queries = whole["query"].to_pylist()
     answers = [parsed(task, text, query) if text is not None else None for text, query in zip(stored, queries, strict=True)]
     human = np.asarray([person is not None for person in said])
-    return Scan(whole, place, draw(whole["query_key"], "scan", seed), queries, _sides(whole, task), answers, human)
+    return Scan(whole, place, uniform_draw(whole["query_key"], "scan", seed), queries, _sides(whole, task), answers, human)
 
 
 def side_column(table: pa.Table, name: str) -> pa.Array:

@@ -24,7 +24,7 @@ from pydantic import Field, field_validator
 from headtail import review
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_receipt, load_ref, output_table
-from headtail.batch import answers as read_answers
+from headtail.batch import read_answers
 from headtail.core import leaks
 from headtail.core.config import StageConfig
 from headtail.core.errors import InputError, LedgerError

@@ -74,10 +74,10 @@ def make_base(shape: Shape, tokenizer: Any, seed: int) -> Any:
 
 def load_base(path: str, revision: str = "", layers: int = 0, kind: str = "decoder") -> tuple[Any, Any]:
     """(model of a kind in fp32, tokenizer) from a folder or hub id, cut to `layers` layers when asked."""
-    from headtail.engines.transformers import load
+    from headtail.engines.transformers import load_generator
 
     hush()
-    model, tokenizer = load(path, revision=revision, kind=kind)
+    model, tokenizer = load_generator(path, revision=revision, kind=kind)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if layers and layers < model.config.num_hidden_layers:

@@ -26,9 +26,9 @@ from headtail.core.config import Config
 from headtail.core.errors import ConfigError
 from headtail.core.receipt import Receipt
 from headtail.core.task import Task
-from headtail.engines.decisions import slices
-from headtail.engines.encoder import LABELS, load, padded
-from headtail.engines.words import Reader, split
+from headtail.engines.decisions import head_slices
+from headtail.engines.encoder import LABELS, load_encoder, pad_reads
+from headtail.engines.words import WordTokenizer, split_prompt
 from headtail.stages.distill.base import Shape, hush, keep_layers
 from headtail.stages.distill.batches import EXAMPLE, UNTAUGHT, Batch, Columns, check_lengths, training_answer
 
@@ -89,7 +89,7 @@ class EncoderLearner:
 
     def load(self, path: str, revision: str = "", layers: int = 0) -> tuple[Any, Any]:
         hush()
-        model, tokenizer = load(path, self.scheme, revision=revision)
+        model, tokenizer = load_encoder(path, self.scheme, revision=revision)
         if layers and layers < model.config.num_hidden_layers:
             keep_layers(model, layers)
         return model, tokenizer
@@ -105,7 +105,7 @@ class EncoderLearner:
 
     def encode(self, task: Task, tokenizer: Any, training_set: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
         """ROWS for training rows; a row longer than `max_tokens` is an error that names it, never cut."""
-        reader, numbers = Reader(tokenizer), tagging.fix_numbers(self.scheme)
+        reader, numbers = WordTokenizer(tokenizer), tagging.fix_numbers(self.scheme)
         made = []
         for row in training_set.to_pylist():
             out = row["query_key"] in held_out
@@ -126,12 +126,14 @@ class EncoderLearner:
 
     def _asked(self, task: Task, row: Mapping[str, Any]) -> tuple[str, str]:
         messages = self.io_format.messages(task, row["query"], {name: row.get(name) or [] for name in task.side_inputs})
-        return split(messages[-1]["content"])
+        return split_prompt(messages[-1]["content"])
 
-    def _labels(self, task: Task, row: Mapping[str, Any], numbers: Mapping[str, int]) -> tagging.Labels:
-        return tagging.encode(self.scheme, row["query"], training_answer(task, row), numbers)
+    def _labels(self, task: Task, row: Mapping[str, Any], numbers: Mapping[str, int]) -> tagging.Tags:
+        return tagging.encode_tags(self.scheme, row["query"], training_answer(task, row), numbers)
 
-    def _example(self, task: Task, reader: Reader, numbers: Mapping[str, int], row: Mapping[str, Any], copies: int) -> dict[str, Any]:
+    def _example(
+        self, task: Task, reader: WordTokenizer, numbers: Mapping[str, int], row: Mapping[str, Any], copies: int
+    ) -> dict[str, Any]:
         query, beside = self._asked(task, row)
         made = self._labels(task, row, numbers)
         variants = [(query, list(made.fixes))]
@@ -167,7 +169,7 @@ class EncoderLearner:
         """A batch of the variants that `shown` chose; without it, of the rows as they are."""
         shown = [_Shown.of(rows, int(i)) for i in chosen]
         spoken = max(1, *(len(one.places) for one in shown))
-        arrays = dict(zip(("ids", "mask", "types"), padded(shown, pad), strict=True))
+        arrays = dict(zip(("ids", "mask", "types"), pad_reads(shown, pad), strict=True))
         arrays["places"] = np.zeros((len(shown), spoken), np.int64)
         arrays |= {name: np.full((len(shown), spoken), UNTAUGHT, np.int64) for name in ("kinds", "labels", "fixes")}
         for i, one in enumerate(shown):
@@ -187,7 +189,7 @@ class EncoderLearner:
 
         logits = self.outputs(engine, arrays)
         rows = torch.arange(len(logits), device=logits.device)[:, None].expand_as(arrays["places"])
-        at_words, parts = logits[rows, arrays["places"]], slices(self.scheme)
+        at_words, parts = logits[rows, arrays["places"]], head_slices(self.scheme)
         real = (arrays["kinds"] != UNTAUGHT)[..., None]
         means = (at_words * real).sum(1) / real.sum(1).clamp(min=1)
         asked = [(means[:, parts[f"field:{head.name}"]], arrays["values"][:, i]) for i, head in enumerate(self.scheme.fields)]
@@ -208,7 +210,7 @@ class EncoderLearner:
 
     def finish(self, folder: Path) -> None:
         """The I/O format, and what labels stand for."""
-        io_format.write(self.io_format, folder)
+        io_format.write_format(self.io_format, folder)
         (folder / LABELS).write_text(self.scheme.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
@@ -270,7 +272,7 @@ class _Shown:
 
 
 def slipped(
-    query: str, made: tagging.Labels, scheme: tagging.Scheme, numbers: Mapping[str, int], copies: int, rng: random.Random
+    query: str, made: tagging.Tags, scheme: tagging.Scheme, numbers: Mapping[str, int], copies: int, rng: random.Random
 ) -> list[tuple[str, list[int]]]:
     """Up to `copies` times `query` with one word misspelt, and the corrections that then hold.
 
@@ -280,13 +282,13 @@ def slipped(
     mends = scheme.spans is not None
     places = [
         at
-        for at, (a, b) in enumerate(tagging.words(query))
+        for at, (a, b) in enumerate(tagging.word_spans(query))
         if query[a:b].isalpha() and (_mendable(query[a:b], at, made, numbers) if mends else b - a >= SLIP_LETTERS)
     ]
     found: list[tuple[str, list[int]]] = []
     for _ in range(copies if places else 0):
         at = rng.choice(places)
-        a, b = tagging.words(query)[at]
+        a, b = tagging.word_spans(query)[at]
         word = slip(query[a:b], rng)
         if word in numbers or word == query[a:b]:
             continue  # another word, rightly spelt
@@ -297,7 +299,7 @@ def slipped(
     return found
 
 
-def _mendable(word: str, at: int, made: tagging.Labels, numbers: Mapping[str, int]) -> bool:
+def _mendable(word: str, at: int, made: tagging.Tags, numbers: Mapping[str, int]) -> bool:
     return made.fixes[at] == tagging.KEEP and made.kinds[at] != tagging.OUTSIDE and word in numbers
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 from pydantic import Field
 
-from headtail.adapters.cluster import unwrapped
+from headtail.adapters.cluster import unwrap_error
 from headtail.adapters.progress import say
 from headtail.adapters.storage import fetch_folder, put_folder, read_json, read_record, write_json, write_table
 from headtail.core.config import Config as Record
@@ -22,7 +22,7 @@ from headtail.core.config import result_fields
 from headtail.core.errors import TrainingError
 from headtail.core.paths import StorePath
 from headtail.core.task import Task
-from headtail.engines.models import Found
+from headtail.engines.models import ResolvedModel
 from headtail.stages.base import Stage
 from headtail.stages.distill import resume
 from headtail.stages.distill.learner import Learner
@@ -49,7 +49,7 @@ class Prepared(NamedTuple):
 
 
 def prepare_base(
-    config: Config, stage: Stage, learner: Learner, training_set: Sequence[tuple[Task, pa.Table]], found: Found | None
+    config: Config, stage: Stage, learner: Learner, training_set: Sequence[tuple[Task, pa.Table]], found: ResolvedModel | None
 ) -> Prepared:
     """The base, loaded, cut or made. One that is cut or made here is saved to the store, from where workers and a resumed run take it."""
     store, folder, kept = stage.store, stage.scratch / "base", f"{stage.path}/work/base.json"
@@ -83,11 +83,11 @@ def train(
     base: Prepared,
     examples: pa.Table,
     taught: pa.Table | None = None,
-    teacher: Found | None = None,
+    teacher: ResolvedModel | None = None,
 ) -> dict[str, Any]:
     """What `done.json` says of the finished run. `taught`: the examples as the `teacher` of logits reads them, if it reads others."""
     from headtail.adapters import cluster
-    from headtail.adapters.meter import metered
+    from headtail.adapters.meter import job_meter
     from headtail.stages.distill.train import Spec
 
     settings, pad = config.model_dump(mode="json"), int(base.tokenizer.pad_token_id)
@@ -97,8 +97,8 @@ def train(
             write_table(stage.store, spec.taught, taught)
         data = write_table(stage.store, spec.examples, examples).sha256
         _begin(config, stage, data)
-        cluster.start()
-        with metered("distill", _total(config, examples)) as meter:
+        cluster.start_cluster()
+        with job_meter("distill", _total(config, examples)) as meter:
             _fit(config, stage, spec._replace(meter=meter, data=data))
     done: dict[str, Any] = read_json(stage.store, spec.done)
     return done
@@ -142,4 +142,4 @@ def _fit(config: Config, stage: Stage, spec: Any) -> None:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         fix = "HEADTAIL_WORKER_LOGS=1 shows the workers' own output"
-        raise unwrapped(error, TrainingError, "training failed", where=stage.path, fix=fix) from error
+        raise unwrap_error(error, TrainingError, "training failed", where=stage.path, fix=fix) from error

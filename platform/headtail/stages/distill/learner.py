@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from headtail.core.errors import ConfigError
 from headtail.core.io_format import DEFAULT, IOFormat, ModelFormat, format_for
-from headtail.core.io_format import write as write_io_format
+from headtail.core.io_format import write_format as write_io_format
 from headtail.core.rows import TOP
 from headtail.core.task import Task
 from headtail.stages.distill.base import Shape

@@ -19,7 +19,7 @@ from headtail.core.errors import ConfigError
 from headtail.core.io_format import ModelFormat
 from headtail.core.receipt import Receipt
 from headtail.core.rows import TOP
-from headtail.engines.models import Found
+from headtail.engines.models import ResolvedModel
 from headtail.engines.tokens import load_tokenizer, vocabulary
 from headtail.stages.distill.batches import UNTAUGHT, collate, columns
 
@@ -49,7 +49,7 @@ class Logits(Config):
         return 0 if self.teacher else self.k
 
 
-def check_logits(student: str, asked: ModelFormat, tokenizer: Any, teacher: Found, revision: str = "") -> None:
+def check_logits(student: str, asked: ModelFormat, tokenizer: Any, teacher: ResolvedModel, revision: str = "") -> None:
     """ConfigError when the teacher cannot read what the student reads and writes: kind, I/O format, token ids."""
     if student != "decoder" or not asked.default:
         raise ConfigError(

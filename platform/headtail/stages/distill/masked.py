@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headtail.adapters.progress import bar, say
+from headtail.adapters.progress import progress_bar, say
 from headtail.core.tagging import Scheme
-from headtail.engines.decisions import width
+from headtail.engines.decisions import output_width
 from headtail.engines.device import spin_briefly
-from headtail.engines.words import Reader
+from headtail.engines.words import WordTokenizer
 from headtail.stages.distill.base import Shape, hush
 from headtail.stages.distill.batches import UNTAUGHT
 from headtail.stages.distill.tokenizer import WORD_SPECIAL, train_word_tokenizer
@@ -46,7 +46,7 @@ def make_base(shape: Shape, texts: Sequence[str], seed: int, settings: Settings,
         intermediate_size=shape.feed_forward,
         max_position_embeddings=shape.positions,
         pad_token_id=tokenizer.pad_token_id,
-        num_labels=width(scheme),
+        num_labels=output_width(scheme),
     )
     torch.manual_seed(seed)
     body = BertForMaskedLM(config)
@@ -61,7 +61,7 @@ def pretrain(model: Any, tokenizer: Any, texts: Sequence[str], epochs: float, ra
     """Train `model` to guess hidden words of `texts`; returns the mean loss of the last tenth of the steps."""
     import torch
 
-    reader, rng = Reader(tokenizer), np.random.default_rng(seed)
+    reader, rng = WordTokenizer(tokenizer), np.random.default_rng(seed)
     limit = model.config.max_position_embeddings
     reads = [found for found in (reader.read(text) for text in texts) if found.places and len(found.ids) <= limit]
     lengths = np.array([len(found.ids) for found in reads])
@@ -70,7 +70,7 @@ def pretrain(model: Any, tokenizer: Any, texts: Sequence[str], epochs: float, ra
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     model.train()
     losses, begun = [], time.monotonic()
-    with bar("pretrain", len(plan), "steps") as shown:
+    with progress_bar("pretrain", len(plan), "steps") as shown:
         for step, chosen in enumerate(plan):
             for group in optimizer.param_groups:
                 group["lr"] = _rate(step, len(plan), rate)
@@ -87,7 +87,7 @@ def pretrain(model: Any, tokenizer: Any, texts: Sequence[str], epochs: float, ra
     return last
 
 
-def hidden(reads: Sequence[Any], reader: Reader, mask_id: int, vocabulary: int, rng: np.random.Generator) -> tuple[Any, Any, Any]:
+def hidden(reads: Sequence[Any], reader: WordTokenizer, mask_id: int, vocabulary: int, rng: np.random.Generator) -> tuple[Any, Any, Any]:
     """(ids, mask, wanted) of one batch: whole words hidden, at least one of each row; wanted only there."""
     import torch
 

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from headtail.adapters.storage import Storage
 from headtail.adapters.storage.receipts import load_receipt, output_table
-from headtail.batch import answers
+from headtail.batch import read_answers
 from headtail.core.config import Config
 from headtail.core.errors import ConfigError, InputError, LeakError
 from headtail.core.receipt import Receipt
@@ -179,7 +179,7 @@ def _confidence(store: Storage, training_set: Receipt, table: pa.Table) -> np.nd
         )
     known: dict[bytes, float] = {}
     wanted = table["answer_key"].combine_chunks()
-    for read in answers(store, load_receipt(store, "precompute", source), ["answer_key", "confidence"]):
+    for read in read_answers(store, load_receipt(store, "precompute", source), ["answer_key", "confidence"]):
         piece = read.filter(pc.is_in(read["answer_key"], value_set=wanted))
         known.update(zip(piece["answer_key"].to_pylist(), piece["confidence"].to_pylist(), strict=True))
     found = [known.get(key) for key in table["answer_key"].to_pylist()]

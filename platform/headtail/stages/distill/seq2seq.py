@@ -122,4 +122,4 @@ class Seq2SeqLearner:
         return module(**asked, use_cache=False).logits
 
     def finish(self, folder: Path) -> None:
-        io_format.write(self.io_format, folder)
+        io_format.write_format(self.io_format, folder)

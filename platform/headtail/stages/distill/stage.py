@@ -20,8 +20,8 @@ from headtail.core.errors import ConfigError
 from headtail.core.io_format import IOFormat, ModelFormat
 from headtail.core.receipt import Receipt
 from headtail.core.task import Task, load_task
-from headtail.engines.device import here_bf16
-from headtail.engines.models import Found, resolve
+from headtail.engines.device import machine_computes_bf16
+from headtail.engines.models import ResolvedModel, resolve_weights
 from headtail.stages.base import Stage, run_once
 from headtail.stages.base import identity as stage_identity
 from headtail.stages.distill.base import Base
@@ -120,8 +120,8 @@ class Sources(NamedTuple):
 
     tasks: list[Task]
     refs: dict[str, tuple[Receipt, str]]
-    found: Found | None  # the base; None when it is made here
-    teacher: Found | None  # of `logits`
+    found: ResolvedModel | None  # the base; None when it is made here
+    teacher: ResolvedModel | None  # of `logits`
     inputs: dict[str, Any]
     replaces: dict[str, Any]
 
@@ -151,7 +151,7 @@ def _resolved(config: Config) -> Config:
     """`config` with `precision: auto` decided here, once for all workers: it is part of the run's fingerprint."""
     if config.precision != "auto":
         return config
-    half = config.zero_stage > 0 and (config.gpus_per_worker > 0 or here_bf16())
+    half = config.zero_stage > 0 and (config.gpus_per_worker > 0 or machine_computes_bf16())
     return config.model_copy(update={"precision": "bf16" if half else "fp32"})
 
 
@@ -172,8 +172,8 @@ def _sources(config: Config, store: Storage) -> Sources:
         fix = "set two_stage to false: there is nothing that live traffic lacks"
         raise ConfigError("no task here has side inputs", where="two_stage", value=", ".join(t.name for t in tasks), fix=fix)
     inputs: dict[str, Any] = {name: receipt.output(output) for name, (receipt, output) in refs.items()}
-    found = resolve(config.base.model, config.base.revision, store) if config.base.model else None  # once: it hashes the weights
-    teacher = resolve(config.logits.teacher, config.logits.revision, store) if config.logits and config.logits.teacher else None
+    found = resolve_weights(config.base.model, config.base.revision, store) if config.base.model else None  # once: it hashes the weights
+    teacher = resolve_weights(config.logits.teacher, config.logits.revision, store) if config.logits and config.logits.teacher else None
     inputs |= {name: model.digest for name, model in (("base", found), ("teacher", teacher)) if model is not None}
     sets = [
         {
@@ -198,7 +198,7 @@ def _work(config: Config, stage: Stage, sources: Sources) -> None:
     sets = zip(config.sets, tasks, strict=True)
     rows = [read_rows(store, config.weights, s, t, sources.refs, i, stored) for i, (s, t) in enumerate(sets)]
     labels = [output_table(store, r, name, ["query_key", "query"]) for r, name in _named(sources, "labels.")]
-    leaks.refuse([table for one in rows for table in tables_of(one)], labels, where="distill", near=config.near_labels)
+    leaks.refuse_leaks([table for one in rows for table in tables_of(one)], labels, where="distill", near=config.near_labels)
     first: Receipt | None = None
     shown = rows
     if config.two_stage:
@@ -253,7 +253,7 @@ def _first_stage(config: Config, stage: Stage, rows: list[Rows], tasks: list[Tas
 def _second_stage(config: Config, sources: Sources, first: Receipt, store: Storage) -> tuple[Config, Sources]:
     """The same training from the first stage's weights, of a student that is shown the query alone."""
     update = {"base": Base(model=first.path), "io_format": config.io_format.model_copy(update={"side_inputs": False})}
-    return config.model_copy(update=update), sources._replace(found=resolve(first.path, "", store))
+    return config.model_copy(update=update), sources._replace(found=resolve_weights(first.path, "", store))
 
 
 def _record_stages(stage: Stage, first: Receipt, count: int) -> None:

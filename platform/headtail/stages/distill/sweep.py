@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from headtail.adapters.progress import say
-from headtail.core.config import StageConfig, build
+from headtail.core.config import StageConfig, build_config
 from headtail.core.errors import ConfigError, TrainingError
 from headtail.core.receipt import Receipt
 from headtail.stages import distill
@@ -68,7 +68,7 @@ def trials(config: Config) -> list[Trial]:
     for point in points:
         values = dict(zip(names, point, strict=True))
         label = ", ".join(f"{name}={json.dumps(value)}" for name, value in values.items()) or "base"
-        found.append(Trial(label, values, build(distill.Config, laid_over(plain, values), where=f"grid: {label}")))
+        found.append(Trial(label, values, build_config(distill.Config, laid_over(plain, values), where=f"grid: {label}")))
     return found
 
 

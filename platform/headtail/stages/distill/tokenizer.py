@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from headtail.core.tagging import words
+from headtail.core.tagging import word_spans
 
 SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 WORD_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -47,7 +47,7 @@ def train_word_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     chunks = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
-    spoken = (text[a:b] for text in texts for a, b in words(text))
+    spoken = (text[a:b] for text in texts for a, b in word_spans(text))
     pad, unknown, start, end, mask = WORD_SPECIAL
     return PreTrainedTokenizerFast(
         tokenizer_object=_byte_bpe(spoken, vocabulary, chunks, WORD_SPECIAL),

@@ -20,7 +20,7 @@ from pydantic import Field, field_validator
 from headtail.adapters import charts
 from headtail.adapters.storage import open_storage
 from headtail.adapters.storage.receipts import load_receipt, load_ref, output_table
-from headtail.batch import answers as read_answers
+from headtail.batch import read_answers
 from headtail.core.config import StageConfig
 from headtail.core.errors import InputError
 from headtail.core.evidence import figure_metrics, three_figures
@@ -174,10 +174,10 @@ def remarks(quality: pa.Table, rows: pa.Table, task: Task, receipts: Mapping[str
 
 def _quality_figure(quality: pa.Table, config: Config) -> Any:
     lines = [line for line in quality.to_pylist() if line["n"]]
-    points = [charts.Point(q["source"], q["stratum"], q["quality"], q["low"], q["high"], q["n"]) for q in lines]
-    return charts.quality(points, confidence=config.confidence)
+    points = [charts.QualityPoint(q["source"], q["stratum"], q["quality"], q["low"], q["high"], q["n"]) for q in lines]
+    return charts.quality_chart(points, confidence=config.confidence)
 
 
 def _calibration_figure(calibrated: Mapping[str, Calibration]) -> Any:
     labels = {source: f"{source}: ECE {c.ece:.3f}, AUROC {c.auroc:.3f}" for source, c in calibrated.items()}
-    return charts.calibration({source: [charts.Reliable(*b) for b in c.bins] for source, c in calibrated.items()}, labels)
+    return charts.calibration_chart({source: [charts.ReliabilityBin(*b) for b in c.bins] for source, c in calibrated.items()}, labels)

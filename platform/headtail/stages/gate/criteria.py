@@ -15,10 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headtail.core.bounds import Array, Either, Game, Proof, Share, assisted, holm
+from headtail.core.bounds import Array, Either, Game, Proof, Share, holm, judge_assisted_proof
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.evidence import Criterion
-from headtail.core.rows import ALL, TRAFFIC, Source, draw
+from headtail.core.rows import ALL, TRAFFIC, Source, uniform_draw
 
 Kind = Literal["quality", "drop", "above"]
 ScoreName = Literal["exact", "f1"]
@@ -81,7 +81,7 @@ def source_rows(rows: pa.Table, source: str, score: ScoreName) -> SourceScores:
         raise InputError("the evaluation has no rows of this source", where="source", value=source, fix=f"one of: {known}")
     if len(part["query_key"].unique()) < part.num_rows:
         raise InputError("a query is scored more than once; rows must be independent", where=f"rows of {source}", fix="run evaluate again")
-    part = part.take(pa.array(np.argsort(draw(part["query_key"], "gate", 0), kind="stable")))
+    part = part.take(pa.array(np.argsort(uniform_draw(part["query_key"], "gate", 0), kind="stable")))
     tp, fp, fn = (part[name].cast(pa.float64()).to_numpy() for name in ("tp", "fp", "fn"))
     right = part["exact"].cast(pa.float64()).to_numpy()
     units = 2 * tp + fp + fn
@@ -105,7 +105,7 @@ def criterion_tests(
             yield CriterionTest("quality", name, least, Game(scores, each, weights=weights), right)
         elif name in judged:
             found = judged[name]
-            helped = assisted(scores, found.labelled, found.more, each / 2 if right is not None else each)
+            helped = judge_assisted_proof(scores, found.labelled, found.more, each / 2 if right is not None else each)
             proof = Either(Share(right, len(scores)), helped) if right is not None else helped
             yield CriterionTest("quality", name, least, proof, right, len(found.more))
         else:

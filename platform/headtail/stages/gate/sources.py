@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from headtail.adapters import numbered
+from headtail.adapters import append_log
 from headtail.adapters.storage import Storage
 from headtail.adapters.storage.receipts import load_receipt, load_ref, output_table
-from headtail.batch import answers as read_answers
+from headtail.batch import read_answers
 from headtail.core.config import Config
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.paths import StoreId, StorePath
@@ -91,12 +91,12 @@ def candidate_number(store: Storage, folder: str, mine: Mapping[str, str]) -> in
     """
     own, me = _keys(store, mine["evaluation"]), _named(mine)
     earlier: list[tuple[str, ...]] = []
-    for entry in numbered.records(store, TestedCandidate, folder):
+    for entry in append_log.read_entry_records(store, TestedCandidate, folder):
         if (named := _named(entry.model_dump())) == me:
             return len(earlier) + 1
         if named not in earlier and (entry.labels == mine["labels"] or own & _keys(store, entry.evaluation, own)):
             earlier.append(named)
-    numbered.append(store, folder, lambda _: (json.dumps(dict(mine), indent=2) + "\n").encode())
+    append_log.append_entry(store, folder, lambda _: (json.dumps(dict(mine), indent=2) + "\n").encode())
     return len(earlier) + 1
 
 

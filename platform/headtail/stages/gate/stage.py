@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 
 from headtail.adapters import charts
 from headtail.adapters.progress import say
-from headtail.adapters.storage import Storage, check, open_storage, read_json, read_text
+from headtail.adapters.storage import Storage, check_digest, open_storage, read_json, read_text
 from headtail.adapters.storage.receipts import load_receipt, load_ref
 from headtail.core.config import StageConfig
 from headtail.core.errors import ConfigError
@@ -144,7 +144,7 @@ def run(config: Config) -> Receipt:
 
 def verdict(store: Storage, receipt: Receipt) -> Evidence:
     """What the gate of `receipt` found."""
-    return read_evidence(read_json(store, check(store, receipt.output("verdict"))))
+    return read_evidence(read_json(store, check_digest(store, receipt.output("verdict"))))
 
 
 def latest_verdict(store: Storage, task: str, source: str) -> Evidence | None:

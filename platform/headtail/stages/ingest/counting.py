@@ -61,7 +61,7 @@ class Spread:
     def __init__(self, system: pafs.FileSystem, rules: Rules, wanted: Wanted, shards: int, workers: int) -> None:
         import ray
 
-        cluster.start()
+        cluster.start_cluster()
         self.system, self.rules, self.wanted, self.shard_count = system, rules, wanted, shards
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self.totals, self.labels = Totals(), [LABEL_CELL.empty_table()]
@@ -109,7 +109,7 @@ def _got(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayError as error:
-        raise cluster.unwrapped(
+        raise cluster.unwrap_error(
             error, InputError, "the log could not be counted", fix="run again; HEADTAIL_WORKER_LOGS=1 shows why"
         ) from error
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headtail.core import leaks, typed_answer
-from headtail.core.rows import HUMAN_LABELS, SET_ASIDE, draw
+from headtail.core.rows import HUMAN_LABELS, SET_ASIDE, uniform_draw
 from headtail.core.task import Task
 from headtail.core.text import normalise
 from headtail.stages.ingest.intake import shown
@@ -56,7 +56,7 @@ def settle(found: pa.Table, task: Task, train_share: float, seed: int, redacting
     marks = valid.group_by("query_key").aggregate([("test", "max"), ("train", "max")])
     marks = marks.take(pc.index_in(kept["query_key"], marks["query_key"]))
     test, train = np.asarray(marks["test_max"]), np.asarray(marks["train_max"])
-    chosen = train | (draw(kept["query_key"], "human_labels_train", seed) < train_share)
+    chosen = train | (uniform_draw(kept["query_key"], "human_labels_train", seed) < train_share)
     rows = pa.table(
         [kept["query_key"], kept["query"], kept["answer"], pa.array(np.zeros(len(kept), np.int64)), pa.repeat("", len(kept))],
         schema=HUMAN_LABELS,
@@ -73,7 +73,7 @@ def _near(rows: pa.Table, in_train: np.ndarray) -> np.ndarray:
     """Training rows that nearly repeat a query of the human labels: whoever learns them has seen the test."""
     human_labels = leaks.LabelledQueries(rows.filter(pa.array(~in_train))["query"].to_pylist())
     queries = zip(rows["query"].to_pylist(), in_train.tolist(), strict=True)
-    return np.asarray([train and human_labels.find(leaks.clean(query)) is not None for query, train in queries], dtype=bool)
+    return np.asarray([train and human_labels.find(leaks.clean_text(query)) is not None for query, train in queries], dtype=bool)
 
 
 def fill_counts(human_labels: pa.Table, queries: list[pa.Table]) -> pa.Table:
@@ -104,7 +104,7 @@ def _answer(cell: bytes, task: Task) -> tuple[str | None, str]:
         text = cell.decode("utf-8").strip()
     except UnicodeDecodeError:
         return None, "not UTF-8"
-    answer, problem = typed_answer.parse(task, text)
+    answer, problem = typed_answer.parse_typed_answer(task, text)
     if problem:
         return None, problem
     for span in _spans(answer, task):

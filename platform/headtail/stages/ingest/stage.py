@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from headtail.adapters.progress import bar, say
+from headtail.adapters.progress import progress_bar, say
 from headtail.core import redact
 from headtail.core.config import Config as BaseConfig
 from headtail.core.config import StageConfig, execution
@@ -168,7 +168,7 @@ def _work(stage: Stage, config: Config, task: Task, log: Files, labels: Files | 
 
 def _counted(config: Config, rules: Rules, log: Files, parts: Sequence[Split], folder: Path) -> Here | Spread:
     counter = _counter(config, rules, log, parts, folder)
-    with bar("ingest", _rows_known(log.files), "events") as progress:
+    with progress_bar("ingest", _rows_known(log.files), "events") as progress:
         counter.count(parts, progress.advance)
     _check_used(counter, config, _rows_known(log.files))
     return counter

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headtail.core.rows import HOLDOUT, KEY, QUERY, SIDE_INPUT, draw, key_words, shards_of, with_side_inputs
+from headtail.core.rows import HOLDOUT, KEY, QUERY, SIDE_INPUT, key_words, shards_of, uniform_draw, with_side_inputs
 
 PART = pa.schema([("query_key", KEY), ("query", pa.string()), ("day", pa.int32()), ("count", pa.int64())])
 SEEN_SIDE = pa.schema([("query_key", KEY), ("day", pa.int32()), ("time", pa.int64()), ("seq", pa.int64()), ("value", SIDE_INPUT)])
@@ -156,7 +156,7 @@ def finish(parts: Sequence[pa.Table], sides: Mapping[str, Sequence[pa.Table]], c
     first = np.minimum.reduceat(np.where(before, day, 2**31 - 1), starts)
     last = np.maximum.reduceat(np.where(before, day, NO_DAY), starts)
     if cut.day is None and cut.share > 0:
-        seen = total - _drawn(draw(table["query_key"], "later", cut.seed), total, cut.share)
+        seen = total - _drawn(uniform_draw(table["query_key"], "later", cut.seed), total, cut.share)
     rows = np.flatnonzero(seen)
     rows = rows[np.argsort(-seen[rows], kind="stable")]
     queries = table.select(["query_key", "query"]).take(pa.array(rows))

@@ -16,10 +16,10 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from headtail.adapters.progress import say
-from headtail.adapters.storage import Storage, check, column_bytes, open_storage, read_json
+from headtail.adapters.storage import Storage, check_digest, column_bytes, open_storage, read_json
 from headtail.adapters.storage.receipts import load_receipt, load_ref
-from headtail.batch import ANSWERS, Job, Ledger, Limits, Table, generate, remove_work_files
-from headtail.batch.lease import driving
+from headtail.batch import ANSWERS, InputTable, Job, Ledger, Limits, generate, remove_work_files
+from headtail.batch.lease import hold_lease
 from headtail.batch.limits import UNPRICED
 from headtail.core.config import StageConfig, execution, result_fields
 from headtail.core.errors import ConfigError, EngineError, InputError, LimitReached
@@ -27,8 +27,8 @@ from headtail.core.receipt import Receipt, receipt_path
 from headtail.core.rows import TOP, State
 from headtail.core.task import Task, load_task
 from headtail.engines import ModelConfig, check_top
-from headtail.engines.device import resolved
-from headtail.engines.models import Found, find
+from headtail.engines.device import resolve_dtype
+from headtail.engines.models import ResolvedModel, find_model
 from headtail.engines.tokens import load_tokenizer, vocabulary
 from headtail.stages.base import Stage, identity, run_once
 from headtail.stages.precompute.dry_run.preview import ROWS, Preview, finished, kept, preview
@@ -96,14 +96,14 @@ class _Asked(NamedTuple):
 
     store: Storage
     task: Task
-    model: Found
-    tables: tuple[Table, ...]
+    model: ResolvedModel
+    tables: tuple[InputTable, ...]
     identity: dict[str, Any]
 
 
 def _resolved(config: Config) -> Config:
     """`config` with what its model leaves to the machine decided here, once for all workers."""
-    return config.model_copy(update={"model": resolved(config.model)})
+    return config.model_copy(update={"model": resolve_dtype(config.model)})
 
 
 def _find(config: Config) -> _Asked:
@@ -116,10 +116,12 @@ def _find(config: Config) -> _Asked:
     labels = tuple(f"{receipt.path}:{name}" for receipt, name in found)
     if len(set(labels)) < len(labels):
         raise InputError("the same table is named twice", where="inputs", value=", ".join(labels), fix="name each table once")
-    model = find(config.model, store, fetch=False)
+    model = find_model(config.model, store, fetch=False)
     if config.top_logprobs:
         check_top(config.model.engine, model.io_format.kind)
-    tables = tuple(Table(check(store, receipt.output(name)), label) for (receipt, name), label in zip(found, labels, strict=True))
+    tables = tuple(
+        InputTable(check_digest(store, receipt.output(name)), label) for (receipt, name), label in zip(found, labels, strict=True)
+    )
     inputs: dict[str, Any] = {label.replace(":", "."): receipt for (receipt, _), label in zip(found, labels, strict=True)}
     # The task by what changes an answer: a changed scorer or fallback answers nothing anew. The model by its weights.
     inputs |= {"task": task.fingerprint, "model": model.digest}
@@ -198,7 +200,7 @@ def run(config: Config, planned: Preview | None = None) -> Receipt:
     done = asked.store.exists(f"{folder}/receipt.json")
     if done:
         _judge_done(config, asked.store, folder)
-    with nullcontext() if done else driving(asked.store, folder):
+    with nullcontext() if done else hold_lease(asked.store, folder):
         receipt = run_once("precompute", config, work, **asked.identity)
     if text := _failed(config, receipt):
         say(f"{'precompute':<12} {text}")
@@ -251,7 +253,7 @@ def _judge_done(config: Config, store: Storage, path: str) -> None:
     _judge(config, receipt, path, states, 0, read_json(store, receipt.output("ledger"))["reasons"])
 
 
-def _record(stage: Stage, config: Config, job: Job, model: Found, ledger: Ledger) -> None:
+def _record(stage: Stage, config: Config, job: Job, model: ResolvedModel, ledger: Ledger) -> None:
     for shard in ledger.shards:
         stage.outputs[f"{ANSWERS}shard-{shard.shard:05d}"] = shard.answers
     stage.json("ledger", ledger.plain())
@@ -293,7 +295,7 @@ def _tell_top(stage: Stage, config: Config, ledger: Ledger) -> None:
     with ThreadPoolExecutor(16) as pool:
         size = sum(pool.map(lambda path: column_bytes(stage.store, path, TOP.names), paths))
     stage.metrics |= {"top_logprobs_bytes": float(size), "top_logprobs_bytes_per_row": size / ledger.rows}
-    stage.facts["vocabulary"] = vocabulary(load_tokenizer(find(config.model, stage.store).path, config.model.revision))
+    stage.facts["vocabulary"] = vocabulary(load_tokenizer(find_model(config.model, stage.store).path, config.model.revision))
 
 
 def limits(config: Config) -> Limits:

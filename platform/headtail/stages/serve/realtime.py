@@ -20,7 +20,7 @@ from headtail.core.errors import EngineError
 from headtail.core.keys import answer_key, fingerprint
 from headtail.core.task import Task
 from headtail.engines import Completion, ModelConfig, Request
-from headtail.engines.models import Found, find, same_weights
+from headtail.engines.models import ResolvedModel, find_model, same_weights
 from headtail.stages.serve.answerer import AskStudent, RealtimeFailure, RealtimeReply
 
 
@@ -32,7 +32,7 @@ class Student:
     """
 
     def __init__(self, config: ModelConfig, root: str, task: Task, stands_for: str, digest: str) -> None:
-        found = same_weights(find(config, open_storage(root)), digest)
+        found = same_weights(find_model(config, open_storage(root)), digest)
         if Path(found.path).is_dir():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         self.task, self.stands_for, self.io_format = task, stands_for, found.io_format.check(task)
@@ -76,7 +76,7 @@ class _Asked(Protocol):
 class _Streamed:
     """A decoder in vLLM: each row joins the running batch, and a cancelled one is taken out of it."""
 
-    def __init__(self, config: ModelConfig, found: Found, task: Task) -> None:
+    def __init__(self, config: ModelConfig, found: ResolvedModel, task: Task) -> None:
         from headtail.engines.vllm import VllmEngine
 
         sampling = task.file.sampling.model_dump() | {"n": 1}
@@ -97,7 +97,7 @@ class _Streamed:
 class _Together:
     """Another student: while one batch is with the engine, callers gather for the next. One pass is a few milliseconds."""
 
-    def __init__(self, config: ModelConfig, found: Found, task: Task) -> None:
+    def __init__(self, config: ModelConfig, found: ResolvedModel, task: Task) -> None:
         from headtail.engines import open_engine
 
         sampling = task.file.sampling.model_dump()

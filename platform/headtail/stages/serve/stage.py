@@ -25,11 +25,11 @@ from headtail.adapters.progress import say
 from headtail.adapters.proxies import may_proxy
 from headtail.adapters.storage import Storage, open_storage
 from headtail.cache import read_manifest
-from headtail.core.config import StageConfig, build, execution
+from headtail.core.config import StageConfig, build_config, execution
 from headtail.core.errors import ConfigError, EngineError
 from headtail.engines import IN_PROCESS, ModelConfig
-from headtail.engines.device import resolved
-from headtail.engines.models import find
+from headtail.engines.device import resolve_dtype
+from headtail.engines.models import find_model
 from headtail.releases import release as releases
 
 APP = "headtail"
@@ -91,13 +91,13 @@ class Server:
         self.stop()
 
     def stop(self) -> None:
-        """Stop answering; a Ray cluster that `start` began ends too. Safe to call twice."""
+        """Stop answering; a Ray cluster that `start_cluster` began ends too. Safe to call twice."""
         if self._stopped:
             return
         self._stopped = True
         _shutdown()
         if self._owns_ray:
-            cluster.stop()
+            cluster.stop_cluster()
 
 
 def _shutdown() -> None:
@@ -124,7 +124,7 @@ def start(config: Config, student: type | None = None) -> Server:
     from ray import serve
 
     owns_ray = not ray.is_initialized()
-    cluster.start()
+    cluster.start_cluster()
     _refuse_second()
     server = Server(config, release.id, owns_ray)
     try:
@@ -203,7 +203,7 @@ def application(config: Config, release: releases.Release, chosen: Chosen | None
 
 def from_args(args: dict[str, Any]) -> Any:
     """The application from the `args` of a Serve config file (import_path: headtail.stages.serve:from_args): fields of Config."""
-    return application(*_found(build(Config, args, where="args of the Serve config")))
+    return application(*_found(build_config(Config, args, where="args of the Serve config")))
 
 
 def _found(config: Config) -> tuple[Config, releases.Release, Chosen | None]:
@@ -222,14 +222,14 @@ def _student(config: Config, store: Storage, release: releases.Release) -> Chose
     """The realtime student, or None when it is switched off or the release has no student. A model that is not there is told here."""
     if not config.realtime_student:
         return None
-    model = resolved(config.model.model_copy(update={"model": config.model.model or release.student}))  # once for all replicas
+    model = resolve_dtype(config.model.model_copy(update={"model": config.model.model or release.student}))  # once for all replicas
     if not model.model:
         say("serve        this release has no student: misses get the task's fallback")
         return None
     if model.engine not in IN_PROCESS:
         fix = f"set model.engine to one of {', '.join(IN_PROCESS)}, or realtime_student=false"
         raise ConfigError("the realtime student runs in this process", where="model.engine", value=model.engine, fix=fix)
-    found = find(model, store, fetch=False)  # each replica fetches for itself
+    found = find_model(model, store, fetch=False)  # each replica fetches for itself
     found.io_format.check(releases.open_task(release))
     folder = Path(model.model).expanduser()
     return Chosen(model.model_copy(update={"model": str(folder.resolve())}) if folder.is_dir() else model, found.digest)
@@ -277,7 +277,7 @@ def _wait(config: Config, server: Server, model: ModelConfig | None) -> None:
             broken = {name: part.message for name, part in state.deployments.items() if part.status != "HEALTHY" and part.message}
             where, message = next(iter(broken.items()), ("application", state.message))
             fix = "run headtail doctor; or --set realtime_student=false to serve without the student"
-            raise cluster.unwrapped(message, EngineError, "the server did not start", where=f"deployment {where}", fix=fix)
+            raise cluster.unwrap_error(message, EngineError, "the server did not start", where=f"deployment {where}", fix=fix)
         if state is not None and state.status == "RUNNING":
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{server.url}/readyz", timeout=5, trust_env=may_proxy(server.url)).status_code == 200:

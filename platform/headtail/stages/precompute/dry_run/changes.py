@@ -1,6 +1,6 @@
 """What of a task and its model is another than it was for an earlier job, in the words that people use. Pure.
 
-In: an Entry of the catalog and a job. Out: names of the parts of the answer key that differ, and for each what it was and
+In: a CatalogEntry and a job. Out: names of the parts of the answer key that differ, and for each what it was and
 what it is now. Knows nothing of rows: whether a changed prompt touches a row is for `compare` to say.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
-from headtail.batch.catalog import Entry
+from headtail.batch.catalog import CatalogEntry
 from headtail.batch.job import Job
 from headtail.core.config import Config
 
@@ -39,12 +39,12 @@ class Change(Config):
     now: str = Field(description="in this one")
 
 
-def words(entry: Entry, job: Job) -> tuple[str, ...]:
+def words(entry: CatalogEntry, job: Job) -> tuple[str, ...]:
     """The parts of the key, besides messages, that differ between an earlier job and this one."""
     return tuple(_settings(entry, job))
 
 
-def changes(entry: Entry, job: Job) -> tuple[Change, ...]:
+def changes(entry: CatalogEntry, job: Job) -> tuple[Change, ...]:
     """All that differs between an earlier job and this one, with its values."""
     found = []
     if entry.template != job.task.template and job.io_format.prompt == "full":  # a query alone is asked without the template
@@ -72,8 +72,8 @@ def _at(places: Sequence[tuple[str, Any, Any]], side: int) -> str:
     return ", ".join(f"{place[0]}: {_short(place[side])}" for place in places)
 
 
-def _settings(entry: Entry, job: Job) -> dict[str, tuple[Any, Any]]:
-    """What `Entry.parts` and the job's own differ in. What follows from another difference is left out."""
+def _settings(entry: CatalogEntry, job: Job) -> dict[str, tuple[Any, Any]]:
+    """What `CatalogEntry.parts` and the job's own differ in. What follows from another difference is left out."""
     was, now = _flat(entry.parts), _flat(job.parts)
     found = {
         _WORDS.get(name, name.replace(".", " ")): (was.get(name), now.get(name))

@@ -18,16 +18,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headtail.adapters.storage import open_storage, read_table
-from headtail.batch.catalog import Earlier, Entry, entries
+from headtail.batch.catalog import CatalogEntry, EarlierJob, catalog_entries
 from headtail.batch.job import Job, ShardReceipt
-from headtail.batch.prepare import Manifest
+from headtail.batch.prepare import InputManifest
 from headtail.batch.shard import Shard, read_receipt
-from headtail.batch.wanted import Pair, Wanted
+from headtail.batch.shard_requests import Pair, ShardRequests
 from headtail.batch.worker import Ask
 from headtail.core.errors import StorageError
 from headtail.core.io_format import ModelFormat
 from headtail.core.keys import answer_key
-from headtail.core.rows import KEY, State, draw
+from headtail.core.rows import KEY, State, uniform_draw
 from headtail.core.task import Task
 from headtail.stages.precompute.dry_run.changes import words
 
@@ -48,7 +48,7 @@ def probes_of(path: str) -> str:
 class Older:
     """An earlier job of the same task and source. `words`: the parts of the key, besides messages, that are others now."""
 
-    entry: Entry
+    entry: CatalogEntry
     words: tuple[str, ...]
 
 
@@ -57,7 +57,7 @@ class Scope:
     """What a comparison is made between. `probed`: rows that probes of this very job answered; `keep`: rows of the sample."""
 
     job: Job
-    manifest: Manifest
+    manifest: InputManifest
     before: tuple[str, ...]
     older: tuple[Older, ...]
     probed: frozenset[Pair]
@@ -100,15 +100,15 @@ def _lowest(table: pa.Table, keep: int) -> pa.Table:
     return table.take(order[:keep])
 
 
-def scope(job: Job, manifest: Manifest, keep: int) -> Scope:
+def scope(job: Job, manifest: InputManifest, keep: int) -> Scope:
     """What the job is compared with: whose answers it would take over, and whose rows it would ask anew."""
     store = open_storage(job.root)
-    known = entries(store)
+    known = catalog_entries(store)
     mine = probes_of(job.path)
     probed: set[Pair] = set()
     for entry in known if job.reuse else ():
         if entry.path.startswith(mine):
-            for table in Earlier(store, entry.path).answers(0, 1, _KEYED):
+            for table in EarlierJob(store, entry.path).answers(0, 1, _KEYED):
                 kept = zip(*(table[name].to_pylist() for name in _KEYED), strict=True)
                 probed |= {(query, key) for query, key, state in kept if state not in job.retry}
     others = [entry for entry in known if entry.path != job.path and not entry.path.startswith(mine)]
@@ -123,8 +123,8 @@ class Comparison:
 
     def __init__(self, scope: Scope) -> None:
         self.scope, self.job, self.store = scope, scope.job, open_storage(scope.job.root)
-        self.before = [Earlier(self.store, path) for path in scope.before]
-        self.rivals = [_Rival(older, Earlier(self.store, older.entry.path), self.job) for older in scope.older]
+        self.before = [EarlierJob(self.store, path) for path in scope.before]
+        self.rivals = [_Rival(older, EarlierJob(self.store, older.entry.path), self.job) for older in scope.older]
 
     def of(self, shards: Sequence[ShardReceipt | Ask]) -> Tally:
         """Published shards and shards to do, counted together."""
@@ -166,12 +166,12 @@ class Comparison:
             tally.examples[group] = sorted(rows, reverse=True)[:EXAMPLES]
         return tally
 
-    def _sample(self, asked: Wanted, rows: list[int]) -> pa.Table | None:
+    def _sample(self, asked: ShardRequests, rows: list[int]) -> pa.Table | None:
         if not self.scope.keep:
             return None
         table = asked.table.take(pa.array(rows, pa.int64()))
         keys = pa.array([asked.pairs[row][1] for row in rows], KEY)
-        table = table.append_column("answer_key", keys).append_column("draw", pa.array(draw(table["query_key"], "probe", _SEED)))
+        table = table.append_column("answer_key", keys).append_column("draw", pa.array(uniform_draw(table["query_key"], "probe", _SEED)))
         return _lowest(table, self.scope.keep)
 
     def _why_asked(self, shard: Shard, todo: set[int], failed: set[Pair], groups: dict[int, Group], tally: Tally) -> None:
@@ -193,7 +193,7 @@ class Comparison:
             left -= set(found)
         groups |= dict.fromkeys(left, (NEW, ()))
 
-    def _answers(self, source: Earlier, shard: Shard, columns: list[str]) -> Iterator[pa.Table]:
+    def _answers(self, source: EarlierJob, shard: Shard, columns: list[str]) -> Iterator[pa.Table]:
         return source.answers(shard.number, self.scope.manifest.shards, columns)
 
     def _failed_here(self, shard: Shard, tally: Tally) -> set[Pair]:
@@ -220,7 +220,7 @@ def _pairs(table: pa.Table) -> Iterator[Pair]:
 class _Rival:
     """An earlier job whose rows ask the same queries under other keys: says which parts of the key differ, row by row."""
 
-    def __init__(self, older: Older, answers: Earlier, job: Job) -> None:
+    def __init__(self, older: Older, answers: EarlierJob, job: Job) -> None:
         self.older, self.answers, self.job = older, answers, job
         self.columns = ["query_key", "answer_key", *older.entry.side_inputs]
 

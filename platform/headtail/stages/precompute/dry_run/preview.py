@@ -14,13 +14,13 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from headtail.adapters.progress import bar
+from headtail.adapters.progress import progress_bar
 from headtail.adapters.storage import open_storage, write_json
-from headtail.batch.driver import chains, find_open_shards, told
+from headtail.batch.driver import chain_count, engine_error, find_open_shards
 from headtail.batch.job import Job, ShardReceipt
 from headtail.batch.ledger import Ledger
 from headtail.batch.limits import UNPRICED
-from headtail.batch.prepare import prepare
+from headtail.batch.prepare import prepare_input
 from headtail.batch.worker import Ask
 from headtail.core.config import Config
 from headtail.stages.precompute.dry_run.changes import Change, changes
@@ -81,7 +81,7 @@ def plan_path(path: str) -> str:
 def preview(job: Job, probe: int = ROWS) -> Preview:
     """What `job` would do. `probe`: rows that may be asked for the estimate; 0 asks none, and an earlier probe serves if there is one."""
     begun, store = time.monotonic(), open_storage(job.root)
-    manifest = prepare(job)
+    manifest = prepare_input(job)
     done, asks = find_open_shards(job, store, manifest)
     compared = scope(job, manifest, probe)
     tally = _compare(compared, [*done, *asks])
@@ -93,7 +93,7 @@ def preview(job: Job, probe: int = ROWS) -> Preview:
     left = tally.asked - probed
     found = None
     if best is not None:
-        found = estimate(best, left, max(1, min(chains(len(asks), job.workers), tally.open)), job.limits)
+        found = estimate(best, left, max(1, min(chain_count(len(asks), job.workers), tally.open)), job.limits)
     spent = dict(tally.spent)
     made = Preview(
         path=job.path,
@@ -168,7 +168,7 @@ def _notes(job: Job, probe: Probe | None, unrendered: int) -> Iterator[str]:
 def _compare(compared: Scope, items: _Items) -> Tally:
     """All shards compared: here, or by Ray tasks when there are many rows."""
     rows, tally = compared.manifest.rows, Tally()
-    with bar("comparing with earlier jobs", rows) as shown:
+    with progress_bar("comparing with earlier jobs", rows) as shown:
         for found in _here(compared, items) if rows <= IN_PROCESS_ROWS else _on_cluster(compared, items):
             tally.add(found, compared.keep)
             shown.advance(found.rows.total() + found.duplicates)
@@ -188,9 +188,9 @@ def _on_cluster(compared: Scope, items: _Items) -> Iterator[Tally]:
     """A Ray task per chunk of shards; twice as many under way as there are cores, so that the driver's memory stays flat."""
     import ray
 
-    from headtail.adapters.cluster import start
+    from headtail.adapters.cluster import start_cluster
 
-    start()
+    start_cluster()
     task, shared = ray.remote(num_cpus=1)(_there), ray.put(compared)
     cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
     size = max(1, min(_CHUNK, len(items) // (2 * cores)))
@@ -204,7 +204,7 @@ def _on_cluster(compared: Scope, items: _Items) -> Iterator[Tally]:
             try:
                 yield ray.get(ready[0])
             except ray.exceptions.RayError as error:
-                raise told(error) from error
+                raise engine_error(error) from error
 
 
 def _newly(before: Scope, now: Scope, sample: pa.Table) -> int:

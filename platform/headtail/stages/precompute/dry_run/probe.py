@@ -18,9 +18,9 @@ import pyarrow as pa
 from headtail.adapters.progress import say
 from headtail.adapters.storage import Storage, open_storage, read_record, read_table, write_json, write_table
 from headtail.batch import generate, remove_work_files
-from headtail.batch.catalog import entries
-from headtail.batch.job import Job, Journal, Table
-from headtail.batch.lease import driving
+from headtail.batch.catalog import catalog_entries
+from headtail.batch.job import InputTable, Job, Journal
+from headtail.batch.lease import hold_lease
 from headtail.batch.ledger import Ledger
 from headtail.core.config import result_fields
 from headtail.core.keys import fingerprint
@@ -30,7 +30,7 @@ from headtail.stages.precompute.dry_run.estimate import Probe, moments, pace
 
 def probes(store: Storage, job: Job) -> list[Probe]:
     """Probes of this job that came to their end."""
-    mine = [entry.path for entry in entries(store) if entry.path.startswith(probes_of(job.path))]
+    mine = [entry.path for entry in catalog_entries(store) if entry.path.startswith(probes_of(job.path))]
     there = [path for path in (f"{path}/probe.json" for path in mine) if store.exists(path)]
     return [read_record(store, Probe, path) for path in there]
 
@@ -41,12 +41,12 @@ def ask(job: Job, sample: pa.Table, known: Sequence[Probe]) -> Probe:
     path = f"{probes_of(job.path)}{fingerprint([key.hex() for key in sample['answer_key'].to_pylist()])[:16]}"
     if not store.exists(f"{path}/input.parquet"):
         write_table(store, f"{path}/input.parquet", sample.drop_columns(["answer_key", "draw"]))
-    table = Table(f"{path}/input.parquet", "probe")
+    table = InputTable(f"{path}/input.parquet", "probe")
     limits = dataclasses.replace(job.limits, workers=1)
     mine = dataclasses.replace(job, path=path, tables=(table,), workers=1, shards=1, reuse=True, limits=limits)
     say(f"  probe: {sample.num_rows:,} rows are asked to learn what the others will take")
     begun = time.monotonic()
-    with driving(store, path):
+    with hold_lease(store, path):
         ledger = generate(mine)
     made = _measure(store, mine, ledger, sample, time.monotonic() - begun)
     timed = max([made, *(one for one in known if one.how == made.how)], key=lambda one: one.pace.rows)

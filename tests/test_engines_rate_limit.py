@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from headtail.engines.pace import SHARED_S, Bucket, Pace
+from headtail.engines.rate_limit import SHARED_S, Bucket, RateLimiter
 
 
 class Endpoint:
@@ -17,7 +17,7 @@ class Endpoint:
     def __init__(self, capacity: int, takes: float = 0.1) -> None:
         self.capacity, self.takes, self.busy = capacity, takes, 0
 
-    def run(self, pace: Pace, seconds: float) -> tuple[Counter[str], list[float]]:
+    def run(self, pace: RateLimiter, seconds: float) -> tuple[Counter[str], list[float]]:
         """Requests without end for so many seconds: how many came to which end, and the limit over time."""
         now, ends, limits, number = 0.0, Counter[str](), [], itertools.count()
         flying: list[tuple[float, int, float, bool]] = []  # comes back at, number, left at, pushed back
@@ -38,7 +38,7 @@ class Endpoint:
         return ends, limits
 
 
-class Fixed(Pace):
+class Fixed(RateLimiter):
     """What a fixed number at once does."""
 
     def back(self, now: float, left_at: float, pushed: bool, spare_tokens: int = 0) -> None:
@@ -48,7 +48,7 @@ class Fixed(Pace):
 
 @pytest.mark.parametrize("capacity", [1, 5, 20, 60])
 def test_the_pace_settles_near_what_the_endpoint_bears(capacity: int) -> None:
-    ends, limits = Endpoint(capacity).run(Pace(64), 60)
+    ends, limits = Endpoint(capacity).run(RateLimiter(64), 60)
     fixed_ends, _ = Endpoint(capacity).run(Fixed(64), 60)
     late = limits[len(limits) // 2 :]
     assert 0.6 * capacity <= sum(late) / len(late) <= 1.2 * capacity + 1
@@ -59,14 +59,14 @@ def test_the_pace_settles_near_what_the_endpoint_bears(capacity: int) -> None:
 
 
 def test_the_pace_takes_all_that_is_allowed_where_nobody_pushes_back() -> None:
-    ends, limits = Endpoint(1000).run(Pace(64), 20)
+    ends, limits = Endpoint(1000).run(RateLimiter(64), 20)
     assert limits[-1] == 64
     assert ends["pushed"] == 0
     assert ends["answered"] >= 0.95 * 64 * 20 / 0.1
 
 
 def test_a_capacity_that_returns_is_found_again() -> None:
-    endpoint, pace = Endpoint(40), Pace(64)
+    endpoint, pace = Endpoint(40), RateLimiter(64)
     endpoint.run(pace, 20)
     endpoint.capacity, endpoint.busy, pace.out = 4, 0, 0
     assert endpoint.run(pace, 20)[1][-1] < 8
@@ -75,7 +75,7 @@ def test_a_capacity_that_returns_is_found_again() -> None:
 
 
 def test_one_round_of_push_backs_counts_once() -> None:
-    pace = Pace(100)
+    pace = RateLimiter(100)
     pace.limit = 50.0
     for _ in range(50):
         pace.leave(0)
@@ -102,7 +102,7 @@ def test_no_minute_has_more_than_its_limit(rate: int) -> None:
 
 
 def test_tokens_are_charged_as_they_were_used() -> None:
-    pace = Pace(8, tokens_per_minute=6000)  # 100 a second
+    pace = RateLimiter(8, tokens_per_minute=6000)  # 100 a second
     now, used = 0.0, 0
     while now < 120:
         if wait := pace.wait(now):
@@ -115,7 +115,7 @@ def test_tokens_are_charged_as_they_were_used() -> None:
 
 
 def test_a_pause_is_short_until_no_answer_comes_between() -> None:
-    pace = Pace(8)
+    pace = RateLimiter(8)
     pace.pause(10.0, 0.5)
     assert pace.wait(10.0) == pytest.approx(0.5)
     assert pace.wait(10.5) == 0

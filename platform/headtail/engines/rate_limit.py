@@ -53,7 +53,7 @@ class Bucket:
             self._held = min(self._room, self._held - amount)
 
 
-class Pace:
+class RateLimiter:
     """`most` bounds the requests at once; the limits per minute are off at 0."""
 
     def __init__(self, most: int, requests_per_minute: int = 0, tokens_per_minute: int = 0) -> None:

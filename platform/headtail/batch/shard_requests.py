@@ -1,6 +1,6 @@
 """What a shard asks for: its input rows, one per (query_key, answer_key), with their messages.
 
-In: a shard's input table. Out: Wanted: the rows as a table and, by position, messages and keys. Rows that ask the same are
+In: a shard's input table. Out: ShardRequests: the rows as a table and, by position, messages and keys. Rows that ask the same are
 one row; a human label in any table makes it eval_only. A template that raises fails its own row alone. Knows nothing of engines or files.
 """
 
@@ -26,7 +26,7 @@ Pair = tuple[bytes, bytes]  # query_key, answer_key
 
 
 @dataclass
-class Wanted:
+class ShardRequests:
     """Rows to be answered, in order of input. `place` finds a row by its pair; `unrendered` says why a row has no messages."""
 
     table: pa.Table
@@ -42,7 +42,7 @@ class Wanted:
         return len(self.pairs)
 
 
-def wanted(table: pa.Table, task: Task, settings: str, fmt: ModelFormat = DEFAULT) -> Wanted:
+def shard_requests(table: pa.Table, task: Task, settings: str, fmt: ModelFormat = DEFAULT) -> ShardRequests:
     """The rows of one shard's input, rendered in the model's format `fmt` and keyed under `settings`."""
     queries, keys = table["query"].to_pylist(), table["query_key"].to_pylist()
     sides = [table[name].to_pylist() for name in task.side_inputs]
@@ -68,7 +68,7 @@ def wanted(table: pa.Table, task: Task, settings: str, fmt: ModelFormat = DEFAUL
         made.append(messages)
         kept.append(at)
     rows = table if not again else _eval_only(table.take(pa.array(kept, pa.int64())), table, again)
-    return Wanted(rows.combine_chunks(), made, pairs, len(again), unrendered)
+    return ShardRequests(rows.combine_chunks(), made, pairs, len(again), unrendered)
 
 
 def _eval_only(rows: pa.Table, table: pa.Table, again: Sequence[tuple[int, int]]) -> pa.Table:
@@ -80,7 +80,7 @@ def _eval_only(rows: pa.Table, table: pa.Table, again: Sequence[tuple[int, int]]
     return rows.set_column(rows.column_names.index("eval_only"), "eval_only", pa.array(held))
 
 
-def in_order(table: pa.Table) -> pa.Table:
+def sort_answers(table: pa.Table) -> pa.Table:
     """`table` sorted by (query_key, answer_key)."""
     return table.take(pa.array(_order(table["query_key"], table["answer_key"])))
 
@@ -89,7 +89,7 @@ def _order(query_keys: pa.Array | pa.ChunkedArray, answer_keys: pa.Array | pa.Ch
     return np.asarray(np.lexsort((*key_words(answer_keys)[::-1], *key_words(query_keys)[::-1])))
 
 
-def check_rows(table: pa.Table, asked: Wanted, where: str) -> None:
+def check_rows(table: pa.Table, asked: ShardRequests, where: str) -> None:
     """LedgerError unless `table`, in order, holds each asked pair exactly once: an anti-join both ways that names rows."""
     mine = [pa.array([pair[i] for pair in asked.pairs], KEY) for i in (0, 1)]
     order = _order(*mine)
@@ -98,20 +98,20 @@ def check_rows(table: pa.Table, asked: Wanted, where: str) -> None:
     strange = set(pc.unique(table["state"]).to_pylist()) - _STATES
     if not strange and all(np.array_equal(a, b) for a, b in zip(wanted_words, given_words, strict=True)):
         return
-    texts = texts_of(asked.table) | texts_of(table)
-    said = differences(asked.pairs, list(zip(table["query_key"].to_pylist(), table["answer_key"].to_pylist(), strict=True)), texts)
+    texts = query_texts(asked.table) | query_texts(table)
+    said = pair_differences(asked.pairs, list(zip(table["query_key"].to_pylist(), table["answer_key"].to_pylist(), strict=True)), texts)
     said = "; ".join(filter(None, [said, *(f"unknown state {state}" for state in strange)]))
     fix = "nothing of this shard was published; run again, and report this if it stays"
     value = f"{len(asked)} rows in, {table.num_rows} out"
     raise LedgerError(f"rows do not add up: {said or 'they are out of order'}", where=where, value=value, fix=fix)
 
 
-def texts_of(table: pa.Table) -> dict[bytes, str]:
+def query_texts(table: pa.Table) -> dict[bytes, str]:
     """The query of each query_key, to name rows by."""
     return dict(zip(table["query_key"].to_pylist(), table["query"].to_pylist(), strict=True))
 
 
-def differences(asked: Sequence[Pair], given: Sequence[Pair], queries: dict[bytes, str]) -> str:
+def pair_differences(asked: Sequence[Pair], given: Sequence[Pair], queries: dict[bytes, str]) -> str:
     """In words: which pairs are missing, not asked for or there twice, with a few of them named."""
     counts: dict[Pair, int] = {}
     for pair in given:
@@ -123,9 +123,11 @@ def differences(asked: Sequence[Pair], given: Sequence[Pair], queries: dict[byte
         "twice": [pair for pair, count in counts.items() if count > 1],
     }
     return "; ".join(
-        f"{len(pairs)} {name} ({', '.join(_named(pair, queries) for pair in pairs[:_LISTED])})" for name, pairs in problems.items() if pairs
+        f"{len(pairs)} {name} ({', '.join(_name_pair(pair, queries) for pair in pairs[:_LISTED])})"
+        for name, pairs in problems.items()
+        if pairs
     )
 
 
-def _named(pair: Pair, queries: dict[bytes, str]) -> str:
+def _name_pair(pair: Pair, queries: dict[bytes, str]) -> str:
     return f"{queries.get(pair[0], 'query')!r} {pair[0].hex()[:12]}"

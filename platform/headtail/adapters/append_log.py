@@ -24,53 +24,53 @@ GAP = 3  # numbers in a row that an early version may have left without an entry
 _LOOKUP_THREADS = 16  # threads that read entries; a look at S3 takes some 20 ms
 
 
-def path(folder: str, number: int) -> str:
+def entry_path(folder: str, number: int) -> str:
     """Where entry `number` (from 1) is."""
     return f"{folder}/{number:08}.json"
 
 
-def last(store: Storage, folder: str) -> int:
+def last_number(store: Storage, folder: str) -> int:
     """The number of the last entry, 0 when there is none: some 2 log2(n) looks, and GAP more to see that nothing comes after a gap."""
     found: int | None = 0
     while found is not None:
         low, step = found, 1
-        while store.exists(path(folder, found + step)):
+        while store.exists(entry_path(folder, found + step)):
             low, step = found + step, 2 * step
         high = found + step
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if store.exists(path(folder, middle)) else (low, middle)
-        found = next((number for number in range(high + 1, high + 1 + GAP) if store.exists(path(folder, number))), None)
+            low, high = (middle, high) if store.exists(entry_path(folder, middle)) else (low, middle)
+        found = next((number for number in range(high + 1, high + 1 + GAP) if store.exists(entry_path(folder, number))), None)
     return low
 
 
-def append(store: Storage, folder: str, make: Callable[[int], bytes]) -> int:
+def append_entry(store: Storage, folder: str, make: Callable[[int], bytes]) -> int:
     """Write `make(number)` under the next free number; returns it. Of two writers each gets a number of its own.
 
     A number is passed over only when an entry lies there (`create` is False for nothing else), so that no gap can come to be.
     """
-    number = last(store, folder) + 1
-    while not store.create(path(folder, number), make(number)):
+    number = last_number(store, folder) + 1
+    while not store.create(entry_path(folder, number), make(number)):
         number += 1
     return number
 
 
-def read(store: Storage, folder: str, first: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_entries(store: Storage, folder: str, first: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
     """Every entry from `first` on, in order: its number and its JSON. A number without an entry is passed over; that is said once."""
-    numbers = range(first, last(store, folder) + 1)
+    numbers = range(first, last_number(store, folder) + 1)
     with ThreadPoolExecutor(_LOOKUP_THREADS) as pool:
         for number, entry in zip(numbers, pool.map(lambda number: _entry(store, folder, number), numbers), strict=True):
             if entry is not None:
                 yield number, entry[0]
             else:
-                _say_gap(store.uri(path(folder, number)))
+                _say_gap(store.uri(entry_path(folder, number)))
 
 
 def _entry(store: Storage, folder: str, number: int) -> tuple[dict[str, Any]] | None:
     try:
-        return (read_json(store, path(folder, number)),)
+        return (read_json(store, entry_path(folder, number)),)
     except StorageError:
-        if store.exists(path(folder, number)):
+        if store.exists(entry_path(folder, number)):
             raise
         return None
 
@@ -80,6 +80,6 @@ def _say_gap(where: str) -> None:
     say(f"{where} was never written: an early version left this number out on S3. The entries after it are read; nothing is lost")
 
 
-def records(store: Storage, kind: type[T], folder: str) -> Iterator[T]:
+def read_entry_records(store: Storage, kind: type[T], folder: str) -> Iterator[T]:
     """Every entry as a `kind`, in order. StorageError names one that is damaged, and each field that is wrong."""
-    return (record.validated(kind, plain, store.uri(path(folder, number))) for number, plain in read(store, folder))
+    return (record.validate_record(kind, plain, store.uri(entry_path(folder, number))) for number, plain in read_entries(store, folder))
