@@ -17,8 +17,8 @@ from headtail.core.errors import ConfigError
 from headtail.core.receipt import Receipt
 from headtail.core.rows import ANSWER, HUMAN_LABELS, TRAINING_SET, with_side_inputs
 from headtail.core.task import Task
-from headtail.review.decision import Decision, now
-from headtail.review.log import Log
+from headtail.review.decision import Decision, current_moment
+from headtail.review.log import DecisionLog
 from headtail.stages import curate, distill, precompute
 from headtail.studies import ablate
 
@@ -38,8 +38,8 @@ def config(store: Storage, intent: Task) -> ablate.Config:
     keep(store, "ingest", "i" * 16, {"human_labels_train": answers.slice(0, 50).select(columns).cast(HUMAN_LABELS)})
     row = answers.slice(0, 1).to_pylist()[0]
     holds = intent.dump({"intent": "booking" if "booking" not in row["answer"] else "price"})
-    made = Decision(row["query_key"], row["query"], "correct", holds, row["answer"], row["answer_key"], "anna", now(), "")
-    Log(store, intent.name).record([made], "page")
+    made = Decision(row["query_key"], row["query"], "correct", holds, row["answer"], row["answer_key"], "anna", current_moment(), "")
+    DecisionLog(store, intent.name).record([made], "page")
     off = curate.Config(near_labels=None, suspicion=curate.Suspicion(drop_above=0.5))
     return ablate.Config(root=store.root, tracking=OFF, task="query_intent", human="ingest:human_labels_train", curate=off)
 

@@ -25,16 +25,16 @@ from hypothesis import strategies as st
 from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, open_storage, read_table
 from headtail.cache import (
-    Built,
     Cache,
     CachedAnswer,
-    Manifest,
+    LocalSnapshot,
+    SnapshotManifest,
     builder,
-    coverage,
     merge,
     open_snapshot,
     publish_snapshot,
     read_manifest,
+    snapshot_coverage,
 )
 from headtail.cache import snapshot as cache_module
 from headtail.cache.builder import build_snapshot
@@ -85,7 +85,7 @@ def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return open_storage(str(tmp_path / "store") if request.param == "local" else request.getfixturevalue("s3_root"))
 
 
-def publish(store: Storage, tmp_path: Path, *tables: pa.Table, **options: object) -> tuple[Built, Manifest]:
+def publish(store: Storage, tmp_path: Path, *tables: pa.Table, **options: object) -> tuple[LocalSnapshot, SnapshotManifest]:
     folder = tmp_path / f"build-{len(list(tmp_path.iterdir()))}"
     folder.mkdir()
     built = build_snapshot([[table] for table in tables], folder, **options)  # type: ignore[arg-type]
@@ -210,7 +210,7 @@ def test_rounds_hold_all_rows_of_a_key_in_order_of_key(keys: list[list[tuple[int
     tables = [pa.table({"query_key": pa.array([packed(k) for k in sorted(run)], pa.binary(16))}) for run in keys]
     met: list[bytes] = []
     seen: list[list[bytes]] = [[] for _ in tables]
-    for pieces in merge.rounds([merge.ascending(cut(table, rows), "x") for table in tables]):
+    for pieces in merge.merge_rounds([merge.sorted_batches(cut(table, rows), "x") for table in tables]):
         here = [piece.column("query_key").to_pylist() if piece.num_rows else [] for piece in pieces]
         for run, some in zip(seen, here, strict=True):
             run.extend(some)
@@ -218,7 +218,7 @@ def test_rounds_hold_all_rows_of_a_key_in_order_of_key(keys: list[list[tuple[int
         assert not met or together[0] > met[-1]  # every row of a key is in one round
         met += together
         high, low = key_words(pa.array([key for some in here for key in some], pa.binary(16)))
-        order, first = merge.in_order(high, low)
+        order, first = merge.merge_order(high, low)
         flat = [key for some in here for key in some]
         assert [flat[i] for i in order] == sorted(flat)
         assert [flat[i] for i in order[first]] == together
@@ -441,9 +441,9 @@ def test_coverage_counts_events_of_the_log(tmp_path: Path) -> None:
     (folder := tmp_path / "x").mkdir()
     built = build_snapshot([[answers(*(good(f"q{i}") for i in range(100)))]], folder)
     log = pa.table({"query_key": pa.array([query_key(f"q{i}") for i in range(200)], pa.binary(16)), "count": list(range(200))})
-    assert coverage(built.prefixes, log.to_batches(max_chunksize=17)) == sum(range(100)) / sum(range(200))
-    assert coverage(np.empty(0, np.uint64), [log]) == 0
-    assert coverage(built.prefixes, []) is None
+    assert snapshot_coverage(built.prefixes, log.to_batches(max_chunksize=17)) == sum(range(100)) / sum(range(200))
+    assert snapshot_coverage(np.empty(0, np.uint64), [log]) == 0
+    assert snapshot_coverage(built.prefixes, []) is None
 
 
 def test_a_snapshot_is_opened_from_disk_and_from_s3(any_store: Storage, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.cache import figures, make_input, read
-from headtail.cache.merge import ascending
+from headtail.cache.merge import sorted_batches
 from timescale import limit
 
 
@@ -31,7 +31,7 @@ def test_figures_of_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_input_is_sorted_and_whole(tmp_path: Path) -> None:
     raw = make_input(tmp_path / "in.parquet", 5000)
-    batches = list(ascending(read(tmp_path / "in.parquet"), "input"))
+    batches = list(sorted_batches(read(tmp_path / "in.parquet"), "input"))
     assert sum(batch.table.num_rows for batch in batches) == 5000
     queries = pq.read_table(tmp_path / "in.parquet", columns=["query", "answer"])
     assert len(set(queries["query"].to_pylist())) == 5000

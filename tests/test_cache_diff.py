@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headtail.adapters.storage import Storage, open_storage
-from headtail.cache import Manifest, merge, publish_snapshot
+from headtail.cache import SnapshotManifest, merge, publish_snapshot
 from headtail.cache.builder import build_snapshot
-from headtail.cache.diff import KINDS, Diff, diff_snapshots, diff_table
+from headtail.cache.diff import KINDS, SnapshotDiff, diff_snapshots, diff_table
 from headtail.core.errors import StorageError
 from headtail.core.keys import fingerprint, normalise
 from test_cache import answers, good
@@ -29,7 +29,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 Held = dict[str, tuple[str, str, int]]  # query -> answer, source, count
 
 
-def snapshot(store: Storage, scratch: Path, held: Held, coverage: float | None = None) -> Manifest:
+def snapshot(store: Storage, scratch: Path, held: Held, coverage: float | None = None) -> SnapshotManifest:
     tables = [answers(good(q, a, source), count=count) for q, (a, source, count) in held.items()]
     together = pa.concat_tables([answers(), *tables]).sort_by("query_key")
     (folder := scratch / f"build-{len(list(scratch.iterdir()))}").mkdir()
@@ -70,7 +70,7 @@ def test_each_kind_with_its_traffic_sources_and_examples(store: Storage, tmp_pat
     assert [(one.query, one.before, one.after) for one in found.dropped.examples] == [("gone", '"g"', None)]
     assert [(one.query, one.before, one.after) for one in found.added.examples] == [("come", None, '"c"')]
     assert found.same.examples == ()
-    assert Diff.model_validate_json(found.model_dump_json()) == found
+    assert SnapshotDiff.model_validate_json(found.model_dump_json()) == found
 
 
 def test_shares_are_of_the_log_when_its_coverage_is_known(store: Storage, tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from headtail.core.keys import canonical, query_key
 from headtail.core.leaks import LabelledQueries
 from headtail.core.rows import ANSWER, DROPPED, HUMAN_LABELS, TOP, TRAINING_SET, State, with_side_inputs, with_top
 from headtail.core.task import Task
-from headtail.review.decision import Decision, now
-from headtail.review.log import Log
+from headtail.review.decision import Decision, current_moment
+from headtail.review.log import DecisionLog
 from headtail.stages import curate
 from headtail.stages.curate import columns
 from headtail.stages.curate.verdicts import Judged, traffic_weights
@@ -94,8 +94,10 @@ def test_likeliest_tokens_stay_with_the_teachers_own_words(store: Storage, segme
     settings_with = {"task": segmentation.fingerprint, "config": {"top_logprobs": 2}}
     keep(store, "precompute", "2" * 16, {"answers/shard-00000": table_with}, settings=settings_with)
     before = rows[1]
-    made = Decision(query_key("pizza"), "pizza", "correct", '{"segments":[]}', before["answer"], before["answer_key"], "anna", now(), "")
-    Log(store, segmentation.name).record([made], "page")
+    made = Decision(
+        query_key("pizza"), "pizza", "correct", '{"segments":[]}', before["answer"], before["answer_key"], "anna", current_moment(), ""
+    )
+    DecisionLog(store, segmentation.name).record([made], "page")
     training_set = {row["query"]: row for row in output_table(store, curate.run(config), "training_set").to_pylist()}
     assert training_set["plumber"]["top_ids"] == [5, 1, 6, 2]
     assert training_set["plumber"]["top_logprobs"] == [0, -1, -2, -3]

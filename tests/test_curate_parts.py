@@ -31,7 +31,7 @@ def test_tags_of_a_right_answer_hold_every_word_and_give_it_back(rank: int, vari
     from headtail.core.task import load_task
 
     task, found = load_task("query_segmentation"), example_data.meaning(7, rank, 40_000)
-    query, answer = normalise(example_data.misspell(found.text, variant)), example_data.answers(found)["query_segmentation"]
+    query, answer = normalise(example_data.misspell(found.text, variant)), example_data.right_answers(found)["query_segmentation"]
     tagged = tag(task, query, answer)
     if len(query.split()) == len(found.text.split()):
         assert not tagged.absent

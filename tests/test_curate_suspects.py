@@ -18,8 +18,8 @@ from headtail.adapters.storage.receipts import output_table
 from headtail.core.keys import normalise, query_key
 from headtail.core.rows import ANSWER, HUMAN_LABELS, SUSPECT, TRAINING_SET, with_side_inputs
 from headtail.core.task import Task, load_task
-from headtail.review.decision import Decision, now
-from headtail.review.log import Log
+from headtail.review.decision import Decision, current_moment
+from headtail.review.log import DecisionLog
 from headtail.review.queue import load_queue
 from headtail.stages import curate
 
@@ -85,8 +85,8 @@ def test_suspects_are_dropped_only_where_that_is_asked_for(config: curate.Config
 
 
 def decide(store: Storage, task: Task, row: dict[str, Any], verdict: str, answer: str | None) -> None:
-    made = Decision(row["query_key"], row["query"], verdict, answer, row["answer"], row["answer_key"], "anna", now(), "")
-    Log(store, task.name).record([made], "page")
+    made = Decision(row["query_key"], row["query"], verdict, answer, row["answer"], row["answer_key"], "anna", current_moment(), "")
+    DecisionLog(store, task.name).record([made], "page")
 
 
 def test_what_people_decide_holds(store: Storage, segmentation: Task, config: curate.Config) -> None:
@@ -123,7 +123,7 @@ def test_what_people_decide_holds(store: Storage, segmentation: Task, config: cu
     assert not left & {wrong[0]["query_key"], wrong[1]["query_key"], unanswered["query_key"]}
     raw = curate.run(config.model_copy(update={"reviews": False}))
     assert raw.fingerprint == before.fingerprint
-    Log(store, segmentation.name).undo("anna")
+    DecisionLog(store, segmentation.name).undo("anna")
     assert curate.run(config).fingerprint not in (before.fingerprint, after.fingerprint)
 
 
@@ -172,5 +172,5 @@ def test_personal_data_is_out_of_all_that_is_trained_on_or_shown(store: Storage,
 
 def test_the_queue_can_be_exported(store: Storage, config: curate.Config, tmp_path: Path) -> None:
     curate.run(config)
-    made = review.export_file(review.Config(root=store.root, tracking=OFF), tmp_path / "review.csv", rows=20)
+    made = review.export_reviews(review.Config(root=store.root, tracking=OFF), tmp_path / "review.csv", rows=20)
     assert made.rows == 20

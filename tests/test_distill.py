@@ -37,7 +37,7 @@ TINY = Shape(vocabulary=400, hidden=32, layers=3, heads=2, feed_forward=64, posi
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     found = (found for _, found, _ in example_data.sample(example_data.Config(seed=5), 300, "train/x"))
-    return train_tokenizer((text for m in found for text in (m.text, json.dumps(example_data.answers(m)["query_segmentation"]))), 400)
+    return train_tokenizer((text for m in found for text in (m.text, json.dumps(example_data.right_answers(m)["query_segmentation"]))), 400)
 
 
 @given(

@@ -51,7 +51,7 @@ def _one_thread() -> None:
 
 def rows_of(task: Task, n: int, seed: int = 5) -> list[tuple[str, Any]]:
     found = example_data.sample(example_data.Config(seed=seed, typo_share=0.04), n, "train/x")
-    return [(normalise(text), example_data.answers(meaning)[task.name]) for text, meaning, _ in found]
+    return [(normalise(text), example_data.right_answers(meaning)[task.name]) for text, meaning, _ in found]
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random model that draws random numbers at every step: what is not in a checkpoint shows in the curve."""
     folder = tmp_path_factory.mktemp("model") / "base"
     found = (found for _, found, _ in example_data.sample(example_data.Config(seed=5), 300, "train/x"))
-    tokenizer = train_tokenizer((text for m in found for text in (m.text, json.dumps(example_data.answers(m)["query_segmentation"]))), 400)
+    tokenizer = train_tokenizer(
+        (text for m in found for text in (m.text, json.dumps(example_data.right_answers(m)["query_segmentation"]))), 400
+    )
     model = make_base(TINY, tokenizer, 0)
     model.config.attention_dropout = 0.1
     model.save_pretrained(folder)

@@ -80,7 +80,7 @@ def test_one_text_has_one_right_answer() -> None:
     for rank in range(20_000):
         found = example_data.meaning(7, rank, 40_000)
         held = known.setdefault(found.text, (found.segments, found.intent))
-        if any(text in example_data.words()["ambiguous"] for text, _ in found.segments):
+        if any(text in example_data.vocabulary()["ambiguous"] for text, _ in found.segments):
             continue  # its parts may be told apart by side inputs only
         assert held == (found.segments, found.intent), found.text
 
@@ -92,8 +92,8 @@ def test_answers_fit_their_tasks(rank: int, variant: int) -> None:
     assert abs(len(text) - len(found.text)) <= 1
     for name in ("query_segmentation", "query_intent"):
         task = load_task(name)
-        assert task.parse(task.dump(example_data.answers(found)[name]))[1] == ""
-    assert " ".join(s["text"] for s in example_data.answers(found)["query_segmentation"]["segments"]) == found.text
+        assert task.parse(task.dump(example_data.right_answers(found)[name]))[1] == ""
+    assert " ".join(s["text"] for s in example_data.right_answers(found)["query_segmentation"]["segments"]) == found.text
 
 
 def test_names_are_among_the_businesses_viewed() -> None:

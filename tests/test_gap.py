@@ -208,8 +208,8 @@ def test_a_gap_is_rarely_called_real_where_there_is_none_and_found_where_there_i
         for _ in range(100):
             shown = rng.random(200) < 0.9
             without = np.where(rng.random(200) < 0.25, rng.random(200) < least, shown)
-            made = list(gap.lines(scored(shown.tolist(), without.tolist()), keys, ["teacher"], Sureness(0.95, 200, 0)))
-            called[least] += gap.real(made)["teacher"]
+            made = list(gap.gap_rows(scored(shown.tolist(), without.tolist()), keys, ["teacher"], Sureness(0.95, 200, 0)))
+            called[least] += gap.significant_losses(made)["teacher"]
     assert called[0.9] <= 7, "nominal: 2.5 of 100"
     assert called[0.5] >= 85
 

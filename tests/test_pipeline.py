@@ -186,7 +186,9 @@ def test_champion_is_a_student_whose_gate_was_passed(root: str, capsys: pytest.C
         ("y", None, {"challenger": 2}),
         ("z", passed, {"challenger": 2, "champion": 3}),
     ):
-        registry.register(tracker, root, task=config.task, source="batch_student", student=students[mark], gated=gated, published=published)
+        registry.register_student(
+            tracker, root, task=config.task, source="batch_student", student=students[mark], gated=gated, published=published
+        )
         held = client.get_registered_model("headtail-query_intent-batch_student").aliases
         assert {name: int(version) for name, version in held.items()} == aliases
     said = capsys.readouterr().err
@@ -226,7 +228,7 @@ def test_stations_work_on_s3(s3_root: str, cluster: None, tmp_path: Path) -> Non
     assert answered.rows["in"] == sum(answered.rows[state] for state in State)
     published = publish.run(publish.Config(**off))
     query = output_table(store, published, "answers", ["query"])["query"][0].as_py()
-    assert release.lookup(store, query, into=tmp_path / "cache")["cached"]
+    assert release.look_up(store, query, into=tmp_path / "cache")["cached"]
     assert publish.run(publish.Config(**off)).reused
 
 
@@ -243,13 +245,13 @@ def test_every_stage_is_there_and_rows_add_up(finished_pipeline: str) -> None:
 
 @pytest.mark.slow
 def test_second_run_reuses_everything_and_is_quick(finished_pipeline: str, cluster: None, capsys: pytest.CaptureFixture[str]) -> None:
-    before = release.current(open_storage(finished_pipeline))
+    before = release.current_release(open_storage(finished_pipeline))
     started = time.monotonic()
     first = read_json(open_storage(finished_pipeline), "summary.json")
     pipeline.run(load_config(pipeline.Config, LAPTOP, [*SMALL, f"root={finished_pipeline}"]))
     assert re.search(r"(\d+) stages, \1 of them found done", capsys.readouterr().err)
     assert time.monotonic() - started < limit(60)
-    assert release.current(open_storage(finished_pipeline)) == before
+    assert release.current_release(open_storage(finished_pipeline)) == before
     assert read_json(open_storage(finished_pipeline), "summary.json") == first
 
 
@@ -257,7 +259,7 @@ def test_second_run_reuses_everything_and_is_quick(finished_pipeline: str, clust
 def test_a_served_answer_can_be_walked_back_to_the_log(finished_pipeline: str) -> None:
     store = open_storage(finished_pipeline)
     summary = read_json(store, "summary.json")
-    now = release.current(store)
+    now = release.current_release(store)
     published = load_receipt(store, "publish", summary["paths"]["receipts"]["publish"])
     query = output_table(store, published, "answers", ["query"])["query"][0].as_py()
     assert open_snapshot(store, now.snapshot).lookup(query) is not None

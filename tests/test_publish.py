@@ -14,7 +14,7 @@ import pytest
 from headtail.adapters.storage import Storage, open_storage, read_json, write_json, write_table
 from headtail.adapters.storage.receipts import output_table
 from headtail.cache import open_snapshot, read_manifest
-from headtail.cache.diff import Diff, Part
+from headtail.cache.diff import DiffPart, SnapshotDiff
 from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import ConfigError, GateRejected, HeadtailError, InputError, StorageError
 from headtail.core.evidence import read_evidence, three_figures
@@ -104,7 +104,7 @@ def test_publish_makes_a_snapshot_a_release_and_moves_current(store: Storage, ro
     }
     assert receipt.metrics["coverage"] == 0.95
     assert receipt.facts["previous"] == ""
-    now = release.current(store)
+    now = release.current_release(store)
     assert (now.id, now.snapshot) == (receipt.facts["release"], receipt.facts["snapshot"])
     manifest = read_manifest(store, now.snapshot)
     assert manifest.lineage == tuple(r.path for r in prepared)
@@ -113,15 +113,15 @@ def test_publish_makes_a_snapshot_a_release_and_moves_current(store: Storage, ro
     assert set(receipt.outputs) == {"answers", "lmdb", "manifest", "release"}
     for ref in receipt.outputs.values():
         assert len(store.read(ref.path)) == ref.bytes
-    found = release.lookup(store, "Burger")
+    found = release.look_up(store, "Burger")
     assert (found["answer"], found["source"]) == ({"intent": "browse"}, "teacher")
 
 
 def test_a_threshold_by_source_leaves_rows_to_the_next_receipt(store: Storage, root: str, prepared: tuple[Receipt, Receipt]) -> None:
     receipt = publish.run(config(root, *prepared, min_confidence={"teacher": 0.5}))
     assert receipt.rows["left_out.unconfident"] == 1
-    assert release.lookup(store, "burger")["source"] == "batch_student"
-    assert release.current(store).thresholds == {"teacher": 0.5}
+    assert release.look_up(store, "burger")["source"] == "batch_student"
+    assert release.current_release(store).thresholds == {"teacher": 0.5}
     with pytest.raises(ConfigError, match="min_confidence"):
         config(root, *prepared, min_confidence={"techer": 0.5})
 
@@ -133,12 +133,12 @@ def test_redacted_queries_go_live_unless_the_task_says_that_they_may_share_an_an
     receipt = publish.run(config(root, teacher))
     assert (receipt.rows["published"], receipt.rows["left_out.redacted"]) == (1, 1)
     assert any("redacted queries are not in the cache" in note for note in receipt.notes)
-    assert release.lookup(store, "call 5552345678")["source"] is None
+    assert release.look_up(store, "call 5552345678")["source"] is None
     folder = shutil.copytree(intent.folder, tmp_path / "task")
     (folder / "task.yaml").write_text((folder / "task.yaml").read_text() + "\nredacted: cached\n")
     shared = publish.run(config(root, teacher, task=str(folder)))
     assert (shared.rows["published"], shared.reused) == (2, False)
-    assert release.lookup(store, "call 5552345678")["source"] == "teacher"
+    assert release.look_up(store, "call 5552345678")["source"] == "teacher"
 
 
 def test_again_builds_nothing_and_after_a_rollback_promotes_again(
@@ -149,7 +149,7 @@ def test_again_builds_nothing_and_after_a_rollback_promotes_again(
     assert second.facts["previous"] == first.facts["release"]
     monkeypatch.setattr(publish, "build_snapshot", lambda *_, **__: pytest.fail("built again"))
     assert publish.run(config(root, *prepared)).reused
-    assert len(release.history(store)) == 2  # nothing moved
+    assert len(release.move_history(store)) == 2  # nothing moved
     assert release.rollback(store).id == first.facts["release"]
     again = publish.run(config(root, *prepared))
     assert again.reused
@@ -181,15 +181,15 @@ def test_killed_at_any_write_nothing_half_published_is_reachable(
         with pytest.raises(KeyboardInterrupt):
             publish.run(config(root, *prepared))
     assert hit
-    live = release.current(store)
+    live = release.current_release(store)
     assert open_snapshot(store, live.snapshot).lookup("pizza") is not None  # whatever is current is whole
-    assert release.lookup(store, "pizza")["cached"]
+    assert release.look_up(store, "pizza")["cached"]
     if (step, after) != ("CURRENT", True):
         assert live.id == old.facts["release"]
     new = publish.run(config(root, *prepared))
     assert release.current_id(store) == new.facts["release"]
-    assert release.lookup(store, "rare")["cached"]
-    assert len(release.history(store)) == 2
+    assert release.look_up(store, "rare")["cached"]
+    assert len(release.move_history(store)) == 2
     assert release.rollback(store).id == old.facts["release"]
 
 
@@ -258,7 +258,7 @@ def test_evidence_and_student_go_into_the_release(store: Storage, root: str, pre
     seen = leave(store, "evaluate", "eeee", {}, metrics=metrics, inputs={"teacher": prepared[0].path})
     student = leave(store, "distill", "5555", {}, facts={"digest": "d"})
     receipt = publish.run(config(root, *prepared, student=student.path, evaluation=seen.path, note="first try"))
-    now = release.current(store)
+    now = release.current_release(store)
     assert now.student == student.path
     assert now.evidence == {"evaluate": seen.path, "figures": {"quality/teacher/all": 0.9}}
     assert now.note == "first try"
@@ -343,13 +343,13 @@ def test_a_release_that_loses_live_traffic_needs_a_flag(store: Storage, root: st
 
 
 def test_without_events_the_loss_is_a_share_of_queries() -> None:
-    def part(rows: int, events: int) -> Part:
-        return Part(rows=rows, events=events, share=None, by_source={})
+    def part(rows: int, events: int) -> DiffPart:
+        return DiffPart(rows=rows, events=events, share=None, by_source={})
 
-    def diff(*parts: Part) -> Diff:
+    def diff(*parts: DiffPart) -> SnapshotDiff:
         dropped, changed, same = parts
         sizes = {"rows_before": 0, "rows_after": 0, "traffic": 0}
-        return Diff(before="a", after="b", **sizes, of_log=False, added=part(9, 9), dropped=dropped, changed=changed, same=same)
+        return SnapshotDiff(before="a", after="b", **sizes, of_log=False, added=part(9, 9), dropped=dropped, changed=changed, same=same)
 
     assert publish.loss(diff(part(1, 0), part(1, 0), part(2, 0))) == (0.25, "the current release's queries (their events are not known)")
     assert publish.loss(diff(part(1, 90), part(1, 0), part(2, 10))) == (0.9, "the current release's events")
@@ -399,7 +399,7 @@ def test_a_student_goes_live_with_the_evidence_of_its_gate(store: Storage, root:
     proof = evidence(candidate=student.path)
     passed = leave(store, "gate", "0a0a", {}, facts={"passed": True, "evidence": proof})
     made = publish.run(config(root, *prepared, student=student.path, gates=(passed.path,)))
-    assert release.current(store).evidence["gates"][0]["criteria"] == read_evidence(proof).model_dump(mode="json")["criteria"]
+    assert release.current_release(store).evidence["gates"][0]["criteria"] == read_evidence(proof).model_dump(mode="json")["criteria"]
     refused = leave(store, "gate", "0b0b", {}, facts={"evidence": evidence(("tail", 210, 240, 0.85), candidate=student.path)})
     with pytest.raises(GateRejected, match="missing: tail: 993 more labels"):
         publish.run(config(root, *prepared, student=student.path, gates=(refused.path,)))

@@ -20,7 +20,7 @@ from headtail.batch.job import Journal, ShardReceipt
 from headtail.batch.lease import Lease
 from headtail.batch.prepare import InputManifest as Parts
 from headtail.batch.worker import Starts
-from headtail.cache.manifest import LOG, Begun, Manifest, manifest_path, read_manifest
+from headtail.cache.manifest import LOG, PublishStart, SnapshotManifest, manifest_path, read_manifest
 from headtail.core import record
 from headtail.core.config import Config
 from headtail.core.errors import ConfigError, HeadtailError, StorageError
@@ -31,7 +31,7 @@ from headtail.core.task import Task
 from headtail.engines.encoder import LABELS, read_scheme
 from headtail.releases import release
 from headtail.releases.release import Move, Release
-from headtail.review.log import Log
+from headtail.review.log import DecisionLog
 from headtail.stages.distill.checkpoints import Marker
 from headtail.stages.distill.launch import Base
 from headtail.stages.gate import sources
@@ -42,8 +42,8 @@ KINDS: list[type[Config]] = [
         Receipt,
         Release,
         Move,
-        Manifest,
-        Begun,
+        SnapshotManifest,
+        PublishStart,
         CatalogEntry,
         Parts,
         Journal,
@@ -146,14 +146,14 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 READERS: dict[str, tuple[dict[str, Any], Callable[[Storage], object]]] = {
     "plan/ab/receipt.json": (RECEIPT, lambda store: load_receipt(store, "plan", "ab")),
     manifest_path("ab"): (MANIFEST, lambda store: read_manifest(store, "ab")),
-    "releases/ab.json": ({"id": "ab"}, lambda store: release.load(store, "ab")),
-    append_log.entry_path(release.MOVES, 1): ({"release": "ab", "action": "promote", "at": "x"}, release.history),
+    "releases/ab.json": ({"id": "ab"}, lambda store: release.load_release(store, "ab")),
+    append_log.entry_path(release.MOVES, 1): ({"release": "ab", "action": "promote", "at": "x"}, release.move_history),
     append_log.entry_path(catalog.FOLDER, 1): ({"path": "precompute/ab", "task": "t", "settings": "x"}, catalog.catalog_entries),
     append_log.entry_path(LOG, 1): (
         {"snapshot": "ab", "at": "2026-01-01T00:00:00+00:00"},
-        lambda s: list(append_log.read_entry_records(s, Begun, LOG)),
+        lambda s: list(append_log.read_entry_records(s, PublishStart, LOG)),
     ),
-    append_log.entry_path("reviews/t", 1): (DECISION, lambda store: Log(store, "t").holding()),
+    append_log.entry_path("reviews/t", 1): (DECISION, lambda store: DecisionLog(store, "t").current_decisions()),
 }
 
 
@@ -198,11 +198,11 @@ def test_rows_are_counted_from_nought_and_moments_are_moments() -> None:
         record.validate_record(Receipt, {**RECEIPT, "rows": {"in": -5}}, "plan/ab/receipt.json")
     for at in ("soon", "2026-01-01T00:00:00"):
         with pytest.raises(StorageError, match="field at"):
-            record.validate_record(Begun, {"snapshot": "ab", "at": at}, "x")
+            record.validate_record(PublishStart, {"snapshot": "ab", "at": at}, "x")
 
 
 def test_a_pointer_that_is_no_text_is_told(store: Storage) -> None:
-    for path, read in (("plan/LATEST", lambda: load_receipt(store, "plan")), ("CURRENT", lambda: release.current(store))):
+    for path, read in (("plan/LATEST", lambda: load_receipt(store, "plan")), ("CURRENT", lambda: release.current_release(store))):
         store.replace(path, b"\xff\xfe")
         with pytest.raises(StorageError, match="not UTF-8") as error:
             read()

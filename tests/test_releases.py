@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headtail.adapters.storage import Storage, open_storage
-from headtail.cache.manifest import Manifest, manifest_path, mark_path, require
+from headtail.cache.manifest import SnapshotManifest, manifest_path, mark_path, require_snapshot
 from headtail.core.errors import HeadtailError, InputError, StorageError
 from headtail.core.task import Task
 from headtail.releases import release
@@ -28,17 +28,17 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 def make(store: Storage, tmp_path: Path, task: Task, name: str, **options: str) -> Release:
     """A release whose snapshot holds one answer, to the query `name`."""
     _, manifest = publish(store, tmp_path, answers(good(name, '{"intent":"price"}')))
-    return release.make(store, snapshot=manifest.id, task=task, **options)  # type: ignore[arg-type]
+    return release.make_release(store, snapshot=manifest.id, task=task, **options)  # type: ignore[arg-type]
 
 
 def test_nothing_is_live_until_promoted(store: Storage, tmp_path: Path, intent: Task) -> None:
     with pytest.raises(InputError, match="no release yet"):
-        release.current(store)
+        release.current_release(store)
     made = make(store, tmp_path, intent, "a")
     with pytest.raises(InputError, match="no release yet"):
-        release.load(store)
+        release.load_release(store)
     assert release.promote(store, made.id) == made
-    assert release.current(store) == release.load(store, made.id) == made
+    assert release.current_release(store) == release.load_release(store, made.id) == made
     assert store.read("CURRENT") == made.id.encode()
 
 
@@ -58,7 +58,7 @@ def test_the_same_parts_are_the_same_release_written_once(store: Storage, tmp_pa
 
 def test_a_release_needs_its_snapshot_and_an_id_that_exists(store: Storage, intent: Task) -> None:
     with pytest.raises(StorageError, match="not in the store"):
-        release.make(store, snapshot="0" * 16, task=intent)
+        release.make_release(store, snapshot="0" * 16, task=intent)
     with pytest.raises(InputError, match="no such release"):
         release.promote(store, "feed")
     assert not store.exists("CURRENT")
@@ -71,10 +71,10 @@ def test_rollback_undoes_promotions_one_by_one(store: Storage, tmp_path: Path, i
     assert [release.rollback(store).id for _ in range(3)] == [c.id, b.id, a.id]
     with pytest.raises(InputError, match="no release to go back to"):
         release.rollback(store)
-    assert release.current(store) == a
+    assert release.current_release(store) == a
     assert release.promote(store, b.id) == b  # after a rollback the same release can be promoted again
     assert release.rollback(store) == a
-    assert [(m.action, m.release) for m in release.history(store)][:4] == [("promote", x.id) for x in (a, b, c, a)]
+    assert [(m.action, m.release) for m in release.move_history(store)][:4] == [("promote", x.id) for x in (a, b, c, a)]
 
 
 def test_rollback_refuses_a_snapshot_that_is_gone(store: Storage, tmp_path: Path, intent: Task) -> None:
@@ -85,10 +85,10 @@ def test_rollback_refuses_a_snapshot_that_is_gone(store: Storage, tmp_path: Path
     with pytest.raises(StorageError, match="not in the store: it was collected or deleted") as told:
         release.rollback(store)
     assert "publish it again" in str(told.value)
-    assert release.current(store) == b
+    assert release.current_release(store) == b
     with pytest.raises(StorageError, match="not in the store"):
         release.promote(store, a.id)
-    assert len(release.history(store)) == 2
+    assert len(release.move_history(store)) == 2
 
 
 @pytest.mark.parametrize("action", ["promote", "rollback"])
@@ -109,10 +109,10 @@ def test_killed_between_the_move_and_current(
         patch.setattr(type(store), "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             act()
-    assert release.current(store) == b  # nothing half done is live
+    assert release.current_release(store) == b  # nothing half done is live
     assert act() == (c if action == "promote" else a)  # and doing it again finishes it, as one move
-    assert len(release.history(store)) == 3
-    assert release.current(store) == (c if action == "promote" else a)
+    assert len(release.move_history(store)) == 3
+    assert release.current_release(store) == (c if action == "promote" else a)
 
 
 def test_promotions_at_the_same_time_end_in_one_order(store: Storage, tmp_path: Path, intent: Task) -> None:
@@ -122,7 +122,7 @@ def test_promotions_at_the_same_time_end_in_one_order(store: Storage, tmp_path: 
         thread.start()
     for thread in threads:
         thread.join()
-    moves = release.history(store)
+    moves = release.move_history(store)
     assert [m.number for m in moves] == list(range(1, len(moves) + 1))
     assert {m.release for m in moves} == {one.id for one in made}
     assert release.current_id(store) == moves[-1].release  # CURRENT is what the last move says
@@ -163,11 +163,11 @@ def test_the_task_travels_with_the_release(store: Storage, tmp_path: Path, inten
 def test_lookup_says_where_an_answer_comes_from(store: Storage, tmp_path: Path, intent: Task) -> None:
     made = make(store, tmp_path, intent, "pizza price")
     release.promote(store, made.id)
-    found = release.lookup(store, " Pizza  PRICE ", into=tmp_path)
+    found = release.look_up(store, " Pizza  PRICE ", into=tmp_path)
     assert found["cached"]
     assert (found["answer"], found["source"], found["normalised"]) == ({"intent": "price"}, "teacher", "pizza price")
     assert (found["release"], found["snapshot"]) == (made.id, made.snapshot)
-    missed = release.lookup(store, "nothing of the kind")
+    missed = release.look_up(store, "nothing of the kind")
     assert not missed["cached"]
     assert missed["answer"] is None
     assert missed["normalised"] == "nothing of the kind"
@@ -188,7 +188,7 @@ def test_a_snapshot_is_named_by_release_by_id_or_by_its_place(store: Storage, tm
     assert release.snapshot_of(store, "previous") == a.snapshot  # where the next rollback would go
     with pytest.raises(InputError, match="neither a release nor a snapshot"):
         release.snapshot_of(store, "feed")
-    found = release.diff(store, "previous", "current")
+    found = release.diff_references(store, "previous", "current")
     assert (found.before, found.after, found.added.rows, found.dropped.rows) == (a.snapshot, b.snapshot, 1, 1)
 
 
@@ -203,21 +203,21 @@ def test_a_snapshot_that_is_being_collected_is_not_made_current(
     with pytest.raises(StorageError, match="being collected") as told:
         release.promote(store, c.id)
     assert "headtail gc" in str(told.value)
-    assert len(release.history(store)) == 2
+    assert len(release.move_history(store)) == 2
     store.remove(mark_path(c.snapshot))
     looks = []
 
-    def marked_at_second_look(which: Storage, snapshot: str) -> Manifest:
+    def marked_at_second_look(which: Storage, snapshot: str) -> SnapshotManifest:
         looks.append(snapshot)
         if len(looks) == 2:
             store.create(mark_path(snapshot), b"")
-        return require(which, snapshot)
+        return require_snapshot(which, snapshot)
 
     with monkeypatch.context() as patch:
-        patch.setattr(release, "require", marked_at_second_look)
+        patch.setattr(release, "require_snapshot", marked_at_second_look)
         with pytest.raises(StorageError, match="being collected"):
             release.promote(store, c.id)
-    assert release.current(store) == b
+    assert release.current_release(store) == b
     assert release.rollback(store) == a  # the move that was taken back is not in the way
     assert release.promote(store, b.id) == b
 
@@ -242,12 +242,12 @@ def test_an_edited_release_is_not_loaded(store: Storage, tmp_path: Path, intent:
             release.promote(store, made.id)
     for name in ("../releases/x", "/etc/passwd", "a/b"):
         with pytest.raises(InputError, match="not the id of a release"):
-            release.load(store, name)
+            release.load_release(store, name)
     store.replace(path, json.dumps({**text, "note": "", "created": "2031-01-01", "previous": "ab"}).encode())
     assert release.promote(store, made.id).id == made.id  # when it was made and after what is no part of it
     store.replace("CURRENT", b"../../x")
     with pytest.raises(InputError, match="not the id of a release"):
-        release.current(store)
+        release.current_release(store)
 
 
 def test_an_edited_manifest_is_not_read(store: Storage, tmp_path: Path, intent: Task) -> None:
@@ -267,4 +267,4 @@ def test_a_release_of_an_older_version_is_refused(store: Storage, tmp_path: Path
     older = {("generation" if name == "snapshot" else name): value for name, value in kept.items() if name != "format"}
     store.replace(f"releases/{made.id}.json", json.dumps(older).encode())
     with pytest.raises(StorageError, match="this store was written by another version of headtail"):
-        release.current(store)
+        release.current_release(store)

@@ -61,7 +61,7 @@ def state(store: Storage, tmp_path: Path, intent: Task) -> State:
     labels(store, {"pizza": "browse", "burger": "price", "bad": "browse", "rare": "booking"})
     table = answers(good("pizza", '{"intent":"browse"}'), good("burger", '{"intent":"browse"}'))
     _, manifest = publish(store, tmp_path, table)
-    release.promote(store, release.make(store, snapshot=manifest.id, task=intent, student="distill/x").id)
+    release.promote(store, release.make_release(store, snapshot=manifest.id, task=intent, student="distill/x").id)
 
     async def live(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
         if query == "bad":
@@ -119,7 +119,7 @@ def test_the_same_release_is_not_measured_twice_and_another_is(
     assert replay.find(named.model_copy(update={"release": "another"})) is None
     monkeypatch.undo()
     _, manifest = publish(store, tmp_path, answers(good("pizza", '{"intent":"price"}')))
-    release.promote(store, release.make(store, snapshot=manifest.id, task=intent).id)
+    release.promote(store, release.make_release(store, snapshot=manifest.id, task=intent).id)
     with Running(make_app(State(store, open_served(store, "current"), None, follow=False))) as server:
         second = replay.run(asked.model_copy(update={"url": server.url}))
     assert second.fingerprint != first.fingerprint

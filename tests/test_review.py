@@ -33,11 +33,11 @@ from headtail.core.keys import normalise, query_key
 from headtail.core.rows import REVIEWED, SUSPECT, with_side_inputs
 from headtail.core.task import Task, load_task
 from headtail.review import formats, labelstudio
-from headtail.review.decision import ACCEPT, CORRECT, DROP, Decision, now, read_answer, read_moment, read_person, settle
-from headtail.review.desk import Desk, Refused
-from headtail.review.log import PAGE, Log
+from headtail.review.decision import ACCEPT, CORRECT, DROP, Decision, current_moment, read_answer, read_moment, read_person, resolve_verdict
+from headtail.review.desk import Desk, DeskRefusal
+from headtail.review.log import PAGE, DecisionLog
 from headtail.review.queue import Queue, load_queue, make_queue
-from headtail.review.server import Server
+from headtail.review.server import ReviewServer
 from timescale import limit
 
 MARK = "ab12cd34ab12cd34"
@@ -93,7 +93,7 @@ def decided(store: Storage) -> dict[str, tuple[str, str | None, str]]:
 
 
 def decision(query: str, verdict: str = ACCEPT, who: str = "anna", at: str = "", **fields: Any) -> Decision:
-    base = Decision(query_key(query), query, verdict, intent("browse"), intent("browse"), b"k" * 16, who, at or now(), "")
+    base = Decision(query_key(query), query, verdict, intent("browse"), intent("browse"), b"k" * 16, who, at or current_moment(), "")
     return base._replace(**fields)
 
 
@@ -102,7 +102,7 @@ def decision(query: str, verdict: str = ACCEPT, who: str = "anna", at: str = "",
 
 def test_the_latest_decision_holds_and_history_stays(any_root: str) -> None:
     store = open_storage(any_root)
-    log = Log(store, "query_intent")
+    log = DecisionLog(store, "query_intent")
     assert review.decisions(store, "query_intent").num_rows == 0
     log.record([decision("a"), decision("b", who="ben", why="clear")], "import:csv:x.csv:00")
     log.record([decision("a", CORRECT, "ben", answer=intent("price"))], PAGE)
@@ -111,7 +111,7 @@ def test_the_latest_decision_holds_and_history_stays(any_root: str) -> None:
     assert table.schema.equals(REVIEWED)
     assert table["query_key"].to_pylist() == sorted([query_key("a"), query_key("b")])
     assert decided(store) == {"a": (CORRECT, intent("price"), "ben"), "b": (DROP, None, "anna")}
-    past = review.history(store, "query_intent")
+    past = review.decision_history(store, "query_intent")
     assert past.schema.equals(review.HISTORY)
     assert past["query"].to_pylist() == ["a", "b", "a", "b"]
     assert past["holds"].to_pylist() == [False, False, True, True]
@@ -122,7 +122,7 @@ def test_the_latest_decision_holds_and_history_stays(any_root: str) -> None:
 
 
 def test_a_decision_made_earlier_does_not_override_one_made_later(store: Storage) -> None:
-    log = Log(store, "query_intent")
+    log = DecisionLog(store, "query_intent")
     log.record([decision("a", DROP, answer=None, at="2026-02-01T00:00:00.000+00:00")], PAGE)
     log.record([decision("a", at="2026-01-01T00:00:00.000+00:00")], "import:csv:old.csv:00")
     assert decided(store)["a"][0] == DROP
@@ -131,31 +131,31 @@ def test_a_decision_made_earlier_does_not_override_one_made_later(store: Storage
 
 
 def test_two_people_at_the_same_time_are_both_recorded(any_root: str) -> None:
-    logs = [Log(open_storage(any_root), "query_intent") for _ in range(4)]
+    logs = [DecisionLog(open_storage(any_root), "query_intent") for _ in range(4)]
     with ThreadPoolExecutor(8) as pool:
         numbers = list(pool.map(lambda i: logs[i % 4].record([decision(f"q{i % 5}", who=f"p{i}")], PAGE), range(24)))
     assert sorted(numbers) == list(range(1, 25))
-    assert sorted(review.history(open_storage(any_root), "query_intent")["who"].to_pylist()) == sorted(f"p{i}" for i in range(24))
+    assert sorted(review.decision_history(open_storage(any_root), "query_intent")["who"].to_pylist()) == sorted(f"p{i}" for i in range(24))
     for log in logs:
         log.refresh()
-    assert len({tuple(kept.decision for kept in log.holding()) for log in logs}) == 1  # all see the same
+    assert len({tuple(kept.decision for kept in log.current_decisions()) for log in logs}) == 1  # all see the same
 
 
 def test_a_decision_is_taken_back_by_an_entry_of_its_own(store: Storage) -> None:
-    log = Log(store, "query_intent")
+    log = DecisionLog(store, "query_intent")
     log.record([decision("a")], PAGE)
     log.record([decision("a", DROP, "ben", answer=None)], PAGE)
     log.record([decision("b", who="ben")], PAGE)
     undone = [log.undo("ben"), log.undo("ben"), log.undo("ben")]
     assert [kept.decision.query if kept else None for kept in undone] == ["b", "a", None]
     assert decided(store) == {"a": (ACCEPT, intent("browse"), "anna")}
-    assert review.history(store, "query_intent")["withdrawn"].to_pylist() == [False, True, True]
+    assert review.decision_history(store, "query_intent")["withdrawn"].to_pylist() == [False, True, True]
     assert append_log.last_number(store, "reviews/query_intent") == 5
     assert log.undo("nobody") is None
 
 
 def test_undo_leaves_imports_alone(store: Storage) -> None:
-    log = Log(store, "query_intent")
+    log = DecisionLog(store, "query_intent")
     log.record([decision("a"), decision("b")], "import:csv:x.csv:00")
     assert log.undo("anna") is None
 
@@ -164,7 +164,7 @@ def test_undo_leaves_imports_alone(store: Storage) -> None:
     "damage", ['{"version": 1}', "[]", '{"version": 2, "decisions": []}', '{"version": 1, "undoes": [9, 0]}', "{"], ids=str
 )
 def test_a_damaged_entry_is_named(store: Storage, damage: str) -> None:
-    Log(store, "query_intent").record([decision("a")], PAGE)
+    DecisionLog(store, "query_intent").record([decision("a")], PAGE)
     store.replace("reviews/query_intent/00000002.json", damage.encode())
     with pytest.raises(StorageError) as caught:
         review.decisions(store, "query_intent")
@@ -173,7 +173,7 @@ def test_a_damaged_entry_is_named(store: Storage, damage: str) -> None:
 
 def test_the_digest_is_of_what_is_learnt_from(store: Storage) -> None:
     def after(*found: Decision) -> str:
-        Log(store, "query_intent").record(found, PAGE)
+        DecisionLog(store, "query_intent").record(found, PAGE)
         return review.digest(review.decisions(store, "query_intent"))
 
     first = after(decision("a"))
@@ -207,7 +207,7 @@ def test_the_digest_is_of_what_is_learnt_from(store: Storage) -> None:
     ],
 )
 def test_what_may_be_decided(verdict: str, answer: str | None, before: str | None, holds: str | None, problem: str) -> None:
-    found, said = settle(load_task("query_intent"), verdict, answer, before)
+    found, said = resolve_verdict(load_task("query_intent"), verdict, answer, before)
     assert found == holds
     assert (problem in said) if problem else said == ""
 
@@ -250,7 +250,7 @@ def test_a_queue_of_another_task_is_refused(config: review.Config, store: Storag
     with pytest.raises(InputError, match="another task"):
         load_queue(store, "curate:suspects", load_task("query_segmentation"))
     with pytest.raises(InputError, match="has not been run"):
-        review.export_file(config.model_copy(update={"suspects": "evaluate:suspects"}), Path("never.csv"))
+        review.export_reviews(config.model_copy(update={"suspects": "evaluate:suspects"}), Path("never.csv"))
 
 
 def test_side_inputs_are_shown() -> None:
@@ -298,7 +298,7 @@ def decisions_on(draw: st.DrawFn, queue: Queue) -> Decision | None:
     item = queue.item(0)
     verdict = draw(st.sampled_from([ACCEPT, CORRECT, DROP]))
     answer = {ACCEPT: item.answer, CORRECT: spans((draw(WILD), draw(LABELS))), DROP: None}[verdict]
-    made = Decision(bytes.fromhex(item.query_key), item.query, verdict, answer, item.answer, None, draw(WILD), now(), draw(WILD))
+    made = Decision(bytes.fromhex(item.query_key), item.query, verdict, answer, item.answer, None, draw(WILD), current_moment(), draw(WILD))
     return draw(st.sampled_from([made, None]))
 
 
@@ -355,7 +355,7 @@ def test_an_answer_drawn_for_label_studio_gives_the_answer_back(queue: Queue) ->
     task = load_task("query_segmentation")
     for item in queue.items(range(len(queue))):
         for answer in item.alternatives:
-            marks = labelstudio.result(task, item.query, answer, "r")
+            marks = labelstudio.result_list(task, item.query, answer, "r")
             assert labelstudio.answer_of(task, item.query, marks, item.answer) == (answer, "")
             ids = [(mark["id"], mark["from_name"]) for mark in marks]
             assert len(set(ids)) == len(ids)
@@ -365,38 +365,38 @@ def test_an_answer_drawn_for_label_studio_gives_the_answer_back(queue: Queue) ->
 
 
 def test_spans_stand_where_they_are_in_the_query() -> None:
-    assert labelstudio.align("pizza near me", ["pizza", "near me"]) == [(0, 5), (6, 13)]
-    assert labelstudio.align("joes barber shop sunday", ["joe's barber shop", "sunday"]) == [
+    assert labelstudio.align_texts("pizza near me", ["pizza", "near me"]) == [(0, 5), (6, 13)]
+    assert labelstudio.align_texts("joes barber shop sunday", ["joe's barber shop", "sunday"]) == [
         (0, 16),
         (17, 23),
     ]  # corrected: what lies between
-    assert labelstudio.align("piza nere me tonight", ["pizza", "near me", "tonight"]) == [(0, 4), (5, 12), (13, 20)]
-    assert labelstudio.align("art in start up art", ["art", "start up", "art"]) == [(0, 3), (7, 15), (16, 19)]  # not within a word
-    assert labelstudio.align("a 😀 b", ["😀"]) == [(2, 3)]  # code points
-    assert labelstudio.align("pizza", ["pizza", "near me"]) is None  # the teacher invented it
-    assert labelstudio.align("b a", ["a", "b"]) is None
-    assert labelstudio.align("pizza", [""]) is None
+    assert labelstudio.align_texts("piza nere me tonight", ["pizza", "near me", "tonight"]) == [(0, 4), (5, 12), (13, 20)]
+    assert labelstudio.align_texts("art in start up art", ["art", "start up", "art"]) == [(0, 3), (7, 15), (16, 19)]  # not within a word
+    assert labelstudio.align_texts("a 😀 b", ["😀"]) == [(2, 3)]  # code points
+    assert labelstudio.align_texts("pizza", ["pizza", "near me"]) is None  # the teacher invented it
+    assert labelstudio.align_texts("b a", ["a", "b"]) is None
+    assert labelstudio.align_texts("pizza", [""]) is None
 
 
 def test_labels_are_found_in_any_schema(segmentation: Task) -> None:
-    assert labelstudio.labels(load_task("query_intent"))[:2] == ["find_business", "browse"]
-    assert labelstudio.labels(segmentation) == ["topic", "name", "location", "time", "question", "none"]
+    assert labelstudio.label_choices(load_task("query_intent"))[:2] == ["find_business", "browse"]
+    assert labelstudio.label_choices(segmentation) == ["topic", "name", "location", "time", "question", "none"]
     item = {"type": "object", "properties": {"text": {"type": "string"}, "label": {"$ref": "#/$defs/Label"}}}
     schema = {"properties": {"segments": {"type": "array", "items": {"$ref": "#/$defs/Segment"}}}}
     schema["$defs"] = {"Segment": item, "Label": {"enum": ["x", "y"]}}  # as pydantic writes it
-    assert labelstudio.labels(Task(segmentation.file, segmentation.folder, schema, "")) == ["x", "y"]
+    assert labelstudio.label_choices(Task(segmentation.file, segmentation.folder, schema, "")) == ["x", "y"]
     for odd in ({"enum": [1, 2]}, {"type": "string"}, {"$ref": "#/$defs/Ring"}, {"$ref": "#/nowhere"}):
         item["properties"] = {"label": odd}
         schema["$defs"]["Ring"] = {"$ref": "#/$defs/Ring"}
-        assert labelstudio.labels(Task(segmentation.file, segmentation.folder, schema, "")) == []
+        assert labelstudio.label_choices(Task(segmentation.file, segmentation.folder, schema, "")) == []
 
 
 def test_the_labelling_config_fits_the_tasks(segmentation: Task) -> None:
     for task, answer in ((segmentation, spans(("piza", "topic"))), (load_task("query_intent"), intent("price"))):
-        tree = ET.fromstring(labelstudio.config(task))
+        tree = ET.fromstring(labelstudio.labelling_config(task))
         controls = {node.get("name"): node for node in tree if node.get("name")}
         assert controls["text"].get("value") == "$text"
-        for mark in labelstudio.result(task, "piza", answer, "r") + labelstudio.result(task, "zzz", answer, "r"):
+        for mark in labelstudio.result_list(task, "piza", answer, "r") + labelstudio.result_list(task, "zzz", answer, "r"):
             control = controls[mark["from_name"]]
             assert control.tag.lower() == mark["type"]
             assert control.get("toName") == mark["to_name"] == "text"
@@ -407,13 +407,13 @@ def test_the_labelling_config_fits_the_tasks(segmentation: Task) -> None:
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "labelstudio"])
 def test_a_file_goes_out_is_decided_and_comes_back(config: review.Config, store: Storage, tmp_path: Path, kind: str) -> None:
     file = tmp_path / {"csv": "q.csv", "jsonl": "q.jsonl", "labelstudio": "q.json"}[kind]
-    made = review.export_file(config, file, rows=4)
+    made = review.export_reviews(config, file, rows=4)
     assert (made.rows, made.left_out, made.decided) == (4, 1, 0)
     with pytest.raises(InputError, match="this file exists"):
-        review.export_file(config, file)
-    assert review.import_file(config, file).undecided == 4  # nobody has looked at it yet
+        review.export_reviews(config, file)
+    assert review.import_reviews(config, file).undecided == 4  # nobody has looked at it yet
     fill(file, kind)
-    first = review.import_file(config, file)
+    first = review.import_reviews(config, file)
     assert (first.rows, first.recorded, first.known, first.undecided, first.problems) == (4, 3, 0, 1, ())
     who = "ben@x.org" if kind == "labelstudio" else "anna"
     assert decided(store) == {
@@ -425,15 +425,15 @@ def test_a_file_goes_out_is_decided_and_comes_back(config: review.Config, store:
     assert (row["before"], row["answer_key"], row["why"]) == (intent("browse"), INTENTS[0]["answer_key"], "asks what it costs")
     entries = append_log.last_number(store, "reviews/query_intent")
 
-    again = review.import_file(config.model_copy(update={"who": "someone else"}), file)
+    again = review.import_reviews(config.model_copy(update={"who": "someone else"}), file)
     assert (again.recorded, again.known, again.undecided) == (0, 3, 1)
     assert append_log.last_number(store, "reviews/query_intent") == entries  # the same file twice changes nothing
 
-    rest = review.export_file(config, tmp_path / f"rest{file.suffix}", kind=kind)
+    rest = review.export_reviews(config, tmp_path / f"rest{file.suffix}", kind=kind)
     assert (rest.rows, rest.decided) == (2, 3)
     everything = tmp_path / f"all{file.suffix}"
-    assert review.export_file(config, everything, decided=True).rows == 5
-    back = review.import_file(config, everything)
+    assert review.export_reviews(config, everything, decided=True).rows == 5
+    back = review.import_reviews(config, everything)
     assert back.recorded == 0
     assert back.known == (0 if kind == "labelstudio" else 3)  # Label Studio shows old decisions, it does not repeat them
 
@@ -474,15 +474,15 @@ def chosen(label: str) -> list[dict[str, Any]]:
 
 def lines_of(config: review.Config, tmp_path: Path) -> list[dict[str, Any]]:
     file = tmp_path / "template.jsonl"
-    review.export_file(config, file)
+    review.export_reviews(config, file)
     found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     file.unlink()
     return found
 
 
-def give(config: review.Config, file: Path, *lines: object) -> review.Imported:
+def give(config: review.Config, file: Path, *lines: object) -> review.ImportReport:
     file.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
-    return review.import_file(config, file)
+    return review.import_reviews(config, file)
 
 
 def test_wrong_rows_are_set_aside_with_a_reason_and_the_others_recorded(config: review.Config, store: Storage, tmp_path: Path) -> None:
@@ -526,7 +526,7 @@ def test_an_old_file_does_not_bring_old_decisions_back(config: review.Config, st
     Desk(store, load_task("query_intent"), load_queue(store, REF, load_task("query_intent")), "ben").decide(
         1, first["query_key"], ACCEPT, "", "ben", "", 0
     )
-    assert review.import_file(config, file).known == 1
+    assert review.import_reviews(config, file).known == 1
     assert give(config, file, {**first, "verdict": "drop"}, {**second, "verdict": "drop"}).recorded == 1  # one row more: only that one
     assert decided(store)["pizza price"] == (ACCEPT, intent("browse"), "ben")
     other = give(config.model_copy(update={"who": "cleo"}), tmp_path / "b.jsonl", {**first, "verdict": "drop"}, second)
@@ -537,21 +537,21 @@ def test_an_old_file_does_not_bring_old_decisions_back(config: review.Config, st
 def test_an_import_that_was_killed_goes_on(config: review.Config, store: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [{**line, "verdict": "drop"} for line in lines_of(config, tmp_path)]
     monkeypatch.setattr("headtail.review.transfer._BATCH", 2)
-    real = Log.record
+    real = DecisionLog.record
 
-    def record(log: Log, found: Sequence[Decision], source: str, queue: str = "") -> int:
+    def record(log: DecisionLog, found: Sequence[Decision], source: str, queue: str = "") -> int:
         if log.number == 1:
             raise StorageError("no space")
         return real(log, found, source, queue)
 
-    monkeypatch.setattr(Log, "record", record)
+    monkeypatch.setattr(DecisionLog, "record", record)
     with pytest.raises(StorageError):
         give(config, tmp_path / "a.jsonl", *lines)
-    monkeypatch.setattr(Log, "record", real)
+    monkeypatch.setattr(DecisionLog, "record", real)
     assert len(decided(store)) == 2
-    made = review.import_file(config, tmp_path / "a.jsonl")
+    made = review.import_reviews(config, tmp_path / "a.jsonl")
     assert (made.recorded, made.known) == (3, 2)
-    assert len(review.history(store, "query_intent")) == 5
+    assert len(review.decision_history(store, "query_intent")) == 5
 
 
 def test_decisions_on_an_earlier_queue_are_checked_against_that_queue(config: review.Config, store: Storage, tmp_path: Path) -> None:
@@ -581,14 +581,14 @@ def test_decisions_on_an_earlier_queue_are_checked_against_that_queue(config: re
 def test_a_file_that_is_none_is_named(config: review.Config, tmp_path: Path, name: str, data: bytes, wanted: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(InputError, match=wanted):
-        review.import_file(config, tmp_path / name)
+        review.import_reviews(config, tmp_path / name)
     with pytest.raises(InputError, match="cannot read"):
-        review.import_file(config, tmp_path / "absent.csv")
+        review.import_reviews(config, tmp_path / "absent.csv")
 
 
 def test_a_row_with_too_many_cells_is_set_aside(config: review.Config, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("query_key,answer_key,before,verdict,answer\na,b,c,accept,d,e\n\n,,,,\n", encoding="utf-8")
-    made = review.import_file(config, tmp_path / "a.csv")
+    made = review.import_reviews(config, tmp_path / "a.csv")
     assert (made.rows, made.problems) == (1, ((1, "6 cells, the header has 5"),))
 
 
@@ -607,7 +607,7 @@ def test_what_a_spreadsheet_does_to_a_file(store: Storage, root: str, tmp_path: 
         settings={"config": {"task": "query_intent"}},
     )
     config = review.Config(root=root, task="query_intent", who="anna")
-    review.export_file(config, tmp_path / "q.csv")
+    review.export_reviews(config, tmp_path / "q.csv")
     table = list(csv.DictReader(io.StringIO((tmp_path / "q.csv").read_text(encoding="utf-8-sig"), newline="")))
     changed = {"007": "7", "1-2": "02.01.2026", "null": "", "'=1+1": "2", "true": "TRUE", "1e5": "1,00E+05"}
     for row in table:
@@ -628,7 +628,7 @@ def test_what_a_spreadsheet_does_to_a_file(store: Storage, root: str, tmp_path: 
     (tmp_path / "back.csv").write_text(
         "\ufeff" + (f"sep={delimiter}\r\n" if sep_line else "") + out.getvalue(), encoding="utf-8", newline=""
     )
-    made = review.import_file(config, tmp_path / "back.csv")
+    made = review.import_reviews(config, tmp_path / "back.csv")
     assert (made.recorded, made.problems) == (len(NUMBERS), ())
     assert [number for number, _ in made.notes] == [1, 2, 4, 6, 7]
     assert "'7' is not the one of this query_key, which is '007'" in made.notes[0][1]
@@ -674,7 +674,7 @@ def test_where_a_region_is(query: str, start: int, end: int, text: str | None, f
 def test_blanks_at_the_ends_of_regions_are_counted(segmentation: Task) -> None:
     data = {"text": "pizza near me", "query_key": "aa", "answer_key": "bb", "before": spans(("pizza near me", "topic")), "queue": REF}
     marks = [region(0, 6, "pizza ", ["topic"], "a"), region(5, 13, " near me", ["location"], "b")]
-    (row,) = labelstudio.read(json.dumps([{"data": data, "annotations": [{"result": marks}]}]).encode(), "x.json", segmentation)
+    (row,) = labelstudio.read_annotations(json.dumps([{"data": data, "annotations": [{"result": marks}]}]).encode(), "x.json", segmentation)
     assert (row.answer, row.note) == (spans(("pizza", "topic"), ("near me", "location")), "blanks at the ends of 2 regions were left out")
 
 
@@ -710,7 +710,7 @@ def area(name: str, text: str | list[str], mark: str = "z", **value: int) -> dic
 def test_annotations_become_answers(segmentation: Task, result: list[Any], answer: list[tuple[str, str]] | None, problem: str) -> None:
     data = {"text": "pizza near me", "query_key": "aa", "answer_key": "bb", "before": spans(("pizza near me", "topic")), "queue": REF}
     export = [{"id": 3, "data": data, "annotations": [{"result": result, "completed_by": 4}], "predictions": [], "total_annotations": 1}]
-    (row,) = labelstudio.read(json.dumps(export).encode(), "x.json", segmentation)
+    (row,) = labelstudio.read_annotations(json.dumps(export).encode(), "x.json", segmentation)
     assert problem in row.problem
     assert bool(row.problem) == bool(problem)
     assert (row.verdict, row.answer) == ((CORRECT, spans(*answer)) if answer is not None else ("", ""))
@@ -725,7 +725,7 @@ def test_offsets_of_older_versions_are_understood(segmentation: Task) -> None:
 
 
 def test_several_annotators_are_all_recorded(config: review.Config, store: Storage, tmp_path: Path) -> None:
-    review.export_file(config, tmp_path / "q.json", rows=1)
+    review.export_reviews(config, tmp_path / "q.json", rows=1)
     tasks = json.loads((tmp_path / "q.json").read_text(encoding="utf-8"))
     made = [
         ("ben", "how_to", "2026-01-02T00:00:00Z"),
@@ -735,11 +735,11 @@ def test_several_annotators_are_all_recorded(config: review.Config, store: Stora
     tasks[0]["annotations"] = [{"result": chosen(label), "completed_by": {"email": who}, "created_at": at} for who, label, at in made]
     tasks += [{"data": 3}, {"data": {"query_key": 3}}, {"data": tasks[0]["data"], "annotations": {}}]
     (tmp_path / "back.json").write_text(json.dumps(tasks), encoding="utf-8")
-    found = review.import_file(config, tmp_path / "back.json")
+    found = review.import_reviews(config, tmp_path / "back.json")
     assert (found.rows, found.recorded) == (6, 3)
     assert [problem for _, problem in found.problems] == ["no `data`", "query_key: not text", "annotations: not a list of annotations"]
     assert decided(store) == {"pizza price": (CORRECT, intent("price"), "cleo")}
-    assert set(review.history(store, "query_intent")["who"].to_pylist()) == {"ben", "cleo", "dora"}
+    assert set(review.decision_history(store, "query_intent")["who"].to_pylist()) == {"ben", "cleo", "dora"}
 
 
 # --- the desk and its server
@@ -766,9 +766,9 @@ def test_the_desk_walks_and_counts(desk: Desk, store: Storage) -> None:
     assert desk.undo("anna")["rank"] == 1
     assert desk.progress()["decided"] == 0
     assert desk.row(0, 0, "all")["history"][0]["withdrawn"] is True
-    with pytest.raises(Refused, match="nothing to take back"):
+    with pytest.raises(DeskRefusal, match="nothing to take back"):
         desk.undo("anna")
-    with pytest.raises(Refused, match="show: one of"):
+    with pytest.raises(DeskRefusal, match="show: one of"):
         desk.row(0, 0, "some")
 
 
@@ -787,7 +787,7 @@ def test_two_desks_see_each_other(desk: Desk, config: review.Config, store: Stor
 def test_a_clock_that_goes_slow_does_not_lose_a_decision(desk: Desk, store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     key = desk.queue.item(0).query_key
     desk.decide(1, key, DROP, "", "anna", "", 0)
-    monkeypatch.setattr("headtail.review.desk.now", lambda: "2001-01-01T00:00:00.000+00:00")
+    monkeypatch.setattr("headtail.review.desk.current_moment", lambda: "2001-01-01T00:00:00.000+00:00")
     desk.decide(1, key, ACCEPT, "", "ben", "", 1)
     assert decided(store)["pizza price"][2] == "ben"
 
@@ -813,24 +813,24 @@ def test_what_the_desk_refuses_is_not_recorded(desk: Desk, store: Storage, chang
         "why": "",
         "seen": 0,
     }
-    with pytest.raises(Refused, match=wanted):
+    with pytest.raises(DeskRefusal, match=wanted):
         desk.decide(**{**asked, **change})
     assert append_log.last_number(store, "reviews/query_intent") == 0
 
 
 @pytest.fixture
-def served(desk: Desk) -> Iterator[Server]:
-    with Server(desk) as server:
+def served(desk: Desk) -> Iterator[ReviewServer]:
+    with ReviewServer(desk) as server:
         yield server
 
 
-def asked(server: Server, path: str, body: object = None, **headers: str) -> httpx.Response:
+def asked(server: ReviewServer, path: str, body: object = None, **headers: str) -> httpx.Response:
     if body is None:
         return httpx.get(server.url + path, headers=headers)
     return httpx.post(server.url + path, content=json.dumps(body), headers={"content-type": "application/json", **headers})
 
 
-def test_the_server_serves_its_page_and_nothing_else(served: Server) -> None:
+def test_the_server_serves_its_page_and_nothing_else(served: ReviewServer) -> None:
     page = asked(served, "")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in page.headers["content-security-policy"]
@@ -864,7 +864,7 @@ def test_text_of_others_is_data_and_no_part_of_the_page(store: Storage, root: st
     rows = [suspect(text, spans((normalise(text), "topic")), reasons=[text]) for text in HOSTILE]
     keep(store, "curate", MARK, {"suspects": suspects(*rows)}, settings={"config": {"task": "query_segmentation"}})
     task = load_task("query_segmentation")
-    with Server(Desk(store, task, load_queue(store, REF, task), "anna")) as server:
+    with ReviewServer(Desk(store, task, load_queue(store, REF, task), "anna")) as server:
         page = asked(server, "")
         shown = {}
         for place, text in enumerate(HOSTILE):
@@ -898,19 +898,19 @@ def test_text_of_others_is_data_and_no_part_of_the_page(store: Storage, root: st
         ({"content-type": "application/x-www-form-urlencoded"}, 415),
     ],
 )
-def test_other_sites_cannot_decide(served: Server, store: Storage, headers: dict[str, str], status: int) -> None:
+def test_other_sites_cannot_decide(served: ReviewServer, store: Storage, headers: dict[str, str], status: int) -> None:
     assert asked(served, "decide", body_of(served), **headers).status_code == status
     assert append_log.last_number(store, "reviews/query_intent") == 0
     same = {"origin": served.url.removesuffix(f"/{served.token}/"), "sec-fetch-site": "same-origin"}
     assert asked(served, "decide", body_of(served), **same).status_code == 200
 
 
-def body_of(server: Server, place: int = 0, verdict: str = ACCEPT) -> dict[str, Any]:
+def body_of(server: ReviewServer, place: int = 0, verdict: str = ACCEPT) -> dict[str, Any]:
     row = asked(server, f"row?start={place}&step=0&show=all").json()
     return {"rank": row["rank"], "query_key": row["query_key"], "verdict": verdict, "answer": "", "who": "anna", "why": "", "seen": 0}
 
 
-def test_what_is_wrong_with_a_request_is_said(served: Server, store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_with_a_request_is_said(served: ReviewServer, store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     body = body_of(served)
     wrong: list[object] = [{**body, "rank": True}, {**body, "who": None}, {"verdict": "accept"}, [], 3]
     for bad in wrong:
@@ -934,13 +934,13 @@ def test_what_is_wrong_with_a_request_is_said(served: Server, store: Storage, mo
     assert asked(served, "decide", body).json()["number"] == 1
 
 
-def test_many_people_decide_at_once(served: Server, store: Storage) -> None:
+def test_many_people_decide_at_once(served: ReviewServer, store: Storage) -> None:
     bodies = [{**body_of(served, place), "who": who} for place in (0, 1, 2) for who in ("anna", "ben", "cleo", "dora")]
     with ThreadPoolExecutor(8) as pool:
         replies = list(pool.map(lambda body: asked(served, "decide", body), bodies))
     assert {reply.status_code for reply in replies} == {200}
     assert sorted(reply.json()["number"] for reply in replies) == list(range(1, 13))
-    assert len(review.history(store, "query_intent")) == 12
+    assert len(review.decision_history(store, "query_intent")) == 12
     assert asked(served, "about").json()["rows"] == 5
     assert asked(served, "row?start=-1&step=1&show=open").json()["rank"] == 4
 
@@ -977,9 +977,9 @@ def test_a_kill_loses_nothing(config: review.Config, store: Storage) -> None:
         assert running.wait(limit(10)) == 0
 
 
-def test_a_port_that_is_taken_is_named(desk: Desk, served: Server) -> None:
+def test_a_port_that_is_taken_is_named(desk: Desk, served: ReviewServer) -> None:
     with pytest.raises(ConfigError, match="cannot listen"):
-        Server(desk, int(served.url.split(":")[2].split("/")[0]))
+        ReviewServer(desk, int(served.url.split(":")[2].split("/")[0]))
 
 
 # --- the page of documentation
@@ -994,5 +994,5 @@ def test_the_samples_in_the_docs_can_be_imported(config: review.Config, store: S
     keep(store, "curate", "1c9f2b7a40d35e68", {"suspects": suspects(row)}, settings={"config": {"task": "query_intent"}})
     for kind, block in blocks.items():
         (tmp_path / f"sample.{kind}").write_text(block, encoding="utf-8")
-        made = review.import_file(config.model_copy(update={"who": kind}), tmp_path / f"sample.{kind}")
+        made = review.import_reviews(config.model_copy(update={"who": kind}), tmp_path / f"sample.{kind}")
         assert (made.rows, made.recorded, made.problems) == (1, 1, ()), kind

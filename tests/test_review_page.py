@@ -16,7 +16,7 @@ from headtail.adapters.storage import Storage, open_storage
 from headtail.core.task import Task, load_task
 from headtail.review.desk import Desk
 from headtail.review.queue import make_queue
-from headtail.review.server import Server
+from headtail.review.server import ReviewServer
 from test_review import REF, intent, spans, suspect, suspects
 from test_serve_page import CONTRAST
 
@@ -43,7 +43,7 @@ SEGMENTED = suspects(
 
 @contextmanager
 def serving(store: Storage, task: Task, table: pa.Table) -> Iterator[str]:
-    with Server(Desk(store, task, make_queue(table, REF, task.side_inputs), "anna")) as server:
+    with ReviewServer(Desk(store, task, make_queue(table, REF, task.side_inputs), "anna")) as server:
         yield server.url
 
 
@@ -214,7 +214,7 @@ def test_two_people_at_one_queue(store: Storage, segmentation: Task, tmp_path: P
         at(ben, 2)
         assert "anna has dropped it too" in ben.text("#said")
         assert decided(store)["joes barber shop sunday"][2] == "ben"
-        assert review.history(store, "query_segmentation")["who"].to_pylist() == ["anna", "ben"]
+        assert review.decision_history(store, "query_segmentation")["who"].to_pylist() == ["anna", "ben"]
         key(ben, "d")
         at(ben, 3)
         key(anna, "j")

@@ -46,7 +46,7 @@ def published(
     """A release whose snapshot answers `queries`, made current."""
     rows = [good(query, json.dumps(segments(query), sort_keys=True)) for query in queries]
     _, manifest = publish(store, tmp_path, answers(*rows), share_redacted=True)
-    return release.promote(store, release.make(store, snapshot=manifest.id, task=task, student=student).id)
+    return release.promote(store, release.make_release(store, snapshot=manifest.id, task=task, student=student).id)
 
 
 def reply(task: Task, answer: Any = None, **changes: Any) -> RealtimeReply:
@@ -237,7 +237,7 @@ def test_two_numbers_are_never_answered_from_one_cached_answer(store: Storage, t
     assert sorted(planned) == ["part 4532349876", "pizza"]
     asked = [*planned, "call <phone>"]  # as a plan of another task, or of an older version, may have it
     _, manifest = publish(store, tmp_path, answers(*(good(query, '{"intent":"browse"}') for query in asked)))
-    release.promote(store, release.make(store, snapshot=manifest.id, task=intent, student=STUDENT).id)
+    release.promote(store, release.make_release(store, snapshot=manifest.id, task=intent, student=STUDENT).id)
     options = {"timeout_s": limit(5), "stands_for": STUDENT, "deployed": "m"}
     state = State(store, open_served(store, "current"), says(intent, {"intent": "price"}), **options)  # type: ignore[arg-type]
     for query, source in (

@@ -29,7 +29,7 @@ def serving(folder: Path, task: Task, rows: Sequence[tuple[str, str]], realtime:
     """`rows` from the cache, `live` from the student, anything else makes the student fail."""
     store = open_storage(str(folder / "store"))
     _, manifest = publish(store, folder, answers(*(good(query, answer) for query, answer in rows)))
-    release.promote(store, release.make(store, snapshot=manifest.id, task=task, student="distill/0123456789abcdef").id)
+    release.promote(store, release.make_release(store, snapshot=manifest.id, task=task, student="distill/0123456789abcdef").id)
 
     async def student(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
         if query not in realtime:

@@ -154,7 +154,7 @@ def test_serve_outlives_its_student(served: tuple[serve.Server, Storage, Path]) 
 
 def test_serve_follows_current_while_it_is_asked(served: tuple[serve.Server, Storage, Path]) -> None:
     server, store, scratch = served
-    before = release.current(store)
+    before = release.current_release(store)
     after = published(store, scratch, load_task("query_segmentation"), ["brand new", "pizza near me"])
     seen: list[tuple[str, bool]] = []
 

@@ -118,13 +118,13 @@ def test_a_job_that_ended_with_an_error_is_stopped(root: str, store: Storage, ca
 
 
 def test_a_silent_lease_of_another_machine_is_dead(any_root: str) -> None:
-    from headtail.adapters import numbered
+    from headtail.adapters import append_log
     from headtail.adapters.storage import open_storage
     from headtail.batch import job_state, lease
 
     store = open_storage(any_root)
     other = lease.Lease(host="elsewhere", machine="another", pid=7, since="2030-01-01T00:00:00+00:00")
-    store.create(numbered.path("precompute/x/work/drivers", 1), other.model_dump_json().encode())
+    store.create(append_log.entry_path("precompute/x/work/drivers", 1), other.model_dump_json().encode())
     alive = job_state.job_state(store, "precompute/x")
     assert (alive.phase, alive.driver, alive.rows) == ("running", "process 7 on elsewhere", None)
     with pytest.MonkeyPatch.context() as patch:

@@ -31,7 +31,7 @@ from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, local, open_storage, put, read_table, retries, s3, stream_table, write_once, write_table
 from headtail.batch import remove_work_files
 from headtail.batch.prepare import prepare_input, read_shard
-from headtail.cache import Built, publish_snapshot
+from headtail.cache import LocalSnapshot, publish_snapshot
 from headtail.core.errors import StorageError
 from headtail.core.keys import sha256_file
 from headtail.core.task import Task
@@ -75,7 +75,7 @@ def manifest(store: Storage, tmp: Path) -> Any:
         folder.mkdir(exist_ok=True)
         (folder / "answers.parquet").write_bytes(b"answers")
         (folder / "data.mdb").write_bytes(b"lmdb")
-        built = Built(folder / "answers.parquet", folder, {"teacher": 1}, {}, ("q",), "content", np.zeros(1, np.uint64))
+        built = LocalSnapshot(folder / "answers.parquet", folder, {"teacher": 1}, {}, ("q",), "content", np.zeros(1, np.uint64))
         made = publish_snapshot(store, built, task="t", task_fingerprint="f")
     held = {name: store.read(ref.path) for name, ref in made.files.items()}
     begun = [entry["snapshot"] for _, entry in append_log.read_entries(store, "snapshots/log")]
@@ -85,18 +85,18 @@ def manifest(store: Storage, tmp: Path) -> Any:
 def pointer(store: Storage, tmp: Path) -> Any:
     """Two promotions and a rollback."""
     for name in ("a" * 16, "b" * 16):
-        made = release.make(store, snapshot=_snapshot(store, name), task=POINTED[0])
+        made = release.make_release(store, snapshot=_snapshot(store, name), task=POINTED[0])
         release.promote(store, made.id)
     release.rollback(store)
-    moves = [(move.number, move.action, move.release, move.before) for move in release.history(store)]
+    moves = [(move.number, move.action, move.release, move.before) for move in release.move_history(store)]
     return release.current_id(store), moves
 
 
 def _snapshot(store: Storage, name: str) -> str:
-    from headtail.cache import Manifest
+    from headtail.cache import SnapshotManifest
     from headtail.cache.manifest import manifest_path
 
-    made = Manifest.model_validate(
+    made = SnapshotManifest.model_validate(
         {"id": name, "task": "t", "task_fingerprint": "f", "rows": 0, "rows_by_source": {}, "left_out": {}, "min_confidence": {}}
         | {"content": name, "files": {}, "created": "2030-01-01T00:00:00+00:00"}
     )

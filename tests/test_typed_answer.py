@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from headtail.core import typed_answer
 from headtail.core.task import Task, load_task
-from headtail.review.decision import CORRECT, read_answer, settle
+from headtail.review.decision import CORRECT, read_answer, resolve_verdict
 from headtail.stages.ingest.human_labels import _answer
 
 TASK = load_task("query_intent")
@@ -32,7 +32,7 @@ def test_both_take_and_refuse_the_same_for_the_same_reason(text: str) -> None:
 def test_a_correction_is_read_as_a_label_of_a_file() -> None:
     other = next(label for label in LABELS if "_" in label)
     before = json.dumps({"intent": next(label for label in LABELS if label != other)})
-    assert settle(TASK, CORRECT, other.title(), before) == (TASK.dump({"intent": other}), "")
+    assert resolve_verdict(TASK, CORRECT, other.title(), before) == (TASK.dump({"intent": other}), "")
 
 
 @pytest.mark.parametrize("text", ["{\u201cintent\u201d: \u201cprice\u201d}", "{\u00abintent\u00bb: 1}", "{\u201eintent\u201c: 1}"])

@@ -187,7 +187,7 @@ def _stages(pipeline: _Pipeline) -> Receipt:
         gates=tuple(found.path for source in passed if (found := gates[source])),
     )
     for source, student in students.items():
-        registry.register(
+        registry.register_student(
             pipeline.tracker,
             config.root,
             task=pipeline.task.name,

@@ -26,8 +26,8 @@ from headtail.core.keys import normalise
 from headtail.core.receipt import Receipt
 from headtail.core.task import Task, load_task
 from headtail.examples import example_data
-from headtail.review.decision import Decision, now
-from headtail.review.log import Log
+from headtail.review.decision import Decision, current_moment
+from headtail.review.log import DecisionLog
 from headtail.stages import curate
 from headtail.studies import ablate
 
@@ -58,7 +58,7 @@ def right_answers(store: Storage, task: Task) -> dict[str, str]:
     settings = {name: value for name, value in made.settings["config"].items() if name in example_data.Config.model_fields}
     found: dict[str, str] = {}
     for text, meaning, _, _ in asked(build_config(example_data.Config, settings, made.path)):
-        found.setdefault(normalise(text), task.dump(example_data.answers(meaning)[task.name]))
+        found.setdefault(normalise(text), task.dump(example_data.right_answers(meaning)[task.name]))
     return found
 
 
@@ -71,9 +71,11 @@ def reviewed(store: Storage, task: Task, suspects: pa.Table, right: dict[str, st
             continue
         verdict = "accept" if holds == row["answer"] else "correct"
         counts[verdict] += 1
-        made.append(Decision(row["query_key"], row["query"], verdict, holds, row["answer"], row["answer_key"], "bench", now(), ""))
+        made.append(
+            Decision(row["query_key"], row["query"], verdict, holds, row["answer"], row["answer_key"], "bench", current_moment(), "")
+        )
     if made:
-        Log(store, task.name).record(made, "page")
+        DecisionLog(store, task.name).record(made, "page")
     return counts
 
 

@@ -33,9 +33,9 @@ import pyarrow.parquet as pq
 
 from headtail.adapters.storage import open_storage
 from headtail.cache import Cache, open_snapshot, publish_snapshot
-from headtail.cache.builder import OFFERED, build_snapshot, merged, pieces
-from headtail.cache.lmdb_file import LmdbFile, Values, fixed
-from headtail.cache.snapshot import decode
+from headtail.cache.builder import OFFERED, build_snapshot, cut_pieces, merge_streams
+from headtail.cache.lmdb_file import LmdbFile, Values, fixed_width
+from headtail.cache.snapshot import decode_value
 from headtail.core.keys import KEY_BYTES, query_key
 
 from .rivals import Rival, rivals
@@ -118,7 +118,7 @@ def pairs(path: Path) -> Iterator[tuple[bytes, bytes]]:
         values = Values(piece)
         body = values.body.to_pybytes()
         rows = (body[a:b] for a, b in pairwise(values.ends.tolist()))
-        yield from zip(fixed(piece.column("query_key"), KEY_BYTES).tolist(), rows, strict=True)
+        yield from zip(fixed_width(piece.column("query_key"), KEY_BYTES).tolist(), rows, strict=True)
 
 
 def timed(work: Callable[[], Any], keys: int) -> tuple[float, float]:
@@ -150,7 +150,7 @@ def of_headtail(folder: Path, source: Path, keys: int, raw: int) -> tuple[Row, d
 
     def lmdb_file() -> None:
         made = LmdbFile(folder / "alone")
-        for piece in pieces(merged([read(source)], {}, Counter(), ["input"])):
+        for piece in cut_pieces(merge_streams([read(source)], {}, Counter(), ["input"])):
             made.add(piece, Values(piece))
         made.finish()
 
@@ -194,7 +194,7 @@ def of_rival(rival: Rival, folder: Path, source: Path, keys: int, raw: int) -> R
 
         def get(text: str) -> Any:
             value = rival.get(query_key(text))
-            found = None if value is None else decode(value, text)
+            found = None if value is None else decode_value(value, text)
             return None if found is None else found.decoded()
 
         found = lookups(get, keys)

@@ -67,7 +67,7 @@ def example_answers(task: Task, rows: int, seed: int = 7) -> pa.Table:
         query = normalise(text)
         if query not in met and len(lines) < rows:
             met.add(query)
-            lines.append((query, example_data.answers(found)[task.name], events, list(found.businesses) if side else []))
+            lines.append((query, example_data.right_answers(found)[task.name], events, list(found.businesses) if side else []))
     return answers_table(task, lines)
 
 

@@ -1,16 +1,16 @@
 """Published caches of answers: made, moved into a store, opened and looked up."""
 
-from headtail.cache.manifest import Manifest, read_manifest, snapshot_path
-from headtail.cache.snapshot import Built, Cache, CachedAnswer, coverage, open_snapshot, publish_snapshot
+from headtail.cache.manifest import SnapshotManifest, read_manifest, snapshot_path
+from headtail.cache.snapshot import Cache, CachedAnswer, LocalSnapshot, open_snapshot, publish_snapshot, snapshot_coverage
 
 __all__ = [
-    "Built",
     "Cache",
     "CachedAnswer",
-    "Manifest",
-    "coverage",
+    "LocalSnapshot",
+    "SnapshotManifest",
     "open_snapshot",
     "publish_snapshot",
     "read_manifest",
+    "snapshot_coverage",
     "snapshot_path",
 ]

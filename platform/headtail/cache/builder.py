@@ -1,6 +1,6 @@
 """Build a snapshot on local disk from ANSWER rows, as a merge of sorted streams.
 
-In: streams of ANSWER tables, each in order of query_key, in order of precedence. Out: a Built: Parquet, LMDB, counts.
+In: streams of ANSWER tables, each in order of query_key, in order of precedence. Out: a LocalSnapshot: Parquet, LMDB, counts.
 The first stream that has a publishable answer to a key wins; every row offered is published or counted in `left_out`.
 One batch per stream is in memory; Parquet and digests are made on a thread beside LMDB. Knows nothing of stores,
 manifests or releases.
@@ -24,8 +24,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headtail.cache.lmdb_file import SOURCES, LmdbFile, Values
-from headtail.cache.merge import Batch, ascending, in_order, rounds
-from headtail.cache.snapshot import Built, told
+from headtail.cache.merge import SortedBatch, merge_order, merge_rounds, sorted_batches
+from headtail.cache.snapshot import LocalSnapshot, disk_errors
 from headtail.core.errors import InputError, LedgerError
 from headtail.core.keys import KEY_BYTES, query_key
 from headtail.core.redact import PLACEHOLDER
@@ -46,7 +46,7 @@ def build_snapshot(
     min_confidence: Mapping[str, float] | None = None,
     share_redacted: bool = False,
     labels: Sequence[str] = (),
-) -> Built:
+) -> LocalSnapshot:
     """A snapshot in `folder` (empty, local). The first stream that has a publishable answer to a query wins.
 
     Streams are ascending by query_key, of OFFERED's columns or more; of rows with one key the first wins. `min_confidence`: by source;
@@ -55,19 +55,19 @@ def build_snapshot(
     """
     left_out: Counter[str] = Counter()
     names = [*labels, *(f"answers {i}" for i in range(len(labels), len(streams)))]
-    with told("build the snapshot on", folder):
+    with disk_errors("build the snapshot on", folder):
         writer = _Writer(folder)
     try:
-        for piece in pieces(merged(streams, min_confidence or {}, left_out, names, share_redacted)):
-            with told("build the snapshot on", folder):
+        for piece in cut_pieces(merge_streams(streams, min_confidence or {}, left_out, names, share_redacted)):
+            with disk_errors("build the snapshot on", folder):
                 writer.add(piece)
-        with told("build the snapshot on", folder):
+        with disk_errors("build the snapshot on", folder):
             return writer.finish(left_out)
     finally:
         writer.close()
 
 
-def merged(
+def merge_streams(
     streams: Sequence[Iterable[pa.Table]],
     least: Mapping[str, float],
     left_out: Counter[str],
@@ -76,13 +76,13 @@ def merged(
 ) -> Iterator[pa.Table]:
     """CACHED rows in order of key, one per key; the others are counted in `left_out`."""
     offers = [_offers(stream, least, left_out, label, share_redacted) for stream, label in zip(streams, labels, strict=True)]
-    for cut in rounds(offers):
+    for cut in merge_rounds(offers):
         some = [table for table in cut if table.num_rows]
         table = some[0] if len(some) == 1 else pa.concat_tables(some)
         yield table if len(some) == 1 else _first_of_each(table, left_out)
 
 
-def pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+def cut_pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """The same rows as pieces of PIECE_ROWS (fewer where they are long, and at the end), each in one chunk."""
     held: list[pa.Table] = []
     rows = 0
@@ -91,28 +91,28 @@ def pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         rows += table.num_rows
         while rows >= PIECE_ROWS:
             whole = pa.concat_tables(held)
-            yield from _fitting(whole.slice(0, PIECE_ROWS))
+            yield from _split_by_size(whole.slice(0, PIECE_ROWS))
             held, rows = [whole.slice(PIECE_ROWS)], rows - PIECE_ROWS
     if rows:
-        yield from _fitting(pa.concat_tables(held))
+        yield from _split_by_size(pa.concat_tables(held))
 
 
-def _fitting(table: pa.Table) -> Iterator[pa.Table]:
+def _split_by_size(table: pa.Table) -> Iterator[pa.Table]:
     if table.num_rows > 1 and table.nbytes > PIECE_BYTES:
         half = table.num_rows // 2
-        yield from _fitting(table.slice(0, half))
-        yield from _fitting(table.slice(half))
+        yield from _split_by_size(table.slice(0, half))
+        yield from _split_by_size(table.slice(half))
     else:
         yield table.combine_chunks()
 
 
 def _offers(
     stream: Iterable[pa.Table], least: Mapping[str, float], left_out: Counter[str], label: str, share_redacted: bool
-) -> Iterator[Batch]:
+) -> Iterator[SortedBatch]:
     """The rows of one stream that may be published, each key once, in order."""
     last: pa.Table | None = None  # the last row kept: its key may go on in the next batch
-    for table, bound in ascending((conform(table, OFFERED, label) for table in stream), label):
-        kept = _publishable(table, least, left_out, label)
+    for table, bound in sorted_batches((conform(table, OFFERED, label) for table in stream), label):
+        kept = _publishable_rows(table, least, left_out, label)
         if not share_redacted:
             redacted = pc.match_substring_regex(kept.column("query"), PLACEHOLDER)
             left_out["redacted"] += pc.sum(redacted).as_py() or 0
@@ -121,12 +121,12 @@ def _offers(
             kept = _first_of_each(kept if last is None else pa.concat_tables([last, kept]), left_out).slice(last is not None)
         if kept.num_rows:
             last = kept.slice(kept.num_rows - 1)
-        yield Batch(kept, bound)
+        yield SortedBatch(kept, bound)
 
 
-def _publishable(table: pa.Table, least: Mapping[str, float], left_out: Counter[str], label: str) -> pa.Table:
+def _publishable_rows(table: pa.Table, least: Mapping[str, float], left_out: Counter[str], label: str) -> pa.Table:
     """The answered, confident rows, as CACHED; the others are counted by reason."""
-    _plausible(table, label)
+    _check_plausible(table, label)
     states = {item["values"]: item["counts"] for item in pc.value_counts(table.column("state")).to_pylist()}
     answered = table
     if set(states) != {State.ANSWERED.value}:
@@ -146,7 +146,7 @@ def _publishable(table: pa.Table, least: Mapping[str, float], left_out: Counter[
     return (answered if sure.all() else answered.filter(pa.array(sure))).select(CACHED.names)
 
 
-def _plausible(table: pa.Table, label: str) -> None:
+def _check_plausible(table: pa.Table, label: str) -> None:
     """Refuse unknown sources and states, and keys that are not those of their texts (checked on a sample)."""
     for column, known in (("source", set(SOURCES)), ("state", set(State))):
         strange = set(pc.unique(table.column(column)).to_pylist()) - known
@@ -166,7 +166,7 @@ def _plausible(table: pa.Table, label: str) -> None:
 
 def _first_of_each(table: pa.Table, left_out: Counter[str]) -> pa.Table:
     """The first row of each key, in order of key; the others are counted, apart when their text differs."""
-    order, first = in_order(*key_words(table.column("query_key")))
+    order, first = merge_order(*key_words(table.column("query_key")))
     if not first.all():
         queries = table.column("query")
         winner = order[np.flatnonzero(first)[np.cumsum(first) - 1]]
@@ -216,7 +216,7 @@ class _Writer:
         self._top = heapq.nsmallest(EXAMPLES, [*self._top, *found], key=lambda item: (-item[0], item[1]))
         self._parquet.write_table(piece, row_group_size=PIECE_ROWS)
 
-    def finish(self, left_out: Counter[str]) -> Built:
+    def finish(self, left_out: Counter[str]) -> LocalSnapshot:
         """Close and sync both files; they must hold the same rows."""
         while self._beside:
             self._beside.popleft().result()
@@ -228,7 +228,7 @@ class _Writer:
             raise LedgerError("Parquet and LMDB do not add up", value=f"{rows} and {self._lmdb.rows} rows, {len(prefixes)} keys")
         content = blake2b(b"".join(d.digest() for d in self._digests), digest_size=KEY_BYTES).hexdigest()
         shown = tuple(query for _, query in self._top)
-        return Built(self.parquet, self.lmdb, dict(sorted(self._sources.items())), +left_out, shown, content, prefixes)
+        return LocalSnapshot(self.parquet, self.lmdb, dict(sorted(self._sources.items())), +left_out, shown, content, prefixes)
 
     def close(self) -> None:
         """Let go of thread and files, whether finished or not."""

@@ -1,6 +1,6 @@
 """Take away snapshots that nobody needs any more, and what killed writers left lying.
 
-In: a store, what must stay and why, an age in days. Out: Collected: what went (or would go), its bytes, what stayed.
+In: a store, what must stay and why, an age in days. Out: CollectionReport: what went (or would go), its bytes, what stayed.
 A snapshot goes in this order: the mark that it is being collected, its manifest (now it does not exist), its files, the
 mark. Killed between any two, the next call goes on. Local files that a server has mapped stay readable until it lets go.
 Knows nothing of releases: what must stay is asked of the caller, again after each mark.
@@ -17,14 +17,14 @@ from rich.table import Table
 
 from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, StoredFile, write_once
-from headtail.cache.manifest import FOLDER, LOG, Begun, manifest_path, mark_path, now, read_manifest, snapshot_path
+from headtail.cache.manifest import FOLDER, LOG, PublishStart, manifest_path, mark_path, read_manifest, snapshot_path, utc_now
 from headtail.core.config import Config
 
 IDLE = datetime.timedelta(days=1)  # a publish or a write that has not ended by then was killed
 _EVER = datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
 
-class Gone(Config):
+class RemovedItem(Config):
     """One thing that was taken away, or would be."""
 
     what: str = Field(description="snapshot | unfinished snapshot | unfinished write")
@@ -33,11 +33,11 @@ class Gone(Config):
     since: str = Field(description="when it was published, begun or written; UTC, ISO 8601")
 
 
-class Collected(Config):
+class CollectionReport(Config):
     """What a collection did."""
 
     dry_run: bool = Field(description="true: nothing was touched")
-    gone: tuple[Gone, ...] = Field(description="what went, or would go")
+    gone: tuple[RemovedItem, ...] = Field(description="what went, or would go")
     kept: dict[str, str] = Field(description="snapshots that stay, and why")
 
     @property
@@ -45,14 +45,14 @@ class Collected(Config):
         return sum(one.bytes for one in self.gone)
 
 
-def collect(
+def collect_snapshots(
     store: Storage,
     needed: Callable[[], Mapping[str, str]],
     *,
     older_than: datetime.timedelta,
     also: Iterable[str] = (),
     dry_run: bool = False,
-) -> Collected:
+) -> CollectionReport:
     """Collect every snapshot that is neither in `needed()` (id -> why) nor younger than `older_than`; then the litter.
 
     Snapshots are known from the log and from `also`, not by listing; listing finds only what no manifest names.
@@ -60,25 +60,26 @@ def collect(
     work = _Collection(store, needed, older_than, dry_run)
     for snapshot in sorted({*work.begun, *also}):
         work.published(snapshot)
-    for snapshot, files in _stored(store).items():
+    for snapshot, files in _files_by_snapshot(store).items():
         work.unfinished(snapshot, files)
-    return Collected(dry_run=dry_run, gone=(*work.gone, *_litter(store, dry_run)), kept=work.kept)
+    return CollectionReport(dry_run=dry_run, gone=(*work.gone, *_litter(store, dry_run)), kept=work.kept)
 
 
 class _Collection:
-    """One call of `collect`."""
+    """One call of `collect_snapshots`."""
 
     def __init__(self, store: Storage, needed: Callable[[], Mapping[str, str]], older_than: datetime.timedelta, dry_run: bool) -> None:
         self.store, self._ask, self._age, self._dry = store, needed, older_than, dry_run
-        self.gone: list[Gone] = []
+        self.gone: list[RemovedItem] = []
         self.kept: dict[str, str] = {}
-        self._look()
+        self._read_state()
 
-    def _look(self) -> None:
+    def _read_state(self) -> None:
         """Read anew what is needed and when each snapshot was last begun."""
         self.needed = self._ask()
         self.begun = {
-            entry.snapshot: datetime.datetime.fromisoformat(entry.at) for entry in append_log.read_entry_records(self.store, Begun, LOG)
+            entry.snapshot: datetime.datetime.fromisoformat(entry.at)
+            for entry in append_log.read_entry_records(self.store, PublishStart, LOG)
         }
 
     def published(self, snapshot: str) -> None:
@@ -90,11 +91,11 @@ class _Collection:
         def stays() -> str:
             last = max(datetime.datetime.fromisoformat(manifest.created), self.begun.get(snapshot, _EVER))
             return self.needed.get(snapshot) or (
-                f"younger than {self._age / datetime.timedelta(days=1):g} days" if now() - last < self._age else ""
+                f"younger than {self._age / datetime.timedelta(days=1):g} days" if utc_now() - last < self._age else ""
             )
 
         size = sum(ref.bytes for ref in manifest.files.values())
-        self._take(snapshot, Gone(what="snapshot", path=snapshot_path(snapshot), bytes=size, since=manifest.created), stays)
+        self._take(snapshot, RemovedItem(what="snapshot", path=snapshot_path(snapshot), bytes=size, since=manifest.created), stays)
 
     def unfinished(self, snapshot: str, files: list[StoredFile]) -> None:
         """Files without a manifest: a publish or a collection was killed, or is at work."""
@@ -108,18 +109,18 @@ class _Collection:
         last = max(one.modified for one in files)
 
         def stays() -> str:
-            busy = not marked and now() - max(last, self.begun.get(snapshot, _EVER)) < IDLE
+            busy = not marked and utc_now() - max(last, self.begun.get(snapshot, _EVER)) < IDLE
             return "being published, or killed less than a day ago" if busy else ""
 
         size, since = sum(one.bytes for one in files), last.isoformat(timespec="seconds")
-        self._take(snapshot, Gone(what="unfinished snapshot", path=path, bytes=size, since=since), stays)
+        self._take(snapshot, RemovedItem(what="unfinished snapshot", path=path, bytes=size, since=since), stays)
 
-    def _take(self, snapshot: str, one: Gone, stays: Callable[[], str]) -> None:
+    def _take(self, snapshot: str, one: RemovedItem, stays: Callable[[], str]) -> None:
         """Take a snapshot away unless it `stays` (a reason), also by what is true after the mark."""
         reason = stays()
         if not reason and not self._dry:
             write_once(self.store, mark_path(snapshot), b"headtail gc is taking this snapshot away\n")  # or a killed one's mark
-            self._look()
+            self._read_state()
             reason = stays()
             if reason:
                 self.store.remove(mark_path(snapshot))
@@ -140,7 +141,7 @@ def _finish(store: Storage, snapshot: str) -> None:
     store.remove(mark_path(snapshot))
 
 
-def _stored(store: Storage) -> dict[str, list[StoredFile]]:
+def _files_by_snapshot(store: Storage) -> dict[str, list[StoredFile]]:
     """The files below each snapshot's folder."""
     found: dict[str, list[StoredFile]] = defaultdict(list)
     for one in store.files(FOLDER):
@@ -149,18 +150,19 @@ def _stored(store: Storage) -> dict[str, list[StoredFile]]:
     return dict(sorted(found.items()))
 
 
-def _litter(store: Storage, dry_run: bool) -> list[Gone]:
+def _litter(store: Storage, dry_run: bool) -> list[RemovedItem]:
     """Temporary files of killed writers; on S3 uploads that were never completed."""
-    found = store.litter(now() - IDLE)
+    found = store.litter(utc_now() - IDLE)
     for one in found if not dry_run else ():
         store.discard(one)
     return [
-        Gone(what="unfinished write", path=one.path, bytes=one.bytes, since=one.modified.isoformat(timespec="seconds")) for one in found
+        RemovedItem(what="unfinished write", path=one.path, bytes=one.bytes, since=one.modified.isoformat(timespec="seconds"))
+        for one in found
     ]
 
 
-def collected_table(found: Collected) -> Table:
-    """A Collected for people."""
+def collection_table(found: CollectionReport) -> Table:
+    """A CollectionReport for people."""
     verb = "would go" if found.dry_run else "gone"
     title = f"{len(found.gone)} {verb}, {found.bytes / 1e9:,.2f} GB; {len(found.kept)} snapshots stay"
     table = Table("", "path", "GB", "since, or why it stays", title=title, title_justify="left")

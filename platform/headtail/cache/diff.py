@@ -1,6 +1,6 @@
 """What changed between two snapshots: queries added, dropped, answered otherwise, answered the same.
 
-In: a store and two snapshot ids. Out: a Diff: rows, events and share of the traffic of each kind, by source, with the most
+In: a store and two snapshot ids. Out: a SnapshotDiff: rows, events and share of the traffic of each kind, by source, with the most
 frequent queries as examples. The two sorted Parquet files are walked side by side, in bounded memory; nothing is opened in
 LMDB. Knows nothing of releases.
 """
@@ -19,8 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from headtail.adapters.storage import Storage, stream_table
-from headtail.cache.manifest import Manifest, read_manifest
-from headtail.cache.merge import Batch, ascending, in_order, rounds
+from headtail.cache.manifest import SnapshotManifest, read_manifest
+from headtail.cache.merge import SortedBatch, merge_order, merge_rounds, sorted_batches
 from headtail.core.config import Config
 from headtail.core.rows import CACHED, key_words
 
@@ -32,7 +32,7 @@ _SHOWN = pa.schema(
 )
 
 
-class Example(Config):
+class QueryChange(Config):
     """One query, as an instance of its kind."""
 
     query: str = Field(description="normalised")
@@ -42,17 +42,17 @@ class Example(Config):
     source: str = Field(description="who gave the answer; `teacher -> batch_student` when that changed")
 
 
-class Part(Config):
+class DiffPart(Config):
     """The queries of one kind."""
 
     rows: int = Field(ge=0, description="queries")
     events: int = Field(ge=0, description="how often they were asked: by the second snapshot's counts, of dropped ones by the first's")
-    share: float | None = Field(description="events over the traffic of the Diff; null without traffic")
+    share: float | None = Field(description="events over the traffic of the SnapshotDiff; null without traffic")
     by_source: dict[str, int] = Field(description="queries by who answers; `teacher -> batch_student` where that changed")
-    examples: tuple[Example, ...] = Field((), description="the most frequent")
+    examples: tuple[QueryChange, ...] = Field((), description="the most frequent")
 
 
-class Diff(Config):
+class SnapshotDiff(Config):
     """Two snapshots, compared."""
 
     before: str = Field(description="id of the first snapshot")
@@ -61,23 +61,23 @@ class Diff(Config):
     rows_after: int = Field(ge=0, description="answers in the second")
     traffic: int = Field(ge=0, description="events that shares are taken of")
     of_log: bool = Field(description="true: traffic is the second snapshot's whole log; false: its queries and the dropped ones")
-    added: Part = Field(description="answered only in the second")
-    dropped: Part = Field(description="answered only in the first")
-    changed: Part = Field(description="answered otherwise")
-    same: Part = Field(description="answered the same, by whomever")
+    added: DiffPart = Field(description="answered only in the second")
+    dropped: DiffPart = Field(description="answered only in the first")
+    changed: DiffPart = Field(description="answered otherwise")
+    same: DiffPart = Field(description="answered the same, by whomever")
 
 
-def diff_snapshots(store: Storage, before: str, after: str, examples: int = 10) -> Diff:
+def diff_snapshots(store: Storage, before: str, after: str, examples: int = 10) -> SnapshotDiff:
     """Compare snapshot `after` with snapshot `before`; `examples` of each kind but `same`. StorageError when one is gone."""
     old, new = read_manifest(store, before), read_manifest(store, after)
     tallies = {kind: _Tally(examples if kind != "same" else 0) for kind in KINDS}
-    for cut in rounds([_rows(store, old), _rows(store, new)]):
-        for kind, table in split(*(table if table.num_rows else _EMPTY for table in cut)).items():
+    for cut in merge_rounds([_rows(store, old), _rows(store, new)]):
+        for kind, table in split_by_change(*(table if table.num_rows else _EMPTY for table in cut)).items():
             tallies[kind].add(table)
     events = {kind: tally.events for kind, tally in tallies.items()}
     held = sum(events.values()) - events["dropped"]
     traffic = round(held / new.coverage) if new.coverage else held + events["dropped"]
-    return Diff(
+    return SnapshotDiff(
         before=before,
         after=after,
         rows_before=old.rows,
@@ -88,26 +88,26 @@ def diff_snapshots(store: Storage, before: str, after: str, examples: int = 10) 
     )
 
 
-def _rows(store: Storage, manifest: Manifest) -> Iterator[Batch]:
+def _rows(store: Storage, manifest: SnapshotManifest) -> Iterator[SortedBatch]:
     answers = manifest.files["answers"]
-    return ascending(stream_table(store, answers, _COLUMNS), store.uri(answers.path))
+    return sorted_batches(stream_table(store, answers, _COLUMNS), store.uri(answers.path))
 
 
-def split(old: pa.Table, new: pa.Table) -> dict[str, pa.Table]:
+def split_by_change(old: pa.Table, new: pa.Table) -> dict[str, pa.Table]:
     """The rows of two tables of one range of keys, by kind, in the columns of _SHOWN. Each key is once in each at most."""
     both = pa.concat_tables([old, new])
-    order, first = in_order(*key_words(both.column("query_key")))
+    order, first = merge_order(*key_words(both.column("query_key")))
     starts = np.flatnonzero(first)
     pair = np.diff(np.append(starts, len(order))) == 2  # stable order: the old row is before the new
     alone = order[starts[~pair]]
     kept, now = order[starts[pair]], order[starts[pair] + 1] - old.num_rows
     was, then = old.take(pa.array(kept)), new.take(pa.array(now))
     alike = pc.equal(was.column("answer"), then.column("answer"))
-    matched = _shown(then, was.column("answer"), then.column("answer"), _sources(was.column("source"), then.column("source")))
+    matched = _example_rows(then, was.column("answer"), then.column("answer"), _sources(was.column("source"), then.column("source")))
     gone, come = old.take(pa.array(alone[alone < old.num_rows])), new.take(pa.array(alone[alone >= old.num_rows] - old.num_rows))
     return {
-        "added": _shown(come, pa.nulls(come.num_rows, pa.string()), come.column("answer"), come.column("source")),
-        "dropped": _shown(gone, gone.column("answer"), pa.nulls(gone.num_rows, pa.string()), gone.column("source")),
+        "added": _example_rows(come, pa.nulls(come.num_rows, pa.string()), come.column("answer"), come.column("source")),
+        "dropped": _example_rows(gone, gone.column("answer"), pa.nulls(gone.num_rows, pa.string()), gone.column("source")),
         "changed": matched.filter(pc.invert(alike)),
         "same": matched.filter(alike),
     }
@@ -117,7 +117,7 @@ def _sources(was: pa.ChunkedArray, now: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(pc.equal(was, now), now, pc.binary_join_element_wise(was, now, " -> "))
 
 
-def _shown(rows: pa.Table, before: pa.Array, after: pa.Array, source: pa.Array) -> pa.Table:
+def _example_rows(rows: pa.Table, before: pa.Array, after: pa.Array, source: pa.Array) -> pa.Table:
     counts = pc.fill_null(rows.column("count"), 0)
     return pa.table([counts, rows.column("query"), before, after, source], schema=_SHOWN)
 
@@ -142,20 +142,20 @@ class _Tally:
             keys = [("count", "descending"), ("query", "ascending")]
             self._top = all_of.take(pc.select_k_unstable(all_of, k=self._examples, sort_keys=keys)).combine_chunks()
 
-    def part(self, traffic: int) -> Part:
-        return Part(
+    def part(self, traffic: int) -> DiffPart:
+        return DiffPart(
             rows=self.rows,
             events=self.events,
             share=self.events / traffic if traffic else None,
             by_source=dict(sorted(self._sources.items())),
-            examples=tuple(Example.model_validate(row) for row in self._top.to_pylist()),
+            examples=tuple(QueryChange.model_validate(row) for row in self._top.to_pylist()),
         )
 
 
-def diff_table(diff: Diff) -> Group:
-    """A Diff for people."""
+def diff_table(diff: SnapshotDiff) -> Group:
+    """A SnapshotDiff for people."""
     title = f"snapshot {diff.before} ({diff.rows_before:,} answers) -> {diff.after} ({diff.rows_after:,})"
-    parts: Mapping[str, Part] = {kind: getattr(diff, kind) for kind in KINDS}
+    parts: Mapping[str, DiffPart] = {kind: getattr(diff, kind) for kind in KINDS}
     of = "the log" if diff.of_log else "queries in either"
     counts = Table("queries", "rows", f"share of {of}", "by source", title=title, title_justify="left")
     for kind, part in parts.items():

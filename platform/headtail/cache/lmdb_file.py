@@ -39,7 +39,7 @@ class Values:
         kinds = pc.index_in(piece.column("source"), value_set=pa.array(SOURCES, piece.schema.field("source").type))
         header["f"] = np.asarray(kinds, dtype=np.uint8) + (FORMAT << 4)
         header["c"] = np.asarray(pc.fill_null(piece.column("confidence"), float("nan")))
-        header["k"] = fixed(pc.fill_null(piece.column("answer_key"), bytes(KEY_BYTES)), KEY_BYTES)
+        header["k"] = fixed_width(pc.fill_null(piece.column("answer_key"), bytes(KEY_BYTES)), KEY_BYTES)
         heads = pa.FixedSizeBinaryArray.from_buffers(pa.binary(VALUE.size), len(header), [None, pa.py_buffer(header)])
         made = pc.binary_join_element_wise(
             heads.cast(pa.large_binary()), queries, pa.scalar(_NUL, pa.large_binary()), answers, pa.scalar(b"", pa.large_binary())
@@ -65,7 +65,7 @@ def _body(texts: pa.Array) -> bytes:
     return data
 
 
-def fixed(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.void]:
+def fixed_width(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.void]:
     """A column of values of `width` bytes, without nulls; its `tolist` gives bytes three times as fast as Arrow's."""
     found = column.combine_chunks()
     return (
@@ -85,7 +85,7 @@ class LmdbFile:
     def add(self, piece: pa.Table, values: Values) -> None:
         """The next rows in order of key, with their values."""
         self._grow(len(values.body) + len(values) * 64)
-        keys, ends, body = fixed(piece.column("query_key"), KEY_BYTES).tolist(), values.ends.tolist(), values.body.to_pybytes()
+        keys, ends, body = fixed_width(piece.column("query_key"), KEY_BYTES).tolist(), values.ends.tolist(), values.body.to_pybytes()
         for start in range(0, len(keys), _TAKEN):
             rows = (body[a:b] for a, b in pairwise(ends[start : start + _TAKEN + 1]))  # as LMDB takes them: a list is a third slower
             with self._env.begin(write=True) as txn:

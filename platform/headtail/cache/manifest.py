@@ -1,6 +1,6 @@
 """What says that a snapshot exists: its manifest; and the log of all that were ever begun, so that none need be searched for.
 
-In: a store. Out: Manifest by id; entries in `snapshots/log/<n>.json`. A snapshot that is being collected carries a mark
+In: a store. Out: SnapshotManifest by id; entries in `snapshots/log/<n>.json`. A snapshot that is being collected carries a mark
 (COLLECTING) until the last of its files is gone: who sees it must not publish or promote it.
 """
 
@@ -25,7 +25,7 @@ LOG = f"{FOLDER}/log"
 COLLECTING = "COLLECTING"
 
 
-class Manifest(Config):
+class SnapshotManifest(Config):
     """What a snapshot holds and where it comes from. Its presence is what makes the snapshot exist."""
 
     id: StoreId = Field(description="16 hex digits over content, task and lineage")
@@ -51,14 +51,14 @@ class Manifest(Config):
         return fingerprint(told)[:16]
 
     @model_validator(mode="after")
-    def _own_files_only(self) -> Manifest:
+    def _own_files_only(self) -> SnapshotManifest:
         for name, ref in self.files.items():
             if not ref.path.startswith(f"{snapshot_path(self.id)}/"):
                 raise ValueError(f"files.{name}: {ref.path} is not below {snapshot_path(self.id)}/")
         return self
 
 
-class Begun(Config):
+class PublishStart(Config):
     """An entry of the log: somebody set out to publish this snapshot. Whether it exists, its manifest says."""
 
     snapshot: StoreId = Field(description="id")
@@ -80,10 +80,10 @@ def mark_path(snapshot: str) -> str:
     return f"{snapshot_path(snapshot)}/{COLLECTING}"
 
 
-def read_manifest(store: Storage, snapshot: str) -> Manifest:
+def read_manifest(store: Storage, snapshot: str) -> SnapshotManifest:
     """The manifest of a snapshot. StorageError when the snapshot does not exist."""
     path = manifest_path(snapshot)
-    manifest = read_record(store, Manifest, path)
+    manifest = read_record(store, SnapshotManifest, path)
     if not snapshot == manifest.id == manifest.own_id:
         raise StorageError(
             "this manifest is not what was published: its content has another id", where=store.uri(path), fix="publish again"
@@ -91,33 +91,33 @@ def read_manifest(store: Storage, snapshot: str) -> Manifest:
     return manifest
 
 
-def begin(store: Storage, snapshot: str) -> None:
+def log_start(store: Storage, snapshot: str) -> None:
     """Write down that a snapshot is about to be published. StorageError when it is being collected at this moment.
 
     The entry comes before the look: a collector marks first and then reads the log, so one of the two sees the other.
     """
-    entry = Begun(snapshot=snapshot, at=now().isoformat(timespec="seconds"))
+    entry = PublishStart(snapshot=snapshot, at=utc_now().isoformat(timespec="seconds"))
     append_log.append_entry(store, LOG, lambda _: (entry.model_dump_json() + "\n").encode())
     if store.exists(mark_path(snapshot)):
-        raise being_collected(store, snapshot)
+        raise collection_error(store, snapshot)
 
 
-def require(store: Storage, snapshot: str) -> Manifest:
+def require_snapshot(store: Storage, snapshot: str) -> SnapshotManifest:
     """The manifest of a snapshot that may be made current. StorageError when it was collected, or is being."""
     if not store.exists(manifest_path(snapshot)):
         where = store.uri(manifest_path(snapshot))
         raise StorageError("this snapshot is not in the store: it was collected or deleted", where=where, fix="publish it again")
     if store.exists(mark_path(snapshot)):
-        raise being_collected(store, snapshot)
+        raise collection_error(store, snapshot)
     return read_manifest(store, snapshot)
 
 
-def being_collected(store: Storage, snapshot: str) -> StorageError:
+def collection_error(store: Storage, snapshot: str) -> StorageError:
     """The error for who meets the mark."""
     fix = "run headtail gc to its end (it may have been killed), then try again"
     return StorageError("this snapshot is being collected", where=store.uri(snapshot_path(snapshot)), fix=fix)
 
 
-def now() -> datetime.datetime:
+def utc_now() -> datetime.datetime:
     """The time, in UTC."""
     return datetime.datetime.now(datetime.UTC)

@@ -22,14 +22,14 @@ Key = tuple[int, int]  # the two words of a query_key
 END: Key = (1 << 64, 0)  # above every key
 
 
-class Batch(NamedTuple):
+class SortedBatch(NamedTuple):
     """Rows of a stream, and its promise: what comes later has keys of `bound` or above."""
 
     table: pa.Table
     bound: Key
 
 
-def ascending(tables: Iterable[pa.Table | pa.RecordBatch], where: str) -> Iterator[Batch]:
+def sorted_batches(tables: Iterable[pa.Table | pa.RecordBatch], where: str) -> Iterator[SortedBatch]:
     """The rows of a stream in batches. InputError when they are not in order of query_key."""
     last: Key = (0, 0)
     for table in tables:
@@ -47,10 +47,10 @@ def ascending(tables: Iterable[pa.Table | pa.RecordBatch], where: str) -> Iterat
                     fix="this version writes answers in order of key: run precompute again with it, or sort the table by query_key",
                 )
             last = (int(high[-1]), int(low[-1]))
-            yield Batch(piece, last)
+            yield SortedBatch(piece, last)
 
 
-def rounds(streams: Sequence[Iterator[Batch]]) -> Iterator[list[pa.Table]]:
+def merge_rounds(streams: Sequence[Iterator[SortedBatch]]) -> Iterator[list[pa.Table]]:
     """Tables of the same range of keys, one per stream, range by range."""
     heads = [_Head(stream) for stream in streams]
     bound: Key = (0, 0)
@@ -67,7 +67,7 @@ def rounds(streams: Sequence[Iterator[Batch]]) -> Iterator[list[pa.Table]]:
 class _Head:
     """What was read of a stream and not handed out yet."""
 
-    def __init__(self, stream: Iterator[Batch]) -> None:
+    def __init__(self, stream: Iterator[SortedBatch]) -> None:
         self._stream = stream
         self._table: pa.Table | None = None
         self.bound: Key = (-1, 0)
@@ -87,19 +87,19 @@ class _Head:
         """Take the rows whose keys are below `bound`."""
         if self._table is None:
             return pa.table({})
-        at = len(self._high) if bound == END else before(self._high, self._low, bound)
+        at = len(self._high) if bound == END else count_below(self._high, self._low, bound)
         taken, self._table = self._table.slice(0, at), self._table.slice(at)
         self._high, self._low = self._high[at:], self._low[at:]
         return taken
 
 
-def before(high: Words, low: Words, key: Key) -> int:
+def count_below(high: Words, low: Words, key: Key) -> int:
     """How many of the sorted keys are below `key`."""
     start, end = (int(np.searchsorted(high, np.uint64(key[0]), side)) for side in ("left", "right"))
     return start + int(np.searchsorted(low[start:end], np.uint64(key[1]), "left"))
 
 
-def in_order(high: Words, low: Words) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+def merge_order(high: Words, low: Words) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """The stable order of keys that come as a few sorted runs, and which places in that order begin a new key."""
     order = np.argsort(high, kind="stable")  # timsort: runs are merged, not sorted again
     tops, bottoms = high[order], low[order]

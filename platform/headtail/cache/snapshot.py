@@ -27,7 +27,7 @@ from pydantic_core import from_json
 
 from headtail.adapters.storage import LocalStorage, Storage, check_local, put, read_record, write_once
 from headtail.cache.lmdb_file import FORMAT, SOURCES, VALUE
-from headtail.cache.manifest import Manifest, begin, manifest_path, now, read_manifest, snapshot_path
+from headtail.cache.manifest import SnapshotManifest, log_start, manifest_path, read_manifest, snapshot_path, utc_now
 from headtail.core import record
 from headtail.core.errors import StorageError
 from headtail.core.keys import NORMALISATION, fingerprint, normalise, query_key
@@ -35,17 +35,17 @@ from headtail.core.redact import redact
 from headtail.core.rows import key_words
 
 __all__ = [
-    "Built",
     "Cache",
     "CachedAnswer",
-    "Manifest",
-    "coverage",
-    "decode",
+    "LocalSnapshot",
+    "SnapshotManifest",
+    "decode_value",
+    "disk_errors",
     "open_snapshot",
     "publish_snapshot",
     "read_manifest",
+    "snapshot_coverage",
     "snapshot_path",
-    "told",
 ]
 
 
@@ -72,7 +72,7 @@ class CachedAnswer(NamedTuple):
 class Cache:
     """An opened snapshot. Read-only, without locks, safe to share between threads; opens anew after a fork."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: SnapshotManifest) -> None:
         self.folder, self.manifest = folder, manifest
         self._path = str(folder / "lmdb")
         self._env = _environment(self._path)
@@ -81,7 +81,7 @@ class Cache:
     def open(cls, folder: str | Path) -> Cache:
         """The snapshot in a local folder. StorageError when it is absent, damaged or of another format."""
         folder = Path(folder)
-        manifest = read_record(LocalStorage(str(folder)), Manifest, "manifest.json")
+        manifest = read_record(LocalStorage(str(folder)), SnapshotManifest, "manifest.json")
         _check(folder, manifest)
         return cls(folder, manifest)
 
@@ -107,7 +107,7 @@ class Cache:
         if self._env.pid != os.getpid():
             self._env = _environment(self._path)
         value = self._env.get(query_key(normalised))
-        return None if value is None else decode(value, normalised)
+        return None if value is None else decode_value(value, normalised)
 
     def close(self) -> None:
         """Let go of the LMDB file; lookups are over."""
@@ -149,7 +149,7 @@ def _environment(path: str) -> _Environment:
     return found
 
 
-def decode(value: bytes, normalised: str) -> CachedAnswer | None:
+def decode_value(value: bytes, normalised: str) -> CachedAnswer | None:
     """A value of the LMDB file as the answer to `normalised`; None when it belongs to another text."""
     kind, confidence, answer_key = VALUE.unpack_from(value)
     if kind >> 4 != FORMAT:
@@ -164,7 +164,7 @@ def decode(value: bytes, normalised: str) -> CachedAnswer | None:
     return tuple.__new__(CachedAnswer, (normalised, value[end + 1 :].decode(), SOURCES[kind & 15], known, answer_key))
 
 
-def _check(folder: Path, manifest: Manifest) -> None:
+def _check(folder: Path, manifest: SnapshotManifest) -> None:
     if manifest.format != FORMAT or manifest.normalisation != NORMALISATION:
         raise StorageError(
             "this snapshot was made by another version of headtail",
@@ -205,10 +205,10 @@ def open_snapshot(store: Storage, snapshot: str, into: Path | None = None) -> Ca
     return opened
 
 
-def _fetch(store: Storage, manifest: Manifest, target: Path) -> None:
+def _fetch(store: Storage, manifest: SnapshotManifest, target: Path) -> None:
     """A copy of a snapshot's LMDB file in the local folder `target`, whole and checked."""
     ref = manifest.files["lmdb"]
-    with told("fetch the snapshot to", target):
+    with disk_errors("fetch the snapshot to", target):
         (target / "lmdb").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target) as aside:
             found = store.fetch(ref.path, Path(aside))
@@ -222,7 +222,7 @@ def _remove(folder: Path, pid: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class Built(NamedTuple):
+class LocalSnapshot(NamedTuple):
     """A snapshot on local disk, not yet in a store. `prefixes`: the first 8 bytes of every key, ascending."""
 
     parquet: Path
@@ -240,22 +240,22 @@ class Built(NamedTuple):
 
 def publish_snapshot(
     store: Storage,
-    built: Built,
+    built: LocalSnapshot,
     *,
     task: str,
     task_fingerprint: str,
     lineage: Sequence[str] = (),
     min_confidence: Mapping[str, float] | None = None,
     coverage: float | None = None,
-) -> Manifest:
+) -> SnapshotManifest:
     """Move a built snapshot into the store: files first, manifest last. The same snapshot again adds a line to the log."""
     least = {source: float(value) for source, value in (min_confidence or {}).items()}
     mark = fingerprint([FORMAT, NORMALISATION, task_fingerprint, list(lineage), least, built.content])[:16]
     path = snapshot_path(mark)
-    begin(store, mark)
+    log_start(store, mark)
     if store.exists(manifest_path(mark)):
         return read_manifest(store, mark)
-    manifest = Manifest(
+    manifest = SnapshotManifest(
         id=mark,
         task=task,
         task_fingerprint=task_fingerprint,
@@ -271,17 +271,17 @@ def publish_snapshot(
             "answers": put(store, built.parquet, f"{path}/answers.parquet", built.rows),
             "lmdb": put(store, built.lmdb / "data.mdb", f"{path}/lmdb/data.mdb", built.rows),
         },
-        created=now().isoformat(timespec="seconds"),
+        created=utc_now().isoformat(timespec="seconds"),
     )
     held = write_once(store, manifest_path(mark), (manifest.model_dump_json(indent=2) + "\n").encode())  # last: now it exists
-    first = record.parse_record(Manifest, held, store.uri(manifest_path(mark)))
+    first = record.parse_record(SnapshotManifest, held, store.uri(manifest_path(mark)))
     if first.files != manifest.files:
         what, fix = "two publishes of one snapshot at once wrote files that differ", "remove this folder and publish again, one at a time"
         raise StorageError(what, where=store.uri(path), fix=fix)
     return first
 
 
-def coverage(prefixes: npt.NDArray[np.uint64], queries: Iterable[pa.Table | pa.RecordBatch]) -> float | None:
+def snapshot_coverage(prefixes: npt.NDArray[np.uint64], queries: Iterable[pa.Table | pa.RecordBatch]) -> float | None:
     """Share of events whose query is in the snapshot; `queries` has query_key and count. None without events.
 
     Keys are compared by their first 8 bytes: with 50 million keys a false hit has odds of 1 in 400,000 per log.
@@ -299,7 +299,7 @@ def coverage(prefixes: npt.NDArray[np.uint64], queries: Iterable[pa.Table | pa.R
 
 
 @contextmanager
-def told(action: str, where: Path) -> Iterator[None]:
+def disk_errors(action: str, where: Path) -> Iterator[None]:
     """Errors of the disk and of LMDB as StorageError that says what to do."""
     try:
         yield

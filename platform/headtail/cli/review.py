@@ -34,7 +34,7 @@ def review_export(
     """Write the queue of suspect answers to a file."""
     from headtail import review
 
-    made = review.export_file(_review(config, sets, root), file, kind, rows, decided)
+    made = review.export_reviews(_review(config, sets, root), file, kind, rows, decided)
     if as_json:
         print(json.dumps(dataclasses.asdict(made), ensure_ascii=False, default=str))
 
@@ -49,7 +49,7 @@ def review_import(
     """
     from headtail import review
 
-    made = review.import_file(_review(config, sets, root), file, kind)
+    made = review.import_reviews(_review(config, sets, root), file, kind)
     if as_json:
         print(json.dumps(dataclasses.asdict(made), ensure_ascii=False))
     if made.problems:
@@ -64,4 +64,4 @@ def review_serve(config: ConfigFile = None, sets: Sets = None, root: Root = None
     """
     from headtail import review
 
-    review.serve(_review(config, sets, root))
+    review.serve_page(_review(config, sets, root))

@@ -39,7 +39,7 @@ _PROBE = "/probe/"  # in the path of a dry run's probe
 def status(root: str) -> dict[str, Any]:
     """Root, tracking, release, answer sources, unfinished jobs and trainings, latest receipts. InputError when there is no such store."""
     store = open_existing(root)
-    current = release.current(store) if store.exists(release.CURRENT) else None
+    current = release.current_release(store) if store.exists(release.CURRENT) else None
     newest = list(islice(catalog_entries(store), NEWEST))
     states = {entry.path: job_state(store, entry.path) for entry in newest}
     return {

@@ -22,7 +22,7 @@ def lookup(query: str, config: ConfigFile = None, sets: Sets = None, root: Root 
     from headtail.adapters.storage import open_existing
     from headtail.releases import release
 
-    found = release.lookup(open_existing(root_of(config, sets, root)), query)
+    found = release.look_up(open_existing(root_of(config, sets, root)), query)
     text = json.dumps(found, ensure_ascii=False, indent=None if as_json else 2)
     print(text if as_json else printable(text))
     if not found["cached"]:
@@ -57,7 +57,7 @@ def diff(
     from headtail.cache.diff import diff_table
     from headtail.releases import release
 
-    found = release.diff(open_existing(root_of(config, sets, root)), before, after, examples)
+    found = release.diff_references(open_existing(root_of(config, sets, root)), before, after, examples)
     if as_json:
         print(found.model_dump_json())
     else:
@@ -78,14 +78,14 @@ def gc(
     The remains of killed writes go too. --dry-run shows what would be removed.
     """
     from headtail.adapters.storage import open_existing
-    from headtail.cache.collect import collected_table
+    from headtail.cache.collect import collection_table
     from headtail.releases import release
 
-    found = release.collect(open_existing(root_of(config, sets, root)), keep, days, dry_run)
+    found = release.collect_garbage(open_existing(root_of(config, sets, root)), keep, days, dry_run)
     if as_json:
         print(found.model_dump_json())
     else:
-        answers.print(collected_table(found))
+        answers.print(collection_table(found))
 
 
 def status(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:

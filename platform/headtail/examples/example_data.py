@@ -72,7 +72,7 @@ class Meaning:
 
 
 @cache
-def words() -> dict[str, list[str]]:
+def vocabulary() -> dict[str, list[str]]:
     """The vocabulary, from words.yaml."""
     data = yaml.safe_load((Path(__file__).parent / "words.yaml").read_text(encoding="utf-8"))
     return {name: [str(item) for item in items] for name, items in data.items()}
@@ -80,7 +80,7 @@ def words() -> dict[str, list[str]]:
 
 def _pick(rng: random.Random, name: str) -> str:
     """A word of a list, the first ones more likely (the square of a uniform draw)."""
-    items = words()[name]
+    items = vocabulary()[name]
     return items[int(len(items) * rng.random() ** 2)]
 
 
@@ -108,7 +108,7 @@ _NEW_KINDS = ("name_place", "quality_topic_place", "booking", "name_delivery", "
 
 
 def _parts(kind: str, rng: random.Random) -> list[tuple[str, str]]:
-    entity = (rng.choice(words()["ambiguous"]), "?") if rng.random() < 0.08 else None
+    entity = (rng.choice(vocabulary()["ambiguous"]), "?") if rng.random() < 0.08 else None
 
     def name() -> tuple[str, str]:
         return entity or (_business(rng), "name")
@@ -119,7 +119,7 @@ def _parts(kind: str, rng: random.Random) -> list[tuple[str, str]]:
     def place() -> tuple[str, str]:
         return (_pick(rng, "locations"), "location")
 
-    joined = [(rng.choice(words()["joiners"]), "none")] if rng.random() < 0.4 else []
+    joined = [(rng.choice(vocabulary()["joiners"]), "none")] if rng.random() < 0.4 else []
     match kind:
         case "name":
             return [name()]
@@ -166,10 +166,10 @@ def meaning(seed: int, rank: int, universe: int) -> Meaning:
         intent = "find_business"
     elif not coin and intent == "find_business" and any(label == "?" for _, label in parts):
         intent = "browse"
-    return Meaning(segments, intent, _viewed(rng, segments))
+    return Meaning(segments, intent, _businesses(rng, segments))
 
 
-def _viewed(rng: random.Random, segments: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+def _businesses(rng: random.Random, segments: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     names = [text for text, label in segments if label == "name"]
     others = [_business(rng) for _ in range(3 - len(names[:1]))]
     viewed = [*names[:1], *others][: rng.randint(2, 3)]
@@ -204,7 +204,7 @@ def misspell(text: str, variant: int) -> str:
 _COARSE = {"topic": "what", "name": "what", "location": "where", "time": "when"}
 
 
-def answers(found: Meaning) -> dict[str, dict[str, Any]]:
+def right_answers(found: Meaning) -> dict[str, dict[str, Any]]:
     """The right answer of each task that the example data know, by task name."""
     return {
         "query_segmentation": {"segments": [{"text": text, "label": label} for text, label in found.segments]},
@@ -330,7 +330,7 @@ def _close(stage: Stage, writer: Any, path: Path, day: int, rows: int) -> None:
 
 
 def _labels_table(task: Task, labels: list[tuple[str, Meaning, bool]]) -> pa.Table:
-    rows = [(text, task.dump(answers(found)[task.name]), list(found.businesses) if side else None) for text, found, side in labels]
+    rows = [(text, task.dump(right_answers(found)[task.name]), list(found.businesses) if side else None) for text, found, side in labels]
     return pa.table([pa.array(column) for column in zip(*rows, strict=True)] if rows else [[], [], []], schema=EXAMPLE)
 
 
@@ -345,6 +345,6 @@ def _train_table(config: Config, task: Task) -> pa.Table:
         key = query_key(query)
         side = list(found.businesses) if rng.random() < 0.5 else []
         if key not in kept_out:
-            rows.append((key, query, task.dump(answers(found)[task.name]), 1.0, "tail", "human", None, side))
+            rows.append((key, query, task.dump(right_answers(found)[task.name]), 1.0, "tail", "human", None, side))
     schema = with_side_inputs(TRAINING_SET, ["businesses"])
     return pa.table([pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=True)], schema=schema)

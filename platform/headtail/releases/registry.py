@@ -13,7 +13,9 @@ from headtail.core.errors import GateRejected
 from headtail.core.receipt import Receipt
 
 
-def register(tracker: Tracker, root: str, *, task: str, source: str, student: Receipt, gated: Receipt | None, published: Receipt) -> None:
+def register_student(
+    tracker: Tracker, root: str, *, task: str, source: str, student: Receipt, gated: Receipt | None, published: Receipt
+) -> None:
     """Register a student as a model version of its task and answer source, and promote it if the gate's evidence allows it."""
     name = f"headtail-{task}-{source}"
     tags = {"fingerprint": student.fingerprint, "path": student.path, "release": str(published.facts.get("release", ""))}

@@ -2,8 +2,8 @@
 
 In: what a publish made. Out: `releases/<id>.json` (written once), `CURRENT` (the id that is current, moved in one atomic
 step) and `releases/moves/<n>.json` (who was made current when; each number can be written once, so two promotions at
-the same time are ordered). Rollback undoes the last promotion. `collect` says which snapshots that may still need, `diff`
-compares two of them by name. Knows nothing of servers or how a snapshot is made.
+the same time are ordered). Rollback undoes the last promotion. `collect_garbage` says which snapshots that may still need,
+`diff_references` compares two of them by name. Knows nothing of servers or how a snapshot is made.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, read_record, read_text, write_once
 from headtail.cache import collect as garbage
 from headtail.cache import open_snapshot, read_manifest
-from headtail.cache.diff import Diff, diff_snapshots
-from headtail.cache.manifest import manifest_path, require
+from headtail.cache.diff import SnapshotDiff, diff_snapshots
+from headtail.cache.manifest import manifest_path, require_snapshot
 from headtail.core.config import Config, build_config
 from headtail.core.errors import ConfigError, InputError, StorageError
 from headtail.core.keys import fingerprint, normalise
@@ -79,7 +79,7 @@ class Move(Config):
     at: str = Field(description="UTC, ISO 8601")
 
 
-def make(
+def make_release(
     store: Storage,
     *,
     snapshot: str,
@@ -107,13 +107,13 @@ def make(
     )
     release = release.model_copy(update={"id": release.own_id})
     write_once(store, _path(release.id), (release.model_dump_json(indent=2) + "\n").encode())
-    return load(store, release.id)
+    return load_release(store, release.id)
 
 
-def load(store: Storage, release: str = "current") -> Release:
+def load_release(store: Storage, release: str = "current") -> Release:
     """A release by id, or the current one. InputError says what to do when there is none."""
     if release == "current":
-        return current(store)
+        return current_release(store)
     if not store.exists(_path(release)):
         raise InputError(
             "no such release", where=store.uri(FOLDER), value=release, fix="`current`, or an id that `headtail publish` printed"
@@ -132,12 +132,12 @@ def current_id(store: Storage) -> str:
     return read_text(store, CURRENT).strip() if store.exists(CURRENT) else ""
 
 
-def current(store: Storage) -> Release:
+def current_release(store: Storage) -> Release:
     """The release that is current. InputError when nothing was promoted yet."""
     found = current_id(store)
     if not found:
         raise InputError("this store has no release yet", where=store.uri(CURRENT), fix=f"run: headtail publish --root {store.root}")
-    return load(store, found)
+    return load_release(store, found)
 
 
 def open_task(release: Release) -> Task:
@@ -148,9 +148,9 @@ def open_task(release: Release) -> Task:
 
 def promote(store: Storage, release: str) -> Release:
     """Make `release` current. Nothing changes when it is already."""
-    found = load(store, release)
+    found = load_release(store, release)
     if current_id(store) != found.id:
-        require(store, found.snapshot)
+        require_snapshot(store, found.snapshot)
         _move(store, found, "promote")
     return found
 
@@ -162,13 +162,13 @@ def rollback(store: Storage) -> Release:
         raise InputError(
             "there is no release to go back to", where=store.uri(MOVES), value=stack[-1] if stack else "nothing promoted", fix="publish one"
         )
-    found = load(store, stack[-2])
-    require(store, found.snapshot)  # never point at a snapshot that was collected
+    found = load_release(store, stack[-2])
+    require_snapshot(store, found.snapshot)  # never point at a snapshot that was collected
     _move(store, found, "rollback")
     return found
 
 
-def history(store: Storage) -> list[Move]:
+def move_history(store: Storage) -> list[Move]:
     """Every change of CURRENT, oldest first."""
     return list(append_log.read_entry_records(store, Move, MOVES))
 
@@ -181,41 +181,41 @@ def snapshot_of(store: Storage, ref: str) -> str:
             raise InputError("there is no previous release", where=store.uri(MOVES), fix="name a release or a snapshot by its id")
         ref = stack[-2]
     if ref == "current" or store.exists(_path(ref)):
-        return load(store, ref).snapshot
+        return load_release(store, ref).snapshot
     if store.exists(manifest_path(ref)):
         return ref
     fix = "`current`, `previous`, or an id that `headtail publish` printed"
     raise InputError("neither a release nor a snapshot has this id", where=store.root, value=ref, fix=fix)
 
 
-def diff(store: Storage, before: str, after: str, examples: int = 10) -> Diff:
+def diff_references(store: Storage, before: str, after: str, examples: int = 10) -> SnapshotDiff:
     """What changed from one snapshot to another, each named as `snapshot_of` takes it."""
     return diff_snapshots(store, snapshot_of(store, before), snapshot_of(store, after), examples)
 
 
-def collect(store: Storage, keep: int = 5, days: float = 14, dry_run: bool = False) -> garbage.Collected:
+def collect_garbage(store: Storage, keep: int = 5, days: float = 14, dry_run: bool = False) -> garbage.CollectionReport:
     """Take away snapshots that are older than `days` and of none of: the current release, the last `keep` promoted ones, those
     that `keep` rollbacks reach. Also what killed publishes and writes left behind."""
     if keep < 1 or days < 0:
         raise ConfigError("keep must be 1 or more, days 0 or more", where="headtail gc", value=f"keep {keep}, days {days}")
-    named = {load(store, move.release).snapshot for move in history(store)}
+    named = {load_release(store, move.release).snapshot for move in move_history(store)}
     age = datetime.timedelta(days=days)
-    return garbage.collect(store, lambda: needed(store, keep), older_than=age, also=named, dry_run=dry_run)
+    return garbage.collect_snapshots(store, lambda: needed_snapshots(store, keep), older_than=age, also=named, dry_run=dry_run)
 
 
-def needed(store: Storage, keep: int) -> dict[str, str]:
+def needed_snapshots(store: Storage, keep: int) -> dict[str, str]:
     """Snapshots that must not be collected, and why."""
-    moves, stack, current = history(store), _stack(store), current_id(store)
+    moves, stack, current = move_history(store), _stack(store), current_id(store)
     found = {release: f"of release {release}, which {keep} rollbacks reach" for release in stack[-1 - keep :]}
     latest = list(dict.fromkeys(move.release for move in reversed(moves)))[:keep]
     found |= {release: f"of release {release}, one of the last {keep}" for release in latest}
     found |= {current: f"of release {current}, which is current"} if current else {}
-    return {load(store, release).snapshot: reason for release, reason in found.items()}
+    return {load_release(store, release).snapshot: reason for release, reason in found.items()}
 
 
-def lookup(store: Storage, query: str, release: str = "current", into: Path | None = None) -> dict[str, Any]:
+def look_up(store: Storage, query: str, release: str = "current", into: Path | None = None) -> dict[str, Any]:
     """What a release's snapshot holds for `query`, with the way back to where it came from; `cached` false on a miss."""
-    found = load(store, release)
+    found = load_release(store, release)
     cache = open_snapshot(store, found.snapshot, into)
     answer = cache.lookup(query)
     return {
@@ -256,7 +256,7 @@ def _move(store: Storage, release: Release, action: Literal["promote", "rollback
         if _write_move(store, number, action, release.id, before):
             break
     try:
-        require(store, release.snapshot)  # again: a collector that did not see the move had marked it before this look
+        require_snapshot(store, release.snapshot)  # again: a collector that did not see the move had marked it before this look
     except StorageError:
         if before:  # the move is taken back, unless another came after it; the first of all is no move until CURRENT says so
             _write_move(store, number + 1, "rollback" if action == "promote" else "promote", before, before)
@@ -274,7 +274,7 @@ def _write_move(store: Storage, number: int, action: Literal["promote", "rollbac
 
 def _stack(store: Storage) -> list[str]:
     """Promotions that stand, oldest first; the last is current."""
-    moves, current = history(store), current_id(store)
+    moves, current = move_history(store), current_id(store)
     if moves and moves[-1].release != current:
         moves.pop()  # cut short between the move and CURRENT: it did not happen
     stack: list[str] = []

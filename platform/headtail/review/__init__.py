@@ -1,7 +1,18 @@
 """Review: people look at the answers that are likely to be wrong, those first by which most is gained."""
 
-from headtail.review.commands import Config, export_file, import_file, serve
-from headtail.review.log import HISTORY, decisions, digest, history
-from headtail.review.transfer import Exported, Imported
+from headtail.review.commands import Config, export_reviews, import_reviews, serve_page
+from headtail.review.log import HISTORY, decision_history, decisions, digest
+from headtail.review.transfer import ExportReport, ImportReport
 
-__all__ = ["HISTORY", "Config", "Exported", "Imported", "decisions", "digest", "export_file", "history", "import_file", "serve"]
+__all__ = [
+    "HISTORY",
+    "Config",
+    "ExportReport",
+    "ImportReport",
+    "decision_history",
+    "decisions",
+    "digest",
+    "export_reviews",
+    "import_reviews",
+    "serve_page",
+]

@@ -20,12 +20,23 @@ from headtail.adapters.storage import open_storage
 from headtail.core.config import StageConfig, execution
 from headtail.core.errors import ConfigError
 from headtail.core.task import load_task
-from headtail.review.log import HISTORY, Log, decisions, digest, history
+from headtail.review.log import HISTORY, DecisionLog, decision_history, decisions, digest
 from headtail.review.queue import load_queue
-from headtail.review.transfer import Exported, Imported, export_queue, kind_of
-from headtail.review.transfer import import_file as _import_file
+from headtail.review.transfer import ExportReport, ImportReport, export_queue, kind_of
+from headtail.review.transfer import import_decisions as _import_file
 
-__all__ = ["HISTORY", "Config", "Exported", "Imported", "decisions", "digest", "export_file", "history", "import_file", "serve"]
+__all__ = [
+    "HISTORY",
+    "Config",
+    "ExportReport",
+    "ImportReport",
+    "decision_history",
+    "decisions",
+    "digest",
+    "export_reviews",
+    "import_reviews",
+    "serve_page",
+]
 _TOLD = 10  # rows set aside that are shown one by one
 
 
@@ -38,11 +49,11 @@ class Config(StageConfig):
     port: int = execution(0, "TCP port of the page on 127.0.0.1; 0: any that is free", ge=0, le=65535)
 
 
-def export_file(config: Config, file: Path, kind: str = "", rows: int = 0, decided: bool = False) -> Exported:
+def export_reviews(config: Config, file: Path, kind: str = "", rows: int = 0, decided: bool = False) -> ExportReport:
     """Write the queue to `file`. `kind`: csv, jsonl, labelstudio, or known by the file's ending; `rows`: the first so many, 0 all."""
     task, store, found = load_task(config.task, config.allow_task_code), open_storage(config.root), kind_of(file, kind)
     queue = load_queue(store, config.suspects, task)
-    made = export_queue(file, found, queue, Log(store, task.name), task, rows, decided)
+    made = export_queue(file, found, queue, DecisionLog(store, task.name), task, rows, decided)
     say(f"review       {made.rows:,} rows written to {file} ({found})")
     say(f"{'':<12} {made.left_out:,} more are in the queue, {made.decided:,} were decided before")
     if made.config is not None:
@@ -50,10 +61,10 @@ def export_file(config: Config, file: Path, kind: str = "", rows: int = 0, decid
     return made
 
 
-def import_file(config: Config, file: Path, kind: str = "") -> Imported:
+def import_reviews(config: Config, file: Path, kind: str = "") -> ImportReport:
     """Record the decisions in `file`; a second time nothing. Rows that are wrong are set aside, the others recorded."""
     task, store, found = load_task(config.task, config.allow_task_code), open_storage(config.root), kind_of(file, kind)
-    made = _import_file(file, found, store, Log(store, task.name), task, config.suspects, _name(config))
+    made = _import_file(file, found, store, DecisionLog(store, task.name), task, config.suspects, _name(config))
     counts = (
         f"{made.recorded:,} decisions recorded, {made.known:,} known before, {made.undecided:,} undecided, {len(made.problems):,} set aside"
     )
@@ -70,14 +81,14 @@ def import_file(config: Config, file: Path, kind: str = "") -> Imported:
     return made
 
 
-def serve(config: Config, started: Callable[[str], None] | None = None) -> None:
+def serve_page(config: Config, started: Callable[[str], None] | None = None) -> None:
     """Show the queue on a page of this machine until Ctrl-C. `started` gets the page's address."""
     from headtail.review.desk import Desk
-    from headtail.review.server import Server
+    from headtail.review.server import ReviewServer
 
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     desk = Desk(store, task, load_queue(store, config.suspects, task), _name(config))
-    with Server(desk, config.port) as server:
+    with ReviewServer(desk, config.port) as server:
         say(f"review       {len(desk.queue):,} rows, {desk.progress()['decided']:,} of them decided; Ctrl-C ends, what is decided stays")
         say(f"{'':<12} {server.url}")
         if started is not None:

@@ -28,18 +28,18 @@ class Decision(NamedTuple):
     before: str | None
     answer_key: bytes | None
     who: str
-    at: str  # as `moment` writes it, so that the order of texts is the order of time
+    at: str  # as `format_moment` writes it, so that the order of texts is the order of time
     why: str
 
 
-def moment(when: datetime.datetime) -> str:
+def format_moment(when: datetime.datetime) -> str:
     """UTC, ISO 8601, always with milliseconds."""
     return when.astimezone(datetime.UTC).isoformat(timespec="milliseconds")
 
 
-def now() -> str:
+def current_moment() -> str:
     """This moment."""
-    return moment(datetime.datetime.now(datetime.UTC))
+    return format_moment(datetime.datetime.now(datetime.UTC))
 
 
 def read_moment(text: str) -> tuple[str, str]:
@@ -49,7 +49,7 @@ def read_moment(text: str) -> tuple[str, str]:
         found = when if when.tzinfo else when.replace(tzinfo=datetime.UTC)
         if found > datetime.datetime.now(datetime.UTC) + _EARLY:
             return "", f"at: {text} is in the future"
-        return moment(found), ""
+        return format_moment(found), ""
     except (ValueError, OverflowError):
         return "", f"at: {text[:40]} is not a time; write 2026-01-31T12:00:00Z or leave it empty"
 
@@ -62,7 +62,7 @@ def read_answer(task: Task, text: str) -> tuple[str | None, str]:
     return (None, problem) if problem else (task.dump(answer), "")
 
 
-def settle(task: Task, verdict: str, answer: str | None, before: str | None) -> tuple[str | None, str]:
+def resolve_verdict(task: Task, verdict: str, answer: str | None, before: str | None) -> tuple[str | None, str]:
     """(the answer that holds from now on, "") or (None, what is wrong). Nothing is guessed: a contradiction is an error."""
     if verdict not in VERDICTS:
         return None, f"verdict: {verdict[:40]!r} is not one of {', '.join(VERDICTS)}" if verdict else "verdict: empty"

@@ -16,16 +16,16 @@ import numpy as np
 from headtail import __version__
 from headtail.adapters.storage import Storage
 from headtail.core.task import Task
-from headtail.review.decision import CORRECT, Decision, now, read_answer, read_person, settle
-from headtail.review.labelstudio import labels
-from headtail.review.log import PAGE, Kept, Log
+from headtail.review.decision import CORRECT, Decision, current_moment, read_answer, read_person, resolve_verdict
+from headtail.review.labelstudio import label_choices
+from headtail.review.log import PAGE, DecisionLog, LoggedDecision
 from headtail.review.queue import Item, Queue
 
 SHOWS = ("open", "decided", "all")
 _BEFORE, _AFTER = 3, 9  # rows of the queue shown beside the one that is looked at
 
 
-class Refused(Exception):
+class DeskRefusal(Exception):
     """What a person asked for cannot be done, in words for them."""
 
 
@@ -34,21 +34,21 @@ class Desk:
 
     def __init__(self, store: Storage, task: Task, queue: Queue, who: str) -> None:
         self.task, self.queue, self.who = task, queue, who
-        self.log = Log(store, task.name)
+        self.log = DecisionLog(store, task.name)
         self._lock = threading.Lock()
         self._decided = np.zeros(len(queue), bool)
         self._version = 0  # raised with every change of what is decided
         self._progress: tuple[int, dict[str, Any]] = (-1, {})
-        self._mark({kept.decision.query_key for kept in self.log.holding()})
+        self._mark({kept.decision.query_key for kept in self.log.current_decisions()})
 
-    def about(self) -> dict[str, Any]:
+    def page_facts(self) -> dict[str, Any]:
         """What does not change while the page is open."""
         file = self.task.file
         return {
             "task": self.task.name,
             "description": file.description,
             "score": file.score.model_dump(mode="json"),
-            "labels": labels(self.task),
+            "labels": label_choices(self.task),
             "queue": self.queue.ref,
             "rows": len(self.queue),
             "who": self.who,
@@ -67,7 +67,7 @@ class Desk:
             near = [] if place is None else self._near(mask, place)
         if place is None or not 0 <= place < len(self.queue):
             return {"rank": None, "progress": self.progress()}
-        return {**self._shown(self.queue.item(place)), "near": near, "progress": self.progress()}
+        return {**self._row_json(self.queue.item(place)), "near": near, "progress": self.progress()}
 
     def progress(self) -> dict[str, Any]:
         """How far the queue is."""
@@ -76,7 +76,7 @@ class Desk:
         if self._progress[0] == version:
             return self._progress[1]
         gain = self.queue.gain
-        holding = [kept.decision for kept in self.log.holding() if kept.decision.query_key in self.queue.places]
+        holding = [kept.decision for kept in self.log.current_decisions() if kept.decision.query_key in self.queue.places]
         found = {
             "rows": len(self.queue),
             "decided": int(done.sum()),
@@ -94,30 +94,32 @@ class Desk:
     def decide(self, rank: int, query_key: str, verdict: str, answer: str, who: str, why: str, seen: int) -> dict[str, Any]:
         """Record a decision on the row of that rank. `seen`: number of the decision the person saw on it, 0 for none."""
         if not 1 <= rank <= len(self.queue) or (item := self.queue.item(rank - 1)).query_key != query_key:
-            raise Refused("this is not the queue that the page was opened with: reload the page")
+            raise DeskRefusal("this is not the queue that the page was opened with: reload the page")
         who, why, problem = read_person(who, why)
-        holds, wrong = settle(self.task, verdict, answer or None, item.answer)
+        holds, wrong = resolve_verdict(self.task, verdict, answer or None, item.answer)
         if wrong or problem:
-            raise Refused(wrong or problem)
+            raise DeskRefusal(wrong or problem)
         key = bytes.fromhex(item.query_key)
         self.refresh()
         before = self.log.current(key)
-        at = max(now(), before.decision.at if before else "")  # clocks of two machines differ; who decides last has seen the other
+        at = max(
+            current_moment(), before.decision.at if before else ""
+        )  # clocks of two machines differ; who decides last has seen the other
         answer_key = bytes.fromhex(item.answer_key) if item.answer_key else None
         number = self.log.record([Decision(key, item.query, verdict, holds, item.answer, answer_key, who, at, why)], PAGE, self.queue.ref)
         self._mark({key})
         others = [kept for kept in self.log.on(key) if seen < kept.number != number and not self.log.withdrawn(kept)]
-        return {"number": number, "others": [self._said(kept) for kept in others], "progress": self.progress()}
+        return {"number": number, "others": [self._decision_json(kept) for kept in others], "progress": self.progress()}
 
     def undo(self, who: str) -> dict[str, Any]:
         """Take back the last decision of `who`; its rank, null when it is not of this queue."""
         undone = self.log.undo(who.strip())
         if undone is None:
-            raise Refused(f"nothing to take back: {who.strip() or 'nobody'} has decided nothing on this page that still stands")
+            raise DeskRefusal(f"nothing to take back: {who.strip() or 'nobody'} has decided nothing on this page that still stands")
         key = undone.decision.query_key
         self._mark({key})
         places = self.queue.places.get(key, [])
-        return {"rank": places[0] + 1 if places else None, "undone": self._said(undone), "progress": self.progress()}
+        return {"rank": places[0] + 1 if places else None, "undone": self._decision_json(undone), "progress": self.progress()}
 
     def refresh(self) -> None:
         """Take in what others decided, in this process or another."""
@@ -131,7 +133,7 @@ class Desk:
 
     def _mask(self, show: str) -> Any:
         if show not in SHOWS:
-            raise Refused(f"show: one of {', '.join(SHOWS)}")
+            raise DeskRefusal(f"show: one of {', '.join(SHOWS)}")
         return np.ones(len(self.queue), bool) if show == "all" else self._decided if show == "decided" else ~self._decided
 
     def _next(self, mask: Any, start: int, step: int) -> int | None:
@@ -147,7 +149,7 @@ class Desk:
             shown.append({"rank": item.rank, "query": item.query, "verdict": kept.decision.verdict if kept else ""})
         return shown
 
-    def _shown(self, item: Item) -> dict[str, Any]:
+    def _row_json(self, item: Item) -> dict[str, Any]:
         key = bytes.fromhex(item.query_key)
         current, alternatives = self.log.current(key), dict.fromkeys(a for a in item.alternatives if a != item.answer)
         return {
@@ -155,9 +157,9 @@ class Desk:
             **{name: getattr(item, name) for name in ("confidence", "agreement", "side")},
             "answer": self._answer(item.answer) if item.answer is not None else None,
             "alternatives": [self._answer(text) for text in alternatives],
-            "decision": self._said(current) if current else None,
+            "decision": self._decision_json(current) if current else None,
             "about_another": bool(current and (current.decision.answer_key or b"").hex() != (item.answer_key or "")),
-            "history": [self._said(kept) for kept in self.log.on(key)],
+            "history": [self._decision_json(kept) for kept in self.log.on(key)],
             "seen": max((kept.number for kept in self.log.on(key)), default=0),
         }
 
@@ -167,7 +169,7 @@ class Desk:
         ordered = text if problem else json.dumps(json.loads(self.task.target(answer)), ensure_ascii=False, separators=(",", ":"))
         return {"text": ordered, "problem": problem}
 
-    def _said(self, kept: Kept) -> dict[str, Any]:
+    def _decision_json(self, kept: LoggedDecision) -> dict[str, Any]:
         decision = kept.decision
         answer = self._answer(decision.answer)["text"] if decision.verdict == CORRECT and decision.answer is not None else None
         said = {name: getattr(decision, name) for name in ("verdict", "who", "at", "why")}

@@ -26,7 +26,7 @@ COLUMNS = (
 NEEDED = ("query_key", "answer_key", "before", "verdict", "answer")  # a decision without these says nothing one could check
 
 
-class Row(NamedTuple):
+class ReviewRow(NamedTuple):
     """One row of a file that came back. Answers are JSON text, keys hex; empty text where a cell is empty."""
 
     number: int  # from 1, as people count: records of a CSV without its header, lines, tasks
@@ -45,7 +45,7 @@ class Row(NamedTuple):
     queue: str = ""
 
 
-FIELDS = Row._fields[4:]
+FIELDS = ReviewRow._fields[4:]
 Sent = tuple[Item, Decision | None]  # what is exported: a suspect, and what holds for it
 
 
@@ -67,7 +67,7 @@ def _cells(item: Item, decision: Decision | None, queue: str) -> list[str]:
     def number(value: float | None) -> str:
         return "" if value is None else repr(value)
 
-    said = _said(decision)
+    said = _decision_fields(decision)
     return [
         str(item.rank), item.query, item.answer or "", said["verdict"], said["answer"], said["why"], _json(item.reasons),
         "\n".join(item.alternatives), _json(item.side) if item.side else "", str(item.count), number(item.score), number(item.gain),
@@ -76,7 +76,7 @@ def _cells(item: Item, decision: Decision | None, queue: str) -> list[str]:
     ]  # fmt: skip
 
 
-def _said(decision: Decision | None) -> dict[str, str]:
+def _decision_fields(decision: Decision | None) -> dict[str, str]:
     if decision is None:
         return dict.fromkeys(("verdict", "answer", "why", "who", "at"), "")
     answer = decision.answer if decision.verdict == "correct" else None
@@ -108,7 +108,7 @@ _SEP = re.compile(r'"?sep=[^"\r\n]"?[,;\t]*\r?\n', re.I)
 _NULL = frozenset({"null", "nan", "none", "n/a", "#n/a", "<na>"})
 
 
-def read_csv(data: bytes, where: str) -> Iterator[Row]:
+def read_csv(data: bytes, where: str) -> Iterator[ReviewRow]:
     """The rows of a CSV, also as a spreadsheet saved it again.
 
     It may be cut at commas, semicolons or tabs (with Excel's `sep=` line or without), have a mark, columns in another order, further
@@ -125,11 +125,11 @@ def read_csv(data: bytes, where: str) -> Iterator[Row]:
                 continue
             padded, extra = [*cells[: len(names)], *[""] * (len(names) - len(cells))], cells[len(names) :]
             if any(extra):
-                yield Row(number, ",".join(cells), f"{len(cells)} cells, the header has {len(names)}")
+                yield ReviewRow(number, ",".join(cells), f"{len(cells)} cells, the header has {len(names)}")
                 continue
             found = {name: unguard(cell) for name, cell in zip(names, padded, strict=True) if name in FIELDS}
             found |= {name: "" for name in found if found[name].strip().lower() in _NULL and _is_null(name, found)}
-            yield Row(number, ",".join(cells), **found)
+            yield ReviewRow(number, ",".join(cells), **found)
     except csv.Error as error:
         raise InputError(f"not a CSV: {error}", where=f"{where}, line {reader.line_num}", fix="save it as CSV UTF-8 again") from error
 
@@ -163,7 +163,7 @@ def _require(names: list[str], where: str) -> None:
 def write_jsonl(rows: Iterable[Sent], queue: str) -> Iterator[str]:
     """One JSON object per line. Answers are JSON values, not text in text; null: none."""
     for item, decision in rows:
-        said = _said(decision)
+        said = _decision_fields(decision)
         line = {
             **{name: getattr(item, name) for name in ("rank", "query")},
             "before": value_of(item.answer),
@@ -188,33 +188,33 @@ def value_of(text: str | None) -> Any:
         raise InputError(f"an answer of the queue is not JSON: {error}", where="review queue", value=text) from None
 
 
-def read_jsonl(data: bytes, where: str) -> Iterator[Row]:
+def read_jsonl(data: bytes, where: str) -> Iterator[ReviewRow]:
     """The rows of JSON Lines; blank lines are passed over."""
     for number, line in enumerate(_decode(data, where).split("\n"), 1):
         if line.strip():
             yield _jsonl_row(number, line.rstrip("\r"))
 
 
-def _jsonl_row(number: int, line: str) -> Row:
+def _jsonl_row(number: int, line: str) -> ReviewRow:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return Row(number, line, f"not JSON: {error}")
+        return ReviewRow(number, line, f"not JSON: {error}")
     if not isinstance(found, dict):
-        return Row(number, line, "not a JSON object")
+        return ReviewRow(number, line, "not a JSON object")
     missing = [name for name in ("query_key", "answer_key", "before", "verdict") if name not in found]
     if missing:
-        return Row(number, line, f"{missing[0]}: missing")
+        return ReviewRow(number, line, f"{missing[0]}: missing")
     values: dict[str, str] = {}
     for name in FIELDS:
         value = found.get(name)
         if name in ("before", "answer"):
             values[name] = "" if value is None else _json(value)
         elif value is not None and not isinstance(value, str):
-            return Row(number, line, f"{name}: not text")
+            return ReviewRow(number, line, f"{name}: not text")
         else:
             values[name] = value or ""
-    return Row(number, line, **values)
+    return ReviewRow(number, line, **values)
 
 
 def _decode(data: bytes, where: str) -> str:

@@ -19,27 +19,27 @@ from xml.sax.saxutils import quoteattr
 from headtail.core.errors import InputError
 from headtail.core.task import Task
 from headtail.review.decision import DROP, read_answer
-from headtail.review.formats import Row, Sent, value_of
+from headtail.review.formats import ReviewRow, Sent, value_of
 
 # Names of controls in the labelling config.
 TEXT, NOTE, SPANS, FIXED, CHOICE, WHOLE, VERDICT, WHY = "text", "note", "spans", "corrected", "label", "answer", "verdict", "why"
 
 
-def labels(task: Task) -> list[str]:
+def label_choices(task: Task) -> list[str]:
     """The labels a reviewer chooses from, in the schema's order; empty when the schema does not list them all as text."""
     score = task.file.score
     node = _child(task.schema, score.field, task.schema) if score.kind != "exact" else {}
     if score.kind == "spans":
-        node = _child(_resolved(node.get("items"), task.schema), score.label, task.schema)
+        node = _child(_resolve(node.get("items"), task.schema), score.label, task.schema)
     values = node.get("enum", [node["const"]] if "const" in node else [])
     return list(values) if all(isinstance(value, str) and value for value in values) else []
 
 
 def _child(schema: Mapping[str, Any], name: str, root: Mapping[str, Any]) -> Mapping[str, Any]:
-    return _resolved((schema.get("properties") or {}).get(name), root)
+    return _resolve((schema.get("properties") or {}).get(name), root)
 
 
-def _resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
+def _resolve(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
     for _ in range(16):  # a $ref may lead to another; a ring of them ends here
         if not isinstance(schema, Mapping) or "$ref" not in schema:
             break
@@ -50,9 +50,9 @@ def _resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
     return schema if isinstance(schema, Mapping) else {}
 
 
-def config(task: Task) -> str:
+def labelling_config(task: Task) -> str:
     """The labelling config of a project for these tasks, as XML."""
-    names, lines = labels(task), [f"  <Header value={quoteattr(task.file.description or task.name)}/>"]
+    names, lines = label_choices(task), [f"  <Header value={quoteattr(task.file.description or task.name)}/>"]
     kind = task.file.score.kind
     if names and kind == "spans":
         lines += [f'  <Labels name="{SPANS}" toName="{TEXT}">', *(f"    <Label value={quoteattr(n)}/>" for n in names), "  </Labels>"]
@@ -72,7 +72,7 @@ def _area(name: str, hint: str, more: str = "") -> str:
     return f'  <TextArea name="{name}" toName="{TEXT}" editable="true" maxSubmissions="1" placeholder={quoteattr(hint)}{more}/>'
 
 
-def write(rows: Iterable[Sent], queue: str, task: Task) -> Iterator[str]:
+def write_tasks(rows: Iterable[Sent], queue: str, task: Task) -> Iterator[str]:
     """A JSON array of tasks: the answer is the first prediction, each alternative a further one."""
     separator = "[\n"
     for item, decision in rows:
@@ -89,7 +89,7 @@ def write(rows: Iterable[Sent], queue: str, task: Task) -> Iterator[str]:
             {
                 "model_version": name,
                 **({"score": item.confidence} if name == "answer" and item.confidence is not None else {}),
-                "result": result(task, item.query, text, f"{item.query_key[:12]}.{item.rank}.{i}"),
+                "result": result_list(task, item.query, text, f"{item.query_key[:12]}.{item.rank}.{i}"),
             }
             for i, (name, text) in enumerate(answers)
             if text is not None
@@ -99,7 +99,7 @@ def write(rows: Iterable[Sent], queue: str, task: Task) -> Iterator[str]:
     yield "\n]\n" if separator != "[\n" else "[]\n"
 
 
-def result(task: Task, query: str, answer: str, mark: str) -> list[dict[str, Any]]:
+def result_list(task: Task, query: str, answer: str, mark: str) -> list[dict[str, Any]]:
     """An answer as Label Studio's result list; as marks when they give it back exactly, else as JSON text."""
     drawn = _draw(task, query, value_of(answer), mark)
     if drawn is not None and answer_of(task, query, drawn, answer) == (answer, ""):
@@ -112,14 +112,14 @@ def _item(mark: str, name: str, kind: str, value: dict[str, Any]) -> dict[str, A
 
 
 def _draw(task: Task, query: str, answer: Any, mark: str) -> list[dict[str, Any]] | None:
-    score, names = task.file.score, labels(task)
+    score, names = task.file.score, label_choices(task)
     found = answer.get(score.field) if isinstance(answer, dict) else None
     if score.kind == "label" and found in names:
         return [_item(f"{mark}.{CHOICE}", CHOICE, "choices", {"choices": [found]})]
     if score.kind != "spans" or not names or not isinstance(found, list):
         return None
     texts = [segment.get(score.text) if isinstance(segment, dict) else None for segment in found]
-    places = align(query, [text for text in texts if isinstance(text, str)])
+    places = align_texts(query, [text for text in texts if isinstance(text, str)])
     if places is None or len(places) != len(found):
         return None
     drawn = []
@@ -131,7 +131,7 @@ def _draw(task: Task, query: str, answer: Any, mark: str) -> list[dict[str, Any]
     return drawn
 
 
-def align(query: str, texts: Sequence[str]) -> list[tuple[int, int]] | None:
+def align_texts(query: str, texts: Sequence[str]) -> list[tuple[int, int]] | None:
     """Where each text stands in the query, from left to right; None when that cannot be told.
 
     A text that is not there as it stands (its spelling was corrected) gets the words between its neighbours.
@@ -241,14 +241,14 @@ def _region(query: str, start: int, end: int, text: Any) -> tuple[str, str]:
     return (found, "") if found else ("", "a region of blanks alone")
 
 
-def _trimmed(values: Sequence[Mapping[str, Any]]) -> str:
+def _blanks_note(values: Sequence[Mapping[str, Any]]) -> str:
     """What to note of regions that were marked with the blanks beside them."""
     texts = [mark["value"].get("text") for mark in values if mark.get("from_name") == SPANS]
     count = sum(isinstance(text, str) and text != text.strip() for text in texts)
     return f"blanks at the ends of {count} region{'s' if count > 1 else ''} were left out" if count else ""
 
 
-def read(data: bytes, where: str, task: Task) -> Iterator[Row]:
+def read_annotations(data: bytes, where: str, task: Task) -> Iterator[ReviewRow]:
     """One row per annotation of a JSON export; a task without one, or whose annotation was skipped, is a row without verdict."""
     try:
         tasks = json.loads(data.decode("utf-8-sig"))
@@ -260,32 +260,32 @@ def read(data: bytes, where: str, task: Task) -> Iterator[Row]:
         yield from _rows(number, item, task)
 
 
-def _rows(number: int, item: Any, task: Task) -> Iterator[Row]:
+def _rows(number: int, item: Any, task: Task) -> Iterator[ReviewRow]:
     shown = json.dumps(item, ensure_ascii=False)
     data = item.get("data") if isinstance(item, dict) else None
     if not isinstance(data, dict):
-        yield Row(number, shown, "no `data`")
+        yield ReviewRow(number, shown, "no `data`")
         return
     keys = {name: data.get(name) or "" for name in ("query_key", "answer_key", "before", "queue")} | {"query": data.get(TEXT) or ""}
     bad = [name for name, value in keys.items() if not isinstance(value, str)]
     given = item.get("annotations", [])
     if bad or not isinstance(given, list) or not all(isinstance(annotation, dict) for annotation in given):
-        yield Row(number, shown, f"{bad[0]}: not text" if bad else "annotations: not a list of annotations")
+        yield ReviewRow(number, shown, f"{bad[0]}: not text" if bad else "annotations: not a list of annotations")
         return
     made = [annotation for annotation in given if not annotation.get("was_cancelled")]
     for annotation in made:
         yield _row(number, shown, annotation, keys, task)
     if not made:
-        yield Row(number, shown, **keys)
+        yield ReviewRow(number, shown, **keys)
 
 
-def _row(number: int, shown: str, annotation: Mapping[str, Any], keys: Mapping[str, str], task: Task) -> Row:
+def _row(number: int, shown: str, annotation: Mapping[str, Any], keys: Mapping[str, str], task: Task) -> ReviewRow:
     marks = annotation.get("result")
     marks = [mark for mark in marks if isinstance(mark, dict)] if isinstance(marks, list) else []
     values = [mark for mark in marks if isinstance(mark.get("value"), dict)]
     why = "\n".join(_texts(mark for mark in values if mark.get("from_name") == WHY))
     at = annotation.get("updated_at") or annotation.get("created_at") or ""
-    row = Row(number, shown, note=_trimmed(values), **keys, why=why, who=_who(annotation.get("completed_by")), at=str(at))
+    row = ReviewRow(number, shown, note=_blanks_note(values), **keys, why=why, who=_who(annotation.get("completed_by")), at=str(at))
     if any(DROP in (mark["value"].get("choices") or ()) for mark in values if mark.get("from_name") == VERDICT):
         return row._replace(verdict=DROP)
     before, _ = read_answer(task, keys["before"]) if keys["before"] else (None, "")

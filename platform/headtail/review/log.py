@@ -19,7 +19,7 @@ from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, read_json
 from headtail.core.errors import StorageError
 from headtail.core.rows import REVIEWED
-from headtail.review.decision import Decision, now
+from headtail.review.decision import Decision, current_moment
 
 FOLDER, PAGE, VERSION = "reviews", "page", 1
 
@@ -29,7 +29,7 @@ HISTORY = pa.schema(
 )
 
 
-class Kept(NamedTuple):
+class LoggedDecision(NamedTuple):
     """A recorded decision: entry `number`, the `place`-th within it (imports record many at once)."""
 
     number: int
@@ -38,15 +38,15 @@ class Kept(NamedTuple):
     decision: Decision
 
 
-class Log:
+class DecisionLog:
     """The log of one task, in memory and on disk. Threads may share it; other processes may write beside it."""
 
     def __init__(self, store: Storage, task: str) -> None:
         self.store, self.folder = store, f"{FOLDER}/{task}"
         self.number = 0
-        self._all: dict[tuple[int, int], Kept] = {}
-        self._by_key: dict[bytes, list[Kept]] = {}
-        self._current: dict[bytes, Kept] = {}
+        self._all: dict[tuple[int, int], LoggedDecision] = {}
+        self._by_key: dict[bytes, list[LoggedDecision]] = {}
+        self._current: dict[bytes, LoggedDecision] = {}
         self._withdrawn: set[tuple[int, int]] = set()
         self._lock = threading.RLock()
         for number, entry in append_log.read_entries(store, self.folder):
@@ -65,37 +65,37 @@ class Log:
         body = {"source": source, "queue": queue, "decisions": [_plain(decision) for decision in decisions]}
         return self._append(body)
 
-    def undo(self, who: str) -> Kept | None:
+    def undo(self, who: str) -> LoggedDecision | None:
         """Take back the last decision that `who` made on the page and that still stands; None when there is none."""
         with self._lock:
             self.refresh()
             mine = (k for k in reversed(self._all.values()) if k.decision.who == who and k.source == PAGE and not self.withdrawn(k))
             last = next(mine, None)
             if last is not None:
-                self._append({"source": PAGE, "who": who, "at": now(), "undoes": [last.number, last.place]})
+                self._append({"source": PAGE, "who": who, "at": current_moment(), "undoes": [last.number, last.place]})
         return last
 
-    def current(self, key: bytes) -> Kept | None:
+    def current(self, key: bytes) -> LoggedDecision | None:
         """The decision that holds for a query: the latest by time, of equal times the one recorded last; None if none stands."""
         with self._lock:
             return self._current.get(key)
 
-    def holding(self) -> list[Kept]:
+    def current_decisions(self) -> list[LoggedDecision]:
         """Every decision that holds, in order of query_key."""
         with self._lock:
             return [self._current[key] for key in sorted(self._current)]
 
-    def on(self, key: bytes) -> list[Kept]:
+    def on(self, key: bytes) -> list[LoggedDecision]:
         """Every decision on a query, as recorded, withdrawn ones too."""
         with self._lock:
             return list(self._by_key.get(key, ()))
 
-    def all(self) -> list[Kept]:
+    def all(self) -> list[LoggedDecision]:
         """Every decision, as recorded."""
         with self._lock:
             return list(self._all.values())
 
-    def withdrawn(self, kept: Kept) -> bool:
+    def withdrawn(self, kept: LoggedDecision) -> bool:
         """Whether it was taken back."""
         return (kept.number, kept.place) in self._withdrawn
 
@@ -117,7 +117,7 @@ class Log:
                 self._withdrawn.add((at, place))
                 touched = {self._all[at, place].decision.query_key}
             else:
-                found = [Kept(number, place, entry["source"], _decision(item)) for place, item in enumerate(entry["decisions"])]
+                found = [LoggedDecision(number, place, entry["source"], _decision(item)) for place, item in enumerate(entry["decisions"])]
                 for kept in found:
                     self._all[kept.number, kept.place] = kept
                     self._by_key.setdefault(kept.decision.query_key, []).append(kept)
@@ -144,12 +144,12 @@ def decisions(store: Storage, task: str) -> pa.Table:
     An answer was valid under the task's schema when it was decided; whether it is under today's is the reader's to check.
     `answer_key` names the answer that was looked at: a drop speaks about that one.
     """
-    return pa.Table.from_pylist([kept.decision._asdict() for kept in Log(store, task).holding()], schema=REVIEWED)
+    return pa.Table.from_pylist([kept.decision._asdict() for kept in DecisionLog(store, task).current_decisions()], schema=REVIEWED)
 
 
-def history(store: Storage, task: str) -> pa.Table:
+def decision_history(store: Storage, task: str) -> pa.Table:
     """Every decision ever recorded, in order, as HISTORY."""
-    log = Log(store, task)
+    log = DecisionLog(store, task)
     rows = [
         {
             **kept.decision._asdict(),
@@ -173,12 +173,12 @@ def digest(table: pa.Table) -> str:
     return made.hexdigest()
 
 
-def said(found: Iterable[Decision]) -> set[Decision]:
+def identities(found: Iterable[Decision]) -> set[Decision]:
     """What was decided, with and without who and when: how an import knows what was recorded before."""
-    return {identity(decision, who=who, at=at) for decision in found for who in (True, False) for at in (True, False)}
+    return {decision_identity(decision, who=who, at=at) for decision in found for who in (True, False) for at in (True, False)}
 
 
-def identity(decision: Decision, who: bool, at: bool) -> Decision:
+def decision_identity(decision: Decision, who: bool, at: bool) -> Decision:
     """What makes two decisions the same: all of it, but for what the file did not say itself."""
     return decision._replace(who=decision.who if who else "", at=decision.at if at else "")
 

@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 
 from headtail.core.errors import ConfigError, HeadtailError
 from headtail.core.secrets import hide
-from headtail.review.desk import Desk, Refused
+from headtail.review.desk import Desk, DeskRefusal
 
 log = logging.getLogger("headtail.review")
 PAGE = Path(__file__).parent / "page.html"
@@ -48,7 +48,7 @@ Text = Annotated[str, Body(embed=True, strict=True)]  # a field of the JSON body
 Whole = Annotated[int, Body(embed=True, strict=True)]
 
 
-class Server:
+class ReviewServer:
     """A running server. Use it as a context manager; `wait` blocks until Ctrl-C or SIGTERM."""
 
     def __init__(self, desk: Desk, port: int = 0) -> None:
@@ -59,11 +59,11 @@ class Server:
             raise ConfigError(f"cannot listen: {error.strerror}", where="port", value=port, fix="choose another, or 0 for any") from error
         self.url = f"http://{HOST}:{self._socket.getsockname()[1]}/{self.token}/"
         # no access log: the address holds the token
-        app = make_app(desk, self.token)
+        app = make_review_app(desk, self.token)
         self._http = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, lifespan="off"))
         self._thread = threading.Thread(target=self._http.run, args=([self._socket],), daemon=True)
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> ReviewServer:
         self._thread.start()
         return self
 
@@ -81,7 +81,7 @@ class Server:
             signal.signal(signal.SIGTERM, before)
 
 
-def make_app(desk: Desk, token: str) -> FastAPI:
+def make_review_app(desk: Desk, token: str) -> FastAPI:
     """The page and its calls. Each call runs in a thread of its own: the desk may be shared by threads."""
     app, page = FastAPI(openapi_url=None), PAGE.read_text(encoding="utf-8")
 
@@ -96,18 +96,18 @@ def make_app(desk: Desk, token: str) -> FastAPI:
         response.headers.update(HEADERS)
         return response
 
-    for kind, status in ((Refused, 422), (HeadtailError, 500)):
+    for kind, status in ((DeskRefusal, 422), (HeadtailError, 500)):
         app.add_exception_handler(kind, lambda _, error, status=status: _problem(status, str(error)))
     app.add_exception_handler(HTTPException, lambda _, error: _problem(error.status_code, error.detail))
-    app.add_exception_handler(RequestValidationError, lambda _, error: _problem(400, _shown(error)))
+    app.add_exception_handler(RequestValidationError, lambda _, error: _problem(400, _validation_text(error)))
 
     @app.get("/{token}/")
     def show() -> HTMLResponse:
         return HTMLResponse(page)
 
     @app.get("/{token}/about")
-    def about() -> dict[str, Any]:
-        return desk.about()
+    def page_facts() -> dict[str, Any]:
+        return desk.page_facts()
 
     @app.get("/{token}/row")
     def row(start: int, step: int, show: str = "open") -> dict[str, Any]:
@@ -152,7 +152,7 @@ def _wrong(request: Request, token: str) -> tuple[int, str] | None:
     return None
 
 
-def _shown(error: RequestValidationError) -> str:
+def _validation_text(error: RequestValidationError) -> str:
     first = error.errors()[0]
     return f"{'.'.join(map(str, first['loc'][1:])) or 'body'}: {first['msg']}"
 

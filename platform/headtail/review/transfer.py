@@ -22,9 +22,9 @@ from headtail.core.keys import normalise, query_key
 from headtail.core.redact import redact
 from headtail.core.task import Task
 from headtail.review import formats, labelstudio
-from headtail.review.decision import Decision, now, read_answer, read_moment, read_person, settle
-from headtail.review.formats import Row
-from headtail.review.log import Log, identity, said
+from headtail.review.decision import Decision, current_moment, read_answer, read_moment, read_person, resolve_verdict
+from headtail.review.formats import ReviewRow
+from headtail.review.log import DecisionLog, decision_identity, identities
 from headtail.review.queue import REF, Item, Queue, load_queue
 
 Format = Literal["csv", "jsonl", "labelstudio"]
@@ -34,7 +34,7 @@ _SHOWN_CHARS = 200
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportReport:
     """What was written. `config`: Label Studio's labelling config, beside the file."""
 
     file: Path
@@ -45,7 +45,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportReport:
     """What became of each row of a file. `problems`: (row, reason) of those set aside; `aside`: their list in the store.
 
     `notes`: (row, what) of rows that are not set aside, but are not quite as they should be.
@@ -69,7 +69,9 @@ def kind_of(file: Path, given: str) -> Format:
     return cast(Format, kind)
 
 
-def export_queue(file: Path, kind: Format, queue: Queue, log: Log, task: Task, rows: int = 0, decided: bool = False) -> Exported:
+def export_queue(
+    file: Path, kind: Format, queue: Queue, log: DecisionLog, task: Task, rows: int = 0, decided: bool = False
+) -> ExportReport:
     """Write the first `rows` (0: all) of the queue that nobody has decided on; with `decided` those too, and what was said."""
     config = file.with_suffix(".xml") if kind == "labelstudio" else None
     for target in filter(None, (file, config)):
@@ -77,17 +79,17 @@ def export_queue(file: Path, kind: Format, queue: Queue, log: Log, task: Task, r
             raise InputError(
                 "this file exists; it may hold someone's decisions", where=str(target), fix="give another name, or move it away"
             )
-    holding = {kept.decision.query_key: kept.decision for kept in log.holding()}
+    holding = {kept.decision.query_key: kept.decision for kept in log.current_decisions()}
     done = {place for key in holding for place in queue.places.get(key, ())}
     open_places = [place for place in range(len(queue)) if decided or place not in done]
     chosen = open_places[:rows] if rows else open_places
     sent = ((item, holding.get(bytes.fromhex(item.query_key))) for item in queue.items(chosen))
     if config is not None:
-        _write(config, iter([labelstudio.config(task)]))
-        _write(file, labelstudio.write(sent, queue.ref, task))
+        _write(config, iter([labelstudio.labelling_config(task)]))
+        _write(file, labelstudio.write_tasks(sent, queue.ref, task))
     else:
         _write(file, (formats.write_csv if kind == "csv" else formats.write_jsonl)(sent, queue.ref))
-    return Exported(file, len(chosen), len(open_places) - len(chosen), len(queue) - len(open_places), config)
+    return ExportReport(file, len(chosen), len(open_places) - len(chosen), len(queue) - len(open_places), config)
 
 
 def _write(file: Path, pieces: Iterator[str]) -> None:
@@ -105,19 +107,19 @@ def _write(file: Path, pieces: Iterator[str]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def import_file(file: Path, kind: Format, store: Storage, log: Log, task: Task, queue: str, who: str) -> Imported:
+def import_decisions(file: Path, kind: Format, store: Storage, log: DecisionLog, task: Task, queue: str, who: str) -> ImportReport:
     """Record the decisions of a file. `queue`: ref for rows that name none; `who`: decided, where a row does not say."""
     try:
         data = file.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read: {error.strerror or error}", where=str(file), fix="check the path") from error
     log.refresh()
-    judge = Judge(store, task, queue, who, texts_decide=kind == "labelstudio")
+    judge = DecisionReader(store, task, queue, who, texts_decide=kind == "labelstudio")
     mark = hashlib.sha256(data).hexdigest()[:16]
-    known, source = said(kept.decision for kept in log.all()), f"import:{kind}:{file.name}:{mark}"
+    known, source = identities(kept.decision for kept in log.all()), f"import:{kind}:{file.name}:{mark}"
     seen = any(kept.source.endswith(f":{mark}") for kept in log.all())  # this very file: then it does not matter who reads it now
     counts = {"rows": 0, "recorded": 0, "known": 0, "undecided": 0}
-    aside: list[tuple[Row, str]] = []
+    aside: list[tuple[ReviewRow, str]] = []
     notes: list[tuple[int, str]] = []
     waiting: list[Decision] = []
     for row in _read(data, kind, str(file), task):
@@ -130,10 +132,10 @@ def import_file(file: Path, kind: Format, store: Storage, log: Log, task: Task, 
             aside.append((row, problem))
             continue
         notes += [(row.number, note) for note in (row.note, problem) if note]
-        if identity(decision, who=bool(row.who.strip()) or not seen, at=bool(row.at.strip())) in known:
+        if decision_identity(decision, who=bool(row.who.strip()) or not seen, at=bool(row.at.strip())) in known:
             counts["known"] += 1
             continue
-        known |= said([decision])
+        known |= identities([decision])
         waiting.append(decision)
         counts["recorded"] += 1
         if len(waiting) == _BATCH:
@@ -144,16 +146,16 @@ def import_file(file: Path, kind: Format, store: Storage, log: Log, task: Task, 
     if counts["rows"] != counts["recorded"] + counts["known"] + counts["undecided"] + len(aside):
         raise LedgerError("rows of the file and what became of them do not add up", where=str(file), value=counts)
     problems = tuple((row.number, problem) for row, problem in aside)
-    return Imported(**counts, problems=problems, aside=_set_aside(store, log.folder, file, mark, aside), notes=tuple(notes))
+    return ImportReport(**counts, problems=problems, aside=_set_aside(store, log.folder, file, mark, aside), notes=tuple(notes))
 
 
-def _read(data: bytes, kind: Format, where: str, task: Task) -> Iterator[Row]:
+def _read(data: bytes, kind: Format, where: str, task: Task) -> Iterator[ReviewRow]:
     if kind == "labelstudio":
-        return labelstudio.read(data, where, task)
+        return labelstudio.read_annotations(data, where, task)
     return (formats.read_csv if kind == "csv" else formats.read_jsonl)(data, where)
 
 
-def _set_aside(store: Storage, folder: str, file: Path, mark: str, aside: list[tuple[Row, str]]) -> str:
+def _set_aside(store: Storage, folder: str, file: Path, mark: str, aside: list[tuple[ReviewRow, str]]) -> str:
     """The rows set aside as JSON Lines with the columns of rows.SET_ASIDE; the same file gives the same list."""
     if not aside:
         return ""
@@ -168,25 +170,25 @@ def _set_aside(store: Storage, folder: str, file: Path, mark: str, aside: list[t
     return store.uri(path)
 
 
-class Judge:
+class DecisionReader:
     """Turns a row of a file into a decision, or says what is wrong with it."""
 
     def __init__(self, store: Storage, task: Task, queue: str, who: str, texts_decide: bool = False) -> None:
         """`texts_decide`: decisions point into the query's text, so that it must be the queue's."""
         self.texts_decide = texts_decide
-        self.store, self.task, self.default, self.who, self.at = store, task, queue, who, now()
+        self.store, self.task, self.default, self.who, self.at = store, task, queue, who, current_moment()
         self._queues: dict[str, Queue | str] = {}
 
-    def __call__(self, row: Row) -> tuple[Decision | None, str]:
+    def __call__(self, row: ReviewRow) -> tuple[Decision | None, str]:
         """(decision, what to note, if anything) or (None, what is wrong)."""
         if row.problem:
             return None, row.problem
-        item, said = self._looked_at(row)
+        item, said = self._find_item(row)
         if item is None:
             return None, said
         who, why, problem = read_person(row.who or self.who, row.why)
         at, late = read_moment(row.at) if row.at.strip() else (self.at, "")
-        answer, wrong = settle(self.task, row.verdict.strip().lower(), row.answer.strip() or None, item.answer)
+        answer, wrong = resolve_verdict(self.task, row.verdict.strip().lower(), row.answer.strip() or None, item.answer)
         for found in (wrong, problem, late):
             if found:
                 return None, found
@@ -195,7 +197,7 @@ class Judge:
             bytes.fromhex(item.query_key), item.query, row.verdict.strip().lower(), answer, item.answer, key, who, at, why
         ), said
 
-    def _looked_at(self, row: Row) -> tuple[Item | None, str]:
+    def _find_item(self, row: ReviewRow) -> tuple[Item | None, str]:
         """(suspect that this row is about, what to note) or (None, what is wrong): its keys and the answer must be the queue's."""
         queue = self._queue(row.queue.strip())
         if isinstance(queue, str):

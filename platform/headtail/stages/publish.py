@@ -23,9 +23,9 @@ from headtail.adapters.progress import progress_bar, say
 from headtail.adapters.storage import Storage, open_storage, stream_table
 from headtail.adapters.storage.receipts import load_receipt
 from headtail.batch import read_answers
-from headtail.cache import Built, Manifest, coverage, publish_snapshot, snapshot_path
+from headtail.cache import LocalSnapshot, SnapshotManifest, publish_snapshot, snapshot_coverage, snapshot_path
 from headtail.cache.builder import OFFERED, UNRATED, build_snapshot
-from headtail.cache.diff import Diff, diff_snapshots
+from headtail.cache.diff import SnapshotDiff, diff_snapshots
 from headtail.core.config import StageConfig, execution
 from headtail.core.errors import ConfigError, GateRejected, InputError, LedgerError, StorageError
 from headtail.core.evidence import Evidence, figure_metrics, figures_of, read_evidence, three_figures
@@ -131,7 +131,7 @@ def _still_there(store: Storage, receipt: Receipt) -> None:
 def _refuse_loss(store: Storage, config: Config, receipt: Receipt) -> None:
     """GateRejected when the current release answers much that this one does not. Without a current release there is nothing to lose."""
     current = releases.current_id(store)
-    before = releases.load(store, current) if current else None
+    before = releases.load_release(store, current) if current else None
     if before is None or before.snapshot == receipt.facts["snapshot"]:
         return
     if not store.exists(f"{snapshot_path(before.snapshot)}/manifest.json"):
@@ -155,7 +155,7 @@ def _refuse_loss(store: Storage, config: Config, receipt: Receipt) -> None:
     )
 
 
-def loss(diff: Diff) -> tuple[float, str]:
+def loss(diff: SnapshotDiff) -> tuple[float, str]:
     """The share of the first snapshot's traffic that has no answer in the second, and of what it is a share: events where known."""
     kinds = (diff.dropped, diff.changed, diff.same)
     events, rows = sum(kind.events for kind in kinds), sum(kind.rows for kind in kinds)
@@ -176,7 +176,7 @@ def _same_task(task: Task, receipt: Receipt) -> None:
         )
 
 
-def _build(stage: Stage, config: Config, parts: _Parts) -> Built:
+def _build(stage: Stage, config: Config, parts: _Parts) -> LocalSnapshot:
     """The snapshot on local disk; every row offered must be published or left out."""
     offered = sum(ref.rows or 0 for receipt in parts.answers for name, ref in receipt.outputs.items() if name.startswith("answers/"))
     folder = stage.scratch / "snapshot"
@@ -213,7 +213,7 @@ def _build(stage: Stage, config: Config, parts: _Parts) -> Built:
     return built
 
 
-def _tell_left_out(stage: Stage, config: Config, built: Built, parts: _Parts) -> None:
+def _tell_left_out(stage: Stage, config: Config, built: LocalSnapshot, parts: _Parts) -> None:
     """Say what was left out for want of a confidence. ConfigError when that is all of a source, InputError when nothing is left."""
     reasons = ", ".join(f"{rows:,} {reason}" for reason, rows in sorted(built.left_out.items())) or "no row was offered"
     for source, least in config.min_confidence.items():
@@ -235,7 +235,7 @@ def _tell_left_out(stage: Stage, config: Config, built: Built, parts: _Parts) ->
         raise InputError("nothing is fit to be published: every query would be a miss", where=where, value=reasons, fix=fix)
 
 
-def _snapshot(stage: Stage, config: Config, parts: _Parts, built: Built) -> Manifest:
+def _snapshot(stage: Stage, config: Config, parts: _Parts, built: LocalSnapshot) -> SnapshotManifest:
     share = _coverage(stage, parts, built)
     manifest = publish_snapshot(
         stage.store,
@@ -254,7 +254,7 @@ def _snapshot(stage: Stage, config: Config, parts: _Parts, built: Built) -> Mani
     return manifest
 
 
-def _release(stage: Stage, config: Config, parts: _Parts, manifest: Manifest) -> None:
+def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotManifest) -> None:
     previous = releases.current_id(stage.store)
     evidence: dict[str, object] = {}
     if parts.evaluation is not None:
@@ -265,7 +265,7 @@ def _release(stage: Stage, config: Config, parts: _Parts, manifest: Manifest) ->
                 stage.note(f"the evaluation {parts.evaluation.path} did not look at the answers {receipt.path}")
     if parts.proofs:
         evidence["gates"] = [proof.model_dump(mode="json") for proof in parts.proofs]
-    made = releases.make(
+    made = releases.make_release(
         stage.store,
         snapshot=manifest.id,
         task=parts.task,
@@ -310,14 +310,14 @@ def _by(receipt: Receipt) -> str:
     return str(receipt.facts.get("model", {}).get("name") or receipt.path)
 
 
-def _coverage(stage: Stage, parts: _Parts, built: Built) -> float | None:
+def _coverage(stage: Stage, parts: _Parts, built: LocalSnapshot) -> float | None:
     """Share of the log's events before the cut, counted in the log itself; None when no log is in the answers' lineage."""
     logs = {receipt.fingerprint: receipt for found in parts.answers for receipt in _ancestors(stage.store, found.inputs, "ingest")}
     if len(logs) != 1:
         stage.note(f"coverage is not known: {len(logs)} logs in the answers' lineage")
         return None
     (log,) = logs.values()
-    return coverage(built.prefixes, stream_table(stage.store, log.output("queries"), ["query_key", "count"]))
+    return snapshot_coverage(built.prefixes, stream_table(stage.store, log.output("queries"), ["query_key", "count"]))
 
 
 def _ancestors(store: Storage, inputs: Mapping[str, str], kind: str, depth: int = 6) -> Iterator[Receipt]:

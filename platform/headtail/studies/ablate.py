@@ -84,11 +84,11 @@ def run(config: Config) -> Receipt:
     variants = [name for name in config.variants if name != HUMAN or config.human]
     if len(variants) < 2:
         raise ConfigError("an ablation needs two variants", where="variants", value=variants, fix="name people's answers in `human`")
-    config = _resolved(config, store)
+    config = _resolve(config, store)
     training_set: dict[str, tuple[Receipt, str]] = {}
     answered: dict[str, str] = {}
     for name in variants:
-        training_set[name] = load_ref(store, config.human) if name == HUMAN else (_curated(config, name), "training_set")
+        training_set[name] = load_ref(store, config.human) if name == HUMAN else (_curate(config, name), "training_set")
         where, output = training_set[name]
         say(f"ablate       {name}: a student from {where.outputs[output].rows or 0:,} rows")
         sets = (distill.TrainingSet(task=config.task, training_set=f"{where.path}:{output}"),)
@@ -101,7 +101,8 @@ def run(config: Config) -> Receipt:
     def work(stage: Stage) -> None:
         trained = {name: _rows(*found) for name, found in training_set.items()}
         made = pa.Table.from_pylist(
-            list(lines(output_table(store, quality, "rows"), output_table(store, quality, "quality"), trained, config)), schema=ABLATION
+            list(ablation_rows(output_table(store, quality, "rows"), output_table(store, quality, "quality"), trained, config)),
+            schema=ABLATION,
         )
         stage.table("ablation", made)
         stage.facts["ablation"] = shown = made.to_pylist()
@@ -120,7 +121,7 @@ def run(config: Config) -> Receipt:
     return run_once("ablate", config, work, inputs=inputs, task=task, replaces={**refs, **groups, "variants": variants})
 
 
-def _resolved(config: Config, store: Storage) -> Config:
+def _resolve(config: Config, store: Storage) -> Config:
     """References by fingerprint: students' answers are made on the way, and `latest` would be theirs."""
     named = {}
     for name in ("labels", "human"):
@@ -130,7 +131,7 @@ def _resolved(config: Config, store: Storage) -> Config:
     return config.model_copy(update={**named, "answers": load_receipt(store, "precompute", config.answers).path})
 
 
-def lines(rows: pa.Table, quality: pa.Table, trained: dict[str, tuple[int, int]], config: Config) -> Iterator[dict[str, Any]]:
+def ablation_rows(rows: pa.Table, quality: pa.Table, trained: dict[str, tuple[int, int]], config: Config) -> Iterator[dict[str, Any]]:
     """ABLATION rows: strata that have human labels, and all of them, for each variant."""
     scored = {found.source: found for found in by_source(rows)}
     figures = {(line["source"], line["stratum"]): line for line in quality.to_pylist()}
@@ -148,7 +149,7 @@ def lines(rows: pa.Table, quality: pa.Table, trained: dict[str, tuple[int, int]]
             yield line
 
 
-def _curated(config: Config, variant: str) -> Receipt:
+def _curate(config: Config, variant: str) -> Receipt:
     changes: dict[str, Any] = {"task": config.task, "answers": config.answers, "labels": config.labels, "reviews": variant in PEOPLES}
     if variant in UNFILTERED:
         changes |= {"min_confidence": 0.0, "suspicion": config.curate.suspicion.model_copy(update={"drop_above": 1.0})}

@@ -82,13 +82,15 @@ def run(config: Config) -> Receipt:
         for shown in (True, False):
             say(f"gap          {model} {'with' if shown else 'without'} side inputs: {labels.num_rows:,} labelled, {len(keys):,} have any")
             asked = {"task": config.task, "inputs": (ref,), "source": model, "model": found, "side_inputs": shown}
-            answered[source_of(model, shown)] = precompute.run(config.precompute.at(config, config.tracking, **asked))
+            answered[source_name(model, shown)] = precompute.run(config.precompute.at(config, config.tracking, **asked))
     paths = {source: receipt.path for source, receipt in answered.items()}
     quality = evaluate.run(config.evaluate.at(config, config.tracking, task=config.task, labels=ref, answers=paths))
 
     def work(stage: Stage) -> None:
-        made = list(lines(output_table(store, quality, "rows"), keys, list(_models(config)), config.evaluate.sure))
-        moved = {model: _asked_otherwise(store, keys, answered[model], answered[source_of(model, False)]) for model in _models(config)}
+        made = list(gap_rows(output_table(store, quality, "rows"), keys, list(_models(config)), config.evaluate.sure))
+        moved = {
+            model: _count_different_prompts(store, keys, answered[model], answered[source_name(model, False)]) for model in _models(config)
+        }
         stage.rows |= {"human_labels": labels.num_rows, "with_side_inputs": len(keys)}
         stage.rows |= {f"asked_otherwise.{model}": count for model, count in moved.items()}
         _write(stage, pa.Table.from_pylist(made, schema=GAP), moved, config.evaluate.confidence)
@@ -101,13 +103,13 @@ def run(config: Config) -> Receipt:
 def _write(stage: Stage, table: pa.Table, moved: Mapping[str, int], confidence: float) -> None:
     stage.table("gap", table)
     shown = table.to_pylist()
-    stage.facts |= {"gap": shown, "verdicts": verdicts(shown, moved), "real": real(shown)}
+    stage.facts |= {"gap": shown, "verdicts": verdicts(shown, moved), "real": significant_losses(shown)}
     for text in stage.facts["verdicts"].values():
         say(f"gap          {text}")
     for line in shown:
-        where = f"{source_of(line['model'], line['shown'])}/{line['stratum']}"
+        where = f"{source_name(line['model'], line['shown'])}/{line['stratum']}"
         stage.metrics |= {f"{key}/{where}": line[key] for key in ("quality", "difference", "effect") if line[key] is not None}
-    for text in remarks(shown):
+    for text in gap_remarks(shown):
         stage.note(text)
     known = [line for line in shown if line["quality"] is not None]
     points = [
@@ -117,19 +119,19 @@ def _write(stage: Stage, table: pa.Table, moved: Mapping[str, int], confidence: 
     stage.figure("gap", charts.quality_chart(points, confidence=confidence))
 
 
-def source_of(model: str, shown: bool) -> str:
+def source_name(model: str, shown: bool) -> str:
     """The name of an answer source in the evaluation."""
     return model if shown else f"{model}_without"
 
 
-def lines(rows: pa.Table, keys: pa.Array, models: Sequence[str], sure: Sureness) -> Iterator[dict[str, Any]]:
+def gap_rows(rows: pa.Table, keys: pa.Array, models: Sequence[str], sure: Sureness) -> Iterator[dict[str, Any]]:
     """GAP rows from an evaluation's SCORED rows, over the labelled rows `keys` alone: strata that have any, then all."""
     whole = by_source(rows)[0]
     scored = {found.source: found for found in by_source(rows.filter(pc.is_in(rows["query_key"], value_set=keys)))}
-    first = scored[source_of(models[0], True)]
+    first = scored[source_name(models[0], True)]
     for model in models:
         for shown in (True, False):
-            mine = scored[source_of(model, shown)]
+            mine = scored[source_name(model, shown)]
             for stratum in (*STRATA, ALL):
                 n = int(mine.where(stratum).sum())
                 if not n:
@@ -140,7 +142,7 @@ def lines(rows: pa.Table, keys: pa.Array, models: Sequence[str], sure: Sureness)
                 if mine is not first:
                     line |= _minus("difference", mine, first, stratum, sure)
                 if not shown:
-                    line |= _minus("effect", mine, scored[source_of(model, True)], stratum, sure)
+                    line |= _minus("effect", mine, scored[source_name(model, True)], stratum, sure)
                 yield line
 
 
@@ -155,7 +157,7 @@ def _of_all(shown: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     return (line for line in shown if line["stratum"] == ALL and not line["shown"])
 
 
-def real(shown: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
+def significant_losses(shown: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
     """Whether a model does worse without side inputs, by more than chance explains: the interval is wholly below zero."""
     return {line["model"]: line["effect"] is not None and line["effect_high"] < 0 for line in _of_all(shown)}
 
@@ -178,7 +180,7 @@ def verdicts(shown: Sequence[Mapping[str, Any]], moved: Mapping[str, int]) -> di
     return found
 
 
-def remarks(shown: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def gap_remarks(shown: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What a reader should know before trusting the figures."""
     first = [line for line in shown if (line["model"], line["shown"]) == (shown[0]["model"], True)]
     if unknown := [name for name in STRATA if name not in {line["stratum"] for line in first}]:
@@ -186,11 +188,11 @@ def remarks(shown: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for line in first:
         if line["n"] < SMALL:
             yield f"{line['stratum']}: only {line['n']} labelled rows have side inputs; its intervals are wide"
-    if real(shown).get(Source.BATCH_STUDENT):
+    if significant_losses(shown).get(Source.BATCH_STUDENT):
         yield "the student leans on side inputs that live traffic lacks: distil with two_stage=true, and measure again"
 
 
-def _asked_otherwise(store: Storage, keys: pa.Array, shown: Receipt, without: Receipt) -> int:
+def _count_different_prompts(store: Storage, keys: pa.Array, shown: Receipt, without: Receipt) -> int:
     """How many of `keys` a model was asked in other words, or at all only one of the two times."""
     asked = []
     for receipt in (shown, without):

@@ -133,7 +133,7 @@ def teacher_card(made: Receipt, quality: dict[str, Receipt]) -> str:
     table = "\n".join(lines)
     return f"""# The reference teacher
 
-A placeholder for a strong LLM, so that the quickstart runs where no model hub can be reached. {_made(made, 1)}
+A placeholder for a strong LLM, so that the quickstart runs where no model hub can be reached. {_training_text(made, 1)}
 for the tasks query_segmentation and query_intent. It knows the vocabulary of that data and nothing else: do not use it for
 anything real.
 
@@ -152,7 +152,7 @@ def base_card(made: Receipt) -> str:
     """The base's model card."""
     return f"""# The students' base
 
-{_made(made, 3)}
+{_training_text(made, 3)}
 for three tasks that are none of the product's: correcting the spelling of a query, cutting it into its parts, and tagging the
 parts coarsely (what, where, when, other). A student starts here and learns its own task from a teacher's answers through LoRA.
 
@@ -160,7 +160,7 @@ Licence: Apache-2.0, as the rest of the repository. Training data: generated, co
 """
 
 
-def _made(made: Receipt, seed: int) -> str:
+def _training_text(made: Receipt, seed: int) -> str:
     figures = made.metrics
     return (
         f"It is a Llama-type decoder of\n{figures['params'] / 1e6:.2f} M parameters (bf16), trained from random weights on "

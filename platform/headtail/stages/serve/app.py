@@ -171,7 +171,7 @@ class State:
 
 def open_served(store: Storage, ref: str, cache_dir: Path | None = None) -> Served:
     """A release, opened: its snapshot mapped, its task rebuilt. `cache_dir`: where snapshots of S3 are fetched to."""
-    found = release.load(store, ref)
+    found = release.load_release(store, ref)
     if not isinstance(store, LocalStorage) and cache_dir is None:
         cache_dir = Path(tempfile.mkdtemp(prefix="headtail-serve-"))
     cache = open_snapshot(store, found.snapshot, cache_dir)

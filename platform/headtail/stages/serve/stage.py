@@ -210,7 +210,7 @@ def _found(config: Config) -> tuple[Config, releases.Release, Chosen | None]:
     """`config` with an absolute root (replicas have a working directory of their own), its release and the model that runs live."""
     store = open_storage(config.root)
     config = config.model_copy(update={"root": store.root})
-    release = releases.load(store, config.release)
+    release = releases.load_release(store, config.release)
     read_manifest(store, release.snapshot)
     return config, release, _student(config, store, release)
 
