@@ -191,7 +191,7 @@ def test_limits() -> None:
     assert limits.problem({"asked": 10_000, "errors": 520}, 1) == ""  # above, but it may be chance
     assert "600 of 10,000" in limits.problem({"asked": 10_000, "errors": 600}, 1)
     assert "budget_seconds=60" in limits.problem({}, 60)
-    assert limits.spent({"before": 100, "tokens_out": 50_000}, 50) == pytest.approx(0.2 + 0.5)
+    assert limits.cost({"before": 100, "tokens_out": 50_000}, 50) == pytest.approx(0.2 + 0.5)
     assert "budget_usd=1" in limits.problem({"tokens_out": 90_000}, 50)
     assert Limits().problem({"asked": 9, "errors": 9}, 1e9) == ""
     half = Limits(unanswered_share=0.5)

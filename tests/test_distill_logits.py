@@ -17,7 +17,7 @@ from headtail.core.errors import ConfigError
 from headtail.core.io_format import ModelFormat
 from headtail.core.rows import TOP
 from headtail.engines.models import ResolvedModel
-from headtail.engines.tokens import vocabulary
+from headtail.engines.tokens import vocabulary_fingerprint
 from headtail.examples import example_data
 from headtail.stages import distill
 from headtail.stages.distill.base import Base, Shape, make_base
@@ -137,7 +137,7 @@ def test_stored_log_probabilities_are_learnt_where_they_are_of_what_is_to_be_wri
 
 
 def test_stored_log_probabilities_of_another_vocabulary_or_none_are_refused(tokenizer: Any, store: Storage) -> None:
-    known = keep(store, "precompute", "a" * 16, {}, facts={"vocabulary": vocabulary(tokenizer)})
+    known = keep(store, "precompute", "a" * 16, {}, facts={"vocabulary": vocabulary_fingerprint(tokenizer)})
     check_stored("decoder", tokenizer, known, "curate:training_set")
     with pytest.raises(ConfigError, match="only a decoder"):
         check_stored("encoder", tokenizer, known, "curate:training_set")

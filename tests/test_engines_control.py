@@ -20,7 +20,7 @@ from headtail.core.keys import query_key
 from headtail.core.rows import TRAINING_SET, with_side_inputs
 from headtail.core.task import Task
 from headtail.engines import Request
-from headtail.engines.control import Encoder, _replacing
+from headtail.engines.control import Encoder, _replacer
 from headtail.engines.tokens import TokenizeAhead
 from headtail.engines.transformers import prompt_ids
 from headtail.engines.vllm import VllmEngine
@@ -156,7 +156,7 @@ def test_of_several_control_tokens_the_longest_is_found(tokens: list[str], text:
     while at < len(text):
         found = max((token for token in tokens if text.startswith(token, at)), key=len, default="")
         wanted, at = wanted + names.get(found, text[at]), at + (len(found) or 1)
-    assert _replacing(names)(text) == wanted
+    assert _replacer(names)(text) == wanted
 
 
 _ENCODERS: dict[int, Encoder] = {}

@@ -33,7 +33,7 @@ from headtail.core.rows import ANSWER, HUMAN_LABELS, PLANNED, State, with_side_i
 from headtail.core.task import EXAMPLES, load_task
 from headtail.engines import ModelConfig
 from headtail.engines.models import SHIPPED
-from headtail.engines.tokens import vocabulary
+from headtail.engines.tokens import vocabulary_fingerprint
 from headtail.stages.precompute import Config
 from headtail.stages.precompute import stage as precompute
 from headtail.stages.precompute.dry_run.estimate import Estimate, Span
@@ -486,7 +486,7 @@ def test_vllm_through_ray(root: str, store: Storage) -> None:
             written = task.target(json.loads(row["answer"])) + tokenizer.eos_token
             learnt += tokenizer(written, add_special_tokens=False)["input_ids"] == row["token_ids"]
     assert learnt >= receipt.rows["answered"] - 1 > 0, "as a student with this vocabulary would write it"
-    assert receipt.facts["vocabulary"] == vocabulary(tokenizer)
+    assert receipt.facts["vocabulary"] == vocabulary_fingerprint(tokenizer)
     assert 10 < receipt.metrics["top_logprobs_bytes_per_row"] < 2000
     assert precompute.run(asked).reused
     assert ModelConfig().model == "example:teacher"

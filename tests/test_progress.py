@@ -59,14 +59,14 @@ def _paced(points: list[tuple[float, int]]) -> progress.ProgressRate:
 def test_the_time_left_counts_neither_start_up_nor_what_an_earlier_run_did() -> None:
     pace = _paced([(0.0, 1000), (15.0, 1000), (30.0, 1000), (31.0, 1100), (34.0, 1400)])
     assert pace.rate == pytest.approx(100.0)  # 400 rows in the 4 s since the last look at which nothing had moved
-    assert pace.left(2400) == pytest.approx(10.0)
+    assert pace.seconds_left(2400) == pytest.approx(10.0)
 
 
 def test_no_time_left_before_anything_was_seen() -> None:
-    assert progress.ProgressRate().left(10) is None
-    assert _paced([(0.0, 0), (9.0, 0)]).left(10) is None
-    assert _paced([(0.0, 0), (0.5, 1)]).left(10_000) is None
-    assert _paced([(0.0, 0), (30.0, 10)]).left(10) == 0.0
+    assert progress.ProgressRate().seconds_left(10) is None
+    assert _paced([(0.0, 0), (9.0, 0)]).seconds_left(10) is None
+    assert _paced([(0.0, 0), (0.5, 1)]).seconds_left(10_000) is None
+    assert _paced([(0.0, 0), (30.0, 10)]).seconds_left(10) == 0.0
 
 
 def test_the_pace_is_that_of_the_last_minute() -> None:

@@ -33,7 +33,17 @@ from headtail.core.keys import normalise, query_key
 from headtail.core.rows import REVIEWED, SUSPECT, with_side_inputs
 from headtail.core.task import Task, load_task
 from headtail.review import formats, labelstudio
-from headtail.review.decision import ACCEPT, CORRECT, DROP, Decision, current_moment, read_answer, read_moment, read_person, resolve_verdict
+from headtail.review.decision import (
+    ACCEPT,
+    CORRECT,
+    DROP,
+    Decision,
+    canonical_answer,
+    current_moment,
+    read_moment,
+    read_person,
+    resolve_verdict,
+)
 from headtail.review.desk import Desk, DeskRefusal
 from headtail.review.log import PAGE, DecisionLog
 from headtail.review.queue import Queue, load_queue, make_queue
@@ -213,9 +223,9 @@ def test_what_may_be_decided(verdict: str, answer: str | None, before: str | Non
 
 
 def test_what_cannot_be_stored_is_refused(segmentation: Task) -> None:
-    assert "cannot be stored" in read_answer(segmentation, '{"segments":[{"label":"topic","text":"\\ud800"}]}')[1]
-    assert "at most" in read_answer(segmentation, " " * 200_000)[1]
-    assert "not JSON" in read_answer(segmentation, "[" * 50_000)[1]
+    assert "cannot be stored" in canonical_answer(segmentation, '{"segments":[{"label":"topic","text":"\\ud800"}]}')[1]
+    assert "at most" in canonical_answer(segmentation, " " * 200_000)[1]
+    assert "not JSON" in canonical_answer(segmentation, "[" * 50_000)[1]
 
 
 def test_who_when_and_why() -> None:

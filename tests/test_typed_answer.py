@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from headtail.core import typed_answer
 from headtail.core.task import Task, load_task
-from headtail.review.decision import CORRECT, read_answer, resolve_verdict
+from headtail.review.decision import CORRECT, canonical_answer, resolve_verdict
 from headtail.stages.ingest.human_labels import _answer
 
 TASK = load_task("query_intent")
@@ -21,12 +21,12 @@ LABELS = TASK.schema["properties"]["intent"]["enum"]
 def test_a_label_in_any_letters_is_that_label_for_both(label: str, large: list[bool], blank: str, whole: bool) -> None:
     typed = "".join(letter.upper() if up else letter for letter, up in zip(label, large, strict=False))
     text = blank + (json.dumps({"intent": typed}) if whole else typed) + blank
-    assert read_answer(TASK, text) == _answer(text.encode(), TASK) == (TASK.dump({"intent": label}), "")
+    assert canonical_answer(TASK, text) == _answer(text.encode(), TASK) == (TASK.dump({"intent": label}), "")
 
 
 @given(st.text(max_size=12) | st.sampled_from(LABELS).map(json.dumps))
 def test_both_take_and_refuse_the_same_for_the_same_reason(text: str) -> None:
-    assert read_answer(TASK, text) == _answer(text.encode(), TASK)
+    assert canonical_answer(TASK, text) == _answer(text.encode(), TASK)
 
 
 def test_a_correction_is_read_as_a_label_of_a_file() -> None:

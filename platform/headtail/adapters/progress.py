@@ -74,7 +74,7 @@ class ProgressRate:
         (begun, first), (now, last) = (self._points[0], self._points[-1]) if self._points else ((0.0, 0), (0.0, 0))
         return (last - first) / (now - begun) if last > first and now > begun else 0.0
 
-    def left(self, total: int) -> float | None:
+    def seconds_left(self, total: int) -> float | None:
         """Seconds to `total`; None while too little was seen to say."""
         if not self.rate or self._points[-1][0] - self._points[0][0] < _SEEN_S:
             return None
@@ -118,7 +118,7 @@ class Bar:
         now, self.done = time.monotonic(), done
         self._pace.see(now, done)
         rate = format_rate(self._pace.rate, self.unit)
-        seconds = self._pace.left(self.total) if self.total else None
+        seconds = self._pace.seconds_left(self.total) if self.total else None
         if self.rich is not None:
             self.rich.update(self._task, completed=done, rate=rate, left="" if seconds is None else f"{format_time_left(seconds)} left")
         elif now >= self._due and not console.quiet:

@@ -91,7 +91,7 @@ class EarlierJob:
         self._seen: dict[int, tuple[FileRef, ...]] = {}
 
     @cached_property
-    def _finished(self) -> dict[int, FileRef] | None:
+    def _published_shards(self) -> dict[int, FileRef] | None:
         path = f"{self.path}/receipt.json"
         if not self.store.exists(path):
             return None
@@ -118,8 +118,8 @@ class EarlierJob:
                 yield table
 
     def _files(self, number: int) -> tuple[FileRef, ...]:
-        if self._finished is not None:
-            return (self._finished[number],) if number in self._finished else ()
+        if self._published_shards is not None:
+            return (self._published_shards[number],) if number in self._published_shards else ()
         edition, receipt = 0, ""
         while self.store.exists(path := f"{self.path}/shards/{number:05d}-{edition}.json"):
             edition, receipt = edition + 1, path
@@ -142,14 +142,14 @@ def complete_rows(table: pa.Table, top: int) -> np.ndarray:
     return np.asarray(pc.or_(pc.invert(answered), has))
 
 
-def adapt_rows(table: pa.Table, asked: pa.Table, job: Job) -> pa.Table:
-    """Answer rows of an earlier job as rows of this one: what belongs to the asker comes from its own input rows, `asked`."""
+def adapt_rows(table: pa.Table, inputs: pa.Table, job: Job) -> pa.Table:
+    """Answer rows of an earlier job as rows of this one: what belongs to the asker comes from its own input rows, `inputs`."""
     columns = []
     for field in job.schema:
         if field.name == "source":
             column: Any = pa.repeat(pa.scalar(job.source), table.num_rows)
         elif field.name in _CARRIED or field.name not in (*ANSWER.names, *TOP.names):
-            column = asked[field.name]
+            column = inputs[field.name]
         elif field.name in table.column_names:
             column = table[field.name]
         else:

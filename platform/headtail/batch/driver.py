@@ -99,17 +99,17 @@ def find_open_shards(job: Job, store: Storage, manifest: InputManifest) -> tuple
     """What is published and needs nothing more, and what is to be done. Failed rows of a published shard are done again."""
     numbers = sorted({shard for part in manifest.parts for shard in part.shards})
 
-    def look(number: int) -> ShardReceipt | Ask:
+    def read_or_ask(number: int) -> ShardReceipt | Ask:
         edition = 0
         while store.exists(job.receipt_path(number, edition)):
             edition += 1
         if not edition:
             return Ask(number, 0)
         receipt = read_receipt(job, store, number, edition - 1)
-        return Ask(number, edition) if receipt.again(job.runs_per_row) else receipt
+        return Ask(number, edition) if receipt.retryable(job.runs_per_row) else receipt
 
     with ThreadPoolExecutor(_LOOKUP_THREADS) as pool:
-        found = list(pool.map(look, numbers))
+        found = list(pool.map(read_or_ask, numbers))
     return [one for one in found if isinstance(one, ShardReceipt)], [one for one in found if isinstance(one, Ask)]
 
 

@@ -50,7 +50,7 @@ def flush_thread(
         last = time.monotonic()
         while not over.wait(LOOK * seconds):
             now = time.monotonic()
-            if not flush_due(sum(shard.held for shard in shards), finished(), now - last, now - begun, seconds):
+            if not flush_due(sum(shard.unsaved for shard in shards), finished(), now - last, now - begun, seconds):
                 continue
             last = now
             try:

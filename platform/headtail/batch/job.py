@@ -165,6 +165,6 @@ class ShardReceipt(Config):
     def failed(self) -> int:
         return self.states.get(State.FAILED, 0)
 
-    def again(self, runs: int) -> int:
+    def retryable(self, runs: int) -> int:
         """Failed rows that were not yet asked in `runs` runs; 0: all."""
         return self.failed - sum(rows for done, rows in self.failed_runs.items() if runs and done >= runs)

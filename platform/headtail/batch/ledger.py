@@ -76,11 +76,11 @@ def close_ledger(
     store: Storage,
     manifest: InputManifest,
     done: Sequence[ShardReceipt],
-    made: Sequence[ShardReceipt],
+    new: Sequence[ShardReceipt],
     reports: Sequence[dict[str, Any]],
 ) -> Ledger:
-    """The Ledger of shards found `done` and shards `made` now. `reports`: what each Ray task reported of its engine."""
-    shards = tuple(sorted([*done, *made], key=lambda receipt: receipt.shard))
+    """The Ledger of shards found `done` and shards done now (`new`). `reports`: what each Ray task reported of its engine."""
+    shards = tuple(sorted([*done, *new], key=lambda receipt: receipt.shard))
     check_sums(shards, manifest, job.path)
     audit(shards, manifest, store, job.path)
     states: Counter[str] = Counter()
@@ -96,7 +96,7 @@ def close_ledger(
         duplicates=sum(shard.duplicates for shard in shards),
         states={str(state): states.get(state, 0) for state in State},
         reasons=dict(reasons.most_common(_LISTED)),
-        computed=sum(shard.computed for shard in made),
+        computed=sum(shard.computed for shard in new),
         reused=sum(shard.reused for shard in shards),
         tokens_in=sum(shard.tokens_in for shard in shards),
         tokens_out=sum(shard.tokens_out for shard in shards),
@@ -107,7 +107,7 @@ def close_ledger(
         start_s=max(starts.values(), default=0.0),
         restarts=sum(restarts.values()),
         missing_side_inputs=manifest.missing_side_inputs,
-        given_up=sum(shard.failed - shard.again(job.runs_per_row) for shard in shards),
+        given_up=sum(shard.failed - shard.retryable(job.runs_per_row) for shard in shards),
         engine=max((one["engine"] for one in reports), key=lambda facts: facts.get("engine_rows", 0), default={}),
     )
 

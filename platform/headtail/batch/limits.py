@@ -33,29 +33,29 @@ class Limits:
     usd_per_million_tokens_out: float = 0.0
     priced: bool = True  # false: what an endpoint bills is not known, so no sum of money is
 
-    def spent(self, told: Mapping[str, float], wall: float) -> float:
+    def cost(self, progress: Mapping[str, float], wall: float) -> float:
         """USD: workers for `wall` seconds of this run, engine time of earlier runs (`before`), tokens of both."""
-        seconds = wall * self.workers + told.get("before", 0.0)
-        return self.price(seconds, told.get("tokens_in", 0.0), told.get("tokens_out", 0.0))
+        seconds = wall * self.workers + progress.get("before", 0.0)
+        return self.price(seconds, progress.get("tokens_in", 0.0), progress.get("tokens_out", 0.0))
 
     def price(self, seconds: float, tokens_in: float, tokens_out: float) -> float:
         """USD for `seconds` of a worker, and for tokens where a provider bills by them."""
         tokens = tokens_in * self.usd_per_million_tokens_in + tokens_out * self.usd_per_million_tokens_out
         return seconds / 3600 * self.usd_per_hour + tokens / 1e6
 
-    def problem(self, told: Mapping[str, float], wall: float) -> str:
+    def problem(self, progress: Mapping[str, float], wall: float) -> str:
         """Why the job should stop, or nothing.
 
-        `told`: rows `asked`, of them `errors`; rows `settled`, of them `unanswered`; tokens. `wall`: seconds of this run.
+        `progress`: rows `asked`, of them `errors`; rows `settled`, of them `unanswered`; tokens. `wall`: seconds of this run.
         """
-        if _surely_above(self.failed_share, errors := told.get("errors", 0.0), asked := told.get("asked", 0.0)):
+        if _surely_above(self.failed_share, errors := progress.get("errors", 0.0), asked := progress.get("asked", 0.0)):
             return f"{errors:,.0f} of {asked:,.0f} requests ended in an error, more than max_failed_share={self.failed_share:g}"
-        if _surely_above(self.unanswered_share, lacking := told.get("unanswered", 0.0), settled := told.get("settled", 0.0)):
+        if _surely_above(self.unanswered_share, lacking := progress.get("unanswered", 0.0), settled := progress.get("settled", 0.0)):
             text = "rows ended without an answer (truncated, invalid, refused, failed)"
             return f"{lacking:,.0f} of {settled:,.0f} {text}, more than max_unanswered_share={self.unanswered_share:g}"
         if self.seconds and wall >= self.seconds:
             return f"{math.ceil(wall):,} s have passed, budget_seconds={self.seconds:g} is spent"
-        if self.usd and (usd := self.spent(told, wall)) >= self.usd:
+        if self.usd and (usd := self.cost(progress, wall)) >= self.usd:
             return f"USD {usd:.4f} are spent, budget_usd={self.usd:g}"
         return ""
 

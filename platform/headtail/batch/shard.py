@@ -45,7 +45,7 @@ class Shard:
         self, job: Job, store: Storage, manifest: InputManifest, number: int, edition: int, run: str, before: Sequence[EarlierJob] = ()
     ) -> None:
         self.job, self.store, self.number, self.edition, self.run = job, store, number, edition, run
-        self.wanted = shard_requests(read_shard(store, manifest, number), job.task, job.settings, job.io_format)
+        self.requests = shard_requests(read_shard(store, manifest, number), job.task, job.settings, job.io_format)
         self.journal = self._read_journal()
         self._seconds = self.journal.seconds
         self.damaged = self.computed = 0
@@ -62,23 +62,23 @@ class Shard:
         self.resumed = len(done) - self.computed
         self.reused = pa.Table.from_batches([], schema=job.schema)
         done |= self._take_over(done, before, manifest.shards)
-        self.todo = [row for row in range(len(self.wanted)) if row not in done]
+        self.todo = [row for row in range(len(self.requests)) if row not in done]
         self._unsettled = len(self.todo)
 
     @property
     def askable(self) -> bool:
         """Whether any open row has a prompt that an engine can be asked."""
-        return any(row not in self.wanted.unrendered for row in self.todo)
+        return any(row not in self.requests.unrendered for row in self.todo)
 
     @property
     def done(self) -> int:
         """Rows that are safe, or taken over."""
-        return len(self.wanted) - len(self.todo)
+        return len(self.requests) - len(self.todo)
 
     @property
     def messages(self) -> list[list[dict[str, str]]]:
         """The messages of each row."""
-        return self.wanted.messages
+        return self.requests.messages
 
     # --- what is finished
 
@@ -128,13 +128,13 @@ class Shard:
     def _places(self, table: pa.Table) -> list[int]:
         """The position of each row of `table` in this shard; -1 for a stranger."""
         pairs = zip(table["query_key"].to_pylist(), table["answer_key"].to_pylist(), strict=True)
-        return [self.wanted.place.get(pair, -1) for pair in pairs]
+        return [self.requests.place.get(pair, -1) for pair in pairs]
 
     def _take_over(self, done: set[int], before: Sequence[EarlierJob], shards: int) -> set[int]:
         """Answers of earlier jobs to rows of this one. An answered row is taken first, then the newest of those not to be retried."""
         chosen: dict[int, tuple[bool, pa.Table, int]] = {}
         for source in before:
-            if len(done) + sum(answered for answered, _, _ in chosen.values()) == len(self.wanted):
+            if len(done) + sum(answered for answered, _, _ in chosen.values()) == len(self.requests):
                 break
             for table in source.answers(self.number, shards):
                 states, whole = table["state"].to_pylist(), complete_rows(table, self.job.top_logprobs)
@@ -154,7 +154,7 @@ class Shard:
             there.append(i)
             here.append(row)
         taken = [
-            adapt_rows(table.take(pa.array(there, pa.int64())), self.wanted.table.take(pa.array(here, pa.int64())), self.job)
+            adapt_rows(table.take(pa.array(there, pa.int64())), self.requests.table.take(pa.array(here, pa.int64())), self.job)
             for table, there, here in by_table.values()
         ]
         if taken:
@@ -180,14 +180,14 @@ class Shard:
             was = self.journal
             update: dict[str, Any] = {"crashes": was.crashes + 1}
             if was.crashes >= len(WINDOWS) and self.todo:  # rows were asked one by one: the first open one was with the engine
-                first = self.wanted.pairs[self.todo[0]][1].hex()
+                first = self.requests.pairs[self.todo[0]][1].hex()
                 update |= {"suspect": first, "crashes_alone": was.crashes_alone + 1 if was.suspect == first else 1}
             self.journal = was.model_copy(update=update)
             if self.journal.crashes_alone >= CRASHES_ALONE:
                 self._fail_poison_row()
             self._write_journal()
-            for row in [row for row in self.todo if row in self.wanted.unrendered]:
-                parsed = ParsedAnswer(State.FAILED, None, None, self.wanted.unrendered[row], None)
+            for row in [row for row in self.todo if row in self.requests.unrendered]:
+                parsed = ParsedAnswer(State.FAILED, None, None, self.requests.unrendered[row], None)
                 self.take(row, parsed, Completion(row, finish_reason="error"))
             self.flush()
             self._begun, self._since = time.monotonic(), 0
@@ -197,7 +197,7 @@ class Shard:
         if poison_rows > MAX_POISON_ROWS:
             fix = "the engine dies whatever it is asked: see its logs (HEADTAIL_WORKER_LOGS=1) and memory; finished rows are kept"
             what = f"more than {MAX_POISON_ROWS} rows of shard {self.number} killed the engine"
-            raise EngineError(what, where=self.job.path, value=self.wanted.table["query"][row].as_py(), fix=fix)
+            raise EngineError(what, where=self.job.path, value=self.requests.table["query"][row].as_py(), fix=fix)
         reason = "the engine died or hung on this row each time, last when it was asked alone"
         self.take(row, ParsedAnswer(State.FAILED, None, None, reason, None), Completion(row, finish_reason="error"))
         self.journal = self.journal.model_copy(
@@ -214,7 +214,7 @@ class Shard:
             self._unsettled -= 1
 
     @property
-    def held(self) -> int:
+    def unsaved(self) -> int:
         """Rows that were taken and are not safe."""
         return len(self._buffer) + self._leaving
 
@@ -242,14 +242,14 @@ class Shard:
             update: dict[str, Any] = {"segments": (*was.segments, ref), "runs": (*was.runs, self.run), "seconds": self._seconds}
             if self.window:
                 update["passed"] = was.passed + len(rows)
-            if not broken and self._trusted(was.passed + len(rows)):
+            if not broken and self._is_trusted(was.passed + len(rows)):
                 update |= {"crashes": min(1, was.crashes), "passed": 0, "suspect": "", "crashes_alone": 0}
             self.journal = was.model_copy(update=update)
             self._write_journal()
             self._leaving = 0
             return len(rows)
 
-    def _trusted(self, passed: int) -> bool:
+    def _is_trusted(self, passed: int) -> bool:
         """Whether the engine went on for so long since the shard was begun that its earlier crashes are forgiven."""
         if self.window:
             return passed >= PASSED_ENOUGH
@@ -265,10 +265,10 @@ class Shard:
     def _table(self, taken: Sequence[tuple[int, ParsedAnswer, Completion, float]]) -> pa.Table:
         """Rows as ANSWER rows, column by column: a dict per row costs more than all else here."""
         rows, answers, completions, seconds = zip(*taken, strict=True)
-        count, wanted = len(rows), self.wanted
+        count, requests = len(rows), self.requests
         keep = self.job.keep_logprobs
-        made: dict[str, Any] = {
-            "answer_key": [wanted.pairs[row][1] for row in rows],
+        answered: dict[str, Any] = {
+            "answer_key": [requests.pairs[row][1] for row in rows],
             **dict(zip(ParsedAnswer._fields, zip(*answers, strict=True), strict=True)),
             "finish_reason": [completion.finish_reason for completion in completions],
             "tokens_in": [completion.tokens_in for completion in completions],
@@ -280,8 +280,10 @@ class Shard:
             "logprobs": [(c.token_logprobs if keep and _first(o) else None) or None for o, c in zip(answers, completions, strict=True)],
             **(_tops(answers, completions) if self.job.top_logprobs else {}),
         }
-        asked = wanted.table.take(pa.array(rows, pa.int64()))
-        columns = [pa.array(made[field.name], field.type) if field.name in made else asked[field.name] for field in self.job.schema]
+        inputs = requests.table.take(pa.array(rows, pa.int64()))
+        columns = [
+            pa.array(answered[field.name], field.type) if field.name in answered else inputs[field.name] for field in self.job.schema
+        ]
         return pa.Table.from_arrays(
             [_cast(column, field.type) for column, field in zip(columns, self.job.schema, strict=True)], schema=self.job.schema
         )
@@ -301,14 +303,14 @@ class Shard:
         """Check every row, write the answers, publish. When another writer was first, what it published counts."""
         self.flush()
         table = sort_answers(pa.concat_tables(self._tables).combine_chunks() if self._tables else self.job.schema.empty_table())
-        check_rows(table, self.wanted, f"{self.job.path}, shard {self.number}")
+        check_rows(table, self.requests, f"{self.job.path}, shard {self.number}")
         failed = table.filter(pc.equal(table["state"], State.FAILED))
         made = ShardReceipt(
             shard=self.number,
             edition=self.edition,
             answers=write_table(self.store, self.job.answers_path(self.number, uuid.uuid4().hex[:8]), table),
             rows=table.num_rows,
-            duplicates=self.wanted.duplicates,
+            duplicates=self.requests.duplicates,
             states=dict(sorted(Counter(table["state"].to_pylist()).items())),
             failed_runs=dict(sorted(Counter(failed["runs"].to_pylist()).items())),
             reasons=dict(Counter(failed["reason"].to_pylist()).most_common(_LISTED)),
@@ -325,7 +327,7 @@ class Shard:
         path = self.job.receipt_path(self.number, self.edition)
         held = write_once(self.store, path, made.model_dump_json(indent=1).encode())
         self.published = True
-        self.wanted, self._tables = _NOTHING, []  # the worker keeps the shard, not its rows
+        self.requests, self._tables = _NOTHING, []  # the worker keeps the shard, not its rows
         self.reused = self.reused.slice(0, 0)
         return record.parse_record(ShardReceipt, held, self.store.uri(path))
 

@@ -89,21 +89,23 @@ def _order(query_keys: pa.Array | pa.ChunkedArray, answer_keys: pa.Array | pa.Ch
     return np.asarray(np.lexsort((*key_words(answer_keys)[::-1], *key_words(query_keys)[::-1])))
 
 
-def check_rows(table: pa.Table, asked: ShardRequests, where: str) -> None:
+def check_rows(table: pa.Table, requests: ShardRequests, where: str) -> None:
     """LedgerError unless `table`, in order, holds each asked pair exactly once: an anti-join both ways that names rows."""
-    mine = [pa.array([pair[i] for pair in asked.pairs], KEY) for i in (0, 1)]
+    mine = [pa.array([pair[i] for pair in requests.pairs], KEY) for i in (0, 1)]
     order = _order(*mine)
     wanted_words = [word[order] for keys in mine for word in key_words(keys)]
     given_words = [word for name in ("query_key", "answer_key") for word in key_words(table[name])]
     strange = set(pc.unique(table["state"]).to_pylist()) - _STATES
     if not strange and all(np.array_equal(a, b) for a, b in zip(wanted_words, given_words, strict=True)):
         return
-    texts = query_texts(asked.table) | query_texts(table)
-    said = pair_differences(asked.pairs, list(zip(table["query_key"].to_pylist(), table["answer_key"].to_pylist(), strict=True)), texts)
-    said = "; ".join(filter(None, [said, *(f"unknown state {state}" for state in strange)]))
+    texts = query_texts(requests.table) | query_texts(table)
+    problem = pair_differences(
+        requests.pairs, list(zip(table["query_key"].to_pylist(), table["answer_key"].to_pylist(), strict=True)), texts
+    )
+    problem = "; ".join(filter(None, [problem, *(f"unknown state {state}" for state in strange)]))
     fix = "nothing of this shard was published; run again, and report this if it stays"
-    value = f"{len(asked)} rows in, {table.num_rows} out"
-    raise LedgerError(f"rows do not add up: {said or 'they are out of order'}", where=where, value=value, fix=fix)
+    value = f"{len(requests)} rows in, {table.num_rows} out"
+    raise LedgerError(f"rows do not add up: {problem or 'they are out of order'}", where=where, value=value, fix=fix)
 
 
 def query_texts(table: pa.Table) -> dict[bytes, str]:
@@ -111,14 +113,14 @@ def query_texts(table: pa.Table) -> dict[bytes, str]:
     return dict(zip(table["query_key"].to_pylist(), table["query"].to_pylist(), strict=True))
 
 
-def pair_differences(asked: Sequence[Pair], given: Sequence[Pair], queries: dict[bytes, str]) -> str:
+def pair_differences(requests: Sequence[Pair], answers: Sequence[Pair], queries: dict[bytes, str]) -> str:
     """In words: which pairs are missing, not asked for or there twice, with a few of them named."""
     counts: dict[Pair, int] = {}
-    for pair in given:
+    for pair in answers:
         counts[pair] = counts.get(pair, 0) + 1
-    known = set(asked)
+    known = set(requests)
     problems = {
-        "missing": [pair for pair in asked if pair not in counts],
+        "missing": [pair for pair in requests if pair not in counts],
         "not asked for": [pair for pair in counts if pair not in known],
         "twice": [pair for pair, count in counts.items() if count > 1],
     }

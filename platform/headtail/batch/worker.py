@@ -34,7 +34,7 @@ from headtail.core.errors import EngineError, HeadtailError
 from headtail.core.rows import State
 from headtail.core.secrets import hide
 from headtail.engines import Completion, Engine, Request, open_engine
-from headtail.engines.models import find_model, same_weights
+from headtail.engines.models import check_weights, find_model
 
 _PASS_BACKOFF_S = 1.0  # before rows with transient errors are asked once more; doubles
 _LONGEST_BACKOFF_S = 30.0
@@ -78,7 +78,7 @@ class Worker:
         self._reply: Any = None
 
     @cached_property
-    def before(self) -> list[EarlierJob]:
+    def earlier(self) -> list[EarlierJob]:
         """Earlier jobs whose answers may be taken over. Not read when the actor starts: an error there would be hidden by Ray's retries."""
         return earlier_jobs(self.store, self.job)
 
@@ -104,25 +104,25 @@ class Worker:
         self.report_progress()
         return [made[ask.shard] for ask in asks if ask.shard in made]
 
-    def _unpublished(self, asks: Sequence[Ask], made: dict[int, ShardReceipt]) -> list[Ask]:
+    def _unpublished(self, asks: Sequence[Ask], receipts: dict[int, ShardReceipt]) -> list[Ask]:
         """What is not published yet. A task that Ray repeats, or an engine that broke, may leave published shards behind."""
         for ask in asks:
-            if ask.shard not in made and self.store.exists(self.job.receipt_path(ask.shard, ask.edition)):
-                made[ask.shard] = read_receipt(self.job, self.store, ask.shard, ask.edition)
-        return [ask for ask in asks if ask.shard not in made]
+            if ask.shard not in receipts and self.store.exists(self.job.receipt_path(ask.shard, ask.edition)):
+                receipts[ask.shard] = read_receipt(self.job, self.store, ask.shard, ask.edition)
+        return [ask for ask in asks if ask.shard not in receipts]
 
     def open(self, ask: Ask) -> Shard:
         """The shard, with what is finished of it; that much is told to the meter once."""
-        shard = Shard(self.job, self.store, self.manifest, ask.shard, ask.edition, self.run, self.before)
+        shard = Shard(self.job, self.store, self.manifest, ask.shard, ask.edition, self.run, self.earlier)
         self._done[ask.shard] = shard.done
         self._before.setdefault(ask.shard, shard.journal.seconds)
         return shard
 
-    def _run_feed(self, feed: _ChainFeed | _WindowFeed, made: dict[int, ShardReceipt]) -> None:
+    def _run_feed(self, feed: _ChainFeed | _WindowFeed, receipts: dict[int, ShardReceipt]) -> None:
         """Run a feed to its end or until the engine breaks; what is finished is safe in either case."""
         try:
             for receipt in feed.run():
-                made[receipt.shard] = receipt
+                receipts[receipt.shard] = receipt
         except HeadtailError:
             feed.save()
             raise  # ours, on purpose: the job cannot go on
@@ -146,7 +146,7 @@ class Worker:
         if self.engine is None:
             begun = time.monotonic()
             self._count_start()
-            found = same_weights(find_model(self.job.model, self.store), self.job.digest)
+            found = check_weights(find_model(self.job.model, self.store), self.job.digest)
             sampling = self.job.task.file.sampling.model_dump()
             bound = self.job.io_format.bound(self.job.task, sampling["max_tokens"])
             with watchdog(self.job.stall_seconds + _START_S):
@@ -197,8 +197,8 @@ class Worker:
             except ray.exceptions.RayError as error:  # it comes back elsewhere; until then the bar stands still
                 print(f"the meter did not answer: {error}", file=sys.stderr, flush=True)
             self._reply = None
-        told = self.meter.add.remote(self._done, self._before, **self._news)
-        self._reply = told if self._reply is None else self._reply
+        reply = self.meter.add.remote(self._done, self._before, **self._news)
+        self._reply = reply if self._reply is None else self._reply
         self._done, self._before, self._news = {}, {}, defaultdict(float)
 
     def take(self, shard: Shard, row: int, completion: Completion, seconds: float) -> bool:
@@ -221,7 +221,9 @@ class Worker:
         if parsed.state != State.ANSWERED:
             news["unanswered"] += 1
             self._note(f"{parsed.state}: {parsed.reason}")
-        if shard.held >= self.job.flush_rows or flush_late(shard.held, self.settled, time.monotonic() - self.begun, self.job.flush_seconds):
+        if shard.unsaved >= self.job.flush_rows or flush_late(
+            shard.unsaved, self.settled, time.monotonic() - self.begun, self.job.flush_seconds
+        ):
             self.flush(shard)
         return True
 
@@ -256,7 +258,7 @@ class _ChainFeed:
                 self.save(broken=False)
                 time.sleep(min(wait, _LONGEST_BACKOFF_S))
                 wait *= 2
-                self._pass(self._again())
+                self._pass(self._retries())
             for publishing in self._publishing:
                 yield publishing.result()
 
@@ -316,7 +318,7 @@ class _ChainFeed:
             self._handed[place] += 1
             yield Request(place * _ROWS + row, messages[row])
 
-    def _again(self) -> Iterator[Request]:
+    def _retries(self) -> Iterator[Request]:
         for place, shard in enumerate(self.shards):
             for row in list(shard.todo):
                 self._handed[place] += 1

@@ -59,9 +59,9 @@ def collect_snapshots(
     """
     work = _Collection(store, needed, older_than, dry_run)
     for snapshot in sorted({*work.begun, *also}):
-        work.published(snapshot)
+        work.collect_published(snapshot)
     for snapshot, files in _files_by_snapshot(store).items():
-        work.unfinished(snapshot, files)
+        work.collect_unfinished(snapshot, files)
     return CollectionReport(dry_run=dry_run, gone=(*work.gone, *_litter(store, dry_run)), kept=work.kept)
 
 
@@ -82,7 +82,7 @@ class _Collection:
             for entry in append_log.read_entry_records(self.store, PublishStart, LOG)
         }
 
-    def published(self, snapshot: str) -> None:
+    def collect_published(self, snapshot: str) -> None:
         """A snapshot with a manifest."""
         if not self.store.exists(manifest_path(snapshot)):
             return
@@ -97,7 +97,7 @@ class _Collection:
         size = sum(ref.bytes for ref in manifest.files.values())
         self._take(snapshot, RemovedItem(what="snapshot", path=snapshot_path(snapshot), bytes=size, since=manifest.created), stays)
 
-    def unfinished(self, snapshot: str, files: list[StoredFile]) -> None:
+    def collect_unfinished(self, snapshot: str, files: list[StoredFile]) -> None:
         """Files without a manifest: a publish or a collection was killed, or is at work."""
         path, marked = snapshot_path(snapshot), any(one.path == mark_path(snapshot) for one in files)
         if path in {one.path for one in self.gone}:
@@ -161,13 +161,13 @@ def _litter(store: Storage, dry_run: bool) -> list[RemovedItem]:
     ]
 
 
-def collection_table(found: CollectionReport) -> Table:
+def collection_table(report: CollectionReport) -> Table:
     """A CollectionReport for people."""
-    verb = "would go" if found.dry_run else "gone"
-    title = f"{len(found.gone)} {verb}, {found.bytes / 1e9:,.2f} GB; {len(found.kept)} snapshots stay"
+    verb = "would go" if report.dry_run else "gone"
+    title = f"{len(report.gone)} {verb}, {report.bytes / 1e9:,.2f} GB; {len(report.kept)} snapshots stay"
     table = Table("", "path", "GB", "since, or why it stays", title=title, title_justify="left")
-    for one in found.gone:
+    for one in report.gone:
         table.add_row(f"{verb}: {one.what}", one.path, f"{one.bytes / 1e9:,.3f}", one.since)
-    for snapshot, reason in found.kept.items():
+    for snapshot, reason in report.kept.items():
         table.add_row("stays", snapshot_path(snapshot), "", reason)
     return table

@@ -128,11 +128,11 @@ class ModelFormat(IOFormat):
             return ParsedText(None, f"not in the compact format: {error}", [])
         return ParsedText(*task.parse(task.dump(found.answer)), found.spans)
 
-    def as_json(self, task: Task, text: str, found: ParsedText) -> str:
-        """`text`, in which `found` was seen, as the task's JSON; what stands for no answer is no JSON either."""
+    def as_json(self, task: Task, text: str, parsed: ParsedText) -> str:
+        """`text`, of which `parsed` was made, as the task's JSON; what stands for no answer is no JSON either."""
         if self.output == "json":
             return text
-        return "" if found.problem else task.dump(found.answer)
+        return "" if parsed.problem else task.dump(parsed.answer)
 
 
 DEFAULT = ModelFormat()
@@ -158,18 +158,18 @@ def merge_system_message(messages: Sequence[dict[str, str]]) -> list[dict[str, s
     return rest
 
 
-def format_for(task: Task, chosen: IOFormat, kind: Kind = "decoder") -> ModelFormat:
+def format_for(task: Task, io_format: IOFormat, kind: Kind = "decoder") -> ModelFormat:
     """The I/O format of a student of `kind` for `task`; the default one when nothing in it differs. ConfigError when it cannot be."""
-    if kind == "encoder" and chosen.output != "json":
+    if kind == "encoder" and io_format.output != "json":
         raise ConfigError(
-            "an encoder writes no text that could be compact", where="io_format.output", value=chosen.output, fix="leave it at json"
+            "an encoder writes no text that could be compact", where="io_format.output", value=io_format.output, fix="leave it at json"
         )
     fmt = ModelFormat(
-        **chosen.model_dump(),
+        **io_format.model_dump(),
         kind=kind,
         task=task.name,
         schema_digest=fingerprint(task.schema),
-        compact_version=VERSION if chosen.output != "json" else 0,
+        compact_version=VERSION if io_format.output != "json" else 0,
     )
     return DEFAULT if fmt.default else fmt.check(task)
 

@@ -220,15 +220,15 @@ def _limit(value: Any) -> Any:
     return value
 
 
-def _spend_first(given: Callable[..., Any]) -> Callable[..., Any]:
+def _spend_first(function: Callable[..., Any]) -> Callable[..., Any]:
     """A filter that spends its work before it is done."""
-    first = getattr(getattr(given, "jinja_pass_arg", None), "name", "")  # context, eval_context, environment or none of them
+    first = getattr(getattr(function, "jinja_pass_arg", None), "name", "")  # context, eval_context, environment or none of them
 
     @jinja2.pass_context
     def run(context: _Meter, value: Any, *args: Any, **named: Any) -> Any:
         context.spend(max(1, _size(value)) * _sizes(*args, *named.values()))
         before = {"context": (context,), "eval_context": (context.eval_ctx,), "environment": (context.environment,)}.get(first, ())
-        return _limit(given(*before, value, *args, **named))
+        return _limit(function(*before, value, *args, **named))
 
     return run
 

@@ -44,9 +44,9 @@ class ScoreConfig(Config):
     ignore: tuple[str, ...] = Field((), description="spans: labels that do not count, such as none")
 
 
-def score_answer(config: ScoreConfig, wanted: Any, given: Any) -> Counts:
+def score_answer(config: ScoreConfig, expected: Any, given: Any) -> Counts:
     """Counts for one row. No answer (None) is all units wanted and missed."""
-    want, got = Counter(_units(config, wanted)), Counter(_units(config, given))
+    want, got = Counter(_units(config, expected)), Counter(_units(config, given))
     hit = sum((want & got).values())
     return Counts(hit, sum(got.values()) - hit, sum(want.values()) - hit)
 

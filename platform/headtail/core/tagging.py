@@ -161,21 +161,21 @@ def _refuse(task: str, field: str, why: str) -> None:
 
 
 def with_corrections(
-    found: Scheme, rows: Iterable[tuple[str, Any]], limit: int, least: int = 2, letters: int = 4
+    scheme: Scheme, rows: Iterable[tuple[str, Any]], limit: int, least: int = 2, letters: int = 4
 ) -> tuple[Scheme, dict[str, int]]:
-    """`found` with the spellings that answers use: words of `letters` letters or more and all that replaced a word, by frequency.
+    """`scheme` with the spellings that answers use: words of `letters` letters or more and all that replaced a word, by frequency.
 
     `rows`: queries and parsed answers. A spelling counts when `least` answers hold it; none do when hardly an answer (fewer than
     `least`, or one in RESPELT) is spelt otherwise than its query. Also returns how many rows hold each.
     """
-    if found.spans is None or not limit:
-        return found, {}
+    if scheme.spans is None or not limit:
+        return scheme, {}
     counts: Counter[str] = Counter()
     left_out = respelt = asked = 0
     for query, given in rows:
         spoken = word_spans(query)
         texts = [query[a:b] for a, b in spoken]
-        pieces = _pieces(found.spans, given)
+        pieces = _pieces(scheme.spans, given)
         held = {text[a:b] for text, _ in pieces for a, b in word_spans(text) if b - a >= letters}
         steps = [step for step in _align(texts, pieces) if NONE not in (step.word, step.piece)]
         left_out += any(not step.text for step in steps)
@@ -183,10 +183,10 @@ def with_corrections(
         respelt, asked = respelt + bool(changed), asked + 1
         counts.update(held | changed)
     if respelt < max(least, asked / RESPELT):
-        return found.model_copy(update={"deletes": left_out >= least}), {}
+        return scheme.model_copy(update={"deletes": left_out >= least}), {}
     kept = [word for word, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])) if count >= least][:limit]
     update = {"corrections": tuple(kept), "deletes": left_out >= least}
-    return found.model_copy(update=update), {word: counts[word] for word in kept}
+    return scheme.model_copy(update=update), {word: counts[word] for word in kept}
 
 
 # --- answer -> labels
@@ -200,16 +200,16 @@ class _Step(NamedTuple):
     text: str
 
 
-def encode_tags(found: Scheme, query: str, given: Any, fixes: Mapping[str, int] | None = None) -> Tags:
+def encode_tags(scheme: Scheme, query: str, answer: Any, fixes: Mapping[str, int] | None = None) -> Tags:
     """The labels nearest to a parsed answer. `fixes`: number of each correction, to spare making it again for each row."""
     if fixes is None:
-        fixes = fix_numbers(found)
+        fixes = fix_numbers(scheme)
     spoken = word_spans(query)
     kinds, labels, chosen = [OUTSIDE] * len(spoken), [NONE] * len(spoken), [KEEP] * len(spoken)
-    if found.spans is not None:
+    if scheme.spans is not None:
         texts = [query[a:b] for a, b in spoken]
-        pieces = _pieces(found.spans, given)
-        number = {label: i for i, label in enumerate(found.spans.labels)}
+        pieces = _pieces(scheme.spans, answer)
+        number = {label: i for i, label in enumerate(scheme.spans.labels)}
         last = NONE
         for step in _align(texts, pieces):
             if step.word == NONE or step.piece == NONE:
@@ -218,32 +218,32 @@ def encode_tags(found: Scheme, query: str, given: Any, fixes: Mapping[str, int] 
             kinds[at] = INSIDE if step.piece == last else BEGIN
             labels[at] = number.get(pieces[step.piece][1], NONE)
             if step.text != texts[at]:
-                chosen[at] = fixes.get(step.text, KEEP) if step.text else DELETE if found.deletes else KEEP
+                chosen[at] = fixes.get(step.text, KEEP) if step.text else DELETE if scheme.deletes else KEEP
             last = step.piece
-    values = tuple(_value(head, given) for head in found.fields)
+    values = tuple(_value(head, answer) for head in scheme.fields)
     made = Tags(tuple(kinds), tuple(labels), tuple(chosen), values, False)
-    return made._replace(exact=_same(decode_tags(found, query, made), given))
+    return made._replace(exact=_same(decode_tags(scheme, query, made), answer))
 
 
-def fix_numbers(found: Scheme) -> dict[str, int]:
+def fix_numbers(scheme: Scheme) -> dict[str, int]:
     """Number of each correction."""
-    return {word: FIRST_FIX + i for i, word in enumerate(found.corrections)}
+    return {word: FIRST_FIX + i for i, word in enumerate(scheme.corrections)}
 
 
-def _value(head: FieldHead, given: Any) -> int:
-    held = canonical(given[head.name]) if isinstance(given, dict) and head.name in given else ABSENT
+def _value(head: FieldHead, value: Any) -> int:
+    held = canonical(value[head.name]) if isinstance(value, dict) and head.name in value else ABSENT
     return head.values.index(held) if held in head.values else NONE
 
 
-def _pieces(spans: Spans, given: Any) -> list[tuple[str, str]]:
+def _pieces(spans: Spans, answer: Any) -> list[tuple[str, str]]:
     """(text, canonical label) of each piece of an answer."""
-    found = given.get(spans.name) if isinstance(given, dict) else None
-    pieces = found if isinstance(found, list) else []
+    value = answer.get(spans.name) if isinstance(answer, dict) else None
+    pieces = value if isinstance(value, list) else []
     return [(str(piece.get(spans.text, "")), canonical(piece.get(spans.label))) for piece in pieces if isinstance(piece, dict)]
 
 
-def _same(made: Any, given: Any) -> bool:
-    return canonical(made) == canonical(given)
+def _same(decoded: Any, answer: Any) -> bool:
+    return canonical(decoded) == canonical(answer)
 
 
 def _align(texts: Sequence[str], pieces: Sequence[tuple[str, str]]) -> list[_Step]:
@@ -324,22 +324,22 @@ def _fill_gaps(steps: list[_Step]) -> list[_Step]:
 # --- labels -> answer
 
 
-def decode_tags(found: Scheme, query: str, made: Tags) -> dict[str, Any]:
+def decode_tags(scheme: Scheme, query: str, tags: Tags) -> dict[str, Any]:
     """The answer that labels stand for. May break the schema's bounds (too many pieces): then it is no answer, see `outcome`."""
     plain: dict[str, Any] = {}
-    if found.spans is not None:
-        plain[found.spans.name] = [
-            {found.spans.text: "".join(parts), found.spans.label: json.loads(found.spans.labels[label])}
-            for _, parts, label in decode_pieces(found, query, word_spans(query), made.kinds, made.labels, made.fixes)
+    if scheme.spans is not None:
+        plain[scheme.spans.name] = [
+            {scheme.spans.text: "".join(parts), scheme.spans.label: json.loads(scheme.spans.labels[label])}
+            for _, parts, label in decode_pieces(scheme, query, word_spans(query), tags.kinds, tags.labels, tags.fixes)
         ]
-    for head, value in zip(found.fields, made.values, strict=True):
+    for head, value in zip(scheme.fields, tags.values, strict=True):
         if value != NONE and head.values[value] != ABSENT:
             plain[head.name] = json.loads(head.values[value])
-    return {name: plain[name] for name in found.order if name in plain}
+    return {name: plain[name] for name in scheme.order if name in plain}
 
 
 def decode_pieces(
-    found: Scheme, query: str, spoken: Sequence[tuple[int, int]], kinds: Sequence[int], labels: Sequence[int], fixes: Sequence[int]
+    scheme: Scheme, query: str, spoken: Sequence[tuple[int, int]], kinds: Sequence[int], labels: Sequence[int], fixes: Sequence[int]
 ) -> list[tuple[int, list[str], int]]:
     """Each piece as its first word, the texts of its words (each with the gap before it; empty when left out) and its label.
 
@@ -361,7 +361,7 @@ def decode_pieces(
         if fix == DELETE:
             parts.append("")
         else:
-            text = query[start:stop] if fix == KEEP else found.corrections[fix - FIRST_FIX]
+            text = query[start:stop] if fix == KEEP else scheme.corrections[fix - FIRST_FIX]
             parts.append(text if empty else query[end:start] + text)
             empty = False
         end = stop

@@ -158,9 +158,9 @@ class Task:
         """The answer given when no model can: schema-valid for every query that fits the schema's bounds."""
         return _substitute(self.file.fallback, query)
 
-    def score(self, wanted: Any, given: Any) -> Counts:
-        """Units right, wrong and missed in `given` against `wanted`."""
-        return score_answer(self.file.score, wanted, given)
+    def score(self, expected: Any, given: Any) -> Counts:
+        """Units right, wrong and missed in `given` against `expected`."""
+        return score_answer(self.file.score, expected, given)
 
     @cached_property
     def answer_settings(self) -> dict[str, Any]:

@@ -89,13 +89,13 @@ class BatchEngine:
         self._model = None  # twice is once
 
 
-def cut_batches(asked: Sequence[T], length: Callable[[T], int], rows: int, tokens: int) -> Iterator[Sequence[T]]:
-    """`asked` in order of length, a batch at a time: at most `rows` rows and, padded, `tokens` tokens; never less than a row."""
-    asked = sorted(asked, key=length)
+def cut_batches(prompts: Sequence[T], length: Callable[[T], int], rows: int, tokens: int) -> Iterator[Sequence[T]]:
+    """`prompts` in order of length, a batch at a time: at most `rows` rows and, padded, `tokens` tokens; never less than a row."""
+    prompts = sorted(prompts, key=length)
     begin = 0
-    while begin < len(asked):
-        end = min(begin + rows, len(asked))
-        while end - begin > 1 and (end - begin) * length(asked[end - 1]) > tokens:
-            end = begin + max(1, min(end - begin - 1, tokens // length(asked[end - 1])))
-        yield asked[begin:end]
+    while begin < len(prompts):
+        end = min(begin + rows, len(prompts))
+        while end - begin > 1 and (end - begin) * length(prompts[end - 1]) > tokens:
+            end = begin + max(1, min(end - begin - 1, tokens // length(prompts[end - 1])))
+        yield prompts[begin:end]
         begin = end

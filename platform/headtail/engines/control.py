@@ -39,8 +39,8 @@ class Encoder:
         inside = {token: f"{mark}i{number:06}" for number, token in enumerate(tokens)}  # what only the copy takes for a control token
         typed = {token: f"{mark}o{number:06}" for number, token in enumerate(tokens)}  # stands for one that a person typed
         rendered = inside | {name: token for token, name in typed.items()}
-        self._hide, self._show = _replacing(typed), _replacing(rendered)
-        self._copy = Tokenizer.from_str(json.dumps(_renamed(plain, inside)))
+        self._hide, self._show = _replacer(typed), _replacer(rendered)
+        self._copy = Tokenizer.from_str(json.dumps(_rename_tokens(plain, inside)))
         self._copy.no_padding()
         self._copy.no_truncation()
 
@@ -98,7 +98,7 @@ def _control(added: Iterable[Mapping[str, Any]], template: str | Mapping[str, st
     }
 
 
-def _replacing(names: Mapping[str, str]) -> Callable[[str], str]:
+def _replacer(names: Mapping[str, str]) -> Callable[[str], str]:
     """A function that gives each of `names` in a text its other name, the longest first, as tokenizers find them."""
     pattern = re.compile(_any_of(names) or "(?!)")
     return lambda text: pattern.sub(lambda found: names[found[0]], text)
@@ -114,7 +114,7 @@ def _any_of(words: Iterable[str]) -> str:
     return f"(?:{branches})" + ("?" if ends else "") if branches else ""
 
 
-def _renamed(plain: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _rename_tokens(plain: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """A tokenizer.json in which tokens have other `names` and the same ids, and no text can be put together to one of them."""
     for token in plain["added_tokens"]:
         token["content"] = names.get(token["content"], token["content"])

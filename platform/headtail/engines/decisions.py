@@ -168,7 +168,7 @@ class AnswerWriter:
                 continue
             comma = ", "
         out.glue("}")
-        return out.done()
+        return out.finish()
 
     def _pieces(self, out: _Parts, query: str, spoken: Sequence[tuple[int, int]], decided: Decisions) -> None:
         spans = self.scheme.spans
@@ -222,7 +222,7 @@ class _Parts:
         for i, (text, logprob) in enumerate(zip(texts, logprobs, strict=True)):
             self._put(text + '"' if i == len(texts) - 1 else text, logprob)
 
-    def done(self) -> tuple[tuple[str, ...], tuple[float, ...], int]:
+    def finish(self) -> tuple[tuple[str, ...], tuple[float, ...], int]:
         if self._glue:
             self.texts.append(self._glue)
             self.logprobs.append(_FORCED)

@@ -120,9 +120,9 @@ class EngineThread:
         for output in outputs:
             self._finish_row(output.request_id, output)
 
-    def _finish_row(self, name: str, found: Any) -> None:
+    def _finish_row(self, name: str, outcome: Any) -> None:
         if (future := self._futures.pop(name, None)) is not None:
-            _set(future, found)
+            _set(future, outcome)
 
     def _watch(self) -> None:
         wait([process.sentinel for process in self.processes])
@@ -136,10 +136,10 @@ class EngineThread:
                 _set(self._futures.popitem()[1], self.error)
 
 
-def _set(future: Future[Any], found: Any) -> None:
+def _set(future: Future[Any], outcome: Any) -> None:
     if not future.set_running_or_notify_cancel():
         return
-    if isinstance(found, BaseException):
-        future.set_exception(found)
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
     else:
-        future.set_result(found)
+        future.set_result(outcome)

@@ -134,10 +134,10 @@ class Masks:
         self._compiled = compiler.compile_grammar(text)
         self.how = describe_bound(bound)
         self._xgrammar, self._width = xgrammar, width
-        self._spoken = self._allowed(tokenizer, ends)
+        self._spoken = self._allowed_tokens(tokenizer, ends)
         self._filler = xgrammar.BatchGrammarMatcher(threads)
 
-    def _allowed(self, tokenizer: Any, ends: list[int]) -> Any:
+    def _allowed_tokens(self, tokenizer: Any, ends: list[int]) -> Any:
         """All tokens but special ones: to xgrammar these are text, such as <|user|>, but they add none to an answer."""
         import torch
 

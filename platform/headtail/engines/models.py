@@ -84,13 +84,13 @@ def resolve_weights(model: str, revision: str, store: Storage, fetch: bool = Tru
     return ResolvedModel(model, f"hub:{model}@{revision}", model)
 
 
-def same_weights(found: ResolvedModel, digest: str) -> ResolvedModel:
-    """`found` in a worker, when it is what the driver of the job saw; ConfigError when this node holds other weights under that name."""
-    if found.digest != digest:
+def check_weights(model: ResolvedModel, digest: str) -> ResolvedModel:
+    """`model` in a worker, when it is what the driver of the job saw; ConfigError when this node holds other weights under that name."""
+    if model.digest != digest:
         fix = "give every node the same files, or name what all nodes fetch alike: a hub id with its commit, or distill/<fingerprint>"
-        where = f"{found.path} on the node {socket.gethostname()}"
-        raise ConfigError("a node has other weights than the job", where=where, value=f"{found.digest} there, {digest} in the job", fix=fix)
-    return found
+        where = f"{model.path} on the node {socket.gethostname()}"
+        raise ConfigError("a node has other weights than the job", where=where, value=f"{model.digest} there, {digest} in the job", fix=fix)
+    return model
 
 
 def weights_digest(folder: Path) -> str:

@@ -47,7 +47,7 @@ class NullEngine:
                 log.write(b".")
             if delay:
                 self._take(delay)
-            if faults and "!" in text and (broken := self._broken(request, text)):
+            if faults and "!" in text and (broken := self._faulty_completion(request, text)):
                 yield broken
                 continue
             said = answer(text)
@@ -69,7 +69,7 @@ class NullEngine:
         if self._log is not None:
             self._log.close()
 
-    def _broken(self, request: Request, text: str) -> Completion | None:
+    def _faulty_completion(self, request: Request, text: str) -> Completion | None:
         word = next((word for word in _WORDS if word in text), "")
         if word == "!exit":
             os._exit(137)  # as a GPU driver or the kernel's memory killer would

@@ -179,7 +179,7 @@ class OpenAIEngine:
 
     def _read(self, row: int, response: httpx.Response, sent: dict[str, Any]) -> Completion:
         status = response.status_code
-        self._end_when_all_is_lost(response)
+        self._raise_fatal(response)
         if status in (400, 422):
             return self._misfit(row, response, sent)
         if status != 200:
@@ -204,7 +204,7 @@ class OpenAIEngine:
             raise ConfigError(said, where=setting.where, value=f"model {self._model}", fix=setting.fix)
         return Completion(row, finish_reason="error", error=f"{said} ({setting.where}: {setting.fix})")
 
-    def _end_when_all_is_lost(self, response: httpx.Response) -> None:
+    def _raise_fatal(self, response: httpx.Response) -> None:
         """Raise for what no other row would fare better with: ConfigError for key, URL and model, EngineError for an empty account."""
         status, said = response.status_code, f"the endpoint answered {response.status_code}: {self._excerpt(response)}"
         self._forbidden += status == 403

@@ -93,7 +93,7 @@ def length_problem(prompt: Sequence[int], limit: int) -> str:
     return "" if 0 < len(prompt) < limit else f"the prompt has {len(prompt)} tokens; with an answer it must fit into max_model_len={limit}"
 
 
-def vocabulary(tokenizer: Any) -> str:
+def vocabulary_fingerprint(tokenizer: Any) -> str:
     """Fingerprint of what each token id stands for: two tokenizers whose ids mean the same have the same."""
     return fingerprint(tokenizer.get_vocab())
 

@@ -292,7 +292,7 @@ def _prompt(ids: list[int]) -> Any:
     return tokens_input(ids)
 
 
-def _start(config: ModelConfig, found: dict[str, Any]) -> Any:
+def _start(config: ModelConfig, settings: dict[str, Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's and vLLM's deprecations are theirs
         import torch
@@ -302,10 +302,10 @@ def _start(config: ModelConfig, found: dict[str, Any]) -> Any:
         from vllm import EngineArgs, LLMEngine
 
         try:
-            return LLMEngine.from_engine_args(EngineArgs(**found), enable_multiprocessing=has_engine_process(config))
+            return LLMEngine.from_engine_args(EngineArgs(**settings), enable_multiprocessing=has_engine_process(config))
         except Exception as error:
             fix = "headtail doctor checks versions, GPU and memory; lower kv_cache_gib or gpu_memory_utilization if memory is short"
-            raise EngineError(f"vLLM did not start: {type(error).__name__}: {error}", where=found["model"], fix=fix) from error
+            raise EngineError(f"vLLM did not start: {type(error).__name__}: {error}", where=settings["model"], fix=fix) from error
 
 
 def sampling_params(sampling: dict[str, Any], grammar: str, top: int = 0) -> Any:

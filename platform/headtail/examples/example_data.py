@@ -204,14 +204,14 @@ def misspell(text: str, variant: int) -> str:
 _COARSE = {"topic": "what", "name": "what", "location": "where", "time": "when"}
 
 
-def right_answers(found: Meaning) -> dict[str, dict[str, Any]]:
+def right_answers(meaning: Meaning) -> dict[str, dict[str, Any]]:
     """The right answer of each task that the example data know, by task name."""
     return {
-        "query_segmentation": {"segments": [{"text": text, "label": label} for text, label in found.segments]},
-        "query_intent": {"intent": found.intent},
-        "query_correction": {"text": found.text},
-        "query_chunking": {"segments": [text for text, _ in found.segments]},
-        "query_tagging": {"segments": [{"text": text, "label": _COARSE.get(label, "other")} for text, label in found.segments]},
+        "query_segmentation": {"segments": [{"text": text, "label": label} for text, label in meaning.segments]},
+        "query_intent": {"intent": meaning.intent},
+        "query_correction": {"text": meaning.text},
+        "query_chunking": {"segments": [text for text, _ in meaning.segments]},
+        "query_tagging": {"segments": [{"text": text, "label": _COARSE.get(label, "other")} for text, label in meaning.segments]},
     }
 
 

@@ -54,7 +54,7 @@ def read_moment(text: str) -> tuple[str, str]:
         return "", f"at: {text[:40]} is not a time; write 2026-01-31T12:00:00Z or leave it empty"
 
 
-def read_answer(task: Task, text: str) -> tuple[str | None, str]:
+def canonical_answer(task: Task, text: str) -> tuple[str | None, str]:
     """(canonical answer, "") or (None, what is wrong). Read as `human.parse` reads people's labels."""
     if len(text) > ANSWER_CHARS:
         return None, f"{len(text):,} characters; at most {ANSWER_CHARS:,} are taken"
@@ -68,16 +68,16 @@ def resolve_verdict(task: Task, verdict: str, answer: str | None, before: str | 
         return None, f"verdict: {verdict[:40]!r} is not one of {', '.join(VERDICTS)}" if verdict else "verdict: empty"
     if verdict == DROP:
         return None, "answer: a dropped row has none; empty it, or call it correct" if answer else ""
-    looked_at, problem = read_answer(task, before) if before is not None else (None, "there is no answer")
+    looked_at, problem = canonical_answer(task, before) if before is not None else (None, "there is no answer")
     if verdict == ACCEPT:
         if looked_at is None:
             return None, f"this answer cannot be accepted: {problem}"
-        if answer and read_answer(task, answer)[0] != looked_at:
+        if answer and canonical_answer(task, answer)[0] != looked_at:
             return None, "answer: it is not the one that was looked at; call it correct"
         return looked_at, ""
     if not answer:
         return None, "answer: empty; a correction needs one"
-    stored, problem = read_answer(task, answer)
+    stored, problem = canonical_answer(task, answer)
     if problem:
         return None, f"answer: {problem}"
     if stored == looked_at:

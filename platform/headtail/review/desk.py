@@ -16,7 +16,7 @@ import numpy as np
 from headtail import __version__
 from headtail.adapters.storage import Storage
 from headtail.core.task import Task
-from headtail.review.decision import CORRECT, Decision, current_moment, read_answer, read_person, resolve_verdict
+from headtail.review.decision import CORRECT, Decision, canonical_answer, current_moment, read_person, resolve_verdict
 from headtail.review.labelstudio import label_choices
 from headtail.review.log import PAGE, DecisionLog, LoggedDecision
 from headtail.review.queue import Item, Queue
@@ -89,7 +89,7 @@ class Desk:
 
     def check(self, text: str) -> dict[str, str]:
         """Whether an answer may be given, before it is."""
-        return {"problem": read_answer(self.task, text)[1]}
+        return {"problem": canonical_answer(self.task, text)[1]}
 
     def decide(self, rank: int, query_key: str, verdict: str, answer: str, who: str, why: str, seen: int) -> dict[str, Any]:
         """Record a decision on the row of that rank. `seen`: number of the decision the person saw on it, 0 for none."""
@@ -169,8 +169,8 @@ class Desk:
         ordered = text if problem else json.dumps(json.loads(self.task.target(answer)), ensure_ascii=False, separators=(",", ":"))
         return {"text": ordered, "problem": problem}
 
-    def _decision_json(self, kept: LoggedDecision) -> dict[str, Any]:
-        decision = kept.decision
+    def _decision_json(self, logged: LoggedDecision) -> dict[str, Any]:
+        decision = logged.decision
         answer = self._answer(decision.answer)["text"] if decision.verdict == CORRECT and decision.answer is not None else None
         said = {name: getattr(decision, name) for name in ("verdict", "who", "at", "why")}
-        return {**said, "answer": answer, "number": kept.number, "source": kept.source, "withdrawn": self.log.withdrawn(kept)}
+        return {**said, "answer": answer, "number": logged.number, "source": logged.source, "withdrawn": self.log.withdrawn(logged)}

@@ -18,7 +18,7 @@ from xml.sax.saxutils import quoteattr
 
 from headtail.core.errors import InputError
 from headtail.core.task import Task
-from headtail.review.decision import DROP, read_answer
+from headtail.review.decision import DROP, canonical_answer
 from headtail.review.formats import ReviewRow, Sent, value_of
 
 # Names of controls in the labelling config.
@@ -190,7 +190,7 @@ def answer_of(task: Task, query: str, marks: Sequence[Mapping[str, Any]], before
             return "", problem
         kept = json.loads(before) if before else {}
         text = json.dumps({**(kept if isinstance(kept, dict) else {}), score.field: value})
-    stored, problem = read_answer(task, text)
+    stored, problem = canonical_answer(task, text)
     return (stored, "") if stored is not None else ("", f"answer: {problem}")
 
 
@@ -279,16 +279,16 @@ def _rows(number: int, item: Any, task: Task) -> Iterator[ReviewRow]:
         yield ReviewRow(number, shown, **keys)
 
 
-def _row(number: int, shown: str, annotation: Mapping[str, Any], keys: Mapping[str, str], task: Task) -> ReviewRow:
+def _row(number: int, query: str, annotation: Mapping[str, Any], keys: Mapping[str, str], task: Task) -> ReviewRow:
     marks = annotation.get("result")
     marks = [mark for mark in marks if isinstance(mark, dict)] if isinstance(marks, list) else []
     values = [mark for mark in marks if isinstance(mark.get("value"), dict)]
     why = "\n".join(_texts(mark for mark in values if mark.get("from_name") == WHY))
     at = annotation.get("updated_at") or annotation.get("created_at") or ""
-    row = ReviewRow(number, shown, note=_blanks_note(values), **keys, why=why, who=_who(annotation.get("completed_by")), at=str(at))
+    row = ReviewRow(number, query, note=_blanks_note(values), **keys, why=why, who=_who(annotation.get("completed_by")), at=str(at))
     if any(DROP in (mark["value"].get("choices") or ()) for mark in values if mark.get("from_name") == VERDICT):
         return row._replace(verdict=DROP)
-    before, _ = read_answer(task, keys["before"]) if keys["before"] else (None, "")
+    before, _ = canonical_answer(task, keys["before"]) if keys["before"] else (None, "")
     answer, problem = answer_of(task, keys["query"], values, before)
     if problem:
         return row._replace(problem=problem)

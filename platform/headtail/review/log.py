@@ -95,9 +95,9 @@ class DecisionLog:
         with self._lock:
             return list(self._all.values())
 
-    def withdrawn(self, kept: LoggedDecision) -> bool:
+    def withdrawn(self, logged: LoggedDecision) -> bool:
         """Whether it was taken back."""
-        return (kept.number, kept.place) in self._withdrawn
+        return (logged.number, logged.place) in self._withdrawn
 
     def _append(self, body: dict[str, Any]) -> int:
         with self._lock:
@@ -173,9 +173,9 @@ def digest(table: pa.Table) -> str:
     return made.hexdigest()
 
 
-def identities(found: Iterable[Decision]) -> set[Decision]:
+def identities(decisions: Iterable[Decision]) -> set[Decision]:
     """What was decided, with and without who and when: how an import knows what was recorded before."""
-    return {decision_identity(decision, who=who, at=at) for decision in found for who in (True, False) for at in (True, False)}
+    return {decision_identity(decision, who=who, at=at) for decision in decisions for who in (True, False) for at in (True, False)}
 
 
 def decision_identity(decision: Decision, who: bool, at: bool) -> Decision:

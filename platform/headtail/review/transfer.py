@@ -22,7 +22,7 @@ from headtail.core.keys import normalise, query_key
 from headtail.core.redact import redact
 from headtail.core.task import Task
 from headtail.review import formats, labelstudio
-from headtail.review.decision import Decision, current_moment, read_answer, read_moment, read_person, resolve_verdict
+from headtail.review.decision import Decision, canonical_answer, current_moment, read_moment, read_person, resolve_verdict
 from headtail.review.formats import ReviewRow
 from headtail.review.log import DecisionLog, decision_identity, identities
 from headtail.review.queue import REF, Item, Queue, load_queue
@@ -223,10 +223,10 @@ class DecisionReader:
             return None, "before: not the answer that this row is about; it is not to be edited, a new one goes to `answer`"
         return item, note
 
-    def _same(self, given: str, wanted: str | None) -> bool:
-        if not given.strip() or wanted is None:
-            return not given.strip() and wanted is None
-        return given == wanted or read_answer(self.task, given)[0] == (read_answer(self.task, wanted)[0] or wanted)
+    def _same(self, given: str, expected: str | None) -> bool:
+        if not given.strip() or expected is None:
+            return not given.strip() and expected is None
+        return given == expected or canonical_answer(self.task, given)[0] == (canonical_answer(self.task, expected)[0] or expected)
 
     def _queue(self, ref: str) -> Queue | str:
         if ref not in self._queues:

@@ -119,9 +119,9 @@ def _write(stage: Stage, table: pa.Table, moved: Mapping[str, int], confidence: 
     stage.figure("gap", charts.quality_chart(points, confidence=confidence))
 
 
-def source_name(model: str, shown: bool) -> str:
+def source_name(model: str, side_inputs: bool) -> str:
     """The name of an answer source in the evaluation."""
-    return model if shown else f"{model}_without"
+    return model if side_inputs else f"{model}_without"
 
 
 def gap_rows(rows: pa.Table, keys: pa.Array, models: Sequence[str], sure: Sureness) -> Iterator[dict[str, Any]]:
@@ -152,20 +152,20 @@ def _minus(name: str, one: Scored, other: Scored, stratum: str, sure: Sureness) 
     return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 
-def _of_all(shown: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def _of_all(rows: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """Each model without side inputs, all strata together: what the verdicts are about."""
-    return (line for line in shown if line["stratum"] == ALL and not line["shown"])
+    return (line for line in rows if line["stratum"] == ALL and not line["shown"])
 
 
-def significant_losses(shown: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
+def significant_losses(rows: Sequence[Mapping[str, Any]]) -> dict[str, bool]:
     """Whether a model does worse without side inputs, by more than chance explains: the interval is wholly below zero."""
-    return {line["model"]: line["effect"] is not None and line["effect_high"] < 0 for line in _of_all(shown)}
+    return {line["model"]: line["effect"] is not None and line["effect_high"] < 0 for line in _of_all(rows)}
 
 
-def verdicts(shown: Sequence[Mapping[str, Any]], moved: Mapping[str, int]) -> dict[str, str]:
+def verdicts(rows: Sequence[Mapping[str, Any]], moved: Mapping[str, int]) -> dict[str, str]:
     """A sentence for each model. `moved`: rows that it was asked otherwise without side inputs."""
     found = {}
-    for line in _of_all(shown):
+    for line in _of_all(rows):
         model, n = line["model"], line["n"]
         said = f"{model}: "
         if not moved[model]:
@@ -180,22 +180,22 @@ def verdicts(shown: Sequence[Mapping[str, Any]], moved: Mapping[str, int]) -> di
     return found
 
 
-def gap_remarks(shown: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def gap_remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What a reader should know before trusting the figures."""
-    first = [line for line in shown if (line["model"], line["shown"]) == (shown[0]["model"], True)]
+    first = [line for line in rows if (line["model"], line["shown"]) == (rows[0]["model"], True)]
     if unknown := [name for name in STRATA if name not in {line["stratum"] for line in first}]:
         yield f"{', '.join(unknown)}: no labelled row has side inputs, so nothing is known of them"
     for line in first:
         if line["n"] < SMALL:
             yield f"{line['stratum']}: only {line['n']} labelled rows have side inputs; its intervals are wide"
-    if significant_losses(shown).get(Source.BATCH_STUDENT):
+    if significant_losses(rows).get(Source.BATCH_STUDENT):
         yield "the student leans on side inputs that live traffic lacks: distil with two_stage=true, and measure again"
 
 
-def _count_different_prompts(store: Storage, keys: pa.Array, shown: Receipt, without: Receipt) -> int:
+def _count_different_prompts(store: Storage, keys: pa.Array, with_inputs: Receipt, without: Receipt) -> int:
     """How many of `keys` a model was asked in other words, or at all only one of the two times."""
     asked = []
-    for receipt in (shown, without):
+    for receipt in (with_inputs, without):
         tables = [t.filter(pc.is_in(t["query_key"], value_set=keys)) for t in read_answers(store, receipt, ["query_key", "answer_key"])]
         asked.append({pair for t in tables for pair in zip(t["query_key"].to_pylist(), t["answer_key"].to_pylist(), strict=True)})
     return len({key for key, _ in asked[0] ^ asked[1]})
@@ -205,5 +205,5 @@ def _models(config: Config) -> dict[str, ModelConfig]:
     return {str(Source.TEACHER): config.teacher, **({str(Source.BATCH_STUDENT): config.student} if config.student else {})}
 
 
-def _label(model: str, shown: bool) -> str:
-    return model if shown else f"{model}, not shown"
+def _label(model: str, side_inputs: bool) -> str:
+    return model if side_inputs else f"{model}, not shown"

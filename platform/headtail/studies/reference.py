@@ -77,9 +77,9 @@ def run(config: Config) -> Receipt:
 
 
 def _train(
-    made: example_data.Config, training: distill.Config, tasks: tuple[str, ...], rows: tuple[int, ...], common: dict[str, object]
+    data: example_data.Config, training: distill.Config, tasks: tuple[str, ...], rows: tuple[int, ...], common: dict[str, object]
 ) -> Receipt:
-    source = example_data.run(made.model_copy(update=common))
+    source = example_data.run(data.model_copy(update=common))
     sets = tuple(
         distill.TrainingSet(task=task, training_set=f"{source.path}:train_{load_task(task).name}", rows=n)
         for task, n in zip(tasks, rows, strict=True)
@@ -111,9 +111,9 @@ def _measure(config: Config, task: str, teacher: Receipt, common: dict[str, obje
     )
 
 
-def _copy(config: Config, made: Receipt, into: Path, card: str) -> None:
+def _copy(config: Config, training: Receipt, into: Path, card: str) -> None:
     store = open_storage(config.root)
-    files = [check_digest(store, ref) for name, ref in made.outputs.items() if name.startswith("model/")]
+    files = [check_digest(store, ref) for name, ref in training.outputs.items() if name.startswith("model/")]
     folder = fetch_folder(store, files, Path(config.into) / ".fetched")
     into.mkdir(parents=True, exist_ok=True)
     for path in files:
@@ -122,7 +122,7 @@ def _copy(config: Config, made: Receipt, into: Path, card: str) -> None:
     (into / "README.md").write_text(card, encoding="utf-8")
 
 
-def teacher_card(made: Receipt, quality: dict[str, Receipt]) -> str:
+def teacher_card(training: Receipt, quality: dict[str, Receipt]) -> str:
     """The teacher's model card."""
     lines = []
     for task, receipt in quality.items():
@@ -133,7 +133,7 @@ def teacher_card(made: Receipt, quality: dict[str, Receipt]) -> str:
     table = "\n".join(lines)
     return f"""# The reference teacher
 
-A placeholder for a strong LLM, so that the quickstart runs where no model hub can be reached. {_training_text(made, 1)}
+A placeholder for a strong LLM, so that the quickstart runs where no model hub can be reached. {_training_text(training, 1)}
 for the tasks query_segmentation and query_intent. It knows the vocabulary of that data and nothing else: do not use it for
 anything real.
 
@@ -148,11 +148,11 @@ Licence: Apache-2.0, as the rest of the repository. Training data: generated, co
 """
 
 
-def base_card(made: Receipt) -> str:
+def base_card(training: Receipt) -> str:
     """The base's model card."""
     return f"""# The students' base
 
-{_training_text(made, 3)}
+{_training_text(training, 3)}
 for three tasks that are none of the product's: correcting the spelling of a query, cutting it into its parts, and tagging the
 parts coarsely (what, where, when, other). A student starts here and learns its own task from a teacher's answers through LoRA.
 
@@ -160,11 +160,11 @@ Licence: Apache-2.0, as the rest of the repository. Training data: generated, co
 """
 
 
-def _training_text(made: Receipt, seed: int) -> str:
-    figures = made.metrics
+def _training_text(training: Receipt, seed: int) -> str:
+    figures = training.metrics
     return (
         f"It is a Llama-type decoder of\n{figures['params'] / 1e6:.2f} M parameters (bf16), trained from random weights on "
-        f"{made.rows['training_set']:,} rows of headtail's example data (seed {seed}) by\n`headtail reference`: "
+        f"{training.rows['training_set']:,} rows of headtail's example data (seed {seed}) by\n`headtail reference`: "
         f"{figures['train_seconds'] / 60:.0f} minutes on 2 CPU cores, held-out loss per answer token "
         f"{figures['eval_loss']:.4f}. It was made"
     )

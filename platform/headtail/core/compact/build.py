@@ -159,13 +159,13 @@ class Builder:
         return ConfigError(f"field {path}: its answers have no compact format: {what}", where=self.where, fix=_FIX)
 
 
-def _sequence(made: list[tuple[str, Node, bool]]) -> Object:
+def _sequence(properties: list[tuple[str, Node, bool]]) -> Object:
     empty, marked, ends = True, True, False
-    for _, node, _ in made:
+    for _, node, _ in properties:
         if empty:
             marked, ends = marked and node.marked, ends or node.ends
         empty = empty and node.empty
-    return Object(empty, marked, ends, properties=tuple(made))
+    return Object(empty, marked, ends, properties=tuple(properties))
 
 
 def _always_nothing(node: Node) -> bool:

@@ -95,16 +95,16 @@ class Text(Node):
         if not isinstance(value, str):
             raise CompactError(f"{json_identity(value)[:80]} is not text")
         within(self, len(value), "characters")
-        into += [to.escaped(value), STOP * self.stop]
+        into += [to.escape(value), STOP * self.stop]
 
     def read(self, reader: CompactReader) -> str:
-        start, made = reader.at, [reader.plain()]
+        start, made = reader.at, [reader.take_plain()]
         while reader.next == "\\":
             symbol = reader.text[reader.at + 1 : reader.at + 2]
             if symbol != "\\" and symbol not in reader.symbols:
                 raise reader.fail("a symbol after a backslash")
             reader.at += 2
-            made += [symbol, reader.plain()]
+            made += [symbol, reader.take_plain()]
         text = "".join(made)
         reader.mark_decision(start, stopped=True)
         if self.stop and not reader.take(STOP):

@@ -27,7 +27,7 @@ class CompactWriter:
 
     symbols: frozenset[str]
 
-    def escaped(self, text: str) -> str:
+    def escape(self, text: str) -> str:
         return "".join("\\" + symbol if symbol == "\\" or symbol in self.symbols else symbol for symbol in text)
 
 
@@ -45,7 +45,7 @@ class CompactReader:
     def next(self) -> str:
         return self.text[self.at : self.at + 1]
 
-    def plain(self) -> str:
+    def take_plain(self) -> str:
         """The characters up to the next symbol or backslash; they are taken."""
         start, self.at = self.at, self.bare.match(self.text, self.at).end()  # type: ignore[union-attr]  # it matches nothing, too
         return self.text[start : self.at]
@@ -60,8 +60,8 @@ class CompactReader:
         """All since `start` was a decision; `stopped`: so is what comes next, by which it ended."""
         self.spans.append((start, self.at + stopped))
 
-    def fail(self, wanted: str) -> CompactError:
-        return CompactError(f"{wanted} is missing at character {self.at}" + ("" if self.next else ", where it ends"))
+    def fail(self, expected: str) -> CompactError:
+        return CompactError(f"{expected} is missing at character {self.at}" + ("" if self.next else ", where it ends"))
 
 
 def merge_spans(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ from headtail.core.io_format import ModelFormat
 from headtail.core.receipt import Receipt
 from headtail.core.rows import TOP
 from headtail.engines.models import ResolvedModel
-from headtail.engines.tokens import load_tokenizer, vocabulary
+from headtail.engines.tokens import load_tokenizer, vocabulary_fingerprint
 from headtail.stages.distill.batches import UNTAUGHT, collate, columns
 
 COLUMNS = ("teacher_ids", "teacher_logprobs")
@@ -80,7 +80,7 @@ def check_stored(student: str, tokenizer: Any, answers: Receipt | None, where: s
             value=answers.path if answers is not None else "rows that no teacher's answers are known of",
             fix="run precompute with top_logprobs=8, then curate again; or name logits.teacher; or set logits to null",
         )
-    if theirs != vocabulary(tokenizer):
+    if theirs != vocabulary_fingerprint(tokenizer):
         raise ConfigError(
             "the teacher's vocabulary is not the student's: their log-probabilities cannot be compared",
             where=where,

@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from headtail.adapters.storage import Storage, column_bytes, fetch_folder, put_folder, read_table, write_json, write_table
 from headtail.core.errors import TrainingError
-from headtail.engines.models import resolve_weights, same_weights
+from headtail.engines.models import check_weights, resolve_weights
 from headtail.stages.distill import logits, zero
 from headtail.stages.distill.batches import Batch, Columns, columns, epoch_seed, plan_epoch, steps_of
 from headtail.stages.distill.checkpoints import Checkpoints
@@ -91,7 +91,7 @@ def taught(spec: Spec, table: pa.Table, rank: int, world: int) -> pa.Table:
 
     settings, mine = spec.settings["logits"], f"{spec.work}/logits-{rank:05}-of-{world:05}.parquet"
     if not spec.store.exists(mine):
-        found = same_weights(resolve_weights(settings["teacher"], settings["revision"], spec.store), spec.teacher_digest)
+        found = check_weights(resolve_weights(settings["teacher"], settings["revision"], spec.store), spec.teacher_digest)
         device = "cuda" if spec.settings["gpus_per_worker"] else "cpu"
         read = read_table(spec.store, spec.taught) if spec.store.exists(spec.taught) else table
         asked = read.take(np.arange(rank, table.num_rows, world))
@@ -312,7 +312,7 @@ def _model(spec: Spec, scratch: Path) -> Any:
     if spec.base_files:
         path = str(fetch_folder(spec.store, spec.base_files, scratch / "base"))
     else:
-        path = same_weights(resolve_weights(base["model"], base["revision"], spec.store), spec.base_digest).path
+        path = check_weights(resolve_weights(base["model"], base["revision"], spec.store), spec.base_digest).path
     model, tokenizer = spec.learner.load(path, base["revision"])
     lora = spec.settings["lora"]
     return model if lora is None else adapted(model, tokenizer, spec.learner, lora)

@@ -29,7 +29,7 @@ from headtail.core.task import Task, load_task
 from headtail.engines import ModelConfig, check_top
 from headtail.engines.device import resolve_dtype
 from headtail.engines.models import ResolvedModel, find_model
-from headtail.engines.tokens import load_tokenizer, vocabulary
+from headtail.engines.tokens import load_tokenizer, vocabulary_fingerprint
 from headtail.stages.base import Stage, identity, run_once
 from headtail.stages.precompute.dry_run.preview import ROWS, Preview, finished, kept, preview
 
@@ -295,7 +295,7 @@ def _tell_top(stage: Stage, config: Config, ledger: Ledger) -> None:
     with ThreadPoolExecutor(16) as pool:
         size = sum(pool.map(lambda path: column_bytes(stage.store, path, TOP.names), paths))
     stage.metrics |= {"top_logprobs_bytes": float(size), "top_logprobs_bytes_per_row": size / ledger.rows}
-    stage.facts["vocabulary"] = vocabulary(load_tokenizer(find_model(config.model, stage.store).path, config.model.revision))
+    stage.facts["vocabulary"] = vocabulary_fingerprint(load_tokenizer(find_model(config.model, stage.store).path, config.model.revision))
 
 
 def limits(config: Config) -> Limits:

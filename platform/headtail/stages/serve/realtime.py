@@ -20,7 +20,7 @@ from headtail.core.errors import EngineError
 from headtail.core.keys import answer_key, fingerprint
 from headtail.core.task import Task
 from headtail.engines import Completion, ModelConfig, Request
-from headtail.engines.models import ResolvedModel, find_model, same_weights
+from headtail.engines.models import ResolvedModel, check_weights, find_model
 from headtail.stages.serve.answerer import AskStudent, RealtimeFailure, RealtimeReply
 
 
@@ -32,7 +32,7 @@ class Student:
     """
 
     def __init__(self, config: ModelConfig, root: str, task: Task, stands_for: str, digest: str) -> None:
-        found = same_weights(find_model(config, open_storage(root)), digest)
+        found = check_weights(find_model(config, open_storage(root)), digest)
         if Path(found.path).is_dir():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         self.task, self.stands_for, self.io_format = task, stands_for, found.io_format.check(task)

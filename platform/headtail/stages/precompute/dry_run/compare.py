@@ -144,7 +144,7 @@ class Comparison:
 
     def _open(self, ask: Ask) -> Tally:
         shard = Shard(self.job, self.store, self.scope.manifest, ask.shard, ask.edition, "plan", self.before)
-        asked, todo, tally = shard.wanted, set(shard.todo), Tally(duplicates=shard.wanted.duplicates)
+        asked, todo, tally = shard.requests, set(shard.todo), Tally(duplicates=shard.requests.duplicates)
         groups: dict[int, Group] = {}
         for query, key in zip(shard.reused["query_key"].to_pylist(), shard.reused["answer_key"].to_pylist(), strict=True):
             groups[asked.place[query, key]] = (REUSED, ())
@@ -155,7 +155,7 @@ class Comparison:
             tally.asked, tally.unrendered = len(askable), len(todo) - len(askable)
             tally.open = int(tally.asked > 0)
             tally.probed = sum(asked.pairs[row] in self.scope.probed for row in askable)
-            tally.sample = self._sample(shard.wanted, askable)
+            tally.sample = self._sample(shard.requests, askable)
         tally.spent["seconds"] += shard.journal.seconds
         counts, queries = pc.fill_null(asked.table["count"], 0).to_pylist(), asked.table["query"].to_pylist()
         found: dict[Group, list[tuple[int, str]]] = {}
@@ -176,11 +176,11 @@ class Comparison:
 
     def _why_asked(self, shard: Shard, todo: set[int], failed: set[Pair], groups: dict[int, Group], tally: Tally) -> None:
         """Put each row that is to be asked in its group: retried, changed or new."""
-        groups |= {row: (RETRIED, ("failed in this job",)) for row in todo if shard.wanted.pairs[row] in failed}
+        groups |= {row: (RETRIED, ("failed in this job",)) for row in todo if shard.requests.pairs[row] in failed}
         left = todo - set(groups)
         for table in (table for source in self.before if left for table in self._answers(source, shard, _KEYED)):
             for pair, state in zip(_pairs(table), table["state"].to_pylist(), strict=True):
-                row = shard.wanted.place.get(pair, -1)
+                row = shard.requests.place.get(pair, -1)
                 if row in left:
                     groups[row] = (RETRIED, (state if state in self.job.retry else "without top_logprobs",))
                     left.discard(row)
@@ -237,7 +237,7 @@ class _Rival:
         """Of the rows in `left`, those whose query this job asked too, each with what is another now."""
         rows: dict[bytes, list[int]] = {}
         for row in left:
-            rows.setdefault(shard.wanted.pairs[row][0], []).append(row)
+            rows.setdefault(shard.requests.pairs[row][0], []).append(row)
         keys = pa.array(list(rows), KEY)
         found: dict[int, tuple[str, ...]] = {}
         for table in tables:
@@ -249,10 +249,10 @@ class _Rival:
         return found
 
     def _differ(self, shard: Shard, row: int, was: Mapping[str, Any]) -> tuple[str, ...]:
-        messages, words = shard.wanted.messages[row], self.older.words
+        messages, words = shard.requests.messages[row], self.older.words
         if answer_key(messages, self.older.entry.settings) == was["answer_key"]:
             return words or ("reuse is off",)
-        names, table = self.job.task.side_inputs, shard.wanted.table
+        names, table = self.job.task.side_inputs, shard.requests.table
         query = table["query"][row].as_py()
         now = {name: table[name][row].as_py() or [] for name in names}
         then = {name: was.get(name) or [] for name in {*names, *self.older.entry.side_inputs}}
