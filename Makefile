@@ -57,7 +57,7 @@ serve: install ## serve the current release on PORT (try-it page at /, API docs 
 test: install ## all tests, TEST_WORKERS=2 files at once (HEADTAIL_TEST_TIME_SCALE=3 on a slow machine)
 	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-test-fast: install ## tests that start no engine, cluster or browser
+test-fast: install ## tests that start no engine, cluster, browser or S3 server
 	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow" $(PYTEST_ARGS)
 
 test-vllm: ## the tests that start vLLM, with another release of it: VERSION=0.32.0 (an environment of its own, build/vllm-VERSION)

@@ -38,12 +38,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Files with slow tests come first, so that two workers end at about the same time. Limits fit a slow machine: see timescale.py."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)  # stable: the order within a file stays
+    for item in items:
+        if starts_moto(item):
+            item.add_marker("slow")
     if SCALE == 1:
         return
     for item in items:
         marker = item.get_closest_marker("timeout")
         seconds = marker.args[0] if marker else config.getini("timeout")
         item.add_marker(pytest.mark.timeout(limit(float(seconds))), append=False)
+
+
+def starts_moto(item: pytest.Item) -> bool:
+    """Whether a test talks to the server that stands in for S3: some 10 ms a call, hundreds of calls."""
+    parameters = getattr(item, "callspec", None)
+    return "_moto" in getattr(item, "fixturenames", ()) or (parameters is not None and "s3" in parameters.params.values())
 
 
 @pytest.fixture(autouse=True)

@@ -201,6 +201,7 @@ def test_merge_equals_adapter_and_a_lost_adapter_is_caught(tokenizer: Any, tmp_p
         merge_lora(learner, load_base(str(tmp_path / "base"))[0], tmp_path / "adapter", tmp_path / "merged2", probes)
 
 
+@pytest.mark.slow
 def test_adapters_tell_signs_apart_that_the_base_never_met(tokenizer: Any, intent: Task, tmp_path: Path) -> None:
     """Two answers, two signs, embeddings alike: without their own the best is a coin's log(2). What is learnt outlives the merge."""
     import torch
