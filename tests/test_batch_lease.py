@@ -128,8 +128,8 @@ def test_a_lease_that_cannot_be_written_is_said_and_ends_no_job(store: Storage, 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux says when a process started")
 def test_after_kill_9_the_next_driver_does_not_wait(store: Storage) -> None:
-    code = f"import time; from headtail.batch.lease import driving; from headtail.adapters.storage import open_storage\n\
-with driving(open_storage({store.root!r}), 'precompute/x'):\n    print('in', flush=True); time.sleep(600)"
+    code = f"import time; from headtail.batch.lease import hold_lease; from headtail.adapters.storage import open_storage\n\
+with hold_lease(open_storage({store.root!r}), 'precompute/x'):\n    print('in', flush=True); time.sleep(600)"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     )

@@ -263,17 +263,17 @@ def test_a_worker_that_is_told_to_stop_keeps_what_is_done_and_the_next_goes_on(m
 
 HANGS = """
 import sys, time; scale = float(sys.argv[1])
-from headtail.batch.watch import watched
-with watched(1.5 * scale) as alive:
+from headtail.batch.watch import watchdog
+with watchdog(1.5 * scale) as alive:
     for _ in range(20):
         time.sleep(0.1 * scale)
         alive(time.monotonic())
     print("alive", flush=True)
-with watched(0.2 * scale):
+with watchdog(0.2 * scale):
     pass
 time.sleep(0.4 * scale)
 print("let go", flush=True)
-with watched(0.5 * scale):
+with watchdog(0.5 * scale):
     time.sleep(60 * scale)
 print("never", flush=True)
 """

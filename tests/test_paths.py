@@ -88,12 +88,13 @@ def test_the_records_of_a_store_are_known() -> None:
         "Release",
         "TaskCopy",
         "Move",
-        "Manifest",
-        "Begun",
-        "Entry",
+        "InputManifest",
+        "SnapshotManifest",
+        "PublishStart",
+        "CatalogEntry",
         "Journal",
         "ShardReceipt",
-        "Part",
+        "PartFile",
         "Probe",
     } <= names
 

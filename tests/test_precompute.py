@@ -383,11 +383,11 @@ def test_a_job_that_can_never_start_says_so_at_once(root: str, store: Storage) -
 _DRIVER = """
 import sys
 from headtail.stages import precompute
-from headtail.core.config import TrackingConfig, build
+from headtail.core.config import TrackingConfig, build_config
 if __name__ == "__main__":
     model = {"engine": "null", "model": sys.argv[2], "cpus": 0.5}
     fields = {"root": sys.argv[1], "tracking": TrackingConfig(enabled=False), "inputs": ["plan:head"], "model": model}
-    precompute.run(build(precompute.Config, {**fields, "shards": 2, "flush_rows": 50}, "test"))
+    precompute.run(build_config(precompute.Config, {**fields, "shards": 2, "flush_rows": 50}, "test"))
 """
 
 
