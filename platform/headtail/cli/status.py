@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 
@@ -33,6 +34,7 @@ from headtail.stages.gate import latest_verdict
 STAGES = ("example-data", "ingest", "plan", "precompute", "evaluate", "curate", "distill", "gate", "publish", "replay", "report")
 NEWEST = 50  # jobs of the store whose state is looked at
 SHOWN = 10  # unfinished ones that the table shows
+_ID_WIDTH, _WITH_ID = 27, ("model, newest job", "job", "latest run")  # precompute/<16 hex digits> on one line
 _PROBE = "/probe/"  # in the path of a dry run's probe
 
 
@@ -139,32 +141,33 @@ def _title(found: dict[str, Any]) -> str:
 
 
 def _table(*heads: str, title: str) -> Table:
-    made = Table(title=title, title_justify="left")
+    made = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for head in heads:
-        made.add_column(head, overflow="fold")
+        made.add_column(head, overflow="fold", min_width=_ID_WIDTH if head in _WITH_ID else None)
     return made
 
 
 def _sources_table(sources: list[dict[str, Any]]) -> Table:
-    table = _table("answer source", "task", "model", "newest job", "rows", "gate", "in the release", title="Teacher and students")
+    table = _table("answer source", "model, newest job", "rows", "gate", "release", title="Teacher and students")
     for one in sources:
         rows = f"{one['rows'].get('answered', 0):,} of {one['rows'].get('in', 0):,} answered" if one["state"] == "done" else one["state"]
         gate = one["gate"]
         verdict = "" if gate is None else "passed" if gate["passed"] else f"REJECTED: {'; '.join(gate['missing'])}"
-        table.add_row(one["source"], one["task"], one["model"], one["answers"], rows, verdict, ", ".join(one["in_release"]))
+        name, model = f"{one['source']}\n{one['task']}", f"{one['model']}\n{one['answers']}"
+        table.add_row(name, model, rows, verdict, ", ".join(one["in_release"]))
     return table
 
 
 def _jobs_table(jobs: list[dict[str, Any]], trainings: list[dict[str, Any]]) -> Table:
-    table = _table("unfinished job", "what", "state", "done", "last sign of life", title="Jobs that are not finished")
+    table = _table("job", "state", "done", "last sign of life", title="Jobs that are not finished")
     for one in jobs[:SHOWN]:
         share = f" ({one['rows_done'] / one['rows']:.0%})" if one["rows"] else ""
         done = "rows are not counted yet" if one["rows"] is None else f"{one['rows_done']:,} of {one['rows']:,} rows{share}"
         who = f"\n{one['driver']}" if one["driver"] else ""
-        what = f"{'probe of ' if one['probe'] else ''}{one['source']} {one['model']}"
-        table.add_row(one["path"], what, one["state"], done, f"{_ago(one['silent_s'])}{who}")
+        what = f"{one['path']}\n{'probe of ' if one['probe'] else ''}{one['source']}, {one['model']}"
+        table.add_row(what, one["state"], done, f"{_ago(one['silent_s'])}{who}")
     for one in trainings:
-        table.add_row(one["path"], "training", "unfinished", f"checkpoint of step {one['step']:,}", _ago(one["silent_s"]))
+        table.add_row(f"{one['path']}\ntraining", "unfinished", f"checkpoint of step {one['step']:,}", _ago(one["silent_s"]))
     return table
 
 
@@ -173,8 +176,8 @@ def _ago(seconds: float | None) -> str:
 
 
 def _stages_table(stages: dict[str, Any]) -> Table:
-    table = _table("stage", "latest run", "started", "rows", title="Latest finished runs")
+    table = _table("stage", "latest run", "started (UTC)", "rows", title="Latest finished runs")
     for stage, item in stages.items():
         rows = ", ".join(f"{key} {value:,}" for key, value in list(item["rows"].items())[:4])
-        table.add_row(stage, item["path"], item["started"], rows)
+        table.add_row(stage, item["path"], item["started"][:16].replace("T", " "), rows)
     return table
