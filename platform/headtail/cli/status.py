@@ -159,15 +159,15 @@ def _sources_table(sources: list[dict[str, Any]]) -> Table:
 
 
 def _jobs_table(jobs: list[dict[str, Any]], trainings: list[dict[str, Any]]) -> Table:
-    table = _table("job", "state", "done", "last sign of life", title="Jobs that are not finished")
+    table = _table("job", "state", "last sign of life", title="Jobs that are not finished")
     for one in jobs[:SHOWN]:
         share = f" ({one['rows_done'] / one['rows']:.0%})" if one["rows"] else ""
         done = "rows are not counted yet" if one["rows"] is None else f"{one['rows_done']:,} of {one['rows']:,} rows{share}"
         who = f"\n{one['driver']}" if one["driver"] else ""
         what = f"{one['path']}\n{'probe of ' if one['probe'] else ''}{one['source']}, {one['model']}"
-        table.add_row(what, one["state"], done, f"{_ago(one['silent_s'])}{who}")
+        table.add_row(what, f"{one['state']}\n{done}", f"{_ago(one['silent_s'])}{who}")
     for one in trainings:
-        table.add_row(f"{one['path']}\ntraining", "unfinished", f"checkpoint of step {one['step']:,}", _ago(one["silent_s"]))
+        table.add_row(f"{one['path']}\ntraining", f"unfinished\ncheckpoint of step {one['step']:,}", _ago(one["silent_s"]))
     return table
 
 
@@ -176,8 +176,8 @@ def _ago(seconds: float | None) -> str:
 
 
 def _stages_table(stages: dict[str, Any]) -> Table:
-    table = _table("stage", "latest run", "started (UTC)", "rows", title="Latest finished runs")
+    table = _table("stage", "latest run", "rows", title="Latest finished runs")
     for stage, item in stages.items():
         rows = ", ".join(f"{key} {value:,}" for key, value in list(item["rows"].items())[:4])
-        table.add_row(stage, item["path"], item["started"][:16].replace("T", " "), rows)
+        table.add_row(stage, f"{item['path']}\n{item['started'][:16].replace('T', ' ')} UTC", rows)
     return table
