@@ -62,7 +62,7 @@ BOMB = "\n".join([f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" if i else "a0
         (b"[1, 2]", "mapping"),
         (b"a: [", "not valid YAML: line 1: "),
         (b"\xff\xfe\x00", "cannot be read|not valid YAML"),
-        (b"a: 1\nb:\n  c: 1\n  c: 2\n", "line 4: the field c is there twice"),
+        (b"a: 1\nb:\n  c: 1\n  c: 2\n", "line 4: the field c occurs twice"),
         (BOMB.encode(), "more than 100,000 values, aliases followed"),
         (b"a: !!python/object:os.system x", "not valid YAML: line 1: could not determine a constructor"),
         (b"a: &a [*a]", "more than 100,000 values, aliases followed"),

@@ -100,5 +100,5 @@ def test_early_stopping_without_held_out_rows_is_refused(store: Storage) -> None
     alone = config.model_copy(
         update={"sets": (config.sets[0].model_copy(update={"held_out": ""}),), "held_out_share": 0, "early_stopping": distill.Stopping()}
     )
-    with pytest.raises(ConfigError, match="nothing to judge by"):
+    with pytest.raises(ConfigError, match="needs held-out rows"):
         distill.run(alone)

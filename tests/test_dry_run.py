@@ -139,7 +139,7 @@ def test_templates_that_raise_are_compared_too(make_local_job: MakeJob, segmenta
     again = make_local_job(table_of(5), path="precompute/two", task=raising)
     found = preview(again, 30)  # no row can be asked, so there is nothing to probe
     assert (found.ask, found.unrendered, found.probe) == (0, 5, None)
-    assert "the prompt of 5 rows cannot be made" in found.notes[0]
+    assert "the prompt of 5 rows cannot be rendered" in found.notes[0]
     check(again, {("retried", "failed"): 5})
     check(make_local_job(table_of(5), path="precompute/three"), {("changed", "prompt"): 5})
 
@@ -283,7 +283,7 @@ def test_a_probe_on_other_cores_is_not_timed_together(root: str, store: Storage,
     precompute.forecast(config(root, tmp_path), 60)
     wider = config(root, tmp_path, model={"cpus": 2.0, "usd_per_hour": 9.0})
     found = precompute.forecast(wider, 60)
-    assert found.notes == ("the probe ran with another cpus: time and money are those of then; a larger --probe is timed anew",)
+    assert found.notes == ("the probe ran with another cpus: time and money are for that; a larger --probe measures them anew",)
     found = precompute.forecast(wider, 100)
     assert found.probe is not None
     assert (found.notes, found.probe.rows, found.probe.pace.rows, asked()) == ((), 100, 40, 100)
@@ -294,7 +294,7 @@ def test_a_plan_of_other_inputs_is_not_applied(root: str, store: Storage, tmp_pa
     head(store, 20)
     found = precompute.forecast(config(root, tmp_path), 0)
     head(store, 20, "cd34")
-    with pytest.raises(InputError, match="the inputs are others"):
+    with pytest.raises(InputError, match="the inputs are not those"):
         precompute.run(config(root, tmp_path), found)
 
 

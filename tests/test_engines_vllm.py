@@ -139,7 +139,7 @@ def test_vllm_refuses_sampling_that_it_cannot_do(vllm_engine: VllmEngine) -> Non
     with pytest.raises(ConfigError, match="n must be 1 when using greedy sampling") as refused:
         vllm_engine._checked_sampling({**SAMPLING, "n": 2}, "")
     assert refused.value.where == "task.yaml"
-    with pytest.raises(ConfigError, match="vLLM cannot take this task"):
+    with pytest.raises(ConfigError, match="vLLM does not accept this task"):
         vllm_engine._checked_sampling(SAMPLING, "root ::= {")
     assert vllm_engine._thread.engine.get_num_unfinished_requests() == 0
 

@@ -169,7 +169,7 @@ def test_run(store: Storage, root: str, intent: Task) -> None:
     assert m["figures/batch_student/quality_against_people"] == m["quality/batch_student/all"]
     assert "figures/batch_student/times_cheaper_than_teacher" not in m
     assert receipt.facts["figures"]["teacher"]["agreement_with_teacher"] is None
-    assert any("agreement/batch_student" in note and "no quality figure" in note for note in receipt.notes)
+    assert any("agreement/batch_student" in note and "not a quality figure" in note for note in receipt.notes)
     assert any(note.startswith("torso: only 13 labelled rows") for note in receipt.notes)
     assert set(receipt.outputs) == {"rows", "quality", "quality.svg", "calibration.svg", "report"}
     assert evaluate.run(config).reused

@@ -400,7 +400,7 @@ def test_configs_that_ask_nothing_or_nonsense_are_refused() -> None:
     for data, match in (
         ({"minimum": {}, "max_drop": None, "above_fallback": False}, "there is no criterion"),
         ({"minimum": {"tial": 0.9}}, "unknown stratum tial"),
-        ({"minimum": {"tail": 1.0}}, "1 can never be shown"),
+        ({"minimum": {"tail": 1.0}}, "no number of labels can show 1"),
         ({"relative_on": ["everyone"]}, "unknown stratum everyone"),
         ({"delta": 0.6}, "delta"),
     ):

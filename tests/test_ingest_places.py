@@ -208,9 +208,7 @@ def test_two_columns_of_one_name_in_parquet(tmp_path: Path) -> None:
         Files(str(tmp_path / "x.parquet"), "log", {"columns.query": "query"})
 
 
-@pytest.mark.parametrize(
-    "names, says", [(("count",), "headtail makes itself"), (("query_key",), "makes itself"), (("a", "b", "a"), "twice")]
-)
+@pytest.mark.parametrize("names, says", [(("count",), "headtail adds itself"), (("query_key",), "adds itself"), (("a", "b", "a"), "twice")])
 def test_side_inputs_with_names_that_are_taken(names: tuple[str, ...], says: str) -> None:
     with pytest.raises(ConfigError, match=says) as error:
         check_side_inputs(names, "mine")

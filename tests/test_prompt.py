@@ -50,7 +50,7 @@ def test_what_a_prompt_may_do(rest: str, shown: str) -> None:
         ("{% include 'a.j2' %}", "line 2: include: a template cannot use other files"),
         ("{% import 'a.j2' as a %}", "line 2: import: a template cannot use other files"),
         ("{% from 'a.j2' import a %}", "line 2: fromimport: a template cannot use other files"),
-        ("{% macro f() %}{% endmacro %}", "line 2: macro is more than a prompt may use"),
+        ("{% macro f() %}{% endmacro %}", "line 2: macro is not allowed in a prompt"),
         ("{% for s in shops recursive %}{{ loop(shops) }}{% endfor %}", "line 2: a recursive loop"),
         ("{% block more %}{% endblock %}", "line 2: block more would be dropped"),
         ("{{ shops | random }}", "line 2: no filter named random"),
@@ -74,10 +74,10 @@ def test_faults_are_named_with_their_line(rest: str, said: str) -> None:
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("You help.\n{% block user %}{{ query }}{% endblock %}", "line 1: what stands outside of the blocks"),
-        ("\n{# a note #}\n{% block user %}{{ query }}{% endblock %}\n\nThanks", "line 5: what stands outside"),
-        ("{% set x = 1 %}{% block user %}{{ query }}{{ x }}{% endblock %}", "line 1: what stands outside"),
-        ("{{ query }}", "line 1: what stands outside"),
+        ("You help.\n{% block user %}{{ query }}{% endblock %}", "line 1: text outside of the blocks"),
+        ("\n{# a note #}\n{% block user %}{{ query }}{% endblock %}\n\nThanks", "line 5: text outside"),
+        ("{% set x = 1 %}{% block user %}{{ query }}{{ x }}{% endblock %}", "line 1: text outside"),
+        ("{{ query }}", "line 1: text outside"),
         ("{% extends 'a.j2' %}{% block user %}{{ query }}{% endblock %}", "line 1: extends: a template cannot use other files"),
         ("{% block user %}{{ query }}{% endblock %}{% block user %}{% endblock %}", "line 1: block 'user' defined twice"),
         ("{% block system %}x{% endblock %}", "needs a block `user`"),

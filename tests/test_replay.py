@@ -217,7 +217,7 @@ def test_a_release_that_moves_meanwhile_is_told(store: Storage, root: str) -> No
             receipt = replay.run(config(root, server.url))
         finally:
             replay.about = plain
-    assert any("release moved" in note and "r1" in note for note in receipt.notes)
+    assert any("release changed" in note and "r1" in note for note in receipt.notes)
     assert "quality" not in receipt.metrics  # no human labels: no figure, rather than 0 or 1
 
 

@@ -565,7 +565,7 @@ def test_page_says_what_matters(store: Storage, root: str) -> None:
         "the teacher scores 0.92 (0.90 to 0.94)",
         "On the same queries the batch student is 0.05 below the teacher (difference -0.07 to -0.03).",
         "small placeholder that ships with headtail",
-        "it says nothing of whether either is right, and is no quality figure",
+        "it does not say whether either is right, and is not a quality figure",
         "Few labelled rows in unseen (24)",
         "precompute/" + "c" * 8,
         "reused",
@@ -630,7 +630,7 @@ def test_headline_does_not_flatter() -> None:
     )
     assert said == ["A million queries cost USD 1.00 with the teacher and USD 2.00 with the batch student: 2.0 times more."]
     close = {"batch_student_minus_teacher": -0.01, "batch_student_minus_teacher_low": -0.03, "batch_student_minus_teacher_high": 0.01}
-    assert "cannot be told apart" in next(iter(headline({**none, **close})))
+    assert "no difference of batch student and teacher is shown" in next(iter(headline({**none, **close})))
     rare = {"coverage_holdout_traffic": 0.7, "cache_hit_share": 0.7, "realtime_share": 0.298, "fallback_share": 0.002}
     assert "0.2 % by the fallback" in next(iter(headline({**none, **rare})))
 

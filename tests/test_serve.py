@@ -525,7 +525,7 @@ def test_what_must_fail_fails_before_anything_heavy_starts(
         serve.start(config(root))  # the release's student is not in this store
     with pytest.raises(ConfigError, match="model not found"):
         serve.start(config(root, model={"model": "./nowhere"}))
-    with pytest.raises(ConfigError, match="runs in this process"):
+    with pytest.raises(ConfigError, match="must run in the server's own processes"):
         serve.start(config(root, model={"model": "x", "engine": "openai"}))
     with pytest.raises(InputError, match="no such release"):
         serve.start(config(root, release="feed"))

@@ -58,7 +58,7 @@ def test_pieces_of_the_query_come_back_exactly(case: tuple[str, dict[str, Any]])
     made = tagging.encode_tags(PLAIN, query, given_answer)
     assert tagging.decode_tags(PLAIN, query, made) == given_answer or not made.exact
     texts = [query[a:b] for a, b in tagging.word_spans(query)]
-    if len(set(texts)) == len(texts):  # a word that is there twice may be read off the wrong one of them
+    if len(set(texts)) == len(texts):  # a word that occurs twice may be read off the wrong one of them
         assert made.exact
 
 

@@ -105,7 +105,7 @@ def test_bad_fields_are_named(tmp_path: Path, changes: dict[str, Any], said: str
     "prompt, said",
     [
         (None, "template not found"),
-        ("Query: {{ query }}", "line 1: what stands outside of the blocks"),
+        ("Query: {{ query }}", "line 1: text outside of the blocks"),
         ("{% block user %}no query{% endblock %}", "block `user` does not show {{ query }}"),
         ("{% block user %}{{ query }}{{ 1/0 }}{% endblock %}", "line 1: ZeroDivisionError"),
         ("{% block user %}{{ query }}{% if shops %}{{ shops + 1 }}{% endif %}{% endblock %}", "line 1: TypeError"),
@@ -360,7 +360,7 @@ def test_the_stored_form_is_the_canonical_one(segmentation: Task, answer: Any) -
 
 
 def test_a_field_that_is_there_twice_is_no_answer(segmentation: Task) -> None:
-    assert segmentation.parse('{"segments": [], "segments": []}') == (None, "not JSON: the field 'segments' is there twice")
+    assert segmentation.parse('{"segments": [], "segments": []}') == (None, "not JSON: the field 'segments' occurs twice")
 
 
 def test_a_number_that_no_grammar_writes_is_no_answer(segmentation: Task) -> None:
@@ -370,7 +370,7 @@ def test_a_number_that_no_grammar_writes_is_no_answer(segmentation: Task) -> Non
 
 
 def test_no_valid_answer_has_no_target(segmentation: Task) -> None:
-    with pytest.raises(InputError, match="has no text to teach"):
+    with pytest.raises(InputError, match="no training text can be made"):
         segmentation.target({"segments": [{"text": "a"}]})
 
 
@@ -389,8 +389,8 @@ def test_no_valid_answer_has_no_target(segmentation: Task) -> None:
         ("labels:", "YAML reads an empty value as null"),
         ("yes: x", "the name of a field is not text"),
         ("1: x", "the name of a field is not text"),
-        ("labels: 1\nname: again", "the field name is there twice"),
-        ("labels: {a: 1, a: 2}", "the field a is there twice"),
+        ("labels: 1\nname: again", "the field name occurs twice"),
+        ("labels: {a: 1, a: 2}", "the field a occurs twice"),
     ],
 )
 def test_what_yaml_would_read_as_something_else_is_said(tmp_path: Path, line: str, said: str) -> None:

@@ -111,7 +111,7 @@ def test_champion_does_not_move_without_evidence(tracker: Tracker) -> None:
         ({key: value for key, value in evidence(**own).items() if key != "criteria"}, "field criteria is required"),
         (evidence(**own, data={}), "champion does not move; missing: no digest of the rows; no digest of the human labels"),
         (refused, r"missing: tail: 993 more labels, or 1\.6 points"),
-        (forged, "tail: said to be passed, but its own figures do not show it"),
+        (forged, "tail: marked as passed, but its own figures do not show it"),
         (evidence(), "evidence of this version: what was given is of distill/dddd"),
     ):
         with pytest.raises(GateRejected, match=why):

@@ -107,7 +107,7 @@ class Tracker:
         took = time.monotonic() - began
         lost.seconds += took if took > SLOW_S or not ended else 0.0
         if not ended:
-            raise TimeoutError(f"no answer; {lost.seconds:.0f} s were lost on it, and no more will be")
+            raise TimeoutError(f"no answer for {lost.seconds:.0f} s; this process does not ask it again")
         value, error = ended[0]
         if error is not None:
             raise error
@@ -238,7 +238,7 @@ class Tracker:
             held = client.get_model_version(name, version).tags
             if held.get("path") != found.candidate:
                 origin = held.get("path") or "of unknown origin (it has no tag path)"
-                return [f"evidence of this version: what was given is of {found.candidate}, the version is {origin}"]
+                return [f"evidence of this version: the given evidence is of {found.candidate}, the version is {origin}"]
             tags = {_name(key): value for key, value in found.tags().items()}
             for key in [key for key in held if key.startswith("gate.") and key not in tags]:
                 client.delete_model_version_tag(name, version, key)  # of an earlier gate that asked for something else

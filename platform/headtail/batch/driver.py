@@ -91,7 +91,7 @@ def _raise_limit(job: Job, reason: str, done: int, shards: int, reports: Sequenc
         reasons.update(one["reasons"])
     if reasons:
         reason += "; in all: " + "; ".join(f"{count:,} x {text}" for text, count in reasons.most_common(_REASONS))
-    fix = "what is finished is kept: mend the cause or raise the limit, and run again to go on"
+    fix = "finished rows are kept: correct the cause or raise the limit, and run again"
     raise LimitReached(f"stopped early: {reason}", where=job.path, value=f"{done} of {shards} shards are published", fix=fix)
 
 
@@ -170,7 +170,7 @@ def _check_room(job: Job) -> None:
             continue
         text = f"{job.workers} workers x {each:g} {name} are asked for, the cluster has {have.get(name, 0):g}"
         if not (os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID")):
-            fix = f"lower workers or what each asks for (model.{name.lower()}s), or join a larger cluster"
+            fix = f"lower `workers` or what each worker needs (model.{name.lower()}s), or join a larger cluster"
             raise ConfigError(text, where="workers, model", fix=fix)
         say(f"  {text}: waiting for nodes to come up")
 

@@ -53,7 +53,7 @@ def hold_lease(store: Storage, path: str) -> Iterator[None]:
         try:
             store.replace(append_log.entry_path(folder, number), _data(lease, **changes))
         except StorageError as error:  # what it guards is money, not rows: the job itself meets the store's faults
-            say(f"  the job's lease could not be written, another driver may be held up or take this one for dead: {error.what}")
+            say(f"  the job's lease could not be written; another driver may have to wait, or may take this driver for dead: {error.what}")
 
     def renew() -> None:
         beat = 0

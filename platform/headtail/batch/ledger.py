@@ -128,7 +128,7 @@ def check_sums(shards: Sequence[ShardReceipt], manifest: InputManifest, where: s
         problems.append(f"{manifest.rows} rows in, {out} accounted for")
     if problems:
         more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-        fix = "nothing was published as this stage's output; run again, and report this if it stays"
+        fix = "nothing was published as this stage's output; run again, and report it if it happens again"
         raise LedgerError(f"rows do not add up: {'; '.join(problems[:_LISTED])}{more}", where=where, fix=fix)
 
 
@@ -154,7 +154,7 @@ def audit(shards: Sequence[ShardReceipt], manifest: InputManifest, store: Storag
         problems = [text for text in pool.map(problem, shards) if text]
     if problems:
         fix = "these files were changed after they were written: remove the job's folder and run again"
-        raise LedgerError(f"answers that were published are not those of the input: {'; '.join(problems[:_LISTED])}", where=where, fix=fix)
+        raise LedgerError(f"published answers do not match the input: {'; '.join(problems[:_LISTED])}", where=where, fix=fix)
 
 
 def _only_in(one: pa.Table, other: pa.Table) -> list[str]:

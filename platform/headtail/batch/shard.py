@@ -195,10 +195,10 @@ class Shard:
     def _fail_poison_row(self) -> None:
         row, poison_rows = self.todo[0], self.journal.poison_rows + 1
         if poison_rows > MAX_POISON_ROWS:
-            fix = "the engine dies whatever it is asked: see its logs (HEADTAIL_WORKER_LOGS=1) and memory; finished rows are kept"
+            fix = "the engine dies on every row: see its logs (HEADTAIL_WORKER_LOGS=1) and memory; finished rows are kept"
             what = f"more than {MAX_POISON_ROWS} rows of shard {self.number} killed the engine"
             raise EngineError(what, where=self.job.path, value=self.requests.table["query"][row].as_py(), fix=fix)
-        reason = "the engine died or hung on this row each time, last when it was asked alone"
+        reason = "the engine died or hung on this row each time, also when the row was asked alone"
         self.take(row, ParsedAnswer(State.FAILED, None, None, reason, None), Completion(row, finish_reason="error"))
         self.journal = self.journal.model_copy(
             update={"poison_rows": poison_rows, "crashes": 1, "passed": 0, "suspect": "", "crashes_alone": 0}

@@ -103,7 +103,7 @@ def check_rows(table: pa.Table, requests: ShardRequests, where: str) -> None:
         requests.pairs, list(zip(table["query_key"].to_pylist(), table["answer_key"].to_pylist(), strict=True)), texts
     )
     problem = "; ".join(filter(None, [problem, *(f"unknown state {state}" for state in strange)]))
-    fix = "nothing of this shard was published; run again, and report this if it stays"
+    fix = "nothing of this shard was published; run again, and report it if it happens again"
     value = f"{len(requests)} rows in, {table.num_rows} out"
     raise LedgerError(f"rows do not add up: {problem or 'they are out of order'}", where=where, value=value, fix=fix)
 

@@ -225,7 +225,9 @@ class _Writer:
         rows = pq.read_metadata(self.parquet).num_rows
         prefixes = np.concatenate(self._prefixes) if self._prefixes else np.empty(0, np.uint64)
         if not rows == self._lmdb.rows == len(prefixes) == sum(self._sources.values()):
-            raise LedgerError("Parquet and LMDB do not add up", value=f"{rows} and {self._lmdb.rows} rows, {len(prefixes)} keys")
+            raise LedgerError(
+                "Parquet and LMDB hold different numbers of rows", value=f"{rows} and {self._lmdb.rows} rows, {len(prefixes)} keys"
+            )
         content = blake2b(b"".join(d.digest() for d in self._digests), digest_size=KEY_BYTES).hexdigest()
         shown = tuple(query for _, query in self._top)
         return LocalSnapshot(self.parquet, self.lmdb, dict(sorted(self._sources.items())), +left_out, shown, content, prefixes)

@@ -47,7 +47,7 @@ class Values:
         self.ends = np.frombuffer(made.buffers()[1], np.int64)[: len(made) + 1]
         self.body: pa.Buffer = made.buffers()[2]
         if _NUL in _body(queries):
-            raise InputError("a query holds the character NUL", where="answers", fix="ingest the log again: `normalise` takes it out")
+            raise InputError("a query holds the character NUL", where="answers", fix="ingest the log again: `normalise` removes it")
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -91,7 +91,7 @@ class LmdbFile:
             with self._env.begin(write=True) as txn:
                 done, added = txn.cursor().putmulti(zip(keys[start : start + _TAKEN], rows, strict=True), append=True)
             if not done == added == len(keys[start : start + _TAKEN]):
-                raise LedgerError("LMDB did not take every row", where=str(self.folder), value=f"{added} of {len(keys)}")
+                raise LedgerError("LMDB did not store every row", where=str(self.folder), value=f"{added} of {len(keys)}")
         self.rows += len(keys)
         step = max(1, len(keys) // _CHECKED)
         self._sample += [(keys[i], body[ends[i] : ends[i + 1]]) for i in range(0, len(keys), step)]

@@ -86,7 +86,7 @@ def read_manifest(store: Storage, snapshot: str) -> SnapshotManifest:
     manifest = read_record(store, SnapshotManifest, path)
     if not snapshot == manifest.id == manifest.own_id:
         raise StorageError(
-            "this manifest is not what was published: its content has another id", where=store.uri(path), fix="publish again"
+            "this manifest was changed after it was published: its content has another id", where=store.uri(path), fix="publish again"
         )
     return manifest
 

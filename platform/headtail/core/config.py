@@ -94,7 +94,7 @@ class _Yaml(yaml.SafeLoader):
                 continue
             name = self.construct_object(key, deep=True)
             if isinstance(name, str | int | float | bool) and name in seen:
-                raise _AmbiguousYaml(None, None, f"the field {name} is there twice; keep one", key.start_mark)
+                raise _AmbiguousYaml(None, None, f"the field {name} occurs twice; keep one", key.start_mark)
             seen |= {name} if isinstance(name, str | int | float | bool) else set()
         return super().construct_mapping(node, deep)
 
@@ -147,7 +147,7 @@ def _read(path: Path, loader: type[_Yaml]) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         what = "" if isinstance(error, _AmbiguousYaml) else "not valid YAML: "
-        raise ConfigError(f"{what}{line}{error.problem}", where=str(path), fix="mend that line") from error
+        raise ConfigError(f"{what}{line}{error.problem}", where=str(path), fix="correct that line") from error
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"not valid YAML: {error}", where=str(path)) from error
     if data is None:

@@ -96,7 +96,7 @@ class Evidence(Config):
         for criterion in sorted(self.criteria, key=lambda found: found.p) if not unproven else ():
             if not criterion.n or criterion.p > budget / left * (1 + 1e-9) or criterion.lower_bound < criterion.threshold - 1e-9:
                 shown = f"p {criterion.p:.3g} at level {budget / left:.3g}"
-                yield f"{criterion.stratum}: said to be passed, but its own figures do not show it ({shown})"
+                yield f"{criterion.stratum}: marked as passed, but its own figures do not show it ({shown})"
             left -= 1
         if not unproven and not self.passed:
             yield "the verdict is: rejected"

@@ -122,16 +122,16 @@ def _check(tree: nodes.Template, names: Collection[str]) -> None:
             raise PromptError(f"block {found.name} would be dropped: a prompt has the blocks `system` and `user`", found.lineno)
         if (isinstance(found, nodes.Stmt) and not isinstance(found, _STATEMENTS)) or isinstance(found, nodes.NSRef | nodes.Pow):
             kind = {"Pow": "**", "NSRef": "a namespace"}.get(type(found).__name__, type(found).__name__.lower())
-            raise PromptError(f"{kind} is more than a prompt may use; if, for, set and filters are there", found.lineno)
+            raise PromptError(f"{kind} is not allowed in a prompt; it may use if, for, set and filters", found.lineno)
         if isinstance(found, nodes.For) and found.recursive:
-            raise PromptError("a recursive loop is more than a prompt may use", found.lineno)
+            raise PromptError("a recursive loop is not allowed in a prompt", found.lineno)
         if isinstance(found, nodes.Filter) and found.name not in _ENVIRONMENT.filters:
             raise PromptError(f"no filter named {found.name}; there are {', '.join(_FILTERS)}", found.lineno)
     for node in tree.body:
         for part in node.nodes if isinstance(node, nodes.Output) else [node]:
             if not isinstance(part, nodes.Block) and not (isinstance(part, nodes.TemplateData) and not part.data.strip()):
                 line = part.lineno + _blank_lines(part)
-                raise PromptError("what stands outside of the blocks `system` and `user` would be dropped; put it into one of them", line)
+                raise PromptError("text outside of the blocks `system` and `user` would be dropped; put it into one of them", line)
     known = {*names, *_ENVIRONMENT.globals}
     if strange := sorted(meta.find_undeclared_variables(tree) - known):
         line = next((name.lineno for name in tree.find_all(nodes.Name) if name.name == strange[0]), 0)
@@ -256,7 +256,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "%" and isinstance(left, str):
-            raise PromptError("% on text is more than a prompt may use; write {{ }} where the value stands")
+            raise PromptError("% on text is not allowed in a prompt; write {{ }} where the value belongs")
         if operator == "*" and not (isinstance(left, int | float) and isinstance(right, int | float)) and _sizes(left, right) > LONGEST:
             raise PromptError(f"a value of more than {LONGEST:,} characters or items")
         return _limit(super().call_binop(context, operator, left, right))

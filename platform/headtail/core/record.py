@@ -22,7 +22,7 @@ T = TypeVar("T", bound=Config)
 
 def _moment(text: str) -> str:
     if datetime.fromisoformat(text).tzinfo is None:
-        raise ValueError("a moment needs its time zone, such as +00:00")
+        raise ValueError("a time needs its time zone, such as +00:00")
     return text
 
 

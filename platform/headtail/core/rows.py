@@ -247,7 +247,7 @@ def check_side_inputs(names: Sequence[str], task: str) -> None:
     }
     for at, name in enumerate(names):
         if name in own or name in names[:at]:
-            what = "a side input has the name of a column that headtail makes itself" if name in own else "a side input is named twice"
+            what = "a side input has the name of a column that headtail adds itself" if name in own else "a side input is named twice"
             fix = "rename it in task.yaml, in the prompt and in the log" if name in own else "name it once"
             raise ConfigError(what, where=f"task {task}, side_inputs", value=name, fix=fix)
 

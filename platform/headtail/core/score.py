@@ -62,7 +62,7 @@ def check_score(config: ScoreConfig, outline: Mapping[str, Any], where: str) -> 
         return
     lists = [part for part in _options(fields[config.field]) if part.get("type") == "array"]
     if not lists:
-        fix = "kind: spans compares a list of objects; take kind: label for one value, or exact"
+        fix = "kind: spans compares a list of objects; use kind: label for one value, or exact"
         raise ConfigError("field score.field: not a list in the answer schema", where=where, value=config.field, fix=fix)
     inner = {name: part for found in lists if found["items"] for name, part in _fields(found["items"]).items()}
     for name in ("text", "label"):

@@ -141,7 +141,7 @@ def _values(part: Mapping[str, Any], root: Mapping[str, Any]) -> tuple[str, ...]
 
 def _why(part: Mapping[str, Any], taken: bool) -> str:
     if part.get("type") == "string":
-        return "is free text, which has to be written"
+        return "is free text, which labels cannot express"
     if part.get("type") in ("integer", "number"):
         return "is a number that is not of a closed set"
     if part.get("type") == "array":
@@ -153,7 +153,7 @@ def _refuse(task: str, field: str, why: str) -> None:
     raise ConfigError(
         f"an encoder cannot answer this task: {field} {why}",
         where=task,
-        fix="take student: decoder or seq2seq, or give the field an enum; docs/students.md says what fits",
+        fix="use student: decoder or seq2seq, or give the field an enum; docs/students.md says what fits",
     )
 
 

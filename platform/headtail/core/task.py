@@ -151,7 +151,9 @@ class Task:
         """The text a model is taught to write: the one that the grammar of the schema accepts. InputError for no valid answer."""
         is_fit, write = self._writer
         if not is_fit(answer):
-            raise InputError("an answer that the schema does not allow has no text to teach", where=self.name, value=answer)
+            raise InputError(
+                "this answer is not allowed by the schema, so no training text can be made of it", where=self.name, value=answer
+            )
         return write(answer)
 
     def fallback(self, query: str) -> Any:
@@ -195,7 +197,7 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-        raise ValueError(f"the field {twice!r} is there twice")
+        raise ValueError(f"the field {twice!r} occurs twice")
     return made
 
 
@@ -281,7 +283,7 @@ def _check(task: Task, where: str) -> None:
         validator(task.schema)
     except jsonschema_rs.ValidationError as error:
         place = ".".join(map(str, ["answer", *error.instance_path]))
-        fix = "mend it there; docs/task.md lists what an answer schema may have"
+        fix = "correct it there; docs/task.md lists what an answer schema may have"
         raise ConfigError(f"field {place}: not a JSON Schema: {error.message}", where=where, fix=fix) from None
     check_score(task.file.score, task.outline.schema, where)
     names = [task.file.input, *task.side_inputs]
@@ -303,7 +305,7 @@ def _check_prompt(task: Task) -> None:
         for side in ((), ("some",), ("some", "more")):
             messages = task.messages(marker, dict.fromkeys(task.side_inputs, side))
     except PromptError as error:
-        fix = "mend the template there; docs/task.md says what a prompt may do"
+        fix = "correct the template there; docs/task.md says what a prompt may do"
         raise ConfigError(f"prompt template: {error}", where=place, fix=fix) from None
     if marker not in messages[-1]["content"]:
         raise ConfigError("prompt template: its block `user` does not show {{ query }}", where=place, fix="write {{ query }} in it")

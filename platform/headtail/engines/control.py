@@ -29,7 +29,7 @@ class Encoder:
 
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            fix = "take a model folder with a tokenizer.json"
+            fix = "use a model folder with a tokenizer.json"
             raise ConfigError("this tokenizer cannot keep typed control tokens apart", where=str(tokenizer.name_or_path), fix=fix)
         self._tokenizer, self._merges, self._checked = tokenizer, system_role == "merge", False
         plain = json.loads(backend.to_str())
@@ -60,7 +60,7 @@ class Encoder:
         """
         if not self._tokenizer.chat_template:
             fix = (
-                "take an instruction-tuned model, put a chat_template.jinja into its folder, or, to train it, set io_format.prompt to bare"
+                "use an instruction-tuned model, add chat_template.jinja to its folder, or, to train it, set io_format.prompt to query_only"
             )
             raise ConfigError("the model's tokenizer has no chat template", where=str(self._tokenizer.name_or_path), fix=fix)
         chats = [merge_system_message(chat) for chat in chats] if self._merges else list(chats)

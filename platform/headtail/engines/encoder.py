@@ -95,7 +95,7 @@ def read_scheme(path: str, schema: dict[str, Any] | None) -> Scheme:
     found = build_config(Scheme, record.parse_object(file.read_bytes(), str(file), ConfigError, "distil the student again"), str(file))
     if schema is not None and found.schema_digest != fingerprint(schema):
         fix = "distil an encoder for this task, or undo the change of its answer schema"
-        raise ConfigError("this encoder was taught another answer schema", where=path, fix=fix)
+        raise ConfigError("this encoder was trained for another answer schema", where=path, fix=fix)
     return found
 
 
@@ -112,7 +112,7 @@ def load_encoder(path: str, scheme: Scheme, dtype: str = "float32", revision: st
             path, num_labels=output_width(scheme), dtype=kind, ignore_mismatched_sizes=True, trust_remote_code=False, **extra
         )
     except (OSError, ValueError) as error:
-        fix = "take a BERT, RoBERTa, ELECTRA, ModernBERT or like model"
+        fix = "use a BERT, RoBERTa, ELECTRA, ModernBERT or similar model"
         raise EngineError(f"the encoder did not load: {error}", where=path, fix=fix) from error
     return model, load_tokenizer(path, revision, add_prefix_space=True)
 

@@ -80,7 +80,7 @@ def schema_grammar(schema: Mapping[str, Any], where: str) -> str:
         rules = _grammar_rules(xgrammar.Grammar.from_json_schema(text, any_whitespace=False, separators=SEPARATORS))
         grammar = "".join(f"{name} ::= {rule}\n" for name, rule in _reachable_rules(rules).items())
         if _grammar_rules(xgrammar.Grammar.from_ebnf(grammar)) != _reachable_rules(rules):
-            raise RuntimeError("xgrammar reads it otherwise than it writes it")
+            raise RuntimeError("xgrammar parses its own output differently")
     except RuntimeError as error:
         fix = "simplify the answer schema; docs/task.md lists what a grammar holds"
         raise ConfigError(f"the answer schema cannot be turned into a grammar: {error}", where=where, fix=fix) from None

@@ -216,10 +216,10 @@ class OpenAIEngine:
             fix = "check model.base_url (it ends in /v1) and model.model"
             raise ConfigError(said, where=self._url, value=f"model {self._model}", fix=fix)
         if 300 <= status < 400:
-            fix = "set model.base_url to the address that answers itself; redirects are not followed, since the key would go along"
+            fix = "set model.base_url to the final address; redirects are not followed, because the key would be sent along"
             raise ConfigError(f"{said}; it redirects to {hide(response.headers.get('location', 'nowhere'))}", where=self._url, fix=fix)
         if status == 402 or (status == 429 and any(code in response.text[:2000] for code in _UNPAID)):
-            fix = "the account behind the key has no money or quota left; finished rows are kept, run again when it has"
+            fix = "the key's account has no money or quota left: add some and run again; finished rows are kept"
             raise EngineError(said, where=self._url, value=f"model {self._model}", fix=fix)
 
     def _excerpt(self, response: httpx.Response) -> str:

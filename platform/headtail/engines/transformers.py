@@ -122,7 +122,7 @@ class TransformersEngine(BatchEngine):
 
     def _completion(self, request: Request, row: _Row) -> Completion:
         if not row.reason:
-            problem = "the grammar lets no token of this model's vocabulary follow: the tokenizer cannot spell the task's answers"
+            problem = "no token of this model's vocabulary fits the grammar here: the tokenizer cannot write the task's answers"
             return Completion(request.id, finish_reason="error", error=problem)
         texts = answer_texts(self._tokenizer, row.ids, row.reason == "stop")
         return Completion(request.id, "".join(texts), row.reason, 0, len(row.ids), 0, texts, tuple(row.logprobs))
@@ -225,7 +225,7 @@ def _check(config: ModelConfig) -> None:
     for name, none in (("quantization", ""), ("tensor_parallel", 1)):
         if getattr(config, name) != none:
             fix = f"leave model.{name} out, or set model.engine=vllm"
-            raise ConfigError(f"this engine knows no {name}", where=f"model.{name}", value=getattr(config, name), fix=fix)
+            raise ConfigError(f"this engine does not support {name}", where=f"model.{name}", value=getattr(config, name), fix=fix)
 
 
 def _shared_prefix(prompts: Sequence[list[int]]) -> int:

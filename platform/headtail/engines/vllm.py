@@ -163,7 +163,7 @@ class VllmEngine:
             self._thread.submit(_prompt(self._encoder.chats([_PROBE])[0]), probe).result()
         except _refusals() as error:  # RowRefused is a ValueError
             fix = "simplify the answer schema or change the task's sampling"
-            raise ConfigError(f"vLLM cannot take this task: {error}", where="task.yaml", fix=fix) from None
+            raise ConfigError(f"vLLM does not accept this task: {error}", where="task.yaml", fix=fix) from None
         return params
 
     def facts(self) -> dict[str, Any]:

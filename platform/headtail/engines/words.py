@@ -68,7 +68,7 @@ def _special(tokenizer: Any, *names: str) -> int:
         found = getattr(tokenizer, f"{name}_token_id", None)
         if found is not None:
             return int(found)
-    fix = "take a BERT, RoBERTa, ELECTRA, ModernBERT or like model"
+    fix = "use a BERT, RoBERTa, ELECTRA, ModernBERT or similar model"
     raise ConfigError(f"the tokenizer has no {names[0]} token: this is no encoder", where=str(tokenizer.name_or_path), fix=fix)
 
 

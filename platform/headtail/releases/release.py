@@ -120,7 +120,7 @@ def load_release(store: Storage, release: str = "current") -> Release:
         )
     found = read_record(store, Release, _path(release), FORMAT)
     if not release == found.id == found.own_id:
-        what = "this release is not what was published: its content has another id"
+        what = "this release was changed after it was published: its content has another id"
         raise StorageError(
             what, where=store.uri(_path(release)), value=found.own_id, fix="publish again; if nobody edited it, see docs/security.md"
         )

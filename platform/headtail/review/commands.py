@@ -102,4 +102,4 @@ def _name(config: Config) -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):  # a container whose user has no name
-        raise ConfigError("nobody knows who decides", where="who", fix="add --set who=your-name") from None
+        raise ConfigError("the reviewer's name is missing", where="who", fix="add --set who=your-name") from None

@@ -110,5 +110,10 @@ def load_queue(store: Storage, ref: str, task: Task) -> Queue:
     receipt, name = load_ref(store, ref)
     theirs = receipt.settings.get("config", {}).get("task", task.name)
     if theirs != task.name:
-        raise InputError("this queue belongs to another task", where=ref, value=theirs, fix=f"give --task {theirs}, or another queue")
+        raise InputError(
+            "this queue belongs to another task",
+            where=ref,
+            value=theirs,
+            fix=f"set task to {theirs} (--set task={theirs}), or name another queue",
+        )
     return make_queue(output_table(store, receipt, name), f"{receipt.path}:{name}", task.side_inputs)

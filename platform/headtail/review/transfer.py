@@ -144,7 +144,7 @@ def import_decisions(file: Path, kind: Format, store: Storage, log: DecisionLog,
     if waiting:
         log.record(waiting, source)
     if counts["rows"] != counts["recorded"] + counts["known"] + counts["undecided"] + len(aside):
-        raise LedgerError("rows of the file and what became of them do not add up", where=str(file), value=counts)
+        raise LedgerError("the file's rows are not the sum of recorded, known, undecided and set aside", where=str(file), value=counts)
     problems = tuple((row.number, problem) for row, problem in aside)
     return ImportReport(**counts, problems=problems, aside=_set_aside(store, log.folder, file, mark, aside), notes=tuple(notes))
 

@@ -154,7 +154,7 @@ def identity(
     for item in (inputs or {}).values():
         if isinstance(item, Receipt) and (made := item.settings.get("normalisation", NORMALISATION)) != NORMALISATION:
             raise InputError(
-                "this input was made with another version of the normal form of queries: its keys no longer fit",
+                "this input was made with another version of the normal form of queries: its keys no longer match",
                 where=f"{item.path}/receipt.json",
                 value=f"version {made}; this version of headtail has {NORMALISATION}",
                 fix="run ingest and all stages after it again (docs/text.md)",

@@ -335,7 +335,7 @@ def _tell(stage: Stage, config: Config, plan: Plan, found: dict[str, Any], label
     }
     stage.facts |= {"head_limit": head["limit"], "head_last_count": head["last_count"]}
     if not found["holdout_events"]:
-        stage.note("no holdout traffic was held out: how long the head stays right is not known")
+        stage.note("no holdout traffic was held out: how long the head stays valid is not known")
     if rows["teacher_sample"] < config.teacher_sample_rows:
         stage.note(
             f"only {rows['teacher_sample']:,} of {config.teacher_sample_rows:,} rows in the teacher's sample: no other query is left"
@@ -345,7 +345,7 @@ def _tell(stage: Stage, config: Config, plan: Plan, found: dict[str, Any], label
     if rows["left_out"]:
         stage.note(f"{rows['left_out']:,} queries are in no table: max_student_rows is {config.max_student_rows:,}")
     if labels.num_rows and not any(rows[f"human_labels.{name}"] for name in (Stratum.TORSO, Stratum.TAIL, Stratum.UNSEEN)):
-        stage.note("all human labels are in the head: they say nothing of the quality outside it")
+        stage.note("all human labels are in the head: they say nothing about the quality outside it")
     holdout = f" ({head['share_holdout']:.1%} of holdout ones)" if found["holdout_events"] else ""
     say(
         f"{STAGE:<12} head {head['rows']:,} of {n:,} queries covers {head['share']:.1%} of events{holdout}, by {head['limit']}; "

@@ -115,7 +115,7 @@ def _proven(gated: Sequence[Receipt], student: Receipt | None) -> tuple[Evidence
             raise GateRejected(f"{found.candidate} is not published; missing: {'; '.join(missing)}", where=receipt.path)
     seen = [found.candidate for found in proofs]
     if student is not None and proofs and student.path not in seen:
-        what = f"{student.path} is not published; missing: evidence of {student.path}: what was given is of {', '.join(seen)}"
+        what = f"{student.path} is not published; missing: evidence of {student.path}; the given evidence is of {', '.join(seen)}"
         raise GateRejected(what, where=gated[0].path)
     return proofs
 
@@ -135,7 +135,7 @@ def _refuse_loss(store: Storage, config: Config, receipt: Receipt) -> None:
     if before is None or before.snapshot == receipt.facts["snapshot"]:
         return
     if not store.exists(f"{snapshot_path(before.snapshot)}/manifest.json"):
-        say(f"{'publish':<12} the snapshot of the current release {current} is gone: what this one loses cannot be said")
+        say(f"{'publish':<12} the snapshot of the current release {current} is gone: how many answers this release loses is not known")
         return
     diff = diff_snapshots(store, before.snapshot, receipt.facts["snapshot"], examples=5)
     share, of = loss(diff)
@@ -223,7 +223,7 @@ def _tell_left_out(stage: Stage, config: Config, built: LocalSnapshot, parts: _P
                 f"no answer of the {source} would be published: {unrated:,} have no confidence",
                 where=f"min_confidence.{source}",
                 value=least,
-                fix=f"set min_confidence.{source} to 0, or have them answered by an engine that gives log-probs",
+                fix=f"set min_confidence.{source} to 0, or use an engine that gives log-probs",
             )
         if unrated:
             text = f"{unrated:,} answers of the {source} have no confidence and are left out by min_confidence.{source}={least:g}"
@@ -231,7 +231,7 @@ def _tell_left_out(stage: Stage, config: Config, built: LocalSnapshot, parts: _P
             say(f"{'publish':<12} {text}")
     if not built.rows:
         where = ", ".join(receipt.path for receipt in parts.answers)
-        fix = "publish answers that hold rows in state answered; what is current stays current"
+        fix = "publish answers that hold rows in state answered; the current release stays current"
         raise InputError("nothing is fit to be published: every query would be a miss", where=where, value=reasons, fix=fix)
 
 

@@ -116,7 +116,7 @@ def run(config: Config) -> Receipt:
         stage.facts = {"server": {name: served.get(name) for name in kept}, "url": config.url}
         others = {m.release for m in met if m.release} - {release}
         if others:
-            stage.note(f"the release moved during the replay: some answers are of {', '.join(sorted(others))}")
+            stage.note(f"the current release changed during the replay: some answers are of {', '.join(sorted(others))}")
 
     return _once(config.model_copy(update={"release": release}), work)
 

@@ -113,7 +113,7 @@ def run(config: Config) -> Receipt:
             }
         points = [charts.QualityPoint(x["variant"], x["stratum"], x["quality"], x["low"], x["high"], x["n"]) for x in shown]
         stage.figure("ablation", charts.quality_chart(points, confidence=config.evaluate.confidence))
-        stage.note("one training run each: a difference within a run's own luck (seed) is not told apart from one of the data")
+        stage.note("one training run each: a difference between training sets cannot be separated from one between seeds")
 
     refs = {"answers": config.answers, "labels": config.labels, "human": config.human, "task": task.name}
     groups: dict[str, Any] = {name: {} for name in ("curate", "distill", "precompute", "evaluate")}

@@ -75,7 +75,7 @@ def run(config: Config) -> Receipt:
     labels, ref = output_table(store, planned, name), f"{planned.path}:{name}"
     keys = labels.filter(pa.array(with_side(labels, task)))["query_key"].combine_chunks()
     if not len(keys):
-        fix = f"have people answer queries that have {', '.join(task.side_inputs)}: most often those of the head"
+        fix = f"label queries that have {', '.join(task.side_inputs)}: most often those of the head"
         raise InputError("no labelled row has side inputs", where=ref, value=f"{labels.num_rows:,} rows", fix=fix)
     answered: dict[str, Receipt] = {}
     for model, found in _models(config).items():
@@ -184,12 +184,12 @@ def gap_remarks(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What a reader should know before trusting the figures."""
     first = [line for line in rows if (line["model"], line["shown"]) == (rows[0]["model"], True)]
     if unknown := [name for name in STRATA if name not in {line["stratum"] for line in first}]:
-        yield f"{', '.join(unknown)}: no labelled row has side inputs, so nothing is known of them"
+        yield f"{', '.join(unknown)}: no labelled row has side inputs, so their effect is not known"
     for line in first:
         if line["n"] < SMALL:
             yield f"{line['stratum']}: only {line['n']} labelled rows have side inputs; its intervals are wide"
     if significant_losses(rows).get(Source.BATCH_STUDENT):
-        yield "the student leans on side inputs that live traffic lacks: distil with two_stage=true, and measure again"
+        yield "the student depends on side inputs that live traffic does not have: distil with two_stage=true, and measure again"
 
 
 def _count_different_prompts(store: Storage, keys: pa.Array, with_inputs: Receipt, without: Receipt) -> int:

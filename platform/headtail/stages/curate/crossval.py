@@ -60,7 +60,7 @@ def text_features(texts: Sequence[str], sides: Sequence[str]) -> Any:
 def _fitted(vectoriser: Any, texts: Sequence[str]) -> Any:
     try:
         return vectoriser.fit_transform(texts)
-    except ValueError:  # no n-gram is there twice
+    except ValueError:  # no n-gram occurs twice
         return None
 
 

@@ -121,7 +121,7 @@ class EncoderLearner:
         share = sum(one["exact"] for one in made) / max(1, len(made))
         say(f"labels       hold {share:.1%} of {len(made):,} training answers exactly, with {len(self.scheme.corrections):,} corrections")
         if share < LEAST_EXACT:
-            fix = "take student: decoder or seq2seq; or look at rows in question: texts must be pieces of the query, in its order"
+            fix = "use student: decoder or seq2seq; or look at rows in question: texts must be pieces of the query, in its order"
             raise ConfigError("labels cannot hold most of the training answers", where="student", value=f"{share:.1%} exactly", fix=fix)
 
     def _asked(self, task: Task, row: Mapping[str, Any]) -> tuple[str, str]:

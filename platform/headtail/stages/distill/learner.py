@@ -184,7 +184,7 @@ def learner_for(
     formats = {task.fingerprint: format_for(task, chosen, kind) for task in tasks}
     if len(formats) > 1 and any(not fmt.default for fmt in formats.values()):
         raise ConfigError(
-            "a student of several tasks must be told which one it is asked",
+            "a student of several tasks needs the whole prompt, which shows the task",
             where="io_format",
             value=chosen.prompt,
             fix="prompt: full, output: json",

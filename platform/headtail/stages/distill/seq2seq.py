@@ -60,7 +60,7 @@ class Seq2SeqLearner:
 
     def load(self, path: str, revision: str = "", layers: int = 0) -> tuple[Any, Any]:
         if layers:
-            raise ConfigError("a seq2seq base is taken whole", where="base.layers", value=layers, fix="set it to 0")
+            raise ConfigError("a seq2seq base cannot be cut to some of its layers", where="base.layers", value=layers, fix="set it to 0")
         return load_base(path, revision, kind="seq2seq")
 
     def texts(self, task: Task, training_set: pa.Table) -> Iterable[str]:

@@ -169,7 +169,7 @@ def _sources(config: Config, store: Storage) -> Sources:
     refs = {name: load_ref(store, ref) for name, ref in named.items()}
     tasks = [load_task(s.task, config.allow_task_code) for s in config.sets]
     if config.two_stage and not any(task.side_inputs for task in tasks):
-        fix = "set two_stage to false: there is nothing that live traffic lacks"
+        fix = "set two_stage to false: live traffic has all that the teacher saw"
         raise ConfigError("no task here has side inputs", where="two_stage", value=", ".join(t.name for t in tasks), fix=fix)
     inputs: dict[str, Any] = {name: receipt.output(output) for name, (receipt, output) in refs.items()}
     found = resolve_weights(config.base.model, config.base.revision, store) if config.base.model else None  # once: it hashes the weights
@@ -216,10 +216,12 @@ def _work(config: Config, stage: Stage, sources: Sources) -> None:
     table = examples(learner, base.tokenizer, rows, tasks, config.max_tokens, config.held_out_share)
     if config.early_stopping is not None and True not in table["held_out"].to_pylist():
         fix = "raise held_out_share, or name sets.0.held_out"
-        raise ConfigError("early stopping has nothing to judge by: no row is held out", where="early_stopping", fix=fix)
+        raise ConfigError("early stopping needs held-out rows, and there are none", where="early_stopping", fix=fix)
     if "soft" in table.column_names and True not in table["soft"].to_pylist():
         fix = "the student's chat template or end of text is another than the teacher's: name logits.teacher, or set logits to null"
-        raise ConfigError("no training row is stored in the tokens that the student is to write", where="logits", fix=fix)
+        raise ConfigError(
+            "no training row has log-probabilities stored for the tokens that the student must write", where="logits", fix=fix
+        )
     taught = None  # what a teacher of logits reads: its answers are those to the rows as it was asked, side inputs and all
     if first is not None and sources.teacher is not None:
         taught = examples(learner, base.tokenizer, shown, tasks, config.max_tokens, config.held_out_share)

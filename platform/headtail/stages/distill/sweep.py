@@ -57,7 +57,10 @@ def trials(config: Config) -> list[Trial]:
     points = list(itertools.product(*config.grid.values()))
     if not points or len(points) > MAX_TRIALS:
         raise ConfigError(
-            f"a sweep has 1 to {MAX_TRIALS} trials", where="grid", value=len(points), fix="give every field a value, or fewer"
+            f"a sweep has 1 to {MAX_TRIALS} trials",
+            where="grid",
+            value=len(points),
+            fix="give every field at least one value, or fewer values in all",
         )
     plain = config.base.model_dump() | {
         "root": config.root,
@@ -93,7 +96,7 @@ def _work(config: Config, stage: Stage, tried: Sequence[Trial]) -> None:
         table.append(_tried(config, stage, number, trial))
     done = [row for row in table if row["path"]]
     if not done:
-        raise TrainingError("every trial failed", where="grid", value=table[0]["reason"], fix="mend the base config")
+        raise TrainingError("every trial failed", where="grid", value=table[0]["reason"], fix="correct the base config")
     best = min(done, key=lambda row: row["value"])
     stage.rows |= {"trials": len(table), "failed": len(table) - len(done), "reused": sum(row["reused"] for row in done)}
     stage.metrics |= {f"best/{config.metric}": best["value"], f"worst/{config.metric}": max(row["value"] for row in done)}

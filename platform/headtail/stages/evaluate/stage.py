@@ -122,7 +122,7 @@ def _write(stage: Stage, config: Config, task: Task, receipts: Mapping[str, Rece
             name = f"agreement/{student.source}"
             stage.metrics[name], both = agreement(task, teacher, student)
             stage.note(
-                f"{name} compares {student.source} with teacher on the {both:,} labelled rows both answered: it is no quality figure"
+                f"{name} compares {student.source} with teacher on the {both:,} labelled rows both answered: this is not a quality figure"
             )
     stage.facts["figures"] = figures = dict(_figures(stage.metrics, receipts))
     for source, known in figures.items():
@@ -152,7 +152,7 @@ def remarks(quality: pa.Table, rows: pa.Table, task: Task, receipts: Mapping[str
         if line["stratum"] in (ALL, TRAFFIC):
             continue
         if not line["n"]:
-            yield f"{line['stratum']}: no labelled rows, so nothing is known of it"
+            yield f"{line['stratum']}: no labelled rows, so its quality is not known"
         elif line["n"] < SMALL:
             yield f"{line['stratum']}: only {line['n']} labelled rows; its intervals are wide and exact (Clopper-Pearson), not bootstrap"
     exact = list(dict.fromkeys(line["stratum"] for line in lines if line["n"] >= SMALL and line["method"] != BOOTSTRAP))

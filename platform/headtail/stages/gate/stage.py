@@ -63,7 +63,7 @@ class Config(StageConfig):
     @classmethod
     def _least(cls, value: dict[str, float]) -> dict[str, float]:
         if any(not 0 < least < 1 for least in value.values()):
-            raise ValueError("a least score lies between 0 and 1, both left out: 1 can never be shown")
+            raise ValueError("a minimum score lies above 0 and below 1: no number of labels can show 1")
         return value
 
     @model_validator(mode="after")
@@ -90,7 +90,9 @@ def run(config: Config) -> Receipt:
     answers = answers_of(store, evaluation, config.source)
     if answers.task_fingerprint not in ("", task.fingerprint):
         value = f"{task.fingerprint[:16]}, the answers' is {answers.task_fingerprint[:16]}"
-        raise ConfigError("the scored answers are to another version of the task", where=answers.path, value=value, fix="evaluate anew")
+        raise ConfigError(
+            "the scored answers belong to another version of the task", where=answers.path, value=value, fix="run evaluate again"
+        )
     candidate, digest, remarks = candidate_of(store, config.candidate, answers)
     planned, labels = labels_of(store, evaluation)
     judge = load_ref(store, config.judge) if config.judge else None

@@ -199,7 +199,7 @@ def _check_packing(part: Split, meta: Any, paths: Sequence[str], names: Sequence
                 raise InputError(
                     f"column {path} unpacks to {large / packed:,.0f} times its size",
                     value=f"{large:,} bytes in row group {group}",
-                    fix="this is no text; leave the file out",
+                    fix="this is not text; leave the file out",
                 )
 
 

@@ -56,7 +56,7 @@ _CURES = {
     "before_gap": "their dates are long before the log's other days, and they are few",
     "after_gap": "their dates are after a gap, and they are few",
     "after_today": "their dates are after today",
-    "bad_row": "they have not the header's number of cells, or are no JSON object: mend what writes them, or set `quotes`",
+    "bad_row": "they have not the header's number of cells, or are no JSON object: correct the program that writes them, or set `quotes`",
     "nul": "they hold a zero byte",
     "name_twice": "their JSON has a column twice",
 }
@@ -287,11 +287,13 @@ def _check_labels(stage: Stage, settled: Settled, aside: pa.Table, config: Confi
             "no human label can be used", where=config.labels or f"{config.log}, column {config.columns.labels}", value=first, fix=fix
         )
     if not settled.labels.num_rows:
-        stage.note("all human labels went to human_labels_train: nothing is left to evaluate against")
+        stage.note("all human labels went to human_labels_train: no label is left to evaluate with")
     if settled.conflicts:
         stage.note(f"{settled.conflicts:,} queries had more than one human label; the most frequent was kept, of several the first")
     if settled.astray:
-        stage.note(f"{settled.astray:,} people's answers have a span that is not in their query: corrected, or the answer to another one?")
+        stage.note(
+            f"{settled.astray:,} people's answers have a span that is not in their query: a new spelling, or the answer to another query?"
+        )
     if settled.overlaps:
         stage.note(f"{settled.overlaps:,} queries were marked train and test alike; they are kept for test only")
 
@@ -329,7 +331,7 @@ def _count_rows(
     share = totals.redacted["any"] / max(1, totals.used_events)
     if share > MANY_REDACTED:
         kinds = ", ".join(f"{totals.redacted[kind]:,} {like}" for kind, like in REDACTED_LIKE.items() if totals.redacted[kind])
-        stage.note(f"{share:.1%} of log events had their query redacted: {kinds}. If these are part numbers, look at docs/text.md")
+        stage.note(f"{share:.1%} of log events had their query redacted: {kinds}. If these are part numbers, see docs/text.md")
 
 
 def _tell(stage: Stage, config: Config, task: Task, log: Files, labels: Files | None, cut: Cut, totals: Totals) -> None:

@@ -51,11 +51,13 @@ def readable(where: str) -> Iterator[None]:
         raise Unusable("no permission to read this file", where=where, fix="check its permissions (ls -l) or copy it") from None
     except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"damaged {_packing(where)} file: {error}", where=where, fix="fetch it again; is it whole, and what its name says?"
+            f"damaged {_packing(where)} file: {error}",
+            where=where,
+            fix="fetch it again, and check that it is complete and of the kind that its name says",
         ) from None
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(
-            f"file cannot be read: {error}", where=where, fix="check that it is whole and of the kind its name says"
+            f"file cannot be read: {error}", where=where, fix="check that it is complete and of the kind that its name says"
         ) from error
 
 

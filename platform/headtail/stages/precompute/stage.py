@@ -179,8 +179,8 @@ def run(config: Config, planned: Preview | None = None) -> Receipt:
     config = _resolved(config)
     asked = _find(config)
     if planned is not None and planned.path != _folder(config, asked):
-        fix = "do a dry run again; name tables by fingerprint (plan/ab12:head) where other jobs make new ones meanwhile"
-        raise InputError("the inputs are others than in the dry run", where="inputs", value=planned.path, fix=fix)
+        fix = "do a dry run again; name tables by fingerprint (plan/ab12:head) when other jobs write new ones meanwhile"
+        raise InputError("the inputs are not those of the dry run", where="inputs", value=planned.path, fix=fix)
     if planned is not None and planned.beyond:
         fix = "raise the budget, or name fewer rows in `inputs`; the probe's answers are kept"
         raise LimitReached(f"not started: {planned.beyond}", where=planned.path, value=f"{planned.ask} rows to ask", fix=fix)
@@ -235,11 +235,11 @@ def _judge(
             again = "finished rows are kept, failed ones are asked again"
             if given_up:
                 again += f" but for {given_up:,} that were asked in max_runs_per_row={config.max_runs_per_row} runs (raise it to ask them)"
-        fix = f"mend the cause and run again: {again}; or raise max_failed_share"
+        fix = f"correct the cause and run again: {again}; or raise max_failed_share"
     elif unanswered > config.max_unanswered_share * rows:
         what = f"{unanswered:,} of {rows:,} rows have no answer, more than max_unanswered_share={config.max_unanswered_share:g}"
         value = ", ".join(f"{count:,} {state}" for state, count in states.items() if count)
-        fix = "see the answers' columns `reason` and `raw`; mend the task (sampling.max_tokens, prompt, schema) or the model, or raise "
+        fix = "see the answers' columns `reason` and `raw`; change the task (sampling.max_tokens, prompt, schema) or the model, or raise "
         fix += "max_unanswered_share" + ("" if receipt is None else f"; {again}")
     else:
         return

@@ -195,7 +195,7 @@ def notes(receipts: Mapping[str, Receipt], made: Mapping[str, Any]) -> Iterator[
     if teacher.startswith("example:"):
         yield (
             f"The teacher ({teacher}) is the small placeholder that ships with headtail, not a strong LLM: quality and cost ratios here "
-            "show that the way works, not what a real teacher and student reach."
+            "show that the pipeline works, and not what a real teacher and student reach."
         )
     elif teacher.startswith("distill/"):
         yield (
@@ -205,7 +205,7 @@ def notes(receipts: Mapping[str, Receipt], made: Mapping[str, Any]) -> Iterator[
     if made["agreement_batch_student"] is not None:
         yield (
             "Agreement compares the batch student with its own teacher; "
-            "it says nothing of whether either is right, and is no quality figure."
+            "it does not say whether either is right, and is not a quality figure."
         )
     small = [f"{name} ({made[f'labelled_rows_{name}']})" for name in SLICES[:4] if (made[f"labelled_rows_{name}"] or 0) < SMALL]
     if small and made["labelled_rows_all"] is not None:
@@ -236,7 +236,7 @@ def headline(made: Mapping[str, Any]) -> Iterator[str]:
         yield f"On {made['labelled_rows_all']:,} queries answered by people, {_list(scores)} out of 1 (micro-F1, 95 % interval)."
     gap, low, high = (made[f"batch_student_minus_teacher{end}"] for end in ("", "_low", "_high"))
     if gap is not None and low <= 0 <= high:
-        yield f"On the same queries batch student and teacher cannot be told apart: difference {gap:+.2f} ({low:+.2f} to {high:+.2f})."
+        yield f"On the same queries no difference of batch student and teacher is shown: difference {gap:+.2f} ({low:+.2f} to {high:+.2f})."
     elif gap is not None:
         side = "below" if gap < 0 else "above"
         yield f"On the same queries the batch student is {abs(gap):.2f} {side} the teacher (difference {low:+.2f} to {high:+.2f})."
@@ -261,7 +261,7 @@ def headline(made: Mapping[str, Any]) -> Iterator[str]:
         if made["cost_ratio_running_realtime_student"]:
             batch, realtime = (made[f"cost_ratio_running_{one}"] for one in MODELS[1:])
             both = f"the batch student {batch:.1f} and the realtime student {realtime:.1f} times"
-            yield f"Without the engines' start, which a long run spreads thin, {both} less than the teacher."
+            yield f"Without the engines' start, which matters little in a long run, {both} less than the teacher."
     elif teacher is not None:
         yield f"A million queries cost {usd(teacher)} with the teacher."
 

@@ -79,7 +79,7 @@ def _closing(s: Mapping[str, Any]) -> Iterator[str]:
     teacher = str(s.get("model_teacher") or "")
     if teacher.startswith(("example:", "distill/")):
         trained = ", trained here on the human labels' training split," if teacher.startswith("distill/") else ""
-        what = "is a placeholder for a strong LLM: these figures show the way, not what a real one reaches."
+        what = "is a placeholder for a strong LLM: these figures show that the pipeline works, not what an LLM reaches."
         yield f"The teacher ({teacher}){trained} {what}"
     for gate, who in (("gate_batch", "batch student"), ("gate_realtime", "realtime student")):
         if s.get(f"{gate}_passed") is not None:

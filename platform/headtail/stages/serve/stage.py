@@ -228,7 +228,7 @@ def _student(config: Config, store: Storage, release: releases.Release) -> Chose
         return None
     if model.engine not in IN_PROCESS:
         fix = f"set model.engine to one of {', '.join(IN_PROCESS)}, or realtime_student=false"
-        raise ConfigError("the realtime student runs in this process", where="model.engine", value=model.engine, fix=fix)
+        raise ConfigError("the realtime student must run in the server's own processes", where="model.engine", value=model.engine, fix=fix)
     found = find_model(model, store, fetch=False)  # each replica fetches for itself
     found.io_format.check(releases.open_task(release))
     folder = Path(model.model).expanduser()

@@ -146,13 +146,13 @@ def _changes(compared: Scope, tally: Tally) -> tuple[Change, ...]:
 def _notes(job: Job, probe: Probe | None, unrendered: int) -> Iterator[str]:
     yield from job.task.notes
     if unrendered:
-        yield f"the prompt of {unrendered:,} rows cannot be made: they end as failed without being asked"
+        yield f"the prompt of {unrendered:,} rows cannot be rendered: these rows end as failed without being asked"
     if not job.limits.priced:
         yield f"money is unknown: {UNPRICED}"
     if probe is not None and not job.reuse:
-        yield "reuse is off: the probe's answers are not taken over, its rows are asked again"
+        yield "reuse is off: the probe's answers are not reused, its rows are asked again"
     if probe is not None and (moved := {name for name, value in how(job).items() if probe.how.get(name) != value}):
-        yield f"the probe ran with another {', '.join(sorted(moved))}: time and money are those of then; a larger --probe is timed anew"
+        yield f"the probe ran with another {', '.join(sorted(moved))}: time and money are for that; a larger --probe measures them anew"
     if probe is not None and not probe.pace.steady:
         yield (
             f"the probe was too small for an engine that works on {probe.pace.at_once:,} rows at a time: time and money are upper "

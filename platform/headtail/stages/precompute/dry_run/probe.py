@@ -44,7 +44,7 @@ def ask(job: Job, sample: pa.Table, known: Sequence[Probe]) -> Probe:
     table = InputTable(f"{path}/input.parquet", "probe")
     limits = dataclasses.replace(job.limits, workers=1)
     mine = dataclasses.replace(job, path=path, tables=(table,), workers=1, shards=1, reuse=True, limits=limits)
-    say(f"  probe: {sample.num_rows:,} rows are asked to learn what the others will take")
+    say(f"  probe: {sample.num_rows:,} rows are asked, to estimate the others")
     begun = time.monotonic()
     with hold_lease(store, path):
         ledger = generate(mine)
