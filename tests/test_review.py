@@ -958,7 +958,7 @@ def test_many_people_decide_at_once(served: ReviewServer, store: Storage) -> Non
 START = """
 import sys
 from headtail import review
-review.serve(review.Config(root=sys.argv[1], task="query_intent"), lambda url: print(url, flush=True))
+review.serve_page(review.Config(root=sys.argv[1], task="query_intent"), lambda url: print(url, flush=True))
 """
 
 
