@@ -21,8 +21,7 @@ from headtail.core.paths import StoreId, StoreIdOrEmpty
 from headtail.core.receipt import FileRef
 from headtail.core.rows import ANSWER, State, with_side_inputs, with_top
 from headtail.core.task import Task
-from headtail.engines import IN_PROCESS, ModelConfig, control
-from headtail.engines.grammar import VERSION
+from headtail.engines import ModelConfig, text_versions
 
 JOURNAL = "journal.json"  # of an open shard, in its folder
 
@@ -110,18 +109,7 @@ class Job:
 def answer_settings(task: Task, model: ModelConfig, digest: str, fmt: ModelFormat = DEFAULT) -> dict[str, Any]:
     """What changes an answer besides its messages: weights, precision, limits, schema, sampling, engine family, I/O format."""
     kept = {name: value for name, value in result_fields(model).items() if name != "model"}
-    return {**task.answer_settings, "model": {**kept, "digest": digest}, "grammar": _text_versions(model, fmt), **fmt.settings}
-
-
-def _text_versions(model: ModelConfig, fmt: ModelFormat) -> int | list[int]:
-    """Versions of how an engine in this process reads and writes text: of the grammar, of control tokens, of what reads labels."""
-    if model.engine not in IN_PROCESS:
-        return 0
-    if fmt.kind == "decoder" and model.engine == "vllm":
-        return [VERSION, control.VERSION]
-    from headtail.engines import encoder, transformers
-
-    return encoder.VERSION if fmt.kind == "encoder" else [VERSION, control.VERSION, transformers.VERSION]
+    return {**task.answer_settings, "model": {**kept, "digest": digest}, "grammar": text_versions(model, fmt.kind), **fmt.settings}
 
 
 class Journal(Config):

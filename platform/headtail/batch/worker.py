@@ -173,7 +173,7 @@ class Worker:
         """
         engine, last = self.ensure_engine(), time.monotonic()
         self.begun = self.begun or last
-        limit = self.job.stall_seconds if self.job.model.engine != "openai" else 0.0  # an endpoint has timeouts of its own
+        limit = self.job.stall_seconds if not self.job.model.traits.endpoint else 0.0  # an endpoint has timeouts of its own
         with watchdog(limit) as alive, flush_thread(shards, self.job.flush_seconds, self.flush, lambda: self.settled, self.begun) as check:
             for completion in engine.generate(requests):
                 now = time.monotonic()

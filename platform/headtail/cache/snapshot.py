@@ -189,8 +189,8 @@ def open_snapshot(store: Storage, snapshot: str, into: Path | None = None) -> Ca
     temporary folder, as long as the Cache does.
     """
     manifest = read_manifest(store, snapshot)
-    if isinstance(store, LocalStorage) and into is None:
-        return Cache.open(store.full(snapshot_path(snapshot)))
+    if into is None and (folder := store.local_path(snapshot_path(snapshot))) is not None:
+        return Cache.open(str(folder))
     ours = Path(tempfile.mkdtemp(prefix="headtail-cache-")) if into is None else None
     target = (into or ours or Path()) / snapshot_path(snapshot)
     try:
@@ -212,7 +212,7 @@ def _fetch(store: Storage, manifest: SnapshotManifest, target: Path) -> None:
         (target / "lmdb").mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target) as aside:
             found = store.fetch(ref.path, Path(aside))
-            local = shutil.copyfile(found, Path(aside) / "whole.mdb") if isinstance(store, LocalStorage) else found
+            local = shutil.copyfile(found, Path(aside) / "whole.mdb") if store.local_path(ref.path) else found
             os.replace(local, target / "lmdb" / "data.mdb")
         (target / "manifest.json").write_text(manifest.model_dump_json(), encoding="utf-8")
 

@@ -17,13 +17,13 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from headtail.adapters.storage import LocalStorage, Storage, open_storage
+from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.local import move_new
 from headtail.cli.doctor_servers import cluster, endpoint, hub, tracking
 from headtail.cli.finding import Finding, failed, judged
 from headtail.core.errors import ConfigError, HeadtailError
 from headtail.core.task import load_task
-from headtail.engines import IN_PROCESS, ModelConfig
+from headtail.engines import ModelConfig
 from headtail.engines.device import machine_computes_bf16
 from headtail.engines.models import resolve_weights
 from headtail.pipeline import SHIPPED_TEACHER, TEACHER, Config
@@ -161,7 +161,8 @@ def _store(store: Storage) -> Iterator[Finding]:
         good = first and not second and store.read(probe) == b"first"
         store.replace(probe, b"third")
         good = good and store.read(probe) == b"third"
-        how = _naming(store, probe) if isinstance(store, LocalStorage) else "conditional puts hold"
+        target = store.local_path(f"{probe}.name")
+        how = _naming(target) if target is not None else "conditional puts hold"
     finally:
         store.remove(probe)
     yield judged(
@@ -171,20 +172,19 @@ def _store(store: Storage) -> Iterator[Finding]:
         "conditional writes do not hold here: two jobs could publish at once",
         otherwise="bad",
     )
-    if isinstance(store, LocalStorage):
+    if target is not None:
         yield from _disk(store.root)
 
 
-def _naming(store: LocalStorage, probe: str) -> str:
+def _naming(target: Path) -> str:
     """By what the file system gives a whole file a name that is free: a hard link, or a rename that does not overwrite."""
-    target = Path(store.full(f"{probe}.name"))
     aside = target.with_name(f".{target.name}.{os.urandom(6).hex()}.tmp")
     aside.touch()
     try:
         return f"names by {move_new(aside, target)}"
     finally:
         aside.unlink(missing_ok=True)
-        store.remove(f"{probe}.name")
+        target.unlink(missing_ok=True)
 
 
 def _disk(root: str) -> Iterator[Finding]:
@@ -207,9 +207,9 @@ def file_system(path: str, mounts: str) -> str:
 
 
 def _model(model: ModelConfig, role: str, store: Storage) -> Iterator[Finding]:
-    if model.engine == "openai":
+    if model.traits.endpoint:
         yield endpoint(model, role)
-    elif model.engine in IN_PROCESS:
+    elif model.traits.in_process:
         try:
             found = resolve_weights(model.model, model.revision, store)
         except HeadtailError as error:

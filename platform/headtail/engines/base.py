@@ -17,6 +17,25 @@ from pydantic import Field, field_validator
 from headtail.core.config import Config, execution
 
 
+class EngineTraits(NamedTuple):
+    """What others must know of an engine before it is started.
+
+    `in_process`: it loads the weights itself, so the model's folder says how it is asked. `endpoint`: another machine answers; it
+    has time limits of its own, and its owner bills.
+    """
+
+    in_process: bool
+    endpoint: bool
+
+
+ENGINES = {
+    "vllm": EngineTraits(in_process=True, endpoint=False),
+    "transformers": EngineTraits(in_process=True, endpoint=False),
+    "openai": EngineTraits(in_process=False, endpoint=True),
+    "null": EngineTraits(in_process=False, endpoint=False),
+}
+
+
 class ModelConfig(Config):
     """A model and the engine that runs it."""
 
@@ -79,10 +98,15 @@ class ModelConfig(Config):
     usd_per_million_tokens_out: float = execution(0.0, "what a provider bills per million answer tokens, beside usd_per_hour", ge=0)
 
     @property
+    def traits(self) -> EngineTraits:
+        """What others must know of the engine."""
+        return ENGINES[self.engine]
+
+    @property
     def priced(self) -> bool:
         """Whether it is known what its answers cost: a model in this process costs its machine, an endpoint what its owner bills."""
         prices = (self.usd_per_hour, self.usd_per_million_tokens_in, self.usd_per_million_tokens_out)
-        return self.engine != "openai" or any(prices)
+        return not self.traits.endpoint or any(prices)
 
     @field_validator("engine", mode="before")
     @classmethod
@@ -153,4 +177,3 @@ class Engine(Protocol):
 
 
 Bound = dict[str, Any] | str | None  # what answers are held to: a JSON Schema, a grammar in EBNF (in process alone), or nothing
-IN_PROCESS = ("vllm", "transformers")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from headtail.engines.base import IN_PROCESS, ModelConfig
+from headtail.engines.base import ModelConfig
 
 M = TypeVar("M", bound=ModelConfig)
 
@@ -67,7 +67,7 @@ def resolve_dtype(config: M) -> M:
     Who starts a job calls it once: the answer is part of every answer_key, and workers on other machines must not differ. On a GPU
     `auto` stays: weights are taken as they are stored.
     """
-    if config.dtype != "auto" or config.gpus or config.engine not in IN_PROCESS:
+    if config.dtype != "auto" or config.gpus or not config.traits.in_process:
         return config
     return config.model_copy(update={"dtype": "bfloat16" if machine_computes_bf16() else "float32"})
 

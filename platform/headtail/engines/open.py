@@ -10,16 +10,34 @@ from typing import Any
 
 from headtail.core import io_format
 from headtail.core.errors import ConfigError
-from headtail.engines.base import IN_PROCESS, Bound, Engine, ModelConfig
+from headtail.engines import control
+from headtail.engines.base import Bound, Engine, ModelConfig
+from headtail.engines.grammar import VERSION
 
 
-def check_top(engine: str, kind: str) -> None:
+def runs_vllm(model: ModelConfig, kind: str) -> bool:
+    """Whether vLLM itself runs this model: students that are no decoders have engines of their own."""
+    return model.engine == "vllm" and kind == "decoder"
+
+
+def text_versions(model: ModelConfig, kind: str) -> int | list[int]:
+    """Versions of how an engine in this process reads and writes text: of the grammar, of control tokens, of what reads labels."""
+    if not model.traits.in_process:
+        return 0
+    if runs_vllm(model, kind):
+        return [VERSION, control.VERSION]
+    from headtail.engines import encoder, transformers
+
+    return encoder.VERSION if kind == "encoder" else [VERSION, control.VERSION, transformers.VERSION]
+
+
+def check_top(model: ModelConfig, kind: str) -> None:
     """ConfigError unless this engine tells the likeliest tokens by their ids."""
-    if engine != "vllm" or kind != "decoder":
+    if not runs_vllm(model, kind):
         raise ConfigError(
             "only a decoder that vLLM runs here tells the likeliest tokens by their ids; an endpoint spells them, others have none",
             where="top_logprobs",
-            value=engine if engine != "vllm" else f"a student of kind {kind}",
+            value=model.engine if model.engine != "vllm" else f"a student of kind {kind}",
             fix="set top_logprobs to 0",
         )
 
@@ -30,10 +48,10 @@ def open_engine(config: ModelConfig, path: str, bound: Bound, sampling: dict[str
     `top`: how many of the likeliest tokens come with each token of an answer.
     """
     schema = None if isinstance(bound, str) else bound  # only models in process write code
-    kind = io_format.read_format(Path(path)).kind if config.engine in IN_PROCESS else "decoder"  # a hub id is a decoder's
+    kind = io_format.read_format(Path(path)).kind if config.traits.in_process else "decoder"  # a hub id is a decoder's
     if top:
-        check_top(config.engine, kind)
-    if config.engine in IN_PROCESS:
+        check_top(config, kind)
+    if config.traits.in_process:
         if kind == "encoder":
             from headtail.engines.encoder import EncoderEngine
 

@@ -49,6 +49,10 @@ class Storage(Protocol):
         """The path within `filesystem`."""
         ...
 
+    def local_path(self, path: str) -> Path | None:
+        """The file itself where it lies on this machine's file system; None for an object store."""
+        ...
+
     def uri(self, path: str) -> str:
         """For people and receipts."""
         ...

@@ -51,6 +51,9 @@ class LocalStorage:
                 raise StorageError("a link in the store leads out of it", where=full, value=real, fix=fix)
         return full
 
+    def local_path(self, path: str) -> Path | None:
+        return Path(self.full(path))
+
     def uri(self, path: str) -> str:
         return os.path.join(self.root, path)
 

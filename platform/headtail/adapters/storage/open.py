@@ -35,7 +35,8 @@ def open_storage(root: str) -> Storage:
 def open_existing(root: str) -> Storage:
     """As `open_storage`, for those who only look. InputError when there is no such directory; of S3 this cannot be told."""
     store = open_storage(root)
-    if isinstance(store, LocalStorage) and not Path(store.root).is_dir():
-        what = "the store is a file, not a directory" if Path(store.root).exists() else "there is no store here"
+    folder = store.local_path("")
+    if folder is not None and not folder.is_dir():
+        what = "the store is a file, not a directory" if folder.exists() else "there is no store here"
         raise InputError(what, where=store.root, fix="check --root; a store is made by the first stage that runs in it")
     return store

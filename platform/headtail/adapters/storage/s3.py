@@ -111,6 +111,9 @@ class S3Storage:
     def full(self, path: str) -> str:
         return f"{self._bucket}/{self._key(path)}"
 
+    def local_path(self, path: str) -> Path | None:
+        return None
+
     def uri(self, path: str) -> str:
         return f"{self.root}/{path}"
 

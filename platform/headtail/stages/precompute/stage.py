@@ -118,7 +118,7 @@ def _find(config: Config) -> _Asked:
         raise InputError("the same table is named twice", where="inputs", value=", ".join(labels), fix="name each table once")
     model = find_model(config.model, store, fetch=False)
     if config.top_logprobs:
-        check_top(config.model.engine, model.io_format.kind)
+        check_top(config.model, model.io_format.kind)
     tables = tuple(
         InputTable(check_digest(store, receipt.output(name)), label) for (receipt, name), label in zip(found, labels, strict=True)
     )

@@ -27,7 +27,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from headtail import __version__
-from headtail.adapters.storage import LocalStorage, Storage
+from headtail.adapters.storage import Storage
 from headtail.cache import open_snapshot
 from headtail.core.secrets import hide
 from headtail.releases import release
@@ -146,7 +146,7 @@ class State:
             return False
         old = self.answerer.served
         self._swap(await asyncio.to_thread(open_served, self.store, found, self.cache_dir))
-        ours = not isinstance(self.store, LocalStorage) or self.cache_dir is not None  # a copy of our own, not the store's file
+        ours = self.store.local_path("") is None or self.cache_dir is not None  # a copy of our own, not the store's file
         if ours and old.cache.folder != self.answerer.served.cache.folder:
             shutil.rmtree(old.cache.folder, ignore_errors=True)  # what is mapped stays readable until it is let go
         return True
@@ -172,7 +172,7 @@ class State:
 def open_served(store: Storage, ref: str, cache_dir: Path | None = None) -> Served:
     """A release, opened: its snapshot mapped, its task rebuilt. `cache_dir`: where snapshots of S3 are fetched to."""
     found = release.load_release(store, ref)
-    if not isinstance(store, LocalStorage) and cache_dir is None:
+    if cache_dir is None and store.local_path("") is None:
         cache_dir = Path(tempfile.mkdtemp(prefix="headtail-serve-"))
     cache = open_snapshot(store, found.snapshot, cache_dir)
     return Served(found, cache, release.open_task(found), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))

@@ -19,7 +19,7 @@ from headtail.batch.parsed_answer import confidence
 from headtail.core.errors import EngineError
 from headtail.core.keys import answer_key, fingerprint
 from headtail.core.task import Task
-from headtail.engines import Completion, ModelConfig, Request
+from headtail.engines import Completion, ModelConfig, Request, runs_vllm
 from headtail.engines.models import ResolvedModel, check_weights, find_model
 from headtail.stages.serve.answerer import AskStudent, RealtimeFailure, RealtimeReply
 
@@ -37,7 +37,7 @@ class Student:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         self.task, self.stands_for, self.io_format = task, stands_for, found.io_format.check(task)
         self._settings = fingerprint(answer_settings(task, config, found.digest, self.io_format))
-        kind = _Streamed if self.io_format.kind == "decoder" and config.engine == "vllm" else _Together
+        kind = _Streamed if runs_vllm(config, self.io_format.kind) else _Together
         self._engine: _Asked = kind(config, found, task)
 
     async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> RealtimeReply:

@@ -27,7 +27,7 @@ from headtail.adapters.storage import Storage, open_storage
 from headtail.cache import read_manifest
 from headtail.core.config import StageConfig, build_config, execution
 from headtail.core.errors import ConfigError, EngineError
-from headtail.engines import IN_PROCESS, ModelConfig
+from headtail.engines import ENGINES, ModelConfig
 from headtail.engines.device import resolve_dtype
 from headtail.engines.models import find_model
 from headtail.releases import release as releases
@@ -226,8 +226,9 @@ def _student(config: Config, store: Storage, release: releases.Release) -> Chose
     if not model.model:
         say("serve        this release has no student: misses get the task's fallback")
         return None
-    if model.engine not in IN_PROCESS:
-        fix = f"set model.engine to one of {', '.join(IN_PROCESS)}, or realtime_student=false"
+    if not model.traits.in_process:
+        here = ", ".join(name for name, traits in ENGINES.items() if traits.in_process)
+        fix = f"set model.engine to one of {here}, or realtime_student=false"
         raise ConfigError("the realtime student must run in the server's own processes", where="model.engine", value=model.engine, fix=fix)
     found = find_model(model, store, fetch=False)  # each replica fetches for itself
     found.io_format.check(releases.open_task(release))
