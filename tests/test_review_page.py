@@ -130,7 +130,7 @@ def test_a_person_reviews_with_the_keyboard(url: str, store: Storage, tmp_path: 
         at(page, 4)
         key(page, "d")
         page.until("row === null && !busy")
-        assert page.text("#query") == "Nothing is left open here."
+        assert page.text("#query") == "No open row is left."
         assert "4 of 4 rows decided · 100 % of the expected gain" in page.text("#figures")
         key(page, "a")  # there is nothing to accept
         key(page, "j")
@@ -195,7 +195,7 @@ def test_what_the_schema_refuses_is_not_recorded(url: str, store: Storage, tmp_p
         page.js("document.getElementById('who').value = ''")
         key(page, "a")
         page.until("!document.getElementById('problem').hidden")
-        assert "every decision has a name" in page.text("#problem")
+        assert "every decision is recorded with a name" in page.text("#problem")
         assert [p for p in page.problems if "422" not in p] == []
 
 
