@@ -1,4 +1,4 @@
-"""headtail: an LLM's answers for all of your traffic, at a cost you can bear. Imports no engine or framework."""
+"""headtail: batch answers of a strong LLM for the head of a query log, and distilled students for the other queries. Imports no engine."""
 
 import os
 

@@ -1,8 +1,8 @@
-"""The whole way on one screen: from a query log to a release that answers live traffic, and the report on it.
+"""The whole pipeline on one screen: from a query log to a release that answers live traffic, and a report.
 
 In: a log (or nothing: then the example data), a task, a teacher (or people's answers to train one on). Out: a receipt
 per stage, a release, `report.html` and `summary.json`. Each stage is found done when nothing it depends on changed,
-so a second run is a matter of seconds. Decides nothing that a stage could decide.
+so a second run takes seconds. Decides nothing that a stage could decide.
 """
 
 from __future__ import annotations

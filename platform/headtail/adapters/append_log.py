@@ -1,8 +1,8 @@
-"""Numbered entries in a store: an append-only log that many writers share and nobody lists.
+"""Numbered entries in a store: an append-only log with many writers, which is read without listing.
 
 In: a folder and bytes. Out: `<folder>/00000001.json`, `00000002.json`, ... Each number is written once, by a conditional write, so
-entries made at the same time are ordered; the last is found by doubling and halving. No gap comes to be; early versions left some
-on S3 (a 409 was taken for "another was first"), and these are passed over. Knows nothing of what an entry means.
+entries made at the same time are ordered; the last is found by doubling and halving. Numbers have no gaps. Early versions left some
+on S3 (they took a 409 for "another was first"); readers skip these gaps. Knows nothing of what an entry means.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""One door to a Ray cluster: join the one that is running, or start a small one in this process.
+"""The only module that connects to Ray: join the running cluster, or start a small one in this process.
 
 Inside `ray job submit` or with RAY_ADDRESS set, the running cluster is joined; elsewhere a local one is started with
 the machine's cores, its dashboard off and its logs quiet. A local one listens on loopback only, and its sockets, logs and token are
-this user's alone. `unwrap_error` finds the error of ours inside what Ray wraps around
-it. Knows nothing of stages.
+this user's alone. `unwrap_error` finds headtail's own error inside Ray's wrapping. Knows nothing of stages.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far a job has come, told by its workers and shown by its driver.
+"""A job's progress: workers report it, the driver shows it.
 
 In: counts that workers add from anywhere in the cluster. Out: their totals, polled into a progress bar, and back to the
 workers a reason to stop, when the driver's `judge` gives one. One small Ray actor per job beside the driver; nobody waits

@@ -1,7 +1,7 @@
-"""One door to MLflow: a parent run for a pipeline, one run per stage, prompts and models registered.
+"""The only module that talks to MLflow: a parent run for a pipeline, one run per stage, registered prompts and models.
 
-In: receipts, figures, small tables, evidence. Out: MLflow run ids. A tracking server that is away, slow, too old or no MLflow
-at all never stops a job and costs it LOST_S in all: the first failure is said once, the receipt in the store stays complete.
+In: receipts, figures, small tables, evidence. Out: MLflow run ids. A tracking server that is absent, slow, too old or not MLflow
+never stops a job and costs it at most LOST_S in all. The first failure is printed once; the receipt in the store stays complete.
 The alias `champion` moves by `promote` alone, on evidence that is kept with the model version. Knows nothing of stages.
 """
 

@@ -1,4 +1,4 @@
-"""Which jobs ran in a store, so that an answer is paid for once: found again by its answer_key, whatever job asked for it.
+"""Which jobs ran in a store, so that an answer is paid for once: it is found by its answer_key, whichever job made it.
 
 In: jobs, as they begin. Out: numbered entries under precompute/catalog, and the answers that earlier jobs under the same
 settings made for a range of keys: published shards and, of jobs that were cut short, the segments their journals name.

@@ -1,7 +1,7 @@
 """Generate: an engine over any number of rows, in fixed shards, such that no row is lost, doubled, mixed or paid twice.
 
 In: a Job (tables, task, model). Out: a Ledger (a ShardReceipt per shard, each published once) and `read_answers`, which reads
-them. What was finished before a crash is found again; a finished job is found whole and starts nothing.
+them. Rows that were finished before a crash are found again; a finished job is found done and starts nothing.
 
     prepare.py  input -> shards          catalog.py  answers made before          shard.py   rows -> published answers
     worker.py   engine <-> shards        shard_requests.py  a shard's rows, keyed   ledger.py  do they add up

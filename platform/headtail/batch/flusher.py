@@ -1,4 +1,4 @@
-"""Make finished rows safe whatever the engine does: a thread beside it, which flushes shards while it is silent.
+"""Make finished rows safe whatever the engine does: a thread that flushes shards while the engine is silent.
 
 In: the open shards of a worker, how to flush one, how many rows the worker has finished since when. Out: a function that raises
 what a flush raised. A row is safe at most `flush_seconds` after it was finished. That alone would be half of what a run of twice

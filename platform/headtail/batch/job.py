@@ -1,7 +1,7 @@
-"""What one generate job is made of: the words its modules share.
+"""The parts of a precompute job: the types that its modules share.
 
 In: nothing. Out: Job (what to do, sent whole to every worker), InputTable (an input), Journal and ShardReceipt (what is finished
-of a shard, and what became of it) and the paths of a job's files. Pure.
+of a shard, and its result) and the paths of a job's files. Pure.
 """
 
 from __future__ import annotations

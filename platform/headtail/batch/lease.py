@@ -1,9 +1,9 @@
-"""Who drives a job: a second driver of the same job waits, instead of paying for every row once more.
+"""Who drives a job: a second driver of the same job waits, so that no row is paid for twice.
 
 In: a job's folder. Out: a context within which this process holds the job's lease. A lease is a numbered file, made by a
 conditional create and renewed every BEAT_S. It ends with its driver, when the holder's process is gone from this machine, or
-when it was not renewed for SILENT_S by the clock of who waits; of several that wait one gets the next number. That rows are
-answered exactly once does not depend on it: a driver that was taken for dead may still publish, and the first to publish wins.
+when it was not renewed for SILENT_S by the waiting driver's clock; of several that wait, one gets the next number. Exactly-once
+does not depend on it: a driver that was taken for dead may still publish, and the first to publish wins.
 """
 
 from __future__ import annotations

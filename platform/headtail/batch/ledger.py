@@ -1,8 +1,8 @@
-"""Do the rows add up: the last look at a job before anything reads its answers.
+"""Do the rows add up: the last check of a job before anything reads its answers.
 
 In: the manifest and a ShardReceipt per shard. Out: a Ledger, or a LedgerError that names shards and rows. Workers have
 compared every row with their shard's input before they published it; here each shard is there once, the sums agree, and
-what is in the store now is read again and compared with the input both ways: no query missing, none that was not asked.
+what is in the store now is read again and compared with the input both ways: no query missing, and none that is not in the input.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """When a job stops before its end: too many errors, or its money or time is spent. Pure.
 
-In: what workers have told so far. Out: nothing, or why to stop. What is finished is kept either way and the next run goes
-on from there. Knows nothing of workers or clusters.
+In: what workers have reported so far. Out: nothing, or why to stop. Finished rows are kept in both cases, and the next run
+continues from there. Knows nothing of workers or clusters.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What became of one row: its state, its answer and how sure the model was. Pure.
+"""The result of one row: its state, its answer and its confidence. Pure.
 
 In: a task, the I/O format in which a model answers it, and an engine's Completion. Out: a ParsedAnswer. Nothing is repaired: text
 that stops at the length limit is truncated, text that is not valid under the schema is invalid, an error is failed.

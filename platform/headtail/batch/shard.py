@@ -1,9 +1,9 @@
-"""One shard on its way from input rows to published answers, such that a kill at any moment loses little and repeats little.
+"""One shard from input rows to published answers. A kill at any moment loses little and repeats little.
 
-In: a shard's input rows and, row by row, their Outcomes. Out: segments (Parquet) and a journal that names them, renewed
+In: a shard's input rows and, row by row, their ParsedAnswers. Out: segments (Parquet) and a journal that names them, renewed
 at each flush; at the end one answers file and a ShardReceipt, checked and published by one atomic step.
-Knows nothing of engines: it says which rows are still to be asked and takes what became of them. One thread may take
-outcomes while another flushes.
+Knows nothing of engines: it says which rows are still open and takes their results. One thread may take
+results while another flushes.
 """
 
 from __future__ import annotations

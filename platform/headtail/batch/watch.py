@@ -1,7 +1,7 @@
 """End a process whose engine hangs: no exception reaches a call that never returns, but a new process can go on.
 
-In: how long nothing may happen. Out: a function to say that something did. When time is up the process prints where each
-of its threads stands and exits, as if it had crashed: Ray starts another, and the row that hung its engine is found like one that
+In: how long nothing may happen. Out: a function that reports that something happened. When time is up, the process prints the stack of
+each thread and exits, as if it had crashed. Ray starts another, and the row on which the engine hung is found in the same way as one that
 killed it. The clock is a C thread that needs no GIL. Knows nothing of engines.
 """
 

@@ -1,4 +1,4 @@
-"""The worker: one engine, fed from shard after shard without a pause, whose outcomes go back to the shard they came from.
+"""The worker: one engine that gets rows of shard after shard without a pause; each result goes back to its shard.
 
 In: numbers of shards, as a Ray Data batch. Out: a ShardReceipt each. Rows go from the store to the engine to the store;
 none passes through Ray. An engine that breaks is started again and shards that broke it go on alone, in small steps.

@@ -1,9 +1,9 @@
-"""Take away snapshots that nobody needs any more, and what killed writers left lying.
+"""Remove snapshots that nobody needs any more, and the remains of killed writers.
 
-In: a store, what must stay and why, an age in days. Out: CollectionReport: what went (or would go), its bytes, what stayed.
-A snapshot goes in this order: the mark that it is being collected, its manifest (now it does not exist), its files, the
-mark. Killed between any two, the next call goes on. Local files that a server has mapped stay readable until it lets go.
-Knows nothing of releases: what must stay is asked of the caller, again after each mark.
+In: a store, what must stay and why, an age in days. Out: CollectionReport: what was (or would be) removed, its bytes, what stayed.
+A snapshot is removed in this order: the mark that it is being collected, its manifest (now it does not exist), its files, the
+mark. After a kill between any two steps, the next call goes on. Local files that a server has mapped stay readable until it closes them.
+Knows nothing of releases: the caller says what must stay, again after each mark.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What changed between two snapshots: queries added, dropped, answered otherwise, answered the same.
+"""What changed between two snapshots: queries added, dropped, with a changed answer, with the same answer.
 
 In: a store and two snapshot ids. Out: a SnapshotDiff: rows, events and share of the traffic of each kind, by source, with the most
 frequent queries as examples. The two sorted Parquet files are walked side by side, in bounded memory; nothing is opened in

@@ -1,7 +1,7 @@
-"""What says that a snapshot exists: its manifest; and the log of all that were ever begun, so that none need be searched for.
+"""A snapshot's manifest, which makes it exist; and the log of all snapshots that were ever begun, so that none has to be searched for.
 
 In: a store. Out: SnapshotManifest by id; entries in `snapshots/log/<n>.json`. A snapshot that is being collected carries a mark
-(COLLECTING) until the last of its files is gone: who sees it must not publish or promote it.
+(COLLECTING) until its last file is gone; nobody may publish or promote it while the mark is there.
 """
 
 from __future__ import annotations

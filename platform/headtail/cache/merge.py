@@ -1,7 +1,7 @@
 """Walk tables that are sorted by query_key side by side, in bounded memory.
 
 In: streams of tables, each ascending by query_key. Out: rounds of one table per stream; all rows of a key are in one
-round, and rounds are in order of key. At most one batch per stream is held. Nothing here looks at a single row.
+round, and rounds are in order of key. At most one batch per stream is held. No single row is examined here.
 """
 
 from __future__ import annotations

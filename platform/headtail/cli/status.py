@@ -1,4 +1,4 @@
-"""What a store holds and what goes on in it: jobs that are not finished, models and their gates, the current release, latest runs.
+"""What a store holds and what happens in it: jobs that are not finished, models and their gates, the current release, latest runs.
 
 In: a root. Out: plain values, or a table for people. Reads pointers, receipts, journals and leases. Training runs alone are found by
 listing their folders, since no pointer leads to one that did not end.

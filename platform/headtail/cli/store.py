@@ -1,6 +1,6 @@
-"""Commands on a store: look a query up, compare and collect snapshots, roll back, see what is there, check before it costs.
+"""Commands on a store: look a query up, compare and collect snapshots, roll back, show status, check before a run.
 
-Each reads only `root` of whatever config it is given.
+Each reads only `root` of the config that it gets; `doctor` reads a pipeline's.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What everything else is made of: rows, tasks, keys, texts, scores, configs, errors, receipts. Knows no framework."""
+"""The base of everything else: rows, tasks, keys, texts, scores, configs, errors, receipts. Knows no framework."""

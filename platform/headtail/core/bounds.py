@@ -1,14 +1,14 @@
-"""Lower bounds that hold at any number of rows: for shares, for means of bounded scores, and with a judge's help.
+"""Lower bounds that are valid for any number of rows: for shares, for means of bounded scores, and with a judge's help.
 
 In: scores between 0 and 1, one per row, rows drawn independently and in random order. Out: p-values of "the mean is at most
-m", lower bounds at a level (the chance that they are wrong), and how many rows it would take. Nothing that decides rests on
+m", lower bounds at a level (the chance that they are wrong), and how many rows it would take. No decision rests on
 a normal approximation. Arrays may have leading axes, one per repetition. Knows nothing of strata, answer sources or tables.
 
     Share       right and wrong rows: the exact binomial test (Clopper and Pearson 1934)
     Game        scores in 0..1: betting against the mean (Waudby-Smith and Ramdas 2024)
     assisted    people's scores on few rows and a judge's on many: a Game (after Angelopoulos et al. 2023)
-    Either      two proofs of one mean, the level split between them
-    holm        which of several claims hold at once (Holm 1979)
+    Either      two tests of one mean, with the level split between them
+    holm        which of several criteria are true together (Holm 1979)
 """
 
 from __future__ import annotations

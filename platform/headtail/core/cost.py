@@ -1,7 +1,7 @@
-"""What a row costs in arithmetic, from token counts and a model's shape: how a measured ratio carries over to other sizes.
+"""The operations per row, from token counts and a model's shape: how a measured ratio changes with model size.
 
 In: a Shape (from a config.json, or a known one) and the Tokens of a row (from a receipt's metrics). Out: floating point
-operations per row. Pure. It is a count, not a time: it leaves out padding, memory traffic (which rules when few rows are
+operations per row. Pure. It is a count, not a time: it leaves out padding, memory traffic (the limit when few rows are
 decoded together) and how well a device is used. docs/cost.md has the formula with its figures.
 """
 

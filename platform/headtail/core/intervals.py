@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals for micro-F1 and proportions, and how far a confidence can be believed.
+"""The uncertainty of a figure: intervals for micro-F1 and proportions, and the calibration of confidences.
 
 In: numpy arrays with one entry per row. Out: values with intervals, and calibration statistics. Deterministic in `seed`.
 Large samples get a row-level percentile bootstrap; small or lopsided ones the Clopper-Pearson interval at the

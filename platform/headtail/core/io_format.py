@@ -1,4 +1,4 @@
-"""A student's I/O format: how it is asked and in what it answers. Kept as headtail.json beside its weights.
+"""A student's I/O format: how it is prompted and what it writes. Kept as headtail.json beside its weights.
 
 In: a task, a query and side inputs; later the text that the student wrote. Out: messages to ask with, the text it is taught
 to write, what an engine binds it to, and the answer read back. A model without headtail.json has the default I/O format: the

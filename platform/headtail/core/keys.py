@@ -1,7 +1,7 @@
-"""Names for content: query keys, fingerprints and answer keys; `normalise` of `text` is found here too.
+"""Names for content: query keys, fingerprints and answer keys; `normalise` of `text` is here too.
 
 In: text, or plain values. Out: 16-byte keys (blake2b-128), hex fingerprints. The same content gives the same key on
-every machine and in every process; what cannot be written down canonically is refused, never skipped.
+every machine and in every process; a value without a canonical form is refused, never skipped.
 Knows nothing of tables or files.
 """
 

@@ -1,4 +1,4 @@
-"""The receipt: what each stage leaves behind, and the thread by which one walks from an answer back to the log.
+"""The receipt: what each stage leaves behind, and the links from an answer back to the log.
 
 In: what a stage counted and wrote. Out: a Receipt, stored as `<stage>/<fingerprint>/receipt.json`, written last: its
 presence is what makes a stage's output exist. Knows nothing of how a stage works.

@@ -1,4 +1,4 @@
-"""Records: JSON objects that headtail wrote into a store and reads again, whatever became of the file meanwhile.
+"""Records: JSON objects that headtail wrote into a store and reads again, even if the file was damaged meanwhile.
 
 In: bytes, or plain values, and the place they come from. Out: an object of plain values, or a validated model. Every fault (not
 UTF-8, not JSON, no object, nested too deeply, a field missing or wrong) is one error that names the file and what to do.

@@ -1,4 +1,4 @@
-"""Obvious personal data out of a query: e-mail addresses, payment card numbers, telephone numbers.
+"""Remove obvious personal data from a query: e-mail addresses, payment card numbers, telephone numbers.
 
 In: normalised text. Out: the text with `<email>`, `<card>`, `<phone>` in their place, and which of them were found.
 Written so that ordinary queries keep their numbers: years, prices, dates, zip codes, sizes, part numbers, barcodes. A bare

@@ -1,4 +1,4 @@
-"""The rows: every table that passes between stages, as Arrow schemas, in the order of the data's way.
+"""The rows: every table that passes between stages, as Arrow schemas, in the order of the data flow.
 
     event -> query -> (head | torso | tail) -> answer -> training row
                 \\-> holdout (traffic after the cut)        human labels (people's answers, never trained on)

@@ -1,7 +1,7 @@
-"""Keys and logins out of text: what this process's environment holds as a secret is shown to nobody. Pure but for the environment.
+"""Hide keys and logins in text: secrets of this process's environment are shown to nobody. Pure except for the environment.
 
 In: text or plain values on their way to a person, a receipt, a page or a tracking server. Out: the same with `***` in place of each
-secret, also where it is percent-encoded, escaped, base64 or torn apart by white space, and of the login in any URL. A secret is the
+secret, also where it is percent-encoded, escaped, base64 or split by white space, and of the login in any URL. A secret is the
 value of a variable whose name says key, token, secret, password or credential, and the login in any variable that holds a URL.
 Knows nothing of files: a secret that is in no variable is not known here.
 """

@@ -1,6 +1,6 @@
 """How far two spellings are apart, and which known spellings a word may stand for. Pure.
 
-In: words. Out: their distance in slips of the fingers, and an index that finds all near words of a vocabulary without
+In: words. Out: their distance in typing errors, and an index that finds all near words of a vocabulary without
 looking at each (symmetric deletes, Garbe 2012). Knows nothing of tasks or models.
 """
 

@@ -1,10 +1,10 @@
-"""Answers as labels and back: what a model that classifies and writes nothing can be taught of a task's answers. Pure.
+"""Answers as labels and back, for models that classify and do not write text. Pure.
 
 In: a task's schema, queries and answers. Out: a Scheme (which fields are classes, which list is tagged words) and per query its
 Tags; and the answer that labels stand for. Fits answers of enum, const, boolean or null fields and at most one list of
 {text, label} pieces of the query, in order. Another schema is refused with the reason. A text that is spelt otherwise than the
-query is aligned with it word by word and kept as corrections (after GECToR, Omelianchuk et al. 2020); what labels cannot hold
-is never hidden: `Tags.exact` says whether the answer comes back as it was. Knows nothing of models.
+query is aligned with it word by word and kept as corrections (after GECToR, Omelianchuk et al. 2020); an answer that labels cannot express
+is marked: `Tags.exact` says whether the answer comes back unchanged. Knows nothing of models.
 """
 
 from __future__ import annotations

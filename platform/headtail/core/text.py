@@ -1,8 +1,8 @@
 """The normal form of a text: one question has one form, two questions have two.
 
 In: text as people type it. Out: the form in which queries are counted, keyed and looked up. All decisions follow character
-properties of Python's unicodedata, read when a character is first met (docs/text.md lists them); only what that module lacks
-is written down here: the default-ignorable code points outside category Cf. Knows nothing of keys or personal data.
+properties of Python's unicodedata, read when a character is first met (docs/text.md lists them); only what that module does not have
+is listed here: the default-ignorable code points outside category Cf. Knows nothing of keys or personal data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Inference engines behind one door: messages in, completions out, as they finish."""
+"""The protocol of inference engines: messages in, completions out, as they finish."""
 
 from headtail.engines.base import ENGINES, Bound, Completion, Engine, ModelConfig, Request, Top
 from headtail.engines.open import check_top, open_engine, runs_vllm, text_versions

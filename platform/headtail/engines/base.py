@@ -1,4 +1,4 @@
-"""Inference engines behind one door: messages in, completions out, as they finish.
+"""The protocol of inference engines: messages in, completions out, as they finish.
 
 In: an iterable of Requests. Out: one Completion per Request, in any order; a row that fails is a Completion with
 `error`, never an exception. Models in process (vLLM; transformers for small students; encoders by what their folder says),

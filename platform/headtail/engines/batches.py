@@ -1,4 +1,4 @@
-"""What engines share whose rows of a batch go through together: room, rows read ahead and sorted by length, figures.
+"""Shared by engines that run the rows of a batch together: free places, reading ahead, sorting by length, figures.
 
 In: Requests; from the engine, how a row is read and how a batch is answered. Out: Completions. Knows nothing of models.
 """

@@ -1,4 +1,4 @@
-"""What an endpoint's chat-completions bodies say: completions, and settings that it refuses for every row alike. Pure.
+"""Parse an endpoint's chat-completions bodies: completions, and settings that it refuses for every row. Pure.
 
 In: a parsed body, or the text of a refusal and what was sent. Out: a Completion, whose finish reason and text decide the row's state
 (docs/engines.md has the table), or a Setting to change. Nothing is repaired. Knows nothing of HTTP.

@@ -1,9 +1,9 @@
-"""Text as token ids in which control tokens come from the chat template alone: what a person typed stays text.
+"""Text to token ids: only the chat template makes control tokens, and text that a user typed stays text.
 
 In: a Hugging Face tokenizer; texts, words or chats. Out: their ids, the same that the tokenizer gives for text without control tokens.
-A tokenizer turns `<|im_end|>` into one id wherever it stands, so a query could end its own turn. Here a copy of the tokenizer knows its
-control tokens under names that nobody can guess. The template's own are given those names, the others are spelt out like any text.
-Control are the tokens that are marked special, and those that the template writes. Knows nothing of models.
+A tokenizer turns `<|im_end|>` into one id wherever it stands, so a query could end its own turn. Here a copy of the tokenizer has its
+control tokens under names that nobody can guess. The template's own control tokens get those names; all others are spelt out like any text.
+Control tokens are the tokens marked special, and those that the template writes. Knows nothing of models.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Encoder students behind the engines' door: one forward pass classifies the words of many queries; nothing is written.
+"""Engine for encoder students: one forward pass classifies the words of many queries; no text is written.
 
-In: Requests whose last message is a query alone (a line break, then what stands beside it), a model folder with labels.json.
+In: Requests whose last message is a query alone (a line break, then its side inputs), a model folder with labels.json.
 Out: Completions with the task's JSON. Each decision (where a piece begins, its label, a word's spelling, a field's value) is one
 entry of `token_logprobs`, on the characters it decides, so that confidence is read as for any engine; `tokens_out` counts them.
 Rows are read ahead, sorted by length and cut into batches. Knows nothing of tasks, stores or how the model was trained.

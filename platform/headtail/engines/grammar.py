@@ -1,10 +1,10 @@
-"""What an engine is told so that an answer can be any valid one, and nothing else; and the masks that hold rows to it.
+"""The grammar that limits an engine to valid answers, and the masks that apply it to rows.
 
 In: an answer schema, or a grammar in EBNF, and the token limit. Out: a grammar in EBNF; `Masks` for an engine of our own.
 Why it differs from the task's schema: it is the schema's outline, which holds what xgrammar can hold and no more; and xgrammar's
 string with a length bound knows no escapes, so a quote or backslash cannot be written, raw control characters can, and a mask
-costs more. Why EBNF: a schema leaves the blanks between JSON's parts to who makes a grammar of it, and vLLM 0.32 makes another one than
-0.29; students are taught one spelling. Knows nothing of engines.
+costs more. Why EBNF: a schema leaves the blanks between JSON's parts to the program that makes a grammar of it, and vLLM 0.32
+makes another one than 0.29; students are taught one spelling. Knows nothing of engines.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How full an engine was kept, and how much of its prompts it found in its cache: a few sums per engine step.
+"""How full an engine was, and how much of its prompts it found in its cache: a few sums per engine step.
 
 In: after each step how many rows it moved on, the time since the step before and whether rows were still waiting to be
 asked; prompt tokens of each finished row. Out: `figures`. Occupancy says whether long answers leave the engine idle at

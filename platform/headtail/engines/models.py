@@ -1,8 +1,8 @@
-"""Where a model is and what its weights are called: the part of an answer's key that names the model.
+"""Where a model is, and the digest of its weights: the part of an answer's key that names the model.
 
 In: the `model` field of a config. Out: a ResolvedModel (local folder or hub id, digest, name, I/O format). Shipped models
-(example:teacher), local folders, students of the store (distill/<fp>), hub ids with a revision, models behind an endpoint; what cannot be
-pinned is refused. Knows nothing of how an engine runs.
+(example:teacher), local folders, students of the store (distill/<fp>), hub ids with a revision, models behind an endpoint. A model
+that cannot be pinned is refused. Knows nothing of how an engine runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The null engine: a minimal valid answer for each row at once, to measure what everything around an engine costs.
+"""The null engine: a minimal valid answer for each row at once, to measure the cost of everything except an engine.
 
 In: Requests. Out: Completions whose free texts echo the end of the prompt, so that a row given another's answer shows.
 With `model: null:faults` words in the prompt break a row or the engine on purpose; `delay_us=N` takes that long per row

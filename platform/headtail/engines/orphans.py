@@ -1,7 +1,7 @@
-"""No process outlives the one that started it: an engine's core whose worker was killed would keep its GPU memory for ever.
+"""No engine process outlives the worker that started it: it would keep its GPU memory for ever.
 
-In: process ids. Out: a guard, a small process that reads a pipe whose other end is ours: when we are gone, however we went,
-the pipe ends and it kills them. vLLM's core does not look for its parent, and Ray does not reap a killed worker's children.
+In: process ids. Out: a guard, a small process that reads a pipe whose other end is this process: when this process ends in any way,
+the pipe ends and the guard kills them. vLLM's core does not look for its parent, and Ray does not reap a killed worker's children.
 """
 
 from __future__ import annotations

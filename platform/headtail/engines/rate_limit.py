@@ -4,7 +4,7 @@ In: when requests leave and come back, and whether the endpoint pushed back. Out
 many at once is found by additive increase, multiplicative decrease, as TCP finds it (Chiu and Jain 1989): doubling per
 round trip until the first push-back, then some more per round trip; a push-back takes three tenths, once per round trip.
 The increase is small near where the last push-back came and larger far from it (as CUBIC's, Ha et al. 2008): one more per
-round trip would have an endpoint that bears two refuse every other request. The limits per minute are token buckets with
+round trip would make an endpoint that accepts two refuse every other request. The limits per minute are token buckets with
 little room, so that any minute holds them. Pure: the caller brings the time.
 """
 

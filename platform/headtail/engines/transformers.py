@@ -1,9 +1,9 @@
-"""transformers behind the engines' door: rows of like length written together, for students so small that vLLM costs more than they do.
+"""Engine on transformers: rows of similar length together, for students so small that vLLM's overhead exceeds the model's work.
 
 In: Requests, the folder of a decoder or of a seq2seq student (T5 type). Out: Completions under the task's grammar, with finish
-reason and the log-prob of each token, for every sample. vLLM keeps books for each row and step, some 100 us on a CPU; here a step
-is one call for all rows of a batch, and rows that end leave it. What all prompts of a batch begin with is read once. Rows that
-come later wait for the next batch: for long answers and large models take vLLM. Knows nothing of tasks or stores.
+reason and the log-prob of each token, for every sample. vLLM's own work per row and step takes about 100 us on a CPU; here a step
+is one call for all rows of a batch, and rows that end leave it. The common start of a batch's prompts is read once. Rows that
+come later wait for the next batch: for long answers and large models use vLLM. Knows nothing of tasks or stores.
 """
 
 from __future__ import annotations

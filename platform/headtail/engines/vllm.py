@@ -1,4 +1,4 @@
-"""vLLM through its public API: messages in, completions under the task's grammar out, with the device kept full.
+"""vLLM through its public API: messages in, completions under the task's grammar out, with the device kept busy.
 
 In: Requests, or single prompts of many callers. Out: Completions with finish reason, token counts and the log-prob of each sampled
 token, for every sample. Batch and serving use the same LLMEngine in a thread of its own (engine_thread). Prompts become ids on another

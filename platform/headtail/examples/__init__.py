@@ -1,1 +1,1 @@
-"""What ships with the package to try it: tasks, the example data that makes a log, placeholder models, pretraining tasks."""
+"""Shipped to try the package: tasks, example data, placeholder models, pretraining tasks."""

@@ -1,8 +1,8 @@
 """Example data: a query log of any size whose right answers are known, made from a seed, with no download.
 
-In: aConfig. Out: a Parquet log per day (query, time, businesses), human labels for a sample of queries and, when
+In: a Config. Out: a Parquet log per day (query, time, businesses), human labels for a sample of queries and, when
 asked, rows to train models on. Query frequencies follow a Zipf law with a chosen exponent; every day has a share of
-queries never seen before; some are misspelt; some names are also things (side inputs tell them apart, head only).
+queries never seen before; some are misspelt; some names are also things (only side inputs, known for the head, show which).
 The same config gives the same bytes. Written as a stream: memory does not grow with the number of events.
 """
 

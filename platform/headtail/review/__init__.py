@@ -1,4 +1,4 @@
-"""Review: people look at the answers that are likely to be wrong, those first by which most is gained."""
+"""Review: people look at the answers that are likely to be wrong, highest expected gain first."""
 
 from headtail.review.commands import Config, export_reviews, import_reviews, serve_page
 from headtail.review.log import HISTORY, decision_history, decisions, digest

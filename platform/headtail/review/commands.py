@@ -1,7 +1,7 @@
-"""Review: people look at the answers that are likely to be wrong, those first by which most is gained.
+"""Review: people look at the answers that are likely to be wrong, highest expected gain first.
 
     a queue (rows.SUSPECT, ranked by gain) -> a file and back (CSV, JSON Lines, Label Studio), or a page on this machine
-      -> reviews/<task>/: who decided what, when and why, for ever -> `decisions`, which curation puts before the teacher
+      -> reviews/<task>/: who decided what, when and why -> `decisions`, which curation prefers to the teacher
 
 Decisions are checked against the task's schema before they are recorded. Knows nothing of how suspects are found or of
 what becomes of decisions.

@@ -1,6 +1,6 @@
 """One decision of a person about one answer, and whether it may be recorded.
 
-In: a verdict, the answer that was looked at, perhaps a new one. Out: the answer that holds from now on in canonical form,
+In: a verdict, the answer that was shown, perhaps a new one. Out: the answer that is valid from now on in canonical form,
 or what is wrong with it. Knows nothing of files, of the log or of who asks.
 """
 

@@ -1,4 +1,4 @@
-"""The desk at which people decide: the queue and the log seen together, one request at a time.
+"""The desk: the queue and the log together, one request at a time.
 
 In: where a person is in the queue, what they decide. Out: plain values for the page. A decision is in the store before
 `decide` returns. Knows nothing of HTTP.

@@ -1,6 +1,6 @@
-"""Review files as CSV and JSON Lines: what is sent out to be looked at, and what comes back.
+"""Review files as CSV and JSON Lines: export and import.
 
-In: suspects with the decision that holds, if any. Out: text; and from text, rows as they stand there, unchecked. Writing and
+In: suspects with their valid decision, if any. Out: text; and from text, rows as written, unchecked. Writing and
 reading give back exactly what went in. A CSV is safe to open in a spreadsheet: no cell can begin a formula, whichever
 separator the program cuts at. Knows nothing of the store or of what a valid decision is.
 """

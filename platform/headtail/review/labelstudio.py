@@ -3,8 +3,8 @@
     spans  -> regions of the query (type labels); a region's corrected text in a text area per region
     label  -> one choice;  anything else, or spans that are not in the query -> the answer as JSON in a text area
 
-Conventions: https://labelstud.io/guide/task_format and /guide/predictions. What an answer becomes gives the answer back
-exactly, or it is not drawn. Knows nothing of the store.
+Conventions: https://labelstud.io/guide/task_format and /guide/predictions. An answer is drawn as regions or a choice only if it can be
+read back exactly. Knows nothing of the store.
 """
 
 from __future__ import annotations

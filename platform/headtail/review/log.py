@@ -1,6 +1,6 @@
 """What people decided, as an append-only log per task: `reviews/<task>/00000001.json`, `00000002.json`, ...
 
-In: decisions. Out: numbered entries, each written whole before anyone is told that it is recorded; the decision that holds
+In: decisions. Out: numbered entries, each written completely before it is reported as recorded; the valid decision
 for each query; all others as history. Of two people at the same time each gets a number of its own. A decision is taken
 back by a further entry, never by deleting one. Knows nothing of the queue or of how decisions come in.
 """

@@ -1,4 +1,4 @@
-"""The queue: answers that may be wrong, in order of what looking at them is expected to gain.
+"""The queue: answers that may be wrong, in order of the expected gain of a review.
 
 In: a table of rows.SUSPECT (any table ref, such as `curate:suspects`), with side inputs when it has them. Out: ranked rows
 by place, and the rows of a query. Knows nothing of decisions.

@@ -1,7 +1,7 @@
 """The review page over HTTP, for people on this machine only.
 
-In: a desk. Out: one page and a few JSON calls under http://127.0.0.1:<port>/<token>/. The token is made anew at each start;
-without it everything is 404, so other pages in the browser and other users of the machine get nothing. A request that comes
+In: a desk. Out: one page and a few JSON calls under http://127.0.0.1:<port>/<token>/. There is a new token at each start;
+without it every request is a 404, so other pages in the browser and other users of the machine get nothing. A request that comes
 from another site (Host, Origin, Sec-Fetch-Site) is refused, and no CORS header is ever sent. Knows nothing of decisions.
 """
 

@@ -1,4 +1,4 @@
-"""Run a stage once: find finished work, give it a folder, write its receipt last, tell MLflow.
+"""Run a stage once: find finished work, give it a folder, write its receipt last, log to MLflow.
 
 In: a stage's name, config, the receipts it builds on, and `work(stage)`, which does the I/O. Out: the Receipt.
 The folder is named by a fingerprint over everything that decides the result, so running a finished stage again does

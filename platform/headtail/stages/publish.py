@@ -2,9 +2,9 @@
 
     answers (first receipt wins) -> snapshots/<id> -> releases/<id>.json -> CURRENT
 
-Killed at any point nothing half published can be reached: the manifest makes the snapshot, the receipt the stage's
-output, and CURRENT moves last. Publishing the same again builds nothing and makes sure that CURRENT points to it. Nothing
-is made current that has no answer, or that lost more of the current release's traffic than it may.
+After a kill at any point nothing half published can be read: the manifest makes the snapshot exist, the receipt the stage's
+output, and CURRENT moves last. Publishing the same again builds nothing and makes sure that CURRENT points to it. A
+release without any answer, or one that loses too much of the current release's traffic, is not made current.
 Knows nothing of how answers were made or how they are served.
 """
 

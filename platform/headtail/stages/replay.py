@@ -1,4 +1,4 @@
-"""Replay: holdout traffic against a running server; what people would have met.
+"""Replay: holdout traffic against a running server, and what users would have seen.
 
     holdout (ingest) -> events drawn as they occurred -> HTTP -> requests (one row each), shares, latency, quality of labelled queries
 

@@ -1,1 +1,1 @@
-"""Experiments over the stages: what curation and side inputs are worth, and how the shipped models are made."""
+"""Experiments over the stages: the value of curation and of side inputs, and the training of the shipped models."""

@@ -7,7 +7,7 @@
     human        people's answers alone, when there are any to train on
 
 In: a teacher's answers, human labels, and the stages' own configs. Out: a table (variant x stratum) of quality with intervals, and each
-variant's paired difference from the first. Runs curate, distill, precompute and evaluate; decides nothing that they could decide.
+variant's paired difference from the first. Runs curate, distill, precompute and evaluate; makes no decision of its own.
 """
 
 from __future__ import annotations

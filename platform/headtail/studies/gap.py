@@ -1,10 +1,10 @@
-"""Gap: what side inputs are worth to a model, and what it loses where there are none, as in live traffic.
+"""Gap: the value of side inputs to a model, and its loss without them, as in live traffic.
 
     labelled rows that have side inputs -> asked with them, asked without -> quality of each, on the same rows, by stratum
 
 In: human labels, a teacher, perhaps a student. Out: a table (model x shown or not x stratum) with intervals and paired differences, and
-a verdict for each model. Runs precompute and evaluate; decides nothing that they could decide. Rows without side inputs are
-asked alike both times and say nothing of the gap, so they are left out of every figure here.
+a verdict for each model. Runs precompute and evaluate; makes no decision of its own. Rows without side inputs are
+the same both times, so they are left out of every figure here.
 """
 
 from __future__ import annotations

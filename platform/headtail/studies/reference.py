@@ -1,4 +1,4 @@
-"""The shipped models, made again from nothing: the placeholder teacher and the students' base.
+"""Train the shipped models again from random weights: the placeholder teacher and the students' base.
 
 In: the example data (other seeds than the quickstart's). Out: two Hugging Face folders with model cards, and the
 teacher's measured quality on labelled queries it has not seen. The teacher learns the two product tasks; the base learns three

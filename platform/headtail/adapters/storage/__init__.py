@@ -1,8 +1,8 @@
-"""One door to where things are kept: a directory or S3.
+"""The only way to stored files: a directory or S3.
 
 In: bytes, Arrow tables, files, all under paths relative to the store's root. Out: the same, and a FileRef (rows, bytes,
 SHA-256) for what was written. Every write is whole or absent; `create` lets exactly one writer win; `replace` moves a
-pointer in one step. No caller lists a directory to learn what is true: manifests say it. `files` and `litter` list, to find
+pointer in one step. No caller lists a directory to learn what exists: manifests say it. `files` and `litter` list, to find
 garbage.
 """
 

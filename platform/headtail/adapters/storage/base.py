@@ -1,4 +1,4 @@
-"""The words of the store: what it can do, what is said of a file in it, and how the system's errors are told.
+"""The store's protocol, the description of a stored file, and the translation of the operating system's errors.
 
 In: nothing. Out: Storage (the protocol that a directory and S3 both keep), FileRef, StoredFile, `storage_errors`.
 """

@@ -1,8 +1,9 @@
-"""Is a file the one that was written? Its SHA-256 against the one that a receipt or a manifest names.
+"""Check that a file is the one that was written: its SHA-256 against the one in a receipt or a manifest.
 
-In: a store and a FileRef, or a local file and its digest. Out: nothing, or StorageError. A file is read whole once for each state of it
-(size and times) and process, at 1.1 GB/s measured; a large local one once for all processes of this user, by a note in the user's
-own cache folder, never beside the file: who may write the store could write that too. Knows nothing of what files hold.
+In: a store and a FileRef, or a local file and its digest. Out: nothing, or StorageError. A process reads a file completely once for
+each state of it (size and times), at 1.1 GB/s measured. A large local file is read once for all processes of this user: a note in the
+user's cache folder records it. The note is not beside the file, because a writer of the store could change it there. Knows nothing of
+what files hold.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Open a store: a directory or S3, by its root.
+"""Open a store by its root: a directory or S3.
 
-In: a root. Out: the Storage behind it, made when absent, or an error that says what is wrong with the root. Knows nothing of what is kept.
+In: a root. Out: its Storage, created when absent, or an error that says what is wrong with the root. Knows nothing of what is kept.
 """
 
 from __future__ import annotations

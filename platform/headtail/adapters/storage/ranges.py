@@ -1,7 +1,7 @@
 """A file that is read by ranges of its bytes.
 
 In: its size and a function that gives the bytes from one place to another. Out: what Python and Arrow take for a file. Knows
-nothing of where the bytes come from, nor of what is done when they do not come.
+nothing of where the bytes come from, or of retries.
 """
 
 from __future__ import annotations

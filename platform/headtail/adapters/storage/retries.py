@@ -1,7 +1,7 @@
-"""When a call to S3 is made again, and what is said when it is not.
+"""When a call to S3 is repeated, and the error when it is not.
 
 In: how a call ended (HTTP status, S3's code, an exception) and for how long it was tried. Out: seconds to wait, or a
-StorageError with the cure. Nothing here writes: whoever tries again knows whether that is safe.
+StorageError with the cure. Nothing here writes: the caller knows whether a repetition is safe.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A store in a bucket of S3, or of a store that speaks S3.
 
 In: bytes and files under relative paths. Out: the same; a put is whole or absent by itself, `create` is a conditional put
-(If-None-Match: *). A call that S3 did not answer, or answered with "later", is made again within a bounded time (see
-`retries`). Each object carries the mark of the write that made it, so that a write whose answer was lost knows its own.
+(If-None-Match: *). A call that S3 did not answer, or answered with "later", is repeated within a bounded time (see
+`retries`). Each object carries the mark of its write, so that a writer whose reply was lost recognises its own object.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From a JSON Schema to the nodes of its code, or a refusal that names the place.
 
-In: a schema and what follows a part. Out: a Node that can write every value the schema lets pass. It may also write
-others too: keywords that only narrow (patterns, bounds of numbers, `not`) are left to validation. What opens a schema to values that
+In: a schema and what follows a part. Out: a Node that can write every value that is valid under the schema. It may also write
+others too: keywords that only narrow (patterns, bounds of numbers, `not`) are left to validation. A schema that also allows values that
 have no compact text (unknown properties, items of any kind, recursion) is refused. Pure.
 """
 

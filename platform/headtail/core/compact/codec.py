@@ -1,8 +1,8 @@
 """A task's answers in the compact format: no keys, no braces, a choice is one symbol. Pure.
 
 In: a JSON Schema. Out: a Codec: `encode` makes an answer into its compact text, `decode` makes exactly that answer of it, `grammar`
-is what an engine is bound by so that it can write nothing but compact answers. Every answer that the schema lets pass has one; a
-schema for which that cannot be promised is refused. Texts are read from left to right without looking back: what is text
+limits an engine to compact answers. Every answer that is valid under the schema has one; a
+schema for which this cannot be promised is refused. Texts are read from left to right without looking back: a text
 ends at the first bare symbol, and a symbol within a text has a backslash before it.
 """
 

@@ -3,7 +3,7 @@
 In: a JSON Schema. Out: an Outline, which is a smaller schema without references: each part is an enum, a bounded string, number or
 array, a closed object, or anyOf of these. Every valid answer fits the outline; keywords that narrow it further are left to
 validation and named in `notes`. A schema whose answers could grow without end is refused by the path of the part that could.
-What an answer's text is, says text.py. Knows nothing of engines or tasks.
+text.py defines the text of an answer. Knows nothing of engines or tasks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What people decided about answers, ready to be laid over the teacher's.
+"""People's decisions about answers, ready to replace the teacher's.
 
 In: rows.REVIEWED, the task. Out: per query the person's answer in canonical form, or which answer is not to be learnt.
-Answers are parsed once more under the task's schema of today: what no longer fits does not hold, and is counted.
+Answers are parsed again under the task's present schema: a decision that does not fit is not used, and is counted.
 """
 
 from __future__ import annotations

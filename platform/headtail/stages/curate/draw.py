@@ -1,8 +1,8 @@
 """The draw: which of the rows that qualify make up a training set of a given size.
 
-In: per row its stratum, answer type, cluster, events and a lot. Out: the rows taken. First what people answered, then every
+In: per row its stratum, answer type, cluster, events and a hash. Out: the rows taken. First people's answers, then every
 answer type, then each stratum's share, then the rest over all cells (stratum, type, cluster), by traffic and number but flatter,
-so that small cells are met. Within a cell the smallest lots: order and sharding change nothing.
+so that small cells get rows. Within a cell the smallest hashes: order and sharding change nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Look at the text of the candidates: what speaks against each answer, what it is about, how many rows are worth learning from.
+"""Analyse the text of the candidates: evidence against each answer, its topic, and how many rows are worth learning from.
 
 In: a Scan, the task, other answerers' answers. Out: Looked, one entry per row of the scan. Takes seconds for 20 thousand rows.
 """

@@ -1,6 +1,6 @@
-"""Near neighbours: queries that read alike should be answered alike.
+"""Near neighbours: similar queries should have similar answers.
 
-In: queries. Out: a place for each in a space where alike queries are close (hashed character trigrams, 64 dimensions by SVD),
+In: queries. Out: a place for each in a space where similar queries are close (hashed character trigrams, 64 dimensions by SVD),
 its nearest neighbours there, and clusters. Knows nothing of answers.
 """
 

@@ -1,11 +1,11 @@
-"""What speaks against an answer, signal by signal, each as evidence: the log of how much likelier it makes a wrong answer.
+"""Evidence against an answer, signal by signal: the log of how much more likely the signal makes a wrong answer.
 
 In: the rows looked at. Out: Signals, and answers that something else would give instead. Evidence is 0 where a signal says
-nothing. A hit that nearly every row has (a fallback that always differs, words that no answer is to hold) weighs nothing.
+nothing. A hit that nearly every row has (a fallback that always differs, words that no answer should hold) weighs nothing.
 
     sureness   confidence, agreement of samples        students    cross-validated small models
-    guards     words not in the query, words and       neighbours  queries that read alike, answered otherwise
-               labels that nobody else has             others      another answerer, the task's fallback
+    guards     words not in the query, words and       neighbours  similar queries with another answer
+               labels that nobody else has             others      another answer source, the task's fallback
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Suspects: how likely each answer is wrong, in one score, and the queue of those where looking gains most.
+"""Suspects: one score per answer for how likely it is wrong, and the queue in order of expected gain.
 
 In: signals with their evidence. Out: a score per row, and rows.SUSPECT by falling gain (score times events), with reasons
-and other answers to choose from. Scores add up to the number of wrong answers that the small models count; they are no
-calibrated probabilities until people have checked some. Knows nothing of how signals are made.
+and other answers to choose from. Scores add up to the number of wrong answers that the small models count; they are not
+calibrated probabilities. Knows nothing of how signals are made.
 """
 
 from __future__ import annotations

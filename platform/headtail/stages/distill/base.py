@@ -1,4 +1,4 @@
-"""The model that training starts from: loaded, cut down to some of its layers, or made from nothing.
+"""The model that training starts from: loaded, cut to some of its layers, or made with random weights.
 
 In: a Base config. Out: a Hugging Face causal language model and its tokenizer, in memory. Random weights are refused
 under LoRA: adapters on noise learn noise.

@@ -1,7 +1,7 @@
-"""Checkpoints from which a killed run goes on exactly where it was, on local disk and on S3 alike.
+"""Checkpoints from which a killed run continues exactly, on local disk and on S3.
 
     <work>/checkpoints/step-00000120/...   DeepSpeed's files, each rank's own, and each rank's random state
-    <work>/checkpoints/COMPLETE            which of them holds, with the digest of every file, and where the loop was
+    <work>/checkpoints/COMPLETE            which of them is complete, with the digest of every file, and where the loop was
 
 In: a DeepSpeed engine and the loop's state. Out: the same again in a new process. Every rank writes to its own disk and
 moves its files into the store; the marker is replaced last, so a checkpoint without it does not exist, and only then are

@@ -1,8 +1,8 @@
 """Encoder students: a BERT-type model learns to label the words of a query, and so to answer without writing.
 
-In: a task whose answers labels can hold, training rows, maybe further queries without answers. Out: an EncoderLearner for the
-training loop: examples are a query's ids with the labels of its answer; besides the query as it is they hold copies of it with
-a slip of the fingers, so that spelling is learnt from more than the log's own slips. A base made here is first trained to guess
+In: a task whose answers labels can express, training rows, perhaps further queries without answers. Out: an EncoderLearner for the
+training loop: examples are a query's ids with the labels of its answer; besides the query they hold copies of it with
+a typing error, so that spelling is learnt from more errors than the log has. A base made here is first trained to guess
 hidden words of queries (masked LM, Devlin et al. 2019). Knows nothing of Ray, stores or engines' requests.
 """
 

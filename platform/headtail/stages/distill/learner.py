@@ -1,6 +1,6 @@
-"""What differs between kinds of student: how examples look, what the loss is, what a model folder holds.
+"""The differences between kinds of student: examples, loss, and the files of a model folder.
 
-In: a kind, and what it is to learn. Out: a Learner, by which the driver (`distill`) makes examples and the training loop
+In: a kind, and what it should learn. Out: a Learner, by which the driver (`distill`) makes examples and the training loop
 (`train`) makes batches and losses. One small picklable value without weights: the driver makes it, every worker gets a copy.
 Knows nothing of Ray, DeepSpeed, checkpoints or stores.
 """

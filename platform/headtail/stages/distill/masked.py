@@ -1,7 +1,7 @@
-"""An encoder base made from nothing: a small BERT that learns to guess hidden words of queries (masked LM).
+"""An encoder base from random weights: a small BERT that learns to guess hidden words of queries (masked LM).
 
 In: a shape and texts. Out: a token classifier whose heads are random and whose body has learnt to guess hidden words, and its
-tokenizer. One process, fp32, minutes on two cores; for real use take a hub model as base. Knows nothing of tasks.
+tokenizer. One process, fp32, minutes on two cores; for real use start from a hub model. Knows nothing of tasks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a new run says of the ones before it that did not end: whether it goes on with one, or begins anew, and why.
+"""What a new run reports about earlier unfinished runs: whether it continues one, or begins anew, and why.
 
 In: the store, the run's folder, what it is made of. Out: sentences. A run with other settings or data has another fingerprint and folder,
-so it never goes on with a checkpoint that does not suit it; without a word its user would believe that it does. Knows nothing of weights.
+so it never continues a checkpoint that does not fit. Without a message a user would believe that it does. Knows nothing of weights.
 """
 
 from __future__ import annotations

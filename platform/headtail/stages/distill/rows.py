@@ -1,4 +1,4 @@
-"""Training rows as they are trained on: read, weighted, split into rows to learn from and rows to judge by, made examples.
+"""Training rows: read, weighted, split into rows for training and held-out rows, and turned into examples.
 
 In: table refs of training rows and of held-out rows, what weights are made of. Out: Rows per set, and one table of examples.
 Knows nothing of models but what a Learner says.

@@ -1,7 +1,7 @@
 """Seq2seq students (T5 type): read the prompt as a whole, then learn to write the answer.
 
 In: tasks, their I/O formats, training rows. Out: a Seq2SeqLearner for the training loop. A base made here is random: it learns the task
-alone; for real use take a hub model. Knows nothing of Ray, stores or engines' requests.
+alone; for real use start from a hub model. Knows nothing of Ray, stores or engines' requests.
 """
 
 from __future__ import annotations

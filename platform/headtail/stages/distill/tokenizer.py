@@ -1,4 +1,4 @@
-"""Tokenizers for models that are made from nothing: byte-level BPE, with a minimal chat template or for the words of queries.
+"""Tokenizers for models with random weights: byte-level BPE, with a minimal chat template or for the words of queries.
 
 In: texts to learn from. Out: a Hugging Face tokenizer. Byte-level, so any text can be written. For models that write, chunks are
 runs of letters, of digits, or of anything else, so that the glue of JSON (`", "label": "`) becomes few tokens; for encoders a

@@ -1,7 +1,7 @@
-"""DeepSpeed behind one small door: an engine from a model and settings, and its weights gathered whole.
+"""A small interface to DeepSpeed: an engine from a model and settings, and its complete weights.
 
 In: a Hugging Face model and the plain values of distill.Config. Out: a DeepSpeed engine (ZeRO 0-3, bf16 or fp32), and from
-it a state dict that holds every weight, also where ZeRO-3 has cut them up. Knows nothing of batches or stores.
+it a state dict that holds every weight, also where ZeRO-3 has split them. Knows nothing of batches or stores.
 """
 
 from __future__ import annotations

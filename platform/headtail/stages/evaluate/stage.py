@@ -1,9 +1,9 @@
-"""Evaluate answers against human labels: quality by answer source and stratum, with intervals, and how far confidences hold.
+"""Evaluate answers against human labels: quality by answer source and stratum, with intervals, and the calibration of confidences.
 
     human labels + answers of each source -> rows (one per labelled row and source) -> quality (source x stratum), calibration, report
 
-A labelled row without a valid answer counts as missed. The fallback is computed from the task. What compares a student
-with its teacher is called agreement and is no quality figure. Knows nothing of how answers were made.
+A labelled row without a valid answer counts as missed. The fallback is computed from the task. A comparison of a student
+with its teacher is called agreement and is not a quality figure. Knows nothing of how answers were made.
 
     scoring.py  rows, quality, calibration, differences      document.py  all of it as one HELM-like JSON
 """

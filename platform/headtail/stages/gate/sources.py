@@ -1,6 +1,6 @@
 """What a gate reads: who the candidate is, how many were tested on these labelled rows before, a judge's scores, the log's top query.
 
-In: receipts and refs. Out: plain values and arrays. Refuses what would make the evidence false: rows that are not the ones in
+In: receipts and refs. Out: plain values and arrays. Refuses input that would make the evidence false: rows that are not the ones in
 the receipt, a candidate other than the one that was scored, scores that are no scores. Decides nothing.
 """
 

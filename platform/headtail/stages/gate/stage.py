@@ -1,10 +1,10 @@
 """Gate: may this student, or this snapshot, be promoted? A statistical test, and its evidence. A rejection is an answer.
 
-    evaluation's scored rows + the policy -> criteria, each with a bound that holds at any number of rows -> verdict
+    evaluation's scored rows + the policy -> criteria, each with a bound that is valid for any number of rows -> verdict
 
 The candidate passes when it passes every criterion: with confidence 1 - delta, corrected for the number of criteria and of candidates.
-Quality is what people's labels say; a judge's scores can only sharpen a bound on it. Promotes nothing itself: the registry
-and the release ask `require`, or read the evidence.
+Quality rests on people's labels; a judge's scores can only tighten a bound on it. Promotes nothing itself: the registry
+and the release read the evidence.
 
     sources.py  candidate, scored rows, judge, earlier tests      criteria.py  scores -> proofs -> criteria (pure)
 """

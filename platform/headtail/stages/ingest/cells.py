@@ -1,7 +1,7 @@
 """What cells of a log mean: counts, times, lists. Whole columns at a time.
 
 In: an Arrow array as a file had it (text as bytes, numbers, dates, lists). Out: an array of one type, null where the cell
-makes no sense; the caller says what becomes of such rows. Knows nothing of files or queries.
+is not valid; the caller decides about such rows. Knows nothing of files or queries.
 """
 
 from __future__ import annotations

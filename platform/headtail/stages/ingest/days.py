@@ -1,7 +1,7 @@
-"""Which days of a log are believed, and where its holdout traffic begins.
+"""Which days belong to a log, and where its holdout traffic begins.
 
-In: rows by day since 1970. Out: the span of days that are the log's own, and the day of the cut. A clock that was wrong, or a
-count of milliseconds taken for seconds, puts a few rows years away: neither may decide what a model is evaluated on. Adding a few
+In: rows by day since 1970. Out: the span of days that are the log's own, and the day of the cut. A wrong clock, or
+milliseconds read as seconds, puts a few rows years away: such rows must not decide what a model is evaluated on. Adding a few
 rows of any dates and counts moves the cut by a day at most: days are weighed by rows, since one row may count a million events.
 """
 

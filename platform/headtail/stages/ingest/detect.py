@@ -1,4 +1,4 @@
-"""How a delimited file is written, told from its first bytes where that is certain.
+"""Detect how a delimited file is written, from its first bytes, where that is certain.
 
 In: the first bytes of a file and the column wanted. Out: its Dialect: delimiter, header, and the ways to write quotes that its first
 rows leave possible. Knows nothing of how rows are read.

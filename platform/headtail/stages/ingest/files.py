@@ -1,6 +1,6 @@
-"""The files at the place that a user named: each one is used, or set aside with a reason.
+"""The files that a user named: each one is used, or set aside with a reason.
 
-In: a file, folder or glob, local or s3://. Out: LogFiles in order of name, and Skipped: what is there and is not read. A folder of
+In: a file, folder or glob, local or s3://. Out: LogFiles in order of name, and Skipped: files that are not read. A folder of
 the form day=2026-11-01 in a path gives its files a column (Hive's partitions). Knows nothing of what is in a file.
 """
 

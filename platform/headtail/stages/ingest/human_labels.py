@@ -1,4 +1,4 @@
-"""People's answers: checked against the task, one per query, kept apart from what may train a model.
+"""People's answers: checked against the task, one per query, kept apart from rows that may train a model.
 
 In: label cells as found (query, answer text, split). Out: tables human_labels and human_labels_train, cells that are no valid answer, and
 how often people disagreed. Knows nothing of files or stages.

@@ -1,7 +1,7 @@
 """Records of delimited text: which lines belong together because a cell goes on over the end of a line.
 
 In: whole lines as bytes, and a dialect. Out: where lines begin and end, and the records of several lines. Several lines are one
-record only when what results fits the dialect; where it might be one or several, that is said. Knows nothing of cells' meaning.
+record only when what results fits the dialect; where both are possible, the caller gets to know. Knows nothing of cells' meaning.
 """
 
 from __future__ import annotations

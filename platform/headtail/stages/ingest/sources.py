@@ -1,7 +1,7 @@
-"""What a user named as log or labels: the files found, their columns checked, their bytes put under a digest.
+"""The files of a log or of labels: found, their columns checked, their bytes hashed.
 
 In: a file, folder or glob and the columns it must have, by the config field that names them. Out: Files, with what is set aside and
-why; or an InputError that says which columns there are and which was meant. Knows nothing of rows.
+why; or an InputError that lists the columns and suggests one. Knows nothing of rows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A file's bytes, unpacked: what its ending or its first bytes say it is packed with.
+"""A file's bytes, unpacked by its ending or its first bytes.
 
 In: a path in a file system. Out: a stream of plain bytes, and InputErrors that name what a file is instead. Reads as a stream,
-so that what unpacks to a thousand times its size takes no more memory. Knows nothing of rows.
+so that a file that unpacks to a thousand times its size takes no more memory. Knows nothing of rows.
 """
 
 from __future__ import annotations

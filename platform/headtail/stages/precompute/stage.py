@@ -1,8 +1,8 @@
 """Precompute: the answers to whole tables of queries, by a teacher or a batch student. One stage for both.
 
 In: table references (plan:head, plan:teacher_sample, ...), a task, a model. Out: answer tables in shards, each row in
-exactly one state, a ledger that says they add up, tokens, seconds and money. Only `answered` rows may go further.
-Decides nothing about which queries are worth it, nor what their answers are used for.
+exactly one state, a ledger that proves that they add up, tokens, seconds and money. Only `answered` rows may go further.
+Does not decide which queries are answered or how answers are used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a reviewer reads first on the pipeline's page in MLflow: where each part of the release is. Pure."""
+"""The description of the pipeline's run in MLflow: where each part of the release is. Pure."""
 
 from __future__ import annotations
 

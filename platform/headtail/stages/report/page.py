@@ -1,4 +1,4 @@
-"""The page: receipts and summary laid out as one self-contained HTML file, figures inline, light and dark, printable.
+"""The page: receipts and summary as one self-contained HTML file, with inline figures, for light, dark and print.
 
 In: the store, receipts by stage, the summary. Out: HTML text that loads nothing from anywhere and needs no script.
 Everything that came from a query is escaped by the template.

@@ -1,8 +1,8 @@
-"""The report: everything a pipeline found, on one page that a person can read and in one JSON that a program can.
+"""The report: everything a pipeline found, as one page for people and one JSON file for programs.
 
     receipts of the stages (any may be absent) -> summary.json (plain names, docs/report.md) -> report.html, table()
 
-Figures are copied from receipts, never computed anew from answers. Knows nothing of engines or of how a pipeline runs.
+Figures are copied from receipts, never computed from answers. Knows nothing of engines or of how a pipeline runs.
 """
 
 from __future__ import annotations

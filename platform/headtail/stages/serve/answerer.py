@@ -1,8 +1,8 @@
 """How one query is answered: the cache, else the realtime student, else the task's fallback.
 
 In: a query, optional side inputs. Out: a Reply. A query that is well-formed always gets one: whatever happens to the
-student (late, overloaded, dead, talking nonsense) ends in the fallback, marked degraded, with the reason.
-Knows nothing of HTTP, Ray or vLLM: the student is a function that is handed in.
+student (late, overloaded, dead, invalid output) ends in the fallback, marked degraded, with the reason.
+Knows nothing of HTTP, Ray or vLLM: the student is a function argument.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The realtime student: one engine in a Serve replica, and the door through which the ingress asks it.
+"""The realtime student: one engine in a Serve replica, and the interface through which the ingress asks it.
 
 In: a query and its side inputs. Out: a RealtimeReply: the text of its answer, its confidence and answer_key, made with the same
 I/O format, grammar, sampling and key as `precompute` uses. vLLM's batches rows join and leave as they come; students in other

@@ -1,7 +1,7 @@
-"""Serve a release: FastAPI on Ray Serve in front of the cache, a realtime student behind it, the fallback behind that.
+"""Serve a release: FastAPI on Ray Serve: first the cache, then the realtime student, then the fallback.
 
 In: a store with a release. Out: a Server (its URL, `stop`). A cache hit is answered in the ingress replica itself;
-only a miss crosses a handle. What must be known to fail (no release, port taken, no model) fails before Ray starts.
+only a miss crosses a handle. Known faults (no release, port taken, no model) are errors before Ray starts.
 Knows nothing of how releases are made.
 """
 

@@ -1,4 +1,4 @@
-"""What of a task and its model is another than it was for an earlier job, in the words that people use. Pure.
+"""What changed in a task and its model since an earlier job, in words. Pure.
 
 In: a CatalogEntry and a job. Out: names of the parts of the answer key that differ, and for each what it was and
 what it is now. Knows nothing of rows: whether a changed prompt touches a row is for `compare` to say.

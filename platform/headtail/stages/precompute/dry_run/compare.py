@@ -1,8 +1,8 @@
-"""Which rows of a job an engine would be asked, and why: compared with all that the store holds. Starts and changes nothing.
+"""Which rows of a job an engine would be asked, and why: compared with everything in the store. Starts and changes nothing.
 
 In: a job, sorted into shards, and earlier jobs of the catalog. Out: a Tally: rows and traffic per group (reused, resumed,
 retried, changed and by which parts of the key, new), with examples, and a random sample of the rows to be asked. A shard is
-opened by the very code that would run it, so what is said here is what would be done. Knows nothing of engines or money.
+opened by the same code that would run it, so the plan is what the job will do. Knows nothing of engines or money.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What is left of a job will take and cost, with bounds, from a probe: a random sample of its rows, really answered. Pure.
+"""Time and cost of the rows that are left, with bounds, from a probe: a random sample of these rows, really answered. Pure.
 
 In: per row of the probe its tokens and when it was finished; how many rows are left. Out: an Estimate with 95 % bounds.
-A probe of a thousand rows is mostly an engine filling up and running empty. So its pace is read from the middle, where the
-engine is as full as in a long job; filling, emptying and starting are terms of their own, seen once and so known roughly.
+A probe of a thousand rows is mostly an engine filling up and running empty. So its rate is measured in the middle, where the
+engine is as full as in a long job. Filling, emptying and starting are separate terms; each is seen once, so it is known roughly.
 Knows nothing of stores or engines.
 """
 

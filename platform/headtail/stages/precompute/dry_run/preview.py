@@ -1,8 +1,8 @@
-"""`make -n` for answers: what a job would ask, why, and what that would cost, before it is billed.
+"""`make -n` for answers: which rows a job would ask, why, and what they would cost, before it is billed.
 
-In: a job, and how many rows may be asked to find out. Out: a Preview: rows by what becomes of them, an Estimate with bounds.
+In: a job, and how many rows the probe may ask. Out: a Preview: rows by what becomes of them, an Estimate with bounds.
 The input is sorted into the job's own shards, and the probe's answers are taken over by the job: nothing is done twice.
-Without a probe no engine starts. Decides nothing; `compare` says why a row is asked, `estimate` what is left will take.
+Without a probe no engine starts. Decides nothing: `compare` says why a row is asked, `estimate` what the others will take.
 """
 
 from __future__ import annotations

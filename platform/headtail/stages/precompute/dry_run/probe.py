@@ -1,8 +1,8 @@
-"""The probe of a dry run: some rows of a job, really answered, to learn what the others will take. A job of its own.
+"""The probe of a dry run: some rows of a job, really answered, to estimate the others. It is a separate job.
 
 In: a job and a random sample of the rows it would ask. Out: a Probe: states, tokens, and the engine's pace, kept beside the
-probe's answers, which the job takes over through the catalog. Killed, it goes on; asked again, it is found. What its figures
-mean for the rest is for `estimate` to say.
+probe's answers, which the job takes over through the catalog. After a kill it continues; a second call finds it.
+`estimate` computes the cost of the other rows from it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A Preview for people: tables for a terminal.
 
-In: a Preview, or what came of one. Out: rich renderables. Knows no figures of its own.
+In: a Preview, or its result. Out: rich renderables. Knows no figures of its own.
 """
 
 from __future__ import annotations
