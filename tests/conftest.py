@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, settings
 from headtail.adapters.storage import LocalStorage, Storage, open_storage, write_json, write_table
 from headtail.core.receipt import FileRef, Receipt
 from headtail.core.task import Task, load_task
+from headtail.stages.precompute.result import AnsweringModel
+from headtail.stages.precompute.result import Result as PrecomputeResult
 from here import answer_here, train_here  # noqa: F401  # fixtures
 from null_jobs import MakeJob, maker
 from ports import free_port
@@ -120,7 +122,12 @@ def cluster(_moto: str) -> Iterator[None]:
     stop_cluster()
 
 
-def keep(store: Storage, stage: str, mark: str, tables: Mapping[str, pa.Table], **fields: Any) -> Receipt:
+def answered_by(name: str = "model", digest: str = "digest", source: str = "teacher", **fields: Any) -> PrecomputeResult:
+    """The result of a precompute by a model of this name."""
+    return PrecomputeResult(source=source, model=AnsweringModel(name=name, digest=digest), **fields)
+
+
+def keep(store: Storage, stage: str, mark: str, tables: Mapping[str, pa.Table], **fields: Any) -> Receipt[Any]:
     """A receipt made by hand, as the stage itself would leave it."""
     path = f"{stage}/{mark}"
     outputs: dict[str, FileRef] = {name: write_table(store, f"{path}/{name}.parquet", table) for name, table in tables.items()}

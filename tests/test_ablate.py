@@ -97,7 +97,6 @@ def test_run(store: Storage, config: ablate.Config, monkeypatch: pytest.MonkeyPa
     assert whole["human"]["difference"] == pytest.approx(whole["human"]["quality"] - whole["raw"]["quality"])
     assert whole["human"]["difference_high"] < 0
     assert (whole["relabelled"]["trained_on"], whole["relabelled"]["by_people"]) == (relabelled.num_rows, 1)
-    assert receipt.facts["ablation"] == table.to_pylist()
     assert receipt.metrics["quality/raw/all"] == whole["raw"]["quality"]
     assert "ablation.svg" in receipt.outputs
     assert {row["stratum"] for row in table.to_pylist()} <= {"head", "torso", "tail", "unseen", "all"}

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from bench.students import copied, figures
-from conftest import keep
+from conftest import answered_by, keep
 from headtail.adapters.storage import open_storage
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.core.receipt import Receipt
@@ -17,7 +17,14 @@ from headtail.core.receipt import Receipt
 def receipt(rows: int, seconds: float, start: float, **metrics: float) -> Receipt:
     made = {"generate_s": seconds, "engine_start_s": start, **metrics}
     return Receipt(
-        stage="x", fingerprint="f", path="x/f", started="", seconds=1.0, rows={"in": rows}, metrics=made, facts={"engine": {"engine": "x"}}
+        stage="x",
+        fingerprint="f",
+        path="x/f",
+        started="",
+        seconds=1.0,
+        rows={"in": rows},
+        metrics=made,
+        result=answered_by(engine={"engine": "x"}),
     )
 
 

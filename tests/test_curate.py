@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import keep
+from conftest import answered_by, keep
 from headtail.adapters.storage import Storage
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.config import TrackingConfig, build_config
@@ -64,7 +64,7 @@ def put(
     """A store with these answers and labelled queries, and the config that curates them."""
     whole = table(rows)
     parts = {f"answers/shard-{i:05d}": whole.take(pa.array(range(i, len(rows), shards), pa.int64())) for i in range(shards)}
-    keep(store, "precompute", "t" * 16, parts, settings={"task": task.fingerprint}, rows=dict(states or {}))
+    keep(store, "precompute", "t" * 16, parts, task_fingerprint=task.fingerprint, result=answered_by(), rows=dict(states or {}))
     keep(store, "plan", "p" * 16, {"human_labels": labels_table(*training_set)})
     return curate.Config(root=store.root, tracking=OFF)
 
@@ -81,7 +81,14 @@ def why(judged: Judged, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def test_answers_that_lack_a_column_are_refused(store: Storage, segmentation: Task) -> None:
     config = put(store, segmentation, [one("plumber"), one("pizza"), one("cut short", state="truncated")])
     whole = table([one("plumber"), one("pizza"), one("cut short", state="truncated")])
-    keep(store, "precompute", "1" * 16, {"answers/shard-00000": whole.drop_columns(["state"])}, settings={"task": segmentation.fingerprint})
+    keep(
+        store,
+        "precompute",
+        "1" * 16,
+        {"answers/shard-00000": whole.drop_columns(["state"])},
+        task_fingerprint=segmentation.fingerprint,
+        result=answered_by(),
+    )
     with pytest.raises(StorageError, match="state"):
         curate.run(config)
 
@@ -91,8 +98,8 @@ def test_likeliest_tokens_stay_with_the_teachers_own_words(store: Storage, segme
     told = [{**row, "token_ids": [5, 6], "top_ids": [5, 1, 6, 2], "top_logprobs": [np.float16(-i) for i in range(4)]} for row in rows]
     config = put(store, segmentation, rows)
     table_with = pa.Table.from_pylist(told, schema=with_side_inputs(with_top(ANSWER, 2), ["businesses"]))
-    settings_with = {"task": segmentation.fingerprint, "config": {"top_logprobs": 2}}
-    keep(store, "precompute", "2" * 16, {"answers/shard-00000": table_with}, settings=settings_with)
+    settings_with = {"task_fingerprint": segmentation.fingerprint, "result": answered_by(top_logprobs=2)}
+    keep(store, "precompute", "2" * 16, {"answers/shard-00000": table_with}, **settings_with)
     before = rows[1]
     made = Decision(
         query_key("pizza"), "pizza", "correct", '{"segments":[]}', before["answer"], before["answer_key"], "anna", current_moment(), ""

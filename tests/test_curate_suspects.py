@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from bench.suspects import OFF, example_answers, one
-from conftest import keep
+from conftest import answered_by, keep
 from headtail import review
 from headtail.adapters.storage import Storage
 from headtail.adapters.storage.receipts import output_table
@@ -50,7 +50,7 @@ def config(store: Storage, segmentation: Task) -> curate.Config:
             row |= {"state": "truncated", "answer": None}
     spoilt = pa.concat_tables([pa.Table.from_pylist(rows, schema=answers.schema), answers.slice(10)])
     labels = [{"query_key": query_key(q), "query": q, "answer": "{}", "count": 1, "stratum": "tail"} for q in ("anna's first query", "b")]
-    keep(store, "precompute", "t" * 16, {"answers/shard-00000": spoilt}, settings={"task": segmentation.fingerprint})
+    keep(store, "precompute", "t" * 16, {"answers/shard-00000": spoilt}, task_fingerprint=segmentation.fingerprint, result=answered_by())
     keep(store, "plan", "p" * 16, {"human_labels": pa.Table.from_pylist(labels, schema=HUMAN_LABELS)})
     return curate.Config(root=store.root, tracking=OFF)
 
@@ -74,7 +74,7 @@ def test_suspects_are_a_queue(store: Storage, segmentation: Task, config: curate
     assert not segmentation.parse(named.alternatives[0])[1]
     assert "dropped.suspect" not in receipt.rows, "they are for people to look at"
     assert receipt.rows["dropped.truncated"] == 1
-    assert set(receipt.facts["signals"]) >= {"students", "neighbours", "not in query", "left out", "fallback"}
+    assert set(receipt.result.signals) >= {"students", "neighbours", "not in query", "left out", "fallback"}
 
 
 def test_suspects_are_dropped_only_where_that_is_asked_for(config: curate.Config) -> None:
@@ -153,7 +153,7 @@ def test_personal_data_is_out_of_all_that_is_trained_on_or_shown(store: Storage,
         row |= {"query": text, "query_key": query_key(text), "answer": segmentation.dump({"segments": segments})}
         row |= {"businesses": [f"berg ltd {secret}"]}
     table = pa.Table.from_pylist(answers, schema=with_side_inputs(ANSWER, ["businesses"]))
-    keep(store, "precompute", "t" * 16, {"answers/shard-00000": table}, settings={"task": segmentation.fingerprint})
+    keep(store, "precompute", "t" * 16, {"answers/shard-00000": table}, task_fingerprint=segmentation.fingerprint, result=answered_by())
     keep(store, "plan", "p" * 16, {"human_labels": HUMAN_LABELS.empty_table()})
     receipt = curate.run(curate.Config(root=store.root, tracking=OFF, max_rows=58))
     training_set = output_table(store, receipt, "training_set")

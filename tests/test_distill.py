@@ -259,20 +259,17 @@ def test_layers_are_taken_evenly(tokenizer: Any) -> None:
 def test_a_student_starts_from_layers_of_a_trained_teacher(store: Storage, tokenizer: Any, tmp_path: Path) -> None:
     """base.model=distill/... with base.layers: cut once, kept in the store, and found there by a run that goes on."""
     from headtail.adapters.tracking import Tracker
-    from headtail.engines.models import resolve_weights, weights_digest
+    from headtail.engines.models import resolve_weights
     from headtail.stages.base import Stage
     from headtail.stages.distill.launch import prepare_base
 
     teacher = make_base(TINY, tokenizer, 7)
     for saved in (teacher, tokenizer):
         saved.save_pretrained(tmp_path / "teacher")
-    digest = weights_digest(tmp_path / "teacher")
     files = put_folder(store, tmp_path / "teacher", "distill/t/model")
     outputs = {ref.path.removeprefix("distill/t/"): ref for ref in files}
     started = "2030-01-01T00:00:00+00:00"
-    made = Receipt(
-        stage="distill", fingerprint="t" * 16, path="distill/t", started=started, seconds=1.0, outputs=outputs, facts={"digest": digest}
-    )
+    made = Receipt(stage="distill", fingerprint="t" * 16, path="distill/t", started=started, seconds=1.0, outputs=outputs)
     write_json(store, "distill/t/receipt.json", made.model_dump(mode="json"))
     config = distill.Config(root=store.root, tracking=OFF, base=Base(model="distill/t", layers=2))
     found = resolve_weights("distill/t", "", store)
@@ -355,7 +352,7 @@ def test_adapters_on_some_layers_of_an_earlier_student(root: str, rows: Receipt,
     stopping = distill.Stopping(every=2, patience=2, min_delta=5.0)  # nothing falls by that much: stop at the third look, take the first
     config = distill.Config(**common, base=Base(model=made.path, layers=2), epochs=1, early_stopping=stopping)
     student = distill.run(config)
-    assert (student.metrics["steps"], student.metrics["taken_step"], student.facts["stopped_early"]) == (6, 2, True)
+    assert (student.metrics["steps"], student.metrics["taken_step"], student.result.stopped_early) == (6, 2, True)
     assert student.metrics["merge_drift"] < 0.05
     assert student.metrics["params"] < made.metrics["params"]
     assert student.metrics["real_token_share"] > 0.95

@@ -355,7 +355,7 @@ def test_the_whole_way(root: str, train_here: None, answer_here: None, intent: T
     config = {"root": root, "tracking": OFF, "task": "query_intent", "inputs": (f"{held.path}:human_labels",), "source": "batch_student"}
     answered = precompute.run(precompute.Config(**config, model=ModelConfig(model=made.path)))
     assert answered.rows["answered"] + answered.rows["invalid"] + answered.rows["truncated"] == answered.rows["in"] == table.num_rows
-    assert answered.facts["engine"]["engine"] == {"encoder": "encoder", "seq2seq": "transformers"}[student]
+    assert answered.result.engine["engine"] == {"encoder": "encoder", "seq2seq": "transformers"}[student]
     quality = evaluate.run(
         evaluate.Config(
             root=root, tracking=OFF, task="query_intent", labels=f"{held.path}:human_labels", answers={"batch_student": answered.path}

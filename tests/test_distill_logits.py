@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from conftest import keep
+from conftest import answered_by, keep
 from headtail.adapters.storage import Storage
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import ConfigError
@@ -137,14 +137,14 @@ def test_stored_log_probabilities_are_learnt_where_they_are_of_what_is_to_be_wri
 
 
 def test_stored_log_probabilities_of_another_vocabulary_or_none_are_refused(tokenizer: Any, store: Storage) -> None:
-    known = keep(store, "precompute", "a" * 16, {}, facts={"vocabulary": vocabulary_fingerprint(tokenizer)})
+    known = keep(store, "precompute", "a" * 16, {}, result=answered_by(vocabulary=vocabulary_fingerprint(tokenizer)))
     check_stored("decoder", tokenizer, known, "curate:training_set")
     with pytest.raises(ConfigError, match="only a decoder"):
         check_stored("encoder", tokenizer, known, "curate:training_set")
-    for source in (None, keep(store, "precompute", "b" * 16, {})):
+    for source in (None, keep(store, "precompute", "b" * 16, {}, result=answered_by())):
         with pytest.raises(ConfigError, match="top_logprobs=8"):
             check_stored("decoder", tokenizer, source, "curate:training_set")
-    other = keep(store, "precompute", "c" * 16, {}, facts={"vocabulary": "another"})
+    other = keep(store, "precompute", "c" * 16, {}, result=answered_by(vocabulary="another"))
     with pytest.raises(ConfigError, match="vocabulary is not the student's"):
         check_stored("decoder", tokenizer, other, "curate:training_set")
 

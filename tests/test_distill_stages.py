@@ -26,6 +26,7 @@ from headtail.stages.distill.base import Base, Shape, load_base, make_base
 from headtail.stages.distill.encoder import Settings
 from headtail.stages.distill.learner import DecoderLearner
 from headtail.stages.distill.logits import COLUMNS, Logits, top_k
+from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.distill.rows import Rows, left_out, with_side
 from headtail.stages.distill.tokenizer import train_tokenizer
 from headtail.stages.distill.train import Spec, taught
@@ -85,17 +86,17 @@ class Stand:
             raise KeyboardInterrupt
         return {}
 
-    def finish(self, config: Any, stage: Any, learner: Any, base: Any, done: Any, examples: Any) -> None:
+    def finish(self, config: Any, stage: Any, learner: Any, base: Any, done: Any, examples: Any) -> str:
         folder = stage.scratch / "made"
         shutil.copytree(base.path, folder)
         base.tokenizer.save_pretrained(folder)
         learner.finish(folder)
-        stage.facts["digest"] = weights_digest(folder)
         stage.folder("model", folder)
+        return "digest"
 
-    def record(self, config: Any, stage: Any, done: Any, examples: Any, base: str, tasks: Any) -> None:
-        stage.facts["base"] = base
+    def record(self, config: Any, stage: Any, done: Any, examples: Any, base: str, tasks: Any, digest: str) -> DistillResult:
         stage.metrics |= {"eval_loss": 1.0 / len(self.seen), "steps": 3.0, "train_seconds": 1.0}
+        return DistillResult(digest=digest, base=base)
 
 
 @pytest.fixture
@@ -125,16 +126,16 @@ def test_the_second_stage_goes_on_without_side_inputs(store: Storage, stand: Sta
     assert bare[1::2] == shown[1::2], "rows that had none stay as they were"
     assert second.examples["weight"] == first.examples["weight"]
     assert second.examples["held_out"] == first.examples["held_out"]
-    stages = made.facts["stages"]
-    assert (first.config.base.shape, second.config.base) == (TINY, Base(model=stages[0]["path"]))
-    assert [stage["side_inputs"] for stage in stages] == ["shown", "left out"]
-    assert (stages[1]["path"], stages[0]["eval_loss"], stages[1]["eval_loss"]) == (made.path, 1.0, 0.5)
-    assert made.inputs["first_stage"] == stages[0]["path"] == made.facts["base"]
+    stages = made.result.stages
+    assert (first.config.base.shape, second.config.base) == (TINY, Base(model=stages[0].path))
+    assert [stage.side_inputs for stage in stages] == ["shown", "left out"]
+    assert (stages[1].path, stages[0].eval_loss, stages[1].eval_loss) == (made.path, 1.0, 0.5)
+    assert made.inputs["first_stage"] == stages[0].path == made.result.base
     assert made.rows["side_inputs_left_out"] == sum(i % 2 == 0 for i in range(len(shown)))
     assert made.fingerprint == distill.identity(config)
     assert store.read("distill/LATEST").decode() == made.path
     alone = distill.run(config.model_copy(update={"two_stage": False}))
-    assert (alone.reused, alone.path) == (True, stages[0]["path"]), "stage 1 is the ordinary run of this config"
+    assert (alone.reused, alone.path) == (True, stages[0].path), "stage 1 is the ordinary run of this config"
     assert distill.run(config).reused
     assert len(stand.seen) == 2
 
@@ -159,7 +160,7 @@ def test_a_student_asked_with_the_query_alone_is_never_shown_them_again(
     chosen = io_format.IOFormat(prompt="query_only", side_inputs=True)
     made = distill.run(config.model_copy(update={"student": kind, "io_format": chosen, "encoder": Settings(pretrain_epochs=0)}))
     first, second = stand.seen
-    formats = [json.loads(store.read(f"{stage['path']}/model/headtail.json")) for stage in made.facts["stages"]]
+    formats = [json.loads(store.read(f"{stage.path}/model/headtail.json")) for stage in made.result.stages]
     assert [(one["prompt"], one["side_inputs"], one["kind"]) for one in formats] == [
         ("query_only", True, kind),
         ("query_only", False, kind),

@@ -10,7 +10,7 @@ import pytest
 
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import ConfigError, InputError, TrainingError
-from headtail.core.receipt import Receipt
+from headtail.core.receipt import Receipt, StageResult
 from headtail.stages import distill
 from headtail.stages.base import Stage, run_once
 from headtail.stages.distill import sweep
@@ -20,14 +20,15 @@ def fake(losses: dict[float, float | None], calls: list[float]) -> Any:
     """distill.run with the training left out: a student's loss by its learning rate; None diverges."""
 
     def run(config: distill.Config) -> Receipt:
-        def work(stage: Stage) -> None:
+        def work(stage: Stage) -> StageResult:
             calls.append(config.learning_rate)
             loss = losses[config.learning_rate]
             if loss is None:
                 raise TrainingError("the loss is no longer a number", where="step 3")
             stage.metrics |= {"eval_loss": loss, "steps": 10.0}
+            return StageResult()
 
-        return run_once("distill", config, work, version=2)
+        return run_once("distill", StageResult, config, work, version=2)
 
     return run
 
@@ -56,12 +57,12 @@ def test_the_best_is_named_and_a_failure_told(root: str, plain: None, monkeypatc
     calls: list[float] = []
     monkeypatch.setattr(distill, "run", fake({0.1: 0.9, 0.2: 0.4, 0.4: None}, calls))
     made = sweep.run(config(root, (0.1, 0.2, 0.4), tracking=TrackingConfig(enabled=False)))
-    assert made.facts["best_values"] == {"learning_rate": 0.2}
+    assert made.result.best_values == {"learning_rate": 0.2}
     assert made.metrics["best/eval_loss"] == 0.4
     assert made.rows == {"trials": 3, "failed": 1, "reused": 0}
     trials = json.loads((Path(root) / made.output("trials").path).read_text())
     assert "no longer a number" in trials[2]["reason"]
-    assert trials[1]["path"] == made.facts["best"]
+    assert trials[1]["path"] == made.result.best
 
 
 def test_all_failed_is_an_error(root: str, plain: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,7 @@ def test_a_killed_worker_changes_nothing(base: Path, rows: tuple[str, Receipt], 
     one, other = (curve(*made[name]) for name in ("whole", "killed"))
     assert len(one) == 14
     same_curve(one, other, 1e-6)
-    digests = [receipt.facts["digest"] for _, receipt in made.values()]
+    digests = [receipt.result.digest for _, receipt in made.values()]
     assert digests[0] == digests[1]
     assert made["whole"][1].metrics["real_token_share"] == made["killed"][1].metrics["real_token_share"]
 

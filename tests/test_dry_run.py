@@ -30,6 +30,7 @@ from headtail.stages import precompute
 from headtail.stages.precompute.dry_run.changes import changes, words
 from headtail.stages.precompute.dry_run.preview import Preview, plan_path, preview
 from headtail.stages.precompute.dry_run.shown import duration, shown
+from headtail.stages.precompute.result import PlannedActual
 from null_jobs import MakeJob, interrupted, planned, run_here
 
 Groups = dict[tuple[str, ...], int]
@@ -270,9 +271,11 @@ def test_a_probe_is_never_paid_twice(root: str, store: Storage, tmp_path: Path, 
     receipt = precompute.run(job, more)
     assert asked() == 300
     assert (receipt.rows["recomputed"], receipt.rows["reused"], receipt.rows["answered"]) == (220, 80, 300)
-    assert receipt.facts["dry_run"]["rows"] == {"planned": 220, "actual": 220}
-    tokens = receipt.facts["dry_run"]["tokens_out"]
-    assert tokens["low"] <= tokens["actual"] <= tokens["high"]
+    assert receipt.result.dry_run["rows"] == PlannedActual(planned=220, actual=220)
+    tokens = receipt.result.dry_run["tokens_out"]
+    assert tokens.low is not None
+    assert tokens.high is not None
+    assert tokens.low <= tokens.actual <= tokens.high
     done = precompute.forecast(job, 50)
     assert (asked(), done.ask, groups(done)) == (300, 0, {("resumed",): 300})
 
@@ -427,11 +430,13 @@ def test_on_ray_the_true_time_is_within_the_bounds(root: str, store: Storage, tm
     assert found.probe.pace.steady
     receipt = precompute.run(job, found)
     assert asked() == 500
-    told = receipt.facts["dry_run"]
+    told = receipt.result.dry_run
     # simulations test the bounds themselves; here other tests slow the probe or the job down, but not both alike
     span, room = told["engine_s"], 1.3
-    assert span["low"] / room <= span["actual"] <= span["high"] * room
-    assert span["high"] < 2 * span["low"]
+    assert span.low is not None
+    assert span.high is not None
+    assert span.low / room <= span.actual <= span.high * room
+    assert span.high < 2 * span.low
 
 
 # --- the command, and what people see

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from conftest import keep
+from conftest import answered_by, keep
 from headtail.adapters.storage import Storage, read_json, read_table
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.config import TrackingConfig, build_config
@@ -46,10 +46,10 @@ def answer_table(rows: Sequence[tuple[str, Any, str, float | None]], side_inputs
     return pa.Table.from_pylist(lines, schema=with_side_inputs(ANSWER, side_inputs))
 
 
-def answers_receipt(store: Storage, mark: str, table: pa.Table, task: Task, shards: int = 2) -> Receipt:
+def answers_receipt(store: Storage, mark: str, table: pa.Table, task: Task, shards: int = 2) -> Receipt[Any]:
     """A precompute receipt over `table`."""
     parts = {f"answers/shard-{i:05d}": table.take(pa.array(range(i, table.num_rows, shards), pa.int64())) for i in range(shards)}
-    return keep(store, "precompute", mark, parts, settings={"task": task.fingerprint}, facts={"model": {"name": f"model-{mark}"}})
+    return keep(store, "precompute", mark, parts, task_fingerprint=task.fingerprint, result=answered_by(f"model-{mark}"))
 
 
 def intent_of(name: str) -> dict[str, str]:
@@ -162,13 +162,13 @@ def test_run(store: Storage, root: str, intent: Task) -> None:
     assert m["difference/batch_student/low"] <= m["difference/batch_student/value"] <= m["difference/batch_student/high"]
     assert m["difference/batch_student/value"] == pytest.approx(m["quality/batch_student/all"] - m["quality/teacher/all"])
     assert receipt.rows == {"human_labels": 60, "answered.teacher": 58, "answered.batch_student": 58, "answered.fallback": 60}
-    figures = receipt.facts["figures"]["batch_student"]
-    assert figures["quality_against_people"] == m["quality/batch_student/all"]
-    assert figures["agreement_with_teacher"] == m["agreement/batch_student"]
-    assert figures["times_cheaper_than_teacher"] is None  # these answers were made by hand and cost nothing
+    figures = receipt.result.figures["batch_student"]
+    assert figures.quality_against_people == m["quality/batch_student/all"]
+    assert figures.agreement_with_teacher == m["agreement/batch_student"]
+    assert figures.times_cheaper_than_teacher is None  # these answers were made by hand and cost nothing
     assert m["figures/batch_student/quality_against_people"] == m["quality/batch_student/all"]
     assert "figures/batch_student/times_cheaper_than_teacher" not in m
-    assert receipt.facts["figures"]["teacher"]["agreement_with_teacher"] is None
+    assert receipt.result.figures["teacher"].agreement_with_teacher is None
     assert any("agreement/batch_student" in note and "not a quality figure" in note for note in receipt.notes)
     assert any(note.startswith("torso: only 13 labelled rows") for note in receipt.notes)
     assert set(receipt.outputs) == {"rows", "quality", "quality.svg", "calibration.svg", "report"}
@@ -181,7 +181,7 @@ def test_report_is_helm_like(store: Storage, root: str, intent: Task) -> None:
     assert report["task"]["fingerprint"] == intent.fingerprint
     assert [run["source"] for run in report["runs"]] == ["teacher", "batch_student", "fallback"]
     teacher = report["runs"][0]
-    assert teacher["model"] == {"name": "model-" + "t" * 16}
+    assert teacher["model"] == {"name": "model-" + "t" * 16, "digest": "digest"}
     assert teacher["prompt_fingerprint"] == intent.fingerprint
     assert teacher["answers"] == "precompute/" + "t" * 16
     metric = next(m for m in teacher["metrics"] if (m["name"], m["split"]) == ("micro_f1", "all"))

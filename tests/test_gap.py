@@ -147,8 +147,8 @@ def test_run(store: Storage, stand: Stand) -> None:
     assert student["quality"] == pytest.approx(0.8)
     assert student["effect"] == 0, "rows without side inputs, wrong the second time, are not counted"
     assert student["difference"] == pytest.approx(-0.1)
-    assert receipt.facts["real"] == {"teacher": True, "batch_student": False}
-    said = receipt.facts["verdicts"]
+    assert receipt.result.real == {"teacher": True, "batch_student": False}
+    said = receipt.result.verdicts
     assert said["teacher"].startswith("teacher: the gap is real: -60.0 points (-")
     assert said["teacher"].endswith("without side inputs, on 70 rows that have them")
     assert "asked the same both times" in said["batch_student"]
@@ -163,7 +163,7 @@ def test_run(store: Storage, stand: Stand) -> None:
 def test_one_model_and_another_student_are_other_measurements(store: Storage, stand: Stand) -> None:
     config = gap.Config(root=store.root, tracking=OFF, evaluate=evaluate.Config(resamples=400))
     alone = gap.run(config)
-    assert {line["model"] for line in alone.facts["gap"]} == {"teacher"}
+    assert {line["model"] for line in output_table(store, alone, "gap").to_pylist()} == {"teacher"}
     assert not any("two_stage" in note for note in alone.notes)
     both = gap.run(config.model_copy(update={"student": ModelConfig(model="distill/a")}))
     assert both.path != alone.path
@@ -172,7 +172,7 @@ def test_one_model_and_another_student_are_other_measurements(store: Storage, st
 def test_a_student_that_leans_on_side_inputs_is_told_what_to_do(store: Storage, stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stand, "right", lambda config, i: config.side_inputs or i % 2 == 0)
     receipt = gap.run(gap.Config(root=store.root, tracking=OFF, student=ModelConfig(model="distill/a")))
-    assert receipt.facts["real"]["batch_student"]
+    assert receipt.result.real["batch_student"]
     assert any("two_stage=true" in note for note in receipt.notes)
 
 
@@ -287,14 +287,14 @@ def test_two_stages_close_the_gap(root: str, store: Storage, shop: Task, train_h
         workers=1,
     )
     made = distill.run(config)
-    first, second = made.facts["stages"]
-    assert (first["side_inputs"], second["side_inputs"], second["path"]) == ("shown", "left out", made.path)
-    leaning, cured = ModelConfig(model=first["path"]), ModelConfig(model=made.path)
+    first, second = made.result.stages
+    assert (first.side_inputs, second.side_inputs, second.path) == ("shown", "left out", made.path)
+    leaning, cured = ModelConfig(model=first.path), ModelConfig(model=made.path)
     found = gap.run(gap.Config(root=root, tracking=OFF, task=str(shop.folder), teacher=leaning, student=cured))
     n = found.rows["with_side_inputs"]
     assert (found.rows["asked_otherwise.teacher"], found.rows["asked_otherwise.batch_student"]) == (n, 0)
-    assert found.facts["real"] == {"teacher": True, "batch_student": False}
-    whole = {(x["model"], x["shown"]): x for x in found.facts["gap"] if x["stratum"] == "all"}
+    assert found.result.real == {"teacher": True, "batch_student": False}
+    whole = {(x["model"], x["shown"]): x for x in output_table(store, found, "gap").to_pylist() if x["stratum"] == "all"}
     assert whole["teacher", True]["quality"] > 0.95
     assert whole["teacher", False]["effect"] < -0.3
     assert whole["batch_student", False]["quality"] - whole["teacher", False]["quality"] > 0.2

@@ -13,20 +13,25 @@ import pytest
 from mlflow import MlflowClient
 from scipy import stats
 
-from conftest import keep
+from conftest import answered_by, keep
 from headtail.adapters.storage import Storage, read_json, write_table
-from headtail.adapters.storage.receipts import output_table
+from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.core.bounds import Game, Share
 from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import ConfigError, InputError, StorageError
-from headtail.core.evidence import Evidence, read_evidence
+from headtail.core.evidence import Evidence
 from headtail.core.keys import canonical, query_key
 from headtail.core.receipt import Receipt
 from headtail.core.rows import ANSWER, HUMAN_LABELS, PLANNED
 from headtail.core.task import Task
 from headtail.stages import evaluate, gate
+from headtail.stages.distill.result import Result as DistillResult
+from headtail.stages.evaluate.result import Result as EvaluateResult
 from headtail.stages.gate.criteria import GatePolicy, SourceScores, criterion_tests, decide, source_rows
+from headtail.stages.gate.result import JudgeResult
 from headtail.stages.gate.sources import candidate_number, read_judge
+from headtail.stages.precompute.result import AnsweringModel
+from headtail.stages.precompute.result import Result as PrecomputeResult
 
 OFF = TrackingConfig(enabled=False)
 TEACHER, STUDENT = "t" * 16, "s" * 16
@@ -52,8 +57,8 @@ def answered(store: Storage, task: Task, mark: str, rows: Sequence[tuple[str, st
     ]
     table = pa.Table.from_pylist(sorted(lines, key=lambda line: bytes(line["query_key"])), schema=ANSWER)
     metrics = {"usd_per_million": 8.0 if mark == TEACHER else 0.5, "tokens_in_per_row": 40.0, "tokens_out_per_row": 8.0, "rows_per_s": 50.0}
-    facts = {"model": {"name": name, "digest": digest, "path": name}}
-    keep(store, "precompute", mark, {"answers/shard-00000": table}, settings={"task": task.fingerprint}, facts=facts, metrics=metrics)
+    made = {"task_fingerprint": task.fingerprint, "result": answered_by(name, digest, source), "metrics": metrics}
+    keep(store, "precompute", mark, {"answers/shard-00000": table}, **made)
 
 
 def put(store: Storage, task: Task, strata: Mapping[str, tuple[int, int, int]] = GOOD, more: int = 0, student: str = STUDENT) -> None:
@@ -66,8 +71,8 @@ def put(store: Storage, task: Task, strata: Mapping[str, tuple[int, int, int]] =
     others = [(f"other {i}", "tail", i % 20 != 0) for i in range(more)]
     answered(store, task, TEACHER, [(q, s, i < strata[s][2]) for q, s, i in rows], "T", "teacher-model")
     answered(store, task, student, [(q, s, i < strata[s][1]) for q, s, i in rows] + others, "D", "distill/" + "d" * 16)
-    keep(store, "distill", "d" * 16, {}, facts={"digest": "D"})
-    keep(store, "distill", "x" * 16, {}, facts={"digest": "X"})
+    keep(store, "distill", "d" * 16, {}, result=DistillResult(digest="D"))
+    keep(store, "distill", "x" * 16, {}, result=DistillResult(digest="X"))
     sources = {"teacher": TEACHER, "batch_student": student}
     evaluate.run(evaluate.Config(root=store.root, tracking=OFF, task="query_intent", answers=sources, resamples=200))
 
@@ -77,15 +82,15 @@ def asking(store: Storage, **changes: Any) -> gate.Config:
     return gate.Config.model_validate(data)
 
 
-def evidence_of(receipt: Receipt) -> Evidence:
-    return read_evidence(receipt.facts["evidence"])
+def evidence_of(receipt: Receipt[gate.Result]) -> Evidence:
+    return receipt.result.evidence
 
 
 def test_a_good_student_passes(store: Storage, intent: Task) -> None:
     put(store, intent)
     receipt = gate.run(asking(store, candidate="distill/" + "d" * 16))
     found = evidence_of(receipt)
-    assert receipt.facts["passed"] is True
+    assert receipt.result.passed is True
     assert [(criterion.kind, criterion.stratum, criterion.n) for criterion in found.criteria] == [
         ("quality", "tail", 240),
         ("quality", "unseen", 160),
@@ -108,28 +113,26 @@ def test_a_good_student_passes(store: Storage, intent: Task) -> None:
     assert found.data["rows"] == receipt_of(store, "evaluate").output("rows").sha256
     assert receipt.rows["human_labels.tail"] == 240
     assert receipt.metrics["lower_bound/quality/tail"] == tail.lower_bound
-    assert read_json(store, receipt.output("verdict").path) == receipt.facts["evidence"]
+    assert read_json(store, receipt.output("verdict").path) == receipt.result.evidence.model_dump(mode="json")
     assert store.read(receipt.output("gate.svg").path).startswith(b"<?xml")
-    assert found.figures["quality_against_people"] == pytest.approx(729 / 750)
-    assert found.figures["times_cheaper_than_teacher"] == 16.0
-    assert receipt.facts["figures"] == found.figures == receipt_of(store, "evaluate").facts["figures"]["batch_student"]
+    assert found.figures.quality_against_people == pytest.approx(729 / 750)
+    assert found.figures.times_cheaper_than_teacher == 16.0
+    assert found.figures == load_receipt(store, "evaluate", "latest", EvaluateResult).result.figures["batch_student"]
     assert receipt.metrics["figures/times_cheaper_than_teacher"] == 16.0
-    assert found.figures["agreement_with_teacher"] == pytest.approx(739 / 750)
-    assert found.figures["tokens_per_row_own"] == 48.0
-    assert found.figures["seconds_per_million_teacher"] == 20_000.0
+    assert found.figures.agreement_with_teacher == pytest.approx(739 / 750)
+    assert found.figures.tokens_per_row_own == 48.0
+    assert found.figures.seconds_per_million_teacher == 20_000.0
     assert gate.run(asking(store, candidate="distill/" + "d" * 16)).reused
 
 
 def receipt_of(store: Storage, stage: str) -> Any:
-    from headtail.adapters.storage.receipts import load_receipt
-
     return load_receipt(store, stage)
 
 
 def test_a_rejection_is_an_answer(store: Storage, intent: Task, capsys: pytest.CaptureFixture[str]) -> None:
     put(store, intent, POOR)
     receipt = gate.run(asking(store, minimum={"tail": 0.82, "unseen": 0.85}, max_drop=0.04))
-    assert receipt.facts["passed"] is False
+    assert receipt.result.passed is False
     tail, drop = (note for note in receipt.notes)
     assert tail.startswith("tail: ")
     assert " more labels, or " in tail
@@ -184,7 +187,7 @@ def test_f1_is_gated_by_betting(store: Storage, intent: Task) -> None:
 
 def test_traffic_is_gated_with_its_weights(store: Storage, intent: Task) -> None:
     put(store, intent)
-    criterion = read_evidence(gate.run(asking(store, minimum={"traffic": 0.9})).facts["evidence"]).criteria[0]
+    criterion = evidence_of(gate.run(asking(store, minimum={"traffic": 0.9}))).criteria[0]
     events = {"head": 40, "torso": 3, "tail": 1}
     value = sum(GOOD[s][1] * w for s, w in events.items()) / sum(GOOD[s][0] * w for s, w in events.items())
     assert (criterion.n, criterion.passed) == (590, True)
@@ -210,7 +213,7 @@ def test_another_candidate_than_the_one_scored_is_an_error(store: Storage, inten
     with pytest.raises(ConfigError, match="another task"):
         gate.run(asking(store, task="query_segmentation"))
     old = receipt_at(store, "precompute", STUDENT)
-    keep(store, "precompute", STUDENT, {}, settings={"task": "0" * 32}, facts=old.facts)
+    keep(store, "precompute", STUDENT, {}, task_fingerprint="0" * 32, result=old.result)
     with pytest.raises(ConfigError, match="another version of the task"):
         gate.run(asking(store))
 
@@ -226,25 +229,23 @@ def test_a_snapshot_is_gated_by_its_own_answers(store: Storage, intent: Task) ->
             "precompute",
             mark,
             {k: output_table(store, receipt, k) for k in receipt.outputs},
-            facts=receipt.facts,
-            inputs={"task": intent.fingerprint},
+            result=receipt.result,
+            task_fingerprint=intent.fingerprint,
         )
     made = publish.run(publish.Config(root=store.root, tracking=OFF, task="query_intent", answers=(STUDENT, TEACHER)))
-    snapshot = f"snapshots/{made.facts['snapshot']}"
+    snapshot = f"snapshots/{made.result.snapshot}"
     receipt = gate.run(asking(store, candidate=snapshot))
     found = evidence_of(receipt)
     assert (found.candidate, len(found.digest)) == (snapshot, 32)
     assert any(note.startswith(f"{snapshot} also holds answers of precompute/{TEACHER}") for note in receipt.notes)
     made = publish.run(publish.Config(root=store.root, tracking=OFF, task="query_intent", answers=(STUDENT,), note="alone"))
-    snapshot = f"snapshots/{made.facts['snapshot']}"
+    snapshot = f"snapshots/{made.result.snapshot}"
     with pytest.raises(ConfigError, match="did not score this candidate"):
         gate.run(asking(store, candidate=snapshot, source="teacher", max_drop=None))
 
 
 def receipt_at(store: Storage, stage: str, mark: str) -> Any:
-    from headtail.adapters.storage.receipts import load_receipt
-
-    return load_receipt(store, stage, f"{stage}/{mark}")
+    return load_receipt(store, stage, f"{stage}/{mark}", PrecomputeResult)
 
 
 def test_rows_that_are_not_the_evaluations_are_refused(store: Storage, intent: Task) -> None:
@@ -264,15 +265,15 @@ def test_every_look_at_the_same_labels_counts(store: Storage, intent: Task) -> N
     for mark in ("u" * 16, "v" * 16):
         put(store, intent, student=mark)
         last = gate.run(asking(store))
-    assert (first.facts["candidate_number"], last.facts["candidate_number"]) == (1, 3)
-    found = read_evidence(last.facts["evidence"])
+    assert (first.result.candidate_number, last.result.candidate_number) == (1, 3)
+    found = last.result.evidence
     assert found.candidates == 3
     assert min(criterion.level for criterion in found.criteria) == pytest.approx(0.05 / 3 / 4)
     assert any(note.startswith("test 3 on these labelled rows") and "0.092" in note for note in last.notes)
     put(store, intent)
     assert gate.run(asking(store)).path == first.path
     put(store, intent, student="w" * 16)
-    assert read_evidence(gate.run(asking(store, candidates=9)).facts["evidence"]).candidates == 9
+    assert evidence_of(gate.run(asking(store, candidates=9))).candidates == 9
 
 
 def test_looks_at_other_labels_do_not_count(store: Storage) -> None:
@@ -294,7 +295,13 @@ def judge(store: Storage, rows: Mapping[str, float | None], model: Mapping[str, 
     columns["score"] = pa.array(list(rows.values()), pa.float64())
     if keys:
         columns["answer_key"] = pa.array([query_key(STUDENT + q) for q in rows], HUMAN_LABELS.field("query_key").type)
-    keep(store, "judge", "j" * 16, {"scores": pa.table(columns)}, facts={"model": dict(model)} if model else {})
+    keep(
+        store,
+        "judge",
+        "j" * 16,
+        {"scores": pa.table(columns)},
+        result=JudgeResult(model=AnsweringModel.model_validate(model) if model else None),
+    )
     return "judge/" + "j" * 16 + ":scores"
 
 
@@ -306,7 +313,7 @@ def opinions(more: int) -> dict[str, float | None]:
 
 def test_a_judge_sharpens_the_bound(store: Storage, intent: Task) -> None:
     put(store, intent, more=3000)
-    plain = read_evidence(gate.run(asking(store)).facts["evidence"]).criteria[0]
+    plain = evidence_of(gate.run(asking(store))).criteria[0]
     receipt = gate.run(asking(store, judge=judge(store, opinions(3000), {"name": "judge-model", "digest": "J"}, keys=True), candidates=2))
     found = evidence_of(receipt)
     criterion = found.criteria[0]
@@ -324,7 +331,7 @@ def test_a_judge_sharpens_the_bound(store: Storage, intent: Task) -> None:
 def test_a_judge_that_is_the_teacher_is_named_as_such(store: Storage, intent: Task) -> None:
     put(store, intent, more=200)
     receipt = gate.run(asking(store, judge=judge(store, opinions(200), {"name": "teacher-model", "digest": "T"})))
-    assert receipt.facts["evidence"]["judge"]["own_teacher"] is True
+    assert receipt.result.evidence.judge["own_teacher"] is True
     assert any("teacher-model is the candidate's own teacher" in note for note in receipt.notes)
     assert any("no answer_key" in note for note in receipt.notes)
 

@@ -35,18 +35,21 @@ from headtail.core.typed_answer import _fit
 from headtail.stages.ingest import Columns, Config, run, tally
 from headtail.stages.ingest.human_labels import _answer
 from headtail.stages.ingest.intake import PLAIN, REASONS, Rules, clean_texts
+from headtail.stages.ingest.result import Result
 from timescale import limit
 
 OFF = TrackingConfig(enabled=False)
 TIMED = Columns(count="n", time="time")
 DAY = datetime.date(2024, 1, 1)
 
+Ingest = Callable[..., Receipt[Result]]
+
 
 @pytest.fixture
-def ingest(root: str, tmp_path: Path) -> Callable[..., Receipt]:
+def ingest(root: str, tmp_path: Path) -> Ingest:
     """Ingest a text given as `name=content` or a path; further fields of Config by name."""
 
-    def do(content: str | bytes | Path, name: str = "log.csv", **fields: Any) -> Receipt:
+    def do(content: str | bytes | Path, name: str = "log.csv", **fields: Any) -> Receipt[Result]:
         path = content if isinstance(content, Path) else tmp_path / name
         if not isinstance(content, Path):
             path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -69,7 +72,7 @@ def aside(root: str, receipt: Receipt) -> list[tuple[int, str]]:
     return sorted(zip(found["row"].to_pylist(), found["reason"].to_pylist(), strict=True))
 
 
-def test_a_small_log(ingest: Callable[..., Receipt], root: str) -> None:
+def test_a_small_log(ingest: Ingest, root: str) -> None:
     text = (
         "query,n,time\nPizza  Near Me,3,2024-01-01\npizza near me,1,2024-01-02\nsushi,4,2024-01-02\nvet,1,2024-01-03\nsushi,2,2024-01-03\n"
     )
@@ -88,7 +91,7 @@ def test_a_small_log(ingest: Callable[..., Receipt], root: str) -> None:
     assert expected.items() <= receipt.rows.items()
     assert receipt.metrics["unseen_share_holdout_events"] == pytest.approx(1 / 3)
     assert receipt.metrics["unseen_share_holdout_queries"] == pytest.approx(1 / 2)
-    assert receipt.facts["holdout_from"] == "2024-01-03"
+    assert receipt.result.holdout_from == "2024-01-03"
     assert table(root, receipt, "set_aside").schema == SET_ASIDE
     assert table(root, receipt, "human_labels").schema == HUMAN_LABELS
 
@@ -178,7 +181,7 @@ def check(root: str, receipt: Receipt, wanted: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "jsonl.gz", "parquet"])
 @pytest.mark.parametrize("seed", range(3))
-def test_it_counts_what_plain_python_counts(ingest: Callable[..., Receipt], root: str, tmp_path: Path, kind: str, seed: int) -> None:
+def test_it_counts_what_plain_python_counts(ingest: Ingest, root: str, tmp_path: Path, kind: str, seed: int) -> None:
     world = World(seed)
     log = world.write(tmp_path / "log", kind, files=1 + seed)
     check(root, ingest(log, task="query_segmentation", columns=TIMED, holdout_days=1 + seed % 2), world.expected(1 + seed % 2))
@@ -187,7 +190,7 @@ def test_it_counts_what_plain_python_counts(ingest: Callable[..., Receipt], root
 @pytest.mark.parametrize("held", [1, 50, 10**6])
 @pytest.mark.parametrize("shards", [1, 7])
 def test_shards_and_spilling_change_nothing(
-    ingest: Callable[..., Receipt], root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, shards: int
+    ingest: Ingest, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held: int, shards: int
 ) -> None:
     monkeypatch.setattr(tally, "HELD_ROWS", held)
     monkeypatch.setattr("headtail.stages.ingest.logfile.BATCH_ROWS", 29)
@@ -200,7 +203,7 @@ def test_shards_and_spilling_change_nothing(
 
 
 @pytest.mark.slow
-def test_ray_tasks_count_the_same(ingest: Callable[..., Receipt], root: str, tmp_path: Path, cluster: None) -> None:
+def test_ray_tasks_count_the_same(ingest: Ingest, root: str, tmp_path: Path, cluster: None) -> None:
     world = World(5, rows=600)
     log = world.write(tmp_path / "log", "parquet", files=3)
     receipt = ingest(log, task="query_segmentation", columns=TIMED, workers=2, shards=3)
@@ -211,7 +214,7 @@ def test_ray_tasks_count_the_same(ingest: Callable[..., Receipt], root: str, tmp
         ingest(log, task="query_segmentation", columns=TIMED, workers=2)
 
 
-def test_every_row_is_used_or_set_aside_with_a_reason(ingest: Callable[..., Receipt], root: str) -> None:
+def test_every_row_is_used_or_set_aside_with_a_reason(ingest: Ingest, root: str) -> None:
     rows = [
         (b"good,1,2024-01-01", ""),
         (b"caf\xe9,1,2024-01-01", "not_utf8"),
@@ -248,7 +251,7 @@ def test_every_row_is_used_or_set_aside_with_a_reason(ingest: Callable[..., Rece
     assert receipt.rows["log_rows"] == len(rows)
 
 
-def test_side_inputs_that_are_not_utf8(ingest: Callable[..., Receipt], root: str) -> None:
+def test_side_inputs_that_are_not_utf8(ingest: Ingest, root: str) -> None:
     log = b"query,businesses\na,One|Two\nb,caf\xe9\nc,\n"
     receipt = ingest(log, task="query_segmentation", holdout_share=0.0)
     assert aside(root, receipt) == [(2, "not_utf8")]
@@ -256,7 +259,7 @@ def test_side_inputs_that_are_not_utf8(ingest: Callable[..., Receipt], root: str
     assert {row["query"]: row["businesses"] for row in sides} == {"a": ["One", "Two"], "c": None}
 
 
-def test_personal_data_is_nowhere(ingest: Callable[..., Receipt], root: str) -> None:
+def test_personal_data_is_nowhere(ingest: Ingest, root: str) -> None:
     secrets = ["ann.lee@example.org", "4111 1111 1111 1111", "+49 171 1234567"]
     lines = [f"mail {secrets[0]},2", f"CARD {secrets[1]},3", f"call {secrets[2]},x", f"call {secrets[2]},1", f"{'z ' * 150}{secrets[0]},1"]
     receipt = ingest("query,n\n" + "\n".join(lines) + "\n", columns=Columns(count="n"), holdout_share=0.0)
@@ -288,7 +291,7 @@ def test_plain_text_is_normalised_text(text: str) -> None:
         assert normalise(text) == text
 
 
-def test_without_times_a_share_is_held_out_by_draw(ingest: Callable[..., Receipt], root: str) -> None:
+def test_without_times_a_share_is_held_out_by_draw(ingest: Ingest, root: str) -> None:
     log = "query,n\n" + "".join(f"q{i},{1 + 5000 // (i + 1)}\n" for i in range(3000))
     columns = Columns(count="n")
     receipts = [ingest(log, columns=columns, holdout_share=0.2, seed=seed, shards=shards) for seed, shards in ((1, 1), (2, 1))]
@@ -328,7 +331,7 @@ def labels_in(root: str, receipt: Receipt, name: str = "human_labels") -> dict[s
     return dict(zip(found["query"].to_pylist(), found["answer"].to_pylist(), strict=True))
 
 
-def test_labels_are_checked_settled_and_counted(ingest: Callable[..., Receipt], root: str, tmp_path: Path, intent: Task) -> None:
+def test_labels_are_checked_settled_and_counted(ingest: Ingest, root: str, tmp_path: Path, intent: Task) -> None:
     (tmp_path / "labels.jsonl").write_text(
         "\n".join(
             json.dumps({"query": query, "answer": answer})
@@ -362,7 +365,7 @@ def test_labels_are_checked_settled_and_counted(ingest: Callable[..., Receipt], 
     assert receipt.rows["events"] == 10
 
 
-def test_labels_and_spans_are_taken_as_people_type_them(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+def test_labels_and_spans_are_taken_as_people_type_them(ingest: Ingest, root: str, tmp_path: Path) -> None:
     spans = [
         ("Thai  Food caf\u00e9", [("Thai Food ", "Topic"), ("cafe\u0301", "NAME")]),  # decomposed
         ("pizza near me", [("\u2068PIZZA\u2069", "topic"), ("near\u00a0me", "location")]),
@@ -405,7 +408,7 @@ def test_a_bare_label_in_another_spelling_is_that_label(label: str, intent: Task
     assert (json.loads(answer or "{}").get("intent"), problem) == (normalise(label), "")
 
 
-def test_many_redacted_queries_are_noted_by_kind_and_not_by_example(ingest: Callable[..., Receipt]) -> None:
+def test_many_redacted_queries_are_noted_by_kind_and_not_by_example(ingest: Ingest) -> None:
     few = ["call 5552345678", *(f"pizza {i}" for i in range(150))]
     assert not [note for note in ingest("query\n" + "\n".join(few), holdout_share=0.0).notes if "redacted" in note]
     many = ["call 5552349999", "5552345679 whatsapp ann@example.org", *(f"pizza {i}" for i in range(98))]
@@ -416,7 +419,7 @@ def test_many_redacted_queries_are_noted_by_kind_and_not_by_example(ingest: Call
     assert not any(secret in note for secret in ("5552349999", "5552345679", "ann@"))
 
 
-def test_labels_beside_the_queries_of_the_log(ingest: Callable[..., Receipt], root: str, segmentation: Task) -> None:
+def test_labels_beside_the_queries_of_the_log(ingest: Ingest, root: str, segmentation: Task) -> None:
     answer = {"segments": [{"text": "sushi", "label": "topic"}]}
     with_labels = [("sushi", json.dumps(answer)), ("sushi", ""), ("vet", "{bad"), ("pizza", "")]
     log = "query\tlabels\n" + "".join(f"{query}\t{cell}\n" for query, cell in with_labels)
@@ -432,7 +435,7 @@ def test_answers_that_json_lets_in_but_no_table_can_hold(segmentation: Task) -> 
     assert "cannot be stored" in _answer(lone, segmentation)[1]
 
 
-def test_labels_for_training_do_not_nearly_repeat_the_others(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+def test_labels_for_training_do_not_nearly_repeat_the_others(ingest: Ingest, root: str, tmp_path: Path) -> None:
     rows = [("best pizza in chicago", "test"), ("pizza best in chicago", "train"), ("best pizza in chicagoo", "train"), ("sushi", "train")]
     lines = [f"{query}\tbrowse\t{split}" for query, split in rows]
     (tmp_path / "labels.tsv").write_text("query\tanswer\tsplit\n" + "\n".join(lines) + "\n")
@@ -444,7 +447,7 @@ def test_labels_for_training_do_not_nearly_repeat_the_others(ingest: Callable[..
     assert [(row["row"], row["reason"], row["text"]) for row in aside] == [(2, "label_near", rows[1][0]), (3, "label_near", rows[2][0])]
 
 
-def test_labels_for_training_are_split_by_hash_and_share_no_query(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+def test_labels_for_training_are_split_by_hash_and_share_no_query(ingest: Ingest, root: str, tmp_path: Path) -> None:
     lines = [f"q{i:04d}\tbrowse" for i in range(2000)]
     (tmp_path / "labels.tsv").write_text("query\tanswer\n" + "\n".join(lines) + "\n")
     receipt = ingest(LABELS_LOG, labels=str(tmp_path / "labels.tsv"), labels_train_share=0.7)
@@ -459,7 +462,7 @@ def test_labels_for_training_are_split_by_hash_and_share_no_query(ingest: Callab
     )
 
 
-def test_a_split_column_rules_and_test_rules_over_train(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+def test_a_split_column_rules_and_test_rules_over_train(ingest: Ingest, root: str, tmp_path: Path) -> None:
     cells = [("a", "browse", "train"), ("b", "browse", "test"), ("C", "browse", "train"), ("c", "browse", "TEST"), ("d", "price", "dev")]
     (tmp_path / "labels.csv").write_text("query,answer,split\n" + "".join(",".join(row) + "\n" for row in cells))
     receipt = ingest(LABELS_LOG, labels=str(tmp_path / "labels.csv"), labels_train_share=1.0)
@@ -493,9 +496,7 @@ def test_a_split_column_rules_and_test_rules_over_train(ingest: Callable[..., Re
         ("query\na\n", {"log": ""}, ["no log is named"]),
     ],
 )
-def test_bad_input_says_what_where_and_what_to_do(
-    ingest: Callable[..., Receipt], root: str, log: str, fields: dict[str, Any], says: list[str]
-) -> None:
+def test_bad_input_says_what_where_and_what_to_do(ingest: Ingest, root: str, log: str, fields: dict[str, Any], says: list[str]) -> None:
     with pytest.raises(InputError) as error:
         ingest(log, **fields)
     assert all(text in str(error.value) for text in says), str(error.value)
@@ -505,14 +506,14 @@ def test_bad_input_says_what_where_and_what_to_do(
     assert not list(Path(root).rglob("receipt.json")), "nothing is published"
 
 
-def test_a_file_of_labels_without_its_columns(ingest: Callable[..., Receipt], tmp_path: Path) -> None:
+def test_a_file_of_labels_without_its_columns(ingest: Ingest, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("query,label\na,browse\n")
     with pytest.raises(InputError, match="no column 'answer'") as error:
         ingest("query\na\n", labels=str(tmp_path / "labels.csv"))
     assert "rename the column" in str(error.value)
 
 
-def test_a_full_disk_says_which(ingest: Callable[..., Receipt], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_says_which(ingest: Ingest, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -521,7 +522,7 @@ def test_a_full_disk_says_which(ingest: Callable[..., Receipt], monkeypatch: pyt
         ingest("query\na\n")
 
 
-def test_lost_events_end_the_job(ingest: Callable[..., Receipt], root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_events_end_the_job(ingest: Ingest, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def lossy(*arguments: Any) -> tuple[pa.Table, pa.Table]:
         queries, holdout = tally.finish(*arguments)
         return queries.slice(1), holdout
@@ -532,7 +533,7 @@ def test_lost_events_end_the_job(ingest: Callable[..., Receipt], root: str, monk
     assert not open_storage(root).exists("ingest/LATEST")
 
 
-def test_a_second_run_is_reused_and_a_changed_log_is_not(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+def test_a_second_run_is_reused_and_a_changed_log_is_not(ingest: Ingest, root: str, tmp_path: Path) -> None:
     first = ingest("query\na\nb\n")
     assert ingest("query\na\nb\n").reused
     elsewhere = tmp_path / "moved"
@@ -542,10 +543,10 @@ def test_a_second_run_is_reused_and_a_changed_log_is_not(ingest: Callable[..., R
     assert ingest("query\na\nb\nb\n").fingerprint != first.fingerprint
     assert ingest("query\na\nb\n", shards=4, workers=1).reused, "how it is run is not what it is"
     assert ingest("query\na\nb\n", max_query_chars=100).fingerprint != first.fingerprint
-    assert first.facts["log"][0]["path"] == str(tmp_path / "log.csv")
+    assert first.result.log[0].file == str(tmp_path / "log.csv")
 
 
-def test_holdout_traffic_too_thin_to_trust_is_said(ingest: Callable[..., Receipt]) -> None:
+def test_holdout_traffic_too_thin_to_trust_is_said(ingest: Ingest) -> None:
     log = "query,n,time\n" + "a,1000,2024-01-01\n" * 20 + "a,1,2024-01-02\n" * 11
     receipt = ingest(log, columns=TIMED)
     assert any("only 11 events" in note for note in receipt.notes)

@@ -26,14 +26,17 @@ from headtail.core.errors import ConfigError, InputError
 from headtail.core.receipt import Receipt
 from headtail.core.rows import check_side_inputs
 from headtail.stages.ingest import Columns, Config, days, files, logfile, run, streams
+from headtail.stages.ingest.result import Result
 from headtail.stages.ingest.sources import Files
 
 TEXT = b"query,n\npizza,1\ntacos,2\n"
 
+Ingest = Callable[..., Receipt[Result]]
+
 
 @pytest.fixture
-def ingest(root: str) -> Callable[..., Receipt]:
-    def do(log: Path, **fields: object) -> Receipt:
+def ingest(root: str) -> Ingest:
+    def do(log: Path, **fields: object) -> Receipt[Result]:
         base = {"root": root, "log": str(log), "task": "query_intent", "tracking": TrackingConfig(enabled=False), "holdout_share": 0.0}
         return run(Config.model_validate(base | fields))
 
@@ -61,9 +64,7 @@ def packed(data: bytes, ending: str) -> bytes:
     return packers[ending](data)
 
 
-def test_every_file_of_a_folder_is_used_or_named(
-    ingest: Callable[..., Receipt], root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_file_of_a_folder_is_used_or_named(ingest: Ingest, root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log, away = tmp_path / "log", tmp_path / "away"
     for folder in (log / "deep" / "deeper", log / ".git", log / "_temporary", away):
         folder.mkdir(parents=True)
@@ -85,7 +86,7 @@ def test_every_file_of_a_folder_is_used_or_named(
     (log / "gone.csv").symlink_to(log / "nothing.csv")
     receipt = ingest(log, columns=Columns(count="n"))
     assert queries(root, receipt) == {"pizza": len(used), "tacos": 2 * len(used)}
-    found = {file["name"]: file["reason"] for file in receipt.facts["files_set_aside"]}
+    found = {file.name: file.reason for file in receipt.result.files_set_aside}
     assert found.keys() == aside.keys()
     assert all(text in found[name] for name, text in aside.items()), found
     assert receipt.rows["files_set_aside"] == len(aside)
@@ -93,7 +94,7 @@ def test_every_file_of_a_folder_is_used_or_named(
     assert sum(name in shown for name in aside) == 5, "five by name on the terminal"
     assert "7 more files" in shown
     (log / "late.md").touch()
-    assert len(ingest(log, columns=Columns(count="n")).facts["files_set_aside"]) == len(aside) + 1, "not reused: there is more to say"
+    assert len(ingest(log, columns=Columns(count="n")).result.files_set_aside) == len(aside) + 1, "not reused: there is more to say"
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,12 +217,12 @@ def test_side_inputs_with_names_that_are_taken(names: tuple[str, ...], says: str
     check_side_inputs(("businesses", "row"), "mine")
 
 
-def test_a_column_called_row_is_a_column(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+def test_a_column_called_row_is_a_column(ingest: Ingest, root: str, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("query,row\na,3\n")
     assert queries(root, ingest(tmp_path / "x.csv", columns=Columns(count="row"))) == {"a": 3}
 
 
-def test_folders_that_are_columns(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+def test_folders_that_are_columns(ingest: Ingest, root: str, tmp_path: Path) -> None:
     for day in ("2024-01-01", "2024-01-02", "__HIVE_DEFAULT_PARTITION__"):
         folder = tmp_path / "log" / f"d%61y={day.replace('-', '%2D')}"
         folder.mkdir(parents=True)
@@ -230,15 +231,15 @@ def test_folders_that_are_columns(ingest: Callable[..., Receipt], root: str, tmp
         (folder / "part-2.jsonl").write_text('{"query": "ramen"}\n')
     receipt = ingest(tmp_path / "log", columns=Columns(time="day"))
     assert queries(root, receipt) == {"1": 1, "sushi": 1, "ramen": 1}
-    assert (receipt.facts["first_day"], receipt.facts["holdout_from"]) == ("2024-01-01", "2024-01-02")
+    assert (receipt.result.first_day, receipt.result.holdout_from) == ("2024-01-01", "2024-01-02")
     assert receipt.rows["set_aside.bad_time"] == 3
     both = ingest(tmp_path / "log" / "d%61y=2024*", columns=Columns(time="day"))
     assert both.rows["events"] == 6
     alone = ingest(tmp_path / "log" / "d%61y=2024%2D01%2D01" / "part-0.csv", columns=Columns(time="day"), holdout_days=0)
-    assert alone.facts["first_day"] == "2024-01-01"
+    assert alone.result.first_day == "2024-01-01"
 
 
-def test_folders_that_are_all_the_columns_wanted(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+def test_folders_that_are_all_the_columns_wanted(ingest: Ingest, root: str, tmp_path: Path) -> None:
     folder = tmp_path / "query=pizza"
     folder.mkdir()
     (folder / "a.csv").write_text("x,y\n1,2\n3,4\n")
@@ -248,14 +249,14 @@ def test_folders_that_are_all_the_columns_wanted(ingest: Callable[..., Receipt],
     assert queries(root, ingest(tmp_path)) == {"pizza": 8}
 
 
-def test_a_second_header_in_another_order_is_refused(ingest: Callable[..., Receipt], tmp_path: Path) -> None:
+def test_a_second_header_in_another_order_is_refused(ingest: Ingest, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("query,n\npizza,1\nn,query\n2,tacos\n")
     with pytest.raises(InputError, match="another order") as error:
         ingest(tmp_path / "x.csv", columns=Columns(count="n"))
     assert error.value.where.endswith("x.csv")
 
 
-def test_quotes_are_set_where_they_cannot_be_told(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+def test_quotes_are_set_where_they_cannot_be_told(ingest: Ingest, root: str, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text('query,n\n"c:\\\\new, x",1\npizza,1\n')
     receipt = ingest(tmp_path / "x.csv", columns=Columns(count="n"))
     assert queries(root, receipt) == {"pizza": 1}
@@ -264,7 +265,7 @@ def test_quotes_are_set_where_they_cannot_be_told(ingest: Callable[..., Receipt]
     assert queries(root, ingest(tmp_path / "x.csv", columns=Columns(count="n"), quotes="doubled")) == {"pizza": 1, "c:\\\\new, x": 1}
 
 
-def test_json_lines_made_to_harm_end_as_rows_set_aside(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+def test_json_lines_made_to_harm_end_as_rows_set_aside(ingest: Ingest, root: str, tmp_path: Path) -> None:
     deep = "[" * 100_000 + "]" * 100_000
     lines = [
         f'{{"query": "a", "x": {deep}}}',
@@ -285,9 +286,7 @@ def test_json_lines_made_to_harm_end_as_rows_set_aside(ingest: Callable[..., Rec
     assert receipt.rows["set_aside.name_twice"] == 1
 
 
-def test_a_tiny_parquet_file_that_unpacks_to_gigabytes_takes_little_memory(
-    ingest: Callable[..., Receipt], root: str, tmp_path: Path
-) -> None:
+def test_a_tiny_parquet_file_that_unpacks_to_gigabytes_takes_little_memory(ingest: Ingest, root: str, tmp_path: Path) -> None:
     text, rows = "x" * 500_000, 5000
     codes = pa.array([0] * rows, pa.int32())
     sides = pa.DictionaryArray.from_arrays(pa.array([0] * 2 * rows, pa.int32()), [text])
@@ -342,17 +341,15 @@ def test_a_few_rows_of_any_dates_are_never_all_of_holdout_traffic(sizes: list[in
 
 @pytest.mark.parametrize("count", [1, 140, 160, 2_001, 100_000, 10**12])
 @pytest.mark.parametrize("date, reason", [("2099-01-01", "after_today"), ("2024-01-25", "after_gap"), ("2024-01-15", "")])
-def test_no_count_makes_one_row_the_holdout_traffic(
-    ingest: Callable[..., Receipt], tmp_path: Path, count: int, date: str, reason: str
-) -> None:
+def test_no_count_makes_one_row_the_holdout_traffic(ingest: Ingest, tmp_path: Path, count: int, date: str, reason: str) -> None:
     (tmp_path / "x.csv").write_text(f"query,n,time\n{OWN}spam,{count},{date}\n")
     receipt = ingest(tmp_path / "x.csv", columns=COUNTED)
-    assert receipt.facts["holdout_from"] == "2024-01-14"
+    assert receipt.result.holdout_from == "2024-01-14"
     assert receipt.rows.get(f"set_aside.{reason}", 0) == bool(reason)
     assert receipt.rows["holdout_events"] == 140 + count * (not reason)
 
 
-def test_a_few_rows_after_a_log_of_one_day_are_not_held_out(ingest: Callable[..., Receipt], tmp_path: Path) -> None:
+def test_a_few_rows_after_a_log_of_one_day_are_not_held_out(ingest: Ingest, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("query,n,time\n" + "pizza,1,2024-01-01\n" * 28 + "spam,9999,2024-01-02\n")
     with pytest.raises(InputError, match="none is left"):
         ingest(tmp_path / "x.csv", columns=COUNTED)
@@ -364,12 +361,12 @@ def test_days_sampled_at_a_distance_are_all_believed(size: int, step: int, count
     assert days.believed({START + step * i: size for i in range(count)}, today=20_000)[:2] == days.EVER[:2]
 
 
-def test_what_is_set_aside_by_its_date(ingest: Callable[..., Receipt], root: str, tmp_path: Path) -> None:
+def test_what_is_set_aside_by_its_date(ingest: Ingest, root: str, tmp_path: Path) -> None:
     own = [f"pizza,2024-01-{day:02d}" for day in range(1, 21) for _ in range(10)]
     wild = ["tacos,1970-01-01", "tacos,2024-02-10", "tacos,2099-01-01"]
     (tmp_path / "x.csv").write_text("\n".join(["query,time", *own, *wild]) + "\n")
     receipt = ingest(tmp_path / "x.csv", columns=Columns(time="time"))
-    assert (receipt.facts["first_day"], receipt.facts["last_day"], receipt.facts["holdout_from"]) == (
+    assert (receipt.result.first_day, receipt.result.last_day, receipt.result.holdout_from) == (
         "2024-01-01",
         "2024-01-20",
         "2024-01-20",

@@ -91,7 +91,6 @@ def test_a_format_is_known_before_the_student_is_fetched(segmentation: Task, tmp
         started="",
         seconds=0,
         outputs={f"model/{io_format.FILE}": ref},
-        facts={"digest": "d"},
     )
     write_json(store, "distill/abc/receipt.json", receipt.model_dump(mode="json"))
     found = find_model(ModelConfig(model="distill/abc"), store, fetch=False)

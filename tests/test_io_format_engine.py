@@ -171,7 +171,7 @@ def test_a_query_only_compact_student_is_distilled_asked_and_scored(train_here: 
     assert done.rows["answered"] == len(table)
     assert done.metrics["tokens_out_per_row"] == 2  # the sign of an option, and the end
     assert done.metrics["tokens_in_per_row"] < 14  # the query alone by a tokenizer of 600 tokens
-    assert done.facts["engine"]["structured_outputs"] == "xgrammar, compact"
+    assert done.result.engine["structured_outputs"] == "xgrammar, compact"
     (given,) = read_answers(store, done, ["query", "answer", "raw", "confidence"])
     assert all(task.parse(row["answer"])[1] == "" and row["raw"] is None and 0 < row["confidence"] <= 1 for row in given.to_pylist())
     scored = evaluate.run(evaluate.Config(root=root, tracking=OFF, task=task.name, answers={"batch_student": done.path}, resamples=200))

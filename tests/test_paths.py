@@ -32,15 +32,18 @@ HOSTILE = (
 )  # fmt: skip
 # Text of these records that no code uses as a path or an id, by name. Whoever adds a field decides here, or gives it a type of paths.py.
 WORDS = {
-    "started", "created", "at", "began", "note", "notes", "sha256", "settings", "facts", "versions", "rows", "metrics", "inputs",
+    "started", "created", "at", "began", "note", "notes", "sha256", "settings", "versions", "rows", "metrics", "inputs",
     "template", "model", "source", "side_inputs", "examples", "action", "rows_by_source", "left_out", "min_confidence", "thresholds",
     "evidence", "file", "json_schema", "parts", "states", "reasons", "how", "missing_side_inputs", "host", "machine", "process", "since",
-    "state", "made", "name", "score", "judge",
+    "state", "made", "name", "score", "judge", "task", "task_fingerprint", "labels", "base", "tasks", "student", "url", "realtime",
+    "signals", "engine", "answer_settings", "vocabulary", "digest", "kind", "reason", "first_day", "last_day", "holdout_from", "verdicts",
+    "best_trial", "best_values", "head_limit", "stratum", "method", "candidate", "correction", "data", "dry_run", "prompt", "output",
+    "schema_digest", "tokens", "symbols",
 }  # fmt: skip
 NAMES = ("StorePath", "StoreId", "StoreIdOrEmpty", "AnswersPath", "StudentOrEmpty")
 TYPES = {getattr(paths, name) for name in NAMES}
 
-READERS = {"read_record", "append_log.read_entry_records", "record.parse_record", "record.validate_record"}
+READERS = {"read_record", "numbered.records", "record.read", "record.validated", "load_receipt", "run_once"}
 
 
 def records() -> dict[str, type[BaseModel]]:
@@ -202,7 +205,7 @@ def test_an_absolute_path_in_a_receipt_writes_nothing_on_the_readers_machine(tmp
 
     store = LocalStorage(str(tmp_path / "store"))
     outputs = {"model/config.json": {"path": str(tmp_path / "victim"), "bytes": 1, "sha256": "0"}}
-    text = {"format": 2, "stage": "distill", "fingerprint": "ab", "path": "distill/ab", "started": "", "seconds": 0, "outputs": outputs}
+    text = {"format": 3, "stage": "distill", "fingerprint": "ab", "path": "distill/ab", "started": "", "seconds": 0, "outputs": outputs}
     store.replace("distill/ab/receipt.json", json.dumps(text).encode())
     with pytest.raises(HeadtailError, match="relative to the store's root"):
         resolve_weights("distill/ab", "", store)

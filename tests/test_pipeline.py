@@ -22,12 +22,14 @@ from headtail.adapters.tracking import Tracker
 from headtail.cache import open_snapshot
 from headtail.core.config import TrackingConfig, load_config
 from headtail.core.errors import ConfigError
+from headtail.core.evidence import read_evidence
 from headtail.core.rows import State
 from headtail.core.task import EXAMPLES, Task, load_task
 from headtail.engines import ModelConfig
 from headtail.examples import example_data
 from headtail.releases import registry, release
 from headtail.stages import ingest, plan, precompute, publish, report
+from headtail.stages.precompute.result import Result as PrecomputeResult
 from ports import free_port
 from ray_jobs import REPO, Cluster, submit_all
 from test_evidence import evidence
@@ -176,19 +178,17 @@ def test_champion_is_a_student_whose_gate_was_passed(root: str, capsys: pytest.C
     store = open_storage(root)
     config = pipeline.Config(root=root, task="query_intent")
     tracker = Tracker(config.tracking, root)
-    published = keep(store, "publish", "p" * 16, {}, facts={"release": "r"})
-    students = {mark: keep(store, "distill", mark * 16, {}, facts={"base": "b"}) for mark in "xyz"}
-    refused = keep(store, "gate", "0" * 16, {}, facts={"evidence": evidence(("tail", 210, 240, 0.85), candidate=students["x"].path)})
-    passed = keep(store, "gate", "1" * 16, {}, facts={"evidence": evidence(candidate=students["z"].path)})
+    students = {mark: keep(store, "distill", mark * 16, {}) for mark in "xyz"}
+    refused = read_evidence(evidence(("tail", 210, 240, 0.85), candidate=students["x"].path))
+    passed = read_evidence(evidence(candidate=students["z"].path))
     client = tracker.client
-    for mark, gated, aliases in (
+    made = {"task": config.task, "source": "batch_student", "base": "b", "gate": "gate/1", "release": "r"}
+    for mark, proof, aliases in (
         ("x", refused, {"challenger": 1}),
         ("y", None, {"challenger": 2}),
         ("z", passed, {"challenger": 2, "champion": 3}),
     ):
-        registry.register_student(
-            tracker, root, task=config.task, source="batch_student", student=students[mark], gated=gated, published=published
-        )
+        registry.register_student(tracker, root, student=students[mark], evidence=proof, **made)
         held = client.get_registered_model("headtail-query_intent-batch_student").aliases
         assert {name: int(version) for name, version in held.items()} == aliases
     said = capsys.readouterr().err
@@ -263,8 +263,10 @@ def test_a_served_answer_can_be_walked_back_to_the_log(finished_pipeline: str) -
     published = load_receipt(store, "publish", summary["paths"]["receipts"]["publish"])
     query = output_table(store, published, "answers", ["query"])["query"][0].as_py()
     assert open_snapshot(store, now.snapshot).lookup(query) is not None
-    teacher = load_receipt(store, "precompute", next(path for path in published.inputs.values() if path.startswith("precompute/")))
-    assert teacher.facts["model"]["digest"]
+    teacher = load_receipt(
+        store, "precompute", next(path for path in published.inputs.values() if path.startswith("precompute/")), PrecomputeResult
+    )
+    assert teacher.result.model.digest
     planned = load_receipt(store, "plan", next(path for path in teacher.inputs.values() if path.startswith("plan/")).split(":")[0])
     ingested = load_receipt(store, "ingest", next(path for path in planned.inputs.values() if path.startswith("ingest/")).split(":")[0])
     assert query in output_table(store, ingested, "queries", ["query"])["query"].to_pylist()

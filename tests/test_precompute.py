@@ -280,7 +280,7 @@ def test_the_contract(root: str, store: Storage) -> None:
     assert next(read_answers(store, receipt, ["query_key", "state"])).column_names == ["query_key", "state"]
     wanted = {"rows_per_s", "tokens_in", "tokens_out", "tokens_in_per_row", "tokens_out_per_row", "engine_start_s", "generate_s"}
     assert wanted | {"usd", "usd_saved", "usd_per_million", "answered_share"} == set(receipt.metrics)
-    assert receipt.facts["engine"]["engine"] == "null"
+    assert receipt.result.engine["engine"] == "null"
     assert receipt.inputs["plan/ab12.head"] == "plan/ab12"
     ledger = read_json(store, receipt.output("ledger").path)
     assert sum(shard["rows"] for shard in ledger["shards"]) == 301
@@ -470,8 +470,8 @@ def test_vllm_through_ray(root: str, store: Storage) -> None:
     receipt = precompute.run(asked)
     assert receipt.rows["in"] == 7
     assert receipt.rows["failed"] == receipt.rows["refused"] == 0
-    assert receipt.facts["engine"]["max_num_seqs"] == 32
-    assert receipt.facts["model"]["name"] == "example:teacher"
+    assert receipt.result.engine["max_num_seqs"] == 32
+    assert receipt.result.model.name == "example:teacher"
     assert receipt.metrics["engine_start_s"] > 0
     assert receipt.metrics["tokens_in_per_row"] > 10
     task, tokenizer, learnt = load_task("query_segmentation"), AutoTokenizer.from_pretrained(SHIPPED / "teacher"), 0
@@ -486,7 +486,7 @@ def test_vllm_through_ray(root: str, store: Storage) -> None:
             written = task.target(json.loads(row["answer"])) + tokenizer.eos_token
             learnt += tokenizer(written, add_special_tokens=False)["input_ids"] == row["token_ids"]
     assert learnt >= receipt.rows["answered"] - 1 > 0, "as a student with this vocabulary would write it"
-    assert receipt.facts["vocabulary"] == vocabulary_fingerprint(tokenizer)
+    assert receipt.result.vocabulary == vocabulary_fingerprint(tokenizer)
     assert 10 < receipt.metrics["top_logprobs_bytes_per_row"] < 2000
     assert precompute.run(asked).reused
     assert ModelConfig().model == "example:teacher"

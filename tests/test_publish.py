@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from conftest import answered_by
 from headtail.adapters.storage import Storage, open_storage, read_json, write_json, write_table
 from headtail.adapters.storage.receipts import output_table
 from headtail.cache import open_snapshot, read_manifest
@@ -24,6 +25,8 @@ from headtail.core.rows import QUERY
 from headtail.core.task import Task
 from headtail.releases import release
 from headtail.stages import publish
+from headtail.stages.evaluate.result import Result as EvaluateResult
+from headtail.stages.gate.result import Result as GateResult
 from test_cache import answers, good, kill_at
 from test_evidence import evidence
 from timescale import limit
@@ -45,7 +48,7 @@ def store(root: str) -> Storage:
 A, B = '{"intent":"browse"}', '{"intent":"price"}'
 
 
-def leave(store: Storage, stage: str, mark: str, tables: Mapping[str, pa.Table], **fields: Any) -> Receipt:
+def leave(store: Storage, stage: str, mark: str, tables: Mapping[str, pa.Table], **fields: Any) -> Receipt[Any]:
     """A receipt made by hand, as the stage would leave it."""
     path = f"{stage}/{mark * 4}"
     outputs: dict[str, FileRef] = {name: write_table(store, f"{path}/{name}.parquet", table) for name, table in tables.items()}
@@ -57,6 +60,11 @@ def leave(store: Storage, stage: str, mark: str, tables: Mapping[str, pa.Table],
     return made
 
 
+def gate_result(proof: Mapping[str, Any]) -> GateResult:
+    found = read_evidence(proof)
+    return GateResult(passed=found.passed, evidence=found, candidate_number=1)
+
+
 def log(store: Storage, counts: Mapping[str, int]) -> Receipt:
     rows = [{"query_key": query_key(q), "query": q, "count": n} for q, n in counts.items()]
     ingest = leave(store, "ingest", "1090", {"queries": pa.Table.from_pylist(rows, schema=QUERY)})
@@ -66,7 +74,7 @@ def log(store: Storage, counts: Mapping[str, int]) -> Receipt:
 def answered(store: Storage, mark: str, task: Task, *tables: pa.Table, inputs: Mapping[str, str] | None = None) -> Receipt:
     in_order = sorted(tables, key=lambda table: table.column("query_key")[0].as_py())  # shards are ranges of keys
     shards = {f"answers/shard-{i:05d}": table for i, table in enumerate(in_order)}
-    return leave(store, "precompute", mark, shards, inputs={"task": task.fingerprint, **(inputs or {})})
+    return leave(store, "precompute", mark, shards, inputs=dict(inputs or {}), task_fingerprint=task.fingerprint, result=answered_by())
 
 
 @pytest.fixture
@@ -103,9 +111,9 @@ def test_publish_makes_a_snapshot_a_release_and_moves_current(store: Storage, ro
         "left_out.truncated": 1,
     }
     assert receipt.metrics["coverage"] == 0.95
-    assert receipt.facts["previous"] == ""
+    assert receipt.result.previous == ""
     now = release.current_release(store)
-    assert (now.id, now.snapshot) == (receipt.facts["release"], receipt.facts["snapshot"])
+    assert (now.id, now.snapshot) == (receipt.result.release, receipt.result.snapshot)
     manifest = read_manifest(store, now.snapshot)
     assert manifest.lineage == tuple(r.path for r in prepared)
     assert manifest.coverage == 0.95
@@ -146,15 +154,15 @@ def test_again_builds_nothing_and_after_a_rollback_promotes_again(
 ) -> None:
     first = publish.run(config(root, prepared[0]))
     second = publish.run(config(root, *prepared))
-    assert second.facts["previous"] == first.facts["release"]
+    assert second.result.previous == first.result.release
     monkeypatch.setattr(publish, "build_snapshot", lambda *_, **__: pytest.fail("built again"))
     assert publish.run(config(root, *prepared)).reused
     assert len(release.move_history(store)) == 2  # nothing moved
-    assert release.rollback(store).id == first.facts["release"]
+    assert release.rollback(store).id == first.result.release
     again = publish.run(config(root, *prepared))
     assert again.reused
-    assert release.current_id(store) == second.facts["release"]
-    assert release.rollback(store).id == first.facts["release"]  # and that can be taken back too
+    assert release.current_id(store) == second.result.release
+    assert release.rollback(store).id == first.result.release  # and that can be taken back too
 
 
 def test_without_promote_nothing_goes_live_and_with_it_later_nothing_is_built(
@@ -163,7 +171,7 @@ def test_without_promote_nothing_goes_live_and_with_it_later_nothing_is_built(
     made = publish.run(config(root, *prepared, promote=False))
     assert release.current_id(store) == ""
     assert publish.run(config(root, *prepared)).reused
-    assert release.current_id(store) == made.facts["release"]
+    assert release.current_id(store) == made.result.release
 
 
 STEPS = ("log/", "answers.parquet", "data.mdb", "manifest.json", "releases/", "receipt.json", "LATEST", "moves/", "CURRENT")
@@ -185,12 +193,12 @@ def test_killed_at_any_write_nothing_half_published_is_reachable(
     assert open_snapshot(store, live.snapshot).lookup("pizza") is not None  # whatever is current is whole
     assert release.look_up(store, "pizza")["cached"]
     if (step, after) != ("CURRENT", True):
-        assert live.id == old.facts["release"]
+        assert live.id == old.result.release
     new = publish.run(config(root, *prepared))
-    assert release.current_id(store) == new.facts["release"]
+    assert release.current_id(store) == new.result.release
     assert release.look_up(store, "rare")["cached"]
     assert len(release.move_history(store)) == 2
-    assert release.rollback(store).id == old.facts["release"]
+    assert release.rollback(store).id == old.result.release
 
 
 def test_disk_full_while_building_is_told_and_changes_nothing(
@@ -205,7 +213,7 @@ def test_disk_full_while_building_is_told_and_changes_nothing(
         patch.setattr(type(store), "put_file", full)
         with pytest.raises(StorageError, match="No space left"):
             publish.run(config(root, *prepared))
-    assert release.current_id(store) == old.facts["release"]
+    assert release.current_id(store) == old.result.release
     assert publish.run(config(root, *prepared)).rows["published"] == 3
 
 
@@ -237,12 +245,12 @@ def test_what_is_missing_is_named(store: Storage, root: str, prepared: tuple[Rec
     with pytest.raises(InputError, match="distill has not been run"):
         publish.run(config(root, *prepared, student="latest"))
     made = publish.run(config(root, *prepared))
-    store.remove(f"snapshots/{made.facts['snapshot']}/manifest.json")
+    store.remove(f"snapshots/{made.result.snapshot}/manifest.json")
     with pytest.raises(StorageError, match="no longer in the store") as told:
         publish.run(config(root, *prepared))
     assert f"remove {made.path}/receipt.json" in str(told.value)
     store.remove(f"{made.path}/receipt.json")
-    assert publish.run(config(root, *prepared)).facts["snapshot"] == made.facts["snapshot"]  # what it says to do works
+    assert publish.run(config(root, *prepared)).result.snapshot == made.result.snapshot  # what it says to do works
 
 
 def test_latest_names_what_is_latest_now(store: Storage, root: str, intent: Task, prepared: tuple[Receipt, Receipt]) -> None:
@@ -255,8 +263,9 @@ def test_latest_names_what_is_latest_now(store: Storage, root: str, intent: Task
 
 def test_evidence_and_student_go_into_the_release(store: Storage, root: str, prepared: tuple[Receipt, Receipt]) -> None:
     metrics = {"quality/teacher/all": 0.9, "ece/teacher": 0.1}
-    seen = leave(store, "evaluate", "eeee", {}, metrics=metrics, inputs={"teacher": prepared[0].path})
-    student = leave(store, "distill", "5555", {}, facts={"digest": "d"})
+    judged = EvaluateResult(labels="plan/ab:human_labels", answers={})
+    seen = leave(store, "evaluate", "eeee", {}, metrics=metrics, inputs={"teacher": prepared[0].path}, result=judged)
+    student = leave(store, "distill", "5555", {})
     receipt = publish.run(config(root, *prepared, student=student.path, evaluation=seen.path, note="first try"))
     now = release.current_release(store)
     assert now.student == student.path
@@ -270,37 +279,29 @@ def test_three_figures_of_each_student_are_its_gates_or_the_evaluations_or_its_c
 ) -> None:
     def made(old: Receipt, mark: str, source: str, name: str, **metrics: float) -> Receipt:
         tables = {label: output_table(store, old, label) for label in old.outputs}
-        settings = {"config": {"source": source}}
-        return leave(
-            store, "precompute", mark, tables, inputs=old.inputs, facts={"model": {"name": name}}, settings=settings, metrics=metrics
-        )
+        same = {"inputs": old.inputs, "task_fingerprint": old.task_fingerprint}
+        return leave(store, "precompute", mark, tables, result=answered_by(name, source=source), metrics=metrics, **same)
 
     student, live = (leave(store, "distill", mark, {}) for mark in ("d1d1", "d2d2"))
     taught = made(prepared[0], "ac01", "teacher", "big", usd_per_million=10.0)
     batch = made(prepared[1], "ac02", "batch_student", student.path, usd_per_million=0.5, rows_per_s=100.0)
     alone = publish.run(config(root, taught, batch, student=live.path))
-    assert alone.facts["figures"]["batch_student"]["times_cheaper_than_teacher"] == 20.0
-    assert alone.facts["figures"]["batch_student"]["quality_against_people"] is None
-    assert alone.facts["figures"]["realtime_student"]["usd_per_million_own"] is None
+    assert alone.result.figures["batch_student"].times_cheaper_than_teacher == 20.0
+    assert alone.result.figures["batch_student"].quality_against_people is None
+    assert alone.result.figures["realtime_student"].usd_per_million_own is None
     assert alone.metrics["figures/batch_student/seconds_per_million_own"] == 10_000.0
     assert "figures/batch_student/quality_against_people" not in alone.metrics
     seen = three_figures(0.9, 0.8, batch.metrics, taught.metrics)
-    evaluated = leave(
-        store,
-        "evaluate",
-        "ee01",
-        {},
-        facts={"figures": {"batch_student": seen}},
-        settings={"config": {"answers": {"batch_student": batch.path}}},
-    )
+    judged = EvaluateResult(labels="plan/ab:human_labels", answers={"batch_student": batch.path}, figures={"batch_student": seen})
+    evaluated = leave(store, "evaluate", "ee01", {}, result=judged)
     told = publish.run(config(root, taught, batch, student=live.path, evaluation=evaluated.path))
-    assert told.facts["figures"]["batch_student"] == seen
+    assert told.result.figures["batch_student"] == seen
     assert told.metrics["figures/batch_student/quality_against_people"] == 0.9
     proof = evidence(candidate=live.path) | {"figures": three_figures(0.7, None, {}, {})}
-    gated = leave(store, "gate", "0a0a", {}, facts={"passed": True, "evidence": proof})
+    gated = leave(store, "gate", "0a0a", {}, result=gate_result(proof))
     both = publish.run(config(root, taught, batch, student=live.path, evaluation=evaluated.path, gates=(gated.path,)))
-    assert both.facts["figures"] == {"realtime_student": proof["figures"], "batch_student": seen}
-    assert publish.run(config(root, taught)).facts["figures"] == {}, "no student, no figures"
+    assert both.result.figures == {"realtime_student": proof["figures"], "batch_student": seen}
+    assert publish.run(config(root, taught)).result.figures == {}, "no student, no figures"
 
 
 def test_without_a_log_coverage_is_unknown_not_zero(store: Storage, root: str, intent: Task) -> None:
@@ -331,13 +332,13 @@ def test_a_release_that_loses_live_traffic_needs_a_flag(store: Storage, root: st
     ) as error:
         publish.run(config(root, few, max_lost_share=publish.Config().max_lost_share))
     assert "accept_loss=true" in error.value.fix
-    assert live.facts["release"] in error.value.where
-    assert release.current_id(store) == live.facts["release"]
+    assert live.result.release in error.value.where
+    assert release.current_id(store) == live.result.release
     with pytest.raises(GateRejected):  # the snapshot was built: it is refused again
         publish.run(config(root, few, max_lost_share=0.6))
     made = publish.run(config(root, few, max_lost_share=0.05, accept_loss=True))
     assert made.reused
-    assert release.current_id(store) == made.facts["release"]
+    assert release.current_id(store) == made.result.release
     assert publish.run(config(root, *prepared, max_lost_share=0.5)).reused, "half is lost on the way back"
     assert publish.run(config(root, few, max_lost_share=0.7)).reused
 
@@ -371,9 +372,9 @@ def test_rollback_of_a_large_snapshot_takes_no_longer(store: Storage, root: str,
     """It moves a pointer: nothing is copied, built or opened. On S3 each step is a request to another machine: 5 s leave room."""
     small = publish.run(config(root, answered(store, "aaaa", intent, answers(good("pizza", A)))))
     many = publish.run(config(root, answered(store, "bbbb", intent, answers(*(good(f"q{i}", A) for i in range(20_000))))))
-    assert release.current_id(store) == many.facts["release"]
+    assert release.current_id(store) == many.result.release
     started = time.monotonic()
-    assert release.rollback(store).id == small.facts["release"]
+    assert release.rollback(store).id == small.result.release
     assert time.monotonic() - started < limit(5)
 
 
@@ -385,7 +386,8 @@ def test_answers_out_of_order_are_refused_with_the_receipt_named(store: Storage,
         "precompute",
         "0dd0",
         {"answers/shard-00000": table.slice(5), "answers/shard-00001": table.slice(0, 5)},
-        inputs={"task": intent.fingerprint},
+        task_fingerprint=intent.fingerprint,
+        result=answered_by(),
     )
     with pytest.raises(InputError, match="not in order of query_key") as told:
         publish.run(config(root, old))
@@ -397,13 +399,13 @@ def test_a_student_goes_live_with_the_evidence_of_its_gate(store: Storage, root:
     """The evidence is in the release; a refused gate, or one of another student, publishes nothing."""
     student = leave(store, "distill", "dddd", {})
     proof = evidence(candidate=student.path)
-    passed = leave(store, "gate", "0a0a", {}, facts={"passed": True, "evidence": proof})
+    passed = leave(store, "gate", "0a0a", {}, result=gate_result(proof))
     made = publish.run(config(root, *prepared, student=student.path, gates=(passed.path,)))
     assert release.current_release(store).evidence["gates"][0]["criteria"] == read_evidence(proof).model_dump(mode="json")["criteria"]
-    refused = leave(store, "gate", "0b0b", {}, facts={"evidence": evidence(("tail", 210, 240, 0.85), candidate=student.path)})
+    refused = leave(store, "gate", "0b0b", {}, result=gate_result(evidence(("tail", 210, 240, 0.85), candidate=student.path)))
     with pytest.raises(GateRejected, match="missing: tail: 993 more labels"):
         publish.run(config(root, *prepared, student=student.path, gates=(refused.path,)))
-    other = leave(store, "gate", "0c0c", {}, facts={"evidence": evidence(candidate="distill/another")})
+    other = leave(store, "gate", "0c0c", {}, result=gate_result(evidence(candidate="distill/another")))
     with pytest.raises(GateRejected, match="what was given is of distill/another"):
         publish.run(config(root, *prepared, student=student.path, gates=(other.path,)))
-    assert release.current_id(store) == made.facts["release"]
+    assert release.current_id(store) == made.result.release

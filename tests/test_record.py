@@ -59,7 +59,7 @@ KINDS: list[type[Config]] = [
 ]
 FILE = {"path": "plan/ab/head.parquet", "bytes": 1, "sha256": "0", "rows": 1}
 RECEIPT = {
-    "format": 2,
+    "format": 3,
     "stage": "plan",
     "fingerprint": "ab",
     "path": "plan/ab",
@@ -67,7 +67,7 @@ RECEIPT = {
     "seconds": 1.0,
     "rows": {"in": 1},
     "outputs": {"head": FILE},
-    "facts": {"x": [1, None]},
+    "result": {"x": [1, None]},
 }
 MANIFEST = {
     "id": "ab",

@@ -100,7 +100,7 @@ def test_a_replay_counts_every_event_once(store: Storage, root: str, state: Stat
     assert m["p50_ms/cache"] == pytest.approx(np.quantile(cache_ms, 0.5))
     assert m["p50_ms"] <= m["p95_ms"] <= m["p99_ms"]
     assert b"<svg" in store.read(receipt.output("latency.svg" if "latency.svg" in receipt.outputs else "latency").path)
-    assert receipt.facts["server"]["id"] == release.current_id(store)
+    assert receipt.result.server.id == release.current_id(store)
 
 
 def test_the_same_release_is_not_measured_twice_and_another_is(

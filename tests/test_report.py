@@ -18,16 +18,21 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from conftest import answered_by
 from headtail.adapters import charts
 from headtail.adapters.storage import Storage, read_json, write_json, write_table
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import InputError
 from headtail.core.evidence import Criterion, Evidence
+from headtail.core.io_format import IOFormat
 from headtail.core.keys import canonical, query_key
 from headtail.core.receipt import FileRef, Receipt
 from headtail.core.rows import QUALITY, SCORED
 from headtail.stages import report
+from headtail.stages.distill.result import Result as DistillResult
+from headtail.stages.gate.result import Result as GateResult
 from headtail.stages.gate.stage import figure as gate_figure
+from headtail.stages.publish import Result as PublishResult
 from headtail.stages.report.page import plain
 from headtail.stages.report.summary import REALTIME, REPORTED_STAGES, headline, summarise
 from timescale import limit
@@ -280,9 +285,13 @@ def job(source: str, rows: int, per_s: float, model: str) -> dict[str, Any]:
             "usd_per_million": round(usd / rows * 1e6, 4),
             "answered_share": 1 - sum(bad.values()) / rows,
         },
-        "facts": {"model": {"name": model, "digest": "sha256:00"}, "settings": "ab" * 8},
+        "result": answered_by(model, "sha256:00", source),
         "notes": ("temperature 0 is not batch-invariant: answers were published once, not computed twice",) if source == "teacher" else (),
     }
+
+
+def published(release: str, snapshot: str, student: str = "") -> PublishResult:
+    return PublishResult(release=release, snapshot=snapshot, previous="", student=student, figures={})
 
 
 def example_data(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
@@ -308,7 +317,7 @@ def example_data(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, s
         "publish_head": {
             "rows": {"published": 1197},
             "metrics": {"coverage": 0.502},
-            "facts": {"release": "r-0001", "snapshot": "g-0001"},
+            "result": published("r-0001", "g-0001"),
         },
         "evaluate_teacher": {"tables": {"quality": quality_table(("teacher", "fallback")), "rows": rows_table()}},
         "curate": {
@@ -323,8 +332,7 @@ def example_data(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, s
                 "trainable_params": 221_184,
                 "params": 1_804_032,
             },
-            "facts": {"base": "example:student-base", "model": "student"},
-            "config": {"student": "decoder", "io_format": {"prompt": "query_only", "output": "compact"}},
+            "result": DistillResult(digest="d", base="example:student-base", io_format=IOFormat(prompt="query_only", output="compact")),
         },
         "precompute_batch": job("batch_student", 18_700, 402.0, "distill/dddddddddddddddd"),
         "evaluate": {
@@ -349,13 +357,13 @@ def example_data(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, s
             "notes": ("unseen: only 24 labelled rows; its intervals are wide and exact (Clopper-Pearson), not bootstrap",),
         },
         "gate_batch": {
-            "facts": {"passed": True, "evidence": evidence().model_dump(mode="json")},
+            "result": GateResult(passed=True, evidence=evidence(), candidate_number=1),
             "figures": {"gate": gate_figure(evidence())},
         },
         "publish": {
             "rows": {"published": 21_390},
             "metrics": {"coverage": 0.994},
-            "facts": {"release": "r-0002", "snapshot": "g-0002", "student": "distill/dddd"},
+            "result": published("r-0002", "g-0002", "distill/dddd"),
         },
         "replay": {
             "rows": {"requests": 2000, "errors": 0, "cache": 1424, "realtime": 548, "fallback": 28},
@@ -387,11 +395,11 @@ def example_data(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, s
             "rows": {"training_set": 2711, "held_out": 142},
             "metrics": {"train_loss": 0.0512, "eval_loss": 0.0731, "train_seconds": 41.0, "trainable_params": 608_640}
             | {"params": 608_640},
-            "config": {"student": "encoder", "io_format": {"prompt": "full", "output": "json"}},
+            "result": DistillResult(digest="e", student="encoder"),
         },
         "precompute_realtime": job("realtime_student", 420, 4100.0, "distill/0000000000000000"),
         "gate_realtime": {
-            "facts": {"passed": False, "evidence": refused().model_dump(mode="json")},
+            "result": GateResult(passed=False, evidence=refused(), candidate_number=2),
             "figures": {"gate": gate_figure(refused())},
         },
     }
@@ -411,7 +419,6 @@ def keep(
     before: Mapping[str, str],
     tables: Mapping[str, pa.Table] | None = None,
     figures: Mapping[str, Any] | None = None,
-    config: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> str:
     """One receipt with its outputs; returns its path."""
@@ -429,7 +436,7 @@ def keep(
         seconds=3.5 + number,
         outputs=outputs,
         inputs=dict(list(before.items())[-2:]),
-        settings={"config": {"task": {"schema": {}} if stage == "ingest" else "query_segmentation", **(config or {})}},
+        task="query_segmentation",
         run_id=mark * 2,
         **fields,
     )
@@ -586,11 +593,11 @@ def test_no_text_of_users_can_write_html(store: Storage, root: str) -> None:
     for path in paths.values():
         kept = read_json(store, f"{path}/receipt.json")
         notes = [*kept["notes"], "</title></style></td><script>alert(2)</script>\" onload='alert(2)' <img src=x onerror=alert(2)>"]
-        facts = kept["facts"]
-        if isinstance(facts.get("model"), dict):
-            facts["model"]["name"] = notes[-1]
+        result = kept["result"]
+        if "model" in result:
+            result["model"]["name"] = notes[-1]
         inputs = {**kept["inputs"], notes[-1]: notes[-1]}
-        write_json(store, f"{path}/receipt.json", {**kept, "notes": notes, "facts": facts, "inputs": inputs})
+        write_json(store, f"{path}/receipt.json", {**kept, "notes": notes, "result": result, "inputs": inputs})
     receipt = report.run(report.Config(root=root, tracking=OFF, receipts=paths, title="</title><script>alert(2)</script>"))
     text = store.read(receipt.output("report").path).decode()
     assert "alert(2)" in text

@@ -93,7 +93,7 @@ INTENTS = [
 
 @pytest.fixture
 def config(root: str, store: Storage) -> review.Config:
-    keep(store, "curate", MARK, {"suspects": suspects(*INTENTS)}, settings={"config": {"task": "query_intent"}})
+    keep(store, "curate", MARK, {"suspects": suspects(*INTENTS)}, task="query_intent")
     return review.Config(root=root, task="query_intent", who="anna")
 
 
@@ -567,7 +567,7 @@ def test_an_import_that_was_killed_goes_on(config: review.Config, store: Storage
 def test_decisions_on_an_earlier_queue_are_checked_against_that_queue(config: review.Config, store: Storage, tmp_path: Path) -> None:
     first = lines_of(config, tmp_path)[0]
     changed = suspect("pizza price", intent("how_to"))
-    keep(store, "curate", "ffff0000ffff0000", {"suspects": suspects(changed)}, settings={"config": {"task": "query_intent"}})
+    keep(store, "curate", "ffff0000ffff0000", {"suspects": suspects(changed)}, task="query_intent")
     assert give(config, tmp_path / "a.jsonl", {**first, "verdict": "accept"}).recorded == 1
     made = give(config, tmp_path / "b.jsonl", {**first, "verdict": "accept", "queue": ""})  # without the name it is the latest
     assert "answer_key" in made.problems[0][1]
@@ -614,7 +614,7 @@ def test_what_a_spreadsheet_does_to_a_file(store: Storage, root: str, tmp_path: 
         "curate",
         MARK,
         {"suspects": suspects(*(suspect(q, intent("browse"), 9.0 - i) for i, q in enumerate(NUMBERS)))},
-        settings={"config": {"task": "query_intent"}},
+        task="query_intent",
     )
     config = review.Config(root=root, task="query_intent", who="anna")
     review.export_reviews(config, tmp_path / "q.csv")
@@ -652,7 +652,7 @@ def test_a_label_may_be_called_null(store: Storage, root: str, tmp_path: Path) -
 
 def test_numbers_that_are_two_queries_are_not_taken_for_one_another(store: Storage, root: str, tmp_path: Path) -> None:
     rows = [suspect(query, intent("browse"), 1.0) for query in ("sushi", "pizza")]
-    keep(store, "curate", MARK, {"suspects": suspects(*rows)}, settings={"config": {"task": "query_intent"}})
+    keep(store, "curate", MARK, {"suspects": suspects(*rows)}, task="query_intent")
     config = review.Config(root=root, task="query_intent", who="anna")
     first, second = lines_of(config, tmp_path)
     made = give(config, tmp_path / "a.jsonl", {**first, "verdict": "accept", "query": second["query"]})
@@ -872,7 +872,7 @@ HOSTILE = (
 def test_text_of_others_is_data_and_no_part_of_the_page(store: Storage, root: str) -> None:
     """Query, answer, reason, note and name come to the page in JSON, as they are; the page's only way to show text is as text."""
     rows = [suspect(text, spans((normalise(text), "topic")), reasons=[text]) for text in HOSTILE]
-    keep(store, "curate", MARK, {"suspects": suspects(*rows)}, settings={"config": {"task": "query_segmentation"}})
+    keep(store, "curate", MARK, {"suspects": suspects(*rows)}, task="query_segmentation")
     task = load_task("query_segmentation")
     with ReviewServer(Desk(store, task, load_queue(store, REF, task), "anna")) as server:
         page = asked(server, "")
@@ -1001,7 +1001,7 @@ def test_the_samples_in_the_docs_can_be_imported(config: review.Config, store: S
     blocks = {kind: part.split("```")[0] for kind in ("csv", "jsonl", "json") for part in text.split(f"```{kind}\n")[1:2]}
     assert set(blocks) == {"csv", "jsonl", "json"}
     row = suspect("pizza price", intent("browse"), 30.0, answer_key=bytes.fromhex("5d41402abc4b2a76b9719d911017c592"))
-    keep(store, "curate", "1c9f2b7a40d35e68", {"suspects": suspects(row)}, settings={"config": {"task": "query_intent"}})
+    keep(store, "curate", "1c9f2b7a40d35e68", {"suspects": suspects(row)}, task="query_intent")
     for kind, block in blocks.items():
         (tmp_path / f"sample.{kind}").write_text(block, encoding="utf-8")
         made = review.import_reviews(config.model_copy(update={"who": kind}), tmp_path / f"sample.{kind}")

@@ -23,7 +23,7 @@ from headtail.cli.finding import Finding
 from headtail.core import secrets
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import ConfigError, HeadtailError
-from headtail.core.receipt import Receipt
+from headtail.core.receipt import Receipt, StageResult
 from headtail.core.secrets import HIDDEN, hide, hide_in, hide_in_stream
 from headtail.core.task import Task
 from headtail.engines import Completion, ModelConfig, Request
@@ -127,11 +127,17 @@ def test_no_error_holds_a_secret(planted: str) -> None:
     assert planted not in f"{error} {error.args} {error.__reduce__()}"  # the last is how it travels between processes
 
 
+class Kept(StageResult):
+    """A result with a text in it."""
+
+    url: str
+
+
 def test_no_row_receipt_or_document_holds_a_secret(planted: str, store: Storage, intent: Task) -> None:
     assert planted not in classify(intent, Completion(1, error=f"{'x' * 490}{planted}")).reason  # also where it would have been cut
     assert "sk-plan" not in classify(intent, Completion(1, error=f"{'x' * 490}{planted}")).reason
     text = {"stage": "plan", "fingerprint": "a", "path": "plan/a", "started": "", "seconds": 0}
-    receipt = Receipt.model_validate({**text, "facts": {"url": planted}, "notes": [planted], "settings": {planted: planted}})
+    receipt = Receipt.model_validate({**text, "result": Kept(url=planted), "notes": [planted], "settings": {planted: planted}})
     assert planted not in receipt.model_dump_json()
     write_json(store, "summary.json", {"paths": {"tracking": f"http://someone:{planted}@127.0.0.1:9/"}})
     assert read_json(store, "summary.json") == {"paths": {"tracking": "http://***@127.0.0.1:9/"}}

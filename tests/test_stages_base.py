@@ -13,6 +13,7 @@ from headtail.adapters.storage import open_storage
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.core.config import StageConfig, TrackingConfig, execution
 from headtail.core.errors import InputError
+from headtail.core.receipt import StageResult
 from headtail.stages.base import Stage, run_once, versions
 
 OFF = TrackingConfig(enabled=False)
@@ -23,22 +24,23 @@ class Config(StageConfig):
     workers: int = execution(1, "workers")
 
 
-def work(stage: Stage) -> None:
+def work(stage: Stage) -> StageResult:
     stage.table("numbers", pa.table({"x": [1, 2, 3]}))
     stage.rows["made"] = 3
     stage.metrics["share"] = 0.5
     stage.note("a note")
+    return StageResult()
 
 
 def test_second_run_does_nothing(root: str) -> None:
     calls = []
 
-    def counted(stage: Stage) -> None:
+    def counted(stage: Stage) -> StageResult:
         calls.append(stage.path)
-        work(stage)
+        return work(stage)
 
-    first = run_once("demo", Config(root=root, tracking=OFF), counted)
-    second = run_once("demo", Config(root=root, tracking=OFF, workers=9), counted)
+    first = run_once("demo", StageResult, Config(root=root, tracking=OFF), counted)
+    second = run_once("demo", StageResult, Config(root=root, tracking=OFF, workers=9), counted)
     assert len(calls) == 1
     assert second.reused
     assert second.model_copy(update={"reused": False}) == first
@@ -48,39 +50,39 @@ def test_second_run_does_nothing(root: str) -> None:
 def test_any_change_that_matters_makes_another_folder(root: str, segmentation: object) -> None:
     base = {"root": root, "tracking": OFF}
     paths = [
-        run_once("demo", Config(**base), work).path,
-        run_once("demo", Config(**base, rows=4), work).path,
-        run_once("demo", Config(**base), work, version=2).path,
-        run_once("demo", Config(**base), work, inputs={"a": "digest"}).path,
-        run_once("demo", Config(**base), work, replaces={"rows": "resolved"}).path,
+        run_once("demo", StageResult, Config(**base), work).path,
+        run_once("demo", StageResult, Config(**base, rows=4), work).path,
+        run_once("demo", StageResult, Config(**base), work, version=2).path,
+        run_once("demo", StageResult, Config(**base), work, inputs={"a": "digest"}).path,
+        run_once("demo", StageResult, Config(**base), work, replaces={"rows": "resolved"}).path,
     ]
     assert len(set(paths)) == 5
     assert load_receipt(open_storage(root), "demo").path == paths[-1]
 
 
 def test_an_input_of_another_normal_form_is_refused(root: str) -> None:
-    made = run_once("demo", Config(root=root, tracking=OFF), work)
-    old = made.model_copy(update={"settings": {**made.settings, "normalisation": 1}})
+    made = run_once("demo", StageResult, Config(root=root, tracking=OFF), work)
+    old = made.model_copy(update={"normalisation": 1})
     with pytest.raises(InputError, match="another version of the normal form") as error:
-        run_once("next", Config(root=root, tracking=OFF), work, inputs={"log": old})
+        run_once("next", StageResult, Config(root=root, tracking=OFF), work, inputs={"log": old})
     assert "run ingest" in error.value.fix
-    assert run_once("next", Config(root=root, tracking=OFF), work, inputs={"log": made}).rows == {"made": 3}
+    assert run_once("next", StageResult, Config(root=root, tracking=OFF), work, inputs={"log": made}).rows == {"made": 3}
 
 
 def test_a_stage_that_fails_leaves_no_receipt(root: str) -> None:
-    def fails(stage: Stage) -> None:
+    def fails(stage: Stage) -> StageResult:
         work(stage)
         raise RuntimeError("half way")
 
     with pytest.raises(RuntimeError):
-        run_once("demo", Config(root=root, tracking=OFF), fails)
+        run_once("demo", StageResult, Config(root=root, tracking=OFF), fails)
     store = open_storage(root)
     assert not store.exists("demo/LATEST")
-    assert run_once("demo", Config(root=root, tracking=OFF), work).rows == {"made": 3}
+    assert run_once("demo", StageResult, Config(root=root, tracking=OFF), work).rows == {"made": 3}
 
 
 def test_mlflow_has_params_metrics_dataset_and_receipt(root: str) -> None:
-    receipt = run_once("demo", Config(root=root), work)
+    receipt = run_once("demo", StageResult, Config(root=root), work)
     client = MlflowClient(f"sqlite:///{Path(root)}/mlflow.db")
     run = client.get_run(receipt.run_id)
     assert run.info.status == "FINISHED"
@@ -93,18 +95,18 @@ def test_mlflow_has_params_metrics_dataset_and_receipt(root: str) -> None:
 
 def test_tracking_outage_does_not_stop_a_job(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = Config(root=root, tracking=TrackingConfig(uri="http://127.0.0.1:9"))
-    receipt = run_once("demo", config, work)
+    receipt = run_once("demo", StageResult, config, work)
     assert receipt.rows == {"made": 3}
     assert receipt.run_id == ""
     assert capsys.readouterr().err.count("out of reach") == 1
 
 
 def test_failed_run_is_marked_in_mlflow(root: str) -> None:
-    def fails(stage: Stage) -> None:
+    def fails(stage: Stage) -> StageResult:
         raise RuntimeError(stage.run_id)
 
     with pytest.raises(RuntimeError) as error:
-        run_once("demo", Config(root=root), fails)
+        run_once("demo", StageResult, Config(root=root), fails)
     client = MlflowClient(f"sqlite:///{Path(root)}/mlflow.db")
     assert client.get_run(str(error.value)).info.status == "FAILED"
 

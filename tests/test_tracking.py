@@ -26,8 +26,9 @@ from headtail.adapters.tracking import Tracker, tracking_uri
 from headtail.core.config import StageConfig, TrackingConfig
 from headtail.core.errors import GateRejected
 from headtail.core.evidence import read_evidence
+from headtail.core.receipt import StageResult
 from headtail.core.task import Task
-from headtail.stages.base import run_once
+from headtail.stages.base import Stage, run_once
 from test_evidence import evidence
 
 
@@ -193,12 +194,17 @@ def server(answer: Callable[[str, str], tuple[int, str]]) -> Iterator[tuple[str,
     made.server_close()
 
 
+def _made_three(stage: Stage) -> StageResult:
+    stage.rows["made"] = 3
+    return StageResult()
+
+
 def stages(root: str, uri: str, count: int) -> list[str]:
     """Run ids of a job of `count` stages, each with a receipt that is whole."""
     found = []
     for number in range(count):
         config = StageConfig(root=root, tracking=TrackingConfig(uri=uri))
-        run_once("demo", config, lambda stage: stage.rows.update(made=3), version=number + 1)
+        run_once("demo", StageResult, config, _made_three, version=number + 1)
         receipt = load_receipt(open_storage(root), "demo")
         assert receipt.rows == {"made": 3}
         found.append(receipt.run_id)

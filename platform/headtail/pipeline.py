@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field
 
@@ -21,7 +21,7 @@ from headtail.adapters.tracking import Tracker
 from headtail.core import io_format, tagging
 from headtail.core.config import StageConfig, execution
 from headtail.core.errors import ConfigError
-from headtail.core.receipt import Receipt
+from headtail.core.receipt import Receipt, StageResult
 from headtail.core.rows import Source
 from headtail.core.task import EXAMPLES, Task, load_task
 from headtail.engines import ModelConfig
@@ -32,16 +32,20 @@ from headtail.stages import curate, distill, evaluate, gate, ingest, plan, preco
 from headtail.stages.curate import Config as CurateConfig
 from headtail.stages.distill import Config as DistillConfig
 from headtail.stages.distill.base import Base
+from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.evaluate import Config as EvaluateConfig
 from headtail.stages.gate import Config as GateConfig
+from headtail.stages.gate.result import Result as GateResult
 from headtail.stages.ingest import Config as IngestConfig
 from headtail.stages.plan import Config as PlanConfig
 from headtail.stages.precompute import Config as PrecomputeConfig
 from headtail.stages.publish import Config as PublishConfig
+from headtail.stages.publish import Result as PublishResult
 from headtail.stages.replay import Config as ReplayConfig
 from headtail.stages.report import note
 from headtail.stages.serve import Config as ServeConfig
 
+R = TypeVar("R", bound=StageResult)
 SHIPPED_TEACHER = "example:teacher"
 TEACHER, BATCH, REALTIME = str(Source.TEACHER), str(Source.BATCH_STUDENT), str(Source.REALTIME_STUDENT)
 
@@ -106,11 +110,11 @@ class _Pipeline:
         self.receipts: dict[str, Receipt] = {}
         self.tracking = config.tracking.model_copy(update={"parent_run": parent})
 
-    def stage(self, name: str, run: Callable[[Any], Receipt], config: StageConfig, **changes: Any) -> Receipt:
+    def stage(self, name: str, run: Callable[[Any], Receipt[R]], config: StageConfig, **changes: Any) -> Receipt[R]:
         """Run one stage with the pipeline's root, tracking and, of `changes`, those that it knows."""
         known = {key: value for key, value in changes.items() if key in type(config).model_fields}
-        self.receipts[name] = run(config.at(self.config, self.tracking.model_copy(update={"run_name": name}), **known))
-        return self.receipts[name]
+        self.receipts[name] = made = run(config.at(self.config, self.tracking.model_copy(update={"run_name": name}), **known))
+        return made
 
 
 def run(config: Config) -> Receipt:
@@ -173,9 +177,11 @@ def _stages(pipeline: _Pipeline) -> Receipt:
     students = _students(pipeline, sets, planned, teacher)
     sources = {TEACHER: taught.path} | {source: found.answered.path for source, found in students.items()}
     quality = do("evaluate", evaluate.run, config.evaluate, **shared, labels=labels_ref, answers=sources) if judged else None
-    passed = {source: found for source, found in students.items() if _passes(pipeline, source, found.made, quality, len(students))}
+    gates = {source: _gated(pipeline, source, found.made, quality, len(students)) for source, found in students.items()} if quality else {}
+    passed = {source: students[source] for source, gated in gates.items() if gated.result.passed}
+    if quality is None and _unproven(config):
+        passed = students
     live = passed.get(REALTIME) or passed.get(BATCH)
-    gates = {source: pipeline.receipts.get(_at("gate", source)) for source in students}
     published = do(
         "publish",
         publish.run,
@@ -184,7 +190,7 @@ def _stages(pipeline: _Pipeline) -> Receipt:
         answers=(taught.path, *([passed[BATCH].answered.path] if BATCH in passed else [])),
         student=live.made.path if live else "",
         evaluation=quality.path if quality else "",
-        gates=tuple(found.path for source in passed if (found := gates[source])),
+        gates=tuple(found.path for source in passed if (found := gates.get(source))),
     )
     for source, student in students.items():
         registry.register_student(
@@ -193,8 +199,10 @@ def _stages(pipeline: _Pipeline) -> Receipt:
             task=pipeline.task.name,
             source=source,
             student=student.made,
-            gated=gates[source],
-            published=published,
+            base=student.made.result.base,
+            gate=gated.path if (gated := gates.get(source)) else "",
+            evidence=gated.result.evidence if gated else None,
+            release=published.result.release,
         )
     if config.replay_holdout:
         _replay(pipeline, ingested, planned, published)
@@ -206,7 +214,7 @@ def _stages(pipeline: _Pipeline) -> Receipt:
 class _Student(NamedTuple):
     """A student, and what it answered."""
 
-    made: Receipt
+    made: Receipt[DistillResult]
     answered: Receipt
 
 
@@ -282,14 +290,12 @@ def _all_read(config: DistillConfig, planned: Receipt) -> DistillConfig:
     return config.model_copy(update={"encoder": config.encoder.model_copy(update={"queries": queries})})
 
 
-def _passes(pipeline: _Pipeline, source: str, student: Receipt, quality: Receipt | None, candidates: int) -> bool:
+def _gated(pipeline: _Pipeline, source: str, student: Receipt, quality: Receipt, candidates: int) -> Receipt[GateResult]:
     """The gate's verdict on a student; both are judged on the same human labels, so each must be surer."""
     config = pipeline.config
-    if quality is None:
-        return _unproven(config)
     how = config.gate.model_copy(update={"candidates": max(config.gate.candidates, candidates)})
     asked = {"task": config.task, "evaluation": quality.path, "source": source, "candidate": student.path}
-    return bool(pipeline.stage(_at("gate", source), gate.run, how, **asked).facts["passed"])
+    return pipeline.stage(_at("gate", source), gate.run, how, **asked)
 
 
 def _unproven(config: Config) -> bool:
@@ -345,13 +351,13 @@ def _train_teacher(pipeline: _Pipeline, ingested: Receipt) -> ModelConfig:
     return config.precompute_teacher.model.model_copy(update={"model": made.path})
 
 
-def _replay(pipeline: _Pipeline, ingested: Receipt, planned: Receipt, published: Receipt) -> None:
+def _replay(pipeline: _Pipeline, ingested: Receipt, planned: Receipt, published: Receipt[PublishResult]) -> None:
     """Serve the release and send it the traffic of a later day; skipped when this release was replayed before."""
     config = pipeline.config
-    changes = {"task": config.task, "log": ingested.path, "plan": planned.path, "release": published.facts["release"]}
+    changes = {"task": config.task, "log": ingested.path, "plan": planned.path, "release": published.result.release}
     done = replay.find(config.replay.at(config, pipeline.tracking, **changes))
     if done is not None:
         pipeline.receipts["replay"] = done
         return
-    with serve.start(config.serve.at(config, pipeline.tracking, release=published.facts["release"])) as server:
+    with serve.start(config.serve.at(config, pipeline.tracking, release=published.result.release)) as server:
         pipeline.stage("replay", replay.run, config.replay, **changes, url=server.url)

@@ -108,9 +108,15 @@ def one(root: str, task: Task, student: str, share: float, rows: int, seed: int,
             "distill": STUDENTS[student],
         }
         receipt = ablate.run(build_config(ablate.Config, config, "bench"))
-        print(markdown(output_table(store, receipt, "ablation")))
+        ablation = output_table(store, receipt, "ablation")
+        print(markdown(ablation))
         planted_rows = {"planted": spoilt.rows.get("planted", 0), "planted_share": share, "reviewed": counts}
-        return {"student": student, **planted_rows, "seconds": receipt.seconds, "ablation": receipt.facts["ablation"]}
+        return {
+            "student": student,
+            **planted_rows,
+            "seconds": receipt.seconds,
+            "ablation": output_table(store, receipt, "ablation").to_pylist(),
+        }
 
 
 def markdown(table: pa.Table) -> str:

@@ -23,6 +23,7 @@ from headtail.core.receipt import Receipt
 from headtail.core.rows import KEY, State, uniform_draw
 from headtail.core.task import Task, load_task
 from headtail.stages.base import Stage, run_once
+from headtail.stages.precompute.result import Result as PrecomputeResult
 
 # What was planted: `answer` is the answer that stood there, `planted` what stands there now.
 PLANTED = pa.schema([("query_key", KEY), ("query", pa.string()), ("answer", pa.string()), ("planted", pa.string()), ("kind", pa.string())])
@@ -37,12 +38,12 @@ class Config(StageConfig):
     seed: int = Field(0, ge=0, description="of which rows, and how")
 
 
-def run(config: Config) -> Receipt:
+def run(config: Config) -> Receipt[PrecomputeResult]:
     """A precompute receipt with errors planted; output `planted` is the truth."""
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
-    source = load_receipt(store, "precompute", config.answers)
+    source = load_receipt(store, "precompute", config.answers, PrecomputeResult)
 
-    def work(stage: Stage) -> None:
+    def work(stage: Stage) -> PrecomputeResult:
         names = sorted(name for name in source.outputs if name.startswith(ANSWERS))
         shards = [read_table(store, source.outputs[name]) for name in names]
         labels = span_labels(task, shards)
@@ -54,8 +55,10 @@ def run(config: Config) -> Receipt:
         stage.table("planted", pa.concat_tables(truth))
         stage.rows |= {**source.rows, "planted": sum(table.num_rows for table in truth)}
         stage.note("answers with planted errors: for measuring how well suspects are found, never to be trained on or published")
+        return source.result
 
-    return run_once("precompute", config, work, inputs={"answers": source}, task=task, replaces={"answers": source.path, "task": task.name})
+    replaces = {"answers": source.path, "task": task.name}
+    return run_once("precompute", PrecomputeResult, config, work, inputs={"answers": source}, task=task, replaces=replaces)
 
 
 def plant(task: Task, table: pa.Table, share: float, seed: int, labels: Sequence[str] = ()) -> tuple[pa.Table, pa.Table]:

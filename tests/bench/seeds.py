@@ -50,9 +50,9 @@ class Runner:
     def __init__(self, config: pipeline.Config) -> None:
         self.config, self.store = config, open_storage(config.root)
 
-    def run(self, stage: Any, config: Any, **changes: Any) -> Receipt:
+    def run(self, stage: Any, config: Any, **changes: Any) -> Receipt[Any]:
         known = {"task": self.config.task, **changes}
-        made: Receipt = stage(
+        made: Receipt[Any] = stage(
             config.at(self.config, self.config.tracking, **{k: v for k, v in known.items() if k in type(config).model_fields})
         )
         return made
@@ -90,7 +90,7 @@ class Runner:
             verdict = self.run(gate.run, asked, evaluation=scored.path, source=source, candidate=student.path)
             names = ("kind", "stratum", "n", "value", "lower_bound", "threshold", "passed")
             found += [
-                {"source": source, **{name: criterion[name] for name in names}} for criterion in verdict.facts["evidence"]["criteria"]
+                {"source": source, **{name: getattr(criterion, name) for name in names}} for criterion in verdict.result.evidence.criteria
             ]
         return found
 

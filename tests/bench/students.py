@@ -48,13 +48,13 @@ def copied(source: Storage, target: Storage, receipts: Sequence[Receipt]) -> Non
 
 def turn(
     root: str, plan: Receipt, models: Mapping[str, str], task: str, inputs: Sequence[str], cpus: int, engines: Mapping[str, str]
-) -> dict[str, Receipt]:
+) -> dict[str, Receipt[Any]]:
     """One `precompute` of each model over the same rows in a fresh store, and their evaluation when human labels are among the rows."""
     source = open_storage(root)
     with tempfile.TemporaryDirectory(prefix="headtail-bench-") as folder:
         store = open_storage(folder)
         copied(source, store, [plan, *(load_receipt(source, "distill", ref) for ref in models.values() if ref.startswith("distill/"))])
-        made = {}
+        made: dict[str, Receipt[Any]] = {}
         for name, model in models.items():
             config = precompute.Config(
                 root=folder,
@@ -73,7 +73,7 @@ def turn(
         return made
 
 
-def figures(turns: Sequence[Mapping[str, Receipt]]) -> dict[str, Any]:
+def figures(turns: Sequence[Mapping[str, Receipt[Any]]]) -> dict[str, Any]:
     """Medians over turns: microseconds per row of each model, how many times cheaper each student is, quality by stratum, points lost."""
     names = [name for name in turns[0] if name != "evaluation"]
     cost = {name: statistics.median(1e6 * _seconds(one[name], False) for one in turns) for name in names}
@@ -84,7 +84,7 @@ def figures(turns: Sequence[Mapping[str, Receipt]]) -> dict[str, Any]:
         "us_per_row": cost,
         "us_per_row_with_start": whole,
         "tokens_per_row": {name: [turns[0][name].metrics.get(key) for key in told] for name in names},
-        "engines": {name: turns[0][name].facts["engine"] for name in names},
+        "engines": {name: turns[0][name].result.engine for name in names},
     }
     for name in names:
         if name != TEACHER:

@@ -134,7 +134,7 @@ def one(task: Task, where: str, answers: pa.Table, share: float, seed: int) -> d
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
         **figures(queue, truth),
-        "signals": receipt.facts["signals"],
+        "signals": receipt.result.signals,
     }
 
 

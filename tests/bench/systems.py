@@ -171,7 +171,7 @@ def headtail(sizes: Sequence[int], threads: int, engines: int) -> Iterator[tuple
         made = precompute.run(build_config(precompute.Config, fields, "bench"))
         seconds = time.monotonic() - started
         assert made.rows["answered"] >= 0.99 * rows, made.rows
-        print(json.dumps({"facts": made.facts["engine"], "metrics": made.metrics}), flush=True)
+        print(json.dumps({"facts": made.result.engine, "metrics": made.metrics}), flush=True)
         yield rows, seconds
 
 

@@ -10,7 +10,7 @@ import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,10 +20,10 @@ from headtail.core.errors import ConfigError
 from headtail.core.receipt import Receipt
 
 
-def run_stage(name: str, file: Path | None, sets: list[str] | None, root: str | None, as_json: bool) -> tuple[Receipt, str]:
+def run_stage(name: str, file: Path | None, sets: list[str] | None, root: str | None, as_json: bool) -> tuple[Receipt[Any], str]:
     """Run a stage and print its receipt; the receipt and the store's root."""
     config = read_config(name, file, sets, root)
-    receipt: Receipt = importlib.import_module(STAGES[name][0]).run(config)
+    receipt: Receipt[Any] = importlib.import_module(STAGES[name][0]).run(config)
     _end(name, receipt, config.root, as_json)
     return receipt, config.root
 
@@ -67,11 +67,8 @@ def _plain(name: str) -> Callable[..., None]:
 
 
 def _gate(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False, strict: Strict = False) -> None:
-    from headtail.adapters.storage import open_storage
-    from headtail.stages.gate import verdict
-
-    receipt, store = run_stage("gate", config, sets, root, as_json)
-    if strict and not verdict(open_storage(store), receipt).passed:
+    receipt, _ = run_stage("gate", config, sets, root, as_json)
+    if strict and not receipt.result.passed:
         raise typer.Exit(REJECTED)
 
 
@@ -86,13 +83,13 @@ def _rejection(receipt: Receipt, root: str) -> str:
     """Why a pipeline, by the receipt of its report, counts as rejected; empty when every student passed its gate."""
     from headtail.adapters.storage import open_storage
     from headtail.adapters.storage.receipts import load_receipt
-    from headtail.stages.gate import verdict
+    from headtail.stages.gate import Result
 
     store = open_storage(root)
-    gates = [load_receipt(store, "gate", path) for path in receipt.inputs.values() if path.startswith("gate/")]
+    gates = [load_receipt(store, "gate", path, Result).result for path in receipt.inputs.values() if path.startswith("gate/")]
     if not gates:
         return "no gate ran, since there are no human labels"
-    return "; ".join(f"{found.candidate} ({found.source}) is rejected" for gate in gates if not (found := verdict(store, gate)).passed)
+    return "; ".join(f"{gate.evidence.candidate} ({gate.evidence.source}) is rejected" for gate in gates if not gate.passed)
 
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="show which rows would be asked, why, and what they would cost; then stop")]
@@ -134,7 +131,7 @@ def _precompute(
     receipt = precompute.run(found, planned)
     _end("precompute", receipt, found.root, as_json)
     if not receipt.reused:
-        console.print(outcome(receipt.facts["dry_run"]))
+        console.print(outcome(receipt.result.dry_run))
 
 
 def serve(config: ConfigFile = None, sets: Sets = None, root: Root = None) -> None:

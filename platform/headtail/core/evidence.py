@@ -15,6 +15,7 @@ from pydantic import Field
 
 from headtail.core.config import Config, build_config
 from headtail.core.errors import ConfigError, GateRejected
+from headtail.core.paths import StorePath
 
 _NEEDED = ("rows", "human_labels")  # digests without which nobody can check the figures
 
@@ -62,6 +63,26 @@ class Criterion(Config):
         return f"{where}: {self.more:,} more labels, or {self.short:.1f} points ({figures})"
 
 
+class Figures(Config):
+    """A student in three figures: quality against people, agreement with its teacher (no quality figure), cost beside the teacher's.
+
+    Cost per million rows in USD, in tokens per row and in seconds of all workers together. Null where nobody can know:
+    docs/evaluate.md says when.
+    """
+
+    quality_against_people: float | None = Field(None, description="micro-F1 on human labels")
+    agreement_with_teacher: float | None = Field(None, description="micro-F1 with the teacher's answers taken as right")
+    usd_per_million_own: float | None = Field(None, description="USD per million rows")
+    tokens_per_row_own: float | None = Field(None, description="tokens read and written per row")
+    seconds_per_million_own: float | None = Field(None, description="seconds per million rows")
+    usd_per_million_teacher: float | None = Field(None, description="the teacher's USD per million rows")
+    tokens_per_row_teacher: float | None = Field(None, description="the teacher's tokens per row")
+    seconds_per_million_teacher: float | None = Field(None, description="the teacher's seconds per million rows")
+    times_cheaper_than_teacher: float | None = Field(None, description="the teacher's USD over the student's")
+    times_faster_than_teacher: float | None = Field(None, description="the teacher's seconds over the student's")
+    times_fewer_tokens_than_teacher: float | None = Field(None, description="the teacher's tokens over the student's")
+
+
 class Evidence(Config):
     """What a gate found of one candidate."""
 
@@ -71,8 +92,8 @@ class Evidence(Config):
     candidate: str = Field(min_length=1, description="distill/<fingerprint>, snapshots/<id> or the model's name")
     digest: str = Field(min_length=1, description="digest of the candidate's weights, or of a snapshot's content")
     source: str = Field(description="the answer source of the evaluation that was judged")
-    answers: str = Field(min_length=1, description="receipt of the answers that were scored")
-    evaluation: str = Field(min_length=1, description="receipt of the evaluation")
+    answers: StorePath = Field(description="receipt of the answers that were scored")
+    evaluation: StorePath = Field(description="receipt of the evaluation")
     score: str = Field(description="what a row's score is: exact (0 or 1) or f1 (0..1)")
     delta: float = Field(gt=0, lt=1, description="chance that a candidate passes although a criterion is not true of it")
     candidates: int = Field(ge=1, description="candidates by which delta is divided")
@@ -80,7 +101,7 @@ class Evidence(Config):
     criteria: tuple[Criterion, ...] = Field(min_length=1, description="every criterion")
     data: dict[str, str] = Field(description="SHA-256 of each table the criteria rest on")
     judge: dict[str, Any] = Field({}, description="the judge whose scores helped, if any: ref, name, own_teacher, rows")
-    figures: dict[str, float | None] = Field({}, description="against people, against the teacher, cost per million against the teacher's")
+    figures: Figures = Field(Figures(), description="against people, against the teacher, cost beside the teacher's")
 
     def missing(self) -> list[str]:
         """What stands in the way of a promotion, in words; empty when nothing does."""
@@ -112,15 +133,8 @@ class Evidence(Config):
         return {**lines, **rest, "gate.evaluation": self.evaluation, "gate.evidence": self.model_dump_json()}
 
 
-def three_figures(
-    quality: float | None, agreement: float | None, own: Mapping[str, float], teacher: Mapping[str, float]
-) -> dict[str, float | None]:
-    """A student in three figures: quality against people, agreement with its teacher (no quality figure), cost per million rows.
-
-    `own`, `teacher`: metrics of the precompute receipts that answered (`teacher` empty when the teacher itself is meant or did
-    not answer). Cost in USD, in tokens per row and in seconds of all workers together, and how many times the teacher's it is.
-    Null where nobody can know: docs/evaluate.md says when.
-    """
+def three_figures(quality: float | None, agreement: float | None, own: Mapping[str, float], teacher: Mapping[str, float]) -> Figures:
+    """Figures from metrics of the precompute receipts that answered (`teacher` empty when it itself is meant or did not answer)."""
     found = {"quality_against_people": quality, "agreement_with_teacher": agreement}
     for side, metrics in (("own", own), ("teacher", teacher)):
         tokens = [metrics.get(f"tokens_{way}_per_row") for way in ("in", "out")]
@@ -131,17 +145,12 @@ def three_figures(
     for name, what in (("cheaper", "usd_per_million"), ("faster", "seconds_per_million"), ("fewer_tokens", "tokens_per_row")):
         ours, theirs = found[f"{what}_own"], found[f"{what}_teacher"]
         found[f"times_{name}_than_teacher"] = theirs / ours if ours and theirs else None
-    return found
+    return Figures.model_validate(found)
 
 
-def figures_of(facts: Mapping[str, Any], source: str) -> dict[str, float | None]:
-    """The three figures that an evaluation's facts hold of an answer source; all null when it was made before there were any."""
-    return dict(facts.get("figures", {}).get(source) or three_figures(None, None, {}, {}))
-
-
-def figure_metrics(figures: Mapping[str, float | None], of: str = "") -> dict[str, float]:
+def figure_metrics(figures: Figures, of: str = "") -> dict[str, float]:
     """Figures that are known as metrics of a receipt: `figures/<name>`, or `figures/<of>/<name>`."""
-    return {"/".join(filter(None, ("figures", of, name))): value for name, value in figures.items() if value is not None}
+    return {"/".join(filter(None, ("figures", of, name))): value for name, value in figures if value is not None}
 
 
 def read_evidence(data: Mapping[str, Any] | Evidence) -> Evidence:

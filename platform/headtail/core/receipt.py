@@ -6,17 +6,19 @@ presence is what makes a stage's output exist. Knows nothing of how a stage work
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic, Self
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, SerializeAsAny, model_validator
+from typing_extensions import TypeVar
 
 from headtail.core.config import Config
 from headtail.core.errors import InputError
+from headtail.core.keys import NORMALISATION
 from headtail.core.paths import StoreId, StoreIdOrEmpty, StorePath
 from headtail.core.secrets import hide_in
 
 LATEST = "latest"
-FORMAT = 2  # layout of receipts and of the tables that they name: raise it when those of an older version can no longer be read
+FORMAT = 3  # layout of receipts and of the tables that they name: raise it when those of an older version can no longer be read
 
 
 class FileRef(Config):
@@ -28,7 +30,16 @@ class FileRef(Config):
     rows: int | None = Field(None, description="rows, for tables")
 
 
-class Receipt(Config):
+class StageResult(Config):
+    """What a stage found that others read by name. Each stage has its own kind; read as this one, a result has no fields."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+R_co = TypeVar("R_co", bound=StageResult, default=StageResult, covariant=True)
+
+
+class Receipt(Config, Generic[R_co]):
     """One finished run of one stage."""
 
     format: int = Field(FORMAT, description="layout of this record")
@@ -41,8 +52,11 @@ class Receipt(Config):
     metrics: dict[str, float] = Field({}, description="figures by plain name")
     inputs: dict[str, str] = Field({}, description="receipt path or file digest of each input, by name")
     outputs: dict[str, FileRef] = Field({}, description="files written, by name")
-    settings: dict[str, Any] = Field({}, description="what the fingerprint was made over")
-    facts: dict[str, Any] = Field({}, description="anything else a reader needs: shapes, engine arguments, digests")
+    settings: dict[str, Any] = Field({}, description="what the fingerprint was made over; for people: no stage reads it")
+    task: str = Field("", description="name of the task; empty for a stage of none, or of several")
+    task_fingerprint: str = Field("", description="the task's prompt, schema and sampling, where they decide the outputs; else empty")
+    normalisation: int = Field(NORMALISATION, description="version of the normal form of queries")
+    result: SerializeAsAny[R_co] = Field(StageResult(), description="what the stage found, in its own kind")  # type: ignore[assignment]
     versions: dict[str, str] = Field({}, description="packages that did the work")
     notes: tuple[str, ...] = Field((), description="what a reader should know before trusting the figures")
     run_id: StoreIdOrEmpty = Field("", description="MLflow run, empty when tracking was off or out of reach")
@@ -51,10 +65,12 @@ class Receipt(Config):
     @model_validator(mode="before")
     @classmethod
     def _no_secrets(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(result := data.get("result"), StageResult):
+            data = {**data, "result": type(result).model_validate(hide_in(result.model_dump()))}
         return hide_in(data)
 
     @model_validator(mode="after")
-    def _own_files_only(self) -> Receipt:
+    def _own_files_only(self) -> Self:
         """A stage writes into its own folder; `publish` also into snapshots/ and releases/."""
         if self.path.rpartition("/")[0] != self.stage:
             raise ValueError(f"path: the folder of a run of {self.stage} is {self.stage}/<fingerprint>, not {self.path}")
@@ -62,11 +78,6 @@ class Receipt(Config):
             if not ref.path.startswith((f"{self.path}/", "snapshots/", "releases/")):
                 raise ValueError(f"outputs.{name}: {ref.path} is not below {self.path}/")
         return self
-
-    @property
-    def task_fingerprint(self) -> str:
-        """The task (prompt, schema, sampling) this was made under: set by `run_once`, or an input named task; empty if neither."""
-        return str(self.settings.get("task") or self.inputs.get("task", ""))
 
     def output(self, name: str) -> FileRef:
         """The named output; InputError lists what there is."""

@@ -25,7 +25,7 @@ from headtail.adapters.progress import progress_bar, say
 from headtail.adapters.storage import put
 from headtail.core.config import StageConfig, execution
 from headtail.core.keys import normalise, query_key
-from headtail.core.receipt import Receipt
+from headtail.core.receipt import Receipt, StageResult
 from headtail.core.rows import TRAINING_SET, with_side_inputs
 from headtail.core.task import Task, load_task
 from headtail.stages.base import Stage, run_once
@@ -290,10 +290,10 @@ def sample(config: Config, n: int, salt: str) -> Iterator[tuple[str, Meaning, bo
 
 def run(config: Config) -> Receipt:
     """Write the data as a stage: outputs `log/day-00` ..., `human_labels_<task>`, and `train_<task>` when asked."""
-    return run_once("example-data", config, lambda stage: _work(config, stage))
+    return run_once("example-data", StageResult, config, lambda stage: _work(config, stage))
 
 
-def _work(config: Config, stage: Stage) -> None:
+def _work(config: Config, stage: Stage) -> StageResult:
     _write_log(config, stage)
     labels = list(sample(config, config.labels, "gold"))
     for task in map(load_task, config.tasks):
@@ -303,6 +303,7 @@ def _work(config: Config, stage: Stage) -> None:
     stage.rows["events"] = config.events
     stage.rows["human_labels"] = config.labels
     say(f"{config.label:<12} {config.events:,} events over {config.days} days, {config.labels:,} human labels")
+    return StageResult()
 
 
 def _write_log(config: Config, stage: Stage) -> None:

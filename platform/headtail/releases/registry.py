@@ -1,6 +1,6 @@
 """Students in MLflow's registry.
 
-In: a student's receipt, the gate's, the release's. Out: a model version; `champion` moves on the gate's evidence alone, which
+In: a student's receipt, the gate's evidence, the release. Out: a model version; `champion` moves on the gate's evidence alone, which
 is kept with the version. Knows nothing of how students are made.
 """
 
@@ -10,20 +10,24 @@ from headtail.adapters.progress import say
 from headtail.adapters.storage import open_storage
 from headtail.adapters.tracking import Tracker
 from headtail.core.errors import GateRejected
+from headtail.core.evidence import Evidence
 from headtail.core.receipt import Receipt
 
 
 def register_student(
-    tracker: Tracker, root: str, *, task: str, source: str, student: Receipt, gated: Receipt | None, published: Receipt
+    tracker: Tracker, root: str, *, task: str, source: str, student: Receipt, base: str, gate: str, evidence: Evidence | None, release: str
 ) -> None:
-    """Register a student as a model version of its task and answer source, and promote it if the gate's evidence allows it."""
+    """Register a student as a model version of its task and answer source, and promote it if the gate's evidence allows it.
+
+    `base`: what it was distilled from. `gate`: the gate's receipt; empty without human labels. `release`: id of the release it is in.
+    """
     name = f"headtail-{task}-{source}"
-    tags = {"fingerprint": student.fingerprint, "path": student.path, "release": str(published.facts.get("release", ""))}
-    described = f"{student.facts.get('base')} distilled for {task}; gate: {gated.path if gated else 'none: no human labels'}"
+    tags = {"fingerprint": student.fingerprint, "path": student.path, "release": release}
+    described = f"{base} distilled for {task}; gate: {gate or 'none: no human labels'}"
     address = open_storage(root).uri(f"{student.path}/model")
     version = tracker.model_version(name, address, student.run_id, tags, described)
     try:
-        tracker.promote(name, version, gated.facts["evidence"] if gated else {})
+        tracker.promote(name, version, evidence or {})
     except GateRejected as rejection:
         tracker.challenge(name, version)
         say(f"registry     {rejection.what}")

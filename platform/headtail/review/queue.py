@@ -108,12 +108,7 @@ def make_queue(table: pa.Table, ref: str, side_inputs: Iterable[str] = ()) -> Qu
 def load_queue(store: Storage, ref: str, task: Task) -> Queue:
     """The queue that a table ref names. InputError when it belongs to another task."""
     receipt, name = load_ref(store, ref)
-    theirs = receipt.settings.get("config", {}).get("task", task.name)
-    if theirs != task.name:
-        raise InputError(
-            "this queue belongs to another task",
-            where=ref,
-            value=theirs,
-            fix=f"set task to {theirs} (--set task={theirs}), or name another queue",
-        )
+    if receipt.task not in ("", task.name):
+        fix = f"set task to {receipt.task} (--set task={receipt.task}), or name another queue"
+        raise InputError("this queue belongs to another task", where=ref, value=receipt.task, fix=fix)
     return make_queue(output_table(store, receipt, name), f"{receipt.path}:{name}", task.side_inputs)

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -28,9 +28,11 @@ from headtail.adapters.tracking import Tracker
 from headtail.core.config import StageConfig, result_fields
 from headtail.core.errors import InputError
 from headtail.core.keys import NORMALISATION, fingerprint
-from headtail.core.receipt import LATEST, FileRef, Receipt, receipt_path
+from headtail.core.receipt import LATEST, FileRef, Receipt, StageResult, receipt_path
 from headtail.core.secrets import hide_in
 from headtail.core.task import Task
+
+R = TypeVar("R", bound=StageResult)
 
 
 class Stage:
@@ -41,7 +43,6 @@ class Stage:
         self.rows: dict[str, int] = {}
         self.metrics: dict[str, float] = {}
         self.outputs: dict[str, FileRef] = {}
-        self.facts: dict[str, Any] = {}
         self.notes: list[str] = []
         self.inputs: dict[str, str] = {}
 
@@ -83,24 +84,27 @@ class Stage:
 
 def run_once(
     name: str,
+    kind: type[R],
     config: StageConfig,
-    work: Callable[[Stage], None],
+    work: Callable[[Stage], R],
     *,
     inputs: Mapping[str, Receipt | FileRef | str] | None = None,
     task: Task | None = None,
     version: int = 1,
     replaces: Mapping[str, Any] | None = None,
-) -> Receipt:
-    """The receipt of stage `name` under `config`: found when already done, else made by `work`.
+    about: str = "",
+) -> Receipt[R]:
+    """The receipt of stage `name` under `config`, with a result of `kind`: found when already done, else made by `work`.
 
-    `inputs`: receipts, files or digests the result depends on. `version`: raised when the stage's own logic changes its
-    result. `replaces`: config fields whose raw value (a path, `latest`) is stood for by what it resolved to.
+    `inputs`: receipts, files or digests the result depends on; one named `task` is a task's fingerprint. `version`: raised when
+    the stage's own logic changes its result. `replaces`: config fields whose raw value (a path, `latest`) is stood for by what
+    it resolved to. `about`: name of the task, where `inputs` or `replaces` hold what of it decides the result.
     """
     store = open_storage(config.root)
     settings, mark = identity(name, config, inputs=inputs, task=task, version=version, replaces=replaces)
     path = receipt_path(name, mark)
     if store.exists(f"{path}/receipt.json"):
-        receipt = load_receipt(store, name, path).model_copy(update={"reused": True})
+        receipt = load_receipt(store, name, path, kind).model_copy(update={"reused": True})
         store.replace(f"{name}/{LATEST.upper()}", path.encode())
         say(f"{name:<12} done before, reused ({path})")
         return receipt
@@ -112,7 +116,7 @@ def run_once(
     with tempfile.TemporaryDirectory(prefix=f"headtail-{name}-") as scratch:
         stage = Stage(name, store, path, tracker, run_id, Path(scratch))
         try:
-            work(stage)
+            result = work(stage)
         except BaseException:
             tracker.end(run_id, "FAILED")
             raise
@@ -127,12 +131,14 @@ def run_once(
             inputs={**{name: _where(item) for name, item in (inputs or {}).items()}, **stage.inputs},
             outputs=stage.outputs,
             settings=settings,
-            facts=stage.facts,
+            task=task.name if task else about,
+            task_fingerprint=task.fingerprint if task else str((inputs or {}).get("task", "")),
+            result=result,
             versions=versions(),
             notes=tuple(stage.notes),
             run_id="" if tracker.broken else run_id,
         )
-        _track(tracker, receipt, Path(scratch), store)
+        _track(tracker, receipt, result_fields(config) | dict(replaces or {}), Path(scratch), store)
     write_json(store, f"{path}/receipt.json", receipt.model_dump(mode="json"))  # last: now the stage's output exists
     store.replace(f"{name}/{LATEST.upper()}", path.encode())
     return receipt
@@ -152,11 +158,11 @@ def identity(
     InputError when an input was made with another version of the normal form: its keys are of other texts.
     """
     for item in (inputs or {}).values():
-        if isinstance(item, Receipt) and (made := item.settings.get("normalisation", NORMALISATION)) != NORMALISATION:
+        if isinstance(item, Receipt) and item.normalisation != NORMALISATION:
             raise InputError(
                 "this input was made with another version of the normal form of queries: its keys no longer match",
                 where=f"{item.path}/receipt.json",
-                value=f"version {made}; this version of headtail has {NORMALISATION}",
+                value=f"version {item.normalisation}; this version of headtail has {NORMALISATION}",
                 fix="run ingest and all stages after it again (docs/text.md)",
             )
     settings = {
@@ -192,8 +198,7 @@ def _where(item: Receipt | FileRef | str) -> str:
     return item.path if isinstance(item, Receipt | FileRef) else item
 
 
-def _track(tracker: Tracker, receipt: Receipt, scratch: Path, store: Storage) -> None:
-    config = receipt.settings["config"]
+def _track(tracker: Tracker, receipt: Receipt, config: Mapping[str, Any], scratch: Path, store: Storage) -> None:
     metrics = {**receipt.metrics, **{f"rows/{k}": float(v) for k, v in receipt.rows.items()}, "seconds": receipt.seconds}
     tags = {f"headtail.input.{name}": where for name, where in receipt.inputs.items()}
     tracker.log(receipt.run_id, dict(_flat(config)), metrics, tags)

@@ -24,11 +24,12 @@ from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.core.config import Config as BaseConfig
 from headtail.core.config import StageConfig
 from headtail.core.errors import InputError, LedgerError
-from headtail.core.receipt import LATEST, FileRef, Receipt
+from headtail.core.receipt import LATEST, FileRef, Receipt, StageResult
 from headtail.core.redact import PLACEHOLDER
 from headtail.core.rows import PLANNED, SIDE_INPUT, Stratum, uniform_draw, with_side_inputs
 from headtail.core.task import Task, load_task
 from headtail.stages.base import Stage, run_once
+from headtail.stages.ingest.result import Result as IngestResult
 
 STAGE = "plan"
 VERSION = 2
@@ -183,34 +184,43 @@ def figure(found: dict[str, Any]) -> Any:
     return drawn
 
 
-def run(config: Config) -> Receipt:
+class Result(StageResult):
+    """Where the head ends, and why."""
+
+    head_limit: str = Field(description="the limit that ended the head: rows, min_count or coverage")
+    head_last_count: int = Field(ge=0, description="events of the head's last query")
+
+
+def run(config: Config) -> Receipt[Result]:
     """Plan once. InputError when the log was ingested without the task's side inputs, or no query is frequent enough."""
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
-    log = load_receipt(store, "ingest", LATEST if config.log == "ingest" else config.log)
+    log = load_receipt(store, "ingest", LATEST if config.log == "ingest" else config.log, IngestResult)
     _check_side_inputs(log, task)
     matters = {"side_inputs": list(task.side_inputs), "torso_min_count": task.file.strata.torso_min_count, "redacted": task.file.redacted}
     return run_once(
         STAGE,
+        Result,
         config,
         lambda stage: _work(stage, config, log, task),
         inputs={"log": log},
         version=VERSION,
         replaces={"task": matters, "log": log.path},
+        about=task.name,
     )
 
 
-def _check_side_inputs(log: Receipt, task: Task) -> None:
-    ingested = log.settings["config"]["task"]["side_inputs"]
-    if list(task.side_inputs) != ingested:
+def _check_side_inputs(log: Receipt[IngestResult], task: Task) -> None:
+    ingested = log.result.side_inputs
+    if task.side_inputs != ingested:
         raise InputError(
             f"the log was ingested for another task than {task.name}",
             where=log.path,
-            value=f"side inputs {ingested or 'none'}, the task has {list(task.side_inputs) or 'none'}",
+            value=f"side inputs {', '.join(ingested) or 'none'}, the task has {', '.join(task.side_inputs) or 'none'}",
             fix=f"run ingest with task={task.name}, or name its receipt in `log`",
         )
 
 
-def _work(stage: Stage, config: Config, log: Receipt, task: Task) -> None:
+def _work(stage: Stage, config: Config, log: Receipt, task: Task) -> Result:
     table = output_table(stage.store, log, "queries", ["query_key", "count"])
     keys, counts = table["query_key"], table["count"].to_numpy()
     if np.any(np.diff(counts) > 0):
@@ -244,6 +254,7 @@ def _work(stage: Stage, config: Config, log: Receipt, task: Task) -> None:
     stage.json("coverage", found)
     stage.figure("coverage", figure(found))
     _tell(stage, config, plan, found, labelled, zipf_exponent(counts))
+    return Result(head_limit=limit, head_last_count=found["head"]["last_count"])
 
 
 def _cacheable(store: Storage, log: Receipt, task: Task, queries: int) -> Mask:
@@ -333,7 +344,6 @@ def _tell(stage: Stage, config: Config, plan: Plan, found: dict[str, Any], label
         "seen_coverage_holdout": found["points"][-1]["share_holdout"] or 0.0,
         "zipf_exponent": exponent,
     }
-    stage.facts |= {"head_limit": head["limit"], "head_last_count": head["last_count"]}
     if not found["holdout_events"]:
         stage.note("no holdout traffic was held out: how long the head stays valid is not known")
     if rows["teacher_sample"] < config.teacher_sample_rows:

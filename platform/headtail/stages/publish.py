@@ -28,12 +28,16 @@ from headtail.cache.builder import OFFERED, UNRATED, build_snapshot
 from headtail.cache.diff import SnapshotDiff, diff_snapshots
 from headtail.core.config import StageConfig, execution
 from headtail.core.errors import ConfigError, GateRejected, InputError, LedgerError, StorageError
-from headtail.core.evidence import Evidence, figure_metrics, figures_of, read_evidence, three_figures
-from headtail.core.receipt import LATEST, FileRef, Receipt
+from headtail.core.evidence import Evidence, Figures, figure_metrics, three_figures
+from headtail.core.paths import StoreId, StoreIdOrEmpty, StudentOrEmpty
+from headtail.core.receipt import LATEST, FileRef, Receipt, StageResult
 from headtail.core.rows import Source
 from headtail.core.task import Task, load_task
 from headtail.releases import release as releases
 from headtail.stages.base import Stage, run_once
+from headtail.stages.evaluate.result import Result as EvaluateResult
+from headtail.stages.gate.result import Result as GateResult
+from headtail.stages.precompute.result import Result as PrecomputeResult
 
 
 class Config(StageConfig):
@@ -60,40 +64,50 @@ class Config(StageConfig):
     note: str = Field("", description="why, in words; kept with the release")
 
 
-def run(config: Config) -> Receipt:
+class Result(StageResult):
+    """The release and what it replaces."""
+
+    snapshot: StoreId = Field(description="id of the cache snapshot")
+    release: StoreId = Field(description="id of the release")
+    previous: StoreIdOrEmpty = Field(description="id of the release that was current when this one was made; empty: none was")
+    student: StudentOrEmpty = Field(description="folder of the student that answers misses; empty: none does")
+    figures: dict[str, Figures] = Field(description="of realtime_student and batch_student: against people, against the teacher, cost")
+
+
+def run(config: Config) -> Receipt[Result]:
     """Build the snapshot and its release unless they exist, then promote."""
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
-    answers = {ref: load_receipt(store, "precompute", ref) for ref in config.answers}
+    answers = {ref: load_receipt(store, "precompute", ref, PrecomputeResult) for ref in config.answers}
     student = load_receipt(store, "distill", config.student) if config.student else None
-    evaluation = load_receipt(store, "evaluate", config.evaluation) if config.evaluation else None
-    for receipt in answers.values():
-        _same_task(task, receipt)
-    gated = [load_receipt(store, "gate", ref) for ref in config.gates]
+    evaluation = load_receipt(store, "evaluate", config.evaluation, EvaluateResult) if config.evaluation else None
+    for answered in answers.values():
+        _same_task(task, answered)
+    gated = [load_receipt(store, "gate", ref, GateResult) for ref in config.gates]
     parts = _Parts(task, tuple(answers.values()), student, evaluation, _proven(gated, student))
 
-    def work(stage: Stage) -> None:
+    def work(stage: Stage) -> Result:
         built = _build(stage, config, parts)
         manifest = _snapshot(stage, config, parts, built)
-        _release(stage, config, parts, manifest)
+        return _release(stage, config, parts, manifest)
 
-    inputs = {f"answers.{i}": receipt for i, receipt in enumerate(parts.answers)}
+    inputs: dict[str, Receipt] = {f"answers.{i}": receipt for i, receipt in enumerate(parts.answers)}
     inputs |= {name: receipt for name, receipt in (("student", student), ("evaluation", evaluation)) if receipt is not None}
-    inputs |= {f"gate.{i}": receipt for i, receipt in enumerate(gated)}
+    inputs |= {f"gate.{i}": found for i, found in enumerate(gated)}
     replaces = {
         "task": task.name,
         "redacted": task.file.redacted,
         "answers": [receipt.path for receipt in parts.answers],
         "student": student.path if student else "",
         "evaluation": evaluation.path if evaluation else "",
-        "gates": [receipt.path for receipt in gated],
+        "gates": [found.path for found in gated],
     }
-    receipt = run_once("publish", config, work, inputs=inputs, task=task, replaces=replaces)
-    _still_there(store, receipt)
+    published = run_once("publish", Result, config, work, inputs=inputs, task=task, replaces=replaces)
+    _still_there(store, published)
     if config.promote:  # also when reused: after a rollback, publishing the same again makes it current again
-        _refuse_loss(store, config, receipt)
-        releases.promote(store, receipt.facts["release"])
-        say(f"{'publish':<12} release {receipt.facts['release']} is current")
-    return receipt
+        _refuse_loss(store, config, published)
+        releases.promote(store, published.result.release)
+        say(f"{'publish':<12} release {published.result.release} is current")
+    return published
 
 
 @dataclass(frozen=True)
@@ -101,15 +115,15 @@ class _Parts:
     """What a release is made of."""
 
     task: Task
-    answers: tuple[Receipt, ...]
+    answers: tuple[Receipt[PrecomputeResult], ...]
     student: Receipt | None
-    evaluation: Receipt | None
+    evaluation: Receipt[EvaluateResult] | None
     proofs: tuple[Evidence, ...]
 
 
-def _proven(gated: Sequence[Receipt], student: Receipt | None) -> tuple[Evidence, ...]:
+def _proven(gated: Sequence[Receipt[GateResult]], student: Receipt | None) -> tuple[Evidence, ...]:
     """The evidence of gates. GateRejected when one was not passed, or none is of the student that is to be served."""
-    proofs = tuple(read_evidence(receipt.facts.get("evidence", {})) for receipt in gated)
+    proofs = tuple(receipt.result.evidence for receipt in gated)
     for receipt, found in zip(gated, proofs, strict=True):
         if missing := found.missing():
             raise GateRejected(f"{found.candidate} is not published; missing: {'; '.join(missing)}", where=receipt.path)
@@ -120,24 +134,24 @@ def _proven(gated: Sequence[Receipt], student: Receipt | None) -> tuple[Evidence
     return proofs
 
 
-def _still_there(store: Storage, receipt: Receipt) -> None:
+def _still_there(store: Storage, receipt: Receipt[Result]) -> None:
     """A snapshot that was published before may have been deleted since: said here, not by the server."""
-    manifest = f"{snapshot_path(receipt.facts['snapshot'])}/manifest.json"
+    manifest = f"{snapshot_path(receipt.result.snapshot)}/manifest.json"
     if not store.exists(manifest):
         fix = f"remove {receipt.path}/receipt.json and publish again"
         raise StorageError("the snapshot that this publish made is no longer in the store", where=store.uri(manifest), fix=fix)
 
 
-def _refuse_loss(store: Storage, config: Config, receipt: Receipt) -> None:
+def _refuse_loss(store: Storage, config: Config, receipt: Receipt[Result]) -> None:
     """GateRejected when the current release answers much that this one does not. Without a current release there is nothing to lose."""
     current = releases.current_id(store)
     before = releases.load_release(store, current) if current else None
-    if before is None or before.snapshot == receipt.facts["snapshot"]:
+    if before is None or before.snapshot == receipt.result.snapshot:
         return
     if not store.exists(f"{snapshot_path(before.snapshot)}/manifest.json"):
         say(f"{'publish':<12} the snapshot of the current release {current} is gone: how many answers this release loses is not known")
         return
-    diff = diff_snapshots(store, before.snapshot, receipt.facts["snapshot"], examples=5)
+    diff = diff_snapshots(store, before.snapshot, receipt.result.snapshot, examples=5)
     share, of = loss(diff)
     if share <= config.max_lost_share:
         return
@@ -149,7 +163,7 @@ def _refuse_loss(store: Storage, config: Config, receipt: Receipt) -> None:
         say(f"{'publish':<12} {text}; accepted")
         return
     raise GateRejected(
-        f"release {receipt.facts['release']} is not made current: {text}",
+        f"release {receipt.result.release} is not made current: {text}",
         where=f"max_lost_share={config.max_lost_share:g}, current release {current} of task {before.task}",
         fix=f"add the answers that are missing (answers=...), or accept it: --set accept_loss=true. It is built: {receipt.path}",
     )
@@ -166,12 +180,11 @@ def loss(diff: SnapshotDiff) -> tuple[float, str]:
 
 def _same_task(task: Task, receipt: Receipt) -> None:
     """Answers to another prompt or schema are never served under this task."""
-    made_for = receipt.inputs.get("task") or receipt.settings.get("task", "")
-    if made_for != task.fingerprint:
+    if receipt.task_fingerprint != task.fingerprint:
         raise ConfigError(
             "these answers were made for another version of the task",
             where=f"answers: {receipt.path}",
-            value=f"task {task.name} is {task.fingerprint[:16]}, the answers' is {str(made_for)[:16]}",
+            value=f"task {task.name} is {task.fingerprint[:16]}, the answers' is {receipt.task_fingerprint[:16]}",
             fix="run precompute with this task, or publish with the task as it was",
         )
 
@@ -254,12 +267,12 @@ def _snapshot(stage: Stage, config: Config, parts: _Parts, built: LocalSnapshot)
     return manifest
 
 
-def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotManifest) -> None:
+def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotManifest) -> Result:
     previous = releases.current_id(stage.store)
     evidence: dict[str, object] = {}
     if parts.evaluation is not None:
-        figures = {name: value for name, value in parts.evaluation.metrics.items() if name.startswith(("quality/", "exact/"))}
-        evidence = {"evaluate": parts.evaluation.path, "figures": figures}
+        quality = {name: value for name, value in parts.evaluation.metrics.items() if name.startswith(("quality/", "exact/"))}
+        evidence = {"evaluate": parts.evaluation.path, "figures": quality}
         for receipt in parts.answers:
             if receipt.path not in parts.evaluation.inputs.values():
                 stage.note(f"the evaluation {parts.evaluation.path} did not look at the answers {receipt.path}")
@@ -275,39 +288,33 @@ def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotMani
         note=config.note,
     )
     stage.outputs["release"] = _ref(stage.store, f"{releases.FOLDER}/{made.id}.json")
-    stage.facts |= {"snapshot": manifest.id, "release": made.id, "previous": previous, "student": made.student}
-    stage.facts["figures"] = of_students = dict(_figures(stage.store, parts))
-    for role, known in of_students.items():
+    figures = dict(_figures(stage.store, parts))
+    for role, known in figures.items():
         stage.metrics |= figure_metrics(known, role)
     stage.tracker.log(stage.run_id, {}, {}, {"headtail.snapshot": manifest.id, "headtail.release": made.id})
+    return Result(snapshot=manifest.id, release=made.id, previous=previous, student=made.student, figures=figures)
 
 
-def _figures(store: Storage, parts: _Parts) -> Iterator[tuple[str, dict[str, float | None]]]:
+def _figures(store: Storage, parts: _Parts) -> Iterator[tuple[str, Figures]]:
     """The three figures of the student that answers misses, and of each whose answers are published: its gate's, else the evaluation's.
 
     Where neither looked at it, its cost alone.
     """
-    by_source: dict[str, list[Receipt]] = {}
-    for receipt in parts.answers:
-        by_source.setdefault(str(receipt.settings.get("config", {}).get("source")), []).append(receipt)
-    batch, taught = by_source.get(Source.BATCH_STUDENT, []), by_source.get(Source.TEACHER, [])
-    known: dict[str, dict[str, float | None]] = {}
+    batch, taught = (
+        [receipt for receipt in parts.answers if receipt.result.source == source] for source in (Source.BATCH_STUDENT, Source.TEACHER)
+    )
+    known: dict[str, Figures] = {}
     for receipt in batch:
-        known.setdefault(_by(receipt), three_figures(None, None, receipt.metrics, taught[0].metrics if taught else {}))
-    sources = parts.evaluation.settings.get("config", {}).get("answers", {}) if parts.evaluation else {}
-    for source, path in sources.items():
-        if parts.evaluation and source in parts.evaluation.facts.get("figures", {}) and store.exists(f"{path}/receipt.json"):
-            known[_by(load_receipt(store, "precompute", path))] = figures_of(parts.evaluation.facts, source)
-    known |= {proof.candidate: proof.figures for proof in parts.proofs if proof.figures}
+        known.setdefault(receipt.result.model.name, three_figures(None, None, receipt.metrics, taught[0].metrics if taught else {}))
+    evaluated = parts.evaluation.result if parts.evaluation else None
+    for source, path in evaluated.answers.items() if evaluated else ():
+        if evaluated and store.exists(f"{path}/receipt.json"):
+            known[load_receipt(store, "precompute", path, PrecomputeResult).result.model.name] = evaluated.figures[source]
+    known |= {proof.candidate: proof.figures for proof in parts.proofs if proof.figures != Figures()}
     if parts.student is not None:
         yield "realtime_student", known.get(parts.student.path) or three_figures(None, None, {}, taught[0].metrics if taught else {})
-    for number, name in enumerate(dict.fromkeys(map(_by, batch))):
+    for number, name in enumerate(dict.fromkeys(receipt.result.model.name for receipt in batch)):
         yield f"batch_student{number + 1 if number else ''}", known[name]
-
-
-def _by(receipt: Receipt) -> str:
-    """The model that made these answers."""
-    return str(receipt.facts.get("model", {}).get("name") or receipt.path)
 
 
 def _coverage(stage: Stage, parts: _Parts, built: LocalSnapshot) -> float | None:

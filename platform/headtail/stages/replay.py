@@ -26,9 +26,11 @@ from headtail.adapters.progress import progress_bar
 from headtail.adapters.proxies import may_proxy
 from headtail.adapters.storage import Storage, open_storage, stream_table
 from headtail.adapters.storage.receipts import load_receipt
+from headtail.core.config import Config as Fields
 from headtail.core.config import StageConfig, TrackingConfig, execution
 from headtail.core.errors import ConfigError, HeadtailError, InputError, LedgerError
-from headtail.core.receipt import LATEST, FileRef, Receipt
+from headtail.core.paths import StoreId
+from headtail.core.receipt import LATEST, FileRef, Receipt, StageResult
 from headtail.core.rows import KEY, Source
 from headtail.core.score import Counts, f1
 from headtail.core.task import Task, load_task
@@ -66,6 +68,24 @@ class Config(StageConfig):
     seed: int = Field(0, ge=0, description="of the draw")
 
 
+class ServedRelease(Fields):
+    """What the server said that it serves."""
+
+    id: StoreId = Field(description="id of the release")
+    snapshot: StoreId | None = Field(None, description="id of its cache snapshot")
+    student: str | None = Field(None, description="folder of the student that answers misses; empty: none does")
+    coverage: float | None = Field(None, description="share (0..1) of the log's events that the snapshot answers")
+    rows: int | None = Field(None, description="answers in the snapshot")
+    realtime: Any = Field(None, description="the realtime student as it was deployed")
+
+
+class Result(StageResult):
+    """What was replayed against."""
+
+    server: ServedRelease = Field(description="the release that the server served")
+    url: str = Field(description="the server")
+
+
 class Event(NamedTuple):
     """One event of holdout traffic."""
 
@@ -95,7 +115,7 @@ class Met(NamedTuple):
         return "cache" if self.cached else "fallback" if self.source == Source.FALLBACK else "realtime"
 
 
-def run(config: Config) -> Receipt:
+def run(config: Config) -> Receipt[Result]:
     """Replay, unless this release was replayed with these settings before."""
     served = about(config.url, config.timeout_s)
     release = str(served["id"])
@@ -103,7 +123,7 @@ def run(config: Config) -> Receipt:
         fix = "serve that release (--set release=...), or leave this field empty"
         raise ConfigError("the server serves another release", where="release", value=f"asked {config.release}, found {release}", fix=fix)
 
-    def work(stage: Stage, log: Receipt, plan: Receipt, task: Task) -> None:
+    def work(stage: Stage, log: Receipt, plan: Receipt, task: Task) -> Result:
         if served["task"] != task.name:
             raise ConfigError("the server serves another task", where="task", value=f"{served['task']}, not {task.name}")
         events = draw(stage.store, log, config.requests, config.seed)
@@ -112,19 +132,19 @@ def run(config: Config) -> Receipt:
             met = asyncio.run(send(config, events, shown.advance))
         seconds = time.monotonic() - began
         _record(stage, task, met, seconds, labels_of(stage.store, plan, events))
-        kept = ("id", "snapshot", "student", "coverage", "rows", "realtime")
-        stage.facts = {"server": {name: served.get(name) for name in kept}, "url": config.url}
         others = {m.release for m in met if m.release} - {release}
         if others:
             stage.note(f"the current release changed during the replay: some answers are of {', '.join(sorted(others))}")
+        server = ServedRelease.model_validate({name: served.get(name) for name in ServedRelease.model_fields})
+        return Result(server=server, url=config.url)
 
     return _once(config.model_copy(update={"release": release}), work)
 
 
-def find(config: Config) -> Receipt | None:
+def find(config: Config) -> Receipt[Result] | None:
     """The receipt of an earlier replay under `config` (which names the release), or None. Needs no server."""
 
-    def missing(*_: object) -> None:
+    def missing(*_: object) -> Result:
         raise _Missing
 
     try:
@@ -137,12 +157,18 @@ class _Missing(Exception):
     """Nothing was found; never leaves `find`."""
 
 
-def _once(config: Config, work: Callable[[Stage, Receipt, Receipt, Task], None]) -> Receipt:
+def _once(config: Config, work: Callable[[Stage, Receipt, Receipt, Task], Result]) -> Receipt[Result]:
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     log, plan = load_receipt(store, "ingest", config.log), load_receipt(store, "plan", config.plan)
     replaces = {"task": task.name, "log": log.path, "plan": plan.path}
     return run_once(
-        "replay", config, lambda stage: work(stage, log, plan, task), inputs={"log": log, "plan": plan}, task=task, replaces=replaces
+        "replay",
+        Result,
+        config,
+        lambda stage: work(stage, log, plan, task),
+        inputs={"log": log, "plan": plan},
+        task=task,
+        replaces=replaces,
     )
 
 

@@ -24,7 +24,7 @@ from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_receipt, load_ref, output_table
 from headtail.core.config import StageConfig
 from headtail.core.errors import ConfigError
-from headtail.core.receipt import Receipt
+from headtail.core.receipt import Receipt, StageResult
 from headtail.core.rows import ALL, STRATA
 from headtail.core.task import load_task
 from headtail.stages import curate, distill, evaluate, precompute
@@ -98,14 +98,14 @@ def run(config: Config) -> Receipt:
         answered[name] = precompute.run(config.precompute.at(config, config.tracking, **asked)).path
     quality = evaluate.run(config.evaluate.at(config, config.tracking, task=config.task, labels=config.labels, answers=answered))
 
-    def work(stage: Stage) -> None:
+    def work(stage: Stage) -> StageResult:
         trained = {name: _rows(*found) for name, found in training_set.items()}
         made = pa.Table.from_pylist(
             list(ablation_rows(output_table(store, quality, "rows"), output_table(store, quality, "quality"), trained, config)),
             schema=ABLATION,
         )
         stage.table("ablation", made)
-        stage.facts["ablation"] = shown = made.to_pylist()
+        shown = made.to_pylist()
         stage.rows |= {f"training_set.{name}": count for name, (count, _) in trained.items()}
         for line in shown:
             stage.metrics |= {
@@ -114,11 +114,12 @@ def run(config: Config) -> Receipt:
         points = [charts.QualityPoint(x["variant"], x["stratum"], x["quality"], x["low"], x["high"], x["n"]) for x in shown]
         stage.figure("ablation", charts.quality_chart(points, confidence=config.evaluate.confidence))
         stage.note("one training run each: a difference between training sets cannot be separated from one between seeds")
+        return StageResult()
 
     refs = {"answers": config.answers, "labels": config.labels, "human": config.human, "task": task.name}
     groups: dict[str, Any] = {name: {} for name in ("curate", "distill", "precompute", "evaluate")}
     inputs = {"evaluation": quality, **{name: found for name, (found, _) in training_set.items()}}
-    return run_once("ablate", config, work, inputs=inputs, task=task, replaces={**refs, **groups, "variants": variants})
+    return run_once("ablate", StageResult, config, work, inputs=inputs, task=task, replaces={**refs, **groups, "variants": variants})
 
 
 def _resolve(config: Config, store: Storage) -> Config:

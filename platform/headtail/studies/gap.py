@@ -23,7 +23,7 @@ from headtail.adapters.storage.receipts import load_ref, output_table
 from headtail.batch import read_answers
 from headtail.core.config import StageConfig
 from headtail.core.errors import ConfigError, InputError
-from headtail.core.receipt import Receipt
+from headtail.core.receipt import Receipt, StageResult
 from headtail.core.rows import ALL, SMALL, STRATA, Source
 from headtail.core.task import load_task
 from headtail.engines import ModelConfig
@@ -66,7 +66,14 @@ class Config(StageConfig):
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="intervals")
 
 
-def run(config: Config) -> Receipt:
+class Result(StageResult):
+    """The gap, in words and as a verdict for each model. The table `gap` has the figures."""
+
+    verdicts: dict[str, str] = Field(description="a sentence for each model")
+    real: dict[str, bool] = Field(description="whether a model does worse without side inputs, by more than chance explains")
+
+
+def run(config: Config) -> Receipt[Result]:
     """Ask, judge and compare once. ConfigError when the task has no side inputs, InputError when no labelled row has any."""
     store, task = open_storage(config.root), load_task(config.task, config.allow_task_code)
     if not task.side_inputs:
@@ -86,25 +93,25 @@ def run(config: Config) -> Receipt:
     paths = {source: receipt.path for source, receipt in answered.items()}
     quality = evaluate.run(config.evaluate.at(config, config.tracking, task=config.task, labels=ref, answers=paths))
 
-    def work(stage: Stage) -> None:
+    def work(stage: Stage) -> Result:
         made = list(gap_rows(output_table(store, quality, "rows"), keys, list(_models(config)), config.evaluate.sure))
         moved = {
             model: _count_different_prompts(store, keys, answered[model], answered[source_name(model, False)]) for model in _models(config)
         }
         stage.rows |= {"human_labels": labels.num_rows, "with_side_inputs": len(keys)}
         stage.rows |= {f"asked_otherwise.{model}": count for model, count in moved.items()}
-        _write(stage, pa.Table.from_pylist(made, schema=GAP), moved, config.evaluate.confidence)
+        return _write(stage, pa.Table.from_pylist(made, schema=GAP), moved, config.evaluate.confidence)
 
     groups: dict[str, Any] = {"teacher": {}, "student": {}, "precompute": {}, "evaluate": {}}
     inputs: dict[str, Any] = {"evaluation": quality, **answered}
-    return run_once("gap", config, work, inputs=inputs, task=task, replaces={"task": task.name, "labels": ref, **groups})
+    return run_once("gap", Result, config, work, inputs=inputs, task=task, replaces={"task": task.name, "labels": ref, **groups})
 
 
-def _write(stage: Stage, table: pa.Table, moved: Mapping[str, int], confidence: float) -> None:
+def _write(stage: Stage, table: pa.Table, moved: Mapping[str, int], confidence: float) -> Result:
     stage.table("gap", table)
     shown = table.to_pylist()
-    stage.facts |= {"gap": shown, "verdicts": verdicts(shown, moved), "real": significant_losses(shown)}
-    for text in stage.facts["verdicts"].values():
+    result = Result(verdicts=verdicts(shown, moved), real=significant_losses(shown))
+    for text in result.verdicts.values():
         say(f"gap          {text}")
     for line in shown:
         where = f"{source_name(line['model'], line['shown'])}/{line['stratum']}"
@@ -117,6 +124,7 @@ def _write(stage: Stage, table: pa.Table, moved: Mapping[str, int], confidence: 
         for x in known
     ]
     stage.figure("gap", charts.quality_chart(points, confidence=confidence))
+    return result
 
 
 def source_name(model: str, side_inputs: bool) -> str:

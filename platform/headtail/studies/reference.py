@@ -14,7 +14,7 @@ from pydantic import Field
 
 from headtail.adapters.storage import check_digest, fetch_folder, open_storage
 from headtail.core.config import StageConfig, execution
-from headtail.core.receipt import Receipt
+from headtail.core.receipt import Receipt, StageResult
 from headtail.core.task import EXAMPLES, load_task
 from headtail.engines import ModelConfig
 from headtail.engines.models import SHIPPED
@@ -65,15 +65,16 @@ def run(config: Config) -> Receipt:
     base = _train(config.base_data, config.base, PRETRAINING, (0, 0, 0), common)
     quality = {task: _measure(config, task, teacher, common) for task in TASKS}
 
-    def work(stage: Stage) -> None:
+    def work(stage: Stage) -> StageResult:
         _copy(config, teacher, Path(config.into) / "teacher", teacher_card(teacher, quality))
         _copy(config, base, Path(config.into) / "student-base", base_card(base))
         for task, receipt in quality.items():
             stage.metrics |= {f"{task}/{key}": value for key, value in receipt.metrics.items() if key.startswith("quality/teacher")}
+        return StageResult()
 
     inputs = {"teacher": teacher, "base": base, **quality}
     nested: dict[str, object] = {name: {} for name in ("teacher_data", "teacher", "base_data", "base", "labels_data")}
-    return run_once("reference", config, work, inputs=inputs, replaces=nested)
+    return run_once("reference", StageResult, config, work, inputs=inputs, replaces=nested)
 
 
 def _train(

@@ -6,17 +6,27 @@ its receipt names. Knows nothing of how a stage works.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar, cast, overload
 
 from headtail.adapters.storage.base import Storage
 from headtail.adapters.storage.tables import read_record, read_table, read_text
 from headtail.core.errors import InputError, StorageError
 from headtail.core.paths import store_path
-from headtail.core.receipt import FORMAT, LATEST, Receipt, receipt_path
+from headtail.core.receipt import FORMAT, LATEST, Receipt, StageResult, receipt_path
+
+R = TypeVar("R", bound=StageResult)
 
 
-def load_receipt(store: Storage, stage: str, ref: str = LATEST) -> Receipt:
-    """The receipt of `stage` at `ref`: `latest` or the stage's bare name, a fingerprint, or its folder."""
+@overload
+def load_receipt(store: Storage, stage: str, ref: str = LATEST) -> Receipt: ...
+
+
+@overload
+def load_receipt(store: Storage, stage: str, ref: str, kind: type[R]) -> Receipt[R]: ...
+
+
+def load_receipt(store: Storage, stage: str, ref: str = LATEST, kind: type[StageResult] = StageResult) -> Receipt:
+    """The receipt of `stage` at `ref`: `latest` or the stage's bare name, a fingerprint, or its folder. `kind`: the stage's Result."""
     if ref in (LATEST, stage):
         pointer = f"{stage}/LATEST"
         if not store.exists(pointer):
@@ -35,7 +45,8 @@ def load_receipt(store: Storage, stage: str, ref: str = LATEST) -> Receipt:
         raise InputError(
             f"no finished {stage} here", where=store.uri(folder), value=ref, fix="use `latest` or a folder that holds receipt.json"
         )
-    receipt = read_record(store, Receipt, f"{folder}/receipt.json", FORMAT)
+    form = cast(type[Receipt], Receipt.__class_getitem__(kind))  # Receipt[kind], which mypy has no words for
+    receipt = read_record(store, form, f"{folder}/receipt.json", FORMAT)
     if receipt.path != folder:
         raise StorageError("this receipt is of another folder", where=store.uri(folder), value=receipt.path, fix=f"run {stage} again")
     return receipt

@@ -26,9 +26,10 @@ from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_receipt, load_ref, output_table
 from headtail.batch import read_answers
 from headtail.core import leaks
+from headtail.core.config import Config as Fields
 from headtail.core.config import StageConfig
 from headtail.core.errors import InputError, LedgerError
-from headtail.core.receipt import Receipt
+from headtail.core.receipt import Receipt, StageResult
 from headtail.core.rows import DROPPED, State, Stratum
 from headtail.core.task import Task, load_task
 from headtail.stages.base import Stage, run_once
@@ -37,6 +38,7 @@ from headtail.stages.curate.columns import NARROW, Columns
 from headtail.stages.curate.look import Looked, Suspicion, look
 from headtail.stages.curate.scan import Reader
 from headtail.stages.curate.verdicts import KEPT, Judged, Rules, Seen, judge
+from headtail.stages.precompute.result import Result as PrecomputeResult
 
 __all__ = ["Config", "Suspicion", "run"]
 VERSION = 3
@@ -88,10 +90,26 @@ class Config(StageConfig):
         return Rules(self.min_confidence, drop, self.max_rows, self.min_rows, self.scan_rows, self.human_weight, shares)
 
 
-def run(config: Config) -> Receipt:
+class LearningCurve(Fields):
+    """error = a * rows ** -b + c, through measured points."""
+
+    points: dict[int, float] = Field(description="rows of the training set -> error (0..1) of a small student")
+    a: float = Field(description="see above")
+    b: float = Field(description="see above")
+    c: float = Field(description="error that no number of rows takes away: the noise of the teacher's answers is in it")
+
+
+class Result(StageResult):
+    """What speaks against answers, and what further rows would gain."""
+
+    signals: dict[str, float] = Field(description="mean absolute weighted evidence by signal: what the suspects' scores rest on")
+    curve: LearningCurve | None = Field(None, description="the learning curve; null: too few rows to measure it")
+
+
+def run(config: Config) -> Receipt[Result]:
     """Choose the rows, check that nothing leaked or was lost, write training_set, dropped and suspects."""
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
-    receipt = load_receipt(store, "precompute", config.answers)
+    receipt = load_receipt(store, "precompute", config.answers, PrecomputeResult)
     labels = {f"labels{i or ''}": load_ref(store, ref) for i, ref in enumerate((config.labels, *config.other_labels))}
     others = {name: load_receipt(store, "precompute", ref) for name, ref in sorted(config.suspicion.others.items())}
     made_under = receipt.task_fingerprint
@@ -108,7 +126,7 @@ def run(config: Config) -> Receipt:
     def read(names: list[str]) -> Any:
         return read_answers(store, receipt, names)
 
-    def work(stage: Stage) -> None:
+    def work(stage: Stage) -> Result:
         queries = (query for found, name in labels.values() for query in output_table(store, found, name, ["query"])["query"].to_pylist())
         rows = columns.read(read(NARROW), leaks.LabelledQueries(queries, config.near_labels), config.seed)
         _account(rows, receipt)
@@ -122,15 +140,16 @@ def run(config: Config) -> Receipt:
             return Seen(looked_at.place, found.score, found.kind, found.cluster, found.curve.enough if found.curve else None)
 
         judged = judge(rows, config.rules, decided.read_decisions(reviewed, task), at)
-        _write(stage, task, judged, read, int(receipt.settings.get("config", {}).get("top_logprobs", 0)))
+        _write(stage, task, judged, read, receipt.result.top_logprobs)
         _tell(stage, config, judged, seen[0])
+        return _result(seen[0])
 
     inputs: dict[str, Any] = {"answers": receipt, **{name: found for name, (found, _) in labels.items()}}
     inputs |= {"reviews": review.digest(reviewed), **{f"other.{name}": other for name, other in others.items()}}
     refs = [f"{found.path}:{name}" for found, name in labels.values()]
     replaces: dict[str, Any] = {"task": task.name, "answers": receipt.path, "labels": refs[0], "other_labels": refs[1:]}
     replaces["reviews"] = inputs["reviews"]  # with nothing decided it makes no difference
-    return run_once("curate", config, work, inputs=inputs, task=task, version=VERSION, replaces=replaces)
+    return run_once("curate", Result, config, work, inputs=inputs, task=task, version=VERSION, replaces=replaces)
 
 
 def _answers_of(store: Storage, receipt: Receipt, looked_at: scan.Scan, task: Task) -> list[Any]:
@@ -186,11 +205,18 @@ def _write(stage: Stage, task: Task, judged: Judged, read: Reader, top: int) -> 
         stage.note(f"{int(kept.sum()) - human:,} training answers are the teacher's, unreviewed: a student learns its mistakes too")
 
 
+def _result(seen: Looked) -> Result:
+    curve = seen.curve
+    if curve is None:
+        return Result(signals=seen.signals)
+    points = {point.rows: point.error for point in curve.points}
+    return Result(signals=seen.signals, curve=LearningCurve(points=points, a=curve.a, b=curve.b, c=curve.c))
+
+
 def _tell(stage: Stage, config: Config, judged: Judged, seen: Looked) -> None:
     """The queue and the learning curve, and what they rest on."""
     stage.table("suspects", seen.queue)
     stage.rows["suspects"] = seen.queue.num_rows
-    stage.facts["signals"] = seen.signals
     if seen.wrong_share == seen.wrong_share:
         stage.metrics["wrong_share_estimated"] = seen.wrong_share
     for text in seen.notes:
@@ -200,7 +226,6 @@ def _tell(stage: Stage, config: Config, judged: Judged, seen: Looked) -> None:
     size = int((judged.reason == KEPT).sum())
     found = seen.curve
     stage.metrics |= {"curve_enough": float(found.enough), "curve_error": found.error(size), "curve_next_doubling": found.gain(size)}
-    stage.facts["curve"] = {"points": [point._asdict() for point in found.points], "a": found.a, "b": found.b, "c": found.c}
     stage.figure("curve", curve.figure(found, size))
     limit = "the learning curve" if found.enough <= size else "max_rows" if size >= config.max_rows else "min_rows or the rows that qualify"
     stage.note(

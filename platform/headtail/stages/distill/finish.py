@@ -23,6 +23,7 @@ from headtail.engines.models import weights_digest
 from headtail.stages.base import Stage
 from headtail.stages.distill.launch import Prepared
 from headtail.stages.distill.learner import Learner
+from headtail.stages.distill.result import Result
 from headtail.stages.distill.rows import source_of
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 PROBES = 8  # rows on which the folder that is served is compared with what was trained
 
 
-def finish(config: Config, stage: Stage, learner: Learner, base: Prepared, done: dict[str, Any], examples: pa.Table) -> None:
-    """Fetch what was trained, merge, check, and make it the stage's output."""
+def finish(config: Config, stage: Stage, learner: Learner, base: Prepared, done: dict[str, Any], examples: pa.Table) -> str:
+    """Fetch what was trained, merge, check, and make it the stage's output. Returns its digest."""
     from headtail.stages.distill.batches import columns
     from headtail.stages.distill.merge import check_saved, merge_lora
 
@@ -53,8 +54,9 @@ def finish(config: Config, stage: Stage, learner: Learner, base: Prepared, done:
             (whole / file.name).symlink_to(file.resolve())
         stage.metrics["merge_drift"] = check_saved(learner, learner.load(str(whole))[0], model, probes)
     learner.finish(model)
-    stage.facts["digest"] = weights_digest(model)
+    digest = weights_digest(model)
     stage.folder("model", model)
+    return digest
 
 
 def halve(trained: Path, into: Path) -> None:
@@ -74,8 +76,8 @@ def halve(trained: Path, into: Path) -> None:
             (into / file.name).write_bytes(file.read_bytes())
 
 
-def record(config: Config, stage: Stage, done: dict[str, Any], examples: pa.Table, base: str, tasks: list[Task]) -> None:
-    """The figures of a finished run."""
+def record(config: Config, stage: Stage, done: dict[str, Any], examples: pa.Table, base: str, tasks: list[Task], digest: str) -> Result:
+    """The figures of a finished run, and its result."""
     history = done["history"]
     taken = next((point for point in reversed(history) if point["step"] == done["taken_step"]), history[-1])
     held = int(np.sum(examples["held_out"].to_numpy()))
@@ -92,9 +94,7 @@ def record(config: Config, stage: Stage, done: dict[str, Any], examples: pa.Tabl
         if soft < stage.rows["training_set"]:
             rest = stage.rows["training_set"] - soft
             stage.note(f"{rest:,} rows learn from the written token alone: no log-probabilities are stored of the tokens they are taught")
-    stage.facts |= {"base": base, "tasks": [t.name for t in tasks], "lora": config.lora.model_dump() if config.lora else None}
-    stage.facts |= {"student": config.student, "stopped_early": done["stopped_early"]}
-    stage.facts["figures"] = figures = three_figures(None, None, {}, _teacher(config, stage))
+    figures = three_figures(None, None, {}, _teacher(config, stage))
     stage.metrics |= figure_metrics(figures)
     stage.metrics |= {name: float(value) for name, value in _sizes(stage).items()}
     stage.json("history", history)
@@ -102,6 +102,15 @@ def record(config: Config, stage: Stage, done: dict[str, Any], examples: pa.Tabl
     say(
         f"distill      {stage.rows['training_set']:,} rows from {base}: eval loss {taken['eval_loss']:.4f}, {done['steps']:,} steps, "
         f"{history[-1]['seconds']:.0f} s{', stopped early' if done['stopped_early'] else ''}"
+    )
+    return Result(
+        digest=digest,
+        base=base,
+        tasks=tuple(task.name for task in tasks),
+        student=config.student,
+        io_format=config.io_format,
+        stopped_early=done["stopped_early"],
+        figures=figures,
     )
 
 

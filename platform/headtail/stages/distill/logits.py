@@ -22,6 +22,7 @@ from headtail.core.rows import TOP
 from headtail.engines.models import ResolvedModel
 from headtail.engines.tokens import load_tokenizer, vocabulary_fingerprint
 from headtail.stages.distill.batches import UNTAUGHT, collate, columns
+from headtail.stages.precompute.result import Result as PrecomputeResult
 
 COLUMNS = ("teacher_ids", "teacher_logprobs")
 KINDS = (pa.list_(pa.int32()), pa.list_(pa.float16()))
@@ -67,13 +68,13 @@ def check_logits(student: str, asked: ModelFormat, tokenizer: Any, teacher: Reso
         )
 
 
-def check_stored(student: str, tokenizer: Any, answers: Receipt | None, where: str) -> None:
+def check_stored(student: str, tokenizer: Any, answers: Receipt[PrecomputeResult] | None, where: str) -> None:
     """ConfigError unless the student writes tokens, and the teacher's answers hold their likeliest under the same ids."""
     if student != "decoder":
         fix = "set logits to null, or student to decoder"
         raise ConfigError("only a decoder learns from stored log-probabilities", where="logits", value=student, fix=fix)
-    theirs = answers.facts.get("vocabulary") if answers is not None else None
-    if theirs is None:
+    theirs = answers.result.vocabulary if answers is not None else ""
+    if not theirs:
         raise ConfigError(
             "no likeliest tokens are stored with these training rows",
             where=f"logits.teacher is empty; {where}",

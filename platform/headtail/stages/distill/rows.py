@@ -23,6 +23,7 @@ from headtail.core.receipt import Receipt
 from headtail.core.rows import TOP, TRAINING_SET, conform, shards_of, with_side_inputs, with_top
 from headtail.core.task import Task
 from headtail.stages.distill.learner import Learner
+from headtail.stages.precompute.result import Result as PrecomputeResult
 
 
 class TrainingSet(Config):
@@ -161,10 +162,11 @@ def _training_set(store: Storage, receipt: Receipt, output: str, task: Task, top
     return conform(table, schema, f"{receipt.path}:{output}")
 
 
-def source_of(store: Storage, training_set: Receipt) -> Receipt | None:
+def source_of(store: Storage, training_set: Receipt) -> Receipt[PrecomputeResult] | None:
     """The receipt of the teacher's answers that training rows were curated from; None when there is none, or none any more."""
     path = training_set.inputs.get("answers", "")
-    return load_receipt(store, "precompute", path) if path.startswith("precompute/") and store.exists(f"{path}/receipt.json") else None
+    there = path.startswith("precompute/") and store.exists(f"{path}/receipt.json")
+    return load_receipt(store, "precompute", path, PrecomputeResult) if there else None
 
 
 def _confidence(store: Storage, training_set: Receipt, table: pa.Table) -> np.ndarray:

@@ -28,6 +28,7 @@ from headtail.stages.distill.base import Base
 from headtail.stages.distill.encoder import Settings as EncoderSettings
 from headtail.stages.distill.learner import Kind, learner_for
 from headtail.stages.distill.logits import Logits
+from headtail.stages.distill.result import Result, TrainingStage
 from headtail.stages.distill.rows import Rows, TrainingSet, Weights, examples, left_out, read_rows, source_of, tables_of, with_side
 
 __all__ = ["Config", "Logits", "Lora", "Stopping", "TrainingSet", "Weights", "identity", "run"]
@@ -126,12 +127,12 @@ class Sources(NamedTuple):
     replaces: dict[str, Any]
 
 
-def run(config: Config) -> Receipt:
+def run(config: Config) -> Receipt[Result]:
     """Train and save the model. Errors: LeakError, TrainingError, ConfigError (base not found, random base under LoRA)."""
     store, config = open_storage(config.root), _resolved(config)
     sources = _sources(config, store)
     made = run_once(
-        "distill", config, lambda stage: _work(config, stage, sources), inputs=sources.inputs, version=3, replaces=sources.replaces
+        "distill", Result, config, lambda stage: _work(config, stage, sources), inputs=sources.inputs, version=3, replaces=sources.replaces
     )
     work = f"{made.path}/work"
     if store.exists(f"{work}/done.json"):  # the receipt is there: what a resumed run would have needed can go
@@ -188,7 +189,7 @@ def _sources(config: Config, store: Storage) -> Sources:
     return Sources(tasks, refs, found, teacher, inputs, {"sets": sets, "labels": [], "encoder": encoder})
 
 
-def _work(config: Config, stage: Stage, sources: Sources) -> None:
+def _work(config: Config, stage: Stage, sources: Sources) -> Result:
     from headtail.stages.distill.encoder import pool
     from headtail.stages.distill.finish import finish, record
     from headtail.stages.distill.launch import prepare_base, train
@@ -226,10 +227,12 @@ def _work(config: Config, stage: Stage, sources: Sources) -> None:
     if first is not None and sources.teacher is not None:
         taught = examples(learner, base.tokenizer, shown, tasks, config.max_tokens, config.held_out_share)
     done = train(config, stage, learner, base, table, taught, sources.teacher)
-    finish(config, stage, learner, base, done, table)
-    record(config, stage, done, table, base.name, tasks)
-    if first is not None:
-        _record_stages(stage, first, sum(int(with_side(one.training_set, task).sum()) for one, task in zip(shown, tasks, strict=True)))
+    digest = finish(config, stage, learner, base, done, table)
+    result = record(config, stage, done, table, base.name, tasks, digest)
+    if first is None:
+        return result
+    count = sum(int(with_side(one.training_set, task).sum()) for one, task in zip(shown, tasks, strict=True))
+    return result.model_copy(update={"stages": _both_stages(stage, first, count)})
 
 
 def _check_logits(config: Config, store: Storage, sources: Sources, fmt: ModelFormat, tokenizer: Any) -> None:
@@ -258,12 +261,12 @@ def _second_stage(config: Config, sources: Sources, first: Receipt, store: Stora
     return config.model_copy(update=update), sources._replace(found=resolve_weights(first.path, "", store))
 
 
-def _record_stages(stage: Stage, first: Receipt, count: int) -> None:
+def _both_stages(stage: Stage, first: Receipt, count: int) -> tuple[TrainingStage, ...]:
     stage.inputs["first_stage"] = first.path
     stage.rows["side_inputs_left_out"] = count
     kept = ("eval_loss", "steps", "train_seconds")
     stages = {"shown": (first.path, first.metrics), "left out": (stage.path, stage.metrics)}
-    stage.facts["stages"] = [{"side_inputs": side, "path": path, **{k: m[k] for k in kept}} for side, (path, m) in stages.items()]
+    return tuple(TrainingStage(side_inputs=side, path=path, **{name: m[name] for name in kept}) for side, (path, m) in stages.items())
 
 
 def _named(sources: Sources, prefix: str) -> list[tuple[Receipt, str]]:

@@ -19,7 +19,8 @@ from pydantic import Field
 from headtail.adapters.progress import say
 from headtail.core.config import StageConfig, build_config
 from headtail.core.errors import ConfigError, TrainingError
-from headtail.core.receipt import Receipt
+from headtail.core.paths import StorePath
+from headtail.core.receipt import Receipt, StageResult
 from headtail.stages import distill
 from headtail.stages.base import Stage, run_once
 
@@ -36,6 +37,14 @@ class Config(StageConfig):
     metric: str = Field("eval_loss", description="metric of a trial's receipt by which the best is named; lower is better")
 
 
+class Result(StageResult):
+    """The best trial."""
+
+    best: StorePath = Field(description="folder of its distill receipt")
+    best_trial: str = Field(description="its values, in words")
+    best_values: dict[str, Any] = Field(description="its values by field")
+
+
 class Trial(NamedTuple):
     """One point of the grid."""
 
@@ -44,11 +53,11 @@ class Trial(NamedTuple):
     config: distill.Config
 
 
-def run(config: Config) -> Receipt:
+def run(config: Config) -> Receipt[Result]:
     """Train every trial, name the best. ConfigError before any training when a point is no valid config; TrainingError when all fail."""
     tried = trials(config)
     marks = {f"trial.{number:03}": distill.identity(trial.config) for number, trial in enumerate(tried)}
-    return run_once("sweep", config, lambda stage: _work(config, stage, tried), inputs=marks, replaces={"base": {}, "grid": {}})
+    return run_once("sweep", Result, config, lambda stage: _work(config, stage, tried), inputs=marks, replaces={"base": {}, "grid": {}})
 
 
 def trials(config: Config) -> list[Trial]:
@@ -89,7 +98,7 @@ def laid_over(plain: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
     return data
 
 
-def _work(config: Config, stage: Stage, tried: Sequence[Trial]) -> None:
+def _work(config: Config, stage: Stage, tried: Sequence[Trial]) -> Result:
     table = []
     for number, trial in enumerate(tried):
         say(f"sweep        trial {number + 1} of {len(tried)}: {trial.label}")
@@ -100,12 +109,12 @@ def _work(config: Config, stage: Stage, tried: Sequence[Trial]) -> None:
     best = min(done, key=lambda row: row["value"])
     stage.rows |= {"trials": len(table), "failed": len(table) - len(done), "reused": sum(row["reused"] for row in done)}
     stage.metrics |= {f"best/{config.metric}": best["value"], f"worst/{config.metric}": max(row["value"] for row in done)}
-    stage.facts |= {"best": best["path"], "best_trial": best["trial"], "best_values": best["values"]}
     stage.inputs |= {f"trial.{row['number']:03}": row["path"] for row in done}
     stage.json("trials", table)
     if len(done) < len(table):
         stage.note(f"{len(table) - len(done)} of {len(table)} trials failed; see trials.json")
     say(f"sweep        best of {len(done)}: {best['trial']}, {config.metric} {best['value']:.4f} ({best['path']})")
+    return Result(best=best["path"], best_trial=best["trial"], best_values=best["values"])
 
 
 def _tried(config: Config, stage: Stage, number: int, trial: Trial) -> dict[str, Any]:

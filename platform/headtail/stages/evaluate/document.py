@@ -18,13 +18,14 @@ from headtail.core.rows import ALL, STRATA
 from headtail.core.task import Task
 from headtail.stages.base import versions
 from headtail.stages.evaluate.scoring import Calibration, Scored, Sureness, plain
+from headtail.stages.precompute.result import Result as PrecomputeResult
 
 
 def document(
     sure: Sureness,
     task: Task,
     labels: str,
-    receipts: Mapping[str, Receipt],
+    receipts: Mapping[str, Receipt[PrecomputeResult]],
     scored: Sequence[Scored],
     quality: pa.Table,
     calibrated: Mapping[str, Calibration],
@@ -35,8 +36,8 @@ def document(
     runs = []
     for s in scored:
         receipt, held = receipts.get(s.source), calibrated.get(s.source)
-        model = receipt.facts.get("model", {}) if receipt else {"name": "the task's fallback; no model"}
-        run = {"source": s.source, "model": model, "answers": receipt.path if receipt else ""}
+        model = receipt.result.model.model_dump() if receipt else {"name": "the task's fallback; no model"}
+        run: dict[str, Any] = {"source": s.source, "model": model, "answers": receipt.path if receipt else ""}
         run["prompt_fingerprint"] = receipt.task_fingerprint if receipt else ""
         run["metrics"] = list(_metrics(s, quality, held, sure))
         run["reliability"] = [b._asdict() for b in held.bins] if held else []

@@ -23,13 +23,14 @@ from headtail.adapters.storage.receipts import load_receipt, load_ref, output_ta
 from headtail.batch import read_answers
 from headtail.core.config import StageConfig
 from headtail.core.errors import InputError
-from headtail.core.evidence import figure_metrics, three_figures
+from headtail.core.evidence import Figures, figure_metrics, three_figures
 from headtail.core.intervals import BOOTSTRAP
 from headtail.core.receipt import Receipt
 from headtail.core.rows import ALL, HUMAN_LABELS, SMALL, TRAFFIC, Source, conform
 from headtail.core.task import Task, load_task
 from headtail.stages.base import Stage, run_once
 from headtail.stages.evaluate.document import document
+from headtail.stages.evaluate.result import Result
 from headtail.stages.evaluate.scoring import (
     ABSENT,
     COLUMNS,
@@ -43,6 +44,7 @@ from headtail.stages.evaluate.scoring import (
     quality_rows,
     score_rows,
 )
+from headtail.stages.precompute.result import Result as PrecomputeResult
 
 
 class Config(StageConfig):
@@ -72,13 +74,13 @@ class Config(StageConfig):
         return Sureness(self.confidence, self.resamples, self.seed)
 
 
-def run(config: Config) -> Receipt:
+def run(config: Config) -> Receipt[Result]:
     """Score the answers of every source to the labelled rows."""
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     human_labels, name = load_ref(store, config.labels)
-    found = {source: load_receipt(store, "precompute", ref) for source, ref in config.answers.items()}
+    found = {source: load_receipt(store, "precompute", ref, PrecomputeResult) for source, ref in config.answers.items()}
 
-    def work(stage: Stage) -> None:
+    def work(stage: Stage) -> Result:
         wanted = conform(output_table(store, human_labels, name), HUMAN_LABELS, human_labels.output(name).path)
         if not wanted.num_rows:
             fix = "name a labels column or file when you run ingest"
@@ -91,17 +93,17 @@ def run(config: Config) -> Receipt:
                 raise InputError(
                     f"no labelled query is among the answers of {source}", where=found[source].path, value=config.labels, fix=fix
                 )
-        _write(stage, config, task, found, score_rows(task, wanted, given))
+        figures = _write(stage, config, task, found, score_rows(task, wanted, given))
+        return Result(labels=labels, answers=answered_by, figures=figures)
 
-    replaces = {
-        "task": task.name,
-        "labels": f"{human_labels.path}:{name}",
-        "answers": {source: receipt.path for source, receipt in found.items()},
-    }
-    return run_once("evaluate", config, work, inputs={"labels": human_labels, **found}, task=task, replaces=replaces)
+    labels, answered_by = f"{human_labels.path}:{name}", {source: receipt.path for source, receipt in found.items()}
+    replaces = {"task": task.name, "labels": labels, "answers": answered_by}
+    return run_once("evaluate", Result, config, work, inputs={"labels": human_labels, **found}, task=task, replaces=replaces)
 
 
-def _write(stage: Stage, config: Config, task: Task, receipts: Mapping[str, Receipt], rows: pa.Table) -> None:
+def _write(
+    stage: Stage, config: Config, task: Task, receipts: Mapping[str, Receipt[PrecomputeResult]], rows: pa.Table
+) -> dict[str, Figures]:
     scored, quality = by_source(rows), quality_rows(rows, config.sure)
     calibrated = {s.source: calibration_of(s, config.sure) for s in scored if s.source != Source.FALLBACK}
     gaps = list(differences(scored, config.sure))
@@ -124,7 +126,7 @@ def _write(stage: Stage, config: Config, task: Task, receipts: Mapping[str, Rece
             stage.note(
                 f"{name} compares {student.source} with teacher on the {both:,} labelled rows both answered: this is not a quality figure"
             )
-    stage.facts["figures"] = figures = dict(_figures(stage.metrics, receipts))
+    figures = dict(_figures(stage.metrics, receipts))
     for source, known in figures.items():
         stage.metrics |= figure_metrics(known, source)
     stage.rows |= {"human_labels": len(scored[0].tp), **{f"answered.{s.source}": int(s.answered.sum()) for s in scored}}
@@ -135,9 +137,10 @@ def _write(stage: Stage, config: Config, task: Task, receipts: Mapping[str, Rece
     stage.figure("quality", _quality_figure(quality, config))
     stage.figure("calibration", _calibration_figure(calibrated))
     stage.json("report", document(config.sure, task, config.labels, receipts, scored, quality, calibrated, gaps, stage.notes))
+    return figures
 
 
-def _figures(metrics: Mapping[str, float], receipts: Mapping[str, Receipt]) -> Iterator[tuple[str, dict[str, float | None]]]:
+def _figures(metrics: Mapping[str, float], receipts: Mapping[str, Receipt]) -> Iterator[tuple[str, Figures]]:
     """Each answer source against people, against the teacher, and what a million rows cost beside the teacher's."""
     for source, receipt in receipts.items():
         teacher = receipts[Source.TEACHER].metrics if Source.TEACHER in receipts and source != Source.TEACHER else {}

@@ -25,7 +25,11 @@ from headtail.core.errors import ConfigError, InputError
 from headtail.core.paths import StoreId, StorePath
 from headtail.core.receipt import Receipt
 from headtail.core.rows import JUDGED, SCORED, Stratum, conform
+from headtail.stages.distill.result import Result as DistillResult
+from headtail.stages.evaluate.result import Result as EvaluateResult
 from headtail.stages.gate.criteria import Judged, SourceScores
+from headtail.stages.gate.result import JudgeResult
+from headtail.stages.precompute.result import Result as PrecomputeResult
 
 
 def scored_rows(store: Storage, evaluation: Receipt) -> pa.Table:
@@ -33,25 +37,25 @@ def scored_rows(store: Storage, evaluation: Receipt) -> pa.Table:
     return conform(output_table(store, evaluation, "rows"), SCORED, evaluation.output("rows").path)
 
 
-def labels_of(store: Storage, evaluation: Receipt) -> tuple[Receipt, str]:
+def labels_of(store: Storage, evaluation: Receipt[EvaluateResult]) -> tuple[Receipt, str]:
     """The receipt that holds the human labels, and the SHA-256 of the table of human labels."""
-    receipt, name = load_ref(store, evaluation.settings["config"]["labels"])
+    receipt, name = load_ref(store, evaluation.result.labels)
     return receipt, receipt.output(name).sha256
 
 
-def answers_of(store: Storage, evaluation: Receipt, source: str) -> Receipt:
+def answers_of(store: Storage, evaluation: Receipt[EvaluateResult], source: str) -> Receipt[PrecomputeResult]:
     """The receipt of the answers that were scored as `source`."""
-    named = evaluation.settings["config"]["answers"]
+    named = evaluation.result.answers
     if source not in named:
         raise ConfigError("the evaluation has no answers of this source", where="source", value=source, fix=f"one of: {', '.join(named)}")
-    return load_receipt(store, "precompute", named[source])
+    return load_receipt(store, "precompute", named[source], PrecomputeResult)
 
 
-def candidate_of(store: Storage, ref: str, answers: Receipt) -> tuple[str, str, list[str]]:
+def candidate_of(store: Storage, ref: str, answers: Receipt[PrecomputeResult]) -> tuple[str, str, list[str]]:
     """(reference, digest, remarks) of what is to be promoted. ConfigError when the scored answers are not its own."""
-    model: Mapping[str, Any] = answers.facts.get("model", {})
+    model = answers.result.model
     if not ref:
-        return str(model.get("name") or answers.path), str(model.get("digest") or answers.fingerprint), []
+        return model.name, model.digest, []
     remarks = []
     if ref.startswith("snapshots/"):
         from headtail.cache import read_manifest
@@ -63,12 +67,12 @@ def candidate_of(store: Storage, ref: str, answers: Receipt) -> tuple[str, str, 
             [f"{ref} also holds answers of {', '.join(rest)}, of which this says nothing: gate their answer source too"] if rest else []
         )
     else:
-        receipt = load_receipt(store, "distill", ref)
-        ref, digest = receipt.path, str(receipt.facts["digest"])
-        own = digest == model.get("digest")
+        receipt = load_receipt(store, "distill", ref, DistillResult)
+        ref, digest = receipt.path, receipt.result.digest
+        own = digest == model.digest
     if not own:
         fix = "evaluate the candidate's own answers, or name the candidate that was evaluated"
-        value = f"{ref}; the scored answers {answers.path} are by {model.get('name')}"
+        value = f"{ref}; the scored answers {answers.path} are by {model.name}"
         raise ConfigError("the evaluation did not score this candidate", where="candidate", value=value, fix=fix)
     return ref, digest, remarks
 
@@ -127,7 +131,7 @@ class Judge(NamedTuple):
     sha256: str
 
 
-def read_judge(store: Storage, ref: str, answers: Receipt, teacher: Receipt | None, source: SourceScores) -> Judge:
+def read_judge(store: Storage, ref: str, answers: Receipt, teacher: Receipt[PrecomputeResult] | None, source: SourceScores) -> Judge:
     """A judge's scores of the candidate's answers, split into rows that people labelled too and rows that they did not.
 
     Rows without a score count against the candidate: 0 where the judge stands alone, 1 where it is held against a person's
@@ -154,9 +158,15 @@ def read_judge(store: Storage, ref: str, answers: Receipt, teacher: Receipt | No
         more = [found[k] for k in sorted(found, key=_shuffled) if k not in labelled and known[k][1] == stratum]
         if more:
             by_stratum[stratum] = Judged(np.nan_to_num(np.asarray(beside), nan=1.0), np.nan_to_num(np.asarray(more)))
-    model = receipt.facts.get("model") or {}
-    own = None if not model or teacher is None else model.get("digest") == teacher.facts.get("model", {}).get("digest")
-    about = {"ref": where, "name": model.get("name"), "own_teacher": own, "rows": len(found), "left_out": len(keys) - len(found)}
+    model = load_receipt(store, receipt.stage, receipt.path, JudgeResult).result.model
+    own = None if model is None or teacher is None else model.digest == teacher.result.model.digest
+    about = {
+        "ref": where,
+        "name": model.name if model else None,
+        "own_teacher": own,
+        "rows": len(found),
+        "left_out": len(keys) - len(found),
+    }
     about["labelled_without_score"] = sum(key not in found for key in source.keys)
     about["answers_checked"] = its is not None
     return Judge(by_stratum, about, receipt.output(name).sha256)

@@ -17,16 +17,18 @@ from pydantic import Field, field_validator, model_validator
 
 from headtail.adapters import charts
 from headtail.adapters.progress import say
-from headtail.adapters.storage import Storage, check_digest, open_storage, read_json, read_text
+from headtail.adapters.storage import Storage, open_storage, read_text
 from headtail.adapters.storage.receipts import load_receipt, load_ref
 from headtail.core.config import StageConfig
 from headtail.core.errors import ConfigError
-from headtail.core.evidence import Criterion, Evidence, figure_metrics, figures_of, read_evidence
+from headtail.core.evidence import Criterion, Evidence, figure_metrics
 from headtail.core.receipt import Receipt
 from headtail.core.rows import ALL, SLICES, TRAFFIC, Source
 from headtail.core.task import load_task
 from headtail.stages.base import Stage, run_once
+from headtail.stages.evaluate.result import Result as EvaluateResult
 from headtail.stages.gate.criteria import CriterionTest, GatePolicy, ScoreName, SourceScores, criterion_tests, decide, others, source_rows
+from headtail.stages.gate.result import Result
 from headtail.stages.gate.sources import Judge, answers_of, candidate_number, candidate_of, labels_of, most_events, read_judge, scored_rows
 
 VERSION = 1
@@ -80,13 +82,14 @@ class Config(StageConfig):
         return GatePolicy(self.minimum, self.max_drop, self.above_fallback, self.relative_on, self.delta, candidates, self.power)
 
 
-def run(config: Config) -> Receipt:
-    """Test the candidate. The receipt says `passed` in its facts, with the evidence; a rejection's notes say what is missing."""
+def run(config: Config) -> Receipt[Result]:
+    """Test the candidate. The result says whether it passed, with the evidence; a rejection's notes say what is missing."""
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
-    evaluation = load_receipt(store, "evaluate", config.evaluation)
-    if evaluation.settings["config"]["task"] != task.name:
-        made_for = evaluation.settings["config"]["task"]
-        raise ConfigError("the evaluation is of another task", where="task", value=f"{task.name}; {evaluation.path} is of {made_for}")
+    evaluation = load_receipt(store, "evaluate", config.evaluation, EvaluateResult)
+    if evaluation.task != task.name:
+        raise ConfigError(
+            "the evaluation is of another task", where="task", value=f"{task.name}; {evaluation.path} is of {evaluation.task}"
+        )
     answers = answers_of(store, evaluation, config.source)
     if answers.task_fingerprint not in ("", task.fingerprint):
         value = f"{task.fingerprint[:16]}, the answers' is {answers.task_fingerprint[:16]}"
@@ -101,7 +104,7 @@ def run(config: Config) -> Receipt:
     number = candidate_number(store, f"gate/candidates/{task.name}/{config.source}", mine)
     policy = config.policy(max(config.candidates, number))
 
-    def work(stage: Stage) -> None:
+    def work(stage: Stage) -> Result:
         sources = _Sources(store, config, evaluation, answers, planned, policy)
         criteria = decide(sources.tests, policy)
         evidence = Evidence(
@@ -119,12 +122,12 @@ def run(config: Config) -> Receipt:
             criteria=criteria,
             data=sources.digests,
             judge=sources.judge.about if sources.judge else {},
-            figures=figures_of(evaluation.facts, config.source),
+            figures=evaluation.result.figures[config.source],
         )
         _record(stage, config, evidence, sources)
         for text in (*evidence.missing(), *remarks, *_remarks(config, evidence, number)):
             stage.note(text)
-        stage.facts["candidate_number"] = number
+        return Result(passed=evidence.passed, evidence=evidence, candidate_number=number)
 
     inputs: dict[str, Any] = {"evaluation": evaluation, "answers": answers, "candidate": digest}
     inputs |= {"judge": judge[0].output(judge[1])} if judge else {}
@@ -135,18 +138,13 @@ def run(config: Config) -> Receipt:
         "candidates": policy.candidates,
         "judge": judged_by,
     }
-    receipt = run_once("gate", config, work, inputs=inputs, task=task, version=VERSION, replaces=replaces)
+    receipt = run_once("gate", Result, config, work, inputs=inputs, task=task, version=VERSION, replaces=replaces)
     store.replace(_pointer(task.name, config.source), receipt.path.encode())
-    found = verdict(store, receipt)
+    found = receipt.result.evidence
     say(f"{'gate':<12} {candidate} {'passes' if found.passed else 'is REJECTED'}")
     for criterion in found.criteria:
         say(f"{'':<12} {'passed' if criterion.passed else 'failed'} {criterion.words()}")
     return receipt
-
-
-def verdict(store: Storage, receipt: Receipt) -> Evidence:
-    """What the gate of `receipt` found."""
-    return read_evidence(read_json(store, check_digest(store, receipt.output("verdict"))))
 
 
 def latest_verdict(store: Storage, task: str, source: str) -> Evidence | None:
@@ -154,7 +152,7 @@ def latest_verdict(store: Storage, task: str, source: str) -> Evidence | None:
     pointer = _pointer(task, source)
     if not store.exists(pointer):
         return None
-    return verdict(store, load_receipt(store, "gate", read_text(store, pointer).strip()))
+    return load_receipt(store, "gate", read_text(store, pointer).strip(), Result).result.evidence
 
 
 def _pointer(task: str, source: str) -> str:
@@ -164,7 +162,9 @@ def _pointer(task: str, source: str) -> str:
 class _Sources:
     """Everything a verdict rests on, read and checked."""
 
-    def __init__(self, store: Storage, config: Config, evaluation: Receipt, answers: Receipt, planned: Receipt, policy: GatePolicy) -> None:
+    def __init__(
+        self, store: Storage, config: Config, evaluation: Receipt[EvaluateResult], answers: Receipt, planned: Receipt, policy: GatePolicy
+    ) -> None:
         rows = scored_rows(store, evaluation)
         self.sources: dict[str, SourceScores] = {
             name: source_rows(rows, name, config.score) for name in dict.fromkeys([config.source, *others(policy)])
@@ -175,8 +175,7 @@ class _Sources:
         self.digests = {"rows": evaluation.output("rows").sha256, "human_labels": labels_of(store, evaluation)[1]}
         self.judge: Judge | None = None
         if config.judge:
-            named = evaluation.settings["config"]["answers"]
-            teacher = load_receipt(store, "precompute", named[Source.TEACHER]) if Source.TEACHER in named else None
+            teacher = answers_of(store, evaluation, Source.TEACHER) if Source.TEACHER in evaluation.result.answers else None
             self.judge = read_judge(store, config.judge, answers, teacher, own)
             self.digests["judge"] = self.judge.sha256
         weighed = TRAFFIC in (*config.minimum, *config.relative_on)
@@ -204,7 +203,6 @@ def _record(stage: Stage, config: Config, evidence: Evidence, sources: _Sources)
             stage.rows[f"judged.{criterion.stratum}"] = criterion.judged
     stage.metrics["passed"] = float(evidence.passed)
     stage.metrics |= figure_metrics(evidence.figures)
-    stage.facts |= {"passed": evidence.passed, "evidence": evidence.model_dump(mode="json"), "figures": evidence.figures}
     stage.json("verdict", evidence.model_dump(mode="json"))
     stage.figure("gate", figure(evidence))
     stage.tracker.log(stage.run_id, {}, {}, {"headtail.gate": "passed" if evidence.passed else "rejected"})

@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 from headtail.core.errors import InputError
 from headtail.core.keys import fingerprint
 from headtail.stages.ingest import files, logfile
 from headtail.stages.ingest.files import LogFile, Skipped
+from headtail.stages.ingest.result import SourceFile
 from headtail.stages.ingest.streams import Unusable
 
 
@@ -59,12 +59,10 @@ class Files:
                 raise InputError("two columns have the same name", where=file.path, value=name, fix="rename one of them in the file")
         return probed
 
-    def facts(self) -> list[dict[str, Any]]:
-        """For the receipt: from here one walks to the bytes."""
-        return [
-            {"path": file.path, "kind": file.kind, "bytes": file.bytes, "sha256": sha}
-            for file, sha in zip(self.files, self.sha256, strict=True)
-        ]
+    def read(self) -> tuple[SourceFile, ...]:
+        """For the receipt: the files and their digests."""
+        read = zip(self.files, self.sha256, strict=True)
+        return tuple(SourceFile(file=file.path, kind=file.kind, bytes=file.bytes, sha256=sha) for file, sha in read)
 
 
 def _check_column(file: LogFile, what: str, role: str, name: str) -> None:

@@ -39,6 +39,7 @@ from headtail.stages.ingest.files import LogFile, Skipped
 from headtail.stages.ingest.human_labels import Settled, fill_counts, settle
 from headtail.stages.ingest.intake import LABEL_CELL, Intake, Rules, Totals
 from headtail.stages.ingest.logfile import Split, Wanted
+from headtail.stages.ingest.result import FileSetAside, Result
 from headtail.stages.ingest.sources import Files
 from headtail.stages.ingest.tally import Cut, keep_run, merged, total
 
@@ -99,7 +100,7 @@ class Config(StageConfig):
     workers: int = execution(0, "parts of the log read at once by Ray tasks; 1 stays in this process, 0 chooses by size", ge=0)
 
 
-def run(config: Config) -> Receipt:
+def run(config: Config) -> Receipt[Result]:
     """Ingest once. InputError when a file or column is missing, unreadable or holds nothing that can be used."""
     task = load_task(config.task, config.allow_task_code)
     log, labels = find_log(config, task), find_labels(config)
@@ -108,11 +109,13 @@ def run(config: Config) -> Receipt:
         matters |= {"schema": task.schema, "score": task.file.score.model_dump(mode="json")}
     return run_once(
         STAGE,
+        Result,
         config,
         lambda stage: _work(stage, config, task, log, labels),
         inputs={"log": log.digest, **({"labels": labels.digest} if labels else {})},
         version=VERSION,
         replaces={"task": matters, "log": log.title, "labels": labels.title if labels else ""},
+        about=task.name,
     )
 
 
@@ -129,7 +132,7 @@ def find_labels(config: Config) -> Files | None:
     return Files(config.labels, "labels", {"query": "query", "answer": "answer"}, ["split"]) if config.labels else None
 
 
-def _work(stage: Stage, config: Config, task: Task, log: Files, labels: Files | None) -> None:
+def _work(stage: Stage, config: Config, task: Task, log: Files, labels: Files | None) -> Result:
     began = time.monotonic()
     rules = _rules(config, task)
     parts = logfile.split(log.system, log.files)
@@ -164,6 +167,7 @@ def _work(stage: Stage, config: Config, task: Task, log: Files, labels: Files | 
     _count_rows(stage, totals, queries, holdout, aside[0], settled)
     stage.metrics["events_per_s"] = round(totals.rows / (time.monotonic() - began), 1)
     _tell(stage, config, task, log, labels, cut, totals)
+    return _result(task, log, labels, cut, totals)
 
 
 def _counted(config: Config, rules: Rules, log: Files, parts: Sequence[Split], folder: Path) -> Here | Spread:
@@ -335,14 +339,10 @@ def _count_rows(
 
 
 def _tell(stage: Stage, config: Config, task: Task, log: Files, labels: Files | None, cut: Cut, totals: Totals) -> None:
-    """Facts and notes for the receipt, one line for the person watching."""
+    """Notes for the receipt, one line for the person watching."""
     rows, metrics = stage.rows, stage.metrics
-    stage.facts |= {"log": log.facts(), "labels": labels.facts() if labels else [], "task": task.name}
-    _tell_aside(stage, totals, [*log.skipped, *(labels.skipped if labels else ())])
-    if totals.days:
-        stage.facts |= {"first_day": _date(min(totals.days)), "last_day": _date(max(totals.days))}
+    _tell_aside(stage, totals, _skipped(log, labels))
     if cut.day is not None:
-        stage.facts["holdout_from"] = _date(cut.day)
         if rows["holdout_events"] < THIN * totals.used_events:
             stage.note(f"holdout traffic, from {_date(cut.day)}, has only {rows['holdout_events']:,} events: is the log's last day whole?")
     elif config.columns.time:
@@ -371,13 +371,28 @@ def _tell(stage: Stage, config: Config, task: Task, log: Files, labels: Files | 
     )
 
 
+def _result(task: Task, log: Files, labels: Files | None, cut: Cut, totals: Totals) -> Result:
+    return Result(
+        log=log.read(),
+        labels=labels.read() if labels else (),
+        files_set_aside=tuple(FileSetAside(name=file.name, reason=file.reason) for file in _skipped(log, labels)),
+        side_inputs=task.side_inputs,
+        first_day=_date(min(totals.days)) if totals.days else None,
+        last_day=_date(max(totals.days)) if totals.days else None,
+        holdout_from=_date(cut.day) if cut.day is not None else None,
+    )
+
+
+def _skipped(log: Files, labels: Files | None) -> list[Skipped]:
+    return [*log.skipped, *(labels.skipped if labels else ())]
+
+
 def _tell_aside(stage: Stage, totals: Totals, skipped: Sequence[Skipped]) -> None:
     """The files that were not read, and the rows whose reason has a cure."""
     stage.rows["files_set_aside"] = len(skipped)
-    stage.facts["files_set_aside"] = [file._asdict() for file in skipped]
     notes = [f"not read: {file.name}: {file.reason}" for file in skipped[:_SHOWN]]
     if len(skipped) > _SHOWN:
-        notes.append(f"not read: {len(skipped) - _SHOWN:,} more files; the receipt lists them under facts.files_set_aside")
+        notes.append(f"not read: {len(skipped) - _SHOWN:,} more files; the receipt lists them under result.files_set_aside")
     notes += [f"rows set aside: {totals.set_aside[reason]:,}; {text}" for reason, text in _CURES.items() if totals.set_aside[reason]]
     for note in notes:
         stage.note(note)

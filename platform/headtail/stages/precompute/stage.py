@@ -32,6 +32,7 @@ from headtail.engines.models import ResolvedModel, find_model
 from headtail.engines.tokens import load_tokenizer, vocabulary_fingerprint
 from headtail.stages.base import Stage, identity, run_once
 from headtail.stages.precompute.dry_run.preview import ROWS, Preview, finished, kept, preview
+from headtail.stages.precompute.result import AnsweringModel, PlannedActual, Result
 
 LOAD = ("occupancy", "occupancy_fed", "prefix_hit_rate")  # of an engine that says so: see docs/engines.md
 USD_PER_HOUR = 0.09  # of one worker, where a config names no price: a 2-core cloud machine; an assumption, see docs/cost.md
@@ -171,7 +172,7 @@ def forecast(config: Config, probe: int = ROWS) -> Preview:
     return preview(_job(config, asked, path), probe)
 
 
-def run(config: Config, planned: Preview | None = None) -> Receipt:
+def run(config: Config, planned: Preview | None = None) -> Receipt[Result]:
     """Answer every row of the inputs once. Found done when nothing that changes an answer changed.
 
     `planned`: what `forecast` said; LimitReached when its upper bound exceeds a budget, else the receipt says what came of it.
@@ -185,31 +186,30 @@ def run(config: Config, planned: Preview | None = None) -> Receipt:
         fix = "raise the budget, or name fewer rows in `inputs`; the probe's answers are kept"
         raise LimitReached(f"not started: {planned.beyond}", where=planned.path, value=f"{planned.ask} rows to ask", fix=fix)
 
-    def work(stage: Stage) -> None:
+    def work(stage: Stage) -> Result:
         job, begun = _job(config, asked, stage.path), time.monotonic()
         ledger = generate(job)
         wall = time.monotonic() - begun
-        _record(stage, config, job, asked.model, ledger)
+        _record(stage, config, job, ledger)
         stage.notes += asked.task.notes
-        if planned is not None:
-            stage.facts["dry_run"] = kept(planned, ledger, wall)
         _judge(config, None, job.path, ledger.states, ledger.given_up, ledger.reasons)
         remove_work_files(asked.store, job)
+        return _result(config, job, asked, ledger, kept(planned, ledger, wall) if planned is not None else {})
 
     folder = _folder(config, asked)
     done = asked.store.exists(f"{folder}/receipt.json")
     if done:
         _judge_done(config, asked.store, folder)
     with nullcontext() if done else hold_lease(asked.store, folder):
-        receipt = run_once("precompute", config, work, **asked.identity)
+        receipt = run_once("precompute", Result, config, work, **asked.identity, about=asked.task.name)
     if text := _failed(config, receipt):
         say(f"{'precompute':<12} {text}")
     return receipt
 
 
-def _failed(config: Config, receipt: Receipt) -> str:
+def _failed(config: Config, receipt: Receipt[Result]) -> str:
     """How to ask rows again that failed in a job that succeeded."""
-    failed, given_up = receipt.rows.get(State.FAILED, 0), int(receipt.facts.get("given_up", 0))
+    failed, given_up = receipt.rows.get(State.FAILED, 0), receipt.result.given_up
     if not failed:
         return ""
     text = f"{failed:,} rows failed; --set ask_again={config.ask_again + 1} asks them again"
@@ -253,7 +253,7 @@ def _judge_done(config: Config, store: Storage, path: str) -> None:
     _judge(config, receipt, path, states, 0, read_json(store, receipt.output("ledger"))["reasons"])
 
 
-def _record(stage: Stage, config: Config, job: Job, model: ResolvedModel, ledger: Ledger) -> None:
+def _record(stage: Stage, config: Config, job: Job, ledger: Ledger) -> None:
     for shard in ledger.shards:
         stage.outputs[f"{ANSWERS}shard-{shard.shard:05d}"] = shard.answers
     stage.json("ledger", ledger.plain())
@@ -267,20 +267,10 @@ def _record(stage: Stage, config: Config, job: Job, model: ResolvedModel, ledger
     }
     stage.metrics = figures(ledger, limits(config))
     stage.metrics |= {name: float(ledger.engine[name]) for name in LOAD if name in ledger.engine}
-    stage.facts = {
-        "model": {"name": model.name, "digest": model.digest, "path": model.path},
-        "engine": ledger.engine,
-        "settings": job.settings,
-        "engine_restarts": ledger.restarts,
-        "given_up": ledger.given_up,
-        "usd_per_hour": config.model.usd_per_hour or USD_PER_HOUR,
-    }
     if not config.model.priced:
         stage.note(f"money is unknown: {UNPRICED}")
     if config.top_logprobs:
-        _tell_top(stage, config, ledger)
-    if not job.io_format.default:
-        stage.facts["io_format"] = job.io_format.model_dump()
+        _tell_top(stage, ledger)
     if job.task.side_inputs and not job.side_inputs:
         stage.note("rows were asked without the side inputs that they have")
     for label, names in ledger.missing_side_inputs.items():
@@ -289,13 +279,29 @@ def _record(stage: Stage, config: Config, job: Job, model: ResolvedModel, ledger
         stage.note(f"{damaged} finished rows of an earlier run could not be read and were asked again")
 
 
-def _tell_top(stage: Stage, config: Config, ledger: Ledger) -> None:
-    """What the likeliest tokens cost in the store, compressed, and whose vocabulary their ids are of."""
+def _result(config: Config, job: Job, asked: _Asked, ledger: Ledger, dry_run: dict[str, PlannedActual]) -> Result:
+    top, model = config.top_logprobs, asked.model
+    return Result(
+        source=config.source,
+        model=AnsweringModel(name=model.name, digest=model.digest),
+        answer_settings=job.settings,
+        io_format=None if job.io_format.default else job.io_format,
+        engine=ledger.engine,
+        engine_restarts=ledger.restarts,
+        given_up=ledger.given_up,
+        usd_per_hour=config.model.usd_per_hour or USD_PER_HOUR,
+        top_logprobs=top,
+        vocabulary=vocabulary_fingerprint(load_tokenizer(find_model(config.model, asked.store).path, config.model.revision)) if top else "",
+        dry_run=dry_run,
+    )
+
+
+def _tell_top(stage: Stage, ledger: Ledger) -> None:
+    """What the likeliest tokens cost in the store, compressed."""
     paths = [shard.answers.path for shard in ledger.shards]
     with ThreadPoolExecutor(16) as pool:
         size = sum(pool.map(lambda path: column_bytes(stage.store, path, TOP.names), paths))
     stage.metrics |= {"top_logprobs_bytes": float(size), "top_logprobs_bytes_per_row": size / ledger.rows}
-    stage.facts["vocabulary"] = vocabulary_fingerprint(load_tokenizer(find_model(config.model, stage.store).path, config.model.revision))
 
 
 def limits(config: Config) -> Limits:

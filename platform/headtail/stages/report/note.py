@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from headtail.core.receipt import Receipt
+from headtail.stages.precompute.result import Result as PrecomputeResult
+from headtail.stages.publish import Result as PublishResult
+from headtail.stages.report.summary import result_of
 
 
 def about(found: Mapping[str, Receipt], task: str, report: str, prompt: str) -> str:
     """A table in Markdown: each part of the release and where it is. `prompt`: its version in MLflow; `report`: the page's address."""
-    published, student = found["publish"], found["distill_batch"]
+    published, teacher = result_of(found, PublishResult, "publish"), result_of(found, PrecomputeResult, "precompute_teacher")
+    assert published is not None  # a pipeline runs both
+    assert teacher is not None
     parts = {
-        "release": f"{published.facts.get('release')} (snapshot {published.facts.get('snapshot')})",
+        "release": f"{published.release} (snapshot {published.snapshot})",
         "prompt": f"Prompts: {prompt}",
-        "teacher": f"{found['precompute_teacher'].facts['model']['name']}, run precompute_teacher",
+        "teacher": f"{teacher.model.name}, run precompute_teacher",
         "training set": f"{found['curate'].rows.get('training_set', 0):,} rows, {found['curate'].path}, run curate",
-        "batch student": f"Models: headtail-{task}-batch_student, {student.path}",
+        "batch student": f"Models: headtail-{task}-batch_student, {found['distill_batch'].path}",
         "realtime student": f"Models: headtail-{task}-realtime_student, {found['distill_realtime'].path}"
         if "distill_realtime" in found
         else "none: the batch student answers misses too",

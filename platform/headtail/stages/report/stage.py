@@ -16,11 +16,11 @@ from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.core.config import StageConfig, execution
 from headtail.core.errors import InputError
-from headtail.core.receipt import Receipt
+from headtail.core.receipt import Receipt, StageResult
 from headtail.core.secrets import hide
 from headtail.stages.base import Stage, run_once
 from headtail.stages.report.page import render
-from headtail.stages.report.summary import REPORTED_STAGES, summarise
+from headtail.stages.report.summary import REPORTED_STAGES, RESULTS, summarise
 from headtail.stages.report.terminal import table
 
 __all__ = ["REPORTED_STAGES", "Config", "run", "summarise", "table"]
@@ -39,13 +39,13 @@ class Config(StageConfig):
 def run(config: Config) -> Receipt:
     """Write report.html and summary.json over the given receipts."""
     store = open_storage(config.root)
-    found = {name: load_receipt(store, path.split("/")[0], path) for name, path in config.receipts.items()}
+    found = {name: _load(store, path) for name, path in config.receipts.items()}
     if not found:
         raise InputError(
             "nothing to report on", where="receipts", value=config.receipts, fix="name at least one receipt, such as plan: plan/ab12"
         )
 
-    def work(stage: Stage) -> None:
+    def work(stage: Stage) -> StageResult:
         summary = summarise(found, read_quality(store, found), config.title, config.reused)
         summary["paths"] = _paths(found, stage.path)
         local = stage.scratch / "report.html"
@@ -55,9 +55,15 @@ def run(config: Config) -> Receipt:
         stage.rows["stages"] = len(found)
         for text in summary["notes"]:
             stage.note(text)
+        return StageResult()
 
     replaces = {"receipts": {name: receipt.path for name, receipt in found.items()}}
-    return run_once("report", config, work, inputs=found, version=2, replaces=replaces)
+    return run_once("report", StageResult, config, work, inputs=found, version=2, replaces=replaces)
+
+
+def _load(store: Storage, path: str) -> Receipt:
+    stage = path.split("/")[0]
+    return load_receipt(store, stage, path, RESULTS.get(stage, StageResult))
 
 
 def read_quality(store: Storage, receipts: Mapping[str, Receipt]) -> list[dict[str, Any]]:

@@ -7,13 +7,23 @@ few sentences that say what it means. Reads no files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from headtail import __version__
-from headtail.core.evidence import read_evidence
-from headtail.core.receipt import Receipt
+from headtail.core.receipt import Receipt, StageResult
 from headtail.core.rows import SLICES, SMALL, State
+from headtail.stages.distill.result import Result as DistillResult
+from headtail.stages.gate.result import Result as GateResult
+from headtail.stages.precompute.result import Result as PrecomputeResult
+from headtail.stages.publish import Result as PublishResult
 
+R = TypeVar("R", bound=StageResult)
+RESULTS: dict[str, type[StageResult]] = {
+    "precompute": PrecomputeResult,
+    "distill": DistillResult,
+    "gate": GateResult,
+    "publish": PublishResult,
+}
 REPORTED_STAGES = (
     "ingest",
     "plan",
@@ -91,11 +101,12 @@ def summarise(
     made |= dict(_quality(receipts, quality))
     for source in MODELS:
         job = _JOBS[source]
-        made[f"model_{source}"] = _model_name(receipts[job]) if job in receipts else None
+        answered = result_of(receipts, PrecomputeResult, job)
+        made[f"model_{source}"] = answered.model.name if answered else None
         made |= {f"rows_{source}_{name}": _figure(receipts, job, "rows", name) for name in _JOB_ROWS}
         made |= {f"{name}_{source}": _figure(receipts, job, "metrics", name) for name in _JOB_METRICS}
-        if made[f"usd_per_hour_{source}"] is None and job in receipts:
-            made[f"usd_per_hour_{source}"] = receipts[job].facts.get("usd_per_hour")
+        if made[f"usd_per_hour_{source}"] is None:
+            made[f"usd_per_hour_{source}"] = answered.usd_per_hour if answered else None
         made[f"usd_per_million_running_{source}"] = _running(made, source)
     made |= dict(_training(receipts))
     made["usd_per_million_fallback"] = 0.0
@@ -113,8 +124,10 @@ def summarise(
         made |= {f"latency_{path}_{p}_ms": _figure(receipts, "replay", "metrics", f"{p}_ms{end}") for p in ("p50", "p95", "p99")}
         made[f"requests_{path}"] = made["requests"] if path == "all" else _figure(receipts, "replay", "rows", path)
     made |= _gate(receipts, "gate_batch") | _gate(receipts, "gate_realtime")
-    made |= {"release": _fact(receipts, "release"), "snapshot": _fact(receipts, "snapshot")}
-    made["student_served"] = bool(receipts["publish"].facts.get("student")) if "publish" in receipts else None
+    published = result_of(receipts, PublishResult, "publish", "publish_head")
+    made |= {name: getattr(published, name) if published else None for name in ("release", "snapshot")}
+    served = result_of(receipts, PublishResult, "publish")
+    made["student_served"] = bool(served.student) if served else None
     made |= {f"seconds_{name}": receipts[name].seconds if name in receipts else None for name in REPORTED_STAGES}
     made["not_run"] = [
         name for name in REPORTED_STAGES if name not in receipts and (made["model_realtime_student"] or name not in REALTIME)
@@ -127,9 +140,10 @@ def summarise(
 
 def _gate(receipts: Mapping[str, Receipt], name: str) -> dict[str, Any]:
     """The verdict on a student, each criterion in words, and what stood in the way."""
-    if name not in receipts:
+    gated = result_of(receipts, GateResult, name)
+    if gated is None:
         return {f"{name}_passed": None, f"{name}_delta": None, f"{name}_criteria": [], f"{name}_missing": []}
-    found = read_evidence(receipts[name].facts["evidence"])
+    found = gated.evidence
     criteria = [
         {
             "kind": criterion.kind,
@@ -154,11 +168,11 @@ def _training(receipts: Mapping[str, Receipt]) -> Iterator[tuple[str, Any]]:
             yield f"{name}_{source}", _figure(receipts, stage, "metrics", name)
         for name in ("params", "trainable_params"):
             yield f"{source}_{name}", _figure(receipts, stage, "metrics", name)
-        config = receipts[stage].settings.get("config", {}) if stage in receipts else {}
-        fmt, kind = config.get("io_format", {}), config.get("student")
-        yield f"{source}_kind", kind
-        yield f"{source}_prompt", "query_only" if kind == "encoder" else fmt.get("prompt")
-        yield f"{source}_output", "labels" if kind == "encoder" else fmt.get("output")
+        made = result_of(receipts, DistillResult, stage)
+        encoder = made is not None and made.student == "encoder"
+        yield f"{source}_kind", made.student if made else None
+        yield f"{source}_prompt", "query_only" if encoder else made.io_format.prompt if made else None
+        yield f"{source}_output", "labels" if encoder else made.io_format.output if made else None
 
 
 def _quality(receipts: Mapping[str, Receipt], quality: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
@@ -303,21 +317,16 @@ def _figure(receipts: Mapping[str, Receipt], stage: str, part: str, name: str) -
     return getattr(receipts[stage], part).get(name) if stage in receipts else None
 
 
-def _fact(receipts: Mapping[str, Receipt], name: str) -> Any:
-    return next((receipts[s].facts[name] for s in ("publish", "publish_head") if s in receipts and name in receipts[s].facts), None)
+def result_of(receipts: Mapping[str, Receipt], kind: type[R], *names: str) -> R | None:
+    """The result of the first of these stages that was run."""
+    results = (receipts[name].result for name in names if name in receipts)
+    return next((result for result in results if isinstance(result, kind)), None)
 
 
 def _task(receipts: Mapping[str, Receipt]) -> str | None:
-    for receipt in receipts.values():
-        for found in (receipt.facts.get("task"), receipt.settings.get("config", {}).get("task")):
-            if found and isinstance(found, str):  # ingest's settings hold the parts of the task that matter to it, not its name
-                return found.rstrip("/").rsplit("/", 1)[-1]
-    return None
-
-
-def _model_name(receipt: Receipt) -> str:
-    model = receipt.facts.get("model", "")
-    return str(model.get("name", "") if isinstance(model, Mapping) else model)
+    """A task that decided a stage's outputs; a log and its plan may have been made for another that reads the same columns."""
+    tasks = sorted((not receipt.task_fingerprint, receipt.task) for receipt in receipts.values() if receipt.task)
+    return tasks[0][1] if tasks else None
 
 
 def _running(made: Mapping[str, Any], source: str) -> float | None:

@@ -27,6 +27,7 @@ from headtail.stages.precompute.dry_run.changes import Change, changes
 from headtail.stages.precompute.dry_run.compare import KINDS, RESUMED, Comparison, Scope, Tally, scope
 from headtail.stages.precompute.dry_run.estimate import Estimate, Probe, beyond, estimate
 from headtail.stages.precompute.dry_run.probe import ask, how, probes
+from headtail.stages.precompute.result import PlannedActual
 
 ROWS = 1000  # of a probe, where nobody says otherwise
 IN_PROCESS_ROWS = 200_000  # fewer are compared here, in some ten seconds; a cluster would take longer to start
@@ -213,7 +214,7 @@ def _newly(before: Scope, now: Scope, sample: pa.Table) -> int:
     return len(pairs & now.probed - before.probed)
 
 
-def kept(planned: Preview, ledger: Ledger, wall_s: float) -> dict[str, Any]:
+def kept(planned: Preview, ledger: Ledger, wall_s: float) -> dict[str, PlannedActual]:
     """A plan beside what came of it, for the receipt. Figures of earlier runs of the same job are left out of the actual ones."""
     found, spent = planned.estimate, planned.spent
     actual = {
@@ -222,9 +223,9 @@ def kept(planned: Preview, ledger: Ledger, wall_s: float) -> dict[str, Any]:
         "engine_s": ledger.seconds - spent.get("seconds", 0.0),
         "wall_s": wall_s,
     }
-    made: dict[str, Any] = {"rows": {"planned": planned.ask + planned.unrendered, "actual": ledger.computed}}
+    made = {"rows": PlannedActual(planned=planned.ask + planned.unrendered, actual=ledger.computed)}
     for name, value in actual.items():
         span = getattr(found, name) if found else None
         bounds = {"planned": span.value, "low": span.low, "high": span.high} if span else {}
-        made[name] = {**bounds, "actual": round(float(value), 3)}
+        made[name] = PlannedActual(**bounds, actual=round(float(value), 3))
     return made

@@ -16,6 +16,7 @@ from rich.text import Text
 from headtail.batch.limits import UNPRICED
 from headtail.stages.precompute.dry_run.estimate import Estimate, Probe, Span
 from headtail.stages.precompute.dry_run.preview import Preview
+from headtail.stages.precompute.result import PlannedActual
 
 _MEANS = {
     "reused": "an earlier job's answer has the same key",
@@ -124,13 +125,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def outcome(planned: Mapping[str, Any]) -> Table:
-    """What was planned beside what came of it: a receipt's facts under `dry_run`."""
+def outcome(planned: Mapping[str, PlannedActual]) -> Table:
+    """What was planned beside what came of it: `dry_run` of a receipt's result."""
     table = Table("", "planned", "95 % bounds", "actual", title="planned and actual", title_justify="left", box=None, pad_edge=False)
     for name, item in planned.items():
         form = duration if name.endswith("_s") else _count
-        bounds = f"{form(item['low'])} to {form(item['high'])}" if "low" in item else "-"
-        table.add_row(_NAMES.get(name, name), form(item["planned"]) if "planned" in item else "-", bounds, form(item["actual"]))
+        bounds = f"{form(item.low)} to {form(item.high)}" if item.low is not None and item.high is not None else "-"
+        planned_text = form(item.planned) if item.planned is not None else "-"
+        table.add_row(_NAMES.get(name, name), planned_text, bounds, form(item.actual))
     return table
 
 

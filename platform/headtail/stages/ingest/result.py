@@ -1,0 +1,36 @@
+"""What ingest found: the files that were read, those that were not, and the days that the log covers. Knows no rows."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from headtail.core.config import Config
+from headtail.core.receipt import StageResult
+
+
+class SourceFile(Config):
+    """A file that was read: from here one walks to the bytes."""
+
+    file: str = Field(description="where it is")
+    kind: str = Field(description="delimited, lines or parquet")
+    bytes: int = Field(ge=0, description="size")
+    sha256: str = Field(description="hex digest of the bytes")
+
+
+class FileSetAside(Config):
+    """A file that was not read."""
+
+    name: str = Field(description="its name below the place that was named")
+    reason: str = Field(description="why")
+
+
+class Result(StageResult):
+    """What the log was made of. Days are UTC, ISO 8601; null without times."""
+
+    log: tuple[SourceFile, ...] = Field((), description="files of the log")
+    labels: tuple[SourceFile, ...] = Field((), description="files of human labels")
+    files_set_aside: tuple[FileSetAside, ...] = Field((), description="files that were not read")
+    side_inputs: tuple[str, ...] = Field((), description="the task's side inputs, which are columns of `queries`")
+    first_day: str | None = Field(None, description="first day of the log")
+    last_day: str | None = Field(None, description="last day of the log")
+    holdout_from: str | None = Field(None, description="first day of holdout traffic")

@@ -1,0 +1,43 @@
+"""What precompute found: the model that answered, the engine that ran it, and what a dry run had said. Knows no rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from headtail.core.config import Config
+from headtail.core.io_format import ModelFormat
+from headtail.core.receipt import StageResult
+
+
+class AnsweringModel(Config):
+    """The model that made the answers."""
+
+    name: str = Field(description="its name, such as example:teacher or distill/<fingerprint>")
+    digest: str = Field(description="digest of its weights, or what pins it at an endpoint")
+
+
+class PlannedActual(Config):
+    """One figure of a dry run beside what came of it."""
+
+    planned: float | None = Field(None, description="what the dry run said; null: it could not")
+    low: float | None = Field(None, description="lower end of its 95 % interval")
+    high: float | None = Field(None, description="upper end")
+    actual: float = Field(description="what it was")
+
+
+class Result(StageResult):
+    """Who answered, and how."""
+
+    source: str = Field(description="the answer source: teacher, batch_student or realtime_student")
+    model: AnsweringModel = Field(description="the model that answered")
+    answer_settings: str = Field("", description="fingerprint over all that changes an answer besides its messages")
+    io_format: ModelFormat | None = Field(None, description="how the model was prompted and what it wrote; null: the default")
+    engine: dict[str, Any] = Field({}, description="arguments and counters of the engine, by its own names")
+    engine_restarts: int = Field(0, ge=0, description="times that an engine was started again")
+    given_up: int = Field(0, ge=0, description="failed rows that were asked in max_runs_per_row runs")
+    usd_per_hour: float | None = Field(None, description="price of one worker, USD per hour")
+    top_logprobs: int = Field(0, ge=0, description="likeliest tokens that are kept at each token of an answer")
+    vocabulary: str = Field("", description="digest of the model's token ids, where likeliest tokens are kept; else empty")
+    dry_run: dict[str, PlannedActual] = Field({}, description="what a dry run said beside what came of it, by figure")
