@@ -22,7 +22,7 @@ INSTALLED   := $(VENV)/.installed
 
 # what was given of LOG, TASK, LABELS, TEACHER and SET, as flags of `headtail pipeline`
 PIPELINE_SETS = $(if $(LOG),--set 'log=$(LOG)') $(if $(TASK),--set 'task=$(TASK)') $(if $(LABELS),--set 'labels=$(LABELS)') \
-            $(if $(TEACHER),--set 'teacher.model=$(TEACHER)') $(foreach field,$(SET),--set '$(field)')
+            $(if $(TEACHER),--set 'precompute_teacher.model.model=$(TEACHER)') $(foreach field,$(SET),--set '$(field)')
 
 KILLS       ?= 1000
 ENGINE      ?= null

@@ -21,6 +21,8 @@ from headtail.core.config import load_config
 from local_server import Running
 from ports import free_port
 
+TEACHER = "precompute_teacher.model"  # the pipeline's teacher
+
 
 def found(sets: list[str]) -> dict[str, Finding]:
     return {result.check: result for result in doctor.examine(load_config(pipeline.Config, None, sets))}
@@ -51,7 +53,12 @@ def test_missing_model_busy_port_bad_store(root: str) -> None:
         busy.bind(("127.0.0.1", 0))
         busy.listen()
         results = found(
-            [f"root={root}", "teacher.model=/no/such/model", f"serve.port={busy.getsockname()[1]}", "distill_batch.base.model=example:none"]
+            [
+                f"root={root}",
+                f"{TEACHER}.model=/no/such/model",
+                f"serve.port={busy.getsockname()[1]}",
+                "distill_batch.base.model=example:none",
+            ]
         )
     assert results["teacher"].status == "bad"
     assert "/no/such/model" in results["teacher"].found
@@ -62,7 +69,14 @@ def test_missing_model_busy_port_bad_store(root: str) -> None:
 
 def test_endpoint_out_of_reach_and_no_secret_shown(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
-    results = found([f"root={root}", "teacher.model=m", "teacher.engine=openai", "teacher.base_url=http://127.0.0.1:9/v1"])
+    results = found(
+        [
+            f"root={root}",
+            f"{TEACHER}.model=m",
+            f"{TEACHER}.engine=openai",
+            f"{TEACHER}.base_url=http://127.0.0.1:9/v1",
+        ]
+    )
     assert results["teacher"].status == "bad"
     assert "sk-very-secret" not in repr(results)
 
@@ -70,7 +84,14 @@ def test_endpoint_out_of_reach_and_no_secret_shown(root: str, monkeypatch: pytes
 @pytest.mark.parametrize("url", ["127.0.0.1:8901/v1", "ftp://x/v1", "host/v1"])
 def test_a_base_url_without_its_scheme_is_named_as_such(root: str, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
-    result = found([f"root={root}", "teacher.model=m", "teacher.engine=openai", f"teacher.base_url={url}"])["teacher"]
+    result = found(
+        [
+            f"root={root}",
+            f"{TEACHER}.model=m",
+            f"{TEACHER}.engine=openai",
+            f"{TEACHER}.base_url={url}",
+        ]
+    )["teacher"]
     assert (result.status, "with http:// or https://" in result.found) == ("bad", True)
 
 
@@ -114,7 +135,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def test_a_hub_model_is_looked_for_on_the_hub(root: str, monkeypatch: pytest.MonkeyPatch, code: int, status: str, said: str) -> None:
     app = FastAPI()
     app.get("/api/models/org/name/revision/{commit}")(lambda commit: Response(commit, code))
-    sets = [f"root={root}", "teacher.model=org/name", f"teacher.revision={COMMIT}"]
+    sets = [f"root={root}", f"{TEACHER}.model=org/name", f"{TEACHER}.revision={COMMIT}"]
     assert "HF_HUB_OFFLINE" in found(sets)["teacher on the hub"].fix  # as these tests run
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     with Running(app) as server:
@@ -132,7 +153,7 @@ def test_a_hub_model_in_the_cache_needs_no_hub(root: str, monkeypatch: pytest.Mo
     kept.mkdir(parents=True)
     (kept / "config.json").write_text("{}")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    result = found([f"root={root}", "teacher.model=org/name", f"teacher.revision={COMMIT}"])["teacher on the hub"]
+    result = found([f"root={root}", f"{TEACHER}.model=org/name", f"{TEACHER}.revision={COMMIT}"])["teacher on the hub"]
     assert (result.status, "hub cache" in result.found) == ("ok", True)
 
 

@@ -184,7 +184,14 @@ def test_make_passes_the_users_files_to_the_pipeline() -> None:
         "install",
     ]
     command = subprocess.run(["make", "-n", "quickstart", *flags], cwd=REPO, capture_output=True, text=True, timeout=limit(20)).stdout
-    wanted = ("log=my log.csv", "task=tasks/mine", "labels=labels.csv", "teacher.model=org/model", "plan.seed=1", "ingest.seed=2")
+    wanted = (
+        "log=my log.csv",
+        "task=tasks/mine",
+        "labels=labels.csv",
+        "precompute_teacher.model.model=org/model",
+        "plan.seed=1",
+        "ingest.seed=2",
+    )
     assert all(f"--set '{field}'" in command for field in wanted)
 
 

@@ -20,7 +20,7 @@ from headtail.adapters.storage import Storage, open_storage, read_json
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.adapters.tracking import Tracker
 from headtail.cache import open_snapshot
-from headtail.core.config import TrackingConfig, load_config
+from headtail.core.config import StageConfig, TrackingConfig, load_config
 from headtail.core.errors import ConfigError
 from headtail.core.evidence import read_evidence
 from headtail.core.rows import State
@@ -30,6 +30,7 @@ from headtail.examples import example_data
 from headtail.releases import registry, release
 from headtail.stages import ingest, plan, precompute, publish, report
 from headtail.stages.precompute.result import Result as PrecomputeResult
+from headtail.stages.serve import Config as ServeConfig
 from ports import free_port
 from ray_jobs import REPO, Cluster, submit_all
 from test_evidence import evidence
@@ -76,8 +77,32 @@ def test_own_task_without_labels_or_teacher_is_refused(root: str, tmp_path: Path
 
 
 def test_a_student_nobody_judged_is_not_promoted() -> None:
-    assert not pipeline._unproven(pipeline.Config())
-    assert pipeline._unproven(pipeline.Config(promote_unproven=True))
+    assert not pipeline._passes(pipeline.Config(), None)
+    assert pipeline._passes(pipeline.Config(promote_unproven=True), None)
+
+
+def test_every_field_that_would_be_overwritten_is_refused() -> None:
+    """By name of its group, with what to set instead; also where the value is the default. What groups keep stays free."""
+    for group, fields in pipeline.FILLED.items():
+        for path in (*fields, "root", "task", "tracking", "allow_task_code"):
+            with pytest.raises(ConfigError, match="the pipeline fills in this field itself") as error:
+                load_config(pipeline.Config, None, [f"{group}.{path}="])
+            assert error.value.where == f"{group}.{path}"
+            assert error.value.fix.startswith(("set ", "leave it out"))
+    with pytest.raises(ConfigError) as error:
+        load_config(pipeline.Config, None, ["plan.task=query_segmentation"])
+    assert error.value.fix == "set task"
+    with pytest.raises(ConfigError, match="fills in"):
+        pipeline.Config(serve=ServeConfig(release="r"))
+    groups = {name for name, field in pipeline.Config.model_fields.items() if isinstance(field.default, StageConfig)}
+    assert groups | {"distill_realtime"} == pipeline.FILLED.keys()
+
+
+def test_naming_a_teacher_keeps_its_other_settings() -> None:
+    laptop = REPO / "jobs" / "configs" / "run_pipeline.laptop.yaml"
+    teacher = load_config(pipeline.Config, laptop, ["precompute_teacher.model.model=org/model"]).precompute_teacher.model
+    assert (teacher.model, teacher.cpus) == ("org/model", 2)
+    assert load_config(pipeline.Config, laptop).precompute_teacher.model.model == pipeline.PLACEHOLDER
 
 
 def test_an_encoder_is_a_realtime_student_only_of_tasks_that_labels_can_hold(
@@ -122,7 +147,7 @@ def test_a_students_base_and_format_are_what_the_pipeline_has(segmentation: Task
         ({"task": "own"}, "a PLACEHOLDER is trained on 70% of people's answers (labels_train_share)"),
         ({"log": "log.csv"}, "the shipped PLACEHOLDER example:teacher, trained on example data, answers your log"),
         ({}, ""),
-        ({"log": "log.csv", "teacher": {"model": "big/model", "revision": "ab12"}}, ""),
+        ({"log": "log.csv", "precompute_teacher": {"model": {"model": "big/model", "revision": "ab12"}}}, ""),
     ],
 )
 def test_a_placeholder_is_announced_before_anything_runs(
@@ -160,9 +185,8 @@ def test_one_student_alone_is_the_realtime_one_where_it_fits(store: Storage, one
 
     def students(config: pipeline.Config) -> dict[str, Any]:
         ran.clear()
-        return pipeline._students(
-            cast(pipeline._Pipeline, SimpleNamespace(config=config, task=load_task(config.task), stage=stage)), (), planned, ModelConfig()
-        )
+        running = cast(pipeline._Pipeline, SimpleNamespace(config=config, task=load_task(config.task), stage=stage))
+        return pipeline._students(running, planned, planned, ModelConfig())
 
     assert list(students(made)) == (["batch_student"] if one else ["batch_student", "realtime_student"])
     assert ran["distill_batch"][0].student == ("encoder" if one else "decoder")
@@ -209,7 +233,7 @@ def test_a_task_the_example_data_does_not_know_is_refused(root: str) -> None:
                     "example_data.events=100",
                     "example_data.labels=5",
                     "tracking.enabled=false",
-                    "teacher.model=example:teacher",
+                    "precompute_teacher.model.model=example:teacher",
                 ],
             )
         )

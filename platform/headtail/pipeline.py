@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from headtail.adapters.progress import say
 from headtail.adapters.storage import check_digest, open_storage, read_json, write_json
 from headtail.adapters.tracking import Tracker
 from headtail.core import io_format, tagging
-from headtail.core.config import StageConfig, execution
+from headtail.core.config import StageConfig, execution, refuse_filled
 from headtail.core.errors import ConfigError
 from headtail.core.receipt import Receipt, StageResult
 from headtail.core.rows import Source
@@ -46,12 +46,32 @@ from headtail.stages.report import note
 from headtail.stages.serve import Config as ServeConfig
 
 R = TypeVar("R", bound=StageResult)
-SHIPPED_TEACHER = "example:teacher"
+SHIPPED_TEACHER, PLACEHOLDER = "example:teacher", "placeholder"
 TEACHER, BATCH, REALTIME = str(Source.TEACHER), str(Source.BATCH_STUDENT), str(Source.REALTIME_STUDENT)
 
 
+# Fields of a group that the pipeline fills in, and the pipeline's field to set instead.
+_STUDENT = {"sets": "", "labels": ""}
+FILLED: dict[str, dict[str, str]] = {
+    "example_data": {},
+    "ingest": {"log": "log", "labels": "labels", "labels_train_share": "labels_train_share"},
+    "plan": {"log": "log"},
+    "train_teacher": _STUDENT,
+    "precompute_teacher": {"inputs": "", "source": ""},
+    "curate": {"answers": "", "labels": "labels"},
+    "distill_batch": _STUDENT,
+    "precompute_batch": {"inputs": "", "source": "", "model.model": ""},
+    "distill_realtime": _STUDENT,
+    "evaluate": {"labels": "labels", "answers": ""},
+    "gate": {"evaluation": "", "source": "", "candidate": ""},
+    "publish": {"answers": "", "student": "", "evaluation": "", "gates": ""},
+    "serve": {"release": ""},
+    "replay": {"log": "log", "plan": "", "release": "", "url": ""},
+}
+
+
 class Config(StageConfig):
-    """One pipeline. The groups named like a stage are that stage's own config; root, task and references are filled in."""
+    """One pipeline. A group named like a stage is that stage's own config, without the fields that the pipeline fills in."""
 
     task: str = Field("query_segmentation", description="task name or folder")
     log: str = Field("", description="query log: file, folder or glob; empty makes the example data")
@@ -59,23 +79,23 @@ class Config(StageConfig):
         "",
         description="file of people's answers: columns query, answer, optional split; or a column of the log: ingest.columns.labels",
     )
-    teacher: ModelConfig | None = Field(
-        None,
-        description="the model that answers the head; null: the shipped placeholder for a shipped task, else one trained on human labels",
-    )
     labels_train_share: float = Field(
         0.7, gt=0, lt=1, description="share of the human labels that trains the teacher when none is named; the rest evaluates"
     )
     replay_holdout: bool = Field(True, description="serve the release and replay holdout traffic against it")
     promote_unproven: bool = Field(False, description="let a student be promoted although there are no human labels to judge it by")
     example_data: ExampleDataConfig = Field(ExampleDataConfig(), description="the example data, used when log is empty")
-    ingest: IngestConfig = Field(IngestConfig(log=""), description="see headtail ingest --help")
+    ingest: IngestConfig = Field(IngestConfig(), description="see headtail ingest --help")
     plan: PlanConfig = Field(PlanConfig(), description="see headtail plan --help")
     train_teacher: DistillConfig = Field(
         DistillConfig(base=Base(model=SHIPPED_TEACHER), lora=None, epochs=6, learning_rate=1e-3),
         description="how a teacher is trained on human labels",
     )
-    precompute_teacher: PrecomputeConfig = Field(PrecomputeConfig(), description="see headtail precompute --help")
+    precompute_teacher: PrecomputeConfig = Field(
+        PrecomputeConfig(model=ModelConfig(model=PLACEHOLDER)),
+        description="see headtail precompute --help; its model is the teacher. placeholder: the shipped one for a shipped task, else one "
+        "trained on human labels",
+    )
     curate: CurateConfig = Field(CurateConfig(), description="see headtail curate --help")
     distill_batch: DistillConfig = Field(
         DistillConfig(),
@@ -101,6 +121,12 @@ class Config(StageConfig):
     replay: ReplayConfig = Field(ReplayConfig(), description="see headtail replay --help")
     summary: str = execution("summary.json", "where in the store the summary is also written")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, data: Any) -> Any:
+        refuse_filled("pipeline", data, FILLED)
+        return data
+
 
 class _Pipeline:
     """The stages' receipts so far, and what every stage is handed."""
@@ -110,10 +136,9 @@ class _Pipeline:
         self.receipts: dict[str, Receipt] = {}
         self.tracking = config.tracking.model_copy(update={"parent_run": parent})
 
-    def stage(self, name: str, run: Callable[[Any], Receipt[R]], config: StageConfig, **changes: Any) -> Receipt[R]:
-        """Run one stage with the pipeline's root, tracking and, of `changes`, those that it knows."""
-        known = {key: value for key, value in changes.items() if key in type(config).model_fields}
-        self.receipts[name] = made = run(config.at(self.config, self.tracking.model_copy(update={"run_name": name}), **known))
+    def stage(self, name: str, run: Callable[[Any], Receipt[R]], config: StageConfig, **filled: Any) -> Receipt[R]:
+        """Run one stage with the pipeline's root and tracking, and with the fields that are `filled` in."""
+        self.receipts[name] = made = run(config.at(self.config, self.tracking.model_copy(update={"run_name": name}), **filled))
         return made
 
 
@@ -147,68 +172,52 @@ def run(config: Config) -> Receipt:
 
 
 def _stages(pipeline: _Pipeline) -> Receipt:
-    config, do = pipeline.config, pipeline.stage
-    shared = {"task": config.task}
+    config, do, task = pipeline.config, pipeline.stage, {"task": pipeline.config.task}
+    named = _named_teacher(config, pipeline.task)
+    _tell_placeholder(config, named)
     log, labels = _inputs(pipeline)
-    teacher = _named_teacher(config, pipeline.task)
-    _tell_placeholder(config, teacher)
-    ingested = do(
-        "ingest",
-        ingest.run,
-        config.ingest,
-        **shared,
-        log=log,
-        labels=labels,
-        labels_train_share=0.0 if teacher else config.labels_train_share,
-    )
-    if teacher is None:
-        teacher = _train_teacher(pipeline, ingested)
-    planned = do("plan", plan.run, config.plan, **shared, log=ingested.path)
-    tables = tuple(f"{planned.path}:{name}" for name in ("head", "teacher_sample", "human_labels"))
-    taught = do("precompute_teacher", precompute.run, config.precompute_teacher, **shared, inputs=tables, source="teacher", model=teacher)
-    first = release.current_id(open_storage(config.root)) == ""  # later, the old release stays current until the new one is whole
-    do("publish_head", publish.run, config.publish, **shared, answers=(taught.path,), student="", evaluation="", promote=first)
-    labels_ref = f"{planned.path}:human_labels"
+    train_share = 0.0 if named else config.labels_train_share
+    ingested = do("ingest", ingest.run, config.ingest, **task, log=log, labels=labels, labels_train_share=train_share)
+    teacher = named or _train_teacher(pipeline, ingested)
+    planned = do("plan", plan.run, config.plan, **task, log=ingested.path)
+    asked = {"inputs": _tables(planned, "head", "teacher_sample", "human_labels"), "source": TEACHER, "model": teacher}
+    taught = do("precompute_teacher", precompute.run, config.precompute_teacher, **task, **asked)
+    _publish_head(pipeline, taught)
+    judges = {**task, "labels": f"{planned.path}:human_labels"}
     judged = planned.output("human_labels").rows != 0
     if judged:
-        do("evaluate_teacher", evaluate.run, config.evaluate, **shared, labels=labels_ref, answers={TEACHER: taught.path})
-    training_set = do("curate", curate.run, config.curate, **shared, answers=taught.path, labels=labels_ref)
-    sets = (distill.TrainingSet(task=config.task, training_set=f"{training_set.path}:training_set"),)
-    students = _students(pipeline, sets, planned, teacher)
-    sources = {TEACHER: taught.path} | {source: found.answered.path for source, found in students.items()}
-    quality = do("evaluate", evaluate.run, config.evaluate, **shared, labels=labels_ref, answers=sources) if judged else None
-    gates = {source: _gated(pipeline, source, found.made, quality, len(students)) for source, found in students.items()} if quality else {}
-    passed = {source: students[source] for source, gated in gates.items() if gated.result.passed}
-    if quality is None and _unproven(config):
-        passed = students
+        do("evaluate_teacher", evaluate.run, config.evaluate, **judges, answers={TEACHER: taught.path})
+    training_set = do("curate", curate.run, config.curate, **judges, answers=taught.path)
+    students = _students(pipeline, training_set, planned, teacher)
+    answers = {TEACHER: taught.path, **{source: student.answered.path for source, student in students.items()}}
+    quality = do("evaluate", evaluate.run, config.evaluate, **judges, answers=answers) if judged else None
+    gates = _gates(pipeline, students, quality) if quality else {}
+    passed = {source: student for source, student in students.items() if _passes(config, gates.get(source))}
     live = passed.get(REALTIME) or passed.get(BATCH)
-    published = do(
-        "publish",
-        publish.run,
-        config.publish,
-        **shared,
-        answers=(taught.path, *([passed[BATCH].answered.path] if BATCH in passed else [])),
-        student=live.made.path if live else "",
-        evaluation=quality.path if quality else "",
-        gates=tuple(found.path for source in passed if (found := gates.get(source))),
-    )
-    for source, student in students.items():
-        registry.register_student(
-            pipeline.tracker,
-            config.root,
-            task=pipeline.task.name,
-            source=source,
-            student=student.made,
-            base=student.made.result.base,
-            gate=gated.path if (gated := gates.get(source)) else "",
-            evidence=gated.result.evidence if gated else None,
-            release=published.result.release,
-        )
+    parts = {
+        "answers": (taught.path, *([passed[BATCH].answered.path] if BATCH in passed else [])),
+        "student": live.made.path if live else "",
+        "evaluation": quality.path if quality else "",
+        "gates": tuple(gates[source].path for source in passed if source in gates),
+    }
+    published = do("publish", publish.run, config.publish, **task, **parts)
+    _register(pipeline, students, gates, published)
     if config.replay_holdout:
         _replay(pipeline, ingested, planned, published)
     paths = {name: receipt.path for name, receipt in pipeline.receipts.items() if name != "example-data"}
     reused = tuple(name for name, receipt in pipeline.receipts.items() if receipt.reused)
     return do("report", report.run, report.Config(), receipts=paths, title=f"headtail: {pipeline.task.name}", reused=reused)
+
+
+def _tables(planned: Receipt, *names: str) -> tuple[str, ...]:
+    return tuple(f"{planned.path}:{name}" for name in names)
+
+
+def _publish_head(pipeline: _Pipeline, taught: Receipt) -> None:
+    """A first release of the teacher's answers alone. Later the old release stays current until the new one is whole."""
+    config = pipeline.config
+    first = config.publish.promote and release.current_id(open_storage(config.root)) == ""
+    pipeline.stage("publish_head", publish.run, config.publish, task=config.task, answers=(taught.path,), promote=first)
 
 
 class _Student(NamedTuple):
@@ -223,9 +232,10 @@ def _at(stage: str, source: str) -> str:
     return f"{stage}_{source.removesuffix('_student')}"
 
 
-def _students(pipeline: _Pipeline, sets: tuple[distill.TrainingSet, ...], planned: Receipt, teacher: ModelConfig) -> dict[str, _Student]:
+def _students(pipeline: _Pipeline, training_set: Receipt, planned: Receipt, teacher: ModelConfig) -> dict[str, _Student]:
     """The batch student answers what the teacher did not; the realtime student, if there is one, only labelled rows: its work is misses."""
     config, found = pipeline.config, {}
+    sets = (distill.TrainingSet(task=config.task, training_set=f"{training_set.path}:training_set"),)
     wanted: dict[str, tuple[DistillConfig, tuple[str, ...]]] = {}
     second = config.distill_realtime if config.distill_realtime is not None and _fits(config.distill_realtime, pipeline.task) else None
     if second is not None:
@@ -241,7 +251,7 @@ def _students(pipeline: _Pipeline, sets: tuple[distill.TrainingSet, ...], planne
         model = config.precompute_batch.model.model_copy(update={"model": made.path})
         asked: dict[str, Any] = {
             "task": config.task,
-            "inputs": tuple(f"{planned.path}:{name}" for name in tables),
+            "inputs": _tables(planned, *tables),
             "source": source,
             "model": model,
             "side_inputs": config.precompute_batch.side_inputs and not how.two_stage,  # judged as it will be asked
@@ -286,20 +296,26 @@ def _all_read(config: DistillConfig, planned: Receipt) -> DistillConfig:
     """An encoder that is made here first learns to guess words of all queries of the plan."""
     if config.student != "encoder" or config.base.shape is None or config.encoder.queries:
         return config
-    queries = tuple(f"{planned.path}:{name}" for name in ("head", "teacher_sample", "student_rows"))
+    queries = _tables(planned, "head", "teacher_sample", "student_rows")
     return config.model_copy(update={"encoder": config.encoder.model_copy(update={"queries": queries})})
 
 
-def _gated(pipeline: _Pipeline, source: str, student: Receipt, quality: Receipt, candidates: int) -> Receipt[GateResult]:
-    """The gate's verdict on a student; both are judged on the same human labels, so each must be surer."""
+def _gates(pipeline: _Pipeline, students: Mapping[str, _Student], quality: Receipt) -> dict[str, Receipt[GateResult]]:
+    """The gate's verdict on each student. All are judged on the same human labels, so each must be surer."""
     config = pipeline.config
-    how = config.gate.model_copy(update={"candidates": max(config.gate.candidates, candidates)})
-    asked = {"task": config.task, "evaluation": quality.path, "source": source, "candidate": student.path}
-    return pipeline.stage(_at("gate", source), gate.run, how, **asked)
+    how = config.gate.model_copy(update={"candidates": max(config.gate.candidates, len(students))})
+    return {
+        source: pipeline.stage(
+            _at("gate", source), gate.run, how, task=config.task, evaluation=quality.path, source=source, candidate=student.made.path
+        )
+        for source, student in students.items()
+    }
 
 
-def _unproven(config: Config) -> bool:
-    """Without human labels nothing says whether the student is any good: it is promoted only when that was asked for."""
+def _passes(config: Config, gated: Receipt[GateResult] | None) -> bool:
+    """Whether a student is published. Without human labels there is no gate: then only when that was asked for."""
+    if gated is not None:
+        return gated.result.passed
     done = (
         "promoted unproven, as asked"
         if config.promote_unproven
@@ -307,6 +323,25 @@ def _unproven(config: Config) -> bool:
     )
     say(f"gate         student {done}")
     return config.promote_unproven
+
+
+def _register(
+    pipeline: _Pipeline, students: Mapping[str, _Student], gates: Mapping[str, Receipt[GateResult]], published: Receipt[PublishResult]
+) -> None:
+    """Every student in MLflow's registry, with its gate's evidence."""
+    for source, student in students.items():
+        gated = gates.get(source)
+        registry.register_student(
+            pipeline.tracker,
+            pipeline.config.root,
+            task=pipeline.task.name,
+            source=source,
+            student=student.made,
+            base=student.made.result.base,
+            gate=gated.path if gated else "",
+            evidence=gated.result.evidence if gated else None,
+            release=published.result.release,
+        )
 
 
 def _inputs(pipeline: _Pipeline) -> tuple[str, str]:
@@ -324,19 +359,20 @@ def _inputs(pipeline: _Pipeline) -> tuple[str, str]:
 
 
 def _named_teacher(config: Config, task: Task) -> ModelConfig | None:
-    if config.teacher is not None:
-        return config.teacher
-    shipped = task.folder.is_relative_to(EXAMPLES)
-    return config.precompute_teacher.model.model_copy(update={"model": SHIPPED_TEACHER}) if shipped else None
+    """The teacher that was named, or the shipped placeholder for a shipped task."""
+    teacher = config.precompute_teacher.model
+    if teacher.model != PLACEHOLDER:
+        return teacher
+    return teacher.model_copy(update={"model": SHIPPED_TEACHER}) if task.folder.is_relative_to(EXAMPLES) else None
 
 
 def _tell_placeholder(config: Config, teacher: ModelConfig | None) -> None:
     """Say first of all what answers instead of a teacher that nobody named."""
-    name = "name a teacher: --set teacher.model=... (make: TEACHER=...)"
+    name = "name a teacher: --set precompute_teacher.model.model=... (make: TEACHER=...)"
     if teacher is None:
         share = f"{config.labels_train_share:.0%} of people's answers (labels_train_share)"
         say(f"teacher      none is named: a PLACEHOLDER is trained on {share} and answers in its place; {name}")
-    elif config.teacher is None and config.log:
+    elif config.precompute_teacher.model.model == PLACEHOLDER and config.log:
         say(f"teacher      none is named: the shipped PLACEHOLDER {teacher.model}, trained on example data, answers your log; {name}")
 
 
@@ -345,7 +381,7 @@ def _train_teacher(pipeline: _Pipeline, ingested: Receipt) -> ModelConfig:
     config = pipeline.config
     if ingested.output("human_labels_train").rows == 0:
         fix = "name TEACHER=model, or give LABELS=file with columns query, answer (and split)"
-        raise ConfigError("no teacher is named and there are no human labels to train one on", where="teacher", fix=fix)
+        raise ConfigError("no teacher is named and there are no human labels to train one on", where="precompute_teacher.model", fix=fix)
     sets = (distill.TrainingSet(task=config.task, training_set=f"{ingested.path}:human_labels_train"),)
     made = pipeline.stage("train_teacher", distill.run, config.train_teacher, sets=sets, labels=(f"{ingested.path}:human_labels",))
     return config.precompute_teacher.model.model_copy(update={"model": made.path})

@@ -26,7 +26,7 @@ from headtail.core.task import load_task
 from headtail.engines import ModelConfig
 from headtail.engines.device import machine_computes_bf16
 from headtail.engines.models import resolve_weights
-from headtail.pipeline import SHIPPED_TEACHER, TEACHER, Config
+from headtail.pipeline import PLACEHOLDER, SHIPPED_TEACHER, TEACHER, Config
 from headtail.stages.ingest import find_labels, find_log
 from headtail.stages.serve.stage import check_port
 
@@ -57,9 +57,14 @@ def examine(config: Config) -> list[Finding]:
         results.append(failed("store", error))
     results += _inputs(config)
     if store is not None:
-        results += _model(config.teacher or ModelConfig(model=SHIPPED_TEACHER), "teacher", store)
+        results += _model(_teacher(config), "teacher", store)
         results += _bases(config, store)
     return [*results, *tracking(config), *cluster(), *_port(config)]
+
+
+def _teacher(config: Config) -> ModelConfig:
+    teacher = config.precompute_teacher.model
+    return teacher.model_copy(update={"model": SHIPPED_TEACHER}) if teacher.model == PLACEHOLDER else teacher
 
 
 def _inputs(config: Config) -> Iterator[Finding]:
@@ -131,7 +136,7 @@ def _device(config: Config) -> Iterator[Finding]:
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     trained = [config.distill_batch, *([config.distill_realtime] if config.distill_realtime else [])]
-    models = [config.teacher or ModelConfig(), config.precompute_batch.model]
+    models = [config.precompute_teacher.model, config.precompute_batch.model]
     asked = max(*(model.gpus for model in models), *(one.gpus_per_worker for one in trained))
     if asked > gpus:
         yield Finding(

@@ -214,8 +214,30 @@ def _overlay_defaults(kind: type[BaseModel], data: Mapping[str, Any]) -> dict[st
 def _overlay(default: Any, value: Any) -> Any:
     if not (isinstance(default, BaseModel) and isinstance(value, Mapping)):
         return value
-    known = {name: getattr(default, name) for name in type(default).model_fields}
-    return known | {name: _overlay(known.get(name), item) for name, item in value.items()}
+    given = {name: getattr(default, name) for name in default.model_fields_set}
+    return given | {name: _overlay(getattr(default, name, None), item) for name, item in value.items()}
+
+
+_JOBS_OWN = {name: name for name in ("root", "allow_task_code", "tracking", "task")}  # the same for all groups of a job
+
+
+def refuse_filled(job: str, data: Any, filled: Mapping[str, Mapping[str, str]]) -> None:
+    """ConfigError when `data`, fields of a job, sets a field of a group that the job fills in: it would be overwritten.
+
+    `filled`: by group, the paths of such fields and the job's own field to set instead; empty: there is none. For a `before` validator.
+    """
+    for group, fields in filled.items():
+        for path, instead in (_JOBS_OWN | dict(fields)).items():
+            if isinstance(data, Mapping) and _is_set(data, [group, *path.split(".")]):
+                fix = f"set {instead}" if instead else "leave it out: it names what another stage made"
+                raise ConfigError(f"the {job} fills in this field itself", where=f"{group}.{path}", fix=fix)
+
+
+def _is_set(node: Any, path: Sequence[str]) -> bool:
+    names = node if isinstance(node, Mapping) else node.model_fields_set if isinstance(node, BaseModel) else ()
+    if path[0] not in names:
+        return False
+    return len(path) == 1 or _is_set(node[path[0]] if isinstance(node, Mapping) else getattr(node, path[0]), path[1:])
 
 
 def _say(kind: type[BaseModel], item: Any) -> str:
