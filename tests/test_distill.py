@@ -209,7 +209,7 @@ def test_adapters_tell_signs_apart_that_the_base_never_met(tokenizer: Any, inten
     made, tokenizer = io_format.format_for(intent, io_format.IOFormat(prompt="query_only", output="compact")), copy.deepcopy(tokenizer)
     assert io_format.DEFAULT.symbols(tokenizer) == []
     rows = training_table([("pizza", {"intent": "price"}), ("noodles", {"intent": "booking"})], intent)
-    lora, losses = {"rank": 8, "alpha": 16, "dropout": 0.0, "targets": "all-linear"}, {}
+    lora, losses = distill.Lora(rank=8, alpha=16), {}
     for learner in (DecoderLearner(io_format=made), DecoderLearner(io_format=made.model_copy(update={"output": "json"}))):
         torch.manual_seed(0)
         base = make_base(TINY, learner._asked(tokenizer), 0)

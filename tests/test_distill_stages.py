@@ -196,10 +196,10 @@ def test_a_teacher_of_logits_reads_rows_as_it_was_asked(
     assert [row[a:] for row, a in zip(ids[0], starts[0], strict=True)] == [row[a:] for row, a in zip(ids[1], starts[1], strict=True)]
 
     monkeypatch.setattr("torch.distributed.barrier", lambda: None)
-    settings = second.config.model_dump(mode="json")
-    spec = Spec(store, "run", second.learner, (), 0, settings, None, teacher_digest=weights_digest(Path(folder)))
+    spec = Spec(store, "run", second.learner, (), 0, second.config, None, teacher_digest=weights_digest(Path(folder)))
     write_table(store, spec.taught, second.taught)
-    found = taught(spec, second.examples, 0, 1)
+    assert second.config.logits is not None
+    found = taught(spec, second.config.logits, second.examples, 0, 1)
     with_them, without = (top_k(load_base(folder)[0], table, 4, 0, "cpu") for table in (second.taught, second.examples))
     assert found.drop_columns(list(COLUMNS)) == second.examples
     assert found[COLUMNS[0]].to_pylist() == with_them[COLUMNS[0]].to_pylist()

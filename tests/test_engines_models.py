@@ -125,8 +125,8 @@ def test_a_training_worker_with_another_base_makes_no_step(store: Storage, folde
     from headtail.stages.distill.learner import DecoderLearner
     from headtail.stages.distill.train import Spec, _model
 
-    settings = distill.Config(base=Base(model=str(folder))).model_dump(mode="json")
-    spec = Spec(store, "run", DecoderLearner(), (), 0, settings, None, base_digest=weights_digest(folder))
+    config = distill.Config(base=Base(model=str(folder)))
+    spec = Spec(store, "run", DecoderLearner(), (), 0, config, None, base_digest=weights_digest(folder))
     (folder / "model.safetensors").write_text("other weights")
     with pytest.raises(ConfigError, match="a node has other weights than the job"):
         _model(spec, tmp_path)

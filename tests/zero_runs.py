@@ -55,9 +55,9 @@ def once(spec: Spec, rank: int, world: int) -> None:
     """As train.worker does it, without Ray."""
     import torch
 
-    torch.manual_seed(spec.settings["seed"] + 17 * rank)
+    torch.manual_seed(spec.config.seed + 17 * rank)
     with tempfile.TemporaryDirectory() as scratch:
-        engine = zero.start(_model(spec, Path(scratch)), spec.settings)
+        engine = zero.start(_model(spec, Path(scratch)), spec.config)
         table = read_table(spec.store, spec.examples)
         held = table["held_out"].to_numpy()
         try:
@@ -92,11 +92,10 @@ def main(folder: str, runs: list[str]) -> None:
             log_steps=4,
             checkpoint_steps=EVERY,
         )
-        settings = config.model_dump(mode="json")
         found = {}
         for name, after in (("whole", 10**9), ("broken", BROKEN_AFTER)):
             learner = Leaving(after=after)
-            spec = Spec(store, f"run{number}/{name}", learner, (), 0, settings, Meter(), weights_digest(Path(folder) / "base"))
+            spec = Spec(store, f"run{number}/{name}", learner, (), 0, config, Meter(), weights_digest(Path(folder) / "base"))
             if rank == 0:
                 store.replace(spec.examples, Path(f"{folder}/examples.parquet").read_bytes())
             torch.distributed.barrier()

@@ -90,8 +90,8 @@ def train(
     from headtail.adapters.meter import job_meter
     from headtail.stages.distill.train import Spec
 
-    settings, pad = config.model_dump(mode="json"), int(base.tokenizer.pad_token_id)
-    spec = Spec(stage.store, f"{stage.path}/work", learner, base.files, pad, settings, None, base.digest, teacher.digest if teacher else "")
+    pad, digests = int(base.tokenizer.pad_token_id), (base.digest, teacher.digest if teacher else "")
+    spec = Spec(stage.store, f"{stage.path}/work", learner, base.files, pad, config, None, *digests)
     if not stage.store.exists(spec.done):
         if taught is not None:
             write_table(stage.store, spec.taught, taught)

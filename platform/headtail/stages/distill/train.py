@@ -1,6 +1,6 @@
 """What each training worker does: DeepSpeed steps over its share of the batches, checkpoints, and the finished weights.
 
-In: a Spec (where examples and base are, the learner, the settings). Out: in the store, `work/trained` (adapter or full
+In: a Spec (where examples and base are, the learner, the config). Out: in the store, `work/trained` (adapter or full
 weights, written by rank 0) and, last, `work/done.json`. Runs inside Ray Train's worker group on GPUs (nccl) or CPUs (gloo).
 Killed at any step, it goes on from the last complete checkpoint and makes the same steps as if nothing had happened. Knows
 nothing of tasks or prompts, nor of what kind of student learns.
@@ -15,11 +15,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,16 +32,19 @@ from headtail.stages.distill.batches import Batch, Columns, columns, epoch_seed,
 from headtail.stages.distill.checkpoints import Checkpoints
 from headtail.stages.distill.learner import Learner
 
+if TYPE_CHECKING:
+    from headtail.stages.distill.stage import Config, Lora
+
 
 class Spec(NamedTuple):
-    """All that a worker needs. Picklable; `settings` are the plain values of distill.Config."""
+    """All that a worker needs. Picklable."""
 
     store: Storage
     work: str  # folder in the store
     learner: Learner
     base_files: tuple[str, ...]  # store paths of a base that was made for this run, or empty: every worker finds base.model itself
     pad: int
-    settings: dict[str, Any]
+    config: Config
     meter: Any
     base_digest: str = ""  # of base.model and logits.teacher, where the run was started
     teacher_digest: str = ""
@@ -65,37 +68,37 @@ class Spec(NamedTuple):
 
 def worker(spec: Spec) -> None:
     """One rank's whole run."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if spec.settings["gpus_per_worker"] else "cpu")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if spec.config.gpus_per_worker else "cpu")
     import torch
     from ray import train
 
     rank, world = train.get_context().get_world_rank(), train.get_context().get_world_size()
-    if not spec.settings["gpus_per_worker"]:
-        torch.set_num_threads(max(1, int(spec.settings["cpus_per_worker"])))
-    torch.manual_seed(spec.settings["seed"])
+    if not spec.config.gpus_per_worker:
+        torch.set_num_threads(max(1, int(spec.config.cpus_per_worker)))
+    torch.manual_seed(spec.config.seed)
     with tempfile.TemporaryDirectory(prefix="headtail-train-") as scratch:
         table = read_table(spec.store, spec.examples)
-        if spec.settings["logits"] is not None and spec.settings["logits"]["teacher"]:
-            table = taught(spec, table, rank, world)
-        engine = zero.start(_model(spec, Path(scratch)), spec.settings)
+        if spec.config.logits is not None and spec.config.logits.teacher:
+            table = taught(spec, spec.config.logits, table, rank, world)
+        engine = zero.start(_model(spec, Path(scratch)), spec.config)
         held = table["held_out"].to_numpy()
         Run(spec, engine, rank, world, columns(table.filter(~held)), columns(table.filter(held)), Path(scratch)).train()
     torch.distributed.barrier()
 
 
-def taught(spec: Spec, table: pa.Table, rank: int, world: int) -> pa.Table:
+def taught(spec: Spec, asked: logits.Logits, table: pa.Table, rank: int, world: int) -> pa.Table:
     """The examples with the teacher's likeliest tokens. Each rank asks the teacher for its share, once, and stores it."""
     import torch
 
     from headtail.stages.distill.base import load_base
 
-    settings, mine = spec.settings["logits"], f"{spec.work}/logits-{rank:05}-of-{world:05}.parquet"
+    mine = f"{spec.work}/logits-{rank:05}-of-{world:05}.parquet"
     if not spec.store.exists(mine):
-        found = check_weights(resolve_weights(settings["teacher"], settings["revision"], spec.store), spec.teacher_digest)
-        device = "cuda" if spec.settings["gpus_per_worker"] else "cpu"
+        found = check_weights(resolve_weights(asked.teacher, asked.revision, spec.store), spec.teacher_digest)
+        device = "cuda" if spec.config.gpus_per_worker else "cpu"
         read = read_table(spec.store, spec.taught) if spec.store.exists(spec.taught) else table
-        asked = read.take(np.arange(rank, table.num_rows, world))
-        write_table(spec.store, mine, logits.top_k(load_base(found.path, settings["revision"])[0], asked, settings["k"], spec.pad, device))
+        share = read.take(np.arange(rank, table.num_rows, world))
+        write_table(spec.store, mine, logits.top_k(load_base(found.path, asked.revision)[0], share, asked.k, spec.pad, device))
         if device == "cuda":
             torch.cuda.empty_cache()
     torch.distributed.barrier()
@@ -127,16 +130,16 @@ class Run:
 
     def __init__(self, spec: Spec, engine: Any, rank: int, world: int, trained: Columns, held: Columns, scratch: Path) -> None:
         self.spec, self.engine, self.rank, self.world, self.trained, self.held = spec, engine, rank, world, trained, held
-        self.settings, self.scratch = spec.settings, scratch
-        self.cut = {"rows": self.settings["batch_rows"], "workers": world, "tokens": self.settings["batch_tokens"]}
-        each = steps_of(lambda n: self._shown(n)["length"], seed=self.settings["seed"], epochs=self.settings["epochs"], **self.cut)
+        self.config, self.scratch = spec.config, scratch
+        self.cut = {"rows": self.config.batch_rows, "workers": world, "tokens": self.config.batch_tokens}
+        each = steps_of(lambda n: self._shown(n)["length"], seed=self.config.seed, epochs=self.config.epochs, **self.cut)
         self.ends = list(itertools.accumulate(each))
-        self.steps = min(self.ends[-1], self.settings["max_steps"] or self.ends[-1])
-        self.stopping = self.settings["early_stopping"]
+        self.steps = min(self.ends[-1], self.config.max_steps or self.ends[-1])
+        self.stopping = self.config.early_stopping
         self.state = State(0, [], [], None, 0, 0.0)
         self.own = {"real_tokens": 0, "tokens": 0, "rows": 0}
-        made = {name: self.settings[name] for name in ("zero_stage", "precision", "lora")} | {"workers": world, "data": spec.data}
-        self.checkpoints = Checkpoints(spec.store, spec.work, scratch, rank, world, self.settings["lora"] is not None, made)
+        made = self.config.model_dump(mode="json", include={"zero_stage", "precision", "lora"}) | {"workers": world, "data": spec.data}
+        self.checkpoints = Checkpoints(spec.store, spec.work, scratch, rank, world, self.config.lora is not None, made)
         self.started = time.monotonic()
 
     @property
@@ -155,11 +158,11 @@ class Run:
         while self.state.step < self.steps and not stopped:
             self._step()
             step = self.state.step
-            due = bool(self.stopping) and step % self.stopping["every"] == 0
-            if due or step % self.settings["log_steps"] == 0 or step == self.steps:
+            due = self.stopping is not None and step % self.stopping.every == 0
+            if due or step % self.config.log_steps == 0 or step == self.steps:
                 self._point(due or step == self.steps)
                 stopped = self._stops()
-            if step % self.settings["checkpoint_steps"] == 0 and step < self.steps and not stopped:
+            if step % self.config.checkpoint_steps == 0 and step < self.steps and not stopped:
                 self.checkpoints.save(self.engine, step, self.state.plain(self.seconds), self.own)
                 self._forget_worse()
         self._finish(stopped)
@@ -168,7 +171,7 @@ class Run:
         import torch
 
         step = self.state.step
-        rate = learning_rate(step, self.steps, self.settings["learning_rate"], self.settings["warmup_share"])
+        rate = learning_rate(step, self.steps, self.config.learning_rate, self.config.warmup_share)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         batch = self._batch(step)
@@ -196,10 +199,10 @@ class Run:
     def _epoch(self, number: int) -> tuple[Columns, list[list[np.ndarray]]]:
         """The rows as an epoch shows them, and its batches: planned by what is shown, so that little of them is padding."""
         rows = self._shown(number)
-        return rows, plan_epoch(rows["length"], seed=epoch_seed(self.settings["seed"], number), **self.cut)
+        return rows, plan_epoch(rows["length"], seed=epoch_seed(self.config.seed, number), **self.cut)
 
     def _shown(self, number: int) -> Columns:
-        return self.spec.learner.shown(self.trained, epoch_seed(self.settings["seed"], number))
+        return self.spec.learner.shown(self.trained, epoch_seed(self.config.seed, number))
 
     def _collate(self, rows: Columns, parts: list[np.ndarray]) -> Batch:
         mine = parts[self.rank]
@@ -221,17 +224,17 @@ class Run:
         point = {"step": float(step), "loss": loss, "eval_loss": self._evaluate(), "seconds": self.seconds}
         self.state.history.append(point)
         self.state.losses = []
-        if not (self.stopping and judged):
+        if self.stopping is None or not judged:
             return
         best = self.state.best
-        if best is None or point["eval_loss"] < best["eval_loss"] - self.stopping["min_delta"]:
+        if best is None or point["eval_loss"] < best["eval_loss"] - self.stopping.min_delta:
             files = self._save(f"best/step-{step:08}")
             self.state.best, self.state.patience = {"step": step, "eval_loss": point["eval_loss"], "files": files}, 0
         else:
             self.state.patience += 1
 
     def _stops(self) -> bool:
-        return bool(self.stopping) and self.state.patience >= self.stopping["patience"]
+        return self.stopping is not None and self.state.patience >= self.stopping.patience
 
     def _evaluate(self) -> float:
         """Mean loss per thing to learn on the held-out rows, over all ranks."""
@@ -256,8 +259,8 @@ class Run:
 
     def _save(self, name: str) -> list[str]:
         """Adapter (LoRA) or whole model, moved into the store as `work/<name>`; all ranks call it, rank 0 is told the files."""
-        lora = self.settings["lora"] is not None
-        state = zero.gathered(self.engine.module, self.settings["zero_stage"], lora, keep=self.rank == 0)
+        lora = self.config.lora is not None
+        state = zero.gathered(self.engine.module, self.config.zero_stage, lora, keep=self.rank == 0)
         if state is None:
             return []
         folder = self.scratch / "weights"
@@ -286,13 +289,13 @@ class Run:
             done = {"history": self.state.history, "files": files, "steps": self.state.step, "stopped_early": stopped}
             done |= dict(zip(("real_tokens", "tokens", "rows"), counts.tolist(), strict=True))
             done["taken_step"] = best["step"] if best else self.state.step
-            if self.settings["logits"] is not None:
-                done |= self._logit_bytes()
+            if self.config.logits is not None:
+                done |= self._logit_bytes(self.config.logits)
             write_json(self.spec.store, self.spec.done, done)
 
-    def _logit_bytes(self) -> dict[str, float]:
+    def _logit_bytes(self, asked: logits.Logits) -> dict[str, float]:
         """What the teacher's logits cost in the store, compressed."""
-        if self.settings["logits"]["teacher"]:
+        if asked.teacher:
             size = sum(self.spec.store.size(f"{self.spec.work}/logits-{i:05}-of-{self.world:05}.parquet") for i in range(self.world))
         else:
             size = column_bytes(self.spec.store, self.spec.examples, logits.COLUMNS)
@@ -308,17 +311,16 @@ def learning_rate(step: int, steps: int, peak: float, warmup_share: float) -> fl
 
 
 def _model(spec: Spec, scratch: Path) -> Any:
-    base = spec.settings["base"]
+    base = spec.config.base
     if spec.base_files:
         path = str(fetch_folder(spec.store, spec.base_files, scratch / "base"))
     else:
-        path = check_weights(resolve_weights(base["model"], base["revision"], spec.store), spec.base_digest).path
-    model, tokenizer = spec.learner.load(path, base["revision"])
-    lora = spec.settings["lora"]
-    return model if lora is None else adapted(model, tokenizer, spec.learner, lora)
+        path = check_weights(resolve_weights(base.model, base.revision, spec.store), spec.base_digest).path
+    model, tokenizer = spec.learner.load(path, base.revision)
+    return model if spec.config.lora is None else adapted(model, tokenizer, spec.learner, spec.config.lora)
 
 
-def adapted(model: Any, tokenizer: Any, learner: Learner, lora: Mapping[str, Any]) -> Any:
+def adapted(model: Any, tokenizer: Any, learner: Learner, lora: Lora) -> Any:
     """`model` with adapters to train, and with the embeddings of the symbols of the student's compact format.
 
     Adapters leave embeddings as they are, and those of tokens that a base never met are all alike: it could not tell one
@@ -329,10 +331,10 @@ def adapted(model: Any, tokenizer: Any, learner: Learner, lora: Mapping[str, Any
     return get_peft_model(
         model,
         LoraConfig(
-            r=lora["rank"],
-            lora_alpha=lora["alpha"],
-            lora_dropout=lora["dropout"],
-            target_modules=lora["targets"] if isinstance(lora["targets"], str) else list(lora["targets"]),
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
             task_type=learner.adapter_task,
             trainable_token_indices=learner.io_format.symbols(tokenizer) or None,
         ),

@@ -1,17 +1,20 @@
 """A small interface to DeepSpeed: an engine from a model and settings, and its complete weights.
 
-In: a Hugging Face model and the plain values of distill.Config. Out: a DeepSpeed engine (ZeRO 0-3, bf16 or fp32), and from
+In: a Hugging Face model and a distill.Config. Out: a DeepSpeed engine (ZeRO 0-3, bf16 or fp32), and from
 it a state dict that holds every weight, also where ZeRO-3 has split them. Knows nothing of batches or stores.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headtail.stages.distill.stage import Config
 
 CLIP = 1.0  # gradient norm above which a step is shortened
 
 
-def start(model: Any, settings: dict[str, Any]) -> Any:
+def start(model: Any, how: Config) -> Any:
     """A DeepSpeed engine for the weights of `model` that train, with AdamW."""
     import logging
 
@@ -19,21 +22,21 @@ def start(model: Any, settings: dict[str, Any]) -> Any:
     import torch
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    if not settings["gpus_per_worker"]:
+    if not how.gpus_per_worker:
         # DeepSpeed would probe every op and build one with g++ (deepspeed_shm_comm), 20 to 60 s at first use. Only its inference calls that
         # one; training's sums go through gloo with it or without. DeepSpeed keeps this table as a module attribute that callers may edit.
         deepspeed.ops.__compatible_ops__ = {}
     trainable = [p for p in model.parameters() if p.requires_grad]
     # fused: one pass over the weights, 8 ms instead of 64 for 3 million on a core, and nothing to build as DeepSpeed's own would need
-    fixed: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": settings["weight_decay"], "fused": True}
-    optimizer = torch.optim.AdamW(trainable, lr=settings["learning_rate"], **fixed)
+    fixed: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": how.weight_decay, "fused": True}
+    optimizer = torch.optim.AdamW(trainable, lr=how.learning_rate, **fixed)
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": settings["batch_rows"],
+        "train_micro_batch_size_per_gpu": how.batch_rows,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": CLIP,
-        "zero_optimization": {"stage": settings["zero_stage"], "overlap_comm": False},
+        "zero_optimization": {"stage": how.zero_stage, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": settings["precision"] == "bf16"},
+        "bf16": {"enabled": how.precision == "bf16"},
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
