@@ -20,6 +20,7 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from conftest import answered_by
 from headtail.adapters.storage import Storage, open_storage, read_json, write_json, write_table
 from headtail.adapters.storage.receipts import load_receipt
 from headtail.batch import Limits, read_answers
@@ -191,7 +192,9 @@ def test_a_finished_job_is_reused_only_within_the_limits_of_today(root: str, sto
     write_json(store, f"{folder}/ledger.json", {"reasons": {"no JSON": 12}})
     kept, rows = store.read(f"{folder}/ledger.json"), {"in": 12, state: 12}
     ledger = {"ledger": FileRef(path=f"{folder}/ledger.json", bytes=len(kept), sha256=sha256(kept).hexdigest())}
-    made = Receipt(stage="precompute", fingerprint=folder[-16:], path=folder, started="x", seconds=1, rows=rows, outputs=ledger)
+    made = Receipt(
+        stage="precompute", fingerprint=folder[-16:], path=folder, started="x", seconds=1, rows=rows, outputs=ledger, result=answered_by()
+    )
     write_json(store, f"{folder}/receipt.json", made.model_dump(mode="json"))
     with pytest.raises(EngineError, match=f"done before, and 12 of 12 rows .*{limit}=") as error:
         precompute.run(config(root))
