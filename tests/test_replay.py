@@ -24,7 +24,7 @@ from headtail.core.receipt import Receipt
 from headtail.core.rows import HOLDOUT, HUMAN_LABELS
 from headtail.core.task import Task
 from headtail.releases import release
-from headtail.stages import replay
+from headtail.stages import replay, serve
 from headtail.stages.replay import REQUESTS, Event, Met
 from headtail.stages.serve.answerer import RealtimeFailure, RealtimeReply
 from headtail.stages.serve.app import State, make_app, open_served
@@ -69,7 +69,8 @@ def state(store: Storage, tmp_path: Path, intent: Task) -> State:
         await asyncio.sleep(0.02)
         return RealtimeReply('{"intent": "booking"}', "stop", 0.9, "ab" * 16, "distill/x", intent.fingerprint)
 
-    return State(store, open_served(store, "current"), live, deployed="m", stands_for="distill/x", follow=False, timeout_s=limit(60))
+    config = serve.Config(release=release.current_id(store), realtime_timeout_ms=int(1000 * limit(60)))
+    return State(store, open_served(store, "current"), config, live, deployed="m", stands_for="distill/x")
 
 
 def config(root: str, url: str, **options: Any) -> replay.Config:
@@ -120,7 +121,7 @@ def test_the_same_release_is_not_measured_twice_and_another_is(
     monkeypatch.undo()
     _, manifest = publish(store, tmp_path, answers(good("pizza", '{"intent":"price"}')))
     release.promote(store, release.make_release(store, snapshot=manifest.id, task=intent).id)
-    with Running(make_app(State(store, open_served(store, "current"), None, follow=False))) as server:
+    with Running(make_app(State(store, open_served(store, "current"), serve.Config(release=release.current_id(store))))) as server:
         second = replay.run(asked.model_copy(update={"url": server.url}))
     assert second.fingerprint != first.fingerprint
     assert second.rows["realtime"] == 0

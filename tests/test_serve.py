@@ -88,13 +88,17 @@ def ask(state: State, query: Any = "something rare", **more: Any) -> httpx.Respo
     return asyncio.run(go())
 
 
+def ms(seconds: float) -> int:
+    return int(1000 * limit(seconds))
+
+
 @pytest.fixture
 def open_state(store: Storage, tmp_path: Path, segmentation: Task) -> Callable[..., State]:
     published(store, tmp_path, segmentation)
 
     def make(realtime: AskStudent | None = None, **options: Any) -> State:
-        given = {"timeout_s": limit(0.2), "stands_for": STUDENT, "deployed": "m", **options}
-        return State(store, open_served(store, "current"), realtime, **given)
+        config = serve.Config(**{"realtime_timeout_ms": ms(0.2), **options})
+        return State(store, open_served(store, "current"), config, realtime, deployed="m", stands_for=STUDENT)
 
     return make
 
@@ -163,7 +167,7 @@ def test_a_broken_student_degrades_and_never_fails(open_state: Callable[..., Sta
 
 def test_a_release_without_student_says_so(store: Storage, tmp_path: Path, segmentation: Task) -> None:
     published(store, tmp_path, segmentation, student="")
-    found = ask(State(store, open_served(store, "current"), None)).json()
+    found = ask(State(store, open_served(store, "current"), serve.Config())).json()
     assert (found["source"], found["degraded"], found["reason"]) == ("fallback", True, "no_student")
 
 
@@ -176,7 +180,7 @@ def test_waiting_for_the_student_never_takes_the_places_of_hits(open_state: Call
         await asyncio.sleep(limit(0.3))
         return reply(segmentation)
 
-    state = open_state(slow, max_realtime=3, timeout_s=limit(5))
+    state = open_state(slow, max_ongoing_requests=4, realtime_timeout_ms=ms(5))
 
     async def go() -> tuple[list[dict[str, Any]], float]:
         async with client(state) as http:
@@ -195,7 +199,7 @@ def test_waiting_for_the_student_never_takes_the_places_of_hits(open_state: Call
 
 
 def test_a_caller_who_leaves_frees_his_place(open_state: Callable[..., State]) -> None:
-    state = open_state(sleeps, timeout_s=limit(30))
+    state = open_state(sleeps, realtime_timeout_ms=ms(30))
 
     async def go() -> None:
         task = asyncio.create_task(state.answerer.answer("rare"))
@@ -238,8 +242,8 @@ def test_two_numbers_are_never_answered_from_one_cached_answer(store: Storage, t
     asked = [*planned, "call <phone>"]  # as a plan of another task, or of an older version, may have it
     _, manifest = publish(store, tmp_path, answers(*(good(query, '{"intent":"browse"}') for query in asked)))
     release.promote(store, release.make_release(store, snapshot=manifest.id, task=intent, student=STUDENT).id)
-    options = {"timeout_s": limit(5), "stands_for": STUDENT, "deployed": "m"}
-    state = State(store, open_served(store, "current"), says(intent, {"intent": "price"}), **options)  # type: ignore[arg-type]
+    config = serve.Config(realtime_timeout_ms=ms(5))
+    state = State(store, open_served(store, "current"), config, says(intent, {"intent": "price"}), deployed="m", stands_for=STUDENT)
     for query, source in (
         ("call 5552345678", "realtime_student"),
         ("call 5552349999", "realtime_student"),
@@ -389,7 +393,7 @@ def test_no_request_sees_parts_of_two_releases(store: Storage, tmp_path: Path, s
         await gate.wait()
         return reply(segmentation)
 
-    state = State(store, open_served(store, "current"), realtime, stands_for=STUDENT, timeout_s=limit(5))
+    state = State(store, open_served(store, "current"), serve.Config(realtime_timeout_ms=ms(5)), realtime, stands_for=STUDENT)
 
     async def go() -> tuple[Any, Any]:
         waiting = asyncio.create_task(state.answerer.answer("rare"))
@@ -440,7 +444,7 @@ def test_what_cannot_be_followed_leaves_the_old_release_in_place(
 def test_copies_of_snapshots_are_removed_once_replaced(store: Storage, tmp_path: Path, segmentation: Task) -> None:
     published(store, tmp_path, segmentation, ["a"])
     (copies := tmp_path / "copies").mkdir()
-    state = State(store, open_served(store, "current", copies), None, cache_dir=copies)
+    state = State(store, open_served(store, "current", copies), serve.Config(cache_dir=str(copies)))
     for query in ("b", "c"):
         published(store, tmp_path, segmentation, [query])
         assert asyncio.run(state.refresh())

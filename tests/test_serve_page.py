@@ -12,6 +12,7 @@ from chromium import browser, needs_chromium
 from headtail.adapters.storage import open_storage
 from headtail.core.task import Task, load_task
 from headtail.releases import release
+from headtail.stages import serve
 from headtail.stages.serve.answerer import RealtimeFailure, RealtimeReply
 from headtail.stages.serve.app import State, make_app, open_served
 from local_server import Running
@@ -39,10 +40,10 @@ def serving(folder: Path, task: Task, rows: Sequence[tuple[str, str]], realtime:
     return State(
         store,
         open_served(store, "current"),
+        serve.Config(release=release.current_id(store)),
         student,
         deployed="distill/0123456789abcdef",
         stands_for="distill/0123456789abcdef",
-        follow=False,
     )
 
 

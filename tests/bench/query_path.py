@@ -19,7 +19,7 @@ from headtail.batch import driver
 from headtail.batch.worker import Worker
 from headtail.core.config import TrackingConfig
 from headtail.engines import ModelConfig
-from headtail.stages import ingest, plan, precompute, publish
+from headtail.stages import ingest, plan, precompute, publish, serve
 from headtail.stages.serve.app import State, make_app, open_served
 
 
@@ -42,7 +42,7 @@ def walk(folder: Path) -> None:
     precompute.run(precompute.Config(**common, model=ModelConfig(engine="null", model="null")))
     publish.run(publish.Config(**common))
     store = open_storage(root)
-    state = State(store, open_served(store, "current"), None)
+    state = State(store, open_served(store, "current"), serve.Config())
 
     async def request() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(state)), base_url="http://test") as client:

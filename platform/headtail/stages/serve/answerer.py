@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headtail.cache import Cache, CachedAnswer
 from headtail.core.keys import normalise
@@ -21,6 +21,9 @@ from headtail.core.rows import Source
 from headtail.core.secrets import hide
 from headtail.core.task import Task
 from headtail.releases.release import Release
+
+if TYPE_CHECKING:
+    from headtail.stages.serve.stage import Config
 
 log = logging.getLogger("headtail.serve")
 
@@ -107,9 +110,8 @@ class Served:
 class Answerer:
     """Answers queries under one release at a time. `served` may be swapped between any two awaits."""
 
-    def __init__(self, served: Served, realtime: AskStudent | None, *, timeout_s: float, max_realtime: int, max_query_chars: int) -> None:
-        self.served, self._realtime = served, realtime
-        self._timeout_s, self._max_realtime, self._max_chars = timeout_s, max_realtime, max_query_chars
+    def __init__(self, served: Served, config: Config, realtime: AskStudent | None) -> None:
+        self.served, self._config, self._realtime = served, config, realtime
         self.in_flight = 0
         self.last_failure = ""
 
@@ -139,7 +141,7 @@ class Answerer:
 
     def _check(self, query: str, side_inputs: Mapping[str, Sequence[str]], task: Task) -> str:
         """The normalised query, within bounds."""
-        limit = self._max_chars
+        limit = self._config.max_query_chars
         if len(query) > 4 * limit:  # far too long: refused before any work is done on it
             raise BadQuery("query", f"the query has {len(query)} characters, at most {limit} are taken", "shorten it")
         if any("\ud800" <= character <= "\udfff" for character in query):
@@ -161,11 +163,11 @@ class Answerer:
         """The student's reply within the time limit, else RealtimeFailure."""
         if self._realtime is None:
             raise RealtimeFailure("off" if served.release.student else "no_student")
-        if self.in_flight >= self._max_realtime:  # so that waiting for the student never takes the places of cache hits
+        if self.in_flight >= self._config.max_realtime:  # so that waiting for the student never takes the places of cache hits
             raise RealtimeFailure("overloaded")
         self.in_flight += 1
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._config.realtime_timeout_ms / 1000):
                 reply = await self._realtime(query, side_inputs)
         except RealtimeFailure:
             raise

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -32,6 +32,9 @@ from headtail.cache import open_snapshot
 from headtail.core.secrets import hide
 from headtail.releases import release
 from headtail.stages.serve.answerer import REASONS, Answerer, AskStudent, BadQuery, Reply, Served
+
+if TYPE_CHECKING:
+    from headtail.stages.serve.stage import Config
 
 log = logging.getLogger("headtail.serve")
 PAGE = Path(__file__).parent / "page.html"
@@ -117,19 +120,13 @@ class State:
         self,
         store: Storage,
         served: Served,
-        realtime: AskStudent | None,
-        *,
+        config: Config,
+        realtime: AskStudent | None = None,
         deployed: str = "",
         stands_for: str | None = None,
-        follow: bool = True,
-        refresh_s: float = 5.0,
-        timeout_s: float = 2.0,
-        max_realtime: int = 48,
-        max_query_chars: int = 200,
-        cache_dir: Path | None = None,
     ) -> None:
-        self.store, self.follow, self.refresh_s, self.cache_dir = store, follow, refresh_s, cache_dir
-        self.answerer = Answerer(served, realtime, timeout_s=timeout_s, max_realtime=max_realtime, max_query_chars=max_query_chars)
+        self.store, self.config = store, config
+        self.answerer = Answerer(served, config, realtime)
         self.deployed, self.stands_for = deployed, stands_for
         self.metrics = Metrics()
         self._swap(served)
@@ -145,8 +142,8 @@ class State:
         if not found or found == self.answerer.served.release.id:
             return False
         old = self.answerer.served
-        self._swap(await asyncio.to_thread(open_served, self.store, found, self.cache_dir))
-        ours = self.store.local_path("") is None or self.cache_dir is not None  # a copy of our own, not the store's file
+        self._swap(await asyncio.to_thread(open_served, self.store, found, self.config.copies))
+        ours = self.store.local_path("") is None or self.config.copies is not None  # a copy of our own, not the store's file
         if ours and old.cache.folder != self.answerer.served.cache.folder:
             shutil.rmtree(old.cache.folder, ignore_errors=True)  # what is mapped stays readable until it is let go
         return True
@@ -160,7 +157,7 @@ class State:
     async def watch(self) -> None:
         """Look at CURRENT every `refresh_s` seconds; a look that fails leaves what is served as it is."""
         while True:
-            await asyncio.sleep(self.refresh_s)
+            await asyncio.sleep(self.config.refresh_s)
             try:
                 if await self.refresh():
                     log.warning("now serving release %s", self.answerer.served.release.id)
@@ -207,7 +204,7 @@ def make_app(state: State) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(state.watch()) if state.follow else None
+        task = asyncio.create_task(state.watch()) if state.config.release == "current" else None
         yield
         if task is not None:
             task.cancel()

@@ -21,23 +21,11 @@ class Ingress:
 
     def __init__(self, config: Config, realtime: Any, deployed: str, stands_for: str | None) -> None:
         from headtail.stages.serve.realtime import door
-        from headtail.stages.serve.stage import cache_folder
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         store = open_storage(config.root)
-        self.state = State(
-            store,
-            open_served(store, config.release, cache_folder(config)),
-            door(realtime) if realtime is not None else None,
-            deployed=deployed,
-            stands_for=stands_for,
-            follow=config.release == "current",
-            refresh_s=config.refresh_s,
-            timeout_s=config.realtime_timeout_ms / 1000,
-            max_realtime=max(1, config.max_ongoing_requests * 3 // 4),
-            max_query_chars=config.max_query_chars,
-            cache_dir=cache_folder(config),
-        )
+        served, student = open_served(store, config.release, config.copies), door(realtime) if realtime is not None else None
+        self.state = State(store, served, config, student, deployed, stands_for)
 
     def __serve_build_asgi_app__(self) -> Any:
         return make_app(self.state)

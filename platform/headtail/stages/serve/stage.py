@@ -74,6 +74,16 @@ class Config(StageConfig):
     cache_dir: str = execution("", "local folder for copies of snapshots; needed when root is a network mount, else chosen when root is S3")
     start_timeout_s: float = execution(300.0, "seconds that starting may take", gt=0)
 
+    @property
+    def max_realtime(self) -> int:
+        """Requests of one replica that may wait for the student at once: the other places are for cache hits."""
+        return max(1, self.max_ongoing_requests * 3 // 4)
+
+    @property
+    def copies(self) -> Path | None:
+        """Where snapshots are copied to, or None to let the store decide."""
+        return Path(self.cache_dir).expanduser() if self.cache_dir else None
+
 
 class Server:
     """A running server. Use it as a context manager, or call `stop`."""
@@ -307,8 +317,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def cache_folder(config: Config) -> Path | None:
-    """Where snapshots are copied to, or None to let the store decide."""
-    return Path(config.cache_dir).expanduser() if config.cache_dir else None
