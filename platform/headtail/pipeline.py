@@ -83,7 +83,7 @@ class Config(StageConfig):
         0.7, gt=0, lt=1, description="share of the human labels that trains the teacher when none is named; the rest evaluates"
     )
     replay_holdout: bool = Field(True, description="serve the release and replay holdout traffic against it")
-    promote_unproven: bool = Field(False, description="let a student be promoted although there are no human labels to judge it by")
+    promote_unproven: bool = Field(False, description="promote a student without a gate when there are no human labels")
     example_data: ExampleDataConfig = Field(ExampleDataConfig(), description="the example data, used when log is empty")
     ingest: IngestConfig = Field(IngestConfig(), description="see headtail ingest --help")
     plan: PlanConfig = Field(PlanConfig(), description="see headtail plan --help")

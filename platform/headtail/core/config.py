@@ -46,7 +46,7 @@ class StageConfig(Config):
     """What every stage has: a store to work in and a place to report to."""
 
     root: str = execution("build/quickstart", "store: a directory or s3://bucket/prefix")
-    allow_task_code: bool = execution(False, "import the Python module that a task's `answer` names, which runs its code")
+    allow_task_code: bool = execution(False, "allow a task's `answer` to name Python code, which then runs")
     tracking: TrackingConfig = execution(TrackingConfig(), "MLflow settings")
 
     def at(self, job: StageConfig, tracking: TrackingConfig, **changes: Any) -> Self:

@@ -31,13 +31,13 @@ class IOFormat(Config):
     """How a student is to be asked and to answer: what a person chooses."""
 
     prompt: Literal["full", "query_only"] = Field("full", description="full: the task's own prompt; query_only: the query alone")
-    side_inputs: bool = Field(False, description="query_only: whether side inputs follow the query, a line each")
+    side_inputs: bool = Field(False, description="query_only: whether side inputs follow the query, one line each")
     system_role: Literal["keep", "merge"] = Field(
         "keep",
-        description="merge: the system message stands before the first user message, where a base knows no system role (Gemma, Mistral)",
+        description="merge: put the system message before the first user message, for bases without a system role (Gemma, Mistral)",
     )
     output: Literal["json", "compact"] = Field(
-        "json", description="json: as the schema has it; compact: a shorter text for it (docs/students.md)"
+        "json", description="json: JSON under the schema; compact: a shorter text for the same answer (docs/students.md)"
     )
 
 

@@ -35,11 +35,11 @@ QUERY = "$query"  # stands for the query's text in a task's fallback answer
 class Sampling(Config):
     """How tokens are drawn."""
 
-    temperature: float = Field(0.0, ge=0, le=2, description="0 takes the likeliest token")
+    temperature: float = Field(0.0, ge=0, le=2, description="0: always the likeliest token")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus: smallest set of tokens with this much probability")
-    max_tokens: int = Field(128, ge=1, le=32768, description="tokens an answer may have; more is `truncated`")
+    max_tokens: int = Field(128, ge=1, le=32768, description="maximum of tokens in an answer; a longer one is `truncated`")
     seed: int | None = Field(None, description="seed of the sampler; null lets the engine choose")
-    n: int = Field(1, ge=1, le=64, description="samples per query; the answer is the one most of them agree on, and all are kept")
+    n: int = Field(1, ge=1, le=64, description="samples per query; the answer is the one that most samples give; all are kept")
 
 
 class Strata(Config):
@@ -52,7 +52,7 @@ class TaskFile(Config):
     """The fields of task.yaml."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{1,63}$", description="name of the task: small letters, digits, underscores")
-    version: int = Field(1, ge=1, description="for people; keys are made over content, not over this number")
+    version: int = Field(1, ge=1, description="for people; keys are hashes of the content and do not use this number")
     description: str = Field("", description="one sentence for reports and the model card")
     input: str = Field("query", description="column that holds the query")
     side_inputs: tuple[str, ...] = Field((), description="columns joined to a query and put in the prompt")
@@ -65,7 +65,7 @@ class TaskFile(Config):
         "uncached",
         description="queries with <phone>, <card> or <email>: never from the cache (uncached), or from one answer for all (cached)",
     )
-    fallback: dict[str, Any] = Field(description=f"answer given when nothing else can; {QUERY} stands for the query")
+    fallback: dict[str, Any] = Field(description=f"answer when no other source can answer; {QUERY} stands for the query")
 
 
 @dataclass(frozen=True)

@@ -46,28 +46,30 @@ class ModelConfig(Config):
     )
     engine: Literal["vllm", "transformers", "openai", "null"] = Field(
         "vllm",
-        description="vllm: in process (students that are no decoders run in their own engine, as their folder says); "
-        "transformers: in process, rows of a batch written together: quicker for students of a few million weights on CPU; "
-        "openai: any OpenAI-compatible endpoint; null: echoes, for measuring overhead",
+        description="vllm: in process (a student that is not a decoder runs in its own engine, as its folder says); "
+        "transformers: in process, rows of a batch generated together: faster for students of a few million weights on CPU; "
+        "openai: any OpenAI-compatible endpoint; null: no model, for measuring overhead",
     )
     revision: str = Field("", description="hub revision (commit); required for a hub id, so that a key means one set of weights")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="weights and activations; auto: as stored on a GPU; on a CPU bfloat16 where it computes that, else float32"
+        "auto", description="weights and activations; auto: as stored on a GPU; on a CPU bfloat16 where the CPU computes it, else float32"
     )
     quantization: str = Field("", description="vLLM quantization such as fp8; empty for none")
     max_model_len: int = Field(1024, ge=32, description="tokens of prompt plus answer; longer prompts end as failed rows")
     system_role: Literal["keep", "merge"] = Field(
         "keep",
-        description="merge: the system message stands before the first user message, where a model knows no system role (Gemma, Mistral)",
+        description="merge: put the system message before the first user message, for models without a system role (Gemma, Mistral)",
     )
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens",
-        description="openai: the name of the limit of tokens; OpenAI's reasoning models take the second",
+        description="openai: name of the token limit in a request; OpenAI's reasoning models need max_completion_tokens",
     )
-    ask_logprobs: bool = Field(True, description="openai: ask for tokens' log-probs, from which confidence is read; false where refused")
+    ask_logprobs: bool = Field(
+        True, description="openai: ask for tokens' log-probs, from which confidence is computed; set it to false where the endpoint refuses"
+    )
     base_url: str = Field("", description="openai: https://host/v1; the key comes from the environment (OPENAI_API_KEY)")
     key_hosts: tuple[str, ...] = execution(
-        (), "openai: hosts that may be sent the key without https, such as vllm.internal; this machine and every https host always may"
+        (), "openai: hosts that may get the key without https, such as vllm.internal; this machine and every https host may always get it"
     )
     tensor_parallel: int = execution(1, "GPUs that share one copy of the model", ge=1)
     gpus: float = execution(0, "GPUs per engine; 0 runs on CPU", ge=0)
@@ -82,20 +84,20 @@ class ModelConfig(Config):
     )
     engine_process: bool | None = execution(
         None,
-        "vllm: the engine's core in a process of its own; null: on GPU yes, on CPU no (there it starts slower and makes no more rows/s)",
+        "vllm: the engine's core in its own process; null: yes on GPU, no on CPU (where it starts slower and is not faster)",
     )
     kv_cache_gib: float = execution(0.5, "CPU only: GiB of KV cache", gt=0)
     gpu_memory_utilization: float = execution(0.9, "share of GPU memory the engine takes", gt=0, le=1)
     request_timeout_s: float = execution(120.0, "openai: seconds after which a request counts as failed", gt=0)
-    concurrency: int = execution(32, "openai: most requests in flight per worker; fewer while the endpoint pushes back", ge=1)
+    concurrency: int = execution(32, "openai: maximum of concurrent requests per worker; fewer while the endpoint answers 429 or 503", ge=1)
     requests_per_minute: int = execution(0, "openai: requests that each worker may send in a minute; 0 for no limit", ge=0)
     tokens_per_minute: int = execution(0, "openai: prompt and answer tokens that each worker may use in a minute; 0 for no limit", ge=0)
     usd_per_hour: float = execution(
         0.0, "price of one worker's machine, for cost figures; 0 prices at the default stated in docs/cost.md", ge=0
     )
 
-    usd_per_million_tokens_in: float = execution(0.0, "what a provider bills per million prompt tokens, beside usd_per_hour", ge=0)
-    usd_per_million_tokens_out: float = execution(0.0, "what a provider bills per million answer tokens, beside usd_per_hour", ge=0)
+    usd_per_million_tokens_in: float = execution(0.0, "a provider's price per million prompt tokens, in addition to usd_per_hour", ge=0)
+    usd_per_million_tokens_out: float = execution(0.0, "a provider's price per million answer tokens, in addition to usd_per_hour", ge=0)
 
     @property
     def traits(self) -> EngineTraits:

@@ -62,7 +62,7 @@ def machine_computes_bf16() -> bool:
 
 
 def resolve_dtype(config: M) -> M:
-    """`config` with the precision that `dtype: auto` means here: on a CPU bfloat16 where it computes that, else float32.
+    """`config` with the precision that `dtype: auto` means here: on a CPU bfloat16 where the CPU computes it, else float32.
 
     Who starts a job calls it once: the answer is part of every answer_key, and workers on other machines must not differ. On a GPU
     `auto` stays: weights are taken as they are stored.

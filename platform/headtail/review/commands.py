@@ -44,8 +44,10 @@ class Config(StageConfig):
     """What is reviewed and by whom."""
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped example")
-    suspects: str = Field("curate:suspects", description="table ref of the queue: answers that may be wrong, with what is gained")
-    who: str = execution("", "name recorded with each decision that says no other; empty: the user who runs this")
+    suspects: str = Field(
+        "curate:suspects", description="table ref of the queue: answers that may be wrong, with the expected gain of a review"
+    )
+    who: str = execution("", "name recorded with each decision that has no other name; empty: the user who runs the command")
     port: int = execution(0, "TCP port of the page on 127.0.0.1; 0: any that is free", ge=0, le=65535)
 
 

@@ -42,9 +42,9 @@ Mask = npt.NDArray[np.bool_]
 class Head(BaseConfig):
     """Limits of the head; the one that gives the smallest head rules."""
 
-    coverage: float | None = Field(0.5, gt=0, le=1, description="share of events that the head is to cover; null for no such limit")
+    coverage: float | None = Field(0.5, gt=0, le=1, description="share of events that the head covers; null for no such limit")
     rows: int | None = Field(None, ge=1, description="queries the teacher may answer ahead of time; null for no such limit")
-    min_count: int = Field(2, ge=1, description="events a query needs to be worth answering ahead of time")
+    min_count: int = Field(2, ge=1, description="events from which a query may be in the head")
 
 
 class Config(StageConfig):
@@ -57,9 +57,9 @@ class Config(StageConfig):
         2000, ge=0, description="queries outside the head that the teacher also answers, half torso, half tail"
     )
     max_student_rows: int | None = Field(
-        None, ge=1, description="most queries the batch student answers, most frequent first; null for all"
+        None, ge=1, description="maximum of queries that the batch student answers, most frequent first; null for all"
     )
-    seed: int = Field(0, ge=0, description="of the teaching sample")
+    seed: int = Field(0, ge=0, description="seed of the teacher's sample")
 
 
 class Coverage(NamedTuple):

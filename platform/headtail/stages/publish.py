@@ -44,8 +44,12 @@ class Config(StageConfig):
     """What is published, and whether it is promoted."""
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped example")
-    answers: tuple[str, ...] = Field((LATEST,), min_length=1, description="precompute receipt refs; the first that has an answer wins")
-    student: str = Field("", description="distill receipt ref of the model that answers misses live; empty: misses get the task's fallback")
+    answers: tuple[str, ...] = Field(
+        (LATEST,), min_length=1, description="precompute receipt refs; the first with an answer to a query wins"
+    )
+    student: str = Field(
+        "", description="distill receipt ref of the realtime student, which answers misses; empty: misses get the task's fallback"
+    )
     evaluation: str = Field("", description="evaluate receipt ref kept as evidence")
     gates: tuple[str, ...] = Field(
         (),
@@ -53,7 +57,7 @@ class Config(StageConfig):
     )
     min_confidence: dict[Literal["teacher", "batch_student"], float] = Field(
         {"teacher": 0.0, "batch_student": 0.0},
-        description="least confidence (0..1) by source; answers below go to the realtime student; above 0 also answers without "
+        description="minimum confidence (0..1) by source; the realtime student answers queries below it; above 0 answers without "
         "confidence, which are counted apart; an error when that is every answer of a source",
     )
     promote: bool = execution(True, "make the release current")

@@ -59,7 +59,7 @@ class Config(StageConfig):
     """Who is asked, and on what. Root, task, references and tracking of the groups are filled in."""
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped example; it must have side inputs")
-    labels: str = Field("plan:human_labels", description="table ref of the labelled rows; those that have side inputs are judged")
+    labels: str = Field("plan:human_labels", description="table ref of the labelled rows; rows with side inputs are evaluated")
     teacher: ModelConfig = Field(ModelConfig(), description="the model that answers the head")
     student: ModelConfig | None = Field(None, description="a student, such as {model: distill/ab12}; null leaves it out")
     precompute: PrecomputeConfig = Field(PrecomputeConfig(), description="how both are asked; the models are those above")

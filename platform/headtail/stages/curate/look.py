@@ -26,7 +26,7 @@ from headtail.stages.curate.signals import ENOUGH, Learnt, View
 class Suspicion(Fields):
     """How wrong answers are looked for."""
 
-    rows: int = Field(2_000, ge=0, description="rows of the review queue at most, those first by which most is gained")
+    rows: int = Field(2_000, ge=0, description="maximum of rows in the review queue, highest expected gain first")
     drop_above: float = Field(
         1.0,
         gt=0,
@@ -35,9 +35,11 @@ class Suspicion(Fields):
         "what looks wrong is often only hard (docs/curate.md)",
     )
     folds: int = Field(4, ge=2, le=20, description="parts of the cross-validation of small students")
-    neighbours: int = Field(10, ge=1, le=100, description="queries that read alike, to compare an answer with")
+    neighbours: int = Field(10, ge=1, le=100, description="how many similar queries an answer is compared with")
     others: dict[str, str] = Field(
-        {}, description="precompute receipt ref of another answerer by its name, such as student: precompute/ab12; disagreement is a signal"
+        {},
+        description="precompute receipt ref of another answer source by its name, such as student: precompute/ab12; "
+        "disagreement is a signal",
     )
 
 

@@ -52,24 +52,33 @@ class Config(StageConfig):
     labels: str = Field("plan:human_labels", description="table ref of the labelled rows, which are never trained on")
     other_labels: tuple[str, ...] = Field((), description="table refs of further evaluation sets to keep out")
     near_labels: float | None = Field(
-        leaks.NEAR, gt=0, le=1, description="trigram similarity from which a query repeats a labelled query; null: the same text only"
+        leaks.NEAR,
+        gt=0,
+        le=1,
+        description="trigram similarity from which a query counts as a labelled query; null: only the same text counts",
     )
-    reviews: bool = Field(True, description="let what people decided in review hold before the teacher's answers")
-    human_weight: float = Field(4.0, gt=0, description="weight of a row that a person answered or accepted, against the teacher's")
-    min_confidence: float = Field(0.5, ge=0, le=1, description="answers less sure than this are dropped; 0 keeps all")
+    reviews: bool = Field(True, description="prefer people's decisions in review to the teacher's answers")
+    human_weight: float = Field(4.0, gt=0, description="weight of a row that a person answered or accepted, relative to a teacher's row")
+    min_confidence: float = Field(0.5, ge=0, le=1, description="answers with a lower confidence are dropped; 0 keeps all")
     suspicion: Suspicion = Field(Suspicion(), description="how wrong answers are looked for")
-    max_rows: int = Field(20_000, ge=1, description="rows of the training set at most")
-    min_rows: int = Field(2_000, ge=1, description="rows that the learning curve may not go below")
+    max_rows: int = Field(20_000, ge=1, description="maximum of rows in the training set")
+    min_rows: int = Field(2_000, ge=1, description="minimum of rows, whatever the learning curve says")
     min_gain: float = Field(
-        0.0002, ge=0, lt=1, description="error (0..1) that doubling the rows must still gain a small student; 0: max_rows alone decides"
+        0.0002,
+        ge=0,
+        lt=1,
+        description="least fall of a small student's error (0..1) for which the rows are doubled; 0: only max_rows decides",
     )
-    clusters: int = Field(32, ge=1, le=1000, description="clusters of like queries over which rows are spread")
+    clusters: int = Field(32, ge=1, le=1000, description="clusters of similar queries over which rows are spread")
     strata_shares: dict[str, float] = Field(
         {"head": 0.2, "torso": 0.2, "tail": 0.2},
-        description="share of the training set kept free for each stratum when more rows qualify than are taken; the rest goes over cells",
+        description="share of the training set reserved for each stratum when more rows qualify than are taken; the "
+        "rest is spread over cells",
     )
     scan_rows: int = Field(
-        400_000, ge=1, description="candidates whose text is looked at: half by traffic, half drawn; others are over quota"
+        400_000,
+        ge=1,
+        description="candidates whose text is analysed: half the most frequent, half drawn at random; the others are over quota",
     )
     seed: int = Field(0, ge=0, description="seed of draws, folds and models")
 

@@ -32,7 +32,7 @@ class Base(Config):
     model: str = Field("", description="hub id, local folder, store ref (distill/...) or shipped model (example:student-base)")
     revision: str = Field("", description="hub revision (commit), required for a hub id")
     layers: int = Field(0, ge=0, description="keep this many layers of `model`, evenly spaced with the first and last; 0 keeps all")
-    shape: Shape | None = Field(None, description="make a model of this shape from random weights, with a tokenizer of its own")
+    shape: Shape | None = Field(None, description="make a model of this shape from random weights, with its own tokenizer")
 
     @model_validator(mode="after")
     def _one(self) -> Base:

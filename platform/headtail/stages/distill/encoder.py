@@ -46,15 +46,15 @@ ROWS = pa.schema([*COLUMNS, *EXAMPLE])
 class Settings(Config):
     """What is the encoder's own."""
 
-    corrections: int = Field(2048, ge=0, description="spellings that a word may be replaced by, the most frequent; 0: texts stay as typed")
+    corrections: int = Field(2048, ge=0, description="how many of the most frequent spellings may replace a word; 0: texts stay as typed")
     slips: float = Field(0.4, ge=0, lt=1, description="share of training rows that an epoch shows with one word misspelt")
     inexact: Literal["skip", "nearest"] = Field(
-        "skip", description="rows whose answer labels cannot hold exactly: not learnt from (weight 0), or taught by the nearest labels"
+        "skip", description="rows whose answer labels cannot express exactly. skip: weight 0; nearest: learn the nearest labels"
     )
     queries: tuple[str, ...] = Field((), description="table refs of queries without answers that base.shape learns from too")
     pretrain_epochs: float = Field(8.0, ge=0, description="passes of base.shape over queries with hidden words; 0: none")
-    pretrain_rate: float = Field(2e-3, gt=0, description="peak learning rate of that")
-    pretrain_rows: int = Field(200_000, ge=0, description="queries for that, at most")
+    pretrain_rate: float = Field(2e-3, gt=0, description="peak learning rate of the pretraining")
+    pretrain_rows: int = Field(200_000, ge=0, description="maximum of queries in the pretraining")
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,14 @@ class Logits(Config):
 
     teacher: str = Field(
         "",
-        description="model whose logits are learnt, asked before training: it must have the student's vocabulary; as base.model. "
+        description="model whose logits are learnt; it is asked before training and must have the student's "
+        "vocabulary; named as base.model is. "
         "Empty: the likeliest tokens that are stored with the training rows (precompute's top_logprobs)",
     )
     revision: str = Field("", description="hub revision (commit), required for a hub id")
     k: int = Field(8, ge=1, le=256, description="tokens kept at each position: 6 bytes each")
     share: float = Field(
-        0.5, gt=0, le=1, description="share of the loss; the rest is that of the written token. 1 learns from logits alone"
+        0.5, gt=0, le=1, description="share of this loss; the rest is the loss of the written token. 1 learns from logits only"
     )
 
     @property

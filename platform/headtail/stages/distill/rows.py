@@ -44,10 +44,10 @@ class Weights(Config):
     """A row's weight: training_set weight ** traffic * confidence ** confidence * (human when a person answered), mean 1 over a set."""
 
     traffic: float = Field(
-        1.0, ge=0, description="exponent of the training row's own weight, which curate makes from its events; 0: all equal"
+        1.0, ge=0, description="exponent of the training row's weight, which curate computes from its events; 0: all equal"
     )
     confidence: float = Field(0.0, ge=0, description="exponent of the teacher's confidence (0..1); people's answers count as 1")
-    human: float = Field(1.0, gt=0, description="factor of an answer that a person gave")
+    human: float = Field(1.0, gt=0, description="factor for an answer that a person gave")
 
 
 class Rows(NamedTuple):

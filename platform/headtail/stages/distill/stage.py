@@ -47,7 +47,7 @@ class Stopping(Fields):
     """Stop when the held-out rows get no better; the weights of the best evaluation are taken."""
 
     every: int = Field(100, ge=1, description="steps between evaluations")
-    patience: int = Field(3, ge=1, description="evaluations in a row that may bring no gain")
+    patience: int = Field(3, ge=1, description="evaluations in a row without a gain before training stops")
     min_delta: float = Field(0.0, ge=0, description="fall of eval_loss (nats) that counts as a gain")
 
 
@@ -55,7 +55,7 @@ class Config(StageConfig):
     """What to train, on what, and how long."""
 
     student: Kind = Field(
-        "decoder", description="kind of model: decoder reads and writes on; encoder labels what it reads; seq2seq reads, then writes"
+        "decoder", description="kind of model: decoder (writes text), encoder (classifies words), seq2seq (reads, then writes)"
     )
     io_format: IOFormat = Field(IOFormat(), description="how the student is prompted and what it writes")
     sets: tuple[TrainingSet, ...] = Field((TrainingSet(),), min_length=1, description="training rows, one or more tasks together")
@@ -66,7 +66,7 @@ class Config(StageConfig):
         leaks.NEAR,
         gt=0,
         le=1,
-        description="trigram similarity from which a training row repeats a labelled query; null: the same text only",
+        description="trigram similarity from which a training row counts as a labelled query; null: only the same text counts",
     )
     weights: Weights = Field(Weights(), description="what a training row's weight is made of")
     base: Base = Field(Base(model="example:student-base"), description="the model that training starts from")
@@ -74,15 +74,19 @@ class Config(StageConfig):
     encoder: EncoderSettings = Field(EncoderSettings(), description="encoder students: corrections, slips, pre-training")
     logits: Logits | None = Field(None, description="learn from a teacher's likeliest tokens too; null learns from its answers alone")
     two_stage: bool = Field(
-        False, description="learn with side inputs, then go on from those weights without them, as the tail is asked: twice the training"
+        False, description="train with side inputs, then continue from those weights without them, as the tail is asked; twice the training"
     )
     epochs: float = Field(3.0, gt=0, description="passes over the training rows")
     max_steps: int = Field(0, ge=0, description="stop after this many optimiser steps; 0 for no limit")
-    early_stopping: Stopping | None = Field(None, description="stop when held-out rows get no better; null trains to the end")
+    early_stopping: Stopping | None = Field(
+        None, description="stop when eval_loss on held-out rows stops improving; null trains to the end"
+    )
     batch_rows: int = Field(16, ge=1, description="rows per worker and step, at most")
-    batch_tokens: int = Field(0, ge=0, description="tokens per worker and step, padding included, at most; 0: batch_rows alone counts")
+    batch_tokens: int = Field(
+        0, ge=0, description="tokens per worker and step, padding included, at most; 0: only batch_rows limits a step"
+    )
     learning_rate: float = Field(2e-3, gt=0, description="peak of the schedule")
-    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the rate rises")
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay")
     precision: Literal["auto", "bf16", "fp32"] = Field(
         "auto", description="bf16 keeps fp32 master weights; auto: bf16 on a GPU and on a CPU that computes it, else fp32"
@@ -97,7 +101,7 @@ class Config(StageConfig):
     resources_per_worker: dict[str, float] = execution({}, "custom Ray resources per worker, such as {student: 1}: that role's nodes")
     log_steps: int = execution(100, "steps between points of the loss curve", ge=1)
     checkpoint_steps: int = execution(500, "steps between checkpoints", ge=1)
-    max_failures: int = execution(3, "times that a lost worker group is started again from the last checkpoint", ge=0)
+    max_failures: int = execution(3, "how often a lost worker group is started again from the last checkpoint", ge=0)
 
     @model_validator(mode="after")
     def _master_weights(self) -> Config:

@@ -34,7 +34,7 @@ class Config(StageConfig):
     grid: dict[str, tuple[Any, ...]] = Field(
         {"learning_rate": (1e-3, 2e-3, 4e-3)}, description="values by field (lora.rank, seed, ...); every combination is a trial"
     )
-    metric: str = Field("eval_loss", description="metric of a trial's receipt by which the best is named; lower is better")
+    metric: str = Field("eval_loss", description="metric of a trial's receipt that decides which is best; lower is better")
 
 
 class Result(StageResult):

@@ -40,25 +40,32 @@ class Config(StageConfig):
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped example")
     evaluation: str = Field("evaluate", description="evaluate receipt ref whose scored rows are the proof")
-    source: str = Field("batch_student", description="the answer source of that evaluation that is to be promoted")
+    source: str = Field("batch_student", description="the answer source of that evaluation to test")
     candidate: str = Field(
         "",
-        description="distill/<fingerprint> or snapshots/<id>; it must be what the evaluation scored; empty: the model of `source`",
+        description="distill/<fingerprint> or snapshots/<id>; it must be the candidate that the evaluation scored; "
+        "empty: the model of `source`",
     )
     score: ScoreName = Field("exact", description="a row's score: exact (1 when wholly right, else 0) or f1 (its own F1, 0..1)")
     minimum: dict[str, float] = Field(
-        {}, description="stratum -> least mean score (0..1); head, torso, tail, unseen, all (labelled rows alike) or traffic (by events)"
+        {},
+        description="stratum -> minimum mean score (0..1); head, torso, tail, unseen, all (every labelled row "
+        "counts the same) or traffic (rows count by events)",
     )
-    max_drop: float | None = Field(0.05, ge=0, le=1, description="most mean score (0..1) it may lose to the teacher; null: not tested")
-    above_fallback: bool = Field(True, description="whether it must score above the task's fallback")
-    relative_on: tuple[str, ...] = Field((ALL,), description="strata on which it is compared with teacher and fallback")
-    delta: float = Field(0.05, gt=0, lt=0.5, description="chance (0..0.5) of passing although a criterion is not true of it")
+    max_drop: float | None = Field(
+        0.05, ge=0, le=1, description="maximum drop of the mean score (0..1) below the teacher's; null: not tested"
+    )
+    above_fallback: bool = Field(True, description="whether the candidate must score above the task's fallback")
+    relative_on: tuple[str, ...] = Field((ALL,), description="strata on which the candidate is compared with teacher and fallback")
+    delta: float = Field(0.05, gt=0, lt=0.5, description="chance (0..0.5) that a candidate passes although a criterion is false")
     candidates: int = Field(
         1,
         ge=1,
-        description="candidates compared on these labelled rows, delta is divided by it; earlier tests in this store are counted too",
+        description="number of candidates compared on these labelled rows; delta is divided by it; earlier tests in this store count too",
     )
-    power: float = Field(0.8, gt=0.5, lt=1, description="chance of passing for which labels needed are counted; decides nothing")
+    power: float = Field(
+        0.8, gt=0.5, lt=1, description="chance of passing for which the needed labels are computed; it does not change the verdict"
+    )
     judge: str = Field("", description="table ref of a judge's scores of the candidate's answers: query_key, score (0..1); empty: none")
 
     @field_validator("minimum")

@@ -17,7 +17,7 @@ QUOTES = (DOUBLED, BACKSLASH, ESCAPED, NONE)
 QUOTES_HELP = (
     'how a quote in a cell is written: doubled ("12"" pizza", Excel, pandas), backslash ("12\\" pizza", Spark, MySQL enclosed by quotes), '
     "escaped (cells have no quotes around them, tabs and the like are \\t: mysql -B, COPY, jq @tsv), none (quotes and backslashes are "
-    "text); auto: told from the file, and rows that can be read in two ways are set aside"
+    "text); auto: found from the file, and rows that can be read in two ways are set aside"
 )
 _CONTROL = {"t": "\t", "n": "\n", "r": "\r"}
 

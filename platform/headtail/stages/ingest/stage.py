@@ -89,13 +89,13 @@ class Config(StageConfig):
     quotes: Literal["auto", "doubled", "backslash", "escaped", "none"] = Field("auto", description=QUOTES_HELP)
     labels: str = Field("", description="file, folder or glob with columns query, answer and, if wanted, split (train or test)")
     labels_train_share: float = Field(
-        0.0, ge=0, le=1, description="share of human labels, by hash, that may train a model; a split column rules over it"
+        0.0, ge=0, le=1, description="share of human labels, by hash, that may train a model; a split column overrides it"
     )
     holdout_days: int = Field(1, ge=0, description="days at the end of the log kept as holdout traffic; needs columns.time")
     holdout_share: float = Field(0.1, ge=0, lt=1, description="share of events held out at random when the log has no times")
     max_query_chars: int = Field(200, ge=1, le=10_000, description="characters of a normalised query; longer ones are set aside")
     redact: bool = Field(True, description="replace e-mail addresses, phone and card numbers by <email>, <phone>, <card>")
-    seed: int = Field(0, ge=0, description="of the draws for holdout_share and labels_train_share")
+    seed: int = Field(0, ge=0, description="seed of the draws for holdout_share and labels_train_share")
     shards: int = execution(0, "shards of keys, each finished in memory; 0 chooses by size", ge=0, le=MAX_SHARDS)
     workers: int = execution(0, "parts of the log read at once by Ray tasks; 1 stays in this process, 0 chooses by size", ge=0)
 

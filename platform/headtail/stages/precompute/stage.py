@@ -45,50 +45,55 @@ class Config(StageConfig):
     inputs: tuple[str, ...] = Field(
         ("plan:head", "plan:teacher_sample", "plan:human_labels"),
         min_length=1,
-        description="table references; a row that is in several is answered once",
+        description="table references; a row that is in several tables is answered once",
     )
-    source: Literal["teacher", "batch_student", "realtime_student"] = Field("teacher", description="who answers, for the rows' provenance")
+    source: Literal["teacher", "batch_student", "realtime_student"] = Field(
+        "teacher", description="answer source that is recorded with each row: teacher or batch_student"
+    )
     model: ModelConfig = Field(ModelConfig(), description="the model and its engine")
-    side_inputs: bool = Field(True, description="ask rows with the side inputs that they have; false: without, as live traffic is asked")
+    side_inputs: bool = Field(True, description="ask rows with their side inputs; false: without them, as in live traffic")
     workers: int = execution(1, "engines that run side by side", ge=1)
-    shards: int = execution(0, "files the rows are spread over; 0 chooses; fixed by a job's first run", ge=0, le=1_000_000)
-    flush_rows: int = execution(10_000, "rows of a shard after which they are made safe", ge=1)
-    flush_seconds: float = execution(10.0, "seconds after which the finished rows of a shard are made safe", gt=0)
-    attempts: int = execution(3, "times a row is asked in one run while its error is transient", ge=1)
+    shards: int = execution(0, "files over which rows are spread; 0 chooses; a job's first run fixes the number", ge=0, le=1_000_000)
+    flush_rows: int = execution(10_000, "finished rows of a shard after which they are written to the store", ge=1)
+    flush_seconds: float = execution(10.0, "seconds after which the finished rows of a shard are written to the store", gt=0)
+    attempts: int = execution(3, "how often a row is asked in one run while its errors are transient", ge=1)
     max_runs_per_row: int = execution(
         2,
-        "runs, of any job, in which a row is asked that ends the same way each time for a reason that seldom passes (too long, invalid, "
+        "runs, over all jobs, in which a row is asked that ends the same way each time for a lasting reason (too long, invalid, "
         "refused, an HTTP 400); it is then left as it is. 0: no limit",
         ge=0,
     )
-    reuse: bool = execution(True, "take over answers that earlier jobs in this store made under the same answer_key")
-    reuse_jobs: int = execution(20, "how many earlier jobs, newest first, are looked through for them", ge=1)
+    reuse: bool = execution(True, "reuse answers that earlier jobs in this store made under the same answer_key")
+    reuse_jobs: int = execution(20, "how many earlier jobs, newest first, are searched for such answers", ge=1)
     retry: tuple[State, ...] = Field(
-        (State.FAILED,), description="states in which an answer of an earlier job is not taken over but asked again"
+        (State.FAILED,), description="states in which an answer of an earlier job is asked again instead of reused"
     )
     ask_again: int = Field(
         0,
         ge=0,
-        description="one more than before: asks rows in a state of `retry` again after the job succeeded; the others are taken over",
+        description="raise it by one to ask rows in a state of `retry` again after the job succeeded; other answers are reused",
     )
     keep_logprobs: bool = Field(True, description="keep the log-prob of each token of an answer: 4 bytes a token before compression")
     top_logprobs: int = Field(
         0,
         ge=0,
         le=256,
-        description="keep so many of the likeliest tokens at each token of an answer, for a student to learn from: 6 bytes each before "
+        description="how many of the likeliest tokens to keep at each token of an answer, for a student to learn from: 6 bytes each before "
         "compression; 0: none. Only a decoder that vLLM runs has them",
     )
     max_failed_share: float = execution(
-        0.05, "share of failed rows (0..1) above which the job stops, early when it is sure; finished rows are kept", ge=0, le=1
+        0.05, "share of failed rows (0..1) above which the job stops, early when that is certain; finished rows are kept", ge=0, le=1
     )
     max_unanswered_share: float = execution(
-        0.5, "share of rows without an answer (0..1; truncated, invalid, refused, failed) above which the job stops likewise", ge=0, le=1
+        0.5,
+        "share of rows without an answer (0..1; truncated, invalid, refused, failed) above which the job stops in the same way",
+        ge=0,
+        le=1,
     )
     budget_usd: float = execution(0.0, "USD that this job may cost, earlier runs of it included; it then stops; 0: no limit", ge=0)
     budget_seconds: float = execution(0.0, "seconds that one run may take before it stops; 0: no limit", ge=0)
     stall_seconds: float = execution(
-        600.0, "seconds in which an engine finishes no row after which it hangs and is started again; 0: never", ge=0
+        600.0, "seconds without a finished row after which an engine counts as hanging and is started again; 0: never", ge=0
     )
 
 

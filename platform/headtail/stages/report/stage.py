@@ -33,7 +33,7 @@ class Config(StageConfig):
         {}, description=f"receipt path of each stage, by its name: {', '.join(REPORTED_STAGES)}; absent ones are 'not run'"
     )
     title: str = Field("headtail report", description="heading of the page")
-    reused: tuple[str, ...] = execution((), "stages that the pipeline found done before; said in the lineage")
+    reused: tuple[str, ...] = execution((), "stages that the pipeline found done; shown in the lineage")
 
 
 def run(config: Config) -> Receipt:
