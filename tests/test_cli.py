@@ -99,6 +99,19 @@ def test_fields_takes_a_pattern_of_names_and_meanings(fields_of: Callable[..., s
     assert exits("fields", "pipeline", "no such thing") == 2
 
 
+def test_fields_lists_what_a_pipeline_takes_and_nothing_that_it_fills_in() -> None:
+    from headtail.cli import read_config
+    from headtail.cli.fields import field_lines
+
+    paths = {line.path for line in field_lines("pipeline")}
+    assert {"plan.head.coverage", "precompute_teacher.model.model", "distill_realtime.epochs"} <= paths
+    assert not {"plan.log", "plan.task", "plan.root", "curate.tracking.uri", "precompute_batch.model.model", "distill_batch.sets"} & paths
+    null = tuple(f"{line.path}." for line in field_lines("pipeline") if line.default == "null")
+    for line in field_lines("pipeline"):
+        if line.default != "required" and "[]" not in line.path and not line.path.startswith(null):
+            read_config("pipeline", None, [f"{line.path}={line.default}"], None)  # as shown, so --set takes it
+
+
 def test_fields_shows_the_defaults_in_force(fields_of: Callable[..., str]) -> None:
     from headtail.pipeline import Config
 

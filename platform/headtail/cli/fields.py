@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple
 
 import typer
+import yaml
 from pydantic import BaseModel
 from rich.text import Text
 
 from headtail.adapters.progress import answers, say
 from headtail.cli.options import MODULES
+from headtail.core.config import filled_paths
 from headtail.core.errors import ConfigError
 
 NAMES = {**{name: (module, "Config") for name, module in MODULES.items()}, "task": ("headtail.core.task", "TaskFile")}
@@ -54,8 +56,9 @@ def field_lines(name: str) -> list[FieldLine]:
     known = ALSO.get(name, name)
     if known not in NAMES:
         raise ConfigError("no command or config has this name", where="headtail fields", value=name, fix=f"one of: {', '.join(NAMES)}")
-    module, kind = NAMES[known]
-    return list(_lines(getattr(importlib.import_module(module), kind)))
+    module, kind = importlib.import_module(NAMES[known][0]), NAMES[known][1]
+    filled = filled_paths(getattr(module, "FILLED", {}))  # the job fills them in and refuses them in a config
+    return [line for line in _lines(getattr(module, kind)) if not any(f"{line.path}.".startswith(f"{path}.") for path in filled)]
 
 
 def fits(line: FieldLine, pattern: str) -> bool:
@@ -100,7 +103,15 @@ def _shown(default: Any) -> str:
         return f"[{', '.join(map(_shown, default))}]"
     if isinstance(default, BaseModel):
         return str(default.model_dump(mode="json"))
-    return str(default) if str(default) else '""'
+    return f'"{default}"' if isinstance(default, str) and not _bare(default) else str(default)
+
+
+def _bare(text: str) -> bool:
+    """Whether YAML, as `--set` reads it, reads the text as itself without quotes."""
+    try:
+        return bool(yaml.safe_load(text) == text)
+    except yaml.YAMLError:
+        return False
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:

@@ -233,6 +233,11 @@ def refuse_filled(job: str, data: Any, filled: Mapping[str, Mapping[str, str]]) 
                 raise ConfigError(f"the {job} fills in this field itself", where=f"{group}.{path}", fix=fix)
 
 
+def filled_paths(filled: Mapping[str, Mapping[str, str]]) -> set[str]:
+    """The paths that `refuse_filled` refuses."""
+    return {f"{group}.{path}" for group, fields in filled.items() for path in (*_JOBS_OWN, *fields)}
+
+
 def _is_set(node: Any, path: Sequence[str]) -> bool:
     names = node if isinstance(node, Mapping) else node.model_fields_set if isinstance(node, BaseModel) else ()
     if path[0] not in names:

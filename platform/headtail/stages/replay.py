@@ -60,7 +60,9 @@ class Config(StageConfig):
     task: str = Field("query_segmentation", description="task folder or name of a shipped example: how answers are scored")
     log: str = Field(LATEST, description="ingest receipt whose holdout traffic is sent")
     plan: str = Field(LATEST, description="plan receipt: which queries have human labels, and their strata")
-    url: str = execution("http://127.0.0.1:8000", "address of the server; the fingerprint covers the release and not the address", pattern=r"^https?://.+")
+    url: str = execution(
+        "http://127.0.0.1:8000", "address of the server; the fingerprint covers the release and not the address", pattern=r"^https?://.+"
+    )
     release: str = Field("", description="release that the server must serve; empty: the one that it serves")
     requests: int = Field(2000, ge=1, description="events drawn from holdout traffic, each at most once; all of them when there are fewer")
     concurrency: int = Field(8, ge=1, le=1024, description="requests in flight")

@@ -64,9 +64,7 @@ class Config(StageConfig):
         2000, ge=1, le=600_000, description="milliseconds a miss waits for the student before it gets the fallback"
     )
     max_ongoing_requests: int = execution(64, "concurrent requests per replica", ge=2)
-    max_queued_requests: int = execution(
-        256, "requests that may wait; further ones are refused (ingress: 503, student: fallback)", ge=1
-    )
+    max_queued_requests: int = execution(256, "requests that may wait; further ones are refused (ingress: 503, student: fallback)", ge=1)
     ingress_replicas: int = execution(1, "processes that receive requests", ge=1)
     realtime_replicas: int = execution(1, "student engines", ge=1)
     max_query_chars: int = Field(200, ge=1, le=10_000, description="characters of a normalised query; longer ones are refused with 422")
