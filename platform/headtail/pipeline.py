@@ -129,7 +129,7 @@ class Config(StageConfig):
 
 
 class _Pipeline:
-    """The stages' receipts so far, and what every stage is handed."""
+    """The stages' receipts so far, and the settings that all stages share."""
 
     def __init__(self, config: Config, task: Task, tracker: Tracker, parent: str) -> None:
         self.config, self.task, self.tracker, self.parent = config, task, tracker, parent
@@ -269,7 +269,7 @@ def _of_teacher(config: DistillConfig, teacher: ModelConfig) -> DistillConfig:
 
 
 def _writable(config: DistillConfig, task: Task) -> DistillConfig:
-    """With answers in JSON where the task's cannot be compact; why is said."""
+    """With answers in JSON where the task's cannot be compact; prints why."""
     if config.io_format.output == "json":
         return config
     try:
@@ -281,7 +281,7 @@ def _writable(config: DistillConfig, task: Task) -> DistillConfig:
 
 
 def _fits(config: DistillConfig, task: Task) -> bool:
-    """Whether a student of this kind can answer the task at all; when not, why is said."""
+    """Whether a student of this kind can answer the task; prints why when it cannot."""
     if config.student != "encoder":
         return True
     try:
@@ -301,7 +301,7 @@ def _all_read(config: DistillConfig, planned: Receipt) -> DistillConfig:
 
 
 def _gates(pipeline: _Pipeline, students: Mapping[str, _Student], quality: Receipt) -> dict[str, Receipt[GateResult]]:
-    """The gate's verdict on each student. All are judged on the same human labels, so each must be surer."""
+    """The gate's verdict on each student. All are judged on the same human labels, so each is tested more strictly."""
     config = pipeline.config
     how = config.gate.model_copy(update={"candidates": max(config.gate.candidates, len(students))})
     return {
@@ -367,7 +367,7 @@ def _named_teacher(config: Config, task: Task) -> ModelConfig | None:
 
 
 def _tell_placeholder(config: Config, teacher: ModelConfig | None) -> None:
-    """Say first of all what answers instead of a teacher that nobody named."""
+    """Print which model answers when no teacher is named."""
     name = "name a teacher: --set precompute_teacher.model.model=... (make: TEACHER=...)"
     if teacher is None:
         share = f"{config.labels_train_share:.0%} of people's answers (labels_train_share)"

@@ -1,1 +1,1 @@
-"""One door per foreign system: storage, MLflow, the Ray cluster, the terminal, charts."""
+"""One module per foreign system: storage, MLflow, the Ray cluster, the terminal, charts."""

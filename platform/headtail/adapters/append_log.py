@@ -47,7 +47,7 @@ def last_number(store: Storage, folder: str) -> int:
 def append_entry(store: Storage, folder: str, make: Callable[[int], bytes]) -> int:
     """Write `make(number)` under the next free number; returns it. Of two writers each gets a number of its own.
 
-    A number is passed over only when an entry lies there (`create` is False for nothing else), so that no gap can come to be.
+    A number is skipped only when an entry exists there (`create` is False for nothing else), so gaps cannot appear.
     """
     number = last_number(store, folder) + 1
     while not store.create(entry_path(folder, number), make(number)):
@@ -56,7 +56,7 @@ def append_entry(store: Storage, folder: str, make: Callable[[int], bytes]) -> i
 
 
 def read_entries(store: Storage, folder: str, first: int = 1) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every entry from `first` on, in order: its number and its JSON. A number without an entry is passed over; that is said once."""
+    """Every entry from `first` on, in order: its number and its JSON. A number without an entry is skipped; one line says so."""
     numbers = range(first, last_number(store, folder) + 1)
     with ThreadPoolExecutor(_LOOKUP_THREADS) as pool:
         for number, entry in zip(numbers, pool.map(lambda number: _entry(store, folder, number), numbers), strict=True):

@@ -1,6 +1,6 @@
 """Figures that several stages and the report share: one colour per answer source, direct labels, no chart junk.
 
-In: plain numbers. Out: matplotlib Figures, or SVG text to stand in an HTML page. Colours are Okabe and Ito's, which
+In: plain numbers. Out: matplotlib Figures, or SVG text for an HTML page. Colours are Okabe and Ito's, which
 colour-blind readers can tell apart. Each answer source also has its own marker, for black-and-white prints.
 Matplotlib is imported when a figure is drawn. Knows nothing of receipts or stores.
 """

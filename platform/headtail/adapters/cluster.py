@@ -101,7 +101,7 @@ def _private_folder() -> str:
 
 
 def _private_token() -> None:
-    """The token that Ray asks of whoever connects, in a file of this user alone (0600). Ray makes it readable by all."""
+    """The token that Ray asks of every client, in a file of this user only (0600). Ray itself would make it readable by all."""
     if os.environ.get("RAY_AUTH_MODE") == "disabled" or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
     path = Path.home() / ".ray" / "auth_token"
@@ -148,7 +148,7 @@ def quiet_data() -> None:
         context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised too: said once, by whoever handles them
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised too: printed once, by the caller
 
 
 def stop_cluster() -> None:

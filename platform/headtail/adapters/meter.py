@@ -66,7 +66,7 @@ def job_meter(
                     if judge is not None and (reason := judge(totals, time.monotonic() - begun)):
                         meter.stop.remote(reason)
                 except ray.exceptions.RayError:
-                    continue  # the bar stands still; the job's own errors are told elsewhere
+                    continue  # the bar stops; the job's own errors are reported elsewhere
 
         thread = threading.Thread(target=poll, daemon=True)
         thread.start()

@@ -25,7 +25,7 @@ _UNSEEN = {**dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "\ufff
 _UNSEEN |= dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C), "\ufffd")  # they turn text around
 _FIRST_PLAIN_S = 10.0  # of a bar without a terminal, to its first line; each further line comes after three times as long
 _WINDOW_S = 60.0
-_SEEN_S = 2.0  # of progress, before a time left is told
+_SEEN_S = 2.0  # of progress, before a time left is shown
 
 
 def printable(text: str) -> str:

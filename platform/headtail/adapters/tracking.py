@@ -244,7 +244,7 @@ class Tracker:
                 client.delete_model_version_tag(name, version, key)  # of an earlier gate that asked for something else
             for key, value in tags.items():
                 client.set_model_version_tag(name, version, key, value)
-            if not missing:  # last: whoever sees the alias sees the evidence
+            if not missing:  # last: a reader who sees the alias also sees the evidence
                 client.set_registered_model_alias(name, CHAMPION, version)
             return missing
 
@@ -265,7 +265,7 @@ class Tracker:
 
 
 def _quiet_mlflow() -> Any:
-    """The module, imported with few retries and no chatter."""
+    """The module, imported with few retries and little output."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")  # read when mlflow is first imported

@@ -30,7 +30,7 @@ from headtail.core.rows import ANSWER, TOP, State
 
 FOLDER = "precompute/catalog"
 ANSWERS = "answers/"  # outputs of this kind, one per shard, in a stage's receipt
-_CARRIED = ("count", "stratum", "eval_only", "source")  # an answer's columns that belong to whoever asks, not to the answer
+_CARRIED = ("count", "stratum", "eval_only", "source")  # an answer's columns that belong to the asking job, not to the answer
 
 
 class CatalogEntry(Config):

@@ -54,7 +54,7 @@ __all__ = [
 ]
 
 _LONGEST_CHAIN = 16  # shards per Ray task: fewer pauses of the engine between tasks against evener ends
-_LOOKUP_THREADS = 16  # threads that look whether shards are done; a look at S3 takes some 20 ms
+_LOOKUP_THREADS = 16  # threads that check whether shards are done; a check on S3 takes some 20 ms
 _REASONS = 3  # of rows without an answer, named when a job stops
 _REMOVAL_TRIES = 3  # tries to take away finished work while another driver does the same
 _DRIVER_ROWS = 100_000  # rows of a job up to which the driver itself takes answers over: some seconds, where Ray takes 15 to start
@@ -120,7 +120,8 @@ def chain_count(shards: int, workers: int) -> int:
 
 
 def _publish_reused(job: Job, store: Storage, manifest: InputManifest, asks: Sequence[Ask]) -> tuple[list[ShardReceipt], list[Ask]]:
-    """Publish shards whose rows were all answered before, up to the first that has a row to ask; what is left for workers."""
+    """Publish shards whose rows were all answered before, up to the first that has a row to ask; "
+    "returns also the shards for the workers."""
     before = earlier_jobs(store, job)
     made: list[ShardReceipt] = []
     if before and manifest.rows <= _DRIVER_ROWS:
@@ -184,7 +185,7 @@ def engine_error(error: BaseException) -> HeadtailError:
 def remove_work_files(store: Storage, job: Job) -> None:
     """Remove the segments and journals of a job whose shards are all published.
 
-    Journals go first: one that outlived its segments would have rows asked again when a shard with failed rows is opened anew.
+    Journals are removed first: a journal without its segments would cause rows to be asked again when a shard with failed rows is reopened.
     """
     folder, files = store.full(job.shards_folder), store.filesystem
     for _ in range(_REMOVAL_TRIES):

@@ -126,7 +126,7 @@ class Journal(Config):
 
 
 class ShardReceipt(Config):
-    """What became of one shard, published with its answers by one atomic step; the first to publish wins.
+    """The result of one shard, published with its answers by one atomic step; the first to publish wins.
 
     An `edition` above 0 replaces one that held failed rows. Nothing reads answers except through these.
     """

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_EVERY_S = 1.0  # the clock is set anew at most this often, and four times in its run
+_EVERY_S = 1.0  # the clock is reset at most this often, and four times in its run
 
 
 @contextmanager

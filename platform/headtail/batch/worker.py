@@ -38,7 +38,7 @@ from headtail.engines.models import check_weights, find_model
 
 _PASS_BACKOFF_S = 1.0  # before rows with transient errors are asked once more; doubles
 _LONGEST_BACKOFF_S = 30.0
-_TELL_S = 1.0  # the meter is told, and asked whether to stop, at most this often
+_TELL_S = 1.0  # the meter gets counts, and is asked whether to stop, at most this often
 _REASONS = 100  # different ones that a worker keeps
 _START_S = 1800.0  # beyond stall_seconds: loading the weights of a large model takes long
 MOST_STARTS = 16  # of engines in a row that finish no row. Ray brings a dead actor back for ever; this is what ends it
@@ -59,7 +59,7 @@ class Ask:
 
 
 class Worker:
-    """A Ray Data actor. `run` names this run of the job; `meter` is told how far it is (None: nobody is)."""
+    """A Ray Data actor. `run` names this run of the job; `meter` gets the progress (None: there is no meter)."""
 
     def __init__(self, job: Job, manifest: InputManifest, run: str, meter: Any = None) -> None:
         self.job, self.manifest, self.run, self.meter = job, manifest, run, meter
@@ -112,7 +112,7 @@ class Worker:
         return [ask for ask in asks if ask.shard not in receipts]
 
     def open(self, ask: Ask) -> Shard:
-        """The shard, with what is finished of it; that much is told to the meter once."""
+        """The shard, with its finished rows, which are reported to the meter once."""
         shard = Shard(self.job, self.store, self.manifest, ask.shard, ask.edition, self.run, self.earlier)
         self._done[ask.shard] = shard.done
         self._before.setdefault(ask.shard, shard.journal.seconds)
@@ -152,7 +152,7 @@ class Worker:
             with watchdog(self.job.stall_seconds + _START_S):
                 self.engine = open_engine(self.job.model, found.path, bound, sampling, self.job.top_logprobs)
             gc.collect()
-            gc.freeze()  # or each full collection walks the million objects of torch and vLLM: 35 us of an encoder's 148 us a row
+            gc.freeze()  # or each full collection visits the million objects of torch and vLLM: 35 us of an encoder's 148 us a row
             self.start_s += time.monotonic() - begun
         return self.engine
 
@@ -277,7 +277,7 @@ class _ChainFeed:
             self.save(broken=False)
 
     def _end(self, place: int) -> None:
-        """Publish a shard that has every row, behind the engine's back."""
+        """Publish a shard that has every row, while the engine works on."""
         if place not in self._ended:
             self._ended.add(place)
             self.worker.flush(self.shards[place])

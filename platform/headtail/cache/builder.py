@@ -233,8 +233,8 @@ class _Writer:
         return LocalSnapshot(self.parquet, self.lmdb, dict(sorted(self._sources.items())), +left_out, shown, content, prefixes)
 
     def close(self) -> None:
-        """Let go of thread and files, whether finished or not."""
+        """Close thread and files, whether finished or not."""
         self._thread.shutdown()
         self._lmdb.close()
-        with suppress(OSError):  # a disk that is full was told of before
+        with suppress(OSError):  # a full disk was reported before
             self._parquet.close()

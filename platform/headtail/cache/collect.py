@@ -75,7 +75,7 @@ class _Collection:
         self._read_state()
 
     def _read_state(self) -> None:
-        """Read anew what is needed and when each snapshot was last begun."""
+        """Read again what is needed and when each snapshot was last begun."""
         self.needed = self._ask()
         self.begun = {
             entry.snapshot: datetime.datetime.fromisoformat(entry.at)

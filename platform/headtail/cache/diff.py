@@ -1,7 +1,7 @@
 """What changed between two snapshots: queries added, dropped, with a changed answer, with the same answer.
 
 In: a store and two snapshot ids. Out: a SnapshotDiff: rows, events and share of the traffic of each kind, by source, with the most
-frequent queries as examples. The two sorted Parquet files are walked side by side, in bounded memory; nothing is opened in
+frequent queries as examples. The two sorted Parquet files are read side by side, in bounded memory; nothing is opened in
 LMDB. Knows nothing of releases.
 """
 

@@ -115,5 +115,5 @@ class LmdbFile:
             raise LedgerError("the LMDB file does not hold what was written", where=str(self.folder), value=value)
 
     def close(self) -> None:
-        """Let go of the file; nothing more can be added."""
+        """Close the file; nothing more can be added."""
         self._env.close()

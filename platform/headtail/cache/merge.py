@@ -1,4 +1,4 @@
-"""Walk tables that are sorted by query_key side by side, in bounded memory.
+"""Read tables that are sorted by query_key side by side, in bounded memory.
 
 In: streams of tables, each ascending by query_key. Out: rounds of one table per stream; all rows of a key are in one
 round, and rounds are in order of key. At most one batch per stream is held. No single row is examined here.

@@ -110,7 +110,7 @@ class Cache:
         return None if value is None else decode_value(value, normalised)
 
     def close(self) -> None:
-        """Let go of the LMDB file; lookups are over."""
+        """Close the LMDB file; no lookup is possible after that."""
         del self._env
 
 

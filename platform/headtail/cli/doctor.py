@@ -162,7 +162,7 @@ def _store(store: Storage) -> Iterator[Finding]:
     probe = f".doctor/{os.getpid()}"
     store.remove(probe)
     try:
-        first, second = store.create(probe, b"first"), store.create(probe, b"second")  # on S3 this also looks whether conditions hold
+        first, second = store.create(probe, b"first"), store.create(probe, b"second")  # on S3 this also checks conditional writes
         good = first and not second and store.read(probe) == b"first"
         store.replace(probe, b"third")
         good = good and store.read(probe) == b"third"

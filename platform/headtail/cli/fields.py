@@ -77,7 +77,7 @@ def _show(line: FieldLine) -> None:
 
 
 def _lines(kind: type[BaseModel], prefix: str = "", group: BaseModel | None = None) -> Iterator[FieldLine]:
-    """`group`: the default of the group that these fields are in, whose values are the defaults in force."""
+    """`group`: the default of the group that these fields are in, whose values are the real defaults."""
     for name, field in kind.model_fields.items():
         default = field.default if group is None else getattr(group, name)
         many = typing.get_origin(field.annotation) in (tuple, list)

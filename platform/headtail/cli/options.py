@@ -1,4 +1,4 @@
-"""What every command takes, how a config comes of it, and the commands by role.
+"""Flags of every command, the config that they give, and the commands by role.
 
 In: `--config FILE`, `--set path.to.field=value`, `--root`. Out: a validated config, or the root of a store.
 """

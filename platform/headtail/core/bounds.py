@@ -90,7 +90,7 @@ class Share:
         truth = self.value if self.n else 1.0  # without a row: if all were right
 
         def enough(n: int) -> bool:
-            # the fewest right that pass: the binomial quantile, mended by a step where the approximation inside is off
+            # the fewest right that pass: the binomial quantile, corrected by a step where SciPy's approximation is off
             k = min(n, int(special.bdtrik(1 - level, n, least)) + 1)
             while k > 0 and share_p(k - 1, n, least) <= level:
                 k -= 1

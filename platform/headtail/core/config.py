@@ -164,7 +164,7 @@ def _read(path: Path, loader: type[_Yaml]) -> dict[str, Any]:
 
 
 def apply_sets(data: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
-    """`data` with each `path.to.field=value` laid over it; values are read as YAML, so `3`, `true` and `[a, b]` work."""
+    """`data` with each `path.to.field=value` applied to it; values are read as YAML, so `3`, `true` and `[a, b]` work."""
     for item in sets:
         path, sign, text = item.partition("=")
         if not sign or not path:
@@ -207,7 +207,7 @@ def build_config(kind: type[T], data: Mapping[str, Any], where: str, name: str =
 
 
 def _overlay_defaults(kind: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
-    """`data` with each group laid over that group's default, so that naming one field of a group keeps the others."""
+    """`data` with each group applied to that group's default, so that naming one field of a group keeps the others."""
     return {name: _overlay(field.default, value) if (field := kind.model_fields.get(name)) else value for name, value in data.items()}
 
 

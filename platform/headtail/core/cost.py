@@ -15,7 +15,7 @@ from headtail.core.errors import ConfigError
 
 
 class Tokens(NamedTuple):
-    """Of one row, in the mean. `cached`: those of the prompt that an engine found in its prefix cache."""
+    """Mean per row. `cached`: those of the prompt that an engine found in its prefix cache."""
 
     prompt: float
     answer: float

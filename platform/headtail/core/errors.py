@@ -1,7 +1,7 @@
 """Errors a person can act on.
 
 Every error headtail raises on purpose says what went wrong, where, which value was seen and what to do.
-The command line prints `str(error)` and exits with `error.exit_code`; a stack trace means a bug of ours.
+The command line prints `str(error)` and exits with `error.exit_code`; a stack trace means a bug in headtail.
 No error holds a key or a login of the environment. Knows nothing of files, engines or frameworks.
 """
 

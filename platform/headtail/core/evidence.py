@@ -1,7 +1,7 @@
 """The evidence for a promotion: which criteria a candidate had to pass, on which rows, by which bound, and whether it passed.
 
-In: what a gate found. Out: an Evidence, which travels as JSON (receipt, release, registry) and says by itself what is
-missing, so that whoever promotes need not have seen the gate. A verdict that does not follow from its own figures
+In: what a gate found. Out: an Evidence, which travels as JSON (receipt, release, registry) and says what is
+missing, so that the code that promotes does not need the gate. A verdict that does not follow from its own figures
 is missing too. Knows nothing of how criteria are tested.
 """
 
@@ -104,7 +104,7 @@ class Evidence(Config):
     figures: Figures = Field(Figures(), description="against people, against the teacher, cost beside the teacher's")
 
     def missing(self) -> list[str]:
-        """What stands in the way of a promotion, in words; empty when nothing does."""
+        """What is missing for a promotion, in words; empty when nothing is."""
         return list(self._missing())
 
     def _missing(self) -> Iterator[str]:

@@ -72,7 +72,7 @@ class ModelFormat(IOFormat):
         return QUERY_ONLY_TEMPLATE if self.prompt == "query_only" else None
 
     def symbols(self, tokenizer: Any) -> list[int]:
-        """Ids of the compact format's symbols that are tokens: in a base that never met them their embeddings are all alike."""
+        """Ids of the compact format's symbols that are tokens: in a base that never saw them their embeddings are all equal."""
         known = tokenizer.get_vocab() if self.output != "json" else {}
         return sorted(known[symbol] for symbol in ALPHABET if symbol in known)
 

@@ -19,7 +19,7 @@ from headtail.core.errors import LeakError
 from headtail.core.keys import KEY_BYTES, normalise, query_key
 from headtail.core.redact import redact
 
-NEAR = 0.8  # Jaccard similarity of trigrams from which two queries are nearly the same; one slip in 25 characters stays above
+NEAR = 0.8  # Jaccard similarity of trigrams from which two queries are nearly the same; one typing error in 25 characters stays above
 _SHOWN = 5
 
 
@@ -101,7 +101,7 @@ class LabelledQueries:
 def refuse_leaks(training: Iterable[pa.Table], labels: Iterable[pa.Table], where: str, near: float | None = NEAR) -> None:
     """LeakError when a row of `training` (query_key, query) repeats a query of `human_labels`, with the rows named.
 
-    Keys are compared as they stand and as the texts make them anew, so that a wrong key hides nothing.
+    Stored keys are compared, and keys computed from the texts, so that a wrong key hides nothing.
     """
     held = [table.select(["query_key", "query"]) for table in labels]
     known = LabelledQueries((query for table in held for query in table["query"].to_pylist()), near)

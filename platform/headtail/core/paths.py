@@ -1,8 +1,8 @@
 """Paths and ids that are read from a store, a receipt, a manifest or a release: what they may be. Pure.
 
 In: text that somebody else may have written. Out: the same text, or a ValueError that says what is wrong with it. The types
-StorePath, StoreId and StudentRef put the check where a record is parsed; `storage` checks every path again at its door, so that
-text from elsewhere cannot go around it. Knows nothing of what lies at a path.
+StorePath, StoreId and StudentRef put the check where a record is parsed; `storage` checks every path again, so that
+text from elsewhere cannot bypass the check. Knows nothing of what lies at a path.
 """
 
 from __future__ import annotations

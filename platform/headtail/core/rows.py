@@ -46,7 +46,7 @@ class Stratum(StrEnum):
 STRATA = tuple(str(stratum) for stratum in Stratum)
 ALL, TRAFFIC = "all", "traffic"  # every labelled row alike; labelled rows weighted by their events
 SLICES = (*STRATA, ALL, TRAFFIC)  # what quality is shown by
-SMALL = 30  # labelled rows below which a figure is said to rest on few
+SMALL = 30  # labelled rows below which a note says that a figure rests on few
 
 
 class Source(StrEnum):
@@ -117,7 +117,7 @@ ANSWER = pa.schema(
         ("agreement", pa.float32()),  # share of n samples that gave this answer; null when one was drawn
         ("samples", pa.list_(SAMPLE)),  # every sample when n > 1, else null
         ("logprobs", pa.list_(pa.float32())),  # natural log, one per output token of the answer; null when not kept
-        ("runs", pa.int16()),  # in how many runs it was asked and ended in this state, for a reason that asking again seldom mends
+        ("runs", pa.int16()),  # in how many runs it was asked and ended in this state, for a reason that asking again seldom removes
     ]
 )
 

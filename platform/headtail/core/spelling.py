@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-MOST = 2  # slips that a word may be away from what was meant; 1 when either has three letters or fewer
+MOST = 2  # typing errors between a word and the meant one; 1 when either has three letters or fewer
 
 
 def distance(a: str, b: str) -> int:

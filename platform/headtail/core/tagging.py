@@ -55,7 +55,7 @@ class Spans(Config):
 
 
 class Scheme(Config):
-    """How labels stand for a task's answers. Kept beside the weights of a model that was taught them."""
+    """How labels express a task's answers. Kept beside the weights of a model that was trained on them."""
 
     form: int = Field(VERSION, description="version of what labels mean")
     schema_digest: str = Field(description="fingerprint of the answer schema")
@@ -250,7 +250,7 @@ def _align(texts: Sequence[str], pieces: Sequence[tuple[str, str]]) -> list[_Ste
     """The cheapest way to read the words of all pieces, in order, off the words of the query."""
     spelt = [(number, text[a:b], text, a, b) for number, (text, _) in enumerate(pieces) for a, b in word_spans(text)]
     n, m = len(texts), len(spelt)
-    if list(texts) == [word for _, word, *_ in spelt]:  # the common case, 50 times quicker
+    if list(texts) == [word for _, word, *_ in spelt]:  # the common case, 50 times faster
         return [_Step(at, piece, word) for at, (piece, word, *_) in enumerate(spelt)]
     cost = [[_NEVER] * (m + 1) for _ in range(n + 1)]
     came: list[list[tuple[int, int]]] = [[(0, 0)] * (m + 1) for _ in range(n + 1)]
@@ -290,7 +290,7 @@ def _price(texts: Sequence[str], spelt: Sequence[_Spelt], inside: bool) -> float
     apart = distance(joined, wanted) if similar(texts[0], wanted) else MOST + 1
     if len(texts) == len(spelt):
         return _CHANGE + apart / (len(wanted) + 1) if apart <= MOST else _NEVER
-    most = 1 if len(texts) > 1 else MOST  # a blank that is missing is a slip of its own
+    most = 1 if len(texts) > 1 else MOST  # a missing blank is one typing error
     return _JOIN + apart / (len(wanted) + 1) if apart <= most else _NEVER
 
 

@@ -66,7 +66,7 @@ class BatchEngine:
         self._asked, self._cells, self._real = self._asked + rows, self._cells + cells, self._real + real
 
     def facts(self) -> dict[str, Any]:
-        """What is in force, and how it went so far."""
+        """Arguments in use, and figures so far."""
         import transformers
 
         return {

@@ -23,7 +23,7 @@ BACKEND = "xgrammar"
 SEPARATORS = (", ", ": ")  # as Task.target writes them
 _NAMES = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|([A-Za-z_][\w.-]*)')  # a rule's name; empty for a literal or a class
 _ESCAPES = re.compile(r"\\(?:x([0-9a-f]{2})|.)")
-VERSION = 2  # part of an answer's settings: raise it when what the engine is told changes
+VERSION = 2  # part of an answer's settings: raise it when the grammar changes
 
 
 def engine_schema(schema: Mapping[str, Any], max_tokens: int, where: str = "task.yaml") -> Any:
@@ -148,7 +148,7 @@ class Masks:
         return torch.from_numpy(words.view(np.int32))
 
     def matcher(self) -> Any:
-        """Where an answer that begins now stands in the grammar."""
+        """The grammar's state at the start of an answer."""
         return None if self._compiled is None else self._xgrammar.GrammarMatcher(self._compiled)
 
     def apply(self, logits: Any, matchers: Sequence[Any]) -> None:

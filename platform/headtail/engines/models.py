@@ -56,7 +56,7 @@ def find_model(config: ModelConfig, store: Storage, fetch: bool = True) -> Resol
 
 
 def resolve_weights(model: str, revision: str, store: Storage, fetch: bool = True) -> ResolvedModel:
-    """Find a model's weights. ConfigError says what to do when they are not there or cannot be pinned."""
+    """Find a model's weights. ConfigError says what to do when they are missing or cannot be pinned."""
     if model.startswith("example:"):
         folder = SHIPPED / model.removeprefix("example:")
         if not (folder / "config.json").is_file():
@@ -137,7 +137,7 @@ def _fetch_student(receipt: Receipt, store: Storage) -> Path:
 
 
 def private_folder() -> Path:
-    """Where copies of models lie: a folder that nobody but this user can open. StorageError when somebody else made it first."""
+    """The folder for copies of models, which only this user can open. StorageError when another user made it first."""
     folder = Path(tempfile.gettempdir()) / f"headtail-models-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()

@@ -55,7 +55,7 @@ class NullEngine:
             yield replace(made, samples=(replace(made, tokens_in=0),) * (self.samples - 1)) if several else made
 
     def _take(self, seconds: float) -> None:
-        """Let this much time pass, in the mean over rows."""
+        """Let this much time pass, as a mean over rows."""
         self._owed_s += seconds
         if self._owed_s >= _SLEEP_S:
             begun = time.monotonic()

@@ -38,7 +38,7 @@ LONGEST_WAIT_S = 60.0  # a row whose Retry-After is longer ends as failed
 FORBIDDEN = 8  # rows answered with 403, and none with anything better, after which it is the key and not the rows
 MISFITS = 2  # rows refused for a setting, and none answered, after which it is the config: one alone could have put the words there
 _PUSHED = (429, 503, 529)
-_UNPAID = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")  # a 429 that no waiting mends
+_UNPAID = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")  # a 429 that waiting does not remove
 _CHARS_PER_TOKEN = 4  # of a prompt, until the endpoint says how many it was
 _KEY = "OPENAI_API_KEY"
 
@@ -120,7 +120,7 @@ class OpenAIEngine:
             completion = await self._ask_with_retries(request)
         except HeadtailError as error:
             self._fatal, completion = error, Completion(request.id, finish_reason="error", error=error.what)
-        except Exception as error:  # a fault of ours on one row must not leave the loop waiting for it for ever
+        except Exception as error:  # a bug on one row must not make the loop wait for ever
             completion = Completion(request.id, finish_reason="error", error=f"{type(error).__name__}: {hide(str(error))}")
         arrived.put(completion)
 

@@ -106,7 +106,7 @@ def answer_texts(tokenizer: Any, ids: Sequence[int], stopped: bool) -> tuple[str
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> tuple[str, ...]:
     """The text that each token adds; together they spell the answer. A token that ends inside a character adds nothing yet.
 
-    A control token is spelt out: a grammar takes it for its text, and what is left out here would change an answer without a word.
+    A control token is spelt out: a grammar reads it as its text; leaving it out here would change an answer silently.
     """
     from tokenizers.decoders import DecodeStream
 

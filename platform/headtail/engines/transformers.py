@@ -116,7 +116,7 @@ class TransformersEngine(BatchEngine):
         hot = logits / heat
         if self._sampling["top_p"] < 1:
             hot = TopPLogitsWarper(self._sampling["top_p"])(None, hot)
-        chance = hot.softmax(-1).nan_to_num(1.0)  # a row without a token is told by its log-prob
+        chance = hot.softmax(-1).nan_to_num(1.0)  # a row without a token is recognised by its log-prob
         chosen = self._torch.multinomial(chance, 1, generator=random)
         return chosen[:, 0], logits.gather(1, chosen)[:, 0] - total
 

@@ -167,7 +167,7 @@ class VllmEngine:
         return params
 
     def facts(self) -> dict[str, Any]:
-        """What is in force, and how full the engine was so far."""
+        """Arguments in use, and how full the engine was so far."""
         found = self._vllm_config
         import vllm
 
@@ -228,7 +228,7 @@ class VllmEngine:
             raise self._thread.error
 
     def completion(self, row: int, future: Future[Any]) -> Completion:
-        """What became of a row whose Future is done. EngineStopped when the engine died under it."""
+        """The result of a row whose Future is done. EngineStopped when the engine died."""
         try:
             completion = completion_of_output(row, future.result(), self._tokenizer, self.top)
         except RowRefused as error:

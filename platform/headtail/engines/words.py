@@ -1,6 +1,6 @@
 """Queries as token ids, word by word, for models that classify words.
 
-In: a tokenizer, queries and what stands beside them. Out: per query its ids, where each word's first token is, and how many
+In: a tokenizer, queries and their side inputs. Out: per query its ids, where each word's first token is, and how many
 tokens the query itself takes. A word's tokens do not depend on its neighbours (the tokenizer is asked for each word alone, as
 Hugging Face's `is_split_into_words` does), so words are asked once and remembered. Knows nothing of labels or weights.
 """

@@ -178,7 +178,7 @@ def _businesses(rng: random.Random, segments: tuple[tuple[str, str], ...]) -> tu
 
 
 def misspell(text: str, variant: int) -> str:
-    """`text` with one slip of the fingers in one longer word; variant 0, or no such word, is the text itself."""
+    """`text` with one typing error in one longer word; variant 0, or no such word, is the text itself."""
     if variant == 0:
         return text
     rng = random.Random(f"{text}/{variant}")
@@ -223,7 +223,7 @@ class _Draws:
         self.cumulative = np.cumsum(weights / weights.sum())
         self.config = config
         self.rng = np.random.default_rng(config.seed)
-        self.fresh = config.universe  # next rank that nobody asked for yet
+        self.fresh = config.universe  # next rank that was not used yet
 
     def take(self, n: int) -> np.ndarray:
         """`n` ids, rank * VARIANTS + variant."""

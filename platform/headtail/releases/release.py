@@ -90,7 +90,7 @@ def make_release(
     note: str = "",
 ) -> Release:
     """Record a release; nothing is promoted by this. The same parts give the same release, which is written once."""
-    read_manifest(store, snapshot)  # a release never names a snapshot that is not there
+    read_manifest(store, snapshot)  # a release never names a missing snapshot
     copy = TaskCopy.of(task)
     release = Release(
         id="0",
@@ -214,7 +214,7 @@ def needed_snapshots(store: Storage, keep: int) -> dict[str, str]:
 
 
 def look_up(store: Storage, query: str, release: str = "current", into: Path | None = None) -> dict[str, Any]:
-    """What a release's snapshot holds for `query`, with the way back to where it came from; `cached` false on a miss."""
+    """What a release's snapshot holds for `query`, with the links to where it came from; `cached` false on a miss."""
     found = load_release(store, release)
     cache = open_snapshot(store, found.snapshot, into)
     answer = cache.lookup(query)

@@ -30,9 +30,9 @@ class ReviewRow(NamedTuple):
     """One row of a file that came back. Answers are JSON text, keys hex; empty text where a cell is empty."""
 
     number: int  # from 1, as people count: records of a CSV without its header, lines, tasks
-    text: str = ""  # the row as it stands, for the list of what was set aside
+    text: str = ""  # the row as written, for the list of rows set aside
     problem: str = ""  # what is wrong with it already
-    note: str = ""  # what was mended in it
+    note: str = ""  # what was corrected in it
     query_key: str = ""
     answer_key: str = ""
     query: str = ""

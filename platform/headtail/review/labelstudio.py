@@ -132,9 +132,9 @@ def _draw(task: Task, query: str, answer: Any, mark: str) -> list[dict[str, Any]
 
 
 def align_texts(query: str, texts: Sequence[str]) -> list[tuple[int, int]] | None:
-    """Where each text stands in the query, from left to right; None when that cannot be told.
+    """The place of each text in the query, from left to right; None when it is not known.
 
-    A text that is not there as it stands (its spelling was corrected) gets the words between its neighbours.
+    A text that is not in the query (its spelling was corrected) gets the words between its neighbours.
     """
     places: list[tuple[int, int] | None] = []
     cursor = 0

@@ -142,7 +142,7 @@ def decisions(store: Storage, task: str) -> pa.Table:
     """What holds now for the task of that name, as rows.REVIEWED: one row per query that someone decided on, by query_key.
 
     An answer was valid under the task's schema when it was decided; whether it is under today's is the reader's to check.
-    `answer_key` names the answer that was looked at: a drop speaks about that one.
+    `answer_key` names the answer that was shown: a drop is about that one.
     """
     return pa.Table.from_pylist([kept.decision._asdict() for kept in DecisionLog(store, task).current_decisions()], schema=REVIEWED)
 

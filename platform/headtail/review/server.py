@@ -33,7 +33,7 @@ PAGE = Path(__file__).parent / "page.html"
 HOST = "127.0.0.1"
 _NAMES = ("127.0.0.1", "localhost")  # a name that someone else pointed at this machine (DNS rebinding) is not taken
 _BODY_BYTES = 1 << 20
-# The page runs no script but its own, talks to no host but this one, is shown in no other page, and tells nobody its address.
+# The page runs no script but its own, talks to no host but this one, is shown in no other page, and sends its address to nobody.
 HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -90,7 +90,7 @@ def make_review_app(desk: Desk, token: str) -> FastAPI:
         try:
             wrong = _wrong(request, token)
             response = _problem(*wrong) if wrong else await call(request)
-        except Exception as error:  # a bug of ours: told to the page, and on the terminal with its trace
+        except Exception as error:  # a bug: shown on the page, and on the terminal with its trace
             log.exception("the review page got an error")
             response = _problem(500, hide(f"{type(error).__name__}: {error}"))
         response.headers.update(HEADERS)

@@ -46,7 +46,7 @@ class ExportReport:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What became of each row of a file. `problems`: (row, reason) of those set aside; `aside`: their list in the store.
+    """The result of each row of a file. `problems`: (row, reason) of those set aside; `aside`: their list in the store.
 
     `notes`: (row, what) of rows that are not set aside, but are not quite as they should be.
     """
@@ -61,7 +61,7 @@ class ImportReport:
 
 
 def kind_of(file: Path, given: str) -> Format:
-    """The format, told or known by the file's ending."""
+    """The format: as named, or by the file's ending."""
     kind = given or _BY_SUFFIX.get(file.suffix.lower(), "")
     if kind not in _BY_SUFFIX.values():
         known = ", ".join(f"{kind} ({suffix})" for suffix, kind in _BY_SUFFIX.items())
@@ -72,7 +72,7 @@ def kind_of(file: Path, given: str) -> Format:
 def export_queue(
     file: Path, kind: Format, queue: Queue, log: DecisionLog, task: Task, rows: int = 0, decided: bool = False
 ) -> ExportReport:
-    """Write the first `rows` (0: all) of the queue that nobody has decided on; with `decided` those too, and what was said."""
+    """Write the first `rows` (0: all) of the queue without a decision; with `decided` also those with one, and the decision."""
     config = file.with_suffix(".xml") if kind == "labelstudio" else None
     for target in filter(None, (file, config)):
         if target.exists():

@@ -36,7 +36,7 @@ R = TypeVar("R", bound=StageResult)
 
 
 class Stage:
-    """What `work` is handed: a store, a folder in it, and places to put figures."""
+    """What `work` gets: a store, a folder in it, and places for figures."""
 
     def __init__(self, name: str, store: Storage, path: str, tracker: Tracker, run_id: str, scratch: Path) -> None:
         self.name, self.store, self.path, self.tracker, self.run_id, self.scratch = name, store, path, tracker, run_id, scratch

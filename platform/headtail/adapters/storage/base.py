@@ -85,7 +85,7 @@ class Storage(Protocol):
         ...
 
     def files(self, folder: str) -> list[StoredFile]:
-        """What lies below a folder. For garbage only: what is true is said by manifests."""
+        """What lies below a folder. For garbage only: manifests say what exists."""
         ...
 
     def litter(self, before: datetime.datetime) -> list[StoredFile]:

@@ -42,7 +42,7 @@ class LocalStorage:
         return pafs.LocalFileSystem()
 
     def full(self, path: str) -> str:
-        """StorageError when `path` leads out of the root, be it by a link in the store."""
+        """StorageError when `path` leads out of the root, also by a link in the store."""
         full = os.path.join(self.root, check_path(path, self.root))
         if _has_link(self.root, path):
             real, root = os.path.realpath(full), os.path.realpath(self.root)

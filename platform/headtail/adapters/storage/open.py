@@ -33,7 +33,7 @@ def open_storage(root: str) -> Storage:
 
 
 def open_existing(root: str) -> Storage:
-    """As `open_storage`, for those who only look. InputError when there is no such directory; of S3 this cannot be told."""
+    """As `open_storage`, for readers. InputError when there is no such directory; on S3 this is not known."""
     store = open_storage(root)
     folder = store.local_path("")
     if folder is not None and not folder.is_dir():

@@ -1,4 +1,4 @@
-"""A store in a bucket of S3, or of a store that speaks S3.
+"""A store in a bucket of S3, or of a store with S3's protocol.
 
 In: bytes and files under relative paths. Out: the same; a put is whole or absent by itself, `create` is a conditional put
 (If-None-Match: *). A call that S3 did not answer, or answered with "later", is repeated within a bounded time (see

@@ -130,7 +130,7 @@ class Builder:
         # After an item comes the next one, END, or the text's end. How an item begins does not hang on what follows it.
         item = self.node(schema["items"], within, Place(True, False))
         item = self.node(schema["items"], within, Place(item.marked, False))
-        lead = ALPHABET[0] if item.empty or (end and item.ends) else ""  # or an item could not be told from none
+        lead = ALPHABET[0] if item.empty or (end and item.ends) else ""  # or one item would look like none
         if lead:
             item = self.node(schema["items"], within, Place(True, False))
         self.used |= ({lead} if lead else set()) | ({END} if end else set())

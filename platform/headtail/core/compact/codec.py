@@ -57,7 +57,7 @@ class Codec:
         return code
 
     def decode(self, code: str) -> DecodedAnswer:
-        """The answer that `code` stands for. CompactError when it is none; whether that is valid is for the schema to say."""
+        """The answer that `code` stands for. CompactError when there is none; the schema decides whether it is valid."""
         reader = CompactReader(code, self._symbols, self._bare)
         answer = self._root.read(reader)
         if reader.at < len(code):

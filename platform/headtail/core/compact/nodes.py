@@ -49,7 +49,7 @@ class Const(Node):
             raise CompactError(f"{json_identity(value)[:80]} is not {json_identity(self.value)[:80]}")
 
     def read(self, reader: CompactReader) -> Any:
-        return json.loads(json_identity(self.value))  # a new one each time: answers may be changed by whoever gets them
+        return json.loads(json_identity(self.value))  # a new one each time: callers may change their answers
 
     def rule(self, rules: GrammarRules) -> str:
         return ""

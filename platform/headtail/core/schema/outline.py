@@ -19,7 +19,7 @@ from urllib.parse import unquote
 from headtail.core.errors import ConfigError
 from headtail.core.schema.text import DECIMALS, longest_text
 
-_LARGEST = 2**53 - 1  # of a number: larger whole numbers are not told apart by every reader of JSON
+_LARGEST = 2**53 - 1  # of a number: some readers of JSON confuse larger whole numbers
 _MOST_PARTS = 10_000
 _MOST_CHARACTERS = 1_000_000  # of an answer: some 250,000 tokens, more than any model writes in one answer
 _CHOICES = ("const", "enum", "$ref", "anyOf", "oneOf", "allOf", "type")  # the first of these that is bounded gives the outline

@@ -1,7 +1,7 @@
 """The narrow columns of all answers, in reading order: what is needed to judge a row without its text in memory.
 
-In: tables of ANSWER rows, shard by shard, and the labelled queries. Out: arrays of about 100 bytes a row. Queries are cleaned
-of personal data first, and keyed anew where that changed them. LeakError for a labelled query that is not marked `eval_only`.
+In: tables of ANSWER rows, shard by shard, and the labelled queries. Out: arrays of about 100 bytes a row. Personal data
+is removed from queries first; a query that changed gets a new key. LeakError for a labelled query that is not marked `eval_only`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def read(tables: Iterable[pa.Table], labels: LabelledQueries, seed: int) -> Colu
 
 
 def cleaned(table: pa.Table) -> tuple[list[str], pa.Array]:
-    """Query texts without personal data, and their keys: as stored, but made anew where something was taken out."""
+    """Query texts without personal data, and their keys: as stored, or computed again where something was removed."""
     texts = [normalise(query) for query in table["query"].to_pylist()]
     keys = table["query_key"].combine_chunks().cast(pa.binary(KEY_BYTES))
     taken_out = {row: found.text for row, text in enumerate(texts) if (found := redact(text)).any}
@@ -76,7 +76,7 @@ def cleaned(table: pa.Table) -> tuple[list[str], pa.Array]:
 
 
 def _eval_only(table: pa.Table, texts: list[str], keys: pa.Array, labels: LabelledQueries) -> Bools:
-    """Rows that are marked `eval_only`. LeakError when a labelled query is not: by its key, or by the key its text makes anew."""
+    """Rows that are marked `eval_only`. LeakError when a labelled query is not: by its stored key, or by the key of its text."""
     anew = pa.array([query_key(text) for text in texts], pa.binary(KEY_BYTES))
     of_labelled = pc.or_(pc.is_in(anew, value_set=labels.keys), pc.is_in(keys, value_set=labels.keys))
     marked = table["eval_only"].fill_null(False).combine_chunks()

@@ -57,7 +57,7 @@ def read_decisions(table: pa.Table, task: Task) -> Decided:
 
 
 def lay(decided: Decided, rows: Columns) -> Laid:
-    """`decided` row by row. A drop speaks about one answer: another answer to the same query stays."""
+    """`decided` row by row. A drop is about one answer: another answer to the same query stays."""
     answer: Any = np.full(len(rows.state), None, dtype=object)
     gone = np.zeros(len(rows.state), dtype=bool)
     met: set[tuple[int, int]] = set()

@@ -16,7 +16,7 @@ import numpy.typing as npt
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Objects = npt.NDArray[np.object_]
-FLATTER = 0.7  # exponent on a cell's weight: 1 is in proportion, 0 all cells alike
+FLATTER = 0.7  # exponent on a cell's weight: 1: in proportion, 0: all cells the same
 _PER_TYPE = 20  # rows of each answer type that come in, if there are so many and types take at most a quarter of the set
 
 

@@ -106,7 +106,7 @@ def students(scan: Scan, seen: View, sets: list[Items], task: Task, folds: int, 
     worst: list[tuple[str, str, float]] = [("", "", 0.0)] * len(scan)
     for items, found in zip(sets, judged, strict=True):
         np.logical_or.at(flagged, items.row, crossval.off_diagonal(items, found))
-        # How much likelier another label is: a model that knows nothing of a word says nothing against its label
+        # How much more likely another label is: a model that knows nothing of a word gives no evidence against its label
         against_item = np.log((found.best_probability + _UNSURE) / (found.own + _UNSURE))
         for item in np.flatnonzero(~np.isnan(against_item)).tolist():
             row = int(items.row[item])
@@ -166,7 +166,7 @@ def _labels_agree(seen: View, near: neighbours.Near) -> Floats:
 
 
 def _words_agree(seen: View, near: neighbours.Near) -> Floats:
-    """The word that fewest neighbours label alike decides."""
+    """The word whose label the fewest neighbours share decides."""
     known = [{word.text: word.tag[2:] for word in found.words} if found else {} for found in seen.tagged]
     made = np.full(len(known), np.nan)
     for row, mine in enumerate(known):

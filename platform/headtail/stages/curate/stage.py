@@ -109,7 +109,7 @@ class LearningCurve(Fields):
 
 
 class Result(StageResult):
-    """What speaks against answers, and what further rows would gain."""
+    """Evidence against answers, and the gain of further rows."""
 
     signals: dict[str, float] = Field(description="mean absolute weighted evidence by signal: what the suspects' scores rest on")
     curve: LearningCurve | None = Field(None, description="the learning curve; null: too few rows to measure it")

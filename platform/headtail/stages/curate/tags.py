@@ -28,7 +28,7 @@ class Word(NamedTuple):
 
 
 class Tagged(NamedTuple):
-    """An answer of segments laid over its query."""
+    """An answer of segments aligned with its query."""
 
     words: tuple[Word, ...]
     absent: tuple[str, ...]  # words of the answer that are like no word of the query

@@ -47,7 +47,7 @@ class Checkpoints:
         self, store: Storage, work: str, scratch: Path, rank: int, world: int, frozen: bool, made: Mapping[str, Any] | None = None
     ) -> None:
         self.store, self.folder, self.scratch, self.rank, self.world = store, f"{work}/checkpoints", scratch / "checkpoints", rank, world
-        self.made = json.loads(json.dumps(made or {}))  # what a checkpoint must have been made of to be gone on with
+        self.made = json.loads(json.dumps(made or {}))  # what a checkpoint must have been made of to be continued
         self.frozen = frozen  # part of the weights does not train (the base under an adapter): it is not written again
 
     @property

@@ -32,7 +32,7 @@ from headtail.engines.words import WordTokenizer, split_prompt
 from headtail.stages.distill.base import Shape, hush, keep_layers
 from headtail.stages.distill.batches import EXAMPLE, UNTAUGHT, Batch, Columns, check_lengths, training_answer
 
-NOISED = 4  # copies of a training row with slips, of which an epoch shows one or none
+NOISED = 4  # copies of a training row with typing errors; an epoch shows one or none
 LEAST_EXACT = 0.5  # share of training answers below which an encoder is the wrong student
 SLIP_LETTERS = 5  # of words that are misspelt where no list says which are known
 _LIST = pa.list_(pa.int32())
@@ -156,7 +156,7 @@ class EncoderLearner:
     def shown(self, rows: Columns, seed: int) -> Columns:
         """`rows` with `variant`, which of a row's variants this epoch shows, and the `length` of that one.
 
-        Drawn before batches are planned: a slip makes a row longer, and planned by the longest variant, a quarter of a batch was padding.
+        Drawn before batches are planned: an error makes a row longer, and planned by the longest variant, a quarter of a batch was padding.
         """
         rng, sizes = np.random.default_rng((seed, 1)), rows["sizes"]  # not the numbers that the order is drawn from
         slips = np.array([len(found) - 1 for found in sizes])
@@ -209,7 +209,7 @@ class EncoderLearner:
         return module(input_ids=arrays["ids"], attention_mask=arrays["mask"], **extra).logits
 
     def finish(self, folder: Path) -> None:
-        """The I/O format, and what labels stand for."""
+        """The I/O format, and the meaning of labels."""
         io_format.write_format(self.io_format, folder)
         (folder / LABELS).write_text(self.scheme.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
@@ -268,7 +268,7 @@ class _Shown:
         )
 
 
-# --- slips of the fingers
+# --- typing errors
 
 
 def slipped(
@@ -276,7 +276,7 @@ def slipped(
 ) -> list[tuple[str, list[int]]]:
     """Up to `copies` times `query` with one word misspelt, and the corrections that then hold.
 
-    Where texts are corrected it is a known word, rightly spelt, and its correction mends it. Where an answer holds no text of
+    Where texts are corrected it is a known word, spelt correctly, and its correction restores it. Where an answer holds no text of
     the query it is any longer word: the answer stays. Else there are none, for a text would be learnt misspelt.
     """
     mends = scheme.spans is not None

@@ -115,7 +115,7 @@ def record(config: Config, stage: Stage, done: dict[str, Any], examples: pa.Tabl
 
 
 def _teacher(config: Config, stage: Stage) -> dict[str, float]:
-    """Metrics of the teacher's answers behind the training rows: what the student will be held against. Empty when there is not one."""
+    """Metrics of the teacher's answers behind the training rows: what the student will be compared with. Empty when there are none."""
     training_set = {stage.inputs[f"training_set.{number}"] for number in range(len(config.sets))}
     found = [source_of(stage.store, load_receipt(stage.store, path.partition("/")[0], path)) for path in training_set]
     return found[0].metrics if found[0] is not None and len({one and one.path for one in found}) == 1 else {}

@@ -27,7 +27,7 @@ from headtail.stages.precompute.result import Result as PrecomputeResult
 COLUMNS = ("teacher_ids", "teacher_logprobs")
 KINDS = (pa.list_(pa.int32()), pa.list_(pa.float16()))
 ROWS = 16  # rows of one forward pass of the teacher
-_FLOOR = 1e-6  # probability below which what is left beside the k tokens counts as nothing
+_FLOOR = 1e-6  # probability below which the tokens beside the k count as nothing
 
 
 class Logits(Config):

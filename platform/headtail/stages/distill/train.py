@@ -258,7 +258,7 @@ class Run:
             yield self._collate(self.held, parts)
 
     def _save(self, name: str) -> list[str]:
-        """Adapter (LoRA) or whole model, moved into the store as `work/<name>`; all ranks call it, rank 0 is told the files."""
+        """Adapter (LoRA) or whole model, moved into the store as `work/<name>`; all ranks call it, rank 0 gets the files."""
         lora = self.config.lora is not None
         state = zero.gathered(self.engine.module, self.config.zero_stage, lora, keep=self.rank == 0)
         if state is None:
@@ -323,7 +323,7 @@ def _model(spec: Spec, scratch: Path) -> Any:
 def adapted(model: Any, tokenizer: Any, learner: Learner, lora: Lora) -> Any:
     """`model` with adapters to train, and with the embeddings of the symbols of the student's compact format.
 
-    Adapters leave embeddings as they are, and those of tokens that a base never met are all alike: it could not tell one
+    Adapters leave embeddings as they are, and those of tokens that a base never saw are all equal: it could not tell one
     symbol from another.
     """
     from peft import LoraConfig, get_peft_model

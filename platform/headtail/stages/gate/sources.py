@@ -134,7 +134,7 @@ class Judge(NamedTuple):
 def read_judge(store: Storage, ref: str, answers: Receipt, teacher: Receipt[PrecomputeResult] | None, source: SourceScores) -> Judge:
     """A judge's scores of the candidate's answers, split into rows that people labelled too and rows that they did not.
 
-    Rows without a score count against the candidate: 0 where the judge stands alone, 1 where it is held against a person's
+    Rows without a score count against the candidate: 0 where the judge stands alone, 1 where it is compared with a person's
     label. Rows about other answers are left out, and counted.
     """
     receipt, name = load_ref(store, ref)

@@ -80,7 +80,7 @@ def by_way(text: str, way: str, form: Dialect) -> set[Cells]:
 
 
 # How cells are cut: a quoted one (group 1) or a bare one (group 2), then the delimiter D or the end. Where it is not known whether
-# the file quotes at all, a quote within a bare cell speaks against it: a program that quotes would have quoted that cell.
+# the file quotes at all, a quote within a bare cell is evidence against it: a program that quotes would have quoted that cell.
 _QUOTED = {DOUBLED: r'"((?:[^"]|"")*)"', BACKSLASH: r'"((?:[^"\\]|\\[\s\S])*)"', ESCAPED: r"(?!)()"}
 _BARE = {
     "sloppy": r'((?!")[^D\r\n]*)',

@@ -70,7 +70,7 @@ def settle(found: pa.Table, task: Task, train_share: float, seed: int, redacting
 
 
 def _near(rows: pa.Table, in_train: np.ndarray) -> np.ndarray:
-    """Training rows that nearly repeat a query of the human labels: whoever learns them has seen the test."""
+    """Training rows that nearly repeat a query of the human labels: a model that learns them has seen the test."""
     human_labels = leaks.LabelledQueries(rows.filter(pa.array(~in_train))["query"].to_pylist())
     queries = zip(rows["query"].to_pylist(), in_train.tolist(), strict=True)
     return np.asarray([train and human_labels.find(leaks.clean_text(query)) is not None for query, train in queries], dtype=bool)

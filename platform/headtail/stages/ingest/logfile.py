@@ -117,7 +117,7 @@ def read(system: pafs.FileSystem, part: Split, wanted: Wanted) -> Iterator[Sheet
     above = {name: value for name, value in file.partitions.items() if name in wanted.columns and name not in file.columns}
     names = tuple(n for n in dict.fromkeys(wanted.columns) if n not in above and (n in file.columns or file.kind == LINES))
     if not names and file.kind != LINES:
-        names = file.columns[:1]  # all that is wanted stands in the folders' names: any column tells how many rows there are
+        names = file.columns[:1]  # all wanted columns are in the folders' names: any column gives the number of rows
     with readable(file.path):
         if file.kind == PARQUET:
             found = _read_parquet(system, part, names)

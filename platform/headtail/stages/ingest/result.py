@@ -9,7 +9,7 @@ from headtail.core.receipt import StageResult
 
 
 class SourceFile(Config):
-    """A file that was read: from here one walks to the bytes."""
+    """A file that was read: its place and digest."""
 
     file: str = Field(description="where it is")
     kind: str = Field(description="delimited, lines or parquet")

@@ -61,7 +61,7 @@ _CURES = {
     "nul": "they hold a zero byte",
     "name_twice": "their JSON has a column twice",
 }
-MANY_REDACTED = 0.01  # share of events above which numbers of things may have been taken for numbers of people
+MANY_REDACTED = 0.01  # share of events above which numbers of things may have been read as numbers of people
 REDACTED_LIKE = {
     "email": "e-mail addresses (as name@host.org)",
     "phone": "telephone numbers (as +1 555 234 5678, 555-234-5678, call 5552345678)",

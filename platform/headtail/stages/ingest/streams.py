@@ -70,7 +70,7 @@ def _packing(where: str) -> str:
 
 
 def codec_of(system: pafs.FileSystem, path: str, unsure: bool) -> str:
-    """What the file is packed with, empty for nothing. InputError when its name says otherwise than its first bytes."""
+    """What the file is packed with, empty for nothing. InputError when its name and its first bytes disagree."""
     named = CODECS.get(Path(path.lower()).suffix, "")
     if named:
         return named

@@ -19,7 +19,7 @@ class AnsweringModel(Config):
 
 
 class PlannedActual(Config):
-    """One figure of a dry run beside what came of it."""
+    """One figure of a dry run beside the result."""
 
     planned: float | None = Field(None, description="what the dry run said; null: it could not")
     low: float | None = Field(None, description="lower end of its 95 % interval")

@@ -129,7 +129,7 @@ def _find(config: Config) -> _Asked:
         InputTable(check_digest(store, receipt.output(name)), label) for (receipt, name), label in zip(found, labels, strict=True)
     )
     inputs: dict[str, Any] = {label.replace(":", "."): receipt for (receipt, _), label in zip(found, labels, strict=True)}
-    # The task by what changes an answer: a changed scorer or fallback answers nothing anew. The model by its weights.
+    # The task by what changes an answer: a changed scorer or fallback asks no row again. The model by its weights.
     inputs |= {"task": task.fingerprint, "model": model.digest}
     replaces = {"task": task.name, "inputs": list(labels), "model": {**result_fields(config.model), "model": model.digest}}
     return _Asked(store, task, model, tables, {"inputs": inputs, "replaces": replaces})
@@ -180,7 +180,7 @@ def forecast(config: Config, probe: int = ROWS) -> Preview:
 def run(config: Config, planned: Preview | None = None) -> Receipt[Result]:
     """Answer every row of the inputs once. Found done when nothing that changes an answer changed.
 
-    `planned`: what `forecast` said; LimitReached when its upper bound exceeds a budget, else the receipt says what came of it.
+    `planned`: what `forecast` said; LimitReached when its upper bound exceeds a budget, else the receipt has the result beside it.
     """
     config = _resolved(config)
     asked = _find(config)

@@ -1,6 +1,6 @@
 """The summary: every figure of a report under one plain, flat name, with null for what was not run.
 
-In: receipts by stage, the quality table. Out: a dict that is JSON as it stands (names: docs/report.md), and the
+In: receipts by stage, the quality table. Out: a dict of plain JSON values (names: docs/report.md), and the
 few sentences that say what it means. Reads no files.
 """
 
@@ -139,7 +139,7 @@ def summarise(
 
 
 def _gate(receipts: Mapping[str, Receipt], name: str) -> dict[str, Any]:
-    """The verdict on a student, each criterion in words, and what stood in the way."""
+    """The verdict on a student, each criterion in words, and what is missing."""
     gated = result_of(receipts, GateResult, name)
     if gated is None:
         return {f"{name}_passed": None, f"{name}_delta": None, f"{name}_criteria": [], f"{name}_missing": []}

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("headtail.serve")
 PAGE = Path(__file__).parent / "page.html"
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # seconds
-# The pages are shown in no other page, and tell nobody their address. The try-it page runs no script but its own and talks to no host but
+# The pages are shown in no other page, and do not send their address. The try-it page runs no script but its own and talks to no host but
 # this one; Swagger UI's is FastAPI's, so only what holds for any page holds for it.
 HEADERS = {
     "cache-control": "no-cache",
@@ -111,7 +111,7 @@ class Metrics:
 
 
 class State:
-    """What the app works on: an open release and the student's door.
+    """What the app works on: an open release and the student's interface.
 
     `deployed`: name of the model that runs; `stands_for`: the release's student it was deployed for, None when it is switched off.
     """
@@ -145,7 +145,7 @@ class State:
         self._swap(await asyncio.to_thread(open_served, self.store, found, self.config.copies))
         ours = self.store.local_path("") is None or self.config.copies is not None  # a copy of our own, not the store's file
         if ours and old.cache.folder != self.answerer.served.cache.folder:
-            shutil.rmtree(old.cache.folder, ignore_errors=True)  # what is mapped stays readable until it is let go
+            shutil.rmtree(old.cache.folder, ignore_errors=True)  # a mapped file stays readable until it is closed
         return True
 
     def _swap(self, served: Served) -> None:

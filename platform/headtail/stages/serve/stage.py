@@ -227,7 +227,7 @@ _LOGGING: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
 
 
 def _student(config: Config, store: Storage, release: releases.Release) -> Chosen | None:
-    """The realtime student, or None when it is switched off or the release has no student. A model that is not there is told here."""
+    """The realtime student, or None when it is switched off or the release has no student. A missing model is an error here."""
     if not config.realtime_student:
         return None
     model = resolve_dtype(config.model.model_copy(update={"model": config.model.model or release.student}))  # once for all replicas
@@ -275,7 +275,7 @@ def _refuse_second() -> None:
 
 
 def _wait(config: Config, server: Server, model: ModelConfig | None) -> None:
-    """Until the application runs and answers; what is waited for is said every few seconds."""
+    """Wait until the application runs and answers; print every few seconds what it waits for."""
     import httpx
     from ray import serve
 

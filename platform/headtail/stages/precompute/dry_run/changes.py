@@ -81,7 +81,7 @@ def _settings(entry: CatalogEntry, job: Job) -> dict[str, tuple[Any, Any]]:
         if was.get(name) != now.get(name)
     }
     if "engine" in found:
-        found.pop("grammar", None)  # how an engine is told the schema
+        found.pop("grammar", None)  # how the engine gets the schema
     if "endpoint" in found and entry.model == job.name and "model revision" not in found:
         found.pop("model", None)  # an endpoint's model is called by its address
     if "model" in found:
@@ -98,7 +98,7 @@ def _flat(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _places(was: Any, now: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
-    """Where two schemas differ, with what is there."""
+    """Where two schemas differ, with the differing parts."""
     if isinstance(was, Mapping) and isinstance(now, Mapping):
         for name in {**was, **now}:
             if was.get(name) != now.get(name):

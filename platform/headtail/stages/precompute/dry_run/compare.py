@@ -101,7 +101,7 @@ def _lowest(table: pa.Table, keep: int) -> pa.Table:
 
 
 def scope(job: Job, manifest: InputManifest, keep: int) -> Scope:
-    """What the job is compared with: whose answers it would take over, and whose rows it would ask anew."""
+    """The jobs that this one is compared with: whose answers it would reuse, and whose rows it would ask again."""
     store = open_storage(job.root)
     known = catalog_entries(store)
     mine = probes_of(job.path)

@@ -45,7 +45,7 @@ class Moments(Config):
 
 
 class Pace(Config):
-    """How fast an engine was. A row's work is 1 + its answer tokens: prompts are much alike and mostly cached."""
+    """How fast an engine was. A row's work is 1 + its answer tokens: prompts are similar and mostly cached."""
 
     rows: int = Field(ge=1, description="rows that were timed")
     at_once: int = Field(ge=1, description="rows that the engine works on at a time")
@@ -57,7 +57,7 @@ class Pace(Config):
 
 
 class Probe(Config):
-    """What became of the rows that were asked to learn what the others will cost. Its answers are taken over by the job."""
+    """The result of the rows that were asked to estimate the others. The job reuses its answers."""
 
     path: AnswersPath = Field(description="the probe's folder: a job like any other")
     rows: int = Field(ge=1, description="rows of the sample")

@@ -29,7 +29,7 @@ from headtail.stages.precompute.dry_run.estimate import Estimate, Probe, beyond,
 from headtail.stages.precompute.dry_run.probe import ask, how, probes
 from headtail.stages.precompute.result import PlannedActual
 
-ROWS = 1000  # of a probe, where nobody says otherwise
+ROWS = 1000  # of a probe, by default
 IN_PROCESS_ROWS = 200_000  # fewer are compared here, in some ten seconds; a cluster would take longer to start
 _CHUNK = 16  # shards per Ray task: earlier jobs are opened once for all of them
 _Items = Sequence[ShardReceipt | Ask]
@@ -215,7 +215,7 @@ def _newly(before: Scope, now: Scope, sample: pa.Table) -> int:
 
 
 def kept(planned: Preview, ledger: Ledger, wall_s: float) -> dict[str, PlannedActual]:
-    """A plan beside what came of it, for the receipt. Figures of earlier runs of the same job are left out of the actual ones."""
+    """A plan beside its result, for the receipt. Figures of earlier runs of the same job are left out of the actual ones."""
     found, spent = planned.estimate, planned.spent
     actual = {
         "tokens_in": ledger.new_tokens[0] - spent.get("tokens_in", 0.0),

@@ -126,7 +126,7 @@ def duration(seconds: float) -> str:
 
 
 def outcome(planned: Mapping[str, PlannedActual]) -> Table:
-    """What was planned beside what came of it: `dry_run` of a receipt's result."""
+    """The plan beside its result: `dry_run` of a receipt's result."""
     table = Table("", "planned", "95 % bounds", "actual", title="planned and actual", title_justify="left", box=None, pad_edge=False)
     for name, item in planned.items():
         form = duration if name.endswith("_s") else _count
