@@ -46,8 +46,8 @@ def test_a_cpu_computes_bfloat16_or_not(text: str, environ: dict[str, str], comp
 def test_auto_is_what_the_cpu_computes_and_a_choice_or_a_gpu_is_left_alone(
     monkeypatch: pytest.MonkeyPatch, has: bool, dtype: str, trained: str
 ) -> None:
-    monkeypatch.setattr(device, "here_bf16", lambda: has)
-    monkeypatch.setattr(distill, "here_bf16", lambda: has)
+    monkeypatch.setattr(device, "machine_computes_bf16", lambda: has)
+    monkeypatch.setattr(distill, "machine_computes_bf16", lambda: has)
     assert precision(ModelConfig()) == resolve_dtype(ModelConfig()).dtype == dtype
     assert precision(ModelConfig(dtype="float16")) == "float16"
     for kept in (ModelConfig(gpus=1), ModelConfig(engine="null"), ModelConfig(engine="openai")):
@@ -68,10 +68,10 @@ def test_the_driver_decides_for_all_workers_and_the_answers_keys(
     model = ModelConfig(model=str(EXAMPLES / "models" / "teacher"))
     found = {}
     for has in (True, False):
-        monkeypatch.setattr(device, "here_bf16", lambda has=has: has)
+        monkeypatch.setattr(device, "machine_computes_bf16", lambda has=has: has)
         config = precompute._resolved(precompute.Config(root=root, inputs=(f"{made.path}:human_labels_query_segmentation",), model=model))
         job = precompute._job(config, precompute._find(config), "precompute/x")
-        monkeypatch.setattr(device, "here_bf16", lambda has=has: not has)
+        monkeypatch.setattr(device, "machine_computes_bf16", lambda has=has: not has)
         assert precision(job.model) == ("bfloat16" if has else "float32")
         found[job.settings] = precompute._folder(config, precompute._find(config))
     assert len(found) == len(set(found.values())) == 2
