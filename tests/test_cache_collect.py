@@ -45,7 +45,7 @@ def later(patch: pytest.MonkeyPatch, days: float) -> None:
     """From now on it is `days` later, for who asks how old something is."""
     moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
     for module in (collect, manifest):
-        patch.setattr(module, "now", lambda: moment)
+        patch.setattr(module, "utc_now", lambda: moment)
 
 
 def test_what_is_old_and_unneeded_goes_whole_and_the_rest_stays(

@@ -154,7 +154,7 @@ def test_an_engines_own_version_is_part_of_the_key(segmentation: Task, monkeypat
 
     before = settings()
     assert len(set(before.values())) == 3
-    parts = (("batch.job", {"decoder", "seq2seq"}), ("engines.encoder", {"encoder"}), ("engines.transformers", {"seq2seq"}))
+    parts = (("engines.open", {"decoder", "seq2seq"}), ("engines.encoder", {"encoder"}), ("engines.transformers", {"seq2seq"}))
     for part, kinds in parts:
         with monkeypatch.context() as patch:
             patch.setattr(f"headtail.{part}.VERSION", 99)

@@ -406,6 +406,6 @@ def test_a_student_goes_live_with_the_evidence_of_its_gate(store: Storage, root:
     with pytest.raises(GateRejected, match="missing: tail: 993 more labels"):
         publish.run(config(root, *prepared, student=student.path, gates=(refused.path,)))
     other = leave(store, "gate", "0c0c", {}, result=gate_result(evidence(candidate="distill/another")))
-    with pytest.raises(GateRejected, match="what was given is of distill/another"):
+    with pytest.raises(GateRejected, match="the given evidence is of distill/another"):
         publish.run(config(root, *prepared, student=student.path, gates=(other.path,)))
     assert release.current_id(store) == made.result.release

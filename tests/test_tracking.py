@@ -113,7 +113,7 @@ def test_champion_does_not_move_without_evidence(tracker: Tracker) -> None:
         (evidence(**own, data={}), "champion does not move; missing: no digest of the rows; no digest of the human labels"),
         (refused, r"missing: tail: 993 more labels, or 1\.6 points"),
         (forged, "tail: marked as passed, but its own figures do not show it"),
-        (evidence(), "evidence of this version: what was given is of distill/dddd"),
+        (evidence(), "evidence of this version: the given evidence is of distill/dddd"),
     ):
         with pytest.raises(GateRejected, match=why):
             tracker.promote("m", version, given)
