@@ -43,11 +43,11 @@ def _rank(spec: Any, port: int) -> None:
     import torch
     from ray import train
 
-    from headtail.stages.distill.train import worker
+    from headtail.stages.distill.train import train_worker
 
     vars(train)["get_context"] = lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     torch.distributed.init_process_group("gloo")
-    worker(spec)
+    train_worker(spec)
 
 
 @pytest.fixture

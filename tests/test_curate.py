@@ -27,8 +27,8 @@ from headtail.review.decision import Decision, current_moment
 from headtail.review.log import DecisionLog
 from headtail.stages import curate
 from headtail.stages.curate import columns
-from headtail.stages.curate.verdicts import Judged, traffic_weights
-from headtail.stages.curate.verdicts import judge as verdicts
+from headtail.stages.curate.verdicts import Verdicts, traffic_weights
+from headtail.stages.curate.verdicts import give_verdicts as verdicts
 
 OFF = TrackingConfig(enabled=False)
 ANSWERS = with_side_inputs(ANSWER, ["businesses"])
@@ -69,12 +69,12 @@ def put(
     return curate.Config(root=store.root, tracking=OFF)
 
 
-def judge(tables: Sequence[pa.Table], labelled_queries: Sequence[str], config: curate.Config) -> Judged:
+def judge(tables: Sequence[pa.Table], labelled_queries: Sequence[str], config: curate.Config) -> Verdicts:
     """Verdicts without a look at the text."""
-    return verdicts(columns.read(tables, LabelledQueries(labelled_queries, config.near_labels), config.seed), config.rules)
+    return verdicts(columns.read_columns(tables, LabelledQueries(labelled_queries, config.near_labels), config.seed), config.rules)
 
 
-def why(judged: Judged, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def why(judged: Verdicts, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {row["query"]: reason for row, reason in zip(rows, judged.reason.tolist(), strict=True)}
 
 

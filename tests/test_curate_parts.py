@@ -16,11 +16,11 @@ from headtail.core.leaks import LabelledQueries
 from headtail.core.rows import REVIEWED
 from headtail.core.task import Task
 from headtail.examples import example_data
-from headtail.stages.curate import columns, curve, decided, neighbours, signals, suspects
+from headtail.stages.curate import columns, curve, decisions, neighbours, signals, suspects
 from headtail.stages.curate.curve import Point
 from headtail.stages.curate.draw import Pool, allot, pick
-from headtail.stages.curate.tags import align, label_fields, tag, untag
-from headtail.stages.curate.verdicts import scanned
+from headtail.stages.curate.tags import align_words, label_fields, tag, untag
+from headtail.stages.curate.verdicts import scan_places
 from test_curate import one, table
 
 
@@ -46,7 +46,7 @@ def test_tags_of_a_wrong_answer(segmentation: Task) -> None:
     assert [word.tag for word in tagged.words] == ["O", "O", "O"]
     assert tagged.absent == ("sushi", "boston")
     assert tagged.kind == "location+topic"
-    assert align(["boston", "pizza"], ["pizza", "boston"]) == [1, 0]
+    assert align_words(["boston", "pizza"], ["pizza", "boston"]) == [1, 0]
 
 
 def test_label_fields(segmentation: Task, intent: Task) -> None:
@@ -68,9 +68,9 @@ def test_decisions_are_laid_over_rows(segmentation: Task) -> None:
         decision("d", "drop", None, query_key("another answer")),
         decision("elsewhere", "correct", good),
     ]
-    made = decided.read_decisions(pa.Table.from_pylist(said, schema=REVIEWED), segmentation)
-    rows = columns.read([table([one("a"), one("b"), one("c"), one("d"), one("e")])], LabelledQueries([]), 0)
-    laid = decided.lay(made, rows)
+    made = decisions.read_decisions(pa.Table.from_pylist(said, schema=REVIEWED), segmentation)
+    rows = columns.read_columns([table([one("a"), one("b"), one("c"), one("d"), one("e")])], LabelledQueries([]), 0)
+    laid = decisions.match_decisions(made, rows)
     assert laid.answer.tolist() == [good, None, None, None, None]
     assert laid.dropped.tolist() == [False, False, True, False, False]
     assert len(laid.notes) == 3
@@ -88,7 +88,7 @@ def test_allot_gives_away_all_there_is_room_for(weights: list[float], room: int,
 
 def pool(n: int, rng: np.random.Generator) -> Pool:
     kinds = np.asarray(rng.choice(["common", "usual", "rare"], n, p=[0.9, 0.099, 0.001]), dtype=object)
-    made = Pool.plain(np.asarray(rng.choice(["head", "tail"], n), dtype=object), rng.random(n), rng.zipf(1.5, n).astype(float))
+    made = Pool.by_stratum(np.asarray(rng.choice(["head", "tail"], n), dtype=object), rng.random(n), rng.zipf(1.5, n).astype(float))
     return made._replace(kind=kinds, cluster=rng.integers(0, 8, n))
 
 
@@ -110,7 +110,7 @@ def test_a_draw_meets_every_label_and_cluster_and_people_first() -> None:
 
 def test_traffic_and_number_both_count_in_a_draw() -> None:
     rng = np.random.default_rng(1)
-    rows = Pool.plain(np.full(2000, "head", dtype=object), rng.random(2000), np.repeat([1.0, 100.0], 1000))
+    rows = Pool.by_stratum(np.full(2000, "head", dtype=object), rng.random(2000), np.repeat([1.0, 100.0], 1000))
     rows = rows._replace(cluster=np.repeat([0, 1], 1000))
     chosen, _ = pick(rows, 200, {})
     assert 110 < (rows.cluster[chosen] == 1).sum() < 160
@@ -148,28 +148,28 @@ def test_neighbours_are_the_nearest_others() -> None:
 
 def test_a_rule_that_hits_all_weighs_nothing_and_a_rare_one_much() -> None:
     hits = np.arange(1000) < 990
-    assert abs(signals.hit("always", hits, str).evidence).max() < 0.1
-    rare = signals.hit("rare", ~hits, str).evidence
+    assert abs(signals.rule_signal("always", hits, str).evidence).max() < 0.1
+    rare = signals.rule_signal("rare", ~hits, str).evidence
     assert rare[995] > 3.5
     assert -1 < rare[0] < 0
-    assert not signals.hit("never", np.zeros(10, dtype=bool), str).evidence.any()
+    assert not signals.rule_signal("never", np.zeros(10, dtype=bool), str).evidence.any()
 
 
 def test_scores_add_up_to_the_share_that_is_believed() -> None:
     evidence = np.random.default_rng(0).normal(0, 3, 5000)
     signal = signals.Signal("s", 1.0, evidence, str)
-    scores = suspects.score([signal], 5000, 0.07)
+    scores = suspects.suspect_scores([signal], 5000, 0.07)
     assert scores.mean() == pytest.approx(0.07, abs=1e-3)
     assert (np.argsort(scores, kind="stable") == np.argsort(evidence, kind="stable")).all()
-    assert suspects.score([], 10, 0.07) == pytest.approx(np.full(10, 0.07))
+    assert suspects.suspect_scores([], 10, 0.07) == pytest.approx(np.full(10, 0.07))
 
 
 def test_what_is_looked_at_is_bounded_half_by_traffic() -> None:
-    rows = columns.read([table([one(f"q{i}", count=i) for i in range(100)])], LabelledQueries([]), 0)
+    rows = columns.read_columns([table([one(f"q{i}", count=i) for i in range(100)])], LabelledQueries([]), 0)
     mine = np.zeros(100, dtype=bool)
     mine[3] = True
     among = np.ones(100, dtype=bool)
-    seen = scanned(rows, mine, among, 20)
+    seen = scan_places(rows, mine, among, 20)
     assert len(seen) == 20
     assert {3, *range(91, 100)} <= set(seen.tolist())
-    assert len(scanned(rows, mine, among, 100)) == 100
+    assert len(scan_places(rows, mine, among, 100)) == 100

@@ -23,12 +23,12 @@ from headtail.core.receipt import Receipt
 from headtail.core.task import Task
 from headtail.examples import example_data
 from headtail.stages.distill import stage as distill
-from headtail.stages.distill.base import Base, Shape, keep_layers, load_base, make_base
-from headtail.stages.distill.batches import collate, columns, encode, plan_epoch, steps_of
+from headtail.stages.distill.base import BaseModelConfig, Shape, keep_layers, load_base, make_decoder_base
+from headtail.stages.distill.batches import collate, encode_examples, example_columns, plan_epoch, steps_of
 from headtail.stages.distill.learner import DecoderLearner
 from headtail.stages.distill.merge import merge_lora, relative_drift
 from headtail.stages.distill.tokenizer import train_tokenizer
-from headtail.stages.distill.train import adapted, learning_rate
+from headtail.stages.distill.train import add_adapters, learning_rate
 
 OFF = TrackingConfig(enabled=False)
 TINY = Shape(vocabulary=400, hidden=32, layers=3, heads=2, feed_forward=64, positions=256)
@@ -88,7 +88,7 @@ def test_an_example_never_sees_another(tokenizer: Any) -> None:
     """Perturbation: other rows of the batch, and what stands in the padding, change nothing of a row's loss."""
     import torch
 
-    learner, model = DecoderLearner(), make_base(TINY, tokenizer, 0).eval()
+    learner, model = DecoderLearner(), make_decoder_base(TINY, tokenizer, 0).eval()
     ids = [np.arange(10, 10 + n) for n in (9, 30, 17)]
 
     def loss_of_first(others: list[np.ndarray], pad: int) -> float:
@@ -106,7 +106,7 @@ def test_the_loss_is_the_plain_one_though_only_answers_meet_the_head(tokenizer: 
     import torch
     from torch.nn import functional
 
-    learner, model = DecoderLearner(), make_base(TINY, tokenizer, 0)
+    learner, model = DecoderLearner(), make_decoder_base(TINY, tokenizer, 0)
     rows = {"ids": [np.arange(10, 10 + n) for n in (9, 30)], "answer_start": np.array([4, 20])}
     batch = learner.collate(rows, np.arange(2), np.array([1.0, 3.0]), 0)
     arrays = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
@@ -128,7 +128,7 @@ def test_the_loss_is_the_plain_one_though_only_answers_meet_the_head(tokenizer: 
 
 def test_columns_are_views_with_the_same_values() -> None:
     table = pa.concat_tables([pa.table({"ids": [[1, 2], [], [3]], "weight": [1.0, 2.0, 3.0]}), pa.table({"ids": [[4]], "weight": [4.0]})])
-    found = columns(table.slice(1))
+    found = example_columns(table.slice(1))
     assert [row.tolist() for row in found["ids"]] == [[], [3], [4]]
     assert found["weight"].tolist() == [2.0, 3.0, 4.0]
 
@@ -145,7 +145,7 @@ def training_table(rows: list[tuple[str, dict[str, Any]]], task: Task) -> pa.Tab
 
 def test_encode_splits_prompt_and_answer(tokenizer: Any, segmentation: Task) -> None:
     answer = {"segments": [{"text": "pizza", "label": "topic"}]}
-    tokens = encode(segmentation, tokenizer, training_table([("pizza", answer)], segmentation), 400, set()).to_pylist()[0]
+    tokens = encode_examples(segmentation, tokenizer, training_table([("pizza", answer)], segmentation), 400, set()).to_pylist()[0]
     prompt, target = tokens["ids"][: tokens["answer_start"]], tokens["ids"][tokens["answer_start"] :]
     assert tokenizer.decode(prompt).endswith("Businesses viewed: blue fox\nQuery: pizza<|end|><|assistant|>")
     assert tokenizer.decode(target) == segmentation.target(answer) + "<|end|>"
@@ -154,11 +154,11 @@ def test_encode_splits_prompt_and_answer(tokenizer: Any, segmentation: Task) -> 
 def test_long_and_invalid_rows_are_errors_that_name_the_query(tokenizer: Any, segmentation: Task) -> None:
     good = training_table([("pizza place", {"segments": []})], segmentation)
     with pytest.raises(TrainingError, match="too long") as error:
-        encode(segmentation, tokenizer, good, 10, set())
+        encode_examples(segmentation, tokenizer, good, 10, set())
     assert "pizza place" in error.value.where
     bad = good.set_column(2, "answer", pa.array(['{"segments": [1]}']))
     with pytest.raises(TrainingError, match="not valid"):
-        encode(segmentation, tokenizer, bad, 400, set())
+        encode_examples(segmentation, tokenizer, bad, 400, set())
 
 
 @given(st.text(max_size=80))
@@ -179,7 +179,7 @@ def test_merge_equals_adapter_and_a_lost_adapter_is_caught(tokenizer: Any, tmp_p
     import torch
     from peft import LoraConfig, get_peft_model
 
-    make_base(TINY, tokenizer, 0).save_pretrained(tmp_path / "base")
+    make_decoder_base(TINY, tokenizer, 0).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     adapted = get_peft_model(load_base(str(tmp_path / "base"))[0], LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
     with torch.no_grad():
@@ -212,14 +212,14 @@ def test_adapters_tell_signs_apart_that_the_base_never_met(tokenizer: Any, inten
     lora, losses = distill.Lora(rank=8, alpha=16), {}
     for learner in (DecoderLearner(io_format=made), DecoderLearner(io_format=made.model_copy(update={"output": "json"}))):
         torch.manual_seed(0)
-        base = make_base(TINY, learner._asked(tokenizer), 0)
+        base = make_decoder_base(TINY, learner._prompt_ids(tokenizer), 0)
         signs = made.symbols(tokenizer)
         told = base.get_input_embeddings().weight.data.mul_(30)  # as large as a trained model's
         told[signs] = told[signs[0]].clone()
         for saved in (base, tokenizer):
             saved.save_pretrained(tmp_path / "base")
-        model = adapted(base, tokenizer, learner, lora)
-        examples = columns(DecoderLearner(io_format=made).encode(intent, tokenizer, rows, 100, set()))
+        model = add_adapters(base, tokenizer, learner, lora)
+        examples = example_columns(DecoderLearner(io_format=made).encode(intent, tokenizer, rows, 100, set()))
         batch = learner.collate(examples, np.arange(2), np.ones(2), tokenizer.pad_token_id)
         arrays = {name: torch.from_numpy(array) for name, array in batch.arrays.items()}
         optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -248,7 +248,7 @@ def test_relative_drift_is_zero_for_equal_logits() -> None:
 
 
 def test_layers_are_taken_evenly(tokenizer: Any) -> None:
-    model = make_base(TINY.model_copy(update={"layers": 6}), tokenizer, 0)
+    model = make_decoder_base(TINY.model_copy(update={"layers": 6}), tokenizer, 0)
     first, last = model.model.layers[0], model.model.layers[5]
     keep_layers(model, 3)
     assert (model.config.num_hidden_layers, len(model.model.layers)) == (3, 3)
@@ -263,7 +263,7 @@ def test_a_student_starts_from_layers_of_a_trained_teacher(store: Storage, token
     from headtail.stages.base import Stage
     from headtail.stages.distill.launch import prepare_base
 
-    teacher = make_base(TINY, tokenizer, 7)
+    teacher = make_decoder_base(TINY, tokenizer, 7)
     for saved in (teacher, tokenizer):
         saved.save_pretrained(tmp_path / "teacher")
     files = put_folder(store, tmp_path / "teacher", "distill/t/model")
@@ -271,7 +271,7 @@ def test_a_student_starts_from_layers_of_a_trained_teacher(store: Storage, token
     started = "2030-01-01T00:00:00+00:00"
     made = Receipt(stage="distill", fingerprint="t" * 16, path="distill/t", started=started, seconds=1.0, outputs=outputs)
     write_json(store, "distill/t/receipt.json", made.model_dump(mode="json"))
-    config = distill.Config(root=store.root, tracking=OFF, base=Base(model="distill/t", layers=2))
+    config = distill.Config(root=store.root, tracking=OFF, base=BaseModelConfig(model="distill/t", layers=2))
     found = resolve_weights("distill/t", "", store)
     for turn in ("first", "again"):
         (tmp_path / turn).mkdir()
@@ -287,7 +287,7 @@ def test_a_student_starts_from_layers_of_a_trained_teacher(store: Storage, token
 
 def test_lora_on_random_weights_is_refused(root: str) -> None:
     with pytest.raises(ConfigError, match="noise"):
-        distill.run(distill.Config(root=root, base=Base(shape=TINY)))
+        distill.run(distill.Config(root=root, base=BaseModelConfig(shape=TINY)))
 
 
 def test_bf16_without_master_weights_is_refused() -> None:
@@ -304,7 +304,7 @@ def rows(root: str) -> Receipt:
 def test_leak_with_labelled_queries_is_an_error(root: str, rows: Receipt) -> None:
     ref = f"{rows.path}:train_query_segmentation"
     config = distill.Config(
-        root=root, tracking=OFF, sets=(distill.TrainingSet(training_set=ref),), labels=(ref,), base=Base(shape=TINY), lora=None
+        root=root, tracking=OFF, sets=(distill.TrainingSet(training_set=ref),), labels=(ref,), base=BaseModelConfig(shape=TINY), lora=None
     )
     with pytest.raises(LeakError, match="in the human labels"):
         distill.run(config)
@@ -323,7 +323,7 @@ def test_empty_training_set_is_an_error(root: str, rows: Receipt) -> None:
                 tracking=OFF,
                 sets=(distill.TrainingSet(training_set=f"{emptied.path}:train_query_segmentation"),),
                 labels=(),
-                base=Base(shape=TINY),
+                base=BaseModelConfig(shape=TINY),
                 lora=None,
             )
         )
@@ -332,7 +332,7 @@ def test_empty_training_set_is_an_error(root: str, rows: Receipt) -> None:
 @pytest.mark.slow
 def test_from_nothing_on_two_workers(root: str, rows: Receipt, cluster: None) -> None:
     """Real Ray Train, real DeepSpeed ZeRO-2 on gloo: the loss falls, and a finished run keeps no checkpoint."""
-    made = distill.run(distill.Config(**_short(root, rows), base=Base(shape=TINY), lora=None, epochs=3, checkpoint_steps=10))
+    made = distill.run(distill.Config(**_short(root, rows), base=BaseModelConfig(shape=TINY), lora=None, epochs=3, checkpoint_steps=10))
     curve = json.loads((Path(root) / made.output("history").path).read_text())
     assert curve[-1]["eval_loss"] < curve[0]["eval_loss"] - 0.3
     assert made.rows["training_set"] + made.rows["held_out"] == rows.output("train_query_segmentation").rows
@@ -348,9 +348,9 @@ def _short(root: str, rows: Receipt) -> dict[str, Any]:
 def test_adapters_on_some_layers_of_an_earlier_student(root: str, rows: Receipt, train_here: None) -> None:
     """Real PEFT: fewer layers, stopped early with the best weights, merged; the second run does nothing."""
     common = _short(root, rows)
-    made = distill.run(distill.Config(**common, base=Base(shape=TINY), lora=None, max_steps=2))
+    made = distill.run(distill.Config(**common, base=BaseModelConfig(shape=TINY), lora=None, max_steps=2))
     stopping = distill.Stopping(every=2, patience=2, min_delta=5.0)  # nothing falls by that much: stop at the third look, take the first
-    config = distill.Config(**common, base=Base(model=made.path, layers=2), epochs=1, early_stopping=stopping)
+    config = distill.Config(**common, base=BaseModelConfig(model=made.path, layers=2), epochs=1, early_stopping=stopping)
     student = distill.run(config)
     assert (student.metrics["steps"], student.metrics["taken_step"], student.result.stopped_early) == (6, 2, True)
     assert student.metrics["merge_drift"] < 0.05

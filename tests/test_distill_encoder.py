@@ -27,11 +27,19 @@ from headtail.engines import ModelConfig, Request, open_engine
 from headtail.engines.words import WordTokenizer
 from headtail.examples import example_data
 from headtail.stages import distill, evaluate, precompute
-from headtail.stages.distill.base import Base, Shape
-from headtail.stages.distill.batches import UNTAUGHT, columns, epoch_seed, plan_epoch
-from headtail.stages.distill.encoder import NOISED, EncoderLearner, Settings, encoder_learner, pool, slip, slipped
+from headtail.stages.distill.base import BaseModelConfig, Shape
+from headtail.stages.distill.batches import UNTAUGHT, epoch_seed, example_columns, plan_epoch
+from headtail.stages.distill.encoder import (
+    NOISED,
+    EncoderLearner,
+    Settings,
+    encoder_learner,
+    misspell_word,
+    misspelt_variants,
+    unlabelled_queries,
+)
 from headtail.stages.distill.learner import Learner
-from headtail.stages.distill.masked import hidden, pretrain
+from headtail.stages.distill.masked import mask_words, pretrain
 from headtail.stages.distill.seq2seq import Seq2SeqLearner
 from headtail.stages.distill.tokenizer import train_word_tokenizer
 from test_engines_encoder import TINY, training_table
@@ -80,14 +88,14 @@ def taught(learner: Learner, task: Task, training_set: pa.Table, shape: Shape, s
     import torch
 
     model, tokenizer = learner.make(shape, learner.texts(task, training_set), 0)
-    rows = columns(learner.encode(task, tokenizer, training_set, 256, set()))
+    rows = example_columns(learner.encode(task, tokenizer, training_set, 256, set()))
     optimizer, rng = torch.optim.AdamW(model.parameters(), lr=rate), np.random.default_rng(0)
     model.train()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 20, 2 * (steps - step) / steps)
         chosen = rng.choice(len(rows["length"]), min(64, len(rows["length"])), replace=False)
-        batch = learner.collate(learner.shown(rows, step), chosen, rows["weight"][chosen], tokenizer.pad_token_id)
+        batch = learner.collate(learner.epoch_rows(rows, step), chosen, rows["weight"][chosen], tokenizer.pad_token_id)
         total, weight = learner.loss(model, as_tensors(batch.arrays))
         optimizer.zero_grad()
         (total / weight).backward()
@@ -130,17 +138,19 @@ def test_examples_hold_a_row_as_it_is_and_with_slips(
 
 def test_batches_are_planned_by_what_is_shown(learner: EncoderLearner, tokenizer: Any, segmentation: Task) -> None:
     """Slips and all, at least 95 % of a batch's tokens are real; and there are as many slips as were asked for."""
-    rows = columns(learner.encode(segmentation, tokenizer, training_table(rows_of(segmentation, 1200, 6), segmentation), 256, set()))
+    rows = example_columns(
+        learner.encode(segmentation, tokenizer, training_table(rows_of(segmentation, 1200, 6), segmentation), 256, set())
+    )
     several = np.array([len(sizes) > 1 for sizes in rows["sizes"]])
     met: list[set[int]] = [set() for _ in several]
     for number in range(150):
-        shown = learner.shown(rows, epoch_seed(3, number))
+        shown = learner.epoch_rows(rows, epoch_seed(3, number))
         for i, variant in enumerate(shown["variant"]):
             met[i].add(int(variant))
     assert [len(found) for found in met] == [len(sizes) for sizes in rows["sizes"]], "in time every variant is shown"
     assert several.mean() > 0.5
-    assert np.mean(shown["variant"][several] > 0) == pytest.approx(learner.settings.slips, abs=0.06)
-    assert np.array_equal(shown["variant"], learner.shown(rows, epoch_seed(3, 149))["variant"]), "a run that goes on shows the same"
+    assert np.mean(shown["variant"][several] > 0) == pytest.approx(learner.settings.misspelt_share, abs=0.06)
+    assert np.array_equal(shown["variant"], learner.epoch_rows(rows, epoch_seed(3, 149))["variant"]), "a run that goes on shows the same"
     real = cells = 0
     for step in plan_epoch(shown["length"], rows=32, workers=2, seed=epoch_seed(3, 149)):
         for part in step:
@@ -175,10 +185,10 @@ def test_a_long_or_invalid_row_is_an_error_that_names_the_query(learner: Encoder
 def test_a_slip_is_one_slip_and_never_another_known_word() -> None:
     rng = random.Random(0)
     for _ in range(200):
-        assert similar("barbecue", slip("barbecue", rng))
+        assert similar("barbecue", misspell_word("barbecue", rng))
     scheme = PLAIN.model_copy(update={"corrections": ("cat", "cut", "cot", "coat")})
     made = tagging.Tags((tagging.BEGIN,), (0,), (tagging.KEEP,), (), True)
-    found = slipped("cat", made, scheme, tagging.fix_numbers(scheme), 200, rng)
+    found = misspelt_variants("cat", made, scheme, tagging.fix_numbers(scheme), 200, rng)
     assert found
     assert all(text not in scheme.corrections and fixes == [tagging.FIRST_FIX] for text, fixes in found)
 
@@ -186,8 +196,8 @@ def test_a_slip_is_one_slip_and_never_another_known_word() -> None:
 def test_slips_do_not_teach_misspelt_texts(segmentation: Task, intent: Task) -> None:
     """A task that answers with texts but never corrects them gets none; one that answers with a class gets them anywhere."""
     rng, kept = random.Random(0), tagging.Tags((tagging.BEGIN,) * 2, (0,) * 2, (tagging.KEEP,) * 2, (), True)
-    assert slipped("sushi tonight", kept, tagging.scheme(segmentation.schema), {}, 9, rng) == []
-    found = slipped("sushi tonight", kept, tagging.scheme(intent.schema), {}, 9, rng)
+    assert misspelt_variants("sushi tonight", kept, tagging.scheme(segmentation.schema), {}, 9, rng) == []
+    found = misspelt_variants("sushi tonight", kept, tagging.scheme(intent.schema), {}, 9, rng)
     assert len(found) > 5
     assert all(text != "sushi tonight" and fixes == [tagging.KEEP] * 2 for text, fixes in found)
 
@@ -199,7 +209,7 @@ def test_a_batch_is_the_same_each_time_and_shows_no_row_another(
 
     model, _ = learner.make(TINY, learner.texts(segmentation, training_set), 0)
     small = train_word_tokenizer(learner.texts(segmentation, training_set), TINY.vocabulary)
-    rows = columns(learner.encode(segmentation, small, training_set, 256, set()))
+    rows = example_columns(learner.encode(segmentation, small, training_set, 256, set()))
     chosen = np.array([3, 40, 77, 9])
     first, second = (learner.collate(rows, chosen, np.ones(4, np.float32), 0) for _ in range(2))
     assert all(np.array_equal(first.arrays[name], second.arrays[name]) for name in first.arrays)
@@ -237,7 +247,7 @@ def test_one_task_whose_answers_fit(segmentation: Task, intent: Task, training_s
 def test_further_queries_are_those_of_no_labelled_set(store: Storage) -> None:
     table = pa.table({"query_key": [query_key(q) for q in ("a", "b", "c")], "query": ["a", "b", "c"]})
     made = keep(store, "plan", "ab" * 8, {"student_rows": table})
-    assert pool(store, [(made, "student_rows"), (made, "student_rows")], [table.slice(1, 1)]) == ["a", "c"]
+    assert unlabelled_queries(store, [(made, "student_rows"), (made, "student_rows")], [table.slice(1, 1)]) == ["a", "c"]
 
 
 # --- a base made here
@@ -246,7 +256,7 @@ def test_further_queries_are_those_of_no_labelled_set(store: Storage) -> None:
 def test_whole_words_are_hidden_and_asked_for_there_alone(tokenizer: Any) -> None:
     reader, rng = WordTokenizer(tokenizer), np.random.default_rng(0)
     reads = [reader.read("best barbecue in chattanooga"), reader.read("pizza")]
-    ids, mask, wanted = (x.numpy() for x in hidden(reads, reader, tokenizer.mask_token_id, len(tokenizer), rng))
+    ids, mask, wanted = (x.numpy() for x in mask_words(reads, reader, tokenizer.mask_token_id, len(tokenizer), rng))
     for i, found in enumerate(reads):
         asked = wanted[i] != UNTAUGHT
         assert asked.any()
@@ -283,7 +293,7 @@ def test_an_encoder_learns_to_answer_and_to_spell(segmentation: Task, training_s
     asked = []
     for query, answer in rows:
         found_labels = tagging.encode_tags(learner.scheme, query, answer, numbers)
-        asked += [(text, answer) for text, _ in slipped(query, found_labels, learner.scheme, numbers, 1, rng)]
+        asked += [(text, answer) for text, _ in misspelt_variants(query, found_labels, learner.scheme, numbers, 1, rng)]
     assert len(asked) > 20
     mended = list(engine.generate(Request(i, [{"role": "user", "content": text}]) for i, (text, _) in enumerate(asked)))
     assert np.mean([segmentation.parse(made.text)[0] == asked[made.id][1] for made in mended]) > 0.4  # slips it never saw
@@ -341,7 +351,7 @@ def test_the_whole_way(root: str, train_here: None, answer_here: None, intent: T
             sets=(distill.TrainingSet(task="query_intent", training_set=f"{rows.path}:train_query_intent"),),
             labels=(f"{held.path}:human_labels",),
             near_labels=None,  # so little data says everything twice
-            base=Base(shape=SMALL),
+            base=BaseModelConfig(shape=SMALL),
             lora=None,
             encoder=Settings(pretrain_epochs=2),
             epochs=8,

@@ -20,7 +20,7 @@ from headtail.engines.models import ResolvedModel
 from headtail.engines.tokens import vocabulary_fingerprint
 from headtail.examples import example_data
 from headtail.stages import distill
-from headtail.stages.distill.base import Base, Shape, make_base
+from headtail.stages.distill.base import BaseModelConfig, Shape, make_decoder_base
 from headtail.stages.distill.learner import DecoderLearner
 from headtail.stages.distill.logits import COLUMNS, Logits, check_logits, check_stored, soft_loss, top_k
 from headtail.stages.distill.tokenizer import train_tokenizer
@@ -70,7 +70,7 @@ def test_what_is_stored_is_what_the_teacher_thinks(tokenizer: Any, segmentation:
 
     from test_distill import training_table
 
-    model, learner = make_base(TINY, tokenizer, 3).eval(), DecoderLearner(soft=1.0)
+    model, learner = make_decoder_base(TINY, tokenizer, 3).eval(), DecoderLearner(soft=1.0)
     answers = [{"segments": [{"text": t, "label": "topic"}]} for t in ("pizza", "best tacos in town", "bar")]
     training_set = training_table([(a["segments"][0]["text"], a) for a in answers], segmentation)
     examples = learner.encode(segmentation, tokenizer, training_set, 400, set())
@@ -82,9 +82,9 @@ def test_what_is_stored_is_what_the_teacher_thinks(tokenizer: Any, segmentation:
     assert np.allclose(np.array(kept["teacher_logprobs"][1].as_py(), float).reshape(-1, 4), alone.values.numpy(), atol=4e-3)
     for name in COLUMNS:
         examples = examples.append_column(name, kept[name])
-    from headtail.stages.distill.batches import columns
+    from headtail.stages.distill.batches import example_columns
 
-    batch = learner.collate(columns(examples), np.array([2, 0, 1]), np.ones(3), 0)
+    batch = learner.collate(example_columns(examples), np.array([2, 0, 1]), np.ones(3), 0)
     total, weight = learner.loss(model.train(), {name: torch.from_numpy(array) for name, array in batch.arrays.items()})
     assert float(total.detach() / weight) < 1e-3
     judged, _ = learner.loss(model.eval(), {name: torch.from_numpy(array) for name, array in batch.arrays.items()})
@@ -108,18 +108,18 @@ def test_stored_log_probabilities_are_learnt_where_they_are_of_what_is_to_be_wri
     """A row that has none, or none of these tokens, learns from the written token alone: its loss is the cross entropy."""
     import torch
 
-    from headtail.stages.distill.batches import columns
+    from headtail.stages.distill.batches import example_columns
     from test_distill import training_table
 
     texts = ("pizza", "best tacos in town", "bar", "tea")
     training_set = training_table([(t, {"segments": [{"text": t, "label": "topic"}]}) for t in texts], segmentation)
     kept = stored(training_set, tokenizer, segmentation, 4, lost={3})
-    learner, model = DecoderLearner(soft=1.0, stored=3), make_base(TINY, tokenizer, 3)
+    learner, model = DecoderLearner(soft=1.0, stored=3), make_decoder_base(TINY, tokenizer, 3)
     examples = learner.encode(segmentation, tokenizer, kept, 400, set())
     assert examples["soft"].to_pylist() == [False, True, True, False]
     there = np.array(kept["top_ids"][1].as_py()).reshape(-1, 4)
     assert np.array(examples["teacher_ids"][1].as_py()).reshape(-1, 3).tolist() == there[:, :3].tolist()
-    rows, plain = columns(examples), DecoderLearner()
+    rows, plain = example_columns(examples), DecoderLearner()
 
     def loss(asked: DecoderLearner, i: int) -> Any:
         batch = asked.collate(rows, np.array([i]), np.ones(1), 0)
@@ -152,7 +152,7 @@ def test_stored_log_probabilities_of_another_vocabulary_or_none_are_refused(toke
 def test_another_vocabulary_or_format_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     other = train_tokenizer(["some other text, quite another"] * 3, 300)
     other.save_pretrained(tmp_path)
-    make_base(TINY, other, 0).save_pretrained(tmp_path)
+    make_decoder_base(TINY, other, 0).save_pretrained(tmp_path)
     teacher = ResolvedModel(str(tmp_path), "digest", "other")
     with pytest.raises(ConfigError, match="vocabulary is not the student's"):
         check_logits("decoder", ModelFormat(), tokenizer, teacher)
@@ -172,7 +172,7 @@ def test_a_student_learns_from_its_teachers_logits_on_two_workers(root: str, clu
         tracking=off,
         sets=(distill.TrainingSet(training_set=f"{rows.path}:train_query_segmentation"),),
         labels=(),
-        base=Base(model="example:teacher", layers=3),
+        base=BaseModelConfig(model="example:teacher", layers=3),
         lora=None,
         logits=Logits(teacher="example:teacher", k=4, share=0.7),
         learning_rate=1e-3,

@@ -45,20 +45,20 @@ def left(store: Storage, path: str, now: dict[str, Any], step: int = 40) -> None
 )
 def test_a_run_that_begins_anew_says_from_what_it_differs(store: Storage, fields: dict[str, Any], said: str) -> None:
     left(store, "distill/old", settings())
-    (text,) = resume.before(store, "distill/new", settings(**fields))
+    (text,) = resume.earlier_run(store, "distill/new", settings(**fields))
     assert text.startswith("begins anew: distill/old, left after step 40, differs in ")
     assert said in text
 
 
 def test_only_what_did_not_end_and_is_of_the_same_kind_is_named(store: Storage) -> None:
     now = settings(workers=3)
-    assert resume.before(store, "distill/new", now) == []
+    assert resume.earlier_run(store, "distill/new", now) == []
     left(store, "distill/done", settings())
     write_json(store, "distill/done/receipt.json", {})
     left(store, "distill/other", settings(sets=[{"task": "query_intent"}]))
-    assert resume.before(store, "distill/new", now) == []
+    assert resume.earlier_run(store, "distill/new", now) == []
     left(store, "distill/new", now, 7)
-    assert resume.before(store, "distill/new", now) == ["goes on after step 7"]
+    assert resume.earlier_run(store, "distill/new", now) == ["goes on after step 7"]
 
 
 def test_what_it_says_is_in_the_receipt_and_on_the_terminal(store: Storage, capsys: pytest.CaptureFixture[str]) -> None:

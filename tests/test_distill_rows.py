@@ -18,7 +18,7 @@ from headtail.core.receipt import Receipt
 from headtail.core.rows import TRAINING_SET, with_side_inputs
 from headtail.core.task import Task
 from headtail.stages.distill import stage as distill
-from headtail.stages.distill.base import Base, Shape
+from headtail.stages.distill.base import BaseModelConfig, Shape
 from headtail.stages.distill.rows import Weights, read_rows, weigh
 
 
@@ -66,7 +66,12 @@ def judged(store: Storage, held: list[str]) -> distill.Config:
     chosen = distill.TrainingSet(training_set=f"{made.path}:training_set", held_out=f"{people.path}:human_labels_train")
     shape = Shape(vocabulary=300, hidden=32, layers=1, heads=2, feed_forward=32, positions=256)
     return distill.Config(
-        root=str(store.root), tracking=TrackingConfig(enabled=False), sets=(chosen,), labels=(), base=Base(shape=shape), lora=None
+        root=str(store.root),
+        tracking=TrackingConfig(enabled=False),
+        sets=(chosen,),
+        labels=(),
+        base=BaseModelConfig(shape=shape),
+        lora=None,
     )
 
 
@@ -83,7 +88,7 @@ def test_only_held_out_rows_judge(store: Storage, monkeypatch: pytest.MonkeyPatc
         seen.append(examples)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("headtail.stages.distill.launch.train", stop)
+    monkeypatch.setattr("headtail.stages.distill.launch.train_student", stop)
     with pytest.raises(KeyboardInterrupt):
         distill.run(judged(store, ["y", "z"]))
     assert seen[0]["held_out"].to_pylist() == [False] * 3 + [True] * 2
@@ -91,8 +96,8 @@ def test_only_held_out_rows_judge(store: Storage, monkeypatch: pytest.MonkeyPatc
 
 def test_identity_is_the_receipts(store: Storage, tmp_path: Path) -> None:
     config = judged(store, ["y"])
-    assert distill.identity(config) == distill.identity(config.model_copy(update={"log_steps": 7}))
-    assert distill.identity(config) != distill.identity(config.model_copy(update={"seed": 7}))
+    assert distill.student_fingerprint(config) == distill.student_fingerprint(config.model_copy(update={"log_steps": 7}))
+    assert distill.student_fingerprint(config) != distill.student_fingerprint(config.model_copy(update={"seed": 7}))
 
 
 def test_early_stopping_without_held_out_rows_is_refused(store: Storage) -> None:

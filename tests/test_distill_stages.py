@@ -22,14 +22,14 @@ from headtail.core.errors import ConfigError
 from headtail.core.task import Task
 from headtail.engines.models import weights_digest
 from headtail.stages import distill
-from headtail.stages.distill.base import Base, Shape, load_base, make_base
+from headtail.stages.distill.base import BaseModelConfig, Shape, load_base, make_decoder_base
 from headtail.stages.distill.encoder import Settings
 from headtail.stages.distill.learner import DecoderLearner
 from headtail.stages.distill.logits import COLUMNS, Logits, top_k
 from headtail.stages.distill.result import Result as DistillResult
-from headtail.stages.distill.rows import Rows, left_out, with_side
+from headtail.stages.distill.rows import Rows, count_left_out, with_side
 from headtail.stages.distill.tokenizer import train_tokenizer
-from headtail.stages.distill.train import Spec, taught
+from headtail.stages.distill.train import Spec, add_teacher_logits
 from test_distill_encoder import rows_of
 from test_engines_encoder import training_table
 
@@ -48,7 +48,7 @@ def golden_of(task: Task, n: int = 40) -> pa.Table:
 def test_left_out_changes_nothing_but_side_inputs(segmentation: Task) -> None:
     training_set = golden_of(segmentation)
     assert with_side(training_set, segmentation).tolist() == [i % 2 == 0 for i in range(training_set.num_rows)]
-    bare = left_out(Rows(training_set, training_set.slice(0, 3)), segmentation)
+    bare = count_left_out(Rows(training_set, training_set.slice(0, 3)), segmentation)
     assert not with_side(bare.training_set, segmentation).any()
     assert not with_side(bare.held, segmentation).any()
     assert bare.training_set.schema == training_set.schema
@@ -74,9 +74,9 @@ class Stand:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen, self.dies = list[Seen](), -1
-        monkeypatch.setattr("headtail.stages.distill.launch.train", self.train)
-        monkeypatch.setattr("headtail.stages.distill.finish.finish", self.finish)
-        monkeypatch.setattr("headtail.stages.distill.finish.record", self.record)
+        monkeypatch.setattr("headtail.stages.distill.launch.train_student", self.train)
+        monkeypatch.setattr("headtail.stages.distill.finish.finish_student", self.finish)
+        monkeypatch.setattr("headtail.stages.distill.finish.record_figures", self.record)
 
     def train(
         self, config: Any, stage: Any, learner: Any, base: Any, examples: pa.Table, taught: pa.Table | None, teacher: Any
@@ -107,7 +107,7 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Stand:
 @pytest.fixture
 def config(store: Storage, segmentation: Task) -> distill.Config:
     keep(store, "curate", "g" * 16, {"training_set": golden_of(segmentation)})
-    return distill.Config(root=store.root, tracking=OFF, labels=(), base=Base(shape=TINY), lora=None, two_stage=True)
+    return distill.Config(root=store.root, tracking=OFF, labels=(), base=BaseModelConfig(shape=TINY), lora=None, two_stage=True)
 
 
 def texts(seen: Seen) -> list[tuple[str, str]]:
@@ -127,12 +127,12 @@ def test_the_second_stage_goes_on_without_side_inputs(store: Storage, stand: Sta
     assert second.examples["weight"] == first.examples["weight"]
     assert second.examples["held_out"] == first.examples["held_out"]
     stages = made.result.stages
-    assert (first.config.base.shape, second.config.base) == (TINY, Base(model=stages[0].path))
+    assert (first.config.base.shape, second.config.base) == (TINY, BaseModelConfig(model=stages[0].path))
     assert [stage.side_inputs for stage in stages] == ["shown", "left out"]
     assert (stages[1].path, stages[0].eval_loss, stages[1].eval_loss) == (made.path, 1.0, 0.5)
     assert made.inputs["first_stage"] == stages[0].path == made.result.base
     assert made.rows["side_inputs_left_out"] == sum(i % 2 == 0 for i in range(len(shown)))
-    assert made.fingerprint == distill.identity(config)
+    assert made.fingerprint == distill.student_fingerprint(config)
     assert store.read("distill/LATEST").decode() == made.path
     alone = distill.run(config.model_copy(update={"two_stage": False}))
     assert (alone.reused, alone.path) == (True, stages[0].path), "stage 1 is the ordinary run of this config"
@@ -176,7 +176,7 @@ def test_a_student_asked_with_the_query_alone_is_never_shown_them_again(
 def base_folder(folder: Path, segmentation: Task) -> Path:
     texts = [text for row in golden_of(segmentation).to_pylist() for text in (row["query"], row["answer"])]
     tokenizer = train_tokenizer(texts, 400)
-    for saved in (make_base(TINY, tokenizer, 0), tokenizer):
+    for saved in (make_decoder_base(TINY, tokenizer, 0), tokenizer):
         saved.save_pretrained(folder)
     return folder
 
@@ -186,7 +186,7 @@ def test_a_teacher_of_logits_reads_rows_as_it_was_asked(
 ) -> None:
     """Its likeliest tokens are those beside the side inputs, at the student's answer tokens: one row each, in the same order."""
     folder = str(base_folder(tmp_path / "base", segmentation))
-    distill.run(config.model_copy(update={"base": Base(model=folder), "logits": Logits(teacher=folder, k=4)}))
+    distill.run(config.model_copy(update={"base": BaseModelConfig(model=folder), "logits": Logits(teacher=folder, k=4)}))
     first, second = stand.seen
     assert first.taught is None, "in the first stage it reads what the student reads"
     assert second.taught is not None
@@ -199,7 +199,7 @@ def test_a_teacher_of_logits_reads_rows_as_it_was_asked(
     spec = Spec(store, "run", second.learner, (), 0, second.config, None, teacher_digest=weights_digest(Path(folder)))
     write_table(store, spec.taught, second.taught)
     assert second.config.logits is not None
-    found = taught(spec, second.config.logits, second.examples, 0, 1)
+    found = add_teacher_logits(spec, second.config.logits, second.examples, 0, 1)
     with_them, without = (top_k(load_base(folder)[0], table, 4, 0, "cpu") for table in (second.taught, second.examples))
     assert found.drop_columns(list(COLUMNS)) == second.examples
     assert found[COLUMNS[0]].to_pylist() == with_them[COLUMNS[0]].to_pylist()
@@ -215,7 +215,7 @@ def test_stages_that_would_be_the_same_are_refused(
         with pytest.raises(ConfigError, match="shows no side inputs"):
             build_config(distill.Config, {"two_stage": True, **fields}, "test")
     assert build_config(distill.Config, {"two_stage": True, "student": "encoder", "io_format": {"side_inputs": True}}, "test").two_stage
-    training_set = left_out(Rows(golden_of(segmentation), golden_of(segmentation).slice(0, 0)), segmentation).training_set
+    training_set = count_left_out(Rows(golden_of(segmentation), golden_of(segmentation).slice(0, 0)), segmentation).training_set
     keep(store, "curate", "n" * 16, {"training_set": training_set})
     with pytest.raises(ConfigError, match="no training row has side inputs"):
         distill.run(config)

@@ -35,7 +35,7 @@ def fake(losses: dict[float, float | None], calls: list[float]) -> Any:
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distill, "identity", lambda config: f"{config.learning_rate}/{config.seed}")
+    monkeypatch.setattr(distill, "student_fingerprint", lambda config: f"{config.learning_rate}/{config.seed}")
 
 
 def config(root: str, rates: tuple[float, ...], **more: Any) -> sweep.Config:

@@ -26,7 +26,7 @@ from headtail.core.receipt import Receipt
 from headtail.core.task import Task
 from headtail.examples import example_data
 from headtail.stages.distill import stage as distill
-from headtail.stages.distill.base import Base, Shape, make_base
+from headtail.stages.distill.base import BaseModelConfig, Shape, make_decoder_base
 from headtail.stages.distill.checkpoints import Checkpoints
 from headtail.stages.distill.learner import DecoderLearner
 from headtail.stages.distill.tokenizer import train_tokenizer
@@ -62,7 +62,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = train_tokenizer(
         (text for m in found for text in (m.text, json.dumps(example_data.right_answers(m)["query_segmentation"]))), 400
     )
-    model = make_base(TINY, tokenizer, 0)
+    model = make_decoder_base(TINY, tokenizer, 0)
     model.config.attention_dropout = 0.1
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -126,7 +126,7 @@ def test_a_killed_worker_changes_nothing(base: Path, rows: tuple[str, Receipt], 
             tracking=OFF,
             sets=(distill.TrainingSet(training_set=f"{rows[1].path}:train_query_segmentation"),),
             labels=(),
-            base=Base(model=str(base)),
+            base=BaseModelConfig(model=str(base)),
             lora=distill.Lora(rank=4, dropout=0.2),
             precision="fp32",
             epochs=3,

@@ -27,9 +27,9 @@ from headtail.core.rows import State
 from headtail.core.task import EXAMPLES, Task
 from headtail.engines import Completion, ModelConfig, Request
 from headtail.stages import precompute
-from headtail.stages.precompute.dry_run.changes import changes, words
+from headtail.stages.precompute.dry_run.changes import changes, key_changes
 from headtail.stages.precompute.dry_run.preview import Preview, plan_path, preview
-from headtail.stages.precompute.dry_run.shown import duration, shown
+from headtail.stages.precompute.dry_run.terminal import duration, preview_tables
 from headtail.stages.precompute.result import PlannedActual
 from null_jobs import MakeJob, interrupted, planned, run_here
 
@@ -212,7 +212,7 @@ def test_parts_by_the_words_people_use(make_local_job: MakeJob, segmentation: Ta
     task = dataclasses.replace(segmentation, file=file, schema={**segmentation.schema, **update.get("schema", {})})
     names = {name: update[name] for name in ("digest", "name") if name in update}
     job = dataclasses.replace(base, task=task, model=base.model.model_copy(update=update.get("model", {})), **names)
-    assert words(entry, job) == said
+    assert key_changes(entry, job) == said
     assert [change.part for change in changes(entry, job)] == list(said)
     assert all(change.was != change.now for change in changes(entry, job))
 
@@ -445,7 +445,7 @@ def test_on_ray_the_true_time_is_within_the_bounds(root: str, store: Storage, tm
 def text_of(found: Preview) -> str:
     console = Console(width=200, file=io.StringIO())
     with console.capture() as said:
-        console.print(shown(found))
+        console.print(preview_tables(found))
     return said.get()
 
 

@@ -11,7 +11,18 @@ import pytest
 
 from headtail.batch.limits import Limits
 from headtail.stages.precompute.dry_run import estimate as subject
-from headtail.stages.precompute.dry_run.estimate import BATCHES, Moments, Pace, Probe, Span, beyond, estimate, moments, pace, predict
+from headtail.stages.precompute.dry_run.estimate import (
+    BATCHES,
+    Bounds,
+    EnginePace,
+    Moments,
+    Probe,
+    budget_problem,
+    estimate,
+    moments,
+    pace,
+    predict,
+)
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -53,13 +64,13 @@ def probed(rng: np.random.Generator, rows: int, warm_s: float = 0.0) -> Probe:
 
 
 def probe_of(**fields: object) -> Probe:
-    steady = Pace(rows=100, at_once=1, steady=True, unit_s=0.001, error=0.0)
+    steady = EnginePace(rows=100, at_once=1, steady=True, unit_s=0.001, error=0.0)
     same = {"tokens_in": Moments(mean=50, sd=0), "tokens_out": Moments(mean=9, sd=0), "work": Moments(mean=10, sd=0)}
     plain = {"path": "precompute/p", "rows": 100, "states": {}, "pace": steady, "start_s": 10.0, "setup_s": 2.0, "seconds": 1.0, "usd": 0.0}
     return Probe.model_validate({**plain, **same, **fields})
 
 
-def inside(span: Span, value: float) -> bool:
+def inside(span: Bounds, value: float) -> bool:
     return span.low <= value <= span.high
 
 
@@ -70,8 +81,8 @@ def test_sums_are_within_their_bounds_nineteen_times_in_twenty() -> None:
         tokens = lengths(rng, 3000)
         held += inside(predict(moments(tokens[:200]), 200, 2800), tokens[200:].sum())
     assert 0.92 <= held / 400 <= 0.98
-    assert predict(Moments(mean=3, sd=1), 10, 0) == Span(value=0, low=0, high=0)
-    assert predict(Moments(mean=3, sd=0), 1, 2) == Span(value=6, low=0, high=12)
+    assert predict(Moments(mean=3, sd=1), 10, 0) == Bounds(value=0, low=0, high=0)
+    assert predict(Moments(mean=3, sd=0), 1, 2) == Bounds(value=6, low=0, high=12)
     few, many = (predict(moments(tokens[:n]), n, 2800) for n in (20, 500))
     assert few.high - few.low > 2 * (many.high - many.low)
 
@@ -125,7 +136,7 @@ def test_an_engine_that_works_on_one_row_at_a_time() -> None:
 
 
 def test_terms_of_time_and_money_add_up() -> None:
-    steady = Pace(rows=100, at_once=1, steady=True, unit_s=0.001, error=0.0, ramp_s=3.0, drain_s=0.5)
+    steady = EnginePace(rows=100, at_once=1, steady=True, unit_s=0.001, error=0.0, ramp_s=3.0, drain_s=0.5)
     limits = Limits(workers=2, usd_per_hour=3600.0, usd_per_million_tokens_in=2.0, usd_per_million_tokens_out=4.0)
     told = estimate(probe_of(pace=steady), 10_000, 4, limits)
     assert told.engine_s.value == pytest.approx(10_000 * 10 * 0.001 + 4 * 0.5 + 2 * 3)
@@ -143,11 +154,11 @@ def test_terms_of_time_and_money_add_up() -> None:
 def test_budgets_are_compared_with_upper_bounds() -> None:
     told = estimate(probe_of(), 10_000, 1, Limits(usd_per_hour=3600.0))
     assert (round(told.wall_s.value), round(told.wall_s.high)) == (112, 128)
-    assert beyond(told, Limits(seconds=129, usd=129, usd_per_hour=3600.0)) == ""
-    assert "budget_seconds=120" in beyond(told, Limits(seconds=120))
-    assert "budget_usd=120" in beyond(told, Limits(usd=120, usd_per_hour=3600.0))
-    assert "up to USD 138" in beyond(told, Limits(usd=126, usd_per_hour=3600.0), spent_s=10.0)
-    assert beyond(told, Limits()) == ""
+    assert budget_problem(told, Limits(seconds=129, usd=129, usd_per_hour=3600.0)) == ""
+    assert "budget_seconds=120" in budget_problem(told, Limits(seconds=120))
+    assert "budget_usd=120" in budget_problem(told, Limits(usd=120, usd_per_hour=3600.0))
+    assert "up to USD 138" in budget_problem(told, Limits(usd=126, usd_per_hour=3600.0), spent_s=10.0)
+    assert budget_problem(told, Limits()) == ""
 
 
 def test_moments() -> None:

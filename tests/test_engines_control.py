@@ -25,7 +25,7 @@ from headtail.engines.tokens import TokenizeAhead
 from headtail.engines.transformers import prompt_ids
 from headtail.engines.vllm import VllmEngine
 from headtail.engines.words import WordTokenizer
-from headtail.stages.distill.batches import encode
+from headtail.stages.distill.batches import encode_examples
 from headtail.stages.distill.seq2seq import Seq2SeqLearner
 from headtail.stages.distill.tokenizer import CHAT_TEMPLATE, train_tokenizer, train_word_tokenizer
 
@@ -250,7 +250,7 @@ def training_set(task: Task, text: str) -> pa.Table:
 def test_training_rows(ours: Any, segmentation: Task, text: str) -> None:
     """Of a decoder and of a seq2seq student; an encoder's are read as its queries are. The answer that is taught is spelt out too."""
     table = training_set(segmentation, text)
-    ids, start = (encode(segmentation, ours, table, 2000, set(), DEFAULT)[name][0].as_py() for name in ("ids", "answer_start"))
+    ids, start = (encode_examples(segmentation, ours, table, 2000, set(), DEFAULT)[name][0].as_py() for name in ("ids", "answer_start"))
     kept(ids[:start], ours, ROLES)
     kept(ids[start:], ours, {"<|end|>": 1})
     assert json.loads(ours.decode(ids[start:-1]))["segments"][0]["text"] == text
@@ -281,9 +281,9 @@ def test_a_student_whose_base_knows_no_system_role(segmentation: Task, tmp_path:
     tokenizer.chat_template = REFUSES
     table = training_set(segmentation, "pizza")
     with pytest.raises(ConfigError, match=r"system_role to merge"):
-        encode(segmentation, tokenizer, table, 2000, set(), DEFAULT)
+        encode_examples(segmentation, tokenizer, table, 2000, set(), DEFAULT)
     made = format_for(segmentation, IOFormat(system_role="merge"))
-    ids = encode(segmentation, tokenizer, table, 2000, set(), made)["ids"][0].as_py()
+    ids = encode_examples(segmentation, tokenizer, table, 2000, set(), made)["ids"][0].as_py()
     assert segmentation.messages("pizza")[0]["content"].strip() in tokenizer.decode(ids)
     write_format(made, tmp_path)
     assert read_format(tmp_path) == made

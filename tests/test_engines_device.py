@@ -52,10 +52,10 @@ def test_auto_is_what_the_cpu_computes_and_a_choice_or_a_gpu_is_left_alone(
     assert precision(ModelConfig(dtype="float16")) == "float16"
     for kept in (ModelConfig(gpus=1), ModelConfig(engine="null"), ModelConfig(engine="openai")):
         assert resolve_dtype(kept) == kept
-    assert distill._resolved(distill.Config()).precision == trained
-    assert distill._resolved(distill.Config(gpus_per_worker=1)).precision == "bf16"
-    assert distill._resolved(distill.Config(zero_stage=0)).precision == "fp32", "it would keep no fp32 master weights"
-    assert distill._resolved(distill.Config(precision="fp32")).precision == "fp32"
+    assert distill._resolve_precision(distill.Config()).precision == trained
+    assert distill._resolve_precision(distill.Config(gpus_per_worker=1)).precision == "bf16"
+    assert distill._resolve_precision(distill.Config(zero_stage=0)).precision == "fp32", "it would keep no fp32 master weights"
+    assert distill._resolve_precision(distill.Config(precision="fp32")).precision == "fp32"
 
 
 def test_the_driver_decides_for_all_workers_and_the_answers_keys(
@@ -69,7 +69,9 @@ def test_the_driver_decides_for_all_workers_and_the_answers_keys(
     found = {}
     for has in (True, False):
         monkeypatch.setattr(device, "machine_computes_bf16", lambda has=has: has)
-        config = precompute._resolved(precompute.Config(root=root, inputs=(f"{made.path}:human_labels_query_segmentation",), model=model))
+        config = precompute._resolve_model(
+            precompute.Config(root=root, inputs=(f"{made.path}:human_labels_query_segmentation",), model=model)
+        )
         job = precompute._job(config, precompute._find(config), "precompute/x")
         monkeypatch.setattr(device, "machine_computes_bf16", lambda has=has: not has)
         assert precision(job.model) == ("bfloat16" if has else "float32")

@@ -121,11 +121,11 @@ def test_a_node_with_other_weights_answers_nothing(make_local_job: MakeJob, fold
 
 def test_a_training_worker_with_another_base_makes_no_step(store: Storage, folder: Path, tmp_path: Path) -> None:
     from headtail.stages import distill
-    from headtail.stages.distill.base import Base
+    from headtail.stages.distill.base import BaseModelConfig
     from headtail.stages.distill.learner import DecoderLearner
     from headtail.stages.distill.train import Spec, _model
 
-    config = distill.Config(base=Base(model=str(folder)))
+    config = distill.Config(base=BaseModelConfig(model=str(folder)))
     spec = Spec(store, "run", DecoderLearner(), (), 0, config, None, base_digest=weights_digest(folder))
     (folder / "model.safetensors").write_text("other weights")
     with pytest.raises(ConfigError, match="a node has other weights than the job"):

@@ -20,7 +20,7 @@ from headtail.core.task import Task, load_task
 from headtail.engines import Completion, ModelConfig, Request, open_engine
 from headtail.engines.batches import cut_batches
 from headtail.engines.transformers import TransformersEngine, _shared_prefix
-from headtail.stages.distill.base import Shape, make_base
+from headtail.stages.distill.base import Shape, make_decoder_base
 from headtail.stages.distill.seq2seq import Seq2SeqLearner
 from headtail.stages.distill.tokenizer import train_tokenizer
 
@@ -39,7 +39,7 @@ def student(folder: Path, task: Task, chosen: IOFormat, kind: io_format.Kind) ->
     else:
         tokenizer = train_tokenizer(texts, TINY.vocabulary)
         tokenizer.chat_template = made.chat_template or tokenizer.chat_template
-        model = make_base(TINY, tokenizer, 0)
+        model = make_decoder_base(TINY, tokenizer, 0)
     for saved in (model, tokenizer):
         saved.save_pretrained(folder)
     io_format.write_format(made, folder)
@@ -186,7 +186,7 @@ def test_a_vocabulary_that_cannot_spell_the_answer_is_an_error_of_the_row(tmp_pa
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="</s>", unk_token="<unk>")
     tokenizer.chat_template = io_format.QUERY_ONLY_TEMPLATE
-    for saved in (make_base(TINY, tokenizer, 0), tokenizer):
+    for saved in (make_decoder_base(TINY, tokenizer, 0), tokenizer):
         saved.save_pretrained(tmp_path)
     for heat in (0.0, 1.0):
         (found,) = opened(tmp_path, segmentation, io_format.DEFAULT, temperature=heat).generate(

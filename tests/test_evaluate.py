@@ -23,7 +23,7 @@ from headtail.core.receipt import Receipt
 from headtail.core.rows import ANSWER, HUMAN_LABELS, QUALITY, SCORED, with_side_inputs
 from headtail.core.task import Task
 from headtail.stages import evaluate
-from headtail.stages.evaluate.scoring import Given, Sureness, by_source, differences, quality_rows, score_rows
+from headtail.stages.evaluate.scoring import SourceAnswer, Sureness, by_source, quality_rows, score_rows, source_differences
 
 LABELS = ("topic", "name", "location", "none")
 INTENTS = ("browse", "price", "booking", "delivery")
@@ -92,7 +92,8 @@ ROW = st.tuples(SEGMENTS, st.none() | SEGMENTS, st.sampled_from(["head", "torso"
 def test_quality_is_the_oracles(segmentation: Task, rows: list[tuple[Any, Any, str, int]]) -> None:
     labels = labels_table([(f"q{i}", wanted, stratum, count) for i, (wanted, _, stratum, count) in enumerate(rows)])
     answers = {
-        query_key(f"q{i}"): Given(given, "answered" if given is not None else "invalid", None) for i, (_, given, _, _) in enumerate(rows)
+        query_key(f"q{i}"): SourceAnswer(given, "answered" if given is not None else "invalid", None)
+        for i, (_, given, _, _) in enumerate(rows)
     }
     scored = score_rows(segmentation, labels, {"teacher": answers})
     assert scored.schema == SCORED
@@ -122,7 +123,7 @@ def test_quality_is_the_oracles(segmentation: Task, rows: list[tuple[Any, Any, s
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_labels_are_sklearns_micro_f1(intent: Task, rows: list[tuple[str, str]]) -> None:
     labels = labels_table([(f"q{i}", intent_of(w), "head", 1) for i, (w, _) in enumerate(rows)])
-    answers = {query_key(f"q{i}"): Given(intent_of(g), "answered", 0.5) for i, (_, g) in enumerate(rows)}
+    answers = {query_key(f"q{i}"): SourceAnswer(intent_of(g), "answered", 0.5) for i, (_, g) in enumerate(rows)}
     line = quality_rows(score_rows(intent, labels, {"teacher": answers}), Sureness(resamples=200)).to_pylist()[0]
     assert line["quality"] == pytest.approx(f1_score([w for w, _ in rows], [g for _, g in rows], average="micro"))
     assert line["quality"] == pytest.approx(line["exact"])
@@ -201,7 +202,7 @@ def test_report_is_helm_like(store: Storage, root: str, intent: Task) -> None:
 
 def test_an_unanswered_row_is_missed_not_skipped(intent: Task) -> None:
     labels = labels_table([("a", intent_of("browse"), "head", 1), ("b", intent_of("browse"), "head", 1)])
-    one = {query_key("a"): Given(intent_of("browse"), "answered", 0.9), query_key("b"): Given(None, "truncated", None)}
+    one = {query_key("a"): SourceAnswer(intent_of("browse"), "answered", 0.9), query_key("b"): SourceAnswer(None, "truncated", None)}
     scored = score_rows(intent, labels, {"teacher": one}).to_pylist()
     assert [(r["tp"], r["fp"], r["fn"], r["exact"]) for r in scored if r["source"] == "teacher"] == [(1, 0, 0, True), (0, 0, 1, False)]
 
@@ -209,10 +210,10 @@ def test_an_unanswered_row_is_missed_not_skipped(intent: Task) -> None:
 def test_silence_is_not_praised(segmentation: Task) -> None:
     """Human labels with nothing to find, and an answer source that answered nothing: no unit is wrong, yet it must not score 1."""
     labels = labels_table([(f"q{i}", segments(), "head", 1) for i in range(3)])
-    silent = {query_key(f"q{i}"): Given(None, "failed", None) for i in range(3)}
+    silent = {query_key(f"q{i}"): SourceAnswer(None, "failed", None) for i in range(3)}
     line = quality_rows(score_rows(segmentation, labels, {"teacher": silent}), Sureness()).to_pylist()[0]
     assert (line["quality"], line["exact"]) == (0.0, 0.0)
-    right = {query_key(f"q{i}"): Given(segments(), "answered", None) for i in range(3)}
+    right = {query_key(f"q{i}"): SourceAnswer(segments(), "answered", None) for i in range(3)}
     line = quality_rows(score_rows(segmentation, labels, {"teacher": right}), Sureness()).to_pylist()[0]
     assert (line["quality"], line["exact"]) == (1.0, 1.0)
     assert line["low"] < 0.5  # three rows
@@ -293,11 +294,11 @@ def test_latest_never_enters_the_fingerprint(store: Storage, root: str, intent: 
 def test_differences_are_paired_on_the_same_rows(intent: Task) -> None:
     labels = labels_table([(f"q{i}", intent_of("browse"), "head", 1) for i in range(40)])
 
-    def source(right: int) -> dict[bytes, Given]:
-        return {query_key(f"q{i}"): Given(intent_of("browse" if i < right else "price"), "answered", None) for i in range(40)}
+    def source(right: int) -> dict[bytes, SourceAnswer]:
+        return {query_key(f"q{i}"): SourceAnswer(intent_of("browse" if i < right else "price"), "answered", None) for i in range(40)}
 
     scored = by_source(score_rows(intent, labels, {"teacher": source(36), "batch_student": source(20)}))
-    found = {(d["source"], d["split"]): d for d in differences(scored, Sureness())}
+    found = {(d["source"], d["split"]): d for d in source_differences(scored, Sureness())}
     assert found["batch_student", "all"]["value"] == pytest.approx(20 / 40 - 36 / 40)
     assert found["batch_student", "all"]["high"] < 0
     assert ("batch_student", "torso") not in found

@@ -23,7 +23,7 @@ from headtail.core.rows import ANSWER, HUMAN_LABELS, SCORED, TRAINING_SET, with_
 from headtail.core.task import Task, load_task
 from headtail.engines import ModelConfig
 from headtail.stages import distill, evaluate, precompute
-from headtail.stages.distill.base import Base, Shape
+from headtail.stages.distill.base import BaseModelConfig, Shape
 from headtail.stages.distill.encoder import Settings
 from headtail.stages.evaluate.scoring import Sureness
 from headtail.stages.precompute.dry_run.changes import Change
@@ -275,9 +275,9 @@ def test_two_stages_close_the_gap(root: str, store: Storage, shop: Task, train_h
         sets=(distill.TrainingSet(task=str(shop.folder), training_set="curate:training_set"),),
         labels=("plan:human_labels",),
         near_labels=None,
-        base=Base(shape=Shape(vocabulary=300, hidden=32, layers=2, heads=2, feed_forward=64, positions=64)),
+        base=BaseModelConfig(shape=Shape(vocabulary=300, hidden=32, layers=2, heads=2, feed_forward=64, positions=64)),
         lora=None,
-        encoder=Settings(pretrain_epochs=0, slips=0, corrections=0),
+        encoder=Settings(pretrain_epochs=0, misspelt_share=0, corrections=0),
         two_stage=True,
         epochs=6,
         batch_rows=32,

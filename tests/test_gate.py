@@ -358,9 +358,9 @@ def test_scores_of_other_answers_are_left_out_and_bad_tables_refused(store: Stor
     put(store, intent, more=50)
     own = receipt_at(store, "precompute", STUDENT)
     read = read_judge(store, judge(store, {**opinions(50), "never asked": 1.0}), own, None, student_rows(store))
-    assert (read.about["rows"], read.about["left_out"]) == (290, 1)
+    assert (read.description["rows"], read.description["left_out"]) == (290, 1)
     read = read_judge(store, judge(store, opinions(50), keys=True), receipt_at(store, "precompute", TEACHER), None, student_rows(store))
-    assert (read.about["rows"], read.about["left_out"]) == (0, 290)  # they are about the student's answers, not the teacher's
+    assert (read.description["rows"], read.description["left_out"]) == (0, 290)  # they are about the student's answers, not the teacher's
     with pytest.raises(InputError, match="between 0 and 1"):
         gate.run(asking(store, judge=judge(store, {"other 1": 1.5})))
     columns = {"query_key": pa.array([query_key("other 1")] * 2, HUMAN_LABELS.field("query_key").type), "score": [1.0, 1.0]}

@@ -32,14 +32,14 @@ from headtail.core.redact import redact
 from headtail.core.rows import HOLDOUT, HUMAN_LABELS, QUERY, SET_ASIDE, key_words, uniform_draw, with_side_inputs
 from headtail.core.task import Task
 from headtail.core.typed_answer import _fit
-from headtail.stages.ingest import Columns, Config, run, tally
+from headtail.stages.ingest import Config, LogColumns, run, tally
 from headtail.stages.ingest.human_labels import _answer
-from headtail.stages.ingest.intake import PLAIN, REASONS, Rules, clean_texts
+from headtail.stages.ingest.intake import PLAIN, REASONS, IntakeRules, clean_texts
 from headtail.stages.ingest.result import Result
 from timescale import limit
 
 OFF = TrackingConfig(enabled=False)
-TIMED = Columns(count="n", time="time")
+TIMED = LogColumns(count="n", time="time")
 DAY = datetime.date(2024, 1, 1)
 
 Ingest = Callable[..., Receipt[Result]]
@@ -262,19 +262,19 @@ def test_side_inputs_that_are_not_utf8(ingest: Ingest, root: str) -> None:
 def test_personal_data_is_nowhere(ingest: Ingest, root: str) -> None:
     secrets = ["ann.lee@example.org", "4111 1111 1111 1111", "+49 171 1234567"]
     lines = [f"mail {secrets[0]},2", f"CARD {secrets[1]},3", f"call {secrets[2]},x", f"call {secrets[2]},1", f"{'z ' * 150}{secrets[0]},1"]
-    receipt = ingest("query,n\n" + "\n".join(lines) + "\n", columns=Columns(count="n"), holdout_share=0.0)
+    receipt = ingest("query,n\n" + "\n".join(lines) + "\n", columns=LogColumns(count="n"), holdout_share=0.0)
     assert counts(root, receipt) == {"mail <email>": 2, "card <card>": 3, "call <phone>": 1}
     assert {name: receipt.metrics[f"redacted_{name}"] for name in ("email", "card", "phone")} == {"email": 2, "card": 3, "phone": 1}
     everything = json.dumps([str(table(root, receipt, name).to_pylist()) for name in ("queries", "holdout", "set_aside")])
     assert not any(secret in everything for secret in secrets)
-    kept = ingest("query,n\n" + "\n".join(lines) + "\n", columns=Columns(count="n"), holdout_share=0.0, redact=False)
+    kept = ingest("query,n\n" + "\n".join(lines) + "\n", columns=LogColumns(count="n"), holdout_share=0.0, redact=False)
     assert f"mail {secrets[0]}" in counts(root, kept)
 
 
 @given(st.lists(st.text(max_size=30) | st.text(alphabet="aZ 0159@.-+\t", max_size=30), unique=True, max_size=20), st.booleans())
 def test_the_fast_path_for_plain_text_changes_nothing(texts: list[str], redacting: bool) -> None:
     raw = pa.array([text.encode() for text in texts if text.isprintable() or text.isascii()], pa.binary())
-    found = clean_texts(raw, Rules("query", max_chars=25, redact=redacting))
+    found = clean_texts(raw, IntakeRules("query", max_chars=25, redact=redacting))
     for i, value in enumerate(raw.to_pylist()):
         text = normalise(value.decode())
         reason = "empty" if not text else "too_long" if len(text) > 25 else ""
@@ -293,7 +293,7 @@ def test_plain_text_is_normalised_text(text: str) -> None:
 
 def test_without_times_a_share_is_held_out_by_draw(ingest: Ingest, root: str) -> None:
     log = "query,n\n" + "".join(f"q{i},{1 + 5000 // (i + 1)}\n" for i in range(3000))
-    columns = Columns(count="n")
+    columns = LogColumns(count="n")
     receipts = [ingest(log, columns=columns, holdout_share=0.2, seed=seed, shards=shards) for seed, shards in ((1, 1), (2, 1))]
     total = sum(1 + 5000 // (i + 1) for i in range(3000))
     for receipt in receipts:
@@ -423,7 +423,7 @@ def test_labels_beside_the_queries_of_the_log(ingest: Ingest, root: str, segment
     answer = {"segments": [{"text": "sushi", "label": "topic"}]}
     with_labels = [("sushi", json.dumps(answer)), ("sushi", ""), ("vet", "{bad"), ("pizza", "")]
     log = "query\tlabels\n" + "".join(f"{query}\t{cell}\n" for query, cell in with_labels)
-    receipt = ingest(log, name="log.tsv", task="query_segmentation", columns=Columns(labels="labels"), holdout_share=0.0)
+    receipt = ingest(log, name="log.tsv", task="query_segmentation", columns=LogColumns(labels="labels"), holdout_share=0.0)
     assert labels_in(root, receipt) == {"sushi": segmentation.dump(answer)}
     assert counts(root, receipt) == {"sushi": 2, "vet": 1, "pizza": 1}, "a row whose human labels are invalid is still an event"
     assert aside(root, receipt) == [(3, "label_invalid")]
@@ -476,12 +476,12 @@ def test_a_split_column_rules_and_test_rules_over_train(ingest: Ingest, root: st
     "log, fields, says",
     [
         ("Query,n\na,1\n", {}, ["no column 'query'", "it has Query, n", "did you mean 'Query'", "columns.query"]),
-        ("query,n\na,1\n", {"columns": Columns(count="hits")}, ["no column 'hits'", "columns.count"]),
-        ("query,day\na,1\n", {"columns": Columns(time="days")}, ["no column 'days'", "did you mean 'day'"]),
+        ("query,n\na,1\n", {"columns": LogColumns(count="hits")}, ["no column 'hits'", "columns.count"]),
+        ("query,day\na,1\n", {"columns": LogColumns(time="days")}, ["no column 'days'", "did you mean 'day'"]),
         ("query\n", {}, ["no rows"]),
         ("", {}, ["file is empty"]),
-        ("query,n\na,x\nb,\n", {"columns": Columns(count="n")}, ["no row of the log can be used", "bad_count: 2", "whole numbers"]),
-        ("query,n\na,x\n", {"columns": Columns(time="n")}, ["bad_time: 1", "ISO 8601"]),
+        ("query,n\na,x\nb,\n", {"columns": LogColumns(count="n")}, ["no row of the log can be used", "bad_count: 2", "whole numbers"]),
+        ("query,n\na,x\n", {"columns": LogColumns(time="n")}, ["bad_time: 1", "ISO 8601"]),
         (
             "query,n\na,1,,\nb,2,,\n",
             {},
@@ -490,7 +490,7 @@ def test_a_split_column_rules_and_test_rules_over_train(ingest: Ingest, root: st
         ("query,n\na\\x,1\n", {"quotes": "escaped"}, ["bad_row: 1", "backslashes that do not fit: a\\x,1"]),
         ("query\n \n  \n", {}, ["empty: 2", "row 1 of log.csv", "columns.query"]),
         ("query,n,time\na,1,2024-01-01\n", {"columns": TIMED}, ["covers 1 days", "2024-01-01 to 2024-01-01", "holdout_days"]),
-        ("query,n\na,1\n", {"columns": Columns(labels="n")}, ["no human label can be used", "column n", "label_invalid"]),
+        ("query,n\na,1\n", {"columns": LogColumns(labels="n")}, ["no human label can be used", "column n", "label_invalid"]),
         ("query\na\n", {"labels": "/nonexistent/labels.csv"}, ["labels file not found", "/nonexistent/labels.csv"]),
         ("query\na\n", {"log": "/nonexistent/log.csv"}, ["log file not found"]),
         ("query\na\n", {"log": ""}, ["no log is named"]),
@@ -524,10 +524,10 @@ def test_a_full_disk_says_which(ingest: Ingest, monkeypatch: pytest.MonkeyPatch)
 
 def test_lost_events_end_the_job(ingest: Ingest, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def lossy(*arguments: Any) -> tuple[pa.Table, pa.Table]:
-        queries, holdout = tally.finish(*arguments)
+        queries, holdout = tally.finish_shard(*arguments)
         return queries.slice(1), holdout
 
-    monkeypatch.setattr("headtail.stages.ingest.counting.finish", lossy)
+    monkeypatch.setattr("headtail.stages.ingest.counting.finish_shard", lossy)
     with pytest.raises(LedgerError, match="events do not add up"):
         ingest("query\na\nb\n", holdout_share=0.0)
     assert not open_storage(root).exists("ingest/LATEST")
@@ -556,7 +556,7 @@ def test_a_log_on_s3(s3_root: str, root: str) -> None:
     store = open_storage(s3_root)
     for i in range(2):
         store.replace(f"logs/day-{i}.csv", f"query,time\na,2024-01-0{i + 1}\nb,2024-01-0{i + 1}\n".encode())
-    config = Config(root=root, log=f"{s3_root}/logs", task="query_intent", columns=Columns(time="time"), tracking=OFF)
+    config = Config(root=root, log=f"{s3_root}/logs", task="query_intent", columns=LogColumns(time="time"), tracking=OFF)
     receipt = run(config)
     assert (receipt.rows["used_events"], receipt.rows["holdout_events"]) == (2, 2)
     assert run(config.model_copy(update={"log": f"{s3_root}/logs/*.csv"})).reused
@@ -573,11 +573,11 @@ def test_merging_runs_sorts_by_count_then_key() -> None:
         run = whole.take(pa.array(part))
         runs.append(run.take(pa.array(np.argsort(-run["count"].to_numpy(), kind="stable"))))
     for rows in (1, 100, 10**6):
-        pieces = list(tally.merged(runs, rows))
+        pieces = list(tally.merge_runs(runs, rows))
         found = pa.concat_tables(pieces).to_pylist()
         assert found == sorted(whole.to_pylist(), key=lambda row: (-row["count"], row["query_key"]))
         assert rows == 1 or max(map(len, pieces)) <= rows
-    assert list(tally.merged([])) == []
+    assert list(tally.merge_runs([])) == []
 
 
 def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:

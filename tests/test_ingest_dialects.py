@@ -159,9 +159,9 @@ def read(text: str, ending: str, quotes: str = "auto", column: str = "n") -> tup
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"log{ending}")
         path.write_bytes(text.encode())
-        system, there, _ = files.find(str(path))
-        part = logfile.split(system, [logfile.probe(system, there[0], "query", quotes)])[0]
-        sheets = list(logfile.read(system, part, logfile.Wanted(("query", column))))
+        system, there, _ = files.list_files(str(path))
+        part = logfile.split_log(system, [logfile.probe_file(system, there[0], "query", quotes)])[0]
+        sheets = list(logfile.read_split(system, part, logfile.ColumnSelection(("query", column))))
     rows = [
         (query.decode(), n.decode())
         for sheet in sheets

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from headtail.core.errors import InputError
 from headtail.stages.ingest import cells, files, jsonlines, logfile
-from headtail.stages.ingest.delimited import ROW, LongLine, Sheet, sheets
+from headtail.stages.ingest.delimited import ROW, LongLine, Sheet, delimited_sheets
 from headtail.stages.ingest.detect import detect
 from headtail.stages.ingest.dialect import DOUBLED, NONE, Dialect
 
@@ -35,7 +35,7 @@ def read(data: bytes, form: Dialect = COMMA, block: int = 1 << 30) -> tuple[list
         if end - cuts[-1] >= block or end == len(data):
             cuts.append(end)
     blocks = [data[a:b] for a, b in itertools.pairwise(cuts)]
-    return collect(list(sheets([b for b in blocks if b], form, ["q", "n"])))
+    return collect(list(delimited_sheets([b for b in blocks if b], form, ["q", "n"])))
 
 
 def collect(found: list[Sheet]) -> tuple[list[tuple[int, bytes, bytes]], list[tuple[int, str]]]:
@@ -104,7 +104,7 @@ def test_line_ends_of_all_kinds() -> None:
 
 
 def test_a_line_too_long_to_hold_is_one_row_set_aside() -> None:
-    rows, rejects = collect(list(sheets([b"a,1\n", LongLine(b"xxx"), b"b,2\n"], COMMA, ["q", "n"])))
+    rows, rejects = collect(list(delimited_sheets([b"a,1\n", LongLine(b"xxx"), b"b,2\n"], COMMA, ["q", "n"])))
     assert rows == [(1, b"a", b"1"), (3, b"b", b"2")]
     assert rejects == [(2, "too_long")]
 
@@ -117,10 +117,10 @@ def test_the_delimiter_is_the_one_that_gives_the_column() -> None:
 
 
 def found(path: Path, query: str = "query", lists: tuple[str, ...] = ()) -> list[dict[str, object]]:
-    system, there, _ = files.find(str(path))
+    system, there, _ = files.list_files(str(path))
     rows: list[dict[str, object]] = []
-    for part in logfile.split(system, [logfile.probe(system, file, query) for file in there]):
-        for sheet in logfile.read(system, part, logfile.Wanted((query, "n", *lists), lists)):
+    for part in logfile.split_log(system, [logfile.probe_file(system, file, query) for file in there]):
+        for sheet in logfile.read_split(system, part, logfile.ColumnSelection((query, "n", *lists), lists)):
             names = ["row" if name == ROW else name for name in sheet.table.column_names]
             rows += sheet.table.rename_columns(names).to_pylist() + [{"row": r.row, "reason": r.reason} for r in sheet.rejects]
     return sorted(rows, key=lambda row: row["row"])  # type: ignore[arg-type, return-value]
@@ -166,7 +166,7 @@ def test_a_name_written_twice_is_seen_in_whatever_escapes(pairs: list[tuple[str,
     names = [name for name, _ in pairs]
     cells = [f'"{"".join(f"{chr(92)}u{ord(c):04x}" for c in name) if escaped else name}": "{i}"' for i, (name, escaped) in enumerate(pairs)]
     block = ("{" + ", ".join(cells) + "}").encode()
-    sheet = next(jsonlines.sheets(iter([block]), ("query", "n", "side"), ("side",), "query", "|"))
+    sheet = next(jsonlines.json_sheets(iter([block]), ("query", "n", "side"), ("side",), "query", "|"))
     twice = any(names.count(name) > 1 for name in ("query", "n", "side"))
     assert [reject.reason for reject in sheet.rejects] == ["name_twice"] * twice
 
@@ -175,23 +175,23 @@ def test_folders_and_globs(tmp_path: Path) -> None:
     for name in ("b.csv", "a/a.csv", "_hidden.csv", ".x.csv", "readme.md", "c.tsv"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("query\nx\n")
-    assert [file.name for file in files.find(str(tmp_path))[1]] == ["a/a.csv", "b.csv", "c.tsv"]
-    assert [file.name for file in files.find(str(tmp_path / "*.csv"))[1]] == ["_hidden.csv", "b.csv"]
-    assert [file.name for file in files.find(str(tmp_path / "**" / "a.csv"))[1]] == ["a/a.csv"]
-    assert [file.name for file in files.find(str(tmp_path / "b.csv"))[1]] == ["b.csv"]
+    assert [file.name for file in files.list_files(str(tmp_path))[1]] == ["a/a.csv", "b.csv", "c.tsv"]
+    assert [file.name for file in files.list_files(str(tmp_path / "*.csv"))[1]] == ["_hidden.csv", "b.csv"]
+    assert [file.name for file in files.list_files(str(tmp_path / "**" / "a.csv"))[1]] == ["a/a.csv"]
+    assert [file.name for file in files.list_files(str(tmp_path / "b.csv"))[1]] == ["b.csv"]
     (tmp_path / "gone.csv").symlink_to(tmp_path / "nothing.csv")
     os.mkfifo(tmp_path / "pipe.csv")
-    _, used, skipped = files.find(str(tmp_path / "*.csv"))
+    _, used, skipped = files.list_files(str(tmp_path / "*.csv"))
     assert [file.name for file in used] == ["_hidden.csv", "b.csv"]
     assert skipped == [files.Skipped("gone.csv", files.NO_FILE), files.Skipped("pipe.csv", files.NO_FILE)]
     (tmp_path / "_delta_log").mkdir()
     for place in ("", "*"):
         with pytest.raises(InputError, match="Delta"):
-            files.find(str(tmp_path / place))
+            files.list_files(str(tmp_path / place))
     with pytest.raises(InputError, match="did you mean"):
-        files.find(str(tmp_path / "b.cvs"))
+        files.list_files(str(tmp_path / "b.cvs"))
     with pytest.raises(InputError, match="no log files here"):
-        files.find(str(tmp_path / "*.parquet"))
+        files.list_files(str(tmp_path / "*.parquet"))
 
 
 @pytest.mark.parametrize(
@@ -220,10 +220,10 @@ def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    system, there, _ = files.find(str(tmp_path / "x.csv"))
+    system, there, _ = files.list_files(str(tmp_path / "x.csv"))
     monkeypatch.setattr(logfile, "open_plain", refuse)  # chmod does not stop root
     with pytest.raises(InputError, match="no permission"):
-        logfile.probe(system, there[0], "query")
+        logfile.probe_file(system, there[0], "query")
 
 
 def test_a_megabyte_in_a_cell_and_blocks_smaller_than_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from headtail.core.config import TrackingConfig
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.receipt import Receipt
 from headtail.core.rows import check_side_inputs
-from headtail.stages.ingest import Columns, Config, days, files, logfile, run, streams
+from headtail.stages.ingest import Config, LogColumns, days, files, logfile, run, streams
 from headtail.stages.ingest.result import Result
 from headtail.stages.ingest.sources import Files
 
@@ -84,7 +84,7 @@ def test_every_file_of_a_folder_is_used_or_named(ingest: Ingest, root: str, tmp_
     (log / "link").symlink_to(away)
     (log / "same.csv").symlink_to(log / "a.csv")
     (log / "gone.csv").symlink_to(log / "nothing.csv")
-    receipt = ingest(log, columns=Columns(count="n"))
+    receipt = ingest(log, columns=LogColumns(count="n"))
     assert queries(root, receipt) == {"pizza": len(used), "tacos": 2 * len(used)}
     found = {file.name: file.reason for file in receipt.result.files_set_aside}
     assert found.keys() == aside.keys()
@@ -94,7 +94,7 @@ def test_every_file_of_a_folder_is_used_or_named(ingest: Ingest, root: str, tmp_
     assert sum(name in shown for name in aside) == 5, "five by name on the terminal"
     assert "7 more files" in shown
     (log / "late.md").touch()
-    assert len(ingest(log, columns=Columns(count="n")).result.files_set_aside) == len(aside) + 1, "not reused: there is more to say"
+    assert len(ingest(log, columns=LogColumns(count="n")).result.files_set_aside) == len(aside) + 1, "not reused: there is more to say"
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pyte
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)  # chmod does not stop root
-    assert files.find(str(tmp_path)).skipped == [("shut/", "the folder cannot be read: Permission denied")]
+    assert files.list_files(str(tmp_path)).skipped == [("shut/", "the folder cannot be read: Permission denied")]
 
 
 def test_a_file_that_cannot_be_read_is_named_beside_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_where_nothing_can_be_used_each_file_says_why(tmp_path: Path) -> None:
 def test_a_delta_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "_delta_log").mkdir()
     with pytest.raises(InputError, match="Delta Lake"):
-        files.find(str(tmp_path))
+        files.list_files(str(tmp_path))
 
 
 @pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip"])
@@ -159,9 +159,9 @@ def test_packed_files(tmp_path: Path, ending: str) -> None:
 
 
 def read(path: Path) -> list[tuple[str, str]]:
-    found, wanted, rows = Files(str(path), "log", {"columns.query": "query"}), logfile.Wanted(("query", "n")), []
-    for part in logfile.split(found.system, found.files):
-        for sheet in logfile.read(found.system, part, wanted):
+    found, wanted, rows = Files(str(path), "log", {"columns.query": "query"}), logfile.ColumnSelection(("query", "n")), []
+    for part in logfile.split_log(found.system, found.files):
+        for sheet in logfile.read_split(found.system, part, wanted):
             pairs = zip(sheet.table["query"].to_pylist(), sheet.table["n"].to_pylist(), strict=True)
             rows += [(query.decode(), n.decode()) for query, n in pairs]
     return rows
@@ -219,7 +219,7 @@ def test_side_inputs_with_names_that_are_taken(names: tuple[str, ...], says: str
 
 def test_a_column_called_row_is_a_column(ingest: Ingest, root: str, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("query,row\na,3\n")
-    assert queries(root, ingest(tmp_path / "x.csv", columns=Columns(count="row"))) == {"a": 3}
+    assert queries(root, ingest(tmp_path / "x.csv", columns=LogColumns(count="row"))) == {"a": 3}
 
 
 def test_folders_that_are_columns(ingest: Ingest, root: str, tmp_path: Path) -> None:
@@ -229,13 +229,13 @@ def test_folders_that_are_columns(ingest: Ingest, root: str, tmp_path: Path) -> 
         (folder / "part-0.csv").write_text(f"query\n{day[-1]}\n")
         pq.write_table(pa.table({"query": ["sushi"]}), folder / "part-1.parquet")
         (folder / "part-2.jsonl").write_text('{"query": "ramen"}\n')
-    receipt = ingest(tmp_path / "log", columns=Columns(time="day"))
+    receipt = ingest(tmp_path / "log", columns=LogColumns(time="day"))
     assert queries(root, receipt) == {"1": 1, "sushi": 1, "ramen": 1}
     assert (receipt.result.first_day, receipt.result.holdout_from) == ("2024-01-01", "2024-01-02")
     assert receipt.rows["set_aside.bad_time"] == 3
-    both = ingest(tmp_path / "log" / "d%61y=2024*", columns=Columns(time="day"))
+    both = ingest(tmp_path / "log" / "d%61y=2024*", columns=LogColumns(time="day"))
     assert both.rows["events"] == 6
-    alone = ingest(tmp_path / "log" / "d%61y=2024%2D01%2D01" / "part-0.csv", columns=Columns(time="day"), holdout_days=0)
+    alone = ingest(tmp_path / "log" / "d%61y=2024%2D01%2D01" / "part-0.csv", columns=LogColumns(time="day"), holdout_days=0)
     assert alone.result.first_day == "2024-01-01"
 
 
@@ -252,17 +252,17 @@ def test_folders_that_are_all_the_columns_wanted(ingest: Ingest, root: str, tmp_
 def test_a_second_header_in_another_order_is_refused(ingest: Ingest, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("query,n\npizza,1\nn,query\n2,tacos\n")
     with pytest.raises(InputError, match="another order") as error:
-        ingest(tmp_path / "x.csv", columns=Columns(count="n"))
+        ingest(tmp_path / "x.csv", columns=LogColumns(count="n"))
     assert error.value.where.endswith("x.csv")
 
 
 def test_quotes_are_set_where_they_cannot_be_told(ingest: Ingest, root: str, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text('query,n\n"c:\\\\new, x",1\npizza,1\n')
-    receipt = ingest(tmp_path / "x.csv", columns=Columns(count="n"))
+    receipt = ingest(tmp_path / "x.csv", columns=LogColumns(count="n"))
     assert queries(root, receipt) == {"pizza": 1}
     assert any("set `quotes`" in note for note in receipt.notes)
-    assert queries(root, ingest(tmp_path / "x.csv", columns=Columns(count="n"), quotes="backslash")) == {"pizza": 1, "c:\\new, x": 1}
-    assert queries(root, ingest(tmp_path / "x.csv", columns=Columns(count="n"), quotes="doubled")) == {"pizza": 1, "c:\\\\new, x": 1}
+    assert queries(root, ingest(tmp_path / "x.csv", columns=LogColumns(count="n"), quotes="backslash")) == {"pizza": 1, "c:\\new, x": 1}
+    assert queries(root, ingest(tmp_path / "x.csv", columns=LogColumns(count="n"), quotes="doubled")) == {"pizza": 1, "c:\\\\new, x": 1}
 
 
 def test_json_lines_made_to_harm_end_as_rows_set_aside(ingest: Ingest, root: str, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_json_lines_made_to_harm_end_as_rows_set_aside(ingest: Ingest, root: str
         '{"query": "ok", "n": 1}',
     ]
     (tmp_path / "x.jsonl").write_text("\n".join(lines))
-    receipt = ingest(tmp_path / "x.jsonl", columns=Columns(count="n"))
+    receipt = ingest(tmp_path / "x.jsonl", columns=LogColumns(count="n"))
     assert queries(root, receipt) == {"ok": 1}
     assert receipt.rows["set_aside"] == len(lines) - 1
     assert receipt.rows["set_aside.name_twice"] == 1
@@ -315,7 +315,7 @@ def test_a_few_rows_of_any_dates_move_the_cut_by_a_day_at_most(sizes: list[int],
     own = {START + i: size for i, size in enumerate(sizes)}
 
     def cut(found: dict[int, int]) -> int:
-        span = days.believed(found, today=20_000)
+        span = days.day_span(found, today=20_000)
         return days.cut_day({day: n for day, n in found.items() if span.first <= day <= min(span.last, span.today)}, holdout_days)
 
     mixed = dict(own)
@@ -324,7 +324,7 @@ def test_a_few_rows_of_any_dates_move_the_cut_by_a_day_at_most(sizes: list[int],
     assert abs(cut(mixed) - cut(own)) <= 1
 
 
-COUNTED = Columns(time="time", count="n")
+COUNTED = LogColumns(time="time", count="n")
 OWN = "".join(f"pizza,5,2024-01-{day:02d}\n" for day in range(1, 15) for _ in range(28))
 
 
@@ -333,7 +333,7 @@ OWN = "".join(f"pizza,5,2024-01-{day:02d}\n" for day in range(1, 15) for _ in ra
 def test_a_few_rows_of_any_dates_are_never_all_of_holdout_traffic(sizes: list[int], wild: list[int], holdout_days: int) -> None:
     mixed = Counter({START + i: size for i, size in enumerate(sizes)})
     mixed.update(wild)
-    span = days.believed(mixed, today=20_000)
+    span = days.day_span(mixed, today=20_000)
     kept = {day: n for day, n in mixed.items() if span.first <= day <= min(span.last, span.today)}
     cut = days.cut_day(kept, holdout_days)
     assert any(START + i >= cut for i in range(len(sizes)))
@@ -358,14 +358,14 @@ def test_a_few_rows_after_a_log_of_one_day_are_not_held_out(ingest: Ingest, tmp_
 @settings(max_examples=200)
 @given(st.integers(10, 100), st.integers(1, 30), st.integers(3, 30))
 def test_days_sampled_at_a_distance_are_all_believed(size: int, step: int, count: int) -> None:
-    assert days.believed({START + step * i: size for i in range(count)}, today=20_000)[:2] == days.EVER[:2]
+    assert days.day_span({START + step * i: size for i in range(count)}, today=20_000)[:2] == days.EVER[:2]
 
 
 def test_what_is_set_aside_by_its_date(ingest: Ingest, root: str, tmp_path: Path) -> None:
     own = [f"pizza,2024-01-{day:02d}" for day in range(1, 21) for _ in range(10)]
     wild = ["tacos,1970-01-01", "tacos,2024-02-10", "tacos,2099-01-01"]
     (tmp_path / "x.csv").write_text("\n".join(["query,time", *own, *wild]) + "\n")
-    receipt = ingest(tmp_path / "x.csv", columns=Columns(time="time"))
+    receipt = ingest(tmp_path / "x.csv", columns=LogColumns(time="time"))
     assert (receipt.result.first_day, receipt.result.last_day, receipt.result.holdout_from) == (
         "2024-01-01",
         "2024-01-20",
@@ -379,4 +379,4 @@ def test_what_is_set_aside_by_its_date(ingest: Ingest, root: str, tmp_path: Path
 
 def test_a_log_that_is_mostly_in_the_future_is_not_thrown_away() -> None:
     """The clock of this machine may be what is wrong."""
-    assert days.believed({100: 5, 101: 50, 102: 50}, today=99) == days.EVER
+    assert days.day_span({100: 5, 101: 50, 102: 50}, today=99) == days.EVER

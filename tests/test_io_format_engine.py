@@ -24,7 +24,7 @@ from headtail.engines import ModelConfig
 from headtail.engines.models import find_model, weights_digest
 from headtail.examples import example_data
 from headtail.stages import distill, evaluate, precompute
-from headtail.stages.distill.base import Base, Shape, make_base
+from headtail.stages.distill.base import BaseModelConfig, Shape, make_decoder_base
 from headtail.stages.distill.tokenizer import train_tokenizer
 from headtail.stages.serve.realtime import Student
 from null_jobs import MakeJob, planned, rows_of, run_here
@@ -72,7 +72,7 @@ def random_student(made_up: Task, tmp_path_factory: pytest.TempPathFactory) -> P
     made = io_format.format_for(made_up, QUERY_ONLY)
     tokenizer = train_tokenizer(["pizza near me", "cheap noodles", "thai food in boston", "a|b~c^d\n"], 300)
     tokenizer.chat_template = made.chat_template
-    make_base(TINY.model_copy(update={"vocabulary": 300}), tokenizer, 0).to(torch.bfloat16).save_pretrained(folder)
+    make_decoder_base(TINY.model_copy(update={"vocabulary": 300}), tokenizer, 0).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     io_format.write_format(made, folder)
     return folder
@@ -157,7 +157,7 @@ def test_a_query_only_compact_student_is_distilled_asked_and_scored(train_here: 
     sets = (distill.TrainingSet(task=task.name, training_set=f"{rows.path}:train_query_intent"),)
     student = distill.run(
         distill.Config(
-            root=root, tracking=OFF, sets=sets, base=Base(shape=TINY), lora=None, io_format=QUERY_ONLY, near_labels=None,
+            root=root, tracking=OFF, sets=sets, base=BaseModelConfig(shape=TINY), lora=None, io_format=QUERY_ONLY, near_labels=None,
             epochs=6, batch_rows=32, workers=1,
             learning_rate=5e-3, precision="fp32", zero_stage=0,
         )

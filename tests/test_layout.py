@@ -91,6 +91,58 @@ def test_packages_hold_no_programs() -> None:
     assert not [name for name, nodes in defined.items() if nodes]
 
 
+# Public names that more than one module defines, and why that is right.
+ALIKE = {
+    "Config": "a stage's contract: each stage and study has one, beside its run",
+    "Result": "a stage's contract: what its run gives other modules, beside its Config",
+    "run": "a stage's contract: run(config) -> Receipt",
+    "rollback": "the command `headtail rollback` is a thin call of releases.rollback",
+    "status": "the command `headtail status` is a thin call of cli.status",
+}
+# Words that no function, method, class or module has in its name: participles that say nothing of what a thing is, and words that the
+# field has another word for (DESIGN.md, "Words").
+NO_NAMES = {
+    *("about", "alike", "asked", "decided", "found", "got", "judged", "kept", "laid", "looked", "looks", "made", "met", "others"),
+    *("said", "settle", "settled", "shown", "slips", "taken", "told", "tried", "wanted"),
+    *("culprits", "deaths", "generation", "gold", "golden", "querylog", "station", "strikes", "survey", "tier", "world"),
+}
+
+
+def definitions(path: Path, depth: int = 99) -> list[str]:
+    """Names of the functions and classes of a module; of its top level alone when `depth` is 0."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if depth == 0 else list(ast.walk(tree))
+    return [node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+
+
+def parts_of(name: str) -> set[str]:
+    """The words of a name: `_read_JSON`, `ReadJson` and `read_json` have `read` and `json`."""
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
+
+
+def test_public_names_are_unique_in_the_package() -> None:
+    """A name says one thing: two public functions or classes of one name are listed with the reason, or one is renamed."""
+    modules: dict[str, list[str]] = {}
+    for path in MODULES:
+        for name in {name for name in definitions(path, 0) if not name.startswith("_")}:
+            modules.setdefault(name, []).append(dotted(path))
+    twice = {name: where for name, where in modules.items() if len(where) > 1}
+    assert not {name: where for name, where in twice.items() if name not in ALIKE}
+    assert not ALIKE.keys() - twice.keys(), "these are unique now: take them off the list"
+
+
+def test_names_are_nouns_and_verbs_of_the_field() -> None:
+    wrong = [f"{dotted(path)}: {name}" for path in MODULES for name in [path.stem, *definitions(path)] if parts_of(name) & NO_NAMES]
+    assert not wrong
+    assert parts_of("_JSONReader") == {"json", "reader"}
+    assert parts_of("wanted_rows") & NO_NAMES
+
+
+def test_a_sweep_is_a_search_over_hyperparameters() -> None:
+    sweeps = {dotted(path) for path in MODULES for name in [path.stem, *definitions(path)] if "sweep" in parts_of(name)}
+    assert sweeps <= {"headtail.stages.distill.sweep", "headtail.cli.stages"}
+
+
 LOOK = "import sys, importlib; importlib.import_module(sys.argv[1]); print(*(n for n in sys.argv[2].split(',') if n in sys.modules))"
 
 

@@ -25,8 +25,8 @@ from headtail.core.receipt import Receipt
 from headtail.core.rows import HUMAN_LABELS, PLANNED, with_side_inputs
 from headtail.core.task import load_task
 from headtail.stages import plan
-from headtail.stages.ingest import Columns
 from headtail.stages.ingest import Config as LogConfig
+from headtail.stages.ingest import LogColumns
 from headtail.stages.ingest import run as ingest
 from headtail.stages.plan import Config, Head, draw_teacher_sample, head_end, run, strata, zipf_exponent
 
@@ -99,7 +99,7 @@ def log(root: str, tmp_path: Path) -> Callable[..., Receipt]:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         (tmp_path / "labels.jsonl").write_text("".join(json.dumps({"query": query, "answer": ANSWER}) + "\n" for query in labels))
         where = {"labels": str(tmp_path / "labels.jsonl")} if labels else {}
-        return ingest(LogConfig(root=root, log=str(path), columns=Columns(time="time"), tracking=OFF, **where, **fields))
+        return ingest(LogConfig(root=root, log=str(path), columns=LogColumns(time="time"), tracking=OFF, **where, **fields))
 
     return do
 
@@ -306,7 +306,7 @@ def test_redacted_queries_take_no_room_in_the_head_unless_they_share_an_answer(r
     log = tmp_path / "log.csv"
     log.write_text("query,n\ncall 5552345678,500\ncall 5552349999,500\npizza,60\nsushi,40\nramen,30\ncard 4111111111111111,1\n")
     task = shutil.copytree(load_task("query_intent").folder, tmp_path / "task")
-    ingest(LogConfig(root=root, tracking=OFF, log=str(log), columns=Columns(count="n"), task=str(task), holdout_share=0.0))
+    ingest(LogConfig(root=root, tracking=OFF, log=str(log), columns=LogColumns(count="n"), task=str(task), holdout_share=0.0))
     limits = Head(rows=2, coverage=None, min_count=1)
     store = open_storage(root)
 

@@ -37,9 +37,9 @@ from headtail.engines.models import SHIPPED
 from headtail.engines.tokens import vocabulary_fingerprint
 from headtail.stages.precompute import Config
 from headtail.stages.precompute import stage as precompute
-from headtail.stages.precompute.dry_run.estimate import Estimate, Span
-from headtail.stages.precompute.dry_run.shown import _estimate
-from headtail.stages.precompute.stage import figures
+from headtail.stages.precompute.dry_run.estimate import Bounds, Estimate
+from headtail.stages.precompute.dry_run.terminal import _estimate
+from headtail.stages.precompute.stage import job_figures
 from test_engines_openai import Server
 from timescale import limit
 
@@ -124,12 +124,12 @@ def test_figures_are_over_all_runs() -> None:
         restarts=0,
         missing_side_inputs={},
     )
-    made = figures(ledger, Limits(workers=2, usd_per_hour=3.6))
+    made = job_figures(ledger, Limits(workers=2, usd_per_hour=3.6))
     assert made["rows_per_s"] == pytest.approx(10)
     assert made["usd"] == pytest.approx(0.22)
     assert made["usd_per_million"] == pytest.approx(220)
     half = dataclasses.replace(ledger, reused=500, seconds=100.0, reused_seconds=100.0, reused_tokens_in=2500, reused_tokens_out=10000)
-    other = figures(half, Limits(workers=2, usd_per_hour=3.6, usd_per_million_tokens_in=1.0, usd_per_million_tokens_out=4.0))
+    other = job_figures(half, Limits(workers=2, usd_per_hour=3.6, usd_per_million_tokens_in=1.0, usd_per_million_tokens_out=4.0))
     assert other["usd"] == pytest.approx(0.12 + 0.0025 + 0.04)
     assert other["usd_saved"] == pytest.approx(0.1 + 0.0025 + 0.04)
     assert other["usd_per_million"] == pytest.approx(220 + 85)
@@ -154,12 +154,12 @@ def test_a_dry_run_says_that_money_is_unknown_and_where_to_set_it(root: str, sto
     found = precompute.forecast(build_config(Config, {"root": root, "tracking": OFF, "inputs": ["plan:head"], "model": model}, "test"), 0)
     assert "money is unknown" in found.notes[0]
     assert "model.usd_per_million_tokens_out" in found.notes[0]
-    span = Span(value=1, low=1, high=1)
+    span = Bounds(value=1, low=1, high=1)
     lines = Console(width=300, file=io.StringIO())
     lines.print(_estimate(Estimate(rows=1, tokens_in=span, tokens_out=span, engine_s=span, wall_s=span, usd=None), 1))
     assert "unknown" in (text := lines.file.getvalue())  # type: ignore[attr-defined]
     assert "model.usd_per_million_tokens_in" in text
-    assert not {"usd", "usd_saved", "usd_per_million"} & set(figures(ledger_of({"answered": 9}), Limits(priced=False)))
+    assert not {"usd", "usd_saved", "usd_per_million"} & set(job_figures(ledger_of({"answered": 9}), Limits(priced=False)))
 
 
 def ledger_of(states: dict[str, int], **fields: Any) -> Ledger:

@@ -33,7 +33,7 @@ from headtail.releases import release
 from headtail.releases.release import Move, Release
 from headtail.review.log import DecisionLog
 from headtail.stages.distill.checkpoints import Marker
-from headtail.stages.distill.launch import Base
+from headtail.stages.distill.launch import StoredBase
 from headtail.stages.gate import sources
 from headtail.stages.precompute.dry_run.estimate import Probe
 
@@ -52,8 +52,8 @@ KINDS: list[type[Config]] = [
         Lease,
         Starts,
         Marker,
-        Base,
-        sources.TestedCandidate,
+        StoredBase,
+        sources.CandidateTest,
         Evidence,
     )
 ]

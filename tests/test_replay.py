@@ -25,9 +25,9 @@ from headtail.core.rows import HOLDOUT, HUMAN_LABELS
 from headtail.core.task import Task
 from headtail.releases import release
 from headtail.stages import replay, serve
-from headtail.stages.replay import REQUESTS, Event, Met
+from headtail.stages.replay import REQUESTS, Event, EventReply
 from headtail.stages.serve.answerer import RealtimeFailure, RealtimeReply
-from headtail.stages.serve.app import State, make_app, open_served
+from headtail.stages.serve.app import ServeState, make_app, open_served
 from local_server import Running
 from ports import free_port
 from test_cache import answers, good, publish
@@ -55,7 +55,7 @@ COUNTS = {"pizza": 40, "burger": 30, "rare": 10, "new one": 5, "bad": 15}
 
 
 @pytest.fixture
-def state(store: Storage, tmp_path: Path, intent: Task) -> State:
+def state(store: Storage, tmp_path: Path, intent: Task) -> ServeState:
     """pizza and burger are cached (burger wrongly), `bad` breaks the student, the others are live."""
     holdout(store, COUNTS)
     labels(store, {"pizza": "browse", "burger": "price", "bad": "browse", "rare": "booking"})
@@ -70,7 +70,7 @@ def state(store: Storage, tmp_path: Path, intent: Task) -> State:
         return RealtimeReply('{"intent": "booking"}', "stop", 0.9, "ab" * 16, "distill/x", intent.fingerprint)
 
     config = serve.Config(release=release.current_id(store), realtime_timeout_ms=int(1000 * limit(60)))
-    return State(store, open_served(store, "current"), config, live, deployed="m", stands_for="distill/x")
+    return ServeState(store, open_served(store, "current"), config, live, deployed="m", stands_for="distill/x")
 
 
 def config(root: str, url: str, **options: Any) -> replay.Config:
@@ -78,7 +78,7 @@ def config(root: str, url: str, **options: Any) -> replay.Config:
     return build_config(replay.Config, data, where="test")
 
 
-def test_a_replay_counts_every_event_once(store: Storage, root: str, state: State) -> None:
+def test_a_replay_counts_every_event_once(store: Storage, root: str, state: ServeState) -> None:
     with Running(make_app(state)) as server:
         receipt = replay.run(config(root, server.url, requests=1000))  # more than there are: all of them
     assert receipt.rows == {"requests": 100, "errors": 0, "cache": 70, "realtime": 15, "fallback": 15}
@@ -105,7 +105,7 @@ def test_a_replay_counts_every_event_once(store: Storage, root: str, state: Stat
 
 
 def test_the_same_release_is_not_measured_twice_and_another_is(
-    store: Storage, root: str, tmp_path: Path, state: State, intent: Task, monkeypatch: pytest.MonkeyPatch
+    store: Storage, root: str, tmp_path: Path, state: ServeState, intent: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Running(make_app(state)) as server:
         asked = config(root, server.url, requests=50)
@@ -113,15 +113,15 @@ def test_the_same_release_is_not_measured_twice_and_another_is(
         named = asked.model_copy(update={"release": release.current_id(store)})
         monkeypatch.setattr(replay, "send", lambda *_: pytest.fail("sent again"))
         assert replay.run(asked).fingerprint == replay.run(named).fingerprint == first.fingerprint
-    found = replay.find(named)  # the server is gone
+    found = replay.find_replay(named)  # the server is gone
     assert found is not None
     assert found.fingerprint == first.fingerprint
-    assert replay.find(named.model_copy(update={"requests": 51})) is None
-    assert replay.find(named.model_copy(update={"release": "another"})) is None
+    assert replay.find_replay(named.model_copy(update={"requests": 51})) is None
+    assert replay.find_replay(named.model_copy(update={"release": "another"})) is None
     monkeypatch.undo()
     _, manifest = publish(store, tmp_path, answers(good("pizza", '{"intent":"price"}')))
     release.promote(store, release.make_release(store, snapshot=manifest.id, task=intent).id)
-    with Running(make_app(State(store, open_served(store, "current"), serve.Config(release=release.current_id(store))))) as server:
+    with Running(make_app(ServeState(store, open_served(store, "current"), serve.Config(release=release.current_id(store))))) as server:
         second = replay.run(asked.model_copy(update={"url": server.url}))
     assert second.fingerprint != first.fingerprint
     assert second.rows["realtime"] == 0
@@ -129,9 +129,9 @@ def test_the_same_release_is_not_measured_twice_and_another_is(
 
 def test_a_sample_is_drawn_by_traffic_and_repeats(store: Storage) -> None:
     log = holdout(store, {f"q{i}": max(1, 1000 // (i + 1)) for i in range(300)})
-    one, two = replay.draw(store, log, 500, 7), replay.draw(store, log, 500, 7)
+    one, two = replay.draw_events(store, log, 500, 7), replay.draw_events(store, log, 500, 7)
     assert one == two
-    assert one != replay.draw(store, log, 500, 8)
+    assert one != replay.draw_events(store, log, 500, 8)
     top = Counter(event.query for event in one).most_common(1)[0]
     assert top[0] == "q0"
     assert 50 < top[1] < 110  # 1000 of about 6400 events: 78 expected
@@ -144,10 +144,10 @@ def test_no_event_is_drawn_twice(counts: list[int], share: float, seed: int, tmp
     have = {f"q{i}": n for i, n in enumerate(counts)}
     log = holdout(store, have)
     wanted = max(1, int(share * sum(counts)))
-    drawn = Counter(event.query for event in replay.draw(store, log, wanted, seed))
+    drawn = Counter(event.query for event in replay.draw_events(store, log, wanted, seed))
     assert drawn.total() == wanted
     assert all(n <= have[query] for query, n in drawn.items())
-    assert Counter(event.query for event in replay.draw(store, log, 10**6, seed)) == have
+    assert Counter(event.query for event in replay.draw_events(store, log, 10**6, seed)) == have
 
 
 async def _reply(send: Any, status: int, body: bytes) -> None:
@@ -212,17 +212,17 @@ def test_a_release_that_moves_meanwhile_is_told(store: Storage, root: str) -> No
     labels(store, {})
     served = {"id": "r1", "task": "query_intent"}
     with Running(flaky(served)) as server:
-        plain = replay.about
+        plain = replay.server_facts
         try:
-            replay.about = lambda url, timeout_s: {**plain(url, timeout_s), "id": "r0"}  # the server had another a moment ago
+            replay.server_facts = lambda url, timeout_s: {**plain(url, timeout_s), "id": "r0"}  # the server had another a moment ago
             receipt = replay.run(config(root, server.url))
         finally:
-            replay.about = plain
+            replay.server_facts = plain
     assert any("release changed" in note and "r1" in note for note in receipt.notes)
     assert "quality" not in receipt.metrics  # no human labels: no figure, rather than 0 or 1
 
 
-def test_what_is_wrong_is_named(store: Storage, root: str, state: State) -> None:
+def test_what_is_wrong_is_named(store: Storage, root: str, state: ServeState) -> None:
     with pytest.raises(InputError, match="no server answers"):
         replay.run(config(root, f"http://127.0.0.1:{free_port()}"))
     with pytest.raises(ConfigError, match="url"):
@@ -244,7 +244,7 @@ def test_what_is_wrong_is_named(store: Storage, root: str, state: State) -> None
 
 def test_figures_of_one_slow_request() -> None:
     event = Event(b"k" * 16, "q", True)
-    found = replay.figures([Met(event, 200, 1234.5, {}, "fallback", False, True, "timeout")], 2.0)
+    found = replay.replay_figures([EventReply(event, 200, 1234.5, {}, "fallback", False, True, "timeout")], 2.0)
     assert found["p50_ms"] == found["p99_ms/fallback"] == 1234.5
     assert found["requests_per_s"] == 0.5
     assert "p50_ms/cache" not in found

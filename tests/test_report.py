@@ -31,9 +31,9 @@ from headtail.core.rows import QUALITY, SCORED
 from headtail.stages import report
 from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.gate.result import Result as GateResult
-from headtail.stages.gate.stage import figure as gate_figure
+from headtail.stages.gate.stage import criteria_figure as gate_figure
 from headtail.stages.publish import Result as PublishResult
-from headtail.stages.report.page import plain
+from headtail.stages.report.page import answer_text
 from headtail.stages.report.summary import REALTIME, REPORTED_STAGES, headline, summarise
 from timescale import limit
 
@@ -460,7 +460,7 @@ def same_as_golden(name: str, text: str) -> None:
 
 def printed(summary: Mapping[str, Any]) -> str:
     console = Console(width=100, record=True, file=open(os.devnull, "w"), color_system=None, legacy_windows=False)  # noqa: SIM115
-    console.print(report.table(summary))
+    console.print(report.summary_table(summary))
     console.file.close()
     return "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n"
 
@@ -480,7 +480,7 @@ def test_table_is_the_golden_one(store: Storage, root: str) -> None:
 def test_a_narrow_terminal_crops_no_figure(store: Storage, root: str) -> None:
     _, summary, _ = made(store, root)
     shown = Console(width=80, record=True, file=open(os.devnull, "w"), color_system=None)  # noqa: SIM115
-    shown.print(report.table(summary, shown.width))
+    shown.print(report.summary_table(summary, shown.width))
     shown.file.close()
     text = shown.export_text()
     assert "…" not in text
@@ -643,11 +643,11 @@ def test_headline_does_not_flatter() -> None:
 
 
 def test_plain_answers() -> None:
-    assert plain('{"intent":"browse"}') == "browse"
-    assert plain('{"segments":[{"label":"topic","text":"pizza"},{"label":"location","text":"nyc"}]}') == "topic: pizza, location: nyc"
-    assert plain('{"segments":[]}') == "(nothing)"
-    assert plain('{"a":[1,2],"b":{"c":null}}') == "a: 1, 2; b: None"
-    assert len(plain(json.dumps({"a": "x" * 999}))) == 160
+    assert answer_text('{"intent":"browse"}') == "browse"
+    assert answer_text('{"segments":[{"label":"topic","text":"pizza"},{"label":"location","text":"nyc"}]}') == "topic: pizza, location: nyc"
+    assert answer_text('{"segments":[]}') == "(nothing)"
+    assert answer_text('{"a":[1,2],"b":{"c":null}}') == "a: 1, 2; b: None"
+    assert len(answer_text(json.dumps({"a": "x" * 999}))) == 160
 
 
 def test_s3(s3_root: str) -> None:

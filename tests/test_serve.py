@@ -27,7 +27,7 @@ from headtail.releases import release
 from headtail.releases.release import Release
 from headtail.stages import ingest, plan, serve
 from headtail.stages.serve.answerer import REASONS, AskStudent, RealtimeFailure, RealtimeReply
-from headtail.stages.serve.app import PAGE, AnswerResponse, State, make_app, open_served
+from headtail.stages.serve.app import PAGE, AnswerResponse, ServeState, make_app, open_served
 from ports import free_port
 from test_cache import answers, good, publish
 from timescale import limit
@@ -74,13 +74,13 @@ async def sleeps(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply
 
 
 @asynccontextmanager
-async def client(state: State) -> AsyncIterator[httpx.AsyncClient]:
+async def client(state: ServeState) -> AsyncIterator[httpx.AsyncClient]:
     """The app without Ray: ASGI in this process. An exception that escapes it fails the test, as a 500 would."""
     async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(state)), base_url="http://test") as made:
         yield made
 
 
-def ask(state: State, query: Any = "something rare", **more: Any) -> httpx.Response:
+def ask(state: ServeState, query: Any = "something rare", **more: Any) -> httpx.Response:
     async def go() -> httpx.Response:
         async with client(state) as http:
             return await http.post("/v1/answer", json={"query": query, **more})
@@ -93,12 +93,12 @@ def ms(seconds: float) -> int:
 
 
 @pytest.fixture
-def open_state(store: Storage, tmp_path: Path, segmentation: Task) -> Callable[..., State]:
+def open_state(store: Storage, tmp_path: Path, segmentation: Task) -> Callable[..., ServeState]:
     published(store, tmp_path, segmentation)
 
-    def make(realtime: AskStudent | None = None, **options: Any) -> State:
+    def make(realtime: AskStudent | None = None, **options: Any) -> ServeState:
         config = serve.Config(**{"realtime_timeout_ms": ms(0.2), **options})
-        return State(store, open_served(store, "current"), config, realtime, deployed="m", stands_for=STUDENT)
+        return ServeState(store, open_served(store, "current"), config, realtime, deployed="m", stands_for=STUDENT)
 
     return make
 
@@ -106,7 +106,7 @@ def open_state(store: Storage, tmp_path: Path, segmentation: Task) -> Callable[.
 # ---- one answer
 
 
-def test_a_head_query_never_reaches_the_student(open_state: Callable[..., State]) -> None:
+def test_a_head_query_never_reaches_the_student(open_state: Callable[..., ServeState]) -> None:
     state = open_state(breaks(AssertionError("the student was asked")))
     found = ask(state, " Pizza\u00a0NEAR me").json()
     assert {name: found[name] for name in ("normalised", "answer", "source", "cached", "degraded", "reason")} == {
@@ -123,7 +123,7 @@ def test_a_head_query_never_reaches_the_student(open_state: Callable[..., State]
     assert len(bytes.fromhex(found["answer_key"])) == 16
 
 
-def test_a_miss_is_answered_by_the_student(open_state: Callable[..., State], segmentation: Task) -> None:
+def test_a_miss_is_answered_by_the_student(open_state: Callable[..., ServeState], segmentation: Task) -> None:
     found = ask(open_state(says(segmentation))).json()
     assert (found["source"], found["cached"], found["degraded"], found["reason"]) == ("realtime_student", False, False, "")
     assert found["answer"] == segments("from the student")
@@ -150,7 +150,7 @@ FAULTS: dict[str, tuple[Callable[[Task], AskStudent | None], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_student_degrades_and_never_fails(open_state: Callable[..., State], segmentation: Task, fault: str) -> None:
+def test_a_broken_student_degrades_and_never_fails(open_state: Callable[..., ServeState], segmentation: Task, fault: str) -> None:
     realtime, reason = FAULTS[fault]
     state = open_state(realtime(segmentation))
     response = ask(state, "Something rare")
@@ -167,11 +167,11 @@ def test_a_broken_student_degrades_and_never_fails(open_state: Callable[..., Sta
 
 def test_a_release_without_student_says_so(store: Storage, tmp_path: Path, segmentation: Task) -> None:
     published(store, tmp_path, segmentation, student="")
-    found = ask(State(store, open_served(store, "current"), serve.Config())).json()
+    found = ask(ServeState(store, open_served(store, "current"), serve.Config())).json()
     assert (found["source"], found["degraded"], found["reason"]) == ("fallback", True, "no_student")
 
 
-def test_waiting_for_the_student_never_takes_the_places_of_hits(open_state: Callable[..., State], segmentation: Task) -> None:
+def test_waiting_for_the_student_never_takes_the_places_of_hits(open_state: Callable[..., ServeState], segmentation: Task) -> None:
     started = 0
 
     async def slow(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
@@ -198,7 +198,7 @@ def test_waiting_for_the_student_never_takes_the_places_of_hits(open_state: Call
     assert sorted(m["reason"] for m in misses) == [""] * 3 + ["overloaded"] * 17
 
 
-def test_a_caller_who_leaves_frees_his_place(open_state: Callable[..., State]) -> None:
+def test_a_caller_who_leaves_frees_his_place(open_state: Callable[..., ServeState]) -> None:
     state = open_state(sleeps, realtime_timeout_ms=ms(30))
 
     async def go() -> None:
@@ -213,7 +213,7 @@ def test_a_caller_who_leaves_frees_his_place(open_state: Callable[..., State]) -
     asyncio.run(go())
 
 
-def test_personal_data_never_reaches_the_student(open_state: Callable[..., State], segmentation: Task) -> None:
+def test_personal_data_never_reaches_the_student(open_state: Callable[..., ServeState], segmentation: Task) -> None:
     seen: list[str] = []
 
     async def realtime(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
@@ -243,7 +243,7 @@ def test_two_numbers_are_never_answered_from_one_cached_answer(store: Storage, t
     _, manifest = publish(store, tmp_path, answers(*(good(query, '{"intent":"browse"}') for query in asked)))
     release.promote(store, release.make_release(store, snapshot=manifest.id, task=intent, student=STUDENT).id)
     config = serve.Config(realtime_timeout_ms=ms(5))
-    state = State(store, open_served(store, "current"), config, says(intent, {"intent": "price"}), deployed="m", stands_for=STUDENT)
+    state = ServeState(store, open_served(store, "current"), config, says(intent, {"intent": "price"}), deployed="m", stands_for=STUDENT)
     for query, source in (
         ("call 5552345678", "realtime_student"),
         ("call 5552349999", "realtime_student"),
@@ -256,7 +256,7 @@ def test_two_numbers_are_never_answered_from_one_cached_answer(store: Storage, t
         assert (found["source"], found["cached"]) == (source, source == "teacher"), query
 
 
-def test_side_inputs_go_to_the_student_and_only_known_ones(open_state: Callable[..., State], segmentation: Task) -> None:
+def test_side_inputs_go_to_the_student_and_only_known_ones(open_state: Callable[..., ServeState], segmentation: Task) -> None:
     seen: list[Mapping[str, Sequence[str]]] = []
 
     async def realtime(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
@@ -296,7 +296,7 @@ BAD: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_requests_are_refused_with_what_is_wrong(open_state: Callable[..., State], case: str) -> None:
+def test_bad_requests_are_refused_with_what_is_wrong(open_state: Callable[..., ServeState], case: str) -> None:
     body, field = BAD[case]
     state = open_state()
 
@@ -313,7 +313,7 @@ def test_bad_requests_are_refused_with_what_is_wrong(open_state: Callable[..., S
     assert len(response.content) < 1000  # the input is not sent back
 
 
-def test_get_takes_the_same_and_refuses_the_same(open_state: Callable[..., State]) -> None:
+def test_get_takes_the_same_and_refuses_the_same(open_state: Callable[..., ServeState]) -> None:
     async def go() -> list[httpx.Response]:
         async with client(open_state()) as http:
             return [
@@ -336,7 +336,7 @@ def test_get_takes_the_same_and_refuses_the_same(open_state: Callable[..., State
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(query=st.text(st.characters(), max_size=230))
-def test_any_text_gets_a_valid_answer_or_a_refusal(open_state: Callable[..., State], segmentation: Task, query: str) -> None:
+def test_any_text_gets_a_valid_answer_or_a_refusal(open_state: Callable[..., ServeState], segmentation: Task, query: str) -> None:
     state = open_state()
 
     async def go() -> httpx.Response:
@@ -356,7 +356,7 @@ def test_any_text_gets_a_valid_answer_or_a_refusal(open_state: Callable[..., Sta
 # ---- what is served
 
 
-def test_the_server_follows_current(store: Storage, tmp_path: Path, open_state: Callable[..., State], segmentation: Task) -> None:
+def test_the_server_follows_current(store: Storage, tmp_path: Path, open_state: Callable[..., ServeState], segmentation: Task) -> None:
     state = open_state(says(segmentation), refresh_s=0.02)
     first = state.answerer.served.release.id
     assert ask(state, "new query").json()["source"] == "realtime_student"
@@ -393,7 +393,7 @@ def test_no_request_sees_parts_of_two_releases(store: Storage, tmp_path: Path, s
         await gate.wait()
         return reply(segmentation)
 
-    state = State(store, open_served(store, "current"), serve.Config(realtime_timeout_ms=ms(5)), realtime, stands_for=STUDENT)
+    state = ServeState(store, open_served(store, "current"), serve.Config(realtime_timeout_ms=ms(5)), realtime, stands_for=STUDENT)
 
     async def go() -> tuple[Any, Any]:
         waiting = asyncio.create_task(state.answerer.answer("rare"))
@@ -409,7 +409,9 @@ def test_no_request_sees_parts_of_two_releases(store: Storage, tmp_path: Path, s
     assert (after.reason, after.answer) == ("outdated", intent.fallback("rare"))  # the deployed student knows the other task
 
 
-def test_a_new_student_asks_for_a_redeploy(store: Storage, tmp_path: Path, open_state: Callable[..., State], segmentation: Task) -> None:
+def test_a_new_student_asks_for_a_redeploy(
+    store: Storage, tmp_path: Path, open_state: Callable[..., ServeState], segmentation: Task
+) -> None:
     state = open_state(says(segmentation))
     assert state.redeploy_needed is False
     published(store, tmp_path, segmentation, student="distill/fedcba9876543210")
@@ -422,7 +424,7 @@ def test_a_new_student_asks_for_a_redeploy(store: Storage, tmp_path: Path, open_
 
 
 def test_what_cannot_be_followed_leaves_the_old_release_in_place(
-    store: Storage, tmp_path: Path, open_state: Callable[..., State], segmentation: Task
+    store: Storage, tmp_path: Path, open_state: Callable[..., ServeState], segmentation: Task
 ) -> None:
     state = open_state(refresh_s=0.01)
     broken = published(store, tmp_path, segmentation, ["other"])
@@ -444,7 +446,7 @@ def test_what_cannot_be_followed_leaves_the_old_release_in_place(
 def test_copies_of_snapshots_are_removed_once_replaced(store: Storage, tmp_path: Path, segmentation: Task) -> None:
     published(store, tmp_path, segmentation, ["a"])
     (copies := tmp_path / "copies").mkdir()
-    state = State(store, open_served(store, "current", copies), serve.Config(cache_dir=str(copies)))
+    state = ServeState(store, open_served(store, "current", copies), serve.Config(cache_dir=str(copies)))
     for query in ("b", "c"):
         published(store, tmp_path, segmentation, [query])
         assert asyncio.run(state.refresh())
@@ -452,7 +454,7 @@ def test_copies_of_snapshots_are_removed_once_replaced(store: Storage, tmp_path:
     assert [p.name for p in (copies / "snapshots").iterdir()] == [state.answerer.served.release.snapshot]
 
 
-def test_metrics_and_the_other_pages(open_state: Callable[..., State], segmentation: Task) -> None:
+def test_metrics_and_the_other_pages(open_state: Callable[..., ServeState], segmentation: Task) -> None:
     state = open_state(says(segmentation, finish_reason="length"))
 
     async def go() -> dict[str, httpx.Response]:
@@ -482,7 +484,7 @@ def test_metrics_and_the_other_pages(open_state: Callable[..., State], segmentat
     assert "query" in paths["/v1/answer"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
 
 
-def test_pages_are_framed_by_nobody_and_run_no_script_of_others(open_state: Callable[..., State]) -> None:
+def test_pages_are_framed_by_nobody_and_run_no_script_of_others(open_state: Callable[..., ServeState]) -> None:
     async def go() -> dict[str, httpx.Response]:
         async with client(open_state(None)) as http:
             return {path: await http.get(path) for path in ("/", "/docs")}
@@ -515,26 +517,26 @@ def test_what_must_fail_fails_before_anything_heavy_starts(
 ) -> None:
     monkeypatch.setattr("headtail.adapters.cluster.start_cluster", lambda: pytest.fail("Ray was started"))
     with pytest.raises(InputError, match="no release yet"):
-        serve.start(config(root))
+        serve.start_server(config(root))
     made = published(store, tmp_path, segmentation)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError) as told:
-            serve.start(config(root, port=port))
+            serve.start_server(config(root, port=port))
         assert f"port {port}" in str(told.value)
         assert f"--set port={port + 1}" in str(told.value)
     with pytest.raises(InputError, match="no finished distill here"):
-        serve.start(config(root))  # the release's student is not in this store
+        serve.start_server(config(root))  # the release's student is not in this store
     with pytest.raises(ConfigError, match="model not found"):
-        serve.start(config(root, model={"model": "./nowhere"}))
+        serve.start_server(config(root, model={"model": "./nowhere"}))
     with pytest.raises(ConfigError, match="must run in the server's own processes"):
-        serve.start(config(root, model={"model": "x", "engine": "openai"}))
+        serve.start_server(config(root, model={"model": "x", "engine": "openai"}))
     with pytest.raises(InputError, match="no such release"):
-        serve.start(config(root, release="feed"))
+        serve.start_server(config(root, release="feed"))
     with pytest.raises(ConfigError, match="did you mean max_queued_requests"):
         config(root, max_queued_request=1)
     Path(root, "snapshots", made.snapshot, "manifest.json").unlink()
     with pytest.raises(Exception, match="not in the store"):
-        serve.start(config(root))
+        serve.start_server(config(root))

@@ -70,7 +70,7 @@ def test_a_server_whose_student_is_an_encoder(
     cluster: None, store: Storage, root: str, tmp_path: Path, folder: Path, segmentation: Task
 ) -> None:
     published(store, tmp_path, segmentation)
-    with serve.start(config(root, model={"model": str(folder), "cpus": 0.5}, realtime_timeout_ms=int(limit(30_000)))) as server:
+    with serve.start_server(config(root, model={"model": str(folder), "cpus": 0.5}, realtime_timeout_ms=int(limit(30_000)))) as server:
         found = httpx.get(f"{server.url}/v1/answer", params={"query": "ramen near the stage"}, timeout=limit(60)).json()
         assert (found["source"], found["cached"]) == ("realtime_student", False), found
         assert httpx.get(f"{server.url}/v1/answer", params={"query": "pizza near me"}, timeout=limit(30)).json()["cached"]

@@ -14,7 +14,7 @@ from headtail.core.task import Task, load_task
 from headtail.releases import release
 from headtail.stages import serve
 from headtail.stages.serve.answerer import RealtimeFailure, RealtimeReply
-from headtail.stages.serve.app import State, make_app, open_served
+from headtail.stages.serve.app import ServeState, make_app, open_served
 from local_server import Running
 from test_cache import answers, good, publish
 
@@ -26,7 +26,7 @@ def segments(*pairs: tuple[str, str]) -> str:
     return json.dumps({"segments": [{"label": label, "text": text} for text, label in pairs]})
 
 
-def serving(folder: Path, task: Task, rows: Sequence[tuple[str, str]], realtime: Mapping[str, str]) -> State:
+def serving(folder: Path, task: Task, rows: Sequence[tuple[str, str]], realtime: Mapping[str, str]) -> ServeState:
     """`rows` from the cache, `live` from the student, anything else makes the student fail."""
     store = open_storage(str(folder / "store"))
     _, manifest = publish(store, folder, answers(*(good(query, answer) for query, answer in rows)))
@@ -37,7 +37,7 @@ def serving(folder: Path, task: Task, rows: Sequence[tuple[str, str]], realtime:
             raise RealtimeFailure("timeout")
         return RealtimeReply(realtime[query], "stop", 0.83, "ab" * 16, "distill/0123456789abcdef", task.fingerprint)
 
-    return State(
+    return ServeState(
         store,
         open_served(store, "current"),
         serve.Config(release=release.current_id(store)),

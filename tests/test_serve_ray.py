@@ -63,9 +63,9 @@ def test_an_engine_that_cannot_start_is_told_and_leaves_nothing_behind(cluster: 
     published(store, tmp_path, load_task("query_segmentation"))
     asked = config(root, model={"model": "example:teacher", "cpus": 0.1}, start_timeout_s=limit(120))
     with pytest.raises(EngineError, match="no memory left for the student") as told:
-        serve.start(asked, student=Broken)
+        serve.start_server(asked, student=Broken)
     assert told.value.where == "example:teacher"
-    with serve.start(config(root, realtime_student=False, port=asked.port)) as server:  # the port and the cluster are free again
+    with serve.start_server(config(root, realtime_student=False, port=asked.port)) as server:  # the port and the cluster are free again
         assert over_http(server, "rare")["reason"] == "off"
     server.stop()  # twice is harmless
 
@@ -75,7 +75,7 @@ def test_the_real_student_answers_misses(cluster: None, store: Storage, root: st
     task = load_task("query_segmentation")
     published(store, tmp_path, task)
     asked = config(root, model={"model": str(teacher_path), "kv_cache_gib": 0.1, "max_num_seqs": 8}, realtime_timeout_ms=int(limit(60_000)))
-    with serve.start(asked) as server:
+    with serve.start_server(asked) as server:
         first = httpx.post(
             f"{server.url}/v1/answer",
             json={"query": "Best  sushi in berlin", "side_inputs": {"businesses": ["Sushi Bar"]}},
@@ -124,7 +124,7 @@ def served(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     store = open_storage(str(tmp_path_factory.mktemp("store")))
     published(store, scratch, load_task("query_segmentation"))
     made = config(store.root, model={"model": "example:teacher", "cpus": 0.1}, realtime_timeout_ms=int(limit(700)))
-    with serve.start(made, student=Fake) as server:
+    with serve.start_server(made, student=Fake) as server:
         yield server, store, scratch
 
 
@@ -172,9 +172,9 @@ def test_serve_follows_current_while_it_is_asked(served: tuple[serve.Server, Sto
 def test_a_second_server_on_the_cluster_is_refused(served: tuple[serve.Server, Storage, Path]) -> None:
     server, store, _ = served
     with pytest.raises(ConfigError, match="already runs in this Ray cluster"):
-        serve.start(config(store.root, realtime_student=False))
+        serve.start_server(config(store.root, realtime_student=False))
     with pytest.raises(ConfigError, match=f"port {server.config.port}"):
-        serve.start(config(store.root, port=server.config.port))
+        serve.start_server(config(store.root, port=server.config.port))
     assert over_http(server, "pizza near me")["cached"]  # the first one was left alone
 
 

@@ -13,7 +13,7 @@ from headtail.core.errors import EngineError
 from headtail.core.task import Task
 from headtail.engines import Completion, ModelConfig, Request
 from headtail.engines.models import ResolvedModel
-from headtail.stages.serve.realtime import _Together
+from headtail.stages.serve.realtime import _BatchedEngine
 from timescale import limit
 
 
@@ -46,7 +46,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     return made
 
 
-def ask(asked: _Together, text: str) -> Any:
+def ask(asked: _BatchedEngine, text: str) -> Any:
     return asked.ask([{"role": "user", "content": text}])
 
 
@@ -57,7 +57,7 @@ async def started(engine: Engine, batches: int) -> None:
 
 def test_callers_gather_while_a_batch_runs(engine: Engine, intent: Task) -> None:
     async def main() -> None:
-        asked = _Together(ModelConfig(), ResolvedModel("", "d", "m"), intent)
+        asked = _BatchedEngine(ModelConfig(), ResolvedModel("", "d", "m"), intent)
         first = asyncio.create_task(ask(asked, "q0"))
         await started(engine, 1)
         others = [asyncio.create_task(ask(asked, f"q{i}")) for i in range(1, 30)]
@@ -80,7 +80,7 @@ def test_a_row_that_fails_fails_alone_and_an_engine_that_breaks_its_batch(engine
     engine.go.set()
 
     async def main() -> None:
-        asked = _Together(ModelConfig(), ResolvedModel("", "d", "m"), intent)
+        asked = _BatchedEngine(ModelConfig(), ResolvedModel("", "d", "m"), intent)
         found = await asyncio.gather(*(ask(asked, text) for text in ("a", "long", "b")), return_exceptions=True)
         assert [getattr(one, "text", str(one)) for one in found] == ["a", "too long", "b"]
         with pytest.raises(EngineError, match="RuntimeError: broken"):

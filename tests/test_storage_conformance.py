@@ -264,21 +264,21 @@ def test_logs_are_read_though_calls_fail(proxy: Proxy, tmp_path: Path) -> None:
     expected = [b"pizza %d" % i for i in range(100)]
     for fault in ("", "429", "503", "truncated"):
         proxy.reset(many(fault))
-        found = files.find(f"{store.root}/logs")
+        found = files.list_files(f"{store.root}/logs")
         assert (len(found.files), found.skipped) == (6, [])
         for file in found.files:
             proxy.reset(many(fault))
-            assert logfile.sha256(found.system, file) == hashlib.sha256(store.read(f"logs/{file.name}")).hexdigest()
+            assert logfile.log_digest(found.system, file) == hashlib.sha256(store.read(f"logs/{file.name}")).hexdigest()
             proxy.reset(many(fault))
-            (part,) = logfile.split(found.system, [logfile.probe(found.system, file, "query")])
-            tables = [sheet.table for sheet in logfile.read(found.system, part, logfile.Wanted(("query",)))]
+            (part,) = logfile.split_log(found.system, [logfile.probe_file(found.system, file, "query")])
+            tables = [sheet.table for sheet in logfile.read_split(found.system, part, logfile.ColumnSelection(("query",)))]
             cells = pa.concat_tables(tables)["query"].cast(pa.binary()).to_pylist()
             assert cells == expected, (file.name, fault)
     proxy.reset(lambda call, nth: "403")
-    reads: list[Callable[[], Any]] = [lambda: files.find(f"{store.root}/logs"), lambda: files.find(f"{store.root}/logs/*.csv")]
+    reads: list[Callable[[], Any]] = [lambda: files.list_files(f"{store.root}/logs"), lambda: files.list_files(f"{store.root}/logs/*.csv")]
     reads += [
-        lambda: logfile.probe(found.system, file, "query"),
-        lambda: list(logfile.read(found.system, part, logfile.Wanted(("query",)))),
+        lambda: logfile.probe_file(found.system, file, "query"),
+        lambda: list(logfile.read_split(found.system, part, logfile.ColumnSelection(("query",)))),
     ]
     for read in reads:
         with pytest.raises(StorageError, match=r"403|AccessDenied") as error:

@@ -18,8 +18,8 @@ from typing import Any
 from headtail.adapters.storage import open_storage, read_table
 from headtail.engines.models import weights_digest
 from headtail.stages.distill import Config, Lora, zero
-from headtail.stages.distill.base import Base
-from headtail.stages.distill.batches import columns
+from headtail.stages.distill.base import BaseModelConfig
+from headtail.stages.distill.batches import example_columns
 from headtail.stages.distill.learner import DecoderLearner
 from headtail.stages.distill.stage import Stopping
 from headtail.stages.distill.train import Run, Spec, _model
@@ -57,11 +57,11 @@ def once(spec: Spec, rank: int, world: int) -> None:
 
     torch.manual_seed(spec.config.seed + 17 * rank)
     with tempfile.TemporaryDirectory() as scratch:
-        engine = zero.start(_model(spec, Path(scratch)), spec.config)
+        engine = zero.start_engine(_model(spec, Path(scratch)), spec.config)
         table = read_table(spec.store, spec.examples)
         held = table["held_out"].to_numpy()
         try:
-            Run(spec, engine, rank, world, columns(table.filter(~held)), columns(table.filter(held)), Path(scratch)).train()
+            Run(spec, engine, rank, world, example_columns(table.filter(~held)), example_columns(table.filter(held)), Path(scratch)).train()
         except Left:
             torch.distributed.barrier()
 
@@ -80,7 +80,7 @@ def main(folder: str, runs: list[str]) -> None:
         store = open_storage(root)
         config = Config(
             root=root,
-            base=Base(model=f"{folder}/base"),
+            base=BaseModelConfig(model=f"{folder}/base"),
             lora=Lora(rank=4, dropout=0.2) if lora == "lora" else None,
             early_stopping=Stopping(every=2, patience=99),
             max_steps=STEPS,

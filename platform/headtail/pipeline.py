@@ -31,7 +31,7 @@ from headtail.releases import registry, release
 from headtail.stages import curate, distill, evaluate, gate, ingest, plan, precompute, publish, replay, report, serve
 from headtail.stages.curate import Config as CurateConfig
 from headtail.stages.distill import Config as DistillConfig
-from headtail.stages.distill.base import Base
+from headtail.stages.distill.base import BaseModelConfig
 from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.evaluate import Config as EvaluateConfig
 from headtail.stages.gate import Config as GateConfig
@@ -88,7 +88,7 @@ class Config(StageConfig):
     ingest: IngestConfig = Field(IngestConfig(), description="see headtail ingest --help")
     plan: PlanConfig = Field(PlanConfig(), description="see headtail plan --help")
     train_teacher: DistillConfig = Field(
-        DistillConfig(base=Base(model=SHIPPED_TEACHER), lora=None, epochs=6, learning_rate=1e-3),
+        DistillConfig(base=BaseModelConfig(model=SHIPPED_TEACHER), lora=None, epochs=6, learning_rate=1e-3),
         description="how a teacher is trained on human labels",
     )
     precompute_teacher: PrecomputeConfig = Field(
@@ -162,7 +162,7 @@ def run(config: Config) -> Receipt:
     numbers = {key: float(value) for key, value in summary.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     numbers |= {"pipeline_seconds": round(seconds, 1), "stages": float(len(pipeline.receipts)), "stages_reused": float(reused)}
     lineage = {f"headtail.stage.{name}": f"{one.path} run={one.run_id or '-'}" for name, one in pipeline.receipts.items()}
-    tags = {**lineage, "mlflow.note.content": note.about(pipeline.receipts, pipeline.task.name, summary["paths"]["report"], prompt)}
+    tags = {**lineage, "mlflow.note.content": note.release_note(pipeline.receipts, pipeline.task.name, summary["paths"]["report"], prompt)}
     tracker.log(parent, {"task": task.name, "log": config.log or "example data"}, numbers, tags)
     with tempfile.TemporaryDirectory(prefix="headtail-report-") as scratch:
         tracker.artifact(parent, store.fetch(check_digest(store, receipt.output("report")), Path(scratch)))
@@ -391,9 +391,9 @@ def _replay(pipeline: _Pipeline, ingested: Receipt, planned: Receipt, published:
     """Serve the release and send it the traffic of a later day; skipped when this release was replayed before."""
     config = pipeline.config
     changes = {"task": config.task, "log": ingested.path, "plan": planned.path, "release": published.result.release}
-    done = replay.find(config.replay.at(config, pipeline.tracking, **changes))
+    done = replay.find_replay(config.replay.at(config, pipeline.tracking, **changes))
     if done is not None:
         pipeline.receipts["replay"] = done
         return
-    with serve.start(config.serve.at(config, pipeline.tracking, release=published.result.release)) as server:
+    with serve.start_server(config.serve.at(config, pipeline.tracking, release=published.result.release)) as server:
         pipeline.stage("replay", replay.run, config.replay, **changes, url=server.url)

@@ -58,7 +58,7 @@ def headtail_turn(setting: Setting) -> dict[str, Any]:
     from headtail.adapters.storage import open_storage
     from headtail.core.config import TrackingConfig
     from headtail.stages import distill
-    from headtail.stages.distill.base import Base
+    from headtail.stages.distill.base import BaseModelConfig
 
     sets = (distill.TrainingSet(training_set=setting.training_set, rows=setting.rows),)
     config = distill.Config(
@@ -66,7 +66,7 @@ def headtail_turn(setting: Setting) -> dict[str, Any]:
         tracking=TrackingConfig(enabled=False),
         sets=sets,
         labels=(),
-        base=Base(model=setting.model),
+        base=BaseModelConfig(model=setting.model),
         lora=None,
         epochs=1,
         batch_rows=setting.batch,

@@ -20,7 +20,7 @@ from headtail.batch.worker import Worker
 from headtail.core.config import TrackingConfig
 from headtail.engines import ModelConfig
 from headtail.stages import ingest, plan, precompute, publish, serve
-from headtail.stages.serve.app import State, make_app, open_served
+from headtail.stages.serve.app import ServeState, make_app, open_served
 
 
 def answer_here(job: Any, manifest: Any, asks: Sequence[Any], *_: Any) -> list[dict[str, Any]]:
@@ -42,7 +42,7 @@ def walk(folder: Path) -> None:
     precompute.run(precompute.Config(**common, model=ModelConfig(engine="null", model="null")))
     publish.run(publish.Config(**common))
     store = open_storage(root)
-    state = State(store, open_served(store, "current"), serve.Config())
+    state = ServeState(store, open_served(store, "current"), serve.Config())
 
     async def request() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(state)), base_url="http://test") as client:

@@ -113,7 +113,7 @@ def without_ray() -> Iterator[None]:
     from ray import train
 
     from headtail.batch import worker as working
-    from headtail.stages.distill.train import worker as trains
+    from headtail.stages.distill.train import train_worker as trains
 
     nobody = SimpleNamespace(add=SimpleNamespace(remote=lambda *_, **__: None))
     kept: dict[str, Engine] = {}

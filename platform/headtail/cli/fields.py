@@ -84,9 +84,9 @@ def _lines(kind: type[BaseModel], prefix: str = "", group: BaseModel | None = No
         inner = _model(field.annotation)
         if inner is None:
             required = group is None and field.is_required()
-            yield FieldLine(prefix + name, "required" if required else _shown(default), field.description or "")
+            yield FieldLine(prefix + name, "required" if required else _default_text(default), field.description or "")
         elif many:
-            yield FieldLine(prefix + name, "required" if field.is_required() else _shown(default), field.description or "")
+            yield FieldLine(prefix + name, "required" if field.is_required() else _default_text(default), field.description or "")
             yield from _lines(inner, f"{prefix}{name}[].")
         else:
             if default is None:
@@ -94,13 +94,13 @@ def _lines(kind: type[BaseModel], prefix: str = "", group: BaseModel | None = No
             yield from _lines(inner, f"{prefix}{name}.", default if isinstance(default, BaseModel) else None)
 
 
-def _shown(default: Any) -> str:
+def _default_text(default: Any) -> str:
     if default is None:
         return "null"
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, tuple | list):
-        return f"[{', '.join(map(_shown, default))}]"
+        return f"[{', '.join(map(_default_text, default))}]"
     if isinstance(default, BaseModel):
         return str(default.model_dump(mode="json"))
     return f'"{default}"' if isinstance(default, str) and not _bare(default) else str(default)

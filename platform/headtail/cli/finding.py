@@ -23,7 +23,7 @@ class Finding:
             object.__setattr__(self, name, hide(value))
 
 
-def judged(check: str, good: bool, found: str, fix: str, otherwise: Literal["warn", "bad"] = "warn") -> Finding:
+def check_result(check: str, good: bool, found: str, fix: str, otherwise: Literal["warn", "bad"] = "warn") -> Finding:
     """ok when `good`, else `otherwise` with its cure."""
     return Finding(check, "ok", found) if good else Finding(check, otherwise, found, fix)
 

@@ -51,7 +51,7 @@ def _show_pipeline(root: str) -> None:
 
     store = open_storage(root)
     summary = read_json(store, "summary.json")
-    console.print(report.table(summary, console.width))
+    console.print(report.summary_table(summary, console.width))
     say("")
     say(f"Open the report:        {store.uri(summary['paths']['report'])}")
     say("Review in MLflow:       make ui")
@@ -118,12 +118,12 @@ def _precompute(
         return
     from headtail.stages import precompute
     from headtail.stages.precompute.dry_run.preview import ROWS
-    from headtail.stages.precompute.dry_run.shown import outcome, shown
+    from headtail.stages.precompute.dry_run.terminal import outcome_table, preview_tables
 
     found = read_config("precompute", config, sets, root)
     assert isinstance(found, precompute.Config)
     planned = precompute.forecast(found, probe if probe is not None else ROWS if dry_run else 0)
-    console.print(shown(planned))
+    console.print(preview_tables(planned))
     if not apply:
         if as_json:
             print(planned.model_dump_json(), flush=True)
@@ -131,7 +131,7 @@ def _precompute(
     receipt = precompute.run(found, planned)
     _end("precompute", receipt, found.root, as_json)
     if not receipt.reused:
-        console.print(outcome(receipt.result.dry_run))
+        console.print(outcome_table(receipt.result.dry_run))
 
 
 def serve(config: ConfigFile = None, sets: Sets = None, root: Root = None) -> None:

@@ -122,7 +122,7 @@ def zipf_exponent(counts: Ints) -> float:
     return float(-slope)
 
 
-def curve(counts: Ints, covered: Coverage, head: int, limit: str) -> dict[str, Any]:
+def coverage_curve(counts: Ints, covered: Coverage, head: int, limit: str) -> dict[str, Any]:
     """The coverage curve as JSON: about 200 ranks even on a log scale, with 1, the head's end and the last."""
     n = len(counts)
     ranks = np.unique(np.concatenate([np.geomspace(1, n, POINTS).round().astype(np.int64), [max(1, head), n]]))
@@ -148,7 +148,7 @@ def curve(counts: Ints, covered: Coverage, head: int, limit: str) -> dict[str, A
     }
 
 
-def figure(found: dict[str, Any]) -> Any:
+def coverage_figure(found: dict[str, Any]) -> Any:
     """The curve: queries by rank across (log), share of events up; where the head ends, and what it covers of holdout traffic."""
     ranks = [point["rank"] for point in found["points"]]
     head = found["head"]
@@ -241,8 +241,8 @@ def _work(stage: Stage, config: Config, log: Receipt, task: Task) -> Result:
     student_rows = np.flatnonzero((stratum > 0) & ~teacher_sample & may)
     keep = np.zeros(len(counts), bool)
     keep[student_rows[: config.max_student_rows]] = True
-    covered = coverage(output_table(stage.store, log, "holdout", ["query_key", "count"]), keys, counts, may)
-    found = curve(counts, covered, end, limit)
+    covered = count_coverage(output_table(stage.store, log, "holdout", ["query_key", "count"]), keys, counts, may)
+    found = coverage_curve(counts, covered, end, limit)
     found["head"]["rows"] = int((stratum == 0).sum())
     stage.rows["redacted"] = int((~may & ~teacher_sample).sum())
     plan = Plan(log.output("queries"), stratum, eval_only, task.side_inputs)
@@ -252,7 +252,7 @@ def _work(stage: Stage, config: Config, log: Receipt, task: Task) -> Result:
     labelled = plan.labels(stage.store, labels, keys)
     stage.table("human_labels", labelled)
     stage.json("coverage", found)
-    stage.figure("coverage", figure(found))
+    stage.figure("coverage", coverage_figure(found))
     _tell(stage, config, plan, found, labelled, zipf_exponent(counts))
     return Result(head_limit=limit, head_last_count=found["head"]["last_count"])
 
@@ -312,7 +312,7 @@ class Plan(NamedTuple):
         return labels
 
 
-def coverage(holdout: pa.Table, keys: pa.ChunkedArray, counts: Ints, may: Mask) -> Coverage:
+def count_coverage(holdout: pa.Table, keys: pa.ChunkedArray, counts: Ints, may: Mask) -> Coverage:
     """Events by rank that a cache may answer, of the log and of holdout traffic (query_key, count)."""
     after = np.zeros(len(counts), np.int64)
     places = pc.index_in(keys, holdout["query_key"].combine_chunks())

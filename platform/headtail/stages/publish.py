@@ -87,7 +87,7 @@ def run(config: Config) -> Receipt[Result]:
     for answered in answers.values():
         _same_task(task, answered)
     gated = [load_receipt(store, "gate", ref, GateResult) for ref in config.gates]
-    parts = _Parts(task, tuple(answers.values()), student, evaluation, _proven(gated, student))
+    parts = _Parts(task, tuple(answers.values()), student, evaluation, _check_gates(gated, student))
 
     def work(stage: Stage) -> Result:
         built = _build(stage, config, parts)
@@ -106,7 +106,7 @@ def run(config: Config) -> Receipt[Result]:
         "gates": [found.path for found in gated],
     }
     published = run_once("publish", Result, config, work, inputs=inputs, task=task, replaces=replaces)
-    _still_there(store, published)
+    _require_snapshot(store, published)
     if config.promote:  # also when reused: after a rollback, publishing the same again makes it current again
         _refuse_loss(store, config, published)
         releases.promote(store, published.result.release)
@@ -125,7 +125,7 @@ class _Parts:
     proofs: tuple[Evidence, ...]
 
 
-def _proven(gated: Sequence[Receipt[GateResult]], student: Receipt | None) -> tuple[Evidence, ...]:
+def _check_gates(gated: Sequence[Receipt[GateResult]], student: Receipt | None) -> tuple[Evidence, ...]:
     """The evidence of gates. GateRejected when one was not passed, or none is of the student that is to be served."""
     proofs = tuple(receipt.result.evidence for receipt in gated)
     for receipt, found in zip(gated, proofs, strict=True):
@@ -138,7 +138,7 @@ def _proven(gated: Sequence[Receipt[GateResult]], student: Receipt | None) -> tu
     return proofs
 
 
-def _still_there(store: Storage, receipt: Receipt[Result]) -> None:
+def _require_snapshot(store: Storage, receipt: Receipt[Result]) -> None:
     """A snapshot that was published before may have been deleted since: said here, not by the server."""
     manifest = f"{snapshot_path(receipt.result.snapshot)}/manifest.json"
     if not store.exists(manifest):

@@ -96,7 +96,7 @@ class Event(NamedTuple):
     seen: bool
 
 
-class Met(NamedTuple):
+class EventReply(NamedTuple):
     """What the server made of one event. `answer` is None on an error."""
 
     event: Event
@@ -119,7 +119,7 @@ class Met(NamedTuple):
 
 def run(config: Config) -> Receipt[Result]:
     """Replay, unless this release was replayed with these settings before."""
-    served = about(config.url, config.timeout_s)
+    served = server_facts(config.url, config.timeout_s)
     release = str(served["id"])
     if config.release and config.release != release:
         fix = "serve that release (--set release=...), or leave this field empty"
@@ -128,38 +128,38 @@ def run(config: Config) -> Receipt[Result]:
     def work(stage: Stage, log: Receipt, plan: Receipt, task: Task) -> Result:
         if served["task"] != task.name:
             raise ConfigError("the server serves another task", where="task", value=f"{served['task']}, not {task.name}")
-        events = draw(stage.store, log, config.requests, config.seed)
+        events = draw_events(stage.store, log, config.requests, config.seed)
         began = time.monotonic()
         with progress_bar("replay", len(events), "requests") as shown:
             met = asyncio.run(send(config, events, shown.advance))
         seconds = time.monotonic() - began
-        _record(stage, task, met, seconds, labels_of(stage.store, plan, events))
+        _record(stage, task, met, seconds, replay_labels(stage.store, plan, events))
         others = {m.release for m in met if m.release} - {release}
         if others:
             stage.note(f"the current release changed during the replay: some answers are of {', '.join(sorted(others))}")
         server = ServedRelease.model_validate({name: served.get(name) for name in ServedRelease.model_fields})
         return Result(server=server, url=config.url)
 
-    return _once(config.model_copy(update={"release": release}), work)
+    return _run_once(config.model_copy(update={"release": release}), work)
 
 
-def find(config: Config) -> Receipt[Result] | None:
+def find_replay(config: Config) -> Receipt[Result] | None:
     """The receipt of an earlier replay under `config` (which names the release), or None. Needs no server."""
 
     def missing(*_: object) -> Result:
         raise _Missing
 
     try:
-        return _once(config.model_copy(update={"tracking": TrackingConfig(enabled=False)}), missing)
+        return _run_once(config.model_copy(update={"tracking": TrackingConfig(enabled=False)}), missing)
     except _Missing:
         return None
 
 
 class _Missing(Exception):
-    """Nothing was found; never leaves `find`."""
+    """Nothing was found; never leaves `find_replay`."""
 
 
-def _once(config: Config, work: Callable[[Stage, Receipt, Receipt, Task], Result]) -> Receipt[Result]:
+def _run_once(config: Config, work: Callable[[Stage, Receipt, Receipt, Task], Result]) -> Receipt[Result]:
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     log, plan = load_receipt(store, "ingest", config.log), load_receipt(store, "plan", config.plan)
     replaces = {"task": task.name, "log": log.path, "plan": plan.path}
@@ -174,7 +174,7 @@ def _once(config: Config, work: Callable[[Stage, Receipt, Receipt, Task], Result
     )
 
 
-def about(url: str, timeout_s: float) -> dict[str, Any]:
+def server_facts(url: str, timeout_s: float) -> dict[str, Any]:
     """What the server serves. InputError when nothing answers, or something that is not headtail."""
     where = f"{url.rstrip('/')}/v1/release"
     try:
@@ -189,7 +189,7 @@ def about(url: str, timeout_s: float) -> dict[str, Any]:
     return found
 
 
-def draw(store: Storage, log: Receipt, requests: int, seed: int) -> list[Event]:
+def draw_events(store: Storage, log: Receipt, requests: int, seed: int) -> list[Event]:
     """Events of holdout traffic in random order, none twice: a query that came 50 times is 50 events."""
     holdout = log.output("holdout")
     counts = [np.asarray(batch.column("count"), dtype=np.int64) for batch in stream_table(store, holdout, ["count"])]
@@ -218,10 +218,10 @@ def _rows(store: Storage, holdout: FileRef, wanted: npt.NDArray[np.int64]) -> di
     return found
 
 
-async def send(config: Config, events: Sequence[Event], tell: Callable[[int], None]) -> list[Met]:
-    """Every event once, `concurrency` at a time; a request that fails is a Met with its error."""
+async def send(config: Config, events: Sequence[Event], tell: Callable[[int], None]) -> list[EventReply]:
+    """Every event once, `concurrency` at a time; a request that fails is an EventReply with its error."""
     queue: Iterator[tuple[int, Event]] = iter(enumerate(events))
-    met: list[Met | None] = [None] * len(events)
+    met: list[EventReply | None] = [None] * len(events)
     limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
     url, proxied = config.url.rstrip("/"), may_proxy(config.url)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=config.timeout_s, trust_env=proxied) as client:
@@ -235,21 +235,21 @@ async def send(config: Config, events: Sequence[Event], tell: Callable[[int], No
     return [found for found in met if found is not None]
 
 
-async def _send_one(client: httpx.AsyncClient, event: Event) -> Met:
+async def _send_one(client: httpx.AsyncClient, event: Event) -> EventReply:
     started = time.perf_counter()
     try:
         reply = await client.post("/v1/answer", json={"query": event.query})
         took = (time.perf_counter() - started) * 1000
         body = reply.json()
         if reply.status_code != 200:
-            return Met(event, reply.status_code, took, reason=str(body)[:200])
+            return EventReply(event, reply.status_code, took, reason=str(body)[:200])
         taken = {name: body[name] for name in ("answer", "source", "cached", "degraded", "reason", "release")}
-        return Met(event, 200, took, **taken)
+        return EventReply(event, 200, took, **taken)
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-        return Met(event, 0, (time.perf_counter() - started) * 1000, reason=f"{type(error).__name__}: {error}"[:200])
+        return EventReply(event, 0, (time.perf_counter() - started) * 1000, reason=f"{type(error).__name__}: {error}"[:200])
 
 
-def labels_of(store: Storage, plan: Receipt, events: Sequence[Event]) -> dict[bytes, Any]:
+def replay_labels(store: Storage, plan: Receipt, events: Sequence[Event]) -> dict[bytes, Any]:
     """People's answers to the replayed queries, by query_key."""
     keys = {event.query_key for event in events}
     pieces = stream_table(store, plan.output("human_labels"), ["query_key", "answer"])
@@ -257,13 +257,13 @@ def labels_of(store: Storage, plan: Receipt, events: Sequence[Event]) -> dict[by
     return {row["query_key"]: json.loads(row["answer"]) for row in rows if row["query_key"] in keys}
 
 
-def quality(task: Task, met: Sequence[Met], labels: Mapping[bytes, Any]) -> tuple[float | None, int]:
+def replay_quality(task: Task, met: Sequence[EventReply], labels: Mapping[bytes, Any]) -> tuple[float | None, int]:
     """(micro-F1, requests) over replayed requests that have human labels; each request counts, an error is an answer missed."""
     scored: list[Counts] = [task.score(labels[m.event.query_key], m.answer) for m in met if m.event.query_key in labels]
     return (f1(scored) if scored else None), len(scored)
 
 
-def figures(met: Sequence[Met], seconds: float) -> dict[str, float]:
+def replay_figures(met: Sequence[EventReply], seconds: float) -> dict[str, float]:
     """Shares of all requests, and latency in ms of the answered ones, overall and by path."""
     total, paths = len(met), Counter(m.path for m in met)
     found = {
@@ -283,15 +283,15 @@ def figures(met: Sequence[Met], seconds: float) -> dict[str, float]:
     return found
 
 
-def _record(stage: Stage, task: Task, met: Sequence[Met], seconds: float, labels: Mapping[bytes, Any]) -> None:
+def _record(stage: Stage, task: Task, met: Sequence[EventReply], seconds: float, labels: Mapping[bytes, Any]) -> None:
     paths = Counter(m.path for m in met)
     if paths["errors"] == len(met):
         raise HeadtailError("every request failed", where="url", value=met[0].reason, fix="look at the server's log")
     stage.rows = {"requests": len(met), **{name: paths[name] for name in ("errors", *PATHS)}}
     if sum(paths.values()) != len(met):
         raise LedgerError("requests do not add up", value=dict(paths))
-    stage.metrics = figures(met, seconds)
-    value, judged = quality(task, met, labels)
+    stage.metrics = replay_figures(met, seconds)
+    value, judged = replay_quality(task, met, labels)
     stage.metrics["quality_requests"] = float(judged)
     if value is not None:
         stage.metrics["quality"] = value
@@ -303,7 +303,7 @@ def _record(stage: Stage, task: Task, met: Sequence[Met], seconds: float, labels
     stage.figure("latency", charts.latency_chart(taken))
 
 
-def _table(met: Sequence[Met]) -> pa.Table:
+def _table(met: Sequence[EventReply]) -> pa.Table:
     rows = [
         {**m.event._asdict(), **{name: getattr(m, name) for name in ("source", "cached", "degraded", "status", "latency_ms", "reason")}}
         for m in met

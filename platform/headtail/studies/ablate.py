@@ -33,7 +33,7 @@ from headtail.stages.curate import Config as CurateConfig
 from headtail.stages.curate import Suspicion
 from headtail.stages.distill import Config as DistillConfig
 from headtail.stages.evaluate import Config as EvaluateConfig
-from headtail.stages.evaluate.scoring import by_source, minus
+from headtail.stages.evaluate.scoring import by_source, paired_difference
 from headtail.stages.precompute import Config as PrecomputeConfig
 
 Variant = Literal["raw", "reviewed", "filtered", "relabelled", "human"]
@@ -145,7 +145,7 @@ def ablation_rows(rows: pa.Table, quality: pa.Table, trained: dict[str, tuple[in
             line = {"variant": name, "stratum": stratum, "trained_on": count, "by_people": people, "n": found["n"]}
             line |= {key: found[key] for key in ("quality", "low", "high")}
             if scored[name] is not base:
-                gap = minus(scored[name], base, stratum, config.evaluate.sure)
+                gap = paired_difference(scored[name], base, stratum, config.evaluate.sure)
                 line |= {"difference": gap["value"], "difference_low": gap["low"], "difference_high": gap["high"]}
             yield line
 

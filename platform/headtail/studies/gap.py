@@ -31,7 +31,7 @@ from headtail.stages import evaluate, precompute
 from headtail.stages.base import Stage, run_once
 from headtail.stages.distill.rows import with_side
 from headtail.stages.evaluate import Config as EvaluateConfig
-from headtail.stages.evaluate.scoring import Scored, Sureness, by_source, minus, plain, quality_of
+from headtail.stages.evaluate.scoring import ScoredSource, Sureness, by_source, interval_json, paired_difference, quality_of
 from headtail.stages.precompute import Config as PrecomputeConfig
 
 # One model on one slice of the labelled rows that have side inputs, asked with them (`shown`) or without.
@@ -144,7 +144,7 @@ def gap_rows(rows: pa.Table, keys: pa.Array, models: Sequence[str], sure: Surene
                 n = int(mine.where(stratum).sum())
                 if not n:
                     continue
-                found = plain(quality_of(mine, stratum, sure))
+                found = interval_json(quality_of(mine, stratum, sure))
                 line = {"model": model, "shown": shown, "stratum": stratum, "labelled": int(whole.where(stratum).sum()), "n": n}
                 line |= {"quality": found["value"], "low": found["low"], "high": found["high"]}
                 if mine is not first:
@@ -154,9 +154,9 @@ def gap_rows(rows: pa.Table, keys: pa.Array, models: Sequence[str], sure: Surene
                 yield line
 
 
-def _minus(name: str, one: Scored, other: Scored, stratum: str, sure: Sureness) -> dict[str, Any]:
+def _minus(name: str, one: ScoredSource, other: ScoredSource, stratum: str, sure: Sureness) -> dict[str, Any]:
     """A paired difference on the rows of a stratum, as columns `name`, `name_low`, `name_high`."""
-    found = minus(one, other, stratum, sure)
+    found = paired_difference(one, other, stratum, sure)
     return {name: found["value"], f"{name}_low": found["low"], f"{name}_high": found["high"]}
 
 

@@ -21,14 +21,21 @@ from headtail.engines.models import SHIPPED
 from headtail.examples import example_data
 from headtail.stages import distill, evaluate, ingest, plan, precompute
 from headtail.stages.base import Stage, run_once
-from headtail.stages.distill.base import Base, Shape
+from headtail.stages.distill.base import BaseModelConfig, Shape
 
 TASKS = ("query_segmentation", "query_intent")
 PRETRAINING = tuple(str(EXAMPLES.parent / "pretraining" / name) for name in ("query_correction", "query_chunking", "query_tagging"))
 
 
 _FROM_NOTHING = distill.Config(
-    labels=(), base=Base(shape=Shape()), lora=None, epochs=2, batch_rows=32, held_out_share=0.01, log_steps=200, checkpoint_steps=400
+    labels=(),
+    base=BaseModelConfig(shape=Shape()),
+    lora=None,
+    epochs=2,
+    batch_rows=32,
+    held_out_share=0.01,
+    log_steps=200,
+    checkpoint_steps=400,
 )
 _SMALL = Shape(hidden=128, layers=3, heads=2, feed_forward=384)
 
@@ -49,7 +56,7 @@ class Config(StageConfig):
         description="where the base's training rows come from",
     )
     base: distill.Config = Field(
-        _FROM_NOTHING.model_copy(update={"base": Base(shape=_SMALL), "learning_rate": 3e-3, "checkpoint_steps": 1000}),
+        _FROM_NOTHING.model_copy(update={"base": BaseModelConfig(shape=_SMALL), "learning_rate": 3e-3, "checkpoint_steps": 1000}),
         description="the base's training",
     )
     labels_data: example_data.Config = Field(

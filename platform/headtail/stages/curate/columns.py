@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float64]
 Objects = npt.NDArray[np.object_]
 
 
-class Columns(NamedTuple):
+class AnswerColumns(NamedTuple):
     """One entry per answer."""
 
     key: npt.NDArray[np.uint64]  # n x 2, words of query_key
@@ -40,11 +40,11 @@ class Columns(NamedTuple):
     near_labels: Bools  # repeats a labelled query nearly; never set for eval_only rows
 
 
-def read(tables: Iterable[pa.Table], labels: LabelledQueries, seed: int) -> Columns:
+def read_columns(tables: Iterable[pa.Table], labels: LabelledQueries, seed: int) -> AnswerColumns:
     """The columns of all tables. InputError when there is no row."""
-    parts: dict[str, list[Any]] = {name: [] for name in Columns._fields}
+    parts: dict[str, list[Any]] = {name: [] for name in AnswerColumns._fields}
     for table in tables:
-        texts, keys = cleaned(table)
+        texts, keys = clean_queries(table)
         held = _eval_only(table, texts, keys, labels)
         parts["key"].append(np.column_stack(key_words(keys)))
         parts["answer_key"].append(np.column_stack(key_words(table["answer_key"])))
@@ -59,10 +59,10 @@ def read(tables: Iterable[pa.Table], labels: LabelledQueries, seed: int) -> Colu
             parts[name].append(np.asarray(coded.dictionary.to_pylist(), dtype=object)[coded.indices.to_numpy()])
     if not sum(map(len, parts["state"])):
         raise InputError("no answers to curate", where="answers", fix="run precompute on at least one row")
-    return Columns(**{name: np.concatenate(found) for name, found in parts.items()})
+    return AnswerColumns(**{name: np.concatenate(found) for name, found in parts.items()})
 
 
-def cleaned(table: pa.Table) -> tuple[list[str], pa.Array]:
+def clean_queries(table: pa.Table) -> tuple[list[str], pa.Array]:
     """Query texts without personal data, and their keys: as stored, or computed again where something was removed."""
     texts = [normalise(query) for query in table["query"].to_pylist()]
     keys = table["query_key"].combine_chunks().cast(pa.binary(KEY_BYTES))

@@ -33,7 +33,7 @@ class Items(NamedTuple):
     names: list[str]
 
 
-class Judged(NamedTuple):
+class FoldScores(NamedTuple):
     """By item. NaN and -1 where no model could be trained."""
 
     own: Floats  # probability of the item's label
@@ -49,15 +49,15 @@ def text_features(texts: Sequence[str], sides: Sequence[str]) -> Any:
     words = TfidfVectorizer(analyzer="word", token_pattern=r"\S+", ngram_range=(1, 2), min_df=2, sublinear_tf=True, dtype=np.float32)
     grams = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), min_df=2, max_features=60_000, sublinear_tf=True, dtype=np.float32)
     shared = [_shared(text, side) for text, side in zip(texts, sides, strict=True)]
-    parts = [_fitted(words, texts), _fitted(grams, texts)]
+    parts = [_fit_features(words, texts), _fit_features(grams, texts)]
     if any(shared):
         flag = TfidfVectorizer(analyzer="word", token_pattern=r"\S+", dtype=np.float32)
-        parts.append(_fitted(flag, shared))
+        parts.append(_fit_features(flag, shared))
     kept = [part for part in parts if part is not None]
     return hstack(kept, format="csr") if kept else None
 
 
-def _fitted(vectoriser: Any, texts: Sequence[str]) -> Any:
+def _fit_features(vectoriser: Any, texts: Sequence[str]) -> Any:
     try:
         return vectoriser.fit_transform(texts)
     except ValueError:  # no n-gram occurs twice
@@ -96,22 +96,22 @@ def _words(words: Sequence[Word], side: str) -> list[list[str]]:
     return made
 
 
-def out_of_fold(items: Items, fold: Ints, folds: int, seed: int) -> Judged:
+def out_of_fold(items: Items, fold: Ints, folds: int, seed: int) -> FoldScores:
     """Each item judged by a model trained on the other folds. Folds belong to rows, so that no row judges itself."""
     n = len(items.label)
-    found = Judged(np.full(n, np.nan), np.full(n, -1, dtype=np.int64), np.full(n, np.nan))
+    found = FoldScores(np.full(n, np.nan), np.full(n, -1, dtype=np.int64), np.full(n, np.nan))
     for number in range(folds):
         mine, others = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
-        model = train(items.features, items.label, others, seed) if len(mine) else None
+        model = train_linear(items.features, items.label, others, seed) if len(mine) else None
         if model is None:
             continue
         for start in range(0, len(mine), _CHUNK):
             part = mine[start : start + _CHUNK]
-            _judge(model, items, part, found)
+            _score_part(model, items, part, found)
     return found
 
 
-def train(features: Any, label: Ints, rows: npt.NDArray[np.intp], seed: int) -> Any:
+def train_linear(features: Any, label: Ints, rows: npt.NDArray[np.intp], seed: int) -> Any:
     """A model of `label` from these items; None when there are not two labels to tell apart."""
     from sklearn.linear_model import SGDClassifier
 
@@ -124,7 +124,7 @@ def train(features: Any, label: Ints, rows: npt.NDArray[np.intp], seed: int) -> 
     return model.fit(features[rows], label[rows])
 
 
-def _judge(model: Any, items: Items, part: npt.NDArray[np.intp], found: Judged) -> None:
+def _score_part(model: Any, items: Items, part: npt.NDArray[np.intp], found: FoldScores) -> None:
     chances = model.predict_proba(items.features[part])
     places = np.searchsorted(model.classes_, items.label[part])
     known = (places < len(model.classes_)) & (model.classes_[np.minimum(places, len(model.classes_) - 1)] == items.label[part])
@@ -134,7 +134,7 @@ def _judge(model: Any, items: Items, part: npt.NDArray[np.intp], found: Judged) 
     found.best_probability[part] = chances.max(axis=1)
 
 
-def off_diagonal(items: Items, judged: Judged) -> npt.NDArray[np.bool_]:
+def off_diagonal(items: Items, judged: FoldScores) -> npt.NDArray[np.bool_]:
     """Items that confident learning counts as mislabelled: another label is as likely as that label usually is where it holds."""
     known = ~np.isnan(judged.own)
     usual = np.full(len(items.names), np.inf)

@@ -69,7 +69,7 @@ def measure(sets: Sequence[Items], lot: npt.NDArray[np.float64], seed: int) -> l
 
 def _error(items: Items, inside: npt.NDArray[np.bool_], held: npt.NDArray[np.bool_], seed: int) -> float | None:
     test = np.flatnonzero(held[items.row])
-    model = crossval.train(items.features, items.label, np.flatnonzero(inside[items.row]), seed) if len(test) else None
+    model = crossval.train_linear(items.features, items.label, np.flatnonzero(inside[items.row]), seed) if len(test) else None
     return None if model is None else float((model.predict(items.features[test]) != items.label[test]).mean())
 
 
@@ -92,7 +92,7 @@ def fit(points: Sequence[Point], min_gain: float) -> Curve | None:
     return Curve(list(points), a, b, c, min_gain, int(min(enough, 2**53)))
 
 
-def figure(curve: Curve, taken: int) -> Any:
+def curve_figure(curve: Curve, taken: int) -> Any:
     """Error against rows, both measured and as the law has it; where the training set ends."""
     rows, error = [p.rows for p in curve.points], [p.error for p in curve.points]
     along = np.geomspace(rows[0], max(2 * taken, rows[-1]), 100)

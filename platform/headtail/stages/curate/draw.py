@@ -31,7 +31,7 @@ class Pool(NamedTuple):
     first: Bools  # taken before all others: a person answered them
 
     @classmethod
-    def plain(cls, stratum: Objects, lot: Floats, events: Floats) -> Pool:
+    def by_stratum(cls, stratum: Objects, lot: Floats, events: Floats) -> Pool:
         """Rows of which only the stratum is known."""
         n = len(lot)
         return cls(stratum, lot, events, np.full(n, "", dtype=object), np.zeros(n, dtype=np.int64), np.zeros(n, dtype=bool))

@@ -17,7 +17,7 @@ _FIT_ROWS = 20_000  # rows that the space is made from, and among which neighbou
 _CHUNK = 2_000
 
 
-class Near(NamedTuple):
+class Neighbours(NamedTuple):
     """The neighbours of each row, nearest first: row numbers (-1: none) and similarity 0..1."""
 
     row: npt.NDArray[np.int64]
@@ -41,13 +41,13 @@ def embed(texts: Sequence[str], seed: int) -> npt.NDArray[np.float32]:
     return np.asarray(normalize(np.concatenate(parts)), dtype=np.float32)
 
 
-def nearest(places: npt.NDArray[np.float32], count: int) -> Near:
+def nearest(places: npt.NDArray[np.float32], count: int) -> Neighbours:
     """The `count` nearest other rows by cosine, among an even sample of 20,000 when there are more."""
     every = -(-len(places) // _FIT_ROWS)
     among = np.arange(0, len(places), every)
     count = min(count, len(among) - 1)
     if count < 1:
-        return Near(np.full((len(places), 0), -1, dtype=np.int64), np.zeros((len(places), 0), dtype=np.float32))
+        return Neighbours(np.full((len(places), 0), -1, dtype=np.int64), np.zeros((len(places), 0), dtype=np.float32))
     rows, similar = [], []
     for start in range(0, len(places), _CHUNK):
         part = np.arange(start, min(start + _CHUNK, len(places)))
@@ -59,7 +59,7 @@ def nearest(places: npt.NDArray[np.float32], count: int) -> Near:
         order = np.lexsort((best, -value))
         rows.append(among[np.take_along_axis(best, order, axis=1)])
         similar.append(np.take_along_axis(value, order, axis=1))
-    return Near(np.concatenate(rows), np.clip(np.concatenate(similar), 0, 1))
+    return Neighbours(np.concatenate(rows), np.clip(np.concatenate(similar), 0, 1))
 
 
 def clusters(places: npt.NDArray[np.float32], count: int, seed: int) -> npt.NDArray[np.int64]:

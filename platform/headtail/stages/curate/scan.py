@@ -18,7 +18,7 @@ from headtail.core.errors import InputError
 from headtail.core.redact import redact
 from headtail.core.rows import SIDE_INPUT, uniform_draw
 from headtail.core.task import Task
-from headtail.stages.curate.columns import Objects, cleaned
+from headtail.stages.curate.columns import Objects, clean_queries
 
 TEXT = ["query_key", "query", "answer", "answer_key", "state", "stratum", "count", "confidence", "agreement", "samples"]
 BATCH = 16_384
@@ -43,11 +43,11 @@ class Scan(NamedTuple):
 def scan(read: Reader, task: Task, wanted: npt.NDArray[np.int64], people: Objects, seed: int) -> Scan:
     """The rows at the places `wanted` (rising). `people`: a person's answer or None for every answer, in reading order."""
     parts, places = [], []
-    for table, start in numbered(read([*TEXT, *task.side_inputs])):
+    for table, start in place_pieces(read([*TEXT, *task.side_inputs])):
         mine = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + table.num_rows)]
         if len(mine):
             part = table.take(pa.array(mine - start))
-            texts, keys = cleaned(part)
+            texts, keys = clean_queries(part)
             part = part.set_column(0, "query_key", keys).set_column(1, "query", pa.array(texts, pa.string()))
             for name in task.side_inputs:
                 part = part.set_column(part.schema.get_field_index(name), name, side_column(part, name))
@@ -62,14 +62,14 @@ def scan(read: Reader, task: Task, wanted: npt.NDArray[np.int64], people: Object
     said = [people[at] for at in place.tolist()]
     stored = [person or text for person, text in zip(said, whole["answer"].to_pylist(), strict=True)]
     queries = whole["query"].to_pylist()
-    answers = [parsed(task, text, query) if text is not None else None for text, query in zip(stored, queries, strict=True)]
+    answers = [parse_clean(task, text, query) if text is not None else None for text, query in zip(stored, queries, strict=True)]
     human = np.asarray([person is not None for person in said])
     return Scan(whole, place, uniform_draw(whole["query_key"], "scan", seed), queries, _sides(whole, task), answers, human)
 
 
 def side_column(table: pa.Table, name: str) -> pa.Array:
     """A side input without personal data."""
-    return pa.array([redacted(values) for values in table[name].to_pylist()], SIDE_INPUT)
+    return pa.array([redact_values(values) for values in table[name].to_pylist()], SIDE_INPUT)
 
 
 def _sides(table: pa.Table, task: Task) -> list[str]:
@@ -78,7 +78,7 @@ def _sides(table: pa.Table, task: Task) -> list[str]:
     return [" ".join(text for values in row for text in values or ()).casefold() for row in rows]
 
 
-def numbered(tables: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, int]]:
+def place_pieces(tables: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, int]]:
     """Pieces of at most 16 thousand rows, each with the place of its first row."""
     start = 0
     for table in tables:
@@ -87,7 +87,7 @@ def numbered(tables: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, int]]:
         start += table.num_rows
 
 
-def parsed(task: Task, text: str, query: str) -> Any:
+def parse_clean(task: Task, text: str, query: str) -> Any:
     """The answer in `text`, parsed once more, without personal data. InputError when the task's schema refuses it."""
     answer, problem = task.parse(text)
     if problem:
@@ -97,7 +97,7 @@ def parsed(task: Task, text: str, query: str) -> Any:
             value=text,
             fix="run precompute again",
         )
-    without = redacted(answer)
+    without = redact_values(answer)
     if without != answer:
         _, problem = task.parse(task.dump(without))
         if problem:
@@ -109,12 +109,12 @@ def parsed(task: Task, text: str, query: str) -> Any:
     return without
 
 
-def redacted(value: Any) -> Any:
+def redact_values(value: Any) -> Any:
     """A JSON value with personal data taken out of every text."""
     if isinstance(value, str):
         return redact(value).text
     if isinstance(value, list):
-        return [redacted(item) for item in value]
+        return [redact_values(item) for item in value]
     if isinstance(value, dict):
-        return {name: redacted(item) for name, item in value.items()}
+        return {name: redact_values(item) for name, item in value.items()}
     return value

@@ -22,7 +22,7 @@ from headtail.core.task import Task
 from headtail.stages.curate import crossval, neighbours
 from headtail.stages.curate.crossval import Items
 from headtail.stages.curate.scan import Scan
-from headtail.stages.curate.tags import Tagged, alike, label_fields, labels_of, tag, untag
+from headtail.stages.curate.tags import TaggedQuery, field_labels, label_fields, tag, untag, word_similarity
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -42,11 +42,11 @@ class Signal(NamedTuple):
 
 
 class View(NamedTuple):
-    """The rows as labels: per row one tuple of labels (label-like tasks) or a Tagged (spans); None where there is no answer."""
+    """The rows as labels: per row one tuple of labels (label-like tasks) or a TaggedQuery (spans); None where there is no answer."""
 
     fields: tuple[str, ...]
     labels: list[tuple[str, ...] | None]
-    tagged: list[Tagged | None]
+    tagged: list[TaggedQuery | None]
 
     @property
     def kinds(self) -> list[str]:
@@ -59,7 +59,7 @@ class View(NamedTuple):
 def view(scan: Scan, task: Task) -> View:
     """The rows as labels."""
     fields, spans = label_fields(task), task.file.score.kind == "spans"
-    labels = [labels_of(a, fields) if fields and isinstance(a, dict) else None for a in scan.answer]
+    labels = [field_labels(a, fields) if fields and isinstance(a, dict) else None for a in scan.answer]
     tagged = [tag(task, q, a) if spans and isinstance(a, dict) else None for q, a in zip(scan.query, scan.answer, strict=True)]
     return View(fields, labels, tagged)
 
@@ -75,22 +75,22 @@ def problems(scan: Scan, seen: View) -> list[Items]:
             return []
         rows = np.asarray(known)
         columns = [[seen.labels[row][at] for row in known] for at in range(len(seen.fields))]  # type: ignore[index]
-        return [_items(features[rows], column, rows) for column in columns]
+        return [_make_items(features[rows], column, rows) for column in columns]
     tags = {row: found.words for row in known if (found := seen.tagged[row])}
     if not tags:
         return []
     features = crossval.word_features(list(tags.values()), [scan.side[row] for row in tags])
     owners = np.asarray([row for row, words in tags.items() for _ in words])
-    return [_items(features, [word.tag for words in tags.values() for word in words], owners)]
+    return [_make_items(features, [word.tag for words in tags.values() for word in words], owners)]
 
 
-def _items(features: Any, labels: Sequence[str], rows: npt.NDArray[Any]) -> Items:
+def _make_items(features: Any, labels: Sequence[str], rows: npt.NDArray[Any]) -> Items:
     names = sorted(set(labels))
     number = {name: place for place, name in enumerate(names)}
     return Items(features, np.asarray([number[label] for label in labels], dtype=np.int64), rows.astype(np.int64), names)
 
 
-class Learnt(NamedTuple):
+class StudentSignals(NamedTuple):
     """What the small models say: evidence, the share of rows they count as wrong, and per row the answer they would give."""
 
     signal: Signal
@@ -98,7 +98,7 @@ class Learnt(NamedTuple):
     instead: Callable[[int], Any]
 
 
-def students(scan: Scan, seen: View, sets: list[Items], task: Task, folds: int, seed: int) -> Learnt | None:
+def student_signals(scan: Scan, seen: View, sets: list[Items], task: Task, folds: int, seed: int) -> StudentSignals | None:
     """Cross-validated students over every field or word; a row is as doubtful as its most doubtful item."""
     fold = np.minimum((scan.lot * folds).astype(np.int64), folds - 1)
     margin, flagged = np.full(len(scan), np.nan), np.zeros(len(scan), dtype=bool)
@@ -125,10 +125,10 @@ def students(scan: Scan, seen: View, sets: list[Items], task: Task, folds: int, 
 
     starts = [np.searchsorted(items.row, np.arange(len(scan) + 1)) for items in sets]
     answered = max(1, sum(answer is not None for answer in scan.answer))
-    return Learnt(Signal("students", 1.0, evidence, say), float(flagged.sum()) / answered, instead)
+    return StudentSignals(Signal("students", 1.0, evidence, say), float(flagged.sum()) / answered, instead)
 
 
-def _instead(task: Task, scan: Scan, seen: View, sets: list[Items], judged: list[crossval.Judged], starts: list[Any], row: int) -> Any:
+def _instead(task: Task, scan: Scan, seen: View, sets: list[Items], judged: list[crossval.FoldScores], starts: list[Any], row: int) -> Any:
     best = []
     for items, found, start in zip(sets, judged, starts, strict=True):
         mine = range(int(start[row]), int(start[row + 1]))
@@ -141,7 +141,7 @@ def _instead(task: Task, scan: Scan, seen: View, sets: list[Items], judged: list
     return untag(task, [word.written for word in tagged.words], best[0]) if tagged else None
 
 
-def alike_queries(scan: Scan, seen: View, places: npt.NDArray[np.float32], count: int) -> Signal | None:
+def neighbour_signal(scan: Scan, seen: View, places: npt.NDArray[np.float32], count: int) -> Signal | None:
     """How far the nearest queries are answered otherwise: over whole labels, or over the words both have."""
     if sum(answer is not None for answer in scan.answer) < ENOUGH:
         return None
@@ -150,11 +150,14 @@ def alike_queries(scan: Scan, seen: View, places: npt.NDArray[np.float32], count
     if not near.row.shape[1] or np.isnan(agree).all():
         return None
     return Signal(
-        "neighbours", 0.5, against(agree, 0.02), lambda row: f"queries that read alike are answered otherwise ({agree[row]:.2f} agree)"
+        "neighbours",
+        0.5,
+        doubt_evidence(agree, 0.02),
+        lambda row: f"queries that read alike are answered otherwise ({agree[row]:.2f} agree)",
     )
 
 
-def _labels_agree(seen: View, near: neighbours.Near) -> Floats:
+def _labels_agree(seen: View, near: neighbours.Neighbours) -> Floats:
     number = {found: place for place, found in enumerate(sorted({found for found in seen.labels if found}))}
     mine = np.asarray([number[found] if found else -1 for found in seen.labels])
     theirs, weight = mine[near.row], near.similarity.astype(np.float64) ** 2
@@ -165,7 +168,7 @@ def _labels_agree(seen: View, near: neighbours.Near) -> Floats:
     return np.asarray(made, dtype=np.float64)
 
 
-def _words_agree(seen: View, near: neighbours.Near) -> Floats:
+def _words_agree(seen: View, near: neighbours.Neighbours) -> Floats:
     """The word whose label the fewest neighbours share decides."""
     known = [{word.text: word.tag[2:] for word in found.words} if found else {} for found in seen.tagged]
     made = np.full(len(known), np.nan)
@@ -182,40 +185,45 @@ def _words_agree(seen: View, near: neighbours.Near) -> Floats:
     return made
 
 
-def sureness(scan: Scan) -> list[Signal]:
+def doubt_signals(scan: Scan) -> list[Signal]:
     """The teacher's own doubt: confidence on decision tokens, and how far its samples agree."""
     found = []
     for name, weight, told in (("confidence", 0.7, "low confidence"), ("agreement", 1.0, "samples disagree, share that agrees")):
         values = scan.table[name].cast("float64").fill_null(float("nan")).to_numpy()
         if np.isnan(values).all():
             continue
-        found.append(Signal(name, weight, against(values, 0.02), lambda row, told=told, values=values: f"{told} {values[row]:.2f}"))  # type: ignore[misc]
+        found.append(Signal(name, weight, doubt_evidence(values, 0.02), lambda row, told=told, values=values: f"{told} {values[row]:.2f}"))  # type: ignore[misc]
     return found
 
 
-def guards(scan: Scan, seen: View) -> list[Signal]:
+def rule_signals(scan: Scan, seen: View) -> list[Signal]:
     """Hits of plain rules. What they weigh follows from how rare they are."""
     rows = range(len(scan))
     if seen.fields:
         counts = Counter(found for found in seen.labels if found)
         rare = np.asarray([bool(found) and counts[found] == 1 for found in seen.labels])  # type: ignore[index]
-        return [hit("label", rare, lambda row: "no other answer has this label")]
+        return [rule_signal("label", rare, lambda row: "no other answer has this label")]
     absent = [found.absent if found else () for found in seen.tagged]
     left_out = [[word.text for word in found.words if word.tag == "O"] if found else [] for found in seen.tagged]
     queries = Counter(word for query in scan.query for word in set(query.split(" ")))
     changed = [[(w.text, w.written) for w in found.words if w.text != w.written] if found else [] for found in seen.tagged]
     strange = [
-        [new for old, new in pairs if not queries[new] or (queries[old] > queries[new] and alike(old, new) < 0.6)] for pairs in changed
+        [new for old, new in pairs if not queries[new] or (queries[old] > queries[new] and word_similarity(old, new) < 0.6)]
+        for pairs in changed
     ]
     made = [
-        hit("not in query", np.asarray([bool(a) for a in absent]), lambda row: f"not in the query: {', '.join(absent[row][:3])}"),
-        hit("left out", np.asarray([bool(a) for a in left_out]), lambda row: f"words without a segment: {', '.join(left_out[row][:3])}"),
-        hit("unknown words", np.asarray([bool(a) for a in strange]), lambda row: f"a word nobody asks for: {', '.join(strange[row][:3])}"),
+        rule_signal("not in query", np.asarray([bool(a) for a in absent]), lambda row: f"not in the query: {', '.join(absent[row][:3])}"),
+        rule_signal(
+            "left out", np.asarray([bool(a) for a in left_out]), lambda row: f"words without a segment: {', '.join(left_out[row][:3])}"
+        ),
+        rule_signal(
+            "unknown words", np.asarray([bool(a) for a in strange]), lambda row: f"a word nobody asks for: {', '.join(strange[row][:3])}"
+        ),
     ]
     return [signal for signal in made if len(rows) and signal.evidence.any()]
 
 
-def others(scan: Scan, task: Task, answers: Mapping[str, Sequence[Any]]) -> list[Signal]:
+def disagreement_signals(scan: Scan, task: Task, answers: Mapping[str, Sequence[Any]]) -> list[Signal]:
     """Rows that another answerer answers otherwise, under the task's own score. `answers`: per name one per row, None unknown."""
     made = []
     for name, theirs in answers.items():
@@ -224,11 +232,11 @@ def others(scan: Scan, task: Task, answers: Mapping[str, Sequence[Any]]) -> list
             continue
         pairs = zip(asked.tolist(), scan.answer, theirs, strict=True)
         differs = np.asarray([known and not task.score(mine, other).right for known, mine, other in pairs])
-        made.append(hit(name, differs, lambda row, name=name: f"{name} answers otherwise", asked))  # type: ignore[misc]
+        made.append(rule_signal(name, differs, lambda row, name=name: f"{name} answers otherwise", asked))  # type: ignore[misc]
     return made
 
 
-def against(agreeing: Floats, least: float) -> Floats:
+def doubt_evidence(agreeing: Floats, least: float) -> Floats:
     """Evidence from a probability that the answer is right, relative to the middle row; 0 where it is NaN."""
     p = np.clip(agreeing, least, 1 - least)
     odds = np.log((1 - p) / p)
@@ -236,7 +244,7 @@ def against(agreeing: Floats, least: float) -> Floats:
     return np.nan_to_num(odds - middle)
 
 
-def hit(name: str, hits: Bools, say: Callable[[int], str], asked: Bools | None = None) -> Signal:
+def rule_signal(name: str, hits: Bools, say: Callable[[int], str], asked: Bools | None = None) -> Signal:
     """Evidence of a rule that hits some rows: the log of how much oftener it is taken to hit wrong answers than it hits at all."""
     asked = np.ones(len(hits), dtype=bool) if asked is None else asked
     share = float(np.clip(hits[asked].mean() if asked.any() else 0.0, 1 / max(2, len(hits)), 1 - 1 / max(2, len(hits))))

@@ -3,7 +3,7 @@
     answers -> columns.py   narrow columns; personal data out; LeakError for a human label that is not marked `eval_only`
             -> decided.py   people's decisions override the teacher
             -> verdicts.py  one verdict per answer: training_set, or the one reason why not
-                 scan.py    ... for which the text of the candidates is read and looked at (look.py):
+                 scan.py    ... for which the text of the candidates is read and looked at (inspection.py):
                               tags.py signals.py crossval.py neighbours.py suspects.py   which answers may be wrong
                               curve.py draw.py                                          how many rows, and which
             -> tables.py    training_set, dropped; suspects: the review queue
@@ -33,11 +33,11 @@ from headtail.core.receipt import Receipt, StageResult
 from headtail.core.rows import DROPPED, State, Stratum
 from headtail.core.task import Task, load_task
 from headtail.stages.base import Stage, run_once
-from headtail.stages.curate import columns, curve, decided, scan, tables, verdicts
-from headtail.stages.curate.columns import NARROW, Columns
-from headtail.stages.curate.look import Looked, Suspicion, look
+from headtail.stages.curate import columns, curve, decisions, scan, tables, verdicts
+from headtail.stages.curate.columns import NARROW, AnswerColumns
+from headtail.stages.curate.inspection import Inspection, Suspicion, inspect_text
 from headtail.stages.curate.scan import Reader
-from headtail.stages.curate.verdicts import KEPT, Judged, Rules, Seen, judge
+from headtail.stages.curate.verdicts import KEPT, InspectedRows, VerdictRules, Verdicts, give_verdicts
 from headtail.stages.precompute.result import Result as PrecomputeResult
 
 __all__ = ["Config", "Suspicion", "run"]
@@ -93,10 +93,10 @@ class Config(StageConfig):
         return value
 
     @property
-    def rules(self) -> Rules:
+    def rules(self) -> VerdictRules:
         """What the verdicts go by."""
         drop, shares = self.suspicion.drop_above, self.strata_shares
-        return Rules(self.min_confidence, drop, self.max_rows, self.min_rows, self.scan_rows, self.human_weight, shares)
+        return VerdictRules(self.min_confidence, drop, self.max_rows, self.min_rows, self.scan_rows, self.human_weight, shares)
 
 
 class LearningCurve(Fields):
@@ -137,18 +137,18 @@ def run(config: Config) -> Receipt[Result]:
 
     def work(stage: Stage) -> Result:
         queries = (query for found, name in labels.values() for query in output_table(store, found, name, ["query"])["query"].to_pylist())
-        rows = columns.read(read(NARROW), leaks.LabelledQueries(queries, config.near_labels), config.seed)
+        rows = columns.read_columns(read(NARROW), leaks.LabelledQueries(queries, config.near_labels), config.seed)
         _account(rows, receipt)
-        seen: list[Looked] = []
+        seen: list[Inspection] = []
 
-        def at(places: verdicts.Places, people: columns.Objects) -> Seen:
+        def at(places: verdicts.Places, people: columns.Objects) -> InspectedRows:
             looked_at = scan.scan(read, task, places, people, config.seed)
             answers = {name: _answers_of(store, other, looked_at, task) for name, other in others.items()}
-            found = look(looked_at, task, answers, config.suspicion, config.clusters, config.min_gain, config.seed)
+            found = inspect_text(looked_at, task, answers, config.suspicion, config.clusters, config.min_gain, config.seed)
             seen.append(found)
-            return Seen(looked_at.place, found.score, found.kind, found.cluster, found.curve.enough if found.curve else None)
+            return InspectedRows(looked_at.place, found.score, found.kind, found.cluster, found.curve.enough if found.curve else None)
 
-        judged = judge(rows, config.rules, decided.read_decisions(reviewed, task), at)
+        judged = give_verdicts(rows, config.rules, decisions.read_decisions(reviewed, task), at)
         _write(stage, task, judged, read, receipt.result.top_logprobs)
         _tell(stage, config, judged, seen[0])
         return _result(seen[0])
@@ -170,11 +170,11 @@ def _answers_of(store: Storage, receipt: Receipt, looked_at: scan.Scan, task: Ta
         for key, text in zip(mine["query_key"].to_pylist(), mine["answer"].to_pylist(), strict=True):
             answer, problem = task.parse(text)
             if not problem:
-                found[key] = scan.redacted(answer)
+                found[key] = scan.redact_values(answer)
     return [found.get(key) for key in keys.to_pylist()]
 
 
-def _account(rows: Columns, receipt: Receipt) -> None:
+def _account(rows: AnswerColumns, receipt: Receipt) -> None:
     states = [receipt.rows[state] for state in State if state in receipt.rows]
     if len(states) == len(State) and sum(states) != len(rows.state):
         raise LedgerError(
@@ -182,7 +182,7 @@ def _account(rows: Columns, receipt: Receipt) -> None:
         )
 
 
-def _write(stage: Stage, task: Task, judged: Judged, read: Reader, top: int) -> None:
+def _write(stage: Stage, task: Task, judged: Verdicts, read: Reader, top: int) -> None:
     kept = judged.reason == KEPT
     reasons = Counter(judged.reason[~kept].tolist())
     if not kept.any():
@@ -214,7 +214,7 @@ def _write(stage: Stage, task: Task, judged: Judged, read: Reader, top: int) -> 
         stage.note(f"{int(kept.sum()) - human:,} training answers are the teacher's, unreviewed: a student learns its mistakes too")
 
 
-def _result(seen: Looked) -> Result:
+def _result(seen: Inspection) -> Result:
     curve = seen.curve
     if curve is None:
         return Result(signals=seen.signals)
@@ -222,7 +222,7 @@ def _result(seen: Looked) -> Result:
     return Result(signals=seen.signals, curve=LearningCurve(points=points, a=curve.a, b=curve.b, c=curve.c))
 
 
-def _tell(stage: Stage, config: Config, judged: Judged, seen: Looked) -> None:
+def _tell(stage: Stage, config: Config, judged: Verdicts, seen: Inspection) -> None:
     """The queue and the learning curve, and what they rest on."""
     stage.table("suspects", seen.queue)
     stage.rows["suspects"] = seen.queue.num_rows
@@ -235,7 +235,7 @@ def _tell(stage: Stage, config: Config, judged: Judged, seen: Looked) -> None:
     size = int((judged.reason == KEPT).sum())
     found = seen.curve
     stage.metrics |= {"curve_enough": float(found.enough), "curve_error": found.error(size), "curve_next_doubling": found.gain(size)}
-    stage.figure("curve", curve.figure(found, size))
+    stage.figure("curve", curve.curve_figure(found, size))
     limit = "the learning curve" if found.enough <= size else "max_rows" if size >= config.max_rows else "min_rows or the rows that qualify"
     stage.note(
         f"{size:,} training rows, bound by {limit}: by a small student's error, which is measured against the teacher's answers, "

@@ -18,7 +18,7 @@ from scipy.special import expit
 
 from headtail.core.rows import SUSPECT, conform, with_side_inputs
 from headtail.core.task import Task
-from headtail.stages.curate.scan import Scan, redacted
+from headtail.stages.curate.scan import Scan, redact_values
 from headtail.stages.curate.signals import Signal
 
 Floats = npt.NDArray[np.float64]
@@ -28,7 +28,7 @@ _MATTERS = 0.4  # evidence from which a signal is named
 _NAMED, _ALTERNATIVES = 4, 4
 
 
-def score(signals: Sequence[Signal], rows: int, wrong_share: float) -> Floats:
+def suspect_scores(signals: Sequence[Signal], rows: int, wrong_share: float) -> Floats:
     """0..1 per row: the logistic of the weighted evidence, moved so that the mean is the share of answers taken to be wrong."""
     total = sum((signal.weight * signal.evidence for signal in signals), np.zeros(rows))
     wanted = float(np.clip(wrong_share, *_SHARES))
@@ -42,7 +42,9 @@ def score(signals: Sequence[Signal], rows: int, wrong_share: float) -> Floats:
     return np.asarray(expit(total + (low + high) / 2), dtype=np.float64)
 
 
-def queue(scan: Scan, task: Task, signals: Sequence[Signal], scores: Floats, rows: int, given: Callable[[int], Iterator[Any]]) -> pa.Table:
+def suspect_queue(
+    scan: Scan, task: Task, signals: Sequence[Signal], scores: Floats, rows: int, given: Callable[[int], Iterator[Any]]
+) -> pa.Table:
     """At most `rows` suspects by falling gain. Rows a person answered are not among them; a row without an answer scores 1.
 
     `given`: other answers to a row, the best first; those that the schema refuses or that are the row's own are left out.
@@ -82,13 +84,13 @@ def _reasons(signals: Sequence[Signal], weighted: Floats, row: int) -> list[str]
 def _alternatives(task: Task, row: int, own: str | None, given: Callable[[int], Iterator[Any]]) -> list[str]:
     found: list[str] = []
     for answer in given(row):
-        text = task.dump(redacted(answer))
+        text = task.dump(redact_values(answer))
         if text != own and text not in found and not task.parse(text)[1]:
             found.append(text)
     return found[:_ALTERNATIVES]
 
 
-def sampled(samples: Sequence[dict[str, Any]] | None) -> list[str]:
+def sample_answers(samples: Sequence[dict[str, Any]] | None) -> list[str]:
     """The answers of a row's samples, the most frequent first."""
     counts = Counter(sample["answer"] for sample in samples or () if sample["answer"] is not None)
     return [answer for answer, _ in counts.most_common()]

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 
 from headtail.core.rows import DROPPED, TOP, TRAINING_SET, conform, with_side_inputs, with_top
 from headtail.core.task import Task
-from headtail.stages.curate.columns import cleaned
-from headtail.stages.curate.scan import Reader, numbered, parsed, side_column
-from headtail.stages.curate.verdicts import KEPT, Judged
+from headtail.stages.curate.columns import clean_queries
+from headtail.stages.curate.scan import Reader, parse_clean, place_pieces, side_column
+from headtail.stages.curate.verdicts import KEPT, Verdicts
 
 TEACHER, HUMAN = "teacher", "human"
 
@@ -25,7 +25,7 @@ def training_schema(task: Task, top: int) -> pa.Schema:
     return with_side_inputs(with_top(TRAINING_SET, top), task.side_inputs)
 
 
-def training_rows(read: Reader, task: Task, judged: Judged, top: int) -> Iterator[pa.Table]:
+def training_rows(read: Reader, task: Task, judged: Verdicts, top: int) -> Iterator[pa.Table]:
     """The kept answers as TRAINING_SET rows with their side inputs, parsed once more and written canonically.
 
     The likeliest tokens stay with answers that are still the teacher's, word for word.
@@ -33,15 +33,15 @@ def training_rows(read: Reader, task: Task, judged: Judged, top: int) -> Iterato
     schema = training_schema(task, top)
     tops = TOP.names if top else []
     columns = ["query_key", "query", "answer", "stratum", "answer_key", *task.side_inputs, *tops]
-    for table, start in numbered(read(columns)):
+    for table, start in place_pieces(read(columns)):
         kept = np.flatnonzero(judged.reason[start : start + table.num_rows] == KEPT)
         if not len(kept):
             continue
         part = table.take(pa.array(kept))
-        texts, keys = cleaned(part)
+        texts, keys = clean_queries(part)
         people = judged.answer[start + kept].tolist()
         stored = part["answer"].to_pylist()
-        answers = [task.dump(parsed(task, person or text, query)) for person, text, query in zip(people, stored, texts, strict=True)]
+        answers = [task.dump(parse_clean(task, person or text, query)) for person, text, query in zip(people, stored, texts, strict=True)]
         same = pa.array([answer == text for answer, text in zip(answers, stored, strict=True)])
         written = [person is None or person == text for person, text in zip(people, stored, strict=True)]  # by the teacher
         made = {
@@ -58,12 +58,12 @@ def training_rows(read: Reader, task: Task, judged: Judged, top: int) -> Iterato
         yield conform(pa.table(made), schema, "training_set")
 
 
-def dropped_rows(read: Reader, judged: Judged) -> Iterator[pa.Table]:
+def dropped_rows(read: Reader, judged: Verdicts) -> Iterator[pa.Table]:
     """The other answers as DROPPED rows."""
-    for table, start in numbered(read(["query_key", "query", "confidence"])):
+    for table, start in place_pieces(read(["query_key", "query", "confidence"])):
         reasons = judged.reason[start : start + table.num_rows]
         gone = np.flatnonzero(reasons != KEPT)
         part = table.take(pa.array(gone))
-        texts, keys = cleaned(part)
+        texts, keys = clean_queries(part)
         made = {"query_key": keys, "query": pa.array(texts, pa.string()), "reason": pa.array(reasons[gone].tolist(), pa.string())}
         yield conform(pa.table({**made, "confidence": part["confidence"]}), DROPPED, "dropped")

@@ -27,7 +27,7 @@ class Word(NamedTuple):
     written: str
 
 
-class Tagged(NamedTuple):
+class TaggedQuery(NamedTuple):
     """An answer of segments aligned with its query."""
 
     words: tuple[Word, ...]
@@ -45,12 +45,12 @@ def label_fields(task: Task) -> tuple[str, ...]:
     return tuple(name for name, kind in fields.items() if "enum" in kind or kind.get("type") == "boolean")
 
 
-def labels_of(answer: Mapping[str, Any], fields: Sequence[str]) -> tuple[str, ...]:
+def field_labels(answer: Mapping[str, Any], fields: Sequence[str]) -> tuple[str, ...]:
     """The label in each field, as canonical JSON."""
     return tuple(canonical(answer.get(name), name) for name in fields)
 
 
-def tag(task: Task, query: str, answer: Mapping[str, Any]) -> Tagged:
+def tag(task: Task, query: str, answer: Mapping[str, Any]) -> TaggedQuery:
     """Lay the segments of `answer` over the words of `query`. Corrected words are matched to the words they correct."""
     names = task.file.score
     found = answer.get(names.field)
@@ -58,7 +58,7 @@ def tag(task: Task, query: str, answer: Mapping[str, Any]) -> Tagged:
     labels = [str(segment.get(names.label)) for segment in segments]
     written = [(word, place) for place, segment in enumerate(segments) for word in str(segment.get(names.text) or "").casefold().split()]
     words = query.split(" ")
-    matched = align(words, [word for word, _ in written])
+    matched = align_words(words, [word for word, _ in written])
     tags, previous, shown = [], None, list(words)
     for at in range(len(words)):
         source = matched[at]
@@ -71,7 +71,7 @@ def tag(task: Task, query: str, answer: Mapping[str, Any]) -> Tagged:
         previous = place
     used = {source for source in matched if source is not None}
     absent = tuple(word for number, (word, _) in enumerate(written) if number not in used)
-    return Tagged(tuple(map(Word, words, tags, shown)), absent, "+".join(sorted(set(labels))))
+    return TaggedQuery(tuple(map(Word, words, tags, shown)), absent, "+".join(sorted(set(labels))))
 
 
 def untag(task: Task, words: Sequence[str], tags: Sequence[str]) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def untag(task: Task, words: Sequence[str], tags: Sequence[str]) -> dict[str, An
     return {names.field: segments}
 
 
-def align(words: Sequence[str], written: Sequence[str]) -> list[int | None]:
+def align_words(words: Sequence[str], written: Sequence[str]) -> list[int | None]:
     """For each word of the query the place in `written` of the word that stands for it: equal, or alike in the same gap."""
     if list(words) == list(written):
         return list(range(len(words)))
@@ -113,14 +113,14 @@ def align(words: Sequence[str], written: Sequence[str]) -> list[int | None]:
 
 def _pair(words: Sequence[str], written: Sequence[str], left: range, right: range, found: list[int | None]) -> list[int]:
     """Match alike words of a gap in order, the most alike first of each; the places of `right` that nothing is like."""
-    if len(left) == len(right) and all(alike(words[i], written[j]) >= _ALIKE for i, j in zip(left, right, strict=True)):
+    if len(left) == len(right) and all(word_similarity(words[i], written[j]) >= _ALIKE for i, j in zip(left, right, strict=True)):
         for i, j in zip(left, right, strict=True):
             found[i] = j
         return []
     free = []
     for j in right:
-        best = max((i for i in left if found[i] is None), key=lambda i: alike(words[i], written[j]), default=None)
-        if best is not None and alike(words[best], written[j]) >= _ALIKE:
+        best = max((i for i in left if found[i] is None), key=lambda i: word_similarity(words[i], written[j]), default=None)
+        if best is not None and word_similarity(words[best], written[j]) >= _ALIKE:
             found[best] = j
         else:
             free.append(j)
@@ -128,6 +128,6 @@ def _pair(words: Sequence[str], written: Sequence[str], left: range, right: rang
 
 
 @lru_cache(65_536)
-def alike(a: str, b: str) -> float:
+def word_similarity(a: str, b: str) -> float:
     """0..1: twice the characters in common, in order, over all."""
     return SequenceMatcher(None, a, b, autojunk=False).ratio()

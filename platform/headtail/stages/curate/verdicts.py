@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from headtail.core.rows import State
-from headtail.stages.curate.columns import Bools, Columns, Floats, Objects
-from headtail.stages.curate.decided import NOBODY, Decided, lay
+from headtail.stages.curate.columns import AnswerColumns, Bools, Floats, Objects
+from headtail.stages.curate.decisions import NOBODY, ReviewDecisions, match_decisions
 from headtail.stages.curate.draw import Pool, pick
 
 # Reasons a row is dropped; a row that is not answered has its state as the reason.
@@ -24,7 +24,7 @@ KEPT = ""
 Places = npt.NDArray[np.int64]
 
 
-class Rules(NamedTuple):
+class VerdictRules(NamedTuple):
     """What decides, besides the rows."""
 
     min_confidence: float = 0.5
@@ -36,7 +36,7 @@ class Rules(NamedTuple):
     shares: Mapping[str, float] = {}
 
 
-class Seen(NamedTuple):
+class InspectedRows(NamedTuple):
     """What a look at the text gave for the rows at `place`."""
 
     place: Places
@@ -46,7 +46,7 @@ class Seen(NamedTuple):
     enough: int | None  # rows from which more gain too little; None: unknown
 
 
-class Judged(NamedTuple):
+class Verdicts(NamedTuple):
     """The verdict on every answer, in reading order."""
 
     reason: Objects  # empty for training rows
@@ -57,9 +57,14 @@ class Judged(NamedTuple):
     notes: list[str]
 
 
-def judge(rows: Columns, rules: Rules, decided: Decided = NOBODY, look: Callable[[Places, Objects], Seen] | None = None) -> Judged:
+def give_verdicts(
+    rows: AnswerColumns,
+    rules: VerdictRules,
+    decided: ReviewDecisions = NOBODY,
+    look: Callable[[Places, Objects], InspectedRows] | None = None,
+) -> Verdicts:
     """Give every answer its reason to go, or a weight. `look` gets the places it may read and people's answers."""
-    laid = lay(decided, rows)
+    laid = match_decisions(decided, rows)
     reason = np.full(len(rows.state), KEPT, dtype=object)
     mine = np.asarray([answer is not None for answer in laid.answer], dtype=bool)
     asked = rows.state == State.ANSWERED
@@ -76,11 +81,11 @@ def judge(rows: Columns, rules: Rules, decided: Decided = NOBODY, look: Callable
     with np.errstate(invalid="ignore"):
         drop((rows.confidence < rules.min_confidence) & ~mine, UNCONFIDENT)  # NaN is not below: unknown is not unsure
     drop(_duplicates(rows, asked, reason == KEPT), DUPLICATE)
-    pool, size, notes = Pool.plain(rows.stratum, rows.lot, rows.events)._replace(first=mine), rules.max_rows, list(laid.notes)
-    places = scanned(rows, mine, reviewable & (reason != DUPLICATE), rules.scan_rows)
+    pool, size, notes = Pool.by_stratum(rows.stratum, rows.lot, rows.events)._replace(first=mine), rules.max_rows, list(laid.notes)
+    places = scan_places(rows, mine, reviewable & (reason != DUPLICATE), rules.scan_rows)
     if look is not None and len(places):
         seen = look(places, laid.answer)
-        pool = _with(pool, seen)
+        pool = _with_findings(pool, seen)
         suspicious = np.zeros(len(reason), dtype=bool)
         suspicious[seen.place] = (seen.score >= rules.drop_above) & (rules.drop_above < 1)
         drop(suspicious & ~mine, SUSPECT)
@@ -100,7 +105,7 @@ def judge(rows: Columns, rules: Rules, decided: Decided = NOBODY, look: Callable
     unknown = int((np.isnan(rows.confidence) & kept & ~mine).sum())
     if unknown and rules.min_confidence > 0:
         told.append(f"{unknown:,} training rows have no confidence (the engine gave no log-probabilities): they were not filtered by it")
-    return Judged(reason, weight, laid.answer, rows.stratum, rows.confidence, [*notes, *told])
+    return Verdicts(reason, weight, laid.answer, rows.stratum, rows.confidence, [*notes, *told])
 
 
 def traffic_weights(counts: Floats) -> Floats:
@@ -111,7 +116,7 @@ def traffic_weights(counts: Floats) -> Floats:
     return np.asarray(raw / raw.mean(), dtype=np.float64)
 
 
-def scanned(rows: Columns, mine: Bools, among: Bools, most: int) -> Places:
+def scan_places(rows: AnswerColumns, mine: Bools, among: Bools, most: int) -> Places:
     """The places whose text is looked at: all, or people's, then half by traffic and half by lot."""
     left = np.flatnonzero(among)
     if len(left) <= most:
@@ -123,13 +128,13 @@ def scanned(rows: Columns, mine: Bools, among: Bools, most: int) -> Places:
     return np.sort(np.concatenate([half, drawn]))
 
 
-def _with(pool: Pool, seen: Seen) -> Pool:
+def _with_findings(pool: Pool, seen: InspectedRows) -> Pool:
     kind, cluster = pool.kind.copy(), pool.cluster.copy()
     kind[seen.place], cluster[seen.place] = seen.kind, seen.cluster
     return pool._replace(kind=kind, cluster=cluster)
 
 
-def _duplicates(rows: Columns, asked: Bools, among: Bools) -> Bools:
+def _duplicates(rows: AnswerColumns, asked: Bools, among: Bools) -> Bools:
     """Rows whose query has a better answer: an answered row first, then the most confident; ties by answer_key."""
     index = np.flatnonzero(among)
     sure = -np.nan_to_num(rows.confidence[index], nan=-1.0)

@@ -3,6 +3,6 @@
 from headtail.stages.distill.logits import Logits
 from headtail.stages.distill.result import Result
 from headtail.stages.distill.rows import TrainingSet, Weights
-from headtail.stages.distill.stage import Config, Lora, identity, run
+from headtail.stages.distill.stage import Config, Lora, run, student_fingerprint
 
-__all__ = ["Config", "Logits", "Lora", "Result", "TrainingSet", "Weights", "identity", "run"]
+__all__ = ["Config", "Logits", "Lora", "Result", "TrainingSet", "Weights", "run", "student_fingerprint"]

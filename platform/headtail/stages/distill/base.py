@@ -1,6 +1,6 @@
 """The model that training starts from: loaded, cut to some of its layers, or made with random weights.
 
-In: a Base config. Out: a Hugging Face causal language model and its tokenizer, in memory. Random weights are refused
+In: a BaseModelConfig. Out: a Hugging Face causal language model and its tokenizer, in memory. Random weights are refused
 under LoRA: adapters on noise learn noise.
 """
 
@@ -26,7 +26,7 @@ class Shape(Config):
     positions: int = Field(1024, ge=64, description="longest sequence in tokens")
 
 
-class Base(Config):
+class BaseModelConfig(Config):
     """What training starts from: exactly one of `model` and `shape`."""
 
     model: str = Field("", description="hub id, local folder, store ref (distill/...) or shipped model (example:student-base)")
@@ -35,7 +35,7 @@ class Base(Config):
     shape: Shape | None = Field(None, description="make a model of this shape from random weights, with its own tokenizer")
 
     @model_validator(mode="after")
-    def _one(self) -> Base:
+    def _one(self) -> BaseModelConfig:
         if bool(self.model) == (self.shape is not None):
             raise ValueError("name either base.model or base.shape")
         return self
@@ -49,7 +49,7 @@ def hush() -> None:
     quiet_transformers()
 
 
-def make_base(shape: Shape, tokenizer: Any, seed: int) -> Any:
+def make_decoder_base(shape: Shape, tokenizer: Any, seed: int) -> Any:
     """A LlamaForCausalLM of random fp32 weights for a tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -86,7 +86,7 @@ def load_base(path: str, revision: str = "", layers: int = 0, kind: str = "decod
 
 
 def keep_layers(model: Any, layers: int) -> None:
-    """Drop all but `layers` of a model's layers (a usual start for a smaller student); see `spread`."""
+    """Drop all but `layers` of a model's layers (a usual start for a smaller student); see `spread_layers`."""
     from torch import nn
 
     body = model.base_model
@@ -96,7 +96,7 @@ def keep_layers(model: Any, layers: int) -> None:
     if found is None:
         fix = "set base.layers to 0"
         raise ConfigError("this model's layers cannot be cut", where="base.layers", value=model.config.model_type, fix=fix)
-    kept = nn.ModuleList([found[i] for i in spread(len(found), layers)])
+    kept = nn.ModuleList([found[i] for i in spread_layers(len(found), layers)])
     setattr(stack, name, kept)
     for i, layer in enumerate(kept):
         if hasattr(layer, "self_attn"):  # a decoder's: it finds its part of the cache by this
@@ -104,6 +104,6 @@ def keep_layers(model: Any, layers: int) -> None:
     model.config.num_hidden_layers = len(kept)
 
 
-def spread(found: int, wanted: int) -> list[int]:
+def spread_layers(found: int, wanted: int) -> list[int]:
     """Numbers of `wanted` of `found` layers, evenly spaced with the first and the last."""
     return sorted({round(i * (found - 1) / max(wanted - 1, 1)) for i in range(wanted)})

@@ -36,7 +36,7 @@ class Batch(NamedTuple):
     tokens: int
 
 
-def encode(
+def encode_examples(
     task: Task, tokenizer: Any, training_set: pa.Table, max_tokens: int, held_out: set[bytes], fmt: ModelFormat = DEFAULT
 ) -> pa.Table:
     """TOKENS rows for training rows, asked and answered in `form`; a row longer than `max_tokens` is an error that names it, never cut."""
@@ -72,7 +72,7 @@ def check_lengths(queries: Sequence[str], lengths: Sequence[int], max_tokens: in
             raise TrainingError("a training row is too long", where=f"query {query!r}", value=f"{length} tokens", fix=fix)
 
 
-def columns(table: pa.Table) -> Columns:
+def example_columns(table: pa.Table) -> Columns:
     """The examples of a table, ready for `collate`; lists are views of one buffer, so a million rows are no million copies."""
     found: Columns = {}
     for name in table.column_names:

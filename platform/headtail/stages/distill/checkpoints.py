@@ -74,7 +74,7 @@ class Checkpoints:
             files = {path: digest for found in lists for path, digest in found.items()}
             marker = Marker(tag=tag, world=self.world, files=files, state=state, made=self.made)
             self.store.replace(self._marker, json.dumps(marker.model_dump()).encode())
-            self._sweep(set(files))
+            self._remove_older(set(files))
         torch.distributed.barrier()
 
     def load(self, engine: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -115,7 +115,7 @@ class Checkpoints:
             return name == _OWN.format(rank=self.rank)
         return "zero_pp_rank_" not in name or f"zero_pp_rank_{self.rank}_" in name
 
-    def _sweep(self, files: set[str]) -> None:
+    def _remove_older(self, files: set[str]) -> None:
         for one in self.store.files(self.folder):
             if one.path not in files and one.path != self._marker:
                 self.store.remove(one.path)

@@ -47,7 +47,7 @@ class Settings(Config):
     """What is the encoder's own."""
 
     corrections: int = Field(2048, ge=0, description="how many of the most frequent spellings may replace a word; 0: texts stay as typed")
-    slips: float = Field(0.4, ge=0, lt=1, description="share of training rows that an epoch shows with one word misspelt")
+    misspelt_share: float = Field(0.4, ge=0, lt=1, description="share of training rows that an epoch shows with one word misspelt")
     inexact: Literal["skip", "nearest"] = Field(
         "skip", description="rows whose answer labels cannot express exactly. skip: weight 0; nearest: learn the nearest labels"
     )
@@ -59,7 +59,7 @@ class Settings(Config):
 
 @dataclass(frozen=True)
 class EncoderLearner:
-    """A token classifier: see labels.Scheme and engines.encoder.slices for what its outputs stand for."""
+    """A token classifier: see tagging.Scheme and engines.decisions.head_slices for what its outputs stand for."""
 
     scheme: tagging.Scheme
     io_format: io_format.ModelFormat
@@ -77,15 +77,15 @@ class EncoderLearner:
     # --- the model
 
     @property
-    def made(self) -> str:
+    def base_description(self) -> str:
         """What `make` makes, for receipts."""
         return "random weights" + (", taught hidden words of queries" if self.settings.pretrain_epochs else "")
 
     def make(self, shape: Shape, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
         """A BERT of a shape that has learnt to guess hidden words of `texts`, with heads of random weights."""
-        from headtail.stages.distill.masked import make_base
+        from headtail.stages.distill.masked import make_encoder_base
 
-        return make_base(shape, list(dict.fromkeys(texts)), seed, self.settings, self.scheme)
+        return make_encoder_base(shape, list(dict.fromkeys(texts)), seed, self.settings, self.scheme)
 
     def load(self, path: str, revision: str = "", layers: int = 0) -> tuple[Any, Any]:
         hush()
@@ -97,7 +97,7 @@ class EncoderLearner:
     def texts(self, task: Task, training_set: pa.Table) -> Iterable[str]:
         """Queries and what stands beside them, known spellings, queries without answers."""
         for row in training_set.to_pylist():
-            yield from (text for text in self._asked(task, row) if text)
+            yield from (text for text in self._query_and_side(task, row) if text)
         yield " ".join(self.scheme.corrections)
         yield from self.queries
 
@@ -109,7 +109,7 @@ class EncoderLearner:
         made = []
         for row in training_set.to_pylist():
             out = row["query_key"] in held_out
-            example = self._example(task, reader, numbers, row, 0 if out or not self.settings.slips else NOISED)
+            example = self._example(task, reader, numbers, row, 0 if out or not self.settings.misspelt_share else NOISED)
             check_lengths([row["query"]], [example["length"]], max_tokens)
             counts = example["exact"] or self.settings.inexact == "nearest"
             made.append({**example, "weight": row["weight"] if counts else 0.0, "held_out": out})
@@ -124,7 +124,7 @@ class EncoderLearner:
             fix = "use student: decoder or seq2seq; or look at rows in question: texts must be pieces of the query, in its order"
             raise ConfigError("labels cannot hold most of the training answers", where="student", value=f"{share:.1%} exactly", fix=fix)
 
-    def _asked(self, task: Task, row: Mapping[str, Any]) -> tuple[str, str]:
+    def _query_and_side(self, task: Task, row: Mapping[str, Any]) -> tuple[str, str]:
         messages = self.io_format.messages(task, row["query"], {name: row.get(name) or [] for name in task.side_inputs})
         return split_prompt(messages[-1]["content"])
 
@@ -134,10 +134,10 @@ class EncoderLearner:
     def _example(
         self, task: Task, reader: WordTokenizer, numbers: Mapping[str, int], row: Mapping[str, Any], copies: int
     ) -> dict[str, Any]:
-        query, beside = self._asked(task, row)
+        query, beside = self._query_and_side(task, row)
         made = self._labels(task, row, numbers)
         variants = [(query, list(made.fixes))]
-        variants += slipped(query, made, self.scheme, numbers, copies, random.Random(row["query_key"])) if copies else []
+        variants += misspelt_variants(query, made, self.scheme, numbers, copies, random.Random(row["query_key"])) if copies else []
         reads = [reader.read(text, beside) for text, _ in variants]
         reads_fixes = [(found, fixes) for found, (_, fixes) in zip(reads, variants, strict=True) if len(found.places) == len(made.kinds)]
         return {
@@ -153,7 +153,7 @@ class EncoderLearner:
             "length": max(len(found.ids) for found, _ in reads_fixes),
         }
 
-    def shown(self, rows: Columns, seed: int) -> Columns:
+    def epoch_rows(self, rows: Columns, seed: int) -> Columns:
         """`rows` with `variant`, which of a row's variants this epoch shows, and the `length` of that one.
 
         Drawn before batches are planned: an error makes a row longer, and planned by the longest variant, a quarter of a batch was padding.
@@ -161,13 +161,13 @@ class EncoderLearner:
         rng, sizes = np.random.default_rng((seed, 1)), rows["sizes"]  # not the numbers that the order is drawn from
         slips = np.array([len(found) - 1 for found in sizes])
         slipped, which = (rng.random(len(sizes)) for _ in range(2))
-        variant = np.where((slipped < self.settings.slips) & (slips > 0), 1 + (which * slips).astype(np.int64), 0)
+        variant = np.where((slipped < self.settings.misspelt_share) & (slips > 0), 1 + (which * slips).astype(np.int64), 0)
         length = np.array([found[at] for found, at in zip(sizes, variant, strict=True)], np.int32)
         return {**rows, "variant": variant, "length": length}
 
     def collate(self, rows: Columns, chosen: np.ndarray, weights: np.ndarray, pad: int) -> Batch:
-        """A batch of the variants that `shown` chose; without it, of the rows as they are."""
-        shown = [_Shown.of(rows, int(i)) for i in chosen]
+        """A batch of the variants that `epoch_rows` chose; without it, of the rows as they are."""
+        shown = [_Variant.of(rows, int(i)) for i in chosen]
         spoken = max(1, *(len(one.places) for one in shown))
         arrays = dict(zip(("ids", "mask", "types"), pad_reads(shown, pad), strict=True))
         arrays["places"] = np.zeros((len(shown), spoken), np.int64)
@@ -231,7 +231,7 @@ def encoder_learner(
     return EncoderLearner(found, io_format.format_for(task, query_only, "encoder"), settings, tuple(queries))
 
 
-def pool(store: Storage, refs: Sequence[tuple[Receipt, str]], human_labels: Sequence[pa.Table]) -> list[str]:
+def unlabelled_queries(store: Storage, refs: Sequence[tuple[Receipt, str]], human_labels: Sequence[pa.Table]) -> list[str]:
     """The queries of tables without answers, each once, without those of sets of human labels."""
     held = {key for table in human_labels for key in table["query_key"].to_pylist()}
     found: dict[bytes, str] = {}
@@ -242,7 +242,7 @@ def pool(store: Storage, refs: Sequence[tuple[Receipt, str]], human_labels: Sequ
 
 
 @dataclass(frozen=True)
-class _Shown:
+class _Variant:
     """One variant of an example."""
 
     ids: np.ndarray
@@ -253,12 +253,12 @@ class _Shown:
     labels: np.ndarray
 
     @staticmethod
-    def of(rows: Columns, i: int) -> _Shown:
+    def of(rows: Columns, i: int) -> _Variant:
         sizes, spoken = rows["sizes"][i], len(rows["kinds"][i])
         at = int(rows["variant"][i]) if "variant" in rows else 0
         begin = int(sizes[:at].sum())
         here = slice(at * spoken, (at + 1) * spoken)
-        return _Shown(
+        return _Variant(
             rows["ids"][i][begin : begin + int(sizes[at])],
             int(rows["firsts"][i][at]),
             rows["places"][i][here],
@@ -271,7 +271,7 @@ class _Shown:
 # --- typing errors
 
 
-def slipped(
+def misspelt_variants(
     query: str, made: tagging.Tags, scheme: tagging.Scheme, numbers: Mapping[str, int], copies: int, rng: random.Random
 ) -> list[tuple[str, list[int]]]:
     """Up to `copies` times `query` with one word misspelt, and the corrections that then hold.
@@ -283,13 +283,13 @@ def slipped(
     places = [
         at
         for at, (a, b) in enumerate(tagging.word_spans(query))
-        if query[a:b].isalpha() and (_mendable(query[a:b], at, made, numbers) if mends else b - a >= SLIP_LETTERS)
+        if query[a:b].isalpha() and (_can_be_misspelt(query[a:b], at, made, numbers) if mends else b - a >= SLIP_LETTERS)
     ]
     found: list[tuple[str, list[int]]] = []
     for _ in range(copies if places else 0):
         at = rng.choice(places)
         a, b = tagging.word_spans(query)[at]
-        word = slip(query[a:b], rng)
+        word = misspell_word(query[a:b], rng)
         if word in numbers or word == query[a:b]:
             continue  # another word, rightly spelt
         fixes = list(made.fixes)
@@ -299,11 +299,11 @@ def slipped(
     return found
 
 
-def _mendable(word: str, at: int, made: tagging.Tags, numbers: Mapping[str, int]) -> bool:
+def _can_be_misspelt(word: str, at: int, made: tagging.Tags, numbers: Mapping[str, int]) -> bool:
     return made.fixes[at] == tagging.KEEP and made.kinds[at] != tagging.OUTSIDE and word in numbers
 
 
-def slip(word: str, rng: random.Random) -> str:
+def misspell_word(word: str, rng: random.Random) -> str:
     """A letter left out, doubled, replaced, added or swapped with its neighbour."""
     at = rng.randrange(len(word))
     other = rng.choice("abcdefghijklmnopqrstuvwxyz") if word.isascii() else rng.choice(word)

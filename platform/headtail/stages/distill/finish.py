@@ -21,7 +21,7 @@ from headtail.core.evidence import figure_metrics, three_figures
 from headtail.core.task import Task
 from headtail.engines.models import weights_digest
 from headtail.stages.base import Stage
-from headtail.stages.distill.launch import Prepared
+from headtail.stages.distill.launch import TrainingBase
 from headtail.stages.distill.learner import Learner
 from headtail.stages.distill.result import Result
 from headtail.stages.distill.rows import source_of
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 PROBES = 8  # rows on which the folder that is served is compared with what was trained
 
 
-def finish(config: Config, stage: Stage, learner: Learner, base: Prepared, done: dict[str, Any], examples: pa.Table) -> str:
+def finish_student(config: Config, stage: Stage, learner: Learner, base: TrainingBase, done: dict[str, Any], examples: pa.Table) -> str:
     """Fetch what was trained, merge, check, and make it the stage's output. Returns its digest."""
-    from headtail.stages.distill.batches import columns
+    from headtail.stages.distill.batches import example_columns
     from headtail.stages.distill.merge import check_saved, merge_lora
 
     trained = fetch_folder(stage.store, done["files"], stage.scratch / "fetched")
     model = stage.scratch / "model"
     model.mkdir()
     base.tokenizer.save_pretrained(model)
-    rows, pad = columns(examples.slice(0, PROBES)), int(base.tokenizer.pad_token_id)
+    rows, pad = example_columns(examples.slice(0, PROBES)), int(base.tokenizer.pad_token_id)
     probes = [learner.collate(rows, np.array([i]), np.ones(1, np.float32), pad) for i in range(len(rows["length"]))]
     if config.lora:
         stage.metrics["merge_drift"] = merge_lora(learner, learner.load(base.path, config.base.revision)[0], trained, model, probes)
@@ -76,7 +76,9 @@ def halve(trained: Path, into: Path) -> None:
             (into / file.name).write_bytes(file.read_bytes())
 
 
-def record(config: Config, stage: Stage, done: dict[str, Any], examples: pa.Table, base: str, tasks: list[Task], digest: str) -> Result:
+def record_figures(
+    config: Config, stage: Stage, done: dict[str, Any], examples: pa.Table, base: str, tasks: list[Task], digest: str
+) -> Result:
     """The figures of a finished run, and its result."""
     history = done["history"]
     taken = next((point for point in reversed(history) if point["step"] == done["taken_step"]), history[-1])

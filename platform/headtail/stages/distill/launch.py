@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from headtail.stages.distill.stage import Config
 
 
-class Base(Record):
+class StoredBase(Record):
     """A base that was cut or made for this run."""
 
     files: tuple[StorePath, ...] = Field(description="its files in the store, which share a folder")
     name: str = Field(description="what it was made from")
 
 
-class Prepared(NamedTuple):
+class TrainingBase(NamedTuple):
     """What training starts from: `path` for this process, `files` in the store for the workers (none: they find base.model)."""
 
     tokenizer: Any
@@ -50,21 +50,21 @@ class Prepared(NamedTuple):
 
 def prepare_base(
     config: Config, stage: Stage, learner: Learner, training_set: Sequence[tuple[Task, pa.Table]], found: ResolvedModel | None
-) -> Prepared:
+) -> TrainingBase:
     """The base, loaded, cut or made. One that is cut or made here is saved to the store, from where workers and a resumed run take it."""
     store, folder, kept = stage.store, stage.scratch / "base", f"{stage.path}/work/base.json"
     if store.exists(kept):
-        made = read_record(store, Base, kept)
+        made = read_record(store, StoredBase, kept)
         folder = fetch_folder(store, made.files, folder)
-        return Prepared(learner.load(str(folder))[1], str(folder), made.files, made.name, "")
+        return TrainingBase(learner.load(str(folder))[1], str(folder), made.files, made.name, "")
     if found is None:
-        assert config.base.shape is not None  # Base sees to it: model or shape
+        assert config.base.shape is not None  # BaseModelConfig sees to it: model or shape
         texts = (text for task, table in training_set for text in learner.texts(task, table))
         model, tokenizer = learner.make(config.base.shape, texts, config.seed)
-        name = str(getattr(learner, "made", "random weights"))
+        name = str(getattr(learner, "base_description", "random weights"))
     elif not config.base.layers:
         _, tokenizer = learner.load(found.path, config.base.revision)
-        return Prepared(tokenizer, found.path, (), found.name, found.digest)
+        return TrainingBase(tokenizer, found.path, (), found.name, found.digest)
     else:
         model, tokenizer = learner.load(found.path, config.base.revision, config.base.layers)
         name = f"{found.name}, {config.base.layers} of its layers"
@@ -73,14 +73,14 @@ def prepare_base(
     shutil.copytree(folder, stage.scratch / "base-copy")
     files = [ref.path for ref in put_folder(store, stage.scratch / "base-copy", f"{stage.path}/work/base")]
     write_json(store, kept, {"files": files, "name": name})  # last: now it is there
-    return Prepared(tokenizer, str(folder), tuple(files), name, "")
+    return TrainingBase(tokenizer, str(folder), tuple(files), name, "")
 
 
-def train(
+def train_student(
     config: Config,
     stage: Stage,
     learner: Learner,
-    base: Prepared,
+    base: TrainingBase,
     examples: pa.Table,
     taught: pa.Table | None = None,
     teacher: ResolvedModel | None = None,
@@ -107,7 +107,7 @@ def train(
 def _begin(config: Config, stage: Stage, data: str) -> None:
     """Keep what the run is made of beside its checkpoints, and say what becomes of those that are there."""
     now = {**result_fields(config), "data": data}
-    for text in resume.before(stage.store, stage.path, now):
+    for text in resume.earlier_run(stage.store, stage.path, now):
         stage.note(f"this run {text}")
         say(f"distill      this run {text}")
     write_json(stage.store, f"{stage.path}/{resume.SETTINGS}", now)
@@ -123,12 +123,12 @@ def _fit(config: Config, stage: Stage, spec: Any) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from headtail.stages.distill.train import worker
+    from headtail.stages.distill.train import train_worker
 
     resources = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.gpus_per_worker else {})
     resources |= config.resources_per_worker
     trainer = TorchTrainer(
-        lambda _: worker(spec),
+        lambda _: train_worker(spec),
         train_loop_config={},
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=config.gpus_per_worker > 0, resources_per_worker=resources),

@@ -22,7 +22,7 @@ from headtail.core.rows import TOP
 from headtail.core.task import Task
 from headtail.stages.distill.base import Shape
 from headtail.stages.distill.batches import UNTAUGHT, Batch, Columns
-from headtail.stages.distill.logits import COLUMNS, soft_loss, with_stored
+from headtail.stages.distill.logits import COLUMNS, add_stored_logits, soft_loss
 
 Kind = Literal["decoder", "encoder", "seq2seq"]
 
@@ -60,7 +60,7 @@ class Learner(Protocol):
         """Examples in the order of `training_set`, one per row; TrainingError names a row that is too long or not valid."""
         ...
 
-    def shown(self, rows: Columns, seed: int) -> Columns:
+    def epoch_rows(self, rows: Columns, seed: int) -> Columns:
         """The examples as the epoch of `seed` shows them, by that seed alone; `length` is what each then has. Most kinds never vary."""
         ...
 
@@ -95,20 +95,20 @@ class DecoderLearner:
     stored: int = 0  # how many of the likeliest tokens come with the training rows; 0: a teacher is asked
 
     def make(self, shape: Shape, texts: Iterable[str], seed: int) -> tuple[Any, Any]:
-        from headtail.stages.distill.base import make_base
+        from headtail.stages.distill.base import make_decoder_base
         from headtail.stages.distill.tokenizer import train_tokenizer
 
         tokenizer = train_tokenizer(texts, shape.vocabulary)
         tokenizer.model_max_length = shape.positions
-        return make_base(shape, tokenizer, seed), self._asked(tokenizer)
+        return make_decoder_base(shape, tokenizer, seed), self._prompt_ids(tokenizer)
 
     def load(self, path: str, revision: str = "", layers: int = 0) -> tuple[Any, Any]:
         from headtail.stages.distill.base import load_base
 
         model, tokenizer = load_base(path, revision, layers)
-        return model, self._asked(tokenizer)
+        return model, self._prompt_ids(tokenizer)
 
-    def _asked(self, tokenizer: Any) -> Any:
+    def _prompt_ids(self, tokenizer: Any) -> Any:
         if self.io_format.chat_template is not None:
             tokenizer.chat_template = self.io_format.chat_template
         return tokenizer
@@ -120,15 +120,17 @@ class DecoderLearner:
             yield self.io_format.target(task, task.parse(row["answer"])[0])
 
     def encode(self, task: Task, tokenizer: Any, training_set: pa.Table, max_tokens: int, held_out: set[bytes]) -> pa.Table:
-        from headtail.stages.distill.batches import encode
+        from headtail.stages.distill.batches import encode_examples
 
         if not self.stored:
-            return encode(task, tokenizer, training_set, max_tokens, held_out, self.io_format)
-        return with_stored(
-            encode(task, tokenizer, training_set.drop_columns(TOP.names), max_tokens, held_out, self.io_format), training_set, self.stored
+            return encode_examples(task, tokenizer, training_set, max_tokens, held_out, self.io_format)
+        return add_stored_logits(
+            encode_examples(task, tokenizer, training_set.drop_columns(TOP.names), max_tokens, held_out, self.io_format),
+            training_set,
+            self.stored,
         )
 
-    def shown(self, rows: Columns, seed: int) -> Columns:
+    def epoch_rows(self, rows: Columns, seed: int) -> Columns:
         return rows
 
     def collate(self, rows: Columns, chosen: np.ndarray, weights: np.ndarray, pad: int) -> Batch:

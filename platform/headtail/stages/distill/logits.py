@@ -21,7 +21,7 @@ from headtail.core.receipt import Receipt
 from headtail.core.rows import TOP
 from headtail.engines.models import ResolvedModel
 from headtail.engines.tokens import load_tokenizer, vocabulary_fingerprint
-from headtail.stages.distill.batches import UNTAUGHT, collate, columns
+from headtail.stages.distill.batches import UNTAUGHT, collate, example_columns
 from headtail.stages.precompute.result import Result as PrecomputeResult
 
 COLUMNS = ("teacher_ids", "teacher_logprobs")
@@ -91,13 +91,13 @@ def check_stored(student: str, tokenizer: Any, answers: Receipt[PrecomputeResult
         )
 
 
-def with_stored(examples: pa.Table, training_set: pa.Table, k: int) -> pa.Table:
+def add_stored_logits(examples: pa.Table, training_set: pa.Table, k: int) -> pa.Table:
     """A decoder's examples with COLUMNS out of TOP of the training rows (same order), and `soft`: whether a row had them.
 
     It has them when the tokens stored are the very ones that the student is to write. Another row learns from the written
     token alone: that is what a teacher comes to that is certain of it.
     """
-    asked, kept = columns(examples.select(["ids", "answer_start"])), columns(training_set.select(TOP.names))
+    asked, kept = example_columns(examples.select(["ids", "answer_start"])), example_columns(training_set.select(TOP.names))
     ids, logprobs, soft = [], [], []
     for row, start, tokens, best, sure in zip(asked["ids"], asked["answer_start"], *kept.values(), strict=True):
         written = row[start:]
@@ -141,7 +141,7 @@ def top_k(model: Any, examples: pa.Table, k: int, pad: int, device: str) -> pa.T
     """COLUMNS for examples (ids, answer_start), in their order."""
     import torch
 
-    rows = columns(examples)
+    rows = example_columns(examples)
     order = np.argsort(rows["length"], kind="stable")
     found: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0), np.zeros(0))] * len(order)
     model.eval().to(device)

@@ -29,7 +29,7 @@ HIDDEN_SHARE = 0.2  # of words; 8 of 10 are masked, one becomes another, one sta
 BATCH_TOKENS = 2048
 
 
-def make_base(shape: Shape, texts: Sequence[str], seed: int, settings: Settings, scheme: Scheme) -> tuple[Any, Any]:
+def make_encoder_base(shape: Shape, texts: Sequence[str], seed: int, settings: Settings, scheme: Scheme) -> tuple[Any, Any]:
     """(BertForTokenClassification in fp32, tokenizer)."""
     spin_briefly()  # before torch is imported
     import torch
@@ -74,7 +74,7 @@ def pretrain(model: Any, tokenizer: Any, texts: Sequence[str], epochs: float, ra
         for step, chosen in enumerate(plan):
             for group in optimizer.param_groups:
                 group["lr"] = _rate(step, len(plan), rate)
-            ids, mask, wanted = hidden([reads[i] for i in chosen], reader, tokenizer.mask_token_id, len(tokenizer), rng)
+            ids, mask, wanted = mask_words([reads[i] for i in chosen], reader, tokenizer.mask_token_id, len(tokenizer), rng)
             loss = model(input_ids=ids, attention_mask=mask, labels=wanted).loss
             optimizer.zero_grad()
             loss.backward()
@@ -87,7 +87,9 @@ def pretrain(model: Any, tokenizer: Any, texts: Sequence[str], epochs: float, ra
     return last
 
 
-def hidden(reads: Sequence[Any], reader: WordTokenizer, mask_id: int, vocabulary: int, rng: np.random.Generator) -> tuple[Any, Any, Any]:
+def mask_words(
+    reads: Sequence[Any], reader: WordTokenizer, mask_id: int, vocabulary: int, rng: np.random.Generator
+) -> tuple[Any, Any, Any]:
     """(ids, mask, wanted) of one batch: whole words hidden, at least one of each row; wanted only there."""
     import torch
 

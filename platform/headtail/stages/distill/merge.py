@@ -32,16 +32,16 @@ def merge_lora(learner: Learner, base: Any, adapter: Path, into: Path, probes: l
     before = [_logits(learner, adapted, batch) for batch in probes]
     merged = adapted.merge_and_unload()
     merged.to(torch.bfloat16).save_pretrained(into, safe_serialization=True)
-    return _compared(learner, before, into, probes)
+    return _compare_logits(learner, before, into, probes)
 
 
 def check_saved(learner: Learner, trained: Any, into: Path, probes: list[Batch]) -> float:
     """The drift between a model as it was trained and as it is loaded from `into` again. TrainingError above MAX_DRIFT."""
     trained.eval()
-    return _compared(learner, [_logits(learner, trained, batch) for batch in probes], into, probes)
+    return _compare_logits(learner, [_logits(learner, trained, batch) for batch in probes], into, probes)
 
 
-def _compared(learner: Learner, before: list[np.ndarray], folder: Path, probes: list[Batch]) -> float:
+def _compare_logits(learner: Learner, before: list[np.ndarray], folder: Path, probes: list[Batch]) -> float:
     again, _ = learner.load(str(folder))
     again.eval()
     drift = relative_drift(before, [_logits(learner, again, batch) for batch in probes])

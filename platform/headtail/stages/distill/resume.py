@@ -17,7 +17,7 @@ SETTINGS = "work/settings.json"
 MOST = 4  # differences that are named
 
 
-def before(store: Storage, path: str, now: Mapping[str, Any]) -> list[str]:
+def earlier_run(store: Storage, path: str, now: Mapping[str, Any]) -> list[str]:
     """A sentence for each unfinished run of the same kind for the same tasks that left a checkpoint."""
     said = []
     for file in store.files(path.partition("/")[0]):
@@ -28,17 +28,17 @@ def before(store: Storage, path: str, now: Mapping[str, Any]) -> list[str]:
         if run == path:
             said.append(f"goes on after step {step}")
         elif (then.get("student"), _tasks(then)) == (now["student"], _tasks(now)):
-            found = list(differences(then, now))
+            found = list(config_differences(then, now))
             more = f" and {len(found) - MOST} more" if len(found) > MOST else ""
             said.append(f"begins anew: {run}, left after step {step}, differs in {', '.join(found[:MOST])}{more}")
     return said
 
 
-def differences(then: Any, now: Any, name: str = "") -> Iterator[str]:
+def config_differences(then: Any, now: Any, name: str = "") -> Iterator[str]:
     """Names and values of what differs between two plain values."""
     if isinstance(then, Mapping) and isinstance(now, Mapping):
         for key in sorted({*then, *now}):
-            yield from differences(then.get(key), now.get(key), f"{name}.{key}" if name else key)
+            yield from config_differences(then.get(key), now.get(key), f"{name}.{key}" if name else key)
     elif then != now:
         yield name if max(len(str(then)), len(str(now))) > 20 else f"{name} ({then}, now {now})"
 

@@ -104,7 +104,7 @@ def with_side(table: pa.Table, task: Task) -> np.ndarray:
     return found
 
 
-def left_out(rows: Rows, task: Task) -> Rows:
+def count_left_out(rows: Rows, task: Task) -> Rows:
     """The same rows, answers and weights, with no side inputs: as queries of the tail are asked."""
 
     def bare(table: pa.Table) -> pa.Table:

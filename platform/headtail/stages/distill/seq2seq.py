@@ -84,7 +84,7 @@ class Seq2SeqLearner:
         side = {name: row.get(name) or [] for name in task.side_inputs}
         return prompt_text(self.io_format.messages(task, row["query"], side)), self.io_format.target(task, answer)
 
-    def shown(self, rows: Columns, seed: int) -> Columns:
+    def epoch_rows(self, rows: Columns, seed: int) -> Columns:
         return rows
 
     def collate(self, rows: Columns, chosen: np.ndarray, weights: np.ndarray, pad: int) -> Batch:

@@ -24,14 +24,14 @@ from headtail.engines.device import machine_computes_bf16
 from headtail.engines.models import ResolvedModel, resolve_weights
 from headtail.stages.base import Stage, run_once
 from headtail.stages.base import identity as stage_identity
-from headtail.stages.distill.base import Base
+from headtail.stages.distill.base import BaseModelConfig
 from headtail.stages.distill.encoder import Settings as EncoderSettings
 from headtail.stages.distill.learner import Kind, learner_for
 from headtail.stages.distill.logits import Logits
 from headtail.stages.distill.result import Result, TrainingStage
-from headtail.stages.distill.rows import Rows, TrainingSet, Weights, examples, left_out, read_rows, source_of, tables_of, with_side
+from headtail.stages.distill.rows import Rows, TrainingSet, Weights, count_left_out, examples, read_rows, source_of, tables_of, with_side
 
-__all__ = ["Config", "Logits", "Lora", "Stopping", "TrainingSet", "Weights", "identity", "run"]
+__all__ = ["Config", "Logits", "Lora", "Stopping", "TrainingSet", "Weights", "run", "student_fingerprint"]
 
 
 class Lora(Fields):
@@ -69,9 +69,9 @@ class Config(StageConfig):
         description="trigram similarity from which a training row counts as a labelled query; null: only the same text counts",
     )
     weights: Weights = Field(Weights(), description="what a training row's weight is made of")
-    base: Base = Field(Base(model="example:student-base"), description="the model that training starts from")
+    base: BaseModelConfig = Field(BaseModelConfig(model="example:student-base"), description="the model that training starts from")
     lora: Lora | None = Field(Lora(), description="LoRA settings; null trains all weights")
-    encoder: EncoderSettings = Field(EncoderSettings(), description="encoder students: corrections, slips, pre-training")
+    encoder: EncoderSettings = Field(EncoderSettings(), description="encoder students: corrections, misspelt words, pre-training")
     logits: Logits | None = Field(None, description="learn from a teacher's likeliest tokens too; null learns from its answers alone")
     two_stage: bool = Field(
         False, description="train with side inputs, then continue from those weights without them, as the tail is asked; twice the training"
@@ -133,7 +133,7 @@ class Sources(NamedTuple):
 
 def run(config: Config) -> Receipt[Result]:
     """Train and save the model. Errors: LeakError, TrainingError, ConfigError (base not found, random base under LoRA)."""
-    store, config = open_storage(config.root), _resolved(config)
+    store, config = open_storage(config.root), _resolve_precision(config)
     sources = _sources(config, store)
     made = run_once(
         "distill", Result, config, lambda stage: _work(config, stage, sources), inputs=sources.inputs, version=3, replaces=sources.replaces
@@ -145,14 +145,14 @@ def run(config: Config) -> Receipt[Result]:
     return made
 
 
-def identity(config: Config) -> str:
+def student_fingerprint(config: Config) -> str:
     """The fingerprint that `run` would give: same fingerprint, same student."""
-    config = _resolved(config)
+    config = _resolve_precision(config)
     sources = _sources(config, open_storage(config.root))
     return stage_identity("distill", config, inputs=sources.inputs, version=3, replaces=sources.replaces)[1]
 
 
-def _resolved(config: Config) -> Config:
+def _resolve_precision(config: Config) -> Config:
     """`config` with `precision: auto` decided here, once for all workers: it is part of the run's fingerprint."""
     if config.precision != "auto":
         return config
@@ -194,25 +194,25 @@ def _sources(config: Config, store: Storage) -> Sources:
 
 
 def _work(config: Config, stage: Stage, sources: Sources) -> Result:
-    from headtail.stages.distill.encoder import pool
-    from headtail.stages.distill.finish import finish, record
-    from headtail.stages.distill.launch import prepare_base, train
+    from headtail.stages.distill.encoder import unlabelled_queries
+    from headtail.stages.distill.finish import finish_student, record_figures
+    from headtail.stages.distill.launch import prepare_base, train_student
 
     store, tasks = stage.store, sources.tasks
     soft, stored = (config.logits.share, config.logits.stored) if config.logits else (0.0, 0)
     sets = zip(config.sets, tasks, strict=True)
     rows = [read_rows(store, config.weights, s, t, sources.refs, i, stored) for i, (s, t) in enumerate(sets)]
-    labels = [output_table(store, r, name, ["query_key", "query"]) for r, name in _named(sources, "labels.")]
+    labels = [output_table(store, r, name, ["query_key", "query"]) for r, name in _references(sources, "labels.")]
     leaks.refuse_leaks([table for one in rows for table in tables_of(one)], labels, where="distill", near=config.near_labels)
     first: Receipt | None = None
     shown = rows
     if config.two_stage:
         first = _first_stage(config, stage, rows, tasks)
         config, sources = _second_stage(config, sources, first, store)
-        rows = [left_out(one, task) for one, task in zip(rows, tasks, strict=True)]
+        rows = [count_left_out(one, task) for one, task in zip(rows, tasks, strict=True)]
     for name, (receipt, _) in sources.refs.items():
         stage.inputs[name] = receipt.path
-    queries = pool(store, _named(sources, "queries."), labels)
+    queries = unlabelled_queries(store, _references(sources, "queries."), labels)
     settings = {"encoder": config.encoder, "queries": queries, "stored": stored}
     learner = learner_for(config.student, tasks, [one.training_set for one in rows], config.io_format, soft, **settings)
     base = prepare_base(config, stage, learner, [(t, one.training_set) for t, one in zip(tasks, rows, strict=True)], sources.found)
@@ -230,9 +230,9 @@ def _work(config: Config, stage: Stage, sources: Sources) -> Result:
     taught = None  # what a teacher of logits reads: its answers are those to the rows as it was asked, side inputs and all
     if first is not None and sources.teacher is not None:
         taught = examples(learner, base.tokenizer, shown, tasks, config.max_tokens, config.held_out_share)
-    done = train(config, stage, learner, base, table, taught, sources.teacher)
-    digest = finish(config, stage, learner, base, done, table)
-    result = record(config, stage, done, table, base.name, tasks, digest)
+    done = train_student(config, stage, learner, base, table, taught, sources.teacher)
+    digest = finish_student(config, stage, learner, base, done, table)
+    result = record_figures(config, stage, done, table, base.name, tasks, digest)
     if first is None:
         return result
     count = sum(int(with_side(one.training_set, task).sum()) for one, task in zip(shown, tasks, strict=True))
@@ -246,7 +246,7 @@ def _check_logits(config: Config, store: Storage, sources: Sources, fmt: ModelFo
     if sources.teacher is not None:
         check_logits(config.student, fmt, tokenizer, sources.teacher, config.logits.revision if config.logits else "")
         return
-    for receipt, name in _named(sources, "training_set."):
+    for receipt, name in _references(sources, "training_set."):
         check_stored(config.student, tokenizer, source_of(store, receipt), f"{receipt.path}:{name}")
 
 
@@ -261,7 +261,7 @@ def _first_stage(config: Config, stage: Stage, rows: list[Rows], tasks: list[Tas
 
 def _second_stage(config: Config, sources: Sources, first: Receipt, store: Storage) -> tuple[Config, Sources]:
     """The same training from the first stage's weights, of a student that is shown the query alone."""
-    update = {"base": Base(model=first.path), "io_format": config.io_format.model_copy(update={"side_inputs": False})}
+    update = {"base": BaseModelConfig(model=first.path), "io_format": config.io_format.model_copy(update={"side_inputs": False})}
     return config.model_copy(update=update), sources._replace(found=resolve_weights(first.path, "", store))
 
 
@@ -273,5 +273,5 @@ def _both_stages(stage: Stage, first: Receipt, count: int) -> tuple[TrainingStag
     return tuple(TrainingStage(side_inputs=side, path=path, **{name: m[name] for name in kept}) for side, (path, m) in stages.items())
 
 
-def _named(sources: Sources, prefix: str) -> list[tuple[Receipt, str]]:
+def _references(sources: Sources, prefix: str) -> list[tuple[Receipt, str]]:
     return [ref for name, ref in sources.refs.items() if name.startswith(prefix)]

@@ -56,7 +56,7 @@ class Trial(NamedTuple):
 def run(config: Config) -> Receipt[Result]:
     """Train every trial, name the best. ConfigError before any training when a point is no valid config; TrainingError when all fail."""
     tried = trials(config)
-    marks = {f"trial.{number:03}": distill.identity(trial.config) for number, trial in enumerate(tried)}
+    marks = {f"trial.{number:03}": distill.student_fingerprint(trial.config) for number, trial in enumerate(tried)}
     return run_once("sweep", Result, config, lambda stage: _work(config, stage, tried), inputs=marks, replaces={"base": {}, "grid": {}})
 
 
@@ -80,11 +80,11 @@ def trials(config: Config) -> list[Trial]:
     for point in points:
         values = dict(zip(names, point, strict=True))
         label = ", ".join(f"{name}={json.dumps(value)}" for name, value in values.items()) or "base"
-        found.append(Trial(label, values, build_config(distill.Config, laid_over(plain, values), where=f"grid: {label}")))
+        found.append(Trial(label, values, build_config(distill.Config, overlay_fields(plain, values), where=f"grid: {label}")))
     return found
 
 
-def laid_over(plain: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def overlay_fields(plain: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """`plain` with each `path.to.field` set. A group that is null becomes one, with the defaults of its other fields."""
     data: dict[str, Any] = copy.deepcopy(dict(plain))
     for path, value in values.items():
@@ -102,7 +102,7 @@ def _work(config: Config, stage: Stage, tried: Sequence[Trial]) -> Result:
     table = []
     for number, trial in enumerate(tried):
         say(f"sweep        trial {number + 1} of {len(tried)}: {trial.label}")
-        table.append(_tried(config, stage, number, trial))
+        table.append(_run_trial(config, stage, number, trial))
     done = [row for row in table if row["path"]]
     if not done:
         raise TrainingError("every trial failed", where="grid", value=table[0]["reason"], fix="correct the base config")
@@ -117,7 +117,7 @@ def _work(config: Config, stage: Stage, tried: Sequence[Trial]) -> Result:
     return Result(best=best["path"], best_trial=best["trial"], best_values=best["values"])
 
 
-def _tried(config: Config, stage: Stage, number: int, trial: Trial) -> dict[str, Any]:
+def _run_trial(config: Config, stage: Stage, number: int, trial: Trial) -> dict[str, Any]:
     row: dict[str, Any] = {"number": number, "trial": trial.label, "values": trial.values, "path": "", "value": None, "reason": ""}
     tracking = config.tracking.model_copy(update={"parent_run": stage.run_id, "run_name": trial.label})
     try:
@@ -130,7 +130,7 @@ def _tried(config: Config, stage: Stage, number: int, trial: Trial) -> dict[str,
             "a trial has no such metric", where="metric", value=config.metric, fix=f"one of: {', '.join(sorted(made.metrics))}"
         )
     if made.reused:
-        _shown_again(config, stage, trial, made)
+        _log_earlier_trial(config, stage, trial, made)
     if not math.isfinite(value):
         return {**row, "reason": f"{config.metric} is {value}: no held-out rows?"}
     kept = ("train_loss", "eval_loss", "steps", "train_seconds", "real_token_share", "params")
@@ -138,7 +138,7 @@ def _tried(config: Config, stage: Stage, number: int, trial: Trial) -> dict[str,
     return {**row, "path": made.path, "value": value, "reused": made.reused, **figures}
 
 
-def _shown_again(config: Config, stage: Stage, trial: Trial, made: Receipt) -> None:
+def _log_earlier_trial(config: Config, stage: Stage, trial: Trial, made: Receipt) -> None:
     """A trial that was done before has its run under another parent: it gets one here too, that says so."""
     tags = {"headtail.path": made.path, "headtail.fingerprint": made.fingerprint, "headtail.first_run": made.run_id}
     tracker = stage.tracker

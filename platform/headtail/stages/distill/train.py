@@ -28,7 +28,7 @@ from headtail.adapters.storage import Storage, column_bytes, fetch_folder, put_f
 from headtail.core.errors import TrainingError
 from headtail.engines.models import check_weights, resolve_weights
 from headtail.stages.distill import logits, zero
-from headtail.stages.distill.batches import Batch, Columns, columns, epoch_seed, plan_epoch, steps_of
+from headtail.stages.distill.batches import Batch, Columns, epoch_seed, example_columns, plan_epoch, steps_of
 from headtail.stages.distill.checkpoints import Checkpoints
 from headtail.stages.distill.learner import Learner
 
@@ -66,7 +66,7 @@ class Spec(NamedTuple):
         return f"{self.work}/done.json"
 
 
-def worker(spec: Spec) -> None:
+def train_worker(spec: Spec) -> None:
     """One rank's whole run."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if spec.config.gpus_per_worker else "cpu")
     import torch
@@ -79,14 +79,14 @@ def worker(spec: Spec) -> None:
     with tempfile.TemporaryDirectory(prefix="headtail-train-") as scratch:
         table = read_table(spec.store, spec.examples)
         if spec.config.logits is not None and spec.config.logits.teacher:
-            table = taught(spec, spec.config.logits, table, rank, world)
-        engine = zero.start(_model(spec, Path(scratch)), spec.config)
+            table = add_teacher_logits(spec, spec.config.logits, table, rank, world)
+        engine = zero.start_engine(_model(spec, Path(scratch)), spec.config)
         held = table["held_out"].to_numpy()
-        Run(spec, engine, rank, world, columns(table.filter(~held)), columns(table.filter(held)), Path(scratch)).train()
+        Run(spec, engine, rank, world, example_columns(table.filter(~held)), example_columns(table.filter(held)), Path(scratch)).train()
     torch.distributed.barrier()
 
 
-def taught(spec: Spec, asked: logits.Logits, table: pa.Table, rank: int, world: int) -> pa.Table:
+def add_teacher_logits(spec: Spec, asked: logits.Logits, table: pa.Table, rank: int, world: int) -> pa.Table:
     """The examples with the teacher's likeliest tokens. Each rank asks the teacher for its share, once, and stores it."""
     import torch
 
@@ -111,7 +111,7 @@ def taught(spec: Spec, asked: logits.Logits, table: pa.Table, rank: int, world: 
 
 
 @dataclass
-class State:
+class LoopState:
     """Where the loop is and what it saw: with the weights, all that a checkpoint must hold. The same on every rank."""
 
     step: int
@@ -132,11 +132,11 @@ class Run:
         self.spec, self.engine, self.rank, self.world, self.trained, self.held = spec, engine, rank, world, trained, held
         self.config, self.scratch = spec.config, scratch
         self.cut = {"rows": self.config.batch_rows, "workers": world, "tokens": self.config.batch_tokens}
-        each = steps_of(lambda n: self._shown(n)["length"], seed=self.config.seed, epochs=self.config.epochs, **self.cut)
+        each = steps_of(lambda n: self._epoch_rows(n)["length"], seed=self.config.seed, epochs=self.config.epochs, **self.cut)
         self.ends = list(itertools.accumulate(each))
         self.steps = min(self.ends[-1], self.config.max_steps or self.ends[-1])
         self.stopping = self.config.early_stopping
-        self.state = State(0, [], [], None, 0, 0.0)
+        self.state = LoopState(0, [], [], None, 0, 0.0)
         self.own = {"real_tokens": 0, "tokens": 0, "rows": 0}
         made = self.config.model_dump(mode="json", include={"zero_stage", "precision", "lora"}) | {"workers": world, "data": spec.data}
         self.checkpoints = Checkpoints(spec.store, spec.work, scratch, rank, world, self.config.lora is not None, made)
@@ -151,7 +151,7 @@ class Run:
         """All steps from the last complete checkpoint on, then the weights and `done.json`."""
         found = self.checkpoints.load(self.engine)
         if found is not None:
-            self.state, self.own = State(**found[0]), found[1]
+            self.state, self.own = LoopState(**found[0]), found[1]
         self.engine.train()  # from_pretrained leaves it in eval mode: no dropout until somebody says so
         self.started = time.monotonic()
         stopped = self._stops()
@@ -198,11 +198,11 @@ class Run:
     @lru_cache(maxsize=1)  # noqa: B019  # one run per process
     def _epoch(self, number: int) -> tuple[Columns, list[list[np.ndarray]]]:
         """The rows as an epoch shows them, and its batches: planned by what is shown, so that little of them is padding."""
-        rows = self._shown(number)
+        rows = self._epoch_rows(number)
         return rows, plan_epoch(rows["length"], seed=epoch_seed(self.config.seed, number), **self.cut)
 
-    def _shown(self, number: int) -> Columns:
-        return self.spec.learner.shown(self.trained, epoch_seed(self.config.seed, number))
+    def _epoch_rows(self, number: int) -> Columns:
+        return self.spec.learner.epoch_rows(self.trained, epoch_seed(self.config.seed, number))
 
     def _collate(self, rows: Columns, parts: list[np.ndarray]) -> Batch:
         mine = parts[self.rank]
@@ -245,7 +245,7 @@ class Run:
             return float("nan")
         self.engine.eval()
         with torch.no_grad():
-            for batch in self._held():
+            for batch in self._held_out_batches():
                 total, weight = self.spec.learner.loss(self.engine, self._tensors(batch))
                 sums += torch.stack([total.float(), weight.float()])
         self.engine.train()
@@ -253,14 +253,14 @@ class Run:
         torch.distributed.broadcast(sums, 0)  # one verdict for all ranks, to the last bit
         return float(sums[0] / sums[1].clamp(min=1e-6))
 
-    def _held(self) -> Iterator[Batch]:
+    def _held_out_batches(self) -> Iterator[Batch]:
         for parts in plan_epoch(self.held["length"], seed=0, **self.cut):
             yield self._collate(self.held, parts)
 
     def _save(self, name: str) -> list[str]:
         """Adapter (LoRA) or whole model, moved into the store as `work/<name>`; all ranks call it, rank 0 gets the files."""
         lora = self.config.lora is not None
-        state = zero.gathered(self.engine.module, self.config.zero_stage, lora, keep=self.rank == 0)
+        state = zero.gather_weights(self.engine.module, self.config.zero_stage, lora, keep=self.rank == 0)
         if state is None:
             return []
         folder = self.scratch / "weights"
@@ -317,10 +317,10 @@ def _model(spec: Spec, scratch: Path) -> Any:
     else:
         path = check_weights(resolve_weights(base.model, base.revision, spec.store), spec.base_digest).path
     model, tokenizer = spec.learner.load(path, base.revision)
-    return model if spec.config.lora is None else adapted(model, tokenizer, spec.learner, spec.config.lora)
+    return model if spec.config.lora is None else add_adapters(model, tokenizer, spec.learner, spec.config.lora)
 
 
-def adapted(model: Any, tokenizer: Any, learner: Learner, lora: Lora) -> Any:
+def add_adapters(model: Any, tokenizer: Any, learner: Learner, lora: Lora) -> Any:
     """`model` with adapters to train, and with the embeddings of the symbols of the student's compact format.
 
     Adapters leave embeddings as they are, and those of tokens that a base never saw are all equal: it could not tell one

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 CLIP = 1.0  # gradient norm above which a step is shortened
 
 
-def start(model: Any, how: Config) -> Any:
+def start_engine(model: Any, how: Config) -> Any:
     """A DeepSpeed engine for the weights of `model` that train, with AdamW."""
     import logging
 
@@ -44,7 +44,7 @@ def start(model: Any, how: Config) -> Any:
     return engine
 
 
-def gathered(module: Any, zero_stage: int, trained_only: bool, keep: bool) -> dict[str, Any] | None:
+def gather_weights(module: Any, zero_stage: int, trained_only: bool, keep: bool) -> dict[str, Any] | None:
     """Every weight of `module` on the CPU, by name; None unless `keep`. All ranks call it: under ZeRO-3 each holds a part.
 
     `trained_only` leaves out weights that do not train (the base under an adapter). save_16bit_model can write nothing and

@@ -17,7 +17,7 @@ from headtail.core.receipt import Receipt
 from headtail.core.rows import ALL, STRATA
 from headtail.core.task import Task
 from headtail.stages.base import versions
-from headtail.stages.evaluate.scoring import Calibration, Scored, Sureness, plain
+from headtail.stages.evaluate.scoring import Calibration, ScoredSource, Sureness, interval_json
 from headtail.stages.precompute.result import Result as PrecomputeResult
 
 
@@ -26,7 +26,7 @@ def document(
     task: Task,
     labels: str,
     receipts: Mapping[str, Receipt[PrecomputeResult]],
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredSource],
     quality: pa.Table,
     calibrated: Mapping[str, Calibration],
     gaps: Sequence[Mapping[str, Any]],
@@ -59,13 +59,13 @@ def document(
     }
 
 
-def _metrics(s: Scored, quality: pa.Table, held: Calibration | None, sure: Sureness) -> Iterator[dict[str, Any]]:
+def _metrics(s: ScoredSource, quality: pa.Table, held: Calibration | None, sure: Sureness) -> Iterator[dict[str, Any]]:
     for q in quality.filter(pc.equal(quality["source"], s.source)).to_pylist():
         figures = {"value": q["quality"], "low": q["low"], "high": q["high"], "method": q["method"], "effective_n": q["effective"]}
         yield {"name": "micro_f1", "split": q["stratum"], "n": q["n"], "answered": q["answered"], **figures}
     for name in (*STRATA, ALL):
         if s.where(name).any():
-            yield {"name": "exact_match", "split": name, **plain(share_interval(s.exact[s.where(name)], sure.confidence))}
+            yield {"name": "exact_match", "split": name, **interval_json(share_interval(s.exact[s.where(name)], sure.confidence))}
     for name, value in (("ece_15_equal_mass_bins", held.ece), ("auroc_confidence_vs_exact_match", held.auroc)) if held else ():
         if held and value == value:
             yield {"name": name, "split": ALL, "n": held.n, "value": value}

@@ -1,6 +1,6 @@
 """Score answers against human labels, row by row, then by answer source and slice. Pure: tables and dicts in, tables and numbers out.
 
-    human labels + {answer source: {query_key: Given}} -> SCORED rows -> QUALITY table, calibration, agreement, paired differences
+    human labels + {answer source: {query_key: SourceAnswer}} -> SCORED rows -> QUALITY table, calibration, agreement, paired differences
 
 Slices are the strata, `all` (every labelled row alike) and `traffic` (labelled rows weighted by their events).
 """
@@ -34,7 +34,7 @@ class Sureness(NamedTuple):
     seed: int = 0
 
 
-class Given(NamedTuple):
+class SourceAnswer(NamedTuple):
     """What an answer source gave for a query: parsed answer (None unless answered), state, confidence (None when unknown)."""
 
     answer: Any
@@ -42,7 +42,7 @@ class Given(NamedTuple):
     confidence: float | None
 
 
-def lookup(task: Task, tables: Iterable[pa.Table], keys: pa.Array, where: str) -> dict[bytes, Given]:
+def find_answers(task: Task, tables: Iterable[pa.Table], keys: pa.Array, where: str) -> dict[bytes, SourceAnswer]:
     """The answers to `keys` among `tables`. Of several answers to one query an answered one wins, then the smaller answer_key.
 
     InputError when an answer is not valid under `task`: it belongs to another task, and its score would mean nothing.
@@ -54,26 +54,26 @@ def lookup(task: Task, tables: Iterable[pa.Table], keys: pa.Array, where: str) -
             held = best.get(row["query_key"])
             if held is None or order < held[:2]:
                 best[row["query_key"]] = (*order, row)
-    return {key: _given(task, row, where) for key, (_, _, row) in best.items()}
+    return {key: _source_answer(task, row, where) for key, (_, _, row) in best.items()}
 
 
-def _given(task: Task, row: Mapping[str, Any], where: str) -> Given:
+def _source_answer(task: Task, row: Mapping[str, Any], where: str) -> SourceAnswer:
     if row["state"] != State.ANSWERED:
-        return Given(None, row["state"], None)
+        return SourceAnswer(None, row["state"], None)
     answer, problem = task.parse(row["answer"])
     if problem:
         fix = "name a precompute of this task, or run precompute again"
         raise InputError(f"an answer is not valid under task {task.name}: {problem}", where=where, value=row["answer"], fix=fix)
-    return Given(answer, row["state"], row["confidence"])
+    return SourceAnswer(answer, row["state"], row["confidence"])
 
 
-def score_rows(task: Task, labels: pa.Table, sources: Mapping[str, Mapping[bytes, Given]]) -> pa.Table:
+def score_rows(task: Task, labels: pa.Table, sources: Mapping[str, Mapping[bytes, SourceAnswer]]) -> pa.Table:
     """One SCORED row per labelled row and answer source, the fallback's last."""
     lines = []
     for row in labels.to_pylist():
-        wanted = _wanted(row)
-        everyone = {source: answers.get(row["query_key"], Given(None, ABSENT, None)) for source, answers in sources.items()}
-        everyone[str(Source.FALLBACK)] = Given(task.fallback(row["query"]), str(State.ANSWERED), None)
+        wanted = _expected(row)
+        everyone = {source: answers.get(row["query_key"], SourceAnswer(None, ABSENT, None)) for source, answers in sources.items()}
+        everyone[str(Source.FALLBACK)] = SourceAnswer(task.fallback(row["query"]), str(State.ANSWERED), None)
         base = {name: row[name] for name in ("query_key", "query", "stratum", "count")}
         for source, given in everyone.items():
             answered, counts = given.state == State.ANSWERED, task.score(wanted, given.answer)
@@ -83,7 +83,7 @@ def score_rows(task: Task, labels: pa.Table, sources: Mapping[str, Mapping[bytes
     return pa.Table.from_pylist(lines, schema=SCORED)
 
 
-def _wanted(row: Mapping[str, Any]) -> Any:
+def _expected(row: Mapping[str, Any]) -> Any:
     try:
         return json.loads(row["answer"])
     except (TypeError, json.JSONDecodeError) as error:
@@ -91,7 +91,7 @@ def _wanted(row: Mapping[str, Any]) -> Any:
         raise InputError(f"a human label is not JSON: {error}", where=where, value=row["answer"], fix="run ingest again") from None
 
 
-class Scored(NamedTuple):
+class ScoredSource(NamedTuple):
     """One answer source's rows as arrays."""
 
     source: str
@@ -112,7 +112,7 @@ class Scored(NamedTuple):
         return self.traffic > 0 if name == TRAFFIC else self.stratum == name
 
 
-def by_source(rows: pa.Table) -> list[Scored]:
+def by_source(rows: pa.Table) -> list[ScoredSource]:
     """`rows` split by answer source, in order of first appearance."""
     found = []
     for source in rows["source"].unique().to_pylist():
@@ -123,12 +123,12 @@ def by_source(rows: pa.Table) -> list[Scored]:
         stratum = np.asarray(part["stratum"].to_pylist(), dtype=object)
         traffic = np.nan_to_num(count, nan=0.0)
         found.append(
-            Scored(source, stratum, traffic, tp, fp, fn, part["exact"].to_numpy(), answered, confidence, part["given"].to_pylist())
+            ScoredSource(source, stratum, traffic, tp, fp, fn, part["exact"].to_numpy(), answered, confidence, part["given"].to_pylist())
         )
     return found
 
 
-def quality_of(scored: Scored, name: str, sure: Sureness) -> Interval:
+def quality_of(scored: ScoredSource, name: str, sure: Sureness) -> Interval:
     """Micro-F1 of one answer source on one slice. Rows in which nothing was wanted and nothing given carry no unit; a slice of
     such rows only has its share of answered rows as its quality, so that silence is not praised."""
     inside = scored.where(name)
@@ -162,7 +162,7 @@ class Calibration(NamedTuple):
     bins: list[Bin]
 
 
-def calibration_of(scored: Scored, sure: Sureness) -> Calibration:
+def calibration_of(scored: ScoredSource, sure: Sureness) -> Calibration:
     """Confidence against the whole answer being right."""
     known = scored.answered & ~np.isnan(scored.confidence)
     confidence, right = scored.confidence[known], scored.exact[known]
@@ -170,7 +170,7 @@ def calibration_of(scored: Scored, sure: Sureness) -> Calibration:
     return Calibration(int(known.sum()), ece(confidence, right), auroc(confidence, right), bins)
 
 
-def agreement(task: Task, teacher: Scored, student: Scored) -> tuple[float, int]:
+def agreement(task: Task, teacher: ScoredSource, student: ScoredSource) -> tuple[float, int]:
     """Micro-F1 of the student with the teacher's answers taken as wanted, and the rows both answered. Says nothing of quality."""
     tp = fp = fn = n = 0
     for theirs, ours in zip(teacher.given, student.given, strict=True):
@@ -182,23 +182,23 @@ def agreement(task: Task, teacher: Scored, student: Scored) -> tuple[float, int]
     return (2 * tp / units if units else float(n > 0)), n
 
 
-def differences(scored: Sequence[Scored], sure: Sureness) -> Iterator[dict[str, Any]]:
+def source_differences(scored: Sequence[ScoredSource], sure: Sureness) -> Iterator[dict[str, Any]]:
     """Each other answer source minus the teacher (the first answer source when none has that name), on the same rows, by slice."""
     base = next((s for s in scored if s.source == Source.TEACHER), scored[0])
     for other in scored:
         for name in (*STRATA, ALL) if other is not base else ():
             if other.where(name).any():
-                yield {"source": other.source, "minus": base.source, "split": name, **minus(other, base, name, sure)}
+                yield {"source": other.source, "minus": base.source, "split": name, **paired_difference(other, base, name, sure)}
 
 
-def minus(one: Scored, other: Scored, name: str, sure: Sureness) -> dict[str, Any]:
+def paired_difference(one: ScoredSource, other: ScoredSource, name: str, sure: Sureness) -> dict[str, Any]:
     """The paired difference of two answer sources on the rows of a slice, as JSON."""
     inside = one.where(name)
     a, b = ((s.tp[inside], s.fp[inside], s.fn[inside]) for s in (one, other))
-    return plain(f1_difference(a, b, **sure._asdict()))
+    return interval_json(f1_difference(a, b, **sure._asdict()))
 
 
-def plain(found: Interval) -> dict[str, Any]:
+def interval_json(found: Interval) -> dict[str, Any]:
     """An interval as JSON; null for a value that there is none of."""
     value = None if found.value != found.value else found.value
     return {"value": value, "low": found.low, "high": found.high, "n": found.n, "effective_n": found.effective, "method": found.method}

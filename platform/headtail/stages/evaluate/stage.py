@@ -39,10 +39,10 @@ from headtail.stages.evaluate.scoring import (
     agreement,
     by_source,
     calibration_of,
-    differences,
-    lookup,
+    find_answers,
     quality_rows,
     score_rows,
+    source_differences,
 )
 from headtail.stages.precompute.result import Result as PrecomputeResult
 
@@ -86,7 +86,7 @@ def run(config: Config) -> Receipt[Result]:
             fix = "name a labels column or file when you run ingest"
             raise InputError("no labelled rows to evaluate on", where=human_labels.output(name).path, fix=fix)
         keys = wanted["query_key"].combine_chunks()
-        given = {source: lookup(task, read_answers(store, receipt, COLUMNS), keys, receipt.path) for source, receipt in found.items()}
+        given = {source: find_answers(task, read_answers(store, receipt, COLUMNS), keys, receipt.path) for source, receipt in found.items()}
         for source, answers in given.items():
             if not answers:
                 fix = f"add {config.labels} to precompute's inputs"
@@ -106,7 +106,7 @@ def _write(
 ) -> dict[str, Figures]:
     scored, quality = by_source(rows), quality_rows(rows, config.sure)
     calibrated = {s.source: calibration_of(s, config.sure) for s in scored if s.source != Source.FALLBACK}
-    gaps = list(differences(scored, config.sure))
+    gaps = list(source_differences(scored, config.sure))
     for line in quality.to_pylist():
         if line["n"]:
             where = f"{line['source']}/{line['stratum']}"

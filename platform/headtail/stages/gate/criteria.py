@@ -39,7 +39,7 @@ class SourceScores(NamedTuple):
         return self.events > 0 if name == TRAFFIC else self.stratum == name
 
 
-class Judged(NamedTuple):
+class JudgeScores(NamedTuple):
     """A judge's scores on one stratum: of the labelled rows (in the answer source's order), and of rows without people's labels."""
 
     labelled: Array
@@ -92,7 +92,12 @@ def source_rows(rows: pa.Table, source: str, score: ScoreName) -> SourceScores:
 
 
 def criterion_tests(
-    policy: GatePolicy, sources: Mapping[str, SourceScores], own: str, score: ScoreName, judged: Mapping[str, Judged], most_events: float
+    policy: GatePolicy,
+    sources: Mapping[str, SourceScores],
+    own: str,
+    score: ScoreName,
+    judged: Mapping[str, JudgeScores],
+    most_events: float,
 ) -> Iterator[CriterionTest]:
     """Every criterion with its proof. `judged` by stratum; `most_events`: events of the log's most frequent query, 0 when not known."""
     each = policy.delta / policy.candidates / _criteria(policy)  # the strictest level of Holm's: what bets are tuned to
@@ -123,7 +128,7 @@ def decide(tests: Sequence[CriterionTest], policy: GatePolicy) -> tuple[Criterio
     return tuple(_criterion(a, p, bool(ok), float(level), policy) for a, p, ok, level in zip(tests, ps, passed, levels, strict=True))
 
 
-def others(policy: GatePolicy) -> list[str]:
+def compared_sources(policy: GatePolicy) -> list[str]:
     """The answer sources that the candidate is compared with."""
     return [other for _, other, _ in _relative(policy)]
 

@@ -27,7 +27,7 @@ from headtail.core.receipt import Receipt
 from headtail.core.rows import JUDGED, SCORED, Stratum, conform
 from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.evaluate.result import Result as EvaluateResult
-from headtail.stages.gate.criteria import Judged, SourceScores
+from headtail.stages.gate.criteria import JudgeScores, SourceScores
 from headtail.stages.gate.result import JudgeResult
 from headtail.stages.precompute.result import Result as PrecomputeResult
 
@@ -37,7 +37,7 @@ def scored_rows(store: Storage, evaluation: Receipt) -> pa.Table:
     return conform(output_table(store, evaluation, "rows"), SCORED, evaluation.output("rows").path)
 
 
-def labels_of(store: Storage, evaluation: Receipt[EvaluateResult]) -> tuple[Receipt, str]:
+def evaluation_labels(store: Storage, evaluation: Receipt[EvaluateResult]) -> tuple[Receipt, str]:
     """The receipt that holds the human labels, and the SHA-256 of the table of human labels."""
     receipt, name = load_ref(store, evaluation.result.labels)
     return receipt, receipt.output(name).sha256
@@ -77,7 +77,7 @@ def candidate_of(store: Storage, ref: str, answers: Receipt[PrecomputeResult]) -
     return ref, digest, remarks
 
 
-class TestedCandidate(Config):
+class CandidateTest(Config):
     """One test on labelled rows: whose answers were judged, and by what."""
 
     answers: StorePath = Field(description="folder of the answers")
@@ -93,10 +93,10 @@ def candidate_number(store: Storage, folder: str, mine: Mapping[str, str]) -> in
     Every test on the same labels is another chance to pass by luck. A test is written down before its verdict is known; the
     same one (answers, human labels, score, judge) keeps its number. `mine` also names an evaluation, whose rows tell the labelled queries.
     """
-    own, me = _keys(store, mine["evaluation"]), _named(mine)
+    own, me = _keys(store, mine["evaluation"]), _entry_names(mine)
     earlier: list[tuple[str, ...]] = []
-    for entry in append_log.read_entry_records(store, TestedCandidate, folder):
-        if (named := _named(entry.model_dump())) == me:
+    for entry in append_log.read_entry_records(store, CandidateTest, folder):
+        if (named := _entry_names(entry.model_dump())) == me:
             return len(earlier) + 1
         if named not in earlier and (entry.labels == mine["labels"] or own & _keys(store, entry.evaluation, own)):
             earlier.append(named)
@@ -104,7 +104,7 @@ def candidate_number(store: Storage, folder: str, mine: Mapping[str, str]) -> in
     return len(earlier) + 1
 
 
-def _named(entry: Mapping[str, str]) -> tuple[str, ...]:
+def _entry_names(entry: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(entry[name] for name in ("answers", "labels", "score", "judge"))
 
 
@@ -123,15 +123,17 @@ def most_events(store: Storage, planned: Receipt) -> float:
     return 0.0
 
 
-class Judge(NamedTuple):
+class JudgeByStratum(NamedTuple):
     """A judge's scores by stratum, and what the evidence says of the judge."""
 
-    by_stratum: dict[str, Judged]
-    about: dict[str, Any]
+    by_stratum: dict[str, JudgeScores]
+    description: dict[str, Any]
     sha256: str
 
 
-def read_judge(store: Storage, ref: str, answers: Receipt, teacher: Receipt[PrecomputeResult] | None, source: SourceScores) -> Judge:
+def read_judge(
+    store: Storage, ref: str, answers: Receipt, teacher: Receipt[PrecomputeResult] | None, source: SourceScores
+) -> JudgeByStratum:
     """A judge's scores of the candidate's answers, split into rows that people labelled too and rows that they did not.
 
     Rows without a score count against the candidate: 0 where the judge stands alone, 1 where it is compared with a person's
@@ -147,7 +149,7 @@ def read_judge(store: Storage, ref: str, answers: Receipt, teacher: Receipt[Prec
     keys = table["query_key"].to_pylist()
     if len(set(keys)) < len(keys):
         raise InputError("a judge's table has a query twice; rows must be independent", where=where)
-    known = _answered(store, answers, table["query_key"].combine_chunks())
+    known = _answers_to(store, answers, table["query_key"].combine_chunks())
     its = raw["answer_key"].to_pylist() if "answer_key" in raw.column_names else None
     fits = [key in known and (its is None or its[i] == known[key][0]) for i, key in enumerate(keys)]
     found = {key: float(score) for key, score, fit in zip(keys, scores, fits, strict=True) if fit}
@@ -155,9 +157,9 @@ def read_judge(store: Storage, ref: str, answers: Receipt, teacher: Receipt[Prec
     by_stratum = {}
     for stratum in map(str, Stratum):
         beside = [found.get(key, float("nan")) for key, inside in zip(source.keys, source.inside(stratum), strict=True) if inside]
-        more = [found[k] for k in sorted(found, key=_shuffled) if k not in labelled and known[k][1] == stratum]
+        more = [found[k] for k in sorted(found, key=_shuffle_key) if k not in labelled and known[k][1] == stratum]
         if more:
-            by_stratum[stratum] = Judged(np.nan_to_num(np.asarray(beside), nan=1.0), np.nan_to_num(np.asarray(more)))
+            by_stratum[stratum] = JudgeScores(np.nan_to_num(np.asarray(beside), nan=1.0), np.nan_to_num(np.asarray(more)))
     model = load_receipt(store, receipt.stage, receipt.path, JudgeResult).result.model
     own = None if model is None or teacher is None else model.digest == teacher.result.model.digest
     about = {
@@ -169,14 +171,14 @@ def read_judge(store: Storage, ref: str, answers: Receipt, teacher: Receipt[Prec
     }
     about["labelled_without_score"] = sum(key not in found for key in source.keys)
     about["answers_checked"] = its is not None
-    return Judge(by_stratum, about, receipt.output(name).sha256)
+    return JudgeByStratum(by_stratum, about, receipt.output(name).sha256)
 
 
-def _shuffled(key: bytes) -> bytes:
+def _shuffle_key(key: bytes) -> bytes:
     return hashlib.blake2b(key, digest_size=8, person=b"gate").digest()
 
 
-def _answered(store: Storage, answers: Receipt, keys: pa.Array) -> dict[bytes, tuple[bytes, str]]:
+def _answers_to(store: Storage, answers: Receipt, keys: pa.Array) -> dict[bytes, tuple[bytes, str]]:
     """(answer_key, stratum) of the candidate's answers to `keys`."""
     found: dict[bytes, tuple[bytes, str]] = {}
     for table in read_answers(store, answers, ["query_key", "answer_key", "stratum"]):

@@ -27,9 +27,27 @@ from headtail.core.rows import ALL, SLICES, TRAFFIC, Source
 from headtail.core.task import load_task
 from headtail.stages.base import Stage, run_once
 from headtail.stages.evaluate.result import Result as EvaluateResult
-from headtail.stages.gate.criteria import CriterionTest, GatePolicy, ScoreName, SourceScores, criterion_tests, decide, others, source_rows
+from headtail.stages.gate.criteria import (
+    CriterionTest,
+    GatePolicy,
+    ScoreName,
+    SourceScores,
+    compared_sources,
+    criterion_tests,
+    decide,
+    source_rows,
+)
 from headtail.stages.gate.result import Result
-from headtail.stages.gate.sources import Judge, answers_of, candidate_number, candidate_of, labels_of, most_events, read_judge, scored_rows
+from headtail.stages.gate.sources import (
+    JudgeByStratum,
+    answers_of,
+    candidate_number,
+    candidate_of,
+    evaluation_labels,
+    most_events,
+    read_judge,
+    scored_rows,
+)
 
 VERSION = 1
 _UNITS = {"quality": "quality against people's answers", "drop": "minus the teacher's", "above": "minus the fallback's"}
@@ -104,7 +122,7 @@ def run(config: Config) -> Receipt[Result]:
             "the scored answers belong to another version of the task", where=answers.path, value=value, fix="run evaluate again"
         )
     candidate, digest, remarks = candidate_of(store, config.candidate, answers)
-    planned, labels = labels_of(store, evaluation)
+    planned, labels = evaluation_labels(store, evaluation)
     judge = load_ref(store, config.judge) if config.judge else None
     judged_by = f"{judge[0].path}:{judge[1]}" if judge else ""
     mine = {"answers": answers.path, "labels": labels, "score": config.score, "judge": judged_by, "evaluation": evaluation.path}
@@ -128,7 +146,7 @@ def run(config: Config) -> Receipt[Result]:
             correction=f"Holm over {len(criteria)} criteria at {config.delta:g} / {policy.candidates} candidates",
             criteria=criteria,
             data=sources.digests,
-            judge=sources.judge.about if sources.judge else {},
+            judge=sources.judge.description if sources.judge else {},
             figures=evaluation.result.figures[config.source],
         )
         _record(stage, config, evidence, sources)
@@ -174,13 +192,13 @@ class _Sources:
     ) -> None:
         rows = scored_rows(store, evaluation)
         self.sources: dict[str, SourceScores] = {
-            name: source_rows(rows, name, config.score) for name in dict.fromkeys([config.source, *others(policy)])
+            name: source_rows(rows, name, config.score) for name in dict.fromkeys([config.source, *compared_sources(policy)])
         }
         own = self.sources[config.source]
         if any(source.keys != own.keys for source in self.sources.values()):
             raise ConfigError("the answer sources were not scored on the same rows", where=evaluation.path, fix="run evaluate again")
-        self.digests = {"rows": evaluation.output("rows").sha256, "human_labels": labels_of(store, evaluation)[1]}
-        self.judge: Judge | None = None
+        self.digests = {"rows": evaluation.output("rows").sha256, "human_labels": evaluation_labels(store, evaluation)[1]}
+        self.judge: JudgeByStratum | None = None
         if config.judge:
             teacher = answers_of(store, evaluation, Source.TEACHER) if Source.TEACHER in evaluation.result.answers else None
             self.judge = read_judge(store, config.judge, answers, teacher, own)
@@ -211,7 +229,7 @@ def _record(stage: Stage, config: Config, evidence: Evidence, sources: _Sources)
     stage.metrics["passed"] = float(evidence.passed)
     stage.metrics |= figure_metrics(evidence.figures)
     stage.json("verdict", evidence.model_dump(mode="json"))
-    stage.figure("gate", figure(evidence))
+    stage.figure("gate", criteria_figure(evidence))
     stage.tracker.log(stage.run_id, {}, {}, {"headtail.gate": "passed" if evidence.passed else "rejected"})
 
 
@@ -237,7 +255,7 @@ def _remarks(config: Config, evidence: Evidence, number: int) -> list[str]:
     return found
 
 
-def figure(evidence: Evidence) -> Any:
+def criteria_figure(evidence: Evidence) -> Any:
     """A row per criterion: the estimate (dot), the lower bound (start of the bar), the threshold (tick). One panel per scale."""
     kinds = list(dict.fromkeys(criterion.kind for criterion in evidence.criteria))
     sizes = [sum(criterion.kind == kind for criterion in evidence.criteria) for kind in kinds]

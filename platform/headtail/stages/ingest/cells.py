@@ -51,7 +51,7 @@ def text(array: pa.Array) -> pa.Array | None:
     return array.cast(pa.string()).cast(pa.binary())
 
 
-def coded(column: pa.ChunkedArray) -> pa.DictionaryArray | None:
+def dictionary_cells(column: pa.ChunkedArray) -> pa.DictionaryArray | None:
     """A column of text or plain values as places in its distinct values, these as bytes; None for a column of anything else."""
     array = column.combine_chunks()
     if not pa.types.is_dictionary(array.type) or isinstance(array, pa.ChunkedArray):

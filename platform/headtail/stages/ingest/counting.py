@@ -1,6 +1,6 @@
 """Counting a log, part by part, then finishing it shard by shard: in this process, or by Ray tasks.
 
-In: Splits and Rules. Out: totals, label cells, rows set aside, finished shards: the same from both. On a cluster partial sums
+In: LogSplits and IntakeRules. Out: totals, label cells, rows set aside, finished shards: the same from both. On a cluster partial sums
 travel through Ray's object store, which spills to disk, and every node must reach the log's files. Knows nothing of stores.
 """
 
@@ -17,22 +17,22 @@ import pyarrow.fs as pafs
 
 from headtail.adapters import cluster
 from headtail.core.errors import InputError
-from headtail.stages.ingest.intake import LABEL_CELL, Intake, Rules, Totals
-from headtail.stages.ingest.logfile import Split, Wanted, read
-from headtail.stages.ingest.tally import Cut, finish
+from headtail.stages.ingest.intake import LABEL_CELL, Intake, IntakeRules, Totals
+from headtail.stages.ingest.logfile import ColumnSelection, LogSplit, read_split
+from headtail.stages.ingest.tally import HoldoutCut, finish_shard
 
 
-class Here:
+class LocalCounter:
     """A log counted in this process. `count` first, then the rest."""
 
-    def __init__(self, system: pafs.FileSystem, rules: Rules, wanted: Wanted, shards: int, folder: Path) -> None:
-        self.system, self.wanted, self.shard_count = system, wanted, shards
+    def __init__(self, system: pafs.FileSystem, rules: IntakeRules, wanted: ColumnSelection, shards: int, folder: Path) -> None:
+        self.system, self.selection, self.shard_count = system, wanted, shards
         self.intake = Intake(rules, folder, shards)
 
-    def count(self, parts: Sequence[Split], advance: Callable[[int], None]) -> None:
+    def count(self, parts: Sequence[LogSplit], advance: Callable[[int], None]) -> None:
         """Count every part."""
         for part in parts:
-            for sheet in read(self.system, part, self.wanted):
+            for sheet in read_split(self.system, part, self.selection):
                 self.intake.take(sheet, part.file.name, part.place)
                 advance(sheet.table.num_rows + len(sheet.rejects))
         self.intake.close()
@@ -49,26 +49,28 @@ class Here:
         """Rows set aside, in the order of the log."""
         return self.intake.aside.stream(0)
 
-    def shards(self, cut: Cut) -> Iterator[tuple[pa.Table, pa.Table]]:
+    def shards(self, cut: HoldoutCut) -> Iterator[tuple[pa.Table, pa.Table]]:
         """Finished shards in order of key: queries and holdout traffic."""
         for shard in range(self.shard_count):
-            yield finish([self.intake.parts.shard(shard)], {name: [spill.shard(shard)] for name, spill in self.intake.sides.items()}, cut)
+            yield finish_shard(
+                [self.intake.parts.shard(shard)], {name: [spill.shard(shard)] for name, spill in self.intake.sides.items()}, cut
+            )
 
 
-class Spread:
+class RayCounter:
     """A log counted by Ray tasks, `workers` at once (0: as many as there are CPUs)."""
 
-    def __init__(self, system: pafs.FileSystem, rules: Rules, wanted: Wanted, shards: int, workers: int) -> None:
+    def __init__(self, system: pafs.FileSystem, rules: IntakeRules, wanted: ColumnSelection, shards: int, workers: int) -> None:
         import ray
 
         cluster.start_cluster()
-        self.system, self.rules, self.wanted, self.shard_count = system, rules, wanted, shards
+        self.system, self.rules, self.selection, self.shard_count = system, rules, wanted, shards
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self.totals, self.labels = Totals(), [LABEL_CELL.empty_table()]
         self._aside: list[Any] = []
         self._pieces: list[list[Any]] = []  # per part of the log, per shard: a reference to (sums, sides)
 
-    def count(self, parts: Sequence[Split], advance: Callable[[int], None]) -> None:
+    def count(self, parts: Sequence[LogSplit], advance: Callable[[int], None]) -> None:
         """Count every part; at most `workers` at once."""
         import ray
 
@@ -76,9 +78,9 @@ class Spread:
         waiting, running = deque(parts), deque[Any]()
         while waiting or running:
             while waiting and len(running) < self.workers:
-                running.append(task.remote(self.system, waiting.popleft(), self.rules, self.wanted, self.shard_count))
+                running.append(task.remote(self.system, waiting.popleft(), self.rules, self.selection, self.shard_count))
             results = list(running.popleft())
-            totals, labels = _got(results[0])  # first: where a task failed there may be no others
+            totals, labels = _task_result(results[0])  # first: where a task failed there may be no others
             self.totals.add(totals)
             self.labels.append(labels)
             self._aside.append(results[1])
@@ -87,9 +89,9 @@ class Spread:
 
     def set_aside(self) -> Iterator[pa.Table]:
         """Rows set aside, in the order of the log."""
-        yield from map(_got, self._aside)
+        yield from map(_task_result, self._aside)
 
-    def shards(self, cut: Cut) -> Iterator[tuple[pa.Table, pa.Table]]:
+    def shards(self, cut: HoldoutCut) -> Iterator[tuple[pa.Table, pa.Table]]:
         """Finished shards in order of key: queries and holdout traffic."""
         import ray
 
@@ -99,10 +101,10 @@ class Spread:
             while waiting and len(running) < self.workers:
                 shard = waiting.popleft()
                 running.append(task.remote(self.rules.side_inputs, cut, *(pieces[shard] for pieces in self._pieces)))
-            yield _got(running.popleft())
+            yield _task_result(running.popleft())
 
 
-def _got(reference: Any) -> Any:
+def _task_result(reference: Any) -> Any:
     """A task's result, or its deliberate error as itself, not wrapped by Ray."""
     import ray
 
@@ -114,11 +116,11 @@ def _got(reference: Any) -> Any:
         ) from error
 
 
-def _count(system: pafs.FileSystem, part: Split, rules: Rules, wanted: Wanted, shards: int) -> Iterator[Any]:
+def _count(system: pafs.FileSystem, part: LogSplit, rules: IntakeRules, selection: ColumnSelection, shards: int) -> Iterator[Any]:
     """(totals, human labels), the rows set aside, then per shard (sums, sides)."""
     with tempfile.TemporaryDirectory(prefix="headtail-ingest-") as folder:
         intake = Intake(rules, Path(folder), shards)
-        for sheet in read(system, part, wanted):
+        for sheet in read_split(system, part, selection):
             intake.take(sheet, part.file.name, part.place)
         intake.close()
         yield intake.totals, pa.concat_tables([LABEL_CELL.empty_table(), *intake.labels])
@@ -127,5 +129,5 @@ def _count(system: pafs.FileSystem, part: Split, rules: Rules, wanted: Wanted, s
             yield intake.parts.shard(shard), {name: spill.shard(shard) for name, spill in intake.sides.items()}
 
 
-def _finish(side_inputs: Sequence[str], cut: Cut, *pieces: tuple[pa.Table, dict[str, pa.Table]]) -> tuple[pa.Table, pa.Table]:
-    return finish([sums for sums, _ in pieces], {name: [sides[name] for _, sides in pieces] for name in side_inputs}, cut)
+def _finish(side_inputs: Sequence[str], cut: HoldoutCut, *pieces: tuple[pa.Table, dict[str, pa.Table]]) -> tuple[pa.Table, pa.Table]:
+    return finish_shard([sums for sums, _ in pieces], {name: [sides[name] for _, sides in pieces] for name in side_inputs}, cut)

@@ -21,7 +21,7 @@ _STRAY_ROWS = 5  # nor is one with no more than these rows, where a typical day 
 _GAPS = 0.05  # share of rows that must come after gaps of a length, for such gaps to be this log's way
 
 
-class Span(NamedTuple):
+class DaySpan(NamedTuple):
     """First and last day that are used, and the day after which a date cannot be right."""
 
     first: int
@@ -29,17 +29,17 @@ class Span(NamedTuple):
     today: int
 
 
-EVER = Span(-(2**31), 2**31, 2**31)
+EVER = DaySpan(-(2**31), 2**31, 2**31)
 
 
-def typical(days: Mapping[int, int]) -> float:
+def typical_rows(days: Mapping[int, int]) -> float:
     """Rows on the day of the median row: a few rows on days of their own hardly move it."""
     sizes = np.sort(np.fromiter(days.values(), np.int64, len(days)))
     total = np.cumsum(sizes)
     return float(sizes[np.searchsorted(total, total[-1] / 2)])
 
 
-def believed(days: Mapping[int, int], today: int) -> Span:
+def day_span(days: Mapping[int, int], today: int) -> DaySpan:
     """The span of the log's own days. Set aside at either end: what is after today, unless most is; and few rows beyond a gap.
 
     Tomorrow passes for today, since clocks have zones. A gap is longer than those that this log has anyway. Few are rows that are
@@ -55,10 +55,10 @@ def believed(days: Mapping[int, int], today: int) -> Span:
     day, rows = np.array(order), np.array([kept[d] for d in order])
     breaks = np.flatnonzero(np.diff(day) > usual_gap(day, rows)) + 1
     pieces = np.split(np.arange(len(day)), breaks)
-    few = [int(rows[piece].sum()) <= min(typical(kept), _RARE * total) for piece in pieces]
+    few = [int(rows[piece].sum()) <= min(typical_rows(kept), _RARE * total) for piece in pieces]
     own = [i for i, rare in enumerate(few) if not rare] or [int(np.argmax([rows[piece].sum() for piece in pieces]))]
     first, last = int(day[pieces[own[0]][0]]), int(day[pieces[own[-1]][-1]])
-    return Span(first if first > order[0] else EVER.first, last if last < order[-1] else EVER.last, limit)
+    return DaySpan(first if first > order[0] else EVER.first, last if last < order[-1] else EVER.last, limit)
 
 
 def usual_gap(day: Days, rows: Days) -> int:
@@ -79,7 +79,7 @@ def cut_day(days: Mapping[int, int], holdout_days: int) -> int:
     only when it has more than stray rows (_STRAY, _STRAY_ROWS): what comes after is held out with it, but does not make the evaluation.
     Where that would leave nothing before it, the very last day counts, if more than stray rows are held out then.
     """
-    order, usual = sorted(days), typical(days)
+    order, usual = sorted(days), typical_rows(days)
     rest = np.cumsum(np.array([days[day] for day in order])[::-1])[::-1]  # rows from each day on
     stray = max(_STRAY * usual, _STRAY_ROWS if usual > 2 * _STRAY_ROWS else 0)
     whole = int(np.flatnonzero(rest > usual / 2)[-1])

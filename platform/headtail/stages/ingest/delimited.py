@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from headtail.core.errors import InputError, LedgerError
-from headtail.stages.ingest.dialect import DOUBLED, NONE, Dialect, alike, cut_doubled, readings
+from headtail.stages.ingest.dialect import DOUBLED, NONE, Dialect, canonical_header, cut_doubled, readings
 from headtail.stages.ingest.records import BOM, Ints, Lines, Mask, Record, lines_of, literal, long_records, per_line, record_text
 
 ROW = "\0row"  # the column of row numbers: no file names a column so
@@ -44,38 +44,38 @@ class Sheet(NamedTuple):
     rejects: list[Reject]
 
 
-def sheets(blocks: Iterable[bytes | LongLine], form: Dialect, wanted: Sequence[str]) -> Iterator[Sheet]:
+def delimited_sheets(blocks: Iterable[bytes | LongLine], form: Dialect, names: Sequence[str]) -> Iterator[Sheet]:
     """The rows of a file whose header has been taken off. Each block but a LongLine is whole lines."""
     row, carry = 1, b""
     for block in blocks:
         if isinstance(block, LongLine):
-            rest, _, form = _next(carry, form, wanted, row, last=True)
+            rest, _, form = _next(carry, form, names, row, last=True)
             row += _rows(rest)
             yield rest._replace(rejects=[*rest.rejects, Reject(row, "too_long", block.start)])
             row, carry = row + 1, b""
             continue
         data = carry + block
-        sheet, used, form = _next(data, form, wanted, row, last=False)
+        sheet, used, form = _next(data, form, names, row, last=False)
         row, carry = row + _rows(sheet), data[used:]
         yield sheet
     if carry:
-        yield _next(carry, form, wanted, row, last=True)[0]
+        yield _next(carry, form, names, row, last=True)[0]
 
 
-def _next(data: bytes, form: Dialect, wanted: Sequence[str], row: int, last: bool) -> tuple[Sheet, int, Dialect]:
-    """As `parse`, and the dialect from here on: where a second file was joined, it may be written in another way."""
-    sheet, used = parse(data, form, wanted, row, last)
+def _next(data: bytes, form: Dialect, names: Sequence[str], row: int, last: bool) -> tuple[Sheet, int, Dialect]:
+    """As `parse_rows`, and the dialect from here on: where a second file was joined, it may be written in another way."""
+    sheet, used = parse_rows(data, form, names, row, last)
     if form.ways not in ((), form.quotes) and any(reject.reason == "header" for reject in sheet.rejects):
         form = form._replace(quotes=form.ways)
-        sheet, used = parse(data, form, wanted, row, last)
+        sheet, used = parse_rows(data, form, names, row, last)
     return sheet, used, form
 
 
-def parse(data: bytes, form: Dialect, wanted: Sequence[str], first_row: int, last: bool) -> tuple[Sheet, int]:
+def parse_rows(data: bytes, form: Dialect, names: Sequence[str], first_row: int, last: bool) -> tuple[Sheet, int]:
     """The rows in `data` and how many of its bytes were used: a record that may go on in the next block is left."""
     lines = lines_of(data, form)
     if not len(lines.ends):
-        return Sheet(_no_cells(wanted), []), len(data)
+        return Sheet(_no_cells(names), []), len(data)
     records, held = long_records(lines, form, last)
     count = held if held is not None else len(lines.ends)
     used = int(lines.starts[held]) if held is not None else len(data)
@@ -87,10 +87,10 @@ def parse(data: bytes, form: Dialect, wanted: Sequence[str], first_row: int, las
     plain = begins & (lines.quotes == 0) & (lines.slashes == 0) & ~_unfit(lines, form)
     for record in records:
         plain[record.first : record.last + 1] = False
-    bulk = _bulk(lines, plain, form, wanted)
+    bulk = _bulk(lines, plain, form, names)
     spans = {record.first: record for record in records}
     singly = (spans.get(int(i), Record(int(i), int(i), True)) for i in np.flatnonzero(begins & ~plain))
-    slow, rejects = _one_by_one(lines, singly, rows, form, wanted)
+    slow, rejects = _one_by_one(lines, singly, rows, form, names)
     table = bulk.add_column(0, ROW, pa.array(rows[plain], pa.int64()))
     return Sheet(pa.concat_tables([table, slow]) if slow.num_rows else table, rejects), used
 
@@ -99,8 +99,8 @@ def _rows(sheet: Sheet) -> int:
     return int(sheet.table.num_rows) + len(sheet.rejects)
 
 
-def _no_cells(wanted: Sequence[str]) -> pa.Table:
-    return pa.schema([(ROW, pa.int64()), *((name, pa.binary()) for name in wanted)]).empty_table()
+def _no_cells(names: Sequence[str]) -> pa.Table:
+    return pa.schema([(ROW, pa.int64()), *((name, pa.binary()) for name in names)]).empty_table()
 
 
 def _unfit(lines: Lines, form: Dialect) -> Mask:
@@ -116,22 +116,24 @@ def _unfit(lines: Lines, form: Dialect) -> Mask:
         bodies = ends - (raw[np.maximum(ends - 1, 0)] == _RETURN)
         found |= raw[np.maximum(bodies - 1, 0)] != ord(form.delimiter)
     # A header that comes again has the same sum, in whatever order its names are, and perhaps a mark.
-    wanted = sum(alike(form.header)) + ord(form.delimiter) * form.trailing
-    sums = np.add.reduceat(np.frombuffer(alike(data), np.uint8), starts, dtype=np.int64) if len(starts) else np.zeros(0, np.int64)
-    found |= (sums == wanted) | (sums == wanted + sum(alike(BOM)))
+    wanted = sum(canonical_header(form.header)) + ord(form.delimiter) * form.trailing
+    sums = (
+        np.add.reduceat(np.frombuffer(canonical_header(data), np.uint8), starts, dtype=np.int64) if len(starts) else np.zeros(0, np.int64)
+    )
+    found |= (sums == wanted) | (sums == wanted + sum(canonical_header(BOM)))
     return found
 
 
-def _bulk(lines: Lines, plain: Mask, form: Dialect, wanted: Sequence[str]) -> pa.Table:
+def _bulk(lines: Lines, plain: Mask, form: Dialect, names: Sequence[str]) -> pa.Table:
     """The wanted cells of the lines marked `plain`, cut by Arrow."""
     data = lines.data
     rows = int(plain.sum())
     if not rows:
-        return _no_cells(wanted).drop_columns([ROW])
+        return _no_cells(names).drop_columns([ROW])
     if rows < len(plain):
         lengths = np.diff(np.append(lines.starts, len(data)))
         data = np.frombuffer(data, np.uint8)[np.repeat(plain, lengths)].tobytes()
-    places = {name: f"c{form.names.index(name)}" for name in wanted}
+    places = {name: f"c{form.names.index(name)}" for name in names}
     table = pacsv.read_csv(
         pa.BufferReader(data),
         pacsv.ReadOptions(column_names=[f"c{i}" for i in range(form.cells)], block_size=len(data) + 1, use_threads=False),
@@ -148,24 +150,24 @@ def _bulk(lines: Lines, plain: Mask, form: Dialect, wanted: Sequence[str]) -> pa
     return table.rename_columns(list(places))
 
 
-def _one_by_one(lines: Lines, records: Iterable[Record], rows: Ints, form: Dialect, wanted: Sequence[str]) -> tuple[pa.Table, list[Reject]]:
+def _one_by_one(lines: Lines, records: Iterable[Record], rows: Ints, form: Dialect, names: Sequence[str]) -> tuple[pa.Table, list[Reject]]:
     """The wanted cells of records that need care, and those that cannot be read for certain."""
     numbers: list[int] = []
-    columns: list[list[bytes]] = [[] for _ in wanted]
+    columns: list[list[bytes]] = [[] for _ in names]
     rejects: list[Reject] = []
-    places = [form.names.index(name) for name in wanted]
+    places = [form.names.index(name) for name in names]
     for first, last, sure in records:
         record = lines.data[lines.starts[first] : lines.ends[last]]
         cells, reason = _cells(record, form) if sure else ((), "ambiguous")
         if reason:
-            said = f"{_unlike(record, form)}: ".encode() if reason == "bad_row" else b""
+            said = f"{_row_problem(record, form)}: ".encode() if reason == "bad_row" else b""
             rejects.append(Reject(int(rows[first]), reason, said + record))
             continue
         numbers.append(int(rows[first]))
         for column, place in zip(columns, places, strict=True):
             column.append(cells[place].encode("latin-1"))
     arrays = [pa.array(numbers, pa.int64()), *(pa.array(column, pa.binary()) for column in columns)]
-    return pa.table(arrays, names=[ROW, *wanted]), rejects
+    return pa.table(arrays, names=[ROW, *names]), rejects
 
 
 def _cells(record: bytes, form: Dialect) -> tuple[tuple[str, ...], str]:
@@ -189,7 +191,7 @@ def _cells(record: bytes, form: Dialect) -> tuple[tuple[str, ...], str]:
     return ((), "header") if near and _is_header(cells, form) else (cells, "")
 
 
-def _unlike(record: bytes, form: Dialect) -> str:
+def _row_problem(record: bytes, form: Dialect) -> str:
     """What keeps a record from being a row."""
     text = record_text(record)
     cells = len(cut_doubled(text, form.delimiter, sloppy=True) or text.split(form.delimiter))

@@ -18,10 +18,10 @@ from headtail.stages.ingest.dialect import (
     QUOTES,
     Cells,
     Dialect,
-    alike,
-    bare,
     by_way,
+    canonical_header,
     cut_backslash,
+    cut_bare,
     cut_doubled,
     cut_escaped,
     readings,
@@ -33,7 +33,7 @@ _SAMPLE = 5000  # records with quotes or backslashes that are looked at
 _SEP = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=([^"\r\n])"?\r?\n', re.I)
 
 
-def detect(head: bytes, whole: bool, wanted: str, suffix: str, quotes: str) -> Dialect:
+def detect(head: bytes, whole: bool, query_column: str, suffix: str, quotes: str) -> Dialect:
     """The dialect of a file that begins with `head` (`whole`: that is all of it) and should have the column `wanted`.
 
     Without that column it is the likeliest dialect, for an error message. `quotes`: one of QUOTES, or auto.
@@ -49,9 +49,9 @@ def detect(head: bytes, whole: bool, wanted: str, suffix: str, quotes: str) -> D
         ways = QUOTES[::-1] if delimiter == "\t" else QUOTES[:2]
         form = Dialect(delimiter, ways if quotes == "auto" else (quotes,), (), returns=returns)
         for named in _headers(lines, form):
-            if wanted in named.names:
+            if query_column in named.names:
                 begin += named.skip
-                return _weighed(data[begin:], whole, named._replace(skip=begin, ways=named.quotes))
+                return _refine_dialect(data[begin:], whole, named._replace(skip=begin, ways=named.quotes))
             tried.append(named)
     return max(tried, key=lambda form: len(form.names))
 
@@ -81,10 +81,10 @@ def _header(text: str, way: str, delimiter: str) -> Cells | None:
         return cut_doubled(text, delimiter, sloppy=True)
     if way == BACKSLASH:
         return cut_backslash(text, delimiter, sloppy=True, undo=True)
-    return cut_escaped(text, delimiter) if way == ESCAPED else bare(text, delimiter)
+    return cut_escaped(text, delimiter) if way == ESCAPED else cut_bare(text, delimiter)
 
 
-def _weighed(data: bytes, whole: bool, form: Dialect) -> Dialect:
+def _refine_dialect(data: bytes, whole: bool, form: Dialect) -> Dialect:
     """`form` with what the first rows say: whether all end in a delimiter too many, and which ways to write quotes remain."""
     data = data if whole else data[: data.rfind(b"\n") + 1]
     lines = lines_of(data, form)
@@ -109,5 +109,5 @@ def _weighed(data: bytes, whole: bool, form: Dialect) -> Dialect:
 
 
 def _same_header(text: str, form: Dialect) -> bool:
-    own, found = (alike(data).replace(b"\0", b"") for data in (form.header, text.encode("latin-1")))
+    own, found = (canonical_header(data).replace(b"\0", b"") for data in (form.header, text.encode("latin-1")))
     return own == found

@@ -51,7 +51,7 @@ _ALIKE = bytes(
 )  # fmt: skip
 
 
-def alike(data: bytes) -> bytes:
+def canonical_header(data: bytes) -> bytes:
     """`data` byte for byte, such that a header is the same however it is written. What is the same may still be no header."""
     return data.translate(_ALIKE)
 
@@ -74,7 +74,7 @@ def by_way(text: str, way: str, form: Dialect) -> set[Cells]:
     elif way == ESCAPED:
         found.add(cut_escaped(text, form.delimiter))
     else:
-        found.add(bare(text, form.delimiter))
+        found.add(cut_bare(text, form.delimiter))
     fits = {cells for cells in found if cells is not None and len(cells) == form.cells and not (form.trailing and cells[-1])}
     return {cells[: len(form.names)] for cells in fits}
 
@@ -136,5 +136,5 @@ def cut_escaped(text: str, delimiter: str) -> Cells | None:
     return tuple(found) or None
 
 
-def bare(text: str, delimiter: str) -> Cells | None:
+def cut_bare(text: str, delimiter: str) -> Cells | None:
     return None if "\n" in text or "\r" in text else tuple(text.split(delimiter))

@@ -60,7 +60,7 @@ class Skipped(NamedTuple):
     reason: str
 
 
-class Found(NamedTuple):
+class FileListing(NamedTuple):
     """What is at a place."""
 
     system: pafs.FileSystem
@@ -68,7 +68,7 @@ class Found(NamedTuple):
     skipped: list[Skipped]
 
 
-def find(pattern: str, what: str = "log") -> Found:
+def list_files(pattern: str, what: str = "log") -> FileListing:
     """The files at `pattern`. InputError when none of them may be read."""
     if not pattern:
         raise InputError(f"no {what} is named", where=what, fix="name a file, a folder or a glob")
@@ -81,12 +81,12 @@ def find(pattern: str, what: str = "log") -> Found:
     skipped = [Skipped(os.path.relpath(path, root) + "/" * path.endswith("/"), reason) for path, reason in there.items() if reason]
     paths = sorted(path for path, reason in there.items() if not reason)
     if not paths:
-        raise nothing(pattern, what, skipped)
+        raise no_file_error(pattern, what, skipped)
     found = [LogFile(p, os.path.relpath(p, root), sizes[p] or 0, unsure=suffix(p) not in KINDS) for p in paths]
-    return Found(system, found, sorted(skipped))
+    return FileListing(system, found, sorted(skipped))
 
 
-def nothing(pattern: str, what: str, skipped: list[Skipped]) -> InputError:
+def no_file_error(pattern: str, what: str, skipped: list[Skipped]) -> InputError:
     """The error for a place where no file can be used."""
     shown = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5]) or None
     fix = f"name a file, a folder or a glob of {', '.join(KINDS)} (text also {', '.join(CODECS)})"

@@ -19,13 +19,13 @@ from headtail.core import leaks, typed_answer
 from headtail.core.rows import HUMAN_LABELS, SET_ASIDE, uniform_draw
 from headtail.core.task import Task
 from headtail.core.text import normalise
-from headtail.stages.ingest.intake import shown
+from headtail.stages.ingest.intake import cell_excerpt
 
 INVALID, REDACTED, SPLIT, NEAR = "label_invalid", "label_redacted", "label_split", "label_near"
 TRAIN, TEST = "train", "test"
 
 
-class Settled(NamedTuple):
+class ResolvedLabels(NamedTuple):
     """`human_labels` and `train`: HUMAN_LABELS rows by key, count 0 and stratum "" still to be filled; they share no query, nor nearly."""
 
     labels: pa.Table
@@ -36,22 +36,22 @@ class Settled(NamedTuple):
     astray: int = 0  # answers with a span that is not in the query, though both are normalised
 
 
-def settle(found: pa.Table, task: Task, train_share: float, seed: int, redacting: bool = True) -> Settled:
+def resolve_labels(labels: pa.Table, task: Task, train_share: float, seed: int, redacting: bool = True) -> ResolvedLabels:
     """One valid answer per query, in the task's canonical form, divided into human labels and human_labels_train."""
-    answers, problems = _answers(found["answer"], task)
-    splits, unknown = _splits(found["split"])
-    reasons = _reasons(found, answers, unknown)
-    aside = _set_aside(found, reasons, problems, redacting)
+    answers, problems = _answers(labels["answer"], task)
+    splits, unknown = _splits(labels["split"])
+    reasons = _reasons(labels, answers, unknown)
+    aside = _set_aside(labels, reasons, problems, redacting)
     valid = pa.table(
         {
-            **{name: found[name] for name in ("query_key", "query", "seq")},
+            **{name: labels[name] for name in ("query_key", "query", "seq")},
             "answer": answers,
             "test": pc.equal(splits, TEST),
             "train": pc.equal(splits, TRAIN),
         }
     ).filter(pc.equal(reasons, ""))
     if not valid.num_rows:
-        return Settled(HUMAN_LABELS.empty_table(), HUMAN_LABELS.empty_table(), aside, 0, 0)
+        return ResolvedLabels(HUMAN_LABELS.empty_table(), HUMAN_LABELS.empty_table(), aside, 0, 0)
     kept, conflicts = _vote(valid)
     marks = valid.group_by("query_key").aggregate([("test", "max"), ("train", "max")])
     marks = marks.take(pc.index_in(kept["query_key"], marks["query_key"]))
@@ -63,10 +63,10 @@ def settle(found: pa.Table, task: Task, train_share: float, seed: int, redacting
     )
     in_train = chosen & ~test
     near = _near(rows, in_train)
-    sources = found.filter(pc.is_in(found["seq"], kept["seq_min"].filter(pa.array(near)).combine_chunks()))
+    sources = labels.filter(pc.is_in(labels["seq"], kept["seq_min"].filter(pa.array(near)).combine_chunks()))
     aside = pa.concat_tables([aside, _aside(sources, [NEAR] * len(sources), sources["query"].to_pylist())])
     human_labels, train_rows = rows.filter(pa.array(~in_train)), rows.filter(pa.array(in_train & ~near))
-    return Settled(human_labels, train_rows, aside, conflicts, int((test & train).sum()), _astray(rows, task))
+    return ResolvedLabels(human_labels, train_rows, aside, conflicts, int((test & train).sum()), _count_absent_spans(rows, task))
 
 
 def _near(rows: pa.Table, in_train: np.ndarray) -> np.ndarray:
@@ -121,7 +121,7 @@ def _spans(answer: Any, task: Task) -> Iterator[dict[str, Any]]:
             yield span
 
 
-def _astray(rows: pa.Table, task: Task) -> int:
+def _count_absent_spans(rows: pa.Table, task: Task) -> int:
     """Rows with a span that is not in the query: it can never be found there."""
     if task.file.score.kind != "spans":
         return 0
@@ -137,23 +137,23 @@ def _splits(cells: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
     return texts, pc.invert(pc.is_in(texts, pa.array(["", TRAIN, TEST])))
 
 
-def _reasons(found: pa.Table, answers: pa.Array, unknown: pa.Array) -> pa.Array:
+def _reasons(labels: pa.Table, answers: pa.Array, unknown: pa.Array) -> pa.Array:
     reasons = pc.if_else(answers.is_null(), INVALID, "")
     reasons = pc.if_else(unknown, SPLIT, reasons)
-    return pc.if_else(found["redacted"].combine_chunks(), REDACTED, reasons)  # the answer may still hold what was redacted
+    return pc.if_else(labels["redacted"].combine_chunks(), REDACTED, reasons)  # the answer may still hold what was redacted
 
 
-def _set_aside(found: pa.Table, reasons: pa.Array, problems: list[str], redacting: bool) -> pa.Table:
+def _set_aside(labels: pa.Table, reasons: pa.Array, problems: list[str], redacting: bool) -> pa.Table:
     bad = np.flatnonzero(np.asarray(pc.not_equal(reasons, "")))
-    rows: list[dict[str, Any]] = found.take(pa.array(bad)).to_pylist()
+    rows: list[dict[str, Any]] = labels.take(pa.array(bad)).to_pylist()
     names = reasons.take(pa.array(bad)).to_pylist()
     texts = [
         row["query"]
         if name == REDACTED
-        else shown(f"{row['query']}: {_text(row['split' if name == SPLIT else 'answer'])} {problems[i]}", redacting)
+        else cell_excerpt(f"{row['query']}: {_text(row['split' if name == SPLIT else 'answer'])} {problems[i]}", redacting)
         for i, row, name in zip(bad, rows, names, strict=True)
     ]
-    return _aside(found.take(pa.array(bad)), names, texts)
+    return _aside(labels.take(pa.array(bad)), names, texts)
 
 
 def _aside(rows: pa.Table, reasons: list[str], texts: list[str]) -> pa.Table:

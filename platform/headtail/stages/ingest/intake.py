@@ -22,7 +22,7 @@ from headtail.core.keys import normalise, query_key
 from headtail.core.redact import CANDIDATE, redact
 from headtail.core.rows import KEY, SET_ASIDE
 from headtail.stages.ingest import cells
-from headtail.stages.ingest.days import EVER, Span
+from headtail.stages.ingest.days import EVER, DaySpan
 from headtail.stages.ingest.delimited import ROW, Sheet
 from headtail.stages.ingest.tally import NO_DAY, PART, SEEN_SIDE, Spill, latest_by_day, sum_days
 
@@ -51,7 +51,7 @@ LABEL_CELL = pa.schema(
 
 
 @dataclass(frozen=True)
-class Rules:
+class IntakeRules:
     """Which columns mean what (empty: the log has none) and how text is cleaned."""
 
     query: str
@@ -63,7 +63,7 @@ class Rules:
     separator: str = "|"
     max_chars: int = 200
     redact: bool = True
-    span: Span = EVER  # days outside it are set aside
+    span: DaySpan = EVER  # days outside it are set aside
     every_label: bool = False  # a row without an answer is a label cell too, to be refused
 
     @property
@@ -103,7 +103,7 @@ class Texts(NamedTuple):
     keys: pa.Array
 
 
-def clean_texts(raw: pa.Array, rules: Rules) -> Texts:
+def clean_texts(raw: pa.Array, rules: IntakeRules) -> Texts:
     """Distinct raw texts (bytes) to normalised, redacted queries."""
     plain = pc.and_(pc.match_substring_regex(raw, PLAIN), pc.less_equal(pc.binary_length(raw), rules.max_chars))
     if rules.redact:
@@ -122,7 +122,7 @@ def clean_texts(raw: pa.Array, rules: Rules) -> Texts:
     return Texts(codes, reasons, marks, pa.array(queries, pa.string()), pa.array(map(query_key, queries), KEY))
 
 
-def _clean(value: bytes, rules: Rules) -> tuple[str, int, int]:
+def _clean(value: bytes, rules: IntakeRules) -> tuple[str, int, int]:
     """(query, 0, marks) or ("", reason, 0)."""
     if len(value) > 64 * rules.max_chars:  # a megabyte is not worth normalising
         return "", EMPTY if not value.strip() else TOO_LONG, 0
@@ -138,7 +138,7 @@ def _clean(value: bytes, rules: Rules) -> tuple[str, int, int]:
     return found.text, 0, EMAIL * found.email | PHONE * found.phone | CARD * found.card
 
 
-def shown(value: object, redacting: bool) -> str:
+def cell_excerpt(value: object, redacting: bool) -> str:
     """A raw cell for a person to read: redacted, then cut."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
     text = re.sub(r"\s+", " ", text[: 4 * SHOWN_CHARS]).strip()
@@ -148,7 +148,7 @@ def shown(value: object, redacting: bool) -> str:
 class Intake:
     """Takes Sheets in; spills partial sums by shard under `folder`."""
 
-    def __init__(self, rules: Rules, folder: Path, shards: int) -> None:
+    def __init__(self, rules: IntakeRules, folder: Path, shards: int) -> None:
         self.rules, self.totals = rules, Totals()
         self.parts = Spill(folder / "parts", PART, shards, sum_days)
         self.sides = {name: Spill(folder / f"side-{i}", SEEN_SIDE, shards, latest_by_day) for i, name in enumerate(rules.side_inputs)}
@@ -165,9 +165,9 @@ class Intake:
         table, rules = sheet.table, self.rules
         rows = np.asarray(table[ROW])
         self.totals.rows += len(rows) + len(sheet.rejects)
-        aside = [(reject.row, reject.reason, shown(reject.text, rules.redact)) for reject in sheet.rejects]
+        aside = [(reject.row, reject.reason, cell_excerpt(reject.text, rules.redact)) for reject in sheet.rejects]
         if len(rows):
-            coded = cells.coded(table[rules.query])
+            coded = cells.dictionary_cells(table[rules.query])
             if coded is None:
                 raise _not_text(table, rules.query, file)
             texts = clean_texts(coded.dictionary, rules)
@@ -182,10 +182,10 @@ class Intake:
             self._mark(texts.marks[places[used]], count[used])
             seq = split * FILE_ROWS + rows
             for name, values in sides.items():
-                self._see(name, values, texts, texts.codes[places], reasons == 0, time, seq)
+                self._note_side_input(name, values, texts, texts.codes[places], reasons == 0, time, seq)
             if rules.labels and rules.labels in table.column_names:
                 self._labels(table, texts, places, used, seq, rows, file)
-            aside += self._refused(table, coded, rows, reasons)
+            aside += self._label_refusals(table, coded, rows, reasons)
         self._set_aside(aside, file)
 
     def _text(self, table: pa.Table, name: str, file: str) -> pa.Array:
@@ -244,7 +244,7 @@ class Intake:
             for name, bit in (("email", EMAIL), ("phone", PHONE), ("card", CARD), ("any", EMAIL | PHONE | CARD)):
                 self.totals.redacted[name] += int(count[(marks & bit) > 0].sum())
 
-    def _see(
+    def _note_side_input(
         self,
         name: str,
         values: pa.Array,
@@ -293,15 +293,15 @@ class Intake:
         ]
         self.labels.append(pa.table(columns, schema=LABEL_CELL))
 
-    def _refused(
+    def _label_refusals(
         self, table: pa.Table, coded: pa.DictionaryArray, rows: npt.NDArray[np.int64], reasons: npt.NDArray[np.int8]
     ) -> list[tuple[int, str, str]]:
         bad = np.flatnonzero(reasons)
         texts = coded.take(pa.array(bad)).to_pylist()
-        found = [(int(rows[i]), REASONS[reasons[i]], shown(text, self.rules.redact)) for i, text in zip(bad, texts, strict=True)]
+        found = [(int(rows[i]), REASONS[reasons[i]], cell_excerpt(text, self.rules.redact)) for i, text in zip(bad, texts, strict=True)]
         for code, name in ((BAD_COUNT, self.rules.count), *((code, self.rules.time) for code in _TIMES)):  # the cell says more
             for at in np.flatnonzero(reasons[bad] == code):
-                cell = shown(table[name][int(bad[at])].as_py(), self.rules.redact)
+                cell = cell_excerpt(table[name][int(bad[at])].as_py(), self.rules.redact)
                 row, reason, text = found[at]
                 found[at] = (row, reason, f"{cell[: SHOWN_CHARS // 2]!r} for {text}"[:SHOWN_CHARS])
         return found

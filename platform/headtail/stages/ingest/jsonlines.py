@@ -24,7 +24,9 @@ def keys_of(lines: Sequence[bytes]) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def sheets(blocks: Iterator[bytes | LongLine], names: Sequence[str], lists: Sequence[str], text: str, separator: str) -> Iterator[Sheet]:
+def json_sheets(
+    blocks: Iterator[bytes | LongLine], names: Sequence[str], lists: Sequence[str], text: str, separator: str
+) -> Iterator[Sheet]:
     """The rows of a file. `lists`: names that hold several values; `text`: the name that must not; `separator`: between items in text."""
     row, needles = 1, tuple(b'"%s"' % name.encode() for name in names)
     for block in blocks:

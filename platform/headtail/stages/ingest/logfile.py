@@ -20,10 +20,10 @@ from headtail.adapters.storage import open_file
 from headtail.core.errors import InputError
 from headtail.core.keys import sha256_stream
 from headtail.stages.ingest import jsonlines
-from headtail.stages.ingest.delimited import ROW, LongLine, Reject, Sheet, sheets
+from headtail.stages.ingest.delimited import ROW, LongLine, Reject, Sheet, delimited_sheets
 from headtail.stages.ingest.detect import detect
 from headtail.stages.ingest.files import DELIMITED, KINDS, LINES, PARQUET, LogFile, suffix
-from headtail.stages.ingest.streams import Unusable, check_text, codec_of, open_plain, readable
+from headtail.stages.ingest.streams import UnusableFile, check_text, codec_of, open_plain, readable
 
 BATCH_ROWS = 1 << 18
 LIST_ROWS = 1 << 12  # of lists whose size is not known before they are read
@@ -37,7 +37,7 @@ SPLIT_ROWS = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 
 
-class Split(NamedTuple):
+class LogSplit(NamedTuple):
     """What one worker reads: some row groups of a Parquet file, or a whole text file. `place`: in the order of the log."""
 
     file: LogFile
@@ -46,7 +46,7 @@ class Split(NamedTuple):
     first_row: int = 1
 
 
-class Wanted(NamedTuple):
+class ColumnSelection(NamedTuple):
     """Columns to read, the query's first. `lists`: those of them that hold several values; `separator`: between these in text."""
 
     columns: tuple[str, ...]
@@ -54,20 +54,20 @@ class Wanted(NamedTuple):
     separator: str = "|"
 
 
-def sha256(system: pafs.FileSystem, file: LogFile) -> str:
+def log_digest(system: pafs.FileSystem, file: LogFile) -> str:
     """Hex SHA-256 of the file's bytes as stored."""
     with readable(file.path), open_file(system, file.path) as stream:
         return sha256_stream(stream, 1 << 22)
 
 
-def probe(system: pafs.FileSystem, file: LogFile, query: str, quotes: str = "auto") -> LogFile:
+def probe_file(system: pafs.FileSystem, file: LogFile, query: str, quotes: str = "auto") -> LogFile:
     """`file` with its kind and columns. `query` helps to tell the delimiter. InputError when it is empty or not of a known kind."""
     with readable(file.path):
         file = file._replace(codec=codec_of(system, file.path, file.unsure))
         with open_plain(system, file.path, file.codec) as stream:
             head = stream.read(HEAD_BYTES)
         if not head.strip():
-            raise Unusable("file is empty", where=file.path, fix="leave it out, or check the job that writes it")
+            raise UnusableFile("file is empty", where=file.path, fix="leave it out, or check the job that writes it")
         named = KINDS.get(suffix(file.name))
         if head.startswith(b"PAR1") or named == PARQUET:
             if file.codec:
@@ -90,12 +90,12 @@ def probe(system: pafs.FileSystem, file: LogFile, query: str, quotes: str = "aut
     return file._replace(kind=DELIMITED, columns=form.names, form=form)
 
 
-def split(system: pafs.FileSystem, files: Sequence[LogFile]) -> list[Split]:
+def split_log(system: pafs.FileSystem, files: Sequence[LogFile]) -> list[LogSplit]:
     """The log in parts that can be read apart from one another: Parquet by row groups of about a million rows, text by file."""
-    found: list[Split] = []
+    found: list[LogSplit] = []
     for file in files:
         if file.kind != PARQUET:
-            found.append(Split(file, len(found)))
+            found.append(LogSplit(file, len(found)))
             continue
         with readable(file.path), open_file(system, file.path) as source:
             meta = pq.ParquetFile(source).metadata
@@ -106,27 +106,27 @@ def split(system: pafs.FileSystem, files: Sequence[LogFile]) -> list[Split]:
             groups.append(i)
             row += rows
             if row - first >= SPLIT_ROWS or i == len(sizes) - 1:
-                found.append(Split(file, len(found), tuple(groups), first))
+                found.append(LogSplit(file, len(found), tuple(groups), first))
                 groups, first = [], row
     return found
 
 
-def read(system: pafs.FileSystem, part: Split, wanted: Wanted) -> Iterator[Sheet]:
+def read_split(system: pafs.FileSystem, part: LogSplit, selection: ColumnSelection) -> Iterator[Sheet]:
     """The rows of `part` in batches; columns that the file lacks are left out, those of its folders are filled in."""
     file = part.file
-    above = {name: value for name, value in file.partitions.items() if name in wanted.columns and name not in file.columns}
-    names = tuple(n for n in dict.fromkeys(wanted.columns) if n not in above and (n in file.columns or file.kind == LINES))
+    above = {name: value for name, value in file.partitions.items() if name in selection.columns and name not in file.columns}
+    names = tuple(n for n in dict.fromkeys(selection.columns) if n not in above and (n in file.columns or file.kind == LINES))
     if not names and file.kind != LINES:
         names = file.columns[:1]  # all wanted columns are in the folders' names: any column gives the number of rows
     with readable(file.path):
         if file.kind == PARQUET:
             found = _read_parquet(system, part, names)
         elif file.kind == LINES:
-            lists = tuple(name for name in wanted.lists if name in names)
-            found = jsonlines.sheets(_text(system, file), names, lists, wanted.columns[0], wanted.separator)
+            lists = tuple(name for name in selection.lists if name in names)
+            found = jsonlines.json_sheets(_text(system, file), names, lists, selection.columns[0], selection.separator)
         else:
             assert file.form is not None
-            found = sheets(_text(system, file), file.form, names)
+            found = delimited_sheets(_text(system, file), file.form, names)
         try:
             for sheet in found:
                 yield sheet._replace(table=_fill(sheet.table, above)) if above else sheet
@@ -141,7 +141,7 @@ def _fill(table: pa.Table, above: dict[str, str | None]) -> pa.Table:
     return table
 
 
-def _read_parquet(system: pafs.FileSystem, part: Split, names: Sequence[str]) -> Iterator[Sheet]:
+def _read_parquet(system: pafs.FileSystem, part: LogSplit, names: Sequence[str]) -> Iterator[Sheet]:
     """Text is read as codes into a dictionary, so that its size is known before it is spread out over the rows."""
     row = part.first_row
     with open_file(system, part.file.path) as source:
@@ -170,7 +170,7 @@ def _read_parquet(system: pafs.FileSystem, part: Split, names: Sequence[str]) ->
             row += batch.num_rows
 
 
-def _batches(source: Any, part: Split, names: Sequence[str], coded: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def _batches(source: Any, part: LogSplit, names: Sequence[str], coded: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Batches with text as codes. Arrow cannot read lists so where codes change midway: these in few rows at once, spread out."""
     whole, flat = pq.ParquetFile(source, read_dictionary=coded), [path for path in coded if "." not in path]
     if flat == coded:
@@ -189,7 +189,7 @@ def _batches(source: Any, part: Split, names: Sequence[str], coded: Sequence[str
                 yield batch.slice(skip)
 
 
-def _check_packing(part: Split, meta: Any, paths: Sequence[str], names: Sequence[str]) -> None:
+def _check_packing(part: LogSplit, meta: Any, paths: Sequence[str], names: Sequence[str]) -> None:
     """InputError for a column that unpacks to far more than text can: a page of it is held as a whole."""
     for group in part.groups:
         for i, path in enumerate(paths):

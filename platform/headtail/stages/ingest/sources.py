@@ -15,7 +15,7 @@ from headtail.core.keys import fingerprint
 from headtail.stages.ingest import files, logfile
 from headtail.stages.ingest.files import LogFile, Skipped
 from headtail.stages.ingest.result import SourceFile
-from headtail.stages.ingest.streams import Unusable
+from headtail.stages.ingest.streams import UnusableFile
 
 
 class Files:
@@ -23,25 +23,25 @@ class Files:
 
     def __init__(self, pattern: str, what: str, columns: Mapping[str, str], also: Sequence[str] = (), quotes: str = "auto") -> None:
         """`columns`: those that must be there, the query's first; `also`: those that may."""
-        self.system, found, self.skipped = files.find(pattern, what)
+        self.system, found, self.skipped = files.list_files(pattern, what)
         query, *_ = columns.values()
         self.files: list[LogFile] = []
         for file in found:
             try:
-                self.files.append(self._checked(file, what, columns, also, query, quotes))
+                self.files.append(self._check_file(file, what, columns, also, query, quotes))
             except InputError as error:
-                if len(found) == 1 or not (file.unsure or isinstance(error, Unusable)):
+                if len(found) == 1 or not (file.unsure or isinstance(error, UnusableFile)):
                     raise
                 self.skipped.append(Skipped(file.name, error.what))
         if not self.files:
-            raise files.nothing(pattern, what, self.skipped)
+            raise files.no_file_error(pattern, what, self.skipped)
         self._named = {*columns.values(), *also}
         self.title = self.files[0].name if len(self.files) == 1 else f"{len(self.files)} files"
 
     @cached_property
     def sha256(self) -> list[str]:
         """Hex digest of each file's bytes. Reads them all."""
-        return [logfile.sha256(self.system, file) for file in self.files]
+        return [logfile.log_digest(self.system, file) for file in self.files]
 
     @cached_property
     def digest(self) -> str:
@@ -50,8 +50,8 @@ class Files:
         above = [[value for name, value in file.partitions.items() if name in self._named] for file in self.files]
         return fingerprint([*marks, *(above if any(above) else ()), *map(list, self.skipped)])
 
-    def _checked(self, file: LogFile, what: str, columns: Mapping[str, str], also: Sequence[str], query: str, quotes: str) -> LogFile:
-        probed = logfile.probe(self.system, file, query, quotes)
+    def _check_file(self, file: LogFile, what: str, columns: Mapping[str, str], also: Sequence[str], query: str, quotes: str) -> LogFile:
+        probed = logfile.probe_file(self.system, file, query, quotes)
         for role, name in columns.items():
             _check_column(probed, what, role, name)
         for name in (*columns.values(), *also):

@@ -32,16 +32,16 @@ from headtail.core.rows import HOLDOUT, QUERY, SET_ASIDE, check_side_inputs, wit
 from headtail.core.task import Task, load_task
 from headtail.stages.base import Stage, run_once
 from headtail.stages.ingest import cells, logfile
-from headtail.stages.ingest.counting import Here, Spread
-from headtail.stages.ingest.days import believed, cut_day
+from headtail.stages.ingest.counting import LocalCounter, RayCounter
+from headtail.stages.ingest.days import cut_day, day_span
 from headtail.stages.ingest.dialect import QUOTES_HELP
 from headtail.stages.ingest.files import LogFile, Skipped
-from headtail.stages.ingest.human_labels import Settled, fill_counts, settle
-from headtail.stages.ingest.intake import LABEL_CELL, Intake, Rules, Totals
-from headtail.stages.ingest.logfile import Split, Wanted
+from headtail.stages.ingest.human_labels import ResolvedLabels, fill_counts, resolve_labels
+from headtail.stages.ingest.intake import LABEL_CELL, Intake, IntakeRules, Totals
+from headtail.stages.ingest.logfile import ColumnSelection, LogSplit
 from headtail.stages.ingest.result import FileSetAside, Result
 from headtail.stages.ingest.sources import Files
-from headtail.stages.ingest.tally import Cut, keep_run, merged, total
+from headtail.stages.ingest.tally import HoldoutCut, keep_run, merge_runs, total
 
 STAGE = "ingest"
 VERSION = 4
@@ -70,7 +70,7 @@ REDACTED_LIKE = {
 THIN = 0.001  # share of events below which held-out traffic is suspect: a wrong clock makes a last day of one event
 
 
-class Columns(BaseConfig):
+class LogColumns(BaseConfig):
     """Names of the log's columns. Side inputs are found under the names that the task gives them."""
 
     query: str = Field("query", min_length=1, description="column of queries")
@@ -85,7 +85,7 @@ class Config(StageConfig):
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped one: its side inputs and answer schema")
     log: str = Field("", description="file, folder or glob, local or s3://: CSV, TSV, JSON Lines (packed too), Parquet")
-    columns: Columns = Field(Columns(), description="names of the log's columns")
+    columns: LogColumns = Field(LogColumns(), description="names of the log's columns")
     quotes: Literal["auto", "doubled", "backslash", "escaped", "none"] = Field("auto", description=QUOTES_HELP)
     labels: str = Field("", description="file, folder or glob with columns query, answer and, if wanted, split (train or test)")
     labels_train_share: float = Field(
@@ -135,14 +135,14 @@ def find_labels(config: Config) -> Files | None:
 def _work(stage: Stage, config: Config, task: Task, log: Files, labels: Files | None) -> Result:
     began = time.monotonic()
     rules = _rules(config, task)
-    parts = logfile.split(log.system, log.files)
+    parts = logfile.split_log(log.system, log.files)
     with _disk(stage.scratch):
-        counter = _counted(config, rules, log, parts, stage.scratch / "all")
+        counter = _count_log(config, rules, log, parts, stage.scratch / "all")
         if counter.totals.days:
-            span = believed(counter.totals.days, datetime.datetime.now(datetime.UTC).date().toordinal() - _EPOCH)
+            span = day_span(counter.totals.days, datetime.datetime.now(datetime.UTC).date().toordinal() - _EPOCH)
             if span.first > min(counter.totals.days) or min(span.last, span.today) < max(counter.totals.days):
                 rules = dataclasses.replace(rules, span=span)  # which rows these are was not kept: the log is read again
-                counter = _counted(config, rules, log, parts, stage.scratch / "believed")
+                counter = _count_log(config, rules, log, parts, stage.scratch / "believed")
         totals = counter.totals
         cut = _cut(totals, config)
         runs = [
@@ -153,7 +153,7 @@ def _work(stage: Stage, config: Config, task: Task, log: Files, labels: Files | 
         found, labels_aside = (
             _labels_file(labels, config, len(parts), stage.scratch) if labels else (LABEL_CELL.empty_table(), SET_ASIDE.empty_table())
         )
-        settled = settle(
+        settled = resolve_labels(
             pa.concat_tables([LABEL_CELL.empty_table(), *counter.labels, found]),
             task,
             config.labels_train_share,
@@ -170,7 +170,7 @@ def _work(stage: Stage, config: Config, task: Task, log: Files, labels: Files | 
     return _result(task, log, labels, cut, totals)
 
 
-def _counted(config: Config, rules: Rules, log: Files, parts: Sequence[Split], folder: Path) -> Here | Spread:
+def _count_log(config: Config, rules: IntakeRules, log: Files, parts: Sequence[LogSplit], folder: Path) -> LocalCounter | RayCounter:
     counter = _counter(config, rules, log, parts, folder)
     with progress_bar("ingest", _rows_known(log.files), "events") as progress:
         counter.count(parts, progress.advance)
@@ -178,9 +178,9 @@ def _counted(config: Config, rules: Rules, log: Files, parts: Sequence[Split], f
     return counter
 
 
-def _rules(config: Config, task: Task) -> Rules:
+def _rules(config: Config, task: Task) -> IntakeRules:
     columns = config.columns
-    return Rules(
+    return IntakeRules(
         query=columns.query,
         count=columns.count,
         time=columns.time,
@@ -196,14 +196,14 @@ def _rows_known(files: Sequence[LogFile]) -> int | None:
     return sum(file.rows or 0 for file in files) if all(file.rows is not None for file in files) else None
 
 
-def _counter(config: Config, rules: Rules, log: Files, parts: Sequence[Split], folder: Path) -> Here | Spread:
+def _counter(config: Config, rules: IntakeRules, log: Files, parts: Sequence[LogSplit], folder: Path) -> LocalCounter | RayCounter:
     """This process for a small log or a log of one part, else Ray tasks."""
     rows = sum(file.rows if file.rows is not None else file.bytes // TEXT_ROW_BYTES for file in log.files)
     shards = config.shards or min(MAX_SHARDS, 1 + rows // SHARD_ROWS)
-    wanted = Wanted(rules.columns, rules.side_inputs, rules.separator)
+    wanted = ColumnSelection(rules.columns, rules.side_inputs, rules.separator)
     if len(parts) > 1 and (config.workers > 1 or (config.workers == 0 and rows >= SPREAD_ROWS)):
-        return Spread(log.system, rules, wanted, shards, config.workers)
-    return Here(log.system, rules, wanted, shards, folder / "counted")
+        return RayCounter(log.system, rules, wanted, shards, config.workers)
+    return LocalCounter(log.system, rules, wanted, shards, folder / "counted")
 
 
 @contextmanager
@@ -218,7 +218,7 @@ def _disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_used(counter: Here | Spread, config: Config, known: int | None) -> None:
+def _check_used(counter: LocalCounter | RayCounter, config: Config, known: int | None) -> None:
     totals = counter.totals
     if known is not None and known != totals.rows:
         raise LedgerError("the log's files hold other rows than were read", where=config.log, value=f"{known:,} and {totals.rows:,}")
@@ -239,12 +239,12 @@ def _check_used(counter: Here | Spread, config: Config, known: int | None) -> No
         )
 
 
-def _cut(totals: Totals, config: Config) -> Cut:
+def _cut(totals: Totals, config: Config) -> HoldoutCut:
     """Where holdout traffic begins."""
     if not config.columns.time:
-        return Cut(None, config.holdout_share, config.seed)
+        return HoldoutCut(None, config.holdout_share, config.seed)
     if not config.holdout_days or not totals.days:
-        return Cut(None)
+        return HoldoutCut(None)
     first, last, day = min(totals.days), max(totals.days), cut_day(totals.days, config.holdout_days)
     if day <= first:
         raise InputError(
@@ -253,7 +253,7 @@ def _cut(totals: Totals, config: Config) -> Cut:
             value=f"{_date(first)} to {_date(last)}, {totals.days[last]:,} rows on the last day; a few rows alone are not held out",
             fix="set holdout_days lower (0 holds nothing out), or leave columns.time empty to hold out a random holdout_share",
         )
-    return Cut(day)
+    return HoldoutCut(day)
 
 
 def _date(day: int) -> str:
@@ -262,10 +262,10 @@ def _date(day: int) -> str:
 
 def _labels_file(labels: Files, config: Config, first_split: int, folder: Path) -> tuple[pa.Table, pa.Table]:
     """Label cells of the file of labels, and its rows that have no usable query, set aside under label_ reasons."""
-    rules = Rules("query", labels="answer", split="split", every_label=True, max_chars=config.max_query_chars, redact=config.redact)
+    rules = IntakeRules("query", labels="answer", split="split", every_label=True, max_chars=config.max_query_chars, redact=config.redact)
     intake = Intake(rules, folder / "human_labels", 1)
-    for part in logfile.split(labels.system, labels.files):
-        for sheet in logfile.read(labels.system, part, Wanted(rules.columns)):
+    for part in logfile.split_log(labels.system, labels.files):
+        for sheet in logfile.read_split(labels.system, part, ColumnSelection(rules.columns)):
             intake.take(sheet, part.file.name, first_split + part.place)
     intake.close()
     aside = intake.aside.shard(0)
@@ -274,16 +274,16 @@ def _labels_file(labels: Files, config: Config, first_split: int, folder: Path) 
 
 
 def _write(
-    stage: Stage, rules: Rules, queries: list[pa.Table], holdout: list[pa.Table], settled: Settled, aside: Iterator[pa.Table]
+    stage: Stage, rules: IntakeRules, queries: list[pa.Table], holdout: list[pa.Table], settled: ResolvedLabels, aside: Iterator[pa.Table]
 ) -> None:
-    stage.table("queries", merged(queries), with_side_inputs(QUERY, rules.side_inputs))
-    stage.table("holdout", merged(holdout), HOLDOUT)
+    stage.table("queries", merge_runs(queries), with_side_inputs(QUERY, rules.side_inputs))
+    stage.table("holdout", merge_runs(holdout), HOLDOUT)
     stage.table("human_labels", fill_counts(settled.labels, queries))
     stage.table("human_labels_train", fill_counts(settled.train, queries))
     stage.table("set_aside", (piece for piece in aside if piece.num_rows), SET_ASIDE)
 
 
-def _check_labels(stage: Stage, settled: Settled, aside: pa.Table, config: Config) -> None:
+def _check_labels(stage: Stage, settled: ResolvedLabels, aside: pa.Table, config: Config) -> None:
     if settled.labels.num_rows + settled.train.num_rows == 0:
         first = f"{aside['reason'][0]}: {aside['text'][0]}" if aside.num_rows else "every cell of the column is empty"
         fix = "an answer is JSON valid under the task's schema, or a bare label when the task is scored by label"
@@ -303,7 +303,7 @@ def _check_labels(stage: Stage, settled: Settled, aside: pa.Table, config: Confi
 
 
 def _count_rows(
-    stage: Stage, totals: Totals, queries: list[pa.Table], holdout: list[pa.Table], labels_aside: pa.Table, settled: Settled
+    stage: Stage, totals: Totals, queries: list[pa.Table], holdout: list[pa.Table], labels_aside: pa.Table, settled: ResolvedLabels
 ) -> None:
     """The ledger: what was read is what was written, or LedgerError."""
     log_aside, label_reasons = totals.set_aside, Counter(labels_aside["reason"].to_pylist())
@@ -338,7 +338,7 @@ def _count_rows(
         stage.note(f"{share:.1%} of log events had their query redacted: {kinds}. If these are part numbers, see docs/text.md")
 
 
-def _tell(stage: Stage, config: Config, task: Task, log: Files, labels: Files | None, cut: Cut, totals: Totals) -> None:
+def _tell(stage: Stage, config: Config, task: Task, log: Files, labels: Files | None, cut: HoldoutCut, totals: Totals) -> None:
     """Notes for the receipt, one line for the person watching."""
     rows, metrics = stage.rows, stage.metrics
     _tell_aside(stage, totals, _skipped(log, labels))
@@ -371,7 +371,7 @@ def _tell(stage: Stage, config: Config, task: Task, log: Files, labels: Files | 
     )
 
 
-def _result(task: Task, log: Files, labels: Files | None, cut: Cut, totals: Totals) -> Result:
+def _result(task: Task, log: Files, labels: Files | None, cut: HoldoutCut, totals: Totals) -> Result:
     return Result(
         log=log.read(),
         labels=labels.read() if labels else (),

@@ -48,7 +48,7 @@ def readable(where: str) -> Iterator[None]:
     try:
         yield
     except PermissionError:
-        raise Unusable("no permission to read this file", where=where, fix="check its permissions (ls -l) or copy it") from None
+        raise UnusableFile("no permission to read this file", where=where, fix="check its permissions (ls -l) or copy it") from None
     except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
         raise InputError(
             f"damaged {_packing(where)} file: {error}",
@@ -61,7 +61,7 @@ def readable(where: str) -> Iterator[None]:
         ) from error
 
 
-class Unusable(InputError):
+class UnusableFile(InputError):
     """A file that is set aside when there are others: no permission, or nothing in it."""
 
 

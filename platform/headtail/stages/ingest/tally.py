@@ -24,7 +24,7 @@ NO_DAY = -(2**31)  # stands for the day in a log without times
 HELD_ROWS = 1 << 19
 
 
-class Cut(NamedTuple):
+class HoldoutCut(NamedTuple):
     """What is held out as holdout traffic: days from `day` on (since 1970), or without times a share of events drawn by `seed`."""
 
     day: int | None
@@ -58,14 +58,14 @@ class Spill:
 
     def _write(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for shard, piece in self._parted():
+        for shard, piece in self._split_by_shard():
             if shard not in self._files:
                 options = pa.ipc.IpcWriteOptions(compression="lz4")
                 self._files[shard] = pa.ipc.new_file(str(self._path(shard)), self.schema, options=options)
             self._files[shard].write_table(piece)
         self._held, self._rows = [], 0
 
-    def _parted(self) -> Iterator[tuple[int, pa.Table]]:
+    def _split_by_shard(self) -> Iterator[tuple[int, pa.Table]]:
         table = pa.concat_tables(self._held) if self._held else self.schema.empty_table()
         if self.shards == 1:
             yield 0, table
@@ -83,7 +83,7 @@ class Spill:
     def close(self) -> None:
         """No more pieces: what is held goes to the files, or stays in memory when there are none."""
         if not self._files:
-            self._ready = dict(self._parted())
+            self._ready = dict(self._split_by_shard())
             return
         if self._held:
             self._write()
@@ -141,7 +141,7 @@ def _starts(*columns: npt.NDArray[np.generic]) -> npt.NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.flatnonzero(changes) + 1])
 
 
-def finish(parts: Sequence[pa.Table], sides: Mapping[str, Sequence[pa.Table]], cut: Cut) -> tuple[pa.Table, pa.Table]:
+def finish_shard(parts: Sequence[pa.Table], sides: Mapping[str, Sequence[pa.Table]], cut: HoldoutCut) -> tuple[pa.Table, pa.Table]:
     """One shard's queries (QUERY + side inputs) and holdout traffic (HOLDOUT), each by falling count, then key."""
     table = sum_days(pa.concat_tables(parts))
     high, low = key_words(table["query_key"])
@@ -156,7 +156,7 @@ def finish(parts: Sequence[pa.Table], sides: Mapping[str, Sequence[pa.Table]], c
     first = np.minimum.reduceat(np.where(before, day, 2**31 - 1), starts)
     last = np.maximum.reduceat(np.where(before, day, NO_DAY), starts)
     if cut.day is None and cut.share > 0:
-        seen = total - _drawn(uniform_draw(table["query_key"], "later", cut.seed), total, cut.share)
+        seen = total - _draw_holdout(uniform_draw(table["query_key"], "later", cut.seed), total, cut.share)
     rows = np.flatnonzero(seen)
     rows = rows[np.argsort(-seen[rows], kind="stable")]
     queries = table.select(["query_key", "query"]).take(pa.array(rows))
@@ -173,14 +173,14 @@ def finish(parts: Sequence[pa.Table], sides: Mapping[str, Sequence[pa.Table]], c
     return queries.cast(with_side_inputs(QUERY, list(sides))), holdout.cast(HOLDOUT)
 
 
-def _drawn(chance: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.int64]:
+def _draw_holdout(chance: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.int64]:
     """How many of `counts` events are held out: binomial, by inversion of one uniform draw per query."""
     from scipy.stats import binom
 
     return np.asarray(binom.ppf(chance, counts, share), np.int64).clip(0, counts)
 
 
-def _side(pieces: Sequence[pa.Table], cut: Cut, keys: pa.ChunkedArray) -> pa.ChunkedArray:
+def _side(pieces: Sequence[pa.Table], cut: HoldoutCut, keys: pa.ChunkedArray) -> pa.ChunkedArray:
     """The value of one side input for each of `keys`: that of the most recent row before the cut, null without one."""
     table = pa.concat_tables(pieces)
     if cut.day is not None:
@@ -189,7 +189,7 @@ def _side(pieces: Sequence[pa.Table], cut: Cut, keys: pa.ChunkedArray) -> pa.Chu
     return table["value"].take(pc.index_in(keys, table["query_key"]))
 
 
-def merged(runs: Sequence[pa.Table], rows: int = 1 << 18) -> Iterator[pa.Table]:
+def merge_runs(runs: Sequence[pa.Table], rows: int = 1 << 18) -> Iterator[pa.Table]:
     """Tables by falling count, then key, as one stream in that order. Each table's keys are all below those of the next.
 
     Counts are cut into ranges of at most `rows` rows; a range is gathered from all runs and sorted, and where one count alone

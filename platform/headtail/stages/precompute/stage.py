@@ -31,7 +31,7 @@ from headtail.engines.device import resolve_dtype
 from headtail.engines.models import ResolvedModel, find_model
 from headtail.engines.tokens import load_tokenizer, vocabulary_fingerprint
 from headtail.stages.base import Stage, identity, run_once
-from headtail.stages.precompute.dry_run.preview import ROWS, Preview, finished, kept, preview
+from headtail.stages.precompute.dry_run.preview import ROWS, Preview, finished_preview, preview, preview_outcome
 from headtail.stages.precompute.result import AnsweringModel, PlannedActual, Result
 
 LOAD = ("occupancy", "occupancy_fed", "prefix_hit_rate")  # of an engine that says so: see docs/engines.md
@@ -97,7 +97,7 @@ class Config(StageConfig):
     )
 
 
-class _Asked(NamedTuple):
+class _Sources(NamedTuple):
     """What a config names, found in the store. `identity`: what the stage's fingerprint is made over, besides the config."""
 
     store: Storage
@@ -107,12 +107,12 @@ class _Asked(NamedTuple):
     identity: dict[str, Any]
 
 
-def _resolved(config: Config) -> Config:
+def _resolve_model(config: Config) -> Config:
     """`config` with what its model leaves to the machine decided here, once for all workers."""
     return config.model_copy(update={"model": resolve_dtype(config.model)})
 
 
-def _find(config: Config) -> _Asked:
+def _find(config: Config) -> _Sources:
     if config.budget_usd and not config.model.priced:
         raise ConfigError(
             f"a budget in USD cannot be kept: {UNPRICED}", where="budget_usd", value=config.budget_usd, fix="set a price, or 0"
@@ -132,10 +132,10 @@ def _find(config: Config) -> _Asked:
     # The task by what changes an answer: a changed scorer or fallback asks no row again. The model by its weights.
     inputs |= {"task": task.fingerprint, "model": model.digest}
     replaces = {"task": task.name, "inputs": list(labels), "model": {**result_fields(config.model), "model": model.digest}}
-    return _Asked(store, task, model, tables, {"inputs": inputs, "replaces": replaces})
+    return _Sources(store, task, model, tables, {"inputs": inputs, "replaces": replaces})
 
 
-def _job(config: Config, asked: _Asked, path: str) -> Job:
+def _job(config: Config, asked: _Sources, path: str) -> Job:
     return Job(
         root=asked.store.root,
         path=path,
@@ -163,17 +163,17 @@ def _job(config: Config, asked: _Asked, path: str) -> Job:
     )
 
 
-def _folder(config: Config, asked: _Asked) -> str:
+def _folder(config: Config, asked: _Sources) -> str:
     return receipt_path("precompute", identity("precompute", config, **asked.identity)[1])
 
 
 def forecast(config: Config, probe: int = ROWS) -> Preview:
     """What `run` would do and what that would cost. `probe`: rows that may be asked to find out; the answers are kept and reused."""
-    config = _resolved(config)
+    config = _resolve_model(config)
     asked = _find(config)
     path = _folder(config, asked)
     if asked.store.exists(f"{path}/receipt.json"):
-        return finished(path, load_receipt(asked.store, "precompute", path).rows["in"])
+        return finished_preview(path, load_receipt(asked.store, "precompute", path).rows["in"])
     return preview(_job(config, asked, path), probe)
 
 
@@ -182,7 +182,7 @@ def run(config: Config, planned: Preview | None = None) -> Receipt[Result]:
 
     `planned`: what `forecast` said; LimitReached when its upper bound exceeds a budget, else the receipt has the result beside it.
     """
-    config = _resolved(config)
+    config = _resolve_model(config)
     asked = _find(config)
     if planned is not None and planned.path != _folder(config, asked):
         fix = "do a dry run again; name tables by fingerprint (plan/ab12:head) when other jobs write new ones meanwhile"
@@ -199,7 +199,7 @@ def run(config: Config, planned: Preview | None = None) -> Receipt[Result]:
         stage.notes += asked.task.notes
         _judge(config, None, job.path, ledger.states, ledger.given_up, ledger.reasons)
         remove_work_files(asked.store, job)
-        return _result(config, job, asked, ledger, kept(planned, ledger, wall) if planned is not None else {})
+        return _result(config, job, asked, ledger, preview_outcome(planned, ledger, wall) if planned is not None else {})
 
     folder = _folder(config, asked)
     done = asked.store.exists(f"{folder}/receipt.json")
@@ -207,12 +207,12 @@ def run(config: Config, planned: Preview | None = None) -> Receipt[Result]:
         _judge_done(config, asked.store, folder)
     with nullcontext() if done else hold_lease(asked.store, folder):
         receipt = run_once("precompute", Result, config, work, **asked.identity, about=asked.task.name)
-    if text := _failed(config, receipt):
+    if text := _retry_hint(config, receipt):
         say(f"{'precompute':<12} {text}")
     return receipt
 
 
-def _failed(config: Config, receipt: Receipt[Result]) -> str:
+def _retry_hint(config: Config, receipt: Receipt[Result]) -> str:
     """How to ask rows again that failed in a job that succeeded."""
     failed, given_up = receipt.rows.get(State.FAILED, 0), receipt.result.given_up
     if not failed:
@@ -270,7 +270,7 @@ def _record(stage: Stage, config: Config, job: Job, ledger: Ledger) -> None:
         "recomputed": ledger.computed,
         "resumed": ledger.rows - ledger.computed - ledger.reused,
     }
-    stage.metrics = figures(ledger, limits(config))
+    stage.metrics = job_figures(ledger, limits(config))
     stage.metrics |= {name: float(ledger.engine[name]) for name in LOAD if name in ledger.engine}
     if not config.model.priced:
         stage.note(f"money is unknown: {UNPRICED}")
@@ -284,7 +284,7 @@ def _record(stage: Stage, config: Config, job: Job, ledger: Ledger) -> None:
         stage.note(f"{damaged} finished rows of an earlier run could not be read and were asked again")
 
 
-def _result(config: Config, job: Job, asked: _Asked, ledger: Ledger, dry_run: dict[str, PlannedActual]) -> Result:
+def _result(config: Config, job: Job, asked: _Sources, ledger: Ledger, dry_run: dict[str, PlannedActual]) -> Result:
     top, model = config.top_logprobs, asked.model
     return Result(
         source=config.source,
@@ -324,7 +324,7 @@ def limits(config: Config) -> Limits:
     )
 
 
-def figures(ledger: Ledger, prices: Limits) -> dict[str, float]:
+def job_figures(ledger: Ledger, prices: Limits) -> dict[str, float]:
     """Speed, tokens and money. Seconds are those of all runs that made these answers, so a resumed job shows its true cost.
 
     `usd` is what this job paid; `usd_per_million` what a million such rows cost, those taken over from other jobs at what

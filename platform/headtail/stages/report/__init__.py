@@ -2,6 +2,6 @@
 
 from headtail.stages.report.stage import Config, run
 from headtail.stages.report.summary import REPORTED_STAGES, summarise
-from headtail.stages.report.terminal import table
+from headtail.stages.report.terminal import summary_table
 
-__all__ = ["REPORTED_STAGES", "Config", "run", "summarise", "table"]
+__all__ = ["REPORTED_STAGES", "Config", "run", "summarise", "summary_table"]

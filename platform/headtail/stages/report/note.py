@@ -10,7 +10,7 @@ from headtail.stages.publish import Result as PublishResult
 from headtail.stages.report.summary import result_of
 
 
-def about(found: Mapping[str, Receipt], task: str, report: str, prompt: str) -> str:
+def release_note(found: Mapping[str, Receipt], task: str, report: str, prompt: str) -> str:
     """A table in Markdown: each part of the release and where it is. `prompt`: its version in MLflow; `report`: the page's address."""
     published, teacher = result_of(found, PublishResult, "publish"), result_of(found, PrecomputeResult, "precompute_teacher")
     assert published is not None  # a pipeline runs both

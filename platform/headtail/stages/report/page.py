@@ -44,13 +44,13 @@ def render(store: Storage, receipts: Mapping[str, Receipt], summary: Mapping[str
     env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
     env.filters |= {
         "percent": percent,
-        "number": number,
+        "number": format_number,
         "ms": ms,
         "usd": usd,
-        "fixed": fixed,
-        "when": when,
-        "made_from": made_from,
-        "short": short,
+        "fixed": format_score,
+        "when": format_time,
+        "made_from": input_names,
+        "short": short_name,
     }
     return env.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         s=summary,
@@ -106,14 +106,20 @@ def pivot(rows: pa.Table) -> list[dict[str, Any]]:
     for line in rows.to_pylist():
         row = found.setdefault(
             (line["query_key"], line["wanted"]),
-            {"query": line["query"], "stratum": line["stratum"], "count": line["count"], "wanted": plain(line["wanted"]), "sources": {}},
+            {
+                "query": line["query"],
+                "stratum": line["stratum"],
+                "count": line["count"],
+                "wanted": answer_text(line["wanted"]),
+                "sources": {},
+            },
         )
-        shown = plain(line["given"]) if line["given"] is not None else f"({line['state']})"
+        shown = answer_text(line["given"]) if line["given"] is not None else f"({line['state']})"
         row["sources"][line["source"]] = {"given": shown, "exact": line["exact"], "confidence": line["confidence"]}
     return sorted(found.values(), key=lambda row: (-(row["count"] or 0), row["query"]))
 
 
-def plain(text: str) -> str:
+def answer_text(text: str) -> str:
     """An answer's JSON as a person would write it: `topic: pizza, location: nyc`, or the label alone."""
     shown = _plain(json.loads(text))
     return shown if len(shown) <= _LONG else shown[: _LONG - 1] + "…"
@@ -131,22 +137,22 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def number(value: float | None, digits: int = 0) -> str:
+def format_number(value: float | None, digits: int = 0) -> str:
     """A number with thousands, a dash when unknown."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
-def fixed(value: float | None, digits: int = 2) -> str:
+def format_score(value: float | None, digits: int = 2) -> str:
     """A score, a dash when unknown."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def made_from(inputs: Mapping[str, str]) -> list[tuple[str, str, str]]:
+def input_names(inputs: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """(what, short name, whole name) of a receipt's inputs: `head plan/ab12cd34`, `task 9f8e7d6c`."""
-    return [(name.removeprefix(where).lstrip(".:/") or name, short(where), where) for name, where in inputs.items()]
+    return [(name.removeprefix(where).lstrip(".:/") or name, short_name(where), where) for name, where in inputs.items()]
 
 
-def short(where: str) -> str:
+def short_name(where: str) -> str:
     """A receipt's path, a digest or a model's name, short enough for a table: `plan/ab12cd34`, `9f8e7d6c`."""
     stage, sign, mark = where.rpartition("/")
     if re.fullmatch(r"[0-9a-f]{12,}", mark):
@@ -154,6 +160,6 @@ def short(where: str) -> str:
     return where if len(where) <= _LONG_NAME else f"{where[:_LONG_NAME]}…"
 
 
-def when(text: str) -> str:
+def format_time(text: str) -> str:
     """An ISO time as day and minute, UTC."""
     return text[:16].replace("T", " ")

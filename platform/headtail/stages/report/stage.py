@@ -21,9 +21,9 @@ from headtail.core.secrets import hide
 from headtail.stages.base import Stage, run_once
 from headtail.stages.report.page import render
 from headtail.stages.report.summary import REPORTED_STAGES, RESULTS, summarise
-from headtail.stages.report.terminal import table
+from headtail.stages.report.terminal import summary_table
 
-__all__ = ["REPORTED_STAGES", "Config", "run", "summarise", "table"]
+__all__ = ["REPORTED_STAGES", "Config", "run", "summarise", "summary_table"]
 
 
 class Config(StageConfig):

@@ -132,7 +132,7 @@ def summarise(
     made["not_run"] = [
         name for name in REPORTED_STAGES if name not in receipts and (made["model_realtime_student"] or name not in REALTIME)
     ]
-    made["lineage"] = [_step(name, receipts[name], name in reused) for name in _ordered(receipts)]
+    made["lineage"] = [_step(name, receipts[name], name in reused) for name in _stage_order(receipts)]
     made["notes"] = list(dict.fromkeys(notes(receipts, made)))
     made["headline"] = list(headline(made))
     return made
@@ -191,15 +191,15 @@ def _quality(receipts: Mapping[str, Receipt], quality: Iterable[Mapping[str, Any
         yield f"exact_{source}", found.get((source, "all"), {}).get("exact")
     for source in MODELS:
         for name in ("ece", "auroc", "agreement")[: 2 if source == "teacher" else 3]:
-            yield f"{name}_{source}", _evaluated(receipts, f"{name}/{source}")
+            yield f"{name}_{source}", _quality_metric(receipts, f"{name}/{source}")
         for name in () if source == "teacher" else ("times_faster", "times_fewer_tokens"):
-            yield f"{name}_{source}", _evaluated(receipts, f"figures/{source}/{name}_than_teacher")
+            yield f"{name}_{source}", _quality_metric(receipts, f"figures/{source}/{name}_than_teacher")
     for end in ("value", "low", "high"):
         for source in MODELS[1:]:
-            yield f"{source}_minus_teacher{'' if end == 'value' else '_' + end}", _evaluated(receipts, f"difference/{source}/{end}")
+            yield f"{source}_minus_teacher{'' if end == 'value' else '_' + end}", _quality_metric(receipts, f"difference/{source}/{end}")
 
 
-def _evaluated(receipts: Mapping[str, Receipt], metric: str) -> float | None:
+def _quality_metric(receipts: Mapping[str, Receipt], metric: str) -> float | None:
     return next((value for name in _EVALUATIONS if (value := _figure(receipts, name, "metrics", metric)) is not None), None)
 
 
@@ -230,7 +230,7 @@ def notes(receipts: Mapping[str, Receipt], made: Mapping[str, Any]) -> Iterator[
         yield f"Latency is what the replaying client saw over {int(made['requests']):,} requests; client and server may share a machine."
     if made["usd_per_million_teacher"] is not None:
         yield "Cost is the machine's price times the seconds it was busy, engine start included; the price is an assumption (docs/cost.md)."
-    for name in _ordered(receipts):
+    for name in _stage_order(receipts):
         for text in receipts[name].notes:
             yield f"{name}: {text}"
 
@@ -245,7 +245,9 @@ def headline(made: Mapping[str, Any]) -> Iterator[str]:
     elif made["head_coverage_holdout"] is not None:
         planned = percent(made["head_coverage_holdout"])
         yield f"The head of {made['head_rows']:,.0f} queries covers {planned} of holdout traffic (planned, not replayed)."
-    scores = [f"the {name_of(source)} scores {_scored(made, source)}" for source in SOURCES if made[f"quality_{source}_all"] is not None]
+    scores = [
+        f"the {name_of(source)} scores {_quality_text(made, source)}" for source in SOURCES if made[f"quality_{source}_all"] is not None
+    ]
     if scores:
         yield f"On {made['labelled_rows_all']:,} queries answered by people, {_list(scores)} out of 1 (micro-F1, 95 % interval)."
     gap, low, high = (made[f"batch_student_minus_teacher{end}"] for end in ("", "_low", "_high"))
@@ -304,7 +306,7 @@ def usd(value: float | None) -> str:
     return f"USD {value:,.0f}" if value >= 1000 else f"USD {value:,.2f}"
 
 
-def _scored(made: Mapping[str, Any], source: str) -> str:
+def _quality_text(made: Mapping[str, Any], source: str) -> str:
     low, high = made[f"quality_low_{source}_all"], made[f"quality_high_{source}_all"]
     return f"{made[f'quality_{source}_all']:.2f} ({low:.2f} to {high:.2f})"
 
@@ -339,7 +341,7 @@ def _ratio(above: float | None, below: float | None) -> float | None:
     return above / below if above and below else None
 
 
-def _ordered(receipts: Mapping[str, Receipt]) -> list[str]:
+def _stage_order(receipts: Mapping[str, Receipt]) -> list[str]:
     """Stages in the order of the data's way; those of other names (a trained teacher, say) by when they ran."""
     known = [name for name in REPORTED_STAGES if name in receipts]
     for name in sorted((n for n in receipts if n not in REPORTED_STAGES), key=lambda n: (receipts[n].started, n)):

@@ -16,7 +16,7 @@ WIDE = 100  # columns that intervals of four answer sources take
 _STYLES = {"teacher": "blue", "batch": "dark_orange3", "realtime": "magenta", "fallback": "bright_black"}
 
 
-def table(summary: Mapping[str, Any], width: int = WIDE) -> Table:
+def summary_table(summary: Mapping[str, Any], width: int = WIDE) -> Table:
     """The figures of `summary` (see docs/report.md) as one table; what was not run is a dash, and said below.
 
     On fewer than WIDE columns an interval is its longer half, in thousandths.

@@ -1,5 +1,5 @@
 """Serve a release over HTTP: the cache, the student behind it, the fallback behind that."""
 
-from headtail.stages.serve.stage import Config, Server, from_args, run_forever, start
+from headtail.stages.serve.stage import Config, Server, from_args, run_forever, start_server
 
-__all__ = ["Config", "Server", "from_args", "run_forever", "start"]
+__all__ = ["Config", "Server", "from_args", "run_forever", "start_server"]

@@ -98,7 +98,7 @@ class Reply(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Served:
+class OpenRelease:
     """A release that is open: swapped as a whole, so that no request sees parts of two."""
 
     release: Release
@@ -110,7 +110,7 @@ class Served:
 class Answerer:
     """Answers queries under one release at a time. `served` may be swapped between any two awaits."""
 
-    def __init__(self, served: Served, config: Config, realtime: AskStudent | None) -> None:
+    def __init__(self, served: OpenRelease, config: Config, realtime: AskStudent | None) -> None:
         self.served, self._config, self._realtime = served, config, realtime
         self.in_flight = 0
         self.last_failure = ""
@@ -159,7 +159,7 @@ class Answerer:
             raise BadQuery("side_inputs", f"unknown side input {unknown[0][:40]!r}", f"side inputs of {task.name}: {known}")
         return normalised
 
-    async def _ask(self, query: str, side_inputs: Mapping[str, Sequence[str]], served: Served) -> RealtimeReply:
+    async def _ask(self, query: str, side_inputs: Mapping[str, Sequence[str]], served: OpenRelease) -> RealtimeReply:
         """The student's reply within the time limit, else RealtimeFailure."""
         if self._realtime is None:
             raise RealtimeFailure("off" if served.release.student else "no_student")
@@ -188,7 +188,7 @@ class Answerer:
         return reply
 
 
-def _cached(query: str, found: CachedAnswer, served: Served, started: float) -> Reply:
+def _cached(query: str, found: CachedAnswer, served: OpenRelease, started: float) -> Reply:
     confidence = None if found.confidence is None else round(found.confidence, 4)
     return Reply(
         query, found.query, found.decoded(), found.source, True, False, confidence, found.answer_key.hex(),
@@ -196,7 +196,7 @@ def _cached(query: str, found: CachedAnswer, served: Served, started: float) -> 
     )  # fmt: skip
 
 
-def _fallback(query: str, normalised: str, served: Served, reason: str, started: float) -> Reply:
+def _fallback(query: str, normalised: str, served: OpenRelease, reason: str, started: float) -> Reply:
     return Reply(
         query, normalised, served.task.fallback(normalised), Source.FALLBACK, False, True, None, None,
         served.release.id, served.release.snapshot, _ms(started), reason,

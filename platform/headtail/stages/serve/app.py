@@ -31,7 +31,7 @@ from headtail.adapters.storage import Storage
 from headtail.cache import open_snapshot
 from headtail.core.secrets import hide
 from headtail.releases import release
-from headtail.stages.serve.answerer import REASONS, Answerer, AskStudent, BadQuery, Reply, Served
+from headtail.stages.serve.answerer import REASONS, Answerer, AskStudent, BadQuery, OpenRelease, Reply
 
 if TYPE_CHECKING:
     from headtail.stages.serve.stage import Config
@@ -110,7 +110,7 @@ class Metrics:
             self.degraded.labels(reply.reason).inc()
 
 
-class State:
+class ServeState:
     """What the app works on: an open release and the student's interface.
 
     `deployed`: name of the model that runs; `stands_for`: the release's student it was deployed for, None when it is switched off.
@@ -119,7 +119,7 @@ class State:
     def __init__(
         self,
         store: Storage,
-        served: Served,
+        served: OpenRelease,
         config: Config,
         realtime: AskStudent | None = None,
         deployed: str = "",
@@ -148,7 +148,7 @@ class State:
             shutil.rmtree(old.cache.folder, ignore_errors=True)  # a mapped file stays readable until it is closed
         return True
 
-    def _swap(self, served: Served) -> None:
+    def _swap(self, served: OpenRelease) -> None:
         self.answerer.served = served  # one assignment, between two awaits: no request sees half of it
         self.metrics.release.clear()
         self.metrics.release.labels(served.release.id, served.release.snapshot).set(1)
@@ -166,16 +166,16 @@ class State:
                 log.warning("cannot follow CURRENT, still serving %s: %s", self.answerer.served.release.id, hide(str(error)))
 
 
-def open_served(store: Storage, ref: str, cache_dir: Path | None = None) -> Served:
+def open_served(store: Storage, ref: str, cache_dir: Path | None = None) -> OpenRelease:
     """A release, opened: its snapshot mapped, its task rebuilt. `cache_dir`: where snapshots of S3 are fetched to."""
     found = release.load_release(store, ref)
     if cache_dir is None and store.local_path("") is None:
         cache_dir = Path(tempfile.mkdtemp(prefix="headtail-serve-"))
     cache = open_snapshot(store, found.snapshot, cache_dir)
-    return Served(found, cache, release.open_task(found), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    return OpenRelease(found, cache, release.open_task(found), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
 
-def describe(state: State) -> dict[str, Any]:
+def describe(state: ServeState) -> dict[str, Any]:
     """What is being served, for people and for `replay`."""
     served = state.answerer.served
     shown = served.release.model_dump(mode="json", exclude={"task_copy"})
@@ -199,7 +199,7 @@ def describe(state: State) -> dict[str, Any]:
     }
 
 
-def make_app(state: State) -> FastAPI:
+def make_app(state: ServeState) -> FastAPI:
     """The app; its lifespan runs the watch on CURRENT."""
 
     @contextlib.asynccontextmanager
@@ -237,18 +237,18 @@ def make_app(state: State) -> FastAPI:
     return app
 
 
-def _refuse(state: State, field: str, what: str, fix: str) -> JSONResponse:
+def _refuse(state: ServeState, field: str, what: str, fix: str) -> JSONResponse:
     state.metrics.rejected.labels(field if field in AnswerRequest.model_fields else "body").inc()
     return JSONResponse({"error": {"field": field, "what": what, "do": fix}}, status_code=422)
 
 
-def _invalid(state: State, error: Any, place: Sequence[Any]) -> JSONResponse:
+def _invalid(state: ServeState, error: Any, place: Sequence[Any]) -> JSONResponse:
     """A validation error of pydantic, without its input: that may be a megabyte."""
     field = ".".join(map(str, place))[:80] or "body"
     return _refuse(state, field, str(error["msg"])[:300], 'send JSON such as {"query": "pizza near me"}; see /docs')
 
 
-def _add_answer(app: FastAPI, state: State) -> None:
+def _add_answer(app: FastAPI, state: ServeState) -> None:
     documented: dict[int | str, dict[str, Any]] = {200: {"model": AnswerResponse}, 422: {"model": Refusal}}
 
     async def answer(query: str, side_inputs: dict[str, list[str]]) -> Response:
@@ -275,7 +275,7 @@ def _add_answer(app: FastAPI, state: State) -> None:
         return await answer(query, {})
 
 
-def _add_operations(app: FastAPI, state: State) -> None:
+def _add_operations(app: FastAPI, state: ServeState) -> None:
     @app.get("/v1/release", summary="What is being served, since when, on what evidence; queries to try")
     async def what_is_served() -> dict[str, Any]:
         return describe(state)
@@ -295,7 +295,7 @@ def _add_operations(app: FastAPI, state: State) -> None:
         return Response(generate_latest(state.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_pages(app: FastAPI, state: State) -> None:
+def _add_pages(app: FastAPI, state: ServeState) -> None:
     page = PAGE.read_text(encoding="utf-8")
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)

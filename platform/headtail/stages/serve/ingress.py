@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from headtail.adapters.storage import open_storage
-from headtail.stages.serve.app import State, make_app, open_served
+from headtail.stages.serve.app import ServeState, make_app, open_served
 
 if TYPE_CHECKING:
     from headtail.stages.serve.stage import Config
@@ -25,7 +25,7 @@ class Ingress:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         store = open_storage(config.root)
         served, student = open_served(store, config.release, config.copies), door(realtime) if realtime is not None else None
-        self.state = State(store, served, config, student, deployed, stands_for)
+        self.state = ServeState(store, served, config, student, deployed, stands_for)
 
     def __serve_build_asgi_app__(self) -> Any:
         return make_app(self.state)

@@ -37,8 +37,8 @@ class Student:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         self.task, self.stands_for, self.io_format = task, stands_for, found.io_format.check(task)
         self._settings = fingerprint(answer_settings(task, config, found.digest, self.io_format))
-        kind = _Streamed if runs_vllm(config, self.io_format.kind) else _Together
-        self._engine: _Asked = kind(config, found, task)
+        kind = _StreamEngine if runs_vllm(config, self.io_format.kind) else _BatchedEngine
+        self._engine: _StudentEngine = kind(config, found, task)
 
     async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> RealtimeReply:
         """The student's answer to one query. A cancelled call takes no more of the engine than it must."""
@@ -63,7 +63,7 @@ class Student:
             engine.close()
 
 
-class _Asked(Protocol):
+class _StudentEngine(Protocol):
     """An engine that is asked row by row by many callers at once."""
 
     async def ask(self, messages: Sequence[dict[str, str]]) -> Completion: ...
@@ -73,7 +73,7 @@ class _Asked(Protocol):
     def close(self) -> None: ...
 
 
-class _Streamed:
+class _StreamEngine:
     """A decoder in vLLM: each row joins the running batch, and a cancelled one is taken out of it."""
 
     def __init__(self, config: ModelConfig, found: ResolvedModel, task: Task) -> None:
@@ -85,7 +85,7 @@ class _Streamed:
     async def ask(self, messages: Sequence[dict[str, str]]) -> Completion:
         future = self._engine.submit(messages)
         await asyncio.wrap_future(future)  # a cancelled call cancels it
-        return _sound(self._engine.completion(0, future))
+        return _check_completion(self._engine.completion(0, future))
 
     async def check(self) -> None:
         self._engine.check()
@@ -94,7 +94,7 @@ class _Streamed:
         self._engine.close()
 
 
-class _Together:
+class _BatchedEngine:
     """Another student: while one batch is with the engine, callers gather for the next. One pass is a few milliseconds."""
 
     def __init__(self, config: ModelConfig, found: ResolvedModel, task: Task) -> None:
@@ -110,7 +110,7 @@ class _Together:
         self._waiting.append((messages, mine))
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
-        return _sound(await mine)
+        return _check_completion(await mine)
 
     async def _run(self) -> None:
         while self._waiting:
@@ -134,7 +134,7 @@ class _Together:
         self._engine.close()
 
 
-def _sound(made: Completion) -> Completion:
+def _check_completion(made: Completion) -> Completion:
     if made.error:
         raise EngineError(made.error)
     return made

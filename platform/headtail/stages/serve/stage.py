@@ -37,7 +37,7 @@ INGRESS_CPUS = 0.1  # a lookup takes microseconds: the ingress must not take a w
 TELL_EVERY_S = 10.0
 
 
-class Chosen(NamedTuple):
+class ServedStudent(NamedTuple):
     """The model that answers misses, and the digest of its weights where the deployment is started."""
 
     model: ModelConfig
@@ -121,13 +121,13 @@ def _shutdown() -> None:
         serve.shutdown()  # forgets the controller
 
 
-def start(config: Config, student: type | None = None) -> Server:
+def start_server(config: Config, student: type | None = None) -> Server:
     """Start serving and wait until it answers. Errors name the port, the release or the model before anything heavy starts.
 
     `student`: a class to run instead of `realtime.Student`, for tests.
     """
     check_port(config)
-    config, release, chosen = _found(config)
+    config, release, chosen = _resolve_release(config)
     import ray
     from ray import serve
 
@@ -159,7 +159,7 @@ def run_forever(config: Config) -> None:
     """Serve until Ctrl-C or SIGTERM. While it starts, both interrupt; what was started is ended in any case."""
     stop = threading.Event()
     try:
-        with start(config) as server:
+        with start_server(config) as server:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: stop.set())
             say(f"serving release {server.release} at {server.url}  (try-it page; API docs at {server.url}/docs)")
@@ -171,7 +171,7 @@ def run_forever(config: Config) -> None:
         say("interrupted while starting")
 
 
-def application(config: Config, release: releases.Release, chosen: Chosen | None, student: type | None = None) -> Any:
+def application(config: Config, release: releases.Release, chosen: ServedStudent | None, student: type | None = None) -> Any:
     """The Serve application: the ingress, and the student behind it when there is one. `student`: another class, for tests."""
     from ray import serve
 
@@ -211,10 +211,10 @@ def application(config: Config, release: releases.Release, chosen: Chosen | None
 
 def from_args(args: dict[str, Any]) -> Any:
     """The application from the `args` of a Serve config file (import_path: headtail.stages.serve:from_args): fields of Config."""
-    return application(*_found(build_config(Config, args, where="args of the Serve config")))
+    return application(*_resolve_release(build_config(Config, args, where="args of the Serve config")))
 
 
-def _found(config: Config) -> tuple[Config, releases.Release, Chosen | None]:
+def _resolve_release(config: Config) -> tuple[Config, releases.Release, ServedStudent | None]:
     """`config` with an absolute root (replicas have a working directory of their own), its release and the model that runs live."""
     store = open_storage(config.root)
     config = config.model_copy(update={"root": store.root})
@@ -226,7 +226,7 @@ def _found(config: Config) -> tuple[Config, releases.Release, Chosen | None]:
 _LOGGING: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
 
 
-def _student(config: Config, store: Storage, release: releases.Release) -> Chosen | None:
+def _student(config: Config, store: Storage, release: releases.Release) -> ServedStudent | None:
     """The realtime student, or None when it is switched off or the release has no student. A missing model is an error here."""
     if not config.realtime_student:
         return None
@@ -241,7 +241,7 @@ def _student(config: Config, store: Storage, release: releases.Release) -> Chose
     found = find_model(model, store, fetch=False)  # each replica fetches for itself
     found.io_format.check(releases.open_task(release))
     folder = Path(model.model).expanduser()
-    return Chosen(model.model_copy(update={"model": str(folder.resolve())}) if folder.is_dir() else model, found.digest)
+    return ServedStudent(model.model_copy(update={"model": str(folder.resolve())}) if folder.is_dir() else model, found.digest)
 
 
 def check_port(config: Config) -> None:

@@ -39,7 +39,7 @@ class Change(Config):
     now: str = Field(description="in this one")
 
 
-def words(entry: CatalogEntry, job: Job) -> tuple[str, ...]:
+def key_changes(entry: CatalogEntry, job: Job) -> tuple[str, ...]:
     """The parts of the key, besides messages, that differ between an earlier job and this one."""
     return tuple(_settings(entry, job))
 

@@ -29,7 +29,7 @@ from headtail.core.io_format import ModelFormat
 from headtail.core.keys import answer_key
 from headtail.core.rows import KEY, State, uniform_draw
 from headtail.core.task import Task
-from headtail.stages.precompute.dry_run.changes import words
+from headtail.stages.precompute.dry_run.changes import key_changes
 
 REUSED, RESUMED, RETRIED, CHANGED, NEW = "reused", "resumed", "retried", "changed", "new"
 KINDS = (REUSED, RESUMED, RETRIED, CHANGED, NEW)
@@ -45,7 +45,7 @@ def probes_of(path: str) -> str:
 
 
 @dataclass(frozen=True)
-class Older:
+class OlderJob:
     """An earlier job of the same task and source. `words`: the parts of the key, besides messages, that are others now."""
 
     entry: CatalogEntry
@@ -59,7 +59,7 @@ class Scope:
     job: Job
     manifest: InputManifest
     before: tuple[str, ...]
-    older: tuple[Older, ...]
+    older: tuple[OlderJob, ...]
     probed: frozenset[Pair]
     keep: int
 
@@ -114,7 +114,7 @@ def scope(job: Job, manifest: InputManifest, keep: int) -> Scope:
     others = [entry for entry in known if entry.path != job.path and not entry.path.startswith(mine)]
     before = [entry.path for entry in others if job.reuse and entry.settings == job.settings]
     same = [entry for entry in others if (entry.task, entry.source) == (job.task.name, job.source) and "/probe/" not in entry.path]
-    older = tuple(Older(entry, words(entry, job)) for entry in same[: job.reuse_jobs])
+    older = tuple(OlderJob(entry, key_changes(entry, job)) for entry in same[: job.reuse_jobs])
     return Scope(job, manifest, tuple(before[: job.reuse_jobs]), older, frozenset(probed), keep)
 
 
@@ -150,7 +150,7 @@ class Comparison:
             groups[asked.place[query, key]] = (REUSED, ())
         failed = self._failed_here(shard, tally)
         if todo:
-            self._why_asked(shard, todo, failed, groups, tally)
+            self._group_requests(shard, todo, failed, groups, tally)
             askable = [row for row in shard.todo if row not in asked.unrendered]
             tally.asked, tally.unrendered = len(askable), len(todo) - len(askable)
             tally.open = int(tally.asked > 0)
@@ -174,7 +174,7 @@ class Comparison:
         table = table.append_column("answer_key", keys).append_column("draw", pa.array(uniform_draw(table["query_key"], "probe", _SEED)))
         return _lowest(table, self.scope.keep)
 
-    def _why_asked(self, shard: Shard, todo: set[int], failed: set[Pair], groups: dict[int, Group], tally: Tally) -> None:
+    def _group_requests(self, shard: Shard, todo: set[int], failed: set[Pair], groups: dict[int, Group], tally: Tally) -> None:
         """Put each row that is to be asked in its group: retried, changed or new."""
         groups |= {row: (RETRIED, ("failed in this job",)) for row in todo if shard.requests.pairs[row] in failed}
         left = todo - set(groups)
@@ -220,7 +220,7 @@ def _pairs(table: pa.Table) -> Iterator[Pair]:
 class _Rival:
     """An earlier job whose rows ask the same queries under other keys: says which parts of the key differ, row by row."""
 
-    def __init__(self, older: Older, answers: EarlierJob, job: Job) -> None:
+    def __init__(self, older: OlderJob, answers: EarlierJob, job: Job) -> None:
         self.older, self.answers, self.job = older, answers, job
         self.columns = ["query_key", "answer_key", *older.entry.side_inputs]
 

@@ -29,7 +29,7 @@ ONCE = 0.5  # what is seen only once, such as the start of an engine, may be so 
 Floats = npt.NDArray[np.float64]
 
 
-class Span(Config):
+class Bounds(Config):
     """A figure and its bounds."""
 
     value: float = Field(description="the estimate")
@@ -44,7 +44,7 @@ class Moments(Config):
     sd: float = Field(description="standard deviation, n - 1")
 
 
-class Pace(Config):
+class EnginePace(Config):
     """How fast an engine was. A row's work is 1 + its answer tokens: prompts are similar and mostly cached."""
 
     rows: int = Field(ge=1, description="rows that were timed")
@@ -64,8 +64,8 @@ class Probe(Config):
     states: dict[str, int] = Field(description="rows by state")
     tokens_in: Moments = Field(description="prompt tokens of a row")
     tokens_out: Moments = Field(description="answer tokens of a row")
-    work: Moments = Field(description="work of a row, see Pace")
-    pace: Pace = Field(description="how fast the engine was")
+    work: Moments = Field(description="work of a row, see EnginePace")
+    pace: EnginePace = Field(description="how fast the engine was")
     start_s: float = Field(ge=0, description="seconds until the engine was up")
     setup_s: float = Field(ge=0, description="seconds for all else: cluster, actors, reading, publishing")
     seconds: float = Field(ge=0, description="engine time of the rows that this probe asked itself")
@@ -77,11 +77,11 @@ class Estimate(Config):
     """What the rows that are left will take."""
 
     rows: int = Field(ge=0, description="rows an engine is still to be asked")
-    tokens_in: Span = Field(description="prompt tokens")
-    tokens_out: Span = Field(description="answer tokens")
-    engine_s: Span = Field(description="engine time in seconds, all workers together, starts left out")
-    wall_s: Span = Field(description="seconds from start to end with the configured workers")
-    usd: Span | None = Field(
+    tokens_in: Bounds = Field(description="prompt tokens")
+    tokens_out: Bounds = Field(description="answer tokens")
+    engine_s: Bounds = Field(description="engine time in seconds, all workers together, starts left out")
+    wall_s: Bounds = Field(description="seconds from start to end with the configured workers")
+    usd: Bounds | None = Field(
         description="USD: workers for engine time and start, and tokens where a provider bills them; null when no price is known"
     )
     exact: bool = Field(False, description="nothing is left: the probe was all there was to ask")
@@ -94,7 +94,7 @@ def moments(values: Any) -> Moments:
     return Moments(mean=float(found.mean()), sd=float(found.std(ddof=1)) if len(found) > 1 else 0.0)
 
 
-def pace(place: npt.NDArray[np.int64], seconds: Floats, work: Floats, at_once: int, spent_s: float) -> Pace:
+def pace(place: npt.NDArray[np.int64], seconds: Floats, work: Floats, at_once: int, spent_s: float) -> EnginePace:
     """The pace of an engine from rows in the order they were finished.
 
     `place` says as how-manieth a row was asked, `seconds` is the time since the row before was finished, `spent_s` all engine
@@ -106,7 +106,7 @@ def pace(place: npt.NDArray[np.int64], seconds: Floats, work: Floats, at_once: i
     scale = spent_s / total if total > 0 else 1.0
     steady = count >= max(FEWEST, 3 * at_once) and ended[count - at_once - 1] > ended[at_once - 1]
     if not steady:
-        return Pace(rows=count, at_once=at_once, steady=False, unit_s=spent_s / float(work.sum()), error=0.0)
+        return EnginePace(rows=count, at_once=at_once, steady=False, unit_s=spent_s / float(work.sum()), error=0.0)
     finished, units = np.empty(count), np.empty(count)
     finished[place], units[place] = ended, work
     begun = np.concatenate([np.zeros(at_once), ended[: count - at_once]])
@@ -123,7 +123,7 @@ def pace(place: npt.NDArray[np.int64], seconds: Floats, work: Floats, at_once: i
     half = _t(BATCHES) * rates.std(ddof=1) / math.sqrt(BATCHES) / rates.mean()
     ramp = edges[0] - reached[0] * unit_s
     drain = total - edges[-1] - (float(units.sum()) - reached[-1]) * unit_s
-    return Pace(
+    return EnginePace(
         rows=count,
         at_once=at_once,
         steady=True,
@@ -134,13 +134,13 @@ def pace(place: npt.NDArray[np.int64], seconds: Floats, work: Floats, at_once: i
     )
 
 
-def predict(each: Moments, seen: int, left: int) -> Span:
+def predict(each: Moments, seen: int, left: int) -> Bounds:
     """The sum over `left` rows of which none was seen, from `seen` others drawn from the same rows at random: a t-interval."""
     value = each.mean * left
     if not left:
-        return Span(value=0, low=0, high=0)
+        return Bounds(value=0, low=0, high=0)
     half = left * _t(seen) * each.sd * math.sqrt(1 / seen + 1 / left) if seen > 1 else value
-    return Span(value=value, low=max(0.0, value - half), high=value + half)
+    return Bounds(value=value, low=max(0.0, value - half), high=value + half)
 
 
 def _t(count: int) -> float:
@@ -151,7 +151,7 @@ def estimate(probe: Probe, left: int, chains: int, limits: Limits) -> Estimate:
     """What `left` further rows take, in `chains` Ray tasks on the workers and at the prices of `limits`."""
     tokens_in, tokens_out = (predict(each, probe.rows, left) for each in (probe.tokens_in, probe.tokens_out))
     if not left:
-        nothing = Span(value=0, low=0, high=0)
+        nothing = Bounds(value=0, low=0, high=0)
         return Estimate(rows=0, tokens_in=nothing, tokens_out=nothing, engine_s=nothing, wall_s=nothing, usd=nothing, exact=True)
     found, workers = probe.pace, min(limits.workers, chains)
     running = _running(probe, left)
@@ -161,7 +161,7 @@ def estimate(probe: Probe, left: int, chains: int, limits: Limits) -> Estimate:
     wall = _plus(before, _times(_plus(running, _once(chains * found.drain_s)), rounds))
     held = _plus(engine, _once(probe.start_s * limits.workers))
     ends = ("value", "low", "high")
-    usd = Span(**{end: limits.price(*(getattr(span, end) for span in (held, tokens_in, tokens_out))) for end in ends})
+    usd = Bounds(**{end: limits.price(*(getattr(span, end) for span in (held, tokens_in, tokens_out))) for end in ends})
     return Estimate(
         rows=left,
         tokens_in=tokens_in,
@@ -173,27 +173,27 @@ def estimate(probe: Probe, left: int, chains: int, limits: Limits) -> Estimate:
     )
 
 
-def _running(probe: Probe, left: int) -> Span:
+def _running(probe: Probe, left: int) -> Bounds:
     """Engine time of the rows themselves: work times time per unit; the errors of both and the machine's own drift add as squares."""
     work, found = predict(probe.work, probe.rows, left), probe.pace
     value = work.value * found.unit_s
     error = math.hypot((work.high - work.value) / work.value, found.error, DRIFT) if work.value else 0.0
-    return Span(value=value, low=max(0.0, value * (1 - error)) if found.steady else 0.0, high=value * (1 + error))
+    return Bounds(value=value, low=max(0.0, value * (1 - error)) if found.steady else 0.0, high=value * (1 + error))
 
 
-def _once(value: float) -> Span:
-    return Span(value=value, low=value * (1 - ONCE), high=value * (1 + ONCE))
+def _once(value: float) -> Bounds:
+    return Bounds(value=value, low=value * (1 - ONCE), high=value * (1 + ONCE))
 
 
-def _plus(one: Span, other: Span) -> Span:
-    return Span(value=one.value + other.value, low=one.low + other.low, high=one.high + other.high)
+def _plus(one: Bounds, other: Bounds) -> Bounds:
+    return Bounds(value=one.value + other.value, low=one.low + other.low, high=one.high + other.high)
 
 
-def _times(span: Span, factor: float) -> Span:
-    return Span(value=span.value * factor, low=span.low * factor, high=span.high * factor)
+def _times(span: Bounds, factor: float) -> Bounds:
+    return Bounds(value=span.value * factor, low=span.low * factor, high=span.high * factor)
 
 
-def beyond(found: Estimate, limits: Limits, spent_s: float = 0.0) -> str:
+def budget_problem(found: Estimate, limits: Limits, spent_s: float = 0.0) -> str:
     """Which budget the upper bound exceeds, in words, or nothing. `spent_s`: engine time of earlier runs of the job."""
     said = []
     if limits.seconds and found.wall_s.high > limits.seconds:

@@ -25,8 +25,8 @@ from headtail.batch.worker import Ask
 from headtail.core.config import Config
 from headtail.stages.precompute.dry_run.changes import Change, changes
 from headtail.stages.precompute.dry_run.compare import KINDS, RESUMED, Comparison, Scope, Tally, scope
-from headtail.stages.precompute.dry_run.estimate import Estimate, Probe, beyond, estimate
-from headtail.stages.precompute.dry_run.probe import ask, how, probes
+from headtail.stages.precompute.dry_run.estimate import Estimate, Probe, budget_problem, estimate
+from headtail.stages.precompute.dry_run.probe import ask, pace_settings, probes
 from headtail.stages.precompute.result import PlannedActual
 
 ROWS = 1000  # of a probe, by default
@@ -87,7 +87,7 @@ def preview(job: Job, probe: int = ROWS) -> Preview:
     compared = scope(job, manifest, probe)
     tally = _compare(compared, [*done, *asks])
     known = probes(store, job)
-    best, probed = max(known, key=lambda one: (one.how == how(job), one.rows), default=None), tally.probed
+    best, probed = max(known, key=lambda one: (one.how == pace_settings(job), one.rows), default=None), tally.probed
     if tally.sample is not None and tally.sample.num_rows and (best is None or best.rows < tally.sample.num_rows):
         best = ask(job, tally.sample, known)
         probed += _newly(compared, scope(job, manifest, 0), tally.sample)
@@ -108,7 +108,7 @@ def preview(job: Job, probe: int = ROWS) -> Preview:
         changes=_changes(compared, tally),
         probe=best,
         estimate=found,
-        beyond=beyond(found, job.limits, spent.get("seconds", 0.0)) if found else "",
+        beyond=budget_problem(found, job.limits, spent.get("seconds", 0.0)) if found else "",
         spent=spent,
         workers=job.workers,
         seconds=round(time.monotonic() - begun, 3),
@@ -118,7 +118,7 @@ def preview(job: Job, probe: int = ROWS) -> Preview:
     return made
 
 
-def finished(path: str, rows: int) -> Preview:
+def finished_preview(path: str, rows: int) -> Preview:
     """The Preview of a job that is done."""
     return Preview(path=path, rows=rows, groups=(Group(kind=RESUMED, rows=rows, traffic=0),))
 
@@ -152,7 +152,7 @@ def _notes(job: Job, probe: Probe | None, unrendered: int) -> Iterator[str]:
         yield f"money is unknown: {UNPRICED}"
     if probe is not None and not job.reuse:
         yield "reuse is off: the probe's answers are not reused, its rows are asked again"
-    if probe is not None and (moved := {name for name, value in how(job).items() if probe.how.get(name) != value}):
+    if probe is not None and (moved := {name for name, value in pace_settings(job).items() if probe.how.get(name) != value}):
         yield f"the probe ran with another {', '.join(sorted(moved))}: time and money are for that; a larger --probe measures them anew"
     if probe is not None and not probe.pace.steady:
         yield (
@@ -214,7 +214,7 @@ def _newly(before: Scope, now: Scope, sample: pa.Table) -> int:
     return len(pairs & now.probed - before.probed)
 
 
-def kept(planned: Preview, ledger: Ledger, wall_s: float) -> dict[str, PlannedActual]:
+def preview_outcome(planned: Preview, ledger: Ledger, wall_s: float) -> dict[str, PlannedActual]:
     """A plan beside its result, for the receipt. Figures of earlier runs of the same job are left out of the actual ones."""
     found, spent = planned.estimate, planned.spent
     actual = {

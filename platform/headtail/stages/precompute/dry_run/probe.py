@@ -83,11 +83,11 @@ def _measure(store: Storage, mine: Job, ledger: Ledger, sample: pa.Table, wall: 
         setup_s=max(0.0, wall - ledger.start_s - ledger.seconds),
         seconds=ledger.seconds,
         usd=mine.limits.price(ledger.seconds + ledger.start_s, *ledger.new_tokens) if mine.limits.priced else None,
-        how=how(mine),
+        how=pace_settings(mine),
     )
 
 
-def how(job: Job) -> dict[str, Any]:
+def pace_settings(job: Job) -> dict[str, Any]:
     """Engine settings that change a job's pace and no answer."""
     answers = result_fields(job.model)
     return {name: value for name, value in job.model.model_dump(mode="json").items() if name not in answers and "usd" not in name}

@@ -14,12 +14,12 @@ import pyarrow as pa
 
 from headtail.core.rows import key_words
 from headtail.core.task import Task
-from headtail.stages.curate.columns import Bools, Columns, Objects
+from headtail.stages.curate.columns import AnswerColumns, Bools, Objects
 
 DROP = "drop"
 
 
-class Decided(NamedTuple):
+class ReviewDecisions(NamedTuple):
     """Decisions by query key (as two numbers)."""
 
     answers: dict[tuple[int, int], str]  # accepted or corrected: this holds, whatever the teacher says
@@ -27,7 +27,7 @@ class Decided(NamedTuple):
     stale: int  # answers that the schema refuses now
 
 
-class Laid(NamedTuple):
+class RowDecisions(NamedTuple):
     """Decisions on each row: a person's answer or None, and whether a person dropped the row."""
 
     answer: Objects
@@ -35,10 +35,10 @@ class Laid(NamedTuple):
     notes: list[str]
 
 
-NOBODY = Decided({}, {}, 0)
+NOBODY = ReviewDecisions({}, {}, 0)
 
 
-def read_decisions(table: pa.Table, task: Task) -> Decided:
+def read_decisions(table: pa.Table, task: Task) -> ReviewDecisions:
     """The decisions of a table of rows.REVIEWED."""
     answers: dict[tuple[int, int], str] = {}
     dropped: dict[tuple[int, int], tuple[int, int] | None] = {}
@@ -53,10 +53,10 @@ def read_decisions(table: pa.Table, task: Task) -> Decided:
             stale += 1
         else:
             answers[key] = task.dump(answer)
-    return Decided(answers, dropped, stale)
+    return ReviewDecisions(answers, dropped, stale)
 
 
-def lay(decided: Decided, rows: Columns) -> Laid:
+def match_decisions(decided: ReviewDecisions, rows: AnswerColumns) -> RowDecisions:
     """`decided` row by row. A drop is about one answer: another answer to the same query stays."""
     answer: Any = np.full(len(rows.state), None, dtype=object)
     gone = np.zeros(len(rows.state), dtype=bool)
@@ -71,10 +71,10 @@ def lay(decided: Decided, rows: Columns) -> Laid:
         about = decided.dropped[key]
         gone[row] = about is None or about == (int(rows.answer_key[row, 0]), int(rows.answer_key[row, 1]))
         other += not gone[row]
-    return Laid(answer, gone, _notes(decided, len(met), other))
+    return RowDecisions(answer, gone, _notes(decided, len(met), other))
 
 
-def _notes(decided: Decided, met: int, other: int) -> list[str]:
+def _notes(decided: ReviewDecisions, met: int, other: int) -> list[str]:
     away = len(decided.answers.keys() | decided.dropped.keys()) - met
     told = [
         (decided.stale, "reviewed answers are not valid under the task's schema any more: they do not hold, review those queries again"),

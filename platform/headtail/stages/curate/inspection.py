@@ -1,6 +1,6 @@
 """Analyse the text of the candidates: evidence against each answer, its topic, and how many rows are worth learning from.
 
-In: a Scan, the task, other answerers' answers. Out: Looked, one entry per row of the scan. Takes seconds for 20 thousand rows.
+In: a Scan, the task, other answerers' answers. Out: an Inspection, one entry per row of the scan. Takes seconds for 20 thousand rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from headtail.core.task import Task
 from headtail.stages.curate import curve, neighbours, signals, suspects
 from headtail.stages.curate.curve import Curve
 from headtail.stages.curate.scan import Scan
-from headtail.stages.curate.signals import ENOUGH, Learnt, View
+from headtail.stages.curate.signals import ENOUGH, StudentSignals, View
 
 
 class Suspicion(Fields):
@@ -43,7 +43,7 @@ class Suspicion(Fields):
     )
 
 
-class Looked(NamedTuple):
+class Inspection(NamedTuple):
     """One entry per row of the scan; the queue; the learning curve when there are rows enough for one."""
 
     score: npt.NDArray[np.float64]  # 0..1: how likely the answer is wrong; 1 without an answer
@@ -56,33 +56,37 @@ class Looked(NamedTuple):
     notes: list[str]
 
 
-def look(
+def inspect_text(
     scan: Scan, task: Task, others: Mapping[str, Sequence[Any]], suspicion: Suspicion, clusters: int, min_gain: float, seed: int
-) -> Looked:
+) -> Inspection:
     """Everything that is learnt from the rows' text."""
     answered = np.asarray([answer is not None for answer in scan.answer], dtype=bool)
     seen = signals.view(scan, task)
     places = neighbours.embed(scan.query, seed)
     sets = signals.problems(scan, seen)
-    learnt = signals.students(scan, seen, sets, task, suspicion.folds, seed)
+    learnt = signals.student_signals(scan, seen, sets, task, suspicion.folds, seed)
     fallback = {str(Source.FALLBACK): [task.fallback(query) for query in scan.query]}
     found = [learnt.signal] if learnt else []
-    found += [s for s in (signals.alike_queries(scan, seen, places, suspicion.neighbours),) if s]
-    found += [*signals.sureness(scan), *signals.guards(scan, seen), *signals.others(scan, task, {**others, **fallback})]
+    found += [s for s in (signals.neighbour_signal(scan, seen, places, suspicion.neighbours),) if s]
+    found += [
+        *signals.doubt_signals(scan),
+        *signals.rule_signals(scan, seen),
+        *signals.disagreement_signals(scan, task, {**others, **fallback}),
+    ]
     share = learnt.wrong_share if learnt else suspects.UNKNOWN_SHARE
-    score = suspects.score(found, len(scan), share)
+    score = suspects.suspect_scores(found, len(scan), share)
     score[~answered] = 1.0
 
     def given(row: int) -> Iterator[Any]:
         return _instead(scan, seen, learnt, others, row)
 
-    made = suspects.queue(scan, task, found, score, suspicion.rows, given)
+    made = suspects.suspect_queue(scan, task, found, score, suspicion.rows, given)
     points = curve.measure(sets, scan.lot, seed) if min_gain > 0 else []
     notes = (
         [] if learnt else [f"fewer than {ENOUGH} answers, or answers that are no labels: no small students were trained to find suspects"]
     )
     rests = {signal.name: float(np.abs(signal.weight * signal.evidence).mean()) for signal in found}
-    return Looked(
+    return Inspection(
         score,
         np.asarray(seen.kinds, dtype=object),
         neighbours.clusters(places, clusters, seed),
@@ -94,9 +98,9 @@ def look(
     )
 
 
-def _instead(scan: Scan, seen: View, learnt: Learnt | None, others: Mapping[str, Sequence[Any]], row: int) -> Iterator[Any]:
+def _instead(scan: Scan, seen: View, learnt: StudentSignals | None, others: Mapping[str, Sequence[Any]], row: int) -> Iterator[Any]:
     """Other answers to a row: its samples', the small students', the other answerers'."""
-    yield from map(json.loads, suspects.sampled(scan.table["samples"][row].as_py()))
+    yield from map(json.loads, suspects.sample_answers(scan.table["samples"][row].as_py()))
     if learnt is not None and scan.answer[row] is not None and (answer := learnt.instead(row)) is not None:
         yield answer
     yield from (answers[row] for answers in others.values() if answers[row] is not None)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headtail.batch.limits import UNPRICED
-from headtail.stages.precompute.dry_run.estimate import Estimate, Probe, Span
+from headtail.stages.precompute.dry_run.estimate import Bounds, Estimate, Probe
 from headtail.stages.precompute.dry_run.preview import Preview
 from headtail.stages.precompute.result import PlannedActual
 
@@ -27,15 +27,15 @@ _MEANS = {
 }
 
 
-def shown(preview: Preview) -> RenderableType:
+def preview_tables(preview: Preview) -> RenderableType:
     """A dry run: rows by what becomes of them, what changed, what the rest will take."""
     parts: list[RenderableType] = [_rows(preview)]
     if preview.changes:
-        parts.append(_changed(preview))
+        parts.append(_changes_table(preview))
     if preview.ask == preview.probed == 0:
         parts.append(Text("nothing to do: no row is to be asked", style="bold"))
     if preview.probe is not None:
-        parts.append(_probed(preview.probe))
+        parts.append(_probe_text(preview.probe))
     if preview.estimate is not None:
         parts.append(_estimate(preview.estimate, preview.workers))
     elif preview.ask:
@@ -67,7 +67,7 @@ def _some(examples: tuple[str, ...]) -> str:
     return ", ".join(text if len(text) <= 24 else text[:23] + "…" for text in examples)
 
 
-def _changed(preview: Preview) -> Table:
+def _changes_table(preview: Preview) -> Table:
     title = f"changed since {preview.against[0]}"
     table = Table("part", "was", "now", title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for change in preview.changes:
@@ -75,7 +75,7 @@ def _changed(preview: Preview) -> Table:
     return table
 
 
-def _probed(probe: Probe) -> Text:
+def _probe_text(probe: Probe) -> Text:
     states = ", ".join(f"{count:,} {state}" for state, count in probe.states.items() if count)
     return Text(
         f"probe: {probe.rows:,} rows at random ({states}), {probe.seconds:.1f} s of engine time + {probe.start_s:.1f} s start, "
@@ -97,7 +97,7 @@ def _estimate(found: Estimate, workers: int) -> RenderableType:
     return table
 
 
-def _spans(found: Estimate, workers: int) -> Iterator[tuple[str, Span, Any]]:
+def _spans(found: Estimate, workers: int) -> Iterator[tuple[str, Bounds, Any]]:
     yield "prompt tokens", found.tokens_in, _count
     yield "tokens of answers", found.tokens_out, _count
     yield "engine time", found.engine_s, duration
@@ -125,7 +125,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def outcome(planned: Mapping[str, PlannedActual]) -> Table:
+def outcome_table(planned: Mapping[str, PlannedActual]) -> Table:
     """The plan beside its result: `dry_run` of a receipt's result."""
     table = Table("", "planned", "95 % bounds", "actual", title="planned and actual", title_justify="left", box=None, pad_edge=False)
     for name, item in planned.items():
