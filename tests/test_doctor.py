@@ -174,6 +174,22 @@ def test_the_log_and_the_labels_are_read(root: str, tmp_path: Path) -> None:
     assert found([f"root={root}", "task=nosuch"])["task"].status == "bad"
 
 
+def test_a_teacher_that_nobody_named_is_said_before_a_run(root: str, tmp_path: Path) -> None:
+    (tmp_path / "task.yaml").write_text(
+        "name: own\nanswer: {type: object, properties: {a: {enum: [x, y]}}, required: [a]}\n"
+        "score: {kind: label, field: a}\nfallback: {a: x}\n"
+    )
+    (tmp_path / "prompt.j2").write_text("{% block user %}{{ query }}{% endblock %}")
+    (tmp_path / "log.csv").write_text("query\npizza\n")
+    (tmp_path / "labels.csv").write_text("query,answer\npizza,x\n")
+    own = [f"root={root}", f"task={tmp_path}", f"log={tmp_path}/log.csv"]
+    missing, trained = found(own)["teacher"], found([*own, f"labels={tmp_path}/labels.csv"])["teacher"]
+    assert (missing.status, "no human labels" in missing.found, "precompute_teacher.model.model" in missing.fix) == ("bad", True, True)
+    assert (trained.status, "trained on the human labels" in trained.found) == ("warn", True)
+    shipped = found([f"root={root}", f"log={tmp_path}/log.csv"])["teacher"]
+    assert (shipped.status, "example data" in shipped.found) == ("warn", True)
+
+
 def test_the_command_prints_cures_to_stdout_and_fails_on_a_bad_one(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main(["doctor", "--root", root, "--set", "log=/no/such.csv", "--set", f"serve.port={free_port()}"])

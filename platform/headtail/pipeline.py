@@ -173,7 +173,7 @@ def run(config: Config) -> Receipt:
 
 def _stages(pipeline: _Pipeline) -> Receipt:
     config, do, task = pipeline.config, pipeline.stage, {"task": pipeline.config.task}
-    named = _named_teacher(config, pipeline.task)
+    named = named_teacher(config, pipeline.task)
     _tell_placeholder(config, named)
     log, labels = _inputs(pipeline)
     train_share = 0.0 if named else config.labels_train_share
@@ -358,7 +358,7 @@ def _inputs(pipeline: _Pipeline) -> tuple[str, str]:
     return store.uri(f"{made.path}/log"), store.uri(made.output(f"human_labels_{task.name}").path)
 
 
-def _named_teacher(config: Config, task: Task) -> ModelConfig | None:
+def named_teacher(config: Config, task: Task) -> ModelConfig | None:
     """The teacher that was named, or the shipped placeholder for a shipped task."""
     teacher = config.precompute_teacher.model
     if teacher.model != PLACEHOLDER:

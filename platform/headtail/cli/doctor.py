@@ -26,7 +26,7 @@ from headtail.core.task import load_task
 from headtail.engines import ModelConfig
 from headtail.engines.device import machine_computes_bf16
 from headtail.engines.models import resolve_weights
-from headtail.pipeline import PLACEHOLDER, SHIPPED_TEACHER, TEACHER, Config
+from headtail.pipeline import PLACEHOLDER, TEACHER, Config, named_teacher
 from headtail.stages.ingest import find_labels, find_log
 from headtail.stages.serve.stage import check_port
 
@@ -57,14 +57,27 @@ def examine(config: Config) -> list[Finding]:
         results.append(failed("store", error))
     results += _inputs(config)
     if store is not None:
-        results += _model(_teacher(config), "teacher", store)
+        results += _teacher(config, store)
         results += _bases(config, store)
     return [*results, *tracking(config), *cluster(), *_port(config)]
 
 
-def _teacher(config: Config) -> ModelConfig:
-    teacher = config.precompute_teacher.model
-    return teacher.model_copy(update={"model": SHIPPED_TEACHER}) if teacher.model == PLACEHOLDER else teacher
+def _teacher(config: Config, store: Storage) -> Iterator[Finding]:
+    """The model that answers the head: the one that is named, or what the pipeline takes in its place."""
+    name = "name a teacher: --set precompute_teacher.model.model=... (make: TEACHER=...)"
+    placeholder = config.precompute_teacher.model.model == PLACEHOLDER
+    try:
+        teacher = named_teacher(config, load_task(config.task, config.allow_task_code))
+    except HeadtailError:  # of the task: another check has it
+        return
+    if teacher is None and not (config.labels or config.ingest.columns.labels):
+        yield Finding("teacher", "bad", "none is named, and there are no human labels to train a placeholder on", f"{name}, or labels")
+    elif teacher is None:
+        yield Finding("teacher", "warn", "none is named: a placeholder is trained on the human labels", name)
+    elif placeholder and config.log:
+        yield Finding("teacher", "warn", f"none is named: the placeholder {teacher.model}, trained on example data, answers your log", name)
+    else:
+        yield from _model(teacher, "teacher", store)
 
 
 def _inputs(config: Config) -> Iterator[Finding]:

@@ -148,13 +148,13 @@ def _table(*heads: str, title: str) -> Table:
 
 
 def _sources_table(sources: list[dict[str, Any]]) -> Table:
-    table = _table("answer source", "model, newest job", "rows", "gate", "release", title="Teacher and students")
+    table = _table("answer source", "model, newest job", "gate", "release", title="Teacher and students")
     for one in sources:
         rows = f"{one['rows'].get('answered', 0):,} of {one['rows'].get('in', 0):,} answered" if one["state"] == "done" else one["state"]
         gate = one["gate"]
         verdict = "" if gate is None else "passed" if gate["passed"] else f"REJECTED: {'; '.join(gate['missing'])}"
-        name, model = f"{one['source']}\n{one['task']}", f"{one['model']}\n{one['answers']}"
-        table.add_row(name, model, rows, verdict, ", ".join(one["in_release"]))
+        name, model = f"{one['source']}\n{one['task']}", f"{one['model']}\n{one['answers']}\n{rows}"
+        table.add_row(name, model, verdict, ", ".join(one["in_release"]))
     return table
 
 
