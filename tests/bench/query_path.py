@@ -36,6 +36,7 @@ def walk(folder: Path) -> None:
     root = str(folder / "store")
     common: dict[str, Any] = {"root": root, "tracking": TrackingConfig(enabled=False)}
     progress.quiet()
+    assert hasattr(driver, "_spread")
     vars(driver)["_spread"] = answer_here
     ingest.run(ingest.Config(**common, log=str(log)))
     plan.run(plan.Config(**common))

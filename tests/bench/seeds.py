@@ -142,13 +142,19 @@ def without_ray() -> Iterator[None]:
         return copy.deepcopy(bases[name])
 
     EncoderLearner.make = make  # type: ignore[method-assign]
-    vars(driver)["_spread"], vars(working)["open_engine"] = spread, engine
-    vars(train)["get_context"] = lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
-    vars(launch)["train"] = _trains(trains, nobody)
+    _replace(driver, "_spread", spread)
+    _replace(working, "open_engine", engine)
+    _replace(train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1))
+    _replace(launch, "train_student", _trains(trains, nobody))
     torch.set_num_threads(1)  # two that wait for one another by spinning take minutes on a machine that does other work too
     torch.distributed.init_process_group("gloo")
     yield
     torch.distributed.destroy_process_group()
+
+
+def _replace(module: Any, name: str, value: Any) -> None:
+    assert hasattr(module, name), f"{module.__name__} has no {name} any more"
+    setattr(module, name, value)
 
 
 def _trains(worker: Any, meter: Any) -> Any:

@@ -44,6 +44,7 @@ def run(spec: Spec) -> None:
         os.dup2(os.open(f"{spec.said}.stderr", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
         faults.install()
         if NO_LEASE in os.environ:
+            assert hasattr(precompute, "hold_lease")
             vars(precompute)["hold_lease"] = lambda *_: contextlib.nullcontext()
         _precompute(spec)
         code = DONE
