@@ -50,7 +50,7 @@ def test_left_out_changes_nothing_but_side_inputs(segmentation: Task) -> None:
     assert with_side(training_set, segmentation).tolist() == [i % 2 == 0 for i in range(training_set.num_rows)]
     bare = count_left_out(Rows(training_set, training_set.slice(0, 3)), segmentation)
     assert not with_side(bare.training_set, segmentation).any()
-    assert not with_side(bare.held, segmentation).any()
+    assert not with_side(bare.held_out, segmentation).any()
     assert bare.training_set.schema == training_set.schema
     assert bare.training_set.drop_columns(["businesses"]) == training_set.drop_columns(["businesses"])
     nothing = training_set.set_column(

@@ -155,7 +155,7 @@ def examples(base: Path, rows: tuple[str, Receipt], segmentation: Task) -> pa.Ta
     learner, store = DecoderLearner(), open_storage(rows[0])
     ref = f"{rows[1].path}:train_query_segmentation"
     read = read_rows(store, Weights(), TrainingSet(training_set=ref), segmentation, {"training_set.0": load_ref(store, ref)}, 0)
-    part = Rows(read.training_set.slice(0, 60), read.held)
+    part = Rows(read.training_set.slice(0, 60), read.held_out)
     return made_of(learner, learner.load(str(base))[1], [part], [segmentation], 400, 0.2)
 
 

@@ -148,19 +148,19 @@ def coverage_curve(counts: Ints, covered: Coverage, head: int, limit: str) -> di
     }
 
 
-def coverage_figure(found: dict[str, Any]) -> Any:
+def coverage_figure(curve: dict[str, Any]) -> Any:
     """The curve: queries by rank across (log), share of events up; where the head ends, and what it covers of holdout traffic."""
-    ranks = [point["rank"] for point in found["points"]]
-    head = found["head"]
+    ranks = [point["rank"] for point in curve["points"]]
+    head = curve["head"]
     drawn, axes = charts.blank(7.2, 3.8)
     lines: list[tuple[str, str, str, Any, float]] = [("share", "up to the cut", charts.COLOURS["teacher"], "-", 2.2)]
-    if found["holdout_events"]:
+    if curve["holdout_events"]:
         lines.append(("share_holdout", "holdout traffic", charts.COLOURS["batch_student"], (0, (5, 2)), 2.0))
     end = max(1, head["rows"])
     axes.axvspan(ranks[0], end, color=charts.COLOURS["teacher"], alpha=0.07, linewidth=0)
     axes.axvline(end, color=charts.MUTED, linewidth=1.0, linestyle=(0, (2, 2)))
     for name, label, tint, dash, width in lines:
-        shares = [point[name] for point in found["points"]]
+        shares = [point[name] for point in curve["points"]]
         axes.plot(ranks, shares, color=tint, linewidth=width, linestyle=dash, solid_capstyle="round", clip_on=False)
         axes.plot(end, head[name], "o", color=tint, markersize=6, markeredgecolor=charts.PAPER, markeredgewidth=1.0, clip_on=False)
         below = -11 if name == "share_holdout" and shares[-1] > 0.95 else 0  # clear of the label above, which ends at 100 %
@@ -174,13 +174,13 @@ def coverage_figure(found: dict[str, Any]) -> Any:
             va="center",
         )
     axes.annotate("head ends", (end, 0), (4, 5), textcoords="offset points", color=charts.MUTED, fontsize=8.5)
-    holdout = f", {head['share_holdout']:.1%} of holdout events" if found["holdout_events"] else ""
+    holdout = f", {head['share_holdout']:.1%} of holdout events" if curve["holdout_events"] else ""
     axes.set_title(
-        f"head: {head['rows']:,} of {found['queries']:,} queries, {head['share']:.1%} of events{holdout}", loc="left", fontsize=10.5
+        f"head: {head['rows']:,} of {curve['queries']:,} queries, {head['share']:.1%} of events{holdout}", loc="left", fontsize=10.5
     )
     charts.log_across(axes, "most frequent queries", "share of events covered")
     charts.percent_up(axes)
-    axes.set_xlim(1, max(2, found["queries"]))
+    axes.set_xlim(1, max(2, curve["queries"]))
     return drawn
 
 
@@ -280,10 +280,10 @@ class Plan(NamedTuple):
     def schema(self) -> pa.Schema:
         return with_side_inputs(PLANNED, self.side_inputs)
 
-    def rows(self, store: Storage, wanted: Mask, advance: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
+    def rows(self, store: Storage, mask: Mask, advance: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
         """The wanted queries as PLANNED rows, read as a stream and no further than the last one."""
         names = pa.array([str(name) for name in STRATA])
-        at, end = 0, int(np.flatnonzero(wanted)[-1]) + 1 if wanted.any() else 0
+        at, end = 0, int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else 0
         for batch in stream_table(store, self.queries):
             if at >= end:
                 break
@@ -297,7 +297,7 @@ class Plan(NamedTuple):
             made = pa.RecordBatch.from_arrays([columns[name] for name in self.schema.names], schema=self.schema)
             at += batch.num_rows
             advance(batch.num_rows)
-            yield made.filter(pa.array(wanted[place]))
+            yield made.filter(pa.array(mask[place]))
         advance(len(self.stratum) - at)
 
     def labels(self, store: Storage, labels: pa.Table, keys: pa.ChunkedArray) -> pa.Table:
@@ -322,9 +322,9 @@ def count_coverage(holdout: pa.Table, keys: pa.ChunkedArray, counts: Ints, may: 
     return Coverage(np.cumsum(seen), np.cumsum(after), int(counts.sum()), int(pc.sum(holdout["count"]).as_py() or 0))
 
 
-def _tell(stage: Stage, config: Config, plan: Plan, found: dict[str, Any], labels: pa.Table, exponent: float) -> None:
+def _tell(stage: Stage, config: Config, plan: Plan, curve: dict[str, Any], labels: pa.Table, exponent: float) -> None:
     """Rows, figures and notes for the receipt, one line for the person watching."""
-    rows, head, n = stage.rows, found["head"], len(plan.stratum)
+    rows, head, n = stage.rows, curve["head"], len(plan.stratum)
     torso, tail = (int((plan.stratum == code).sum()) for code in (1, 2))
     rows |= {"head": head["rows"], "torso": torso, "tail": tail, "teacher_sample": stage.outputs["teacher_sample"].rows or 0}
     rows |= {"student_rows": stage.outputs["student_rows"].rows or 0, "human_labels": len(labels), "eval_only": int(plan.eval_only.sum())}
@@ -341,10 +341,10 @@ def _tell(stage: Stage, config: Config, plan: Plan, found: dict[str, Any], label
         "head_rows": float(head["rows"]),
         "head_coverage": head["share"],
         "head_coverage_holdout": head["share_holdout"] or 0.0,
-        "seen_coverage_holdout": found["points"][-1]["share_holdout"] or 0.0,
+        "seen_coverage_holdout": curve["points"][-1]["share_holdout"] or 0.0,
         "zipf_exponent": exponent,
     }
-    if not found["holdout_events"]:
+    if not curve["holdout_events"]:
         stage.note("no holdout traffic was held out: how long the head stays valid is not known")
     if rows["teacher_sample"] < config.teacher_sample_rows:
         stage.note(
@@ -356,7 +356,7 @@ def _tell(stage: Stage, config: Config, plan: Plan, found: dict[str, Any], label
         stage.note(f"{rows['left_out']:,} queries are in no table: max_student_rows is {config.max_student_rows:,}")
     if labels.num_rows and not any(rows[f"human_labels.{name}"] for name in (Stratum.TORSO, Stratum.TAIL, Stratum.UNSEEN)):
         stage.note("all human labels are in the head: they say nothing about the quality outside it")
-    holdout = f" ({head['share_holdout']:.1%} of holdout ones)" if found["holdout_events"] else ""
+    holdout = f" ({head['share_holdout']:.1%} of holdout ones)" if curve["holdout_events"] else ""
     say(
         f"{STAGE:<12} head {head['rows']:,} of {n:,} queries covers {head['share']:.1%} of events{holdout}, by {head['limit']}; "
         f"teacher sample {rows['teacher_sample']:,}, student rows {rows['student_rows']:,}, human labels {rows['human_labels']:,}"

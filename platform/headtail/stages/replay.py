@@ -205,13 +205,13 @@ def draw_events(store: Storage, log: Receipt, requests: int, seed: int) -> list[
     return [found[int(row)] for row in rows]
 
 
-def _rows(store: Storage, holdout: FileRef, wanted: npt.NDArray[np.int64]) -> dict[int, Event]:
+def _rows(store: Storage, holdout: FileRef, numbers: npt.NDArray[np.int64]) -> dict[int, Event]:
     """The rows of `holdout` with these numbers (ascending)."""
     found: dict[int, Event] = {}
     start = 0
     for batch in stream_table(store, holdout, ["query_key", "query", "seen"]):
-        low, high = np.searchsorted(wanted, [start, start + batch.num_rows])
-        mine = wanted[low:high]
+        low, high = np.searchsorted(numbers, [start, start + batch.num_rows])
+        mine = numbers[low:high]
         picked = batch.take(pa.array(mine - start)).to_pylist()
         found.update({int(row): Event(**item) for row, item in zip(mine, picked, strict=True)})
         start += batch.num_rows
@@ -257,55 +257,57 @@ def replay_labels(store: Storage, plan: Receipt, events: Sequence[Event]) -> dic
     return {row["query_key"]: json.loads(row["answer"]) for row in rows if row["query_key"] in keys}
 
 
-def replay_quality(task: Task, met: Sequence[EventReply], labels: Mapping[bytes, Any]) -> tuple[float | None, int]:
+def replay_quality(task: Task, replies: Sequence[EventReply], labels: Mapping[bytes, Any]) -> tuple[float | None, int]:
     """(micro-F1, requests) over replayed requests that have human labels; each request counts, an error is an answer missed."""
-    scored: list[Counts] = [task.score(labels[m.event.query_key], m.answer) for m in met if m.event.query_key in labels]
+    scored: list[Counts] = [task.score(labels[m.event.query_key], m.answer) for m in replies if m.event.query_key in labels]
     return (f1(scored) if scored else None), len(scored)
 
 
-def replay_figures(met: Sequence[EventReply], seconds: float) -> dict[str, float]:
+def replay_figures(replies: Sequence[EventReply], seconds: float) -> dict[str, float]:
     """Shares of all requests, and latency in ms of the answered ones, overall and by path."""
-    total, paths = len(met), Counter(m.path for m in met)
+    total, paths = len(replies), Counter(m.path for m in replies)
     found = {
         "requests": float(total),
         "errors": float(paths["errors"]),
         "cache_hit_share": paths["cache"] / total,
         "realtime_share": paths["realtime"] / total,
         "fallback_share": paths["fallback"] / total,
-        "degraded_share": sum(m.degraded for m in met) / total,
+        "degraded_share": sum(m.degraded for m in replies) / total,
         "requests_per_s": total / seconds if seconds else 0.0,
     }
     for name in ("", *PATHS):
-        taken = [m.latency_ms for m in met if m.path != "errors" and name in ("", m.path)]
+        taken = [m.latency_ms for m in replies if m.path != "errors" and name in ("", m.path)]
         if taken:
             values = np.quantile(taken, [0.5, 0.95, 0.99])
             found |= {f"{p}_ms{'/' if name else ''}{name}": float(v) for p, v in zip(("p50", "p95", "p99"), values, strict=True)}
     return found
 
 
-def _record(stage: Stage, task: Task, met: Sequence[EventReply], seconds: float, labels: Mapping[bytes, Any]) -> None:
-    paths = Counter(m.path for m in met)
-    if paths["errors"] == len(met):
-        raise HeadtailError("every request failed", where="url", value=met[0].reason, fix="look at the server's log")
-    stage.rows = {"requests": len(met), **{name: paths[name] for name in ("errors", *PATHS)}}
-    if sum(paths.values()) != len(met):
+def _record(stage: Stage, task: Task, replies: Sequence[EventReply], seconds: float, labels: Mapping[bytes, Any]) -> None:
+    paths = Counter(m.path for m in replies)
+    if paths["errors"] == len(replies):
+        raise HeadtailError("every request failed", where="url", value=replies[0].reason, fix="look at the server's log")
+    stage.rows = {"requests": len(replies), **{name: paths[name] for name in ("errors", *PATHS)}}
+    if sum(paths.values()) != len(replies):
         raise LedgerError("requests do not add up", value=dict(paths))
-    stage.metrics = replay_figures(met, seconds)
-    value, judged = replay_quality(task, met, labels)
+    stage.metrics = replay_figures(replies, seconds)
+    value, judged = replay_quality(task, replies, labels)
     stage.metrics["quality_requests"] = float(judged)
     if value is not None:
         stage.metrics["quality"] = value
-        stage.note(f"quality is over the {judged:,} of {len(met):,} requests whose query has human labels, as often as people sent them")
-    for reason, count in Counter(m.reason for m in met if m.path == "errors").most_common(3):
+        stage.note(
+            f"quality is over the {judged:,} of {len(replies):,} requests whose query has human labels, as often as people sent them"
+        )
+    for reason, count in Counter(m.reason for m in replies if m.path == "errors").most_common(3):
         stage.note(f"{count} requests failed: {reason}")
-    stage.table("requests", _table(met))
-    taken = {name: [m.latency_ms for m in met if m.path == name] for name in PATHS}
+    stage.table("requests", _table(replies))
+    taken = {name: [m.latency_ms for m in replies if m.path == name] for name in PATHS}
     stage.figure("latency", charts.latency_chart(taken))
 
 
-def _table(met: Sequence[EventReply]) -> pa.Table:
+def _table(replies: Sequence[EventReply]) -> pa.Table:
     rows = [
         {**m.event._asdict(), **{name: getattr(m, name) for name in ("source", "cached", "degraded", "status", "latency_ms", "reason")}}
-        for m in met
+        for m in replies
     ]
     return pa.Table.from_pylist(rows, schema=REQUESTS)

@@ -124,14 +124,14 @@ def train_linear(features: Any, label: Ints, rows: npt.NDArray[np.intp], seed: i
     return model.fit(features[rows], label[rows])
 
 
-def _score_part(model: Any, items: Items, part: npt.NDArray[np.intp], found: FoldScores) -> None:
+def _score_part(model: Any, items: Items, part: npt.NDArray[np.intp], scores: FoldScores) -> None:
     chances = model.predict_proba(items.features[part])
     places = np.searchsorted(model.classes_, items.label[part])
     known = (places < len(model.classes_)) & (model.classes_[np.minimum(places, len(model.classes_) - 1)] == items.label[part])
     own = np.where(known, chances[np.arange(len(part)), np.minimum(places, len(model.classes_) - 1)], 0.0)  # a label of this fold only
-    found.own[part] = own
-    found.best[part] = model.classes_[chances.argmax(axis=1)]
-    found.best_probability[part] = chances.max(axis=1)
+    scores.own[part] = own
+    scores.best[part] = model.classes_[chances.argmax(axis=1)]
+    scores.best_probability[part] = chances.max(axis=1)
 
 
 def off_diagonal(items: Items, judged: FoldScores) -> npt.NDArray[np.bool_]:

@@ -74,21 +74,21 @@ def match_decisions(decided: ReviewDecisions, rows: AnswerColumns) -> RowDecisio
     return RowDecisions(answer, gone, _notes(decided, len(met), other))
 
 
-def _notes(decided: ReviewDecisions, met: int, other: int) -> list[str]:
-    away = len(decided.answers.keys() | decided.dropped.keys()) - met
-    told = [
+def _notes(decided: ReviewDecisions, matched: int, other: int) -> list[str]:
+    away = len(decided.answers.keys() | decided.dropped.keys()) - matched
+    counts = [
         (decided.stale, "reviewed answers are not valid under the task's schema any more: they do not hold, review those queries again"),
         (away, "reviewed queries are not among these answers"),
         (other, "answers were dropped by people, but the teacher has given another answer since: it stays, to be reviewed anew"),
     ]
-    return [f"{count:,} {text}" for count, text in told if count]
+    return [f"{count:,} {text}" for count, text in counts if count]
 
 
-def _places(keys: npt.NDArray[np.uint64], wanted: list[tuple[int, int]]) -> list[int]:
-    if not wanted:
+def _places(keys: npt.NDArray[np.uint64], targets: list[tuple[int, int]]) -> list[int]:
+    if not targets:
         return []
-    low = np.asarray([key[1] for key in wanted], dtype=np.uint64)
-    known = set(wanted)
+    low = np.asarray([key[1] for key in targets], dtype=np.uint64)
+    known = set(targets)
     near = np.flatnonzero(np.isin(keys[:, 1], low)).tolist()
     return [row for row in near if (int(keys[row, 0]), int(keys[row, 1])) in known]
 

@@ -57,7 +57,7 @@ class Inspection(NamedTuple):
 
 
 def inspect_text(
-    scan: Scan, task: Task, others: Mapping[str, Sequence[Any]], suspicion: Suspicion, clusters: int, min_gain: float, seed: int
+    scan: Scan, task: Task, other_answers: Mapping[str, Sequence[Any]], suspicion: Suspicion, clusters: int, min_gain: float, seed: int
 ) -> Inspection:
     """Everything that is learnt from the rows' text."""
     answered = np.asarray([answer is not None for answer in scan.answer], dtype=bool)
@@ -71,16 +71,16 @@ def inspect_text(
     found += [
         *signals.doubt_signals(scan),
         *signals.rule_signals(scan, seen),
-        *signals.disagreement_signals(scan, task, {**others, **fallback}),
+        *signals.disagreement_signals(scan, task, {**other_answers, **fallback}),
     ]
     share = learnt.wrong_share if learnt else suspects.UNKNOWN_SHARE
     score = suspects.suspect_scores(found, len(scan), share)
     score[~answered] = 1.0
 
-    def given(row: int) -> Iterator[Any]:
-        return _instead(scan, seen, learnt, others, row)
+    def candidates(row: int) -> Iterator[Any]:
+        return _instead(scan, seen, learnt, other_answers, row)
 
-    made = suspects.suspect_queue(scan, task, found, score, suspicion.rows, given)
+    made = suspects.suspect_queue(scan, task, found, score, suspicion.rows, candidates)
     points = curve.measure(sets, scan.lot, seed) if min_gain > 0 else []
     notes = (
         [] if learnt else [f"fewer than {ENOUGH} answers, or answers that are no labels: no small students were trained to find suspects"]
@@ -98,9 +98,9 @@ def inspect_text(
     )
 
 
-def _instead(scan: Scan, seen: View, learnt: StudentSignals | None, others: Mapping[str, Sequence[Any]], row: int) -> Iterator[Any]:
+def _instead(scan: Scan, view: View, learnt: StudentSignals | None, other_answers: Mapping[str, Sequence[Any]], row: int) -> Iterator[Any]:
     """Other answers to a row: its samples', the small students', the other answerers'."""
     yield from map(json.loads, suspects.sample_answers(scan.table["samples"][row].as_py()))
     if learnt is not None and scan.answer[row] is not None and (answer := learnt.instead(row)) is not None:
         yield answer
-    yield from (answers[row] for answers in others.values() if answers[row] is not None)
+    yield from (answers[row] for answers in other_answers.values() if answers[row] is not None)

@@ -40,11 +40,11 @@ class Scan(NamedTuple):
         return len(self.query)
 
 
-def scan(read: Reader, task: Task, wanted: npt.NDArray[np.int64], people: Objects, seed: int) -> Scan:
-    """The rows at the places `wanted` (rising). `people`: a person's answer or None for every answer, in reading order."""
+def scan(read: Reader, task: Task, positions: npt.NDArray[np.int64], people: Objects, seed: int) -> Scan:
+    """The rows at `positions` (rising). `people`: a person's answer or None for every answer, in reading order."""
     parts, places = [], []
     for table, start in place_pieces(read([*TEXT, *task.side_inputs])):
-        mine = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, start + table.num_rows)]
+        mine = positions[np.searchsorted(positions, start) : np.searchsorted(positions, start + table.num_rows)]
         if len(mine):
             part = table.take(pa.array(mine - start))
             texts, keys = clean_queries(part)

@@ -64,19 +64,19 @@ def view(scan: Scan, task: Task) -> View:
     return View(fields, labels, tagged)
 
 
-def problems(scan: Scan, seen: View) -> list[Items]:
+def problems(scan: Scan, view: View) -> list[Items]:
     """What small models can learn from these rows: a set of items per field, or one of words. Empty when nothing, or too few."""
     known = [row for row, answer in enumerate(scan.answer) if answer is not None]
     if len(known) < ENOUGH:
         return []
-    if seen.fields:
+    if view.fields:
         features = crossval.text_features(scan.query, scan.side)
         if features is None:
             return []
         rows = np.asarray(known)
-        columns = [[seen.labels[row][at] for row in known] for at in range(len(seen.fields))]  # type: ignore[index]
+        columns = [[view.labels[row][at] for row in known] for at in range(len(view.fields))]  # type: ignore[index]
         return [_make_items(features[rows], column, rows) for column in columns]
-    tags = {row: found.words for row in known if (found := seen.tagged[row])}
+    tags = {row: found.words for row in known if (found := view.tagged[row])}
     if not tags:
         return []
     features = crossval.word_features(list(tags.values()), [scan.side[row] for row in tags])
@@ -98,7 +98,7 @@ class StudentSignals(NamedTuple):
     instead: Callable[[int], Any]
 
 
-def student_signals(scan: Scan, seen: View, sets: list[Items], task: Task, folds: int, seed: int) -> StudentSignals | None:
+def student_signals(scan: Scan, view: View, sets: list[Items], task: Task, folds: int, seed: int) -> StudentSignals | None:
     """Cross-validated students over every field or word; a row is as doubtful as its most doubtful item."""
     fold = np.minimum((scan.lot * folds).astype(np.int64), folds - 1)
     margin, flagged = np.full(len(scan), np.nan), np.zeros(len(scan), dtype=bool)
@@ -121,32 +121,32 @@ def student_signals(scan: Scan, seen: View, sets: list[Items], task: Task, folds
         return f"small models give {worst[row][0]} {worst[row][2]:.2f}, and say {worst[row][1]}"
 
     def instead(row: int) -> Any:
-        return _instead(task, scan, seen, sets, judged, starts, row)
+        return _instead(task, scan, view, sets, judged, starts, row)
 
     starts = [np.searchsorted(items.row, np.arange(len(scan) + 1)) for items in sets]
     answered = max(1, sum(answer is not None for answer in scan.answer))
     return StudentSignals(Signal("students", 1.0, evidence, say), float(flagged.sum()) / answered, instead)
 
 
-def _instead(task: Task, scan: Scan, seen: View, sets: list[Items], judged: list[crossval.FoldScores], starts: list[Any], row: int) -> Any:
+def _instead(task: Task, scan: Scan, view: View, sets: list[Items], judged: list[crossval.FoldScores], starts: list[Any], row: int) -> Any:
     best = []
     for items, found, start in zip(sets, judged, starts, strict=True):
         mine = range(int(start[row]), int(start[row + 1]))
         if not mine or any(found.best[item] < 0 for item in mine):
             return None
         best.append([items.names[found.best[item]] for item in mine])
-    if seen.fields:
-        return {**scan.answer[row], **{name: json.loads(labels[0]) for name, labels in zip(seen.fields, best, strict=True)}}
-    tagged = seen.tagged[row]
+    if view.fields:
+        return {**scan.answer[row], **{name: json.loads(labels[0]) for name, labels in zip(view.fields, best, strict=True)}}
+    tagged = view.tagged[row]
     return untag(task, [word.written for word in tagged.words], best[0]) if tagged else None
 
 
-def neighbour_signal(scan: Scan, seen: View, places: npt.NDArray[np.float32], count: int) -> Signal | None:
+def neighbour_signal(scan: Scan, view: View, places: npt.NDArray[np.float32], count: int) -> Signal | None:
     """How far the nearest queries are answered otherwise: over whole labels, or over the words both have."""
     if sum(answer is not None for answer in scan.answer) < ENOUGH:
         return None
     near = neighbours.nearest(places, count)
-    agree = _labels_agree(seen, near) if seen.fields else _words_agree(seen, near)
+    agree = _labels_agree(view, near) if view.fields else _words_agree(view, near)
     if not near.row.shape[1] or np.isnan(agree).all():
         return None
     return Signal(
@@ -157,9 +157,9 @@ def neighbour_signal(scan: Scan, seen: View, places: npt.NDArray[np.float32], co
     )
 
 
-def _labels_agree(seen: View, near: neighbours.Neighbours) -> Floats:
-    number = {found: place for place, found in enumerate(sorted({found for found in seen.labels if found}))}
-    mine = np.asarray([number[found] if found else -1 for found in seen.labels])
+def _labels_agree(view: View, near: neighbours.Neighbours) -> Floats:
+    number = {found: place for place, found in enumerate(sorted({found for found in view.labels if found}))}
+    mine = np.asarray([number[found] if found else -1 for found in view.labels])
     theirs, weight = mine[near.row], near.similarity.astype(np.float64) ** 2
     weight[theirs < 0] = 0
     agree = ((theirs == mine[:, None]) * weight).sum(axis=1)
@@ -168,9 +168,9 @@ def _labels_agree(seen: View, near: neighbours.Neighbours) -> Floats:
     return np.asarray(made, dtype=np.float64)
 
 
-def _words_agree(seen: View, near: neighbours.Neighbours) -> Floats:
+def _words_agree(view: View, near: neighbours.Neighbours) -> Floats:
     """The word whose label the fewest neighbours share decides."""
-    known = [{word.text: word.tag[2:] for word in found.words} if found else {} for found in seen.tagged]
+    known = [{word.text: word.tag[2:] for word in found.words} if found else {} for found in view.tagged]
     made = np.full(len(known), np.nan)
     for row, mine in enumerate(known):
         others = [(known[other], float(similar) ** 2) for other, similar in zip(near.row[row].tolist(), near.similarity[row], strict=True)]
@@ -196,17 +196,17 @@ def doubt_signals(scan: Scan) -> list[Signal]:
     return found
 
 
-def rule_signals(scan: Scan, seen: View) -> list[Signal]:
+def rule_signals(scan: Scan, view: View) -> list[Signal]:
     """Hits of plain rules. What they weigh follows from how rare they are."""
     rows = range(len(scan))
-    if seen.fields:
-        counts = Counter(found for found in seen.labels if found)
-        rare = np.asarray([bool(found) and counts[found] == 1 for found in seen.labels])  # type: ignore[index]
+    if view.fields:
+        counts = Counter(found for found in view.labels if found)
+        rare = np.asarray([bool(found) and counts[found] == 1 for found in view.labels])  # type: ignore[index]
         return [rule_signal("label", rare, lambda row: "no other answer has this label")]
-    absent = [found.absent if found else () for found in seen.tagged]
-    left_out = [[word.text for word in found.words if word.tag == "O"] if found else [] for found in seen.tagged]
+    absent = [found.absent if found else () for found in view.tagged]
+    left_out = [[word.text for word in found.words if word.tag == "O"] if found else [] for found in view.tagged]
     queries = Counter(word for query in scan.query for word in set(query.split(" ")))
-    changed = [[(w.text, w.written) for w in found.words if w.text != w.written] if found else [] for found in seen.tagged]
+    changed = [[(w.text, w.written) for w in found.words if w.text != w.written] if found else [] for found in view.tagged]
     strange = [
         [new for old, new in pairs if not queries[new] or (queries[old] > queries[new] and word_similarity(old, new) < 0.6)]
         for pairs in changed
@@ -227,12 +227,12 @@ def disagreement_signals(scan: Scan, task: Task, answers: Mapping[str, Sequence[
     """Rows that another answerer answers otherwise, under the task's own score. `answers`: per name one per row, None unknown."""
     made = []
     for name, theirs in answers.items():
-        asked = np.asarray([a is not None and b is not None for a, b in zip(scan.answer, theirs, strict=True)])
-        if not asked.any():
+        comparable = np.asarray([a is not None and b is not None for a, b in zip(scan.answer, theirs, strict=True)])
+        if not comparable.any():
             continue
-        pairs = zip(asked.tolist(), scan.answer, theirs, strict=True)
+        pairs = zip(comparable.tolist(), scan.answer, theirs, strict=True)
         differs = np.asarray([known and not task.score(mine, other).right for known, mine, other in pairs])
-        made.append(rule_signal(name, differs, lambda row, name=name: f"{name} answers otherwise", asked))  # type: ignore[misc]
+        made.append(rule_signal(name, differs, lambda row, name=name: f"{name} answers otherwise", comparable))  # type: ignore[misc]
     return made
 
 
@@ -244,11 +244,11 @@ def doubt_evidence(agreeing: Floats, least: float) -> Floats:
     return np.nan_to_num(odds - middle)
 
 
-def rule_signal(name: str, hits: Bools, say: Callable[[int], str], asked: Bools | None = None) -> Signal:
+def rule_signal(name: str, hits: Bools, say: Callable[[int], str], applies: Bools | None = None) -> Signal:
     """Evidence of a rule that hits some rows: the log of how much oftener it is taken to hit wrong answers than it hits at all."""
-    asked = np.ones(len(hits), dtype=bool) if asked is None else asked
-    share = float(np.clip(hits[asked].mean() if asked.any() else 0.0, 1 / max(2, len(hits)), 1 - 1 / max(2, len(hits))))
+    applies = np.ones(len(hits), dtype=bool) if applies is None else applies
+    share = float(np.clip(hits[applies].mean() if applies.any() else 0.0, 1 / max(2, len(hits)), 1 - 1 / max(2, len(hits))))
     sensitivity = max(_SENSITIVITY, share)
     missed = np.log((1 - sensitivity) / (1 - share)) if sensitivity < 1 else 0.0
-    evidence = np.where(hits, np.log(sensitivity / share), missed) * asked
+    evidence = np.where(hits, np.log(sensitivity / share), missed) * applies
     return Signal(name, 1.0, evidence if hits.any() else np.zeros(len(hits)), say)

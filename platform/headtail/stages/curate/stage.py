@@ -214,26 +214,26 @@ def _write(stage: Stage, task: Task, judged: Verdicts, read: Reader, top: int) -
         stage.note(f"{int(kept.sum()) - human:,} training answers are the teacher's, unreviewed: a student learns its mistakes too")
 
 
-def _result(seen: Inspection) -> Result:
-    curve = seen.curve
+def _result(inspection: Inspection) -> Result:
+    curve = inspection.curve
     if curve is None:
-        return Result(signals=seen.signals)
+        return Result(signals=inspection.signals)
     points = {point.rows: point.error for point in curve.points}
-    return Result(signals=seen.signals, curve=LearningCurve(points=points, a=curve.a, b=curve.b, c=curve.c))
+    return Result(signals=inspection.signals, curve=LearningCurve(points=points, a=curve.a, b=curve.b, c=curve.c))
 
 
-def _tell(stage: Stage, config: Config, judged: Verdicts, seen: Inspection) -> None:
+def _tell(stage: Stage, config: Config, judged: Verdicts, inspection: Inspection) -> None:
     """The queue and the learning curve, and what they rest on."""
-    stage.table("suspects", seen.queue)
-    stage.rows["suspects"] = seen.queue.num_rows
-    if seen.wrong_share == seen.wrong_share:
-        stage.metrics["wrong_share_estimated"] = seen.wrong_share
-    for text in seen.notes:
+    stage.table("suspects", inspection.queue)
+    stage.rows["suspects"] = inspection.queue.num_rows
+    if inspection.wrong_share == inspection.wrong_share:
+        stage.metrics["wrong_share_estimated"] = inspection.wrong_share
+    for text in inspection.notes:
         stage.note(text)
-    if seen.curve is None:
+    if inspection.curve is None:
         return
     size = int((judged.reason == KEPT).sum())
-    found = seen.curve
+    found = inspection.curve
     stage.metrics |= {"curve_enough": float(found.enough), "curve_error": found.error(size), "curve_next_doubling": found.gain(size)}
     stage.figure("curve", curve.curve_figure(found, size))
     limit = "the learning curve" if found.enough <= size else "max_rows" if size >= config.max_rows else "min_rows or the rows that qualify"

@@ -43,11 +43,11 @@ def suspect_scores(signals: Sequence[Signal], rows: int, wrong_share: float) -> 
 
 
 def suspect_queue(
-    scan: Scan, task: Task, signals: Sequence[Signal], scores: Floats, rows: int, given: Callable[[int], Iterator[Any]]
+    scan: Scan, task: Task, signals: Sequence[Signal], scores: Floats, rows: int, candidates: Callable[[int], Iterator[Any]]
 ) -> pa.Table:
     """At most `rows` suspects by falling gain. Rows a person answered are not among them; a row without an answer scores 1.
 
-    `given`: other answers to a row, the best first; those that the schema refuses or that are the row's own are left out.
+    `candidates`: other answers to a row, the best first; those that the schema refuses or that are the row's own are left out.
     """
     events = scan.table["count"].cast("float64").fill_null(0.0).to_numpy()
     gain = scores * np.maximum(events, 1.0)
@@ -55,15 +55,17 @@ def suspect_queue(
     order = open_rows[np.argsort(-gain[open_rows], kind="stable")][:rows]
     weighted = np.column_stack([s.weight * s.evidence for s in signals]) if signals else np.zeros((len(scan), 0))
     table = scan.table.take(pa.array(order))
-    told = [_reasons(signals, weighted[row], row) if scan.answer[row] is not None else [_unanswered(scan, row)] for row in order.tolist()]
+    reasons = [
+        _reasons(signals, weighted[row], row) if scan.answer[row] is not None else [_unanswered(scan, row)] for row in order.tolist()
+    ]
     own = [None if scan.answer[row] is None else task.dump(scan.answer[row]) for row in order.tolist()]
     columns = {
         "answer": pa.array(own, pa.string()),
         "score": pa.array(scores[order], pa.float32()),
         "gain": pa.array(gain[order], pa.float64()),
-        "reasons": pa.array(told, pa.list_(pa.string())),
+        "reasons": pa.array(reasons, pa.list_(pa.string())),
         "alternatives": pa.array(
-            [_alternatives(task, row, text, given) for row, text in zip(order.tolist(), own, strict=True)], pa.list_(pa.string())
+            [_alternatives(task, row, text, candidates) for row, text in zip(order.tolist(), own, strict=True)], pa.list_(pa.string())
         ),
     }
     for name, column in columns.items():
@@ -81,9 +83,9 @@ def _reasons(signals: Sequence[Signal], weighted: Floats, row: int) -> list[str]
     return [signals[at].say(row) for at in order[:_NAMED].tolist() if weighted[at] >= _MATTERS]
 
 
-def _alternatives(task: Task, row: int, own: str | None, given: Callable[[int], Iterator[Any]]) -> list[str]:
+def _alternatives(task: Task, row: int, own: str | None, candidates: Callable[[int], Iterator[Any]]) -> list[str]:
     found: list[str] = []
-    for answer in given(row):
+    for answer in candidates(row):
         text = task.dump(redact_values(answer))
         if text != own and text not in found and not task.parse(text)[1]:
             found.append(text)

@@ -67,7 +67,7 @@ def give_verdicts(
     laid = match_decisions(decided, rows)
     reason = np.full(len(rows.state), KEPT, dtype=object)
     mine = np.asarray([answer is not None for answer in laid.answer], dtype=bool)
-    asked = rows.state == State.ANSWERED
+    answered = rows.state == State.ANSWERED
 
     def drop(which: Bools, why: str | Objects) -> None:
         which = which & (reason == KEPT)
@@ -77,10 +77,10 @@ def give_verdicts(
     drop(rows.near_labels, NEAR_LABELS)
     drop(laid.dropped, REVIEWED)
     reviewable = reason == KEPT
-    drop(~asked & ~mine, rows.state)
+    drop(~answered & ~mine, rows.state)
     with np.errstate(invalid="ignore"):
         drop((rows.confidence < rules.min_confidence) & ~mine, UNCONFIDENT)  # NaN is not below: unknown is not unsure
-    drop(_duplicates(rows, asked, reason == KEPT), DUPLICATE)
+    drop(_duplicates(rows, answered, reason == KEPT), DUPLICATE)
     pool, size, notes = Pool.by_stratum(rows.stratum, rows.lot, rows.events)._replace(first=mine), rules.max_rows, list(laid.notes)
     places = scan_places(rows, mine, reviewable & (reason != DUPLICATE), rules.scan_rows)
     if look is not None and len(places):
@@ -128,18 +128,18 @@ def scan_places(rows: AnswerColumns, mine: Bools, among: Bools, most: int) -> Pl
     return np.sort(np.concatenate([half, drawn]))
 
 
-def _with_findings(pool: Pool, seen: InspectedRows) -> Pool:
+def _with_findings(pool: Pool, inspected: InspectedRows) -> Pool:
     kind, cluster = pool.kind.copy(), pool.cluster.copy()
-    kind[seen.place], cluster[seen.place] = seen.kind, seen.cluster
+    kind[inspected.place], cluster[inspected.place] = inspected.kind, inspected.cluster
     return pool._replace(kind=kind, cluster=cluster)
 
 
-def _duplicates(rows: AnswerColumns, asked: Bools, among: Bools) -> Bools:
+def _duplicates(rows: AnswerColumns, answered: Bools, among: Bools) -> Bools:
     """Rows whose query has a better answer: an answered row first, then the most confident; ties by answer_key."""
     index = np.flatnonzero(among)
     sure = -np.nan_to_num(rows.confidence[index], nan=-1.0)
     keys, answers = rows.key[index], rows.answer_key[index]
-    order = np.lexsort((answers[:, 1], answers[:, 0], sure, ~asked[index], keys[:, 1], keys[:, 0]))
+    order = np.lexsort((answers[:, 1], answers[:, 0], sure, ~answered[index], keys[:, 1], keys[:, 0]))
     same = np.all(keys[order][1:] == keys[order][:-1], axis=1)
     found = np.zeros(len(among), dtype=bool)
     found[index[order[1:][same]]] = True

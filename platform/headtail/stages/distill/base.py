@@ -104,6 +104,6 @@ def keep_layers(model: Any, layers: int) -> None:
     model.config.num_hidden_layers = len(kept)
 
 
-def spread_layers(found: int, wanted: int) -> list[int]:
-    """Numbers of `wanted` of `found` layers, evenly spaced with the first and the last."""
-    return sorted({round(i * (found - 1) / max(wanted - 1, 1)) for i in range(wanted)})
+def spread_layers(available: int, count: int) -> list[int]:
+    """Numbers of `count` of the `available` layers, evenly spaced with the first and the last."""
+    return sorted({round(i * (available - 1) / max(count - 1, 1)) for i in range(count)})

@@ -116,10 +116,13 @@ class EncoderLearner:
         self._tell(made)
         return pa.Table.from_pylist(made, schema=ROWS)
 
-    def _tell(self, made: Sequence[Mapping[str, Any]]) -> None:
+    def _tell(self, examples: Sequence[Mapping[str, Any]]) -> None:
         """Say how much of the training set labels can hold; ConfigError when it is little."""
-        share = sum(one["exact"] for one in made) / max(1, len(made))
-        say(f"labels       hold {share:.1%} of {len(made):,} training answers exactly, with {len(self.scheme.corrections):,} corrections")
+        share = sum(one["exact"] for one in examples) / max(1, len(examples))
+        say(
+            f"labels       hold {share:.1%} of {len(examples):,} training answers exactly, "
+            f"with {len(self.scheme.corrections):,} corrections"
+        )
         if share < LEAST_EXACT:
             fix = "use student: decoder or seq2seq; or look at rows in question: texts must be pieces of the query, in its order"
             raise ConfigError("labels cannot hold most of the training answers", where="student", value=f"{share:.1%} exactly", fix=fix)
@@ -272,7 +275,7 @@ class _Variant:
 
 
 def misspelt_variants(
-    query: str, made: tagging.Tags, scheme: tagging.Scheme, numbers: Mapping[str, int], copies: int, rng: random.Random
+    query: str, tags: tagging.Tags, scheme: tagging.Scheme, numbers: Mapping[str, int], copies: int, rng: random.Random
 ) -> list[tuple[str, list[int]]]:
     """Up to `copies` times `query` with one word misspelt, and the corrections that then hold.
 
@@ -283,7 +286,7 @@ def misspelt_variants(
     places = [
         at
         for at, (a, b) in enumerate(tagging.word_spans(query))
-        if query[a:b].isalpha() and (_can_be_misspelt(query[a:b], at, made, numbers) if mends else b - a >= SLIP_LETTERS)
+        if query[a:b].isalpha() and (_can_be_misspelt(query[a:b], at, tags, numbers) if mends else b - a >= SLIP_LETTERS)
     ]
     found: list[tuple[str, list[int]]] = []
     for _ in range(copies if places else 0):
@@ -292,15 +295,15 @@ def misspelt_variants(
         word = misspell_word(query[a:b], rng)
         if word in numbers or word == query[a:b]:
             continue  # another word, rightly spelt
-        fixes = list(made.fixes)
+        fixes = list(tags.fixes)
         if mends:
             fixes[at] = numbers[query[a:b]]
         found.append((query[:a] + word + query[b:], fixes))
     return found
 
 
-def _can_be_misspelt(word: str, at: int, made: tagging.Tags, numbers: Mapping[str, int]) -> bool:
-    return made.fixes[at] == tagging.KEEP and made.kinds[at] != tagging.OUTSIDE and word in numbers
+def _can_be_misspelt(word: str, at: int, tags: tagging.Tags, numbers: Mapping[str, int]) -> bool:
+    return tags.fixes[at] == tagging.KEEP and tags.kinds[at] != tagging.OUTSIDE and word in numbers
 
 
 def misspell_word(word: str, rng: random.Random) -> str:

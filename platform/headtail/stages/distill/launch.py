@@ -49,7 +49,7 @@ class TrainingBase(NamedTuple):
 
 
 def prepare_base(
-    config: Config, stage: Stage, learner: Learner, training_set: Sequence[tuple[Task, pa.Table]], found: ResolvedModel | None
+    config: Config, stage: Stage, learner: Learner, training_set: Sequence[tuple[Task, pa.Table]], resolved: ResolvedModel | None
 ) -> TrainingBase:
     """The base, loaded, cut or made. One that is cut or made here is saved to the store, from where workers and a resumed run take it."""
     store, folder, kept = stage.store, stage.scratch / "base", f"{stage.path}/work/base.json"
@@ -57,17 +57,17 @@ def prepare_base(
         made = read_record(store, StoredBase, kept)
         folder = fetch_folder(store, made.files, folder)
         return TrainingBase(learner.load(str(folder))[1], str(folder), made.files, made.name, "")
-    if found is None:
+    if resolved is None:
         assert config.base.shape is not None  # BaseModelConfig sees to it: model or shape
         texts = (text for task, table in training_set for text in learner.texts(task, table))
         model, tokenizer = learner.make(config.base.shape, texts, config.seed)
         name = str(getattr(learner, "base_description", "random weights"))
     elif not config.base.layers:
-        _, tokenizer = learner.load(found.path, config.base.revision)
-        return TrainingBase(tokenizer, found.path, (), found.name, found.digest)
+        _, tokenizer = learner.load(resolved.path, config.base.revision)
+        return TrainingBase(tokenizer, resolved.path, (), resolved.name, resolved.digest)
     else:
-        model, tokenizer = learner.load(found.path, config.base.revision, config.base.layers)
-        name = f"{found.name}, {config.base.layers} of its layers"
+        model, tokenizer = learner.load(resolved.path, config.base.revision, config.base.layers)
+        name = f"{resolved.name}, {config.base.layers} of its layers"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     shutil.copytree(folder, stage.scratch / "base-copy")

@@ -172,23 +172,28 @@ class DecoderLearner:
 
 
 def learner_for(
-    kind: Kind, tasks: Sequence[Task], training_set: Sequence[pa.Table], chosen: IOFormat | None = None, soft: float = 0.0, **settings: Any
+    kind: Kind,
+    tasks: Sequence[Task],
+    training_set: Sequence[pa.Table],
+    io_format: IOFormat | None = None,
+    soft: float = 0.0,
+    **settings: Any,
 ) -> Learner:
     """The learner of a kind for these tasks; ConfigError when their answers do not suit it.
 
     `manner`: how the student is asked and answers; `soft`: share of the loss that is the teacher's logits'; `settings`: of the kind.
     """
-    chosen = chosen or IOFormat()
+    io_format = io_format or IOFormat()
     if kind == "encoder":
         from headtail.stages.distill.encoder import encoder_learner
 
-        return encoder_learner(tasks, training_set, chosen, settings["encoder"], settings.get("queries", ()))
-    formats = {task.fingerprint: format_for(task, chosen, kind) for task in tasks}
+        return encoder_learner(tasks, training_set, io_format, settings["encoder"], settings.get("queries", ()))
+    formats = {task.fingerprint: format_for(task, io_format, kind) for task in tasks}
     if len(formats) > 1 and any(not fmt.default for fmt in formats.values()):
         raise ConfigError(
             "a student of several tasks needs the whole prompt, which shows the task",
             where="io_format",
-            value=chosen.prompt,
+            value=io_format.prompt,
             fix="prompt: full, output: json",
         )
     if kind == "decoder":

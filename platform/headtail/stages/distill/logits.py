@@ -51,13 +51,13 @@ class Logits(Config):
         return 0 if self.teacher else self.k
 
 
-def check_logits(student: str, asked: ModelFormat, tokenizer: Any, teacher: ResolvedModel, revision: str = "") -> None:
+def check_logits(student: str, student_format: ModelFormat, tokenizer: Any, teacher: ResolvedModel, revision: str = "") -> None:
     """ConfigError when the teacher cannot read what the student reads and writes: kind, I/O format, token ids."""
-    if student != "decoder" or not asked.default:
+    if student != "decoder" or not student_format.default:
         raise ConfigError(
             "only a decoder in the default I/O format learns from a teacher's logits: the teacher knows no other",
             where="logits",
-            value=f"{student}, prompt {asked.prompt}, output {asked.output}",
+            value=f"{student}, prompt {student_format.prompt}, output {student_format.output}",
             fix="set logits to null, or I/O format to {prompt: full, output: json}",
         )
     if load_tokenizer(teacher.path, revision).get_vocab() != tokenizer.get_vocab():

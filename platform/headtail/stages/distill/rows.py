@@ -54,18 +54,18 @@ class Rows(NamedTuple):
     """One set: rows to learn from, and rows that only judge (empty when a share of the others does)."""
 
     training_set: pa.Table
-    held: pa.Table
+    held_out: pa.Table
 
 
 def tables_of(rows: Rows) -> list[pa.Table]:
     """All of a set's tables: none of them may hold a labelled query."""
-    return [rows.training_set, rows.held]
+    return [rows.training_set, rows.held_out]
 
 
 def read_rows(
     store: Storage,
     weights: Weights,
-    chosen: TrainingSet,
+    config: TrainingSet,
     task: Task,
     refs: Mapping[str, tuple[Receipt, str]],
     number: int,
@@ -76,12 +76,12 @@ def read_rows(
     `top`: with the likeliest tokens (rows.TOP), null where none are stored.
     """
     training_set = _training_set(store, *refs[f"training_set.{number}"], task, top)
-    training_set = training_set.slice(0, chosen.rows) if chosen.rows else training_set
+    training_set = training_set.slice(0, config.rows) if config.rows else training_set
     sure = _confidence(store, refs[f"training_set.{number}"][0], training_set) if weights.confidence else None
     training_set = training_set.set_column(
         training_set.column_names.index("weight"), TRAINING_SET.field("weight"), pa.array(weigh(weights, training_set, sure))
     )
-    if not chosen.held_out:
+    if not config.held_out:
         return Rows(training_set, training_set.slice(0, 0))
     held = _training_set(store, *refs[f"held.{number}"], task, top)
     both = held.filter(pc.is_in(held["query_key"], value_set=training_set["query_key"].combine_chunks()))
@@ -134,12 +134,12 @@ def examples(
     every = round(1 / held_out_share) if held_out_share else 0
     parts = []
     for one, task in zip(rows, tasks, strict=True):
-        if one.held.num_rows:
-            held = set(one.held["query_key"].to_pylist())
+        if one.held_out.num_rows:
+            held = set(one.held_out["query_key"].to_pylist())
         else:
             keys = one.training_set["query_key"]
             held = set(keys.filter(shards_of(keys, every) == 0).to_pylist()) if every else set()
-        parts.append(learner.encode(task, tokenizer, pa.concat_tables([one.training_set, one.held]), max_tokens, held))
+        parts.append(learner.encode(task, tokenizer, pa.concat_tables([one.training_set, one.held_out]), max_tokens, held))
     return pa.concat_tables(parts)
 
 

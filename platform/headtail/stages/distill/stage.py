@@ -125,7 +125,7 @@ class Sources(NamedTuple):
 
     tasks: list[Task]
     refs: dict[str, tuple[Receipt, str]]
-    found: ResolvedModel | None  # the base; None when it is made here
+    base_model: ResolvedModel | None  # the base; None when it is made here
     teacher: ResolvedModel | None  # of `logits`
     inputs: dict[str, Any]
     replaces: dict[str, Any]
@@ -215,7 +215,7 @@ def _work(config: Config, stage: Stage, sources: Sources) -> Result:
     queries = unlabelled_queries(store, _references(sources, "queries."), labels)
     settings = {"encoder": config.encoder, "queries": queries, "stored": stored}
     learner = learner_for(config.student, tasks, [one.training_set for one in rows], config.io_format, soft, **settings)
-    base = prepare_base(config, stage, learner, [(t, one.training_set) for t, one in zip(tasks, rows, strict=True)], sources.found)
+    base = prepare_base(config, stage, learner, [(t, one.training_set) for t, one in zip(tasks, rows, strict=True)], sources.base_model)
     if config.logits is not None:
         _check_logits(config, store, sources, learner.io_format, base.tokenizer)
     table = examples(learner, base.tokenizer, rows, tasks, config.max_tokens, config.held_out_share)
@@ -262,7 +262,7 @@ def _first_stage(config: Config, stage: Stage, rows: list[Rows], tasks: list[Tas
 def _second_stage(config: Config, sources: Sources, first: Receipt, store: Storage) -> tuple[Config, Sources]:
     """The same training from the first stage's weights, of a student that is shown the query alone."""
     update = {"base": BaseModelConfig(model=first.path), "io_format": config.io_format.model_copy(update={"side_inputs": False})}
-    return config.model_copy(update=update), sources._replace(found=resolve_weights(first.path, "", store))
+    return config.model_copy(update=update), sources._replace(base_model=resolve_weights(first.path, "", store))
 
 
 def _both_stages(stage: Stage, first: Receipt, count: int) -> tuple[TrainingStage, ...]:

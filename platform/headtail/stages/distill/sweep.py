@@ -138,10 +138,10 @@ def _run_trial(config: Config, stage: Stage, number: int, trial: Trial) -> dict[
     return {**row, "path": made.path, "value": value, "reused": made.reused, **figures}
 
 
-def _log_earlier_trial(config: Config, stage: Stage, trial: Trial, made: Receipt) -> None:
+def _log_earlier_trial(config: Config, stage: Stage, trial: Trial, receipt: Receipt) -> None:
     """A trial that was done before has its run under another parent: it gets one here too, that says so."""
-    tags = {"headtail.path": made.path, "headtail.fingerprint": made.fingerprint, "headtail.first_run": made.run_id}
+    tags = {"headtail.path": receipt.path, "headtail.fingerprint": receipt.fingerprint, "headtail.first_run": receipt.run_id}
     tracker = stage.tracker
     run_id = tracker.start(f"{trial.label} (done before)", tags, parent=stage.run_id)
-    tracker.log(run_id, trial.values, made.metrics)
+    tracker.log(run_id, trial.values, receipt.metrics)
     tracker.end(run_id)

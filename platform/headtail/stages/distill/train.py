@@ -86,7 +86,7 @@ def train_worker(spec: Spec) -> None:
     torch.distributed.barrier()
 
 
-def add_teacher_logits(spec: Spec, asked: logits.Logits, table: pa.Table, rank: int, world: int) -> pa.Table:
+def add_teacher_logits(spec: Spec, config: logits.Logits, table: pa.Table, rank: int, world: int) -> pa.Table:
     """The examples with the teacher's likeliest tokens. Each rank asks the teacher for its share, once, and stores it."""
     import torch
 
@@ -94,11 +94,11 @@ def add_teacher_logits(spec: Spec, asked: logits.Logits, table: pa.Table, rank: 
 
     mine = f"{spec.work}/logits-{rank:05}-of-{world:05}.parquet"
     if not spec.store.exists(mine):
-        found = check_weights(resolve_weights(asked.teacher, asked.revision, spec.store), spec.teacher_digest)
+        found = check_weights(resolve_weights(config.teacher, config.revision, spec.store), spec.teacher_digest)
         device = "cuda" if spec.config.gpus_per_worker else "cpu"
         read = read_table(spec.store, spec.taught) if spec.store.exists(spec.taught) else table
         share = read.take(np.arange(rank, table.num_rows, world))
-        write_table(spec.store, mine, logits.top_k(load_base(found.path, asked.revision)[0], share, asked.k, spec.pad, device))
+        write_table(spec.store, mine, logits.top_k(load_base(found.path, config.revision)[0], share, config.k, spec.pad, device))
         if device == "cuda":
             torch.cuda.empty_cache()
     torch.distributed.barrier()
@@ -293,9 +293,9 @@ class Run:
                 done |= self._logit_bytes(self.config.logits)
             write_json(self.spec.store, self.spec.done, done)
 
-    def _logit_bytes(self, asked: logits.Logits) -> dict[str, float]:
+    def _logit_bytes(self, config: logits.Logits) -> dict[str, float]:
         """What the teacher's logits cost in the store, compressed."""
-        if asked.teacher:
+        if config.teacher:
             size = sum(self.spec.store.size(f"{self.spec.work}/logits-{i:05}-of-{self.world:05}.parquet") for i in range(self.world))
         else:
             size = column_bytes(self.spec.store, self.spec.examples, logits.COLUMNS)

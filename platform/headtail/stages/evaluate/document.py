@@ -59,13 +59,15 @@ def document(
     }
 
 
-def _metrics(s: ScoredSource, quality: pa.Table, held: Calibration | None, sure: Sureness) -> Iterator[dict[str, Any]]:
+def _metrics(s: ScoredSource, quality: pa.Table, calibration: Calibration | None, sure: Sureness) -> Iterator[dict[str, Any]]:
     for q in quality.filter(pc.equal(quality["source"], s.source)).to_pylist():
         figures = {"value": q["quality"], "low": q["low"], "high": q["high"], "method": q["method"], "effective_n": q["effective"]}
         yield {"name": "micro_f1", "split": q["stratum"], "n": q["n"], "answered": q["answered"], **figures}
     for name in (*STRATA, ALL):
         if s.where(name).any():
             yield {"name": "exact_match", "split": name, **interval_json(share_interval(s.exact[s.where(name)], sure.confidence))}
-    for name, value in (("ece_15_equal_mass_bins", held.ece), ("auroc_confidence_vs_exact_match", held.auroc)) if held else ():
-        if held and value == value:
-            yield {"name": name, "split": ALL, "n": held.n, "value": value}
+    for name, value in (
+        (("ece_15_equal_mass_bins", calibration.ece), ("auroc_confidence_vs_exact_match", calibration.auroc)) if calibration else ()
+    ):
+        if calibration and value == value:
+            yield {"name": name, "split": ALL, "n": calibration.n, "value": value}

@@ -198,7 +198,14 @@ def paired_difference(one: ScoredSource, other: ScoredSource, name: str, sure: S
     return interval_json(f1_difference(a, b, **sure._asdict()))
 
 
-def interval_json(found: Interval) -> dict[str, Any]:
+def interval_json(interval: Interval) -> dict[str, Any]:
     """An interval as JSON; null for a value that there is none of."""
-    value = None if found.value != found.value else found.value
-    return {"value": value, "low": found.low, "high": found.high, "n": found.n, "effective_n": found.effective, "method": found.method}
+    value = None if interval.value != interval.value else interval.value
+    return {
+        "value": value,
+        "low": interval.low,
+        "high": interval.high,
+        "n": interval.n,
+        "effective_n": interval.effective,
+        "method": interval.method,
+    }

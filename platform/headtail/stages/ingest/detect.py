@@ -34,7 +34,7 @@ _SEP = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=([^"\r\n])"?\r?\n', re.I)
 
 
 def detect(head: bytes, whole: bool, query_column: str, suffix: str, quotes: str) -> Dialect:
-    """The dialect of a file that begins with `head` (`whole`: that is all of it) and should have the column `wanted`.
+    """The dialect of a file that begins with `head` (`whole`: that is all of it) and should have the column `query_column`.
 
     Without that column it is the likeliest dialect, for an error message. `quotes`: one of QUOTES, or auto.
     """

@@ -306,11 +306,11 @@ class Intake:
                 found[at] = (row, reason, f"{cell[: SHOWN_CHARS // 2]!r} for {text}"[:SHOWN_CHARS])
         return found
 
-    def _set_aside(self, found: list[tuple[int, str, str]], file: str) -> None:
-        if not found:
+    def _set_aside(self, refusals: list[tuple[int, str, str]], file: str) -> None:
+        if not refusals:
             return
-        found.sort()
-        rows, reasons, texts = zip(*found, strict=True)
+        refusals.sort()
+        rows, reasons, texts = zip(*refusals, strict=True)
         self.totals.set_aside.update(reasons)
         self.aside.add(pa.table([pa.repeat(file, len(rows)), rows, reasons, texts], schema=SET_ASIDE))
 

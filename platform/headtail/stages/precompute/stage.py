@@ -135,18 +135,18 @@ def _find(config: Config) -> _Sources:
     return _Sources(store, task, model, tables, {"inputs": inputs, "replaces": replaces})
 
 
-def _job(config: Config, asked: _Sources, path: str) -> Job:
+def _job(config: Config, sources: _Sources, path: str) -> Job:
     return Job(
-        root=asked.store.root,
+        root=sources.store.root,
         path=path,
-        task=asked.task,
+        task=sources.task,
         model=config.model,
-        digest=asked.model.digest,
-        name=asked.model.name,
-        io_format=asked.model.io_format.check(asked.task),
+        digest=sources.model.digest,
+        name=sources.model.name,
+        io_format=sources.model.io_format.check(sources.task),
         side_inputs=config.side_inputs,
         source=config.source,
-        tables=asked.tables,
+        tables=sources.tables,
         workers=config.workers,
         shards=config.shards,
         flush_rows=config.flush_rows,
@@ -163,18 +163,18 @@ def _job(config: Config, asked: _Sources, path: str) -> Job:
     )
 
 
-def _folder(config: Config, asked: _Sources) -> str:
-    return receipt_path("precompute", identity("precompute", config, **asked.identity)[1])
+def _folder(config: Config, sources: _Sources) -> str:
+    return receipt_path("precompute", identity("precompute", config, **sources.identity)[1])
 
 
 def forecast(config: Config, probe: int = ROWS) -> Preview:
     """What `run` would do and what that would cost. `probe`: rows that may be asked to find out; the answers are kept and reused."""
     config = _resolve_model(config)
-    asked = _find(config)
-    path = _folder(config, asked)
-    if asked.store.exists(f"{path}/receipt.json"):
-        return finished_preview(path, load_receipt(asked.store, "precompute", path).rows["in"])
-    return preview(_job(config, asked, path), probe)
+    sources = _find(config)
+    path = _folder(config, sources)
+    if sources.store.exists(f"{path}/receipt.json"):
+        return finished_preview(path, load_receipt(sources.store, "precompute", path).rows["in"])
+    return preview(_job(config, sources, path), probe)
 
 
 def run(config: Config, planned: Preview | None = None) -> Receipt[Result]:
@@ -183,8 +183,8 @@ def run(config: Config, planned: Preview | None = None) -> Receipt[Result]:
     `planned`: what `forecast` said; LimitReached when its upper bound exceeds a budget, else the receipt has the result beside it.
     """
     config = _resolve_model(config)
-    asked = _find(config)
-    if planned is not None and planned.path != _folder(config, asked):
+    sources = _find(config)
+    if planned is not None and planned.path != _folder(config, sources):
         fix = "do a dry run again; name tables by fingerprint (plan/ab12:head) when other jobs write new ones meanwhile"
         raise InputError("the inputs are not those of the dry run", where="inputs", value=planned.path, fix=fix)
     if planned is not None and planned.beyond:
@@ -192,21 +192,21 @@ def run(config: Config, planned: Preview | None = None) -> Receipt[Result]:
         raise LimitReached(f"not started: {planned.beyond}", where=planned.path, value=f"{planned.ask} rows to ask", fix=fix)
 
     def work(stage: Stage) -> Result:
-        job, begun = _job(config, asked, stage.path), time.monotonic()
+        job, begun = _job(config, sources, stage.path), time.monotonic()
         ledger = generate(job)
         wall = time.monotonic() - begun
         _record(stage, config, job, ledger)
-        stage.notes += asked.task.notes
+        stage.notes += sources.task.notes
         _judge(config, None, job.path, ledger.states, ledger.given_up, ledger.reasons)
-        remove_work_files(asked.store, job)
-        return _result(config, job, asked, ledger, preview_outcome(planned, ledger, wall) if planned is not None else {})
+        remove_work_files(sources.store, job)
+        return _result(config, job, sources, ledger, preview_outcome(planned, ledger, wall) if planned is not None else {})
 
-    folder = _folder(config, asked)
-    done = asked.store.exists(f"{folder}/receipt.json")
+    folder = _folder(config, sources)
+    done = sources.store.exists(f"{folder}/receipt.json")
     if done:
-        _judge_done(config, asked.store, folder)
-    with nullcontext() if done else hold_lease(asked.store, folder):
-        receipt = run_once("precompute", Result, config, work, **asked.identity, about=asked.task.name)
+        _judge_done(config, sources.store, folder)
+    with nullcontext() if done else hold_lease(sources.store, folder):
+        receipt = run_once("precompute", Result, config, work, **sources.identity, about=sources.task.name)
     if text := _retry_hint(config, receipt):
         say(f"{'precompute':<12} {text}")
     return receipt
@@ -284,8 +284,8 @@ def _record(stage: Stage, config: Config, job: Job, ledger: Ledger) -> None:
         stage.note(f"{damaged} finished rows of an earlier run could not be read and were asked again")
 
 
-def _result(config: Config, job: Job, asked: _Sources, ledger: Ledger, dry_run: dict[str, PlannedActual]) -> Result:
-    top, model = config.top_logprobs, asked.model
+def _result(config: Config, job: Job, sources: _Sources, ledger: Ledger, dry_run: dict[str, PlannedActual]) -> Result:
+    top, model = config.top_logprobs, sources.model
     return Result(
         source=config.source,
         model=AnsweringModel(name=model.name, digest=model.digest),
@@ -296,7 +296,9 @@ def _result(config: Config, job: Job, asked: _Sources, ledger: Ledger, dry_run: 
         given_up=ledger.given_up,
         usd_per_hour=config.model.usd_per_hour or USD_PER_HOUR,
         top_logprobs=top,
-        vocabulary=vocabulary_fingerprint(load_tokenizer(find_model(config.model, asked.store).path, config.model.revision)) if top else "",
+        vocabulary=vocabulary_fingerprint(load_tokenizer(find_model(config.model, sources.store).path, config.model.revision))
+        if top
+        else "",
         dry_run=dry_run,
     )
 

@@ -203,9 +203,9 @@ def _quality_metric(receipts: Mapping[str, Receipt], metric: str) -> float | Non
     return next((value for name in _EVALUATIONS if (value := _figure(receipts, name, "metrics", metric)) is not None), None)
 
 
-def notes(receipts: Mapping[str, Receipt], made: Mapping[str, Any]) -> Iterator[str]:
+def notes(receipts: Mapping[str, Receipt], summary: Mapping[str, Any]) -> Iterator[str]:
     """What a reader should know: the report's own remarks first, then each stage's."""
-    teacher = made["model_teacher"] or ""
+    teacher = summary["model_teacher"] or ""
     if teacher.startswith("example:"):
         yield (
             f"The teacher ({teacher}) is the small placeholder that ships with headtail, not a strong LLM: quality and cost ratios here "
@@ -216,66 +216,68 @@ def notes(receipts: Mapping[str, Receipt], made: Mapping[str, Any]) -> Iterator[
             f"The teacher ({teacher}) was trained here on the training split of people's answers, because no model was named: it is a "
             "placeholder for a strong LLM."
         )
-    if made["agreement_batch_student"] is not None:
+    if summary["agreement_batch_student"] is not None:
         yield (
             "Agreement compares the batch student with its own teacher; "
             "it does not say whether either is right, and is not a quality figure."
         )
-    small = [f"{name} ({made[f'labelled_rows_{name}']})" for name in SLICES[:4] if (made[f"labelled_rows_{name}"] or 0) < SMALL]
-    if small and made["labelled_rows_all"] is not None:
+    small = [f"{name} ({summary[f'labelled_rows_{name}']})" for name in SLICES[:4] if (summary[f"labelled_rows_{name}"] or 0) < SMALL]
+    if small and summary["labelled_rows_all"] is not None:
         yield f"Few labelled rows in {', '.join(small)}: read the intervals, not the dots."
-    if made["student_served"] is False and made["model_batch_student"]:
+    if summary["student_served"] is False and summary["model_batch_student"]:
         yield "The release serves no student: it did not pass the gate or was not named, so a miss ends in the fallback."
-    if made["requests"]:
-        yield f"Latency is what the replaying client saw over {int(made['requests']):,} requests; client and server may share a machine."
-    if made["usd_per_million_teacher"] is not None:
+    if summary["requests"]:
+        yield f"Latency is what the replaying client saw over {int(summary['requests']):,} requests; client and server may share a machine."
+    if summary["usd_per_million_teacher"] is not None:
         yield "Cost is the machine's price times the seconds it was busy, engine start included; the price is an assumption (docs/cost.md)."
     for name in _stage_order(receipts):
         for text in receipts[name].notes:
             yield f"{name}: {text}"
 
 
-def headline(made: Mapping[str, Any]) -> Iterator[str]:
+def headline(summary: Mapping[str, Any]) -> Iterator[str]:
     """What was found, in sentences for somebody who reads nothing else."""
-    if made["coverage_holdout_traffic"] is not None:
-        shares = [f"{percent(made['cache_hit_share'])} was answered from the cache"]
-        shares += [f"{percent(made['realtime_share'])} by the realtime student"] if made["realtime_share"] else []
-        shares += [f"{percent(made['fallback_share'])} by the fallback"] if made["fallback_share"] else []
+    if summary["coverage_holdout_traffic"] is not None:
+        shares = [f"{percent(summary['cache_hit_share'])} was answered from the cache"]
+        shares += [f"{percent(summary['realtime_share'])} by the realtime student"] if summary["realtime_share"] else []
+        shares += [f"{percent(summary['fallback_share'])} by the fallback"] if summary["fallback_share"] else []
         yield f"Of the holdout traffic, {_list(shares)}."
-    elif made["head_coverage_holdout"] is not None:
-        planned = percent(made["head_coverage_holdout"])
-        yield f"The head of {made['head_rows']:,.0f} queries covers {planned} of holdout traffic (planned, not replayed)."
+    elif summary["head_coverage_holdout"] is not None:
+        planned = percent(summary["head_coverage_holdout"])
+        yield f"The head of {summary['head_rows']:,.0f} queries covers {planned} of holdout traffic (planned, not replayed)."
     scores = [
-        f"the {name_of(source)} scores {_quality_text(made, source)}" for source in SOURCES if made[f"quality_{source}_all"] is not None
+        f"the {name_of(source)} scores {_quality_text(summary, source)}"
+        for source in SOURCES
+        if summary[f"quality_{source}_all"] is not None
     ]
     if scores:
-        yield f"On {made['labelled_rows_all']:,} queries answered by people, {_list(scores)} out of 1 (micro-F1, 95 % interval)."
-    gap, low, high = (made[f"batch_student_minus_teacher{end}"] for end in ("", "_low", "_high"))
+        yield f"On {summary['labelled_rows_all']:,} queries answered by people, {_list(scores)} out of 1 (micro-F1, 95 % interval)."
+    gap, low, high = (summary[f"batch_student_minus_teacher{end}"] for end in ("", "_low", "_high"))
     if gap is not None and low <= 0 <= high:
         yield f"On the same queries no difference of batch student and teacher is shown: difference {gap:+.2f} ({low:+.2f} to {high:+.2f})."
     elif gap is not None:
         side = "below" if gap < 0 else "above"
         yield f"On the same queries the batch student is {abs(gap):.2f} {side} the teacher (difference {low:+.2f} to {high:+.2f})."
-    if made["gate_batch_passed"]:
-        sure = percent(1 - made["gate_batch_delta"], 0)
-        yield f"The gate let the batch student pass: all {len(made['gate_batch_criteria'])} criteria, with at least {sure} confidence."
-    elif made["gate_batch_passed"] is False:
-        yield f"The gate rejected the batch student; what is missing: {'; '.join(made['gate_batch_missing'])}."
-    if made["gate_realtime_passed"]:
+    if summary["gate_batch_passed"]:
+        sure = percent(1 - summary["gate_batch_delta"], 0)
+        yield f"The gate let the batch student pass: all {len(summary['gate_batch_criteria'])} criteria, with at least {sure} confidence."
+    elif summary["gate_batch_passed"] is False:
+        yield f"The gate rejected the batch student; what is missing: {'; '.join(summary['gate_batch_missing'])}."
+    if summary["gate_realtime_passed"]:
         yield "The gate let the realtime student pass too: it answers live what is not in the cache."
-    elif made["gate_realtime_passed"] is False:
-        yield f"The gate rejected the realtime student; what is missing: {'; '.join(made['gate_realtime_missing'])}."
-    if made["latency_all_p50_ms"] is not None:
-        half, most = ms(made["latency_all_p50_ms"]), ms(made["latency_all_p99_ms"])
+    elif summary["gate_realtime_passed"] is False:
+        yield f"The gate rejected the realtime student; what is missing: {'; '.join(summary['gate_realtime_missing'])}."
+    if summary["latency_all_p50_ms"] is not None:
+        half, most = ms(summary["latency_all_p50_ms"]), ms(summary["latency_all_p99_ms"])
         yield f"Half of the requests were answered within {half}, 99 of 100 within {most}."
     teacher, student, ratio = (
-        made[k] for k in ("usd_per_million_teacher", "usd_per_million_batch_student", "cost_ratio_teacher_to_batch_student")
+        summary[k] for k in ("usd_per_million_teacher", "usd_per_million_batch_student", "cost_ratio_teacher_to_batch_student")
     )
     if ratio is not None:
         less = f"{ratio:.1f} times less" if ratio >= 1 else f"{1 / ratio:.1f} times more"
         yield f"A million queries cost {usd(teacher)} with the teacher and {usd(student)} with the batch student: {less}."
-        if made["cost_ratio_running_realtime_student"]:
-            batch, realtime = (made[f"cost_ratio_running_{one}"] for one in MODELS[1:])
+        if summary["cost_ratio_running_realtime_student"]:
+            batch, realtime = (summary[f"cost_ratio_running_{one}"] for one in MODELS[1:])
             both = f"the batch student {batch:.1f} and the realtime student {realtime:.1f} times"
             yield f"Without the engines' start, which matters little in a long run, {both} less than the teacher."
     elif teacher is not None:
@@ -306,9 +308,9 @@ def usd(value: float | None) -> str:
     return f"USD {value:,.0f}" if value >= 1000 else f"USD {value:,.2f}"
 
 
-def _quality_text(made: Mapping[str, Any], source: str) -> str:
-    low, high = made[f"quality_low_{source}_all"], made[f"quality_high_{source}_all"]
-    return f"{made[f'quality_{source}_all']:.2f} ({low:.2f} to {high:.2f})"
+def _quality_text(summary: Mapping[str, Any], source: str) -> str:
+    low, high = summary[f"quality_low_{source}_all"], summary[f"quality_high_{source}_all"]
+    return f"{summary[f'quality_{source}_all']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _list(parts: Sequence[str]) -> str:
@@ -331,9 +333,9 @@ def _task(receipts: Mapping[str, Receipt]) -> str | None:
     return tasks[0][1] if tasks else None
 
 
-def _running(made: Mapping[str, Any], source: str) -> float | None:
+def _running(summary: Mapping[str, Any], source: str) -> float | None:
     """The cost without the engine's start, which a long run spreads over more rows: its price falls towards this."""
-    usd, start, work = (made[f"{name}_{source}"] for name in ("usd_per_million", "engine_start_s", "generate_s"))
+    usd, start, work = (summary[f"{name}_{source}"] for name in ("usd_per_million", "engine_start_s", "generate_s"))
     return usd * work / (work + start) if usd is not None and work and start is not None else None
 
 

@@ -188,10 +188,10 @@ class Answerer:
         return reply
 
 
-def _cached(query: str, found: CachedAnswer, served: OpenRelease, started: float) -> Reply:
-    confidence = None if found.confidence is None else round(found.confidence, 4)
+def _cached(query: str, cached: CachedAnswer, served: OpenRelease, started: float) -> Reply:
+    confidence = None if cached.confidence is None else round(cached.confidence, 4)
     return Reply(
-        query, found.query, found.decoded(), found.source, True, False, confidence, found.answer_key.hex(),
+        query, cached.query, cached.decoded(), cached.source, True, False, confidence, cached.answer_key.hex(),
         served.release.id, served.release.snapshot, _ms(started), "",
     )  # fmt: skip
 

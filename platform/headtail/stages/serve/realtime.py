@@ -76,11 +76,11 @@ class _StudentEngine(Protocol):
 class _StreamEngine:
     """A decoder in vLLM: each row joins the running batch, and a cancelled one is taken out of it."""
 
-    def __init__(self, config: ModelConfig, found: ResolvedModel, task: Task) -> None:
+    def __init__(self, config: ModelConfig, model: ResolvedModel, task: Task) -> None:
         from headtail.engines.vllm import VllmEngine
 
         sampling = task.file.sampling.model_dump() | {"n": 1}
-        self._engine = VllmEngine(config, found.path, found.io_format.bound(task, sampling["max_tokens"]), sampling)
+        self._engine = VllmEngine(config, model.path, model.io_format.bound(task, sampling["max_tokens"]), sampling)
 
     async def ask(self, messages: Sequence[dict[str, str]]) -> Completion:
         future = self._engine.submit(messages)
@@ -97,11 +97,11 @@ class _StreamEngine:
 class _BatchedEngine:
     """Another student: while one batch is with the engine, callers gather for the next. One pass is a few milliseconds."""
 
-    def __init__(self, config: ModelConfig, found: ResolvedModel, task: Task) -> None:
+    def __init__(self, config: ModelConfig, model: ResolvedModel, task: Task) -> None:
         from headtail.engines import open_engine
 
         sampling = task.file.sampling.model_dump()
-        self._engine = open_engine(config, found.path, found.io_format.bound(task, sampling["max_tokens"]), sampling)
+        self._engine = open_engine(config, model.path, model.io_format.bound(task, sampling["max_tokens"]), sampling)
         self._waiting: list[tuple[Sequence[dict[str, str]], asyncio.Future[Completion]]] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -115,14 +115,14 @@ class _BatchedEngine:
     async def _run(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting, []
-            asked = [(messages, mine) for messages, mine in batch if not mine.done()]
+            waiting = [(messages, mine) for messages, mine in batch if not mine.done()]
             try:
-                made = await asyncio.to_thread(self._all, [messages for messages, _ in asked])
+                completions = await asyncio.to_thread(self._all, [messages for messages, _ in waiting])
             except Exception as error:
-                made = {row: Completion(row, error=f"{type(error).__name__}: {error}") for row in range(len(asked))}
-            for row, (_, mine) in enumerate(asked):
+                completions = {row: Completion(row, error=f"{type(error).__name__}: {error}") for row in range(len(waiting))}
+            for row, (_, mine) in enumerate(waiting):
                 if not mine.done():  # its caller left meanwhile
-                    mine.set_result(made[row])
+                    mine.set_result(completions[row])
 
     def _all(self, messages: Sequence[Sequence[dict[str, str]]]) -> dict[int, Completion]:
         return {made.id: made for made in self._engine.generate(Request(row, asked) for row, asked in enumerate(messages))}
@@ -134,10 +134,10 @@ class _BatchedEngine:
         self._engine.close()
 
 
-def _check_completion(made: Completion) -> Completion:
-    if made.error:
-        raise EngineError(made.error)
-    return made
+def _check_completion(completion: Completion) -> Completion:
+    if completion.error:
+        raise EngineError(completion.error)
+    return completion
 
 
 def door(handle: Any) -> AskStudent:

@@ -171,7 +171,7 @@ def run_forever(config: Config) -> None:
         say("interrupted while starting")
 
 
-def application(config: Config, release: releases.Release, chosen: ServedStudent | None, student: type | None = None) -> Any:
+def application(config: Config, release: releases.Release, served: ServedStudent | None, student: type | None = None) -> Any:
     """The Serve application: the ingress, and the student behind it when there is one. `student`: another class, for tests."""
     from ray import serve
 
@@ -179,8 +179,8 @@ def application(config: Config, release: releases.Release, chosen: ServedStudent
     from headtail.stages.serve.realtime import Student
 
     realtime = None
-    if chosen is not None:
-        model = chosen.model
+    if served is not None:
+        model = served.model
         kind = serve.deployment(
             name="realtime",
             num_replicas=config.realtime_replicas,
@@ -196,7 +196,7 @@ def application(config: Config, release: releases.Release, chosen: ServedStudent
             max_constructor_retry_count=1,
             user_config={"query": "warm up"},
         )(student or Student)
-        realtime = kind.bind(model, config.root, releases.open_task(release), release.student, chosen.digest)
+        realtime = kind.bind(model, config.root, releases.open_task(release), release.student, served.digest)
     ingress = serve.deployment(
         name="ingress",
         num_replicas=config.ingress_replicas,
@@ -206,7 +206,7 @@ def application(config: Config, release: releases.Release, chosen: ServedStudent
         graceful_shutdown_timeout_s=5,
         max_surge_percent=100,  # the new replica answers before the old one leaves
     )(serve.ingress()(Ingress))
-    return ingress.bind(config, realtime, chosen.model.model if chosen else "", release.student if config.realtime_student else None)
+    return ingress.bind(config, realtime, served.model.model if served else "", release.student if config.realtime_student else None)
 
 
 def from_args(args: dict[str, Any]) -> Any:

@@ -64,8 +64,8 @@ def changes(entry: CatalogEntry, job: Job) -> tuple[Change, ...]:
     return tuple(found)
 
 
-def _side(names: Sequence[str], shown: bool) -> str:
-    return ", ".join(names) if shown or not names else "left out"
+def _side(names: Sequence[str], with_inputs: bool) -> str:
+    return ", ".join(names) if with_inputs or not names else "left out"
 
 
 def _at(places: Sequence[tuple[str, Any, Any]], side: int) -> str:

@@ -144,33 +144,33 @@ class Comparison:
 
     def _open(self, ask: Ask) -> Tally:
         shard = Shard(self.job, self.store, self.scope.manifest, ask.shard, ask.edition, "plan", self.before)
-        asked, todo, tally = shard.requests, set(shard.todo), Tally(duplicates=shard.requests.duplicates)
+        requests, todo, tally = shard.requests, set(shard.todo), Tally(duplicates=shard.requests.duplicates)
         groups: dict[int, Group] = {}
         for query, key in zip(shard.reused["query_key"].to_pylist(), shard.reused["answer_key"].to_pylist(), strict=True):
-            groups[asked.place[query, key]] = (REUSED, ())
+            groups[requests.place[query, key]] = (REUSED, ())
         failed = self._failed_here(shard, tally)
         if todo:
             self._group_requests(shard, todo, failed, groups, tally)
-            askable = [row for row in shard.todo if row not in asked.unrendered]
+            askable = [row for row in shard.todo if row not in requests.unrendered]
             tally.asked, tally.unrendered = len(askable), len(todo) - len(askable)
             tally.open = int(tally.asked > 0)
-            tally.probed = sum(asked.pairs[row] in self.scope.probed for row in askable)
+            tally.probed = sum(requests.pairs[row] in self.scope.probed for row in askable)
             tally.sample = self._sample(shard.requests, askable)
         tally.spent["seconds"] += shard.journal.seconds
-        counts, queries = pc.fill_null(asked.table["count"], 0).to_pylist(), asked.table["query"].to_pylist()
+        counts, queries = pc.fill_null(requests.table["count"], 0).to_pylist(), requests.table["query"].to_pylist()
         found: dict[Group, list[tuple[int, str]]] = {}
-        for row in range(len(asked)):
+        for row in range(len(requests)):
             found.setdefault(groups.get(row, (RESUMED, ())), []).append((counts[row], queries[row]))
         for group, rows in found.items():
             tally.rows[group], tally.traffic[group] = len(rows), sum(count for count, _ in rows)
             tally.examples[group] = sorted(rows, reverse=True)[:EXAMPLES]
         return tally
 
-    def _sample(self, asked: ShardRequests, rows: list[int]) -> pa.Table | None:
+    def _sample(self, requests: ShardRequests, rows: list[int]) -> pa.Table | None:
         if not self.scope.keep:
             return None
-        table = asked.table.take(pa.array(rows, pa.int64()))
-        keys = pa.array([asked.pairs[row][1] for row in rows], KEY)
+        table = requests.table.take(pa.array(rows, pa.int64()))
+        keys = pa.array([requests.pairs[row][1] for row in rows], KEY)
         table = table.append_column("answer_key", keys).append_column("draw", pa.array(uniform_draw(table["query_key"], "probe", _SEED)))
         return _lowest(table, self.scope.keep)
 

@@ -193,12 +193,12 @@ def _times(span: Bounds, factor: float) -> Bounds:
     return Bounds(value=span.value * factor, low=span.low * factor, high=span.high * factor)
 
 
-def budget_problem(found: Estimate, limits: Limits, spent_s: float = 0.0) -> str:
+def budget_problem(estimate: Estimate, limits: Limits, spent_s: float = 0.0) -> str:
     """Which budget the upper bound exceeds, in words, or nothing. `spent_s`: engine time of earlier runs of the job."""
     said = []
-    if limits.seconds and found.wall_s.high > limits.seconds:
-        said.append(f"it may take up to {found.wall_s.high:,.0f} s, budget_seconds={limits.seconds:g}")
-    usd = limits.price(found.wall_s.high * limits.workers + spent_s, found.tokens_in.high, found.tokens_out.high)
+    if limits.seconds and estimate.wall_s.high > limits.seconds:
+        said.append(f"it may take up to {estimate.wall_s.high:,.0f} s, budget_seconds={limits.seconds:g}")
+    usd = limits.price(estimate.wall_s.high * limits.workers + spent_s, estimate.tokens_in.high, estimate.tokens_out.high)
     if limits.usd and usd > limits.usd:
         said.append(f"it may cost up to USD {usd:,.4g}, budget_usd={limits.usd:g}")
     return "; ".join(said)

@@ -83,27 +83,27 @@ def _probe_text(probe: Probe) -> Text:
     )
 
 
-def _estimate(found: Estimate, workers: int) -> RenderableType:
-    if found.exact:
+def _estimate(estimate: Estimate, workers: int) -> RenderableType:
+    if estimate.exact:
         return Text("nothing is left to ask: the probe was all there was (exact)", style="bold")
-    most = "at most" if found.at_most else "95 % bounds"
-    title = f"what is left, {_rows_text(found.rows)}, will take"
+    most = "at most" if estimate.at_most else "95 % bounds"
+    title = f"what is left, {_rows_text(estimate.rows)}, will take"
     table = Table("", "estimate", most, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for name, span, form in _spans(found, workers):
-        bounds = f"{form(span.high)}" if found.at_most and name[0] not in "tp" else f"{form(span.low)} to {form(span.high)}"
+    for name, span, form in _spans(estimate, workers):
+        bounds = f"{form(span.high)}" if estimate.at_most and name[0] not in "tp" else f"{form(span.low)} to {form(span.high)}"
         table.add_row(name, form(span.value), bounds)
-    if found.usd is None:
+    if estimate.usd is None:
         table.add_row("money", Text("unknown", style="bold"), UNPRICED)
     return table
 
 
-def _spans(found: Estimate, workers: int) -> Iterator[tuple[str, Bounds, Any]]:
-    yield "prompt tokens", found.tokens_in, _count
-    yield "tokens of answers", found.tokens_out, _count
-    yield "engine time", found.engine_s, duration
-    yield f"wall time, {workers} worker{'s' if workers > 1 else ''}", found.wall_s, duration
-    if found.usd is not None:
-        yield "money", found.usd, _usd
+def _spans(estimate: Estimate, workers: int) -> Iterator[tuple[str, Bounds, Any]]:
+    yield "prompt tokens", estimate.tokens_in, _count
+    yield "tokens of answers", estimate.tokens_out, _count
+    yield "engine time", estimate.engine_s, duration
+    yield f"wall time, {workers} worker{'s' if workers > 1 else ''}", estimate.wall_s, duration
+    if estimate.usd is not None:
+        yield "money", estimate.usd, _usd
 
 
 def _rows_text(count: int) -> str:
