@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pytest
 
 from bench.suspects import OFF, example_answers
-from conftest import keep
+from conftest import answered_by, keep
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_ref, output_table
 from headtail.core.config import build_config
@@ -31,7 +31,13 @@ def config(store: Storage, intent: Task) -> ablate.Config:
     answers = example_answers(intent, 400)
     sure = pa.array([0.2 if i % 10 == 0 else 0.9 for i in range(320)], pa.float32())
     at = answers.schema.get_field_index("confidence")
-    keep(store, "precompute", "t" * 16, {"answers/shard-00000": answers.slice(0, 320).set_column(at, "confidence", sure)})
+    keep(
+        store,
+        "precompute",
+        "t" * 16,
+        {"answers/shard-00000": answers.slice(0, 320).set_column(at, "confidence", sure)},
+        result=answered_by(),
+    )
     columns = ["query_key", "query", "answer", "count", "stratum"]
     labels = answers.slice(320).select(columns).cast(HUMAN_LABELS)
     keep(store, "plan", "p" * 16, {"human_labels": labels})
@@ -69,9 +75,8 @@ class Stand:
             right = place < self.training_sets[-1].num_rows / 5
             answer = row["answer"] if right else '{"intent":"booking"}'
             lines.append({**row, "answer": answer, "answer_key": row["query_key"], "state": "answered", "confidence": 0.9})
-        return keep(
-            store, "precompute", f"{len(self.training_sets):016d}", {"answers/shard-00000": pa.Table.from_pylist(lines, schema=ANSWER)}
-        )
+        mark, table = f"{len(self.training_sets):016d}", pa.Table.from_pylist(lines, schema=ANSWER)
+        return keep(store, "precompute", mark, {"answers/shard-00000": table}, result=answered_by())
 
 
 def test_run(store: Storage, config: ablate.Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from conftest import keep
+from conftest import answered_by, keep
 from headtail.adapters.storage import Storage
 from headtail.adapters.storage.receipts import load_ref
 from headtail.core.config import TrackingConfig
@@ -49,7 +49,7 @@ def test_confidence_counts_for_teachers_alone() -> None:
 
 def test_confidence_is_found_through_the_answer_key(store: Storage, segmentation: Task) -> None:
     answers = pa.table({"answer_key": pa.array(reversed(ROWS["answer_key"].to_pylist()), pa.binary(16)), "confidence": [0.9, 0.8, 0.25]})
-    taught = keep(store, "precompute", "t", {"answers/0": answers})
+    taught = keep(store, "precompute", "t", {"answers/0": answers}, result=answered_by())
     made = keep(store, "curate", "g", {"training_set": ROWS}, inputs={"answers": taught.path})
     chosen = distill.TrainingSet(training_set=f"{made.path}:training_set")
     refs = {"training_set.0": load_ref(store, chosen.training_set)}

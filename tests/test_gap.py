@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from conftest import keep
+from conftest import answered_by, keep
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_ref, output_table
 from headtail.core.config import TrackingConfig, build_config
@@ -101,7 +101,9 @@ class Stand:
             key = query_key(f"{row['query']} {config.side_inputs and config.source == 'teacher' and i < SIDED}")
             lines.append({**row, "answer": answer, "answer_key": key, "state": "answered", "confidence": 0.9})
         mark = f"{config.source}{config.side_inputs}".lower().ljust(16, "0")
-        return keep(self.store, "precompute", mark, {"answers/shard-00000": pa.Table.from_pylist(lines, schema=ANSWER)})
+        return keep(
+            self.store, "precompute", mark, {"answers/shard-00000": pa.Table.from_pylist(lines, schema=ANSWER)}, result=answered_by()
+        )
 
     def right(self, config: precompute.Config, i: int) -> bool:
         if config.source == "batch_student":

@@ -32,18 +32,18 @@ HOSTILE = (
 )  # fmt: skip
 # Text of these records that no code uses as a path or an id, by name. Whoever adds a field decides here, or gives it a type of paths.py.
 WORDS = {
-    "started", "created", "at", "began", "note", "notes", "sha256", "settings", "versions", "rows", "metrics", "inputs",
-    "template", "model", "source", "side_inputs", "examples", "action", "rows_by_source", "left_out", "min_confidence", "thresholds",
-    "evidence", "file", "json_schema", "parts", "states", "reasons", "how", "missing_side_inputs", "host", "machine", "process", "since",
-    "state", "made", "name", "score", "judge", "task", "task_fingerprint", "labels", "base", "tasks", "student", "url", "realtime",
-    "signals", "engine", "answer_settings", "vocabulary", "digest", "kind", "reason", "first_day", "last_day", "holdout_from", "verdicts",
+    "started", "created", "at", "began", "note", "notes", "sha256", "settings", "versions", "rows", "metrics", "inputs", "template",
+    "model", "source", "side_inputs", "examples", "action", "rows_by_source", "left_out", "min_confidence", "thresholds", "evidence",
+    "file", "json_schema", "parts", "states", "reasons", "how", "missing_side_inputs", "host", "machine", "process", "since", "state",
+    "made", "name", "score", "judge", "task", "task_fingerprint", "labels", "base", "tasks", "student", "url", "realtime", "signals",
+    "engine", "answer_settings", "vocabulary", "digest", "kind", "reason", "first_day", "last_day", "holdout_from", "verdicts",
     "best_trial", "best_values", "head_limit", "stratum", "method", "candidate", "correction", "data", "dry_run", "prompt", "output",
-    "schema_digest", "tokens", "symbols",
+    "schema_digest", "tokens", "symbols", "title", "headtail", "shown", "not_run", "remarks", "paths", "missing", "stage",
 }  # fmt: skip
 NAMES = ("StorePath", "StoreId", "StoreIdOrEmpty", "AnswersPath", "StudentOrEmpty")
 TYPES = {getattr(paths, name) for name in NAMES}
 
-READERS = {"read_record", "numbered.records", "record.read", "record.validated", "load_receipt", "run_once"}
+READERS = {"read_record", "append_log.read_entry_records", "record.parse_record", "record.validate_record", "load_receipt", "run_once"}
 
 
 def records() -> dict[str, type[BaseModel]]:

@@ -34,7 +34,8 @@ from headtail.stages.gate.result import Result as GateResult
 from headtail.stages.gate.stage import criteria_figure as gate_figure
 from headtail.stages.publish import Result as PublishResult
 from headtail.stages.report.page import answer_text
-from headtail.stages.report.summary import REALTIME, REPORTED_STAGES, headline, summarise
+from headtail.stages.report.sentences import headline
+from headtail.stages.report.summary import REALTIME, REPORTED_STAGES, BatchFigures, QualityFigure, Summary, summarise
 from timescale import limit
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -444,7 +445,7 @@ def keep(
     return path
 
 
-def made(store: Storage, root: str, leave_out: tuple[str, ...] = (), **fields: Any) -> tuple[Receipt, dict[str, Any], str]:
+def made(store: Storage, root: str, leave_out: tuple[str, ...] = (), **fields: Any) -> tuple[Receipt[report.Result], dict[str, Any], str]:
     """(receipt, summary, page) of a report over the hand-made run."""
     receipt = report.run(report.Config(root=root, tracking=OFF, receipts=example_data(store, leave_out), title="Quickstart", **fields))
     return receipt, read_json(store, receipt.output("summary").path), store.read(receipt.output("report").path).decode()
@@ -458,7 +459,7 @@ def same_as_golden(name: str, text: str) -> None:
     assert text == path.read_text(encoding="utf-8")
 
 
-def printed(summary: Mapping[str, Any]) -> str:
+def printed(summary: Summary) -> str:
     console = Console(width=100, record=True, file=open(os.devnull, "w"), color_system=None, legacy_windows=False)  # noqa: SIM115
     console.print(report.summary_table(summary))
     console.file.close()
@@ -473,14 +474,14 @@ def test_summary_is_the_golden_one(store: Storage, root: str) -> None:
 
 
 def test_table_is_the_golden_one(store: Storage, root: str) -> None:
-    _, summary, _ = made(store, root)
-    same_as_golden("report_table.txt", printed(summary))
+    receipt, _, _ = made(store, root)
+    same_as_golden("report_table.txt", printed(receipt.result.summary))
 
 
 def test_a_narrow_terminal_crops_no_figure(store: Storage, root: str) -> None:
-    _, summary, _ = made(store, root)
+    receipt, _, _ = made(store, root)
     shown = Console(width=80, record=True, file=open(os.devnull, "w"), color_system=None)  # noqa: SIM115
-    shown.print(report.summary_table(summary, shown.width))
+    shown.print(report.summary_table(receipt.result.summary, shown.width))
     shown.file.close()
     text = shown.export_text()
     assert "…" not in text
@@ -488,8 +489,8 @@ def test_a_narrow_terminal_crops_no_figure(store: Storage, root: str) -> None:
 
 
 def test_table_of_a_head_only_run(store: Storage, root: str) -> None:
-    _, summary, _ = made(store, root, ("curate", "distill_batch", "precompute_batch", "evaluate", "publish", "replay", *REALTIME))
-    same_as_golden("report_table_head_only.txt", printed(summary))
+    receipt, summary, _ = made(store, root, ("curate", "distill_batch", "precompute_batch", "evaluate", "publish", "replay", *REALTIME))
+    same_as_golden("report_table_head_only.txt", printed(receipt.result.summary))
     assert summary["quality_teacher_all"] == 0.917  # from evaluate_teacher
     assert summary["not_run"] == ["curate", "distill_batch", "precompute_batch", "evaluate", "publish", "replay"]
     assert summary["usd_per_million_batch_student"] is None
@@ -628,18 +629,25 @@ def test_nothing_to_report_on(root: str) -> None:
         report.run(report.Config(root=root, tracking=OFF, receipts={"plan": "plan/none"}))
 
 
+def changed(summary: Summary, sources: Mapping[str, Any]) -> Summary:
+    held = {name: source.model_copy(update=sources.get(name, {})) for name, source in summary.sources.items()}
+    return summary.model_copy(update={"sources": held})
+
+
 def test_headline_does_not_flatter() -> None:
     """A dearer student, a difference that is none, and shares that round to nothing are said as they are."""
     none = summarise({}, [], "empty")
     assert list(headline(none)) == []
-    said = list(
-        headline({**none, "usd_per_million_teacher": 1.0, "usd_per_million_batch_student": 2.0, "cost_ratio_teacher_to_batch_student": 0.5})
-    )
+    dearer: dict[str, dict[str, Any]] = {
+        "teacher": {"job": BatchFigures(usd_per_million=1.0)},
+        "batch_student": {"job": BatchFigures(usd_per_million=2.0), "cost_ratio": 0.5},
+    }
+    said = list(headline(changed(none, dearer)))
     assert said == ["A million queries cost USD 1.00 with the teacher and USD 2.00 with the batch student: 2.0 times more."]
-    close = {"batch_student_minus_teacher": -0.01, "batch_student_minus_teacher_low": -0.03, "batch_student_minus_teacher_high": 0.01}
-    assert "no difference of batch student and teacher is shown" in next(iter(headline({**none, **close})))
+    close = {"batch_student": {"minus_teacher": QualityFigure(value=-0.01, low=-0.03, high=0.01)}}
+    assert "no difference of batch student and teacher is shown" in next(iter(headline(changed(none, close))))
     rare = {"coverage_holdout_traffic": 0.7, "cache_hit_share": 0.7, "realtime_share": 0.298, "fallback_share": 0.002}
-    assert "0.2 % by the fallback" in next(iter(headline({**none, **rare})))
+    assert "0.2 % by the fallback" in next(iter(headline(none.model_copy(update={"figures": {**none.figures, **rare}}))))
 
 
 def test_plain_answers() -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import Field, model_validator
 
 from headtail.adapters.progress import say
-from headtail.adapters.storage import check_digest, open_storage, read_json, write_json
+from headtail.adapters.storage import check_digest, open_storage
 from headtail.adapters.tracking import Tracker
 from headtail.core import io_format, tagging
 from headtail.core.config import StageConfig, execution, refuse_filled
@@ -142,7 +142,7 @@ class _Pipeline:
         return made
 
 
-def run(config: Config) -> Receipt:
+def run(config: Config) -> Receipt[report.Result]:
     """Once round the pipeline. Returns the report's receipt; errors of a stage end the pipeline with that stage named."""
     started = time.monotonic()
     tracker = Tracker(config.tracking, config.root)
@@ -156,8 +156,8 @@ def run(config: Config) -> Receipt:
         tracker.end(parent, "FAILED")
         raise
     store = open_storage(config.root)
-    summary = read_json(store, receipt.output("summary"))
-    write_json(store, config.summary, summary)
+    summary = report.flat_summary(receipt.result.summary)
+    store.replace(config.summary, store.read(receipt.output("summary").path))
     seconds, reused = time.monotonic() - started, sum(found.reused for found in pipeline.receipts.values())
     numbers = {key: float(value) for key, value in summary.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     numbers |= {"pipeline_seconds": round(seconds, 1), "stages": float(len(pipeline.receipts)), "stages_reused": float(reused)}
@@ -171,7 +171,7 @@ def run(config: Config) -> Receipt:
     return receipt
 
 
-def _stages(pipeline: _Pipeline) -> Receipt:
+def _stages(pipeline: _Pipeline) -> Receipt[report.Result]:
     config, do, task = pipeline.config, pipeline.stage, {"task": pipeline.config.task}
     named = named_teacher(config, pipeline.task)
     _tell_placeholder(config, named)

@@ -10,7 +10,7 @@ import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from headtail.adapters.progress import console, say
 from headtail.cli.options import REJECTED, STAGES, AsJson, ConfigFile, Root, Sets, Strict, read_config
 from headtail.core.errors import ConfigError
 from headtail.core.receipt import Receipt
+
+if TYPE_CHECKING:
+    from headtail.stages.report.summary import Summary
 
 
 def run_stage(name: str, file: Path | None, sets: list[str] | None, root: str | None, as_json: bool) -> tuple[Receipt[Any], str]:
@@ -35,25 +38,23 @@ def _end(name: str, receipt: Receipt, root: str, as_json: bool) -> None:
         show(name, receipt, root)
 
 
-def show(name: str, receipt: Receipt, root: str) -> None:
+def show(name: str, receipt: Receipt[Any], root: str) -> None:
     """What a person wants to know after a stage."""
     if name == "pipeline":
-        _show_pipeline(root)
+        _show_pipeline(receipt.result.summary, root)
         return
     rows = ", ".join(f"{key} {value:,}" for key, value in receipt.rows.items())
     say(f"{name:<12} {rows or 'done'}  ({receipt.seconds:.1f} s)")
     say(f"{'':<12} {root.rstrip('/')}/{receipt.path}/receipt.json")
 
 
-def _show_pipeline(root: str) -> None:
-    from headtail.adapters.storage import open_storage, read_json
+def _show_pipeline(summary: Summary, root: str) -> None:
+    from headtail.adapters.storage import open_storage
     from headtail.stages import report
 
-    store = open_storage(root)
-    summary = read_json(store, "summary.json")
     console.print(report.summary_table(summary, console.width))
     say("")
-    say(f"Open the report:        {store.uri(summary['paths']['report'])}")
+    say(f"Open the report:        {open_storage(root).uri(summary.paths['report'])}")
     say("Review in MLflow:       make ui")
     say("Ask the release:        make serve, then curl 'localhost:8000/v1/answer?query=...'")
     say("Look a query up:        headtail lookup --root " + root + " 'pizza near me'")

@@ -21,7 +21,8 @@ from headtail.adapters.storage import Storage, read_bytes
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.receipt import Receipt
 from headtail.core.rows import SLICES, State
-from headtail.stages.report.summary import MODELS, PATHS, SOURCES, ms, percent, usd
+from headtail.stages.report.sentences import headline, ms, percent, report_notes, usd
+from headtail.stages.report.summary import MODELS, PATHS, SOURCES, Summary, stage_name
 
 _TEMPLATE = Path(__file__).parent / "report.html.j2"
 _EXAMPLES_EACH = 5  # examples shown per kind
@@ -30,16 +31,16 @@ _LONG_NAME = 32  # characters of a model's or input's name shown in a table
 _FIGURES = {  # name on the page: output, stage, what it shows
     "coverage": ("coverage", "plan", "Share of events covered by the most frequent queries, before the cut and in holdout traffic"),
     "quality": ("quality", "evaluate", "Quality by stratum for each answer source with intervals"),
-    "gate_batch": ("gate", "gate_batch", "Each criterion of the gate: estimate, lower bound and threshold"),
-    "gate_realtime": ("gate", "gate_realtime", "Each criterion of the realtime student's gate: estimate, lower bound and threshold"),
     "calibration": ("calibration", "evaluate", "Share of right answers by confidence"),
     "latency": ("latency", "replay", "Share of requests answered within a given time, by who answered"),
-    "loss_batch": ("loss", "distill_batch", "Training loss by step"),
-    "loss_realtime": ("loss", "distill_realtime", "Training loss of the realtime student by step"),
 }
+_OF_STUDENT = (  # output, stage without the student, what it shows
+    ("gate", "gate", "Each criterion of the gate: estimate, lower bound and threshold"),
+    ("loss", "distill", "Training loss by step"),
+)
 
 
-def render(store: Storage, receipts: Mapping[str, Receipt], summary: Mapping[str, Any]) -> str:
+def render(store: Storage, receipts: Mapping[str, Receipt], summary: Summary) -> str:
     """The whole page."""
     env = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=True)
     env.filters |= {
@@ -52,17 +53,27 @@ def render(store: Storage, receipts: Mapping[str, Receipt], summary: Mapping[str
         "made_from": input_names,
         "short": short_name,
     }
+    models = [summary.sources[name] for name in MODELS]
+    figures = dict(_FIGURES)
+    for student in summary.students:
+        for output, stage, what in _OF_STUDENT:
+            figures[f"{output}_{student.name}"] = (output, stage_name(stage, student.name), f"{what}: {student.words}")
     return env.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         s=summary,
-        sources=summary["sources"],
-        models=MODELS,
+        f=summary.figures,
+        notes=report_notes(summary),
+        headline=list(headline(summary)),
+        sources=[summary.sources[name] for name in summary.shown],
         slices=SLICES,
         paths=PATHS,
         states=[str(s) for s in State],
-        figures={name: _figure(store, receipts, name, *where) for name, where in _FIGURES.items()},
+        figures={name: _figure(store, receipts, name, *where) for name, where in figures.items()},
         examples=list(_examples(store, receipts)),
         colours={source: charts.COLOURS[source] for source in SOURCES},
-        jobs=[job for job in MODELS if summary[f"rows_{job}_in"] is not None],
+        jobs=[source for source in models if source.job.rows["in"] is not None],
+        sure=[source for source in models if source.ece is not None],
+        gated=[source for source in models if source.gate.passed is not None],
+        trained=[source for source in models if source.training.train_loss is not None],
     )
 
 

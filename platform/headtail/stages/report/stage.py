@@ -1,6 +1,6 @@
 """The report: everything a pipeline found, as one page for people and one JSON file for programs.
 
-    receipts of the stages (any may be absent) -> summary.json (plain names, docs/report.md) -> report.html, table()
+    receipts of the stages (any may be absent) -> Summary -> summary.json (plain names, docs/report.md), report.html, table()
 
 Figures are copied from receipts, never computed from answers. Knows nothing of engines or of how a pipeline runs.
 """
@@ -19,8 +19,10 @@ from headtail.core.errors import InputError
 from headtail.core.receipt import Receipt, StageResult
 from headtail.core.secrets import hide
 from headtail.stages.base import Stage, run_once
+from headtail.stages.report.flat import flat_summary
 from headtail.stages.report.page import render
-from headtail.stages.report.summary import REPORTED_STAGES, RESULTS, summarise
+from headtail.stages.report.sentences import report_notes
+from headtail.stages.report.summary import REPORTED_STAGES, RESULTS, Summary, summarise
 from headtail.stages.report.terminal import summary_table
 
 __all__ = ["REPORTED_STAGES", "Config", "run", "summarise", "summary_table"]
@@ -36,7 +38,13 @@ class Config(StageConfig):
     reused: tuple[str, ...] = execution((), "stages that the pipeline found done; shown in the lineage")
 
 
-def run(config: Config) -> Receipt:
+class Result(StageResult):
+    """What the page shows."""
+
+    summary: Summary = Field(description="every figure, as a tree; summary.json has the same under flat names")
+
+
+def run(config: Config) -> Receipt[Result]:
     """Write report.html and summary.json over the given receipts."""
     store = open_storage(config.root)
     found = {name: _load(store, path) for name, path in config.receipts.items()}
@@ -45,20 +53,19 @@ def run(config: Config) -> Receipt:
             "nothing to report on", where="receipts", value=config.receipts, fix="name at least one receipt, such as plan: plan/ab12"
         )
 
-    def work(stage: Stage) -> StageResult:
-        summary = summarise(found, read_quality(store, found), config.title, config.reused)
-        summary["paths"] = _paths(found, stage.path)
+    def work(stage: Stage) -> Result:
+        summary = summarise(found, read_quality(store, found), config.title, config.reused, _paths(found, stage.path))
         local = stage.scratch / "report.html"
         local.write_text(hide(render(store, found, summary)), encoding="utf-8")
         stage.file("report", local)
-        stage.json("summary", summary)
+        stage.json("summary", flat_summary(summary))
         stage.rows["stages"] = len(found)
-        for text in summary["notes"]:
+        for text in report_notes(summary):
             stage.note(text)
-        return StageResult()
+        return Result(summary=summary)
 
     replaces = {"receipts": {name: receipt.path for name, receipt in found.items()}}
-    return run_once("report", StageResult, config, work, inputs=found, version=2, replaces=replaces)
+    return run_once("report", Result, config, work, inputs=found, version=2, replaces=replaces)
 
 
 def _load(store: Storage, path: str) -> Receipt:

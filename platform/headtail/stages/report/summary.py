@@ -1,17 +1,22 @@
-"""The summary: every figure of a report under one plain, flat name, with null for what was not run.
+"""The summary: every figure of a report as a typed tree: what was found overall, then by answer source, by path, by stage.
 
-In: receipts by stage, the quality table. Out: a dict of plain JSON values (names: docs/report.md), and the
-few sentences that say what it means. Reads no files.
+In: receipts by stage, the quality table. Out: a Summary, with null for what was not run. `flat_summary` makes one plain name of each
+figure (docs/report.md). Another answer source is a name in MODELS. Reads no files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from pydantic import Field
+
 from headtail import __version__
+from headtail.core.config import Config
+from headtail.core.evidence import Criterion
+from headtail.core.paths import StoreId, StoreIdOrEmpty, StorePath
 from headtail.core.receipt import Receipt, StageResult
-from headtail.core.rows import SLICES, SMALL, State
+from headtail.core.rows import SLICES, Source, State
 from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.gate.result import Result as GateResult
 from headtail.stages.precompute.result import Result as PrecomputeResult
@@ -42,13 +47,14 @@ REPORTED_STAGES = (
     "replay",
 )
 REALTIME = ("distill_realtime", "precompute_realtime", "gate_realtime")  # there only where a second student answers live
-MODELS = ("teacher", "batch_student", "realtime_student")
-_JOBS = {"teacher": "precompute_teacher", "batch_student": "precompute_batch", "realtime_student": "precompute_realtime"}
-SOURCES = (*MODELS, "fallback")
+TEACHER = str(Source.TEACHER)
+MODELS = (TEACHER, str(Source.BATCH_STUDENT), str(Source.REALTIME_STUDENT))
+SOURCES = (*MODELS, str(Source.FALLBACK))
 PATHS = ("cache", "realtime", "fallback")
+JOB_ROWS = ("in", *(str(s) for s in State), "duplicates", "reused", "recomputed", "resumed")
 
 # name in the summary: (stage, part of its receipt, name there). The first stage that has it wins.
-_FIGURES: dict[str, tuple[tuple[str, str, str], ...]] = {
+FIGURES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "log_events": (("ingest", "rows", "events"),),
     "log_queries": (("ingest", "rows", "queries"),),
     "holdout_events": (("ingest", "rows", "holdout_events"),),
@@ -74,251 +80,260 @@ _FIGURES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "requests_per_s": (("replay", "metrics", "requests_per_s"),),
     "replay_quality": (("replay", "metrics", "quality"),),
 }
-_JOB_METRICS = (
-    "rows_per_s",
-    "tokens_in",
-    "tokens_out",
-    "tokens_in_per_row",
-    "tokens_out_per_row",
-    "engine_start_s",
-    "generate_s",
-    "answered_share",
-    "usd",
-    "usd_per_hour",
-    "usd_per_million",
-)
-_JOB_ROWS = ("in", *(str(s) for s in State), "duplicates", "reused", "recomputed", "resumed")
 _EVALUATIONS = ("evaluate", "evaluate_teacher")
 
 
+class QualityFigure(Config):
+    """Micro-F1 on some labelled rows, or a difference of two; null without rows."""
+
+    value: float | None = Field(None, description="the estimate")
+    low: float | None = Field(None, description="lower end of its interval")
+    high: float | None = Field(None, description="upper end")
+    method: str | None = Field(None, description="how the interval was made")
+
+
+class BatchFigures(Config):
+    """How an answer source answered in batch: its precompute. All null when none ran."""
+
+    model: str | None = Field(None, description="the model that answered")
+    rows: dict[str, int | None] = Field(dict.fromkeys(JOB_ROWS), description="rows by state, and how they were made")
+    rows_per_s: float | None = Field(None, description="rows generated per second")
+    tokens_in: float | None = Field(None, description="prompt tokens")
+    tokens_out: float | None = Field(None, description="answer tokens")
+    tokens_in_per_row: float | None = Field(None, description="prompt tokens per row")
+    tokens_out_per_row: float | None = Field(None, description="answer tokens per row")
+    engine_start_s: float | None = Field(None, description="seconds until the engine was ready")
+    generate_s: float | None = Field(None, description="seconds of generation")
+    answered_share: float | None = Field(None, description="answered rows over rows in")
+    usd: float | None = Field(None, description="USD that it cost")
+    usd_per_hour: float | None = Field(None, description="assumed price of one worker's machine, USD per hour")
+    usd_per_million: float | None = Field(None, description="USD per million queries")
+    usd_per_million_running: float | None = Field(None, description="the same without the engine's start")
+
+
+class TrainingFigures(Config):
+    """How a student was made. All null for a source that was not trained here."""
+
+    train_examples: int | None = Field(None, description="training examples")
+    train_loss: float | None = Field(None, description="last training loss")
+    eval_loss: float | None = Field(None, description="loss on held-out rows")
+    train_seconds: float | None = Field(None, description="seconds of training")
+    params: float | None = Field(None, description="parameters")
+    trainable_params: float | None = Field(None, description="parameters that were trained")
+    kind: str | None = Field(None, description="decoder, encoder or seq2seq")
+    prompt: str | None = Field(None, description="full or query_only")
+    output: str | None = Field(None, description="json, compact or labels")
+
+
+class GateSummary(Config):
+    """The gate's verdict on a student; null when it was not gated."""
+
+    passed: bool | None = Field(None, description="whether nothing is missing")
+    delta: float | None = Field(None, description="chance that it passes although a criterion is not true of it")
+    criteria: tuple[Criterion, ...] = Field((), description="every criterion")
+    missing: tuple[str, ...] = Field((), description="what is missing, in words")
+
+
+class SourceSummary(Config):
+    """One answer source."""
+
+    name: str = Field(description="its name, such as batch_student")
+    quality: dict[str, QualityFigure] = Field(description="against people's answers, by slice of the labelled rows")
+    exact: float | None = Field(None, description="share of labelled rows answered wholly right")
+    ece: float | None = Field(None, description="expected calibration error")
+    auroc: float | None = Field(None, description="chance that a right answer has a higher confidence than a wrong one")
+    agreement: float | None = Field(None, description="micro-F1 against the teacher")
+    minus_teacher: QualityFigure = Field(QualityFigure(), description="difference in micro-F1 on the same rows")
+    times_faster: float | None = Field(None, description="the teacher's seconds per row over its own")
+    times_fewer_tokens: float | None = Field(None, description="the teacher's tokens per row over its own")
+    job: BatchFigures = Field(BatchFigures(), description="how it answered in batch")
+    training: TrainingFigures = Field(TrainingFigures(), description="how it was trained")
+    gate: GateSummary = Field(GateSummary(), description="its gate")
+    cost_ratio: float | None = Field(None, description="the teacher's cost per million over its own")
+    cost_ratio_running: float | None = Field(None, description="the same without the engines' start")
+
+    @property
+    def words(self) -> str:
+        """Its name for people."""
+        return self.name.replace("_", " ")
+
+    @property
+    def student(self) -> bool:
+        """Whether it is a model that learns from the teacher."""
+        return self.name in MODELS[1:]
+
+
+class LatencySummary(Config):
+    """Replayed requests that took one path, in ms."""
+
+    requests: int | float | None = Field(None, description="requests")
+    p50: float | None = Field(None, description="half were answered within")
+    p95: float | None = Field(None, description="95 of 100 within")
+    p99: float | None = Field(None, description="99 of 100 within")
+
+
+class LineageStep(Config):
+    """One stage's receipt."""
+
+    stage: str = Field(description="name of the stage in the pipeline")
+    path: StorePath = Field(description="its folder")
+    fingerprint: StoreId = Field(description="its fingerprint")
+    inputs: dict[str, str] = Field(description="what it was made from")
+    started: str = Field(description="UTC, ISO 8601")
+    seconds: float = Field(description="wall-clock seconds")
+    reused: bool = Field(description="whether the pipeline found it done")
+    run_id: StoreIdOrEmpty = Field(description="MLflow run")
+
+
+class Summary(Config):
+    """Everything that a report shows."""
+
+    title: str = Field(description="heading of the page")
+    headtail: str = Field(__version__, description="version of headtail")
+    task: str | None = Field(description="name of the task")
+    figures: dict[str, int | float | None] = Field(description="figures of log, plan, cache and replay, by the names of docs/report.md")
+    labelled: dict[str, int | None] = Field(description="labelled rows by slice")
+    sources: dict[str, SourceSummary] = Field(description="every answer source that there can be")
+    shown: tuple[str, ...] = Field(description="answer sources that the report shows")
+    latency: dict[str, LatencySummary] = Field(description="replayed requests by path, and all")
+    release: StoreId | None = Field(description="id of the release")
+    snapshot: StoreId | None = Field(description="id of its cache snapshot")
+    student_served: bool | None = Field(description="whether the release has a student; null when there is no release")
+    seconds: dict[str, float | None] = Field(description="seconds by stage")
+    not_run: tuple[str, ...] = Field(description="stages that were not run")
+    lineage: tuple[LineageStep, ...] = Field(description="receipts, in the order of the data's way")
+    remarks: tuple[str, ...] = Field(description="notes of the stages")
+    paths: dict[str, Any] = Field({}, description="where in the store what was made is")
+
+    @property
+    def teacher(self) -> SourceSummary:
+        return self.sources[TEACHER]
+
+    @property
+    def students(self) -> list[SourceSummary]:
+        """The students, the batch student first."""
+        return [self.sources[name] for name in MODELS[1:]]
+
+    @property
+    def scored(self) -> list[SourceSummary]:
+        """Answer sources with a quality figure."""
+        return [source for source in self.sources.values() if source.quality["all"].value is not None]
+
+
 def summarise(
-    receipts: Mapping[str, Receipt], quality: Iterable[Mapping[str, Any]], title: str, reused: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Every figure under its name. `quality`: rows of evaluate's quality table."""
-    made: dict[str, Any] = {"title": title, "headtail": __version__, "task": _task(receipts)}
-    for name, places in _FIGURES.items():
-        made[name] = next((value for place in places if (value := _figure(receipts, *place)) is not None), None)
-    made |= dict(_quality(receipts, quality))
-    for source in MODELS:
-        job = _JOBS[source]
-        answered = result_of(receipts, PrecomputeResult, job)
-        made[f"model_{source}"] = answered.model.name if answered else None
-        made |= {f"rows_{source}_{name}": _figure(receipts, job, "rows", name) for name in _JOB_ROWS}
-        made |= {f"{name}_{source}": _figure(receipts, job, "metrics", name) for name in _JOB_METRICS}
-        if made[f"usd_per_hour_{source}"] is None:
-            made[f"usd_per_hour_{source}"] = answered.usd_per_hour if answered else None
-        made[f"usd_per_million_running_{source}"] = _running(made, source)
-    made |= dict(_training(receipts))
-    made["usd_per_million_fallback"] = 0.0
-    made["cost_ratio_teacher_to_batch_student"] = _ratio(made["usd_per_million_teacher"], made["usd_per_million_batch_student"])
-    made["cost_ratio_teacher_to_realtime_student"] = _ratio(made["usd_per_million_teacher"], made["usd_per_million_realtime_student"])
-    made["cost_ratio_running_batch_student"] = _ratio(
-        made["usd_per_million_running_teacher"], made["usd_per_million_running_batch_student"]
+    receipts: Mapping[str, Receipt],
+    quality: Iterable[Mapping[str, Any]],
+    title: str,
+    reused: Sequence[str] = (),
+    paths: Mapping[str, Any] | None = None,
+) -> Summary:
+    """Every figure in its place. `quality`: rows of evaluate's quality table."""
+    table = {(line["source"], line["stratum"]): line for line in quality}
+    counts = {name: [line["n"] for (_, stratum), line in table.items() if stratum == name] for name in SLICES}
+    teacher = _job(receipts, TEACHER)
+    sources = {name: _source(receipts, name, table, teacher) for name in SOURCES}
+    shown = tuple(name for name in SOURCES if name != MODELS[-1] or sources[name].job.model)
+    published, served = (result_of(receipts, PublishResult, *names) for names in (("publish", "publish_head"), ("publish",)))
+    steps = stage_order(receipts)
+    return Summary(
+        title=title,
+        task=_task(receipts),
+        figures={name: _first(receipts, places) for name, places in FIGURES.items()},
+        labelled={name: max(found) if found else None for name, found in counts.items()},
+        sources=sources,
+        shown=shown,
+        latency={path: _latency(receipts, path) for path in ("all", *PATHS)},
+        release=published.release if published else None,
+        snapshot=published.snapshot if published else None,
+        student_served=bool(served.student) if served else None,
+        seconds={name: receipts[name].seconds if name in receipts else None for name in REPORTED_STAGES},
+        not_run=tuple(name for name in REPORTED_STAGES if name not in receipts and (MODELS[-1] in shown or name not in REALTIME)),
+        lineage=tuple(_step(name, receipts[name], name in reused) for name in steps),
+        remarks=tuple(f"{name}: {text}" for name in steps for text in receipts[name].notes),
+        paths=dict(paths or {}),
     )
-    made["cost_ratio_running_realtime_student"] = _ratio(
-        made["usd_per_million_running_teacher"], made["usd_per_million_running_realtime_student"]
-    )
-    made["sources"] = [source for source in SOURCES if source != "realtime_student" or made["model_realtime_student"]]
-    for path in ("all", *PATHS):
-        end = "" if path == "all" else f"/{path}"
-        made |= {f"latency_{path}_{p}_ms": _figure(receipts, "replay", "metrics", f"{p}_ms{end}") for p in ("p50", "p95", "p99")}
-        made[f"requests_{path}"] = made["requests"] if path == "all" else _figure(receipts, "replay", "rows", path)
-    made |= _gate(receipts, "gate_batch") | _gate(receipts, "gate_realtime")
-    published = result_of(receipts, PublishResult, "publish", "publish_head")
-    made |= {name: getattr(published, name) if published else None for name in ("release", "snapshot")}
-    served = result_of(receipts, PublishResult, "publish")
-    made["student_served"] = bool(served.student) if served else None
-    made |= {f"seconds_{name}": receipts[name].seconds if name in receipts else None for name in REPORTED_STAGES}
-    made["not_run"] = [
-        name for name in REPORTED_STAGES if name not in receipts and (made["model_realtime_student"] or name not in REALTIME)
-    ]
-    made["lineage"] = [_step(name, receipts[name], name in reused) for name in _stage_order(receipts)]
-    made["notes"] = list(dict.fromkeys(notes(receipts, made)))
-    made["headline"] = list(headline(made))
-    return made
 
 
-def _gate(receipts: Mapping[str, Receipt], name: str) -> dict[str, Any]:
-    """The verdict on a student, each criterion in words, and what is missing."""
-    gated = result_of(receipts, GateResult, name)
+def stage_name(stage: str, source: str) -> str:
+    """The name of a stage for an answer source: precompute_teacher, distill_batch, gate_realtime."""
+    return f"{stage}_{source.removesuffix('_student')}"
+
+
+def _source(
+    receipts: Mapping[str, Receipt], name: str, table: Mapping[tuple[str, str], Mapping[str, Any]], teacher: BatchFigures
+) -> SourceSummary:
+    def evaluated(metric: str) -> Any:
+        return _first(receipts, [(stage, "metrics", metric) for stage in _EVALUATIONS])
+
+    lines = {stratum: table.get((name, stratum), {}) for stratum in SLICES}
+    job = _job(receipts, name)
+    return SourceSummary(
+        name=name,
+        quality={at: _quality(line) for at, line in lines.items()},
+        exact=lines["all"].get("exact"),
+        ece=evaluated(f"ece/{name}"),
+        auroc=evaluated(f"auroc/{name}"),
+        agreement=evaluated(f"agreement/{name}"),
+        minus_teacher=QualityFigure(**{end: evaluated(f"difference/{name}/{end}") for end in ("value", "low", "high")}),
+        times_faster=evaluated(f"figures/{name}/times_faster_than_teacher"),
+        times_fewer_tokens=evaluated(f"figures/{name}/times_fewer_tokens_than_teacher"),
+        job=job,
+        training=_training(receipts, stage_name("distill", name)),
+        gate=_verdict(receipts, stage_name("gate", name)),
+        cost_ratio=_ratio(teacher.usd_per_million, job.usd_per_million),
+        cost_ratio_running=_ratio(teacher.usd_per_million_running, job.usd_per_million_running),
+    )
+
+
+def _quality(line: Mapping[str, Any]) -> QualityFigure:
+    return QualityFigure(value=line.get("quality"), low=line.get("low"), high=line.get("high"), method=line.get("method"))
+
+
+def _job(receipts: Mapping[str, Receipt], source: str) -> BatchFigures:
+    stage = stage_name("precompute", source)
+    answered = result_of(receipts, PrecomputeResult, stage)
+    if answered is None:
+        return BatchFigures(usd_per_million=0.0) if source == Source.FALLBACK else BatchFigures()
+    receipt = receipts[stage]
+    known = {name: receipt.metrics.get(name) for name in BatchFigures.model_fields if name in receipt.metrics}
+    job = BatchFigures.model_validate({"usd_per_hour": answered.usd_per_hour} | known)
+    usd, start, work = job.usd_per_million, job.engine_start_s, job.generate_s
+    # the engine's start is spread over more rows in a longer run: the price falls towards this
+    running = usd * work / (work + start) if usd is not None and work and start is not None else None
+    rows = {name: receipt.rows.get(name) for name in JOB_ROWS}
+    return job.model_copy(update={"model": answered.model.name, "rows": rows, "usd_per_million_running": running})
+
+
+def _training(receipts: Mapping[str, Receipt], stage: str) -> TrainingFigures:
+    made = result_of(receipts, DistillResult, stage)
+    if made is None:
+        return TrainingFigures()
+    receipt, encoder = receipts[stage], made.student == "encoder"
+    return TrainingFigures(
+        train_examples=receipt.rows.get("training_set"),
+        **{name: receipt.metrics.get(name) for name in ("train_loss", "eval_loss", "train_seconds", "params", "trainable_params")},
+        kind=made.student,
+        prompt="query_only" if encoder else made.io_format.prompt,
+        output="labels" if encoder else made.io_format.output,
+    )
+
+
+def _verdict(receipts: Mapping[str, Receipt], stage: str) -> GateSummary:
+    gated = result_of(receipts, GateResult, stage)
     if gated is None:
-        return {f"{name}_passed": None, f"{name}_delta": None, f"{name}_criteria": [], f"{name}_missing": []}
-    found = gated.evidence
-    criteria = [
-        {
-            "kind": criterion.kind,
-            "stratum": criterion.stratum,
-            "n": criterion.n,
-            "value": criterion.value,
-            "lower_bound": criterion.lower_bound,
-            "threshold": criterion.threshold,
-        }
-        | {"passed": criterion.passed, "words": criterion.words()}
-        for criterion in found.criteria
-    ]
-    missing = found.missing()
-    return {f"{name}_passed": not missing, f"{name}_delta": found.delta, f"{name}_criteria": criteria, f"{name}_missing": missing}
+        return GateSummary()
+    missing = tuple(gated.evidence.missing())
+    return GateSummary(passed=not missing, delta=gated.evidence.delta, criteria=gated.evidence.criteria, missing=missing)
 
 
-def _training(receipts: Mapping[str, Receipt]) -> Iterator[tuple[str, Any]]:
-    """How each student was made."""
-    for source, stage in (("batch_student", "distill_batch"), ("realtime_student", "distill_realtime")):
-        yield f"train_examples_{source}", _figure(receipts, stage, "rows", "training_set")
-        for name in ("train_loss", "eval_loss", "train_seconds"):
-            yield f"{name}_{source}", _figure(receipts, stage, "metrics", name)
-        for name in ("params", "trainable_params"):
-            yield f"{source}_{name}", _figure(receipts, stage, "metrics", name)
-        made = result_of(receipts, DistillResult, stage)
-        encoder = made is not None and made.student == "encoder"
-        yield f"{source}_kind", made.student if made else None
-        yield f"{source}_prompt", "query_only" if encoder else made.io_format.prompt if made else None
-        yield f"{source}_output", "labels" if encoder else made.io_format.output if made else None
-
-
-def _quality(receipts: Mapping[str, Receipt], quality: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, Any]]:
-    found = {(line["source"], line["stratum"]): line for line in quality}
-    for name in SLICES:
-        counts = [line["n"] for (_, stratum), line in found.items() if stratum == name]
-        yield f"labelled_rows_{name}", max(counts) if counts else None
-    for source in SOURCES:
-        for name in SLICES:
-            line = found.get((source, name), {})
-            where = f"{source}_{name}"
-            yield f"quality_{where}", line.get("quality")
-            yield f"quality_low_{where}", line.get("low")
-            yield f"quality_high_{where}", line.get("high")
-            yield f"quality_method_{where}", line.get("method")
-        yield f"exact_{source}", found.get((source, "all"), {}).get("exact")
-    for source in MODELS:
-        for name in ("ece", "auroc", "agreement")[: 2 if source == "teacher" else 3]:
-            yield f"{name}_{source}", _quality_metric(receipts, f"{name}/{source}")
-        for name in () if source == "teacher" else ("times_faster", "times_fewer_tokens"):
-            yield f"{name}_{source}", _quality_metric(receipts, f"figures/{source}/{name}_than_teacher")
-    for end in ("value", "low", "high"):
-        for source in MODELS[1:]:
-            yield f"{source}_minus_teacher{'' if end == 'value' else '_' + end}", _quality_metric(receipts, f"difference/{source}/{end}")
-
-
-def _quality_metric(receipts: Mapping[str, Receipt], metric: str) -> float | None:
-    return next((value for name in _EVALUATIONS if (value := _figure(receipts, name, "metrics", metric)) is not None), None)
-
-
-def notes(receipts: Mapping[str, Receipt], summary: Mapping[str, Any]) -> Iterator[str]:
-    """What a reader should know: the report's own remarks first, then each stage's."""
-    teacher = summary["model_teacher"] or ""
-    if teacher.startswith("example:"):
-        yield (
-            f"The teacher ({teacher}) is the small placeholder that ships with headtail, not a strong LLM: quality and cost ratios here "
-            "show that the pipeline works, and not what a real teacher and student reach."
-        )
-    elif teacher.startswith("distill/"):
-        yield (
-            f"The teacher ({teacher}) was trained here on the training split of people's answers, because no model was named: it is a "
-            "placeholder for a strong LLM."
-        )
-    if summary["agreement_batch_student"] is not None:
-        yield (
-            "Agreement compares the batch student with its own teacher; "
-            "it does not say whether either is right, and is not a quality figure."
-        )
-    small = [f"{name} ({summary[f'labelled_rows_{name}']})" for name in SLICES[:4] if (summary[f"labelled_rows_{name}"] or 0) < SMALL]
-    if small and summary["labelled_rows_all"] is not None:
-        yield f"Few labelled rows in {', '.join(small)}: read the intervals, not the dots."
-    if summary["student_served"] is False and summary["model_batch_student"]:
-        yield "The release serves no student: it did not pass the gate or was not named, so a miss ends in the fallback."
-    if summary["requests"]:
-        yield f"Latency is what the replaying client saw over {int(summary['requests']):,} requests; client and server may share a machine."
-    if summary["usd_per_million_teacher"] is not None:
-        yield "Cost is the machine's price times the seconds it was busy, engine start included; the price is an assumption (docs/cost.md)."
-    for name in _stage_order(receipts):
-        for text in receipts[name].notes:
-            yield f"{name}: {text}"
-
-
-def headline(summary: Mapping[str, Any]) -> Iterator[str]:
-    """What was found, in sentences for somebody who reads nothing else."""
-    if summary["coverage_holdout_traffic"] is not None:
-        shares = [f"{percent(summary['cache_hit_share'])} was answered from the cache"]
-        shares += [f"{percent(summary['realtime_share'])} by the realtime student"] if summary["realtime_share"] else []
-        shares += [f"{percent(summary['fallback_share'])} by the fallback"] if summary["fallback_share"] else []
-        yield f"Of the holdout traffic, {_list(shares)}."
-    elif summary["head_coverage_holdout"] is not None:
-        planned = percent(summary["head_coverage_holdout"])
-        yield f"The head of {summary['head_rows']:,.0f} queries covers {planned} of holdout traffic (planned, not replayed)."
-    scores = [
-        f"the {name_of(source)} scores {_quality_text(summary, source)}"
-        for source in SOURCES
-        if summary[f"quality_{source}_all"] is not None
-    ]
-    if scores:
-        yield f"On {summary['labelled_rows_all']:,} queries answered by people, {_list(scores)} out of 1 (micro-F1, 95 % interval)."
-    gap, low, high = (summary[f"batch_student_minus_teacher{end}"] for end in ("", "_low", "_high"))
-    if gap is not None and low <= 0 <= high:
-        yield f"On the same queries no difference of batch student and teacher is shown: difference {gap:+.2f} ({low:+.2f} to {high:+.2f})."
-    elif gap is not None:
-        side = "below" if gap < 0 else "above"
-        yield f"On the same queries the batch student is {abs(gap):.2f} {side} the teacher (difference {low:+.2f} to {high:+.2f})."
-    if summary["gate_batch_passed"]:
-        sure = percent(1 - summary["gate_batch_delta"], 0)
-        yield f"The gate let the batch student pass: all {len(summary['gate_batch_criteria'])} criteria, with at least {sure} confidence."
-    elif summary["gate_batch_passed"] is False:
-        yield f"The gate rejected the batch student; what is missing: {'; '.join(summary['gate_batch_missing'])}."
-    if summary["gate_realtime_passed"]:
-        yield "The gate let the realtime student pass too: it answers live what is not in the cache."
-    elif summary["gate_realtime_passed"] is False:
-        yield f"The gate rejected the realtime student; what is missing: {'; '.join(summary['gate_realtime_missing'])}."
-    if summary["latency_all_p50_ms"] is not None:
-        half, most = ms(summary["latency_all_p50_ms"]), ms(summary["latency_all_p99_ms"])
-        yield f"Half of the requests were answered within {half}, 99 of 100 within {most}."
-    teacher, student, ratio = (
-        summary[k] for k in ("usd_per_million_teacher", "usd_per_million_batch_student", "cost_ratio_teacher_to_batch_student")
+def _latency(receipts: Mapping[str, Receipt], path: str) -> LatencySummary:
+    if path == "all":
+        requests, end = _first(receipts, FIGURES["requests"]), ""
+    else:
+        requests, end = _first(receipts, [("replay", "rows", path)]), f"/{path}"
+    return LatencySummary(
+        requests=requests, **{p: _first(receipts, [("replay", "metrics", f"{p}_ms{end}")]) for p in ("p50", "p95", "p99")}
     )
-    if ratio is not None:
-        less = f"{ratio:.1f} times less" if ratio >= 1 else f"{1 / ratio:.1f} times more"
-        yield f"A million queries cost {usd(teacher)} with the teacher and {usd(student)} with the batch student: {less}."
-        if summary["cost_ratio_running_realtime_student"]:
-            batch, realtime = (summary[f"cost_ratio_running_{one}"] for one in MODELS[1:])
-            both = f"the batch student {batch:.1f} and the realtime student {realtime:.1f} times"
-            yield f"Without the engines' start, which matters little in a long run, {both} less than the teacher."
-    elif teacher is not None:
-        yield f"A million queries cost {usd(teacher)} with the teacher."
-
-
-def name_of(source: str) -> str:
-    """An answer source in words."""
-    return source.replace("_", " ")
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share for people, a dash when unknown."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def ms(value: float | None) -> str:
-    """Milliseconds for people."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f} ms" if value >= 10 else f"{value:.1f} ms"
-
-
-def usd(value: float | None) -> str:
-    """Money for people."""
-    if value is None:
-        return "–"
-    return f"USD {value:,.0f}" if value >= 1000 else f"USD {value:,.2f}"
-
-
-def _quality_text(summary: Mapping[str, Any], source: str) -> str:
-    low, high = summary[f"quality_low_{source}_all"], summary[f"quality_high_{source}_all"]
-    return f"{summary[f'quality_{source}_all']:.2f} ({low:.2f} to {high:.2f})"
-
-
-def _list(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _figure(receipts: Mapping[str, Receipt], stage: str, part: str, name: str) -> Any:
-    return getattr(receipts[stage], part).get(name) if stage in receipts else None
 
 
 def result_of(receipts: Mapping[str, Receipt], kind: type[R], *names: str) -> R | None:
@@ -327,23 +342,23 @@ def result_of(receipts: Mapping[str, Receipt], kind: type[R], *names: str) -> R 
     return next((result for result in results if isinstance(result, kind)), None)
 
 
+def _first(receipts: Mapping[str, Receipt], places: Iterable[tuple[str, str, str]]) -> Any:
+    """The first figure of `places` (stage, part of its receipt, name there) that there is."""
+    found = (getattr(receipts[stage], part).get(name) for stage, part, name in places if stage in receipts)
+    return next((value for value in found if value is not None), None)
+
+
 def _task(receipts: Mapping[str, Receipt]) -> str | None:
     """A task that decided a stage's outputs; a log and its plan may have been made for another that reads the same columns."""
     tasks = sorted((not receipt.task_fingerprint, receipt.task) for receipt in receipts.values() if receipt.task)
     return tasks[0][1] if tasks else None
 
 
-def _running(summary: Mapping[str, Any], source: str) -> float | None:
-    """The cost without the engine's start, which a long run spreads over more rows: its price falls towards this."""
-    usd, start, work = (summary[f"{name}_{source}"] for name in ("usd_per_million", "engine_start_s", "generate_s"))
-    return usd * work / (work + start) if usd is not None and work and start is not None else None
-
-
 def _ratio(above: float | None, below: float | None) -> float | None:
     return above / below if above and below else None
 
 
-def _stage_order(receipts: Mapping[str, Receipt]) -> list[str]:
+def stage_order(receipts: Mapping[str, Receipt]) -> list[str]:
     """Stages in the order of the data's way; those of other names (a trained teacher, say) by when they ran."""
     known = [name for name in REPORTED_STAGES if name in receipts]
     for name in sorted((n for n in receipts if n not in REPORTED_STAGES), key=lambda n: (receipts[n].started, n)):
@@ -352,14 +367,6 @@ def _stage_order(receipts: Mapping[str, Receipt]) -> list[str]:
     return known
 
 
-def _step(name: str, receipt: Receipt, reused: bool) -> dict[str, Any]:
-    return {
-        "stage": name,
-        "path": receipt.path,
-        "fingerprint": receipt.fingerprint,
-        "inputs": dict(receipt.inputs),
-        "started": receipt.started,
-        "seconds": receipt.seconds,
-        "reused": reused,
-        "run_id": receipt.run_id,
-    }
+def _step(name: str, receipt: Receipt, reused: bool) -> LineageStep:
+    kept = {field: getattr(receipt, field) for field in ("path", "fingerprint", "inputs", "started", "seconds", "run_id")}
+    return LineageStep(stage=name, reused=reused, **kept)

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from headtail.core.rows import SLICES, State
-from headtail.stages.report.summary import MODELS, PATHS, SOURCES
+from headtail.stages.report.summary import MODELS, PATHS, QualityFigure, SourceSummary, Summary
 
 NONE = "-"
 WIDE = 100  # columns that intervals of four answer sources take
 _STYLES = {"teacher": "blue", "batch": "dark_orange3", "realtime": "magenta", "fallback": "bright_black"}
 
 
-def summary_table(summary: Mapping[str, Any], width: int = WIDE) -> Table:
+def summary_table(summary: Summary, width: int = WIDE) -> Table:
     """The figures of `summary` (see docs/report.md) as one table; what was not run is a dash, and said below.
 
     On fewer than WIDE columns an interval is its longer half, in thousandths.
     """
-    outer = Table(
-        box=None, show_header=False, pad_edge=False, title=str(summary.get("title", "")), title_justify="left", title_style="bold"
-    )
+    outer = Table(box=None, show_header=False, pad_edge=False, title=summary.title, title_justify="left", title_style="bold")
     outer.add_column()
     for heading, body in _sections(summary, width >= WIDE):
         outer.add_row(Text(heading, style="bold"))
@@ -34,61 +31,61 @@ def summary_table(summary: Mapping[str, Any], width: int = WIDE) -> Table:
     return outer
 
 
-def _sections(s: Mapping[str, Any], wide: bool) -> Iterator[tuple[str, Table]]:
+def _sections(s: Summary, wide: bool) -> Iterator[tuple[str, Table]]:
     yield (
         "Coverage",
         _grid(
             ("", "share of events"),
             [
-                ("holdout traffic answered from the cache (replayed)", _percent(s.get("coverage_holdout_traffic"))),
-                ("holdout traffic, head alone (planned)", _percent(s.get("head_coverage_holdout"))),
-                ("holdout traffic seen before (the most a cache can answer)", _percent(s.get("seen_coverage_holdout"))),
-                ("log before the cut", _percent(s.get("coverage_log"))),
+                ("holdout traffic answered from the cache (replayed)", _percent(s.figures["coverage_holdout_traffic"])),
+                ("holdout traffic, head alone (planned)", _percent(s.figures["head_coverage_holdout"])),
+                ("holdout traffic seen before (the most a cache can answer)", _percent(s.figures["seen_coverage_holdout"])),
+                ("log before the cut", _percent(s.figures["coverage_log"])),
             ],
         ),
     )
-    sources = [source for source in SOURCES if source in s.get("sources", SOURCES)]
-    models, heads = [source for source in sources if source in MODELS], list(map(_head, sources))
-    strata = [(name, _number(s.get(f"labelled_rows_{name}")), *(_quality(s, source, name, wide) for source in sources)) for name in SLICES]
+    sources = [s.sources[name] for name in s.shown]
+    models, heads = [source for source in sources if source.name in MODELS], list(map(_head, sources))
+    strata = [(name, _number(s.labelled[name]), *(_quality(source.quality[name], wide) for source in sources)) for name in SLICES]
     interval = "95 % interval" if wide else "95 % interval: ± in thousandths"
     yield f"Quality against people's answers (micro-F1, {interval})", _grid(("stratum", "n", *heads), strata, _STYLES)
-    states = [(str(state), *(_number(s.get(f"rows_{source}_{state}")) for source in models)) for state in State]
-    states.insert(0, ("rows in", *(_number(s.get(f"rows_{source}_in")) for source in models)))
-    states.append(("rows/s", *(_number(s.get(f"rows_per_s_{source}"), 1) for source in models)))
+    states = [(str(state), *(_number(source.job.rows[state]) for source in models)) for state in State]
+    states.insert(0, ("rows in", *(_number(source.job.rows["in"]) for source in models)))
+    states.append(("rows/s", *(_number(source.job.rows_per_s, 1) for source in models)))
     yield "Rows by state", _grid(("", *map(_head, models)), states, _STYLES)
     latency = [
-        (path, _number(s.get(f"requests_{path}")), *(_number(s.get(f"latency_{path}_{p}_ms"), 1) for p in ("p50", "p95", "p99")))
-        for path in (*PATHS, "all")
+        (path, _number(found.requests), *(_number(value, 1) for value in (found.p50, found.p95, found.p99)))
+        for path, found in ((path, s.latency[path]) for path in (*PATHS, "all"))
     ]
     yield "Latency in ms, by who answered", _grid(("", "requests", "p50", "p95", "p99"), latency)
     cost: list[tuple[str, ...]] = []
     for words, name in (("USD per million queries", "usd_per_million"), ("without the engine's start", "usd_per_million_running")):
-        cost.append((words, *(_number(s.get(f"{name}_{source}"), 2) for source in sources)))
-        cost.append(
-            ("teacher's cost over the source's", *(_over(s.get(f"{name}_teacher"), s.get(f"{name}_{source}")) for source in sources))
-        )
+        teacher, *_ = prices = [getattr(source.job, name) for source in (s.teacher, *sources)]
+        cost.append((words, *(_number(price, 2) for price in prices[1:])))
+        cost.append(("teacher's cost over the source's", *(_over(teacher, price) for price in prices[1:])))
     yield "Cost in batch", _grid(("", *heads), cost, _STYLES)
 
 
-def _head(path: str) -> str:
+def _head(source: SourceSummary) -> str:
     """An answer source as the head of a column."""
-    return path.removesuffix("_student")
+    return source.name.removesuffix("_student")
 
 
-def _closing(s: Mapping[str, Any]) -> Iterator[str]:
-    teacher = str(s.get("model_teacher") or "")
+def _closing(s: Summary) -> Iterator[str]:
+    teacher = s.teacher.job.model or ""
     if teacher.startswith(("example:", "distill/")):
         trained = ", trained here on the human labels' training split," if teacher.startswith("distill/") else ""
         what = "is a placeholder for a strong LLM: these figures show that the pipeline works, not what an LLM reaches."
         yield f"The teacher ({teacher}){trained} {what}"
-    for gate, who in (("gate_batch", "batch student"), ("gate_realtime", "realtime student")):
-        if s.get(f"{gate}_passed") is not None:
-            criteria, verdict = s[f"{gate}_criteria"], "passed" if s[f"{gate}_passed"] else "REJECTED"
-            yield f"Gate: the {who} {verdict}, {sum(criterion['passed'] for criterion in criteria)} of {len(criteria)} criteria passed."
-    if s.get("student_served") is False and s.get("model_batch_student"):
+    for student in s.students:
+        if student.gate.passed is not None:
+            passed = [criterion.passed for criterion in student.gate.criteria]
+            verdict = "passed" if student.gate.passed else "REJECTED"
+            yield f"Gate: the {student.words} {verdict}, {sum(passed)} of {len(passed)} criteria passed."
+    if s.student_served is False and s.students[0].job.model:
         yield "The release serves no student: a miss ends in the fallback."
-    if s.get("not_run"):
-        yield f"Not run: {', '.join(s['not_run'])}."
+    if s.not_run:
+        yield f"Not run: {', '.join(s.not_run)}."
 
 
 def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[str, str] | None = None) -> Table:
@@ -100,11 +97,10 @@ def _grid(heads: Sequence[str], rows: Sequence[Sequence[str]], styles: Mapping[s
     return made
 
 
-def _quality(s: Mapping[str, Any], source: str, name: str, wide: bool) -> str:
-    value = s.get(f"quality_{source}_{name}")
-    if value is None:
+def _quality(score: QualityFigure, wide: bool) -> str:
+    value, low, high = score.value, score.low, score.high
+    if value is None or low is None or high is None:
         return NONE
-    low, high = s[f"quality_low_{source}_{name}"], s[f"quality_high_{source}_{name}"]
     return f"{value:.3f} [{low:.3f}, {high:.3f}]" if wide else f"{value:.3f} ±{1000 * max(value - low, high - value):.0f}"
 
 

@@ -1,0 +1,68 @@
+"""The summary as summary.json has it: one plain name for each figure, null for what was not run (docs/report.md). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from headtail.core.evidence import Criterion
+from headtail.stages.report.sentences import headline, report_notes
+from headtail.stages.report.summary import MODELS, BatchFigures, SourceSummary, Summary, TrainingFigures
+
+_CRITERION = ("kind", "stratum", "n", "value", "lower_bound", "threshold", "passed")
+_NOT_FIGURES = {"model", "rows"}  # of a BatchFigures
+
+
+def flat_summary(s: Summary) -> dict[str, Any]:
+    """Every figure under its plain name."""
+    made: dict[str, Any] = {"title": s.title, "headtail": s.headtail, "task": s.task, **s.figures}
+    made |= {f"labelled_rows_{name}": count for name, count in s.labelled.items()}
+    for source in s.sources.values():
+        made |= dict(_flat_source(source))
+    made["sources"] = list(s.shown)
+    for path, latency in s.latency.items():
+        made |= {f"latency_{path}_{p}_ms": getattr(latency, p) for p in ("p50", "p95", "p99")} | {f"requests_{path}": latency.requests}
+    made |= {"release": s.release, "snapshot": s.snapshot, "student_served": s.student_served}
+    made |= {f"seconds_{name}": seconds for name, seconds in s.seconds.items()}
+    made |= {"not_run": list(s.not_run), "lineage": [step.model_dump() for step in s.lineage]}
+    return made | {"notes": report_notes(s), "headline": list(headline(s)), "paths": s.paths}
+
+
+def _flat_source(source: SourceSummary) -> Iterator[tuple[str, Any]]:
+    name = source.name
+    for at, score in source.quality.items():
+        yield f"quality_{name}_{at}", score.value
+        yield from ((f"quality_{part}_{name}_{at}", getattr(score, part)) for part in ("low", "high", "method"))
+    yield f"exact_{name}", source.exact
+    yield f"usd_per_million_{name}", source.job.usd_per_million
+    if name in MODELS:
+        yield from _flat_model(source)
+    if source.student:
+        yield from _flat_student(source)
+
+
+def _flat_model(source: SourceSummary) -> Iterator[tuple[str, Any]]:
+    name, job = source.name, source.job
+    yield from ((f"{part}_{name}", getattr(source, part)) for part in ("ece", "auroc"))
+    yield f"model_{name}", job.model
+    yield from ((f"rows_{name}_{row}", count) for row, count in job.rows.items())
+    yield from ((f"{part}_{name}", getattr(job, part)) for part in BatchFigures.model_fields if part not in _NOT_FIGURES)
+
+
+def _flat_student(source: SourceSummary) -> Iterator[tuple[str, Any]]:
+    name, gate = source.name, f"gate_{source.name.removesuffix('_student')}"
+    yield from ((f"{part}_{name}", getattr(source, part)) for part in ("agreement", "times_faster", "times_fewer_tokens"))
+    for part in ("value", "low", "high"):
+        yield f"{name}_minus_teacher{'' if part == 'value' else f'_{part}'}", getattr(source.minus_teacher, part)
+    for part in TrainingFigures.model_fields:
+        yield f"{part}_{name}" if part.startswith(("train_", "eval_")) else f"{name}_{part}", getattr(source.training, part)
+    yield f"cost_ratio_teacher_to_{name}", source.cost_ratio
+    yield f"cost_ratio_running_{name}", source.cost_ratio_running
+    yield f"{gate}_passed", source.gate.passed
+    yield f"{gate}_delta", source.gate.delta
+    yield f"{gate}_criteria", list(map(_flat_criterion, source.gate.criteria))
+    yield f"{gate}_missing", list(source.gate.missing)
+
+
+def _flat_criterion(criterion: Criterion) -> dict[str, Any]:
+    return {name: getattr(criterion, name) for name in _CRITERION} | {"words": criterion.words()}
