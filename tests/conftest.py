@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests. What is dear to start (Ray, the moto server, engines) is started once per session."""
+"""Fixtures shared by all tests. What is slow to start (Ray, the moto server, engines) is started once per session."""
 
 from __future__ import annotations
 

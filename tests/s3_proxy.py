@@ -31,12 +31,12 @@ _EMPTY = b'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Ke
 
 
 class Proxy:
-    """The proxy, serving from a thread. `strike(call, nth)` names the fault for a call, or none; `nth` counts equal requests from 0."""
+    """The proxy, serving from a thread. `choose(call, nth)` names the fault for a call, or none; `nth` counts equal requests from 0."""
 
     def __init__(self, upstream: str, silence_s: float) -> None:
         self.upstream, self.silence_s = urlparse(upstream).netloc, silence_s
         self.calls: list[str] = []
-        self.strike: Callable[[str, int], str] = lambda call, nth: ""
+        self.choose: Callable[[str, int], str] = lambda call, nth: ""
         self.ignores_conditions = self.refuses_checksums = False
         self.seen: Counter[tuple[str, str]] = Counter()
         self._lock = threading.Lock()
@@ -46,11 +46,11 @@ class Proxy:
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def reset(self, strike: Callable[[str, int], str] | None = None) -> None:
-        """Forget the calls; from now on `strike` decides."""
+    def reset(self, choose: Callable[[str, int], str] | None = None) -> None:
+        """Forget the calls; from now on `choose` decides."""
         with self._lock:
             self.seen.clear()
-            self.calls, self.strike = [], strike or (lambda call, nth: "")
+            self.calls, self.choose = [], choose or (lambda call, nth: "")
             self.ignores_conditions = self.refuses_checksums = False
 
     def fault(self, call: str, address: str) -> str:
@@ -58,7 +58,7 @@ class Proxy:
         with self._lock:
             self.calls.append(call)
             self.seen[call, address] += 1
-            return self.strike(call, self.seen[call, address] - 1)
+            return self.choose(call, self.seen[call, address] - 1)
 
     def close(self) -> None:
         self._server.shutdown()

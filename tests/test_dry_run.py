@@ -1,4 +1,4 @@
-"""The plan of a job says what the job then does, row for row, before anything is paid. In process, null engine, mostly without Ray."""
+"""The dry run of a job says what the job then does, row for row, before anything is paid. In process, null engine, mostly without Ray."""
 
 from __future__ import annotations
 
@@ -462,7 +462,7 @@ def test_the_command(root: str, store: Storage, tmp_path: Path, asked: Asked, ca
     assert (found.ask, asked()) == (100, 0)
     cli.main(command(root, tmp_path, "--dry-run", "--probe", "40"))
     said = capsys.readouterr().err
-    for words_of in ("plan of precompute/", "new", "100.0%", "probe: 40 rows", "what is left, 60 rows, will take", "prompt tokens"):
+    for words_of in ("dry run of precompute/", "new", "100.0%", "probe: 40 rows", "what is left, 60 rows, will take", "prompt tokens"):
         assert words_of in said
     cli.main(command(root, tmp_path, "--apply", "--json"))
     shown_last = capsys.readouterr()

@@ -96,7 +96,7 @@ def test_a_small_log(ingest: Ingest, root: str) -> None:
     assert table(root, receipt, "human_labels").schema == HUMAN_LABELS
 
 
-class World:
+class ReferenceLog:
     """A random log and, counted in plain Python, what ingest must make of it."""
 
     def __init__(self, seed: int, rows: int = 400) -> None:
@@ -182,9 +182,9 @@ def check(root: str, receipt: Receipt, wanted: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "jsonl.gz", "parquet"])
 @pytest.mark.parametrize("seed", range(3))
 def test_it_counts_what_plain_python_counts(ingest: Ingest, root: str, tmp_path: Path, kind: str, seed: int) -> None:
-    world = World(seed)
-    log = world.write(tmp_path / "log", kind, files=1 + seed)
-    check(root, ingest(log, task="query_segmentation", columns=TIMED, holdout_days=1 + seed % 2), world.expected(1 + seed % 2))
+    reference = ReferenceLog(seed)
+    log = reference.write(tmp_path / "log", kind, files=1 + seed)
+    check(root, ingest(log, task="query_segmentation", columns=TIMED, holdout_days=1 + seed % 2), reference.expected(1 + seed % 2))
 
 
 @pytest.mark.parametrize("held", [1, 50, 10**6])
@@ -194,20 +194,20 @@ def test_shards_and_spilling_change_nothing(
 ) -> None:
     monkeypatch.setattr(tally, "HELD_ROWS", held)
     monkeypatch.setattr("headtail.stages.ingest.logfile.BATCH_ROWS", 29)
-    world = World(9)
-    log = world.write(tmp_path / "log", "parquet", files=3)
+    reference = ReferenceLog(9)
+    log = reference.write(tmp_path / "log", "parquet", files=3)
     receipt = ingest(log, task="query_segmentation", columns=TIMED, shards=shards)
-    wanted = world.expected()
+    wanted = reference.expected()
     check(root, receipt, wanted)
     assert receipt.metrics["redacted_phone"] == wanted["queries"].get("call <phone>", 0) + wanted["holdout"].get("call <phone>", 0) > 0
 
 
 @pytest.mark.slow
 def test_ray_tasks_count_the_same(ingest: Ingest, root: str, tmp_path: Path, cluster: None) -> None:
-    world = World(5, rows=600)
-    log = world.write(tmp_path / "log", "parquet", files=3)
+    reference = ReferenceLog(5, rows=600)
+    log = reference.write(tmp_path / "log", "parquet", files=3)
     receipt = ingest(log, task="query_segmentation", columns=TIMED, workers=2, shards=3)
-    check(root, receipt, world.expected())
+    check(root, receipt, reference.expected())
     (log / "part-1.parquet").unlink()
     pq.write_table(pa.table({"query": [[1]], "n": ["1"], "time": ["2024-01-01"]}), log / "part-1.parquet")
     with pytest.raises(InputError, match="does not hold text"):

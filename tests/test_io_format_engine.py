@@ -149,7 +149,7 @@ def test_a_query_only_compact_student_is_distilled_asked_and_scored(train_here: 
     rows = example_data.run(config)
     labels = [
         (normalise(text), task.dump(example_data.right_answers(found)[task.name]))
-        for text, found, _ in example_data.sample(config, 80, "gold")
+        for text, found, _ in example_data.sample(config, 80, example_data.LABELS_SALT)
     ]
     table = [(query_key(query), query, answer, 1, "tail") for query, answer in dict(labels).items()]
     columns = [pa.array(column, field.type) for column, field in zip(zip(*table, strict=True), HUMAN_LABELS, strict=True)]

@@ -38,7 +38,7 @@ from headtail.stages.report.sentences import headline
 from headtail.stages.report.summary import REALTIME, REPORTED_STAGES, BatchFigures, QualityFigure, Summary, summarise
 from timescale import limit
 
-GOLDEN = Path(__file__).parent / "golden"
+EXPECTED = Path(__file__).parent / "expected"
 OFF = TrackingConfig(enabled=False)
 SECTIONS = (
     "headline",
@@ -451,10 +451,10 @@ def made(store: Storage, root: str, leave_out: tuple[str, ...] = (), **fields: A
     return receipt, read_json(store, receipt.output("summary").path), store.read(receipt.output("report").path).decode()
 
 
-def same_as_golden(name: str, text: str) -> None:
-    """Equal to the file in tests/golden; HEADTAIL_WRITE_GOLDEN=1 writes it anew, to be read before it is committed."""
-    path = GOLDEN / name
-    if os.environ.get("HEADTAIL_WRITE_GOLDEN"):
+def same_as_file(name: str, text: str) -> None:
+    """Equal to the file in tests/expected; HEADTAIL_WRITE_EXPECTED=1 writes it anew, to be read before it is committed."""
+    path = EXPECTED / name
+    if os.environ.get("HEADTAIL_WRITE_EXPECTED"):
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
 
@@ -466,16 +466,16 @@ def printed(summary: Summary) -> str:
     return "\n".join(line.rstrip() for line in console.export_text().splitlines()) + "\n"
 
 
-def test_summary_is_the_golden_one(store: Storage, root: str) -> None:
+def test_summary_is_the_expected_one(store: Storage, root: str) -> None:
     _, summary, _ = made(store, root, reused=("ingest",))
     assert summary.pop("paths").keys() == {"report", "receipts"}
     summary.pop("headtail")
-    same_as_golden("report_summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    same_as_file("report_summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
 
-def test_table_is_the_golden_one(store: Storage, root: str) -> None:
+def test_table_is_the_expected_one(store: Storage, root: str) -> None:
     receipt, _, _ = made(store, root)
-    same_as_golden("report_table.txt", printed(receipt.result.summary))
+    same_as_file("report_table.txt", printed(receipt.result.summary))
 
 
 def test_a_narrow_terminal_crops_no_figure(store: Storage, root: str) -> None:
@@ -490,7 +490,7 @@ def test_a_narrow_terminal_crops_no_figure(store: Storage, root: str) -> None:
 
 def test_table_of_a_head_only_run(store: Storage, root: str) -> None:
     receipt, summary, _ = made(store, root, ("curate", "distill_batch", "precompute_batch", "evaluate", "publish", "replay", *REALTIME))
-    same_as_golden("report_table_head_only.txt", printed(receipt.result.summary))
+    same_as_file("report_table_head_only.txt", printed(receipt.result.summary))
     assert summary["quality_teacher_all"] == 0.917  # from evaluate_teacher
     assert summary["not_run"] == ["curate", "distill_batch", "precompute_batch", "evaluate", "publish", "replay"]
     assert summary["usd_per_million_batch_student"] is None

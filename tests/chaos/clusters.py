@@ -71,7 +71,7 @@ def writer(bench: Bench, left: int) -> None:
 
 
 def poison(bench: Bench, left: int) -> None:
-    """A row that kills its actor each time; Ray brings it back each time. Deaths are told afterwards, from the log."""
+    """A row that kills its actor each time; Ray brings it back each time. Crashes are counted afterwards, from the log."""
     bench.make({**bench.rows(300), f"!exit {bench.name}": FAILED}, flush_rows=25, shards=2)
     _live(bench, Aim("nobody"), 0)
     for pid in bench.log.workers():

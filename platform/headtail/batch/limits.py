@@ -50,9 +50,9 @@ class Limits:
         """
         if _surely_above(self.failed_share, errors := progress.get("errors", 0.0), asked := progress.get("asked", 0.0)):
             return f"{errors:,.0f} of {asked:,.0f} requests ended in an error, more than max_failed_share={self.failed_share:g}"
-        if _surely_above(self.unanswered_share, lacking := progress.get("unanswered", 0.0), settled := progress.get("settled", 0.0)):
+        if _surely_above(self.unanswered_share, unanswered := progress.get("unanswered", 0.0), settled := progress.get("settled", 0.0)):
             text = "rows ended without an answer (truncated, invalid, refused, failed)"
-            return f"{lacking:,.0f} of {settled:,.0f} {text}, more than max_unanswered_share={self.unanswered_share:g}"
+            return f"{unanswered:,.0f} of {settled:,.0f} {text}, more than max_unanswered_share={self.unanswered_share:g}"
         if self.seconds and wall >= self.seconds:
             return f"{math.ceil(wall):,} s have passed, budget_seconds={self.seconds:g} is spent"
         if self.usd and (usd := self.cost(progress, wall)) >= self.usd:

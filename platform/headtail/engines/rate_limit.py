@@ -44,8 +44,8 @@ class Bucket:
         if self._at > -math.inf:
             self._held = min(self._room, self._held + (now - self._at) * per_s)
         self._at = now
-        lacking = 1 - self._held
-        return lacking / per_s if lacking > _ROUNDING else 0.0
+        missing = 1 - self._held
+        return missing / per_s if missing > _ROUNDING else 0.0
 
     def spend(self, amount: float) -> None:
         """Negative amounts give back. More than is held may be spent: what is owed is waited for afterwards."""

@@ -31,6 +31,7 @@ from headtail.core.task import Task, load_task
 from headtail.stages.base import Stage, run_once
 
 VARIANTS = 5  # 0 is the right spelling, 1..4 misspellings, the first the most common
+LABELS_SALT = "gold"  # of the draw of human labels: another text draws other labels, and every figure made with them moves
 CHUNK = 250_000  # events per chunk: about 60 MiB
 _VARIANT_SHARES = np.cumsum([0.55, 0.25, 0.13, 0.07])
 LOG = pa.schema([("query", pa.string()), ("time", pa.date32()), ("businesses", pa.list_(pa.string()))])
@@ -295,7 +296,7 @@ def run(config: Config) -> Receipt:
 
 def _work(config: Config, stage: Stage) -> StageResult:
     _write_log(config, stage)
-    labels = list(sample(config, config.labels, "gold"))
+    labels = list(sample(config, config.labels, LABELS_SALT))
     for task in map(load_task, config.tasks):
         stage.table(f"human_labels_{task.name}", _labels_table(task, labels))
         if config.train:
@@ -338,7 +339,7 @@ def _labels_table(task: Task, labels: list[tuple[str, Meaning, bool]]) -> pa.Tab
 def _train_table(config: Config, task: Task) -> pa.Table:
     """TRAINING_SET rows whose queries are in no set of human labels; side inputs are shown on half of the rows."""
     sets = [config] + ([config.model_copy(update={"seed": config.avoid_labels_seed})] if config.avoid_labels_seed is not None else [])
-    kept_out = {query_key(normalise(text)) for one in sets for text, _, _ in sample(one, one.labels, "gold")}
+    kept_out = {query_key(normalise(text)) for one in sets for text, _, _ in sample(one, one.labels, LABELS_SALT)}
     rng = random.Random(f"{config.seed}/side")
     rows = []
     for text, found, _ in sample(config, config.train, f"train/{task.name}"):

@@ -47,7 +47,7 @@ def preview_tables(preview: Preview) -> RenderableType:
 
 
 def _rows(preview: Preview) -> Table:
-    table = Table(title=f"plan of {preview.path}", title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(title=f"dry run of {preview.path}", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name, side in (("", "left"), ("rows", "right"), ("of traffic", "right"), ("such as", "left"), ("", "left")):
         table.add_column(name, justify=side)  # type: ignore[arg-type]
     total, seen = preview.traffic, set()
