@@ -31,6 +31,7 @@ from headtail.releases import registry, release
 from headtail.stages import ingest, plan, precompute, publish, report
 from headtail.stages.precompute.result import Result as PrecomputeResult
 from headtail.stages.serve import Config as ServeConfig
+from headtail.studies import ablate, gap
 from ports import free_port
 from ray_jobs import REPO, Cluster, submit_all
 from test_evidence import evidence
@@ -81,21 +82,25 @@ def test_a_student_nobody_judged_is_not_promoted() -> None:
     assert pipeline._passes(pipeline.Config(promote_unproven=True), None)
 
 
-def test_every_field_that_would_be_overwritten_is_refused() -> None:
+@pytest.mark.parametrize("module", [pipeline, ablate, gap])
+def test_every_field_that_would_be_overwritten_is_refused(module: Any) -> None:
     """By name of its group, with what to set instead; also where the value is the default. What groups keep stays free."""
-    for group, fields in pipeline.FILLED.items():
+    for group, fields in module.FILLED.items():
         for path in (*fields, "root", "task", "tracking", "allow_task_code"):
-            with pytest.raises(ConfigError, match="the pipeline fills in this field itself") as error:
-                load_config(pipeline.Config, None, [f"{group}.{path}="])
+            with pytest.raises(ConfigError, match="fills in this field itself") as error:
+                load_config(module.Config, None, [f"{group}.{path}="])
             assert error.value.where == f"{group}.{path}"
             assert error.value.fix.startswith(("set ", "leave it out"))
+    groups = {name for name, field in module.Config.model_fields.items() if isinstance(field.default, StageConfig)}
+    assert groups | ({"distill_realtime"} & module.FILLED.keys()) == module.FILLED.keys()
+
+
+def test_a_field_of_a_group_is_set_beside_it() -> None:
     with pytest.raises(ConfigError) as error:
         load_config(pipeline.Config, None, ["plan.task=query_segmentation"])
     assert error.value.fix == "set task"
     with pytest.raises(ConfigError, match="fills in"):
         pipeline.Config(serve=ServeConfig(release="r"))
-    groups = {name for name, field in pipeline.Config.model_fields.items() if isinstance(field.default, StageConfig)}
-    assert groups | {"distill_realtime"} == pipeline.FILLED.keys()
 
 
 def test_naming_a_teacher_keeps_its_other_settings() -> None:

@@ -16,13 +16,13 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from headtail.adapters import charts
 from headtail.adapters.progress import say
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_receipt, load_ref, output_table
-from headtail.core.config import StageConfig
+from headtail.core.config import StageConfig, refuse_filled
 from headtail.core.errors import ConfigError
 from headtail.core.receipt import Receipt, StageResult
 from headtail.core.rows import ALL, STRATA
@@ -58,8 +58,17 @@ ABLATION = pa.schema(
 )
 
 
+# Fields of a group that the ablation fills in, and its own field to set instead.
+FILLED = {
+    "curate": {"answers": "answers", "labels": "labels", "reviews": "variants"},
+    "distill": {"sets": "", "labels": "labels"},
+    "precompute": {"inputs": "labels", "source": "", "model.model": ""},
+    "evaluate": {"labels": "labels", "answers": ""},
+}
+
+
 class Config(StageConfig):
-    """Which variants, and how each student is made. Root, task, references and tracking of the groups are filled in."""
+    """Which variants, and how each student is made. A group is that stage's own config, without the fields that the ablation fills in."""
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped example")
     answers: str = Field("precompute", description="precompute receipt ref of the teacher's answers")
@@ -76,6 +85,12 @@ class Config(StageConfig):
     distill: DistillConfig = Field(DistillConfig(), description="the same for every variant")
     precompute: PrecomputeConfig = Field(PrecomputeConfig(), description="how the students answer the labelled queries")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="intervals")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, data: Any) -> Any:
+        refuse_filled("ablation", data, FILLED)
+        return data
 
 
 def run(config: Config) -> Receipt:

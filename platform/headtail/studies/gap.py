@@ -14,14 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from headtail.adapters import charts
 from headtail.adapters.progress import say
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_ref, output_table
 from headtail.batch import read_answers
-from headtail.core.config import StageConfig
+from headtail.core.config import StageConfig, refuse_filled
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.receipt import Receipt, StageResult
 from headtail.core.rows import ALL, SMALL, STRATA, Source
@@ -55,6 +55,13 @@ GAP = pa.schema(
 )
 
 
+# Fields of a group that the gap fills in, and its own field to set instead.
+FILLED = {
+    "precompute": {"inputs": "labels", "source": "", "model": "teacher or student", "side_inputs": ""},
+    "evaluate": {"labels": "labels", "answers": ""},
+}
+
+
 class Config(StageConfig):
     """Who is asked, and on what. Root, task, references and tracking of the groups are filled in."""
 
@@ -64,6 +71,12 @@ class Config(StageConfig):
     student: ModelConfig | None = Field(None, description="a student, such as {model: distill/ab12}; null leaves it out")
     precompute: PrecomputeConfig = Field(PrecomputeConfig(), description="how both are asked; the models are those above")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="intervals")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, data: Any) -> Any:
+        refuse_filled("gap", data, FILLED)
+        return data
 
 
 class Result(StageResult):
