@@ -36,7 +36,7 @@ class Suspicion(Fields):
     )
     folds: int = Field(4, ge=2, le=20, description="parts of the cross-validation of small students")
     neighbours: int = Field(10, ge=1, le=100, description="how many similar queries an answer is compared with")
-    others: dict[str, str] = Field(
+    other_answers: dict[str, str] = Field(
         {},
         description="precompute receipt ref of another answer source by its name, such as student: precompute/ab12; "
         "disagreement is a signal",

@@ -120,7 +120,7 @@ def run(config: Config) -> Receipt[Result]:
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     receipt = load_receipt(store, "precompute", config.answers, PrecomputeResult)
     labels = {f"labels{i or ''}": load_ref(store, ref) for i, ref in enumerate((config.labels, *config.other_labels))}
-    others = {name: load_receipt(store, "precompute", ref) for name, ref in sorted(config.suspicion.others.items())}
+    others = {name: load_receipt(store, "precompute", ref) for name, ref in sorted(config.suspicion.other_answers.items())}
     made_under = receipt.task_fingerprint
     if made_under and made_under != task.fingerprint:
         raise InputError(
