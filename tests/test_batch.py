@@ -265,7 +265,7 @@ def test_transient_errors_stop_at_the_limit(make_local_job: MakeJob) -> None:
 @pytest.mark.parametrize("swept", [False, True])
 def test_a_row_that_ends_the_same_way_is_asked_in_so_many_runs_and_no_more(make_job: MakeJob, swept: bool) -> None:
     """Five runs: one asks all, one more the failed rows; then no engine starts. One that may pass is asked in each."""
-    job = make_job(planned(["!fail", "!flaky", *(f"q{i}" for i in range(40))]), shards=2, attempts=1, runs_per_row=2)
+    job = make_job(planned(["!fail", "!flaky", *(f"q{i}" for i in range(40))]), shards=2, attempts=1, max_runs_per_row=2)
     computed, engines, runs = [], [], []
     for number in range(5):
         ledger, worker = run_here(job, f"run{number}")
@@ -277,9 +277,9 @@ def test_a_row_that_ends_the_same_way_is_asked_in_so_many_runs_and_no_more(make_
     assert computed == [42, 2, 1, 1, 1]
     assert [(one["!fail"], one["!flaky"], one["q1"]) for one in runs] == [(1, 0, 0), (2, 0, 0), (2, 0, 0), (2, 0, 0), (2, 0, 0)]
     assert (ledger.states[State.FAILED], ledger.given_up) == (2, 1)
-    more = dataclasses.replace(job, runs_per_row=3)
+    more = dataclasses.replace(job, max_runs_per_row=3)
     assert run_here(more, "run5")[0].computed == 2
-    only = make_job(planned(["!fail", *(f"q{i}" for i in range(40))]), path="precompute/y", runs_per_row=1, reuse=False)
+    only = make_job(planned(["!fail", *(f"q{i}" for i in range(40))]), path="precompute/y", max_runs_per_row=1, reuse=False)
     run_here(only)
     assert find_open_shards(only, open_storage(job.root), prepare_input(only))[1] == [], "a third driver finds nothing to do"
 
@@ -289,7 +289,7 @@ def test_the_runs_of_a_row_are_counted_over_jobs(make_job: MakeJob) -> None:
     asked = []
     for number in range(5):
         table = planned(["!fail", "!refuse", *(f"q{i}" for i in range(20))])
-        job = make_job(table, path=f"precompute/{number}", shards=1, runs_per_row=2, retry=("failed", "refused"))
+        job = make_job(table, path=f"precompute/{number}", shards=1, max_runs_per_row=2, retry=("failed", "refused"))
         ledger, _ = run_here(job, f"run{number}")
         asked.append((ledger.computed, ledger.reused))
     assert asked == [(22, 0), (2, 20), (0, 22), (0, 22), (0, 22)]

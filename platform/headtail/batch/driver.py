@@ -106,7 +106,7 @@ def find_open_shards(job: Job, store: Storage, manifest: InputManifest) -> tuple
         if not edition:
             return Ask(number, 0)
         receipt = read_receipt(job, store, number, edition - 1)
-        return Ask(number, edition) if receipt.retryable(job.runs_per_row) else receipt
+        return Ask(number, edition) if receipt.retryable(job.max_runs_per_row) else receipt
 
     with ThreadPoolExecutor(_LOOKUP_THREADS) as pool:
         found = list(pool.map(read_or_ask, numbers))

@@ -54,7 +54,7 @@ class Job:
     flush_rows: int = 10_000
     flush_seconds: float = 10.0
     attempts: int = 3
-    runs_per_row: int = 0
+    max_runs_per_row: int = 0
     retry: tuple[str, ...] = (State.FAILED,)
     reuse: bool = True
     reuse_jobs: int = 20

@@ -107,7 +107,7 @@ def close_ledger(
         start_s=max(starts.values(), default=0.0),
         restarts=sum(restarts.values()),
         missing_side_inputs=manifest.missing_side_inputs,
-        given_up=sum(shard.failed - shard.retryable(job.runs_per_row) for shard in shards),
+        given_up=sum(shard.failed - shard.retryable(job.max_runs_per_row) for shard in shards),
         engine=max((one["engine"] for one in reports), key=lambda facts: facts.get("engine_rows", 0), default={}),
     )
 

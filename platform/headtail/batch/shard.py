@@ -122,7 +122,7 @@ class Shard:
 
     def _exhausted_rows(self, table: pa.Table) -> pa.Array:
         """Which rows were asked in as many runs as a row may be."""
-        limit = self.job.runs_per_row
+        limit = self.job.max_runs_per_row
         return pa.array([bool(limit) and runs >= limit for runs in table["runs"].to_pylist()], pa.bool_())
 
     def _places(self, table: pa.Table) -> list[int]:

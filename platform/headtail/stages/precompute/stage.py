@@ -7,6 +7,7 @@ Does not decide which queries are answered or how answers are used.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -136,31 +137,12 @@ def _find(config: Config) -> _Sources:
 
 
 def _job(config: Config, sources: _Sources, path: str) -> Job:
-    return Job(
-        root=sources.store.root,
-        path=path,
-        task=sources.task,
-        model=config.model,
-        digest=sources.model.digest,
-        name=sources.model.name,
-        io_format=sources.model.io_format.check(sources.task),
-        side_inputs=config.side_inputs,
-        source=config.source,
-        tables=sources.tables,
-        workers=config.workers,
-        shards=config.shards,
-        flush_rows=config.flush_rows,
-        flush_seconds=config.flush_seconds,
-        attempts=config.attempts,
-        runs_per_row=config.max_runs_per_row,
-        retry=tuple(str(state) for state in config.retry),
-        reuse=config.reuse,
-        reuse_jobs=config.reuse_jobs,
-        keep_logprobs=config.keep_logprobs,
-        top_logprobs=config.top_logprobs,
-        stall_seconds=config.stall_seconds,
-        limits=limits(config),
-    )
+    """The job: of the config every field that a Job has under the same name, and what the config names in the store."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(Job) if field.name in Config.model_fields}
+    model = sources.model
+    fields |= {"root": sources.store.root, "path": path, "task": sources.task, "tables": sources.tables, "limits": limits(config)}
+    fields |= {"digest": model.digest, "name": model.name, "io_format": model.io_format.check(sources.task)}
+    return Job(**fields)
 
 
 def _folder(config: Config, sources: _Sources) -> str:
