@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import Field, model_validator
 
 from headtail.adapters.progress import say
-from headtail.adapters.storage import check_digest, open_storage
+from headtail.adapters.storage import check_digest, open_storage, read_bytes
 from headtail.adapters.tracking import Tracker
 from headtail.core import io_format, tagging
 from headtail.core.config import StageConfig, execution, refuse_filled
@@ -157,7 +157,7 @@ def run(config: Config) -> Receipt[report.Result]:
         raise
     store = open_storage(config.root)
     summary = report.flat_summary(receipt.result.summary)
-    store.replace(config.summary, store.read(receipt.output("summary").path))
+    store.replace(config.summary, read_bytes(store, receipt.output("summary")))
     seconds, reused = time.monotonic() - started, sum(found.reused for found in pipeline.receipts.values())
     numbers = {key: float(value) for key, value in summary.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     numbers |= {"pipeline_seconds": round(seconds, 1), "stages": float(len(pipeline.receipts)), "stages_reused": float(reused)}
