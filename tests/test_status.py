@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from headtail.adapters.storage import Storage, write_json
+from headtail.batch.lease import hold_lease
 from headtail.cli import main
 from headtail.cli.status import status, status_table
 from headtail.core.config import TrackingConfig
@@ -136,13 +137,16 @@ def test_a_silent_lease_of_another_machine_is_dead(any_root: str) -> None:
 def test_a_training_that_did_not_end_shows_its_step(root: str, store: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a" * 16, "b" * 16):
         write_json(store, f"distill/{name}/work/settings.json", {"student": "decoder"})
-    write_json(
-        store, f"distill/{'a' * 16}/work/checkpoints/COMPLETE", Marker(tag="step-00000120", files={}, state={"step": 120}).model_dump()
-    )
+    whole = Marker(tag="step-00000120", files={}, state={"step": 120}, steps=400)
+    write_json(store, f"distill/{'a' * 16}/work/checkpoints/COMPLETE", whole.model_dump())
     write_json(store, f"distill/{'b' * 16}/receipt.json", {})
     trainings = shown(root, capsys)["trainings"]
-    assert [(one["path"], one["step"]) for one in trainings] == [(f"distill/{'a' * 16}", 120)]
-    assert "checkpoint of step 120" in text(root)
+    assert [(one["path"], one["state"], one["step"], one["steps"]) for one in trainings] == [(f"distill/{'a' * 16}", "waiting", 120, 400)]
+    with hold_lease(store, f"distill/{'a' * 16}"):
+        running = shown(root, capsys)["trainings"][0]
+        assert (running["state"], running["driver"].startswith(f"process {os.getpid()} on ")) == ("running", True)
+        assert "checkpoint of step 120 of 400" in text(root)
+    assert shown(root, capsys)["trainings"][0]["state"] == "stopped"
 
 
 def test_the_gate_of_each_student_is_shown(root: str, store: Storage, intent: Task) -> None:

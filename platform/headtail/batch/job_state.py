@@ -41,17 +41,21 @@ def job_state(store: Storage, path: str) -> JobState:
     """The state of the job in folder `path`."""
     manifest = _manifest(store, path)
     rows = manifest.rows if manifest else None
-    held = last_holder(store, path)
-    driver = f"process {held[0].pid} on {held[0].host}" if held else ""
-    silent = held[1] if held else None
+    phase, driver, silent = driver_state(store, path)
     if any(store.exists(f"{path}/{name}") for name in ("receipt.json", "probe.json")):
         return JobState(path, "done", rows or 0, rows, driver, silent)
     done = rows_done(store, path, manifest) if manifest else 0
-    phase: Phase = "waiting"
-    if held is not None:
-        lease, seconds = held
-        phase = "stopped" if lease.ended else "dead" if holder_gone(lease) or seconds >= SILENT_S else "running"
     return JobState(path, phase, done, rows, driver, silent)
+
+
+def driver_state(store: Storage, path: str) -> tuple[Phase, str, float | None]:
+    """What the lease of the run at `path` says: its phase, its driver in words, and the seconds since its last sign of life."""
+    held = last_holder(store, path)
+    if held is None:
+        return "waiting", "", None
+    lease, seconds = held
+    phase: Phase = "stopped" if lease.ended else "dead" if holder_gone(lease) or seconds >= SILENT_S else "running"
+    return phase, f"process {lease.pid} on {lease.host}", seconds
 
 
 def rows_done(store: Storage, path: str, manifest: InputManifest) -> int:

@@ -20,7 +20,7 @@ from headtail.adapters.storage import Storage, open_existing, read_record
 from headtail.adapters.storage.receipts import load_receipt
 from headtail.adapters.tracking import tracking_uri
 from headtail.batch.catalog import CatalogEntry, catalog_entries
-from headtail.batch.job_state import JobState, job_state
+from headtail.batch.job_state import JobState, driver_state, job_state
 from headtail.cache import read_manifest
 from headtail.core.config import TrackingConfig
 from headtail.core.rows import State
@@ -28,7 +28,7 @@ from headtail.core.secrets import hide
 from headtail.releases import release
 from headtail.releases.release import Release
 from headtail.stages.distill.checkpoints import Marker
-from headtail.stages.distill.resume import MARKER, SETTINGS
+from headtail.stages.distill.resume import MARKER
 from headtail.stages.gate import latest_verdict
 
 STAGES = ("example-data", "ingest", "plan", "precompute", "evaluate", "curate", "distill", "gate", "publish", "replay", "report")
@@ -105,19 +105,22 @@ def _job(entry: CatalogEntry, state: JobState) -> dict[str, Any]:
 
 
 def _trainings(store: Storage) -> Iterator[dict[str, Any]]:
-    """Trainings without a receipt. They hold no lease: whether one still runs is to be seen from when it last wrote."""
+    """Trainings without a receipt, found by listing. `step`: of the last whole checkpoint."""
     written: dict[str, datetime.datetime] = {}
     ended, begun = set(), set()
     for file in store.files("distill"):
         path = "/".join(file.path.split("/")[:2])
         written[path] = max(file.modified, written.get(path, file.modified))
         ended |= {path} if file.path == f"{path}/receipt.json" else set()
-        begun |= {path} if file.path == f"{path}/{SETTINGS}" else set()
+        begun |= {path} if file.path.startswith(f"{path}/work/") else set()
     now = datetime.datetime.now(datetime.UTC)
     for path in sorted(begun - ended):
         marker = f"{path}/{MARKER}"
-        step = int(read_record(store, Marker, marker).state.get("step", 0)) if store.exists(marker) else 0
-        yield {"path": path, "step": step, "silent_s": round(max(0.0, (now - written[path]).total_seconds()), 1)}
+        found = read_record(store, Marker, marker) if store.exists(marker) else None
+        step, steps = (int(found.state.get("step", 0)), found.steps) if found else (0, 0)
+        phase, driver, _ = driver_state(store, path)
+        silent_s = round(max(0.0, (now - written[path]).total_seconds()), 1)
+        yield {"path": path, "state": phase, "step": step, "steps": steps or None, "driver": driver, "silent_s": silent_s}
 
 
 def status_table(found: dict[str, Any]) -> Group:
@@ -163,16 +166,17 @@ def _jobs_table(jobs: list[dict[str, Any]], trainings: list[dict[str, Any]]) -> 
     for one in jobs[:SHOWN]:
         share = f" ({one['rows_done'] / one['rows']:.0%})" if one["rows"] else ""
         done = "rows are not counted yet" if one["rows"] is None else f"{one['rows_done']:,} of {one['rows']:,} rows{share}"
-        who = f"\n{one['driver']}" if one["driver"] else ""
         what = f"{one['path']}\n{'probe of ' if one['probe'] else ''}{one['source']}, {one['model']}"
-        table.add_row(what, f"{one['state']}\n{done}", f"{_ago(one['silent_s'])}{who}")
+        table.add_row(what, f"{one['state']}\n{done}", _sign_of_life(one))
     for one in trainings:
-        table.add_row(f"{one['path']}\ntraining", f"unfinished\ncheckpoint of step {one['step']:,}", _ago(one["silent_s"]))
+        of = f" of {one['steps']:,}" if one["steps"] else ""
+        table.add_row(f"{one['path']}\ntraining", f"{one['state']}\ncheckpoint of step {one['step']:,}{of}", _sign_of_life(one))
     return table
 
 
-def _ago(seconds: float | None) -> str:
-    return "none" if seconds is None else f"{format_time_left(seconds)} ago"
+def _sign_of_life(one: dict[str, Any]) -> str:
+    seconds = one["silent_s"]
+    return "\n".join(filter(None, ["none" if seconds is None else f"{format_time_left(seconds)} ago", one["driver"]]))
 
 
 def _stages_table(stages: dict[str, Any]) -> Table:

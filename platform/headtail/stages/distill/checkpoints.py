@@ -38,6 +38,7 @@ class Marker(Config):
     files: dict[str, StoreId] = Field(description="SHA-256 by path")
     state: dict[str, Any] = Field(description="where the loop was, such as its step")
     made: dict[str, Any] = Field({}, description="what it was made of")
+    steps: int = Field(0, ge=0, description="steps of the whole run; 0: not known")
 
 
 class Checkpoints:
@@ -54,8 +55,8 @@ class Checkpoints:
     def _marker(self) -> str:
         return f"{self.folder}/COMPLETE"
 
-    def save(self, engine: Any, step: int, state: dict[str, Any], own: dict[str, Any]) -> None:
-        """Write one; all ranks call it. `state` is the loop's, the same on all; `own` this rank's."""
+    def save(self, engine: Any, step: int, state: dict[str, Any], own: dict[str, Any], steps: int = 0) -> None:
+        """Write one; all ranks call it. `state` is the loop's, the same on all; `own` this rank's; `steps`: of the whole run."""
         import torch
 
         tag = f"step-{step:08}"
@@ -72,7 +73,7 @@ class Checkpoints:
         torch.distributed.all_gather_object(lists, {ref.path: ref.sha256 for ref in refs})
         if self.rank == 0:
             files = {path: digest for found in lists for path, digest in found.items()}
-            marker = Marker(tag=tag, world=self.world, files=files, state=state, made=self.made)
+            marker = Marker(tag=tag, world=self.world, files=files, state=state, made=self.made, steps=steps)
             self.store.replace(self._marker, json.dumps(marker.model_dump()).encode())
             self._remove_older(set(files))
         torch.distributed.barrier()

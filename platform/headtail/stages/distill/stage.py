@@ -7,18 +7,20 @@ whose query is in a set of human labels, or nearly.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_ref, output_table
+from headtail.batch.lease import hold_lease
 from headtail.core import leaks
 from headtail.core.config import Config as Fields
 from headtail.core.config import StageConfig, execution, result_fields
 from headtail.core.errors import ConfigError
 from headtail.core.io_format import IOFormat, ModelFormat
-from headtail.core.receipt import Receipt
+from headtail.core.receipt import Receipt, receipt_path
 from headtail.core.task import Task, load_task
 from headtail.engines.device import machine_computes_bf16
 from headtail.engines.models import ResolvedModel, resolve_weights
@@ -135,9 +137,10 @@ def run(config: Config) -> Receipt[Result]:
     """Train and save the model. Errors: LeakError, TrainingError, ConfigError (base not found, random base under LoRA)."""
     store, config = open_storage(config.root), _resolve_precision(config)
     sources = _sources(config, store)
-    made = run_once(
-        "distill", Result, config, lambda stage: _work(config, stage, sources), inputs=sources.inputs, version=3, replaces=sources.replaces
-    )
+    identity: dict[str, Any] = {"inputs": sources.inputs, "version": 3, "replaces": sources.replaces}
+    folder = receipt_path("distill", stage_identity("distill", config, **identity)[1])
+    with nullcontext() if store.exists(f"{folder}/receipt.json") else hold_lease(store, folder):  # a second driver of this run waits
+        made = run_once("distill", Result, config, lambda stage: _work(config, stage, sources), **identity)
     work = f"{made.path}/work"
     if store.exists(f"{work}/done.json"):  # the receipt is there: what a resumed run would have needed can go
         for one in store.files(work):

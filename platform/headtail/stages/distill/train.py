@@ -163,7 +163,7 @@ class Run:
                 self._point(due or step == self.steps)
                 stopped = self._stops()
             if step % self.config.checkpoint_steps == 0 and step < self.steps and not stopped:
-                self.checkpoints.save(self.engine, step, self.state.plain(self.seconds), self.own)
+                self.checkpoints.save(self.engine, step, self.state.plain(self.seconds), self.own, self.steps)
                 self._forget_worse()
         self._finish(stopped)
 
