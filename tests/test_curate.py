@@ -274,7 +274,7 @@ def test_weights_have_mean_one_and_follow_traffic(counts: list[int]) -> None:
 
 def test_refusals(store: Storage, segmentation: Task, intent: Task) -> None:
     config = put(store, segmentation, [one("unsure", confidence=0.1), one("cut", state="truncated")], "pizza")
-    with pytest.raises(InputError, match="no answer is fit to train on") as caught:
+    with pytest.raises(InputError, match="no answer can be trained on") as caught:
         curate.run(config)
     assert "1 unconfident, 1 truncated" in str(caught.value) or "1 truncated, 1 unconfident" in str(caught.value)
     with pytest.raises(InputError, match="made under another task, prompt or schema"):
@@ -286,7 +286,7 @@ def test_refusals(store: Storage, segmentation: Task, intent: Task) -> None:
     with pytest.raises(LedgerError, match="do not add up"):
         curate.run(config)
     config = put(store, segmentation, [one("pizza", eval_only=True)], "pizza")
-    with pytest.raises(InputError, match="no answer is fit to train on"):
+    with pytest.raises(InputError, match="no answer can be trained on"):
         curate.run(config)
     config = put(store, segmentation, [])
     with pytest.raises(InputError, match="no answers to curate"):

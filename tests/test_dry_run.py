@@ -286,7 +286,7 @@ def test_a_probe_on_other_cores_is_not_timed_together(root: str, store: Storage,
     precompute.forecast(config(root, tmp_path), 60)
     wider = config(root, tmp_path, model={"cpus": 2.0, "usd_per_hour": 9.0})
     found = precompute.forecast(wider, 60)
-    assert found.notes == ("the probe ran with another cpus: time and money are for that; a larger --probe measures them anew",)
+    assert found.notes == ("the probe ran with another cpus: time and money are for that; a larger --probe measures them again",)
     found = precompute.forecast(wider, 100)
     assert found.probe is not None
     assert (found.notes, found.probe.rows, found.probe.pace.rows, asked()) == ((), 100, 40, 100)

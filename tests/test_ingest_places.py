@@ -351,7 +351,7 @@ def test_no_count_makes_one_row_the_holdout_traffic(ingest: Ingest, tmp_path: Pa
 
 def test_a_few_rows_after_a_log_of_one_day_are_not_held_out(ingest: Ingest, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("query,n,time\n" + "pizza,1,2024-01-01\n" * 28 + "spam,9999,2024-01-02\n")
-    with pytest.raises(InputError, match="none is left"):
+    with pytest.raises(InputError, match="no day is left"):
         ingest(tmp_path / "x.csv", columns=COUNTED)
 
 

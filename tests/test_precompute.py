@@ -379,7 +379,7 @@ def test_a_row_that_kills_its_process_is_one_failed_row(root: str, store: Storag
 @pytest.mark.usefixtures("cluster")
 def test_a_job_that_can_never_start_says_so_at_once(root: str, store: Storage) -> None:
     plan(store, head=["a"])
-    with pytest.raises(ConfigError, match="are asked for, the cluster has"):
+    with pytest.raises(ConfigError, match="are needed, the cluster has"):
         precompute.run(config(root, workers=1000))
 
 

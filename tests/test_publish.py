@@ -271,7 +271,7 @@ def test_evidence_and_student_go_into_the_release(store: Storage, root: str, pre
     assert now.student == student.path
     assert now.evidence == {"evaluate": seen.path, "figures": {"quality/teacher/all": 0.9}}
     assert now.note == "first try"
-    assert receipt.notes == (f"the evaluation {seen.path} did not look at the answers {prepared[1].path}",)
+    assert receipt.notes == (f"the evaluation {seen.path} did not score the answers {prepared[1].path}",)
 
 
 def test_three_figures_of_each_student_are_its_gates_or_the_evaluations_or_its_cost(

@@ -85,40 +85,40 @@ class Config(StageConfig):
     replay_holdout: bool = Field(True, description="serve the release and replay holdout traffic against it")
     promote_unproven: bool = Field(False, description="promote a student without a gate when there are no human labels")
     example_data: ExampleDataConfig = Field(ExampleDataConfig(), description="the example data, used when log is empty")
-    ingest: IngestConfig = Field(IngestConfig(), description="see headtail ingest --help")
-    plan: PlanConfig = Field(PlanConfig(), description="see headtail plan --help")
+    ingest: IngestConfig = Field(IngestConfig(), description="see headtail fields ingest")
+    plan: PlanConfig = Field(PlanConfig(), description="see headtail fields plan")
     train_teacher: DistillConfig = Field(
         DistillConfig(base=BaseModelConfig(model=SHIPPED_TEACHER), lora=None, epochs=6, learning_rate=1e-3),
         description="how a teacher is trained on human labels",
     )
     precompute_teacher: PrecomputeConfig = Field(
         PrecomputeConfig(model=ModelConfig(model=PLACEHOLDER)),
-        description="see headtail precompute --help; its model is the teacher. placeholder: the shipped one for a shipped task, else one "
+        description="see headtail fields precompute; its model is the teacher. placeholder: the shipped one for a shipped task, else one "
         "trained on human labels",
     )
-    curate: CurateConfig = Field(CurateConfig(), description="see headtail curate --help")
+    curate: CurateConfig = Field(CurateConfig(), description="see headtail fields curate")
     distill_batch: DistillConfig = Field(
         DistillConfig(),
-        description="see headtail distill --help; here base.model: teacher starts from the pipeline's teacher, with base.layers",
+        description="see headtail fields distill; here base.model: teacher starts from the pipeline's teacher, with base.layers",
     )
     precompute_batch: PrecomputeConfig = Field(
         PrecomputeConfig(max_unanswered_share=1.0),  # a student that answers few rows is the gate's to reject, not the end of the pipeline
-        description="see headtail precompute --help",
+        description="see headtail fields precompute",
     )
     distill_realtime: DistillConfig | None = Field(
         None,
         description="a second, smaller student that answers misses in real time; null, or an encoder that cannot hold the task's answers: "
-        "the first one does both. See headtail distill --help",
+        "the first one does both. Its fields: headtail fields distill",
     )
     one_student: bool = Field(
         False,
         description="train one student alone, for batch and for misses: the realtime one where it can answer the task, else the other",
     )
-    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="see headtail evaluate --help")
-    gate: GateConfig = Field(GateConfig(), description="what the student must show to be promoted; see headtail gate --help")
-    publish: PublishConfig = Field(PublishConfig(), description="see headtail publish --help")
-    serve: ServeConfig = Field(ServeConfig(), description="see headtail serve --help")
-    replay: ReplayConfig = Field(ReplayConfig(), description="see headtail replay --help")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="see headtail fields evaluate")
+    gate: GateConfig = Field(GateConfig(), description="what the student must show to be promoted; see headtail fields gate")
+    publish: PublishConfig = Field(PublishConfig(), description="see headtail fields publish")
+    serve: ServeConfig = Field(ServeConfig(), description="see headtail fields serve")
+    replay: ReplayConfig = Field(ReplayConfig(), description="see headtail fields replay")
     summary: str = execution("summary.json", "where in the store the summary is also written")
 
     @model_validator(mode="before")

@@ -169,7 +169,7 @@ def _check_room(job: Job) -> None:
     for name, each in {"CPU": job.model.cpus, "GPU": job.model.gpus, **job.model.resources}.items():
         if each * job.workers <= have.get(name, 0):
             continue
-        text = f"{job.workers} workers x {each:g} {name} are asked for, the cluster has {have.get(name, 0):g}"
+        text = f"{job.workers} workers x {each:g} {name} are needed, the cluster has {have.get(name, 0):g}"
         if not (os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID")):
             fix = f"lower `workers` or what each worker needs (model.{name.lower()}s), or join a larger cluster"
             raise ConfigError(text, where="workers, model", fix=fix)

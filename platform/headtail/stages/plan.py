@@ -345,13 +345,13 @@ def _tell(stage: Stage, config: Config, plan: Plan, curve: dict[str, Any], label
         "zipf_exponent": exponent,
     }
     if not curve["holdout_events"]:
-        stage.note("no holdout traffic was held out: how long the head stays valid is not known")
+        stage.note("there is no holdout traffic: how long the head stays valid is not known")
     if rows["teacher_sample"] < config.teacher_sample_rows:
         stage.note(
-            f"only {rows['teacher_sample']:,} of {config.teacher_sample_rows:,} rows in the teacher's sample: no other query is left"
+            f"only {rows['teacher_sample']:,} of {config.teacher_sample_rows:,} rows in the teacher's sample: there is no other query"
         )
     if rows["redacted"]:
-        stage.note(f"{rows['redacted']:,} redacted queries are in no table: each stands for many questions (docs/task.md, `redacted`)")
+        stage.note(f"{rows['redacted']:,} redacted queries are in no table: each one is many questions (docs/task.md, `redacted`)")
     if rows["left_out"]:
         stage.note(f"{rows['left_out']:,} queries are in no table: max_student_rows is {config.max_student_rows:,}")
     if labels.num_rows and not any(rows[f"human_labels.{name}"] for name in (Stratum.TORSO, Stratum.TAIL, Stratum.UNSEEN)):

@@ -224,9 +224,7 @@ def _build(stage: Stage, config: Config, parts: _Parts) -> LocalSnapshot:
     stage.metrics["build_rows_per_s"] = round(offered / max(time.monotonic() - started, 1e-9), 1)
     _tell_left_out(stage, config, built, parts)
     if hidden := built.left_out.get("redacted"):
-        stage.note(
-            f"{hidden:,} answers to redacted queries are not in the cache: each stands for many questions (docs/task.md, `redacted`)"
-        )
+        stage.note(f"{hidden:,} answers to redacted queries are not in the cache: each one is many questions (docs/task.md, `redacted`)")
     return built
 
 
@@ -279,7 +277,7 @@ def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotMani
         evidence = {"evaluate": parts.evaluation.path, "figures": quality}
         for receipt in parts.answers:
             if receipt.path not in parts.evaluation.inputs.values():
-                stage.note(f"the evaluation {parts.evaluation.path} did not look at the answers {receipt.path}")
+                stage.note(f"the evaluation {parts.evaluation.path} did not score the answers {receipt.path}")
     if parts.proofs:
         evidence["gates"] = [proof.model_dump(mode="json") for proof in parts.proofs]
     made = releases.make_release(

@@ -286,7 +286,7 @@ def replay_figures(replies: Sequence[EventReply], seconds: float) -> dict[str, f
 def _record(stage: Stage, task: Task, replies: Sequence[EventReply], seconds: float, labels: Mapping[bytes, Any]) -> None:
     paths = Counter(m.path for m in replies)
     if paths["errors"] == len(replies):
-        raise HeadtailError("every request failed", where="url", value=replies[0].reason, fix="look at the server's log")
+        raise HeadtailError("every request failed", where="url", value=replies[0].reason, fix="see the server's log")
     stage.rows = {"requests": len(replies), **{name: paths[name] for name in ("errors", *PATHS)}}
     if sum(paths.values()) != len(replies):
         raise LedgerError("requests do not add up", value=dict(paths))

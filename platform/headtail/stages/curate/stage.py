@@ -188,7 +188,10 @@ def _write(stage: Stage, task: Task, judged: Verdicts, read: Reader, top: int) -
     if not kept.any():
         told = ", ".join(f"{count:,} {why}" for why, count in reasons.most_common())
         raise InputError(
-            "no answer is fit to train on", where="answers", value=told, fix="lower min_confidence, or look at the teacher's receipt"
+            "no answer can be trained on",
+            where="answers",
+            value=told,
+            fix="lower min_confidence, or see the reasons in the teacher's receipt",
         )
     training_set = stage.table("training_set", tables.training_rows(read, task, judged, top), tables.training_schema(task, top))
     dropped = stage.table("dropped", tables.dropped_rows(read, judged), DROPPED)

@@ -124,7 +124,7 @@ class EncoderLearner:
             f"with {len(self.scheme.corrections):,} corrections"
         )
         if share < LEAST_EXACT:
-            fix = "use student: decoder or seq2seq; or look at rows in question: texts must be pieces of the query, in its order"
+            fix = "use student: decoder or seq2seq; or change the answers: texts must be pieces of the query, in its order"
             raise ConfigError("labels cannot hold most of the training answers", where="student", value=f"{share:.1%} exactly", fix=fix)
 
     def _query_and_side(self, task: Task, row: Mapping[str, Any]) -> tuple[str, str]:

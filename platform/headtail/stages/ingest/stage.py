@@ -248,7 +248,7 @@ def _cut(totals: Totals, config: Config) -> HoldoutCut:
     first, last, day = min(totals.days), max(totals.days), cut_day(totals.days, config.holdout_days)
     if day <= first:
         raise InputError(
-            f"the log covers {last - first + 1} days; none is left when the last {config.holdout_days} are held out",
+            f"the log covers {last - first + 1} days; no day is left when the last {config.holdout_days} are held out",
             where=config.log,
             value=f"{_date(first)} to {_date(last)}, {totals.days[last]:,} rows on the last day; a few rows alone are not held out",
             fix="set holdout_days lower (0 holds nothing out), or leave columns.time empty to hold out a random holdout_share",

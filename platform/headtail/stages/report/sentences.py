@@ -81,7 +81,7 @@ def _gates(batch: SourceSummary, others: Sequence[SourceSummary]) -> Iterator[st
         if gate.passed is False:
             yield f"The gate rejected the {source.words}; what is missing: {'; '.join(gate.missing)}."
         elif gate.passed and source is not batch:
-            yield f"The gate let the {source.words} pass too: it answers live what is not in the cache."
+            yield f"The gate let the {source.words} pass too: it answers queries that are not in the cache."
         elif gate.passed and gate.delta is not None:
             sure = percent(1 - gate.delta, 0)
             yield f"The gate let the {source.words} pass: all {len(gate.criteria)} criteria, with at least {sure} confidence."

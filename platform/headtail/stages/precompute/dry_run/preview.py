@@ -153,7 +153,7 @@ def _notes(job: Job, probe: Probe | None, unrendered: int) -> Iterator[str]:
     if probe is not None and not job.reuse:
         yield "reuse is off: the probe's answers are not reused, its rows are asked again"
     if probe is not None and (moved := {name for name, value in pace_settings(job).items() if probe.how.get(name) != value}):
-        yield f"the probe ran with another {', '.join(sorted(moved))}: time and money are for that; a larger --probe measures them anew"
+        yield f"the probe ran with another {', '.join(sorted(moved))}: time and money are for that; a larger --probe measures them again"
     if probe is not None and not probe.pace.steady:
         yield (
             f"the probe was too small for an engine that works on {probe.pace.at_once:,} rows at a time: time and money are upper "
