@@ -91,9 +91,7 @@ def serve_page(config: Config, started: Callable[[str], None] | None = None) -> 
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     desk = Desk(store, task, load_queue(store, config.suspects, task), _name(config))
     with ReviewServer(desk, config.port) as server:
-        say(
-            f"review       {len(desk.queue):,} rows, {desk.progress()['decided']:,} of them decided; Ctrl-C ends the page, decisions are kept"
-        )
+        say(f"review       {len(desk.queue):,} rows, {desk.progress()['decided']:,} decided; Ctrl-C ends the page, decisions are kept")
         say(f"{'':<12} {server.url}")
         if started is not None:
             started(server.url)
