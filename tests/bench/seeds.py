@@ -163,7 +163,7 @@ def _trains(worker: Any, meter: Any) -> Any:
 
     def here(config: Any, stage: Any, learner: Any, base: Any, examples: Any, *_: Any) -> dict[str, Any]:
         pad = int(base.tokenizer.pad_token_id)
-        spec = Spec(stage.store, f"{stage.path}/work", learner, base.files, pad, config.model_dump(mode="json"), meter)
+        spec = Spec(stage.store, f"{stage.path}/work", learner, base.files, pad, config, meter)
         write_table(stage.store, spec.examples, examples)
         worker(spec)
         return dict(read_json(stage.store, spec.done))
