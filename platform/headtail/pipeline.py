@@ -236,17 +236,17 @@ def _students(pipeline: _Pipeline, training_set: Receipt, planned: Receipt, teac
     """The batch student answers what the teacher did not; the realtime student, if there is one, only labelled rows: its work is misses."""
     config, found = pipeline.config, {}
     sets = (distill.TrainingSet(task=config.task, training_set=f"{training_set.path}:training_set"),)
-    wanted: dict[str, tuple[DistillConfig, tuple[str, ...]]] = {}
+    students: dict[str, tuple[DistillConfig, tuple[str, ...]]] = {}
     second = config.distill_realtime if config.distill_realtime is not None and _fits(config.distill_realtime, pipeline.task) else None
     if second is not None:
         second = _all_read(_of_teacher(second, teacher), planned)
     if second is not None and config.one_student:
-        wanted[BATCH] = (second, ("student_rows", "human_labels"))
+        students[BATCH] = (second, ("student_rows", "human_labels"))
     else:
-        wanted[BATCH] = (_writable(_of_teacher(config.distill_batch, teacher), pipeline.task), ("student_rows", "human_labels"))
+        students[BATCH] = (_writable(_of_teacher(config.distill_batch, teacher), pipeline.task), ("student_rows", "human_labels"))
         if second is not None:
-            wanted[REALTIME] = (second, ("human_labels",))
-    for source, (how, tables) in wanted.items():
+            students[REALTIME] = (second, ("human_labels",))
+    for source, (how, tables) in students.items():
         made = pipeline.stage(_at("distill", source), distill.run, how, sets=sets, labels=(f"{planned.path}:human_labels",))
         model = config.precompute_batch.model.model_copy(update={"model": made.path})
         asked: dict[str, Any] = {

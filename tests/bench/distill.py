@@ -168,9 +168,9 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _turn(system: str, setting: Setting) -> None:
-    from headtail.stages.distill.base import hush
+    from headtail.stages.distill.base import silence_training
 
-    hush()
+    silence_training()
     made = headtail_turn(setting) if system == "headtail" else trainer_turn(setting, system == "trainer-grouped")
     print(json.dumps(made), flush=True)
 

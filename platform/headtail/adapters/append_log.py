@@ -31,16 +31,16 @@ def entry_path(folder: str, number: int) -> str:
 
 def last_number(store: Storage, folder: str) -> int:
     """The number of the last entry, 0 when there is none: some 2 log2(n) looks, and GAP more to see that nothing comes after a gap."""
-    found: int | None = 0
-    while found is not None:
-        low, step = found, 1
-        while store.exists(entry_path(folder, found + step)):
-            low, step = found + step, 2 * step
-        high = found + step
+    candidate: int | None = 0
+    while candidate is not None:
+        low, step = candidate, 1
+        while store.exists(entry_path(folder, candidate + step)):
+            low, step = candidate + step, 2 * step
+        high = candidate + step
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if store.exists(entry_path(folder, middle)) else (low, middle)
-        found = next((number for number in range(high + 1, high + 1 + GAP) if store.exists(entry_path(folder, number))), None)
+        candidate = next((number for number in range(high + 1, high + 1 + GAP) if store.exists(entry_path(folder, number))), None)
     return low
 
 

@@ -130,18 +130,18 @@ def calibration_chart(bins: Mapping[str, Sequence[ReliabilityBin]], labels: Mapp
 
 def latency_chart(paths: Mapping[str, Sequence[float]]) -> Any:
     """ECDF of latency in ms by path, log scale, each curve named with its median and 99th percentile."""
-    found = {name: np.sort(np.asarray(values, dtype=float)) for name, values in paths.items() if len(values)}
+    samples = {name: np.sort(np.asarray(values, dtype=float)) for name, values in paths.items() if len(values)}
     figure, axes = blank(7.2, 3.4)
-    if not found:
+    if not samples:
         _empty(axes, "no request was answered")
         return figure
-    for number, (name, values) in enumerate(found.items()):
-        tint = colour(name, list(found))
+    for number, (name, values) in enumerate(samples.items()):
+        tint = colour(name, list(samples))
         up = np.arange(1, len(values) + 1) / len(values)
         axes.step(np.concatenate([values[:1], values]), np.concatenate([[0.0], up]), where="post", color=tint, linewidth=2.0)
         p50, p99 = np.quantile(values, [0.5, 0.99])
         label = f"{name}: half within {_ms(p50)}, 99 % within {_ms(p99)}"
-        axes.text(0.0, 1.05 + 0.085 * (len(found) - 1 - number), label, color=tint, fontsize=9, transform=axes.transAxes)
+        axes.text(0.0, 1.05 + 0.085 * (len(samples) - 1 - number), label, color=tint, fontsize=9, transform=axes.transAxes)
     log_across(axes, "milliseconds", "share of requests answered by then")
     percent_up(axes)
     return figure

@@ -147,12 +147,12 @@ def format_time_left(seconds: float) -> str:
 @contextmanager
 def progress_bar(label: str, total: int | None, unit: str = "rows") -> Iterator[Bar]:
     """A bar for the length of a `with` block."""
-    made = Bar(label, total, unit)
-    if made.rich is None:
-        yield made
+    new_bar = Bar(label, total, unit)
+    if new_bar.rich is None:
+        yield new_bar
         return
-    with made.rich:
-        yield made
+    with new_bar.rich:
+        yield new_bar
 
 
 def say(text: str) -> None:

@@ -15,10 +15,10 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 def spare_loopback(environ: MutableMapping[str, str]) -> None:
     """Add loopback to NO_PROXY, in both spellings: clients differ in which one they read first."""
-    held = [name.strip() for name in (environ.get("no_proxy") or environ.get("NO_PROXY") or "").split(",") if name.strip()]
-    if "*" not in held:
-        held += [name for name in LOOPBACK if name not in held]
-    environ["no_proxy"] = environ["NO_PROXY"] = ",".join(held)
+    hosts = [name.strip() for name in (environ.get("no_proxy") or environ.get("NO_PROXY") or "").split(",") if name.strip()]
+    if "*" not in hosts:
+        hosts += [name for name in LOOPBACK if name not in hosts]
+    environ["no_proxy"] = environ["NO_PROXY"] = ",".join(hosts)
 
 
 def is_loopback(host: str) -> bool:

@@ -227,8 +227,8 @@ class Tracker:
         GateRejected, and `champion` stays where it is, when the evidence is not complete, did not pass, or is of another model than
         the version's (its tag `path`). Evidence that can be read is kept in any case, so that a rejection is in the registry too.
         """
-        found = read_evidence(evidence)
-        missing = found.missing()
+        record = read_evidence(evidence)
+        missing = record.missing()
         if not version:
             if missing:
                 raise _rejection(name, version, missing)
@@ -236,10 +236,10 @@ class Tracker:
 
         def keep(client: Any) -> list[str]:
             held = client.get_model_version(name, version).tags
-            if held.get("path") != found.candidate:
+            if held.get("path") != record.candidate:
                 origin = held.get("path") or "of unknown origin (it has no tag path)"
-                return [f"evidence of this version: the given evidence is of {found.candidate}, the version is {origin}"]
-            tags = {_name(key): value for key, value in found.tags().items()}
+                return [f"evidence of this version: the given evidence is of {record.candidate}, the version is {origin}"]
+            tags = {_name(key): value for key, value in record.tags().items()}
             for key in [key for key in held if key.startswith("gate.") and key not in tags]:
                 client.delete_model_version_tag(name, version, key)  # of an earlier gate that asked for something else
             for key, value in tags.items():

@@ -76,17 +76,17 @@ def _acquire(store: Storage, folder: str) -> tuple[int, Lease]:
     while True:
         while store.exists(append_log.entry_path(folder, number + 1)):
             number += 1
-        held = _read(store, folder, number) if number else None
-        if held is not None and (number, held.beat) != seen:
-            seen, seen_at = (number, held.beat), time.monotonic()
-        if held is None or held.ended or holder_gone(held) or time.monotonic() - seen_at >= SILENT_S:
+        holder = _read(store, folder, number) if number else None
+        if holder is not None and (number, holder.beat) != seen:
+            seen, seen_at = (number, holder.beat), time.monotonic()
+        if holder is None or holder.ended or holder_gone(holder) or time.monotonic() - seen_at >= SILENT_S:
             mine = _mine()
             if store.create(append_log.entry_path(folder, number + 1), _data(mine)):
                 return number + 1, mine
             continue  # another that waited was first
         if not told:
             told = True
-            who = f"process {held.pid} on {held.host}, since {held.since}"
+            who = f"process {holder.pid} on {holder.host}, since {holder.since}"
             say(f"  another driver runs this job ({who}): waiting for it to end, or to be silent for {SILENT_S:g} s; Ctrl-C ends this one")
         time.sleep(LOOK_S)
 

@@ -81,11 +81,11 @@ def _classify_one(task: Task, fmt: ModelFormat, completion: Completion) -> Parse
         return _without(State.TRUNCATED, f"stopped at the length limit after {completion.tokens_out} tokens", completion)
     if completion.finish_reason != "stop":
         return _without(State.FAILED, f"ended with finish reason {completion.finish_reason!r}, not stop", completion)
-    found = fmt.parse_text(task, completion.text)
-    if found.problem:
-        return _without(State.INVALID, found.problem, completion)
-    sure = confidence(completion.text, completion.token_texts, completion.token_logprobs, found.spans)
-    return ParsedAnswer(State.ANSWERED, task.dump(found.answer), sure, "", None)
+    parsed = fmt.parse_text(task, completion.text)
+    if parsed.problem:
+        return _without(State.INVALID, parsed.problem, completion)
+    sure = confidence(completion.text, completion.token_texts, completion.token_logprobs, parsed.spans)
+    return ParsedAnswer(State.ANSWERED, task.dump(parsed.answer), sure, "", None)
 
 
 def _without(state: State, reason: str, completion: Completion) -> ParsedAnswer:

@@ -95,14 +95,14 @@ class Worker:
 
         A shard that is missing in what comes back was left open because the job is to stop.
         """
-        made: dict[int, ShardReceipt] = {}
-        while (todo := self._unpublished(asks, made)) and not self.stopped:
+        receipts: dict[int, ShardReceipt] = {}
+        while (todo := self._unpublished(asks, receipts)) and not self.stopped:
             alone: list[Ask] = []
-            self._run_feed(_ChainFeed(self, todo, alone), made)
+            self._run_feed(_ChainFeed(self, todo, alone), receipts)
             for ask in alone:
-                self._run_feed(_WindowFeed(self, self.open(ask)), made)
+                self._run_feed(_WindowFeed(self, self.open(ask)), receipts)
         self.report_progress()
-        return [made[ask.shard] for ask in asks if ask.shard in made]
+        return [receipts[ask.shard] for ask in asks if ask.shard in receipts]
 
     def _unpublished(self, asks: Sequence[Ask], receipts: dict[int, ShardReceipt]) -> list[Ask]:
         """What is not published yet. A task that Ray repeats, or an engine that broke, may leave published shards behind."""

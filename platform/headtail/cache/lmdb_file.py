@@ -67,9 +67,9 @@ def _body(texts: pa.Array) -> bytes:
 
 def fixed_width(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.void]:
     """A column of values of `width` bytes, without nulls; its `tolist` gives bytes three times as fast as Arrow's."""
-    found = column.combine_chunks()
+    array = column.combine_chunks()
     return (
-        np.frombuffer(found.buffers()[1], f"V{width}")[found.offset : found.offset + len(found)] if len(found) else np.zeros(0, f"V{width}")
+        np.frombuffer(array.buffers()[1], f"V{width}")[array.offset : array.offset + len(array)] if len(array) else np.zeros(0, f"V{width}")
     )
 
 

@@ -136,17 +136,17 @@ _OPEN: weakref.WeakValueDictionary[str, _Environment] = weakref.WeakValueDiction
 
 def _environment(path: str) -> _Environment:
     real = os.path.realpath(path)
-    found = _OPEN.get(real)
-    if found is not None and found.pid != os.getpid():
-        found.handle.close()  # inherited by fork; this process needs its own
-        found = None
-    if found is None:
+    environment = _OPEN.get(real)
+    if environment is not None and environment.pid != os.getpid():
+        environment.handle.close()  # inherited by fork; this process needs its own
+        environment = None
+    if environment is None:
         try:
-            found = _Environment(real)
+            environment = _Environment(real)
         except lmdb.Error as error:
             raise StorageError(f"the LMDB file cannot be opened: {error}", where=path, fix="publish the snapshot again") from error
-        _OPEN[real] = found
-    return found
+        _OPEN[real] = environment
+    return environment
 
 
 def decode_value(value: bytes, normalised: str) -> CachedAnswer | None:

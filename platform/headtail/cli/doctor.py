@@ -20,7 +20,7 @@ from rich.text import Text
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.local import move_new
 from headtail.cli.doctor_servers import cluster, endpoint, hub, tracking
-from headtail.cli.finding import Finding, check_result, failed
+from headtail.cli.finding import Finding, check_result, error_finding
 from headtail.core.errors import ConfigError, HeadtailError
 from headtail.core.task import load_task
 from headtail.engines import ModelConfig
@@ -54,7 +54,7 @@ def examine(config: Config) -> list[Finding]:
         store = open_storage(config.root)
         results += _store(store)
     except HeadtailError as error:
-        results.append(failed("store", error))
+        results.append(error_finding("store", error))
     results += _inputs(config)
     if store is not None:
         results += _teacher(config, store)
@@ -85,7 +85,7 @@ def _inputs(config: Config) -> Iterator[Finding]:
     try:
         task = load_task(config.task, config.allow_task_code)
     except HeadtailError as error:
-        yield failed("task", error)
+        yield error_finding("task", error)
         return
     yield Finding("task", "ok", f"{task.name}, {len(task.side_inputs)} side inputs")
     if not config.log:
@@ -96,7 +96,7 @@ def _inputs(config: Config) -> Iterator[Finding]:
         try:
             files = find_log(named, task) if check == "log" else find_labels(named)
         except HeadtailError as error:
-            yield failed(check, error)
+            yield error_finding(check, error)
             continue
         if files is None:
             yield Finding(check, "ok", "none: no student can be gated without human labels (docs/labels.md)")
@@ -231,7 +231,7 @@ def _model(model: ModelConfig, role: str, store: Storage) -> Iterator[Finding]:
         try:
             found = resolve_weights(model.model, model.revision, store)
         except HeadtailError as error:
-            yield failed(role, error)
+            yield error_finding(role, error)
             return
         yield Finding(role, "ok", f"{found.name} ({found.digest[:12]})")
         if found.digest.startswith("hub:"):
@@ -250,7 +250,7 @@ def _port(config: Config) -> Iterator[Finding]:
         check_port(config.serve)
         yield Finding("port", "ok", f"{config.serve.host}:{config.serve.port} is free")
     except ConfigError as error:
-        yield failed("port", error)
+        yield error_finding("port", error)
 
 
 def findings_table(results: list[Finding]) -> Table:

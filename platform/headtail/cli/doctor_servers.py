@@ -13,7 +13,7 @@ from pathlib import Path
 
 from headtail.adapters.proxies import may_proxy
 from headtail.adapters.tracking import tracking_uri
-from headtail.cli.finding import Finding, check_result, failed
+from headtail.cli.finding import Finding, check_result, error_finding
 from headtail.core.errors import HeadtailError
 from headtail.engines import ModelConfig
 from headtail.pipeline import Config
@@ -35,7 +35,7 @@ def endpoint(model: ModelConfig, role: str) -> Finding:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         answer = httpx.get(f"{model.base_url.rstrip('/')}/models", headers=headers, timeout=TIMEOUT_S, trust_env=proxied)
     except HeadtailError as error:
-        return failed(role, error)
+        return error_finding(role, error)
     except httpx.HTTPError as error:
         return Finding(role, "bad", f"{model.base_url}: {error}", "check model.base_url and the network")
     if answer.status_code != 200:

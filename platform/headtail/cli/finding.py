@@ -28,7 +28,7 @@ def check_result(check: str, good: bool, found: str, fix: str, otherwise: Litera
     return Finding(check, "ok", found) if good else Finding(check, otherwise, found, fix)
 
 
-def failed(check: str, error: HeadtailError) -> Finding:
+def error_finding(check: str, error: HeadtailError) -> Finding:
     """A deliberate error as a finding: it already says where, what and the cure."""
     value = "" if error.value is None else f": {error.value}"
     return Finding(check, "bad", f"{f'{error.where}: ' if error.where else ''}{error.what}{value}", error.fix)

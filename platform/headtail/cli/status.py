@@ -123,18 +123,18 @@ def _trainings(store: Storage) -> Iterator[dict[str, Any]]:
         yield {"path": path, "state": phase, "step": step, "steps": steps or None, "driver": driver, "silent_s": silent_s}
 
 
-def status_table(found: dict[str, Any]) -> Group:
+def status_table(facts: dict[str, Any]) -> Group:
     """`status` for people."""
-    parts: list[Any] = [_title(found), ""]
-    if found["sources"]:
-        parts += [_sources_table(found["sources"]), ""]
-    if found["jobs"] or found["trainings"]:
-        parts += [_jobs_table(found["jobs"], found["trainings"])]
-        if len(found["jobs"]) > SHOWN:
-            parts.append(f"{len(found['jobs']) - SHOWN} older unfinished jobs are not shown; --json has them")
+    parts: list[Any] = [_title(facts), ""]
+    if facts["sources"]:
+        parts += [_sources_table(facts["sources"]), ""]
+    if facts["jobs"] or facts["trainings"]:
+        parts += [_jobs_table(facts["jobs"], facts["trainings"])]
+        if len(facts["jobs"]) > SHOWN:
+            parts.append(f"{len(facts['jobs']) - SHOWN} older unfinished jobs are not shown; --json has them")
     else:
         parts.append("No job is unfinished.")
-    return Group(*parts, "", _stages_table(found["stages"]))
+    return Group(*parts, "", _stages_table(facts["stages"]))
 
 
 def _title(found: dict[str, Any]) -> str:

@@ -25,8 +25,8 @@ class HeadtailError(Exception):
         if self.where:
             lines.append(f"  where: {self.where}")
         if self.value is not None:
-            shown = hide(str(self.value))
-            lines.append(f"  value: {shown if len(shown) <= 200 else shown[:200] + '... (' + str(len(shown)) + ' characters)'}")
+            text = hide(str(self.value))
+            lines.append(f"  value: {text if len(text) <= 200 else text[:200] + '... (' + str(len(text)) + ' characters)'}")
         if self.fix:
             lines.append(f"  do:    {self.fix}")
         return "\n".join(lines)

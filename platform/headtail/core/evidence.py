@@ -135,17 +135,17 @@ class Evidence(Config):
 
 def three_figures(quality: float | None, agreement: float | None, own: Mapping[str, float], teacher: Mapping[str, float]) -> Figures:
     """Figures from metrics of the precompute receipts that answered (`teacher` empty when it itself is meant or did not answer)."""
-    found = {"quality_against_people": quality, "agreement_with_teacher": agreement}
+    figures = {"quality_against_people": quality, "agreement_with_teacher": agreement}
     for side, metrics in (("own", own), ("teacher", teacher)):
         tokens = [metrics.get(f"tokens_{way}_per_row") for way in ("in", "out")]
         rate = metrics.get("rows_per_s")
-        found[f"usd_per_million_{side}"] = metrics.get("usd_per_million")
-        found[f"tokens_per_row_{side}"] = None if None in tokens else sum(t for t in tokens if t is not None)
-        found[f"seconds_per_million_{side}"] = 1e6 / rate if rate else None
+        figures[f"usd_per_million_{side}"] = metrics.get("usd_per_million")
+        figures[f"tokens_per_row_{side}"] = None if None in tokens else sum(t for t in tokens if t is not None)
+        figures[f"seconds_per_million_{side}"] = 1e6 / rate if rate else None
     for name, what in (("cheaper", "usd_per_million"), ("faster", "seconds_per_million"), ("fewer_tokens", "tokens_per_row")):
-        ours, theirs = found[f"{what}_own"], found[f"{what}_teacher"]
-        found[f"times_{name}_than_teacher"] = theirs / ours if ours and theirs else None
-    return Figures.model_validate(found)
+        ours, theirs = figures[f"{what}_own"], figures[f"{what}_teacher"]
+        figures[f"times_{name}_than_teacher"] = theirs / ours if ours and theirs else None
+    return Figures.model_validate(figures)
 
 
 def figure_metrics(figures: Figures, of: str = "") -> dict[str, float]:

@@ -115,18 +115,18 @@ class Prompt:
 
 
 def _check(tree: nodes.Template, names: Collection[str]) -> None:
-    for found in tree.find_all(nodes.Node):
-        if isinstance(found, _OTHER_FILES):
-            raise PromptError(f"{type(found).__name__.lower()}: a template cannot use other files; write their text here", found.lineno)
-        if isinstance(found, nodes.Block) and found.name not in ROLES:
-            raise PromptError(f"block {found.name} would be dropped: a prompt has the blocks `system` and `user`", found.lineno)
-        if (isinstance(found, nodes.Stmt) and not isinstance(found, _STATEMENTS)) or isinstance(found, nodes.NSRef | nodes.Pow):
-            kind = {"Pow": "**", "NSRef": "a namespace"}.get(type(found).__name__, type(found).__name__.lower())
-            raise PromptError(f"{kind} is not allowed in a prompt; it may use if, for, set and filters", found.lineno)
-        if isinstance(found, nodes.For) and found.recursive:
-            raise PromptError("a recursive loop is not allowed in a prompt", found.lineno)
-        if isinstance(found, nodes.Filter) and found.name not in _ENVIRONMENT.filters:
-            raise PromptError(f"no filter named {found.name}; there are {', '.join(_FILTERS)}", found.lineno)
+    for part in tree.find_all(nodes.Node):
+        if isinstance(part, _OTHER_FILES):
+            raise PromptError(f"{type(part).__name__.lower()}: a template cannot use other files; write their text here", part.lineno)
+        if isinstance(part, nodes.Block) and part.name not in ROLES:
+            raise PromptError(f"block {part.name} would be dropped: a prompt has the blocks `system` and `user`", part.lineno)
+        if (isinstance(part, nodes.Stmt) and not isinstance(part, _STATEMENTS)) or isinstance(part, nodes.NSRef | nodes.Pow):
+            kind = {"Pow": "**", "NSRef": "a namespace"}.get(type(part).__name__, type(part).__name__.lower())
+            raise PromptError(f"{kind} is not allowed in a prompt; it may use if, for, set and filters", part.lineno)
+        if isinstance(part, nodes.For) and part.recursive:
+            raise PromptError("a recursive loop is not allowed in a prompt", part.lineno)
+        if isinstance(part, nodes.Filter) and part.name not in _ENVIRONMENT.filters:
+            raise PromptError(f"no filter named {part.name}; there are {', '.join(_FILTERS)}", part.lineno)
     for node in tree.body:
         for part in node.nodes if isinstance(node, nodes.Output) else [node]:
             if not isinstance(part, nodes.Block) and not (isinstance(part, nodes.TemplateData) and not part.data.strip()):
@@ -267,10 +267,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 def _environment() -> _Sandbox:
-    made = _Sandbox(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False, finalize=_limit)
-    made.globals = {"range": made.globals["range"]}
-    made.filters = {name: _spend_first(made.filters[name]) for name in _FILTERS} | {"rounds": _rounds, "limited": _limit}
-    return made
+    environment = _Sandbox(undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False, finalize=_limit)
+    environment.globals = {"range": environment.globals["range"]}
+    environment.filters = {name: _spend_first(environment.filters[name]) for name in _FILTERS} | {"rounds": _rounds, "limited": _limit}
+    return environment
 
 
 _ENVIRONMENT = _environment()

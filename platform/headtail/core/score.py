@@ -101,10 +101,10 @@ def _units(config: ScoreConfig, answer: Any) -> list[str]:
         return []
     if config.kind == "exact":
         return [canonical(answer, "answer")]
-    found = answer.get(config.field)
+    value = answer.get(config.field)
     if config.kind == "label":
-        return [] if found is None else [canonical(found, config.field)]
-    segments = found if isinstance(found, list) else []
+        return [] if value is None else [canonical(value, config.field)]
+    segments = value if isinstance(value, list) else []
     return [
         f"{segment.get(config.label)}\0{_plain(segment.get(config.text))}"
         for segment in segments

@@ -50,14 +50,14 @@ class SpellingIndex:
 
     def find(self, word: str) -> tuple[int, ...]:
         """Numbers of similar words, the word itself left out."""
-        found = self._remembered.get(word)
-        if found is None:
+        numbers = self._remembered.get(word)
+        if numbers is None:
             seen = {number for form in set(_deletes(word)) for number in self._index.get(form, ())}
-            found = tuple(sorted(n for n in seen if self.known[n] != word and similar(word, self.known[n])))
+            numbers = tuple(sorted(n for n in seen if self.known[n] != word and similar(word, self.known[n])))
             if len(self._remembered) >= _REMEMBERED:
                 self._remembered.clear()
-            self._remembered[word] = found
-        return found
+            self._remembered[word] = numbers
+        return numbers
 
 
 _REMEMBERED = 1 << 18  # words: some 50 MB

@@ -284,14 +284,14 @@ def _price(texts: Sequence[str], spelt: Sequence[_Spelt], inside: bool) -> float
         return _ADD
     if len({piece for piece, *_ in spelt}) > 1:
         return _NEVER
-    wanted, joined = _spelling(spelt), "".join(texts)
-    if texts[0] == wanted and len(texts) == 1:
+    spelling, joined = _spelling(spelt), "".join(texts)
+    if texts[0] == spelling and len(texts) == 1:
         return 0.0
-    apart = distance(joined, wanted) if similar(texts[0], wanted) else MOST + 1
+    apart = distance(joined, spelling) if similar(texts[0], spelling) else MOST + 1
     if len(texts) == len(spelt):
-        return _CHANGE + apart / (len(wanted) + 1) if apart <= MOST else _NEVER
+        return _CHANGE + apart / (len(spelling) + 1) if apart <= MOST else _NEVER
     most = 1 if len(texts) > 1 else MOST  # a missing blank is one typing error
-    return _JOIN + apart / (len(wanted) + 1) if apart <= most else _NEVER
+    return _JOIN + apart / (len(spelling) + 1) if apart <= most else _NEVER
 
 
 def _spelling(spelt: Sequence[_Spelt]) -> str:

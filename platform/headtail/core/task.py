@@ -97,17 +97,17 @@ class Task:
     @cached_property
     def notes(self) -> tuple[str, ...]:
         """What a person should know before answers are paid for."""
-        made, limit, most = list(self.outline.notes), self.file.sampling.max_tokens, _CHARACTERS * self.file.sampling.max_tokens
+        notes, limit, most = list(self.outline.notes), self.file.sampling.max_tokens, _CHARACTERS * self.file.sampling.max_tokens
         if any(0 < bound < limit for bound in text_bounds(self.outline.schema)):
-            made.append(f"text with maxLength below max_tokens ({limit}) has no quote, backslash or line break under a grammar")
+            notes.append(f"text with maxLength below max_tokens ({limit}) has no quote, backslash or line break under a grammar")
         if self.outline.longest > most:
-            made.append(f"the longest answer has {self.outline.longest:,} characters: max_tokens ({limit}) ends it before, as `truncated`")
+            notes.append(f"the longest answer has {self.outline.longest:,} characters: max_tokens ({limit}) ends it before, as `truncated`")
         with contextlib.suppress(PromptError):  # of an older task: each row says that it has no prompt
             if "system" in self._prompt.blocks and "system" not in self._prompt.constant:
-                made.append(
+                notes.append(
                     "prompt: block `system` differs from row to row, so engines cannot cache it; put what differs into block `user`"
                 )
-        return tuple(f"task {self.name}: {note}" for note in made)
+        return tuple(f"task {self.name}: {note}" for note in notes)
 
     @cached_property
     def _writer(self) -> tuple[Any, Write]:

@@ -44,12 +44,12 @@ SYSTEM = Setting("model.system_role", "set model.system_role to merge: the syste
 def refused_setting(text: str, sent: Mapping[str, Any]) -> Setting | None:
     """The setting that a body of status 400 or 422 blames, among those that were `sent`; None when it blames something else."""
     error = _error(text)
-    said = str(error.get("message") or "")
-    if any(message["role"] == "system" for message in sent["messages"]) and _SYSTEM.search(said):
+    words = str(error.get("message") or "")
+    if any(message["role"] == "system" for message in sent["messages"]) and _SYSTEM.search(words):
         return SYSTEM
-    if not (_UNKNOWN.search(said) or str(error.get("code")).startswith("unsupported")):
+    if not (_UNKNOWN.search(words) or str(error.get("code")).startswith("unsupported")):
         return None
-    named = [error.get("param"), *re.findall(r"[\"'`]([a-z_]+)[\"'`]", said), *re.findall(r": ([a-z_]+)$", said)]
+    named = [error.get("param"), *re.findall(r"[\"'`]([a-z_]+)[\"'`]", words), *re.findall(r": ([a-z_]+)$", words)]
     return next((SETTINGS[name] for name in named if name in SETTINGS and name in sent), None)
 
 
@@ -59,10 +59,10 @@ def _error(text: str) -> dict[str, Any]:
         body = json.loads(text)
     except ValueError:
         return {"message": text}
-    found = body.get("error", body) if isinstance(body, dict) else body
-    if isinstance(found, dict):
-        return {**found, "message": found.get("message") or found.get("detail") or found.get("msg")}
-    return {"message": found}
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(error, dict):
+        return {**error, "message": error.get("message") or error.get("detail") or error.get("msg")}
+    return {"message": error}
 
 
 def completion_of_chat(row: int, body: Any, samples: int = 1) -> Completion:

@@ -88,7 +88,7 @@ def _fixes(
     """Correction of each word, and its log-prob among keeping the word, near spellings and, where that is known, leaving it out."""
     fixes, sure = [KEEP] * len(kinds), np.zeros(len(kinds))
     always = [KEEP, DELETE] if scheme.deletes else [KEEP]
-    asked: list[int] = []  # words with more than one option
+    rows: list[int] = []  # words with more than one option
     options: list[int] = []  # of all of them, one after another
     begins: list[int] = []
     at = -1
@@ -99,19 +99,19 @@ def _fixes(
                 continue
             spellings = near.find(query[a:b])
             if spellings or (scheme.deletes and kinds[at] == INSIDE):
-                asked.append(at)
+                rows.append(at)
                 begins.append(len(options))
                 options += always
                 options += [FIRST_FIX + number for number in spellings]
-    if asked:
+    if rows:
         counts = np.diff([*begins, len(options)])
-        held = logits[np.repeat(asked, counts), options]
+        held = logits[np.repeat(rows, counts), options]
         most = np.maximum.reduceat(held, begins)
         total = np.add.reduceat(np.exp(held - np.repeat(most, counts)), begins)
-        sure[asked] = -np.log(total)
-        number = np.repeat(np.arange(len(asked)), counts)
+        sure[rows] = -np.log(total)
+        number = np.repeat(np.arange(len(rows)), counts)
         for place in np.flatnonzero(held == np.repeat(most, counts))[::-1].tolist():  # backwards: the first of equals stays
-            fixes[asked[number[place]]] = options[place]
+            fixes[rows[number[place]]] = options[place]
     return fixes, sure
 
 

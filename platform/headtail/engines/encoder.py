@@ -52,11 +52,11 @@ class EncoderEngine(BatchEngine):
     def _prompts(self, window: Sequence[Request]) -> Iterator[tuple[Prompt, str]]:
         for request in window:
             query, beside = split_prompt(request.messages[-1]["content"])
-            found = self._reader.read(query, beside)
-            problem = "" if found.places else "the query is empty"
-            if found.places and len(found.ids) > self._limit:
-                problem = f"the query has {len(found.ids)} tokens; at most {self._limit} fit"
-            yield (request, (query, found), found.ids), problem
+            tokens = self._reader.read(query, beside)
+            problem = "" if tokens.places else "the query is empty"
+            if tokens.places and len(tokens.ids) > self._limit:
+                problem = f"the query has {len(tokens.ids)} tokens; at most {self._limit} fit"
+            yield (request, (query, tokens), tokens.ids), problem
 
     def _answer(self, batch: Sequence[Prompt]) -> Iterator[Completion]:
         decided = self._decide([query for _, (query, _), _ in batch], [found for _, (_, found), _ in batch])
@@ -128,10 +128,10 @@ def pad_reads(reads: Sequence[Any], pad: int) -> tuple[np.ndarray, np.ndarray, n
     wide = max(len(found.ids) for found in reads)
     ids = np.full((len(reads), wide), pad, np.int64)
     mask, kinds = np.zeros_like(ids), np.zeros_like(ids)
-    for i, found in enumerate(reads):
-        ids[i, : len(found.ids)] = found.ids
-        mask[i, : len(found.ids)] = 1
-        kinds[i, found.first : len(found.ids)] = 1
+    for i, read in enumerate(reads):
+        ids[i, : len(read.ids)] = read.ids
+        mask[i, : len(read.ids)] = 1
+        kinds[i, read.first : len(read.ids)] = 1
     return ids, mask, kinds
 
 

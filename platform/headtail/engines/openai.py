@@ -125,40 +125,40 @@ class OpenAIEngine:
         arrived.put(completion)
 
     async def _ask_with_retries(self, request: Request) -> Completion:
-        made = Completion(request.id)
+        completion = Completion(request.id)
         for attempt in range(TRIES):
-            made, asked = await self._once(request)
-            if not (made.error and made.transient):
-                return made
+            completion, asked = await self._once(request)
+            if not (completion.error and completion.transient):
+                return completion
             if asked > LONGEST_WAIT_S:
-                text = f"{made.error} (the endpoint asks to wait {asked:,.0f} s, the limit is {LONGEST_WAIT_S:g} s)"
-                return replace(made, error=text, transient=False, passing=True)
+                text = f"{completion.error} (the endpoint asks to wait {asked:,.0f} s, the limit is {LONGEST_WAIT_S:g} s)"
+                return replace(completion, error=text, transient=False, passing=True)
             if attempt + 1 < TRIES:
                 await asyncio.sleep(max(asked, BACKOFF_S * 2**attempt * (0.5 + random.random())))
-        return replace(made, error=f"{made.error} ({TRIES} tries)")
+        return replace(completion, error=f"{completion.error} ({TRIES} tries)")
 
     async def _once(self, request: Request) -> tuple[Completion, float]:
         """One try, when it is its turn, and the seconds that the endpoint asks this row to wait before the next."""
         tokens = sum(len(message["content"]) for message in request.messages) // _CHARS_PER_TOKEN + self._most_tokens
         await self._turn(tokens)
-        left, pushed, used, asked = time.monotonic(), False, tokens, 0.0
+        left, pushed, used, wait_s = time.monotonic(), False, tokens, 0.0
         try:
             body = {**self._body, "messages": self._messages(request)}
             sent = self._client.post(self._url, json=body)
             response = await asyncio.wait_for(sent, self._config.request_timeout_s)  # httpx alone restarts its clock at every byte
             pushed = response.status_code in _PUSHED
-            if asked := retry_after(response.headers.get("retry-after", ""), time.time()):
-                self._pace.pause(time.monotonic(), asked)
-            made = self._read(request.id, response, body)
-            if not made.error:
-                used = made.tokens_in + made.tokens_out + sum(sample.tokens_out for sample in made.samples)
-            return made, asked
+            if wait_s := retry_after(response.headers.get("retry-after", ""), time.time()):
+                self._pace.pause(time.monotonic(), wait_s)
+            completion = self._read(request.id, response, body)
+            if not completion.error:
+                used = completion.tokens_in + completion.tokens_out + sum(sample.tokens_out for sample in completion.samples)
+            return completion, wait_s
         except (TimeoutError, httpx.TimeoutException):
             pushed = True
-            return _transient_failure(request.id, f"no answer within {self._config.request_timeout_s:g} s"), asked
+            return _transient_failure(request.id, f"no answer within {self._config.request_timeout_s:g} s"), wait_s
         except httpx.TransportError as error:
             pushed = True
-            return _transient_failure(request.id, f"no connection: {type(error).__name__}: {hide(str(error))}"), asked
+            return _transient_failure(request.id, f"no connection: {type(error).__name__}: {hide(str(error))}"), wait_s
         finally:
             self._pace.back(time.monotonic(), left, pushed, tokens - used)
             self._came_back.set()
@@ -206,21 +206,21 @@ class OpenAIEngine:
 
     def _raise_fatal(self, response: httpx.Response) -> None:
         """Raise for what no other row would fare better with: ConfigError for key, URL and model, EngineError for an empty account."""
-        status, said = response.status_code, f"the endpoint answered {response.status_code}: {self._excerpt(response)}"
+        status, words = response.status_code, f"the endpoint answered {response.status_code}: {self._excerpt(response)}"
         self._forbidden += status == 403
         if status == 401 or (status == 403 and not self._answered and self._forbidden >= FORBIDDEN):
             raise ConfigError(
-                said, where=self._url, value=f"model {self._model}", fix=f"set ${_KEY} to a valid key that may use this model"
+                words, where=self._url, value=f"model {self._model}", fix=f"set ${_KEY} to a valid key that may use this model"
             )
         if status == 404:
             fix = "check model.base_url (it ends in /v1) and model.model"
-            raise ConfigError(said, where=self._url, value=f"model {self._model}", fix=fix)
+            raise ConfigError(words, where=self._url, value=f"model {self._model}", fix=fix)
         if 300 <= status < 400:
             fix = "set model.base_url to the final address; redirects are not followed, because the key would be sent along"
-            raise ConfigError(f"{said}; it redirects to {hide(response.headers.get('location', 'nowhere'))}", where=self._url, fix=fix)
+            raise ConfigError(f"{words}; it redirects to {hide(response.headers.get('location', 'nowhere'))}", where=self._url, fix=fix)
         if status == 402 or (status == 429 and any(code in response.text[:2000] for code in _UNPAID)):
             fix = "the key's account has no money or quota left: add some and run again; finished rows are kept"
-            raise EngineError(said, where=self._url, value=f"model {self._model}", fix=fix)
+            raise EngineError(words, where=self._url, value=f"model {self._model}", fix=fix)
 
     def _excerpt(self, response: httpx.Response) -> str:
         return hide(" ".join(response.text[:2000].split()))[:200]

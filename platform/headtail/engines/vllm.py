@@ -77,7 +77,7 @@ def batch_limits(config: ModelConfig) -> tuple[int, int]:
 def engine_arguments(config: ModelConfig, path: str) -> dict[str, Any]:
     """vLLM's engine arguments for `config` on the model at `path`. Serving uses the same."""
     seqs, tokens = batch_limits(config) if not (config.max_num_seqs and config.max_num_batched_tokens) else (0, 0)
-    found: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "model": path,
         "dtype": precision(config),
         "trust_remote_code": False,
@@ -94,14 +94,14 @@ def engine_arguments(config: ModelConfig, path: str) -> dict[str, Any]:
         "seed": 0,
     }
     if config.quantization:
-        found["quantization"] = config.quantization
+        arguments["quantization"] = config.quantization
     if config.revision and not Path(path).is_dir():
-        found["revision"] = config.revision
+        arguments["revision"] = config.revision
     if config.gpus:
-        found["gpu_memory_utilization"] = config.gpu_memory_utilization
-        return found | ({"block_size": config.kv_block_tokens} if config.kv_block_tokens else {})
-    found |= {"enforce_eager": True, "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
-    return found | {"block_size": config.kv_block_tokens or CPU_BLOCK}
+        arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        return arguments | ({"block_size": config.kv_block_tokens} if config.kv_block_tokens else {})
+    arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)}
+    return arguments | {"block_size": config.kv_block_tokens or CPU_BLOCK}
 
 
 class VllmEngine:
@@ -168,23 +168,23 @@ class VllmEngine:
 
     def facts(self) -> dict[str, Any]:
         """Arguments in use, and how full the engine was so far."""
-        found = self._vllm_config
+        config = self._vllm_config
         import vllm
 
         return {
             "engine": "vllm",
             "version": vllm.__version__,
-            "device": str(found.device_config.device_type),
-            "dtype": str(found.model_config.dtype).removeprefix("torch."),
-            "quantization": found.model_config.quantization,
-            "max_model_len": found.model_config.max_model_len,
-            "max_num_seqs": found.scheduler_config.max_num_seqs,
-            "max_num_batched_tokens": found.scheduler_config.max_num_batched_tokens,
-            "kv_cache_blocks": found.cache_config.num_gpu_blocks,
-            "kv_block_tokens": found.cache_config.block_size,
-            "prefix_caching": found.cache_config.enable_prefix_caching,
-            "enforce_eager": found.model_config.enforce_eager,
-            "tensor_parallel": found.parallel_config.tensor_parallel_size,
+            "device": str(config.device_config.device_type),
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "quantization": config.model_config.quantization,
+            "max_model_len": config.model_config.max_model_len,
+            "max_num_seqs": config.scheduler_config.max_num_seqs,
+            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+            "kv_cache_blocks": config.cache_config.num_gpu_blocks,
+            "kv_block_tokens": config.cache_config.block_size,
+            "prefix_caching": config.cache_config.enable_prefix_caching,
+            "enforce_eager": config.model_config.enforce_eager,
+            "tensor_parallel": config.parallel_config.tensor_parallel_size,
             "structured_outputs": describe_bound(self._bound),
             "threads": threads(self.config) if not self.config.gpus else None,
             "engine_process": self.apart,

@@ -118,13 +118,13 @@ def load_release(store: Storage, release: str = "current") -> Release:
         raise InputError(
             "no such release", where=store.uri(FOLDER), value=release, fix="`current`, or an id that `headtail publish` printed"
         )
-    found = read_record(store, Release, _path(release), FORMAT)
-    if not release == found.id == found.own_id:
+    record = read_record(store, Release, _path(release), FORMAT)
+    if not release == record.id == record.own_id:
         what = "this release was changed after it was published: its content has another id"
         raise StorageError(
-            what, where=store.uri(_path(release)), value=found.own_id, fix="publish again; if nobody edited it, see docs/security.md"
+            what, where=store.uri(_path(release)), value=record.own_id, fix="publish again; if nobody edited it, see docs/security.md"
         )
-    return found
+    return record
 
 
 def current_id(store: Storage) -> str:
@@ -148,11 +148,11 @@ def open_task(release: Release) -> Task:
 
 def promote(store: Storage, release: str) -> Release:
     """Make `release` current. Nothing changes when it is already."""
-    found = load_release(store, release)
-    if current_id(store) != found.id:
-        require_snapshot(store, found.snapshot)
-        _move(store, found, "promote")
-    return found
+    target = load_release(store, release)
+    if current_id(store) != target.id:
+        require_snapshot(store, target.snapshot)
+        _move(store, target, "promote")
+    return target
 
 
 def rollback(store: Storage) -> Release:
@@ -215,21 +215,21 @@ def needed_snapshots(store: Storage, keep: int) -> dict[str, str]:
 
 def look_up(store: Storage, query: str, release: str = "current", into: Path | None = None) -> dict[str, Any]:
     """What a release's snapshot holds for `query`, with the links to where it came from; `cached` false on a miss."""
-    found = load_release(store, release)
-    cache = open_snapshot(store, found.snapshot, into)
+    record = load_release(store, release)
+    cache = open_snapshot(store, record.snapshot, into)
     answer = cache.lookup(query)
     return {
         "query": query,
         "normalised": answer.query if answer else normalise(query),
-        "answer": None if answer is None else open_task(found).parse(answer.answer)[0],
+        "answer": None if answer is None else open_task(record).parse(answer.answer)[0],
         "source": None if answer is None else answer.source,
         "cached": answer is not None,
         "confidence": None if answer is None or answer.confidence is None else round(answer.confidence, 4),
         "answer_key": None if answer is None else answer.answer_key.hex(),
-        "release": found.id,
-        "snapshot": found.snapshot,
+        "release": record.id,
+        "snapshot": record.snapshot,
         "lineage": list(cache.manifest.lineage),
-        "evidence": found.evidence.get("evaluate", ""),
+        "evidence": record.evidence.get("evaluate", ""),
     }
 
 

@@ -55,32 +55,31 @@ def export_reviews(config: Config, file: Path, kind: str = "", rows: int = 0, de
     """Write the queue to `file`. `kind`: csv, jsonl, labelstudio, or known by the file's ending; `rows`: the first so many, 0 all."""
     task, store, found = load_task(config.task, config.allow_task_code), open_storage(config.root), kind_of(file, kind)
     queue = load_queue(store, config.suspects, task)
-    made = export_queue(file, found, queue, DecisionLog(store, task.name), task, rows, decided)
-    say(f"review       {made.rows:,} rows written to {file} ({found})")
-    say(f"{'':<12} {made.left_out:,} more are in the queue, {made.decided:,} were decided before")
-    if made.config is not None:
-        say(f"{'':<12} labelling config for the Label Studio project: {made.config}")
-    return made
+    report = export_queue(file, found, queue, DecisionLog(store, task.name), task, rows, decided)
+    say(f"review       {report.rows:,} rows written to {file} ({found})")
+    say(f"{'':<12} {report.left_out:,} more are in the queue, {report.decided:,} were decided before")
+    if report.config is not None:
+        say(f"{'':<12} labelling config for the Label Studio project: {report.config}")
+    return report
 
 
 def import_reviews(config: Config, file: Path, kind: str = "") -> ImportReport:
     """Record the decisions in `file`; a second time nothing. Rows that are wrong are set aside, the others recorded."""
     task, store, found = load_task(config.task, config.allow_task_code), open_storage(config.root), kind_of(file, kind)
-    made = _import_file(file, found, store, DecisionLog(store, task.name), task, config.suspects, _name(config))
-    counts = (
-        f"{made.recorded:,} decisions recorded, {made.known:,} known before, {made.undecided:,} undecided, {len(made.problems):,} set aside"
-    )
-    say(f"review       {made.rows:,} rows read: {counts}")
-    for number, note in made.notes[:_TOLD]:
+    report = _import_file(file, found, store, DecisionLog(store, task.name), task, config.suspects, _name(config))
+    counts = f"{report.recorded:,} decisions recorded, {report.known:,} known before"
+    counts += f", {report.undecided:,} undecided, {len(report.problems):,} set aside"
+    say(f"review       {report.rows:,} rows read: {counts}")
+    for number, note in report.notes[:_TOLD]:
         say(f"{'':<12} row {number:,}, recorded: {note}")
-    if len(made.notes) > _TOLD:
-        say(f"{'':<12} and {len(made.notes) - _TOLD:,} more such notes")
-    for number, problem in made.problems[:_TOLD]:
+    if len(report.notes) > _TOLD:
+        say(f"{'':<12} and {len(report.notes) - _TOLD:,} more such notes")
+    for number, problem in report.problems[:_TOLD]:
         say(f"{'':<12} row {number:,}: {problem}")
-    if made.problems:
-        more = len(made.problems) - _TOLD
-        say(f"{'':<12} {f'and {more:,} more: ' if more > 0 else 'all of them: '}{made.aside}")
-    return made
+    if report.problems:
+        more = len(report.problems) - _TOLD
+        say(f"{'':<12} {f'and {more:,} more: ' if more > 0 else 'all of them: '}{report.aside}")
+    return report
 
 
 def serve_page(config: Config, started: Callable[[str], None] | None = None) -> None:

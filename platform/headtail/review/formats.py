@@ -67,11 +67,11 @@ def _cells(item: Item, decision: Decision | None, queue: str) -> list[str]:
     def number(value: float | None) -> str:
         return "" if value is None else repr(value)
 
-    said = _decision_fields(decision)
+    fields = _decision_fields(decision)
     return [
-        str(item.rank), item.query, item.answer or "", said["verdict"], said["answer"], said["why"], _json(item.reasons),
+        str(item.rank), item.query, item.answer or "", fields["verdict"], fields["answer"], fields["why"], _json(item.reasons),
         "\n".join(item.alternatives), _json(item.side) if item.side else "", str(item.count), number(item.score), number(item.gain),
-        number(item.confidence), number(item.agreement), item.stratum, said["who"], said["at"], item.query_key,
+        number(item.confidence), number(item.agreement), item.stratum, fields["who"], fields["at"], item.query_key,
         item.answer_key or "", queue,
     ]  # fmt: skip
 
@@ -127,9 +127,9 @@ def read_csv(data: bytes, where: str) -> Iterator[ReviewRow]:
             if any(extra):
                 yield ReviewRow(number, ",".join(cells), f"{len(cells)} cells, the header has {len(names)}")
                 continue
-            found = {name: unguard(cell) for name, cell in zip(names, padded, strict=True) if name in FIELDS}
-            found |= {name: "" for name in found if found[name].strip().lower() in _NULL and _is_null(name, found)}
-            yield ReviewRow(number, ",".join(cells), **found)
+            fields = {name: unguard(cell) for name, cell in zip(names, padded, strict=True) if name in FIELDS}
+            fields |= {name: "" for name in fields if fields[name].strip().lower() in _NULL and _is_null(name, fields)}
+            yield ReviewRow(number, ",".join(cells), **fields)
     except csv.Error as error:
         raise InputError(f"not a CSV: {error}", where=f"{where}, line {reader.line_num}", fix="save it as CSV UTF-8 again") from error
 

@@ -113,17 +113,17 @@ def _item(mark: str, name: str, kind: str, value: dict[str, Any]) -> dict[str, A
 
 def _draw(task: Task, query: str, answer: Any, mark: str) -> list[dict[str, Any]] | None:
     score, names = task.file.score, label_choices(task)
-    found = answer.get(score.field) if isinstance(answer, dict) else None
-    if score.kind == "label" and found in names:
-        return [_item(f"{mark}.{CHOICE}", CHOICE, "choices", {"choices": [found]})]
-    if score.kind != "spans" or not names or not isinstance(found, list):
+    value = answer.get(score.field) if isinstance(answer, dict) else None
+    if score.kind == "label" and value in names:
+        return [_item(f"{mark}.{CHOICE}", CHOICE, "choices", {"choices": [value]})]
+    if score.kind != "spans" or not names or not isinstance(value, list):
         return None
-    texts = [segment.get(score.text) if isinstance(segment, dict) else None for segment in found]
+    texts = [segment.get(score.text) if isinstance(segment, dict) else None for segment in value]
     places = align_texts(query, [text for text in texts if isinstance(text, str)])
-    if places is None or len(places) != len(found):
+    if places is None or len(places) != len(value):
         return None
     drawn = []
-    for i, ((start, end), segment) in enumerate(zip(places, found, strict=True)):
+    for i, ((start, end), segment) in enumerate(zip(places, value, strict=True)):
         where = {"start": start, "end": end}
         drawn.append(_item(f"{mark}.{i}", SPANS, "labels", {**where, "text": query[start:end], "labels": [segment.get(score.label)]}))
         if query[start:end] != segment[score.text]:
@@ -141,9 +141,9 @@ def align_texts(query: str, texts: Sequence[str]) -> list[tuple[int, int]] | Non
     for text in texts:
         if not text.strip():
             return None
-        found = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)").search(query, cursor)
-        places.append(found.span() if found else None)
-        cursor = found.end() if found else cursor
+        match = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)").search(query, cursor)
+        places.append(match.span() if match else None)
+        cursor = match.end() if match else cursor
     return _fill(query, texts, places)
 
 
@@ -261,22 +261,22 @@ def read_annotations(data: bytes, where: str, task: Task) -> Iterator[ReviewRow]
 
 
 def _rows(number: int, item: Any, task: Task) -> Iterator[ReviewRow]:
-    shown = json.dumps(item, ensure_ascii=False)
+    text = json.dumps(item, ensure_ascii=False)
     data = item.get("data") if isinstance(item, dict) else None
     if not isinstance(data, dict):
-        yield ReviewRow(number, shown, "no `data`")
+        yield ReviewRow(number, text, "no `data`")
         return
     keys = {name: data.get(name) or "" for name in ("query_key", "answer_key", "before", "queue")} | {"query": data.get(TEXT) or ""}
     bad = [name for name, value in keys.items() if not isinstance(value, str)]
     given = item.get("annotations", [])
     if bad or not isinstance(given, list) or not all(isinstance(annotation, dict) for annotation in given):
-        yield ReviewRow(number, shown, f"{bad[0]}: not text" if bad else "annotations: not a list of annotations")
+        yield ReviewRow(number, text, f"{bad[0]}: not text" if bad else "annotations: not a list of annotations")
         return
     made = [annotation for annotation in given if not annotation.get("was_cancelled")]
     for annotation in made:
-        yield _row(number, shown, annotation, keys, task)
+        yield _row(number, text, annotation, keys, task)
     if not made:
-        yield ReviewRow(number, shown, **keys)
+        yield ReviewRow(number, text, **keys)
 
 
 def _row(number: int, query: str, annotation: Mapping[str, Any], keys: Mapping[str, str], task: Task) -> ReviewRow:

@@ -118,9 +118,9 @@ class DecisionLog:
                 touched = {self._all[at, place].decision.query_key}
             else:
                 found = [LoggedDecision(number, place, entry["source"], _decision(item)) for place, item in enumerate(entry["decisions"])]
-                for kept in found:
-                    self._all[kept.number, kept.place] = kept
-                    self._by_key.setdefault(kept.decision.query_key, []).append(kept)
+                for logged in found:
+                    self._all[logged.number, logged.place] = logged
+                    self._by_key.setdefault(logged.decision.query_key, []).append(logged)
                 touched = {kept.decision.query_key for kept in found}
         except (KeyError, TypeError, ValueError) as error:
             raise StorageError(

@@ -242,8 +242,8 @@ def _work(stage: Stage, config: Config, log: Receipt, task: Task) -> Result:
     keep = np.zeros(len(counts), bool)
     keep[student_rows[: config.max_student_rows]] = True
     covered = count_coverage(output_table(stage.store, log, "holdout", ["query_key", "count"]), keys, counts, may)
-    found = coverage_curve(counts, covered, end, limit)
-    found["head"]["rows"] = int((stratum == 0).sum())
+    curve = coverage_curve(counts, covered, end, limit)
+    curve["head"]["rows"] = int((stratum == 0).sum())
     stage.rows["redacted"] = int((~may & ~teacher_sample).sum())
     plan = Plan(log.output("queries"), stratum, eval_only, task.side_inputs)
     with progress_bar("plan", 3 * len(counts), "queries") as progress:
@@ -251,10 +251,10 @@ def _work(stage: Stage, config: Config, log: Receipt, task: Task) -> Result:
             stage.table(name, plan.rows(stage.store, mask, progress.advance), plan.schema)
     labelled = plan.labels(stage.store, labels, keys)
     stage.table("human_labels", labelled)
-    stage.json("coverage", found)
-    stage.figure("coverage", coverage_figure(found))
-    _tell(stage, config, plan, found, labelled, zipf_exponent(counts))
-    return Result(head_limit=limit, head_last_count=found["head"]["last_count"])
+    stage.json("coverage", curve)
+    stage.figure("coverage", coverage_figure(curve))
+    _tell(stage, config, plan, curve, labelled, zipf_exponent(counts))
+    return Result(head_limit=limit, head_last_count=curve["head"]["last_count"])
 
 
 def _cacheable(store: Storage, log: Receipt, task: Task, queries: int) -> Mask:

@@ -280,7 +280,7 @@ def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotMani
                 stage.note(f"the evaluation {parts.evaluation.path} did not score the answers {receipt.path}")
     if parts.proofs:
         evidence["gates"] = [proof.model_dump(mode="json") for proof in parts.proofs]
-    made = releases.make_release(
+    release = releases.make_release(
         stage.store,
         snapshot=manifest.id,
         task=parts.task,
@@ -289,12 +289,12 @@ def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotMani
         evidence=evidence,
         note=config.note,
     )
-    stage.outputs["release"] = _ref(stage.store, f"{releases.FOLDER}/{made.id}.json")
+    stage.outputs["release"] = _ref(stage.store, f"{releases.FOLDER}/{release.id}.json")
     figures = dict(_figures(stage.store, parts))
     for role, known in figures.items():
         stage.metrics |= figure_metrics(known, role)
-    stage.tracker.log(stage.run_id, {}, {}, {"headtail.snapshot": manifest.id, "headtail.release": made.id})
-    return Result(snapshot=manifest.id, release=made.id, previous=previous, student=made.student, figures=figures)
+    stage.tracker.log(stage.run_id, {}, {}, {"headtail.snapshot": manifest.id, "headtail.release": release.id})
+    return Result(snapshot=manifest.id, release=release.id, previous=previous, student=release.student, figures=figures)
 
 
 def _figures(store: Storage, parts: _Parts) -> Iterator[tuple[str, Figures]]:

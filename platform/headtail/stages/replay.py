@@ -179,14 +179,14 @@ def server_facts(url: str, timeout_s: float) -> dict[str, Any]:
     where = f"{url.rstrip('/')}/v1/release"
     try:
         reply = httpx.get(where, timeout=timeout_s, trust_env=may_proxy(where))
-        found = reply.json()
+        facts = reply.json()
     except httpx.HTTPError as error:
         raise InputError(f"no server answers: {error}", where="url", value=url, fix="start one: headtail serve, or set url") from None
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or "id" not in found:
+        facts = None
+    if not isinstance(facts, dict) or "id" not in facts:
         raise InputError("this is no headtail server", where="url", value=where, fix="set url to what `headtail serve` printed")
-    return found
+    return facts
 
 
 def draw_events(store: Storage, log: Receipt, requests: int, seed: int) -> list[Event]:

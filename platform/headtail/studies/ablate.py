@@ -154,11 +154,11 @@ def ablation_rows(rows: pa.Table, quality: pa.Table, trained: dict[str, tuple[in
     base = scored[next(iter(trained))]
     for name, (count, people) in trained.items():
         for stratum in (*STRATA, ALL):
-            found = figures[name, stratum]
+            figure = figures[name, stratum]
             if not base.where(stratum).any():
                 continue
-            line = {"variant": name, "stratum": stratum, "trained_on": count, "by_people": people, "n": found["n"]}
-            line |= {key: found[key] for key in ("quality", "low", "high")}
+            line = {"variant": name, "stratum": stratum, "trained_on": count, "by_people": people, "n": figure["n"]}
+            line |= {key: figure[key] for key in ("quality", "low", "high")}
             if scored[name] is not base:
                 gap = paired_difference(scored[name], base, stratum, config.evaluate.sure)
                 line |= {"difference": gap["value"], "difference_low": gap["low"], "difference_high": gap["high"]}

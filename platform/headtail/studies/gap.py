@@ -122,16 +122,16 @@ def run(config: Config) -> Receipt[Result]:
 
 def _write(stage: Stage, table: pa.Table, moved: Mapping[str, int], confidence: float) -> Result:
     stage.table("gap", table)
-    shown = table.to_pylist()
-    result = Result(verdicts=verdicts(shown, moved), real=significant_losses(shown))
+    rows = table.to_pylist()
+    result = Result(verdicts=verdicts(rows, moved), real=significant_losses(rows))
     for text in result.verdicts.values():
         say(f"gap          {text}")
-    for line in shown:
+    for line in rows:
         where = f"{source_name(line['model'], line['shown'])}/{line['stratum']}"
         stage.metrics |= {f"{key}/{where}": line[key] for key in ("quality", "difference", "effect") if line[key] is not None}
-    for text in gap_remarks(shown):
+    for text in gap_remarks(rows):
         stage.note(text)
-    known = [line for line in shown if line["quality"] is not None]
+    known = [line for line in rows if line["quality"] is not None]
     points = [
         charts.QualityPoint(_label(x["model"], x["shown"]), x["stratum"], *(x[key] for key in ("quality", "low", "high", "n")))
         for x in known
@@ -157,9 +157,9 @@ def gap_rows(rows: pa.Table, keys: pa.Array, models: Sequence[str], sure: Surene
                 n = int(mine.where(stratum).sum())
                 if not n:
                     continue
-                found = interval_json(quality_of(mine, stratum, sure))
+                quality = interval_json(quality_of(mine, stratum, sure))
                 line = {"model": model, "shown": shown, "stratum": stratum, "labelled": int(whole.where(stratum).sum()), "n": n}
-                line |= {"quality": found["value"], "low": found["low"], "high": found["high"]}
+                line |= {"quality": quality["value"], "low": quality["low"], "high": quality["high"]}
                 if mine is not first:
                     line |= _minus("difference", mine, first, stratum, sure)
                 if not shown:
@@ -188,16 +188,16 @@ def verdicts(rows: Sequence[Mapping[str, Any]], moved: Mapping[str, int]) -> dic
     found = {}
     for line in _of_all(rows):
         model, n = line["model"], line["n"]
-        said = f"{model}: "
+        sentence = f"{model}: "
         if not moved[model]:
-            said += f"no gap: its prompt shows no side inputs, so all {n:,} rows were asked the same both times"
+            sentence += f"no gap: its prompt shows no side inputs, so all {n:,} rows were asked the same both times"
         elif line["effect"] is None:
-            said += f"not known: nothing on the {n:,} rows can be scored"
+            sentence += f"not known: nothing on the {n:,} rows can be scored"
         else:
             points = f"{100 * line['effect']:+.1f} points ({100 * line['effect_low']:+.1f} to {100 * line['effect_high']:+.1f})"
             kind = "the gap is real" if line["effect_high"] < 0 else "no gap shown"
-            said += f"{kind}: {points} without side inputs, on {n:,} rows that have them"
-        found[model] = said
+            sentence += f"{kind}: {points} without side inputs, on {n:,} rows that have them"
+        found[model] = sentence
     return found
 
 

@@ -192,13 +192,13 @@ def _inner(schema: Any) -> Iterator[Mapping[str, Any]]:
 
 def _spellings(values: list[Any]) -> list[Any]:
     """`values` and all that equals one of them under JSON Schema, for which 1 is 1.0; each once, those as given first."""
-    found = {json_identity(value): value for value in values}
+    distinct = {json_identity(value): value for value in values}
     for value in values:
         for other in _equals(value):
-            found.setdefault(json_identity(other), other)
-            if len(found) > _MOST:
-                return list(found.values())
-    return list(found.values())
+            distinct.setdefault(json_identity(other), other)
+            if len(distinct) > _MOST:
+                return list(distinct.values())
+    return list(distinct.values())
 
 
 def _equals(value: Any) -> Iterator[Any]:

@@ -77,7 +77,7 @@ class Nothing(Node):
         return ""
 
 
-def within(node: Text | List, count: int, of: str) -> None:
+def check_count(node: Text | List, count: int, of: str) -> None:
     """CompactError unless `count` is within the node's bounds: another option may take what this one does not."""
     if count < node.least or (node.most is not None and count > node.most):
         raise CompactError(f"{count} {of}, where {node.least} to {'any' if node.most is None else node.most} may stand")
@@ -94,7 +94,7 @@ class Text(Node):
     def write(self, value: Any, into: list[str], to: CompactWriter) -> None:
         if not isinstance(value, str):
             raise CompactError(f"{json_identity(value)[:80]} is not text")
-        within(self, len(value), "characters")
+        check_count(self, len(value), "characters")
         into += [to.escape(value), STOP * self.stop]
 
     def read(self, reader: CompactReader) -> str:
@@ -109,7 +109,7 @@ class Text(Node):
         reader.mark_decision(start, stopped=True)
         if self.stop and not reader.take(STOP):
             raise reader.fail("the end of a text")
-        within(self, len(text), "characters")
+        check_count(self, len(text), "characters")
         return text
 
     def rule(self, rules: GrammarRules) -> str:
@@ -198,7 +198,7 @@ class List(Node):
     def write(self, value: Any, into: list[str], to: CompactWriter) -> None:
         if not isinstance(value, list):
             raise CompactError(f"{json_identity(value)[:80]} is not a list")
-        within(self, len(value), "items")
+        check_count(self, len(value), "items")
         for item in value:
             into.append(self.lead)
             self.item.write(item, into, to)
@@ -210,7 +210,7 @@ class List(Node):
             made.append(self.item.read(reader))
         if self.end and not reader.take(END):
             raise reader.fail("the end of a list")
-        within(self, len(made), "items")
+        check_count(self, len(made), "items")
         return made
 
     def rule(self, rules: GrammarRules) -> str:

@@ -51,19 +51,19 @@ def close_objects(schema: Any) -> Any:
     """`schema` with `additionalProperties: false` where an object names its properties and says nothing of others."""
     if not isinstance(schema, Mapping):
         return schema
-    made = dict(schema)
+    copy = dict(schema)
     for group in ("properties", "$defs", "definitions"):
-        if isinstance(made.get(group), Mapping):
-            made[group] = {name: close_objects(child) for name, child in made[group].items()}
+        if isinstance(copy.get(group), Mapping):
+            copy[group] = {name: close_objects(child) for name, child in copy[group].items()}
     for group in ("prefixItems", "anyOf", "oneOf", "allOf"):
-        if isinstance(made.get(group), list):
-            made[group] = [close_objects(child) for child in made[group]]
-    if "items" in made:
-        made["items"] = close_objects(made["items"])
-    says = {"additionalProperties", "patternProperties", "unevaluatedProperties"} & made.keys()
-    if "object" in _kinds(made) and "properties" in made and not says:
-        made["additionalProperties"] = False
-    return made
+        if isinstance(copy.get(group), list):
+            copy[group] = [close_objects(child) for child in copy[group]]
+    if "items" in copy:
+        copy["items"] = close_objects(copy["items"])
+    says = {"additionalProperties", "patternProperties", "unevaluatedProperties"} & copy.keys()
+    if "object" in _kinds(copy) and "properties" in copy and not says:
+        copy["additionalProperties"] = False
+    return copy
 
 
 def outline(schema: Any, where: str = "task.yaml", path: str = "answer") -> Outline:
@@ -229,11 +229,11 @@ class _Outliner:
     def _limits(self, kind: str, schema: Mapping[str, Any], path: str) -> dict[str, int | float]:
         """minimum and maximum, both of them values that can be written."""
         step = Decimal(1) if kind == "integer" else Decimal(1).scaleb(-DECIMALS)
-        given = {name: Decimal(repr(schema[name])) for name in _BOUNDS if name.lower().endswith(("minimum", "maximum")) and name in schema}
-        low = [math.ceil(given["minimum"] / step)] if "minimum" in given else []
-        low += [math.floor(given["exclusiveMinimum"] / step) + 1] if "exclusiveMinimum" in given else []
-        high = [math.floor(given["maximum"] / step)] if "maximum" in given else []
-        high += [math.ceil(given["exclusiveMaximum"] / step) - 1] if "exclusiveMaximum" in given else []
+        limits = {name: Decimal(repr(schema[name])) for name in _BOUNDS if name.lower().endswith(("minimum", "maximum")) and name in schema}
+        low = [math.ceil(limits["minimum"] / step)] if "minimum" in limits else []
+        low += [math.floor(limits["exclusiveMinimum"] / step) + 1] if "exclusiveMinimum" in limits else []
+        high = [math.floor(limits["maximum"] / step)] if "maximum" in limits else []
+        high += [math.ceil(limits["exclusiveMaximum"] / step) - 1] if "exclusiveMaximum" in limits else []
         if not low or not high:
             name = "an integer" if kind == "integer" else "a number"
             lacks = "minimum" if not low else "maximum"
@@ -252,12 +252,12 @@ class _Outliner:
             self._refuse(path, "a list needs maxItems", "add maxItems" + (", or items: false after prefixItems" if first else ""))
         if rest is None and most > len(first):
             self._refuse(path, "a list needs items: nothing says what may stand in it", "add items")
-        made: dict[str, Any] = {"type": "array", **self._sizes({**schema, "maxItems": most}, "minItems", "maxItems", path)}
-        made["maxItems"] = min(most, len(first)) if rest is False else most
+        array: dict[str, Any] = {"type": "array", **self._sizes({**schema, "maxItems": most}, "minItems", "maxItems", path)}
+        array["maxItems"] = min(most, len(first)) if rest is False else most
         prefix = [self.part(item, f"{path}[{i}]") for i, item in enumerate(first[:most])]
-        made |= {"prefixItems": prefix} if prefix else {}
-        made["items"] = self.part(rest, f"{path}[]") if made["maxItems"] > len(prefix) else False
-        return made
+        array |= {"prefixItems": prefix} if prefix else {}
+        array["items"] = self.part(rest, f"{path}[]") if array["maxItems"] > len(prefix) else False
+        return array
 
     def _object(self, schema: Mapping[str, Any], path: str) -> dict[str, Any]:
         if "patternProperties" in schema:

@@ -50,7 +50,7 @@ class Curve(NamedTuple):
 
 def measure(sets: Sequence[Items], lot: npt.NDArray[np.float64], seed: int) -> list[Point]:
     """Errors at 125, 250, 500, ... rows, as means over fields and over three fifths of the rows held out in turn, drawn by lot."""
-    found: dict[int, list[float]] = {}
+    errors_at: dict[int, list[float]] = {}
     for turn in range(_TURNS):
         shifted = (lot + turn / _TURNS) % 1.0
         held = shifted < _HELD_OUT
@@ -62,9 +62,9 @@ def measure(sets: Sequence[Items], lot: npt.NDArray[np.float64], seed: int) -> l
             inside[order[:size]] = True
             errors = [error for items in sets if (error := _error(items, inside, held, seed)) is not None]
             if errors:
-                found.setdefault(size, []).append(float(np.mean(errors)))
-    sizes = [size for size in sorted(found) if len(found[size]) == _TURNS or size == max(found)]
-    return [Point(size, float(np.mean(found[size]))) for size in sizes]
+                errors_at.setdefault(size, []).append(float(np.mean(errors)))
+    sizes = [size for size in sorted(errors_at) if len(errors_at[size]) == _TURNS or size == max(errors_at)]
+    return [Point(size, float(np.mean(errors_at[size]))) for size in sizes]
 
 
 def _error(items: Items, inside: npt.NDArray[np.bool_], held: npt.NDArray[np.bool_], seed: int) -> float | None:

@@ -87,15 +87,15 @@ def _fill(pool: Pool, order: npt.NDArray[np.intp], taken: Bools, among: Bools, r
 
 def allot(weight: Floats, most: npt.NDArray[np.int64], room: int) -> npt.NDArray[np.int64]:
     """Whole numbers that add up to min(room, sum(most)), in proportion to `weight`, none above `most`; largest remainders first."""
-    given = np.zeros(len(weight), dtype=np.int64)
+    shares = np.zeros(len(weight), dtype=np.int64)
     room = min(room, int(most.sum()))
-    while (left := room - int(given.sum())) > 0:
-        open_cells = given < most
+    while (left := room - int(shares.sum())) > 0:
+        open_cells = shares < most
         share = np.where(open_cells, weight, 0.0)
         wished = left * share / share.sum()
-        step = np.minimum(np.floor(wished).astype(np.int64), most - given)
+        step = np.minimum(np.floor(wished).astype(np.int64), most - shares)
         if not step.any():
             best = np.lexsort((np.arange(len(weight)), -np.where(open_cells, wished, -1.0)))[: min(left, int(open_cells.sum()))]
             step[best] = 1
-        given += step
-    return given
+        shares += step
+    return shares

@@ -66,26 +66,26 @@ def inspect_text(
     sets = signals.problems(scan, seen)
     learnt = signals.student_signals(scan, seen, sets, task, suspicion.folds, seed)
     fallback = {str(Source.FALLBACK): [task.fallback(query) for query in scan.query]}
-    found = [learnt.signal] if learnt else []
-    found += [s for s in (signals.neighbour_signal(scan, seen, places, suspicion.neighbours),) if s]
-    found += [
+    collected = [learnt.signal] if learnt else []
+    collected += [s for s in (signals.neighbour_signal(scan, seen, places, suspicion.neighbours),) if s]
+    collected += [
         *signals.doubt_signals(scan),
         *signals.rule_signals(scan, seen),
         *signals.disagreement_signals(scan, task, {**other_answers, **fallback}),
     ]
     share = learnt.wrong_share if learnt else suspects.UNKNOWN_SHARE
-    score = suspects.suspect_scores(found, len(scan), share)
+    score = suspects.suspect_scores(collected, len(scan), share)
     score[~answered] = 1.0
 
     def candidates(row: int) -> Iterator[Any]:
         return _instead(scan, seen, learnt, other_answers, row)
 
-    made = suspects.suspect_queue(scan, task, found, score, suspicion.rows, candidates)
+    made = suspects.suspect_queue(scan, task, collected, score, suspicion.rows, candidates)
     points = curve.measure(sets, scan.lot, seed) if min_gain > 0 else []
     notes = (
         [] if learnt else [f"fewer than {ENOUGH} answers, or answers that are no labels: no small students were trained to find suspects"]
     )
-    rests = {signal.name: float(np.abs(signal.weight * signal.evidence).mean()) for signal in found}
+    rests = {signal.name: float(np.abs(signal.weight * signal.evidence).mean()) for signal in collected}
     return Inspection(
         score,
         np.asarray(seen.kinds, dtype=object),

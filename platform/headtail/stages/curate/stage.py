@@ -183,9 +183,9 @@ def _account(rows: AnswerColumns, receipt: Receipt) -> None:
 
 
 def _write(stage: Stage, task: Task, judged: Verdicts, read: Reader, top: int) -> None:
-    kept = judged.reason == KEPT
-    reasons = Counter(judged.reason[~kept].tolist())
-    if not kept.any():
+    training = judged.reason == KEPT
+    reasons = Counter(judged.reason[~training].tolist())
+    if not training.any():
         told = ", ".join(f"{count:,} {why}" for why, count in reasons.most_common())
         raise InputError(
             "no answer can be trained on",
@@ -197,15 +197,15 @@ def _write(stage: Stage, task: Task, judged: Verdicts, read: Reader, top: int) -
     dropped = stage.table("dropped", tables.dropped_rows(read, judged), DROPPED)
     stage.rows |= {"in": len(judged.reason), "training_set": int(training_set.rows or 0), "dropped": int(dropped.rows or 0)}
     stage.rows |= {f"dropped.{why}": count for why, count in sorted(reasons.items())}
-    stage.rows |= {f"training_set.{name or 'none'}": count for name, count in sorted(Counter(judged.stratum[kept].tolist()).items())}
-    if stage.rows["training_set"] + stage.rows["dropped"] != len(judged.reason) or stage.rows["training_set"] != int(kept.sum()):
+    stage.rows |= {f"training_set.{name or 'none'}": count for name, count in sorted(Counter(judged.stratum[training].tolist()).items())}
+    if stage.rows["training_set"] + stage.rows["dropped"] != len(judged.reason) or stage.rows["training_set"] != int(training.sum()):
         raise LedgerError("training and dropped rows are not the answers that came in", where=stage.path, value=dict(stage.rows))
-    human = int(sum(answer is not None for answer in judged.answer[kept]))
+    human = int(sum(answer is not None for answer in judged.answer[training]))
     if human:
         stage.rows["training_set.human"] = human
-    weights, confidence = judged.weight[kept], judged.confidence[kept]
+    weights, confidence = judged.weight[training], judged.confidence[training]
     stage.metrics |= {
-        "training_set_share": float(kept.mean()),
+        "training_set_share": float(training.mean()),
         "weight_max": float(weights.max()),
         "effective_rows": float(weights.sum() ** 2 / (weights**2).sum()),
     }
@@ -213,8 +213,8 @@ def _write(stage: Stage, task: Task, judged: Verdicts, read: Reader, top: int) -
         stage.metrics["confidence_mean"] = float(np.nanmean(confidence))
     for text in judged.notes:
         stage.note(text)
-    if human < int(kept.sum()):
-        stage.note(f"{int(kept.sum()) - human:,} training answers are the teacher's, unreviewed: a student learns its mistakes too")
+    if human < int(training.sum()):
+        stage.note(f"{int(training.sum()) - human:,} training answers are the teacher's, unreviewed: a student learns its mistakes too")
 
 
 def _result(inspection: Inspection) -> Result:
@@ -236,11 +236,15 @@ def _tell(stage: Stage, config: Config, judged: Verdicts, inspection: Inspection
     if inspection.curve is None:
         return
     size = int((judged.reason == KEPT).sum())
-    found = inspection.curve
-    stage.metrics |= {"curve_enough": float(found.enough), "curve_error": found.error(size), "curve_next_doubling": found.gain(size)}
-    stage.figure("curve", curve.curve_figure(found, size))
-    limit = "the learning curve" if found.enough <= size else "max_rows" if size >= config.max_rows else "min_rows or the rows that qualify"
+    law = inspection.curve
+    stage.metrics |= {
+        "curve_enough": float(law.enough),
+        "curve_error": law.error(size),
+        "curve_next_doubling": law.gain(size),
+    }
+    stage.figure("curve", curve.curve_figure(law, size))
+    limit = "the learning curve" if law.enough <= size else "max_rows" if size >= config.max_rows else "min_rows or the rows that qualify"
     stage.note(
         f"{size:,} training rows, bound by {limit}: by a small student's error, which is measured against the teacher's answers, "
-        f"doubling them would gain {found.gain(size):.4f} (bound {config.min_gain:g})"
+        f"doubling them would gain {law.gain(size):.4f} (bound {config.min_gain:g})"
     )

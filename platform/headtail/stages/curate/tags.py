@@ -95,20 +95,20 @@ def align_words(words: Sequence[str], written: Sequence[str]) -> list[int | None
     """For each word of the query the place in `written` of the word that stands for it: equal, or alike in the same gap."""
     if list(words) == list(written):
         return list(range(len(words)))
-    found: list[int | None] = [None] * len(words)
+    places: list[int | None] = [None] * len(words)
     free: list[int] = []
     for kind, a, b, c, d in SequenceMatcher(None, words, written, autojunk=False).get_opcodes():
         if kind == "equal":
-            found[a:b] = range(c, d)
+            places[a:b] = range(c, d)
         elif kind == "replace":
-            free += _pair(words, written, range(a, b), range(c, d), found)
+            free += _pair(words, written, range(a, b), range(c, d), places)
         else:
             free += range(c, d)
     for place in free:  # segments out of order
-        at = next((i for i, word in enumerate(words) if found[i] is None and word == written[place]), None)
+        at = next((i for i, word in enumerate(words) if places[i] is None and word == written[place]), None)
         if at is not None:
-            found[at] = place
-    return found
+            places[at] = place
+    return places
 
 
 def _pair(words: Sequence[str], written: Sequence[str], left: range, right: range, found: list[int | None]) -> list[int]:

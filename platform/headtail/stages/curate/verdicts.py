@@ -64,9 +64,9 @@ def give_verdicts(
     look: Callable[[Places, Objects], InspectedRows] | None = None,
 ) -> Verdicts:
     """Give every answer its reason to go, or a weight. `look` gets the places it may read and people's answers."""
-    laid = match_decisions(decided, rows)
+    decisions = match_decisions(decided, rows)
     reason = np.full(len(rows.state), KEPT, dtype=object)
-    mine = np.asarray([answer is not None for answer in laid.answer], dtype=bool)
+    mine = np.asarray([answer is not None for answer in decisions.answer], dtype=bool)
     answered = rows.state == State.ANSWERED
 
     def drop(which: Bools, why: str | Objects) -> None:
@@ -75,16 +75,16 @@ def give_verdicts(
 
     drop(rows.eval_only, EVAL_ONLY)
     drop(rows.near_labels, NEAR_LABELS)
-    drop(laid.dropped, REVIEWED)
+    drop(decisions.dropped, REVIEWED)
     reviewable = reason == KEPT
     drop(~answered & ~mine, rows.state)
     with np.errstate(invalid="ignore"):
         drop((rows.confidence < rules.min_confidence) & ~mine, UNCONFIDENT)  # NaN is not below: unknown is not unsure
     drop(_duplicates(rows, answered, reason == KEPT), DUPLICATE)
-    pool, size, notes = Pool.by_stratum(rows.stratum, rows.lot, rows.events)._replace(first=mine), rules.max_rows, list(laid.notes)
+    pool, size, notes = Pool.by_stratum(rows.stratum, rows.lot, rows.events)._replace(first=mine), rules.max_rows, list(decisions.notes)
     places = scan_places(rows, mine, reviewable & (reason != DUPLICATE), rules.scan_rows)
     if look is not None and len(places):
-        seen = look(places, laid.answer)
+        seen = look(places, decisions.answer)
         pool = _with_findings(pool, seen)
         suspicious = np.zeros(len(reason), dtype=bool)
         suspicious[seen.place] = (seen.score >= rules.drop_above) & (rules.drop_above < 1)
@@ -94,7 +94,7 @@ def give_verdicts(
         drop(unseen, OVER_QUOTA)
         size = min(size, max(seen.enough, rules.min_rows)) if seen.enough is not None else size
     candidates = np.flatnonzero(reason == KEPT)
-    chosen, told = pick(pool.take(candidates), size, rules.shares)
+    chosen, draw_notes = pick(pool.take(candidates), size, rules.shares)
     over = np.ones(len(reason), dtype=bool)
     over[candidates[chosen]] = False
     drop(over, OVER_QUOTA)
@@ -104,8 +104,10 @@ def give_verdicts(
     weight[kept] /= weight[kept].mean() if kept.any() else 1.0
     unknown = int((np.isnan(rows.confidence) & kept & ~mine).sum())
     if unknown and rules.min_confidence > 0:
-        told.append(f"{unknown:,} training rows have no confidence (the engine gave no log-probabilities): they were not filtered by it")
-    return Verdicts(reason, weight, laid.answer, rows.stratum, rows.confidence, [*notes, *told])
+        draw_notes.append(
+            f"{unknown:,} training rows have no confidence (the engine gave no log-probabilities): they were not filtered by it"
+        )
+    return Verdicts(reason, weight, decisions.answer, rows.stratum, rows.confidence, [*notes, *draw_notes])
 
 
 def traffic_weights(counts: Floats) -> Floats:

@@ -41,7 +41,7 @@ class BaseModelConfig(Config):
         return self
 
 
-def hush() -> None:
+def silence_training() -> None:
     """transformers' and PEFT's own words off: our progress says what matters."""
     import warnings
 
@@ -54,7 +54,7 @@ def make_decoder_base(shape: Shape, tokenizer: Any, seed: int) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    hush()
+    silence_training()
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=-(-len(tokenizer) // 64) * 64,  # a multiple of 64 keeps matrix kernels on their fast path
@@ -76,7 +76,7 @@ def load_base(path: str, revision: str = "", layers: int = 0, kind: str = "decod
     """(model of a kind in fp32, tokenizer) from a folder or hub id, cut to `layers` layers when asked."""
     from headtail.engines.transformers import load_generator
 
-    hush()
+    silence_training()
     model, tokenizer = load_generator(path, revision=revision, kind=kind)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -90,13 +90,13 @@ def keep_layers(model: Any, layers: int) -> None:
     from torch import nn
 
     body = model.base_model
-    stack = next((found for name in ("encoder", "transformer") if (found := getattr(body, name, None)) is not None), body)
+    stack = next((stack_layers for name in ("encoder", "transformer") if (stack_layers := getattr(body, name, None)) is not None), body)
     name = "layer" if hasattr(stack, "layer") else "layers"
-    found = getattr(stack, name, None)
-    if found is None:
+    stack_layers = getattr(stack, name, None)
+    if stack_layers is None:
         fix = "set base.layers to 0"
         raise ConfigError("this model's layers cannot be cut", where="base.layers", value=model.config.model_type, fix=fix)
-    kept = nn.ModuleList([found[i] for i in spread_layers(len(found), layers)])
+    kept = nn.ModuleList([stack_layers[i] for i in spread_layers(len(stack_layers), layers)])
     setattr(stack, name, kept)
     for i, layer in enumerate(kept):
         if hasattr(layer, "self_attn"):  # a decoder's: it finds its part of the cache by this

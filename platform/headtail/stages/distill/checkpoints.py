@@ -86,24 +86,24 @@ class Checkpoints:
         """
         if not self.store.exists(self._marker):
             return None
-        found = read_record(self.store, Marker, self._marker)
-        if found.made != self.made:
+        marker = read_record(self.store, Marker, self._marker)
+        if marker.made != self.made:
             return None
         shutil.rmtree(self.scratch, ignore_errors=True)
-        mine = [path for path in found.files if self.needs(Path(path).name)]
+        mine = [path for path in marker.files if self.needs(Path(path).name)]
         folder = self.scratch
         for path in mine:
-            if path.rpartition("/")[0] != f"{self.folder}/{found.tag}" or not _TAG.fullmatch(found.tag):
+            if path.rpartition("/")[0] != f"{self.folder}/{marker.tag}" or not _TAG.fullmatch(marker.tag):
                 raise StorageError("a checkpoint names a file outside its folder", where=self.store.uri(self._marker), value=path, fix=_FIX)
             local = self.store.fetch(path, self.scratch)
-            if sha256_file(local) != found.files[path]:
+            if sha256_file(local) != marker.files[path]:
                 raise StorageError("a checkpoint's file is not the one that was written", where=self.store.uri(path), fix=_FIX)
             folder = local.parent.parent
         engine.checkpoint_engine.load = tensors
-        engine.load_checkpoint(str(folder), tag=found.tag, load_module_strict=not self.frozen)
-        own = tensors(str(folder / found.tag / _OWN.format(rank=self.rank)))
+        engine.load_checkpoint(str(folder), tag=marker.tag, load_module_strict=not self.frozen)
+        own = tensors(str(folder / marker.tag / _OWN.format(rank=self.rank)))
         set_random_state(own.pop("random"))
-        return found.state, own
+        return marker.state, own
 
     def remove(self) -> None:
         """Take all of them away: the run has ended and its weights are kept elsewhere."""

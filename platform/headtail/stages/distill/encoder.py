@@ -29,7 +29,7 @@ from headtail.core.task import Task
 from headtail.engines.decisions import head_slices
 from headtail.engines.encoder import LABELS, load_encoder, pad_reads
 from headtail.engines.words import WordTokenizer, split_prompt
-from headtail.stages.distill.base import Shape, hush, keep_layers
+from headtail.stages.distill.base import Shape, keep_layers, silence_training
 from headtail.stages.distill.batches import EXAMPLE, UNTAUGHT, Batch, Columns, check_lengths, training_answer
 
 NOISED = 4  # copies of a training row with typing errors; an epoch shows one or none
@@ -88,7 +88,7 @@ class EncoderLearner:
         return make_encoder_base(shape, list(dict.fromkeys(texts)), seed, self.settings, self.scheme)
 
     def load(self, path: str, revision: str = "", layers: int = 0) -> tuple[Any, Any]:
-        hush()
+        silence_training()
         model, tokenizer = load_encoder(path, self.scheme, revision=revision)
         if layers and layers < model.config.num_hidden_layers:
             keep_layers(model, layers)
@@ -138,21 +138,21 @@ class EncoderLearner:
         self, task: Task, reader: WordTokenizer, numbers: Mapping[str, int], row: Mapping[str, Any], copies: int
     ) -> dict[str, Any]:
         query, beside = self._query_and_side(task, row)
-        made = self._labels(task, row, numbers)
-        variants = [(query, list(made.fixes))]
-        variants += misspelt_variants(query, made, self.scheme, numbers, copies, random.Random(row["query_key"])) if copies else []
+        tags = self._labels(task, row, numbers)
+        variants = [(query, list(tags.fixes))]
+        variants += misspelt_variants(query, tags, self.scheme, numbers, copies, random.Random(row["query_key"])) if copies else []
         reads = [reader.read(text, beside) for text, _ in variants]
-        reads_fixes = [(found, fixes) for found, (_, fixes) in zip(reads, variants, strict=True) if len(found.places) == len(made.kinds)]
+        reads_fixes = [(found, fixes) for found, (_, fixes) in zip(reads, variants, strict=True) if len(found.places) == len(tags.kinds)]
         return {
             "ids": [i for found, _ in reads_fixes for i in found.ids],
             "sizes": [len(found.ids) for found, _ in reads_fixes],
             "firsts": [found.first for found, _ in reads_fixes],
             "places": [i for found, _ in reads_fixes for i in found.places],
             "fixes": [i for _, fixes in reads_fixes for i in fixes],
-            "kinds": list(made.kinds),
-            "labels": [i if i != tagging.NONE else UNTAUGHT for i in made.labels],
-            "values": [i if i != tagging.NONE else UNTAUGHT for i in made.values],
-            "exact": made.exact,
+            "kinds": list(tags.kinds),
+            "labels": [i if i != tagging.NONE else UNTAUGHT for i in tags.labels],
+            "values": [i if i != tagging.NONE else UNTAUGHT for i in tags.values],
+            "exact": tags.exact,
             "length": max(len(found.ids) for found, _ in reads_fixes),
         }
 
@@ -170,16 +170,16 @@ class EncoderLearner:
 
     def collate(self, rows: Columns, chosen: np.ndarray, weights: np.ndarray, pad: int) -> Batch:
         """A batch of the variants that `epoch_rows` chose; without it, of the rows as they are."""
-        shown = [_Variant.of(rows, int(i)) for i in chosen]
-        spoken = max(1, *(len(one.places) for one in shown))
-        arrays = dict(zip(("ids", "mask", "types"), pad_reads(shown, pad), strict=True))
-        arrays["places"] = np.zeros((len(shown), spoken), np.int64)
-        arrays |= {name: np.full((len(shown), spoken), UNTAUGHT, np.int64) for name in ("kinds", "labels", "fixes")}
-        for i, one in enumerate(shown):
+        variants = [_Variant.of(rows, int(i)) for i in chosen]
+        spoken = max(1, *(len(one.places) for one in variants))
+        arrays = dict(zip(("ids", "mask", "types"), pad_reads(variants, pad), strict=True))
+        arrays["places"] = np.zeros((len(variants), spoken), np.int64)
+        arrays |= {name: np.full((len(variants), spoken), UNTAUGHT, np.int64) for name in ("kinds", "labels", "fixes")}
+        for i, one in enumerate(variants):
             for name in ("places", "kinds", "labels", "fixes"):
                 found = getattr(one, name)
                 arrays[name][i, : len(found)] = found
-        arrays["values"] = np.stack([rows["values"][int(i)] for i in chosen]).astype(np.int64).reshape(len(shown), -1)
+        arrays["values"] = np.stack([rows["values"][int(i)] for i in chosen]).astype(np.int64).reshape(len(variants), -1)
         arrays["weight"] = weights.astype(np.float32)
         return Batch(arrays, int(arrays["mask"].sum()), arrays["mask"].size)
 

@@ -46,7 +46,7 @@ def finish_student(config: Config, stage: Stage, learner: Learner, base: Trainin
     if config.lora:
         stage.metrics["merge_drift"] = merge_lora(learner, learner.load(base.path, config.base.revision)[0], trained, model, probes)
     else:
-        halve(trained, model)
+        save_bf16(trained, model)
         whole = stage.scratch / "whole"  # what was trained is the store's own folder: the tokenizer does not go into it
         base.tokenizer.save_pretrained(whole)
         for file in trained.iterdir():
@@ -59,7 +59,7 @@ def finish_student(config: Config, stage: Stage, learner: Learner, base: Trainin
     return digest
 
 
-def halve(trained: Path, into: Path) -> None:
+def save_bf16(trained: Path, into: Path) -> None:
     """A saved model with its weights in bf16, as it is served."""
     import torch
     from safetensors.torch import load_file, save_file

@@ -18,7 +18,7 @@ from headtail.core.tagging import Scheme
 from headtail.engines.decisions import output_width
 from headtail.engines.device import spin_briefly
 from headtail.engines.words import WordTokenizer
-from headtail.stages.distill.base import Shape, hush
+from headtail.stages.distill.base import Shape, silence_training
 from headtail.stages.distill.batches import UNTAUGHT
 from headtail.stages.distill.tokenizer import WORD_SPECIAL, train_word_tokenizer
 
@@ -35,7 +35,7 @@ def make_encoder_base(shape: Shape, texts: Sequence[str], seed: int, settings: S
     import torch
     from transformers import BertConfig, BertForMaskedLM, BertForTokenClassification
 
-    hush()
+    silence_training()
     tokenizer = train_word_tokenizer(texts, shape.vocabulary)
     tokenizer.model_max_length = shape.positions
     config = BertConfig(

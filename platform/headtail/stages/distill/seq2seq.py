@@ -19,7 +19,7 @@ from headtail.core.errors import ConfigError
 from headtail.core.task import Task
 from headtail.engines.control import Encoder
 from headtail.engines.transformers import prompt_ids, prompt_text
-from headtail.stages.distill.base import Shape, hush, load_base
+from headtail.stages.distill.base import Shape, load_base, silence_training
 from headtail.stages.distill.batches import EXAMPLE, UNTAUGHT, Batch, Columns, check_lengths, training_answer
 
 ROWS = pa.schema([("ids", pa.list_(pa.int32())), ("target", pa.list_(pa.int32())), *EXAMPLE])
@@ -40,7 +40,7 @@ class Seq2SeqLearner:
 
         from headtail.stages.distill.tokenizer import train_tokenizer
 
-        hush()
+        silence_training()
         tokenizer = train_tokenizer(texts, shape.vocabulary)
         tokenizer.model_max_length = shape.positions
         torch.manual_seed(seed)

@@ -121,21 +121,21 @@ def _run_trial(config: Config, stage: Stage, number: int, trial: Trial) -> dict[
     row: dict[str, Any] = {"number": number, "trial": trial.label, "values": trial.values, "path": "", "value": None, "reason": ""}
     tracking = config.tracking.model_copy(update={"parent_run": stage.run_id, "run_name": trial.label})
     try:
-        made = distill.run(trial.config.model_copy(update={"tracking": tracking}))
+        receipt = distill.run(trial.config.model_copy(update={"tracking": tracking}))
     except TrainingError as error:  # it diverged: an answer too. Other errors end the sweep
         return {**row, "reason": str(error)}
-    value = made.metrics.get(config.metric)
+    value = receipt.metrics.get(config.metric)
     if value is None:
         raise ConfigError(
-            "a trial has no such metric", where="metric", value=config.metric, fix=f"one of: {', '.join(sorted(made.metrics))}"
+            "a trial has no such metric", where="metric", value=config.metric, fix=f"one of: {', '.join(sorted(receipt.metrics))}"
         )
-    if made.reused:
-        _log_earlier_trial(config, stage, trial, made)
+    if receipt.reused:
+        _log_earlier_trial(config, stage, trial, receipt)
     if not math.isfinite(value):
         return {**row, "reason": f"{config.metric} is {value}: no held-out rows?"}
     kept = ("train_loss", "eval_loss", "steps", "train_seconds", "real_token_share", "params")
-    figures = {name: made.metrics[name] for name in kept if name in made.metrics}
-    return {**row, "path": made.path, "value": value, "reused": made.reused, **figures}
+    figures = {name: receipt.metrics[name] for name in kept if name in receipt.metrics}
+    return {**row, "path": receipt.path, "value": value, "reused": receipt.reused, **figures}
 
 
 def _log_earlier_trial(config: Config, stage: Stage, trial: Trial, receipt: Receipt) -> None:

@@ -64,8 +64,8 @@ def _byte_bpe(texts: Iterable[str], vocabulary: int, chunks: Any, special: tuple
     """A tokenizers.Tokenizer of at most `vocabulary` tokens, none across two of the `chunks` that texts are first cut into."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer, made.decoder = chunks, decoders.ByteLevel()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = chunks, decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=list(special),
@@ -73,5 +73,5 @@ def _byte_bpe(texts: Iterable[str], vocabulary: int, chunks: Any, special: tuple
         min_frequency=2,
         show_progress=False,
     )
-    made.train_from_iterator(texts, trainer)
-    return made
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer

@@ -57,13 +57,13 @@ def gather_weights(module: Any, zero_stage: int, trained_only: bool, keep: bool)
         return {name: value.detach().cpu() for name, value in module.state_dict().items() if name in trains or not trained_only}
     import deepspeed
 
-    found: dict[str, Any] = {}
+    weights: dict[str, Any] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         if trained_only and not parameter.requires_grad:
             continue
         with deepspeed.zero.GatheredParameters([parameter]):  # one at a time: the whole model need not fit one GPU
             if keep:
-                found[name] = parameter.detach().cpu().clone()
+                weights[name] = parameter.detach().cpu().clone()
     if keep and not trained_only:
-        found |= {name: value.detach().cpu() for name, value in module.state_dict().items() if name not in found and value.numel()}
-    return found if keep else None
+        weights |= {name: value.detach().cpu() for name, value in module.state_dict().items() if name not in weights and value.numel()}
+    return weights if keep else None

@@ -78,7 +78,7 @@ def run(config: Config) -> Receipt[Result]:
     """Score the answers of every source to the labelled rows."""
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
     human_labels, name = load_ref(store, config.labels)
-    found = {source: load_receipt(store, "precompute", ref, PrecomputeResult) for source, ref in config.answers.items()}
+    receipts = {source: load_receipt(store, "precompute", ref, PrecomputeResult) for source, ref in config.answers.items()}
 
     def work(stage: Stage) -> Result:
         wanted = conform(output_table(store, human_labels, name), HUMAN_LABELS, human_labels.output(name).path)
@@ -86,19 +86,21 @@ def run(config: Config) -> Receipt[Result]:
             fix = "name a labels column or file when you run ingest"
             raise InputError("no labelled rows to evaluate on", where=human_labels.output(name).path, fix=fix)
         keys = wanted["query_key"].combine_chunks()
-        given = {source: find_answers(task, read_answers(store, receipt, COLUMNS), keys, receipt.path) for source, receipt in found.items()}
+        given = {
+            source: find_answers(task, read_answers(store, receipt, COLUMNS), keys, receipt.path) for source, receipt in receipts.items()
+        }
         for source, answers in given.items():
             if not answers:
                 fix = f"add {config.labels} to precompute's inputs"
                 raise InputError(
-                    f"no labelled query is among the answers of {source}", where=found[source].path, value=config.labels, fix=fix
+                    f"no labelled query is among the answers of {source}", where=receipts[source].path, value=config.labels, fix=fix
                 )
-        figures = _write(stage, config, task, found, score_rows(task, wanted, given))
+        figures = _write(stage, config, task, receipts, score_rows(task, wanted, given))
         return Result(labels=labels, answers=answered_by, figures=figures)
 
-    labels, answered_by = f"{human_labels.path}:{name}", {source: receipt.path for source, receipt in found.items()}
+    labels, answered_by = f"{human_labels.path}:{name}", {source: receipt.path for source, receipt in receipts.items()}
     replaces = {"task": task.name, "labels": labels, "answers": answered_by}
-    return run_once("evaluate", Result, config, work, inputs={"labels": human_labels, **found}, task=task, replaces=replaces)
+    return run_once("evaluate", Result, config, work, inputs={"labels": human_labels, **receipts}, task=task, replaces=replaces)
 
 
 def _write(

@@ -152,12 +152,12 @@ def read_judge(
     known = _answers_to(store, answers, table["query_key"].combine_chunks())
     its = raw["answer_key"].to_pylist() if "answer_key" in raw.column_names else None
     fits = [key in known and (its is None or its[i] == known[key][0]) for i, key in enumerate(keys)]
-    found = {key: float(score) for key, score, fit in zip(keys, scores, fits, strict=True) if fit}
+    scores_by_key = {key: float(score) for key, score, fit in zip(keys, scores, fits, strict=True) if fit}
     labelled = set(source.keys)
     by_stratum = {}
     for stratum in map(str, Stratum):
-        beside = [found.get(key, float("nan")) for key, inside in zip(source.keys, source.inside(stratum), strict=True) if inside]
-        more = [found[k] for k in sorted(found, key=_shuffle_key) if k not in labelled and known[k][1] == stratum]
+        beside = [scores_by_key.get(key, float("nan")) for key, inside in zip(source.keys, source.inside(stratum), strict=True) if inside]
+        more = [scores_by_key[k] for k in sorted(scores_by_key, key=_shuffle_key) if k not in labelled and known[k][1] == stratum]
         if more:
             by_stratum[stratum] = JudgeScores(np.nan_to_num(np.asarray(beside), nan=1.0), np.nan_to_num(np.asarray(more)))
     model = load_receipt(store, receipt.stage, receipt.path, JudgeResult).result.model
@@ -166,10 +166,10 @@ def read_judge(
         "ref": where,
         "name": model.name if model else None,
         "own_teacher": own,
-        "rows": len(found),
-        "left_out": len(keys) - len(found),
+        "rows": len(scores_by_key),
+        "left_out": len(keys) - len(scores_by_key),
     }
-    about["labelled_without_score"] = sum(key not in found for key in source.keys)
+    about["labelled_without_score"] = sum(key not in scores_by_key for key in source.keys)
     about["answers_checked"] = its is not None
     return JudgeByStratum(by_stratum, about, receipt.output(name).sha256)
 

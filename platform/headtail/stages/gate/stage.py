@@ -234,25 +234,27 @@ def _record(stage: Stage, config: Config, evidence: Evidence, sources: _Sources)
 
 
 def _remarks(config: Config, evidence: Evidence, number: int) -> list[str]:
-    found = []
+    remarks = []
     if number > config.candidates:
         total = min(1.0, config.delta * sum(1 / k for k in range(1, number + 1)))
-        found.append(
+        remarks.append(
             f"test {number} on these labelled rows in this store: delta is divided by {number}, not {config.candidates}. "
             f"Over all {number} tests the chance that a bad candidate passed is at most {total:.3f}; fresh human labels start anew"
         )
     judge = evidence.judge
     if judge.get("own_teacher"):
-        found.append(f"the judge {judge['name']} is the candidate's own teacher; the bound rests on people's labels and holds all the same")
+        remarks.append(
+            f"the judge {judge['name']} is the candidate's own teacher; the bound rests on people's labels and holds all the same"
+        )
     if judge and judge["own_teacher"] is None:
-        found.append("the judge's table names no model, so whether it is the candidate's own teacher is not known")
+        remarks.append("the judge's table names no model, so whether it is the candidate's own teacher is not known")
     if judge and not judge["answers_checked"]:
-        found.append("the judge's table has no answer_key: nothing shows that it looked at the candidate's answers")
+        remarks.append("the judge's table has no answer_key: nothing shows that it looked at the candidate's answers")
     if judge and judge["left_out"]:
-        found.append(f"{judge['left_out']:,} judged rows are not about the candidate's answers and were left out")
+        remarks.append(f"{judge['left_out']:,} judged rows are not about the candidate's answers and were left out")
     if judge and {ALL, TRAFFIC} & set(config.minimum):
-        found.append("the judge does not help on `all` and `traffic`: they mix strata as the human labels do, and its rows do not")
-    return found
+        remarks.append("the judge does not help on `all` and `traffic`: they mix strata as the human labels do, and its rows do not")
+    return remarks
 
 
 def criteria_figure(evidence: Evidence) -> Any:

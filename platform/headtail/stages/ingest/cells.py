@@ -65,32 +65,32 @@ def counts(array: pa.Array) -> pa.Array:
     """Whole numbers from 1 to MAX_COUNT as int64, else null. `3`, `3.0` and `+3` are 3; `0`, `2.5`, `1,000` are null."""
     kind = array.type
     if pa.types.is_integer(kind):
-        found = array.cast(pa.int64(), safe=False)
+        numbers = array.cast(pa.int64(), safe=False)
     elif pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         number = array.cast(pa.float64())
         whole = pc.and_(pc.is_finite(number), pc.equal(pc.floor(number), number))
-        found = pc.if_else(pc.and_(whole, pc.less_equal(number, MAX_COUNT)), number, None).cast(pa.int64())
+        numbers = pc.if_else(pc.and_(whole, pc.less_equal(number, MAX_COUNT)), number, None).cast(pa.int64())
     else:
-        found = _number(array, _COUNT)
-    return pc.if_else(pc.and_(pc.greater_equal(found, 1), pc.less_equal(found, MAX_COUNT)), found, None)
+        numbers = _number(array, _COUNT)
+    return pc.if_else(pc.and_(pc.greater_equal(numbers, 1), pc.less_equal(numbers, MAX_COUNT)), numbers, None)
 
 
 def times(array: pa.Array) -> pa.Array:
     """Seconds since 1970 (UTC) as int64, null where a cell is no time between 1970 and 2200. See TIMES."""
     kind = array.type
     if pa.types.is_timestamp(kind):
-        found = pc.floor_temporal(array, unit="second").cast(pa.timestamp("s", kind.tz), safe=False).cast(pa.int64())
+        seconds = pc.floor_temporal(array, unit="second").cast(pa.timestamp("s", kind.tz), safe=False).cast(pa.int64())
     elif pa.types.is_date(kind):
-        found = pc.multiply(array.cast(pa.date32()).cast(pa.int32()).cast(pa.int64()), _DAY)
+        seconds = pc.multiply(array.cast(pa.date32()).cast(pa.int32()).cast(pa.int64()), _DAY)
     elif pa.types.is_integer(kind):
-        found = _epoch(array.cast(pa.int64(), safe=False))
+        seconds = _epoch(array.cast(pa.int64(), safe=False))
     elif pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         number = array.cast(pa.float64())
         fine = pc.and_(pc.is_finite(number), pc.less(pc.abs(number), 9e18))
-        found = _epoch(pc.floor(pc.if_else(fine, number, None)).cast(pa.int64()))
+        seconds = _epoch(pc.floor(pc.if_else(fine, number, None)).cast(pa.int64()))
     else:
-        found = pc.coalesce(_iso(array), _epoch(_number(array, _EPOCH)))
-    return pc.if_else(pc.and_(pc.greater_equal(found, _FIRST), pc.less(found, _LAST)), found, None)
+        seconds = pc.coalesce(_iso(array), _epoch(_number(array, _EPOCH)))
+    return pc.if_else(pc.and_(pc.greater_equal(seconds, _FIRST), pc.less(seconds, _LAST)), seconds, None)
 
 
 def lists(array: pa.Array, separator: str) -> pa.Array:

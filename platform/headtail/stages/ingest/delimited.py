@@ -106,22 +106,22 @@ def _no_cells(names: Sequence[str]) -> pa.Table:
 def _unfit(lines: Lines, form: Dialect) -> Mask:
     """Lines that are not cut in bulk: another number of cells, a lone carriage return (Arrow would cut there), a NUL, a header."""
     data, raw, starts, ends, *_ = lines
-    found: Mask = per_line(raw == ord(form.delimiter), starts) != form.cells - 1
+    unfit: Mask = per_line(raw == ord(form.delimiter), starts) != form.cells - 1
     returns = np.flatnonzero(raw == _RETURN)
     if len(returns):
-        found[np.searchsorted(ends, returns[~np.isin(returns + 1, ends)])] = True
+        unfit[np.searchsorted(ends, returns[~np.isin(returns + 1, ends)])] = True
     if b"\0" in data:
-        found |= per_line(raw == _NUL, starts) > 0
+        unfit |= per_line(raw == _NUL, starts) > 0
     if form.trailing:
         bodies = ends - (raw[np.maximum(ends - 1, 0)] == _RETURN)
-        found |= raw[np.maximum(bodies - 1, 0)] != ord(form.delimiter)
+        unfit |= raw[np.maximum(bodies - 1, 0)] != ord(form.delimiter)
     # A header that comes again has the same sum, in whatever order its names are, and perhaps a mark.
     wanted = sum(canonical_header(form.header)) + ord(form.delimiter) * form.trailing
     sums = (
         np.add.reduceat(np.frombuffer(canonical_header(data), np.uint8), starts, dtype=np.int64) if len(starts) else np.zeros(0, np.int64)
     )
-    found |= (sums == wanted) | (sums == wanted + sum(canonical_header(BOM)))
-    return found
+    unfit |= (sums == wanted) | (sums == wanted + sum(canonical_header(BOM)))
+    return unfit
 
 
 def _bulk(lines: Lines, plain: Mask, form: Dialect, names: Sequence[str]) -> pa.Table:

@@ -124,12 +124,12 @@ def _find_local(pattern: str, what: str) -> tuple[str, dict[str, str]]:
     if glob.has_magic(pattern):
         text = str(path)
         root, there = os.path.dirname(text[: min(i for i, c in enumerate(text) if c in "*?[")]), dict[str, str]()
-        for found in sorted(glob.glob(text, recursive=True)):
-            if os.path.isdir(found):
-                _refuse_lake(os.path.basename(found), os.path.dirname(found))
-                there |= dict(_walk(found, found))
+        for match in sorted(glob.glob(text, recursive=True)):
+            if os.path.isdir(match):
+                _refuse_lake(os.path.basename(match), os.path.dirname(match))
+                there |= dict(_walk(match, match))
             else:
-                there[found] = "" if os.path.isfile(found) else NO_FILE
+                there[match] = "" if os.path.isfile(match) else NO_FILE
         return root, _links(there)
     near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [], n=1)
     raise InputError(f"{what} file not found", where=str(path), fix=f"did you mean {near[0]}?" if near else "check the path")

@@ -134,8 +134,8 @@ def _clean(value: bytes, rules: IntakeRules) -> tuple[str, int, int]:
         return "", TOO_LONG if text else EMPTY, 0
     if not rules.redact:
         return text, 0, 0
-    found = redact(text)
-    return found.text, 0, EMAIL * found.email | PHONE * found.phone | CARD * found.card
+    redaction = redact(text)
+    return redaction.text, 0, EMAIL * redaction.email | PHONE * redaction.phone | CARD * redaction.card
 
 
 def cell_excerpt(value: object, redacting: bool) -> str:

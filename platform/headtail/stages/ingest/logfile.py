@@ -92,10 +92,10 @@ def probe_file(system: pafs.FileSystem, file: LogFile, query: str, quotes: str =
 
 def split_log(system: pafs.FileSystem, files: Sequence[LogFile]) -> list[LogSplit]:
     """The log in parts that can be read apart from one another: Parquet by row groups of about a million rows, text by file."""
-    found: list[LogSplit] = []
+    splits: list[LogSplit] = []
     for file in files:
         if file.kind != PARQUET:
-            found.append(LogSplit(file, len(found)))
+            splits.append(LogSplit(file, len(splits)))
             continue
         with readable(file.path), open_file(system, file.path) as source:
             meta = pq.ParquetFile(source).metadata
@@ -106,9 +106,9 @@ def split_log(system: pafs.FileSystem, files: Sequence[LogFile]) -> list[LogSpli
             groups.append(i)
             row += rows
             if row - first >= SPLIT_ROWS or i == len(sizes) - 1:
-                found.append(LogSplit(file, len(found), tuple(groups), first))
+                splits.append(LogSplit(file, len(splits), tuple(groups), first))
                 groups, first = [], row
-    return found
+    return splits
 
 
 def read_split(system: pafs.FileSystem, part: LogSplit, selection: ColumnSelection) -> Iterator[Sheet]:

@@ -71,25 +71,25 @@ def per_line(hits: Mask, starts: Ints) -> Ints:
 
 def long_records(lines: Lines, form: Dialect, last: bool) -> tuple[list[Record], int | None]:
     """Records over several lines, and the line from which on the next block is needed (`last`: there is none)."""
-    found: list[Record] = []
+    records: list[Record] = []
     edges = _edges(lines) if form.quotes != (NONE,) else np.zeros(0, np.int64)
     at = 0
     while at < len(edges):
         first = int(edges[at])
         ends, more = _ends(lines, edges[at : at + 1 + JOINS], form)
         if more and not last:
-            return found, first
+            return records, first
         sure = len(ends) == 1 and not readings(lines.text(first, first), form)
         end = at
         while ends:
             end = int(np.searchsorted(edges, ends[-1]))
             ends, more = _ends(lines, edges[end : end + 1 + JOINS], form) if not sure else ([], False)  # it may end within another
             if more and not last:
-                return found, first
+                return records, first
         if end > at:
-            found.append(Record(first, int(edges[end]), sure))
+            records.append(Record(first, int(edges[end]), sure))
         at = end + 1
-    return found, None
+    return records, None
 
 
 def _edges(lines: Lines) -> Ints:

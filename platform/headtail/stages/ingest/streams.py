@@ -76,14 +76,14 @@ def codec_of(system: pafs.FileSystem, path: str, unsure: bool) -> str:
         return named
     with open_file(system, path) as stream:
         start = stream.read(16)
-    found = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), "")
-    if found and not (unsure and found in CODECS.values()):
-        ending = next((ending for ending, codec in CODECS.items() if codec == found), "")
+    by_magic = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), "")
+    if by_magic and not (unsure and by_magic in CODECS.values()):
+        ending = next((ending for ending, codec in CODECS.items() if codec == by_magic), "")
         fix = f"give it the ending {ending}, or unpack it" if ending else "export it as CSV (UTF-8), JSON Lines or Parquet"
-        if found == "zip":
+        if by_magic == "zip":
             fix = "an Excel workbook (.xlsx) is one: export it as CSV (UTF-8); else give it the ending .zip"
-        raise InputError(f"this file is {found}, not what its name says", where=path, fix=fix)
-    return found
+        raise InputError(f"this file is {by_magic}, not what its name says", where=path, fix=fix)
+    return by_magic
 
 
 def open_plain(system: pafs.FileSystem, path: str, codec: str) -> Any:
@@ -118,17 +118,17 @@ def _open_zip(source: Any, path: str) -> Any:
 
 def check_text(head: bytes, path: str) -> None:
     """InputError when the first bytes of what should be text are UTF-16, UTF-32 or no text at all."""
-    found = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "")
+    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "")
     sample = head[:_LOOKED_AT]
     nuls = sample.count(0)
-    if not found and nuls * 5 > len(sample):  # letters of UTF-16 have a zero byte on one side, of UTF-32 three
+    if not encoding and nuls * 5 > len(sample):  # letters of UTF-16 have a zero byte on one side, of UTF-32 three
         even = sample[::2].count(0)
         if nuls * 5 > 3 * len(sample):
-            found = "UTF-32"
+            encoding = "UTF-32"
         elif max(even, nuls - even) > 0.9 * nuls:
-            found = "UTF-16"
-    if found:
-        raise InputError(f"file is {found}", where=path, fix=f"convert it: iconv -f {found} -t UTF-8")
+            encoding = "UTF-16"
+    if encoding:
+        raise InputError(f"file is {encoding}", where=path, fix=f"convert it: iconv -f {encoding} -t UTF-8")
     controls = sum(sample.count(byte) for byte in (*range(2, 9), *range(14, 27), 28, 29, 30, 31))
     first = sample.split(b"\n", 1)[0]
     if b"\0" in first or (nuls + controls) * 20 > len(sample):

@@ -15,17 +15,17 @@ _NOT_FIGURES = {"model", "rows"}  # of a BatchFigures
 
 def flat_summary(s: Summary) -> dict[str, Any]:
     """Every figure under its plain name."""
-    made: dict[str, Any] = {"title": s.title, "headtail": s.headtail, "task": s.task, **s.figures}
-    made |= {f"labelled_rows_{name}": count for name, count in s.labelled.items()}
+    flat: dict[str, Any] = {"title": s.title, "headtail": s.headtail, "task": s.task, **s.figures}
+    flat |= {f"labelled_rows_{name}": count for name, count in s.labelled.items()}
     for source in s.sources.values():
-        made |= dict(_flat_source(source))
-    made["sources"] = list(s.shown)
+        flat |= dict(_flat_source(source))
+    flat["sources"] = list(s.shown)
     for path, latency in s.latency.items():
-        made |= {f"latency_{path}_{p}_ms": getattr(latency, p) for p in ("p50", "p95", "p99")} | {f"requests_{path}": latency.requests}
-    made |= {"release": s.release, "snapshot": s.snapshot, "student_served": s.student_served}
-    made |= {f"seconds_{name}": seconds for name, seconds in s.seconds.items()}
-    made |= {"not_run": list(s.not_run), "lineage": [step.model_dump() for step in s.lineage]}
-    return made | {"notes": report_notes(s), "headline": list(headline(s)), "paths": s.paths}
+        flat |= {f"latency_{path}_{p}_ms": getattr(latency, p) for p in ("p50", "p95", "p99")} | {f"requests_{path}": latency.requests}
+    flat |= {"release": s.release, "snapshot": s.snapshot, "student_served": s.student_served}
+    flat |= {f"seconds_{name}": seconds for name, seconds in s.seconds.items()}
+    flat |= {"not_run": list(s.not_run), "lineage": [step.model_dump() for step in s.lineage]}
+    return flat | {"notes": report_notes(s), "headline": list(headline(s)), "paths": s.paths}
 
 
 def _flat_source(source: SourceSummary) -> Iterator[tuple[str, Any]]:

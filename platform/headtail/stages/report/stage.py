@@ -47,25 +47,25 @@ class Result(StageResult):
 def run(config: Config) -> Receipt[Result]:
     """Write report.html and summary.json over the given receipts."""
     store = open_storage(config.root)
-    found = {name: _load(store, path) for name, path in config.receipts.items()}
-    if not found:
+    receipts = {name: _load(store, path) for name, path in config.receipts.items()}
+    if not receipts:
         raise InputError(
             "nothing to report on", where="receipts", value=config.receipts, fix="name at least one receipt, such as plan: plan/ab12"
         )
 
     def work(stage: Stage) -> Result:
-        summary = summarise(found, read_quality(store, found), config.title, config.reused, _paths(found, stage.path))
+        summary = summarise(receipts, read_quality(store, receipts), config.title, config.reused, _paths(receipts, stage.path))
         local = stage.scratch / "report.html"
-        local.write_text(hide(render(store, found, summary)), encoding="utf-8")
+        local.write_text(hide(render(store, receipts, summary)), encoding="utf-8")
         stage.file("report", local)
         stage.json("summary", flat_summary(summary))
-        stage.rows["stages"] = len(found)
+        stage.rows["stages"] = len(receipts)
         for text in report_notes(summary):
             stage.note(text)
         return Result(summary=summary)
 
-    replaces = {"receipts": {name: receipt.path for name, receipt in found.items()}}
-    return run_once("report", Result, config, work, inputs=found, version=2, replaces=replaces)
+    replaces = {"receipts": {name: receipt.path for name, receipt in receipts.items()}}
+    return run_once("report", Result, config, work, inputs=receipts, version=2, replaces=replaces)
 
 
 def _load(store: Storage, path: str) -> Receipt:

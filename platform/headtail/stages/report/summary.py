@@ -305,16 +305,16 @@ def _job(receipts: Mapping[str, Receipt], source: str) -> BatchFigures:
 
 
 def _training(receipts: Mapping[str, Receipt], stage: str) -> TrainingFigures:
-    made = result_of(receipts, DistillResult, stage)
-    if made is None:
+    result = result_of(receipts, DistillResult, stage)
+    if result is None:
         return TrainingFigures()
-    receipt, encoder = receipts[stage], made.student == "encoder"
+    receipt, encoder = receipts[stage], result.student == "encoder"
     return TrainingFigures(
         train_examples=receipt.rows.get("training_set"),
         **{name: receipt.metrics.get(name) for name in ("train_loss", "eval_loss", "train_seconds", "params", "trainable_params")},
-        kind=made.student,
-        prompt="query_only" if encoder else made.io_format.prompt,
-        output="labels" if encoder else made.io_format.output,
+        kind=result.student,
+        prompt="query_only" if encoder else result.io_format.prompt,
+        output="labels" if encoder else result.io_format.output,
     )
 
 

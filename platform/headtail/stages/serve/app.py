@@ -93,15 +93,15 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        made: dict[str, Any] = {"registry": self.registry}
-        self.requests = Counter("headtail_requests", "answered requests", ["path", "source"], **made)
-        self.seconds = Histogram("headtail_request_seconds", "time to answer", ["path"], buckets=BUCKETS, **made)
-        self.degraded = Counter("headtail_degraded", "requests that got the fallback", ["reason"], **made)
-        self.rejected = Counter("headtail_rejected", "requests refused with 422", ["field"], **made)
-        self.release = Gauge("headtail_release_info", "1 for the release being served", ["release", "snapshot"], **made)
-        self.redeploy = Gauge("headtail_redeploy_needed", "1 when the release asks for another student than the deployed one", **made)
-        self.refresh_failures = Counter("headtail_refresh_failures", "looks at CURRENT that failed", **made)
-        self.in_flight = Gauge("headtail_realtime_in_flight", "requests waiting for the student", **made)
+        settings: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("headtail_requests", "answered requests", ["path", "source"], **settings)
+        self.seconds = Histogram("headtail_request_seconds", "time to answer", ["path"], buckets=BUCKETS, **settings)
+        self.degraded = Counter("headtail_degraded", "requests that got the fallback", ["reason"], **settings)
+        self.rejected = Counter("headtail_rejected", "requests refused with 422", ["field"], **settings)
+        self.release = Gauge("headtail_release_info", "1 for the release being served", ["release", "snapshot"], **settings)
+        self.redeploy = Gauge("headtail_redeploy_needed", "1 when the release asks for another student than the deployed one", **settings)
+        self.refresh_failures = Counter("headtail_refresh_failures", "looks at CURRENT that failed", **settings)
+        self.in_flight = Gauge("headtail_realtime_in_flight", "requests waiting for the student", **settings)
 
     def count(self, reply: Reply) -> None:
         self.requests.labels(reply.path, reply.source).inc()

@@ -20,11 +20,11 @@ class Ingress:
     """Wrapped by `serve.ingress()`, which calls `__serve_build_asgi_app__` once this is made."""
 
     def __init__(self, config: Config, realtime: Any, deployed: str, stands_for: str | None) -> None:
-        from headtail.stages.serve.realtime import door
+        from headtail.stages.serve.realtime import student_client
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         store = open_storage(config.root)
-        served, student = open_served(store, config.release, config.copies), door(realtime) if realtime is not None else None
+        served, student = open_served(store, config.release, config.copies), student_client(realtime) if realtime is not None else None
         self.state = ServeState(store, served, config, student, deployed, stands_for)
 
     def __serve_build_asgi_app__(self) -> Any:

@@ -32,23 +32,23 @@ class Student:
     """
 
     def __init__(self, config: ModelConfig, root: str, task: Task, stands_for: str, digest: str) -> None:
-        found = check_weights(find_model(config, open_storage(root)), digest)
-        if Path(found.path).is_dir():
+        weights = check_weights(find_model(config, open_storage(root)), digest)
+        if Path(weights.path).is_dir():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        self.task, self.stands_for, self.io_format = task, stands_for, found.io_format.check(task)
-        self._settings = fingerprint(answer_settings(task, config, found.digest, self.io_format))
+        self.task, self.stands_for, self.io_format = task, stands_for, weights.io_format.check(task)
+        self._settings = fingerprint(answer_settings(task, config, weights.digest, self.io_format))
         kind = _StreamEngine if runs_vllm(config, self.io_format.kind) else _BatchedEngine
-        self._engine: _StudentEngine = kind(config, found, task)
+        self._engine: _StudentEngine = kind(config, weights, task)
 
     async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> RealtimeReply:
         """The student's answer to one query. A cancelled call takes no more of the engine than it must."""
         messages = self.io_format.messages(self.task, query, side_inputs)
-        made = await self._engine.ask(messages)
-        found = self.io_format.parse_text(self.task, made.text)
-        sure = confidence(made.text, made.token_texts, made.token_logprobs, found.spans)
+        completion = await self._engine.ask(messages)
+        found = self.io_format.parse_text(self.task, completion.text)
+        sure = confidence(completion.text, completion.token_texts, completion.token_logprobs, found.spans)
         key = answer_key(messages, self._settings).hex()
-        text = self.io_format.as_json(self.task, made.text, found)
-        return RealtimeReply(text, made.finish_reason, sure, key, self.stands_for, self.task.fingerprint)
+        text = self.io_format.as_json(self.task, completion.text, found)
+        return RealtimeReply(text, completion.finish_reason, sure, key, self.stands_for, self.task.fingerprint)
 
     async def reconfigure(self, warm_up: dict[str, str]) -> None:
         """Called by Serve before the replica counts as ready: one answer, or the first caller waits 2 s for the grammar."""
@@ -140,7 +140,7 @@ def _check_completion(completion: Completion) -> Completion:
     return completion
 
 
-def door(handle: Any) -> AskStudent:
+def student_client(handle: Any) -> AskStudent:
     """A function over a Serve handle that turns every way in which Serve fails into a RealtimeFailure."""
     from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError

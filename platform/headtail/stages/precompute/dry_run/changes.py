@@ -46,13 +46,13 @@ def key_changes(entry: CatalogEntry, job: Job) -> tuple[str, ...]:
 
 def changes(entry: CatalogEntry, job: Job) -> tuple[Change, ...]:
     """All that differs between an earlier job and this one, with its values."""
-    found = []
+    differences = []
     if entry.template != job.task.template and job.io_format.prompt == "full":  # a query alone is asked without the template
         was, now = _lines(entry.template, job.task.template)
-        found.append(Change(part="prompt", was=was, now=now))
+        differences.append(Change(part="prompt", was=was, now=now))
     was, now = _side(entry.side_inputs, entry.shown), _side(job.task.side_inputs, job.side_inputs)
     if was != now:
-        found.append(Change(part="side inputs", was=was, now=now))
+        differences.append(Change(part="side inputs", was=was, now=now))
     for part, values in _settings(entry, job).items():
         pair = values
         if part == "schema":
@@ -60,8 +60,8 @@ def changes(entry: CatalogEntry, job: Job) -> tuple[Change, ...]:
             pair = (_at(places, 1), _at(places, 2))
         elif part == "model" and entry.model != job.name:
             pair = (entry.model, job.name)
-        found.append(Change(part=part, was=_short(pair[0]), now=_short(pair[1])))
-    return tuple(found)
+        differences.append(Change(part=part, was=_short(pair[0]), now=_short(pair[1])))
+    return tuple(differences)
 
 
 def _side(names: Sequence[str], with_inputs: bool) -> str:
@@ -75,18 +75,18 @@ def _at(places: Sequence[tuple[str, Any, Any]], side: int) -> str:
 def _settings(entry: CatalogEntry, job: Job) -> dict[str, tuple[Any, Any]]:
     """What `CatalogEntry.parts` and the job's own differ in. What follows from another difference is left out."""
     was, now = _flat(entry.parts), _flat(job.parts)
-    found = {
+    differences = {
         _WORDS.get(name, name.replace(".", " ")): (was.get(name), now.get(name))
         for name in {**was, **now}
         if was.get(name) != now.get(name)
     }
-    if "engine" in found:
-        found.pop("grammar", None)  # how the engine gets the schema
-    if "endpoint" in found and entry.model == job.name and "model revision" not in found:
-        found.pop("model", None)  # an endpoint's model is called by its address
-    if "model" in found:
-        found.pop("model revision", None)
-    return found
+    if "engine" in differences:
+        differences.pop("grammar", None)  # how the engine gets the schema
+    if "endpoint" in differences and entry.model == job.name and "model revision" not in differences:
+        differences.pop("model", None)  # an endpoint's model is called by its address
+    if "model" in differences:
+        differences.pop("model revision", None)
+    return differences
 
 
 def _flat(parts: Mapping[str, Any]) -> dict[str, Any]:

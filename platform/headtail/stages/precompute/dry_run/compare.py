@@ -239,14 +239,14 @@ class _Rival:
         for row in left:
             rows.setdefault(shard.requests.pairs[row][0], []).append(row)
         keys = pa.array(list(rows), KEY)
-        found: dict[int, tuple[str, ...]] = {}
+        differing: dict[int, tuple[str, ...]] = {}
         for table in tables:
             for was in table.filter(pc.is_in(table["query_key"], value_set=keys)).to_pylist():
                 for row in rows[was["query_key"]]:
-                    if row not in found or len(found[row]) > 1:  # of several rows to one query, the one that differs least
+                    if row not in differing or len(differing[row]) > 1:  # of several rows to one query, the one that differs least
                         parts = self._differ(shard, row, was)
-                        found[row] = min(found.get(row, parts), parts, key=len)
-        return found
+                        differing[row] = min(differing.get(row, parts), parts, key=len)
+        return differing
 
     def _differ(self, shard: Shard, row: int, was: Mapping[str, Any]) -> tuple[str, ...]:
         messages, words = shard.requests.messages[row], self.older.words

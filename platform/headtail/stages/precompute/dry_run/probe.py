@@ -48,12 +48,12 @@ def ask(job: Job, sample: pa.Table, known: Sequence[Probe]) -> Probe:
     begun = time.monotonic()
     with hold_lease(store, path):
         ledger = generate(mine)
-    made = _measure(store, mine, ledger, sample, time.monotonic() - begun)
-    timed = max([made, *(one for one in known if one.how == made.how)], key=lambda one: one.pace.rows)
-    made = made.model_copy(update={"pace": timed.pace, "start_s": timed.start_s, "setup_s": timed.setup_s})
-    write_json(store, f"{path}/probe.json", made.model_dump(mode="json"))
+    probe = _measure(store, mine, ledger, sample, time.monotonic() - begun)
+    timed = max([probe, *(one for one in known if one.how == probe.how)], key=lambda one: one.pace.rows)
+    probe = probe.model_copy(update={"pace": timed.pace, "start_s": timed.start_s, "setup_s": timed.setup_s})
+    write_json(store, f"{path}/probe.json", probe.model_dump(mode="json"))
     remove_work_files(store, mine)
-    return made
+    return probe
 
 
 def _measure(store: Storage, mine: Job, ledger: Ledger, sample: pa.Table, wall: float) -> Probe:
