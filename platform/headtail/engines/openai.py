@@ -3,7 +3,7 @@
 In: Requests. Out: Completions. 429, 5xx, timeouts and broken connections are tried again here, as late as Retry-After
 asks of that row, and are `transient` when they do not stop; other 4xx are final for the row; a refused key, an empty account
 or an unknown model ends the job. A body that is not a chat completion is never an answer. The key comes from $OPENAI_API_KEY
-and goes to the endpoint only. How fast requests leave is pace.py's.
+and goes to the endpoint only. How fast requests leave is rate_limit.py's.
 """
 
 from __future__ import annotations

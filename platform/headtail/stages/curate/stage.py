@@ -1,7 +1,7 @@
 """Curate a teacher's answers into the training set that students learn from, and find those that a person should look at.
 
     answers -> columns.py   narrow columns; personal data out; LeakError for a human label that is not marked `eval_only`
-            -> decided.py   people's decisions override the teacher
+            -> decisions.py people's decisions override the teacher
             -> verdicts.py  one verdict per answer: training_set, or the one reason why not
                  scan.py    ... for which the text of the candidates is read and looked at (inspection.py):
                               tags.py signals.py crossval.py neighbours.py suspects.py   which answers may be wrong

@@ -1,7 +1,7 @@
 """One verdict per answer: training_set with a weight, or the one reason why not. Pure.
 
 In: the narrow columns of all answers, what people decided, and `look`, which sees the text of the rows that are left.
-Out: Judged. The first reason that applies counts; the order of rows and shards changes nothing.
+Out: Verdicts. The first reason that applies counts; the order of rows and shards changes nothing.
 """
 
 from __future__ import annotations
