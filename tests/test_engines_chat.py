@@ -25,11 +25,16 @@ CALL = [{"id": "1", "type": "function", "function": {"name": "answer", "argument
 BODIES: dict[str, tuple[Any, State, int, str]] = {
     "answer": (chat(GOOD), State.ANSWERED, 1, ""),
     "answer with reasoning": (chat(GOOD, reasoning_content="x looks like a topic"), State.ANSWERED, 1, ""),
-    "reasoning alone": (chat(None, reasoning_content="hm"), State.INVALID, 1, ""),
+    "reasoning alone": (
+        chat(None, reasoning_content="hm"),
+        State.INVALID,
+        1,
+        "not JSON: the message has no content; the model wrote into `reasoning_content` alone",
+    ),
     "reasoning alone, to the limit": (chat(None, "length", reasoning_content="hm"), State.TRUNCATED, 1, "length limit"),
-    "fenced": (chat(FENCED), State.INVALID, 1, ""),
-    "words around it": (chat(f"Here you are: {GOOD}"), State.INVALID, 1, ""),
-    "empty": (chat(""), State.INVALID, 1, ""),
+    "fenced": (chat(FENCED), State.INVALID, 1, "not JSON: the answer is inside a Markdown fence"),
+    "words around it": (chat(f"Here you are: {GOOD}"), State.INVALID, 1, "not JSON: Expecting value"),
+    "empty": (chat(""), State.INVALID, 1, "not JSON: the message has no content"),
     "refusal": (chat(None, refusal="I cannot help with that"), State.REFUSED, 1, "declined"),
     "content filter": (chat(None, "content_filter"), State.REFUSED, 1, "declined"),
     "tool call": (chat(None, "tool_calls", tool_calls=CALL), State.FAILED, 1, "tool_calls"),
@@ -37,7 +42,7 @@ BODIES: dict[str, tuple[Any, State, int, str]] = {
     "another reason": (chat(GOOD, "weird"), State.FAILED, 1, "weird"),
     "a list of parts": (chat([{"type": "text", "text": GOOD}]), State.FAILED, 1, "a list, not text"),  # type: ignore[arg-type]
     "no content": (chat(None), State.FAILED, 5, "no content"),
-    "no choices": ({"choices": []}, State.FAILED, 5, "not a chat completion"),
+    "no choices": ({"choices": []}, State.FAILED, 5, "not a chat completion (no choices): "),
     "an error": ({"error": {"message": "overloaded"}}, State.FAILED, 5, "an error body"),
     "no JSON": (b"<html>bad gateway</html>", State.FAILED, 5, "not a chat completion"),
 }

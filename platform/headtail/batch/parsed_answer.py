@@ -21,6 +21,7 @@ from headtail.core.task import Task
 from headtail.engines import Completion
 
 _REASON_CHARS = 500
+_FENCE = re.compile(r"^\s*```", re.MULTILINE)  # a string of JSON holds no line break, so no line of an answer starts so
 
 # A string, a number, a word, or one mark of JSON punctuation. In valid JSON a string before a colon is a key.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|true|false|null|[{}\[\],:]', re.DOTALL)
@@ -83,9 +84,20 @@ def _classify_one(task: Task, fmt: ModelFormat, completion: Completion) -> Parse
         return _without(State.FAILED, f"ended with finish reason {completion.finish_reason!r}, not stop", completion)
     parsed = fmt.parse_text(task, completion.text)
     if parsed.problem:
-        return _without(State.INVALID, parsed.problem, completion)
+        return _without(State.INVALID, _name_cause(parsed.problem, completion), completion)
     sure = confidence(completion.text, completion.token_texts, completion.token_logprobs, parsed.spans)
     return ParsedAnswer(State.ANSWERED, task.dump(parsed.answer), sure, "", None)
+
+
+def _name_cause(problem: str, completion: Completion) -> str:
+    """`problem`, or in its place the common cause that the parser's words do not tell."""
+    if not problem.startswith("not JSON"):
+        return problem
+    if not completion.text.strip():
+        return f"not JSON: {completion.no_text or 'the message has no content'}"
+    if _FENCE.search(completion.text):
+        return "not JSON: the answer is inside a Markdown fence (```)"
+    return problem
 
 
 def _without(state: State, reason: str, completion: Completion) -> ParsedAnswer:

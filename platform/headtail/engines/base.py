@@ -146,7 +146,7 @@ class Completion:
     `samples` holds what the same request gave beyond the first when sampling asks for n > 1; the answer tokens of each
     are its own, the prompt's are counted once, on the first. `error` is empty on success; `transient` says that asking
     again may help, `passing` that asking again in a later run may.
-    `top`: the likeliest tokens, when asked for.
+    `no_text`: why `text` is empty, where the engine knows it. `top`: the likeliest tokens, when asked for.
     """
 
     id: int
@@ -161,6 +161,7 @@ class Completion:
     transient: bool = False
     passing: bool = False
     samples: tuple[Completion, ...] = ()
+    no_text: str = ""
     top: Top | None = field(default=None, compare=False)
 
 

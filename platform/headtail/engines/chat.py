@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from headtail.engines.base import Completion
 
 _SPEAKS = ("content_filter", "length", "tool_calls", "function_call")  # finish reasons that say why there is no content
+_REASONING = ("reasoning_content", "reasoning")  # names that endpoints give to what a model wrote before its answer
 _UNKNOWN = re.compile(
     r"unsupported|not supported|does not support|unrecogni[sz]ed|unknown|not permitted|not allowed|extra[ _](fields|inputs|forbidden)", re.I
 )
@@ -69,8 +70,10 @@ def completion_of_chat(row: int, body: Any, samples: int = 1) -> Completion:
     """The Completion in a chat-completions body of `samples` choices. KeyError, TypeError or ValueError when it is something else."""
     if not isinstance(body, dict) or body.get("error"):
         raise ValueError("an error body")
+    if not body.get("choices"):
+        raise ValueError("no choices")
     choices = sorted(body["choices"], key=lambda choice: int(choice.get("index") or 0))
-    if choices and len(choices) != samples:  # it knows no `n`: asking again would not help
+    if len(choices) != samples:  # it knows no `n`: asking again would not help
         return Completion(row, finish_reason="error", error=f"the endpoint gave {len(choices)} samples, not the {samples} asked for")
     usage = body.get("usage") or {}
     tokens_in, tokens_out = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
@@ -85,9 +88,12 @@ def _choice(row: int, choice: dict[str, Any], tokens_out: int) -> Completion:
     message, reason = choice["message"], str(choice["finish_reason"])
     refused = bool(message.get("refusal"))
     text = message["refusal"] if refused else message["content"]
+    no_text = ""
     if text is None:
-        if reason not in _SPEAKS and not (message.get("reasoning_content") or message.get("reasoning")):
+        reasoning = next((name for name in _REASONING if message.get(name)), "")
+        if reason not in _SPEAKS and not reasoning:
             raise ValueError("no content")
+        no_text = f"the message has no content; the model wrote into `{reasoning}` alone" if reasoning else ""
         text = ""  # all of it was reasoning, or a call of a tool: no answer, and asking again would bring the same
     if not isinstance(text, str):
         return Completion(row, finish_reason="error", error=f"the answer is a {type(text).__name__}, not text")
@@ -99,4 +105,5 @@ def _choice(row: int, choice: dict[str, Any], tokens_out: int) -> Completion:
         tokens_out=len(tokens) or tokens_out,
         token_texts=() if refused else tuple(str(token["token"]) for token in tokens),
         token_logprobs=() if refused else tuple(float(token["logprob"]) for token in tokens),
+        no_text=no_text,
     )

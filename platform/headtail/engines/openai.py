@@ -188,9 +188,8 @@ class OpenAIEngine:
         try:
             made = completion_of_chat(row, response.json(), self._samples)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            return _transient_failure(
-                row, f"HTTP 200, but not a chat completion ({type(error).__name__}: {error}): {self._excerpt(response)}"
-            )
+            problem = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"  # ours says it in words
+            return _transient_failure(row, f"HTTP 200, but not a chat completion ({problem}): {self._excerpt(response)}")
         self._answered += not made.error
         return made
 
