@@ -211,7 +211,9 @@ def test_a_job_that_stops_names_the_reasons(make_job: MakeJob) -> None:
     with pytest.raises(LimitReached) as error:
         _raise_limit(job, "7 of 69 requests ended in an error", 0, 1, reports)
     text = str(error.value)
-    assert "ended in an error; in all: 9,000 x HTTP 503: overloaded (5 tries); 60 x truncated: stopped at the length limit" in text
+    assert (
+        "rows in flight at the stop included: 9,000 x HTTP 503: overloaded (5 tries); 60 x truncated: stopped at the length limit" in text
+    )
     assert "5 x failed: told to fail" in text
 
 
@@ -233,7 +235,7 @@ def test_an_endpoint_that_is_down_stops_the_job_with_its_status(
     reason = Limits(failed_share=0.05).problem(worker._news, 1)
     with pytest.raises(
         LimitReached,
-        match=rf"requests ended in an error, more than max_failed_share=0.05; in all: \d+ x .*HTTP {status}: .*down for",
+        match=rf"requests ended in an error, more than max_failed_share=0.05; .* included: \d+ x .*HTTP {status}: .*down for",
     ):
         _raise_limit(job, reason, 0, 1, [{"reasons": worker.reasons}])
 

@@ -90,7 +90,9 @@ def _raise_limit(job: Job, reason: str, done: int, shards: int, reports: Sequenc
     for one in reports:
         reasons.update(one["reasons"])
     if reasons:
-        reason += "; in all: " + "; ".join(f"{count:,} x {text}" for text, count in reasons.most_common(_REASONS))
+        reason += "; the most frequent reasons in the whole run, rows in flight at the stop included: " + "; ".join(
+            f"{count:,} x {text}" for text, count in reasons.most_common(_REASONS)
+        )
     fix = "finished rows are kept: correct the cause or raise the limit, and run again"
     raise LimitReached(f"stopped early: {reason}", where=job.path, value=f"{done} of {shards} shards are published", fix=fix)
 
