@@ -71,6 +71,23 @@ def config(root: str, **fields: Any) -> Config:
 # --- without a cluster
 
 
+@pytest.mark.parametrize(
+    "key, url, words", [("sk bad key", "https://a.example/v1", "no HTTP header"), ("sk-1", "http://a.example/v1", "unencrypted")]
+)
+def test_a_key_that_cannot_be_sent_is_refused_before_anything_starts(
+    root: str, store: Storage, monkeypatch: pytest.MonkeyPatch, key: str, url: str, words: str
+) -> None:
+    plan(store, head=["a"])
+    made = config(root).model_copy(update={"model": ModelConfig(engine="openai", model="some/model", base_url=url)})
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    monkeypatch.setattr(precompute, "generate", None)  # not reached
+    monkeypatch.setattr(precompute, "preview", None)
+    with pytest.raises(ConfigError, match=words):
+        precompute.forecast(made, probe=0)
+    with pytest.raises(ConfigError, match=words):
+        precompute.run(made)
+
+
 def test_a_table_named_twice_is_an_error(root: str, store: Storage) -> None:
     plan(store, head=["a"])
     with pytest.raises(InputError, match="named twice"):

@@ -1,7 +1,7 @@
 """The protocol of inference engines: messages in, completions out, as they finish."""
 
 from headtail.engines.base import ENGINES, Bound, Completion, Engine, ModelConfig, Request, Top
-from headtail.engines.open import check_top, open_engine, runs_vllm, text_versions
+from headtail.engines.open import check_key, check_top, open_engine, runs_vllm, text_versions
 
 __all__ = [
     "ENGINES",
@@ -11,6 +11,7 @@ __all__ = [
     "ModelConfig",
     "Request",
     "Top",
+    "check_key",
     "check_top",
     "open_engine",
     "runs_vllm",

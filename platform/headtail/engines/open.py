@@ -42,6 +42,14 @@ def check_top(model: ModelConfig, kind: str) -> None:
         )
 
 
+def check_key(model: ModelConfig) -> None:
+    """ConfigError when this machine has a key that `model`'s endpoint may not get, or that no request can carry. Opens nothing."""
+    if model.traits.endpoint:
+        from headtail.engines.openai import key_for
+
+        key_for(model)
+
+
 def open_engine(config: ModelConfig, path: str, bound: Bound, sampling: dict[str, Any], top: int = 0) -> Engine:
     """Start the engine of `config` on the model at `path` (a local folder or hub id), answers held to `bound`.
 

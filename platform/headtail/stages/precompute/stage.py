@@ -27,7 +27,7 @@ from headtail.core.errors import ConfigError, EngineError, InputError, LimitReac
 from headtail.core.receipt import Receipt, receipt_path
 from headtail.core.rows import TOP, State
 from headtail.core.task import Task, load_task
-from headtail.engines import ModelConfig, check_top
+from headtail.engines import ModelConfig, check_key, check_top
 from headtail.engines.device import resolve_dtype
 from headtail.engines.models import ResolvedModel, find_model
 from headtail.engines.tokens import load_tokenizer, vocabulary_fingerprint
@@ -156,6 +156,7 @@ def forecast(config: Config, probe: int = ROWS) -> Preview:
     path = _folder(config, sources)
     if sources.store.exists(f"{path}/receipt.json"):
         return finished_preview(path, load_receipt(sources.store, "precompute", path).rows["in"])
+    check_key(config.model)
     return preview(_job(config, sources, path), probe)
 
 
@@ -187,6 +188,8 @@ def run(config: Config, planned: Preview | None = None) -> Receipt[Result]:
     done = sources.store.exists(f"{folder}/receipt.json")
     if done:
         _judge_done(config, sources.store, folder)
+    else:
+        check_key(config.model)  # before a cluster starts
     with nullcontext() if done else hold_lease(sources.store, folder):
         receipt = run_once("precompute", Result, config, work, **sources.identity, about=sources.task.name)
     if text := _retry_hint(config, receipt):
