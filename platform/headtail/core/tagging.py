@@ -325,7 +325,7 @@ def _fill_gaps(steps: list[_Step]) -> list[_Step]:
 
 
 def decode_tags(scheme: Scheme, query: str, tags: Tags) -> dict[str, Any]:
-    """The answer that labels stand for. May break the schema's bounds (too many pieces): then it is no answer, see `outcome`."""
+    """The answer that labels stand for. May break the schema's bounds (too many pieces): then it is no answer, see `Task.parse`."""
     plain: dict[str, Any] = {}
     if scheme.spans is not None:
         plain[scheme.spans.name] = [

@@ -3,9 +3,9 @@
 In: the rows looked at. Out: Signals, and answers that something else would give instead. Evidence is 0 where a signal says
 nothing. A hit that nearly every row has (a fallback that always differs, words that no answer should hold) weighs nothing.
 
-    sureness   confidence, agreement of samples        students    cross-validated small models
-    guards     words not in the query, words and       neighbours  similar queries with another answer
-               labels that nobody else has             others      another answer source, the task's fallback
+    doubt_signals  confidence, agreement of samples    student_signals       cross-validated small models
+    rule_signals   words not in the query, words and   neighbour_signal      similar queries with another answer
+                   labels that nobody else has         disagreement_signals  another answer source, the task's fallback
 """
 
 from __future__ import annotations

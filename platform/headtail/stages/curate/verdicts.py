@@ -1,6 +1,6 @@
 """One verdict per answer: training_set with a weight, or the one reason why not. Pure.
 
-In: the narrow columns of all answers, what people decided, and `look`, which sees the text of the rows that are left.
+In: the narrow columns of all answers, what people decided, and `inspect`, which sees the text of the rows that are left.
 Out: Verdicts. The first reason that applies counts; the order of rows and shards changes nothing.
 """
 
@@ -61,9 +61,9 @@ def give_verdicts(
     rows: AnswerColumns,
     rules: VerdictRules,
     decided: ReviewDecisions = NOBODY,
-    look: Callable[[Places, Objects], InspectedRows] | None = None,
+    inspect: Callable[[Places, Objects], InspectedRows] | None = None,
 ) -> Verdicts:
-    """Give every answer its reason to go, or a weight. `look` gets the places it may read and people's answers."""
+    """Give every answer its reason to go, or a weight. `inspect` gets the places it may read and people's answers."""
     decisions = match_decisions(decided, rows)
     reason = np.full(len(rows.state), KEPT, dtype=object)
     mine = np.asarray([answer is not None for answer in decisions.answer], dtype=bool)
@@ -83,8 +83,8 @@ def give_verdicts(
     drop(_duplicates(rows, answered, reason == KEPT), DUPLICATE)
     pool, size, notes = Pool.by_stratum(rows.stratum, rows.lot, rows.events)._replace(first=mine), rules.max_rows, list(decisions.notes)
     places = scan_places(rows, mine, reviewable & (reason != DUPLICATE), rules.scan_rows)
-    if look is not None and len(places):
-        seen = look(places, decisions.answer)
+    if inspect is not None and len(places):
+        seen = inspect(places, decisions.answer)
         pool = _with_findings(pool, seen)
         suspicious = np.zeros(len(reason), dtype=bool)
         suspicious[seen.place] = (seen.score >= rules.drop_above) & (rules.drop_above < 1)

@@ -1,6 +1,6 @@
 """The HTTP side: a FastAPI app over an Answerer, its metrics, and the watch on CURRENT.
 
-In: requests, a State. Out: JSON, the try-it page, Prometheus text. The cache is read in this process, inside the request;
+In: requests, a ServeState. Out: JSON, the try-it page, Prometheus text. The cache is read in this process, inside the request;
 no handle is used before a miss. When CURRENT moves, the new release is opened and then replaces the old one in one step.
 Knows nothing of Ray Serve or of how the student runs.
 """
