@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 
 from conftest import answered_by
 from headtail.adapters.storage import Storage, open_storage, read_json, write_json, write_table
 from headtail.adapters.storage.receipts import output_table
 from headtail.cache import open_snapshot, read_manifest
-from headtail.cache.diff import DiffPart, SnapshotDiff
+from headtail.cache.diff import DiffPart, SnapshotDiff, diff_snapshots
 from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import ConfigError, GateRejected, HeadtailError, InputError, StorageError
 from headtail.core.evidence import read_evidence, three_figures
@@ -244,13 +247,62 @@ def test_what_is_missing_is_named(store: Storage, root: str, prepared: tuple[Rec
         publish.run(config(root, answers=("precompute/feed",)))
     with pytest.raises(InputError, match="distill has not been run"):
         publish.run(config(root, *prepared, student="latest"))
+
+
+def drop_files(data: bytes) -> bytes:
+    return json.dumps(json.loads(data) | {"files": {}}).encode()
+
+
+def not_a_number(data: bytes) -> bytes:
+    return json.dumps(json.loads(data) | {"min_confidence": {"teacher": math.nan}}).encode()
+
+
+def another_note(data: bytes) -> bytes:
+    return json.dumps(json.loads(data) | {"student": "distill/feed"}).encode()
+
+
+DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes] | None]] = {
+    "no lmdb": ("snapshots/{0.snapshot}/lmdb/data.mdb", None),
+    "one bit of lmdb": ("snapshots/{0.snapshot}/lmdb/data.mdb", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+    "half of parquet": ("snapshots/{0.snapshot}/answers.parquet", lambda data: data[: len(data) // 2]),
+    "no manifest": ("snapshots/{0.snapshot}/manifest.json", None),
+    "no files in the manifest": ("snapshots/{0.snapshot}/manifest.json", drop_files),
+    "no number in the manifest": ("snapshots/{0.snapshot}/manifest.json", not_a_number),
+    "rubbish for a manifest": ("snapshots/{0.snapshot}/manifest.json", lambda data: b"["),
+    "no release": ("releases/{0.release}.json", None),
+    "another release": ("releases/{0.release}.json", another_note),
+}
+
+
+@pytest.mark.parametrize("receipt", [True, False], ids=["receipt", "no receipt"])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_was_damaged_is_refused_and_publishing_again_mends_it(
+    store: Storage, root: str, prepared: tuple[Receipt, Receipt], tmp_path: Path, damage: str, receipt: bool
+) -> None:
     made = publish.run(config(root, *prepared))
-    store.remove(f"snapshots/{made.result.snapshot}/manifest.json")
-    with pytest.raises(StorageError, match="no longer in the store") as told:
-        publish.run(config(root, *prepared))
-    assert f"remove {made.path}/receipt.json" in str(told.value)
-    store.remove(f"{made.path}/receipt.json")
-    assert publish.run(config(root, *prepared)).result.snapshot == made.result.snapshot  # what it says to do works
+    query = output_table(store, made, "answers", ["query"])["query"][0].as_py()
+    path, change = DAMAGE[damage][0].format(made.result), DAMAGE[damage][1]
+    if change is None:
+        store.remove(path)
+    else:
+        store.replace(path, change(store.read(path)))
+    if not receipt:
+        store.remove(f"{made.path}/receipt.json")
+    if path != f"snapshots/{made.result.snapshot}/answers.parquet":  # only diff reads it
+        with pytest.raises(HeadtailError):
+            release.look_up(store, query, into=tmp_path / "before")
+    again = publish.run(config(root, *prepared))
+    assert (again.result.snapshot, again.result.release) == (made.result.snapshot, made.result.release)
+    assert release.current_id(store) == made.result.release
+    assert release.look_up(store, query, into=tmp_path / "after")["cached"]
+    assert diff_snapshots(store, made.result.snapshot, again.result.snapshot, examples=1).same.rows == made.rows["published"]
+    assert publish.run(config(root, *prepared)).reused
+
+
+def test_a_minimum_confidence_is_a_share() -> None:
+    for wrong in (1.5, -0.1, math.nan):
+        with pytest.raises(ValidationError):
+            publish.Config(min_confidence={"teacher": wrong})
 
 
 def test_latest_names_what_is_latest_now(store: Storage, root: str, intent: Task, prepared: tuple[Receipt, Receipt]) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import datetime
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from headtail.adapters import append_log
-from headtail.adapters.storage import Storage, read_record
+from headtail.adapters.storage import Storage, check_digest, read_record
 from headtail.cache.lmdb_file import FORMAT
 from headtail.core.config import Config
-from headtail.core.errors import StorageError
+from headtail.core.errors import InputError, StorageError
 from headtail.core.keys import NORMALISATION, fingerprint
 from headtail.core.paths import AnswersPath, StoreId
 from headtail.core.receipt import FileRef
@@ -23,6 +23,7 @@ from headtail.core.record import Moment
 FOLDER = "snapshots"
 LOG = f"{FOLDER}/log"
 COLLECTING = "COLLECTING"
+REPUBLISH = "run headtail publish again: it builds the snapshot anew"
 
 
 class SnapshotManifest(Config):
@@ -36,7 +37,7 @@ class SnapshotManifest(Config):
     rows: int = Field(ge=0, description="answers")
     rows_by_source: dict[str, int] = Field(description="answers by who gave them")
     left_out: dict[str, int] = Field(description="rows that were offered and not published, by reason")
-    min_confidence: dict[str, float] = Field(description="by source: answers below were left out")
+    min_confidence: dict[str, FiniteFloat] = Field(description="by source: answers below were left out")
     coverage: float | None = Field(None, description="share of events before the cut whose query is here")
     lineage: tuple[AnswersPath, ...] = Field((), description="receipts whose answers these are, first wins")
     examples: tuple[str, ...] = Field((), description="the most frequent queries, for people to try")
@@ -52,6 +53,8 @@ class SnapshotManifest(Config):
 
     @model_validator(mode="after")
     def _own_files_only(self) -> SnapshotManifest:
+        if missing := {"answers", "lmdb"} - self.files.keys():
+            raise ValueError(f"files: {' and '.join(sorted(missing))} must be named")
         for name, ref in self.files.items():
             if not ref.path.startswith(f"{snapshot_path(self.id)}/"):
                 raise ValueError(f"files.{name}: {ref.path} is not below {snapshot_path(self.id)}/")
@@ -86,9 +89,19 @@ def read_manifest(store: Storage, snapshot: str) -> SnapshotManifest:
     manifest = read_record(store, SnapshotManifest, path)
     if not snapshot == manifest.id == manifest.own_id:
         raise StorageError(
-            "this manifest was changed after it was published: its content has another id", where=store.uri(path), fix="publish again"
+            "this manifest was changed after it was published: its content has another id", where=store.uri(path), fix=REPUBLISH
         )
     return manifest
+
+
+def snapshot_damage(store: Storage, snapshot: str) -> str:
+    """Why a snapshot of the store cannot be served; empty when its manifest and all its files are as they were written."""
+    try:
+        for ref in read_manifest(store, snapshot).files.values():
+            check_digest(store, ref)
+    except (InputError, StorageError) as error:
+        return f"{error.what} ({error.where})"
+    return ""
 
 
 def log_start(store: Storage, snapshot: str) -> None:

@@ -27,7 +27,16 @@ from pydantic_core import from_json
 
 from headtail.adapters.storage import LocalStorage, Storage, check_local, put, read_record, write_once
 from headtail.cache.lmdb_file import FORMAT, SOURCES, VALUE
-from headtail.cache.manifest import SnapshotManifest, log_start, manifest_path, read_manifest, snapshot_path, utc_now
+from headtail.cache.manifest import (
+    REPUBLISH,
+    SnapshotManifest,
+    log_start,
+    manifest_path,
+    read_manifest,
+    snapshot_damage,
+    snapshot_path,
+    utc_now,
+)
 from headtail.core import record
 from headtail.core.errors import StorageError
 from headtail.core.keys import NORMALISATION, fingerprint, normalise, query_key
@@ -144,7 +153,7 @@ def _environment(path: str) -> _Environment:
         try:
             environment = _Environment(real)
         except lmdb.Error as error:
-            raise StorageError(f"the LMDB file cannot be opened: {error}", where=path, fix="publish the snapshot again") from error
+            raise StorageError(f"the LMDB file cannot be opened: {error}", where=path, fix=REPUBLISH) from error
         _OPEN[real] = environment
     return environment
 
@@ -175,9 +184,7 @@ def _check(folder: Path, manifest: SnapshotManifest) -> None:
     lmdb_path = folder / "lmdb" / "data.mdb"
     size = lmdb_path.stat().st_size if lmdb_path.exists() else None
     if size != manifest.files["lmdb"].bytes:
-        raise StorageError(
-            "the LMDB file does not match its manifest", where=str(lmdb_path), value=f"{size} bytes", fix="publish the snapshot again"
-        )
+        raise StorageError("the LMDB file does not match its manifest", where=str(lmdb_path), value=f"{size} bytes", fix=REPUBLISH)
     check_local(lmdb_path, manifest.files["lmdb"].sha256)
 
 
@@ -248,13 +255,18 @@ def publish_snapshot(
     min_confidence: Mapping[str, float] | None = None,
     coverage: float | None = None,
 ) -> SnapshotManifest:
-    """Move a built snapshot into the store: files first, manifest last. The same snapshot again adds a line to the log."""
+    """Move a built snapshot into the store: files first, manifest last. The same snapshot again adds a line to the log.
+
+    One that is in the store and damaged is written anew.
+    """
     least = {source: float(value) for source, value in (min_confidence or {}).items()}
     mark = fingerprint([FORMAT, NORMALISATION, task_fingerprint, list(lineage), least, built.content])[:16]
     path = snapshot_path(mark)
     log_start(store, mark)
     if store.exists(manifest_path(mark)):
-        return read_manifest(store, mark)
+        if not snapshot_damage(store, mark):
+            return read_manifest(store, mark)
+        store.remove(manifest_path(mark))  # now it does not exist, until its files are written again
     manifest = SnapshotManifest(
         id=mark,
         task=task,

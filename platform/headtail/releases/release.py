@@ -26,6 +26,7 @@ from headtail.core.keys import fingerprint, normalise
 from headtail.core.paths import StoreId, StoreIdOrEmpty, StudentOrEmpty, store_id
 from headtail.core.task import Task, TaskFile
 
+_AGAIN = "run headtail publish again: it writes the release anew; if nobody edited it, see docs/security.md"
 CURRENT = "CURRENT"
 FOLDER = "releases"
 MOVES = f"{FOLDER}/moves"
@@ -106,8 +107,13 @@ def make_release(
         note=note,
     )
     release = release.model_copy(update={"id": release.own_id})
-    write_once(store, _path(release.id), (release.model_dump_json(indent=2) + "\n").encode())
-    return load_release(store, release.id)
+    data = (release.model_dump_json(indent=2) + "\n").encode()
+    write_once(store, _path(release.id), data)
+    try:
+        return load_release(store, release.id)
+    except StorageError:  # what was there was changed by hand: its content has another id
+        store.replace(_path(release.id), data)
+        return load_release(store, release.id)
 
 
 def load_release(store: Storage, release: str = "current") -> Release:
@@ -121,9 +127,7 @@ def load_release(store: Storage, release: str = "current") -> Release:
     record = read_record(store, Release, _path(release), FORMAT)
     if not release == record.id == record.own_id:
         what = "this release was changed after it was published: its content has another id"
-        raise StorageError(
-            what, where=store.uri(_path(release)), value=record.own_id, fix="publish again; if nobody edited it, see docs/security.md"
-        )
+        raise StorageError(what, where=store.uri(_path(release)), value=record.own_id, fix=_AGAIN)
     return record
 
 

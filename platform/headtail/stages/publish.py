@@ -14,7 +14,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -26,6 +26,7 @@ from headtail.batch import read_answers
 from headtail.cache import LocalSnapshot, SnapshotManifest, publish_snapshot, snapshot_coverage, snapshot_path
 from headtail.cache.builder import OFFERED, UNRATED, build_snapshot
 from headtail.cache.diff import SnapshotDiff, diff_snapshots
+from headtail.cache.manifest import snapshot_damage
 from headtail.core.config import StageConfig, execution
 from headtail.core.errors import ConfigError, GateRejected, InputError, LedgerError, StorageError
 from headtail.core.evidence import Evidence, Figures, figure_metrics, three_figures
@@ -55,7 +56,7 @@ class Config(StageConfig):
         (),
         description="gate receipt refs, kept as evidence: of the student and of models whose answers are published; none may be rejected",
     )
-    min_confidence: dict[Literal["teacher", "batch_student"], float] = Field(
+    min_confidence: dict[Literal["teacher", "batch_student"], Annotated[float, Field(ge=0, le=1)]] = Field(
         {"teacher": 0.0, "batch_student": 0.0},
         description="minimum confidence (0..1) by source; the realtime student answers queries below it; above 0 answers without "
         "confidence, which are counted apart; an error when that is every answer of a source",
@@ -106,7 +107,10 @@ def run(config: Config) -> Receipt[Result]:
         "gates": [found.path for found in gated],
     }
     published = run_once("publish", Result, config, work, inputs=inputs, task=task, replaces=replaces)
-    _require_snapshot(store, published)
+    if published.reused and (damage := _find_damage(store, published.result)):
+        say(f"{'publish':<12} what was published before cannot be served: {damage}; it is built again")
+        store.remove(f"{published.path}/receipt.json")
+        published = run_once("publish", Result, config, work, inputs=inputs, task=task, replaces=replaces)
     if config.promote:  # also when reused: after a rollback, publishing the same again makes it current again
         _refuse_loss(store, config, published)
         releases.promote(store, published.result.release)
@@ -138,12 +142,13 @@ def _check_gates(gated: Sequence[Receipt[GateResult]], student: Receipt | None) 
     return proofs
 
 
-def _require_snapshot(store: Storage, receipt: Receipt[Result]) -> None:
-    """A snapshot that was published before may have been deleted since: said here, not by the server."""
-    manifest = f"{snapshot_path(receipt.result.snapshot)}/manifest.json"
-    if not store.exists(manifest):
-        fix = f"remove {receipt.path}/receipt.json and publish again"
-        raise StorageError("the snapshot that this publish made is no longer in the store", where=store.uri(manifest), fix=fix)
+def _find_damage(store: Storage, published: Result) -> str:
+    """Why what was published before cannot be served any more: deleted, damaged or edited since. Empty when it can."""
+    try:
+        releases.load_release(store, published.release)
+    except (InputError, StorageError) as error:
+        return f"{error.what} ({error.where})"
+    return snapshot_damage(store, published.snapshot)
 
 
 def _refuse_loss(store: Storage, config: Config, receipt: Receipt[Result]) -> None:
