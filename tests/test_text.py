@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import unicodedata
 from functools import cache
@@ -123,11 +124,12 @@ NUMERIC = [c for c in ASSIGNED if compatibility(c) & PARTED and any(map(str.isde
 
 @pytest.mark.parametrize("digit", "17٣")
 def test_no_character_is_glued_to_a_number_before_or_after_it(digit: str) -> None:
-    """2½ is not 21/2, 1① not 11, 2㏠ not 21日: for every character that stands for digits."""
+    """2½ is not 21/2, 1① not 11, 2㏠ not 21日, ⒈5 not 1.5: for every character that stands for digits."""
     assert len(NUMERIC) > 150
     for character in NUMERIC:
         alone = normalise(character)
-        before, after = (" " if alone[end].isdecimal() else "" for end in (0, -1))
+        before = " " if alone[0].isdecimal() else ""
+        after = " " if re.search(r"\d[.,]?$", alone) else ""
         assert normalise(f"{digit}{character}") == f"{digit}{before}{alone}"
         assert normalise(f"{character}{digit}") == f"{alone}{after}{digit}"
 
@@ -204,6 +206,8 @@ def test_one_question_has_one_form(same: tuple[str, ...]) -> None:
         ("log₂ 8", "log2 8"),
         ("m²", "m2", "m³"),
         ("1①", "11"),
+        ("⒈5", "1.5", "15"),
+        ("🄁5", "0,5"),
         ("x³/4", "x3/4"),
         ("10⁻³/₄", "10-3/4", "10⁻3/4"),
         ("10⁰/₀", "10 0/0"),  # a percent sign

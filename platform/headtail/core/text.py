@@ -11,7 +11,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-NORMALISATION = 2  # part of every fingerprint that depends on `normalise`; raise it when the function changes
+NORMALISATION = 3  # part of every fingerprint that depends on `normalise`; raise it when the function changes
 
 _ROUNDS = 8  # a bound: of two million random texts of hard characters none took more than 4
 _REMEMBERED = 1 << 16  # code points; Unicode 17 assigns 160,000, one log uses a few thousand
@@ -46,7 +46,7 @@ _SEAM = "\0"  # around what one character stands for, while its neighbours are l
 _RAISED, _LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹", "₀₁₂₃₄₅₆₇₈₉"
 _FRACTION = re.compile(rf"(?<![\u207a-\u207e])([{_RAISED}]+|(?<={_SEAM})1)/([{_LOWERED[1:]}][{_LOWERED}]*)")
 _DIGITS = str.maketrans(_RAISED + _LOWERED, 2 * "0123456789")
-_BETWEEN_DIGITS = re.compile(rf"(?<=\d){_SEAM}+(?=\d)")
+_BETWEEN_DIGITS = re.compile(rf"(?:(?<=\d)|(?<=\d[.,])){_SEAM}+(?=\d)")
 
 # First words of names of the scripts whose letters join one another, beside those that have a virama.
 _CURSIVE = frozenset(
@@ -130,7 +130,8 @@ def _becomes(code: int) -> str | int | None:
         return code
     if unicodedata.decomposition(character).split(" ")[0] not in ("<fraction>", "<circle>", "<compat>", "<square>"):
         return plain  # other forms of digits are digits: "２４" is "24"
-    return f"{_SEAM * plain[0].isdecimal()}{plain}{_SEAM * plain[-1].isdecimal()}"  # "2½" must not become "21/2", nor "1①" "11"
+    ends = plain[-1].isdecimal() or (plain[-1] in ".," and plain[-2:-1].isdecimal())
+    return f"{_SEAM * plain[0].isdecimal()}{plain}{_SEAM * ends}"  # "2½" must not become "21/2", nor "1①" "11", nor "⒈5" "1.5"
 
 
 def is_unseen(code: int) -> bool:
