@@ -17,7 +17,7 @@ import pytest
 from headtail.adapters.storage import open_storage
 from headtail.batch import Job, generate, worker
 from headtail.batch.driver import _raise_limit, find_open_shards
-from headtail.batch.limits import Limits
+from headtail.batch.limits import FirstRows, Limits
 from headtail.batch.parsed_answer import ParsedAnswer
 from headtail.batch.prepare import InputManifest, prepare_input
 from headtail.batch.shard import _tops
@@ -30,7 +30,7 @@ from headtail.engines import Completion, ModelConfig, Request, Top
 from headtail.engines.null import NullEngine
 from headtail.stages.precompute.dry_run.compare import Comparison, scope
 from null_jobs import MakeJob, interrupted, planned, rows_of, run_here
-from test_engines_openai import Server
+from test_engines_openai import Server, chat
 from timescale import SCALE, limit
 
 # --- answers of earlier jobs
@@ -197,6 +197,53 @@ def test_limits() -> None:
     half = Limits(unanswered_share=0.5)
     assert "40 of 40 rows ended without an answer" in half.problem({"asked": 40, "settled": 40, "unanswered": 40}, 1)
     assert half.problem({"settled": 3, "unanswered": 2}, 1) == half.problem({"settled": 1000, "unanswered": 490}, 1) == ""
+
+
+def test_first_rows_count_in_the_order_in_which_they_were_handed_over() -> None:
+    first = FirstRows(0.5)
+    assert (first.count, FirstRows(1.0).count, FirstRows(0.0).count, FirstRows(0.2).count) == (10, 0, 1, 5)
+    assert [Limits(unanswered_share=0.5).problem({"settled": n, "unanswered": n}, 1) != "" for n in (9, 10)] == [False, True]
+    for row in range(32):
+        first.hand(row)
+    assert [first.problem(row) for row in range(31, 9, -1)] == [""] * 22, "the rows that came back soonest say nothing of the others"
+    assert [first.problem(row) != "" for row in range(10)] == [False] * 9 + [True]
+    first.end()
+    assert first.problem(0) == ""
+
+
+def test_a_worker_stops_by_itself_when_its_first_rows_have_no_answer(make_local_job: MakeJob) -> None:
+    """32 in flight: what is paid beyond the first 10 rows is what was in flight, also when the job is run again."""
+    server = Server()
+    server.reply = lambda text, nth: (200, chat("{", "length"), {})
+    model = ModelConfig(engine="openai", model="m", base_url=server.url, request_timeout_s=limit(20), concurrency=32)
+    table, digest = planned([f"q{i}" for i in range(250)]), f"endpoint:{server.url}:m@"
+    job = make_local_job(table, model=model, digest=digest, shards=1, limits=Limits(unanswered_share=0.5))
+    for run in (1, 2):
+        worker = Worker(job, prepare_input(job), f"run{run}")
+        assert worker.work([Ask(0, 0)]) == []
+        worker._drop_engine()
+        assert worker.stopped.startswith("the first 10 rows all ended without an answer")
+        assert run * 10 <= len(server.asked) <= run * (10 + 2 * 32)
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def test_a_worker_leaves_to_the_driver_what_it_cannot_judge(make_local_job: MakeJob) -> None:
+    """A row among its first has an answer; it is one of several; rows of the job were answered before; its rows failed before."""
+    half, bad = Limits(unanswered_share=0.5), [f"!length {i}" for i in range(60)]
+    stopped = run_here(make_local_job(planned([f"fine {i}" for i in range(30)]), path="precompute/fine"))[1].stopped
+    for path, queries, fields in (
+        ("mixed", [*bad[:5], "good", *bad[5:]], {}),
+        ("several", bad, {"workers": 2}),
+        ("taken over", ["fine 1", *bad], {}),
+        ("again", [f"!fail {i}" for i in range(60)], {"retry": ("failed",)}),
+    ):
+        if path == "again":
+            run_here(make_local_job(planned(queries), path="precompute/before", shards=1))
+        ledger, worker = run_here(make_local_job(planned(queries), path=f"precompute/{path}", shards=1, limits=half, **fields))
+        stopped += worker.stopped
+        assert ledger.rows == len(queries)
+    assert stopped == ""
 
 
 def test_a_job_that_stops_names_the_reasons(make_job: MakeJob) -> None:

@@ -7,7 +7,7 @@ continues from there. Knows nothing of workers or clusters.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from headtail.core.intervals import clopper_pearson
@@ -58,6 +58,38 @@ class Limits:
         if self.usd and (usd := self.cost(progress, wall)) >= self.usd:
             return f"USD {usd:.4f} are spent, budget_usd={self.usd:g}"
         return ""
+
+
+class FirstRows:
+    """Whether the first rows that a job hands to its engine all ended without an answer. It counts rows in the order in which they are
+    handed over, not in which they end: refusals end sooner than answers.
+
+    `count`: rows after which the share of rows without an answer is above `limit` for certain; 0: never.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.count = 0 if limit >= 1 else math.floor(math.log(1 - _SURE) / math.log(limit)) + 1 if limit > 0 else 1
+        self._first: set[Hashable] = set()
+        self._open: set[Hashable] = set()
+
+    def end(self) -> None:
+        """Stop counting: a row has an answer, or the rows to be asked differ from the others."""
+        self.count = 0
+
+    def hand(self, row: Hashable) -> None:
+        """A row goes to the engine."""
+        if len(self._first) < self.count:
+            self._first.add(row)
+            self._open.add(row)
+
+    def problem(self, row: Hashable) -> str:
+        """Why the job should stop now that `row` has ended without an answer, or nothing."""
+        self._open.discard(row)
+        if not self.count or self._open or len(self._first) < self.count:
+            return ""
+        text = f"the first {self.count:,} rows all ended without an answer (truncated, invalid, refused, failed)"
+        return f"{text}, more than max_unanswered_share={self.limit:g}"
 
 
 def _surely_above(limit: float, some: float, total: float) -> bool:

@@ -76,6 +76,12 @@ class Shard:
         return len(self.requests) - len(self.todo)
 
     @property
+    def representative(self) -> bool:
+        """Whether the open rows are a sample of all rows: none was answered before, none is asked again."""
+        answered = any(pc.any(pc.equal(table["state"], State.ANSWERED)).as_py() for table in self._tables)
+        return not (self.edition or self._before or answered)
+
+    @property
     def messages(self) -> list[list[dict[str, str]]]:
         """The messages of each row."""
         return self.requests.messages

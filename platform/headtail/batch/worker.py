@@ -25,6 +25,7 @@ from headtail.adapters.storage import open_storage, read_record, write_json
 from headtail.batch.catalog import EarlierJob, earlier_jobs
 from headtail.batch.flusher import flush_late, flush_thread
 from headtail.batch.job import Job, ShardReceipt
+from headtail.batch.limits import FirstRows
 from headtail.batch.parsed_answer import classify
 from headtail.batch.prepare import InputManifest
 from headtail.batch.shard import Shard, read_receipt, tokens_out
@@ -70,6 +71,7 @@ class Worker:
         self.restarts = self.settled = 0
         self.stopped = ""  # why the job stops before its end; what is open is made safe and nothing new is begun
         self.reasons: Counter[str] = Counter()  # why rows have no answer
+        self._first = FirstRows(job.limits.unanswered_share if job.workers == 1 else 1.0)  # one of several may be ill alone
         self._proven = True
         self._done: dict[int, int] = {}
         self._before: dict[int, float] = {}
@@ -114,6 +116,8 @@ class Worker:
     def open(self, ask: Ask) -> Shard:
         """The shard, with its finished rows, which are reported to the meter once."""
         shard = Shard(self.job, self.store, self.manifest, ask.shard, ask.edition, self.run, self.earlier)
+        if not shard.representative:
+            self._first.end()
         self._done[ask.shard] = shard.done
         self._before.setdefault(ask.shard, shard.journal.seconds)
         return shard
@@ -218,7 +222,10 @@ class Worker:
         shard.take(row, parsed, completion, seconds)
         self.settled += 1
         news["settled"] += 1
-        if parsed.state != State.ANSWERED:
+        if parsed.state == State.ANSWERED:
+            self._first.end()
+        else:
+            self.stopped = self.stopped or self._first.problem((shard.number, row))
             news["unanswered"] += 1
             self._note(f"{parsed.state}: {parsed.reason}")
         if shard.unsaved >= self.job.flush_rows or flush_late(
@@ -226,6 +233,10 @@ class Worker:
         ):
             self.flush(shard)
         return True
+
+    def hand(self, shard: Shard, row: int) -> None:
+        """A row goes to the engine for the first time in this run."""
+        self._first.hand((shard.number, row))
 
     def _note(self, reason: str) -> None:
         if reason in self.reasons or len(self.reasons) < _REASONS:
@@ -316,6 +327,7 @@ class _ChainFeed:
             if self.worker.stopped:
                 return
             self._handed[place] += 1
+            self.worker.hand(shard, row)
             yield Request(place * _ROWS + row, messages[row])
 
     def _retries(self) -> Iterator[Request]:
