@@ -26,7 +26,7 @@ from headtail.core.config import Config
 from headtail.core.errors import ConfigError, HeadtailError, StorageError
 from headtail.core.evidence import Evidence
 from headtail.core.io_format import parse_format as parse_form
-from headtail.core.receipt import Receipt
+from headtail.core.receipt import Receipt, StageResult
 from headtail.core.task import Task
 from headtail.engines.encoder import LABELS, read_scheme
 from headtail.releases import release
@@ -196,6 +196,11 @@ def test_the_records_above_are_good_ones(store: Storage) -> None:
 def test_rows_are_counted_from_nought_and_moments_are_moments() -> None:
     with pytest.raises(StorageError, match=r"field rows\.in: .*greater than or equal to 0"):
         record.validate_record(Receipt, {**RECEIPT, "rows": {"in": -5}}, "plan/ab/receipt.json")
+    long = {"in": "x" * 5000}
+    with pytest.raises(StorageError) as error:
+        record.validate_record(Receipt[StageResult], {**RECEIPT, "rows": long}, "plan/ab/receipt.json")
+    assert "not a record of kind Receipt: field rows.in" in str(error.value)
+    assert len(str(error.value)) < 600
     for at in ("soon", "2026-01-01T00:00:00"):
         with pytest.raises(StorageError, match="field at"):
             record.validate_record(PublishStart, {"snapshot": "ab", "at": at}, "x")

@@ -171,6 +171,7 @@ def test_lookup_says_where_an_answer_comes_from(store: Storage, tmp_path: Path, 
     assert not missed["cached"]
     assert missed["answer"] is None
     assert missed["normalised"] == "nothing of the kind"
+    assert release.look_up(store, "Call +1 555-234-5678")["normalised"] == "call <phone>"
 
 
 def test_a_snapshot_is_named_by_release_by_id_or_by_its_place(store: Storage, tmp_path: Path, intent: Task) -> None:

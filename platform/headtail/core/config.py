@@ -218,6 +218,7 @@ def _overlay(default: Any, value: Any) -> Any:
     return given | {name: _overlay(getattr(default, name, None), item) for name, item in value.items()}
 
 
+_VALUE_CHARS = 200  # of a wrong value that an error shows
 _JOBS_OWN = {name: name for name in ("root", "allow_task_code", "tracking", "task")}  # the same for all groups of a job
 
 
@@ -246,15 +247,20 @@ def _is_set(node: Any, path: Sequence[str]) -> bool:
 
 
 def _say(kind: type[BaseModel], item: Any) -> str:
-    place = ".".join(str(part) for part in item["loc"]) or kind.__name__
+    place = ".".join(str(part) for part in item["loc"])
+    value = repr(item["input"])
+    if len(value) > _VALUE_CHARS:
+        value = f"{value[:_VALUE_CHARS]}..."
     if item["type"] == "extra_forbidden":
         known = _fields_at(kind, item["loc"][:-1])
         near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
         hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
-        return f"unknown field {place} (value {item['input']!r}){hint}"
+        return f"unknown field {place} (value {value}){hint}"
     if item["type"] == "missing":
         return f"field {place} is required"
-    return f"field {place}: {item['msg']} (value {item['input']!r})"
+    if not place:  # of the whole: its message names the fields
+        return str(item["msg"]).removeprefix("Value error, ")
+    return f"field {place}: {item['msg']} (value {value})"
 
 
 def _fields_at(kind: type[BaseModel], path: Sequence[Any]) -> list[str]:

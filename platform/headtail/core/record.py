@@ -29,7 +29,7 @@ def _moment(text: str) -> str:
 Moment = Annotated[str, AfterValidator(_moment)]
 
 DEEPEST = 200  # levels of lists and objects; an answer schema, the deepest that headtail writes, has some 20. Python fails near 1,000
-FIX = "restore this file from a copy of the store; a receipt.json may be removed instead: its stage then runs again"
+FIX = "restore this file from a copy of the store; if it is a receipt.json, remove it instead: its stage then runs again"
 
 
 def parse_object(data: bytes | str, where: str, error: type[HeadtailError] = StorageError, fix: str = FIX) -> dict[str, Any]:
@@ -57,7 +57,8 @@ def validate_record(kind: type[T], plain: Mapping[str, Any], where: str) -> T:
     try:
         return build_config(kind, plain, where)
     except ConfigError as problem:
-        raise StorageError(f"not a record of kind {kind.__name__}: {problem.what}", where=where, fix=FIX) from None
+        name = kind.__name__.partition("[")[0]  # Receipt[Result] is a Receipt
+        raise StorageError(f"not a record of kind {name}: {problem.what}", where=where, fix=FIX) from None
 
 
 def parse_record(kind: type[T], data: bytes | str, where: str, layout: int | None = None) -> T:

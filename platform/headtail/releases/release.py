@@ -24,6 +24,7 @@ from headtail.core.config import Config, build_config
 from headtail.core.errors import ConfigError, InputError, StorageError
 from headtail.core.keys import fingerprint, normalise
 from headtail.core.paths import StoreId, StoreIdOrEmpty, StudentOrEmpty, store_id
+from headtail.core.redact import redact
 from headtail.core.task import Task, TaskFile
 
 _AGAIN = "run headtail publish again: it writes the release anew; if nobody edited it, see docs/security.md"
@@ -224,7 +225,7 @@ def look_up(store: Storage, query: str, release: str = "current", into: Path | N
     answer = cache.lookup(query)
     return {
         "query": query,
-        "normalised": answer.query if answer else normalise(query),
+        "normalised": answer.query if answer else redact(normalise(query)).text,  # as the server looks it up
         "answer": None if answer is None else open_task(record).parse(answer.answer)[0],
         "source": None if answer is None else answer.source,
         "cached": answer is not None,
