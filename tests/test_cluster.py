@@ -1,4 +1,4 @@
-"""The door to Ray: joined once, quiet, left behind clean."""
+"""A Ray cluster: started or joined once, without log lines, and nothing is left behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoder students behind the engines' door: each row its own answer, whatever it is batched with."""
+"""Encoder students as an engine: each row has its own answer, whatever it is batched with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is read from a store can only name what lies in it: every field of every record, and the store's own door."""
+"""What is read from a store can only name what lies in it: every field of every record, and the store's own check."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_ordinary_paths_pass(parts: list[str]) -> None:
 @pytest.mark.parametrize("kind", ["local", "s3"])
 @pytest.mark.parametrize("value", HOSTILE[:8])
 def test_a_store_takes_no_path_that_leads_out(tmp_path: Path, kind: str, value: str) -> None:
-    """The store's own door: also text that came through no record."""
+    """The store's own check: also text that came through no record."""
     store: Storage = open_storage(str(tmp_path / "store") if kind == "local" else "s3://bucket/store")
     for call in (store.exists, store.read, store.size, store.full, store.remove, store.files):
         with pytest.raises(HeadtailError):

@@ -1,4 +1,4 @@
-"""MLflow through our door: where it is, prompts and models registered once, and no champion without evidence."""
+"""MLflow through `Tracker`: where it is, prompts and models registered once, and no champion without evidence."""
 
 from __future__ import annotations
 
