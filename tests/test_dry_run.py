@@ -461,7 +461,7 @@ def test_the_command(root: str, store: Storage, tmp_path: Path, asked: Asked, ca
     found = build_config(Preview, json.loads(capsys.readouterr().out.splitlines()[-1]), "test")
     assert (found.ask, asked()) == (100, 0)
     cli.main(command(root, tmp_path, "--dry-run", "--probe", "40"))
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     for words_of in ("dry run of precompute/", "new", "100.0%", "probe: 40 rows", "what is left, 60 rows, will take", "prompt tokens"):
         assert words_of in said
     cli.main(command(root, tmp_path, "--apply", "--json"))
@@ -470,7 +470,7 @@ def test_the_command(root: str, store: Storage, tmp_path: Path, asked: Asked, ca
     assert (receipt.rows["recomputed"], asked()) == (60, 100)
     assert "planned and actual" in shown_last.err
     cli.main(command(root, tmp_path, "--dry-run"))
-    assert "nothing to do" in capsys.readouterr().err
+    assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(SystemExit) as left:
         cli.main(command(root, tmp_path, "--probe", "5"))
     assert left.value.code == 2

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headtail.adapters.progress import console, say
+from headtail.adapters.progress import answers, console, say
 from headtail.cli.options import REJECTED, STAGES, AsJson, ConfigFile, Root, Sets, Strict, read_config
 from headtail.core.errors import ConfigError
 from headtail.core.receipt import Receipt
@@ -124,7 +124,7 @@ def _precompute(
     found = read_config("precompute", config, sets, root)
     assert isinstance(found, precompute.Config)
     planned = precompute.forecast(found, probe if probe is not None else ROWS if dry_run else 0)
-    console.print(preview_tables(planned))
+    (console if apply or as_json else answers).print(preview_tables(planned))
     if not apply:
         if as_json:
             print(planned.model_dump_json(), flush=True)
