@@ -20,6 +20,7 @@ from headtail.adapters.storage import Storage, open_storage, read_json
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.adapters.tracking import Tracker
 from headtail.cache import open_snapshot
+from headtail.cli.status import status
 from headtail.core.config import StageConfig, TrackingConfig, load_config
 from headtail.core.errors import ConfigError
 from headtail.core.evidence import read_evidence
@@ -320,6 +321,23 @@ def test_mlflow_shows_the_release_within_a_minute(finished_pipeline: str) -> Non
         version = client.get_model_version(model.name, next(iter(model.aliases.values())))
         assert ("champion" in model.aliases) == (version.tags["gate.passed"] == "true")
         assert json.loads(version.tags["gate.evidence"])["candidate"] == version.tags["path"]
+
+
+@pytest.mark.slow
+def test_status_shows_teacher_and_students_with_gate_and_use(finished_pipeline: str) -> None:
+    found = status(finished_pipeline)
+    by_source = {one["source"]: one for one in found["sources"]}
+    assert {"teacher", "batch_student", "realtime_student"} <= set(by_source)
+    assert by_source["teacher"]["in_release"] == ["cache"]
+    for source in ("batch_student", "realtime_student"):
+        student = by_source[source]
+        assert student["gate"]["candidate"] == student["model"]
+        assert student["rows"]["in"] > 0
+    batch, realtime = by_source["batch_student"], by_source["realtime_student"]
+    assert ("cache" in batch["in_release"]) == batch["gate"]["passed"]
+    assert ("misses" in realtime["in_release"]) == realtime["gate"]["passed"]
+    assert ("misses" in batch["in_release"]) == (batch["gate"]["passed"] and not realtime["gate"]["passed"])
+    assert found["jobs"] == found["trainings"] == []
 
 
 @pytest.mark.slow

@@ -162,19 +162,6 @@ def test_the_gate_of_each_student_is_shown(root: str, store: Storage, intent: Ta
     assert now.passed
 
 
-@pytest.mark.slow
-def test_teacher_and_student_of_a_pipeline_are_shown_with_gate_and_use(finished_pipeline: str) -> None:
-    found = status(finished_pipeline)
-    by_source = {one["source"]: one for one in found["sources"]}
-    assert {"teacher", "batch_student"} <= set(by_source)
-    assert by_source["teacher"]["in_release"] == ["cache"]
-    student = by_source["batch_student"]
-    assert student["gate"]["candidate"] == student["model"]
-    assert ("misses" in student["in_release"]) == student["gate"]["passed"]
-    assert student["rows"]["in"] > 0
-    assert found["jobs"] == found["trainings"] == []
-
-
 @pytest.mark.parametrize("name, said", [("nosuch", "no store here"), ("file", "a file, not a directory"), ("", "root is empty")])
 def test_a_store_that_is_not_there_is_an_error(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / "file").write_text("x")

@@ -96,11 +96,14 @@ def _snapshot(store: Storage, name: str) -> str:
     from headtail.cache import SnapshotManifest
     from headtail.cache.manifest import manifest_path
 
-    made = SnapshotManifest.model_validate(
-        {"id": name, "task": "t", "task_fingerprint": "f", "rows": 0, "rows_by_source": {}, "left_out": {}, "min_confidence": {}}
-        | {"content": name, "files": {}, "created": "2030-01-01T00:00:00+00:00"}
-    )
-    made = made.model_copy(update={"id": made.own_id})
+    def manifest(identity: str) -> SnapshotManifest:
+        files = {file: {"path": f"snapshots/{identity}/{file}", "bytes": 0, "sha256": "0" * 64} for file in ("answers", "lmdb")}
+        return SnapshotManifest.model_validate(
+            {"id": identity, "task": "t", "task_fingerprint": "f", "rows": 0, "rows_by_source": {}, "left_out": {}, "min_confidence": {}}
+            | {"content": name, "files": files, "created": "2030-01-01T00:00:00+00:00"}
+        )
+
+    made = manifest(manifest(name).own_id)
     store.create(manifest_path(made.id), made.model_dump_json().encode())
     return made.id
 
