@@ -8,7 +8,6 @@ test (test_distill, test_distill_logits, test_distill_train, test_precompute, te
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from bench.in_process import answer_shards
 from headtail.batch import driver
 from headtail.batch.worker import Worker
 from headtail.stages.distill import launch
@@ -75,7 +75,7 @@ def answer_here(monkeypatch: pytest.MonkeyPatch) -> None:
     def spread(job: Any, manifest: Any, asks: Sequence[Any], *_: Any) -> list[dict[str, Any]]:
         worker = Worker(job, manifest, f"run{next(runs)}")
         try:
-            return [json.loads(text) for text in worker({"shard": [a.shard for a in asks], "edition": [a.edition for a in asks]})["report"]]
+            return answer_shards(worker, asks)
         finally:
             if worker.engine is not None:
                 worker.engine.close()

@@ -6,7 +6,6 @@ No Ray: the shards are answered by one worker here, so that whoever watches sees
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,11 @@ from headtail.engines import ModelConfig
 from headtail.stages import ingest, plan, precompute, publish, serve
 from headtail.stages.serve.app import ServeState, make_app, open_served
 
+from .in_process import answer_shards, replace_attribute
 
-def answer_here(job: Any, manifest: Any, asks: Sequence[Any], *_: Any) -> list[dict[str, Any]]:
-    worker = Worker(job, manifest, "run")
-    batch = {"shard": [ask.shard for ask in asks], "edition": [ask.edition for ask in asks]}
-    return [json.loads(text) for text in worker(batch)["report"]]
+
+def spread(job: Any, manifest: Any, asks: Sequence[Any], *_: Any) -> list[dict[str, Any]]:
+    return answer_shards(Worker(job, manifest, "run"), asks)
 
 
 def walk(folder: Path) -> None:
@@ -36,8 +35,7 @@ def walk(folder: Path) -> None:
     root = str(folder / "store")
     common: dict[str, Any] = {"root": root, "tracking": TrackingConfig(enabled=False)}
     progress.quiet()
-    assert hasattr(driver, "_spread")
-    vars(driver)["_spread"] = answer_here
+    replace_attribute(driver, "_spread", spread)
     ingest.run(ingest.Config(**common, log=str(log)))
     plan.run(plan.Config(**common))
     precompute.run(precompute.Config(**common, model=ModelConfig(engine="null", model="null")))

@@ -37,6 +37,7 @@ from headtail.stages import curate, distill, evaluate, gate, ingest, plan, preco
 from headtail.stages.distill import launch
 from headtail.stages.distill.encoder import EncoderLearner
 
+from .in_process import answer_shards, replace_attribute
 from .machine import machine
 
 CONFIG = Path("jobs/configs/run_pipeline.laptop.yaml")
@@ -127,8 +128,7 @@ def without_ray() -> Iterator[None]:
         return kept[name]
 
     def spread(job: Any, manifest: Any, asks: Sequence[Any], *_: Any) -> list[dict[str, Any]]:
-        batch = {"shard": [ask.shard for ask in asks], "edition": [ask.edition for ask in asks]}
-        return [json.loads(text) for text in Worker(job, manifest, "run")(batch)["report"]]
+        return answer_shards(Worker(job, manifest, "run"), asks)
 
     bases: dict[Any, Any] = {}
     makes = EncoderLearner.make
@@ -142,19 +142,14 @@ def without_ray() -> Iterator[None]:
         return copy.deepcopy(bases[name])
 
     EncoderLearner.make = make  # type: ignore[method-assign]
-    _replace(driver, "_spread", spread)
-    _replace(working, "open_engine", engine)
-    _replace(train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1))
-    _replace(launch, "train_student", _trains(trains, nobody))
+    replace_attribute(driver, "_spread", spread)
+    replace_attribute(working, "open_engine", engine)
+    replace_attribute(train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1))
+    replace_attribute(launch, "train_student", _trains(trains, nobody))
     torch.set_num_threads(1)  # two that wait for one another by spinning take minutes on a machine that does other work too
     torch.distributed.init_process_group("gloo")
     yield
     torch.distributed.destroy_process_group()
-
-
-def _replace(module: Any, name: str, value: Any) -> None:
-    assert hasattr(module, name), f"{module.__name__} has no {name} any more"
-    setattr(module, name, value)
 
 
 def _trains(worker: Any, meter: Any) -> Any:

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, read_record, read_table
-from headtail.batch.job import JOURNAL, Job, Journal, ShardReceipt
+from headtail.batch.job import Job, JobPaths, edition_count, read_journal, read_receipt
 from headtail.batch.prepare import InputManifest
 from headtail.core.config import Config
 from headtail.core.errors import StorageError
@@ -83,7 +83,7 @@ def earlier_jobs(store: Storage, job: Job) -> list[EarlierJob]:
     return [EarlierJob(store, entry.path) for entry in same[: job.reuse_jobs]]
 
 
-class EarlierJob:
+class EarlierJob(JobPaths):
     """The answers of one earlier job, finished or cut short, by range of keys."""
 
     def __init__(self, store: Storage, path: str) -> None:
@@ -100,7 +100,7 @@ class EarlierJob:
 
     @cached_property
     def _shards(self) -> int:
-        path = f"{self.path}/work/manifest.json"
+        path = self.manifest_path()
         if not self.store.exists(path):
             return 0
         return read_record(self.store, InputManifest, path).shards
@@ -120,14 +120,9 @@ class EarlierJob:
     def _files(self, number: int) -> tuple[FileRef, ...]:
         if self._published_shards is not None:
             return (self._published_shards[number],) if number in self._published_shards else ()
-        edition, receipt = 0, ""
-        while self.store.exists(path := f"{self.path}/shards/{number:05d}-{edition}.json"):
-            edition, receipt = edition + 1, path
-        found: tuple[FileRef, ...] = (read_record(self.store, ShardReceipt, receipt).answers,) if receipt else ()
-        journal = f"{self.path}/work/shards/{number:05d}/{JOURNAL}"
-        if not receipt and self.store.exists(journal):
-            found = read_record(self.store, Journal, journal).segments
-        return found
+        if edition := edition_count(self, self.store, number):
+            return (read_receipt(self, self.store, number, edition - 1).answers,)
+        return read_journal(self, self.store, number).segments
 
 
 def complete_rows(table: pa.Table, top: int) -> np.ndarray:

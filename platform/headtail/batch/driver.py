@@ -31,11 +31,11 @@ from headtail.adapters.cluster import start_cluster, unwrap_error
 from headtail.adapters.progress import say
 from headtail.adapters.storage import Storage, open_storage, read_table, retry_call
 from headtail.batch.catalog import ANSWERS, earlier_jobs, register_job
-from headtail.batch.job import JOURNAL, InputTable, Job, ShardReceipt
+from headtail.batch.job import JOURNAL, InputTable, Job, ShardReceipt, edition_count, read_receipt
 from headtail.batch.ledger import Ledger, close_ledger
 from headtail.batch.limits import Limits
 from headtail.batch.prepare import InputManifest, prepare_input
-from headtail.batch.shard import Shard, read_receipt
+from headtail.batch.shard import Shard
 from headtail.batch.worker import Ask, Worker
 from headtail.core.errors import ConfigError, EngineError, HeadtailError, LimitReached, StorageError
 from headtail.core.receipt import Receipt
@@ -102,9 +102,7 @@ def find_open_shards(job: Job, store: Storage, manifest: InputManifest) -> tuple
     numbers = sorted({shard for part in manifest.parts for shard in part.shards})
 
     def read_or_ask(number: int) -> ShardReceipt | Ask:
-        edition = 0
-        while store.exists(job.receipt_path(number, edition)):
-            edition += 1
+        edition = edition_count(job, store, number)
         if not edition:
             return Ask(number, 0)
         receipt = read_receipt(job, store, number, edition - 1)

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
+from headtail.adapters.storage import Storage, read_record
 from headtail.batch.limits import Limits
 from headtail.core.config import Config, result_fields
 from headtail.core.io_format import DEFAULT, ModelFormat
@@ -34,8 +35,46 @@ class InputTable:
     label: str
 
 
+class JobPaths:
+    """Where the files of a job lie. `path` is its folder in the store."""
+
+    path: str
+
+    def manifest_path(self) -> str:
+        return f"{self.path}/work/manifest.json"
+
+    def part_path(self, part: int) -> str:
+        return f"{self.path}/work/parts/part-{part:05d}.arrow"
+
+    @property
+    def shards_folder(self) -> str:
+        return f"{self.path}/work/shards"
+
+    def journal_path(self, shard: int) -> str:
+        return f"{self.shards_folder}/{shard:05d}/{JOURNAL}"
+
+    def segment_path(self, shard: int, name: str) -> str:
+        return f"{self.shards_folder}/{shard:05d}/segment-{name}.parquet"
+
+    def starts_path(self, run: str) -> str:
+        return f"{self.path}/work/starts-{run}.json"
+
+    def answers_path(self, shard: int, name: str) -> str:
+        return f"{self.path}/answers/shard-{shard:05d}-{name}.parquet"
+
+    def receipt_path(self, shard: int, edition: int) -> str:
+        return f"{self.path}/shards/{shard:05d}-{edition}.json"
+
+
 @dataclass(frozen=True)
-class Job:
+class JobFolder(JobPaths):
+    """A job of which only the folder is known."""
+
+    path: str
+
+
+@dataclass(frozen=True)
+class Job(JobPaths):
     """All that decides a job and how it runs. `path` is its folder in the store at `root`; `digest` pins the model's weights.
 
     `io_format`: how the model is asked and answers; without `side_inputs` rows are asked as if they had none.
@@ -79,31 +118,6 @@ class Job:
     def schema(self) -> pa.Schema:
         """Of the answers this job makes."""
         return with_side_inputs(with_top(ANSWER, self.top_logprobs), self.task.side_inputs)
-
-    def manifest_path(self) -> str:
-        return f"{self.path}/work/manifest.json"
-
-    def part_path(self, part: int) -> str:
-        return f"{self.path}/work/parts/part-{part:05d}.arrow"
-
-    @property
-    def shards_folder(self) -> str:
-        return f"{self.path}/work/shards"
-
-    def journal_path(self, shard: int) -> str:
-        return f"{self.shards_folder}/{shard:05d}/{JOURNAL}"
-
-    def segment_path(self, shard: int, name: str) -> str:
-        return f"{self.shards_folder}/{shard:05d}/segment-{name}.parquet"
-
-    def starts_path(self, run: str) -> str:
-        return f"{self.path}/work/starts-{run}.json"
-
-    def answers_path(self, shard: int, name: str) -> str:
-        return f"{self.path}/answers/shard-{shard:05d}-{name}.parquet"
-
-    def receipt_path(self, shard: int, edition: int) -> str:
-        return f"{self.path}/shards/{shard:05d}-{edition}.json"
 
 
 def answer_settings(task: Task, model: ModelConfig, digest: str, fmt: ModelFormat = DEFAULT) -> dict[str, Any]:
@@ -156,3 +170,22 @@ class ShardReceipt(Config):
     def retryable(self, runs: int) -> int:
         """Failed rows that were not yet asked in `runs` runs; 0: all."""
         return self.failed - sum(rows for done, rows in self.failed_runs.items() if runs and done >= runs)
+
+
+def edition_count(job: JobPaths, store: Storage, shard: int) -> int:
+    """How many editions of a shard are published."""
+    count = 0
+    while store.exists(job.receipt_path(shard, count)):
+        count += 1
+    return count
+
+
+def read_receipt(job: JobPaths, store: Storage, shard: int, edition: int) -> ShardReceipt:
+    """A published ShardReceipt."""
+    return read_record(store, ShardReceipt, job.receipt_path(shard, edition))
+
+
+def read_journal(job: JobPaths, store: Storage, shard: int) -> Journal:
+    """What is finished of an open shard; empty when nothing is."""
+    path = job.journal_path(shard)
+    return read_record(store, Journal, path) if store.exists(path) else Journal()

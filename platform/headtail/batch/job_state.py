@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from headtail.adapters.storage import Storage, read_record
-from headtail.batch.job import JOURNAL, Journal, ShardReceipt
+from headtail.batch.job import JobFolder, edition_count, read_journal, read_receipt
 from headtail.batch.lease import SILENT_S, holder_gone, last_holder
 from headtail.batch.prepare import InputManifest
 from headtail.core.errors import StorageError
@@ -60,18 +60,16 @@ def driver_state(store: Storage, path: str) -> tuple[Phase, str, float | None]:
 
 def rows_done(store: Storage, path: str, manifest: InputManifest) -> int:
     """Input rows whose outcome is safe: those of published shards, and those that the journals of open shards name."""
+    job = JobFolder(path)
     numbers = sorted({shard for part in manifest.parts for shard in part.shards})
 
     def of_shard(number: int) -> int:
-        edition = 0
-        while store.exists(_receipt_path(path, number, edition)):
-            edition += 1
+        edition = edition_count(job, store, number)
         try:
             if edition:
-                receipt = read_record(store, ShardReceipt, _receipt_path(path, number, edition - 1))
+                receipt = read_receipt(job, store, number, edition - 1)
                 return receipt.rows + receipt.duplicates
-            journal = f"{path}/work/shards/{number:05d}/{JOURNAL}"
-            found = read_record(store, Journal, journal) if store.exists(journal) else Journal()
+            found = read_journal(job, store, number)
         except StorageError:  # the driver removed it meanwhile
             return 0
         return sum(ref.rows or 0 for ref in found.segments)
@@ -81,9 +79,5 @@ def rows_done(store: Storage, path: str, manifest: InputManifest) -> int:
 
 
 def _manifest(store: Storage, path: str) -> InputManifest | None:
-    file = f"{path}/work/manifest.json"
+    file = JobFolder(path).manifest_path()
     return read_record(store, InputManifest, file) if store.exists(file) else None
-
-
-def _receipt_path(path: str, shard: int, edition: int) -> str:
-    return f"{path}/shards/{shard:05d}-{edition}.json"

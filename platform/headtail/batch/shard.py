@@ -18,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headtail.adapters.storage import Storage, read_record, read_table, write_once, write_table
+from headtail.adapters.storage import Storage, read_table, write_once, write_table
 from headtail.batch.catalog import EarlierJob, adapt_rows, complete_rows
-from headtail.batch.job import Job, Journal, ShardReceipt
+from headtail.batch.job import Job, ShardReceipt, read_journal, read_receipt
 from headtail.batch.parsed_answer import ParsedAnswer
 from headtail.batch.prepare import InputManifest, read_shard
 from headtail.batch.shard_requests import ShardRequests, check_rows, shard_requests, sort_answers
@@ -46,7 +46,7 @@ class Shard:
     ) -> None:
         self.job, self.store, self.number, self.edition, self.run = job, store, number, edition, run
         self.requests = shard_requests(read_shard(store, manifest, number), job.task, job.settings, job.io_format)
-        self.journal = self._read_journal()
+        self.journal = read_journal(self.job, self.store, self.number)
         self._seconds = self.journal.seconds
         self.damaged = self.computed = 0
         self._buffer: list[tuple[int, ParsedAnswer, Completion, float]] = []
@@ -87,12 +87,6 @@ class Shard:
         return self.requests.messages
 
     # --- what is finished
-
-    def _read_journal(self) -> Journal:
-        path = self.job.journal_path(self.number)
-        if not self.store.exists(path):
-            return Journal()
-        return read_record(self.store, Journal, path)
 
     def _read_finished(self) -> set[int]:
         """Positions of rows with an outcome: those of the journal, or of the edition before without its failed rows."""
@@ -339,12 +333,6 @@ class Shard:
 
 
 _NOTHING = ShardRequests(pa.table({}), [], [])
-
-
-def read_receipt(job: Job, store: Storage, shard: int, edition: int) -> ShardReceipt:
-    """A published ShardReceipt."""
-    path = job.receipt_path(shard, edition)
-    return read_record(store, ShardReceipt, path)
 
 
 def tokens_out(completion: Completion) -> int:

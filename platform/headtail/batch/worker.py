@@ -24,11 +24,11 @@ from pydantic import Field
 from headtail.adapters.storage import open_storage, read_record, write_json
 from headtail.batch.catalog import EarlierJob, earlier_jobs
 from headtail.batch.flusher import flush_late, flush_thread
-from headtail.batch.job import Job, ShardReceipt
+from headtail.batch.job import Job, ShardReceipt, read_receipt
 from headtail.batch.limits import FirstRows
 from headtail.batch.parsed_answer import classify
 from headtail.batch.prepare import InputManifest
-from headtail.batch.shard import Shard, read_receipt, tokens_out
+from headtail.batch.shard import Shard, tokens_out
 from headtail.batch.watch import watchdog
 from headtail.core.config import Config
 from headtail.core.errors import EngineError, HeadtailError

@@ -20,23 +20,11 @@ from headtail.adapters.storage import open_storage
 from headtail.core.config import StageConfig, execution
 from headtail.core.errors import ConfigError
 from headtail.core.task import load_task
-from headtail.review.log import HISTORY, DecisionLog, decision_history, decisions, digest
+from headtail.review.log import DecisionLog
 from headtail.review.queue import load_queue
 from headtail.review.transfer import ExportReport, ImportReport, export_queue, kind_of
 from headtail.review.transfer import import_decisions as _import_file
 
-__all__ = [
-    "HISTORY",
-    "Config",
-    "ExportReport",
-    "ImportReport",
-    "decision_history",
-    "decisions",
-    "digest",
-    "export_reviews",
-    "import_reviews",
-    "serve_page",
-]
 _TOLD = 10  # rows set aside that are shown one by one
 
 

@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 
 from headtail.adapters.storage import open_storage, read_table
 from headtail.batch.catalog import CatalogEntry, EarlierJob, catalog_entries
-from headtail.batch.job import Job, ShardReceipt
+from headtail.batch.job import Job, ShardReceipt, read_receipt
 from headtail.batch.prepare import InputManifest
-from headtail.batch.shard import Shard, read_receipt
+from headtail.batch.shard import Shard
 from headtail.batch.shard_requests import Pair, ShardRequests
 from headtail.batch.worker import Ask
 from headtail.core.errors import StorageError
