@@ -19,7 +19,7 @@ from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.core.bounds import Game, Share
 from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import ConfigError, InputError, StorageError
-from headtail.core.evidence import Evidence
+from headtail.core.evidence import Evidence, JudgeEvidence
 from headtail.core.keys import canonical, query_key
 from headtail.core.receipt import Receipt
 from headtail.core.rows import ANSWER, HUMAN_LABELS, PLANNED
@@ -324,14 +324,16 @@ def test_a_judge_sharpens_the_bound(store: Storage, intent: Task) -> None:
     assert criterion.lower_bound >= same
     assert plain.judged == 0
     about = {"ref": "judge/" + "j" * 16 + ":scores", "name": "judge-model", "own_teacher": False, "rows": 3240, "left_out": 0}
-    assert found.judge == {**about, "labelled_without_score": 510, "answers_checked": True}
+    assert found.judge == JudgeEvidence.model_validate({**about, "labelled_without_score": 510, "answers_checked": True})
     assert found.data["judge"] == receipt_of(store, "judge").output("scores").sha256
 
 
 def test_a_judge_that_is_the_teacher_is_named_as_such(store: Storage, intent: Task) -> None:
     put(store, intent, more=200)
     receipt = gate.run(asking(store, judge=judge(store, opinions(200), {"name": "teacher-model", "digest": "T"})))
-    assert receipt.result.evidence.judge["own_teacher"] is True
+    judge_found = receipt.result.evidence.judge
+    assert judge_found is not None
+    assert judge_found.own_teacher is True
     assert any("teacher-model is the candidate's own teacher" in note for note in receipt.notes)
     assert any("no answer_key" in note for note in receipt.notes)
 
@@ -358,9 +360,9 @@ def test_scores_of_other_answers_are_left_out_and_bad_tables_refused(store: Stor
     put(store, intent, more=50)
     own = receipt_at(store, "precompute", STUDENT)
     read = read_judge(store, judge(store, {**opinions(50), "never asked": 1.0}), own, None, student_rows(store))
-    assert (read.description["rows"], read.description["left_out"]) == (290, 1)
+    assert (read.description.rows, read.description.left_out) == (290, 1)
     read = read_judge(store, judge(store, opinions(50), keys=True), receipt_at(store, "precompute", TEACHER), None, student_rows(store))
-    assert (read.description["rows"], read.description["left_out"]) == (0, 290)  # they are about the student's answers, not the teacher's
+    assert (read.description.rows, read.description.left_out) == (0, 290)  # they are about the student's answers, not the teacher's
     with pytest.raises(InputError, match="between 0 and 1"):
         gate.run(asking(store, judge=judge(store, {"other 1": 1.5})))
     columns = {"query_key": pa.array([query_key("other 1")] * 2, HUMAN_LABELS.field("query_key").type), "score": [1.0, 1.0]}

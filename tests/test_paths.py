@@ -38,9 +38,9 @@ WORDS = {
     "made", "name", "score", "judge", "task", "task_fingerprint", "labels", "base", "tasks", "student", "url", "realtime", "signals",
     "engine", "answer_settings", "vocabulary", "digest", "kind", "reason", "first_day", "last_day", "holdout_from", "verdicts",
     "best_trial", "best_values", "head_limit", "stratum", "method", "candidate", "correction", "data", "dry_run", "prompt", "output",
-    "schema_digest", "tokens", "symbols", "title", "headtail", "shown", "not_run", "remarks", "paths", "missing", "stage",
+    "schema_digest", "tokens", "symbols", "title", "headtail", "shown", "not_run", "remarks", "paths", "missing", "stage", "ref",
 }  # fmt: skip
-NAMES = ("StorePath", "StoreId", "StoreIdOrEmpty", "AnswersPath", "StudentOrEmpty")
+NAMES = ("StorePath", "StorePathOrEmpty", "StoreId", "StoreIdOrEmpty", "AnswersPath", "StudentOrEmpty")
 TYPES = {getattr(paths, name) for name in NAMES}
 
 READERS = {"read_record", "append_log.read_entry_records", "record.parse_record", "record.validate_record", "load_receipt", "run_once"}

@@ -321,7 +321,7 @@ def test_evidence_and_student_go_into_the_release(store: Storage, root: str, pre
     receipt = publish.run(config(root, *prepared, student=student.path, evaluation=seen.path, note="first try"))
     now = release.current_release(store)
     assert now.student == student.path
-    assert now.evidence == {"evaluate": seen.path, "figures": {"quality/teacher/all": 0.9}}
+    assert now.evidence == release.ReleaseEvidence(evaluate=seen.path, figures={"quality/teacher/all": 0.9})
     assert now.note == "first try"
     assert receipt.notes == (f"the evaluation {seen.path} did not score the answers {prepared[1].path}",)
 
@@ -453,7 +453,7 @@ def test_a_student_goes_live_with_the_evidence_of_its_gate(store: Storage, root:
     proof = evidence(candidate=student.path)
     passed = leave(store, "gate", "0a0a", {}, result=gate_result(proof))
     made = publish.run(config(root, *prepared, student=student.path, gates=(passed.path,)))
-    assert release.current_release(store).evidence["gates"][0]["criteria"] == read_evidence(proof).model_dump(mode="json")["criteria"]
+    assert release.current_release(store).evidence.gates == (read_evidence(proof),)
     refused = leave(store, "gate", "0b0b", {}, result=gate_result(evidence(("tail", 210, 240, 0.85), candidate=student.path)))
     with pytest.raises(GateRejected, match="missing: tail: 993 more labels"):
         publish.run(config(root, *prepared, student=student.path, gates=(refused.path,)))

@@ -233,7 +233,7 @@ def test_an_edited_release_is_not_loaded(store: Storage, tmp_path: Path, intent:
         {"snapshot": "0" * 16},
         {"student": "distill/other"},
         {"thresholds": {"teacher": 0.1}},
-        {"evidence": {"passed": True}},
+        {"evidence": {"evaluate": "evaluate/0a0a"}},
         {"task_copy": {**text["task_copy"], "template": "{% block user %}other{% endblock %}"}},
         {"id": "f" * 16},
     ]

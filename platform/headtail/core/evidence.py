@@ -83,10 +83,22 @@ class Figures(Config):
     times_fewer_tokens_than_teacher: float | None = Field(None, description="the teacher's tokens over the student's")
 
 
+class JudgeEvidence(Config):
+    """The judge whose scores tightened a bound, and what is known of it."""
+
+    ref: str = Field(description="table of its scores: receipt:output")
+    name: str | None = Field(description="its model; null: its table names none")
+    own_teacher: bool | None = Field(description="whether it is the candidate's own teacher; null: not known")
+    rows: int = Field(ge=0, description="rows with a score of the candidate's answers")
+    left_out: int = Field(ge=0, description="rows about other answers")
+    labelled_without_score: int = Field(ge=0, description="rows with people's labels that it did not score")
+    answers_checked: bool = Field(description="whether its rows name the answers that it looked at")
+
+
 class Evidence(Config):
     """What a gate found of one candidate."""
 
-    format: Literal["headtail-gate/2"] = Field("headtail-gate/2", description="layout of this record")
+    format: Literal["headtail-gate/3"] = Field("headtail-gate/3", description="layout of this record")
     passed: bool = Field(description="the verdict: every criterion is passed")
     task: str = Field(description="name of the task")
     candidate: str = Field(min_length=1, description="distill/<fingerprint>, snapshots/<id> or the model's name")
@@ -100,7 +112,7 @@ class Evidence(Config):
     correction: str = Field(description="how criteria and candidates were corrected for")
     criteria: tuple[Criterion, ...] = Field(min_length=1, description="every criterion")
     data: dict[str, str] = Field(description="SHA-256 of each table the criteria rest on")
-    judge: dict[str, Any] = Field({}, description="the judge whose scores helped, if any: ref, name, own_teacher, rows")
+    judge: JudgeEvidence | None = Field(None, description="the judge whose scores helped; null: none")
     figures: Figures = Field(Figures(), description="against people, against the teacher, cost beside the teacher's")
 
     def missing(self) -> list[str]:

@@ -59,6 +59,7 @@ def _or_empty(check: Callable[[str], str]) -> Callable[[str], str]:
 
 StorePath = Annotated[str, AfterValidator(store_path)]
 StoreId = Annotated[str, AfterValidator(store_id)]
+StorePathOrEmpty = Annotated[str, AfterValidator(_or_empty(store_path))]
 StoreIdOrEmpty = Annotated[str, AfterValidator(_or_empty(store_id))]
 AnswersPath = Annotated[str, AfterValidator(below("precompute"))]
 StudentOrEmpty = Annotated[str, AfterValidator(_or_empty(below("distill")))]

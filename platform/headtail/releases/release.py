@@ -22,8 +22,9 @@ from headtail.cache.diff import SnapshotDiff, diff_snapshots
 from headtail.cache.manifest import manifest_path, require_snapshot
 from headtail.core.config import Config, build_config
 from headtail.core.errors import ConfigError, InputError, StorageError
+from headtail.core.evidence import Evidence
 from headtail.core.keys import fingerprint, normalise
-from headtail.core.paths import StoreId, StoreIdOrEmpty, StudentOrEmpty, store_id
+from headtail.core.paths import StoreId, StoreIdOrEmpty, StorePathOrEmpty, StudentOrEmpty, store_id
 from headtail.core.redact import redact
 from headtail.core.task import Task, TaskFile
 
@@ -31,7 +32,7 @@ _AGAIN = "run headtail publish again: it writes the release anew; if nobody edit
 CURRENT = "CURRENT"
 FOLDER = "releases"
 MOVES = f"{FOLDER}/moves"
-FORMAT = 2  # layout of a release: raise it when one of an older version can no longer be read
+FORMAT = 3  # layout of a release: raise it when one of an older version can no longer be read
 
 
 class TaskCopy(Config):
@@ -46,6 +47,14 @@ class TaskCopy(Config):
         return cls(file=task.file.model_dump(mode="json"), json_schema=task.schema, template=task.template)
 
 
+class ReleaseEvidence(Config):
+    """What let a release pass."""
+
+    evaluate: StorePathOrEmpty = Field("", description="receipt of the evaluation; empty: none was given")
+    figures: dict[str, float] = Field({}, description="quality and exact match of that evaluation, by source and stratum")
+    gates: tuple[Evidence, ...] = Field((), description="evidence of each gate that was passed")
+
+
 class Release(Config):
     """What is served together. The id is made over its parts, not over when it was made or after what."""
 
@@ -57,7 +66,7 @@ class Release(Config):
     task_fingerprint: StoreId = Field(description="over all of the task that changes an answer")
     task_copy: TaskCopy = Field(description="the task itself")
     thresholds: dict[str, float] = Field({}, description="least confidence by source that was published")
-    evidence: dict[str, Any] = Field({}, description="what let it pass: receipt of the evaluation and its figures")
+    evidence: ReleaseEvidence = Field(ReleaseEvidence(), description="what let it pass: the evaluation, its figures, the gates")
     previous: StoreIdOrEmpty = Field(
         "", description="the release that was current when this one was first made; for people, rollback goes by the moves"
     )
@@ -67,8 +76,9 @@ class Release(Config):
     @property
     def own_id(self) -> str:
         """The id that this content has."""
-        parts = {name: getattr(self, name) for name in ("snapshot", "student", "thresholds", "evidence", "note")}
-        return fingerprint({**parts, "task": self.task_copy.model_dump()}, "release")[:16]
+        parts = {name: getattr(self, name) for name in ("snapshot", "student", "thresholds", "note")}
+        copies = {"evidence": self.evidence.model_dump(mode="json"), "task": self.task_copy.model_dump()}
+        return fingerprint({**parts, **copies}, "release")[:16]
 
 
 class Move(Config):
@@ -88,7 +98,7 @@ def make_release(
     task: Task,
     student: str = "",
     thresholds: dict[str, float] | None = None,
-    evidence: dict[str, Any] | None = None,
+    evidence: ReleaseEvidence | None = None,
     note: str = "",
 ) -> Release:
     """Record a release; nothing is promoted by this. The same parts give the same release, which is written once."""
@@ -102,7 +112,7 @@ def make_release(
         task_fingerprint=task.fingerprint,
         task_copy=copy,
         thresholds=thresholds or {},
-        evidence=evidence or {},
+        evidence=evidence or ReleaseEvidence(),
         previous=current_id(store),
         created=_now(),
         note=note,
@@ -234,7 +244,7 @@ def look_up(store: Storage, query: str, release: str = "current", into: Path | N
         "release": record.id,
         "snapshot": record.snapshot,
         "lineage": list(cache.manifest.lineage),
-        "evidence": record.evidence.get("evaluate", ""),
+        "evidence": record.evidence.evaluate,
     }
 
 

@@ -276,22 +276,17 @@ def _snapshot(stage: Stage, config: Config, parts: _Parts, built: LocalSnapshot)
 
 def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotManifest) -> Result:
     previous = releases.current_id(stage.store)
-    evidence: dict[str, object] = {}
     if parts.evaluation is not None:
-        quality = {name: value for name, value in parts.evaluation.metrics.items() if name.startswith(("quality/", "exact/"))}
-        evidence = {"evaluate": parts.evaluation.path, "figures": quality}
         for receipt in parts.answers:
             if receipt.path not in parts.evaluation.inputs.values():
                 stage.note(f"the evaluation {parts.evaluation.path} did not score the answers {receipt.path}")
-    if parts.proofs:
-        evidence["gates"] = [proof.model_dump(mode="json") for proof in parts.proofs]
     release = releases.make_release(
         stage.store,
         snapshot=manifest.id,
         task=parts.task,
         student=parts.student.path if parts.student else "",
         thresholds={str(source): value for source, value in config.min_confidence.items()},
-        evidence=evidence,
+        evidence=_evidence(parts),
         note=config.note,
     )
     stage.outputs["release"] = _ref(stage.store, f"{releases.FOLDER}/{release.id}.json")
@@ -300,6 +295,12 @@ def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotMani
         stage.metrics |= figure_metrics(known, role)
     stage.tracker.log(stage.run_id, {}, {}, {"headtail.snapshot": manifest.id, "headtail.release": release.id})
     return Result(snapshot=manifest.id, release=release.id, previous=previous, student=release.student, figures=figures)
+
+
+def _evidence(parts: _Parts) -> releases.ReleaseEvidence:
+    metrics = parts.evaluation.metrics if parts.evaluation else {}
+    quality = {name: value for name, value in metrics.items() if name.startswith(("quality/", "exact/"))}
+    return releases.ReleaseEvidence(evaluate=parts.evaluation.path if parts.evaluation else "", figures=quality, gates=parts.proofs)
 
 
 def _figures(store: Storage, parts: _Parts) -> Iterator[tuple[str, Figures]]:

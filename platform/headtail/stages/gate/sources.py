@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from headtail.adapters.storage.receipts import load_receipt, load_ref, output_ta
 from headtail.batch import read_answers
 from headtail.core.config import Config
 from headtail.core.errors import ConfigError, InputError
+from headtail.core.evidence import JudgeEvidence
 from headtail.core.paths import StoreId, StorePath
 from headtail.core.receipt import Receipt
 from headtail.core.rows import JUDGED, SCORED, Stratum, conform
@@ -127,7 +128,7 @@ class JudgeByStratum(NamedTuple):
     """A judge's scores by stratum, and what the evidence says of the judge."""
 
     by_stratum: dict[str, JudgeScores]
-    description: dict[str, Any]
+    description: JudgeEvidence
     sha256: str
 
 
@@ -162,15 +163,15 @@ def read_judge(
             by_stratum[stratum] = JudgeScores(np.nan_to_num(np.asarray(beside), nan=1.0), np.nan_to_num(np.asarray(more)))
     model = load_receipt(store, receipt.stage, receipt.path, JudgeResult).result.model
     own = None if model is None or teacher is None else model.digest == teacher.result.model.digest
-    about = {
-        "ref": where,
-        "name": model.name if model else None,
-        "own_teacher": own,
-        "rows": len(scores_by_key),
-        "left_out": len(keys) - len(scores_by_key),
-    }
-    about["labelled_without_score"] = sum(key not in scores_by_key for key in source.keys)
-    about["answers_checked"] = its is not None
+    about = JudgeEvidence(
+        ref=where,
+        name=model.name if model else None,
+        own_teacher=own,
+        rows=len(scores_by_key),
+        left_out=len(keys) - len(scores_by_key),
+        labelled_without_score=sum(key not in scores_by_key for key in source.keys),
+        answers_checked=its is not None,
+    )
     return JudgeByStratum(by_stratum, about, receipt.output(name).sha256)
 
 

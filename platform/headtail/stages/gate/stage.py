@@ -11,6 +11,7 @@ and the release read the evidence.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
@@ -21,7 +22,7 @@ from headtail.adapters.storage import Storage, open_storage, read_text
 from headtail.adapters.storage.receipts import load_receipt, load_ref
 from headtail.core.config import StageConfig
 from headtail.core.errors import ConfigError
-from headtail.core.evidence import Criterion, Evidence, figure_metrics
+from headtail.core.evidence import Criterion, Evidence, JudgeEvidence, figure_metrics
 from headtail.core.receipt import Receipt
 from headtail.core.rows import ALL, SLICES, TRAFFIC, Source
 from headtail.core.task import load_task
@@ -146,7 +147,7 @@ def run(config: Config) -> Receipt[Result]:
             correction=f"Holm over {len(criteria)} criteria at {config.delta:g} / {policy.candidates} candidates",
             criteria=criteria,
             data=sources.digests,
-            judge=sources.judge.description if sources.judge else {},
+            judge=sources.judge.description if sources.judge else None,
             figures=evaluation.result.figures[config.source],
         )
         _record(stage, config, evidence, sources)
@@ -241,20 +242,23 @@ def _remarks(config: Config, evidence: Evidence, number: int) -> list[str]:
             f"test {number} on these labelled rows in this store: delta is divided by {number}, not {config.candidates}. "
             f"Over all {number} tests the chance that a bad candidate passed is at most {total:.3f}; fresh human labels start anew"
         )
-    judge = evidence.judge
-    if judge.get("own_teacher"):
-        remarks.append(
-            f"the judge {judge['name']} is the candidate's own teacher; the bound rests on people's labels and holds all the same"
-        )
-    if judge and judge["own_teacher"] is None:
-        remarks.append("the judge's table names no model, so whether it is the candidate's own teacher is not known")
-    if judge and not judge["answers_checked"]:
-        remarks.append("the judge's table has no answer_key: nothing shows that it looked at the candidate's answers")
-    if judge and judge["left_out"]:
-        remarks.append(f"{judge['left_out']:,} judged rows are not about the candidate's answers and were left out")
-    if judge and {ALL, TRAFFIC} & set(config.minimum):
-        remarks.append("the judge does not help on `all` and `traffic`: they mix strata as the human labels do, and its rows do not")
+    if evidence.judge is not None:
+        remarks += _judge_remarks(evidence.judge, bool({ALL, TRAFFIC} & set(config.minimum)))
     return remarks
+
+
+def _judge_remarks(judge: JudgeEvidence, mixed: bool) -> Iterator[str]:
+    """What to know of the judge. `mixed`: a criterion is over rows of several strata."""
+    if judge.own_teacher:
+        yield f"the judge {judge.name} is the candidate's own teacher; the bound rests on people's labels and holds all the same"
+    if judge.own_teacher is None:
+        yield "the judge's table names no model, so whether it is the candidate's own teacher is not known"
+    if not judge.answers_checked:
+        yield "the judge's table has no answer_key: nothing shows that it looked at the candidate's answers"
+    if judge.left_out:
+        yield f"{judge.left_out:,} judged rows are not about the candidate's answers and were left out"
+    if mixed:
+        yield "the judge does not help on `all` and `traffic`: they mix strata as the human labels do, and its rows do not"
 
 
 def criteria_figure(evidence: Evidence) -> Any:
