@@ -104,7 +104,7 @@ ALIKE = {
 NO_NAMES = {
     *("about", "alike", "asked", "decided", "found", "got", "judged", "kept", "laid", "looked", "looks", "made", "met", "others"),
     *("said", "settle", "settled", "shown", "slips", "taken", "told", "tried", "wanted"),
-    *("culprits", "deaths", "generation", "gold", "golden", "querylog", "standin", "station", "strikes", "survey", "tier", "world"),
+    *("culprits", "deaths", "generation", "gold", "golden", "querylog", "standin", "station", "strikes", "survey", "world"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from headtail.core.task import Task
 from headtail.releases import release
 from headtail.stages import replay, serve
 from headtail.stages.replay import REQUESTS, Event, EventReply
-from headtail.stages.serve.answerer import RealtimeFailure, RealtimeReply
+from headtail.stages.serve.answerer import Miss, MissFailed, RealtimeReply
 from headtail.stages.serve.app import ServeState, make_app, open_served
 from local_server import Running
 from ports import free_port
@@ -63,9 +63,9 @@ def state(store: Storage, tmp_path: Path, intent: Task) -> ServeState:
     _, manifest = publish(store, tmp_path, table)
     release.promote(store, release.make_release(store, snapshot=manifest.id, task=intent, student="distill/x").id)
 
-    async def live(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
-        if query == "bad":
-            raise RealtimeFailure("overloaded")
+    async def live(miss: Miss) -> RealtimeReply:
+        if miss.clean == "bad":
+            raise MissFailed("overloaded")
         await asyncio.sleep(0.02)
         return RealtimeReply('{"intent": "booking"}', "stop", 0.9, "ab" * 16, "distill/x", intent.fingerprint)
 

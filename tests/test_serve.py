@@ -26,7 +26,7 @@ from headtail.core.task import Task
 from headtail.releases import release
 from headtail.releases.release import Release
 from headtail.stages import ingest, plan, serve
-from headtail.stages.serve.answerer import REASONS, AskStudent, RealtimeFailure, RealtimeReply
+from headtail.stages.serve.answerer import REASONS, AskStudent, Miss, MissFailed, RealtimeReply
 from headtail.stages.serve.app import PAGE, AnswerResponse, ServeState, make_app, open_served
 from ports import free_port
 from test_cache import answers, good, publish
@@ -55,20 +55,20 @@ def reply(task: Task, answer: Any = None, **changes: Any) -> RealtimeReply:
 
 
 def says(task: Task, answer: Any = None, **changes: Any) -> AskStudent:
-    async def realtime(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
+    async def realtime(miss: Miss) -> RealtimeReply:
         return reply(task, answer, **changes)
 
     return realtime
 
 
 def breaks(error: BaseException) -> AskStudent:
-    async def realtime(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
+    async def realtime(miss: Miss) -> RealtimeReply:
         raise error
 
     return realtime
 
 
-async def sleeps(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
+async def sleeps(miss: Miss) -> RealtimeReply:
     await asyncio.sleep(60)
     raise AssertionError("was not cancelled")
 
@@ -137,8 +137,8 @@ FAULTS: dict[str, tuple[Callable[[Task], AskStudent | None], str]] = {
     "raises": (lambda task: breaks(RuntimeError("boom")), "error"),
     "raises a timeout of its own": (lambda task: breaks(TimeoutError()), "timeout"),
     "is cancelled on its side": (lambda task: breaks(asyncio.CancelledError()), "unavailable"),
-    "is gone": (lambda task: breaks(RealtimeFailure("unavailable")), "unavailable"),
-    "is full": (lambda task: breaks(RealtimeFailure("overloaded")), "overloaded"),
+    "is gone": (lambda task: breaks(MissFailed("unavailable")), "unavailable"),
+    "is full": (lambda task: breaks(MissFailed("overloaded")), "overloaded"),
     "is cut short": (lambda task: says(task, finish_reason="length"), "truncated"),
     "writes no JSON": (lambda task: says(task, '{"segments": ['), "invalid"),
     "writes nothing": (lambda task: says(task, ""), "invalid"),
@@ -174,7 +174,7 @@ def test_a_release_without_student_says_so(store: Storage, tmp_path: Path, segme
 def test_waiting_for_the_student_never_takes_the_places_of_hits(open_state: Callable[..., ServeState], segmentation: Task) -> None:
     started = 0
 
-    async def slow(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
+    async def slow(miss: Miss) -> RealtimeReply:
         nonlocal started
         started += 1
         await asyncio.sleep(limit(0.3))
@@ -216,8 +216,8 @@ def test_a_caller_who_leaves_frees_his_place(open_state: Callable[..., ServeStat
 def test_personal_data_never_reaches_the_student(open_state: Callable[..., ServeState], segmentation: Task) -> None:
     seen: list[str] = []
 
-    async def realtime(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
-        seen.append(query)
+    async def realtime(miss: Miss) -> RealtimeReply:
+        seen.append(miss.clean)
         return reply(segmentation)
 
     state = open_state(realtime)
@@ -259,8 +259,8 @@ def test_two_numbers_are_never_answered_from_one_cached_answer(store: Storage, t
 def test_side_inputs_go_to_the_student_and_only_known_ones(open_state: Callable[..., ServeState], segmentation: Task) -> None:
     seen: list[Mapping[str, Sequence[str]]] = []
 
-    async def realtime(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
-        seen.append(side)
+    async def realtime(miss: Miss) -> RealtimeReply:
+        seen.append(miss.side_inputs)
         return reply(segmentation)
 
     state = open_state(realtime)
@@ -294,10 +294,13 @@ BAD: dict[str, tuple[bytes, str]] = {
     "deep": (b"[" * 100_000, "body"),
 }
 
+NO_JSON = {"half a character", "deep", "not JSON", "nothing", "not UTF-8"}
+
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_requests_are_refused_with_what_is_wrong(open_state: Callable[..., ServeState], case: str) -> None:
     body, field = BAD[case]
+    status = 400 if case in NO_JSON else 422
     state = open_state()
 
     async def go() -> httpx.Response:
@@ -305,11 +308,11 @@ def test_bad_requests_are_refused_with_what_is_wrong(open_state: Callable[..., S
             return await http.post("/v1/answer", content=body)
 
     response = asyncio.run(go())
-    assert response.status_code == 422
     error = response.json()["error"]
-    assert error["field"] == field
-    assert error["what"]
+    assert (response.status_code, error["code"], error["field"]) == (status, "bad_request" if status == 400 else "invalid", field)
+    assert error["message"]
     assert error["do"]
+    assert error["request_id"]
     assert len(response.content) < 1000  # the input is not sent back
 
 
@@ -344,7 +347,7 @@ def test_any_text_gets_a_valid_answer_or_a_refusal(open_state: Callable[..., Ser
             return await http.post("/v1/answer", content=json.dumps({"query": query}).encode())
 
     response = asyncio.run(go())
-    if response.status_code == 422:
+    if response.status_code in (400, 422):
         assert not normalise(query) or len(normalise(query)) > 200 or any("\ud800" <= c <= "\udfff" for c in query)
         return
     assert response.status_code == 200
@@ -389,7 +392,7 @@ def test_no_request_sees_parts_of_two_releases(store: Storage, tmp_path: Path, s
     old = published(store, tmp_path, segmentation)
     gate = asyncio.Event()
 
-    async def realtime(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
+    async def realtime(miss: Miss) -> RealtimeReply:
         await gate.wait()
         return reply(segmentation)
 

@@ -13,7 +13,7 @@ from headtail.adapters.storage import open_storage
 from headtail.core.task import Task, load_task
 from headtail.releases import release
 from headtail.stages import serve
-from headtail.stages.serve.answerer import RealtimeFailure, RealtimeReply
+from headtail.stages.serve.answerer import Miss, MissFailed, RealtimeReply
 from headtail.stages.serve.app import ServeState, make_app, open_served
 from local_server import Running
 from test_cache import answers, good, publish
@@ -32,10 +32,10 @@ def serving(folder: Path, task: Task, rows: Sequence[tuple[str, str]], realtime:
     _, manifest = publish(store, folder, answers(*(good(query, answer) for query, answer in rows)))
     release.promote(store, release.make_release(store, snapshot=manifest.id, task=task, student="distill/0123456789abcdef").id)
 
-    async def student(query: str, side: Mapping[str, Sequence[str]]) -> RealtimeReply:
-        if query not in realtime:
-            raise RealtimeFailure("timeout")
-        return RealtimeReply(realtime[query], "stop", 0.83, "ab" * 16, "distill/0123456789abcdef", task.fingerprint)
+    async def student(miss: Miss) -> RealtimeReply:
+        if miss.clean not in realtime:
+            raise MissFailed("timeout")
+        return RealtimeReply(realtime[miss.clean], "stop", 0.83, "ab" * 16, "distill/0123456789abcdef", task.fingerprint)
 
     return ServeState(
         store,

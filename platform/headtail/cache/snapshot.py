@@ -48,6 +48,7 @@ __all__ = [
     "CachedAnswer",
     "LocalSnapshot",
     "SnapshotManifest",
+    "StoredAnswer",
     "decode_value",
     "disk_errors",
     "open_snapshot",
@@ -55,6 +56,7 @@ __all__ = [
     "read_manifest",
     "snapshot_coverage",
     "snapshot_path",
+    "stored_value",
 ]
 
 
@@ -72,10 +74,27 @@ class CachedAnswer(NamedTuple):
 
     def decoded(self) -> Any:
         """The answer as plain values: what `json.loads` makes of it, in a third of the time."""
-        try:
-            return from_json(self.answer)
-        except ValueError:  # nested deeper than it goes
-            return json.loads(self.answer)
+        return _decode(self.answer)
+
+
+class StoredAnswer(NamedTuple):
+    """One answer as it is stored: `answer` is the UTF-8 of canonical JSON, ready to be sent."""
+
+    source: str
+    confidence: float | None
+    answer_key: bytes
+    answer: bytes
+
+    def decoded(self) -> Any:
+        """The answer as plain values."""
+        return _decode(self.answer)
+
+
+def _decode(answer: str | bytes) -> Any:
+    try:
+        return from_json(answer)
+    except ValueError:  # nested deeper than it goes
+        return json.loads(answer)
 
 
 class Cache:
@@ -113,10 +132,18 @@ class Cache:
 
     def get(self, normalised: str) -> CachedAnswer | None:
         """The answer to exactly this text, or None."""
+        value = self._value(normalised)
+        return None if value is None else decode_value(value, normalised)
+
+    def stored(self, normalised: str) -> StoredAnswer | None:
+        """The same, with the answer's bytes as they are stored."""
+        value = self._value(normalised)
+        return None if value is None else stored_value(value, normalised)
+
+    def _value(self, normalised: str) -> bytes | None:
         if self._env.pid != os.getpid():
             self._env = _environment(self._path)
-        value = self._env.get(query_key(normalised))
-        return None if value is None else decode_value(value, normalised)
+        return self._env.get(query_key(normalised))
 
     def close(self) -> None:
         """Close the LMDB file; no lookup is possible after that."""
@@ -160,6 +187,15 @@ def _environment(path: str) -> _Environment:
 
 def decode_value(value: bytes, normalised: str) -> CachedAnswer | None:
     """A value of the LMDB file as the answer to `normalised`; None when it belongs to another text."""
+    found = stored_value(value, normalised)
+    if found is None:
+        return None
+    source, confidence, answer_key, answer = found
+    return tuple.__new__(CachedAnswer, (normalised, answer.decode(), source, confidence, answer_key))
+
+
+def stored_value(value: bytes, normalised: str) -> StoredAnswer | None:
+    """The same, with the answer left as bytes."""
     kind, confidence, answer_key = VALUE.unpack_from(value)
     if kind >> 4 != FORMAT:
         raise StorageError(
@@ -170,7 +206,7 @@ def decode_value(value: bytes, normalised: str) -> CachedAnswer | None:
     if not value.startswith(text, VALUE.size) or value[end]:
         return None  # another text with the same hash
     known = None if confidence != confidence else confidence
-    return tuple.__new__(CachedAnswer, (normalised, value[end + 1 :].decode(), SOURCES[kind & 15], known, answer_key))
+    return tuple.__new__(StoredAnswer, (SOURCES[kind & 15], known, answer_key, value[end + 1 :]))
 
 
 def _check(folder: Path, manifest: SnapshotManifest) -> None:

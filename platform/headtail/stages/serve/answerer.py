@@ -1,8 +1,8 @@
-"""How one query is answered: the cache, else the realtime student, else the task's fallback.
+"""How one query is answered: people's overrides and the snapshot, then each tier in order, else the task's fallback.
 
-In: a query, optional side inputs. Out: a Reply. A query that is well-formed always gets one: whatever happens to the
-student (late, overloaded, dead, invalid output) ends in the fallback, marked degraded, with the reason.
-Knows nothing of HTTP, Ray or vLLM: the student is a function argument.
+In: a query, optional side inputs. Out: a Reply. A query that is well-formed always gets one: whatever happens in a tier (late,
+overloaded, dead, invalid output) ends in the fallback, marked degraded, with the reason. `look_up` never waits; only a Miss does.
+Knows nothing of HTTP, Ray or vLLM.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from headtail.cache import Cache, CachedAnswer
+from headtail.cache import Cache, StoredAnswer
 from headtail.core.keys import normalise
 from headtail.core.redact import redact
 from headtail.core.rows import Source
 from headtail.core.secrets import hide
 from headtail.core.task import Task
 from headtail.releases.release import Release
+from headtail.stages.serve.errors import RequestError
 
 if TYPE_CHECKING:
-    from headtail.stages.serve.stage import Config
+    from headtail.stages.serve.config import Config
 
 log = logging.getLogger("headtail.serve")
 
@@ -31,48 +32,16 @@ log = logging.getLogger("headtail.serve")
 REASONS = {
     "off": "the realtime student is switched off",
     "no_student": "this release has no student",
-    "outdated": "this release has another task than the student that was deployed: deploy again",
-    "previous_student": "answered by the student of an earlier release: deploy again (not degraded)",
+    "outdated": "the student that runs has another task than this release",
+    "previous_student": "answered by the student of an earlier release, while this release's is not there (not degraded)",
     "timeout": "the student did not answer within realtime_timeout_ms",
     "overloaded": "too many requests wait for the student",
     "unavailable": "the student's process is not there",
     "truncated": "the student's answer was cut at max_tokens",
     "invalid": "the student's answer does not fit the task's schema",
+    "withheld": "the answer did not pass the output checks",
     "error": "the student failed",
 }
-
-
-class RealtimeReply(NamedTuple):
-    """What the student made of a query.
-
-    `stands_for`: the release's student it was deployed as; `task_fingerprint`: the task it was asked under.
-    """
-
-    text: str
-    finish_reason: str
-    confidence: float | None
-    answer_key: str
-    stands_for: str
-    task_fingerprint: str
-
-
-AskStudent = Callable[[str, Mapping[str, Sequence[str]]], Awaitable[RealtimeReply]]
-
-
-class RealtimeFailure(Exception):
-    """The student gave no answer; `reason` is one of REASONS."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-        super().__init__(REASONS[reason])
-
-
-class BadQuery(Exception):
-    """The query cannot be taken: which field, what is wrong, what to do."""
-
-    def __init__(self, field: str, what: str, fix: str) -> None:
-        self.field, self.what, self.fix = field, what, fix
-        super().__init__(what)
 
 
 class Reply(NamedTuple):
@@ -90,6 +59,7 @@ class Reply(NamedTuple):
     snapshot: str
     latency_ms: float
     reason: str
+    request_id: str = ""
 
     @property
     def path(self) -> str:
@@ -107,100 +77,195 @@ class OpenRelease:
     since: str
 
 
-class Answerer:
-    """Answers queries under one release at a time. `served` may be swapped between any two awaits."""
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """A query that neither an override nor the snapshot answers. It stays with `served` to its end, whatever is swapped meanwhile.
 
-    def __init__(self, served: OpenRelease, config: Config, realtime: AskStudent | None) -> None:
-        self.served, self._config, self._realtime = served, config, realtime
+    `clean`: normalised and without personal data, what every tier sees. `started`: of time.perf_counter, in seconds.
+    """
+
+    query: str
+    clean: str
+    side_inputs: Mapping[str, Sequence[str]]
+    served: OpenRelease
+    request_id: str
+    started: float
+
+
+class MissFailed(Exception):
+    """A tier has no answer to a miss that it should have answered; `reason` is one of REASONS."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(REASONS[reason])
+
+
+class Tier(Protocol):
+    """One place that may answer a miss, such as a student. The next one is asked after None or MissFailed.
+
+    It is cancelled when the caller leaves or `realtime_timeout_ms` is over.
+    """
+
+    async def answer(self, miss: Miss) -> Reply | None: ...
+
+
+OutputCheck = Callable[[Miss, Reply], str]  # the reason why a reply is withheld, one of REASONS; empty: it may go out
+
+
+class Answerer:
+    """Answers queries under one release at a time. `served` and `overrides` may be swapped between any two awaits.
+
+    `overrides`: by clean text, what people decided; it outranks the snapshot.
+    """
+
+    def __init__(self, served: OpenRelease, config: Config, tiers: Sequence[Tier] = (), checks: Sequence[OutputCheck] = ()) -> None:
+        self.served, self.tiers, self._config, self._checks = served, tuple(tiers), config, tuple(checks)
+        self.overrides: Mapping[str, StoredAnswer] = {}
         self.in_flight = 0
         self.last_failure = ""
 
-    async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]] | None = None) -> Reply:
-        """The reply to one query. BadQuery when it cannot be taken."""
-        started = time.perf_counter()
-        served = self.served
-        normalised = self._check(query, side_inputs or {}, served.task)
-        clean = redact(normalised).text  # as ingest does: keys are of redacted text, and no model sees personal data
-        found = served.cache.get(clean)
-        if found is not None:
-            return _cached(query, found, served, started)
-        try:
-            realtime = await self._ask(clean, side_inputs or {}, served)
-        except RealtimeFailure as failure:
-            self.last_failure = failure.reason
-            return _fallback(query, clean, served, failure.reason, started)
-        answer, problem = served.task.parse(realtime.text)
-        if realtime.finish_reason == "length" or problem:
-            self.last_failure = "truncated" if realtime.finish_reason == "length" else "invalid"
-            return _fallback(query, clean, served, self.last_failure, started)
-        note = "" if realtime.stands_for == served.release.student else "previous_student"
+    async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]] | None = None, request_id: str = "") -> Reply:
+        """The reply to one query. RequestError when it cannot be taken."""
+        found = self.look_up(query, side_inputs or {}, request_id)
+        return found if isinstance(found, Reply) else await self.resolve(found)
+
+    def look_up(self, query: str, side_inputs: Mapping[str, Sequence[str]], request_id: str = "") -> Reply | Miss:
+        """The reply of an override or of the snapshot, else the Miss for `resolve`. RequestError when the query cannot be taken."""
+        started, served = time.perf_counter(), self.served
+        clean = self.clean(query, side_inputs, served)
+        found = self.find(clean, served)
+        if found is None:
+            return Miss(query, clean, side_inputs, served, request_id, started)
+        confidence = None if found.confidence is None else round(found.confidence, 4)
         return Reply(
-            query, clean, answer, Source.REALTIME_STUDENT, False, False, realtime.confidence, realtime.answer_key or None,
-            served.release.id, served.release.snapshot, _ms(started), note,
+            query, clean, found.decoded(), found.source, True, False, confidence, found.answer_key.hex(),
+            served.release.id, served.release.snapshot, _ms(started), "", request_id,
         )  # fmt: skip
 
-    def _check(self, query: str, side_inputs: Mapping[str, Sequence[str]], task: Task) -> str:
-        """The normalised query, within bounds."""
+    def find(self, clean: str, served: OpenRelease) -> StoredAnswer | None:
+        """What people or the snapshot of `served` answer to a clean text."""
+        if self.overrides and (override := self.overrides.get(clean)) is not None:
+            return override
+        return served.cache.stored(clean)
+
+    def clean(self, query: str, side_inputs: Mapping[str, Sequence[str]], served: OpenRelease) -> str:
+        """The query as ingest would have it: normalised, without personal data. Lengths are checked before any work is done on it."""
         limit = self._config.max_query_chars
-        if len(query) > 4 * limit:  # far too long: refused before any work is done on it
-            raise BadQuery("query", f"the query has {len(query)} characters, at most {limit} are taken", "shorten it")
-        if any("\ud800" <= character <= "\udfff" for character in query):
-            raise BadQuery("query", "the query holds half a surrogate pair, which is no character", "send valid Unicode")
+        if len(query) > 4 * limit:
+            raise _refusal("query", f"the query has {len(query)} characters, at most {limit} are taken", "shorten it")
+        if not query.isascii() and any("\ud800" <= character <= "\udfff" for character in query):
+            raise _refusal("query", "the query holds half a surrogate pair, which is no character", "send valid Unicode")
         normalised = normalise(query)
         if not normalised:
-            raise BadQuery("query", "the query is empty", "send at least one visible character")
+            raise _refusal("query", "the query is empty", "send at least one visible character")
         if len(normalised) > limit:
-            raise BadQuery(
-                "query", f"the query has {len(normalised)} characters after normalisation, at most {limit} are taken", "shorten it"
-            )
-        unknown = sorted(side_inputs.keys() - set(task.side_inputs))
-        if unknown:
-            known = ", ".join(task.side_inputs) or "none"
-            raise BadQuery("side_inputs", f"unknown side input {unknown[0][:40]!r}", f"side inputs of {task.name}: {known}")
-        return normalised
+            what = f"the query has {len(normalised)} characters after normalisation, at most {limit} are taken"
+            raise _refusal("query", what, "shorten it")
+        if side_inputs:
+            unknown = sorted(side_inputs.keys() - set(served.task.side_inputs))
+            if unknown:
+                known = ", ".join(served.task.side_inputs) or "none"
+                raise _refusal("side_inputs", f"unknown side input {unknown[0][:40]!r}", f"side inputs of {served.task.name}: {known}")
+        return redact(normalised).text
 
-    async def _ask(self, query: str, side_inputs: Mapping[str, Sequence[str]], served: OpenRelease) -> RealtimeReply:
-        """The student's reply within the time limit, else RealtimeFailure."""
-        if self._realtime is None:
-            raise RealtimeFailure("off" if served.release.student else "no_student")
-        if self.in_flight >= self._config.max_realtime:  # so that waiting for the student never takes the places of cache hits
-            raise RealtimeFailure("overloaded")
+    async def resolve(self, miss: Miss) -> Reply:
+        """The reply of the first tier that has one, else the fallback. Too many at once: the fallback without any wait."""
+        if self.in_flight >= self._config.max_realtime:
+            return self._degrade(miss, "overloaded")
         self.in_flight += 1
         try:
             async with asyncio.timeout(self._config.realtime_timeout_ms / 1000):
-                reply = await self._realtime(query, side_inputs)
-        except RealtimeFailure:
-            raise
+                reply = await self._ask(miss)
         except TimeoutError:
-            raise RealtimeFailure("timeout") from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise  # the caller went away
-            raise RealtimeFailure("unavailable") from None  # the student's side was cancelled
-        except Exception as error:
-            log.warning("realtime student failed: %s: %s", type(error).__name__, hide(str(error))[:300])
-            raise RealtimeFailure("error") from error
+            reply = self._degrade(miss, "timeout")
         finally:
             self.in_flight -= 1
-        if reply.task_fingerprint != served.task.fingerprint:
-            raise RealtimeFailure("outdated")
         return reply
 
+    async def _ask(self, miss: Miss) -> Reply:
+        reason = "off" if miss.served.release.student else "no_student"
+        for tier in self.tiers:
+            try:
+                reply = await tier.answer(miss)
+            except MissFailed as failure:
+                reason = failure.reason
+                continue
+            except TimeoutError:
+                raise
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is not None and task.cancelling():
+                    raise  # the caller went away, or the time is over
+                reason = "unavailable"  # the other side was cancelled
+                continue
+            except Exception as error:
+                log.warning("a tier failed: %s: %s", type(error).__name__, hide(str(error))[:300])
+                reason = "error"
+                continue
+            if reply is None:
+                continue
+            problem = next(filter(None, (check(miss, reply) for check in self._checks)), "")
+            if not problem:
+                return reply
+            reason = problem
+        return self._degrade(miss, reason)
 
-def _cached(query: str, cached: CachedAnswer, served: OpenRelease, started: float) -> Reply:
-    confidence = None if cached.confidence is None else round(cached.confidence, 4)
-    return Reply(
-        query, cached.query, cached.decoded(), cached.source, True, False, confidence, cached.answer_key.hex(),
-        served.release.id, served.release.snapshot, _ms(started), "",
-    )  # fmt: skip
+    def _degrade(self, miss: Miss, reason: str) -> Reply:
+        self.last_failure, served = reason, miss.served
+        return Reply(
+            miss.query, miss.clean, served.task.fallback(miss.clean), Source.FALLBACK, False, True, None, None,
+            served.release.id, served.release.snapshot, _ms(miss.started), reason, miss.request_id,
+        )  # fmt: skip
 
 
-def _fallback(query: str, normalised: str, served: OpenRelease, reason: str, started: float) -> Reply:
-    return Reply(
-        query, normalised, served.task.fallback(normalised), Source.FALLBACK, False, True, None, None,
-        served.release.id, served.release.snapshot, _ms(started), reason,
-    )  # fmt: skip
+class RealtimeReply(NamedTuple):
+    """What a student made of a query.
+
+    `stands_for`: the release's student it was deployed as; `task_fingerprint`: the task it was asked under.
+    """
+
+    text: str
+    finish_reason: str
+    confidence: float | None
+    answer_key: str
+    stands_for: str
+    task_fingerprint: str
+
+
+class AskStudent(Protocol):
+    """How a student is asked. MissFailed when it cannot answer."""
+
+    async def __call__(self, miss: Miss) -> RealtimeReply: ...
+
+
+class StudentTier:
+    """The realtime student: its text is parsed and checked against the task's schema here, in the front."""
+
+    def __init__(self, ask: AskStudent) -> None:
+        self._ask = ask
+
+    async def answer(self, miss: Miss) -> Reply:
+        """The student's reply, or MissFailed."""
+        realtime, served = await self._ask(miss), miss.served
+        if realtime.task_fingerprint != served.task.fingerprint:
+            raise MissFailed("outdated")
+        answer, problem = served.task.parse(realtime.text)
+        if realtime.finish_reason == "length":
+            raise MissFailed("truncated")
+        if problem:
+            raise MissFailed("invalid")
+        note = "" if realtime.stands_for in (served.release.student, ANY_RELEASE) else "previous_student"
+        return Reply(
+            miss.query, miss.clean, answer, Source.REALTIME_STUDENT, False, False, realtime.confidence, realtime.answer_key or None,
+            served.release.id, served.release.snapshot, _ms(miss.started), note, miss.request_id,
+        )  # fmt: skip
+
+
+ANY_RELEASE = "*"  # what a model that the config names stands for: every release of its task
+
+
+def _refusal(field: str, what: str, fix: str) -> RequestError:
+    return RequestError("invalid", what, field=field, fix=fix)
 
 
 def _ms(started: float) -> float:

@@ -15,9 +15,10 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import uuid4
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -31,10 +32,11 @@ from headtail.adapters.storage import Storage
 from headtail.cache import open_snapshot
 from headtail.core.secrets import hide
 from headtail.releases import release
-from headtail.stages.serve.answerer import REASONS, Answerer, AskStudent, BadQuery, OpenRelease, Reply
+from headtail.stages.serve.answerer import REASONS, Answerer, AskStudent, OpenRelease, Reply, StudentTier
+from headtail.stages.serve.errors import RequestError, openapi_errors, validation_error
 
 if TYPE_CHECKING:
-    from headtail.stages.serve.stage import Config
+    from headtail.stages.serve.config import Config
 
 log = logging.getLogger("headtail.serve")
 PAGE = Path(__file__).parent / "page.html"
@@ -78,14 +80,7 @@ class AnswerResponse(BaseModel):
     snapshot: str = Field(description="id of its cache snapshot")
     latency_ms: float = Field(description="time spent in this process and on the student")
     reason: str = Field(description="empty, or one of: " + "; ".join(f"{name}: {text}" for name, text in REASONS.items()))
-
-
-class Refusal(BaseModel):
-    """Why a request was not taken."""
-
-    field: str = Field(description="the field that is wrong")
-    what: str = Field(description="what is wrong with it")
-    do: str = Field(description="what to do")
+    request_id: str = Field(description="of this request, for logs and feedback")
 
 
 class Metrics:
@@ -97,7 +92,7 @@ class Metrics:
         self.requests = Counter("headtail_requests", "answered requests", ["path", "source"], **settings)
         self.seconds = Histogram("headtail_request_seconds", "time to answer", ["path"], buckets=BUCKETS, **settings)
         self.degraded = Counter("headtail_degraded", "requests that got the fallback", ["reason"], **settings)
-        self.rejected = Counter("headtail_rejected", "requests refused with 422", ["field"], **settings)
+        self.rejected = Counter("headtail_rejected", "requests refused", ["field"], **settings)
         self.release = Gauge("headtail_release_info", "1 for the release being served", ["release", "snapshot"], **settings)
         self.redeploy = Gauge("headtail_redeploy_needed", "1 when the release asks for another student than the deployed one", **settings)
         self.refresh_failures = Counter("headtail_refresh_failures", "looks at CURRENT that failed", **settings)
@@ -126,7 +121,7 @@ class ServeState:
         stands_for: str | None = None,
     ) -> None:
         self.store, self.config = store, config
-        self.answerer = Answerer(served, config, realtime)
+        self.answerer = Answerer(served, config, [StudentTier(realtime)] if realtime else [])
         self.deployed, self.stands_for = deployed, stands_for
         self.metrics = Metrics()
         self._swap(served)
@@ -225,34 +220,28 @@ def make_app(state: ServeState) -> FastAPI:
     _add_operations(app, state)
     _add_pages(app, state)
 
-    @app.exception_handler(BadQuery)
-    async def bad_query(_: Request, error: BadQuery) -> JSONResponse:
-        return _refuse(state, error.field, error.what, error.fix)
+    @app.exception_handler(RequestError)
+    async def refused(_: Request, error: RequestError) -> Response:
+        return _refuse(state, error)
 
     @app.exception_handler(RequestValidationError)
-    async def bad_request(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        return _invalid(state, first, first["loc"][1:])  # FastAPI puts where it was sent first: query, body
+    async def bad_request(_: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]  # FastAPI puts where it was sent first: query, body
+        return _refuse(state, RequestError("invalid", str(first["msg"]), field=".".join(map(str, first["loc"][1:])) or "body"))
 
     return app
 
 
-def _refuse(state: ServeState, field: str, what: str, fix: str) -> JSONResponse:
-    state.metrics.rejected.labels(field if field in AnswerRequest.model_fields else "body").inc()
-    return JSONResponse({"error": {"field": field, "what": what, "do": fix}}, status_code=422)
-
-
-def _invalid(state: ServeState, error: Any, place: Sequence[Any]) -> JSONResponse:
-    """A validation error of pydantic, without its input: that may be a megabyte."""
-    field = ".".join(map(str, place))[:80] or "body"
-    return _refuse(state, field, str(error["msg"])[:300], 'send JSON such as {"query": "pizza near me"}; see /docs')
+def _refuse(state: ServeState, error: RequestError) -> Response:
+    state.metrics.rejected.labels(error.field if error.field in AnswerRequest.model_fields else "body").inc()
+    return Response(error.body(uuid4().hex), error.status, dict(error.headers), "application/json")
 
 
 def _add_answer(app: FastAPI, state: ServeState) -> None:
-    documented: dict[int | str, dict[str, Any]] = {200: {"model": AnswerResponse}, 422: {"model": Refusal}}
+    documented: dict[int | str, dict[str, Any]] = {200: {"model": AnswerResponse}, **openapi_errors("bad_request", "invalid")}
 
     async def answer(query: str, side_inputs: dict[str, list[str]]) -> Response:
-        reply = await state.answerer.answer(query, side_inputs)
+        reply = await state.answerer.answer(query, side_inputs, uuid4().hex)
         state.metrics.count(reply)
         return Response(json.dumps(reply._asdict(), ensure_ascii=False), media_type="application/json")
 
@@ -266,8 +255,7 @@ def _add_answer(app: FastAPI, state: ServeState) -> None:
         try:
             asked = AnswerRequest.model_validate_json(await request.body())
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            return _invalid(state, first, first["loc"])
+            return _refuse(state, validation_error(error))
         return await answer(asked.query, asked.side_inputs)
 
     @app.get("/v1/answer", responses=documented, response_class=JSONResponse, summary="Answer one query, from a browser or curl")

@@ -13,7 +13,7 @@ from headtail.adapters.storage import open_storage
 from headtail.stages.serve.app import ServeState, make_app, open_served
 
 if TYPE_CHECKING:
-    from headtail.stages.serve.stage import Config
+    from headtail.stages.serve.config import Config
 
 
 class Ingress:

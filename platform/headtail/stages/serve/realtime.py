@@ -2,7 +2,7 @@
 
 In: a query and its side inputs. Out: a RealtimeReply: the text of its answer, its confidence and answer_key, made with the same
 I/O format, grammar, sampling and key as `precompute` uses. vLLM's batches rows join and leave as they come; students in other
-engines answer all that wait together. Each failure of the replica is a RealtimeFailure. Knows nothing of caches or HTTP.
+engines answer all that wait together. Each failure of the replica is a MissFailed. Knows nothing of caches or HTTP.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from headtail.core.keys import answer_key, fingerprint
 from headtail.core.task import Task
 from headtail.engines import Completion, ModelConfig, Request, runs_vllm
 from headtail.engines.models import ResolvedModel, check_weights, find_model
-from headtail.stages.serve.answerer import AskStudent, RealtimeFailure, RealtimeReply
+from headtail.stages.serve.answerer import AskStudent, Miss, MissFailed, RealtimeReply
 
 
 class Student:
@@ -141,20 +141,20 @@ def _check_completion(completion: Completion) -> Completion:
 
 
 def student_client(handle: Any) -> AskStudent:
-    """A function over a Serve handle that turns every way in which Serve fails into a RealtimeFailure."""
+    """A function over a Serve handle that turns every way in which Serve fails into a MissFailed."""
     from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
     gone = (ActorDiedError, ActorUnavailableError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 
-    async def ask(query: str, side_inputs: Mapping[str, Sequence[str]]) -> RealtimeReply:
-        response = handle.answer.remote(query, {name: list(values) for name, values in side_inputs.items()})
+    async def ask(miss: Miss) -> RealtimeReply:
+        response = handle.answer.remote(miss.clean, {name: list(values) for name, values in miss.side_inputs.items()})
         try:
             return RealtimeReply(*await response)
         except BackPressureError:
-            raise RealtimeFailure("overloaded") from None
+            raise MissFailed("overloaded") from None
         except gone:
-            raise RealtimeFailure("unavailable") from None
+            raise MissFailed("unavailable") from None
         except asyncio.CancelledError:
             response.cancel()  # late, or the caller left: do not let the student go on with it
             raise
