@@ -6,6 +6,7 @@ under `--strict`, 130 Ctrl-C. jobs/*.py run the same commands (`job`).
 
     options.py  flags, configs, commands by role    stages.py  the stages       store.py  commands on a store
     status.py   what a store holds                  fields.py  configs' fields  doctor.py checks      review.py  the review queue
+    keys.py     API keys
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from headtail import __version__
 from headtail.adapters.progress import printable, quiet
 from headtail.cli import stages, store
 from headtail.cli.fields import fields
+from headtail.cli.keys import keys_app
 from headtail.cli.options import PANELS, STAGES, read_config
 from headtail.cli.review import review_app
 from headtail.core.errors import HeadtailError
@@ -38,14 +40,16 @@ app = typer.Typer(
     "Exit codes: 0 done, 1 failed, 2 wrong input or config, 3 miss (lookup), 4 rejected (--strict), 130 Ctrl-C.",
 )
 
+GROUPS = {"review": review_app, "keys": keys_app}  # commands with commands of their own
+
 for _panel, _names in PANELS.items():
     for _name in _names:
         if _name in STAGES:
             app.command(_name, rich_help_panel=_panel, help=STAGES[_name][1], epilog=stages.epilog(_name))(stages.command(_name))
         elif _name == "serve":
             app.command(_name, rich_help_panel=_panel, epilog=stages.epilog(_name))(stages.serve)
-        elif _name == "review":
-            app.add_typer(review_app, rich_help_panel=_panel)
+        elif _name in GROUPS:
+            app.add_typer(GROUPS[_name], rich_help_panel=_panel)
         else:
             app.command(_name, rich_help_panel=_panel)(fields if _name == "fields" else store.COMMANDS[_name])
 
