@@ -12,6 +12,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -137,16 +138,19 @@ class Redis:
     settings = "own process, Unix socket, pipelined MSET of 1000 rows, GETs one by one, no snapshots, no append-only file, no memory limit"
 
     def load(self, folder: Path, pairs: Pairs) -> None:
-        path = folder / "redis.sock"
+        self._place = Path(tempfile.mkdtemp(prefix="ht-"))  # short: sockets have 107 characters for their path
+        path = self._place / "redis.sock"
         command = ["redis-server", "--port", "0", "--unixsocket", str(path), "--dir", str(folder)]
         command += ["--save", "", "--appendonly", "no", "--maxmemory", "0", "--loglevel", "warning"]
         self._server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         self._socket = socket.socket(socket.AF_UNIX)
-        for _ in range(100):
+        for left in reversed(range(200)):
             try:
                 self._socket.connect(str(path))
                 break
             except OSError:
+                if not left or self._server.poll() is not None:
+                    raise
                 time.sleep(0.05)
         rows, waiting = iter(pairs), 0
         while some := list(islice(rows, 1000)):
@@ -185,6 +189,7 @@ class Redis:
         self._socket.close()
         self._server.terminate()
         self._server.wait()
+        shutil.rmtree(self._place, ignore_errors=True)
 
 
 def rivals() -> Iterator[Rival]:
