@@ -158,7 +158,7 @@ def test_again_builds_nothing_and_after_a_rollback_promotes_again(
     first = publish.run(config(root, prepared[0]))
     second = publish.run(config(root, *prepared))
     assert second.result.previous == first.result.release
-    monkeypatch.setattr(publish, "build_snapshot", lambda *_, **__: pytest.fail("built again"))
+    monkeypatch.setattr(publish.stage, "build_snapshot", lambda *_, **__: pytest.fail("built again"))
     assert publish.run(config(root, *prepared)).reused
     assert len(release.move_history(store)) == 2  # nothing moved
     assert release.rollback(store).id == first.result.release
@@ -404,9 +404,12 @@ def test_without_events_the_loss_is_a_share_of_queries() -> None:
         sizes = {"rows_before": 0, "rows_after": 0, "traffic": 0}
         return SnapshotDiff(before="a", after="b", **sizes, of_log=False, added=part(9, 9), dropped=dropped, changed=changed, same=same)
 
-    assert publish.loss(diff(part(1, 0), part(1, 0), part(2, 0))) == (0.25, "the current release's queries (their events are not known)")
-    assert publish.loss(diff(part(1, 90), part(1, 0), part(2, 10))) == (0.9, "the current release's events")
-    assert publish.loss(diff(part(0, 0), part(0, 0), part(0, 0)))[0] == 0
+    assert publish.stage.loss(diff(part(1, 0), part(1, 0), part(2, 0))) == (
+        0.25,
+        "the current release's queries (their events are not known)",
+    )
+    assert publish.stage.loss(diff(part(1, 90), part(1, 0), part(2, 10))) == (0.9, "the current release's events")
+    assert publish.stage.loss(diff(part(0, 0), part(0, 0), part(0, 0)))[0] == 0
 
 
 def test_answers_without_confidence_are_counted_and_never_all_left_out_silently(store: Storage, root: str, intent: Task) -> None:

@@ -33,6 +33,7 @@ from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.gate.result import Result as GateResult
 from headtail.stages.gate.stage import criteria_figure as gate_figure
 from headtail.stages.publish import Result as PublishResult
+from headtail.stages.publish.result import WithheldAnswer
 from headtail.stages.report.page import answer_text
 from headtail.stages.report.sentences import headline
 from headtail.stages.report.summary import REALTIME, REPORTED_STAGES, BatchFigures, QualityFigure, Summary, summarise
@@ -291,6 +292,17 @@ def job(source: str, rows: int, per_s: float, model: str) -> dict[str, Any]:
     }
 
 
+WITHHELD = (
+    WithheldAnswer(
+        reason="span_not_in_query",
+        query="pizza <script>",
+        answer='{"segments":[{"label":"topic","text":"pizza"},{"label":"location","text":"denver"}]}',
+        source="teacher",
+        count=8200,
+    ),
+)
+
+
 def published(release: str, snapshot: str, student: str = "") -> PublishResult:
     return PublishResult(release=release, snapshot=snapshot, previous="", student=student, figures={})
 
@@ -363,8 +375,8 @@ def example_data(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, s
         },
         "publish": {
             "rows": {"published": 21_390},
-            "metrics": {"coverage": 0.994},
-            "result": published("r-0002", "g-0002", "distill/dddd"),
+            "metrics": {"coverage": 0.994, "withheld": 2},
+            "result": published("r-0002", "g-0002", "distill/dddd").model_copy(update={"withheld": WITHHELD}),
         },
         "replay": {
             "rows": {"requests": 2000, "errors": 0, "cache": 1424, "realtime": 548, "fallback": 28},
@@ -578,6 +590,10 @@ def test_page_says_what_matters(store: Storage, root: str) -> None:
         "precompute/" + "c" * 8,
         "reused",
         "holdout traffic is one day; a week would say more",
+        "Guardrails withheld 2 answers from the cache",
+        "Withheld by guardrails (2 answers, 1 shown)",
+        "topic: pizza, location: denver",
+        "span not in query",
     ):
         assert words in shown
     assert all(line in shown for line in summary["headline"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import blake2b
@@ -36,6 +36,7 @@ PIECE_BYTES = 256 << 20  # of text in a piece; fewer rows when answers are long
 EXAMPLES = 12
 OFFERED = pa.schema([ANSWER.field(name) for name in (*CACHED.names, "state")])  # what is read of ANSWER
 UNRATED = "without_confidence"  # reason of answers that have none where a source's minimum is above 0; .<source> follows
+Withhold = Callable[[pa.Table], Sequence[str]]
 _AHEAD = 2  # pieces that may wait for the Parquet thread
 
 
@@ -46,19 +47,21 @@ def build_snapshot(
     min_confidence: Mapping[str, float] | None = None,
     share_redacted: bool = False,
     labels: Sequence[str] = (),
+    withhold: Withhold | None = None,
 ) -> LocalSnapshot:
     """A snapshot in `folder` (empty, local). The first stream that has a publishable answer to a query wins.
 
     Streams are ascending by query_key, of OFFERED's columns or more; of rows with one key the first wins. `min_confidence`: by source;
     rows below, and rows without confidence where a minimum above 0 is asked, are left out. A redacted query stands
-    for many questions: it is left out unless `share_redacted`. `labels`: of streams, for errors.
+    for many questions: it is left out unless `share_redacted`. `labels`: of streams, for errors. `withhold`: a reason code for each
+    row of a CACHED table, empty where it may be published; the others are counted as guardrail.<reason>.
     """
     left_out: Counter[str] = Counter()
     names = [*labels, *(f"answers {i}" for i in range(len(labels), len(streams)))]
     with disk_errors("build the snapshot on", folder):
         writer = _Writer(folder)
     try:
-        for piece in cut_pieces(merge_streams(streams, min_confidence or {}, left_out, names, share_redacted)):
+        for piece in cut_pieces(merge_streams(streams, min_confidence or {}, left_out, names, share_redacted, withhold)):
             with disk_errors("build the snapshot on", folder):
                 writer.add(piece)
         with disk_errors("build the snapshot on", folder):
@@ -73,9 +76,10 @@ def merge_streams(
     left_out: Counter[str],
     labels: Sequence[str],
     share_redacted: bool = False,
+    withhold: Withhold | None = None,
 ) -> Iterator[pa.Table]:
     """CACHED rows in order of key, one per key; the others are counted in `left_out`."""
-    offers = [_offers(stream, least, left_out, label, share_redacted) for stream, label in zip(streams, labels, strict=True)]
+    offers = [_offers(stream, least, left_out, label, share_redacted, withhold) for stream, label in zip(streams, labels, strict=True)]
     for cut in merge_rounds(offers):
         some = [table for table in cut if table.num_rows]
         table = some[0] if len(some) == 1 else pa.concat_tables(some)
@@ -107,7 +111,12 @@ def _split_by_size(table: pa.Table) -> Iterator[pa.Table]:
 
 
 def _offers(
-    stream: Iterable[pa.Table], least: Mapping[str, float], left_out: Counter[str], label: str, share_redacted: bool
+    stream: Iterable[pa.Table],
+    least: Mapping[str, float],
+    left_out: Counter[str],
+    label: str,
+    share_redacted: bool,
+    withhold: Withhold | None,
 ) -> Iterator[SortedBatch]:
     """The rows of one stream that may be published, each key once, in order."""
     last: pa.Table | None = None  # the last row kept: its key may go on in the next batch
@@ -117,6 +126,10 @@ def _offers(
             redacted = pc.match_substring_regex(kept.column("query"), PLACEHOLDER)
             left_out["redacted"] += pc.sum(redacted).as_py() or 0
             kept = kept.filter(pc.invert(redacted))
+        if withhold is not None and kept.num_rows:
+            reasons = withhold(kept)
+            left_out.update(Counter(f"guardrail.{reason}" for reason in reasons if reason))
+            kept = kept.filter(pa.array([not reason for reason in reasons]))
         if kept.num_rows:
             kept = _first_of_each(kept if last is None else pa.concat_tables([last, kept]), left_out).slice(last is not None)
         if kept.num_rows:

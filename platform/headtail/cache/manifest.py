@@ -42,7 +42,7 @@ class SnapshotManifest(Config):
     lineage: tuple[AnswersPath, ...] = Field((), description="receipts whose answers these are, first wins")
     examples: tuple[str, ...] = Field((), description="the most frequent queries, for people to try")
     content: StoreId = Field(description="hash over all keys, values and counts")
-    files: dict[str, FileRef] = Field(description="answers (Parquet) and lmdb, with digests")
+    files: dict[str, FileRef] = Field(description="answers (Parquet), lmdb, and words of the log where it is known; with digests")
     created: Moment = Field(description="UTC, ISO 8601")
 
     @property

@@ -290,10 +290,11 @@ def publish_snapshot(
     lineage: Sequence[str] = (),
     min_confidence: Mapping[str, float] | None = None,
     coverage: float | None = None,
+    words: Path | None = None,
 ) -> SnapshotManifest:
     """Move a built snapshot into the store: files first, manifest last. The same snapshot again adds a line to the log.
 
-    One that is in the store and damaged is written anew.
+    One that is in the store and damaged is written anew. `words`: a Parquet file of the log's words, see `cache.words`.
     """
     least = {source: float(value) for source, value in (min_confidence or {}).items()}
     mark = fingerprint([FORMAT, NORMALISATION, task_fingerprint, list(lineage), least, built.content])[:16]
@@ -318,6 +319,7 @@ def publish_snapshot(
         files={
             "answers": put(store, built.parquet, f"{path}/answers.parquet", built.rows),
             "lmdb": put(store, built.lmdb / "data.mdb", f"{path}/lmdb/data.mdb", built.rows),
+            **({"words": put(store, words, f"{path}/words.parquet")} if words is not None else {}),
         },
         created=utc_now().isoformat(timespec="seconds"),
     )

@@ -55,7 +55,7 @@ def check_score(config: ScoreConfig, outline: Mapping[str, Any], where: str) -> 
     """ConfigError when a name in `config` is not in the answers. `outline`: an Outline's schema, see `schema`."""
     if config.kind == "exact":
         return
-    fields = _fields(outline)
+    fields = answer_fields(outline)
     if config.field not in fields:
         _refuse("field", config.field, fields, where)
     if config.kind == "label":
@@ -64,7 +64,7 @@ def check_score(config: ScoreConfig, outline: Mapping[str, Any], where: str) -> 
     if not lists:
         fix = "kind: spans compares a list of objects; use kind: label for one value, or exact"
         raise ConfigError("field score.field: not a list in the answer schema", where=where, value=config.field, fix=fix)
-    inner = {name: part for found in lists if found["items"] for name, part in _fields(found["items"]).items()}
+    inner = {name: part for found in lists if found["items"] for name, part in answer_fields(found["items"]).items()}
     for name in ("text", "label"):
         if getattr(config, name) not in inner:
             _refuse(name, getattr(config, name), inner, where)
@@ -78,7 +78,8 @@ def _options(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [inner for option in part["anyOf"] for inner in _options(option)] if "anyOf" in part else [part]
 
 
-def _fields(part: Mapping[str, Any]) -> dict[str, Any]:
+def answer_fields(part: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that an object of the schema may have, by name. `part`: of an Outline's schema."""
     return {name: child for option in _options(part) for name, child in option.get("properties", {}).items()}
 
 

@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field
 
 from headtail.core.config import Config, build_config, read_json_like
 from headtail.core.errors import ConfigError, InputError
+from headtail.core.guardrails import GuardrailConfig, check_guardrails
 from headtail.core.keys import fingerprint
 from headtail.core.prompt import Prompt, PromptError, read_template
 from headtail.core.schema import DECIMALS, Outline, Write, close_objects, fit_check, outline, text_bounds, validator, writer
@@ -60,6 +61,7 @@ class TaskFile(Config):
     prompt: str = Field("prompt.j2", description="Jinja2 template beside task.yaml with blocks `system` and `user`")
     sampling: Sampling = Field(Sampling(), description="how tokens are drawn")
     score: ScoreConfig = Field(description="how two answers are compared")
+    guardrails: GuardrailConfig = Field(GuardrailConfig(), description="what an answer must show before it is served")
     strata: Strata = Field(Strata(), description="where the torso ends")
     redacted: Literal["uncached", "cached"] = Field(
         "uncached",
@@ -286,6 +288,7 @@ def _check(task: Task, where: str) -> None:
         fix = "correct it there; docs/task.md lists what an answer schema may have"
         raise ConfigError(f"field {place}: not a JSON Schema: {error.message}", where=where, fix=fix) from None
     check_score(task.file.score, task.outline.schema, where)
+    check_guardrails(task.file.guardrails, task.file.score, task.outline.schema, where)
     names = [task.file.input, *task.side_inputs]
     if task.file.input in task.side_inputs or len(set(task.side_inputs)) < len(task.side_inputs) or set(_TAKEN) & set(task.side_inputs):
         twice = next(n for n in task.side_inputs if names.count(n) > 1 or n in _TAKEN)

@@ -20,9 +20,11 @@ from headtail.cache import collect as garbage
 from headtail.cache import open_snapshot, read_manifest
 from headtail.cache.diff import SnapshotDiff, diff_snapshots
 from headtail.cache.manifest import manifest_path, require_snapshot
+from headtail.cache.words import load_words
 from headtail.core.config import Config, build_config
 from headtail.core.errors import ConfigError, InputError, StorageError
 from headtail.core.evidence import Evidence
+from headtail.core.guardrails import AnswerGuard, load_own_check
 from headtail.core.keys import fingerprint, normalise
 from headtail.core.paths import StoreId, StoreIdOrEmpty, StorePathOrEmpty, StudentOrEmpty, store_id
 from headtail.core.redact import redact
@@ -159,6 +161,13 @@ def open_task(release: Release) -> Task:
     """The task that a release was published with."""
     copy = release.task_copy
     return Task(build_config(TaskFile, copy.file, where=f"release {release.id}"), Path(), copy.json_schema, copy.template)
+
+
+def open_guard(store: Storage, release: Release, allow_code: bool = False) -> AnswerGuard:
+    """The guardrails that a release was published under, with the words of its log. `allow_code`: whether `guardrails.check` may run."""
+    task = open_task(release)
+    guard = AnswerGuard(task, own_check=load_own_check(task, allow_code))
+    return AnswerGuard(task, load_words(store, release.snapshot), guard.own_check) if guard.active else guard
 
 
 def promote(store: Storage, release: str) -> Release:

@@ -52,6 +52,7 @@ def render(store: Storage, receipts: Mapping[str, Receipt], summary: Summary) ->
         "when": format_time,
         "made_from": input_names,
         "short": short_name,
+        "answer_text": answer_text,
     }
     models = [summary.sources[name] for name in MODELS]
     figures = dict(_FIGURES)

@@ -55,6 +55,8 @@ def headline(s: Summary) -> Iterator[str]:
         yield f"The head of {figures['head_rows']:,.0f} queries covers {planned} of holdout traffic (planned, not replayed)."
     if scores := [f"the {source.words} scores {_scored(source)}" for source in s.scored]:
         yield f"On {s.labelled['all']:,} queries answered by people, {_list(scores)} out of 1 (micro-F1, 95 % interval)."
+    if withheld := figures["answers_withheld"]:
+        yield f"Guardrails withheld {withheld:,.0f} answers from the cache: wrong text, or personal data that the query does not have."
     batch, *others = s.students
     yield from _gap(batch)
     yield from _gates(batch, others)

@@ -21,6 +21,7 @@ from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.gate.result import Result as GateResult
 from headtail.stages.precompute.result import Result as PrecomputeResult
 from headtail.stages.publish import Result as PublishResult
+from headtail.stages.publish.result import WithheldAnswer
 
 R = TypeVar("R", bound=StageResult)
 RESULTS: dict[str, type[StageResult]] = {
@@ -68,6 +69,7 @@ FIGURES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "training_rows": (("curate", "rows", "training_set"),),
     "training_dropped": (("curate", "rows", "dropped"),),
     "published_rows": (("publish", "rows", "published"), ("publish_head", "rows", "published")),
+    "answers_withheld": (("publish", "metrics", "withheld"), ("publish_head", "metrics", "withheld")),
     "coverage_log": (("publish", "metrics", "coverage"), ("publish_head", "metrics", "coverage")),
     "coverage_log_head": (("publish_head", "metrics", "coverage"),),
     "coverage_holdout_traffic": (("replay", "metrics", "cache_hit_share"),),
@@ -199,6 +201,9 @@ class Summary(Config):
     release: StoreId | None = Field(description="id of the release")
     snapshot: StoreId | None = Field(description="id of its cache snapshot")
     student_served: bool | None = Field(description="whether the release has a student; null when there is no release")
+    withheld: tuple[WithheldAnswer, ...] = Field(
+        (), description="answers that guardrails kept out of the snapshot, by reason the most frequent"
+    )
     seconds: dict[str, float | None] = Field(description="seconds by stage")
     not_run: tuple[str, ...] = Field(description="stages that were not run")
     lineage: tuple[LineageStep, ...] = Field(description="receipts, in the order of the data's way")
@@ -246,6 +251,7 @@ def summarise(
         release=published.release if published else None,
         snapshot=published.snapshot if published else None,
         student_served=bool(served.student) if served else None,
+        withheld=published.withheld if published else (),
         seconds={name: receipts[name].seconds if name in receipts else None for name in REPORTED_STAGES},
         not_run=tuple(name for name in REPORTED_STAGES if name not in receipts and (MODELS[-1] in shown or name not in REALTIME)),
         lineage=tuple(_step(name, receipts[name], name in reused) for name in steps),

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pyarrow as pa
@@ -27,11 +28,12 @@ from headtail.cache import LocalSnapshot, SnapshotManifest, publish_snapshot, sn
 from headtail.cache.builder import OFFERED, UNRATED, build_snapshot
 from headtail.cache.diff import SnapshotDiff, diff_snapshots
 from headtail.cache.manifest import snapshot_damage
+from headtail.cache.words import read_words
 from headtail.core.config import StageConfig, execution
 from headtail.core.errors import ConfigError, GateRejected, InputError, LedgerError, StorageError
 from headtail.core.evidence import Evidence, Figures, figure_metrics, three_figures
-from headtail.core.paths import StoreId, StoreIdOrEmpty, StudentOrEmpty
-from headtail.core.receipt import LATEST, FileRef, Receipt, StageResult
+from headtail.core.guardrails import AnswerGuard, OwnCheck, load_own_check
+from headtail.core.receipt import LATEST, FileRef, Receipt
 from headtail.core.rows import Source
 from headtail.core.task import Task, load_task
 from headtail.releases import release as releases
@@ -39,6 +41,9 @@ from headtail.stages.base import Stage, run_once
 from headtail.stages.evaluate.result import Result as EvaluateResult
 from headtail.stages.gate.result import Result as GateResult
 from headtail.stages.precompute.result import Result as PrecomputeResult
+from headtail.stages.publish.lineage import find_logs, write_words
+from headtail.stages.publish.result import Result
+from headtail.stages.publish.withhold import Withholding
 
 
 class Config(StageConfig):
@@ -69,16 +74,6 @@ class Config(StageConfig):
     note: str = Field("", description="why, in words; kept with the release")
 
 
-class Result(StageResult):
-    """The release and what it replaces."""
-
-    snapshot: StoreId = Field(description="id of the cache snapshot")
-    release: StoreId = Field(description="id of the release")
-    previous: StoreIdOrEmpty = Field(description="id of the release that was current when this one was made; empty: none was")
-    student: StudentOrEmpty = Field(description="folder of the student that answers misses; empty: none does")
-    figures: dict[str, Figures] = Field(description="of realtime_student and batch_student: against people, against the teacher, cost")
-
-
 def run(config: Config) -> Receipt[Result]:
     """Build the snapshot and its release unless they exist, then promote."""
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
@@ -88,12 +83,15 @@ def run(config: Config) -> Receipt[Result]:
     for answered in answers.values():
         _same_task(task, answered)
     gated = [load_receipt(store, "gate", ref, GateResult) for ref in config.gates]
-    parts = _Parts(task, tuple(answers.values()), student, evaluation, _check_gates(gated, student))
+    own_check = load_own_check(task, config.allow_task_code)
+    logs = tuple(find_logs(store, list(answers.values())))
+    parts = _Parts(task, tuple(answers.values()), student, evaluation, _check_gates(gated, student), logs)
 
     def work(stage: Stage) -> Result:
-        built = _build(stage, config, parts)
-        manifest = _snapshot(stage, config, parts, built)
-        return _release(stage, config, parts, manifest)
+        words, withholding = _guardrails(stage, parts, own_check)
+        built = _build(stage, config, parts, withholding)
+        manifest = _snapshot(stage, config, parts, built, words)
+        return _release(stage, config, parts, manifest, withholding)
 
     inputs: dict[str, Receipt] = {f"answers.{i}": receipt for i, receipt in enumerate(parts.answers)}
     inputs |= {name: receipt for name, receipt in (("student", student), ("evaluation", evaluation)) if receipt is not None}
@@ -101,16 +99,17 @@ def run(config: Config) -> Receipt[Result]:
     replaces = {
         "task": task.name,
         "redacted": task.file.redacted,
+        "guardrails": task.file.guardrails.model_dump(mode="json"),
         "answers": [receipt.path for receipt in parts.answers],
         "student": student.path if student else "",
         "evaluation": evaluation.path if evaluation else "",
         "gates": [found.path for found in gated],
     }
-    published = run_once("publish", Result, config, work, inputs=inputs, task=task, replaces=replaces)
+    published = run_once("publish", Result, config, work, inputs=inputs, task=task, version=2, replaces=replaces)
     if published.reused and (damage := _find_damage(store, published.result)):
         say(f"{'publish':<12} what was published before cannot be served: {damage}; it is built again")
         store.remove(f"{published.path}/receipt.json")
-        published = run_once("publish", Result, config, work, inputs=inputs, task=task, replaces=replaces)
+        published = run_once("publish", Result, config, work, inputs=inputs, task=task, version=2, replaces=replaces)
     if config.promote:  # also when reused: after a rollback, publishing the same again makes it current again
         _refuse_loss(store, config, published)
         releases.promote(store, published.result.release)
@@ -127,6 +126,12 @@ class _Parts:
     student: Receipt | None
     evaluation: Receipt[EvaluateResult] | None
     proofs: tuple[Evidence, ...]
+    logs: tuple[Receipt, ...]
+
+    @property
+    def log(self) -> Receipt | None:
+        """The log that all answers go back to; None when there is none, or several."""
+        return self.logs[0] if len(self.logs) == 1 else None
 
 
 def _check_gates(gated: Sequence[Receipt[GateResult]], student: Receipt | None) -> tuple[Evidence, ...]:
@@ -198,7 +203,19 @@ def _same_task(task: Task, receipt: Receipt) -> None:
         )
 
 
-def _build(stage: Stage, config: Config, parts: _Parts) -> LocalSnapshot:
+def _guardrails(stage: Stage, parts: _Parts, own_check: OwnCheck | None) -> tuple[Path | None, Withholding | None]:
+    """The log's words as a local file, and what keeps answers out of the snapshot; None where the task has no guardrails."""
+    if not AnswerGuard(parts.task).active:
+        return None, None
+    words: Path | None = None
+    if parts.log is not None:
+        words = write_words(stage.store, parts.log, parts.task, parts.task.file.guardrails.known_count, stage.scratch)
+    else:
+        stage.note("guardrails do not look up words: the answers do not go back to one log")
+    return words, Withholding(AnswerGuard(parts.task, read_words(words) if words else None, own_check))
+
+
+def _build(stage: Stage, config: Config, parts: _Parts, withholding: Withholding | None) -> LocalSnapshot:
     """The snapshot on local disk; every row offered must be published or left out."""
     offered = sum(ref.rows or 0 for receipt in parts.answers for name, ref in receipt.outputs.items() if name.startswith("answers/"))
     folder = stage.scratch / "snapshot"
@@ -214,7 +231,7 @@ def _build(stage: Stage, config: Config, parts: _Parts) -> LocalSnapshot:
 
         streams, labels = [stream(receipt) for receipt in parts.answers], [receipt.path for receipt in parts.answers]
         shared = parts.task.file.redacted == "cached"
-        built = build_snapshot(streams, folder, min_confidence=least, share_redacted=shared, labels=labels)
+        built = build_snapshot(streams, folder, min_confidence=least, share_redacted=shared, labels=labels, withhold=withholding)
     left = sum(built.left_out.values())
     if built.rows + left != offered:
         value = f"{offered} offered by the receipts, {built.rows} published, {left} left out"
@@ -228,6 +245,10 @@ def _build(stage: Stage, config: Config, parts: _Parts) -> LocalSnapshot:
     }
     stage.metrics["build_rows_per_s"] = round(offered / max(time.monotonic() - started, 1e-9), 1)
     _tell_left_out(stage, config, built, parts)
+    stage.metrics["withheld"] = float(withholding.counts.total() if withholding else 0)
+    if withholding and (text := withholding.note()):
+        stage.note(text)
+        say(f"{'publish':<12} {text}; such as {withholding.examples[0].query!r} with {withholding.examples[0].answer}")
     if hidden := built.left_out.get("redacted"):
         stage.note(f"{hidden:,} answers to redacted queries are not in the cache: each one is many questions (docs/task.md, `redacted`)")
     return built
@@ -255,7 +276,7 @@ def _tell_left_out(stage: Stage, config: Config, built: LocalSnapshot, parts: _P
         raise InputError("nothing is fit to be published: every query would be a miss", where=where, value=reasons, fix=fix)
 
 
-def _snapshot(stage: Stage, config: Config, parts: _Parts, built: LocalSnapshot) -> SnapshotManifest:
+def _snapshot(stage: Stage, config: Config, parts: _Parts, built: LocalSnapshot, words: Path | None) -> SnapshotManifest:
     share = _coverage(stage, parts, built)
     manifest = publish_snapshot(
         stage.store,
@@ -265,6 +286,7 @@ def _snapshot(stage: Stage, config: Config, parts: _Parts, built: LocalSnapshot)
         lineage=[receipt.path for receipt in parts.answers],
         min_confidence={str(source): value for source, value in config.min_confidence.items()},
         coverage=share,
+        words=words,
     )
     stage.outputs |= manifest.files
     stage.outputs["manifest"] = _ref(stage.store, f"{snapshot_path(manifest.id)}/manifest.json")
@@ -274,7 +296,7 @@ def _snapshot(stage: Stage, config: Config, parts: _Parts, built: LocalSnapshot)
     return manifest
 
 
-def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotManifest) -> Result:
+def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotManifest, withholding: Withholding | None) -> Result:
     previous = releases.current_id(stage.store)
     if parts.evaluation is not None:
         for receipt in parts.answers:
@@ -294,7 +316,14 @@ def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotMani
     for role, known in figures.items():
         stage.metrics |= figure_metrics(known, role)
     stage.tracker.log(stage.run_id, {}, {}, {"headtail.snapshot": manifest.id, "headtail.release": release.id})
-    return Result(snapshot=manifest.id, release=release.id, previous=previous, student=release.student, figures=figures)
+    return Result(
+        snapshot=manifest.id,
+        release=release.id,
+        previous=previous,
+        student=release.student,
+        figures=figures,
+        withheld=withholding.examples if withholding else (),
+    )
 
 
 def _evidence(parts: _Parts) -> releases.ReleaseEvidence:
@@ -327,23 +356,10 @@ def _figures(store: Storage, parts: _Parts) -> Iterator[tuple[str, Figures]]:
 
 def _coverage(stage: Stage, parts: _Parts, built: LocalSnapshot) -> float | None:
     """Share of the log's events before the cut, counted in the log itself; None when no log is in the answers' lineage."""
-    logs = {receipt.fingerprint: receipt for found in parts.answers for receipt in _ancestors(stage.store, found.inputs, "ingest")}
-    if len(logs) != 1:
-        stage.note(f"coverage is not known: {len(logs)} logs in the answers' lineage")
+    if parts.log is None:
+        stage.note(f"coverage is not known: {len(parts.logs)} logs in the answers' lineage")
         return None
-    (log,) = logs.values()
-    return snapshot_coverage(built.prefixes, stream_table(stage.store, log.output("queries"), ["query_key", "count"]))
-
-
-def _ancestors(store: Storage, inputs: Mapping[str, str], kind: str, depth: int = 6) -> Iterator[Receipt]:
-    """Receipts of stage `kind` that are reached through `inputs`, the nearest on each way."""
-    for path in sorted(set(inputs.values())):
-        if depth and path.count("/") == 1 and store.exists(f"{path}/receipt.json"):
-            receipt = load_receipt(store, path.partition("/")[0], path)
-            if receipt.stage == kind:
-                yield receipt
-            else:
-                yield from _ancestors(store, receipt.inputs, kind, depth - 1)
+    return snapshot_coverage(built.prefixes, stream_table(stage.store, parts.log.output("queries"), ["query_key", "count"]))
 
 
 def _ref(store: Storage, path: str) -> FileRef:

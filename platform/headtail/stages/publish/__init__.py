@@ -1,0 +1,6 @@
+"""Publish: answers become a snapshot, the snapshot a release, the release the current one."""
+
+from headtail.stages.publish.result import Result
+from headtail.stages.publish.stage import Config, run
+
+__all__ = ["Config", "Result", "run"]
