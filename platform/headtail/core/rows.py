@@ -56,6 +56,7 @@ class Source(StrEnum):
     BATCH_STUDENT = "batch_student"
     REALTIME_STUDENT = "realtime_student"
     FALLBACK = "fallback"
+    DYNAMIC = "dynamic"  # the realtime student's, given again
 
 
 # One aggregated query. `query` is normalised, `query_key` its hash; `count` events up to the cut.

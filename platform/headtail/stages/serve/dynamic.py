@@ -1,0 +1,221 @@
+"""The dynamic tier: the student's answer to a query that comes again is given again, without asking the student.
+
+In: a miss. Out: the stored answer; else the student's, which is then stored. An answer is bound to the release, its student, its task
+and the side inputs, and ends after a time to live; a fallback, a degraded answer or one of another release's student is never stored.
+What is read is checked against the task's schema, as a student's text is. In Redis all front processes share answers; while it is
+away each request is a miss. Without Redis each process has its own. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from pydantic import Field
+
+from headtail.adapters.redis_link import RedisLink
+from headtail.core.config import Config, execution
+from headtail.core.keys import canonical, query_key
+from headtail.core.rows import Source
+from headtail.stages.serve.answerer import Miss, Reply, Tier
+
+_ENTRY_BYTES = 400  # of Python's objects around a stored answer
+_VARIANTS = 64  # answers to one query that Redis keeps: side inputs and releases differ; a caller chooses side inputs
+_WRITES = 1000  # that may wait; what comes beyond is not stored
+
+
+class DynamicConfig(Config):
+    """Answers of the student that are given again."""
+
+    enabled: bool = Field(True, description="give the student's answers again")
+    ttl_s: float = Field(3600.0, gt=0, description="seconds that an answer is given again")
+    max_mb: int = execution(64, "megabytes of answers per front process; not for Redis, which has `maxmemory`", ge=1)
+    redis_url: str = execution("", "redis://HOST:PORT/NUMBER, shared by all servers; needs the extra `redis`; empty: in each process")
+    redis_timeout_ms: int = execution(50, "milliseconds that a call of Redis may take", ge=1)
+
+
+class AnswerStore(Protocol):
+    """Where answers are kept: by the key of their query, then by what else they depend on. No call raises or takes long."""
+
+    async def get(self, query: bytes, variant: bytes) -> bytes | None:
+        """What was put, unless its time is over or it was dropped."""
+        ...
+
+    async def put(self, query: bytes, variant: bytes, value: bytes, ttl_s: float) -> None:
+        """Keep `value` for `ttl_s` seconds, if there is room."""
+        ...
+
+    async def drop(self, query: bytes) -> None:
+        """Forget all answers to a query."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+class LocalAnswers:
+    """Answers in this process; the least recently used ones make room."""
+
+    def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most, self._clock, self._bytes = max_bytes, clock, 0
+        self._held: OrderedDict[tuple[bytes, bytes], tuple[float, bytes]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    async def get(self, query: bytes, variant: bytes) -> bytes | None:
+        """See AnswerStore."""
+        found = self._held.get((query, variant))
+        if found is None:
+            return None
+        if found[0] <= self._clock():
+            self._remove((query, variant))
+            return None
+        self._held.move_to_end((query, variant))
+        return found[1]
+
+    async def put(self, query: bytes, variant: bytes, value: bytes, ttl_s: float) -> None:
+        """See AnswerStore."""
+        self._remove((query, variant))
+        if len(value) + _ENTRY_BYTES > self._most:
+            return  # it would push out everything else, and then itself
+        self._held[query, variant] = self._clock() + ttl_s, value
+        self._bytes += len(value) + _ENTRY_BYTES
+        while self._bytes > self._most:
+            self._remove(next(iter(self._held)))
+
+    async def drop(self, query: bytes) -> None:
+        """See AnswerStore. Looks at every entry: deletions are rare."""
+        for key in [key for key in self._held if key[0] == query]:
+            self._remove(key)
+
+    async def close(self) -> None:
+        """Forget everything."""
+        self._held.clear()
+        self._bytes = 0
+
+    def _remove(self, key: tuple[bytes, bytes]) -> None:
+        if (found := self._held.pop(key, None)) is not None:
+            self._bytes -= len(found[1]) + _ENTRY_BYTES
+
+
+# A query's answers are the fields of one hash, so that one DEL forgets all of them. Its time to live is that of the newest.
+_PUT = f"""
+if redis.call('HLEN', KEYS[1]) >= {_VARIANTS} then redis.call('DEL', KEYS[1]) end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+"""
+
+
+class RedisAnswers:
+    """Answers in a Redis server, for all front processes that use it. While it is away there are none."""
+
+    def __init__(self, link: RedisLink, prefix: str = "headtail:answer:") -> None:
+        self.link, self._prefix = link, prefix
+
+    async def get(self, query: bytes, variant: bytes) -> bytes | None:
+        """See AnswerStore."""
+
+        async def read(server: Any) -> bytes | None:
+            found: bytes | None = await server.hget(self._key(query), variant.hex())
+            return found
+
+        return await self.link.call(read)
+
+    async def put(self, query: bytes, variant: bytes, value: bytes, ttl_s: float) -> None:
+        """See AnswerStore."""
+        await self.link.call(lambda server: server.eval(_PUT, 1, self._key(query), variant.hex(), value, str(int(ttl_s * 1000) + 1)))
+
+    async def drop(self, query: bytes) -> None:
+        """See AnswerStore."""
+        await self.link.call(lambda server: server.delete(self._key(query)))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.link.close()
+
+    def _key(self, query: bytes) -> str:
+        return self._prefix + query.hex()
+
+
+def open_answers(config: DynamicConfig) -> AnswerStore:
+    """The store that the config asks for; to be used in one event loop."""
+    if config.redis_url:
+        return RedisAnswers(RedisLink(config.redis_url, config.redis_timeout_ms / 1000))
+    return LocalAnswers(config.max_mb << 20)
+
+
+class DynamicTier:
+    """A tier before the student's. `hits`, `misses`, `spoiled`: answers given again, not there, there but not usable."""
+
+    def __init__(self, store: AnswerStore, student: Tier, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
+        self.store, self._student, self._ttl, self._clock = store, student, ttl_s, clock
+        self.hits = self.misses = self.spoiled = 0
+        self._writes: set[asyncio.Task[None]] = set()
+
+    async def answer(self, miss: Miss) -> Reply | None:
+        """The stored answer, else what the student says."""
+        query, bound = query_key(miss.clean), _binding(miss)
+        variant = hashlib.blake2b(bound.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        stored = await self.store.get(query, variant)
+        if stored is not None and (reply := self._read(stored, bound, miss)) is not None:
+            self.hits += 1
+            return reply
+        self.misses += 1
+        reply = await self._student.answer(miss)
+        if reply is not None and may_store(reply) and len(self._writes) < _WRITES:
+            value = _encode(reply, bound, self._clock() + self._ttl)
+            write = asyncio.create_task(self.store.put(query, variant, value, self._ttl))  # the caller does not wait for it
+            self._writes.add(write)
+            write.add_done_callback(self._writes.discard)
+        return reply
+
+    def _read(self, stored: bytes, bound: str, miss: Miss) -> Reply | None:
+        """A stored value as the reply to a miss. None when it was made for something else, is too old, or is no valid answer."""
+        try:
+            held = json.loads(stored)
+            fits = held["for"] == bound and held["until"] > self._clock()
+            answer, problem = miss.served.task.parse(held["answer"]) if fits else (None, "")
+            confidence, key = held["confidence"], held["answer_key"]
+            if not (isinstance(confidence, float | int | None) and isinstance(key, str | None)):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, RecursionError):
+            fits, problem = True, "damaged"
+        if problem:
+            self.spoiled += 1
+        if problem or not fits:
+            return None
+        release, took = miss.served.release, round((time.perf_counter() - miss.started) * 1000, 3)
+        return Reply(
+            miss.query, miss.clean, answer, Source.DYNAMIC, False, False, confidence, key,
+            release.id, release.snapshot, took, "", miss.request_id,
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        """Finish what is being stored, then close the store."""
+        if self._writes:
+            await asyncio.wait(self._writes)
+        await self.store.close()
+
+
+def may_store(reply: Reply) -> bool:
+    """Whether an answer may be given again: this release's student gave it, and nothing is to be said against it."""
+    return reply.source == Source.REALTIME_STUDENT and not reply.degraded and not reply.reason
+
+
+def _binding(miss: Miss) -> str:
+    """All that the answer depends on, as one text. It is stored and compared, so two questions with one digest are a miss."""
+    release = miss.served.release
+    inputs: dict[str, Any] = {name: list(values) for name, values in miss.side_inputs.items() if values}
+    return canonical([release.id, release.student, miss.served.task.fingerprint, miss.clean, inputs])
+
+
+def _encode(reply: Reply, bound: str, until: float) -> bytes:
+    fields = {"confidence": reply.confidence, "answer_key": reply.answer_key}
+    return json.dumps({"for": bound, "until": until, "answer": json.dumps(reply.answer, ensure_ascii=False), **fields}).encode()
