@@ -1,0 +1,141 @@
+"""What both clients share: the local lookup, the exchange with the server, the fallback, and what is counted.
+
+In: a query. Out: an Answer at once, or a generator of Send and Sleep that ends in one. Knows nothing of how to wait.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import httpx
+
+from headtail.adapters.proxies import may_proxy
+from headtail.client.answer import CLIENT_REASONS, Answer, ClientError
+from headtail.client.config import ClientConfig
+from headtail.client.exchange import Exchanges, NoAnswer, Received, Send, Sleep
+from headtail.client.local import LocalHead, clean_query
+from headtail.core.errors import ConfigError
+
+MOST_QUERIES = 1000  # that the server takes at once
+SideInputs = Mapping[str, Sequence[str]]
+Steps = Generator[Send | Sleep, Received | None, Answer]
+BatchSteps = Generator[Send | Sleep, Received | None, list[Answer | ClientError]]
+
+
+class ClientCounts(NamedTuple):
+    """What a client did so far. Local hits are in no log of the server: count or log them where you call."""
+
+    hits: int
+    misses: int
+    fallbacks: int
+    retries: int
+    refresh_failures: int
+    breaker_open: bool
+
+
+class ClientCore:
+    """A client without its connection."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        if not config.url and not config.root:
+            raise ConfigError("a client needs a server or a store", where="url, root", fix="set url, or root, or both")
+        self.config, self.exchanges = config, Exchanges(config)
+        self.local = LocalHead(config.root, config.cache_dir, config.refresh_s) if config.root else None
+        self._hits = self._misses = self._fallbacks = 0
+
+    @property
+    def counts(self) -> ClientCounts:
+        """What happened so far; under threads a few may be lost."""
+        failures = self.local.refresh_failures if self.local else 0
+        shared = self.exchanges
+        return ClientCounts(self._hits, self._misses, self._fallbacks, shared.retries, failures, shared.breaker.is_open)
+
+    def look_up(self, query: str) -> tuple[str, Answer | None]:
+        """The clean text of a query, and its answer when it is here. ClientError when it cannot be taken."""
+        clean = clean_query(query, self.config.max_query_chars)
+        found = self.local.look_up(query, clean) if self.local is not None else None
+        if found is None:
+            self._misses += 1
+        else:
+            self._hits += 1
+        return clean, found
+
+    def resolve(self, query: str, clean: str, side_inputs: SideInputs | None) -> Steps:
+        """The answer to a miss."""
+        body: dict[str, Any] = {"query": query}
+        if side_inputs:
+            body["side_inputs"] = {name: list(values) for name, values in side_inputs.items()}
+        try:
+            return Answer.parse((yield from self._ask("/v1/answer", body)))
+        except NoAnswer as failure:
+            return self._fall_back(query, clean, failure.reason)
+        except ValueError:
+            return self._fall_back(query, clean, "server_error")
+
+    def resolve_many(self, queries: Sequence[str]) -> BatchSteps:
+        """An answer or an error for each query, in order. A query that occurs more than once is asked for once."""
+        found: dict[str, Answer | ClientError] = {}
+        misses: dict[str, str] = {}
+        for query in dict.fromkeys(queries):
+            try:
+                clean, answer = self.look_up(query)
+            except ClientError as error:
+                found[query] = error
+            else:
+                if answer is not None:
+                    found[query] = answer
+                else:
+                    misses[query] = clean
+        waiting = list(misses)
+        for start in range(0, len(waiting), MOST_QUERIES):
+            part = waiting[start : start + MOST_QUERIES]
+            found.update(zip(part, (yield from self._many(part, misses)), strict=True))
+        return [found[query] for query in queries]
+
+    def _many(self, part: list[str], clean: Mapping[str, str]) -> BatchSteps:
+        try:
+            rows = (yield from self._ask("/v1/answers", {"queries": part}))["answers"]
+            if len(rows) != len(part):
+                raise ValueError("another number of answers than of queries")
+            return [ClientError.parse(200, row) if "error" in row else Answer.parse(row) for row in rows]
+        except NoAnswer as failure:
+            reason = failure.reason
+        except (ValueError, KeyError, TypeError):
+            reason = "server_error"
+        return [self._fall_back(query, clean[query], reason) for query in part]
+
+    def _ask(self, path: str, body: dict[str, Any]) -> Generator[Send | Sleep, Received | None, Any]:
+        if not self.config.url:
+            raise NoAnswer("unreachable")
+        return (yield from self.exchanges.ask(path, body))
+
+    def _fall_back(self, query: str, clean: str, reason: str) -> Answer:
+        if self.local is None or not self.config.fallback:
+            raise ClientError(reason, CLIENT_REASONS[reason], fix="ask again later")
+        self._fallbacks += 1
+        return self.local.fallback(query, clean, reason)
+
+    def http_options(self) -> dict[str, Any]:
+        """Arguments of httpx.Client and httpx.AsyncClient."""
+        config = self.config
+        key = config.api_key or os.environ.get("HEADTAIL_API_KEY", "")
+        return {
+            "base_url": config.url.rstrip("/"),
+            "headers": {"authorization": f"Bearer {key}"} if key else {},
+            "limits": httpx.Limits(max_connections=config.connections, max_keepalive_connections=config.connections, keepalive_expiry=30.0),
+            "trust_env": may_proxy(config.url),
+            "follow_redirects": False,  # a redirect would carry queries to another host
+        }
+
+    def time_limit(self, step: Send) -> httpx.Timeout:
+        """Limits of one try: what is left of the caller's time; less for a connection, a new one or one that others hold."""
+        left = max(step.timeout_s, 0.001)
+        connect = min(left, self.config.connect_timeout_ms / 1000)
+        return httpx.Timeout(left, connect=connect, pool=connect)
+
+
+def received(response: httpx.Response) -> Received:
+    """A response of httpx without httpx."""
+    return Received(response.status_code, response.content, response.headers.get("retry-after", ""))

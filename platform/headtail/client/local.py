@@ -1,0 +1,128 @@
+"""The local half of a client: the current release's snapshot, looked up in this process, and followed when another is published.
+
+In: a query. Out: its Answer when the snapshot has it, else None. A thread looks at CURRENT; a new snapshot is opened beside the old one
+and then takes its place in one assignment. A store that is away leaves what is open as it is. Knows nothing of servers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+from headtail.adapters.storage import open_existing
+from headtail.cache import Cache, open_snapshot
+from headtail.client.answer import Answer, ClientError
+from headtail.core.keys import normalise
+from headtail.core.redact import redact
+from headtail.core.rows import Source
+from headtail.core.secrets import hide
+from headtail.core.task import Task
+from headtail.releases import release as releases
+
+log = logging.getLogger("headtail.client")
+
+
+class _Opened(NamedTuple):
+    release: str
+    snapshot: str
+    cache: Cache
+    task: Task
+
+
+def clean_query(query: str, max_chars: int) -> str:
+    """The text that a query is looked up by: normalised, without personal data. ClientError when the server would refuse it too."""
+    if len(query) > 4 * max_chars:  # before any work is done on it
+        raise ClientError(
+            "invalid", f"the query has {len(query)} characters, at most {max_chars} are taken", field="query", fix="shorten it"
+        )
+    if not query.isascii() and any("\ud800" <= character <= "\udfff" for character in query):
+        raise ClientError(
+            "invalid", "the query holds half a surrogate pair, which is no character", field="query", fix="send valid Unicode"
+        )
+    normalised = normalise(query)
+    if not normalised:
+        raise ClientError("invalid", "the query is empty", field="query", fix="give at least one visible character")
+    if len(normalised) > max_chars:
+        what = f"the query has {len(normalised)} characters after normalisation, at most {max_chars} are taken"
+        raise ClientError("invalid", what, field="query", fix="shorten it")
+    return redact(normalised).text
+
+
+class LocalHead:
+    """An open snapshot that follows CURRENT. Safe to share between threads; after a fork the child follows it by itself.
+
+    `refresh_failures`: looks at CURRENT that failed.
+    """
+
+    def __init__(self, root: str, cache_dir: str = "", refresh_s: float = 5.0) -> None:
+        self._store = open_existing(root)
+        self._copies = Path(cache_dir).expanduser() if cache_dir else None
+        self._every, self.refresh_failures = refresh_s, 0
+        self._opened = self._open(releases.current_release(self._store).id)
+        self._start()
+
+    @property
+    def release(self) -> str:
+        """Id of the release that answers."""
+        return self._opened.release
+
+    def look_up(self, query: str, clean: str) -> Answer | None:
+        """The answer to a query whose clean text is `clean`, or None."""
+        if self._pid != os.getpid():
+            self._start()
+        opened = self._opened
+        found = opened.cache.stored(clean)
+        if found is None:
+            return None
+        confidence = None if found.confidence is None else round(found.confidence, 4)
+        return Answer(
+            query, clean, found.decoded(), found.source, True, False, confidence, found.answer_key.hex(),
+            opened.release, opened.snapshot, "", "", True,
+        )  # fmt: skip
+
+    def fallback(self, query: str, clean: str, reason: str) -> Answer:
+        """The task's fallback, marked degraded."""
+        opened = self._opened
+        return Answer(
+            query, clean, opened.task.fallback(clean), Source.FALLBACK, False, True, None, None,
+            opened.release, opened.snapshot, reason, "", True,
+        )  # fmt: skip
+
+    def refresh(self) -> bool:
+        """Follow CURRENT if it moved; True when another release is open now."""
+        found = releases.current_id(self._store)
+        if not found or found == self._opened.release:
+            return False
+        old, self._opened = self._opened, self._open(found)
+        if self._copies is not None and old.snapshot != self._opened.snapshot:
+            shutil.rmtree(old.cache.folder, ignore_errors=True)  # of our own copies; a mapped file stays readable until it is closed
+        return True
+
+    def close(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        if self._thread.is_alive() and self._pid == os.getpid():
+            self._thread.join()
+
+    def _open(self, release: str) -> _Opened:
+        record = releases.load_release(self._store, release)
+        cache = open_snapshot(self._store, record.snapshot, self._copies)
+        return _Opened(record.id, record.snapshot, cache, releases.open_task(record))
+
+    def _start(self) -> None:
+        self._pid, self._stop = os.getpid(), threading.Event()
+        self._thread = threading.Thread(target=self._follow, args=(self._stop,), name="headtail-refresh", daemon=True)
+        self._thread.start()
+
+    def _follow(self, stop: threading.Event) -> None:
+        while not stop.wait(self._every):
+            try:
+                if self.refresh():
+                    log.info("now answering from release %s", self._opened.release)
+            except Exception as error:  # a store out of reach, a snapshot half copied: go on with what is open
+                self.refresh_failures += 1
+                log.warning("cannot follow CURRENT, still answering from %s: %s", self._opened.release, hide(str(error)))

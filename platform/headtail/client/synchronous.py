@@ -1,0 +1,86 @@
+"""The client for code that waits by blocking; safe to share between threads, and usable in a forked child."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from headtail.client.answer import Answer, ClientError
+from headtail.client.config import ClientConfig
+from headtail.client.core import ClientCore, ClientCounts, SideInputs, received
+from headtail.client.exchange import Received, Send, Sleep
+
+T = TypeVar("T")
+
+
+class Client:
+    """Answers queries: head hits in this process, misses by the server. Keep one per process; it is a context manager."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self._core = ClientCore(config)
+        self._connect()
+
+    def answer(self, query: str, side_inputs: SideInputs | None = None) -> Answer:
+        """The answer to one query. ClientError when the query or the key is refused, or when there is neither answer nor fallback."""
+        clean, found = self._core.look_up(query)
+        return found if found is not None else self._drive(self._core.resolve(query, clean, side_inputs))
+
+    def answers(self, queries: Sequence[str]) -> list[Answer | ClientError]:
+        """One answer or error for each query, in order; all misses go to the server together."""
+        return self._drive(self._core.resolve_many(queries))
+
+    @property
+    def counts(self) -> ClientCounts:
+        """Hits, misses, fallbacks and so on, so far."""
+        return self._core.counts
+
+    @property
+    def release(self) -> str:
+        """Id of the release whose snapshot is open here; empty without one."""
+        return self._core.local.release if self._core.local else ""
+
+    def refresh(self) -> bool:
+        """Look for a new release now; True when another one is open. StorageError when the store cannot be read."""
+        return self._core.local is not None and self._core.local.refresh()
+
+    def close(self) -> None:
+        """Close connections and end the thread."""
+        if self._core.local is not None:
+            self._core.local.close()
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _connect(self) -> None:
+        self._pid, self._http = os.getpid(), httpx.Client(**self._core.http_options())
+
+    def _drive(self, steps: Generator[Send | Sleep, Received | None, T]) -> T:
+        if self._pid != os.getpid():
+            self._connect()  # a forked child must not write into its parent's connections
+        given: Any = None
+        while True:
+            try:
+                step = steps.send(given)
+            except StopIteration as done:
+                result: T = done.value
+                return result
+            if isinstance(step, Sleep):
+                time.sleep(step.seconds)
+                given = None
+            else:
+                given = self._send(step)
+
+    def _send(self, step: Send) -> Received | None:
+        try:
+            return received(self._http.post(step.path, json=step.body, timeout=self._core.time_limit(step)))
+        except httpx.HTTPError:
+            return None
