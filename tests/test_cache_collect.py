@@ -18,7 +18,7 @@ from headtail.cache.collect import collection_table
 from headtail.cache.manifest import mark_path
 from headtail.core.errors import ConfigError, InputError, StorageError
 from headtail.core.task import Task
-from headtail.releases import release
+from headtail.releases import lookup, release
 from headtail.releases.release import Release
 from test_cache import answers, good, kill_at, publish
 
@@ -130,7 +130,7 @@ def test_killed_anywhere_the_next_collection_goes_on(
     assert store.files(f"snapshots/{gone}") == []
     again = make(store, tmp_path, intent, "a")
     assert release.promote(store, again.id).snapshot == gone
-    assert release.look_up(store, "a", into=tmp_path / "y")["cached"]
+    assert lookup.look_up(store, "a", into=tmp_path / "y")["cached"]
 
 
 def test_a_mark_left_on_what_is_needed_again_is_taken_off(store: Storage, tmp_path: Path, intent: Task) -> None:

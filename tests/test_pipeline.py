@@ -28,7 +28,7 @@ from headtail.core.rows import State
 from headtail.core.task import EXAMPLES, Task, load_task
 from headtail.engines import ModelConfig
 from headtail.examples import example_data
-from headtail.releases import registry, release
+from headtail.releases import lookup, registry, release
 from headtail.stages import ingest, plan, precompute, publish, report
 from headtail.stages.precompute.result import Result as PrecomputeResult
 from headtail.stages.serve import Config as ServeConfig
@@ -258,7 +258,7 @@ def test_stations_work_on_s3(s3_root: str, cluster: None, tmp_path: Path) -> Non
     assert answered.rows["in"] == sum(answered.rows[state] for state in State)
     published = publish.run(publish.Config(**off))
     query = output_table(store, published, "answers", ["query"])["query"][0].as_py()
-    assert release.look_up(store, query, into=tmp_path / "cache")["cached"]
+    assert lookup.look_up(store, query, into=tmp_path / "cache")["cached"]
     assert publish.run(publish.Config(**off)).reused
 
 

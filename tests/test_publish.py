@@ -26,7 +26,7 @@ from headtail.core.keys import query_key
 from headtail.core.receipt import FileRef, Receipt
 from headtail.core.rows import QUERY
 from headtail.core.task import Task
-from headtail.releases import release
+from headtail.releases import lookup, release
 from headtail.stages import publish
 from headtail.stages.evaluate.result import Result as EvaluateResult
 from headtail.stages.gate.result import Result as GateResult
@@ -124,14 +124,14 @@ def test_publish_makes_a_snapshot_a_release_and_moves_current(store: Storage, ro
     assert set(receipt.outputs) == {"answers", "lmdb", "manifest", "release"}
     for ref in receipt.outputs.values():
         assert len(store.read(ref.path)) == ref.bytes
-    found = release.look_up(store, "Burger")
+    found = lookup.look_up(store, "Burger")
     assert (found["answer"], found["source"]) == ({"intent": "browse"}, "teacher")
 
 
 def test_a_threshold_by_source_leaves_rows_to_the_next_receipt(store: Storage, root: str, prepared: tuple[Receipt, Receipt]) -> None:
     receipt = publish.run(config(root, *prepared, min_confidence={"teacher": 0.5}))
     assert receipt.rows["left_out.unconfident"] == 1
-    assert release.look_up(store, "burger")["source"] == "batch_student"
+    assert lookup.look_up(store, "burger")["source"] == "batch_student"
     assert release.current_release(store).thresholds == {"teacher": 0.5}
     with pytest.raises(ConfigError, match="min_confidence"):
         config(root, *prepared, min_confidence={"techer": 0.5})
@@ -144,12 +144,12 @@ def test_redacted_queries_go_live_unless_the_task_says_that_they_may_share_an_an
     receipt = publish.run(config(root, teacher))
     assert (receipt.rows["published"], receipt.rows["left_out.redacted"]) == (1, 1)
     assert any("redacted queries are not in the cache" in note for note in receipt.notes)
-    assert release.look_up(store, "call 5552345678")["source"] is None
+    assert lookup.look_up(store, "call 5552345678")["source"] is None
     folder = shutil.copytree(intent.folder, tmp_path / "task")
     (folder / "task.yaml").write_text((folder / "task.yaml").read_text() + "\nredacted: cached\n")
     shared = publish.run(config(root, teacher, task=str(folder)))
     assert (shared.rows["published"], shared.reused) == (2, False)
-    assert release.look_up(store, "call 5552345678")["source"] == "teacher"
+    assert lookup.look_up(store, "call 5552345678")["source"] == "teacher"
 
 
 def test_again_builds_nothing_and_after_a_rollback_promotes_again(
@@ -194,12 +194,12 @@ def test_killed_at_any_write_nothing_half_published_is_reachable(
     assert hit
     live = release.current_release(store)
     assert open_snapshot(store, live.snapshot).lookup("pizza") is not None  # whatever is current is whole
-    assert release.look_up(store, "pizza")["cached"]
+    assert lookup.look_up(store, "pizza")["cached"]
     if (step, after) != ("CURRENT", True):
         assert live.id == old.result.release
     new = publish.run(config(root, *prepared))
     assert release.current_id(store) == new.result.release
-    assert release.look_up(store, "rare")["cached"]
+    assert lookup.look_up(store, "rare")["cached"]
     assert len(release.move_history(store)) == 2
     assert release.rollback(store).id == old.result.release
 
@@ -290,11 +290,11 @@ def test_what_was_damaged_is_refused_and_publishing_again_mends_it(
         store.remove(f"{made.path}/receipt.json")
     if path != f"snapshots/{made.result.snapshot}/answers.parquet":  # only diff reads it
         with pytest.raises(HeadtailError):
-            release.look_up(store, query, into=tmp_path / "before")
+            lookup.look_up(store, query, into=tmp_path / "before")
     again = publish.run(config(root, *prepared))
     assert (again.result.snapshot, again.result.release) == (made.result.snapshot, made.result.release)
     assert release.current_id(store) == made.result.release
-    assert release.look_up(store, query, into=tmp_path / "after")["cached"]
+    assert lookup.look_up(store, query, into=tmp_path / "after")["cached"]
     assert diff_snapshots(store, made.result.snapshot, again.result.snapshot, examples=1).same.rows == made.rows["published"]
     assert publish.run(config(root, *prepared)).reused
 
@@ -404,12 +404,12 @@ def test_without_events_the_loss_is_a_share_of_queries() -> None:
         sizes = {"rows_before": 0, "rows_after": 0, "traffic": 0}
         return SnapshotDiff(before="a", after="b", **sizes, of_log=False, added=part(9, 9), dropped=dropped, changed=changed, same=same)
 
-    assert publish.stage.loss(diff(part(1, 0), part(1, 0), part(2, 0))) == (
+    assert publish.loss.lost_share(diff(part(1, 0), part(1, 0), part(2, 0))) == (
         0.25,
         "the current release's queries (their events are not known)",
     )
-    assert publish.stage.loss(diff(part(1, 90), part(1, 0), part(2, 10))) == (0.9, "the current release's events")
-    assert publish.stage.loss(diff(part(0, 0), part(0, 0), part(0, 0)))[0] == 0
+    assert publish.loss.lost_share(diff(part(1, 90), part(1, 0), part(2, 10))) == (0.9, "the current release's events")
+    assert publish.loss.lost_share(diff(part(0, 0), part(0, 0), part(0, 0)))[0] == 0
 
 
 def test_answers_without_confidence_are_counted_and_never_all_left_out_silently(store: Storage, root: str, intent: Task) -> None:

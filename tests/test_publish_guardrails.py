@@ -19,7 +19,7 @@ from headtail.core.keys import query_key
 from headtail.core.receipt import Receipt
 from headtail.core.rows import QUERY, with_side_inputs
 from headtail.core.task import Task
-from headtail.releases import release
+from headtail.releases import lookup, release
 from headtail.stages import publish
 from test_cache import answers, good
 
@@ -63,8 +63,8 @@ def test_wrong_text_is_withheld_and_the_next_source_answers(store: Storage, root
         ("pizza", "span_not_in_query", "teacher"),
     ]
     assert any(note.startswith("2 answers are withheld by the task's guardrails: 1 ") for note in made.notes)
-    assert release.look_up(store, "pizza")["source"] == "batch_student"
-    assert not release.look_up(store, "hotel")["cached"]
+    assert lookup.look_up(store, "pizza")["source"] == "batch_student"
+    assert not lookup.look_up(store, "hotel")["cached"]
     guard = release.open_guard(store, release.current_release(store))
     for row in made.result.withheld:
         assert guard.reason(row.query, json.loads(row.answer)) == row.reason

@@ -14,7 +14,7 @@ from headtail.adapters.storage import Storage, open_storage
 from headtail.cache.manifest import SnapshotManifest, manifest_path, mark_path, require_snapshot
 from headtail.core.errors import HeadtailError, InputError, StorageError
 from headtail.core.task import Task
-from headtail.releases import release
+from headtail.releases import lookup, release
 from headtail.releases.release import Release
 from test_cache import answers, good, publish
 
@@ -163,15 +163,15 @@ def test_the_task_travels_with_the_release(store: Storage, tmp_path: Path, inten
 def test_lookup_says_where_an_answer_comes_from(store: Storage, tmp_path: Path, intent: Task) -> None:
     made = make(store, tmp_path, intent, "pizza price")
     release.promote(store, made.id)
-    found = release.look_up(store, " Pizza  PRICE ", into=tmp_path)
+    found = lookup.look_up(store, " Pizza  PRICE ", into=tmp_path)
     assert found["cached"]
     assert (found["answer"], found["source"], found["normalised"]) == ({"intent": "price"}, "teacher", "pizza price")
     assert (found["release"], found["snapshot"]) == (made.id, made.snapshot)
-    missed = release.look_up(store, "nothing of the kind")
+    missed = lookup.look_up(store, "nothing of the kind")
     assert not missed["cached"]
     assert missed["answer"] is None
     assert missed["normalised"] == "nothing of the kind"
-    assert release.look_up(store, "Call +1 555-234-5678")["normalised"] == "call <phone>"
+    assert lookup.look_up(store, "Call +1 555-234-5678")["normalised"] == "call <phone>"
 
 
 def test_a_snapshot_is_named_by_release_by_id_or_by_its_place(store: Storage, tmp_path: Path, intent: Task) -> None:

@@ -53,8 +53,8 @@ def build_snapshot(
 
     Streams are ascending by query_key, of OFFERED's columns or more; of rows with one key the first wins. `min_confidence`: by source;
     rows below, and rows without confidence where a minimum above 0 is asked, are left out. A redacted query stands
-    for many questions: it is left out unless `share_redacted`. `labels`: of streams, for errors. `withhold`: a reason code for each
-    row of a CACHED table, empty where it may be published; the others are counted as guardrail.<reason>.
+    for many questions: it is left out unless `share_redacted`. `labels`: of streams, for errors. `withhold`: a reason for each row of a
+    CACHED table, empty where it may be published; the others are counted by it.
     """
     left_out: Counter[str] = Counter()
     names = [*labels, *(f"answers {i}" for i in range(len(labels), len(streams)))]
@@ -128,7 +128,7 @@ def _offers(
             kept = kept.filter(pc.invert(redacted))
         if withhold is not None and kept.num_rows:
             reasons = withhold(kept)
-            left_out.update(Counter(f"guardrail.{reason}" for reason in reasons if reason))
+            left_out.update(Counter(reason for reason in reasons if reason))
             kept = kept.filter(pa.array([not reason for reason in reasons]))
         if kept.num_rows:
             kept = _first_of_each(kept if last is None else pa.concat_tables([last, kept]), left_out).slice(last is not None)

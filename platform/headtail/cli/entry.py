@@ -23,6 +23,7 @@ from headtail.cli import stages, store
 from headtail.cli.fields import fields
 from headtail.cli.keys import keys_app
 from headtail.cli.options import PANELS, STAGES, read_config
+from headtail.cli.override import override
 from headtail.cli.review import review_app
 from headtail.core.errors import HeadtailError
 from headtail.core.secrets import hide_in_stream
@@ -40,6 +41,7 @@ app = typer.Typer(
     "Exit codes: 0 done, 1 failed, 2 wrong input or config, 3 miss (lookup), 4 rejected (--strict), 130 Ctrl-C.",
 )
 
+COMMANDS = {**store.COMMANDS, "fields": fields, "override": override}
 GROUPS = {"review": review_app, "keys": keys_app}  # commands with commands of their own
 
 for _panel, _names in PANELS.items():
@@ -51,7 +53,7 @@ for _panel, _names in PANELS.items():
         elif _name in GROUPS:
             app.add_typer(GROUPS[_name], rich_help_panel=_panel)
         else:
-            app.command(_name, rich_help_panel=_panel)(fields if _name == "fields" else store.COMMANDS[_name])
+            app.command(_name, rich_help_panel=_panel)(COMMANDS[_name])
 
 
 @app.callback(invoke_without_command=True)

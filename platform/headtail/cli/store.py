@@ -20,9 +20,9 @@ def lookup(query: str, config: ConfigFile = None, sets: Sets = None, root: Root 
     The output also names the answer's source, key, snapshot and release, and the runs that made it.
     """
     from headtail.adapters.storage import open_existing
-    from headtail.releases import release
+    from headtail.releases.lookup import look_up
 
-    found = release.look_up(open_existing(root_of(config, sets, root)), query)
+    found = look_up(open_existing(root_of(config, sets, root)), query)
     text = json.dumps(found, ensure_ascii=False, indent=None if as_json else 2)
     print(text if as_json else printable(text))
     if not found["cached"]:

@@ -57,6 +57,7 @@ class Source(StrEnum):
     REALTIME_STUDENT = "realtime_student"
     FALLBACK = "fallback"
     DYNAMIC = "dynamic"  # the realtime student's, given again
+    HUMAN_OVERRIDE = "human_override"  # a person's answer, which outranks all; add at the end alone: snapshots hold a source by its place
 
 
 # One aggregated query. `query` is normalised, `query_key` its hash; `count` events up to the cut.
@@ -112,7 +113,7 @@ ANSWER = pa.schema(
         ("count", pa.int64()),  # carried from the input
         ("stratum", pa.string()),
         ("eval_only", pa.bool_()),
-        ("source", pa.string()),  # teacher | batch_student | realtime_student
+        ("source", pa.string()),  # teacher | batch_student | realtime_student | human_override
         ("model", pa.string()),
         ("seconds", pa.float32()),  # engine time that went into this row, whenever it was made; their sum is the engine's
         ("agreement", pa.float32()),  # share of n samples that gave this answer; null when one was drawn

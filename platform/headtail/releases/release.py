@@ -17,7 +17,7 @@ from pydantic import Field
 from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, read_record, read_text, write_once
 from headtail.cache import collect as garbage
-from headtail.cache import open_snapshot, read_manifest
+from headtail.cache import read_manifest
 from headtail.cache.diff import SnapshotDiff, diff_snapshots
 from headtail.cache.manifest import manifest_path, require_snapshot
 from headtail.cache.words import load_words
@@ -25,9 +25,8 @@ from headtail.core.config import Config, build_config
 from headtail.core.errors import ConfigError, InputError, StorageError
 from headtail.core.evidence import Evidence
 from headtail.core.guardrails import AnswerGuard, load_own_check
-from headtail.core.keys import fingerprint, normalise
+from headtail.core.keys import fingerprint
 from headtail.core.paths import StoreId, StoreIdOrEmpty, StorePathOrEmpty, StudentOrEmpty, store_id
-from headtail.core.redact import redact
 from headtail.core.task import Task, TaskFile
 
 _AGAIN = "run headtail publish again: it writes the release anew; if nobody edited it, see docs/security.md"
@@ -235,26 +234,6 @@ def needed_snapshots(store: Storage, keep: int) -> dict[str, str]:
     found |= {release: f"of release {release}, one of the last {keep}" for release in latest}
     found |= {current: f"of release {current}, which is current"} if current else {}
     return {load_release(store, release).snapshot: reason for release, reason in found.items()}
-
-
-def look_up(store: Storage, query: str, release: str = "current", into: Path | None = None) -> dict[str, Any]:
-    """What a release's snapshot holds for `query`, with the links to where it came from; `cached` false on a miss."""
-    record = load_release(store, release)
-    cache = open_snapshot(store, record.snapshot, into)
-    answer = cache.lookup(query)
-    return {
-        "query": query,
-        "normalised": answer.query if answer else redact(normalise(query)).text,  # as the server looks it up
-        "answer": None if answer is None else open_task(record).parse(answer.answer)[0],
-        "source": None if answer is None else answer.source,
-        "cached": answer is not None,
-        "confidence": None if answer is None or answer.confidence is None else round(answer.confidence, 4),
-        "answer_key": None if answer is None else answer.answer_key.hex(),
-        "release": record.id,
-        "snapshot": record.snapshot,
-        "lineage": list(cache.manifest.lineage),
-        "evidence": record.evidence.evaluate,
-    }
 
 
 def _path(release: str) -> str:

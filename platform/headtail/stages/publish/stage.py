@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,7 +26,6 @@ from headtail.adapters.storage.receipts import load_receipt
 from headtail.batch import read_answers
 from headtail.cache import LocalSnapshot, SnapshotManifest, publish_snapshot, snapshot_coverage, snapshot_path
 from headtail.cache.builder import OFFERED, UNRATED, build_snapshot
-from headtail.cache.diff import SnapshotDiff, diff_snapshots
 from headtail.cache.manifest import snapshot_damage
 from headtail.cache.words import read_words
 from headtail.core.config import StageConfig, execution
@@ -42,6 +41,8 @@ from headtail.stages.evaluate.result import Result as EvaluateResult
 from headtail.stages.gate.result import Result as GateResult
 from headtail.stages.precompute.result import Result as PrecomputeResult
 from headtail.stages.publish.lineage import find_logs, write_words
+from headtail.stages.publish.loss import refuse_loss
+from headtail.stages.publish.people import PeopleAnswers, count_events, people_answers
 from headtail.stages.publish.result import Result
 from headtail.stages.publish.withhold import Withholding
 
@@ -85,7 +86,8 @@ def run(config: Config) -> Receipt[Result]:
     gated = [load_receipt(store, "gate", ref, GateResult) for ref in config.gates]
     own_check = load_own_check(task, config.allow_task_code)
     logs = tuple(find_logs(store, list(answers.values())))
-    parts = _Parts(task, tuple(answers.values()), student, evaluation, _check_gates(gated, student), logs)
+    people = people_answers(store, task)
+    parts = _Parts(task, tuple(answers.values()), student, evaluation, _check_gates(gated, student), logs, people)
 
     def work(stage: Stage) -> Result:
         words, withholding = _guardrails(stage, parts, own_check)
@@ -104,6 +106,7 @@ def run(config: Config) -> Receipt[Result]:
         "student": student.path if student else "",
         "evaluation": evaluation.path if evaluation else "",
         "gates": [found.path for found in gated],
+        "people": people.digest,
     }
     published = run_once("publish", Result, config, work, inputs=inputs, task=task, version=2, replaces=replaces)
     if published.reused and (damage := _find_damage(store, published.result)):
@@ -111,7 +114,7 @@ def run(config: Config) -> Receipt[Result]:
         store.remove(f"{published.path}/receipt.json")
         published = run_once("publish", Result, config, work, inputs=inputs, task=task, version=2, replaces=replaces)
     if config.promote:  # also when reused: after a rollback, publishing the same again makes it current again
-        _refuse_loss(store, config, published)
+        refuse_loss(store, published, config.max_lost_share, config.accept_loss)
         releases.promote(store, published.result.release)
         say(f"{'publish':<12} release {published.result.release} is current")
     return published
@@ -127,6 +130,7 @@ class _Parts:
     evaluation: Receipt[EvaluateResult] | None
     proofs: tuple[Evidence, ...]
     logs: tuple[Receipt, ...]
+    people: PeopleAnswers
 
     @property
     def log(self) -> Receipt | None:
@@ -156,42 +160,6 @@ def _find_damage(store: Storage, published: Result) -> str:
     return snapshot_damage(store, published.snapshot)
 
 
-def _refuse_loss(store: Storage, config: Config, receipt: Receipt[Result]) -> None:
-    """GateRejected when the current release answers much that this one does not. Without a current release there is nothing to lose."""
-    current = releases.current_id(store)
-    before = releases.load_release(store, current) if current else None
-    if before is None or before.snapshot == receipt.result.snapshot:
-        return
-    if not store.exists(f"{snapshot_path(before.snapshot)}/manifest.json"):
-        say(f"{'publish':<12} the snapshot of the current release {current} is gone: how many answers this release loses is not known")
-        return
-    diff = diff_snapshots(store, before.snapshot, receipt.result.snapshot, examples=5)
-    share, of = loss(diff)
-    if share <= config.max_lost_share:
-        return
-    names = ", ".join(repr(example.query) for example in diff.dropped.examples)
-    text = (
-        f"{share:.1%} of {of} would lose their answer: {diff.dropped.rows:,} queries with {diff.dropped.events:,} events, such as {names}"
-    )
-    if config.accept_loss:
-        say(f"{'publish':<12} {text}; accepted")
-        return
-    raise GateRejected(
-        f"release {receipt.result.release} is not made current: {text}",
-        where=f"max_lost_share={config.max_lost_share:g}, current release {current} of task {before.task}",
-        fix=f"add the answers that are missing (answers=...), or accept it: --set accept_loss=true. It is built: {receipt.path}",
-    )
-
-
-def loss(diff: SnapshotDiff) -> tuple[float, str]:
-    """The share of the first snapshot's traffic that has no answer in the second, and of what it is a share: events where known."""
-    kinds = (diff.dropped, diff.changed, diff.same)
-    events, rows = sum(kind.events for kind in kinds), sum(kind.rows for kind in kinds)
-    if events:
-        return diff.dropped.events / events, "the current release's events"
-    return diff.dropped.rows / rows if rows else 0.0, "the current release's queries (their events are not known)"
-
-
 def _same_task(task: Task, receipt: Receipt) -> None:
     """Answers to another prompt or schema are never served under this task."""
     if receipt.task_fingerprint != task.fingerprint:
@@ -203,21 +171,23 @@ def _same_task(task: Task, receipt: Receipt) -> None:
         )
 
 
-def _guardrails(stage: Stage, parts: _Parts, own_check: OwnCheck | None) -> tuple[Path | None, Withholding | None]:
-    """The log's words as a local file, and what keeps answers out of the snapshot; None where the task has no guardrails."""
+def _guardrails(stage: Stage, parts: _Parts, own_check: OwnCheck | None) -> tuple[Path | None, Withholding]:
+    """The log's words as a local file (None without guardrails, or without a log), and what keeps answers out of the snapshot."""
+    people, words = parts.people, None
     if not AnswerGuard(parts.task).active:
-        return None, None
-    words: Path | None = None
+        return None, Withholding(AnswerGuard(parts.task), people.dropped, people.deleted)
     if parts.log is not None:
         words = write_words(stage.store, parts.log, parts.task, parts.task.file.guardrails.known_count, stage.scratch)
     else:
         stage.note("guardrails do not look up words: the answers do not go back to one log")
-    return words, Withholding(AnswerGuard(parts.task, read_words(words) if words else None, own_check))
+    return words, Withholding(AnswerGuard(parts.task, read_words(words) if words else None, own_check), people.dropped, people.deleted)
 
 
-def _build(stage: Stage, config: Config, parts: _Parts, withholding: Withholding | None) -> LocalSnapshot:
+def _build(stage: Stage, config: Config, parts: _Parts, withholding: Withholding) -> LocalSnapshot:
     """The snapshot on local disk; every row offered must be published or left out."""
-    offered = sum(ref.rows or 0 for receipt in parts.answers for name, ref in receipt.outputs.items() if name.startswith("answers/"))
+    people = parts.people.table(count_events(stage.store, parts.log, parts.people.answers))
+    rows = [ref.rows or 0 for receipt in parts.answers for name, ref in receipt.outputs.items() if name.startswith("answers/")]
+    offered = people.num_rows + sum(rows)
     folder = stage.scratch / "snapshot"
     folder.mkdir()
     started = time.monotonic()
@@ -229,7 +199,8 @@ def _build(stage: Stage, config: Config, parts: _Parts, withholding: Withholding
                 yield table
                 shown.advance(table.num_rows)
 
-        streams, labels = [stream(receipt) for receipt in parts.answers], [receipt.path for receipt in parts.answers]
+        streams: list[Iterable[pa.Table]] = [[people], *(stream(receipt) for receipt in parts.answers)]  # of two answers the first wins
+        labels = ["people's answers", *(receipt.path for receipt in parts.answers)]
         shared = parts.task.file.redacted == "cached"
         built = build_snapshot(streams, folder, min_confidence=least, share_redacted=shared, labels=labels, withhold=withholding)
     left = sum(built.left_out.values())
@@ -245,10 +216,12 @@ def _build(stage: Stage, config: Config, parts: _Parts, withholding: Withholding
     }
     stage.metrics["build_rows_per_s"] = round(offered / max(time.monotonic() - started, 1e-9), 1)
     _tell_left_out(stage, config, built, parts)
-    stage.metrics["withheld"] = float(withholding.counts.total() if withholding else 0)
-    if withholding and (text := withholding.note()):
+    stage.metrics["withheld"] = float(withholding.counts.total())
+    if text := withholding.note():
         stage.note(text)
         say(f"{'publish':<12} {text}; such as {withholding.examples[0].query!r} with {withholding.examples[0].answer}")
+    if parts.people.stale:
+        stage.note(f"{parts.people.stale:,} answers by people are not valid under the task's schema any more: they are not published")
     if hidden := built.left_out.get("redacted"):
         stage.note(f"{hidden:,} answers to redacted queries are not in the cache: each one is many questions (docs/task.md, `redacted`)")
     return built
@@ -296,7 +269,7 @@ def _snapshot(stage: Stage, config: Config, parts: _Parts, built: LocalSnapshot,
     return manifest
 
 
-def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotManifest, withholding: Withholding | None) -> Result:
+def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotManifest, withholding: Withholding) -> Result:
     previous = releases.current_id(stage.store)
     if parts.evaluation is not None:
         for receipt in parts.answers:
@@ -322,7 +295,7 @@ def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotMani
         previous=previous,
         student=release.student,
         figures=figures,
-        withheld=withholding.examples if withholding else (),
+        withheld=withholding.examples,
     )
 
 
