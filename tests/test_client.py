@@ -19,8 +19,10 @@ from headtail.adapters.storage import Storage
 from headtail.client import Answer, AsyncClient, Client, ClientConfig, ClientError
 from headtail.client.exchange import Exchanges, NoAnswer, Received, Send, Sleep
 from headtail.core.errors import ConfigError, InputError
+from headtail.core.keys import query_key
 from headtail.core.task import Task
 from headtail.releases import release
+from headtail.releases.overrides import remove_override, set_override, tombstone_query
 from headtail.stages import serve
 from headtail.stages.serve.app import ServeState, make_app, open_served
 from headtail.stages.serve.errors import RequestError
@@ -404,6 +406,27 @@ def test_copies_are_kept_apart_and_the_old_one_is_removed(head: Storage, tmp_pat
         assert before != after
         assert client.answer("sushi").local
         assert not client.refresh()
+
+
+def test_what_people_decided_outranks_the_snapshot(head: Storage, nowhere: str) -> None:
+    person = {"who": "ada", "why": "it is a dish"}
+    given = json.dumps(segments("pizza"))
+    with Client(config(nowhere, head, refresh_s=3600.0, breaker_failures=1)) as client:
+        for query in ("pizza near me", "calzone"):
+            set_override(head, query, given.replace("pizza", query), who="ada", why="it is a dish")
+        assert not client.refresh()
+        found = client.answer("Calzone")
+        assert (found.answer, found.source, found.local) == (segments("calzone"), "human_override", True)
+        assert client.answer("pizza near me").source == "human_override"
+        remove_override(head, "pizza near me", **person)
+        tombstone_query(head, query_key("calzone"), **person)
+        client.refresh()
+        assert [client.answer(query).source for query in ("pizza near me", "calzone")] == ["teacher", "fallback"]
+        tombstone_query(head, query_key("pizza near me"), **person)
+        client.refresh()
+        assert client.answer("pizza near me").source == "fallback"
+    with Client(config(nowhere, head)) as client:
+        assert client.answer("pizza near me").source == "fallback"
 
 
 def test_a_store_that_breaks_leaves_what_is_open(head: Storage, nowhere: str) -> None:

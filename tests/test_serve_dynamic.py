@@ -268,6 +268,18 @@ def test_the_output_checks_hold_for_what_is_given_again(served: OpenRelease) -> 
     asyncio.run(use())
 
 
+def test_a_deleted_query_is_neither_stored_nor_given(served: OpenRelease) -> None:
+    async def use() -> None:
+        setup = Setup(served, LocalAnswers(1 << 20), reply(served.task))
+        await setup.ask("sushi")
+        setup.tier.deleted = frozenset([query_key("sushi"), query_key("secret")])
+        assert [(await setup.ask(query)).source for query in ("sushi", "secret", "secret")] == ["realtime_student"] * 3
+        setup.tier.deleted = frozenset()
+        assert [(await setup.ask(query)).source for query in ("secret", "sushi")] == ["realtime_student", "dynamic"]
+
+    asyncio.run(use())
+
+
 def test_memory_is_bounded_and_the_least_used_goes_first() -> None:
     async def use() -> None:
         store = LocalAnswers(100_000)

@@ -1,7 +1,8 @@
-"""The local half of a client: the current release's snapshot, looked up in this process, and followed when another is published.
+"""The local half of a client: the current release's snapshot, looked up in this process, with people's overrides laid over it.
 
-In: a query. Out: its Answer when the snapshot has it, else None. A thread looks at CURRENT; a new snapshot is opened beside the old one
-and then takes its place in one assignment. A store that is away leaves what is open as it is. Knows nothing of servers.
+In: a query. Out: its Answer when an override or the snapshot has it, else None. A thread looks for new overrides and at CURRENT; a new
+snapshot is opened beside the old one and then takes its place in one assignment. A store that is away leaves what is open as it is.
+Knows nothing of servers.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import NamedTuple
 from headtail.adapters.storage import open_existing
 from headtail.cache import Cache, open_snapshot
 from headtail.client.answer import Answer, ClientError
-from headtail.core.keys import normalise
+from headtail.core.keys import normalise, query_key
 from headtail.core.redact import redact
 from headtail.core.rows import Source
 from headtail.core.secrets import hide
 from headtail.core.task import Task
 from headtail.releases import release as releases
+from headtail.releases.overrides import Overrides, load_overrides
 
 log = logging.getLogger("headtail.client")
 
@@ -31,6 +33,7 @@ class _Opened(NamedTuple):
     snapshot: str
     cache: Cache
     task: Task
+    overrides: Overrides
 
 
 def clean_query(query: str, max_chars: int) -> str:
@@ -55,7 +58,7 @@ def clean_query(query: str, max_chars: int) -> str:
 class LocalHead:
     """An open snapshot that follows CURRENT. Safe to share between threads; after a fork the child follows it by itself.
 
-    `refresh_failures`: looks at CURRENT that failed.
+    `refresh_failures`: looks at the store that failed.
     """
 
     def __init__(self, root: str, cache_dir: str = "", refresh_s: float = 5.0) -> None:
@@ -76,6 +79,8 @@ class LocalHead:
             self._start()
         opened = self._opened
         found = opened.cache.stored(clean)
+        if opened.overrides:
+            found = opened.overrides.resolve(query_key(clean), found)
         if found is None:
             return None
         confidence = None if found.confidence is None else round(found.confidence, 4)
@@ -93,14 +98,17 @@ class LocalHead:
         )  # fmt: skip
 
     def refresh(self) -> bool:
-        """Follow CURRENT if it moved; True when another release is open now."""
-        found = releases.current_id(self._store)
-        if not found or found == self._opened.release:
-            return False
-        old, self._opened = self._opened, self._open(found)
-        if self._copies is not None and old.snapshot != self._opened.snapshot:
-            shutil.rmtree(old.cache.folder, ignore_errors=True)  # of our own copies; a mapped file stays readable until it is closed
-        return True
+        """Take new overrides, and follow CURRENT if it moved; True when another release is open now."""
+        with self._refreshing:  # the caller's look and the thread's
+            old = self._opened
+            self._opened = old._replace(overrides=load_overrides(self._store, old.task.name, old.overrides))
+            found = releases.current_id(self._store)
+            if not found or found == old.release:
+                return False
+            self._opened = self._open(found)
+            if self._copies is not None and old.snapshot != self._opened.snapshot:
+                shutil.rmtree(old.cache.folder, ignore_errors=True)  # of our own copies; a mapped file stays readable until it is closed
+            return True
 
     def close(self) -> None:
         """End the thread."""
@@ -111,10 +119,15 @@ class LocalHead:
     def _open(self, release: str) -> _Opened:
         record = releases.load_release(self._store, release)
         cache = open_snapshot(self._store, record.snapshot, self._copies)
-        return _Opened(record.id, record.snapshot, cache, releases.open_task(record))
+        task = releases.open_task(record)
+        return _Opened(record.id, record.snapshot, cache, task, load_overrides(self._store, task.name))
 
     def _start(self) -> None:
-        self._pid, self._stop = os.getpid(), threading.Event()
+        self._pid, self._stop, self._refreshing = (
+            os.getpid(),
+            threading.Event(),
+            threading.Lock(),
+        )  # a parent's thread may hold the old lock
         self._thread = threading.Thread(target=self._follow, args=(self._stop,), name="headtail-refresh", daemon=True)
         self._thread.start()
 

@@ -152,16 +152,22 @@ def open_answers(config: DynamicConfig) -> AnswerStore:
 
 
 class DynamicTier:
-    """A tier before the student's. `hits`, `misses`, `spoiled`: answers given again, not there, there but not usable."""
+    """A tier before the student's. `deleted`: keys of queries that no cache may answer; it may be replaced at any time.
+
+    `hits`, `misses`, `spoiled`: answers given again, not there, there but not usable.
+    """
 
     def __init__(self, store: AnswerStore, student: Tier, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
         self.store, self._student, self._ttl, self._clock = store, student, ttl_s, clock
+        self.deleted: frozenset[bytes] = frozenset()
         self.hits = self.misses = self.spoiled = 0
         self._writes: set[asyncio.Task[None]] = set()
 
     async def answer(self, miss: Miss) -> Reply | None:
         """The stored answer, else what the student says."""
         query, bound = query_key(miss.clean), _binding(miss)
+        if query in self.deleted:
+            return await self._student.answer(miss)
         variant = hashlib.blake2b(bound.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         stored = await self.store.get(query, variant)
         if stored is not None and (reply := self._read(stored, bound, miss)) is not None:
