@@ -472,10 +472,23 @@ def test_a_forked_child_has_its_own_connection_and_thread(head: Storage) -> None
         assert client.answer("rare").request_id == "id1"
 
 
+def test_a_key_crosses_no_network_in_clear_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="without encryption"):
+        Client(ClientConfig(url="http://search.internal:8000", api_key="htk_x"))
+    for url, changes in (("https://search.internal", {}), ("http://search.internal", {"key_without_tls": True}), ("http://localhost", {})):
+        Client(ClientConfig(url=url, api_key="htk_x", **changes)).close()
+    Client(ClientConfig(url="http://search.internal")).close()
+    monkeypatch.setenv("HEADTAIL_API_KEY", "htk_y")
+    with pytest.raises(ConfigError, match="without encryption"):
+        AsyncClient(ClientConfig(url="http://search.internal"))
+
+
 def test_wrong_settings_are_errors_at_the_start(root: str) -> None:
     with pytest.raises(ConfigError, match="a client needs a server or a store"):
         Client(ClientConfig(url="", root=""))
     with pytest.raises(InputError):
         Client(ClientConfig(root=root))
+    with pytest.raises(ConfigError, match="the certificates cannot be read"):
+        Client(ClientConfig(ca_file=root))
     with pytest.raises(ValueError, match="time_out"):
         ClientConfig(time_out=5)  # type: ignore[call-arg]

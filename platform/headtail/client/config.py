@@ -12,6 +12,8 @@ class ClientConfig(Config):
 
     url: str = Field("http://127.0.0.1:8000", description="the server; empty: there is none, and misses get the fallback")
     api_key: str = Field("", description="API key of the server; empty: the variable HEADTAIL_API_KEY, else none", repr=False)
+    ca_file: str = Field("", description="certificates to trust, as PEM, for a server with a private one; empty: the public ones")
+    key_without_tls: bool = Field(False, description="send the API key over http:// to another machine, where others may read it")
     root: str = Field("", description="store with the release whose snapshot is read here; empty: every query goes to the server")
     cache_dir: str = Field("", description="local folder for copies of snapshots; needed when root is a network mount")
     refresh_s: float = Field(5.0, gt=0, description="seconds between checks for a new release")

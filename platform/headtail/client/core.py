@@ -6,6 +6,7 @@ In: a query. Out: an Answer at once, or a generator of Send and Sleep that ends 
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -121,11 +122,15 @@ class ClientCore:
         """Arguments of httpx.Client and httpx.AsyncClient."""
         config = self.config
         key = config.api_key or os.environ.get("HEADTAIL_API_KEY", "")
+        if key and not config.key_without_tls and config.url.startswith("http://") and may_proxy(config.url):
+            fix = "use https://, or set key_without_tls in a network that you trust"
+            raise ConfigError("the API key would cross the network without encryption", where="url", value=config.url, fix=fix)
         return {
             "base_url": config.url.rstrip("/"),
             "headers": {"authorization": f"Bearer {key}"} if key else {},
             "limits": httpx.Limits(max_connections=config.connections, max_keepalive_connections=config.connections, keepalive_expiry=30.0),
-            "trust_env": may_proxy(config.url),
+            "trust_env": may_proxy(config.url),  # whether the URL is another machine's
+            **({"verify": _trusted(config.ca_file)} if config.ca_file else {}),
             "follow_redirects": False,  # a redirect would carry queries to another host
         }
 
@@ -134,6 +139,13 @@ class ClientCore:
         left = max(step.timeout_s, 0.001)
         connect = min(left, self.config.connect_timeout_ms / 1000)
         return httpx.Timeout(left, connect=connect, pool=connect)
+
+
+def _trusted(ca_file: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:  # ssl's own errors are among them
+        raise ConfigError(f"the certificates cannot be read: {error}", where="ca_file", value=ca_file, fix="name a PEM file") from None
 
 
 def received(response: httpx.Response) -> Received:
