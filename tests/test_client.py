@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,48 @@ def test_a_caller_waits_no_longer_than_it_said(head: Storage, silent: str) -> No
         both = [client.answer("rare"), asyncio.run(use())]
         assert time.perf_counter() - started < limit(10)
     assert [(found.degraded, found.reason) for found in both] == [(True, "client_timeout")] * 2
+
+
+class Trickling:
+    """Sends a byte of its response now and then, for two seconds."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"40")]})
+        for _ in range(40):
+            await send({"type": "http.response.body", "body": b" ", "more_body": True})
+            await asyncio.sleep(0.05)
+
+
+def test_a_server_that_trickles_is_left(head: Storage) -> None:
+    async def use(url: str) -> Answer:
+        async with AsyncClient(config(url, head, timeout_ms=200)) as client:
+            return await client.answer("rare")
+
+    with Running(Trickling()) as server, Client(config(server.url, head, timeout_ms=200)) as client:
+        both = [client.answer("rare"), asyncio.run(use(server.url))]
+    assert {found.reason for found in both} == {"client_timeout"}, "one that waited for all of it would say server_error"
+
+
+def test_threads_share_a_client(head: Storage) -> None:
+    with Running(Echo()) as server, Client(config(server.url, head)) as client, ThreadPoolExecutor(8) as pool:
+        queries = ["pizza near me" if number % 2 else f"rare {number}" for number in range(400)]
+        found = list(pool.map(client.answer, queries))
+        assert [one.query for one in found] == queries
+        assert [one.local for one in found] == [number % 2 == 1 for number in range(400)]
+        assert [one.normalised for one in found] == queries
+
+
+class Echo(Scripted):
+    """Answers each query with itself."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            body = json.loads((await receive())["body"])
+            answer = json.dumps(served_answer(body["query"])).encode()
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(answer))]})
+            await send({"type": "http.response.body", "body": answer})
 
 
 def test_loopback_is_asked_without_a_proxy(monkeypatch: pytest.MonkeyPatch, nowhere: str) -> None:

@@ -77,6 +77,7 @@ class AsyncClient:
         """httpx limits each read; a server that sends a byte now and then is ended by the whole limit."""
         try:
             async with asyncio.timeout(max(step.timeout_s, 0.001)):
-                return received(await self._http.post(step.path, json=step.body, timeout=self._core.time_limit(step)))
+                response = await self._http.post(step.path, json=step.body, timeout=self._core.time_limit(step))
+                return received(response, response.content)
         except (httpx.HTTPError, TimeoutError):
             return None

@@ -148,6 +148,6 @@ def _trusted(ca_file: str) -> ssl.SSLContext:
         raise ConfigError(f"the certificates cannot be read: {error}", where="ca_file", value=ca_file, fix="name a PEM file") from None
 
 
-def received(response: httpx.Response) -> Received:
+def received(response: httpx.Response, body: bytes) -> Received:
     """A response of httpx without httpx."""
-    return Received(response.status_code, response.content, response.headers.get("retry-after", ""))
+    return Received(response.status_code, body, response.headers.get("retry-after", ""))
