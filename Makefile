@@ -51,7 +51,7 @@ ui: install ## MLflow on what ran
 	@echo "MLflow: http://127.0.0.1:$(UI_PORT)  (Ctrl-C ends it)"
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(ROOT)/mlflow.db) --host 127.0.0.1 --port $(UI_PORT) --workers 1
 
-serve: install ## serve the current release on PORT (try-it page at /, API docs at /docs)
+serve: install ## serve the current release on PORT (try-it page and API docs on the port after it)
 	@$(BIN)/headtail serve --root $(ROOT) --set port=$(PORT)
 
 test: install ## all tests, TEST_WORKERS=2 files at once (HEADTAIL_TEST_TIME_SCALE=3 on a slow machine)

@@ -124,7 +124,7 @@ def test_the_realtime_student_says_what_the_batch_student_says(
         try:
             return await asyncio.gather(*(student.answer(f"pizza {i}", {}) for i in range(20)))
         finally:
-            student.__del__()
+            student.close()
             del student
             gc.collect()  # here, not in the next test
 

@@ -3,7 +3,6 @@
 from headtail.stages.serve.principal import ANYONE, admit_all
 
 
-def test_an_open_server_admits_everyone_as_one_caller_that_may_only_ask() -> None:
-    assert admit_all([(b"authorization", b"Bearer x")]) is ANYONE
-    assert ANYONE.id == ""
-    assert ANYONE.scopes == {"answer"}
+def test_an_open_server_admits_everyone_as_one_caller_without_a_name() -> None:
+    assert admit_all(b"Bearer x", "answer", 1) is ANYONE
+    assert admit_all(None, "answer", 1).name == ""

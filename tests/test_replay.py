@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fronts import Front
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.config import TrackingConfig, build_config
@@ -27,7 +28,6 @@ from headtail.releases import release
 from headtail.stages import replay, serve
 from headtail.stages.replay import REQUESTS, Event, EventReply
 from headtail.stages.serve.answerer import Miss, MissFailed, RealtimeReply
-from headtail.stages.serve.app import ServeState, make_app, open_served
 from local_server import Running
 from ports import free_port
 from test_cache import answers, good, publish
@@ -55,7 +55,7 @@ COUNTS = {"pizza": 40, "burger": 30, "rare": 10, "new one": 5, "bad": 15}
 
 
 @pytest.fixture
-def state(store: Storage, tmp_path: Path, intent: Task) -> ServeState:
+def state(store: Storage, tmp_path: Path, intent: Task) -> Front:
     """pizza and burger are cached (burger wrongly), `bad` breaks the student, the others are live."""
     holdout(store, COUNTS)
     labels(store, {"pizza": "browse", "burger": "price", "bad": "browse", "rare": "booking"})
@@ -70,7 +70,7 @@ def state(store: Storage, tmp_path: Path, intent: Task) -> ServeState:
         return RealtimeReply('{"intent": "booking"}', "stop", 0.9, "ab" * 16, "distill/x", intent.fingerprint)
 
     config = serve.Config(release=release.current_id(store), realtime_timeout_ms=int(1000 * limit(60)))
-    return ServeState(store, open_served(store, "current"), config, live, deployed="m", stands_for="distill/x")
+    return Front(store, config, tmp_path, live)
 
 
 def config(root: str, url: str, **options: Any) -> replay.Config:
@@ -78,8 +78,8 @@ def config(root: str, url: str, **options: Any) -> replay.Config:
     return build_config(replay.Config, data, where="test")
 
 
-def test_a_replay_counts_every_event_once(store: Storage, root: str, state: ServeState) -> None:
-    with Running(make_app(state)) as server:
+def test_a_replay_counts_every_event_once(store: Storage, root: str, state: Front) -> None:
+    with Running(state.app) as server:
         receipt = replay.run(config(root, server.url, requests=1000))  # more than there are: all of them
     assert receipt.rows == {"requests": 100, "errors": 0, "cache": 70, "realtime": 15, "fallback": 15}
     m = receipt.metrics
@@ -105,9 +105,9 @@ def test_a_replay_counts_every_event_once(store: Storage, root: str, state: Serv
 
 
 def test_the_same_release_is_not_measured_twice_and_another_is(
-    store: Storage, root: str, tmp_path: Path, state: ServeState, intent: Task, monkeypatch: pytest.MonkeyPatch
+    store: Storage, root: str, tmp_path: Path, state: Front, intent: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Running(make_app(state)) as server:
+    with Running(state.app) as server:
         asked = config(root, server.url, requests=50)
         first = replay.run(asked)
         named = asked.model_copy(update={"release": release.current_id(store)})
@@ -121,7 +121,7 @@ def test_the_same_release_is_not_measured_twice_and_another_is(
     monkeypatch.undo()
     _, manifest = publish(store, tmp_path, answers(good("pizza", '{"intent":"price"}')))
     release.promote(store, release.make_release(store, snapshot=manifest.id, task=intent).id)
-    with Running(make_app(ServeState(store, open_served(store, "current"), serve.Config(release=release.current_id(store))))) as server:
+    with Running(Front(store, serve.Config(release=release.current_id(store)), tmp_path).app) as server:
         second = replay.run(asked.model_copy(update={"url": server.url}))
     assert second.fingerprint != first.fingerprint
     assert second.rows["realtime"] == 0
@@ -222,12 +222,12 @@ def test_a_release_that_moves_meanwhile_is_told(store: Storage, root: str) -> No
     assert "quality" not in receipt.metrics  # no human labels: no figure, rather than 0 or 1
 
 
-def test_what_is_wrong_is_named(store: Storage, root: str, state: ServeState) -> None:
+def test_what_is_wrong_is_named(store: Storage, root: str, state: Front) -> None:
     with pytest.raises(InputError, match="no server answers"):
         replay.run(config(root, f"http://127.0.0.1:{free_port()}"))
     with pytest.raises(ConfigError, match="url"):
         config(root, "localhost:8000")
-    with Running(make_app(state)) as server:
+    with Running(state.app) as server:
         with pytest.raises(ConfigError, match="another release"):
             replay.run(config(root, server.url, release="feed"))
         with pytest.raises(ConfigError, match="another task"):

@@ -6,8 +6,7 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fronts import Front
 from headtail.adapters.storage import Storage
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.config import TrackingConfig, build_config
@@ -26,8 +26,9 @@ from headtail.core.task import Task
 from headtail.releases import release
 from headtail.releases.release import Release
 from headtail.stages import ingest, plan, serve
+from headtail.stages.serve.admin import PAGE
 from headtail.stages.serve.answerer import REASONS, AskStudent, Miss, MissFailed, RealtimeReply
-from headtail.stages.serve.app import PAGE, AnswerResponse, ServeState, make_app, open_served
+from headtail.stages.serve.api import AnswerResponse
 from ports import free_port
 from test_cache import answers, good, publish
 from timescale import limit
@@ -73,19 +74,8 @@ async def sleeps(miss: Miss) -> RealtimeReply:
     raise AssertionError("was not cancelled")
 
 
-@asynccontextmanager
-async def client(state: ServeState) -> AsyncIterator[httpx.AsyncClient]:
-    """The app without Ray: ASGI in this process. An exception that escapes it fails the test, as a 500 would."""
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(state)), base_url="http://test") as made:
-        yield made
-
-
-def ask(state: ServeState, query: Any = "something rare", **more: Any) -> httpx.Response:
-    async def go() -> httpx.Response:
-        async with client(state) as http:
-            return await http.post("/v1/answer", json={"query": query, **more})
-
-    return asyncio.run(go())
+def ask(front: Front, query: Any = "something rare", **more: Any) -> httpx.Response:
+    return front.ask(query, **more)
 
 
 def ms(seconds: float) -> int:
@@ -93,12 +83,11 @@ def ms(seconds: float) -> int:
 
 
 @pytest.fixture
-def open_state(store: Storage, tmp_path: Path, segmentation: Task) -> Callable[..., ServeState]:
+def open_front(store: Storage, tmp_path: Path, segmentation: Task) -> Callable[..., Front]:
     published(store, tmp_path, segmentation)
 
-    def make(realtime: AskStudent | None = None, **options: Any) -> ServeState:
-        config = serve.Config(**{"realtime_timeout_ms": ms(0.2), **options})
-        return ServeState(store, open_served(store, "current"), config, realtime, deployed="m", stands_for=STUDENT)
+    def make(realtime: AskStudent | None = None, **options: Any) -> Front:
+        return Front(store, serve.Config(**{"realtime_timeout_ms": ms(0.2), **options}), tmp_path, realtime)
 
     return make
 
@@ -106,9 +95,9 @@ def open_state(store: Storage, tmp_path: Path, segmentation: Task) -> Callable[.
 # ---- one answer
 
 
-def test_a_head_query_never_reaches_the_student(open_state: Callable[..., ServeState]) -> None:
-    state = open_state(breaks(AssertionError("the student was asked")))
-    found = ask(state, " Pizza\u00a0NEAR me").json()
+def test_a_head_query_never_reaches_the_student(open_front: Callable[..., Front]) -> None:
+    front = open_front(breaks(AssertionError("the student was asked")))
+    found = ask(front, " Pizza\u00a0NEAR me").json()
     assert {name: found[name] for name in ("normalised", "answer", "source", "cached", "degraded", "reason")} == {
         "normalised": "pizza near me",
         "answer": segments("pizza near me"),
@@ -119,12 +108,12 @@ def test_a_head_query_never_reaches_the_student(open_state: Callable[..., ServeS
     }
     AnswerResponse.model_validate(found, strict=True)
     assert set(found) == set(AnswerResponse.model_fields)
-    assert found["release"] == state.answerer.served.release.id
+    assert found["release"] == front.answerer.served.release.id
     assert len(bytes.fromhex(found["answer_key"])) == 16
 
 
-def test_a_miss_is_answered_by_the_student(open_state: Callable[..., ServeState], segmentation: Task) -> None:
-    found = ask(open_state(says(segmentation))).json()
+def test_a_miss_is_answered_by_the_student(open_front: Callable[..., Front], segmentation: Task) -> None:
+    found = ask(open_front(says(segmentation))).json()
     assert (found["source"], found["cached"], found["degraded"], found["reason"]) == ("realtime_student", False, False, "")
     assert found["answer"] == segments("from the student")
     assert (found["confidence"], found["answer_key"]) == (0.8, "ab" * 16)
@@ -150,10 +139,10 @@ FAULTS: dict[str, tuple[Callable[[Task], AskStudent | None], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_broken_student_degrades_and_never_fails(open_state: Callable[..., ServeState], segmentation: Task, fault: str) -> None:
+def test_a_broken_student_degrades_and_never_fails(open_front: Callable[..., Front], segmentation: Task, fault: str) -> None:
     realtime, reason = FAULTS[fault]
-    state = open_state(realtime(segmentation))
-    response = ask(state, "Something rare")
+    front = open_front(realtime(segmentation))
+    response = ask(front, "Something rare")
     assert response.status_code == 200
     found = response.json()
     assert (found["source"], found["degraded"], found["cached"], found["reason"]) == ("fallback", True, False, reason)
@@ -161,17 +150,17 @@ def test_a_broken_student_degrades_and_never_fails(open_state: Callable[..., Ser
     assert found["answer"] == segmentation.fallback("something rare")
     assert found["confidence"] is None
     assert found["answer_key"] is None
-    assert state.answerer.in_flight == 0
+    assert front.answerer.in_flight == 0
     AnswerResponse.model_validate(found, strict=True)
 
 
 def test_a_release_without_student_says_so(store: Storage, tmp_path: Path, segmentation: Task) -> None:
     published(store, tmp_path, segmentation, student="")
-    found = ask(ServeState(store, open_served(store, "current"), serve.Config())).json()
+    found = ask(Front(store, serve.Config(), tmp_path)).json()
     assert (found["source"], found["degraded"], found["reason"]) == ("fallback", True, "no_student")
 
 
-def test_waiting_for_the_student_never_takes_the_places_of_hits(open_state: Callable[..., ServeState], segmentation: Task) -> None:
+def test_waiting_for_the_student_never_takes_the_places_of_hits(open_front: Callable[..., Front], segmentation: Task) -> None:
     started = 0
 
     async def slow(miss: Miss) -> RealtimeReply:
@@ -180,10 +169,10 @@ def test_waiting_for_the_student_never_takes_the_places_of_hits(open_state: Call
         await asyncio.sleep(limit(0.3))
         return reply(segmentation)
 
-    state = open_state(slow, max_ongoing_requests=4, realtime_timeout_ms=ms(5))
+    front = open_front(slow, max_misses=3, realtime_timeout_ms=ms(5))
 
     async def go() -> tuple[list[dict[str, Any]], float]:
-        async with client(state) as http:
+        async with front.client() as http:
             misses = [asyncio.create_task(http.post("/v1/answer", json={"query": f"rare {i}"})) for i in range(20)]
             await asyncio.sleep(0.1)
             clock = time.perf_counter()
@@ -198,33 +187,33 @@ def test_waiting_for_the_student_never_takes_the_places_of_hits(open_state: Call
     assert sorted(m["reason"] for m in misses) == [""] * 3 + ["overloaded"] * 17
 
 
-def test_a_caller_who_leaves_frees_his_place(open_state: Callable[..., ServeState]) -> None:
-    state = open_state(sleeps, realtime_timeout_ms=ms(30))
+def test_a_caller_who_leaves_frees_his_place(open_front: Callable[..., Front]) -> None:
+    front = open_front(sleeps, realtime_timeout_ms=ms(30))
 
     async def go() -> None:
-        task = asyncio.create_task(state.answerer.answer("rare"))
+        task = asyncio.create_task(front.answerer.answer("rare"))
         await asyncio.sleep(0.05)
-        assert state.answerer.in_flight == 1
+        assert front.answerer.in_flight == 1
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert state.answerer.in_flight == 0
+        assert front.answerer.in_flight == 0
 
     asyncio.run(go())
 
 
-def test_personal_data_never_reaches_the_student(open_state: Callable[..., ServeState], segmentation: Task) -> None:
+def test_personal_data_never_reaches_the_student(open_front: Callable[..., Front], segmentation: Task) -> None:
     seen: list[str] = []
 
     async def realtime(miss: Miss) -> RealtimeReply:
         seen.append(miss.clean)
         return reply(segmentation)
 
-    state = open_state(realtime)
-    found = ask(state, "mail Jane.Doe@example.com or +49 171 1234567 about 4111 1111 1111 1111").json()
+    front = open_front(realtime)
+    found = ask(front, "mail Jane.Doe@example.com or +49 171 1234567 about 4111 1111 1111 1111").json()
     assert seen == ["mail <email> or <phone> about <card>"]
     assert found["normalised"] == seen[0]
-    assert ask(state, "Someone@Example.com login").json()["cached"]  # and what ingest redacted is found
+    assert ask(front, "Someone@Example.com login").json()["cached"]  # and what ingest redacted is found
     assert len(seen) == 1
 
 
@@ -243,7 +232,7 @@ def test_two_numbers_are_never_answered_from_one_cached_answer(store: Storage, t
     _, manifest = publish(store, tmp_path, answers(*(good(query, '{"intent":"browse"}') for query in asked)))
     release.promote(store, release.make_release(store, snapshot=manifest.id, task=intent, student=STUDENT).id)
     config = serve.Config(realtime_timeout_ms=ms(5))
-    state = ServeState(store, open_served(store, "current"), config, says(intent, {"intent": "price"}), deployed="m", stands_for=STUDENT)
+    front = Front(store, config, tmp_path, says(intent, {"intent": "price"}))
     for query, source in (
         ("call 5552345678", "realtime_student"),
         ("call 5552349999", "realtime_student"),
@@ -252,24 +241,24 @@ def test_two_numbers_are_never_answered_from_one_cached_answer(store: Storage, t
         ("part 4532349877", "realtime_student"),
         ("pizza", "teacher"),
     ):
-        found = ask(state, query).json()
+        found = ask(front, query).json()
         assert (found["source"], found["cached"]) == (source, source == "teacher"), query
 
 
-def test_side_inputs_go_to_the_student_and_only_known_ones(open_state: Callable[..., ServeState], segmentation: Task) -> None:
+def test_side_inputs_go_to_the_student_and_only_known_ones(open_front: Callable[..., Front], segmentation: Task) -> None:
     seen: list[Mapping[str, Sequence[str]]] = []
 
     async def realtime(miss: Miss) -> RealtimeReply:
         seen.append(miss.side_inputs)
         return reply(segmentation)
 
-    state = open_state(realtime)
-    assert ask(state, "marios", side_inputs={"businesses": ["Mario's"]}).json()["source"] == "realtime_student"
+    front = open_front(realtime)
+    assert ask(front, "marios", side_inputs={"businesses": ["Mario's"]}).json()["source"] == "realtime_student"
     assert seen == [{"businesses": ["Mario's"]}]
-    refused = ask(state, "marios", side_inputs={"weather": ["rain"]})
+    refused = ask(front, "marios", side_inputs={"weather": ["rain"]})
     assert refused.status_code == 422
     assert "businesses" in refused.json()["error"]["do"]
-    assert ask(state, "marios", side_inputs={"businesses": "Mario's"}).status_code == 422
+    assert ask(front, "marios", side_inputs={"businesses": "Mario's"}).status_code == 422
 
 
 # ---- what callers send
@@ -279,7 +268,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b'{"query": ""}', "query"),
     "blanks only": ('{"query": " \u00a0\u200b\\n"}'.encode(), "query"),
     "too long": (json.dumps({"query": "x" * 201}).encode(), "query"),
-    "a megabyte": (json.dumps({"query": "x" * 2**20}).encode(), "query"),
+    "a megabyte": (json.dumps({"query": "x" * 2**20}).encode(), "body"),
     "too long once normalised": (json.dumps({"query": "\ufdfa" * 20}).encode(), "query"),  # one character becomes 18
     "half a character": (b'{"query": "\\ud800"}', "body"),
     "null": (b'{"query": null}', "query"),
@@ -298,27 +287,28 @@ NO_JSON = {"half a character", "deep", "not JSON", "nothing", "not UTF-8"}
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_requests_are_refused_with_what_is_wrong(open_state: Callable[..., ServeState], case: str) -> None:
+def test_bad_requests_are_refused_with_what_is_wrong(open_front: Callable[..., Front], case: str) -> None:
     body, field = BAD[case]
-    status = 400 if case in NO_JSON else 422
-    state = open_state()
+    status = 413 if case == "a megabyte" else 400 if case in NO_JSON else 422
+    code = {400: "bad_request", 413: "too_large", 422: "invalid"}[status]
+    front = open_front()
 
     async def go() -> httpx.Response:
-        async with client(state) as http:
+        async with front.client() as http:
             return await http.post("/v1/answer", content=body)
 
     response = asyncio.run(go())
     error = response.json()["error"]
-    assert (response.status_code, error["code"], error["field"]) == (status, "bad_request" if status == 400 else "invalid", field)
+    assert (response.status_code, error["code"], error["field"]) == (status, code, field)
     assert error["message"]
     assert error["do"]
     assert error["request_id"]
     assert len(response.content) < 1000  # the input is not sent back
 
 
-def test_get_takes_the_same_and_refuses_the_same(open_state: Callable[..., ServeState]) -> None:
+def test_get_takes_the_same_and_refuses_the_same(open_front: Callable[..., Front]) -> None:
     async def go() -> list[httpx.Response]:
-        async with client(open_state()) as http:
+        async with open_front().client() as http:
             return [
                 await http.get("/v1/answer", params={"query": "pizza near me"}),
                 await http.get("/v1/answer"),
@@ -339,11 +329,11 @@ def test_get_takes_the_same_and_refuses_the_same(open_state: Callable[..., Serve
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(query=st.text(st.characters(), max_size=230))
-def test_any_text_gets_a_valid_answer_or_a_refusal(open_state: Callable[..., ServeState], segmentation: Task, query: str) -> None:
-    state = open_state()
+def test_any_text_gets_a_valid_answer_or_a_refusal(open_front: Callable[..., Front], segmentation: Task, query: str) -> None:
+    front = open_front()
 
     async def go() -> httpx.Response:
-        async with client(state) as http:
+        async with front.client() as http:
             return await http.post("/v1/answer", content=json.dumps({"query": query}).encode())
 
     response = asyncio.run(go())
@@ -359,15 +349,15 @@ def test_any_text_gets_a_valid_answer_or_a_refusal(open_state: Callable[..., Ser
 # ---- what is served
 
 
-def test_the_server_follows_current(store: Storage, tmp_path: Path, open_state: Callable[..., ServeState], segmentation: Task) -> None:
-    state = open_state(says(segmentation), refresh_s=0.02)
-    first = state.answerer.served.release.id
-    assert ask(state, "new query").json()["source"] == "realtime_student"
+def test_the_server_follows_current(store: Storage, tmp_path: Path, open_front: Callable[..., Front], segmentation: Task) -> None:
+    front = open_front(says(segmentation), refresh_s=0.02)
+    first = front.answerer.served.release.id
+    assert ask(front, "new query").json()["source"] == "realtime_student"
     second = published(store, tmp_path, segmentation, ["new query"])
 
     async def until(wanted: str) -> dict[str, Any]:
-        watch = asyncio.create_task(state.watch())
-        async with client(state) as http:
+        watch = asyncio.create_task(front.watch.follow())
+        async with front.client() as http:
             for _ in range(200):
                 found: dict[str, Any] = (await http.get("/v1/answer", params={"query": "new query"})).json()
                 if found["release"] == wanted:
@@ -379,12 +369,7 @@ def test_the_server_follows_current(store: Storage, tmp_path: Path, open_state: 
     assert asyncio.run(until(second.id))["cached"]
     release.rollback(store)
     assert not asyncio.run(until(first))["cached"]
-    assert (
-        state.metrics.registry.get_sample_value(
-            "headtail_release_info", {"release": first, "snapshot": state.answerer.served.release.snapshot}
-        )
-        == 1
-    )
+    assert front.count("release") == int(first, 16)
 
 
 def test_no_request_sees_parts_of_two_releases(store: Storage, tmp_path: Path, segmentation: Task, intent: Task) -> None:
@@ -396,15 +381,15 @@ def test_no_request_sees_parts_of_two_releases(store: Storage, tmp_path: Path, s
         await gate.wait()
         return reply(segmentation)
 
-    state = ServeState(store, open_served(store, "current"), serve.Config(realtime_timeout_ms=ms(5)), realtime, stands_for=STUDENT)
+    front = Front(store, serve.Config(realtime_timeout_ms=ms(5)), tmp_path, realtime)
 
     async def go() -> tuple[Any, Any]:
-        waiting = asyncio.create_task(state.answerer.answer("rare"))
+        waiting = asyncio.create_task(front.answerer.answer("rare"))
         await asyncio.sleep(0.02)
         published(store, tmp_path, intent, ["x"])
-        assert await state.refresh()
+        assert await front.watch.refresh()
         gate.set()
-        return await waiting, await state.answerer.answer("rare")
+        return await waiting, await front.answerer.answer("rare")
 
     before, after = asyncio.run(go())
     assert (before.release, before.source) == (old.id, "realtime_student")
@@ -412,84 +397,80 @@ def test_no_request_sees_parts_of_two_releases(store: Storage, tmp_path: Path, s
     assert (after.reason, after.answer) == ("outdated", intent.fallback("rare"))  # the deployed student knows the other task
 
 
-def test_a_new_student_asks_for_a_redeploy(
-    store: Storage, tmp_path: Path, open_state: Callable[..., ServeState], segmentation: Task
+def test_an_earlier_student_goes_on_until_the_new_one_is_there_and_says_so(
+    store: Storage, tmp_path: Path, open_front: Callable[..., Front], segmentation: Task
 ) -> None:
-    state = open_state(says(segmentation))
-    assert state.redeploy_needed is False
+    front = open_front(says(segmentation))
     published(store, tmp_path, segmentation, student="distill/fedcba9876543210")
-    assert asyncio.run(state.refresh())
-    assert ask(state, "pizza near me").json()["cached"]
-    assert bool(state.redeploy_needed)
-    found = ask(state).json()
+    assert asyncio.run(front.watch.refresh())
+    assert ask(front, "pizza near me").json()["cached"]
+    found = ask(front).json()
     assert (found["source"], found["degraded"], found["reason"]) == ("realtime_student", False, "previous_student")
-    assert state.metrics.registry.get_sample_value("headtail_redeploy_needed") == 1
 
 
 def test_what_cannot_be_followed_leaves_the_old_release_in_place(
-    store: Storage, tmp_path: Path, open_state: Callable[..., ServeState], segmentation: Task
+    store: Storage, tmp_path: Path, open_front: Callable[..., Front], segmentation: Task
 ) -> None:
-    state = open_state(refresh_s=0.01)
+    front = open_front(refresh_s=0.01)
     broken = published(store, tmp_path, segmentation, ["other"])
     Path(store.root, "snapshots", broken.snapshot, "lmdb", "data.mdb").unlink()
 
     async def go() -> None:
-        watch = asyncio.create_task(state.watch())
+        watch = asyncio.create_task(front.watch.follow())
         await asyncio.sleep(0.2)
         assert not watch.done()
         watch.cancel()
 
     asyncio.run(go())
-    assert ask(state, "pizza near me").json()["cached"]
-    failures = state.metrics.registry.get_sample_value("headtail_refresh_failures_total")
-    assert failures is not None
-    assert failures >= 1
+    assert ask(front, "pizza near me").json()["cached"]
+    assert front.count("refresh_failures") >= 1
 
 
 def test_copies_of_snapshots_are_removed_once_replaced(store: Storage, tmp_path: Path, segmentation: Task) -> None:
     published(store, tmp_path, segmentation, ["a"])
     (copies := tmp_path / "copies").mkdir()
-    state = ServeState(store, open_served(store, "current", copies), serve.Config(cache_dir=str(copies)))
+    front = Front(store, serve.Config(cache_dir=str(copies)), tmp_path)
     for query in ("b", "c"):
         published(store, tmp_path, segmentation, [query])
-        assert asyncio.run(state.refresh())
-        assert ask(state, query).json()["cached"]
-    assert [p.name for p in (copies / "snapshots").iterdir()] == [state.answerer.served.release.snapshot]
+        assert asyncio.run(front.watch.refresh())
+        assert ask(front, query).json()["cached"]
+    assert [p.name for p in (copies / "snapshots").iterdir()] == [front.answerer.served.release.snapshot]
 
 
-def test_metrics_and_the_other_pages(open_state: Callable[..., ServeState], segmentation: Task) -> None:
-    state = open_state(says(segmentation, finish_reason="length"))
+def test_metrics_and_the_other_pages(open_front: Callable[..., Front], segmentation: Task) -> None:
+    front = open_front(says(segmentation, finish_reason="length"))
 
     async def go() -> dict[str, httpx.Response]:
-        async with client(state) as http:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(front.pages()), base_url="http://pages") as http:
             for query in ("pizza near me", "pizza near me", "rare", ""):
                 await http.post("/v1/answer", json={"query": query})
+            await http.get("/v1/answer", params={"query": "pizza near me"})
             paths = ("/metrics", "/v1/release", "/healthz", "/readyz", "/", "/docs", "/docs/swagger-ui-bundle.js", "/openapi.json")
             return {path: await http.get(path) for path in paths}
 
     found = asyncio.run(go())
     assert {path: response.status_code for path, response in found.items()} == dict.fromkeys(found, 200)
     for line in (
-        'headtail_requests_total{path="cache",source="teacher"} 2.0',
+        'headtail_requests_total{path="cache",source="teacher"} 3.0',
         'headtail_requests_total{path="fallback",source="fallback"} 1.0',
         'headtail_degraded_total{reason="truncated"} 1.0',
-        'headtail_rejected_total{field="query"} 1.0',
-        'headtail_request_seconds_count{path="cache"} 2.0',
+        'headtail_refused_total{code="invalid",status="422"} 1.0',
+        'headtail_request_seconds_count{path="cache"} 3.0',
     ):
         assert line in found["/metrics"].text
     shown = found["/v1/release"].json()
-    assert shown["id"] == state.answerer.served.release.id
+    assert shown["id"] == front.answerer.served.release.id
     assert shown["rows"] == 2
     assert shown["examples"] == ["<email> login", "pizza near me"]
     assert "task_copy" not in shown
     paths = found["/openapi.json"].json()["paths"]
-    assert set(paths) == {"/v1/answer", "/v1/release", "/healthz", "/readyz", "/metrics"}
+    assert set(paths) == {"/v1/answer", "/v1/answers", "/v1/release", "/healthz", "/readyz", "/metrics"}
     assert "query" in paths["/v1/answer"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
 
 
-def test_pages_are_framed_by_nobody_and_run_no_script_of_others(open_state: Callable[..., ServeState]) -> None:
+def test_pages_are_framed_by_nobody_and_run_no_script_of_others(open_front: Callable[..., Front]) -> None:
     async def go() -> dict[str, httpx.Response]:
-        async with client(open_state(None)) as http:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(open_front(None).pages()), base_url="http://pages") as http:
             return {path: await http.get(path) for path in ("/", "/docs")}
 
     for path, response in asyncio.run(go()).items():
@@ -512,7 +493,11 @@ def test_the_page_needs_no_network() -> None:
 
 
 def config(root: str, **options: Any) -> serve.Config:
-    return build_config(serve.Config, {"root": root, "port": free_port(), "tracking": OFF, "refresh_s": 0.3, **options}, where="test")
+    return build_config(
+        serve.Config,
+        {"root": root, "port": free_port(), "admin_port": free_port(), "tracking": OFF, "refresh_s": 0.3, **options},
+        where="test",
+    )
 
 
 def test_what_must_fail_fails_before_anything_heavy_starts(
@@ -538,8 +523,8 @@ def test_what_must_fail_fails_before_anything_heavy_starts(
         serve.start_server(config(root, model={"model": "x", "engine": "openai"}))
     with pytest.raises(InputError, match="no such release"):
         serve.start_server(config(root, release="feed"))
-    with pytest.raises(ConfigError, match="did you mean max_queued_requests"):
-        config(root, max_queued_request=1)
+    with pytest.raises(ConfigError, match="did you mean max_misses"):
+        config(root, max_mises=1)
     Path(root, "snapshots", made.snapshot, "manifest.json").unlink()
     with pytest.raises(Exception, match="not in the store"):
         serve.start_server(config(root))

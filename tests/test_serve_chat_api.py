@@ -16,9 +16,9 @@ from headtail.adapters.storage import LocalStorage
 from headtail.core.task import Task
 from headtail.stages import serve
 from headtail.stages.serve.answerer import Answerer, Reply, StudentTier
-from headtail.stages.serve.app import open_served
 from headtail.stages.serve.chat_api import ChatCall, chat_error, chat_response, chat_stream, model_response, models_response, parse_chat
 from headtail.stages.serve.errors import CODES, RequestError
+from headtail.stages.serve.front.watch import open_served
 from local_server import Running
 from test_serve import published, says, segments
 from timescale import limit

@@ -35,7 +35,6 @@ def test_callers_share_a_pass_and_each_gets_its_own_answer(folder: Path, root: s
     settings = fingerprint(answer_settings(segmentation, model, found.digest, found.io_format))
 
     async def ask() -> list[RealtimeReply]:
-        await student.reconfigure({"query": "warm up"})
         return await asyncio.gather(*(student.answer(q, {"businesses": ["pizza palace"]}) for q in QUERIES * 5))
 
     replies = asyncio.run(ask())

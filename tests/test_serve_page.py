@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from chromium import browser, needs_chromium
+from fronts import Front
 from headtail.adapters.storage import open_storage
 from headtail.core.task import Task, load_task
 from headtail.releases import release
 from headtail.stages import serve
 from headtail.stages.serve.answerer import Miss, MissFailed, RealtimeReply
-from headtail.stages.serve.app import ServeState, make_app, open_served
 from local_server import Running
 from test_cache import answers, good, publish
 
@@ -26,7 +26,7 @@ def segments(*pairs: tuple[str, str]) -> str:
     return json.dumps({"segments": [{"label": label, "text": text} for text, label in pairs]})
 
 
-def serving(folder: Path, task: Task, rows: Sequence[tuple[str, str]], realtime: Mapping[str, str]) -> ServeState:
+def serving(folder: Path, task: Task, rows: Sequence[tuple[str, str]], realtime: Mapping[str, str]) -> Front:
     """`rows` from the cache, `live` from the student, anything else makes the student fail."""
     store = open_storage(str(folder / "store"))
     _, manifest = publish(store, folder, answers(*(good(query, answer) for query, answer in rows)))
@@ -37,14 +37,7 @@ def serving(folder: Path, task: Task, rows: Sequence[tuple[str, str]], realtime:
             raise MissFailed("timeout")
         return RealtimeReply(realtime[miss.clean], "stop", 0.83, "ab" * 16, "distill/0123456789abcdef", task.fingerprint)
 
-    return ServeState(
-        store,
-        open_served(store, "current"),
-        serve.Config(release=release.current_id(store)),
-        student,
-        deployed="distill/0123456789abcdef",
-        stands_for="distill/0123456789abcdef",
-    )
+    return Front(store, serve.Config(release=release.current_id(store)), folder, student)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +49,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ]
     realtime = {"vegan ramen kreuzberg tonight": segments(("vegan ramen", "topic"), ("kreuzberg", "location"), ("tonight", "time"))}
     realtime |= {MARKUP: segments((MARKUP, "topic"))}
-    with Running(make_app(serving(tmp_path_factory.mktemp("page"), load_task("query_segmentation"), cached, realtime))) as server:
+    with Running(serving(tmp_path_factory.mktemp("page"), load_task("query_segmentation"), cached, realtime).pages()) as server:
         yield server.url
 
 
@@ -162,8 +155,8 @@ CONTRAST = """(() => {
 
 
 def test_other_tasks_are_drawn_too(tmp_path: Path) -> None:
-    state = serving(tmp_path, load_task("query_intent"), [("pizza price", '{"intent": "price"}')], {})
-    with Running(make_app(state)) as server, browser(tmp_path / "profile") as page:
+    front = serving(tmp_path, load_task("query_intent"), [("pizza price", '{"intent": "price"}')], {})
+    with Running(front.pages()) as server, browser(tmp_path / "profile") as page:
         page.open(f"{server.url}/?query=pizza+price")
         page.until("document.querySelectorAll('#chips .label').length === 1")
         assert page.text("#chips") == "price"

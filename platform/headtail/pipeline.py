@@ -65,7 +65,7 @@ FILLED: dict[str, dict[str, str]] = {
     "evaluate": {"labels": "labels", "answers": ""},
     "gate": {"evaluation": "", "source": "", "candidate": ""},
     "publish": {"answers": "", "student": "", "evaluation": "", "gates": ""},
-    "serve": {"release": ""},
+    "serve": {"release": "", "request_log": ""},
     "replay": {"log": "log", "plan": "", "release": "", "url": ""},
 }
 
@@ -395,5 +395,5 @@ def _replay(pipeline: _Pipeline, ingested: Receipt, planned: Receipt, published:
     if done is not None:
         pipeline.receipts["replay"] = done
         return
-    with serve.start_server(config.serve.at(config, pipeline.tracking, release=published.result.release)) as server:
+    with serve.start_server(config.serve.at(config, pipeline.tracking, release=published.result.release, request_log=False)) as server:
         pipeline.stage("replay", replay.run, config.replay, **changes, url=server.url)

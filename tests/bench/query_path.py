@@ -19,7 +19,11 @@ from headtail.batch.worker import Worker
 from headtail.core.config import TrackingConfig
 from headtail.engines import ModelConfig
 from headtail.stages import ingest, plan, precompute, publish, serve
-from headtail.stages.serve.app import ServeState, make_app, open_served
+from headtail.stages.serve.answerer import Answerer
+from headtail.stages.serve.front.app import FrontApp
+from headtail.stages.serve.front.counters import Counters, create_counters
+from headtail.stages.serve.front.log_pipe import RequestLog
+from headtail.stages.serve.front.watch import open_served
 
 from .in_process import answer_shards, replace_attribute
 
@@ -41,10 +45,12 @@ def walk(folder: Path) -> None:
     precompute.run(precompute.Config(**common, model=ModelConfig(engine="null", model="null")))
     publish.run(publish.Config(**common))
     store = open_storage(root)
-    state = ServeState(store, open_served(store, "current"), serve.Config())
+    create_counters(folder / "counters", 1)
+    counters = Counters(folder / "counters", 0)
+    app = FrontApp(Answerer(open_served(store, "current"), serve.Config()), serve.Config(), counters, RequestLog(None, counters))
 
     async def request() -> httpx.Response:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(make_app(state)), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
             return await client.post("/v1/answer", json={"query": "Pizza near me"})
 
     found = asyncio.run(request()).json()

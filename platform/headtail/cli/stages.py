@@ -138,7 +138,7 @@ def _precompute(
 def serve(config: ConfigFile = None, sets: Sets = None, root: Root = None) -> None:
     """Answer live queries over HTTP: cache, student, fallback.
 
-    It serves the current release until Ctrl-C. A page to try it is at /.
+    It serves the current release until Ctrl-C. A page to try it is on the port after it.
     """
     from headtail.stages import serve as stage
 

@@ -195,6 +195,23 @@ CACHED = pa.schema(
     ]
 )
 
+# One request of the live server. `ingest` reads it as a log of queries: column `query`, time in `time`.
+REQUEST_LOG = pa.schema(
+    [
+        ("time", pa.timestamp("us", tz="UTC")),
+        ("request_id", pa.string()),
+        ("query", pa.string()),  # normalised, without personal data
+        ("release", pa.string()),
+        ("source", pa.string()),
+        ("cached", pa.bool_()),
+        ("degraded", pa.bool_()),
+        ("reason", pa.string()),
+        ("confidence", pa.float32()),
+        ("latency_ms", pa.float32()),
+        ("caller", pa.string()),  # name of the API key
+    ]
+)
+
 # One labelled row as one answer source answered it.
 SCORED = pa.schema(
     [

@@ -196,6 +196,12 @@ def move_history(store: Storage) -> list[Move]:
     return list(append_log.read_entry_records(store, Move, MOVES))
 
 
+def rolled_back(store: Storage) -> bool:
+    """Whether the last change of CURRENT was a rollback."""
+    last = append_log.last_number(store, MOVES)
+    return last > 0 and _read_move(store, last).action == "rollback"
+
+
 def snapshot_of(store: Storage, ref: str) -> str:
     """The snapshot that `ref` names: `current`, `previous` (what rollback would go to), a release's id or a snapshot's."""
     if ref == "previous":

@@ -69,12 +69,16 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True)
 class OpenRelease:
-    """A release that is open: swapped as a whole, so that no request sees parts of two."""
+    """A release that is open: swapped as a whole, so that no request sees parts of two.
+
+    `borrows`: whether a student of another release may answer while its own is not there. Not after a rollback, which takes one back.
+    """
 
     release: Release
     cache: Cache
     task: Task
     since: str
+    borrows: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +174,7 @@ class Answerer:
 
     async def resolve(self, miss: Miss) -> Reply:
         """The reply of the first tier that has one, else the fallback. Too many at once: the fallback without any wait."""
-        if self.in_flight >= self._config.max_realtime:
+        if self.in_flight >= self._config.max_misses:
             return self._degrade(miss, "overloaded")
         self.in_flight += 1
         try:

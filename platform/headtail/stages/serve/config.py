@@ -6,6 +6,7 @@ In: YAML and `--set`. Out: a frozen Config, which front processes and students g
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -32,21 +33,54 @@ class Config(StageConfig):
     realtime_timeout_ms: int = Field(
         2000, ge=1, le=600_000, description="milliseconds a miss waits for the student before it gets the fallback"
     )
-    max_ongoing_requests: int = execution(64, "concurrent requests per replica", ge=2)
-    max_queued_requests: int = execution(256, "requests that may wait; further ones are refused (ingress: 503, student: fallback)", ge=1)
-    ingress_replicas: int = execution(1, "processes that receive requests", ge=1)
+    fronts: int = execution(2, "front processes, which share the port", ge=1, le=64)
+    max_misses: int = execution(64, "misses of one front process that may wait for students at once; the next one gets the fallback", ge=1)
     realtime_replicas: int = execution(1, "student engines", ge=1)
     max_query_chars: int = Field(200, ge=1, le=10_000, description="characters of a normalised query; longer ones are refused with 422")
+    max_body_bytes: int = execution(1 << 20, "bytes of a request's body; more are refused with 413", ge=1024)
+    max_header_bytes: int = execution(16_384, "bytes of a request's line and headers; more are refused with 431", ge=8192)
+    header_timeout_s: float = execution(10.0, "seconds for a request's headers to arrive, else the connection is closed", gt=0)
+    body_timeout_s: float = execution(10.0, "seconds for a request's body to arrive, else 408", gt=0)
     refresh_s: float = execution(5.0, "seconds between checks of CURRENT", gt=0)
+    swap_wait_s: float = execution(300.0, "maximum seconds that a promoted release waits for its student before it is served without", ge=0)
+    keep_student_s: float = execution(60.0, "seconds that the student of the release before stays, so that a rollback finds it", ge=0)
+    drain_s: float = execution(30.0, "maximum seconds for requests in flight to end when the server is stopped", gt=0)
     cache_dir: str = execution("", "local folder for copies of snapshots; needed when root is a network mount, else chosen when root is S3")
     start_timeout_s: float = execution(300.0, "maximum seconds for the start", gt=0)
+    request_log: bool = execution(True, "write a line per request (redacted) into the store, below requests/")
+    log_rotate_s: float = execution(60.0, "seconds after which a file of the request log is finished", gt=0)
+    log_rotate_rows: int = execution(100_000, "rows after which a file of the request log is finished: what it takes of memory", ge=1)
+    admin_host: str = execution("127.0.0.1", "address of the try-it page, /docs and /metrics")
+    admin_port: int = execution(0, "port of the try-it page, /docs and /metrics; 0: the one after `port`", ge=0, le=65535)
+    students: Literal["here", "elsewhere"] = execution(
+        "here", "here: started on Ray with this server; elsewhere: another job or a RayService runs them, and they connect to link_address"
+    )
+    link_address: str = execution("", "name or address by which students elsewhere reach `link_host`")
+    link_host: str = execution("", "address where fronts take connections of students on other nodes; empty: students run on this node")
+    link_port: int = execution(8100, "first port for that; each front process takes one", ge=1, le=65535)
+    link_token_file: str = execution("", "file with the secret that such students send; the same file on every node")
 
     @property
-    def max_realtime(self) -> int:
-        """Requests of one replica that may wait for the student at once: the other places are for cache hits."""
-        return max(1, self.max_ongoing_requests * 3 // 4)
+    def admin(self) -> int:
+        """The port of the pages."""
+        return self.admin_port or self.port + 1
+
+    @property
+    def url(self) -> str:
+        """How this machine reaches the server."""
+        return _reached(self.host, self.port)
+
+    @property
+    def admin_url(self) -> str:
+        """How this machine reaches the pages."""
+        return _reached(self.admin_host, self.admin)
 
     @property
     def copies(self) -> Path | None:
         """Where snapshots are copied to, or None to let the store decide."""
         return Path(self.cache_dir).expanduser() if self.cache_dir else None
+
+
+def _reached(host: str, port: int) -> str:
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{port}"

@@ -1,28 +1,26 @@
 """Who sends a request: what an authentication check returns, and the check that lets everyone in.
 
-In: the headers of a request, as ASGI has them. Out: a Principal, or a RequestError (401, 403, 429). The front calls one such function
-per request, before it looks at anything else. Knows nothing of keys, limits or routes.
+In: the Authorization header of a request, the scope that the call needs, its cost. Out: a Principal, or a RequestError (401, 403, 429).
+The front calls one such function before it looks at a body. Knows nothing of keys, limits or routes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 
 class Principal(NamedTuple):
-    """A caller. `id`: a name for logs, never the key itself; `scopes`: what it may do."""
+    """A caller. `name` is for logs, never the key itself."""
 
-    id: str = ""
-    scopes: frozenset[str] = frozenset(("answer",))
+    name: str = ""
 
 
-Headers = Iterable[tuple[bytes, bytes]]  # names in lower case
-Admit = Callable[[Headers], Principal]  # raises RequestError
+Admit = Callable[[bytes | None, str, int], Principal]  # (Authorization header, scope, queries); raises RequestError
 
 ANYONE = Principal()
 
 
-def admit_all(headers: Headers) -> Principal:
+def admit_all(authorization: bytes | None, scope: str, queries: int) -> Principal:
     """Lets every request in, as one caller without a name."""
     return ANYONE

@@ -1,8 +1,8 @@
-"""The realtime student: one engine in a Serve replica, and the interface through which the ingress asks it.
+"""The realtime student: one engine, asked query by query.
 
 In: a query and its side inputs. Out: a RealtimeReply: the text of its answer, its confidence and answer_key, made with the same
 I/O format, grammar, sampling and key as `precompute` uses. vLLM's batches rows join and leave as they come; students in other
-engines answer all that wait together. Each failure of the replica is a MissFailed. Knows nothing of caches or HTTP.
+engines answer all that wait together. Knows nothing of caches, HTTP or Ray.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from headtail.adapters.storage import open_storage
 from headtail.batch.job import answer_settings
@@ -21,11 +21,11 @@ from headtail.core.keys import answer_key, fingerprint
 from headtail.core.task import Task
 from headtail.engines import Completion, ModelConfig, Request, runs_vllm
 from headtail.engines.models import ResolvedModel, check_weights, find_model
-from headtail.stages.serve.answerer import AskStudent, Miss, MissFailed, RealtimeReply
+from headtail.stages.serve.answerer import RealtimeReply
 
 
 class Student:
-    """A started student. An instance is a Serve replica.
+    """A started student.
 
     `stands_for`: the release's student that it is deployed as; another model runs when the config names one. `digest`: of its weights,
     where the deployment was started.
@@ -50,17 +50,13 @@ class Student:
         text = self.io_format.as_json(self.task, completion.text, found)
         return RealtimeReply(text, completion.finish_reason, sure, key, self.stands_for, self.task.fingerprint)
 
-    async def reconfigure(self, warm_up: dict[str, str]) -> None:
-        """Called by Serve before the replica counts as ready: one answer, or the first caller waits 2 s for the grammar."""
-        await self.answer(warm_up["query"], {})
-
-    async def check_health(self) -> None:
-        """Raises when the engine is dead, so that Serve replaces the replica."""
+    async def check(self) -> None:
+        """Raises when the engine is dead."""
         await self._engine.check()
 
-    def __del__(self) -> None:
-        if (engine := self.__dict__.pop("_engine", None)) is not None:
-            engine.close()
+    def close(self) -> None:
+        """End the engine."""
+        self._engine.close()
 
 
 class _StudentEngine(Protocol):
@@ -138,25 +134,3 @@ def _check_completion(completion: Completion) -> Completion:
     if completion.error:
         raise EngineError(completion.error)
     return completion
-
-
-def student_client(handle: Any) -> AskStudent:
-    """A function over a Serve handle that turns every way in which Serve fails into a MissFailed."""
-    from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError
-    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
-
-    gone = (ActorDiedError, ActorUnavailableError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
-
-    async def ask(miss: Miss) -> RealtimeReply:
-        response = handle.answer.remote(miss.clean, {name: list(values) for name, values in miss.side_inputs.items()})
-        try:
-            return RealtimeReply(*await response)
-        except BackPressureError:
-            raise MissFailed("overloaded") from None
-        except gone:
-            raise MissFailed("unavailable") from None
-        except asyncio.CancelledError:
-            response.cancel()  # late, or the caller left: do not let the student go on with it
-            raise
-
-    return ask

@@ -1,0 +1,174 @@
+"""The pages of a running server, on a port of their own: try it, API documentation, /metrics, what is served.
+
+In: the shared counters, a client of the public port. Out: a FastAPI app. Calls of the API go on to the public port, so that the page shows
+what callers get. It listens on loopback unless it is told otherwise. Knows nothing of how queries are answered.
+
+    python -m headtail.stages.serve.admin PLAN
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI, Query, Request
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+
+from headtail import __version__
+from headtail.stages.serve.api import AnswerRequest, AnswerResponse, AnswersRequest, AnswersResponse
+from headtail.stages.serve.children import end_with_parent
+from headtail.stages.serve.errors import RequestError, openapi_errors
+from headtail.stages.serve.front.counters import read_counters
+from headtail.stages.serve.metrics import prometheus_text
+from headtail.stages.serve.run_folder import RunPlan
+
+PAGE = Path(__file__).parent / "page.html"
+# The pages are shown in no other page, and do not send their address. The try-it page runs no script but its own and talks to no host but
+# this one; Swagger UI's is FastAPI's, so only what holds for any page holds for it.
+HEADERS = {
+    "cache-control": "no-cache",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "frame-ancestors 'none'; base-uri 'none'; object-src 'none'; form-action 'self'",
+}
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'"
+)
+_SENT_ON = ("authorization", "content-type")  # headers that matter to the public port
+_ERRORS = openapi_errors(
+    "bad_request",
+    "unauthorized",
+    "forbidden",
+    "request_timeout",
+    "too_large",
+    "invalid",
+    "rate_limited",
+    "internal",
+    "overloaded",
+    "not_ready",
+)
+
+
+def make_app(counters: Path, public: httpx.AsyncClient) -> FastAPI:
+    """The app. `public`: a client whose base URL is the public port."""
+    description = "Answers search queries from a published cache, else a realtime student, else the task's fallback."
+    app = FastAPI(title="headtail", version=__version__, description=description, docs_url=None, redoc_url=None)
+    _add_answer(app, public)
+    _add_operations(app, counters, public)
+    _add_pages(app)
+    return app
+
+
+async def _pass_on(request: Request, public: httpx.AsyncClient) -> Response:
+    """The public port's response to this request."""
+    headers = {name: value for name, value in request.headers.items() if name in _SENT_ON}
+    url = httpx.URL(path=request.url.path, query=request.url.query.encode())
+    try:
+        found = await public.request(request.method, url, content=await request.body(), headers=headers)
+    except httpx.HTTPError:
+        error = RequestError("not_ready", "no front process answers", fix="see the server's log")
+        return Response(error.body(""), error.status, dict(error.headers), "application/json")
+    kept = {name: found.headers[name] for name in ("retry-after", "www-authenticate", "allow") if name in found.headers}
+    return Response(found.content, found.status_code, kept, found.headers.get("content-type"))
+
+
+def _add_answer(app: FastAPI, public: httpx.AsyncClient) -> None:
+    def body(model: type[AnswerRequest] | type[AnswersRequest]) -> dict[str, Any]:
+        return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
+
+    one: dict[int | str, dict[str, Any]] = {200: {"model": AnswerResponse}, **_ERRORS}
+    many: dict[int | str, dict[str, Any]] = {200: {"model": AnswersResponse}, **_ERRORS}
+
+    @app.post("/v1/answer", responses=one, response_class=JSONResponse, openapi_extra=body(AnswerRequest), summary="Answer one query")
+    async def post_answer(request: Request) -> Response:
+        return await _pass_on(request, public)
+
+    @app.get("/v1/answer", responses=one, response_class=JSONResponse, summary="Answer one query, from a browser or curl")
+    async def get_answer(request: Request, query: Annotated[str | None, Query(description="what a person typed")] = None) -> Response:
+        return await _pass_on(request, public)
+
+    @app.post(
+        "/v1/answers", responses=many, response_class=JSONResponse, openapi_extra=body(AnswersRequest), summary="Answer up to 1,000 queries"
+    )
+    async def post_answers(request: Request) -> Response:
+        return await _pass_on(request, public)
+
+
+def _add_operations(app: FastAPI, counters: Path, public: httpx.AsyncClient) -> None:
+    @app.get("/v1/release", summary="What is being served, since when, on what evidence; queries to try")
+    async def what_is_served(request: Request) -> Response:
+        return await _pass_on(request, public)
+
+    @app.get("/healthz", summary="A front process is alive")
+    async def alive(request: Request) -> Response:
+        return await _pass_on(request, public)
+
+    @app.get("/readyz", summary="A release is open; the student may be away, then misses are degraded")
+    async def ready(request: Request) -> Response:
+        return await _pass_on(request, public)
+
+    @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics of all front processes together")
+    async def metrics() -> Response:
+        return Response(prometheus_text(read_counters(counters)), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_pages(app: FastAPI) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def try_it() -> Response:
+        return HTMLResponse(page, headers={**HEADERS, "content-security-policy": POLICY})
+
+    assets = _swagger()
+
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        local: dict[str, Any] = {"swagger_js_url": "docs/swagger-ui-bundle.js", "swagger_css_url": "docs/swagger-ui.css"} if assets else {}
+        page = get_swagger_ui_html(openapi_url="openapi.json", title="headtail API", swagger_favicon_url="data:,", **local)
+        page.headers.update(HEADERS)
+        return page
+
+    for name in ("swagger-ui-bundle.js", "swagger-ui.css") if assets else ():
+        app.add_api_route(f"/docs/{name}", _sender(assets / name), include_in_schema=False)  # type: ignore[operator]
+
+
+def _sender(path: Path) -> Callable[[], Any]:
+    async def send() -> FileResponse:
+        return FileResponse(path)
+
+    return send
+
+
+def _swagger() -> Path | None:
+    """Swagger UI as vLLM ships it, so that /docs works without a network; without vLLM it comes from FastAPI's CDN."""
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "entrypoints" / "serve" / "instrumentator" / "static"
+    return folder if (folder / "swagger-ui-bundle.js").is_file() else None
+
+
+def main() -> None:
+    """Command line: PLAN."""
+    path = Path(sys.argv[1])
+    plan = RunPlan.model_validate_json(path.read_bytes())
+    end_with_parent(plan.parent)
+    config = plan.config
+    timeout = config.realtime_timeout_ms / 1000 + 10
+    client = httpx.AsyncClient(base_url=config.url, timeout=timeout, trust_env=False)
+    settings = uvicorn.Config(
+        make_app(path.parent / "counters", client), host=config.admin_host, port=config.admin, log_level="error", ws="none"
+    )
+    server = uvicorn.Server(settings)
+    server.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The bodies of the HTTP interface, for reading what is wrong with a request and for OpenAPI.
+
+In: JSON that a caller sent. Out: typed values, or pydantic's error. The front reads well-formed bodies faster (`front.hot`) and comes
+here with what it cannot read, so both take the same. Knows nothing of routes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from headtail.stages.serve.answerer import REASONS
+
+MOST_SIDE_INPUTS, MOST_ITEMS, ITEM_CHARS, MOST_QUERIES = 16, 50, 500, 1000
+SideInputs = dict[str, Annotated[list[Annotated[str, Field(max_length=ITEM_CHARS)]], Field(max_length=MOST_ITEMS)]]
+
+
+class AnswerRequest(BaseModel):
+    """One query."""
+
+    model_config = ConfigDict(extra="forbid")
+    query: str = Field(description="what a person typed", examples=["pizza near me"])
+    side_inputs: SideInputs = Field(
+        {}, description="columns of the task joined to the query; used by the realtime student only", max_length=MOST_SIDE_INPUTS
+    )
+
+
+class AnswersRequest(BaseModel):
+    """Many queries."""
+
+    model_config = ConfigDict(extra="forbid")
+    queries: list[str] = Field(description="what people typed", min_length=1, max_length=MOST_QUERIES, examples=[["pizza near me"]])
+
+
+class AnswerResponse(BaseModel):
+    """One answer and where it comes from."""
+
+    query: str = Field(description="as it was sent")
+    normalised: str = Field(description="the form that was looked up, without personal data")
+    answer: Any = Field(description="JSON valid under the task's schema")
+    source: str = Field(description="teacher, batch_student, realtime_student or fallback")
+    cached: bool = Field(description="whether it came from the published snapshot")
+    degraded: bool = Field(description="whether this is the fallback, given because nothing better could be had")
+    confidence: float | None = Field(description="0..1; null when unknown")
+    answer_key: str | None = Field(description="provenance: the key under which the answer was made; null for a fallback")
+    release: str = Field(description="id of the release that answered")
+    snapshot: str = Field(description="id of its cache snapshot")
+    latency_ms: float = Field(description="time spent in this process and on the student")
+    reason: str = Field(description="empty, or one of: " + "; ".join(f"{name}: {text}" for name, text in REASONS.items()))
+    request_id: str = Field(description="of this request, for logs and feedback")
+
+
+class AnswersResponse(BaseModel):
+    """The answers to many queries, in their order. A query that cannot be taken has an error in its place."""
+
+    answers: list[AnswerResponse | dict[str, Any]] = Field(description='one per query, or `{"error": ...}`')

@@ -1,0 +1,268 @@
+"""The front as an ASGI callable: routes, limits on what callers send, and the way from a request to its answer.
+
+In: HTTP requests, as an ASGI server gives them. Out: JSON. A hit is answered within one turn of the event loop; a miss waits for the
+answerer's tiers, and is given up when its caller leaves. Every refusal has one shape (`errors`). Knows nothing of granian or students.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from headtail.core.secrets import hide
+from headtail.stages.serve.answerer import Answerer, Miss, Reply
+from headtail.stages.serve.api import AnswersRequest
+from headtail.stages.serve.config import Config
+from headtail.stages.serve.errors import RequestError, method_error, validation_error
+from headtail.stages.serve.front.counters import Counters
+from headtail.stages.serve.front.hot import Hit, HotPath, RequestIds, reply_bytes
+from headtail.stages.serve.front.log_pipe import RequestLog
+from headtail.stages.serve.principal import Admit, Principal, admit_all
+
+log = logging.getLogger("headtail.serve")
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_JSON = (b"content-type", b"application/json")
+_NO_MORE = (b"x-content-type-options", b"nosniff")
+
+
+class FrontRequest(NamedTuple):
+    """A request for a route that was added from outside. Its body is within bounds, its caller admitted."""
+
+    path: str
+    query_string: bytes
+    headers: Iterable[tuple[bytes, bytes]]
+    body: bytes
+    caller: Principal
+    request_id: str
+
+
+class FrontResponse(NamedTuple):
+    """What such a route gives back."""
+
+    body: bytes
+    status: int = 200
+    headers: tuple[tuple[str, str], ...] = (("content-type", "application/json"),)
+
+
+class Route(NamedTuple):
+    """A path that is served besides /v1/answer and /v1/answers. It may raise RequestError; `errors` writes one in another shape."""
+
+    methods: tuple[str, ...]
+    handle: Callable[[FrontRequest], Awaitable[FrontResponse]]
+    scope: str = ""  # that a key needs; empty: the path is open
+    errors: Callable[[RequestError, str], bytes] = RequestError.body
+
+
+class FrontApp:
+    """The ASGI callable. `admit` says who may ask; `routes`: by path, what else is served."""
+
+    def __init__(
+        self,
+        answerer: Answerer,
+        config: Config,
+        counters: Counters,
+        request_log: RequestLog,
+        admit: Admit = admit_all,
+        routes: Mapping[str, Route] | None = None,
+    ) -> None:
+        self._answerer, self._hot, self._ids = answerer, HotPath(answerer), RequestIds()
+        self._config, self._counters, self._log, self._admit = config, counters, request_log, admit
+        self._routes = {"/v1/answers": Route(("POST",), self._answers, "answer"), **(routes or {})}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await _lifespan(scope, receive, send)
+            return
+        request_id, path = self._ids.next(), scope["path"]
+        route = None if path == "/v1/answer" else self._routes.get(path)
+        try:
+            if path == "/v1/answer":
+                body = await self._answer(scope, receive, request_id)
+                if body is None:
+                    return  # its caller left
+                headers = [_JSON, (b"content-length", b"%d" % len(body))]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": "http.response.body", "body": body})
+                return
+            if route is None:
+                raise RequestError("not_found")
+            await _respond(send, await self._route(route, scope, receive, request_id))
+        except RequestError as error:
+            await self._refuse(error, request_id, send, route)
+        except Exception as error:
+            log.exception("request %s failed: %s", request_id, hide(str(error))[:300])
+            await self._refuse(RequestError("internal"), request_id, send, route)
+
+    # ---- one answer
+
+    async def _answer(self, scope: Scope, receive: Receive, request_id: str) -> bytes | None:
+        """The body of the response; None when the caller left."""
+        caller = self._admit(_authorization(scope["headers"]), "answer", 1)
+        method = scope["method"]
+        if method == "POST":
+            found = self._hot.post(await self._body(scope, receive), request_id)
+        elif method in ("GET", "HEAD"):
+            found = self._hot.get(scope["query_string"], request_id)
+        else:
+            raise method_error("GET", "HEAD", "POST")
+        if type(found) is Hit:
+            self.note_hit(found, request_id, caller)
+            return found.body
+        assert isinstance(found, Miss)
+        reply = await self._resolve(found, receive)
+        if reply is None:
+            return None
+        self.note_reply(reply, caller)
+        return reply_bytes(reply)
+
+    async def _resolve(self, miss: Miss, receive: Receive) -> Reply | None:
+        """The reply, or None when the caller left before it came: the student is then told to stop."""
+        answering = asyncio.ensure_future(self._waited(miss))
+        leaving = asyncio.ensure_future(_leaves(receive))
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                return answering.result()
+            self._counters.add("callers_left")
+            return None
+        finally:
+            answering.cancel()
+            leaving.cancel()
+
+    async def _waited(self, miss: Miss) -> Reply:
+        try:
+            return await self._answerer.resolve(miss)
+        finally:
+            self._counters.set("in_flight", self._answerer.in_flight)
+
+    def note_hit(self, hit: Hit, request_id: str, caller: Principal) -> None:
+        """Count and log an answer of the snapshot."""
+        found = hit.found
+        self._counters.count_reply("cache", found.source, hit.seconds)
+        release = hit.served.release.id
+        self._log.write(
+            request_id, hit.clean, release, found.source, True, False, "", found.confidence, hit.seconds, caller.name
+        )  # fmt: skip
+
+    def note_reply(self, reply: Reply, caller: Principal) -> None:
+        """Count and log an answer that was not ready."""
+        seconds = reply.latency_ms / 1000
+        self._counters.count_reply(reply.path, reply.source, seconds, reply.reason if reply.degraded else "")
+        self._log.write(
+            reply.request_id, reply.normalised, reply.release, reply.source, reply.cached, reply.degraded, reply.reason, reply.confidence,
+            seconds, caller.name,
+        )  # fmt: skip
+
+    # ---- the other paths
+
+    async def _route(self, route: Route, scope: Scope, receive: Receive, request_id: str) -> FrontResponse:
+        if scope["method"] not in route.methods:
+            raise method_error(*route.methods)
+        authorization = _authorization(scope["headers"])
+        caller = self._admit(authorization, route.scope, 1) if route.scope else Principal()
+        body = await self._body(scope, receive) if scope["method"] == "POST" else b""
+        return await route.handle(FrontRequest(scope["path"], scope["query_string"], scope["headers"], body, caller, request_id))
+
+    async def _answers(self, request: FrontRequest) -> FrontResponse:
+        """POST /v1/answers: each query as /v1/answer would have it; one that cannot be taken has its error in its place."""
+        try:
+            queries = AnswersRequest.model_validate_json(request.body).queries
+        except ValidationError as error:
+            raise validation_error(error) from None
+        if len(queries) > 1:
+            self._admit(_authorization(request.headers), "answer", len(queries) - 1)
+        places = asyncio.Semaphore(max(1, self._config.max_misses // 2))  # the other half is for callers with one query
+        bodies = await asyncio.gather(
+            *(self._one_of(query, f"{request.request_id}-{i}", request.caller, places) for i, query in enumerate(queries))
+        )
+        return FrontResponse(b'{"answers": [' + b", ".join(bodies) + b"]}")
+
+    async def _one_of(self, query: str, request_id: str, caller: Principal, places: asyncio.Semaphore) -> bytes:
+        try:
+            found = self._hot.look_up(query, {}, request_id)
+        except RequestError as error:
+            self._counters.add(f"refused/{error.code}")
+            return error.body(request_id)
+        if isinstance(found, Hit):
+            self.note_hit(found, request_id, caller)
+            return found.body
+        async with places:
+            reply = await self._waited(found)
+        self.note_reply(reply, caller)
+        return reply_bytes(reply)
+
+    async def _refuse(self, error: RequestError, request_id: str, send: Send, route: Route | None) -> None:
+        self._counters.add(f"refused/{error.code}")
+        body = route.errors(error, request_id) if route else error.body(request_id)
+        headers = (("content-type", "application/json"), *error.headers)
+        with contextlib.suppress(Exception):  # the response may have begun, or its caller be gone
+            await _respond(send, FrontResponse(body, error.status, headers))
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body. RequestError when it is larger or slower than it may be."""
+        limit = self._config.max_body_bytes
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value) > limit:
+                raise _too_large(limit)
+        try:
+            async with asyncio.timeout(self._config.body_timeout_s):
+                event = await receive()
+                body: bytes = event.get("body", b"")
+                while event.get("more_body"):
+                    if len(body) > limit:
+                        raise _too_large(limit)
+                    event = await receive()
+                    body += event.get("body", b"")
+        except TimeoutError:
+            raise RequestError("request_timeout") from None
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+
+
+def json_response(value: Any, status: int = 200) -> FrontResponse:
+    """A response of plain values."""
+    return FrontResponse(json.dumps(value, ensure_ascii=False).encode(), status)
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError("too_large", f"the body has more than {limit} bytes", field="body")
+
+
+def _authorization(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    for name, value in headers:
+        if name == b"authorization":
+            return value
+    return None
+
+
+async def _leaves(receive: Receive) -> None:
+    """Returns when the caller closes the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _respond(send: Send, response: FrontResponse) -> None:
+    named = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+    headers = [*named, _NO_MORE, (b"content-length", b"%d" % len(response.body))]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body})
+
+
+async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+    """The server's own start and end: the process has done its part before, and does it after."""
+    if scope["type"] != "lifespan":
+        return
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

@@ -1,0 +1,143 @@
+"""Counters that all processes of a server share: one file, mapped by each, one row per front process.
+
+In: what a front counts. Out: the sums over all rows, for `/metrics` and `status`. A row has one writer, so nothing is locked; a
+process that takes the place of a dead one goes on with its row. Knows nothing of Prometheus or HTTP.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from bisect import bisect_left
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from headtail.core.rows import Source
+from headtail.stages.serve.answerer import REASONS
+from headtail.stages.serve.errors import CODES
+
+# seconds
+BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+PATHS = ("cache", "realtime", "fallback")
+# Numbers of a row that only grow.
+REQUESTS = [f"requests/{path}/{source}" for path in PATHS for source in Source]
+BUCKET_COUNTS = [f"seconds/{path}/{i}" for path in PATHS for i in range(len(BUCKETS) + 1)]
+DEGRADED = [f"degraded/{reason}" for reason in REASONS]
+REFUSED = [f"refused/{code}" for code in CODES]
+EVENTS = ["log_lines", "log_dropped", "refresh_failures", "callers_left", "student_frames", "student_misses", "starts"]
+SUMS = [f"seconds/{path}/sum" for path in PATHS]  # of seconds
+# Numbers of a row that are set. Ids of 16 hexadecimal digits are held as whole numbers.
+GAUGES = ["pid", "release", "snapshot", "students", "student_queue", "in_flight", "swapped_at", "published_at", "snapshot_rows"]
+_NAMES = [*REQUESTS, *BUCKET_COUNTS, *DEGRADED, *REFUSED, *EVENTS, *SUMS, *GAUGES]
+_PLACE = {name: at for at, name in enumerate(_NAMES)}
+_FLOATS = {*SUMS, "swapped_at", "published_at"}
+_WIDTH = len(_NAMES)
+
+
+class Reading(NamedTuple):
+    """What the rows hold: `sums` over all of them, `rows` one by one."""
+
+    sums: dict[str, float]
+    rows: list[dict[str, float]]
+
+
+class Counters:
+    """One row, open for writing."""
+
+    def __init__(self, path: Path, row: int) -> None:
+        self._map = _map(path)
+        base = row * _WIDTH
+        self._ints = memoryview(self._map).cast("Q")[base : base + _WIDTH]
+        self._floats = memoryview(self._map).cast("d")[base : base + _WIDTH]
+        for name in GAUGES:
+            self.set(name, 0)
+        self.set("pid", os.getpid())
+        self.add("starts")
+
+    def add(self, name: str, by: int = 1) -> None:
+        """Count `by` more of `name`."""
+        self._ints[_PLACE[name]] += by
+
+    def set(self, name: str, value: float) -> None:
+        """Set a gauge."""
+        if name in _FLOATS:
+            self._floats[_PLACE[name]] = value
+        else:
+            self._ints[_PLACE[name]] = int(value)
+
+    def count_reply(self, path: str, source: str, seconds: float, reason: str = "") -> None:
+        """Count an answer: its source, how long it took and, when it is degraded, why."""
+        ints, at = self._ints, _AT[path, source]
+        ints[at.requests] += 1
+        ints[at.buckets + bisect_left(BUCKETS, seconds)] += 1
+        self._floats[at.sum] += seconds
+        if reason:
+            ints[_PLACE[f"degraded/{reason}"]] += 1
+
+    def close(self) -> None:
+        """Unmap the file."""
+        self._ints.release()
+        self._floats.release()
+        self._map.close()
+
+
+class _Places(NamedTuple):
+    requests: int
+    buckets: int
+    sum: int
+
+
+_AT = {
+    (path, str(source)): _Places(_PLACE[f"requests/{path}/{source}"], _PLACE[f"seconds/{path}/0"], _PLACE[f"seconds/{path}/sum"])
+    for path in PATHS
+    for source in Source
+}
+
+
+def create_counters(path: Path, rows: int) -> None:
+    """A new file of zeros, for `rows` front processes."""
+    with path.open("wb") as file:
+        file.truncate(rows * _WIDTH * 8)
+
+
+def read_counters(path: Path) -> Reading:
+    """What all rows hold now."""
+    held = _map(path)
+    try:
+        ints, floats = memoryview(held).cast("Q"), memoryview(held).cast("d")
+        rows = [
+            {name: float(floats[base + at]) if name in _FLOATS else ints[base + at] for name, at in _PLACE.items()}
+            for base in range(0, len(ints) - _WIDTH + 1, _WIDTH)
+        ]
+        ints.release()
+        floats.release()
+    finally:
+        held.close()
+    return Reading({name: sum(row[name] for row in rows) for name in _NAMES}, rows)
+
+
+def id_number(mark: str) -> int:
+    """An id of up to 16 hexadecimal digits as a number, for a gauge; 0 for any other."""
+    try:
+        return int(mark, 16) if len(mark) <= 16 else 0
+    except ValueError:
+        return 0
+
+
+def number_id(number: float) -> str:
+    """The id that `id_number` was given."""
+    return f"{int(number):016x}"
+
+
+def releases_of(rows: Iterable[dict[str, float]]) -> set[str]:
+    """Ids of the releases that the processes serve."""
+    return {number_id(row["release"]) for row in rows if row["release"]}
+
+
+def _map(path: Path) -> mmap.mmap:
+    held = os.open(path, os.O_RDWR)
+    try:
+        return mmap.mmap(held, 0)
+    finally:
+        os.close(held)

@@ -1,0 +1,54 @@
+"""The request log's near end: one line per request into a pipe that never makes a request wait.
+
+In: what a request was and how it was answered. Out: a JSON line of at most 4,096 bytes, which the kernel writes whole or not at all,
+so that processes share one pipe. A line that finds the pipe full, or is too long, is dropped and counted. `collector` reads the far end.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import msgspec
+
+from headtail.stages.serve.front.counters import Counters
+
+LINE_BYTES = 4096  # PIPE_BUF: up to here a write to a pipe is atomic
+_encode = msgspec.json.Encoder().encode
+
+
+class RequestLog:
+    """Writes lines to `pipe`, a descriptor that does not block; None: there is no log."""
+
+    def __init__(self, pipe: int | None, counters: Counters) -> None:
+        self._pipe, self._counters = pipe, counters
+        if pipe is not None:
+            os.set_blocking(pipe, False)
+
+    def write(
+        self,
+        request_id: str,
+        query: str,
+        release: str,
+        source: str,
+        cached: bool,
+        degraded: bool,
+        reason: str,
+        confidence: float | None,
+        seconds: float,
+        caller: str,
+    ) -> None:
+        """One line: a row of rows.REQUEST_LOG. `query`: clean, never as it was sent; `seconds`: what the request took."""
+        if self._pipe is None:
+            return
+        now, latency = int(time.time() * 1_000_000), round(seconds * 1000, 3)
+        line = _encode((now, request_id, query, release, source, cached, degraded, reason, confidence, latency, caller)) + b"\n"
+        if len(line) <= LINE_BYTES:
+            try:
+                os.write(self._pipe, line)
+            except (BlockingIOError, BrokenPipeError):
+                pass
+            else:
+                self._counters.add("log_lines")
+                return
+        self._counters.add("log_dropped")

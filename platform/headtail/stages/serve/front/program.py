@@ -1,0 +1,99 @@
+"""A front process: granian around FrontApp, the link to the students, the watch on CURRENT.
+
+In: the plan of the server and the number of this process's row. Out: an HTTP server on the shared port, until SIGTERM: then what is in
+flight is answered, and the process ends. Started by `supervisor`; imports no Ray.
+
+    python -m headtail.stages.serve.front.program PLAN ROW
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.server.embed import Server
+
+from headtail.adapters.storage import open_storage
+from headtail.core.errors import HeadtailError
+from headtail.stages.serve.answerer import Answerer, StudentTier
+from headtail.stages.serve.children import end_with_parent
+from headtail.stages.serve.front.app import FrontApp
+from headtail.stages.serve.front.counters import Counters
+from headtail.stages.serve.front.link import StudentLink
+from headtail.stages.serve.front.log_pipe import RequestLog
+from headtail.stages.serve.front.operations import Operations
+from headtail.stages.serve.front.watch import ReleaseWatch, open_served
+from headtail.stages.serve.run_folder import RunPlan, front_address
+
+
+async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
+    """Serve until SIGTERM."""
+    config = plan.config
+    store = open_storage(config.root)
+    counters = Counters(folder / "counters", row)
+    served = open_served(store, plan.release, config.copies)
+    link = await _listen(plan, folder, row, counters) if config.realtime_student else None
+    answerer = Answerer(served, config, [StudentTier(link.ask)] if link else [])
+    operations = Operations(answerer, link)
+    app = FrontApp(answerer, config, counters, RequestLog(plan.log_pipe, counters), routes=operations.routes)
+    watch = ReleaseWatch(store, answerer, config, counters, link)
+    following = asyncio.create_task(watch.follow()) if config.release == "current" else None
+    server = Server(
+        app,
+        address=config.host,
+        port=config.port,
+        interface=Interfaces.ASGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        log_enabled=False,
+        backlog=1024,
+        backpressure=4096,  # connections that are worked on at once: more than one turn of the loop ever holds
+        http1_settings=HTTP1Settings(
+            header_read_timeout=int(1000 * config.header_timeout_s), max_buffer_size=config.max_header_bytes, pipeline_flush=False
+        ),
+    )
+
+    def drain() -> None:
+        operations.draining = True
+        server.stop()  # type: ignore[no-untyped-call]
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, drain)
+    gc.freeze()  # modules and the release stay: the collector need not look at them again
+    await server.serve()
+    if following is not None:
+        following.cancel()
+    if link is not None:
+        await link.close()
+
+
+async def _listen(plan: RunPlan, folder: Path, row: int, counters: Counters) -> StudentLink:
+    config = plan.config
+    token = Path(config.link_token_file).read_text(encoding="utf-8").strip() if config.link_token_file else ""
+    link = StudentLink(config.realtime_timeout_ms / 1000, counters, token)
+    address = front_address(folder, config, row)
+    await link.listen(Path(address.socket), address.host, address.port)
+    return link
+
+
+def main() -> None:
+    """Command line: PLAN ROW."""
+    path, row = Path(sys.argv[1]), int(sys.argv[2])
+    plan = RunPlan.model_validate_json(path.read_bytes())
+    end_with_parent(plan.parent)
+    logging.basicConfig(level=logging.WARNING, format=f"front {row}: %(message)s")
+    try:
+        uvloop.run(serve_front(plan, path.parent, row))
+    except HeadtailError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Which release a front serves: opened at the start, and swapped whole when CURRENT moves.
+
+In: a store, the answerer, the link to the students. Out: the answerer's `served`, set in one assignment. A new release is served as soon
+as its student is connected, or `swap_wait_s` is over; a rollback is served at once. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from headtail.adapters.storage import Storage
+from headtail.cache import open_snapshot
+from headtail.core.secrets import hide
+from headtail.releases import release as releases
+from headtail.stages.serve.answerer import Answerer, OpenRelease
+from headtail.stages.serve.config import Config
+from headtail.stages.serve.front.counters import Counters, id_number
+from headtail.stages.serve.front.link import StudentLink
+
+log = logging.getLogger("headtail.serve")
+
+
+def open_served(store: Storage, ref: str, cache_dir: Path | None = None) -> OpenRelease:
+    """A release, opened: its snapshot mapped, its task rebuilt. `cache_dir`: where snapshots of S3 are fetched to."""
+    found = releases.load_release(store, ref)
+    if cache_dir is None and store.local_path("") is None:
+        cache_dir = Path(tempfile.mkdtemp(prefix="headtail-serve-"))
+    cache = open_snapshot(store, found.snapshot, cache_dir)
+    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return OpenRelease(found, cache, releases.open_task(found), since, borrows=not releases.rolled_back(store))
+
+
+class ReleaseWatch:
+    """Keeps an answerer at CURRENT. `link`: None when no student is started."""
+
+    def __init__(self, store: Storage, answerer: Answerer, config: Config, counters: Counters, link: StudentLink | None = None) -> None:
+        self._store, self._answerer, self._config, self._counters, self._link = store, answerer, config, counters, link
+        self._swap(answerer.served)
+
+    async def follow(self) -> None:
+        """Look at CURRENT every `refresh_s` seconds; a look that fails leaves what is served as it is."""
+        while True:
+            await asyncio.sleep(self._config.refresh_s)
+            try:
+                if await self.refresh():
+                    log.warning("now serving release %s", self._answerer.served.release.id)
+            except Exception as error:  # a store out of reach, a release half copied: keep serving
+                self._counters.add("refresh_failures")
+                log.warning("cannot follow CURRENT, still serving %s: %s", self._answerer.served.release.id, hide(str(error)))
+
+    async def refresh(self) -> bool:
+        """Follow CURRENT if it moved; True when another release is served now."""
+        wanted, old = await asyncio.to_thread(releases.current_id, self._store), self._answerer.served
+        if not wanted or wanted == old.release.id:
+            return False
+        served = await asyncio.to_thread(open_served, self._store, wanted, self._config.copies)
+        if not await self._student_is_there(served):
+            return False  # CURRENT moved on meanwhile
+        self._swap(served)
+        ours = self._store.local_path("") is None or self._config.copies is not None  # a copy of our own, not the store's file
+        if ours and old.cache.folder != served.cache.folder:
+            shutil.rmtree(old.cache.folder, ignore_errors=True)  # a mapped file stays readable until it is closed
+        return True
+
+    async def _student_is_there(self, served: OpenRelease) -> bool:
+        """Wait for the release's own student, at most `swap_wait_s`. False when CURRENT names another release by then."""
+        link = self._link
+        if link is None or not served.release.student or not served.borrows:
+            return True
+        end = time.monotonic() + self._config.swap_wait_s
+        while not link.has(served) and (left := end - time.monotonic()) > 0:
+            link.changed.clear()
+            try:
+                async with asyncio.timeout(min(left, self._config.refresh_s)):
+                    await link.changed.wait()
+            except TimeoutError:
+                if await asyncio.to_thread(releases.current_id, self._store) != served.release.id:
+                    return False
+        return True
+
+    def _swap(self, served: OpenRelease) -> None:
+        self._answerer.served = served  # one assignment, between two awaits: no request sees half of it
+        for name, value in (
+            ("release", id_number(served.release.id)),
+            ("snapshot", id_number(served.release.snapshot)),
+            ("snapshot_rows", served.cache.manifest.rows),
+            ("swapped_at", time.time()),
+            ("published_at", datetime.datetime.fromisoformat(served.cache.manifest.created).timestamp()),
+        ):
+            self._counters.set(name, value)

@@ -1,0 +1,104 @@
+"""Prometheus text over the counters of all front processes.
+
+In: a Reading of the shared counters. Out: metrics in the exposition format, the same whichever process is asked.
+Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from headtail.core.rows import Source
+from headtail.stages.serve.answerer import REASONS
+from headtail.stages.serve.errors import CODES
+from headtail.stages.serve.front.counters import BUCKETS, PATHS, Reading, number_id
+
+# name of the metric: name of the counter, what it says
+_COUNTERS = {
+    "headtail_callers_left": ("callers_left", "requests whose caller left before its answer"),
+    "headtail_student_frames": ("student_frames", "frames of misses sent to students"),
+    "headtail_student_misses": ("student_misses", "misses sent to students"),
+    "headtail_refresh_failures": ("refresh_failures", "looks at CURRENT that failed"),
+    "headtail_log_lines": ("log_lines", "lines handed to the request log"),
+    "headtail_log_dropped": ("log_dropped", "lines of the request log that were dropped: the pipe was full, or the store away"),
+    "headtail_process_starts": ("starts", "starts of front processes and the log's collector; more than there are: some were restarted"),
+}
+_GAUGES = {
+    "headtail_realtime_in_flight": ("in_flight", "requests waiting for a student"),
+    "headtail_students_connected": ("students", "connections to students, over all front processes"),
+}
+
+
+class _Readings:
+    """A collector, in prometheus_client's sense, over one Reading."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    def collect(self) -> Iterator[Metric]:
+        sums, rows = self._reading
+        requests = CounterMetricFamily("headtail_requests", "answered requests", labels=["path", "source"])
+        for path in PATHS:
+            for source in Source:
+                if count := sums[f"requests/{path}/{source}"]:
+                    requests.add_metric([path, str(source)], count)
+        yield requests
+        yield self._seconds()
+        degraded = CounterMetricFamily("headtail_degraded", "requests that got the fallback", labels=["reason"])
+        refused = CounterMetricFamily("headtail_refused", "requests that were refused", labels=["code", "status"])
+        for reason in REASONS:
+            if count := sums[f"degraded/{reason}"]:
+                degraded.add_metric([reason], count)
+        for code, kind in CODES.items():
+            if count := sums[f"refused/{code}"]:
+                refused.add_metric([code, str(kind.status)], count)
+        yield degraded
+        yield refused
+        for name, (counter, text) in _COUNTERS.items():
+            yield CounterMetricFamily(name, text, sums[counter])
+        for name, (gauge, text) in _GAUGES.items():
+            yield GaugeMetricFamily(name, text, sums[gauge])
+        fronts = [row for row in rows if row["release"]]
+        yield GaugeMetricFamily("headtail_fronts", "front processes that serve a release", len(fronts))
+        queues = (row["student_queue"] for row in fronts)
+        yield GaugeMetricFamily("headtail_student_queue", "misses that all students work on, as they report", max(queues, default=0))
+        yield from _release(fronts)
+
+    def _seconds(self) -> HistogramMetricFamily:
+        sums = self._reading.sums
+        seconds = HistogramMetricFamily("headtail_request_seconds", "time to answer", labels=["path"])
+        for path in PATHS:
+            counts, total, buckets = [sums[f"seconds/{path}/{i}"] for i in range(len(BUCKETS) + 1)], 0.0, []
+            for bound, count in zip((*map(str, BUCKETS), "+Inf"), counts, strict=True):
+                total += count
+                buckets.append((bound, total))
+            seconds.add_metric([path], buckets, sums[f"seconds/{path}/sum"])
+        return seconds
+
+
+def _release(fronts: list[dict[str, float]]) -> Iterator[Metric]:
+    info = GaugeMetricFamily("headtail_release_info", "front processes that serve this release", labels=["release", "snapshot"])
+    held: dict[tuple[str, str], int] = {}
+    for row in fronts:
+        key = number_id(row["release"]), number_id(row["snapshot"])
+        held[key] = held.get(key, 0) + 1
+    for key, count in held.items():
+        info.add_metric(list(key), count)
+    yield info
+    if fronts:
+        published, swapped = (min(row[name] for row in fronts) for name in ("published_at", "swapped_at"))
+        yield GaugeMetricFamily(
+            "headtail_snapshot_published_timestamp_seconds", "when the snapshot was published; its age is time() - this", published
+        )
+        yield GaugeMetricFamily("headtail_release_served_timestamp_seconds", "since when the release is served", swapped)
+        yield GaugeMetricFamily("headtail_snapshot_rows", "answers in the snapshot", max(row["snapshot_rows"] for row in fronts))
+
+
+def prometheus_text(reading: Reading) -> bytes:
+    """The body of /metrics."""
+    registry = CollectorRegistry()
+    registry.register(_Readings(reading))
+    return generate_latest(registry)

@@ -1,0 +1,94 @@
+"""The private folder of a running server: its lock, its plan, the sockets and counters that its processes share.
+
+In: a config. Out: a folder of this user alone, locked for as long as the server's process lives. What a killed server left in it is
+taken over. Knows nothing of the processes themselves.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+from pydantic import BaseModel, Field
+
+from headtail.core.errors import ConfigError
+from headtail.stages.serve.config import Config
+from headtail.stages.serve.front.counters import create_counters
+from headtail.stages.serve.student_link import FrontAddress
+
+_SOCKET_BYTES = 100  # of a Unix socket's path; Linux takes 107
+
+
+class RunPlan(BaseModel):
+    """What every process of a server is told. Descriptors are inherited."""
+
+    config: Config = Field(description="of the server")
+    release: str = Field(description="id of the release to open at the start")
+    parent: int = Field(description="process id of the supervisor: without it they end")
+    log_pipe: int | None = Field(None, description="descriptor of the request log; each process has its own end of it")
+
+
+class RunFolder:
+    """The folder, locked. `close` gives it back."""
+
+    def __init__(self, config: Config) -> None:
+        self.path = _private_folder(f"serve-{config.port}")
+        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
+            os.close(self._lock)
+            fix = "stop it, or choose another port"
+            raise ConfigError("a server for this port runs already", where="port", value=f"process {held}", fix=fix) from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, str(os.getpid()).encode(), 0)
+        for left in self.path.iterdir():  # of a server that was killed: its processes ended with it
+            if left.name != "lock":
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        create_counters(self.counters, config.fronts + 1)  # one row for the collector
+
+    @property
+    def counters(self) -> Path:
+        """The file of shared counters."""
+        return self.path / "counters"
+
+    def write_plan(self, plan: RunPlan) -> Path:
+        """The plan as a file of this user alone."""
+        path = self.path / f"plan-{plan.log_pipe or 'none'}.json"
+        path.touch(mode=0o600)
+        path.write_text(plan.model_dump_json(), encoding="utf-8")
+        return path
+
+    def close(self) -> None:
+        """Remove what is in it, and the lock."""
+        for left in self.path.iterdir():
+            if left.name != "lock":
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        os.close(self._lock)
+
+
+def front_address(folder: Path, config: Config, row: int) -> FrontAddress:
+    """Where front `row` takes students' connections."""
+    return FrontAddress(str(folder / f"link-{row}.sock"), config.link_host, config.link_port + row)
+
+
+def _private_folder(name: str) -> Path:
+    """A folder that no other user can enter. ConfigError when somebody else has made one of its name."""
+    places = [os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"]
+    for place in filter(None, places):
+        parent = Path(place) / f"headtail-{os.getuid()}"
+        if len(os.fsencode(parent / name / "link-63.sock")) > _SOCKET_BYTES or not os.access(place, os.W_OK):
+            continue
+        parent.mkdir(mode=0o700, exist_ok=True)
+        found = parent.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            fix = f"remove {parent}, or set XDG_RUNTIME_DIR to a folder of your own"
+            raise ConfigError("the folder for running servers is not this user's alone", where=str(parent), fix=fix)
+        (parent / name).mkdir(mode=0o700, exist_ok=True)
+        return parent / name
+    raise ConfigError("no folder is short enough for the server's sockets", where="TMPDIR", fix="set XDG_RUNTIME_DIR to a short path")

@@ -1,0 +1,212 @@
+"""The students on Ray Serve: one application per student, placed, watched and replaced by Serve, asked over the link and not through it.
+
+In: a release, addresses of the fronts. Out: an application whose replicas are warm before they connect to the fronts. Serve's own HTTP
+server is not started. Knows nothing of processes or of how a release becomes current.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from headtail.adapters import cluster
+from headtail.adapters.storage import Storage
+from headtail.core.errors import ConfigError, EngineError
+from headtail.core.keys import fingerprint
+from headtail.core.task import Task
+from headtail.engines import ENGINES, ModelConfig
+from headtail.engines.device import resolve_dtype
+from headtail.engines.models import find_model
+from headtail.releases import release as releases
+from headtail.stages.serve.answerer import ANY_RELEASE
+from headtail.stages.serve.config import Config
+from headtail.stages.serve.frames import Hello
+from headtail.stages.serve.student_link import FrontAddress, FrontLinks
+
+WARM_UP = "warm up"
+_LOGGING: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
+
+
+class ServedStudent(NamedTuple):
+    """The model that answers misses of a release, and the digest of its weights where the deployment is started."""
+
+    model: ModelConfig
+    digest: str
+    stands_for: str
+    task: Task
+
+    @property
+    def mark(self) -> str:
+        """The same for two releases that one deployment can serve."""
+        parts = [self.model.model_dump(mode="json"), self.digest, self.stands_for, self.task.fingerprint]
+        return fingerprint(parts, "student")[:8]
+
+
+def resolve_student(config: Config, store: Storage, release: releases.Release) -> ServedStudent | None:
+    """The student of a release, or None when it is switched off or the release has none. A missing model is an error here."""
+    if not config.realtime_student:
+        return None
+    model = resolve_dtype(config.model.model_copy(update={"model": config.model.model or release.student}))  # once for all replicas
+    if not model.model:
+        return None
+    if not model.traits.in_process:
+        here = ", ".join(name for name, traits in ENGINES.items() if traits.in_process)
+        fix = f"set model.engine to one of {here}, or realtime_student=false"
+        raise ConfigError("the realtime student must run in the server's own processes", where="model.engine", value=model.engine, fix=fix)
+    found = find_model(model, store, fetch=False)  # each replica fetches for itself
+    task = releases.open_task(release)
+    found.io_format.check(task)
+    folder = Path(model.model).expanduser()
+    model = model.model_copy(update={"model": str(folder.resolve())}) if folder.is_dir() else model
+    return ServedStudent(model, found.digest, ANY_RELEASE if config.model.model else release.student, task)
+
+
+class StudentReplica:
+    """A Serve replica: a student, and its links to the fronts. `kind`: its class, another one in tests."""
+
+    def __init__(self, kind: type, root: str, served: ServedStudent, fronts: Sequence[FrontAddress], token_file: str) -> None:
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        self._student = kind(served.model, root, served.task, served.stands_for, served.digest)
+        token = Path(token_file).read_text(encoding="utf-8").strip() if token_file else ""
+        fronts = [front._replace(host=os.path.expandvars(front.host)) for front in fronts]  # a name that only its node knows
+        hello = Hello(served.stands_for, served.task.fingerprint, served.model.model, token)
+        self._links = FrontLinks(fronts, hello, self._student.answer)
+        self._started = False
+
+    async def reconfigure(self, options: dict[str, Any]) -> None:
+        """Called by Serve before the replica counts as ready: one answer, or the first caller waits 2 s for the grammar; then the links."""
+        if self._started:
+            return
+        self._started = True
+        await self._student.answer(options["query"], {})
+        self._links.start()
+        async with asyncio.timeout(options["connect_s"]):
+            while self._links.connected < self._links.fronts:
+                await asyncio.sleep(0.02)
+
+    async def check_health(self) -> None:
+        """Raises when the engine is dead or no front is reached, so that Serve replaces the replica."""
+        await self._student.check()
+        self._links.check()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """For an autoscaling policy of Serve: misses that this replica works on."""
+        return {"queue": float(self._links.queue)}
+
+    def __del__(self) -> None:
+        if (student := self.__dict__.pop("_student", None)) is not None:
+            student.close()
+
+
+class Students:
+    """The applications of one server. `name`: a prefix that no other server on the cluster has."""
+
+    def __init__(self, config: Config, fronts: Sequence[FrontAddress], kind: type | None = None) -> None:
+        self._config, self._fronts, self._kind = config, tuple(fronts), kind
+        self.prefix = f"headtail-{os.uname().nodename}-{config.port}-".lower()
+
+    def start(self) -> None:
+        """Join or start Ray and Serve; end what a killed server of this port left there."""
+        from ray import serve
+
+        cluster.start_cluster()
+        with _quiet():
+            serve.start(proxy_location="Disabled", logging_config=_LOGGING)
+            for name in serve.status().applications:
+                if name.startswith(self.prefix):
+                    serve.delete(name)
+
+    def deploy(self, served: ServedStudent) -> str:
+        """Begin to start an application; its name. It runs beside those that are there."""
+        from ray import serve
+
+        name = f"{self.prefix}{served.mark}"
+        with _quiet():
+            target = serve.RunTarget(target=self._application(served), name=name, route_prefix=None, logging_config=_LOGGING)
+            serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        return name
+
+    def _application(self, served: ServedStudent) -> Any:
+        return student_application(self._config, served, self._fronts, self._kind)
+
+    def running(self, name: str) -> bool:
+        """Whether an application runs. EngineError when it cannot."""
+        from ray import serve
+
+        state = serve.status().applications.get(name)
+        if state is not None and state.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            broken = {part: found.message for part, found in state.deployments.items() if found.status != "HEALTHY" and found.message}
+            where, message = next(iter(broken.items()), ("application", state.message))
+            fix = "run headtail doctor; or --set realtime_student=false to serve without the student"
+            raise cluster.unwrap_error(message, EngineError, "the student did not start", where=f"deployment {where}", fix=fix)
+        return state is not None and state.status == "RUNNING"
+
+    def delete(self, name: str) -> None:
+        """End an application."""
+        from ray import serve
+
+        with _quiet():
+            serve.delete(name)
+
+    def stop(self) -> None:
+        """End this server's applications, and Serve itself when no other application is left."""
+        from ray import serve
+
+        with _quiet(), contextlib.suppress(Exception):
+            for name in serve.status().applications:
+                if name.startswith(self.prefix):
+                    serve.delete(name)
+            if not serve.status().applications:
+                _shutdown()
+
+
+def student_application(config: Config, served: ServedStudent, fronts: Sequence[FrontAddress], kind: type | None = None) -> Any:
+    """The Serve application of one student."""
+    from ray import serve
+
+    from headtail.stages.serve.realtime import Student
+
+    model = served.model
+    deployment = serve.deployment(
+        name="realtime",
+        num_replicas=config.realtime_replicas,
+        ray_actor_options={
+            "num_cpus": model.cpus,
+            "num_gpus": model.gpus * model.tensor_parallel,
+            "resources": dict(model.resources),
+        },
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=5,
+        max_constructor_retry_count=1,
+        user_config={"query": WARM_UP, "connect_s": config.start_timeout_s},
+    )(StudentReplica)
+    return deployment.bind(kind or Student, config.root, served, tuple(fronts), config.link_token_file)
+
+
+def _shutdown() -> None:
+    """End Serve. Asked through its controller without retries: `serve.shutdown()` alone retries the call that ends the
+    controller, and Ray prints that as a failure on stdout."""
+    import ray
+    from ray import serve
+
+    with contextlib.suppress(ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError, ValueError):
+        controller = ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+        ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=30)
+    serve.shutdown()  # forgets the controller
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Serve's own start-up lines off; its errors still show."""
+    logger = logging.getLogger("ray.serve")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
