@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from headtail.stages.serve.app import ServeState, make_app, open_served
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +26,6 @@ from headtail.core.task import Task
 from headtail.releases import release
 from headtail.releases.overrides import remove_override, set_override, tombstone_query
 from headtail.stages import serve
-from headtail.stages.serve.app import ServeState, make_app, open_served
 from headtail.stages.serve.errors import RequestError
 from local_server import Running
 from ports import free_port

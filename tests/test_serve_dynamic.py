@@ -20,7 +20,6 @@ from headtail.core.keys import query_key
 from headtail.core.task import Task
 from headtail.stages import serve
 from headtail.stages.serve.answerer import Answerer, Miss, MissFailed, OpenRelease, RealtimeReply, Reply, StudentTier
-from headtail.stages.serve.app import open_served
 from headtail.stages.serve.dynamic import (
     AnswerStore,
     DynamicConfig,
@@ -30,6 +29,7 @@ from headtail.stages.serve.dynamic import (
     may_store,
     open_answers,
 )
+from headtail.stages.serve.front.watch import open_served
 from redis_server import RedisServer, needs_redis
 from test_serve import published, reply, segments
 from timescale import limit
