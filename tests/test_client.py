@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from headtail.stages.serve.app import ServeState, make_app, open_served
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fronts import Front
 from headtail.adapters.storage import Storage
 from headtail.client import Answer, AsyncClient, Client, ClientConfig, ClientError
 from headtail.client.exchange import Exchanges, NoAnswer, Received, Send, Sleep
@@ -29,7 +29,7 @@ from headtail.stages import serve
 from headtail.stages.serve.errors import RequestError
 from local_server import Running
 from ports import free_port
-from test_serve import STUDENT, published, says, segments
+from test_serve import published, says, segments
 from timescale import limit
 
 SIDE = "businesses"
@@ -116,9 +116,9 @@ def test_an_asynchronous_hit_does_not_suspend(head: Storage, nowhere: str) -> No
     asyncio.run(use())
 
 
-def test_a_hit_is_what_the_server_answers(head: Storage, segmentation: Task) -> None:
-    state = ServeState(head, open_served(head, "current"), serve.Config(), says(segmentation), stands_for=STUDENT)
-    with Running(make_app(state)) as server, Client(config(server.url, head)) as near, Client(config(server.url)) as far:
+def test_a_hit_is_what_the_server_answers(head: Storage, tmp_path: Path, segmentation: Task) -> None:
+    front = Front(head, serve.Config(), tmp_path, says(segmentation))
+    with Running(front.app) as server, Client(config(server.url, head)) as near, Client(config(server.url)) as far:
         for query in (" Pizza\u00a0NEAR me", "me@example.com login"):
             left, right = near.answer(query), far.answer(query)
             assert left._replace(local=False, request_id=right.request_id) == right
@@ -128,14 +128,14 @@ def test_a_hit_is_what_the_server_answers(head: Storage, segmentation: Task) -> 
 # ---- a miss
 
 
-def test_a_miss_is_answered_by_the_server(head: Storage, segmentation: Task) -> None:
-    state = ServeState(head, open_served(head, "current"), serve.Config(realtime_timeout_ms=60_000), says(segmentation), stands_for=STUDENT)
+def test_a_miss_is_answered_by_the_server(head: Storage, tmp_path: Path, segmentation: Task) -> None:
+    front = Front(head, serve.Config(realtime_timeout_ms=60_000), tmp_path, says(segmentation))
 
     async def use(url: str) -> Answer:
         async with AsyncClient(config(url, head)) as client:
             return await client.answer("something rare", {SIDE: ["Sushi Bar"]})
 
-    with Running(make_app(state)) as server, Client(config(server.url, head)) as client:
+    with Running(front.app) as server, Client(config(server.url, head)) as client:
         found = client.answer("something rare", {SIDE: ["Sushi Bar"]})
         assert (found.answer, found.source, found.degraded, found.local) == (segments("from the student"), "realtime_student", False, False)
         assert asyncio.run(use(server.url))._replace(request_id="") == found._replace(request_id="")

@@ -59,6 +59,7 @@ class Route(NamedTuple):
     handle: Callable[[FrontRequest], Awaitable[FrontResponse]]
     scope: str = ""  # that a key needs; empty: the path is open
     errors: Callable[[RequestError, str], bytes] = RequestError.body
+    cost: int = 1  # queries that a call counts as; 0: the handler counts
 
 
 class FrontApp:
@@ -75,7 +76,7 @@ class FrontApp:
     ) -> None:
         self._answerer, self._hot, self._ids = answerer, HotPath(answerer), RequestIds()
         self._config, self._counters, self._log, self._admit = config, counters, request_log, admit
-        self._routes = {"/v1/answers": Route(("POST",), self._answers, "answer"), **(routes or {})}
+        self._routes = {"/v1/answers": Route(("POST",), self._answers, "answer", cost=0), **(routes or {})}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -167,7 +168,7 @@ class FrontApp:
         if scope["method"] not in route.methods:
             raise method_error(*route.methods)
         authorization = _authorization(scope["headers"])
-        caller = self._admit(authorization, route.scope, 1) if route.scope else Principal()
+        caller = self._admit(authorization, route.scope, route.cost) if route.scope else Principal()
         body = await self._body(scope, receive) if scope["method"] == "POST" else b""
         return await route.handle(FrontRequest(scope["path"], scope["query_string"], scope["headers"], body, caller, request_id))
 
@@ -177,8 +178,7 @@ class FrontApp:
             queries = AnswersRequest.model_validate_json(request.body).queries
         except ValidationError as error:
             raise validation_error(error) from None
-        if len(queries) > 1:
-            self._admit(_authorization(request.headers), "answer", len(queries) - 1)
+        self._admit(_authorization(request.headers), "answer", len(queries))  # all of them are admitted, or none
         places = asyncio.Semaphore(max(1, self._config.max_misses // 2))  # the other half is for callers with one query
         bodies = await asyncio.gather(
             *(self._one_of(query, f"{request.request_id}-{i}", request.caller, places) for i, query in enumerate(queries))
