@@ -29,6 +29,7 @@ from headtail.stages.serve.frames import (
     Cancel,
     FrameBuffer,
     Hello,
+    Message,
     encode_frame,
 )
 from headtail.stages.serve.front.link import StudentLink
@@ -113,13 +114,13 @@ ROWS = st.lists(
 
 @given(rows=ROWS, cuts=st.lists(st.integers(1, 50)))
 def test_frames_come_out_as_they_went_in_however_they_are_cut(rows: list[Any], cuts: list[int]) -> None:
-    sent = [
-        AskMisses([AskRow(*row, 1.5) for row in rows]),
+    sent: list[Message] = [
+        AskMisses([AskRow(number, query, side_inputs, 1.5) for number, query, side_inputs in rows]),
         Cancel([row[0] for row in rows]),
         Hello("s", "t"),
         Answers([AnswerRow(1, None, "error")], 3),
     ]
-    data, buffer, came, at = b"".join(map(encode_frame, sent)), FrameBuffer(), [], 0
+    data, buffer, came, at = b"".join(map(encode_frame, sent)), FrameBuffer(), list[Message](), 0
     for cut in [*cuts, len(data)]:
         came += buffer.feed(data[at : at + cut])
         at += cut

@@ -19,7 +19,7 @@ from headtail.core.config import build_config
 from headtail.core.errors import ConfigError
 from headtail.releases import release as releases
 from headtail.stages.serve.config import Config
-from headtail.stages.serve.students import ServedStudent, resolve_student
+from headtail.stages.serve.students import resolve_student
 from headtail.stages.serve.supervisor import Supervisor
 
 
@@ -47,8 +47,8 @@ def start_server(config: Config, student: type | None = None) -> Server:
     `student`: a class to run instead of `realtime.Student`, for tests.
     """
     check_port(config)
-    config, release, chosen = _resolve_release(config)
-    if config.realtime_student and chosen is None:
+    config, release = _resolve_release(config)
+    if config.students == "here" and config.realtime_student and resolve_student(config, open_storage(config.root), release) is None:
         say("serve        this release has no student: misses get the task's fallback")
     supervisor = Supervisor(config, release, student)
     try:
@@ -87,20 +87,21 @@ def from_args(args: dict[str, Any]) -> Any:
     from headtail.stages.serve.student_link import FrontAddress
     from headtail.stages.serve.students import student_application
 
-    config, release, chosen = _resolve_release(build_config(Config, args, where="args of the Serve config"))
+    config, release = _resolve_release(build_config(Config, args, where="args of the Serve config"))
+    chosen = resolve_student(config, open_storage(config.root), release)
     if chosen is None:
         raise ConfigError("this release has no student to serve", where="release", value=release.id, fix="promote one that has")
     fronts = [FrontAddress("", config.link_address, config.link_port + row) for row in range(config.fronts)]
     return student_application(config, chosen, fronts)
 
 
-def _resolve_release(config: Config) -> tuple[Config, releases.Release, ServedStudent | None]:
-    """`config` with an absolute root (processes may have a working directory of their own), its release and the model that runs live."""
+def _resolve_release(config: Config) -> tuple[Config, releases.Release]:
+    """`config` with an absolute root (processes may have a working directory of their own), and its release."""
     store = open_storage(config.root)
     config = config.model_copy(update={"root": store.root})
     release = releases.load_release(store, config.release)
     read_manifest(store, release.snapshot)
-    return config, release, resolve_student(config, store, release)
+    return config, release
 
 
 def check_port(config: Config) -> None:

@@ -60,7 +60,7 @@ class ReleaseWatch:
         if not wanted or wanted == old.release.id:
             return False
         served = await asyncio.to_thread(open_served, self._store, wanted, self._config.copies)
-        if not await self._student_is_there(served):
+        if not await self._student_is_there(served, old):
             return False  # CURRENT moved on meanwhile
         self._swap(served)
         ours = self._store.local_path("") is None or self._config.copies is not None  # a copy of our own, not the store's file
@@ -68,13 +68,14 @@ class ReleaseWatch:
             shutil.rmtree(old.cache.folder, ignore_errors=True)  # a mapped file stays readable until it is closed
         return True
 
-    async def _student_is_there(self, served: OpenRelease) -> bool:
-        """Wait for the release's own student, at most `swap_wait_s`. False when CURRENT names another release by then."""
+    async def _student_is_there(self, served: OpenRelease, old: OpenRelease) -> bool:
+        """Wait for the release's own student, at most `swap_wait_s`, as long as the old release has its own. False when CURRENT names
+        another release by then."""
         link = self._link
         if link is None or not served.release.student or not served.borrows:
             return True
         end = time.monotonic() + self._config.swap_wait_s
-        while not link.has(served) and (left := end - time.monotonic()) > 0:
+        while link.has(old) and not link.has(served) and (left := end - time.monotonic()) > 0:
             link.changed.clear()
             try:
                 async with asyncio.timeout(min(left, self._config.refresh_s)):
