@@ -215,7 +215,7 @@ def test_a_caller_who_leaves_frees_the_student(served: tuple[serve.Server, Stora
         school.gate(False)
         left = sum(row["callers_left"] for row in rows(server))
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{server.url}/v1/answer", json={"query": "leaving"}, timeout=0.5)
+            httpx.post(f"{server.url}/v1/answer", json={"query": "leaving"}, timeout=limit(0.5))
         eventually(lambda: school.pupil.cancelled == ["leaving"])
         assert sum(row["callers_left"] for row in rows(server)) == left + 1
 
