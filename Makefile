@@ -29,7 +29,7 @@ ENGINE      ?= null
 KEYS        ?= 10000000
 BENCH_ARGS  ?= --engine decoder=transformers
 
-.PHONY: help install quickstart ui serve test test-fast test-vllm check format chaos bench-precompute bench-cache bench-scale bench-suspects bench-seeds bench-distill measure clean
+.PHONY: help install quickstart ui serve test test-fast test-vllm check format chaos bench-precompute bench-cache bench-scale bench-suspects bench-seeds bench-distill simulate-releases measure clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -95,6 +95,9 @@ bench-distill: quickstart ## training beside Hugging Face's Trainer, the quickst
 
 bench-scale: install ## 1, 5 and 20 million rows through the null engine: build/bench/scale.json (15 minutes)
 	@$(BIN)/python -m tests.bench.scale
+
+simulate-releases: install ## canaries by simulation: false returns in a month, queries to catch a regression: build/bench/releases.json (20 minutes)
+	@$(BIN)/python -m tests.bench.releases
 
 measure: install ## size and shape of the package in numbers (docs/decisions/0016)
 	@$(BIN)/python -m tests.bench.measure 2>/dev/null

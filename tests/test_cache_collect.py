@@ -18,7 +18,7 @@ from headtail.cache.collect import collection_table
 from headtail.cache.manifest import mark_path
 from headtail.core.errors import ConfigError, InputError, StorageError
 from headtail.core.task import Task
-from headtail.releases import lookup, release
+from headtail.releases import garbage, lookup, release
 from headtail.releases.release import Release
 from test_cache import answers, good, kill_at, publish
 
@@ -53,14 +53,14 @@ def test_what_is_old_and_unneeded_goes_whole_and_the_rest_stays(
 ) -> None:
     made = promoted(store, tmp_path, intent, "abcdef")
     never = make(store, tmp_path, intent, "never promoted")
-    assert release.collect_garbage(store, keep=2).gone == ()  # all of it is young
+    assert garbage.collect_garbage(store, keep=2).gone == ()  # all of it is young
     later(monkeypatch, 15)
     young = make(store, tmp_path, intent, "young")
-    plan = release.collect_garbage(store, keep=2, dry_run=True)
+    plan = garbage.collect_garbage(store, keep=2, dry_run=True)
     assert {one.path.split("/")[1] for one in plan.gone} == {made[i].snapshot for i in range(3)} | {never.snapshot}
     sizes = [sum(ref.bytes for ref in manifest.read_manifest(store, one.path.split("/")[1]).files.values()) for one in plan.gone]
     assert plan.bytes == sum(sizes) > 0
-    done = release.collect_garbage(store, keep=2)
+    done = garbage.collect_garbage(store, keep=2)
     assert (done.gone, done.kept) == (plan.gone, plan.kept)
     assert not done.dry_run
     for one in (*made[:3], never):
@@ -70,7 +70,7 @@ def test_what_is_old_and_unneeded_goes_whole_and_the_rest_stays(
     assert "current" in done.kept[made[5].snapshot]
     assert "rollbacks reach" in done.kept[made[3].snapshot]
     assert "younger than 14 days" in done.kept[young.snapshot]
-    assert release.collect_garbage(store, keep=2).gone == ()  # again: nothing to do
+    assert garbage.collect_garbage(store, keep=2).gone == ()  # again: nothing to do
 
 
 def test_rollbacks_within_the_promise_work_and_the_next_is_told(
@@ -78,7 +78,7 @@ def test_rollbacks_within_the_promise_work_and_the_next_is_told(
 ) -> None:
     made = promoted(store, tmp_path, intent, "abcd")
     later(monkeypatch, 15)
-    release.collect_garbage(store, keep=2)
+    garbage.collect_garbage(store, keep=2)
     assert [release.rollback(store).id for _ in range(2)] == [made[2].id, made[1].id]
     with pytest.raises(StorageError, match="collected or deleted") as told:
         release.rollback(store)
@@ -91,12 +91,12 @@ def test_rollbacks_within_the_promise_work_and_the_next_is_told(
 def test_a_collected_snapshot_can_be_published_again(store: Storage, tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     made = promoted(store, tmp_path, intent, "abc")
     later(monkeypatch, 15)
-    release.collect_garbage(store, keep=1)
+    garbage.collect_garbage(store, keep=1)
     assert not store.exists(f"snapshots/{made[0].snapshot}/manifest.json")
     again = make(store, tmp_path, intent, "a")
     assert again.id == made[0].id
     assert release.promote(store, again.id) == made[0]
-    kept = release.collect_garbage(store, keep=1).kept
+    kept = garbage.collect_garbage(store, keep=1).kept
     assert again.snapshot in kept
 
 
@@ -113,7 +113,7 @@ def test_killed_anywhere_the_next_collection_goes_on(
     with monkeypatch.context() as patch:
         kill_at(patch, store, step, after)
         with pytest.raises(KeyboardInterrupt):
-            release.collect_garbage(store, keep=1, days=0)
+            garbage.collect_garbage(store, keep=1, days=0)
     gone = made[0].snapshot
     if store.exists(f"snapshots/{gone}/manifest.json"):  # whole, or it does not exist
         assert open_snapshot(store, gone, tmp_path / "x").lookup("a") is not None
@@ -122,11 +122,11 @@ def test_killed_anywhere_the_next_collection_goes_on(
             publish(store, tmp_path, answers(good("a", '{"intent":"price"}')))
     assert store.exists(f"snapshots/{made[2].snapshot}/manifest.json")
     if (step, after) == ("COLLECTING", False):
-        release.collect_garbage(store, keep=1, days=0)
+        garbage.collect_garbage(store, keep=1, days=0)
     else:
-        done = release.collect_garbage(store, keep=1, days=0, dry_run=True)
+        done = garbage.collect_garbage(store, keep=1, days=0, dry_run=True)
         assert [one.path for one in done.gone] == [f"snapshots/{gone}"]
-        release.collect_garbage(store, keep=1, days=0)
+        garbage.collect_garbage(store, keep=1, days=0)
     assert store.files(f"snapshots/{gone}") == []
     again = make(store, tmp_path, intent, "a")
     assert release.promote(store, again.id).snapshot == gone
@@ -136,7 +136,7 @@ def test_killed_anywhere_the_next_collection_goes_on(
 def test_a_mark_left_on_what_is_needed_again_is_taken_off(store: Storage, tmp_path: Path, intent: Task) -> None:
     (made,) = promoted(store, tmp_path, intent, "a")
     store.create(mark_path(made.snapshot), b"")
-    assert release.collect_garbage(store, days=0).gone == ()
+    assert garbage.collect_garbage(store, days=0).gone == ()
     assert not store.exists(mark_path(made.snapshot))
 
 
@@ -160,7 +160,7 @@ def test_who_begins_to_use_a_snapshot_before_the_mark_is_seen_keeps_it(
     later(monkeypatch, 15)
     with monkeypatch.context() as patch:
         patch.setattr(type(store), "create", racing)
-        done = release.collect_garbage(store, keep=1)
+        done = garbage.collect_garbage(store, keep=1)
     assert len(raced) == 2
     assert "is current" in done.kept[old.snapshot]
     assert "younger" in done.kept[other.snapshot]
@@ -179,14 +179,14 @@ def test_a_publish_that_was_killed_is_swept_when_it_is_a_day_old(
         kill_at(patch, store, "manifest.json", after=False)
         with pytest.raises(KeyboardInterrupt):
             publish_snapshot(store, built, task="t", task_fingerprint="f")
-    done = release.collect_garbage(store, days=0)
+    done = garbage.collect_garbage(store, days=0)
     assert done.gone == ()
     assert "being published, or killed" in " ".join(done.kept.values())
     later(monkeypatch, 1.5)
-    (gone,) = release.collect_garbage(store, dry_run=True).gone
+    (gone,) = garbage.collect_garbage(store, dry_run=True).gone
     assert gone.what == "unfinished snapshot"
     assert gone.bytes == sum(one.bytes for one in store.files(gone.path)) > 0
-    assert release.collect_garbage(store).gone == (gone,)
+    assert garbage.collect_garbage(store).gone == (gone,)
     assert store.files(gone.path) == []
 
 
@@ -195,14 +195,14 @@ def test_litter_of_killed_writers_is_swept(store: Storage, tmp_path: Path, inten
     if isinstance(store, LocalStorage):
         Path(store.root, "plan").mkdir()
         Path(store.root, "plan", ".head.parquet.0123456789ab.tmp").write_bytes(b"1234")
-        assert release.collect_garbage(store).gone == ()
+        assert garbage.collect_garbage(store).gone == ()
     else:
         store._client.create_multipart_upload(Bucket=store._bucket, Key=store._key("plan/head.parquet"))  # type: ignore[attr-defined]
     later(monkeypatch, 1.5)
-    (gone,) = release.collect_garbage(store).gone
+    (gone,) = garbage.collect_garbage(store).gone
     assert gone.what == "unfinished write"
     assert "head.parquet" in gone.path
-    assert release.collect_garbage(store).gone == ()
+    assert garbage.collect_garbage(store).gone == ()
 
 
 def test_a_server_goes_on_with_a_snapshot_that_was_collected(tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,32 +210,32 @@ def test_a_server_goes_on_with_a_snapshot_that_was_collected(tmp_path: Path, int
     store = open_storage(str(tmp_path / "store"))
     made = promoted(store, tmp_path, intent, "abc")
     served = open_snapshot(store, made[0].snapshot)
-    release.collect_garbage(store, keep=1, days=0)
+    garbage.collect_garbage(store, keep=1, days=0)
     assert not served.folder.exists()
     assert served.lookup("a") is not None
     served.close()
 
 
 def test_a_store_without_releases_and_one_from_before_the_log(store: Storage, tmp_path: Path, intent: Task) -> None:
-    assert release.collect_garbage(store).gone == ()
+    assert garbage.collect_garbage(store).gone == ()
     promoted(store, tmp_path, intent, "abc")
     for one in store.files("snapshots/log"):
         store.remove(one.path)
-    done = release.collect_garbage(store, keep=1, days=0)
+    done = garbage.collect_garbage(store, keep=1, days=0)
     assert len(done.gone) == 1  # known through the release it belongs to
 
 
 def test_flags_that_would_take_what_is_live_are_refused(store: Storage) -> None:
     for keep, days in ((0, 14), (5, -1)):
         with pytest.raises(ConfigError, match="keep must be 1"):
-            release.collect_garbage(store, keep=keep, days=days)
+            garbage.collect_garbage(store, keep=keep, days=days)
 
 
 def test_people_see_what_goes_and_why_the_rest_stays(store: Storage, tmp_path: Path, intent: Task) -> None:
     from rich.console import Console
 
     made = promoted(store, tmp_path, intent, "abc")
-    found = release.collect_garbage(store, keep=1, days=0, dry_run=True)
+    found = garbage.collect_garbage(store, keep=1, days=0, dry_run=True)
     shown_on = io.StringIO()
     Console(width=160, file=shown_on).print(collection_table(found))
     text = shown_on.getvalue()
@@ -271,7 +271,7 @@ def test_no_order_of_moves_and_collections_loses_what_rollback_may_reach(
                 with pytest.raises((InputError, StorageError)):  # nothing below, or it was collected
                     undo_all(store, stack)
         elif step.startswith("gc"):
-            release.collect_garbage(store, keep=int(step[2]), days=0)
+            garbage.collect_garbage(store, keep=int(step[2]), days=0)
             sure = min(sure, int(step[2]))
         else:
             made = make(store, scratch, intent, step).id

@@ -24,6 +24,7 @@ from headtail.cli.fields import fields
 from headtail.cli.keys import keys_app
 from headtail.cli.options import PANELS, STAGES, read_config
 from headtail.cli.override import override
+from headtail.cli.release import release_app
 from headtail.cli.review import review_app
 from headtail.core.errors import HeadtailError
 from headtail.core.secrets import hide_in_stream
@@ -42,7 +43,7 @@ app = typer.Typer(
 )
 
 COMMANDS = {**store.COMMANDS, "fields": fields, "override": override}
-GROUPS = {"review": review_app, "keys": keys_app}  # commands with commands of their own
+GROUPS = {"review": review_app, "keys": keys_app, "release": release_app}  # commands with commands of their own
 
 for _panel, _names in PANELS.items():
     for _name in _names:

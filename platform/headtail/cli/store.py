@@ -79,9 +79,9 @@ def gc(
     """
     from headtail.adapters.storage import open_existing
     from headtail.cache.collect import collection_table
-    from headtail.releases import release
+    from headtail.releases.garbage import collect_garbage
 
-    found = release.collect_garbage(open_existing(root_of(config, sets, root)), keep, days, dry_run)
+    found = collect_garbage(open_existing(root_of(config, sets, root)), keep, days, dry_run)
     if as_json:
         print(found.model_dump_json())
     else:

@@ -2,8 +2,8 @@
 
 In: what a publish made. Out: `releases/<id>.json` (written once), `CURRENT` (the id that is current, moved in one atomic
 step) and `releases/moves/<n>.json` (who was made current when; each number can be written once, so two promotions at
-the same time are ordered). Rollback undoes the last promotion. `collect_garbage` says which snapshots that may still need,
-`diff_references` compares two of them by name. Knows nothing of servers or how a snapshot is made.
+the same time are ordered). Rollback undoes the last promotion. `diff_references` compares two of them by name. Knows nothing of
+servers, canaries or how a snapshot is made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pydantic import Field
 
 from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, read_record, read_text, write_once
-from headtail.cache import collect as garbage
 from headtail.cache import read_manifest
 from headtail.cache.diff import SnapshotDiff, diff_snapshots
 from headtail.cache.manifest import manifest_path, require_snapshot
@@ -128,6 +127,30 @@ def make_release(
         return load_release(store, release.id)
 
 
+def derive_release(store: Storage, base: str, *, snapshot: str = "", student: str | None = None, note: str = "") -> Release:
+    """Record a release that is `base` but for its snapshot (named as `snapshot_of` takes it) or its student (empty: none).
+
+    Task and thresholds are those of `base`, and its evidence where the student is the same. ConfigError when the snapshot is of another
+    task.
+    """
+    held = load_release(store, base)
+    chosen = snapshot_of(store, snapshot) if snapshot else held.snapshot
+    if snapshot and (manifest := read_manifest(store, chosen)).task_fingerprint != held.task_fingerprint:
+        what = f"this snapshot is of another task, or another version of it: {manifest.task}"
+        raise ConfigError(
+            what, where="--snapshot", value=chosen, fix=f"name one of task {held.task}, or publish with the task as it is now"
+        )
+    return make_release(
+        store,
+        snapshot=chosen,
+        task=open_task(held),
+        student=held.student if student is None else student,
+        thresholds=held.thresholds,
+        evidence=held.evidence if student in (None, held.student) else None,
+        note=note,
+    )
+
+
 def load_release(store: Storage, release: str = "current") -> Release:
     """A release by id, or the current one. InputError says what to do when there is none."""
     if release == "current":
@@ -180,7 +203,7 @@ def promote(store: Storage, release: str) -> Release:
 
 def rollback(store: Storage) -> Release:
     """Undo the last promotion that was not undone yet. InputError when there is none before it."""
-    stack = _stack(store)
+    stack = standing_promotions(store)
     if len(stack) < 2:
         raise InputError(
             "there is no release to go back to", where=store.uri(MOVES), value=stack[-1] if stack else "nothing promoted", fix="publish one"
@@ -205,7 +228,7 @@ def rolled_back(store: Storage) -> bool:
 def snapshot_of(store: Storage, ref: str) -> str:
     """The snapshot that `ref` names: `current`, `previous` (what rollback would go to), a release's id or a snapshot's."""
     if ref == "previous":
-        stack = _stack(store)
+        stack = standing_promotions(store)
         if len(stack) < 2:
             raise InputError("there is no previous release", where=store.uri(MOVES), fix="name a release or a snapshot by its id")
         ref = stack[-2]
@@ -220,26 +243,6 @@ def snapshot_of(store: Storage, ref: str) -> str:
 def diff_references(store: Storage, before: str, after: str, examples: int = 10) -> SnapshotDiff:
     """What changed from one snapshot to another, each named as `snapshot_of` takes it."""
     return diff_snapshots(store, snapshot_of(store, before), snapshot_of(store, after), examples)
-
-
-def collect_garbage(store: Storage, keep: int = 5, days: float = 14, dry_run: bool = False) -> garbage.CollectionReport:
-    """Take away snapshots that are older than `days` and of none of: the current release, the last `keep` promoted ones, those
-    that `keep` rollbacks reach. Also what killed publishes and writes left behind."""
-    if keep < 1 or days < 0:
-        raise ConfigError("keep must be 1 or more, days 0 or more", where="headtail gc", value=f"keep {keep}, days {days}")
-    named = {load_release(store, move.release).snapshot for move in move_history(store)}
-    age = datetime.timedelta(days=days)
-    return garbage.collect_snapshots(store, lambda: needed_snapshots(store, keep), older_than=age, also=named, dry_run=dry_run)
-
-
-def needed_snapshots(store: Storage, keep: int) -> dict[str, str]:
-    """Snapshots that must not be collected, and why."""
-    moves, stack, current = move_history(store), _stack(store), current_id(store)
-    found = {release: f"of release {release}, which {keep} rollbacks reach" for release in stack[-1 - keep :]}
-    latest = list(dict.fromkeys(move.release for move in reversed(moves)))[:keep]
-    found |= {release: f"of release {release}, one of the last {keep}" for release in latest}
-    found |= {current: f"of release {current}, which is current"} if current else {}
-    return {load_release(store, release).snapshot: reason for release, reason in found.items()}
 
 
 def _path(release: str) -> str:
@@ -281,7 +284,7 @@ def _write_move(store: Storage, number: int, action: Literal["promote", "rollbac
     return store.create(_move_path(number), (move.model_dump_json(indent=2) + "\n").encode())
 
 
-def _stack(store: Storage) -> list[str]:
+def standing_promotions(store: Storage) -> list[str]:
     """Promotions that stand, oldest first; the last is current."""
     moves, current = move_history(store), current_id(store)
     if moves and moves[-1].release != current:
