@@ -79,6 +79,7 @@ class Stand:
         return keep(store, "precompute", mark, {"answers/shard-00000": table}, result=answered_by())
 
 
+@pytest.mark.slow
 def test_run(store: Storage, config: ablate.Config, monkeypatch: pytest.MonkeyPatch) -> None:
     stand = Stand(monkeypatch)
     receipt = ablate.run(config)

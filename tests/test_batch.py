@@ -331,6 +331,7 @@ def test_what_changes_an_answer_changes_every_key(make_local_job: MakeJob, segme
 # --- rows and engines that break
 
 
+@pytest.mark.slow
 def test_a_row_that_breaks_the_engine_ends_as_failed_and_the_others_are_answered(make_local_job: MakeJob) -> None:
     """DESIGN 5: found by asking fewer and fewer rows at a time, at the cost of some restarts."""
     job = make_local_job(planned([*(f"q{i}" for i in range(90)), "!raise", *(f"r{i}" for i in range(90))]), shards=2, flush_rows=1000)
@@ -340,12 +341,14 @@ def test_a_row_that_breaks_the_engine_ends_as_failed_and_the_others_are_answered
     assert "the engine died or hung on this row" in next(iter(ledger.reasons))
 
 
+@pytest.mark.slow
 def test_two_rows_that_break_the_engine(make_local_job: MakeJob) -> None:
     job = make_local_job(planned(["!raise 1", *(f"q{i}" for i in range(20)), "!raise 2"]), shards=1)
     ledger, _ = run_here(job)
     assert (ledger.states[State.ANSWERED], ledger.states[State.FAILED]) == (20, 2)
 
 
+@pytest.mark.slow
 def test_an_engine_that_breaks_on_everything_ends_the_job(make_local_job: MakeJob) -> None:
     job = make_local_job(planned([f"!raise {i}" for i in range(30)]), shards=1)
     with pytest.raises(EngineError, match=r"the engine died \d+ times|killed the engine"):
@@ -473,6 +476,7 @@ def test_reordered_and_recut_input_is_the_same_rows_in_the_same_shards(make_loca
     assert [shard.rows for shard in made[0].shards] == [shard.rows for shard in made[1].shards]
 
 
+@pytest.mark.slow
 def test_machines_that_are_taken_away_again_and_again_blame_no_row(make_local_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each run dies after a few rows, without a fault of any row: all are answered in the end, however narrow the steps became."""
     job = make_local_job(planned([f"q{i}" for i in range(40)]), shards=1, flush_rows=1000)

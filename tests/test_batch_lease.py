@@ -94,6 +94,7 @@ def test_a_lease_that_is_not_renewed_is_taken_over_by_one(store: Storage, monkey
     assert min(taken) >= 0.3
 
 
+@pytest.mark.slow
 def test_a_lease_that_is_renewed_is_not_taken_over(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "SILENT_S", limit(1.0))
     monkeypatch.setattr(lease, "BEAT_S", 0.02)

@@ -246,6 +246,7 @@ def test_a_worker_leaves_to_the_driver_what_it_cannot_judge(make_local_job: Make
     assert stopped == ""
 
 
+@pytest.mark.slow
 def test_a_job_that_stops_names_the_reasons(make_job: MakeJob) -> None:
     """What workers say of rows that were truncated, are asked again, or failed goes into the one error."""
     job = make_job(planned([*(f"!length {i}" for i in range(60)), *(f"!fail {i}" for i in range(5)), "!flaky", "fine"]), shards=1)
@@ -264,6 +265,7 @@ def test_a_job_that_stops_names_the_reasons(make_job: MakeJob) -> None:
     assert "5 x failed: told to fail" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [500, 503])
 def test_an_endpoint_that_is_down_stops_the_job_with_its_status(
     make_local_job: MakeJob, monkeypatch: pytest.MonkeyPatch, status: int
@@ -328,6 +330,7 @@ print("never", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_hangs_ends_itself_and_shows_where() -> None:
     done = subprocess.run([sys.executable, "-c", HANGS, str(SCALE)], capture_output=True, text=True, timeout=limit(30))
     assert done.stdout.split("\n")[:2] == ["alive", "let go"]

@@ -14,6 +14,7 @@ from headtail.cache.merge import sorted_batches
 from timescale import limit
 
 
+@pytest.mark.slow
 def test_figures_of_a_small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bench.cache.LOOKUPS", 500)
     found = figures(3000, tmp_path)

@@ -339,6 +339,7 @@ def test_openai_what_no_row_can_pass_ends_the_job(server: Server, ask: Ask, stat
     assert len(server.asked) <= FORBIDDEN + 4
 
 
+@pytest.mark.slow
 def test_openai_asks_less_at_once_while_the_endpoint_pushes_back(
     server: Server, segmentation: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -580,6 +580,7 @@ def test_merging_runs_sorts_by_count_then_key() -> None:
     assert list(tally.merge_runs([])) == []
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_log(tmp_path: Path) -> None:
     """Four times the rows (and distinct queries) may not need twice the memory."""
     peaks = []

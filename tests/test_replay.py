@@ -192,6 +192,7 @@ def flaky(served: Mapping[str, Any]) -> Asgi:
     return app
 
 
+@pytest.mark.slow
 def test_errors_are_errors_and_never_answers(store: Storage, root: str) -> None:
     holdout(store, COUNTS)
     labels(store, dict.fromkeys(COUNTS, "browse"))

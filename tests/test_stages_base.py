@@ -93,6 +93,7 @@ def test_mlflow_has_params_metrics_dataset_and_receipt(root: str) -> None:
     assert [a.path for a in client.list_artifacts(receipt.run_id)] == ["receipt.json"]
 
 
+@pytest.mark.slow
 def test_tracking_outage_does_not_stop_a_job(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     config = Config(root=root, tracking=TrackingConfig(uri="http://127.0.0.1:9"))
     receipt = run_once("demo", StageResult, config, work)

@@ -80,6 +80,7 @@ def test_latest_stage_and_no_release_yet(root: str) -> None:
     assert "No job is unfinished." in text(root)
 
 
+@pytest.mark.slow
 def test_a_job_is_running_then_dead_then_done(root: str, store: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     plan(store, head=[f"q{i}" for i in range(ROWS)])
     process = precompute(root, 10_000)
