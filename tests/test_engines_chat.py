@@ -14,12 +14,20 @@ from headtail.core.io_format import merge_system_message
 from headtail.core.rows import State
 from headtail.core.task import Task
 from headtail.engines import ModelConfig
-from headtail.engines.chat import SETTINGS, SYSTEM, refused_setting
+from headtail.engines.chat import KEY, MODEL, SETTINGS, SYSTEM, completion_of_chat, refused_setting
 from test_engines_openai import GOOD, SAMPLING, Ask, Server, ask, chat, requests, server
 
 __all__ = ["ask", "server"]
 FENCED = f"```json\n{GOOD}\n```"
 CALL = [{"id": "1", "type": "function", "function": {"name": "answer", "arguments": GOOD}}]
+
+
+def with_logprob(value: Any) -> dict[str, Any]:
+    """An answer one of whose tokens has this log-prob."""
+    body = chat(GOOD)
+    body["choices"][0]["logprobs"]["content"][20]["logprob"] = value
+    return body
+
 
 # (body, state, tries, words of the reason)
 BODIES: dict[str, tuple[Any, State, int, str]] = {
@@ -45,6 +53,10 @@ BODIES: dict[str, tuple[Any, State, int, str]] = {
     "no choices": ({"choices": []}, State.FAILED, 5, "not a chat completion (no choices): "),
     "an error": ({"error": {"message": "overloaded"}}, State.FAILED, 5, "an error body"),
     "no JSON": (b"<html>bad gateway</html>", State.FAILED, 5, "not a chat completion"),
+    "brackets without end": (b'{"choices":' + b"[" * 100_000, State.FAILED, 5, "not a chat completion (RecursionError"),
+    "a count of tokens that cannot be": ({**chat(GOOD), "usage": {"prompt_tokens": -3}}, State.FAILED, 5, "usage.prompt_tokens is -3"),
+    "half a character": (chat(GOOD.replace("x", "\ud800")), State.INVALID, 1, "not JSON: it holds half of a surrogate pair"),
+    "odd log-probs": (with_logprob(None), State.ANSWERED, 1, ""),
 }
 
 
@@ -56,6 +68,37 @@ def test_what_a_body_of_status_200_comes_to(name: str, server: Server, ask: Ask,
     assert (found.state, len(server.asked)) == (state, tries)
     assert words in found.reason
     assert (found.answer is not None) == (state == State.ANSWERED)
+
+
+@pytest.mark.parametrize("value", [-1, 0, 10**30, 2**31, "many", float("inf"), float("nan"), [], True])
+@pytest.mark.parametrize("name", ["prompt_tokens", "completion_tokens"])
+def test_a_count_is_one_that_a_table_can_hold_or_an_error(name: str, value: Any) -> None:
+    body = {**chat(GOOD), "usage": {name: value}}
+    if value in (0, True, []):
+        assert completion_of_chat(0, body).text == GOOD
+    else:
+        with pytest.raises(ValueError, match=f"usage.{name} is "):
+            completion_of_chat(0, body)
+
+
+@pytest.mark.parametrize("value", [None, "a", 5000.0, float("nan"), float("inf"), float("-inf"), [], {}])
+def test_an_answer_with_odd_logprobs_is_one_without_a_confidence(value: Any, segmentation: Task) -> None:
+    made = completion_of_chat(0, with_logprob(value))
+    assert (made.text, made.token_texts, made.token_logprobs) == (GOOD, (), ())
+    assert classify(segmentation, made).confidence is None
+    assert completion_of_chat(0, with_logprob(-9999.0)).token_logprobs[20] == -9999.0
+    odd: list[Any] = ["abc", 7, {"content": "abc"}, {"content": [1]}, []]
+    for said in odd:
+        body = chat(GOOD)
+        body["choices"][0]["logprobs"] = said
+        assert completion_of_chat(0, body).token_logprobs == ()
+
+
+def test_what_an_endpoint_calls_its_end_is_kept_short_and_storable(segmentation: Task) -> None:
+    made = completion_of_chat(0, chat(GOOD, "\ud800" + "x" * 100_000))
+    made.finish_reason.encode()
+    assert len(made.finish_reason) == 50
+    assert classify(segmentation, made).state == State.FAILED
 
 
 def test_the_table_in_the_docs_has_a_line_for_each() -> None:
@@ -85,6 +128,19 @@ REFUSALS = (
 )
 
 
+MODEL_REFUSALS = (
+    openai("Invalid model name passed in model=big. Call `/v1/models` to view available models"),
+    json.dumps({"object": "error", "message": "Invalid model: big", "type": "invalid_model", "param": None, "code": "1500"}),
+    json.dumps({"error": {"message": "big is not a valid model ID", "code": 400}}),
+    openai("The model `big` has been decommissioned and is no longer supported.", code="model_decommissioned"),
+    openai("The model 'big' does not exist or you do not have access to it.", code="model_not_found"),
+)
+KEY_REFUSALS = (
+    json.dumps([{"error": {"code": 400, "message": "API key not valid. Please pass a valid API key.", "status": "INVALID_ARGUMENT"}}]),
+    json.dumps({"error": "Missing API key"}),
+)
+
+
 def sent(**more: Any) -> dict[str, Any]:
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     return {"messages": messages, "temperature": 0, "logprobs": True, "seed": 1, "response_format": {}, **more}
@@ -97,6 +153,8 @@ def test_a_refusal_names_the_setting_to_change() -> None:
     for name, text in REFUSALS:
         assert refused_setting(text, sent(**({name: 9} if name.startswith("max") else {}))) == SETTINGS[name], text
         assert refused_setting(text, {"messages": []}) is None, "it was not sent"
+    assert [refused_setting(text, sent()) for text in MODEL_REFUSALS] == [MODEL] * len(MODEL_REFUSALS)
+    assert [refused_setting(text, sent()) for text in KEY_REFUSALS] == [KEY] * len(KEY_REFUSALS)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +163,8 @@ def test_a_refusal_names_the_setting_to_change() -> None:
         openai("This model's maximum context length is 4097 tokens. However, your messages resulted in 5000 tokens.", "messages"),
         openai("max_tokens is too large: 120000. This model supports at most 4096 completion tokens."),
         openai("The message was flagged by our content policy", code="content_policy_violation"),
+        openai("Invalid model output: the grammar has no string of 120 tokens"),
+        openai("The content is not available in the language of this model."),
         "bad request",
         "",
         "[]",
@@ -162,6 +222,15 @@ def test_words_in_one_row_end_no_job(server: Server, ask: Ask) -> None:
     found = ask("bad", "good", "better")
     assert [bool(found[row].error) for row in range(3)] == [True, False, False]
     assert "set it to 1" in found[0].error
+
+
+@pytest.mark.parametrize("text, setting", [(MODEL_REFUSALS[0], MODEL), (KEY_REFUSALS[0], KEY)])
+def test_a_400_that_blames_the_model_or_the_key_ends_the_job(text: str, setting: Any, server: Server, ask: Ask) -> None:
+    server.reply = lambda _, nth: (400, json.loads(text), {})
+    with pytest.raises(ConfigError, match="HTTP 400") as error:
+        ask(*(f"row {i}" for i in range(100)))
+    assert (error.value.where, error.value.fix, error.value.exit_code) == (*setting, 2)
+    assert len(server.asked) <= 10
 
 
 def test_merged_messages_hold_every_word_once() -> None:

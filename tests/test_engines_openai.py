@@ -18,7 +18,7 @@ from headtail.core.errors import ConfigError, EngineError, HeadtailError
 from headtail.core.task import Task
 from headtail.engines import Completion, Engine, ModelConfig, Request, open_engine
 from headtail.engines.chat import completion_of_chat
-from headtail.engines.openai import FORBIDDEN, OpenAIEngine, retry_after
+from headtail.engines.openai import FORBIDDEN, SILENT_ROWS, OpenAIEngine, retry_after
 from timescale import limit
 
 SAMPLING = {"temperature": 0.0, "top_p": 1.0, "max_tokens": 120, "seed": None}
@@ -271,8 +271,66 @@ def test_openai_a_stalled_endpoint_is_a_failed_row_not_a_hang(server: Server, as
 def test_openai_nobody_listens(ask: Ask, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headtail.engines.openai.TRIES", 2)
     completion = ask("a", base_url="http://127.0.0.1:9/v1")[0]
-    assert "no connection" in completion.error
+    assert "no connection to 127.0.0.1:9: " in completion.error
     assert completion.transient
+
+
+def test_openai_a_reply_that_cannot_be_unpacked(ask: Ask, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headtail.engines.openai.TRIES", 2)
+    server.reply = lambda text, nth: (200, b"no gzip", {"Content-Encoding": "gzip"})
+    completion = ask("a")[0]
+    assert "cannot be unpacked" in completion.error
+    assert completion.transient
+
+
+def black_hole(server: Server, answers: int) -> None:
+    """The endpoint answers so many requests, and then none any more."""
+
+    def reply(text: str, nth: int) -> tuple[int, Any, dict[str, str]]:
+        if len(server.asked) > answers:
+            time.sleep(limit(20))  # longer than the test
+        return 200, chat(GOOD), {}
+
+    server.reply = reply
+
+
+@pytest.mark.parametrize("answers", [0, 20])
+def test_openai_an_endpoint_that_is_a_black_hole_ends_the_job(
+    server: Server, ask: Ask, monkeypatch: pytest.MonkeyPatch, answers: int
+) -> None:
+    """Each row's tries would otherwise wait behind those of all others: hours at 120 s a try."""
+    monkeypatch.setattr("headtail.engines.openai.SILENT_S", 0.9)
+    monkeypatch.setattr("headtail.engines.openai.SILENT_FIRST_S", 0.4)
+    black_hole(server, answers)
+    started = time.monotonic()
+    with pytest.raises(EngineError, match=r"answered no row for .* no answer within 0\.3 s") as error:
+        ask(*(f"row {i}" for i in range(100)), request_timeout_s=0.3, concurrency=32)
+    assert time.monotonic() - started < limit(10)  # all 5 tries of a row: 40 s
+    assert error.value.where == f"{server.url}/chat/completions"
+    assert "model.request_timeout_s" in error.value.fix
+
+
+def test_openai_a_few_slow_rows_are_no_black_hole(server: Server, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headtail.engines.openai.SILENT_S", 0.1)
+    monkeypatch.setattr("headtail.engines.openai.SILENT_FIRST_S", 0.1)
+    monkeypatch.setattr("headtail.engines.openai.TRIES", 2)
+    black_hole(server, 0)
+    found = ask(*(f"row {i}" for i in range(SILENT_ROWS - 1)), request_timeout_s=0.2)
+    assert all("no answer within" in completion.error for completion in found.values())
+
+
+@pytest.mark.parametrize("status, body", [(403, {"error": {"message": "flagged"}}), (400, {"error": {"message": "unknown model"}})])
+def test_openai_rows_that_failed_before_say_nothing_about_the_config(
+    server: Server, segmentation: Task, monkeypatch: pytest.MonkeyPatch, status: int, body: Any
+) -> None:
+    """A second run over rows that a filter refuses ends, and does not blame key or model each time."""
+    server.reply = lambda text, nth: (status, body, {})
+    engine = OpenAIEngine(ModelConfig(engine="openai", model="m", base_url=server.url), "m", segmentation.schema, SAMPLING)
+    asked = [Request(one.id, one.messages, again=True) for one in requests(*(f"row {i}" for i in range(20)))]
+    found = list(engine.generate(asked))
+    engine.close()
+    assert all(f"HTTP {status}" in completion.error and not completion.transient for completion in found)
+    assert len(found) == 20
 
 
 def test_openai_refusals_and_limits(server: Server, ask: Ask) -> None:
@@ -326,6 +384,8 @@ def test_openai_an_endpoint_that_knows_no_samples_is_an_error_not_a_poorer_answe
     "status, body, words",
     [
         (403, {"error": {"message": "your key may not use this model"}}, "valid key"),
+        (405, b"<html>405 Not Allowed</html>", "model.base_url"),
+        (410, {"error": {"message": "retired"}}, "model.model"),
         (402, {"error": {"message": "no credit"}}, "no money"),
         (429, {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}, "no money"),
     ],
@@ -335,7 +395,7 @@ def test_openai_what_no_row_can_pass_ends_the_job(server: Server, ask: Ask, stat
     with pytest.raises(HeadtailError, match=str(status)) as error:
         ask(*(f"row {i}" for i in range(100)))
     assert words in error.value.fix
-    assert isinstance(error.value, ConfigError if status == 403 else EngineError)
+    assert isinstance(error.value, EngineError if status in (402, 429) else ConfigError)
     assert len(server.asked) <= FORBIDDEN + 4
 
 

@@ -51,6 +51,14 @@ def test_states(segmentation: Task, completion: Completion, state: State, reason
         assert (parsed.answer, parsed.confidence, parsed.raw) == (None, None, completion.text or None)
 
 
+@given(st.text(st.characters(exclude_categories=()), max_size=40), st.sampled_from(["stop", "length", "content_filter", "odd"]))
+def test_what_is_kept_of_a_row_without_an_answer_can_be_stored(segmentation: Task, text: str, reason: str) -> None:
+    found = classify(segmentation, Completion(0, text=text, finish_reason=reason))
+    assert (found.reason + (found.raw or "")).encode().decode() == found.reason + (found.raw or "")
+    assert found.raw == text.encode("utf-8", "replace").decode() or not text
+    assert classify(segmentation, Completion(0, error=text or "x")).reason.encode()
+
+
 def test_confidence_counts_values_alone() -> None:
     text, texts, logprobs = _spelled(
         ('{"', -9.0), ("intent", -9.0), ('": "', -9.0), ("near", -0.1), ("_me", -0.3), ('"', -0.2), ("}", -9.0)

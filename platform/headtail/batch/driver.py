@@ -93,8 +93,11 @@ def _raise_limit(job: Job, reason: str, done: int, shards: int, reports: Sequenc
         reason += "; the most frequent reasons in the whole run, rows in flight at the stop included: " + "; ".join(
             f"{count:,} x {text}" for text, count in reasons.most_common(_REASONS)
         )
-    fix = "finished rows are kept: correct the cause or raise the limit, and run again"
-    raise LimitReached(f"stopped early: {reason}", where=job.path, value=f"{done} of {shards} shards are published", fix=fix)
+    fix, value = "finished rows are kept: correct the cause or raise the limit, and run again", f"{done} of {shards} shards are published"
+    if job.model.traits.endpoint:
+        value += f"; the endpoint is {job.model.base_url} with model {job.name}"
+        fix += "; of an endpoint, model.base_url, model.model and model.request_timeout_s may be the cause"
+    raise LimitReached(f"stopped early: {reason}", where=job.path, value=value, fix=fix)
 
 
 def find_open_shards(job: Job, store: Storage, manifest: InputManifest) -> tuple[list[ShardReceipt], list[Ask]]:

@@ -101,7 +101,12 @@ def _name_cause(problem: str, completion: Completion) -> str:
 
 
 def _without(state: State, reason: str, completion: Completion) -> ParsedAnswer:
-    return ParsedAnswer(state, None, None, hide(reason)[:_REASON_CHARS], completion.text or None)
+    return ParsedAnswer(state, None, None, _storable(hide(reason)[:_REASON_CHARS]), _storable(completion.text) or None)
+
+
+def _storable(text: str) -> str:
+    """`text` with a question mark for each half of a surrogate pair: it is no character, and no column of text holds it."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def confidence(

@@ -81,6 +81,10 @@ class Shard:
         answered = any(pc.any(pc.equal(table["state"], State.ANSWERED)).as_py() for table in self._tables)
         return not (self.edition or self._before or answered)
 
+    def failed_before(self, row: int) -> bool:
+        """Whether an earlier run asked the row and it is asked again."""
+        return row in self._before
+
     @property
     def messages(self) -> list[list[dict[str, str]]]:
         """The messages of each row."""

@@ -322,19 +322,19 @@ class _ChainFeed:
         if shard.finished:
             self._end(place)  # nothing is to be asked: resumed, taken over, or no row could be rendered
             return
-        messages = shard.messages
+        messages, sample = shard.messages, shard.representative
         for row in list(shard.todo):
             if self.worker.stopped:
                 return
             self._handed[place] += 1
             self.worker.hand(shard, row)
-            yield Request(place * _ROWS + row, messages[row])
+            yield Request(place * _ROWS + row, messages[row], again=shard.failed_before(row), sample=sample)
 
     def _retries(self) -> Iterator[Request]:
         for place, shard in enumerate(self.shards):
             for row in list(shard.todo):
                 self._handed[place] += 1
-                yield Request(place * _ROWS + row, shard.messages[row])
+                yield _again(place * _ROWS + row, shard, row)
 
     def save(self, broken: bool = True) -> None:
         for place, shard in enumerate(self.shards):
@@ -358,7 +358,7 @@ class _WindowFeed:
             wait = _PASS_BACKOFF_S
             while group and not worker.stopped:
                 left = []
-                for completion, seconds in worker.completions((Request(row, shard.messages[row]) for row in group), [shard]):
+                for completion, seconds in worker.completions((_again(row, shard, row) for row in group), [shard]):
                     shard.add_seconds(seconds)
                     if not worker.take(shard, completion.id, completion, seconds):
                         left.append(completion.id)
@@ -375,6 +375,11 @@ class _WindowFeed:
 
 
 _ROWS = 1 << 32  # request id = place of the shard in its chain * _ROWS + row
+
+
+def _again(number: int, shard: Shard, row: int) -> Request:
+    """A row that failed, or whose shard broke an engine: it is no sample of the job's rows."""
+    return Request(number, shard.messages[row], again=True, sample=False)
 
 
 def _prepend(first: Request, rest: Iterator[Request]) -> Iterator[Request]:

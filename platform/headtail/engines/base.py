@@ -119,10 +119,15 @@ class ModelConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One row for an engine. `id` is the caller's and comes back on the Completion."""
+    """One row for an engine. `id` is the caller's and comes back on the Completion.
+
+    `again`: the row failed before, so its failure says nothing about other rows. `sample`: nothing is known yet of the rows it is from.
+    """
 
     id: int
     messages: Sequence[dict[str, str]]
+    again: bool = False
+    sample: bool = True
 
 
 class Top(NamedTuple):

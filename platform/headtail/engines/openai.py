@@ -35,9 +35,13 @@ from headtail.engines.rate_limit import RateLimiter
 TRIES = 5  # of one request before its row is failed (transient) and left to the next attempt
 BACKOFF_S = 0.5  # before the second try; doubles, with jitter
 LONGEST_WAIT_S = 60.0  # a row whose Retry-After is longer ends as failed
-FORBIDDEN = 8  # rows answered with 403, and none with anything better, after which it is the key and not the rows
+FORBIDDEN = 8  # rows refused with a status of address or rights, and none answered, after which it is the config and not the rows
+SILENT_S = 600.0  # without an answer to any row, after which an endpoint that answered before counts as down
+SILENT_FIRST_S = 60.0  # the same before its first answer, and no less than two time limits of a request
+SILENT_ROWS = 5  # that got no answer meanwhile, at least: fewer may be too slow by themselves
 MISFITS = 2  # rows refused for a setting, and none answered, after which it is the config: one alone could have put the words there
 _PUSHED = (429, 503, 529)
+_OF_ROW = (400, 408, 409, 413, 422, 425, 429)  # of 4xx: they may speak of one row; all others speak of address or rights
 _UNPAID = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")  # a 429 that waiting does not remove
 _CHARS_PER_TOKEN = 4  # of a prompt, until the endpoint says how many it was
 _KEY = "OPENAI_API_KEY"
@@ -51,6 +55,7 @@ class OpenAIEngine:
         self._key = key_for(config)
         self._config, self._model = config, model
         self._url = config.base_url.rstrip("/") + "/chat/completions"
+        self._host = urlsplit(config.base_url).netloc
         self._body = {"model": model, **_sampling(sampling, config.max_tokens_field), **({"logprobs": True} if config.ask_logprobs else {})}
         self._samples = int(sampling.get("n", 1))
         self._most_tokens = int(sampling["max_tokens"]) * self._samples
@@ -59,6 +64,7 @@ class OpenAIEngine:
         self._pace = RateLimiter(config.concurrency, config.requests_per_minute, config.tokens_per_minute)
         self._line, self._came_back = asyncio.Lock(), asyncio.Event()
         self._answered = self._forbidden = self._misfits = 0
+        self._heard_at, self._silent_rows = math.inf, set[int]()  # since when no row got an answer, and which rows waited for one
         self._fatal: HeadtailError | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
@@ -94,6 +100,8 @@ class OpenAIEngine:
         source, more, out = iter(requests), True, 0
         arrived: queue.SimpleQueue[Completion] = queue.SimpleQueue()
         flying: set[Any] = set()
+        self._heard_at = math.inf
+        self._silent_rows.clear()
         try:
             while more or out:
                 while more and out < self._config.concurrency:
@@ -128,6 +136,7 @@ class OpenAIEngine:
         completion = Completion(request.id)
         for attempt in range(TRIES):
             completion, asked = await self._once(request)
+            self._judge_silence(request, completion)
             if not (completion.error and completion.transient):
                 return completion
             if asked > LONGEST_WAIT_S:
@@ -141,6 +150,7 @@ class OpenAIEngine:
         """One try, when it is its turn, and the seconds that the endpoint asks this row to wait before the next."""
         tokens = sum(len(message["content"]) for message in request.messages) // _CHARS_PER_TOKEN + self._most_tokens
         await self._turn(tokens)
+        self._heard_at = min(self._heard_at, time.monotonic())
         left, pushed, used, wait_s = time.monotonic(), False, tokens, 0.0
         try:
             body = {**self._body, "messages": self._messages(request)}
@@ -149,19 +159,39 @@ class OpenAIEngine:
             pushed = response.status_code in _PUSHED
             if wait_s := retry_after(response.headers.get("retry-after", ""), time.time()):
                 self._pace.pause(time.monotonic(), wait_s)
-            completion = self._read(request.id, response, body)
+            completion = self._read(request, response, body)
             if not completion.error:
                 used = completion.tokens_in + completion.tokens_out + sum(sample.tokens_out for sample in completion.samples)
             return completion, wait_s
         except (TimeoutError, httpx.TimeoutException):
             pushed = True
-            return _transient_failure(request.id, f"no answer within {self._config.request_timeout_s:g} s"), wait_s
+            return _transient_failure(request.id, f"no answer within {self._config.request_timeout_s:g} s from {self._host}"), wait_s
         except httpx.TransportError as error:
             pushed = True
-            return _transient_failure(request.id, f"no connection: {type(error).__name__}: {hide(str(error))}"), wait_s
+            return _transient_failure(request.id, f"no connection to {self._host}: {type(error).__name__}: {hide(str(error))}"), wait_s
+        except httpx.DecodingError as error:
+            return _transient_failure(request.id, f"a reply of {self._host} that cannot be unpacked: {hide(str(error))}"), wait_s
         finally:
             self._pace.back(time.monotonic(), left, pushed, tokens - used)
             self._came_back.set()
+
+    def _judge_silence(self, request: Request, completion: Completion) -> None:
+        """EngineError when the endpoint has answered nothing for too long: its rows would wait through all their tries, for hours."""
+        now = time.monotonic()
+        if not (completion.error and completion.transient):
+            self._heard_at = now
+            self._silent_rows.clear()
+        elif request.sample and not request.again:
+            self._silent_rows.add(request.id)
+        longest = SILENT_S if self._answered else min(SILENT_S, max(SILENT_FIRST_S, 2 * self._config.request_timeout_s))
+        if now - self._heard_at >= longest and len(self._silent_rows) >= SILENT_ROWS:
+            raise EngineError(
+                f"the endpoint has answered no row for {now - self._heard_at:,.0f} s; the last try: {completion.error}",
+                where=self._url,
+                value=f"model {self._model}",
+                fix="check that it is up and model.base_url; raise model.request_timeout_s if its answers take longer; "
+                "finished rows are kept: run again",
+            )
 
     def _messages(self, request: Request) -> list[dict[str, str]]:
         return merge_system_message(request.messages) if self._config.system_role == "merge" else list(request.messages)
@@ -177,41 +207,43 @@ class OpenAIEngine:
                     continue
             self._pace.leave(tokens)
 
-    def _read(self, row: int, response: httpx.Response, sent: dict[str, Any]) -> Completion:
-        status = response.status_code
-        self._raise_fatal(response)
+    def _read(self, request: Request, response: httpx.Response, sent: dict[str, Any]) -> Completion:
+        row, status = request.id, response.status_code
+        self._raise_fatal(request, response)
         if status in (400, 422):
-            return self._misfit(row, response, sent)
+            return self._misfit(request, response, sent)
         if status != 200:
             transient = status in (408, 409, 425, 429) or status >= 500
             return Completion(row, finish_reason="error", error=f"HTTP {status}: {self._excerpt(response)}", transient=transient)
         try:
             made = completion_of_chat(row, response.json(), self._samples)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
             problem = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"  # ours says it in words
             return _transient_failure(row, f"HTTP 200, but not a chat completion ({problem}): {self._excerpt(response)}")
         self._answered += not made.error
         return made
 
-    def _misfit(self, row: int, response: httpx.Response, sent: dict[str, Any]) -> Completion:
+    def _misfit(self, request: Request, response: httpx.Response, sent: dict[str, Any]) -> Completion:
         """A row that the endpoint does not take. ConfigError when it blames what all rows share, before any other row is answered."""
         said, setting = f"HTTP {response.status_code}: {self._excerpt(response)}", refused_setting(response.text[:4000], sent)
         if setting is None:
-            return Completion(row, finish_reason="error", error=said)
-        self._misfits += 1
+            return Completion(request.id, finish_reason="error", error=said)
+        self._misfits += not request.again
         if self._misfits >= MISFITS and not self._answered:
             raise ConfigError(said, where=setting.where, value=f"model {self._model}", fix=setting.fix)
-        return Completion(row, finish_reason="error", error=f"{said} ({setting.where}: {setting.fix})")
+        return Completion(request.id, finish_reason="error", error=f"{said} ({setting.where}: {setting.fix})")
 
-    def _raise_fatal(self, response: httpx.Response) -> None:
+    def _raise_fatal(self, request: Request, response: httpx.Response) -> None:
         """Raise for what no other row would fare better with: ConfigError for key, URL and model, EngineError for an empty account."""
         status, words = response.status_code, f"the endpoint answered {response.status_code}: {self._excerpt(response)}"
-        self._forbidden += status == 403
-        if status == 401 or (status == 403 and not self._answered and self._forbidden >= FORBIDDEN):
+        walled = 400 <= status < 500 and status not in _OF_ROW
+        self._forbidden += walled and not request.again
+        certain = not self._answered and self._forbidden >= FORBIDDEN
+        if status == 401 or (status == 403 and certain):
             raise ConfigError(
                 words, where=self._url, value=f"model {self._model}", fix=f"set ${_KEY} to a valid key that may use this model"
             )
-        if status == 404:
+        if status == 404 or (walled and status != 402 and certain):
             fix = "check model.base_url (it ends in /v1) and model.model"
             raise ConfigError(words, where=self._url, value=f"model {self._model}", fix=fix)
         if 300 <= status < 400:
