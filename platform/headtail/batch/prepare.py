@@ -151,7 +151,7 @@ def sort_fragment(job: Job, fragment: Fragment, shards: int) -> PartFile:
         local, places, sums = Path(folder) / "part.arrow", [], []
         with storage_errors("write", str(local)), local.open("wb") as file:
             for start, end in zip(starts.tolist(), ends, strict=True):
-                run = _run(table.slice(start, end - start))
+                run = encode_run(table.slice(start, end - start))
                 file.write(run)
                 places.append(file.tell())
                 sums.append(zlib.crc32(run))
@@ -159,7 +159,8 @@ def sort_fragment(job: Job, fragment: Fragment, shards: int) -> PartFile:
     return PartFile(file=ref, shards=tuple(numbers.tolist()), ends=tuple(places), sums=tuple(sums))
 
 
-def _run(table: pa.Table) -> pa.Buffer:
+def encode_run(table: pa.Table) -> pa.Buffer:
+    """The rows of one shard as a run of a part file."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
@@ -194,7 +195,7 @@ def read_shard(store: Storage, manifest: InputManifest, shard: int, columns: lis
         at = bisect.bisect_left(part.shards, shard)
         if at < len(part.shards) and part.shards[at] == shard:
             try:
-                pieces.append(_read_run(store, part, at, columns))
+                pieces.append(read_run(store, part, at, columns))
             except (OSError, pa.ArrowInvalid) as error:
                 fix = "remove the job's work folder and run again: finished shards are kept"
                 where = store.uri(part.file.path)
@@ -202,7 +203,8 @@ def read_shard(store: Storage, manifest: InputManifest, shard: int, columns: lis
     return pa.concat_tables(pieces) if pieces else pa.table({})
 
 
-def _read_run(store: Storage, part: PartFile, at: int, columns: list[str] | None) -> pa.Table:
+def read_run(store: Storage, part: PartFile, at: int, columns: list[str] | None = None) -> pa.Table:
+    """Run `at` of a part file. OSError when its bytes are not those that were written."""
     begin, end = part.ends[at - 1] if at else 0, part.ends[at]
     with store.open(part.file.path) as file:
         run = file.read_at(end - begin, begin)

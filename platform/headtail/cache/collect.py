@@ -132,6 +132,15 @@ class _Collection:
             self.gone.append(one)
 
 
+def remove_snapshot(store: Storage, snapshot: str) -> int:
+    """Take one snapshot away, whatever needs it; its bytes. None there is fine. Servers that have it open keep it until they close it."""
+    held = store.files(snapshot_path(snapshot))
+    if held:
+        write_once(store, mark_path(snapshot), b"a deletion is taking this snapshot away\n")
+        _finish(store, snapshot)
+    return sum(one.bytes for one in held)
+
+
 def _finish(store: Storage, snapshot: str) -> None:
     """Manifest, files, mark."""
     store.remove(manifest_path(snapshot))

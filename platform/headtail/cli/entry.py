@@ -20,6 +20,7 @@ import typer
 from headtail import __version__
 from headtail.adapters.progress import printable, quiet
 from headtail.cli import stages, store
+from headtail.cli.delete import delete
 from headtail.cli.fields import fields
 from headtail.cli.keys import keys_app
 from headtail.cli.options import PANELS, STAGES, read_config
@@ -42,7 +43,7 @@ app = typer.Typer(
     "Exit codes: 0 done, 1 failed, 2 wrong input or config, 3 miss (lookup), 4 rejected (--strict), 130 Ctrl-C.",
 )
 
-COMMANDS = {**store.COMMANDS, "fields": fields, "override": override}
+COMMANDS = {**store.COMMANDS, "fields": fields, "override": override, "delete": delete}
 GROUPS = {"review": review_app, "keys": keys_app, "release": release_app}  # commands with commands of their own
 
 for _panel, _names in PANELS.items():

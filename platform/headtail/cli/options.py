@@ -39,7 +39,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "I want answers": ("example-data", "ingest", "plan", "precompute", "publish", "lookup"),
     "I review quality": ("evaluate", "curate", "review", "gate", "report"),
     "I train students": ("distill", "sweep"),
-    "I operate": ("serve", "replay", "release", "override", "rollback", "diff", "gc", "keys"),
+    "I operate": ("serve", "replay", "release", "override", "delete", "rollback", "diff", "gc", "keys"),
     "I measure methods": ("gap", "ablate", "reference"),
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -18,8 +18,9 @@ import pyarrow as pa
 from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, read_json
 from headtail.core.errors import StorageError
+from headtail.core.keys import KEY_BYTES
 from headtail.core.rows import REVIEWED
-from headtail.review.decision import Decision, current_moment
+from headtail.review.decision import DROP, Decision, current_moment
 
 FOLDER, PAGE, VERSION = "reviews", "page", 1
 
@@ -171,6 +172,20 @@ def digest(table: pa.Table) -> str:
     for row in zip(*(table[name].to_pylist() for name in names), strict=True):
         made.update(repr(row).encode("utf-8", "surrogatepass"))
     return made.hexdigest()
+
+
+def erase_decisions(store: Storage, task: str, keys: Collection[bytes]) -> int:
+    """Take these queries out of the log of a task: their decisions stay as empty places, so that all others keep theirs. How many."""
+    folder, erased = f"{FOLDER}/{task}", 0
+    for number, entry in append_log.read_entries(store, folder):
+        gone = [item for item in entry.get("decisions", ()) if bytes.fromhex(item["query_key"]) in keys]
+        for item in gone:
+            at = item["at"]
+            item.update(_plain(Decision(bytes(KEY_BYTES), "", DROP, None, None, None, "", at, "")))
+        if gone:
+            store.replace(append_log.entry_path(folder, number), (json.dumps(entry, ensure_ascii=False) + "\n").encode())
+            erased += len(gone)
+    return erased
 
 
 def identities(decisions: Iterable[Decision]) -> set[Decision]:
