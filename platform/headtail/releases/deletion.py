@@ -29,7 +29,7 @@ from headtail.core.record import Moment
 from headtail.releases import canary
 from headtail.releases import release as releases
 from headtail.releases.overrides import erase_overrides, load_overrides, plain_query, tombstone_query
-from headtail.releases.scrub import DeletedQuery, current_reference, find_tables, list_files, rewrite_table, scrub_documents
+from headtail.releases.scrub import DeletedQuery, current_reference, files_to_scrub, find_tables, rewrite_table, scrub_documents
 from headtail.review.decision import current_moment, read_person
 from headtail.review.log import FOLDER as REVIEWS
 from headtail.review.log import erase_decisions
@@ -61,7 +61,7 @@ def delete_query(store: Storage, query: str, *, who: str, why: str) -> DeletionR
     if wrong:
         raise ConfigError(wrong, where="--who, --why", fix='--who "Ada" --why "asked for by its author"')
     gone = DeletedQuery(query_key(text := plain_query(query)), text)
-    files = list_files(store)
+    files = files_to_scrub(store)
     jobs = sorted({path.rpartition("/work/")[0] for path in files if path.startswith("precompute/") and "/work/" in path})
     if running := [job for job in jobs if job_runs(store, job)]:
         fix = "wait until it ends, or stop it; then run the same command again"
@@ -71,7 +71,7 @@ def delete_query(store: Storage, query: str, *, who: str, why: str) -> DeletionR
     say("delete       no cache answers it any more; servers follow within a minute")
     events = _word_events(store, files, gone)
     rows, changed = _scrub_tables(store, files, jobs, gone)
-    documents, removed = scrub_documents(store, list_files(store), gone, changed)
+    documents, removed = scrub_documents(store, files_to_scrub(store), gone, changed)
     decisions = sum(
         erase_decisions(store, task, {gone.key}) for task in {path.split("/")[1] for path in files if path.startswith(f"{REVIEWS}/")}
     )
@@ -108,7 +108,7 @@ def plan_deletion(store: Storage, query: str) -> DeletionPlan:
     """What `delete_query` would take. Nothing is changed."""
     gone = DeletedQuery(query_key(text := plain_query(query)), text)
     rows: Counter[str] = Counter()
-    for path, count in find_tables(store, list_files(store), gone).items():
+    for path, count in find_tables(store, files_to_scrub(store), gone).items():
         rows[path.split("/")[0]] += count
     return DeletionPlan(query_key=gone.key.hex(), rows=dict(rows), snapshots=tuple(_holding(store, gone)))
 

@@ -41,7 +41,7 @@ class DeletedQuery:
         return text == self.text or redact(normalise(text)).text == self.text
 
 
-def list_files(store: Storage) -> list[str]:
+def files_to_scrub(store: Storage) -> list[str]:
     """Every file of the store that this module looks at."""
     return [one.path for one in store.files("") if not one.path.startswith(_ELSEWHERE)]
 
