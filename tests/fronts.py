@@ -17,6 +17,7 @@ from headtail.stages import serve
 from headtail.stages.serve.admin import make_app
 from headtail.stages.serve.answerer import Answerer, AskStudent, StudentTier
 from headtail.stages.serve.front.app import FrontApp
+from headtail.stages.serve.front.chat import ChatRoutes
 from headtail.stages.serve.front.counters import Counters, create_counters, read_counters
 from headtail.stages.serve.front.link import StudentLink
 from headtail.stages.serve.front.log_pipe import RequestLog
@@ -48,6 +49,7 @@ class Front:
         self.watch = ReleaseWatch(store, self.answerer, config, self.counters, link)
         log = RequestLog(pipe, self.counters)
         self.app = FrontApp(self.answerer, config, self.counters, log, routes=self.operations.routes, **options)
+        self.app.add_routes(ChatRoutes(self.answerer, self.app.note_reply).routes)
 
     def count(self, name: str) -> float:
         """A counter, as any process reads it."""

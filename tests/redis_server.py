@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -26,10 +27,14 @@ class RedisServer:
         command = ["redis-server", "--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._folder), "--save", ""]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + limit(20)
-        while not self._socket.exists():
+        while not self._answers():
             assert time.monotonic() < end
             assert self._process.poll() is None, "redis-server ended at its start"
             time.sleep(0.02)
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self._socket)) == 0
 
     def kill(self) -> None:
         if self._process is not None:

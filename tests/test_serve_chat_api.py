@@ -12,13 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fronts import Front
 from headtail.adapters.storage import LocalStorage
 from headtail.core.task import Task
 from headtail.stages import serve
-from headtail.stages.serve.answerer import Answerer, Reply, StudentTier
-from headtail.stages.serve.chat_api import ChatCall, chat_error, chat_response, chat_stream, model_response, models_response, parse_chat
+from headtail.stages.serve.admission import KeyAdmission
+from headtail.stages.serve.answerer import Reply
+from headtail.stages.serve.api_keys import add_key
+from headtail.stages.serve.chat_api import ChatCall, chat_error, chat_response, chat_stream, parse_chat
 from headtail.stages.serve.errors import CODES, RequestError
-from headtail.stages.serve.front.watch import open_served
 from local_server import Running
 from test_serve import published, says, segments
 from timescale import limit
@@ -27,58 +29,22 @@ TASKS = {"query_segmentation": 1_700_000_000}
 REPLY = Reply("Pizza", "pizza", {"a": "ü"}, "teacher", True, False, 0.5, "ab" * 16, "r1", "s1", 0.1, "", "q1")
 
 
-class App:
-    """A small ASGI app over an Answerer: what a server does with these functions."""
-
-    def __init__(self, answerer: Answerer) -> None:
-        self.answerer = answerer
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            return
-        status, body, kind = await self.handle(scope, await self.read(receive))
-        headers = [(b"content-type", kind)]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    async def read(self, receive: Any) -> bytes:
-        body, more = b"", True
-        while more:
-            event = await receive()
-            body, more = body + event.get("body", b""), event.get("more_body", False)
-        return body
-
-    async def handle(self, scope: Any, body: bytes) -> tuple[int, bytes, bytes]:
-        try:
-            if dict(scope["headers"]).get(b"authorization") != b"Bearer right":
-                raise RequestError("unauthorized")
-            if scope["path"] == "/v1/models":
-                return 200, models_response(TASKS), b"application/json"
-            if scope["path"].startswith("/v1/models/"):
-                return 200, model_response(scope["path"].removeprefix("/v1/models/"), TASKS), b"application/json"
-            call = parse_chat(body, TASKS)
-            reply = await self.answerer.answer(call.query, call.side_inputs, "q7")
-            if call.stream:
-                return 200, chat_stream(call, reply, 1_700_000_001), b"text/event-stream"
-            return 200, chat_response(call, reply, 1_700_000_001), b"application/json"
-        except RequestError as error:
-            return error.status, chat_error(error, "q7"), b"application/json"
-
-
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory, segmentation: Task) -> Iterator[str]:
+def front(tmp_path_factory: pytest.TempPathFactory, segmentation: Task) -> Iterator[tuple[str, str]]:
+    """A front behind HTTP: its URL, and a key for it."""
     folder = tmp_path_factory.mktemp("chat")
     store = LocalStorage(str(folder / "store"))
     published(store, folder, segmentation)
+    key = add_key(folder / "keys", "chat", ["answer"])
     config = serve.Config(realtime_timeout_ms=int(limit(5) * 1000))
-    answerer = Answerer(open_served(store, "current"), config, [StudentTier(says(segmentation))])
-    with Running(App(answerer)) as server:
-        yield f"{server.url}/v1"
+    made = Front(store, config, folder, says(segmentation), admit=KeyAdmission(folder / "keys", folder / "limits"))
+    with Running(made.app) as server:
+        yield f"{server.url}/v1", key
 
 
 @pytest.fixture
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=url, api_key="right", max_retries=0, timeout=limit(20)) as made:
+def client(front: tuple[str, str]) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=front[0], api_key=front[1], max_retries=0, timeout=limit(20)) as made:
         yield made
 
 
@@ -94,9 +60,9 @@ def test_the_client_gets_an_answer(client: openai.OpenAI) -> None:
     assert (message.role, found.choices[0].finish_reason, found.object) == ("assistant", "stop", "chat.completion")
     assert found.choices[0].logprobs is None
     assert found.usage.total_tokens == 0
-    assert found.id == "chatcmpl-q7"
     own = found.model_extra["headtail"]
-    assert (own["source"], own["cached"], own["degraded"], own["request_id"]) == ("teacher", True, False, "q7")
+    assert (own["source"], own["cached"], own["degraded"]) == ("teacher", True, False)
+    assert found.id == f"chatcmpl-{own['request_id']}"
     assert found.system_fingerprint == own["release"]
 
 
@@ -159,21 +125,22 @@ def test_the_query_is_the_last_message_of_a_user(client: openai.OpenAI) -> None:
 
 def test_models_are_the_tasks(client: openai.OpenAI) -> None:
     assert [(model.id, model.owned_by) for model in client.models.list()] == [("query_segmentation", "headtail")]
-    assert client.models.retrieve("query_segmentation").created == 1_700_000_000
+    assert client.models.retrieve("query_segmentation").created > 1_700_000_000
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-4")
 
 
-def test_the_client_raises_its_own_errors_and_they_have_our_fields(client: openai.OpenAI, url: str) -> None:
+def test_the_client_raises_its_own_errors_and_they_have_our_fields(client: openai.OpenAI, front: tuple[str, str]) -> None:
     with pytest.raises(openai.NotFoundError) as unknown:
         client.chat.completions.create(model="gpt-4", messages=[{"role": "user", "content": "x"}])
     body: Any = unknown.value.body
     assert (unknown.value.code, unknown.value.param, unknown.value.type) == ("not_found", "model", "not_found_error")
-    assert (body["do"], body["request_id"]) == ("set model to one of: query_segmentation", "q7")
+    assert body["do"] == "set model to one of: query_segmentation"
+    assert len(body["request_id"]) == 20
     with pytest.raises(openai.UnprocessableEntityError) as empty:
         ask(client, "   ")
     assert (empty.value.code, empty.value.param) == ("invalid", "query")
-    with openai.OpenAI(base_url=url, api_key="wrong", max_retries=0) as other, pytest.raises(openai.AuthenticationError) as shut:
+    with openai.OpenAI(base_url=front[0], api_key="wrong", max_retries=0) as other, pytest.raises(openai.AuthenticationError) as shut:
         ask(other, "pizza near me")
     assert shut.value.type == "authentication_error"
 

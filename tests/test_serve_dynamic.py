@@ -136,9 +136,9 @@ def test_servers_share_answers_and_redis_ends_them(tmp_path: Path, served: OpenR
     async def use() -> None:
         with RedisServer(tmp_path) as server:
             config = DynamicConfig(redis_url=server.url, redis_timeout_ms=int(limit(5) * 1000))
-            one, two = (Setup(served, open_answers(config), reply(served.task), 0.3) for _ in range(2))
+            one, two = (Setup(served, open_answers(config), reply(served.task), limit(2)) for _ in range(2))
             assert [(await setup.ask("sushi")).source for setup in (one, two, one)] == ["realtime_student", "dynamic", "dynamic"]
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(limit(2) + 0.2)
             store = two.tier.store
             assert isinstance(store, RedisAnswers)
             assert await store.link.call(lambda redis: redis.dbsize()) == 0

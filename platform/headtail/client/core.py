@@ -5,7 +5,6 @@ In: a query. Out: an Answer at once, or a generator of Send and Sleep that ends 
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from headtail.adapters.proxies import may_proxy
+from headtail.adapters.server_key import key_headers
 from headtail.client.answer import CLIENT_REASONS, Answer, ClientError
 from headtail.client.config import ClientConfig
 from headtail.client.exchange import Exchanges, NoAnswer, Received, Send, Sleep
@@ -121,13 +121,9 @@ class ClientCore:
     def http_options(self) -> dict[str, Any]:
         """Arguments of httpx.Client and httpx.AsyncClient."""
         config = self.config
-        key = config.api_key or os.environ.get("HEADTAIL_API_KEY", "")
-        if key and not config.key_without_tls and config.url.startswith("http://") and may_proxy(config.url):
-            fix = "use https://, or set key_without_tls in a network that you trust"
-            raise ConfigError("the API key would cross the network without encryption", where="url", value=config.url, fix=fix)
         return {
             "base_url": config.url.rstrip("/"),
-            "headers": {"authorization": f"Bearer {key}"} if key else {},
+            "headers": key_headers(config.url, config.api_key, config.key_without_tls) if config.url else {},
             "limits": httpx.Limits(max_connections=config.connections, max_keepalive_connections=config.connections, keepalive_expiry=30.0),
             "trust_env": may_proxy(config.url),  # whether the URL is another machine's
             **({"verify": _trusted(config.ca_file)} if config.ca_file else {}),

@@ -24,6 +24,7 @@ from pydantic import Field
 from headtail.adapters import charts
 from headtail.adapters.progress import progress_bar
 from headtail.adapters.proxies import may_proxy
+from headtail.adapters.server_key import key_headers
 from headtail.adapters.storage import Storage, open_storage, stream_table
 from headtail.adapters.storage.receipts import load_receipt
 from headtail.core.config import Config as Fields
@@ -178,7 +179,7 @@ def server_facts(url: str, timeout_s: float) -> dict[str, Any]:
     """What the server serves. InputError when nothing answers, or something that is not headtail."""
     where = f"{url.rstrip('/')}/v1/release"
     try:
-        reply = httpx.get(where, timeout=timeout_s, trust_env=may_proxy(where))
+        reply = httpx.get(where, timeout=timeout_s, trust_env=may_proxy(where), headers=key_headers(where))
         facts = reply.json()
     except httpx.HTTPError as error:
         raise InputError(f"no server answers: {error}", where="url", value=url, fix="start one: headtail serve, or set url") from None
@@ -224,7 +225,9 @@ async def send(config: Config, events: Sequence[Event], tell: Callable[[int], No
     met: list[EventReply | None] = [None] * len(events)
     limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
     url, proxied = config.url.rstrip("/"), may_proxy(config.url)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=config.timeout_s, trust_env=proxied) as client:
+    async with httpx.AsyncClient(
+        base_url=url, limits=limits, timeout=config.timeout_s, trust_env=proxied, headers=key_headers(url)
+    ) as client:
 
         async def sender() -> None:
             for place, event in queue:  # shared: each sender takes the next event that is left

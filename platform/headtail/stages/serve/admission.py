@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from headtail.adapters.redis_link import RedisLink
 from headtail.stages.serve.api_keys import KeyRing
-from headtail.stages.serve.principal import Principal
+from headtail.stages.serve.principal import Admit, Principal, admit_all
 from headtail.stages.serve.rate_limit import RedisLimiter, SharedLimiter
 
 
@@ -53,3 +54,11 @@ class ClusterAdmission:
     def reload_failures(self) -> int:
         """See KeyAdmission."""
         return self._ring.reload_failures
+
+
+def open_admission(keys: str, limits: Path, redis_url: str) -> Admit:
+    """What the settings ask for: `keys`, the file of keys, or nobody is asked for one; limits in `limits` or in Redis."""
+    if not keys:
+        return admit_all
+    path = Path(keys).expanduser()
+    return ClusterAdmission(path, RedisLimiter(RedisLink(redis_url))) if redis_url else KeyAdmission(path, limits)

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from headtail.core.config import StageConfig, execution
 from headtail.engines import ModelConfig
+from headtail.stages.serve.dynamic import DynamicConfig
 
 
 class RealtimeModel(ModelConfig):
@@ -23,9 +24,7 @@ class RealtimeModel(ModelConfig):
 class Config(StageConfig):
     """What is served, where, and what it may cost a caller."""
 
-    host: str = execution(
-        "127.0.0.1", "address to listen on; 0.0.0.0 for every interface. There is no authentication: put a gateway before it"
-    )
+    host: str = execution("127.0.0.1", "address to listen on; 0.0.0.0 for every interface: set api_keys then, or put a gateway before it")
     port: int = execution(8000, "TCP port", ge=1, le=65535)
     release: str = Field("current", description="`current` follows promotions and rollbacks; a release id serves that release only")
     model: RealtimeModel = Field(RealtimeModel(), description="engine of the realtime student")
@@ -33,6 +32,11 @@ class Config(StageConfig):
     realtime_timeout_ms: int = Field(
         2000, ge=1, le=600_000, description="milliseconds a miss waits for the student before it gets the fallback"
     )
+    api_keys: str = execution("", "file of API keys, which `headtail keys` writes; empty: everyone who reaches the server may ask")
+    limits_redis_url: str = execution(
+        "", "redis://HOST:PORT/NUMBER where all servers count what a key asks; needs the extra `redis`; empty: each node counts for itself"
+    )
+    dynamic: DynamicConfig = Field(DynamicConfig(), description="the student's answers, given again")
     fronts: int = execution(2, "front processes, which share the port", ge=1, le=64)
     max_misses: int = execution(64, "misses of one front process that may wait for students at once; the next one gets the fallback", ge=1)
     realtime_replicas: int = execution(1, "student engines", ge=1)

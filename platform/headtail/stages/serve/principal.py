@@ -6,7 +6,7 @@ The front calls one such function before it looks at a body. Knows nothing of ke
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 
@@ -16,7 +16,8 @@ class Principal(NamedTuple):
     name: str = ""
 
 
-Admit = Callable[[bytes | None, str, int], Principal]  # (Authorization header, scope, queries); raises RequestError
+# (Authorization header, scope, queries); raises RequestError. Only a limit that other nodes share has to be waited for.
+Admit = Callable[[bytes | None, str, int], Principal | Awaitable[Principal]]
 
 ANYONE = Principal()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +19,7 @@ from headtail.cache import read_manifest
 from headtail.core.config import build_config
 from headtail.core.errors import ConfigError
 from headtail.releases import release as releases
+from headtail.stages.serve.api_keys import read_keys
 from headtail.stages.serve.config import Config
 from headtail.stages.serve.students import resolve_student
 from headtail.stages.serve.supervisor import Supervisor
@@ -47,6 +49,7 @@ def start_server(config: Config, student: type | None = None) -> Server:
     `student`: a class to run instead of `realtime.Student`, for tests.
     """
     check_port(config)
+    check_keys(config)
     config, release = _resolve_release(config)
     if config.students == "here" and config.realtime_student and resolve_student(config, open_storage(config.root), release) is None:
         say("serve        this release has no student: misses get the task's fallback")
@@ -102,6 +105,12 @@ def _resolve_release(config: Config) -> tuple[Config, releases.Release]:
     release = releases.load_release(store, config.release)
     read_manifest(store, release.snapshot)
     return config, release
+
+
+def check_keys(config: Config) -> None:
+    """ConfigError when the file of API keys cannot be used."""
+    if config.api_keys:
+        read_keys(Path(config.api_keys).expanduser())
 
 
 def check_port(config: Config) -> None:

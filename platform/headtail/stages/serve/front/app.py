@@ -78,6 +78,10 @@ class FrontApp:
         self._config, self._counters, self._log, self._admit = config, counters, request_log, admit
         self._routes = {"/v1/answers": Route(("POST",), self._answers, "answer", cost=0), **(routes or {})}
 
+    def add_routes(self, routes: Mapping[str, Route]) -> None:
+        """Serve these paths too."""
+        self._routes |= routes
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await _lifespan(scope, receive, send)
@@ -107,6 +111,8 @@ class FrontApp:
     async def _answer(self, scope: Scope, receive: Receive, request_id: str) -> bytes | None:
         """The body of the response; None when the caller left."""
         caller = self._admit(_authorization(scope["headers"]), "answer", 1)
+        if not isinstance(caller, Principal):
+            caller = await caller
         method = scope["method"]
         if method == "POST":
             found = self._hot.post(await self._body(scope, receive), request_id)
@@ -168,9 +174,13 @@ class FrontApp:
         if scope["method"] not in route.methods:
             raise method_error(*route.methods)
         authorization = _authorization(scope["headers"])
-        caller = self._admit(authorization, route.scope, route.cost) if route.scope else Principal()
+        caller = await self._admitted(authorization, route.scope, route.cost) if route.scope else Principal()
         body = await self._body(scope, receive) if scope["method"] == "POST" else b""
         return await route.handle(FrontRequest(scope["path"], scope["query_string"], scope["headers"], body, caller, request_id))
+
+    async def _admitted(self, authorization: bytes | None, scope: str, queries: int) -> Principal:
+        caller = self._admit(authorization, scope, queries)
+        return caller if isinstance(caller, Principal) else await caller
 
     async def _answers(self, request: FrontRequest) -> FrontResponse:
         """POST /v1/answers: each query as /v1/answer would have it; one that cannot be taken has its error in its place."""
@@ -178,7 +188,7 @@ class FrontApp:
             queries = AnswersRequest.model_validate_json(request.body).queries
         except ValidationError as error:
             raise validation_error(error) from None
-        self._admit(_authorization(request.headers), "answer", len(queries))  # all of them are admitted, or none
+        await self._admitted(_authorization(request.headers), "answer", len(queries))  # all of them are admitted, or none
         places = asyncio.Semaphore(max(1, self._config.max_misses // 2))  # the other half is for callers with one query
         bodies = await asyncio.gather(
             *(self._one_of(query, f"{request.request_id}-{i}", request.caller, places) for i, query in enumerate(queries))

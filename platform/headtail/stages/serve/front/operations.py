@@ -50,7 +50,7 @@ class Operations:
         return {
             "/healthz": Route(methods, self._alive),
             "/readyz": Route(methods, self._ready),
-            "/v1/release": Route(methods, self._release),
+            "/v1/release": Route(methods, self._release, "answer"),
         }
 
     async def _alive(self, request: FrontRequest) -> FrontResponse:

@@ -22,9 +22,13 @@ from granian.server.embed import Server
 
 from headtail.adapters.storage import open_storage
 from headtail.core.errors import HeadtailError
-from headtail.stages.serve.answerer import Answerer, StudentTier
+from headtail.stages.serve.admission import open_admission
+from headtail.stages.serve.answerer import Answerer, StudentTier, Tier
 from headtail.stages.serve.children import end_with_parent
+from headtail.stages.serve.config import Config
+from headtail.stages.serve.dynamic import DynamicTier, open_answers
 from headtail.stages.serve.front.app import FrontApp
+from headtail.stages.serve.front.chat import ChatRoutes
 from headtail.stages.serve.front.counters import Counters
 from headtail.stages.serve.front.link import StudentLink
 from headtail.stages.serve.front.log_pipe import RequestLog
@@ -40,9 +44,12 @@ async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
     counters = Counters(folder / "counters", row)
     served = open_served(store, plan.release, config.copies)
     link = await _listen(plan, folder, row, counters) if config.realtime_student else None
-    answerer = Answerer(served, config, [StudentTier(link.ask)] if link else [])
+    tiers = _tiers(config, link)
+    answerer = Answerer(served, config, tiers)
     operations = Operations(answerer, link)
-    app = FrontApp(answerer, config, counters, RequestLog(plan.log_pipe, counters), routes=operations.routes)
+    admit = open_admission(config.api_keys, folder / "limits", config.limits_redis_url)
+    app = FrontApp(answerer, config, counters, RequestLog(plan.log_pipe, counters), admit, operations.routes)
+    app.add_routes(ChatRoutes(answerer, app.note_reply).routes)
     watch = ReleaseWatch(store, answerer, config, counters, link)
     following = asyncio.create_task(watch.follow()) if config.release == "current" else None
     server = Server(
@@ -69,8 +76,19 @@ async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
     await server.serve()
     if following is not None:
         following.cancel()
+    for tier in tiers:
+        if isinstance(tier, DynamicTier):
+            await tier.close()
     if link is not None:
         await link.close()
+
+
+def _tiers(config: Config, link: StudentLink | None) -> list[Tier]:
+    """Where misses go."""
+    if link is None:
+        return []
+    student = StudentTier(link.ask)
+    return [DynamicTier(open_answers(config.dynamic), student, config.dynamic.ttl_s) if config.dynamic.enabled else student]
 
 
 async def _listen(plan: RunPlan, folder: Path, row: int, counters: Counters) -> StudentLink:
