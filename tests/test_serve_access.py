@@ -137,6 +137,7 @@ def test_limits_over_redis_hold_at_every_path(front: Callable[..., Front], keys:
             last = await http.post("/v1/answer", json={"query": "pizza near me"}, headers=headers)
             assert [one.status_code for one in (first, second, third, last)] == [200, 200, 200, 429]
             assert (await http.get("/v1/answer?query=x")).status_code == 401
+        await admit.close()
 
     with RedisServer(tmp_path) as server:
         asyncio.run(use(server.url))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,9 @@ from headtail.adapters.storage import open_storage
 from headtail.core.task import Task, load_task
 from headtail.releases import release
 from headtail.stages import serve
+from headtail.stages.serve.admission import KeyAdmission
 from headtail.stages.serve.answerer import Miss, MissFailed, RealtimeReply
+from headtail.stages.serve.api_keys import add_key
 from local_server import Running
 from test_cache import answers, good, publish
 
@@ -26,7 +29,7 @@ def segments(*pairs: tuple[str, str]) -> str:
     return json.dumps({"segments": [{"label": label, "text": text} for text, label in pairs]})
 
 
-def serving(folder: Path, task: Task, rows: Sequence[tuple[str, str]], realtime: Mapping[str, str]) -> Front:
+def serving(folder: Path, task: Task, rows: Sequence[tuple[str, str]], realtime: Mapping[str, str], **options: Any) -> Front:
     """`rows` from the cache, `live` from the student, anything else makes the student fail."""
     store = open_storage(str(folder / "store"))
     _, manifest = publish(store, folder, answers(*(good(query, answer) for query, answer in rows)))
@@ -37,7 +40,7 @@ def serving(folder: Path, task: Task, rows: Sequence[tuple[str, str]], realtime:
             raise MissFailed("timeout")
         return RealtimeReply(realtime[miss.clean], "stop", 0.83, "ab" * 16, "distill/0123456789abcdef", task.fingerprint)
 
-    return Front(store, serve.Config(release=release.current_id(store)), folder, student)
+    return Front(store, serve.Config(release=release.current_id(store)), folder, student, **options)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,28 @@ def test_a_person_tries_it(url: str, tmp_path: Path) -> None:
         assert "distill/0123456789abcdef" in page.text("#release")
         assert page.problems == []
         assert page.hosts == {url.removeprefix("http://")}  # nothing but this server was asked
+
+
+def test_a_server_with_keys_asks_for_one(tmp_path: Path) -> None:
+    key = add_key(tmp_path / "keys", "person", ["answer"])
+    cached = [("pizza", segments(("pizza", "topic")))]
+    front = serving(tmp_path, load_task("query_segmentation"), cached, {}, admit=KeyAdmission(tmp_path / "keys", tmp_path / "limits"))
+    with Running(front.pages()) as server, browser(tmp_path / "profile") as page:
+        page.open(server.url)
+        page.until("!document.getElementById('keyrow').hidden")
+        assert "API key" in page.text("#release")
+        page.js("document.getElementById('query').focus()")
+        page.type("pizza")
+        page.press("Enter")
+        page.until("document.getElementById('note').className === 'bad'")
+        assert "needs a valid API key" in page.text("#note")
+        assert page.js("document.activeElement.id") == "key"
+        page.type(key)
+        page.js("document.activeElement.blur()")
+        page.until("!document.getElementById('examples').hidden")
+        page.js("document.querySelectorAll('#examples button')[0].click()")
+        page.until("document.getElementById('badge').innerText === 'cache: teacher'")
+        assert page.js("localStorage.length") == 0, "a key is kept for this tab alone"
 
 
 def test_what_goes_wrong_is_said(url: str, tmp_path: Path) -> None:

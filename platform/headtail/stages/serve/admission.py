@@ -55,6 +55,10 @@ class ClusterAdmission:
         """See KeyAdmission."""
         return self._ring.reload_failures
 
+    async def close(self) -> None:
+        """Close the connections to Redis."""
+        await self.limiter.close()
+
 
 def open_admission(keys: str, limits: Path, redis_url: str) -> Admit:
     """What the settings ask for: `keys`, the file of keys, or nobody is asked for one; limits in `limits` or in Redis."""

@@ -127,6 +127,10 @@ class RedisLimiter:
             return 0.0
         return found
 
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._link.close()
+
     async def admit(self, key: ApiKey, cost: int = 1) -> None:
         """As `SharedLimiter.admit`."""
         if wait := await self.wait(key.name, key.interval, key.burst, cost):

@@ -22,7 +22,7 @@ from granian.server.embed import Server
 
 from headtail.adapters.storage import open_storage
 from headtail.core.errors import HeadtailError
-from headtail.stages.serve.admission import open_admission
+from headtail.stages.serve.admission import ClusterAdmission, open_admission
 from headtail.stages.serve.answerer import Answerer, StudentTier, Tier
 from headtail.stages.serve.children import end_with_parent
 from headtail.stages.serve.config import Config
@@ -79,6 +79,8 @@ async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
     for tier in tiers:
         if isinstance(tier, DynamicTier):
             await tier.close()
+    if isinstance(admit, ClusterAdmission):
+        await admit.close()
     if link is not None:
         await link.close()
 
