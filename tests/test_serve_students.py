@@ -167,7 +167,8 @@ def test_a_killed_server_leaves_no_process_and_its_successor_starts_at_once(stor
     published(store, tmp_path, load_task("query_segmentation"))
     port = free_port()
     first = command(root, port)
-    family = psutil.Process(first.pid).children(recursive=True)
+    own = psutil.Process(first.pid)
+    family = [process for process in own.children(recursive=True) if not process.cmdline()[0].endswith("Agent")]  # Ray's two end after 60 s
     assert len(family) > 6  # fronts, log, pages; Ray's own, Serve's controller, the student
     first.send_signal(signal.SIGKILL)
     first.wait()  # for it alone: Ray's processes may take seconds to see that it is gone
