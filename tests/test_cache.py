@@ -437,6 +437,18 @@ def test_a_network_mount_is_copied_before_it_is_mapped(store: Storage, tmp_path:
     assert sorted(p.name for p in (opened.folder / "lmdb").iterdir()) == ["data.mdb"]
 
 
+def test_processes_share_a_copy_and_a_damaged_one_is_fetched_again(store: Storage, tmp_path: Path) -> None:
+    _, manifest = publish(store, tmp_path, answers(good("a")))
+    (local := tmp_path / "local").mkdir()
+    data = open_snapshot(store, manifest.id, into=local).folder / "lmdb" / "data.mdb"
+    first = data.stat().st_ino
+    assert open_snapshot(store, manifest.id, into=local).lookup("a") is not None
+    assert data.stat().st_ino == first  # not fetched twice
+    data.write_bytes(bytes(data.stat().st_size))
+    assert open_snapshot(store, manifest.id, into=local).lookup("a") is not None
+    assert data.stat().st_ino != first
+
+
 def test_coverage_counts_events_of_the_log(tmp_path: Path) -> None:
     (folder := tmp_path / "x").mkdir()
     built = build_snapshot([[answers(*(good(f"q{i}") for i in range(100)))]], folder)

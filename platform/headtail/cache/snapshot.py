@@ -8,6 +8,7 @@ wrong answer. Knows nothing of releases, models or servers.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -253,11 +254,27 @@ def _fetch(store: Storage, manifest: SnapshotManifest, target: Path) -> None:
     ref = manifest.files["lmdb"]
     with disk_errors("fetch the snapshot to", target):
         (target / "lmdb").mkdir(parents=True, exist_ok=True)
+    with disk_errors("fetch the snapshot to", target), (target / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # processes of one server share a copy: one fetches, the others find it
+        if _is_copy(target, manifest):
+            return
         with tempfile.TemporaryDirectory(dir=target) as aside:
             found = store.fetch(ref.path, Path(aside))
             local = shutil.copyfile(found, Path(aside) / "whole.mdb") if store.local_path(ref.path) else found
             os.replace(local, target / "lmdb" / "data.mdb")
         (target / "manifest.json").write_text(manifest.model_dump_json(), encoding="utf-8")
+
+
+def _is_copy(target: Path, manifest: SnapshotManifest) -> bool:
+    """Whether the local folder holds this snapshot, whole."""
+    written, data = target / "manifest.json", target / "lmdb" / "data.mdb"
+    if not (written.is_file() and data.is_file() and written.read_text(encoding="utf-8") == manifest.model_dump_json()):
+        return False
+    try:
+        check_local(data, manifest.files["lmdb"].sha256)
+    except StorageError:
+        return False  # damaged since: fetched again
+    return True
 
 
 def _remove(folder: Path, pid: int) -> None:
