@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
 from pydantic import Field
@@ -152,16 +152,31 @@ def open_answers(config: DynamicConfig) -> AnswerStore:
 
 
 class DynamicTier:
-    """A tier before the student's. `deleted`: keys of queries that no cache may answer; it may be replaced at any time.
+    """A tier before the student's.
 
     `hits`, `misses`, `spoiled`: answers given again, not there, there but not usable.
     """
 
     def __init__(self, store: AnswerStore, student: Tier, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
         self.store, self._student, self._ttl, self._clock = store, student, ttl_s, clock
-        self.deleted: frozenset[bytes] = frozenset()
+        self._deleted: frozenset[bytes] = frozenset()
         self.hits = self.misses = self.spoiled = 0
         self._writes: set[asyncio.Task[None]] = set()
+
+    @property
+    def deleted(self) -> frozenset[bytes]:
+        """Keys of queries that no cache may answer. When more are set, what is stored for these is dropped."""
+        return self._deleted
+
+    @deleted.setter
+    def deleted(self, keys: frozenset[bytes]) -> None:
+        more, self._deleted = keys - self._deleted, keys
+        if more:
+            self._begin(self._drop(more))
+
+    async def _drop(self, keys: Iterable[bytes]) -> None:
+        for key in keys:  # one after another: at a start there may be thousands, and Redis has a time limit per call
+            await self.store.drop(key)
 
     async def answer(self, miss: Miss) -> Reply | None:
         """The stored answer, else what the student says."""
@@ -175,12 +190,16 @@ class DynamicTier:
             return reply
         self.misses += 1
         reply = await self._student.answer(miss)
-        if reply is not None and may_store(reply) and len(self._writes) < _WRITES:
+        if reply is not None and may_store(reply) and query not in self.deleted and len(self._writes) < _WRITES:
             value = _encode(reply, bound, self._clock() + self._ttl)
-            write = asyncio.create_task(self.store.put(query, variant, value, self._ttl))  # the caller does not wait for it
-            self._writes.add(write)
-            write.add_done_callback(self._writes.discard)
+            self._begin(self.store.put(query, variant, value, self._ttl))
         return reply
+
+    def _begin(self, change: Coroutine[Any, Any, None]) -> None:
+        """Change the store; no caller waits for it."""
+        write = asyncio.ensure_future(change)
+        self._writes.add(write)
+        write.add_done_callback(self._writes.discard)
 
     def _read(self, stored: bytes, bound: str, miss: Miss) -> Reply | None:
         """A stored value as the reply to a miss. None when it was made for something else, is too old, or is no valid answer."""
