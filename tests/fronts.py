@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from headtail.adapters.storage import Storage
 from headtail.stages import serve
 from headtail.stages.serve.admin import make_app
-from headtail.stages.serve.answerer import Answerer, AskStudent, StudentTier
+from headtail.stages.serve.answerer import Answerer, AskStudent, OutputCheck, StudentTier
 from headtail.stages.serve.front.app import FrontApp
 from headtail.stages.serve.front.chat import ChatRoutes
 from headtail.stages.serve.front.counters import Counters, create_counters, read_counters
@@ -38,13 +38,14 @@ class Front:
         ask: AskStudent | None = None,
         link: StudentLink | None = None,
         pipe: int | None = None,
+        checks: Sequence[OutputCheck] = (),
         **options: Any,
     ) -> None:
         self.path = folder / f"counters-{next(_numbers)}"
         create_counters(self.path, 1)
         self.counters = Counters(self.path, 0)
         served = open_served(store, config.release, config.copies)
-        self.answerer = Answerer(served, config, [StudentTier(ask)] if ask else [])
+        self.answerer = Answerer(served, config, [StudentTier(ask)] if ask else [], checks)
         self.operations = Operations(self.answerer, link)
         self.watch = ReleaseWatch(store, self.answerer, config, self.counters, link)
         log = RequestLog(pipe, self.counters)

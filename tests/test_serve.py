@@ -21,13 +21,14 @@ from headtail.adapters.storage import Storage
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import ConfigError, InputError
-from headtail.core.keys import normalise
+from headtail.core.keys import normalise, query_key
 from headtail.core.task import Task
 from headtail.releases import release
+from headtail.releases.overrides import remove_override, set_override, tombstone_query
 from headtail.releases.release import Release
 from headtail.stages import ingest, plan, serve
 from headtail.stages.serve.admin import PAGE
-from headtail.stages.serve.answerer import REASONS, AskStudent, Miss, MissFailed, RealtimeReply
+from headtail.stages.serve.answerer import REASONS, AskStudent, Miss, MissFailed, RealtimeReply, guard_reply
 from headtail.stages.serve.api import AnswerResponse
 from ports import free_port
 from test_cache import answers, good, publish
@@ -487,6 +488,42 @@ def test_the_page_needs_no_network() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "").replace("https://example", "")
     assert "innerHTML" not in page  # answers are text, never markup
+
+
+# ---- what people decided, and what guardrails refuse
+
+
+def test_people_outrank_the_snapshot_and_the_student_within_one_look(
+    store: Storage, open_front: Callable[..., Front], segmentation: Task
+) -> None:
+    front = open_front(says(segmentation))
+    people: Any = {"who": "jane", "why": "denver is a place"}
+    mended = json.dumps(segments("pizza near me", "name"))
+
+    def look(query: str) -> tuple[str, bool, Any]:
+        asyncio.run(front.watch.refresh())
+        found = ask(front, query).json()
+        return found["source"], found["cached"], found["answer"]
+
+    set_override(store, "Pizza near me", mended, **people)
+    set_override(store, "new place", json.dumps(segments("new place", "name")), until="2999-01-01", **people)
+    assert look("pizza near me") == ("human_override", True, segments("pizza near me", "name"))
+    assert look("new place") == ("human_override", True, segments("new place", "name"))
+    assert look("something rare")[0] == "realtime_student"
+    remove_override(store, "pizza near me", **people)
+    assert look("pizza near me") == ("teacher", True, segments("pizza near me"))
+    tombstone_query(store, query_key("pizza near me"), **people)
+    assert look("pizza near me")[:2] == ("realtime_student", False)
+    assert front.watch._answerer.served.release.id == release.current_id(store)
+
+
+@pytest.mark.parametrize("query, said, reason", [("pizza place", "pizza price", "withheld"), ("pizza place", "pizza place", "")])
+def test_a_wrong_text_is_withheld(store: Storage, tmp_path: Path, segmentation: Task, query: str, said: str, reason: str) -> None:
+    published(store, tmp_path, segmentation)
+    front = Front(store, serve.Config(), tmp_path, says(segmentation, segments(said)), checks=[guard_reply])
+    found = ask(front, query).json()
+    assert (found["reason"], found["degraded"]) == (reason, bool(reason))
+    assert found["answer"] == (segmentation.fallback(query) if reason else segments(said))
 
 
 # ---- starting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 from headtail.adapters.storage import Storage, open_storage
 from headtail.batch.job import answer_settings
 from headtail.core.errors import ConfigError
+from headtail.core.guardrails import GuardrailConfig
 from headtail.core.keys import answer_key, fingerprint
 from headtail.core.task import Task
 from headtail.engines import ModelConfig
@@ -68,7 +70,8 @@ def test_a_query_that_is_too_long_is_an_error_and_the_next_one_is_answered(folde
 def test_a_server_whose_student_is_an_encoder(
     cluster: None, store: Storage, root: str, tmp_path: Path, folder: Path, segmentation: Task
 ) -> None:
-    published(store, tmp_path, segmentation)
+    unguarded = segmentation.file.model_copy(update={"guardrails": GuardrailConfig(enabled=False)})  # a random model says nonsense
+    published(store, tmp_path, dataclasses.replace(segmentation, file=unguarded))
     with serve.start_server(config(root, model={"model": str(folder), "cpus": 0.5}, realtime_timeout_ms=int(limit(30_000)))) as server:
         found = httpx.get(f"{server.url}/v1/answer", params={"query": "ramen near the stage"}, timeout=limit(60)).json()
         assert (found["source"], found["cached"]) == ("realtime_student", False), found

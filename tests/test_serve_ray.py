@@ -181,7 +181,7 @@ def test_a_second_server_runs_beside_the_first_on_a_port_of_its_own(served: tupl
     with serve.start_server(config(store.root, model={"model": "example:teacher", "cpus": 0.1}), student=Fake) as second:
         assert over_http(second, "something rare")["source"] == "realtime_student"
     assert over_http(server, "pizza near me")["cached"]  # the first one was left alone, and so was its student
-    assert over_http(server, "something rare")["source"] == "realtime_student"
+    assert over_http(server, "something else that is rare")["source"] == "realtime_student"
 
 
 def test_ctrl_c_ends_it_and_frees_the_port(store: Storage, root: str, tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from headtail.cache import Cache, StoredAnswer
-from headtail.core.keys import normalise
+from headtail.core.guardrails import AnswerGuard
+from headtail.core.keys import normalise, query_key
 from headtail.core.redact import redact
 from headtail.core.rows import Source
 from headtail.core.secrets import hide
 from headtail.core.task import Task
+from headtail.releases.overrides import Overrides
 from headtail.releases.release import Release
 from headtail.stages.serve.errors import RequestError
 
@@ -67,11 +69,15 @@ class Reply(NamedTuple):
         return "cache" if self.cached else "fallback" if self.source == Source.FALLBACK else "realtime"
 
 
+NO_OVERRIDES = Overrides()
+
+
 @dataclass(frozen=True)
 class OpenRelease:
     """A release that is open: swapped as a whole, so that no request sees parts of two.
 
     `borrows`: whether a student of another release may answer while its own is not there. Not after a rollback, which takes one back.
+    `overrides`: what people decided, laid over the snapshot. `guard`: its guardrails for what students say; None: it has none.
     """
 
     release: Release
@@ -79,6 +85,13 @@ class OpenRelease:
     task: Task
     since: str
     borrows: bool = True
+    overrides: Overrides = NO_OVERRIDES
+    guard: AnswerGuard | None = None
+
+    def find(self, clean: str) -> StoredAnswer | None:
+        """What people or the snapshot answer to a clean text."""
+        stored = self.cache.stored(clean)
+        return self.overrides.resolve(query_key(clean), stored) if self.overrides else stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +107,15 @@ class Miss:
     served: OpenRelease
     request_id: str
     started: float
+
+
+def guard_reply(miss: Miss, reply: Reply) -> str:
+    """The output check of a release: "withheld" when its guardrails refuse the answer."""
+    guard = miss.served.guard
+    code = guard.reason(miss.clean, reply.answer) if guard is not None else ""
+    if code:
+        log.info("an answer of %s was withheld: %s", reply.source, code)
+    return "withheld" if code else ""
 
 
 class MissFailed(Exception):
@@ -117,14 +139,10 @@ OutputCheck = Callable[[Miss, Reply], str]  # the reason why a reply is withheld
 
 
 class Answerer:
-    """Answers queries under one release at a time. `served` and `overrides` may be swapped between any two awaits.
-
-    `overrides`: by clean text, what people decided; it outranks the snapshot.
-    """
+    """Answers queries under one release at a time. `served` may be swapped between any two awaits."""
 
     def __init__(self, served: OpenRelease, config: Config, tiers: Sequence[Tier] = (), checks: Sequence[OutputCheck] = ()) -> None:
         self.served, self.tiers, self._config, self._checks = served, tuple(tiers), config, tuple(checks)
-        self.overrides: Mapping[str, StoredAnswer] = {}
         self.in_flight = 0
         self.last_failure = ""
 
@@ -137,7 +155,7 @@ class Answerer:
         """The reply of an override or of the snapshot, else the Miss for `resolve`. RequestError when the query cannot be taken."""
         started, served = time.perf_counter(), self.served
         clean = self.clean(query, side_inputs, served)
-        found = self.find(clean, served)
+        found = served.find(clean)
         if found is None:
             return Miss(query, clean, side_inputs, served, request_id, started)
         confidence = None if found.confidence is None else round(found.confidence, 4)
@@ -145,12 +163,6 @@ class Answerer:
             query, clean, found.decoded(), found.source, True, False, confidence, found.answer_key.hex(),
             served.release.id, served.release.snapshot, _ms(started), "", request_id,
         )  # fmt: skip
-
-    def find(self, clean: str, served: OpenRelease) -> StoredAnswer | None:
-        """What people or the snapshot of `served` answer to a clean text."""
-        if self.overrides and (override := self.overrides.get(clean)) is not None:
-            return override
-        return served.cache.stored(clean)
 
     def clean(self, query: str, side_inputs: Mapping[str, Sequence[str]], served: OpenRelease) -> str:
         """The query as ingest would have it: normalised, without personal data. Lengths are checked before any work is done on it."""

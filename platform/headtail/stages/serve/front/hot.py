@@ -110,7 +110,7 @@ class HotPath:
         answerer = self._answerer
         served = answerer.served
         clean = answerer.clean(query, side_inputs, served)
-        found = answerer.find(clean, served)
+        found = served.find(clean)
         if found is None:
             return Miss(query, clean, side_inputs, served, request_id, started)
         shown = _encode(query)

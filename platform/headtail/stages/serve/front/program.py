@@ -23,7 +23,7 @@ from granian.server.embed import Server
 from headtail.adapters.storage import open_storage
 from headtail.core.errors import HeadtailError
 from headtail.stages.serve.admission import ClusterAdmission, open_admission
-from headtail.stages.serve.answerer import Answerer, StudentTier, Tier
+from headtail.stages.serve.answerer import Answerer, StudentTier, Tier, guard_reply
 from headtail.stages.serve.children import end_with_parent
 from headtail.stages.serve.config import Config
 from headtail.stages.serve.dynamic import DynamicTier, open_answers
@@ -42,16 +42,16 @@ async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
     config = plan.config
     store = open_storage(config.root)
     counters = Counters(folder / "counters", row)
-    served = open_served(store, plan.release, config.copies)
+    served = open_served(store, plan.release, config.copies, config.allow_task_code)
     link = await _listen(plan, folder, row, counters) if config.realtime_student else None
     tiers = _tiers(config, link)
-    answerer = Answerer(served, config, tiers)
+    answerer = Answerer(served, config, tiers, [guard_reply])
     operations = Operations(answerer, link)
     admit = open_admission(config.api_keys, folder / "limits", config.limits_redis_url)
     app = FrontApp(answerer, config, counters, RequestLog(plan.log_pipe, counters), admit, operations.routes)
     app.add_routes(ChatRoutes(answerer, app.note_reply).routes)
-    watch = ReleaseWatch(store, answerer, config, counters, link)
-    following = asyncio.create_task(watch.follow()) if config.release == "current" else None
+    dynamic = next((tier for tier in tiers if isinstance(tier, DynamicTier)), None)
+    following = asyncio.create_task(ReleaseWatch(store, answerer, config, counters, link, dynamic).follow())
     server = Server(
         app,
         address=config.host,
@@ -74,11 +74,9 @@ async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, drain)
     gc.freeze()  # modules and the release stay: the collector need not look at them again
     await server.serve()
-    if following is not None:
-        following.cancel()
-    for tier in tiers:
-        if isinstance(tier, DynamicTier):
-            await tier.close()
+    following.cancel()
+    if dynamic is not None:
+        await dynamic.close()
     if isinstance(admit, ClusterAdmission):
         await admit.close()
     if link is not None:

@@ -7,6 +7,7 @@ as its student is connected, or `swap_wait_s` is over; a rollback is served at o
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime
 import logging
 import shutil
@@ -18,30 +19,48 @@ from headtail.adapters.storage import Storage
 from headtail.cache import open_snapshot
 from headtail.core.secrets import hide
 from headtail.releases import release as releases
+from headtail.releases.overrides import load_overrides
 from headtail.stages.serve.answerer import Answerer, OpenRelease
 from headtail.stages.serve.config import Config
+from headtail.stages.serve.dynamic import DynamicTier
 from headtail.stages.serve.front.counters import Counters, id_number
 from headtail.stages.serve.front.link import StudentLink
 
 log = logging.getLogger("headtail.serve")
 
 
-def open_served(store: Storage, ref: str, cache_dir: Path | None = None) -> OpenRelease:
-    """A release, opened: its snapshot mapped, its task rebuilt. `cache_dir`: where snapshots of S3 are fetched to."""
+def open_served(store: Storage, ref: str, cache_dir: Path | None = None, allow_code: bool = False) -> OpenRelease:
+    """A release, opened: its snapshot mapped, its task rebuilt, people's overrides laid over it.
+
+    `cache_dir`: where snapshots of S3 are fetched to; `allow_code`: whether the task's own output check may run.
+    """
     found = releases.load_release(store, ref)
     if cache_dir is None and store.local_path("") is None:
         cache_dir = Path(tempfile.mkdtemp(prefix="headtail-serve-"))
     cache = open_snapshot(store, found.snapshot, cache_dir)
     since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return OpenRelease(found, cache, releases.open_task(found), since, borrows=not releases.rolled_back(store))
+    guard = releases.open_guard(store, found, allow_code)
+    overrides = load_overrides(store, found.task)
+    return OpenRelease(found, cache, guard.task, since, not releases.rolled_back(store), overrides, guard if guard.active else None)
 
 
 class ReleaseWatch:
-    """Keeps an answerer at CURRENT. `link`: None when no student is started."""
+    """Keeps an answerer at CURRENT, and at people's overrides. `link`: None when no student is started; `dynamic`: the tier that is told
+    which queries were deleted."""
 
-    def __init__(self, store: Storage, answerer: Answerer, config: Config, counters: Counters, link: StudentLink | None = None) -> None:
+    def __init__(
+        self,
+        store: Storage,
+        answerer: Answerer,
+        config: Config,
+        counters: Counters,
+        link: StudentLink | None = None,
+        dynamic: DynamicTier | None = None,
+    ) -> None:
         self._store, self._answerer, self._config, self._counters, self._link = store, answerer, config, counters, link
+        self._dynamic = dynamic
         self._swap(answerer.served)
+        counters.set("swapped_at", time.time())
 
     async def follow(self) -> None:
         """Look at CURRENT every `refresh_s` seconds; a look that fails leaves what is served as it is."""
@@ -55,11 +74,13 @@ class ReleaseWatch:
                 log.warning("cannot follow CURRENT, still serving %s: %s", self._answerer.served.release.id, hide(str(error)))
 
     async def refresh(self) -> bool:
-        """Follow CURRENT if it moved; True when another release is served now."""
-        wanted, old = await asyncio.to_thread(releases.current_id, self._store), self._answerer.served
+        """Take new overrides, and follow CURRENT if it moved; True when another release is served now."""
+        await self._refresh_overrides()
+        old = self._answerer.served
+        wanted = await asyncio.to_thread(releases.current_id, self._store) if self._config.release == "current" else ""
         if not wanted or wanted == old.release.id:
             return False
-        served = await asyncio.to_thread(open_served, self._store, wanted, self._config.copies)
+        served = await asyncio.to_thread(open_served, self._store, wanted, self._config.copies, self._config.allow_task_code)
         if not await self._student_is_there(served, old):
             return False  # CURRENT moved on meanwhile
         self._swap(served)
@@ -85,13 +106,22 @@ class ReleaseWatch:
                     return False
         return True
 
+    async def _refresh_overrides(self) -> None:
+        served = self._answerer.served
+        found = await asyncio.to_thread(load_overrides, self._store, served.task.name, served.overrides)
+        if (found.number, found.answers.keys()) != (served.overrides.number, served.overrides.answers.keys()):  # new, or one has ended
+            self._swap(dataclasses.replace(served, overrides=found))
+
     def _swap(self, served: OpenRelease) -> None:
+        if self._answerer.served.release.id != served.release.id:
+            self._counters.set("swapped_at", time.time())
         self._answerer.served = served  # one assignment, between two awaits: no request sees half of it
+        if self._dynamic is not None:
+            self._dynamic.deleted = served.overrides.deleted
         for name, value in (
             ("release", id_number(served.release.id)),
             ("snapshot", id_number(served.release.snapshot)),
             ("snapshot_rows", served.cache.manifest.rows),
-            ("swapped_at", time.time()),
             ("published_at", datetime.datetime.fromisoformat(served.cache.manifest.created).timestamp()),
         ):
             self._counters.set(name, value)
