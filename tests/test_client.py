@@ -24,6 +24,7 @@ from headtail.core.errors import ConfigError, InputError
 from headtail.core.keys import query_key
 from headtail.core.task import Task
 from headtail.releases import release
+from headtail.releases.canary import assign, promote_canary, read_canary, start_canary, stop_canary
 from headtail.releases.overrides import remove_override, set_override, tombstone_query
 from headtail.stages import serve
 from headtail.stages.serve.errors import RequestError
@@ -470,6 +471,36 @@ def test_what_people_decided_outranks_the_snapshot(head: Storage, nowhere: str) 
         assert client.answer("pizza near me").source == "fallback"
     with Client(config(nowhere, head)) as client:
         assert client.answer("pizza near me").source == "fallback"
+
+
+def test_a_canary_answers_its_share_and_the_same_queries_always(head: Storage, tmp_path: Path, segmentation: Task, nowhere: str) -> None:
+    queries = [f"place {number}" for number in range(200)]
+    champion = published(head, tmp_path, segmentation, queries)
+    trial = published(head, tmp_path, segmentation, [*queries, "calzone"])
+    release.promote(head, champion.id)
+    copies = tmp_path / "copies"
+    with Client(config(nowhere, head, cache_dir=str(copies), refresh_s=3600.0)) as client:
+        assert {client.answer(query).release for query in queries} == {champion.id}
+        start_canary(head, trial.id, 0.3, who="ada")
+        assert not client.refresh()
+        found = {query: client.answer(query).release for query in queries}
+        assert found == {query: assign(read_canary(head), query_key(query), champion.id) for query in queries}
+        assert 30 < sum(one == trial.id for one in found.values()) < 90
+        assert len(list(copies.rglob("data.mdb"))) == 2
+        set_override(head, queries[0], json.dumps(segments(queries[0])), who="ada", why="as it is")
+        client.refresh()
+        assert client.answer(queries[0]).source == "human_override"
+        stop_canary(head, who="ada")
+        client.refresh()
+        assert {client.answer(query).release for query in queries} == {champion.id}
+        assert len(list(copies.rglob("data.mdb"))) == 1
+        start_canary(head, trial.id, 0.5, who="ada")
+        client.refresh()
+        promote_canary(head, who="ada", accept_undecided=True)
+        assert client.refresh()
+        assert {client.answer(query).release for query in queries} == {trial.id}
+    with Client(config(nowhere, head, refresh_s=3600.0)) as client:
+        assert client.release == trial.id
 
 
 def test_a_store_that_breaks_leaves_what_is_open(head: Storage, nowhere: str) -> None:

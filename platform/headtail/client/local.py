@@ -1,8 +1,8 @@
 """The local half of a client: the current release's snapshot, looked up in this process, with people's overrides laid over it.
 
 In: a query. Out: its Answer when an override or the snapshot has it, else None. A thread looks for new overrides and at CURRENT; a new
-snapshot is opened beside the old one and then takes its place in one assignment. A store that is away leaves what is open as it is.
-Knows nothing of servers.
+snapshot is opened beside the old one and then takes its place in one assignment. While a canary runs, its snapshot answers the queries
+that the servers would give it too. A store that is away leaves what is open as it is. Knows nothing of servers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from headtail.core.redact import redact
 from headtail.core.rows import Source
 from headtail.core.secrets import hide
 from headtail.core.task import Task
+from headtail.releases import canary
 from headtail.releases import release as releases
 from headtail.releases.overrides import Overrides, load_overrides
 
@@ -66,6 +67,9 @@ class LocalHead:
         self._copies = Path(cache_dir).expanduser() if cache_dir else None
         self._every, self.refresh_failures = refresh_s, 0
         self._opened = self._open(releases.current_release(self._store).id)
+        self._record: canary.CanaryRecord | None = None
+        self._trial: tuple[canary.CanaryRecord, _Opened] | None = None
+        self._follow_canary()
         self._start()
 
     @property
@@ -77,7 +81,9 @@ class LocalHead:
         """The answer to a query whose clean text is `clean`, or None."""
         if self._pid != os.getpid():
             self._start()
-        opened = self._opened
+        opened, trial = self._opened, self._trial
+        if trial is not None and canary.assign(trial[0], query_key(clean), opened.release) == trial[1].release:
+            opened = trial[1]
         found = opened.cache.stored(clean)
         if opened.overrides:
             found = opened.overrides.resolve(query_key(clean), found)
@@ -98,17 +104,35 @@ class LocalHead:
         )  # fmt: skip
 
     def refresh(self) -> bool:
-        """Take new overrides, and follow CURRENT if it moved; True when another release is open now."""
+        """Take new overrides, follow CURRENT if it moved, and the canary; True when another release is current now."""
         with self._refreshing:  # the caller's look and the thread's
             old = self._opened
             self._opened = old._replace(overrides=load_overrides(self._store, old.task.name, old.overrides))
             found = releases.current_id(self._store)
-            if not found or found == old.release:
-                return False
-            self._opened = self._open(found)
-            if self._copies is not None and old.snapshot != self._opened.snapshot:
-                shutil.rmtree(old.cache.folder, ignore_errors=True)  # of our own copies; a mapped file stays readable until it is closed
-            return True
+            moved = bool(found) and found != old.release
+            if moved:
+                self._opened = self._open(found)
+            before = self._trial[1] if self._trial else old
+            self._follow_canary()
+            self._remove_copies(old, before)
+            return moved
+
+    def _follow_canary(self) -> None:
+        """Open the canary's snapshot while it runs."""
+        self._record, opened = canary.read_canary(self._store, self._record), self._opened
+        if self._record is None or self._record.state != "running" or self._record.champion != opened.release:
+            self._trial = None
+            return
+        held = self._trial[1] if self._trial else None
+        trial = held if held is not None and held.release == self._record.canary else self._open(self._record.canary)
+        self._trial = self._record, trial._replace(overrides=opened.overrides)
+
+    def _remove_copies(self, *old: _Opened) -> None:
+        """Remove our own copies of snapshots that are not open any more; a mapped file stays readable until it is closed."""
+        needed = {self._opened.snapshot, *([self._trial[1].snapshot] if self._trial else [])}
+        for one in old if self._copies is not None else ():
+            if one.snapshot not in needed:
+                shutil.rmtree(one.cache.folder, ignore_errors=True)
 
     def close(self) -> None:
         """End the thread."""
