@@ -6,7 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from headtail.adapters.storage import open_storage
-from headtail.batch import Job, generate, worker
+from headtail.batch import Job, driver, generate, worker
 from headtail.batch.driver import _raise_limit, find_open_shards
 from headtail.batch.limits import FirstRows, Limits
 from headtail.batch.parsed_answer import ParsedAnswer
@@ -199,6 +199,47 @@ def test_limits() -> None:
     assert half.problem({"settled": 3, "unanswered": 2}, 1) == half.problem({"settled": 1000, "unanswered": 490}, 1) == ""
 
 
+def test_rows_that_failed_before_count_among_all_rows_of_the_job() -> None:
+    limits = Limits(failed_share=0.05, unanswered_share=0.5)
+    again = {"again_asked": 20, "again_errors": 20, "again_settled": 20, "again_unanswered": 20}
+    assert limits.problem({**again, "kept": 980, "kept_failed": 0, "kept_unanswered": 5}, 1) == ""
+    assert "20 of 100 requests ended in an error, rows of earlier runs included" in limits.problem({**again, "kept": 80}, 1)
+    assert "620 of 1,000 rows ended without an answer" in limits.problem({**again, "kept": 980, "kept_unanswered": 600}, 1)
+    assert "8 of 8 requests ended in an error, more" in limits.problem({"asked": 8, "errors": 8, "kept": 10**6}, 1), "new rows speak"
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_a_second_run_over_failed_rows_counts_the_rows_of_the_first(
+    make_local_job: MakeJob, monkeypatch: pytest.MonkeyPatch, shards: int
+) -> None:
+    """20 of 400 rows failed: asked again they are all that this run asks, and all of them fail, which is still one row in twenty."""
+    limits = Limits(failed_share=0.06)
+    job = make_local_job(planned([*(f"!fail {i}" for i in range(20)), *(f"q{i}" for i in range(380))]), shards=shards, limits=limits)
+    first, one = run_here(job)
+    assert first.states[State.FAILED] == 20
+    assert {name: one._news[name] for name in ("asked", "errors", "again_asked")} == {"asked": 400, "errors": 20, "again_asked": 0}
+    judged: list[str] = []
+
+    def meter(*_: object, judge: Callable[..., str], **__: object) -> None:
+        news = dict(again._news)
+        for amounts in again._before.values():
+            news |= {name: news.get(name, 0) + amount for name, amount in amounts.items()}
+        judged.append(judge(news, 1.0))
+        raise LimitReached("judged")
+
+    store, manifest = open_storage(job.root), prepare_input(job)
+    done, asks = find_open_shards(job, store, manifest)
+    again = Worker(job, manifest, "run1")
+    again.work(asks)
+    assert (again._news["again_errors"], again._news["errors"]) == (20, 0)
+    monkeypatch.setattr("headtail.adapters.meter.job_meter", meter)
+    monkeypatch.setattr("headtail.batch.driver.start_cluster", lambda: None)
+    monkeypatch.setattr("headtail.batch.driver._check_room", lambda job: None)
+    with pytest.raises(LimitReached, match="judged"):
+        driver._spread(job, manifest, asks, done)
+    assert judged == [""]
+
+
 def test_first_rows_count_in_the_order_in_which_they_were_handed_over() -> None:
     first = FirstRows(0.5)
     assert (first.count, FirstRows(1.0).count, FirstRows(0.0).count, FirstRows(0.2).count) == (10, 0, 1, 5)
@@ -226,6 +267,26 @@ def test_a_worker_stops_by_itself_when_its_first_rows_have_no_answer(make_local_
         assert run * 10 <= len(server.asked) <= run * (10 + 2 * 32)
     server.http.shutdown()
     server.http.server_close()
+
+
+@pytest.mark.parametrize("kind, reports", [("!length", 40), ("fine", 1)])
+def test_a_worker_reports_often_until_a_row_has_an_answer(
+    make_local_job: MakeJob, monkeypatch: pytest.MonkeyPatch, kind: str, reports: int
+) -> None:
+    """One of several workers: the driver hears at once that no row has an answer, and not after a second."""
+    monkeypatch.setattr(worker, "_FIRST_TELL_S", 0.0)
+    monkeypatch.setattr(worker, "_TELL_S", 1e9)
+    job = make_local_job(planned([f"{kind} {i}" for i in range(40)]), workers=2, shards=1)
+    one, told = Worker(job, prepare_input(job), "run0"), list[float]()
+    report = one.report_progress
+
+    def told_progress() -> None:
+        told.append(one._news["settled"])
+        report()
+
+    monkeypatch.setattr(one, "report_progress", told_progress)
+    one.work([Ask(0, 0)])
+    assert len(told) == reports + 1, "and once at the end"
 
 
 def test_a_worker_leaves_to_the_driver_what_it_cannot_judge(make_local_job: MakeJob) -> None:

@@ -15,9 +15,13 @@ def test_totals(cluster: None) -> None:
     import ray
 
     with job_meter("work", 30) as meter:
-        told = [({0: 4}, {0: 1.5}), ({1: 10}, {1: 2.0}), ({0: 9}, {0: 7.5})]  # the last one died in between, and tells part 0 again
+        told = [
+            ({0: 4}, {0: {"kept": 1.5}}),
+            ({1: 10}, {1: {"kept": 2.0}}),
+            ({0: 9}, {0: {"kept": 7.5}}),
+        ]  # the last one died in between, and tells part 0 again
         assert ray.get([meter.add.remote(done, before, tokens=3) for done, before in told]) == ["", "", ""]
-        assert ray.get(meter.read.remote()) == {"done": 19, "before": 3.5, "tokens": 9}
+        assert ray.get(meter.read.remote()) == {"done": 19, "kept": 3.5, "tokens": 9}
 
 
 @pytest.mark.slow

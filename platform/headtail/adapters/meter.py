@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,10 +23,10 @@ class _Totals:
     def __init__(self) -> None:
         self.totals: dict[str, float] = {}
         self.done: dict[int, float] = {}
-        self.before: dict[int, float] = {}
+        self.before: dict[int, dict[str, float]] = {}
         self.reason = ""
 
-    def add(self, done: dict[int, float] | None = None, before: dict[int, float] | None = None, **amounts: float) -> str:
+    def add(self, done: dict[int, float] | None = None, before: dict[int, dict[str, float]] | None = None, **amounts: float) -> str:
         self.done.update(done or {})
         self.before = (before or {}) | self.before
         for name, amount in amounts.items():
@@ -36,7 +37,10 @@ class _Totals:
         self.reason = self.reason or reason
 
     def read(self) -> dict[str, float]:
-        return self.totals | {"done": sum(self.done.values()), "before": sum(self.before.values())}
+        before: Counter[str] = Counter()
+        for amounts in self.before.values():
+            before.update(amounts)
+        return {**self.totals, **before, "done": sum(self.done.values())}
 
 
 @contextmanager
@@ -46,7 +50,8 @@ def job_meter(
     """A meter actor that drives a bar; workers call `meter.add.remote(...)`, which returns why to stop, or "".
 
     `done` and `before` are amounts by part of the work, so that a worker that died and came back may tell them again: of
-    `done` the last counts, of `before` (what was there when the part was first opened) the first. Other amounts are added up.
+    `done` the last counts, of `before` (named amounts that were there when the part was first opened) the first. Other amounts are
+    added up.
     `judge(totals, seconds)` is asked twice a second; what it says is what workers hear.
     """
     import ray

@@ -19,7 +19,7 @@ import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -35,7 +35,7 @@ from headtail.batch.job import JOURNAL, InputTable, Job, ShardReceipt, edition_c
 from headtail.batch.ledger import Ledger, close_ledger
 from headtail.batch.limits import Limits
 from headtail.batch.prepare import InputManifest, prepare_input
-from headtail.batch.shard import Shard
+from headtail.batch.shard import Shard, kept_rows
 from headtail.batch.worker import Ask, Worker
 from headtail.core.errors import ConfigError, EngineError, HeadtailError, LimitReached, StorageError
 from headtail.core.receipt import Receipt
@@ -78,7 +78,7 @@ def generate(job: Job) -> Ledger:
             say(f"  resuming: {len(done)} of {len(done) + len(asks)} shards are done{retried}")
         home, asks = _publish_reused(job, store, manifest, asks)
         done += home
-        reports = _spread(job, manifest, asks, sum(receipt.rows for receipt in done)) if asks else []
+        reports = _spread(job, manifest, asks, done) if asks else []
     made = [ShardReceipt.model_validate(receipt) for one in reports for receipt in one["receipts"]]
     if reason := next((one["stopped"] for one in reports if one.get("stopped")), ""):
         _raise_limit(job, reason, len(done) + len(made), len(done) + len(asks), reports)
@@ -136,7 +136,7 @@ def _publish_reused(job: Job, store: Storage, manifest: InputManifest, asks: Seq
     return made, list(asks[len(made) :])
 
 
-def _spread(job: Job, manifest: InputManifest, asks: Sequence[Ask], done: int) -> list[dict[str, Any]]:
+def _spread(job: Job, manifest: InputManifest, asks: Sequence[Ask], done: Sequence[ShardReceipt]) -> list[dict[str, Any]]:
     """Run `asks` on the job's workers with Ray Data; what each task reported."""
     import ray
 
@@ -147,7 +147,15 @@ def _spread(job: Job, manifest: InputManifest, asks: Sequence[Ask], done: int) -
     count = chain_count(len(asks), job.workers)
     items = [{"shard": ask.shard, "edition": ask.edition} for ask in asks]
     total = sum(part.file.rows or 0 for part in manifest.parts)
-    with job_meter(f"{job.task.name} by {job.name}", total, done=done, judge=job.limits.problem) as meter:
+    states: Counter[str] = Counter()
+    for receipt in done:
+        states.update(receipt.states)
+
+    def judge(progress: Mapping[str, float], wall: float) -> str:
+        kept = {name: rows + progress.get(name, 0.0) for name, rows in kept_rows(states).items()}
+        return job.limits.problem({**progress, **kept}, wall)
+
+    with job_meter(f"{job.task.name} by {job.name}", total, done=states.total(), judge=judge) as meter:
         asked = ray.data.from_items(items, override_num_blocks=count).map_batches(
             Worker,
             fn_constructor_kwargs={"job": job, "manifest": manifest, "run": uuid.uuid4().hex[:8], "meter": meter},

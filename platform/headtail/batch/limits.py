@@ -46,13 +46,22 @@ class Limits:
     def problem(self, progress: Mapping[str, float], wall: float) -> str:
         """Why the job should stop, or nothing.
 
-        `progress`: rows `asked`, of them `errors`; rows `settled`, of them `unanswered`; tokens. `wall`: seconds of this run.
+        `progress`: rows `asked`, of them `errors`; rows `settled`, of them `unanswered`; tokens. The same with `again_` before the
+        name: rows that failed in an earlier run, and say nothing about others. `kept`: rows that were finished before this run, of
+        them `kept_failed` and `kept_unanswered`. `wall`: seconds of this run.
         """
-        if _surely_above(self.failed_share, errors := progress.get("errors", 0.0), asked := progress.get("asked", 0.0)):
-            return f"{errors:,.0f} of {asked:,.0f} requests ended in an error, more than max_failed_share={self.failed_share:g}"
-        if _surely_above(self.unanswered_share, unanswered := progress.get("unanswered", 0.0), settled := progress.get("settled", 0.0)):
-            text = "rows ended without an answer (truncated, invalid, refused, failed)"
-            return f"{unanswered:,.0f} of {settled:,.0f} {text}, more than max_unanswered_share={self.unanswered_share:g}"
+        for limit, name, bad, total in (
+            (self.failed_share, "max_failed_share", "errors", "asked"),
+            (self.unanswered_share, "max_unanswered_share", "unanswered", "settled"),
+        ):
+            text = "requests ended in an error" if bad == "errors" else "rows ended without an answer (truncated, invalid, refused, failed)"
+            if _surely_above(limit, some := progress.get(bad, 0.0), of := progress.get(total, 0.0)):
+                return f"{some:,.0f} of {of:,.0f} {text}, more than {name}={limit:g}"
+            kept = "kept_failed" if bad == "errors" else "kept_unanswered"
+            some += progress.get(f"again_{bad}", 0.0) + progress.get(kept, 0.0)
+            of += progress.get(f"again_{total}", 0.0) + progress.get("kept", 0.0)
+            if _surely_above(limit, some, of):
+                return f"{some:,.0f} of {of:,.0f} {text}, rows of earlier runs included, more than {name}={limit:g}"
         if self.seconds and wall >= self.seconds:
             return f"{math.ceil(wall):,} s have passed, budget_seconds={self.seconds:g} is spent"
         if self.usd and (usd := self.cost(progress, wall)) >= self.usd:

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -74,6 +74,12 @@ class Shard:
     def done(self) -> int:
         """Rows that are safe, or taken over."""
         return len(self.requests) - len(self.todo)
+
+    @property
+    def kept(self) -> dict[str, float]:
+        """Rows that are safe or taken over, as `Limits.problem` counts them."""
+        states = Counter(state for table in self._tables for state in table["state"].to_pylist())
+        return kept_rows(states)
 
     @property
     def representative(self) -> bool:
@@ -334,6 +340,12 @@ class Shard:
         self.requests, self._tables = _NOTHING, []  # the worker keeps the shard, not its rows
         self.reused = self.reused.slice(0, 0)
         return record.parse_record(ShardReceipt, held, self.store.uri(path))
+
+
+def kept_rows(states: Mapping[str, int]) -> dict[str, float]:
+    """Finished rows of which so many are in each state, as `Limits.problem` counts them."""
+    kept = sum(states.values())
+    return {"kept": kept, "kept_failed": states.get(State.FAILED, 0), "kept_unanswered": kept - states.get(State.ANSWERED, 0)}
 
 
 _NOTHING = ShardRequests(pa.table({}), [], [])

@@ -40,6 +40,7 @@ from headtail.engines.models import check_weights, find_model
 _PASS_BACKOFF_S = 1.0  # before rows with transient errors are asked once more; doubles
 _LONGEST_BACKOFF_S = 30.0
 _TELL_S = 1.0  # the meter gets counts, and is asked whether to stop, at most this often
+_FIRST_TELL_S = 0.1  # the same until a row has an answer: a job without any stops that much sooner
 _REASONS = 100  # different ones that a worker keeps
 _START_S = 1800.0  # beyond stall_seconds: loading the weights of a large model takes long
 MOST_STARTS = 16  # of engines in a row that finish no row. Ray brings a dead actor back for ever; this is what ends it
@@ -74,9 +75,9 @@ class Worker:
         self._first = FirstRows(job.limits.unanswered_share if job.workers == 1 else 1.0)  # one of several may be ill alone
         self._proven = True
         self._done: dict[int, int] = {}
-        self._before: dict[int, float] = {}
+        self._before: dict[int, dict[str, float]] = {}
         self._news: dict[str, float] = defaultdict(float)
-        self._news_at = 0.0
+        self._news_at, self._tell_s = 0.0, _FIRST_TELL_S
         self._reply: Any = None
 
     @cached_property
@@ -119,7 +120,7 @@ class Worker:
         if not shard.representative:
             self._first.end()
         self._done[ask.shard] = shard.done
-        self._before.setdefault(ask.shard, shard.journal.seconds)
+        self._before.setdefault(ask.shard, {"before": shard.journal.seconds, **shard.kept})
         return shard
 
     def _run_feed(self, feed: _ChainFeed | _WindowFeed, receipts: dict[int, ShardReceipt]) -> None:
@@ -183,7 +184,7 @@ class Worker:
                 now = time.monotonic()
                 alive(now)
                 check()
-                if now - self._news_at >= _TELL_S:
+                if now - self._news_at >= self._tell_s:
                     self.report_progress()
                 yield completion, now - last
                 last = now
@@ -207,12 +208,12 @@ class Worker:
 
     def take(self, shard: Shard, row: int, completion: Completion, seconds: float) -> bool:
         """Settle a row, or leave it open when its error is transient and it has tries left. True when it is settled."""
-        news = self._news
-        news["asked"] += 1
+        news, again = self._news, "again_" if shard.failed_before(row) else ""
+        news[f"{again}asked"] += 1
         news["tokens_in"] += completion.tokens_in
         news["tokens_out"] += tokens_out(completion) if completion.samples else completion.tokens_out
         if completion.error:
-            news["errors"] += 1
+            news[f"{again}errors"] += 1
             if completion.transient:
                 shard.tries[row] += 1
                 if shard.tries[row] < self.job.attempts:
@@ -221,12 +222,13 @@ class Worker:
         parsed = classify(self.job.task, completion, self.job.io_format)
         shard.take(row, parsed, completion, seconds)
         self.settled += 1
-        news["settled"] += 1
+        news[f"{again}settled"] += 1
         if parsed.state == State.ANSWERED:
             self._first.end()
+            self._tell_s = _TELL_S
         else:
             self.stopped = self.stopped or self._first.problem((shard.number, row))
-            news["unanswered"] += 1
+            news[f"{again}unanswered"] += 1
             self._note(f"{parsed.state}: {parsed.reason}")
         if shard.unsaved >= self.job.flush_rows or flush_late(
             shard.unsaved, self.settled, time.monotonic() - self.begun, self.job.flush_seconds
