@@ -59,6 +59,12 @@ def test_what_is_kept_of_a_row_without_an_answer_can_be_stored(segmentation: Tas
     assert classify(segmentation, Completion(0, error=text or "x")).reason.encode()
 
 
+@pytest.mark.parametrize("depth", [100, 250, 260, 500, 900, 5000])
+def test_an_answer_nested_deeply_is_invalid(segmentation: Task, depth: int) -> None:
+    for text in ("[" * depth + "]" * depth, '{"segments":' * depth + "1" + "}" * depth):
+        assert classify(segmentation, Completion(0, text=text, finish_reason="stop")).state == State.INVALID
+
+
 def test_confidence_counts_values_alone() -> None:
     text, texts, logprobs = _spelled(
         ('{"', -9.0), ("intent", -9.0), ('": "', -9.0), ("near", -0.1), ("_me", -0.3), ('"', -0.2), ("}", -9.0)

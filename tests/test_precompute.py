@@ -241,6 +241,24 @@ def test_after_success_with_failed_rows_it_says_how_to_ask_them_again(
     assert (healed.rows["answered"], log.stat().st_size) == (61, 63)
 
 
+def test_rows_in_another_state_of_retry_are_told_like_failed_ones(
+    root: str, store: Storage, answer_here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan(store, head=["!length 1", "!length 2", "!fail", "q"])
+
+    def told(**fields: Any) -> str:
+        precompute.run(config(root, max_unanswered_share=1, max_failed_share=1, **fields))
+        return " ".join(capsys.readouterr().err.split())
+
+    both = ["truncated", "failed"]
+    assert "1 rows failed; --set ask_again=1 asks them again" in told()
+    assert "2 rows are truncated and 1 rows failed; --set ask_again=2 asks them again, 3 of them only with" in told(ask_again=1, retry=both)
+    assert "max_runs_per_row" not in told(ask_again=1, retry=both, max_runs_per_row=3), "found done under another limit"
+    assert "2 rows are truncated; --set ask_again=3 asks them again, 2 of them only with --set max_runs_per_row=3 or more" in told(
+        ask_again=2, retry=["truncated"]
+    )
+
+
 # --- on a cluster, null engine
 
 

@@ -727,6 +727,51 @@ def test_annotations_become_answers(segmentation: Task, result: list[Any], answe
     assert row.who == "label studio user 4"
 
 
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["drop", "topic", "pizza"]),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["text", "choices", "labels", "id", "x"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+
+
+def json_places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from json_places(value[key], (*path, key))
+
+
+def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = put(value[path[0]], path[1:], new)
+    return copy
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_an_export_with_any_json_in_any_place_is_read_or_set_aside(segmentation: Task, data: st.DataObject) -> None:
+    data_part = {"text": "piza near me", "query_key": "aa", "answer_key": "bb", "before": spans(("piza", "topic")), "queue": REF}
+    marks = [
+        region(0, 4, "piza", ["topic"], "a"),
+        area("corrected", ["pizza"], "a", start=0, end=4),
+        area("why", ["typo"]),
+        {"from_name": labelstudio.VERDICT, "value": {"choices": ["keep"]}},
+    ]
+    annotation = {"result": marks, "completed_by": {"email": "a@b"}, "created_at": "2026-01-01T00:00:00Z"}
+    export = [{"data": data_part, "annotations": [annotation]}]
+    deep: list[Any] = []
+    for _ in range(300):  # deeper than the validator goes
+        deep = [deep]
+    changed = put(export, data.draw(st.sampled_from(sorted(json_places(export), key=str))), data.draw(ANY_JSON | st.just(deep)))
+    with contextlib.suppress(InputError):
+        for row in labelstudio.read_annotations(json.dumps(changed).encode(), "x.json", segmentation):
+            assert row.problem or row.verdict in ("", ACCEPT, CORRECT, DROP)
+            assert row.verdict != CORRECT or segmentation.parse(row.answer)[1] == ""
+
+
 def test_offsets_of_older_versions_are_understood(segmentation: Task) -> None:
     """They counted UTF-16 units: github.com/HumanSignal/label-studio/issues/1347."""
     marks, wanted = [region(13, 23, "annotation", ["topic"], "a")], (spans(("annotation", "topic")), "")

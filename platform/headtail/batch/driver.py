@@ -35,7 +35,7 @@ from headtail.batch.job import JOURNAL, InputTable, Job, ShardReceipt, edition_c
 from headtail.batch.ledger import Ledger, close_ledger
 from headtail.batch.limits import Limits
 from headtail.batch.prepare import InputManifest, prepare_input
-from headtail.batch.shard import Shard, kept_rows
+from headtail.batch.shard import Shard, count_finished
 from headtail.batch.worker import Ask, Worker
 from headtail.core.errors import ConfigError, EngineError, HeadtailError, LimitReached, StorageError
 from headtail.core.receipt import Receipt
@@ -152,7 +152,7 @@ def _spread(job: Job, manifest: InputManifest, asks: Sequence[Ask], done: Sequen
         states.update(receipt.states)
 
     def judge(progress: Mapping[str, float], wall: float) -> str:
-        kept = {name: rows + progress.get(name, 0.0) for name, rows in kept_rows(states).items()}
+        kept = {name: rows + progress.get(name, 0.0) for name, rows in count_finished(states).items()}
         return job.limits.problem({**progress, **kept}, wall)
 
     with job_meter(f"{job.task.name} by {job.name}", total, done=states.total(), judge=judge) as meter:

@@ -152,6 +152,7 @@ class ShardReceipt(Config):
     duplicates: int = Field(ge=0, description="input rows with the same query_key and answer_key as an earlier one")
     states: dict[str, int] = Field(description="rows by state; their sum is `rows`")
     failed_runs: dict[int, int] = Field({}, description="failed rows by the number of runs in which they failed the same way")
+    given_up: int = Field(0, ge=0, description="rows in another state of `retry` that were asked in max_runs_per_row runs")
     reasons: dict[str, int] = Field({}, description="the most frequent reasons of failed rows, and how many rows each")
     tokens_in: int = Field(0, ge=0, description="prompt tokens of all rows")
     tokens_out: int = Field(0, ge=0, description="answer tokens of all rows")

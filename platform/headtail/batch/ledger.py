@@ -49,7 +49,7 @@ class Ledger:
     start_s: float
     restarts: int
     missing_side_inputs: dict[str, tuple[str, ...]]
-    given_up: int = 0  # failed rows that were asked in as many runs as a row may be
+    given_up: int = 0  # failed rows, and rows in a state of `retry`, that were asked in as many runs as a row may be
     engine: dict[str, Any] = field(default_factory=dict)  # of the worker that answered most: arguments in force, how full it was
 
     @property
@@ -107,7 +107,7 @@ def close_ledger(
         start_s=max(starts.values(), default=0.0),
         restarts=sum(restarts.values()),
         missing_side_inputs=manifest.missing_side_inputs,
-        given_up=sum(shard.failed - shard.retryable(job.max_runs_per_row) for shard in shards),
+        given_up=sum(shard.failed - shard.retryable(job.max_runs_per_row) + shard.given_up for shard in shards),
         engine=max((one["engine"] for one in reports), key=lambda facts: facts.get("engine_rows", 0), default={}),
     )
 

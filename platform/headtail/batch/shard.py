@@ -76,10 +76,10 @@ class Shard:
         return len(self.requests) - len(self.todo)
 
     @property
-    def kept(self) -> dict[str, float]:
+    def finished_counts(self) -> dict[str, float]:
         """Rows that are safe or taken over, as `Limits.problem` counts them."""
         states = Counter(state for table in self._tables for state in table["state"].to_pylist())
-        return kept_rows(states)
+        return count_finished(states)
 
     @property
     def representative(self) -> bool:
@@ -315,6 +315,8 @@ class Shard:
         table = sort_answers(pa.concat_tables(self._tables).combine_chunks() if self._tables else self.job.schema.empty_table())
         check_rows(table, self.requests, f"{self.job.path}, shard {self.number}")
         failed = table.filter(pc.equal(table["state"], State.FAILED))
+        others = table.filter(pc.is_in(table["state"], value_set=pa.array(set(self.job.retry) - {State.FAILED}, table["state"].type)))
+        others = others.filter(self._exhausted_rows(others))
         made = ShardReceipt(
             shard=self.number,
             edition=self.edition,
@@ -331,6 +333,7 @@ class Shard:
             reused_seconds=round(float(_sum(self.reused["seconds"])), 3),
             reused_tokens_in=_sum(self.reused["tokens_in"]),
             reused_tokens_out=_sum(self.reused["tokens_out"]),
+            given_up=others.num_rows,
             computed=self.computed,
             damaged=self.damaged,
         )
@@ -342,7 +345,7 @@ class Shard:
         return record.parse_record(ShardReceipt, held, self.store.uri(path))
 
 
-def kept_rows(states: Mapping[str, int]) -> dict[str, float]:
+def count_finished(states: Mapping[str, int]) -> dict[str, float]:
     """Finished rows of which so many are in each state, as `Limits.problem` counts them."""
     kept = sum(states.values())
     return {"kept": kept, "kept_failed": states.get(State.FAILED, 0), "kept_unanswered": kept - states.get(State.ANSWERED, 0)}

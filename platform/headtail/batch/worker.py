@@ -120,7 +120,7 @@ class Worker:
         if not shard.representative:
             self._first.end()
         self._done[ask.shard] = shard.done
-        self._before.setdefault(ask.shard, {"before": shard.journal.seconds, **shard.kept})
+        self._before.setdefault(ask.shard, {"before": shard.journal.seconds, **shard.finished_counts})
         return shard
 
     def _run_feed(self, feed: _ChainFeed | _WindowFeed, receipts: dict[int, ShardReceipt]) -> None:

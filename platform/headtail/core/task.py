@@ -140,9 +140,12 @@ class Task:
             return None, "not JSON: it holds half of a surrogate pair, which is no text and cannot be stored"
         except (ValueError, RecursionError) as error:
             return None, f"not JSON: {error}"
-        if self._validator.is_valid(answer):
-            return answer, ""
-        problem = next(self._validator.iter_errors(answer))
+        try:
+            if self._validator.is_valid(answer):
+                return answer, ""
+            problem = next(self._validator.iter_errors(answer))
+        except ValueError as error:  # nested deeper than the validator goes, some 250 levels
+            return None, f"schema: answer: {error}"
         return None, f"schema: {'/'.join(map(str, problem.instance_path)) or 'answer'}: {problem.message[:200]}"
 
     def dump(self, answer: Any) -> str:

@@ -45,7 +45,7 @@ def export_reviews(config: Config, file: Path, kind: str = "", rows: int = 0, de
     queue = load_queue(store, config.suspects, task)
     report = export_queue(file, found, queue, DecisionLog(store, task.name), task, rows, decided)
     say(f"review       {report.rows:,} rows written to {file} ({found})")
-    say(f"{'':<12} {report.left_out:,} more are in the queue, {report.decided:,} were decided before")
+    say(f"{'':<12} {report.left_out:,} more without a decision are in the queue; {report.decided:,} with one are left out")
     if report.config is not None:
         say(f"{'':<12} labelling config for the Label Studio project: {report.config}")
     return report

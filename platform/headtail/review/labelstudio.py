@@ -198,21 +198,27 @@ def _texts(marks: Iterable[Mapping[str, Any]]) -> list[str]:
     found: list[str] = []
     for mark in marks:
         text = mark["value"].get("text")
-        found += [text] if isinstance(text, str) else [part for part in text or () if isinstance(part, str)]
+        found += [text] if isinstance(text, str) else [part for part in _listed(mark, "text") if isinstance(part, str)]
     return found
 
 
+def _listed(mark: Mapping[str, Any], name: str) -> list[Any]:
+    """The list under `name` of a mark's value; empty when something else stands there."""
+    value = mark["value"].get(name)
+    return value if isinstance(value, list) else []
+
+
 def _label(drawn: Sequence[Mapping[str, Any]]) -> tuple[Any, str]:
-    chosen = [choice for mark in drawn for choice in mark["value"].get("choices") or ()]
+    chosen = [choice for mark in drawn for choice in _listed(mark, "choices")]
     return (chosen[0], "") if len(chosen) == 1 else (None, f"{len(chosen)} labels are chosen; one is needed")
 
 
 def _spans(task: Task, query: str, by_name: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Any, str]:
     score = task.file.score
-    fixed = {mark.get("id"): "".join(_texts([mark])) for mark in by_name.get(FIXED, ())}
+    fixed = {str(mark.get("id")): "".join(_texts([mark])) for mark in by_name.get(FIXED, ())}
     found: list[tuple[int, dict[str, str]]] = []
     for mark in by_name.get(SPANS, ()):
-        value, given = mark["value"], mark["value"].get("labels") or []
+        value, given = mark["value"], _listed(mark, "labels")
         start, end = value.get("start"), value.get("end")
         if not (type(start) is int and type(end) is int):
             return None, "a region without start and end"
@@ -221,7 +227,7 @@ def _spans(task: Task, query: str, by_name: Mapping[str, Sequence[Mapping[str, A
         text, problem = _region(query, start, end, value.get("text"))
         if problem:
             return None, problem
-        found.append((start, {score.text: fixed.get(mark.get("id")) or text, score.label: given[0]}))
+        found.append((start, {score.text: fixed.get(str(mark.get("id"))) or text, score.label: given[0]}))
     return [segment for _, segment in sorted(found, key=lambda pair: pair[0])], ""
 
 
@@ -286,7 +292,7 @@ def _row(number: int, query: str, annotation: Mapping[str, Any], keys: Mapping[s
     why = "\n".join(_texts(mark for mark in values if mark.get("from_name") == WHY))
     at = annotation.get("updated_at") or annotation.get("created_at") or ""
     row = ReviewRow(number, query, note=_blanks_note(values), **keys, why=why, who=_who(annotation.get("completed_by")), at=str(at))
-    if any(DROP in (mark["value"].get("choices") or ()) for mark in values if mark.get("from_name") == VERDICT):
+    if any(DROP in _listed(mark, "choices") for mark in values if mark.get("from_name") == VERDICT):
         return row._replace(verdict=DROP)
     before, _ = canonical_answer(task, keys["before"]) if keys["before"] else (None, "")
     answer, problem = answer_of(task, keys["query"], values, before)

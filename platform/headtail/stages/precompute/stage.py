@@ -37,6 +37,7 @@ from headtail.stages.precompute.result import AnsweringModel, PlannedActual, Res
 
 LOAD = ("occupancy", "occupancy_fed", "prefix_hit_rate")  # of an engine that says so: see docs/engines.md
 USD_PER_HOUR = 0.09  # of one worker, where a config names no price: a 2-core cloud machine; an assumption, see docs/cost.md
+_ENDINGS = {state: "failed" if state == State.FAILED else f"are {state}" for state in State}  # of rows, in a sentence
 
 
 class Config(StageConfig):
@@ -198,13 +199,15 @@ def run(config: Config, planned: Preview | None = None) -> Receipt[Result]:
 
 
 def _retry_hint(config: Config, receipt: Receipt[Result]) -> str:
-    """How to ask rows again that failed in a job that succeeded."""
-    failed, given_up = receipt.rows.get(State.FAILED, 0), receipt.result.given_up
-    if not failed:
+    """How to ask rows again that ended in a state of `retry` in a job that succeeded."""
+    rows = {state: count for state in config.retry if (count := receipt.rows.get(state, 0))}
+    if not rows:
         return ""
-    text = f"{failed:,} rows failed; --set ask_again={config.ask_again + 1} asks them again"
-    if given_up:
-        text += f", {given_up:,} of them only with --set max_runs_per_row={config.max_runs_per_row + 1} or more"
+    text = f"{' and '.join(f'{count:,} rows {_ENDINGS[state]}' for state, count in rows.items())}; "
+    text += f"--set ask_again={config.ask_again + 1} asks them again"
+    runs, given_up = receipt.result.max_runs_per_row, min(receipt.result.given_up, sum(rows.values()))
+    if given_up and 0 < config.max_runs_per_row <= runs:
+        text += f", {given_up:,} of them only with --set max_runs_per_row={runs + 1} or more"
     return text
 
 
@@ -279,6 +282,7 @@ def _result(config: Config, job: Job, sources: _Sources, ledger: Ledger, dry_run
         engine=ledger.engine,
         engine_restarts=ledger.restarts,
         given_up=ledger.given_up,
+        max_runs_per_row=config.max_runs_per_row,
         usd_per_hour=config.model.usd_per_hour or USD_PER_HOUR,
         top_logprobs=top,
         vocabulary=vocabulary_fingerprint(load_tokenizer(find_model(config.model, sources.store).path, config.model.revision))
