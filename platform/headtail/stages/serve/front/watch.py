@@ -83,7 +83,8 @@ class ReleaseWatch:
         served = await asyncio.to_thread(open_served, self._store, wanted, self._config.copies, self._config.allow_task_code)
         if not await self._student_is_there(served, old):
             return False  # CURRENT moved on meanwhile
-        self._swap(served)
+        overrides = await asyncio.to_thread(load_overrides, self._store, served.task.name, served.overrides)  # also those of the wait
+        self._swap(dataclasses.replace(served, overrides=overrides))
         ours = self._store.local_path("") is None or self._config.copies is not None  # a copy of our own, not the store's file
         if ours and old.cache.folder != served.cache.folder:
             shutil.rmtree(old.cache.folder, ignore_errors=True)  # a mapped file stays readable until it is closed
@@ -102,6 +103,7 @@ class ReleaseWatch:
                 async with asyncio.timeout(min(left, self._config.refresh_s)):
                     await link.changed.wait()
             except TimeoutError:
+                await self._refresh_overrides()  # a student may take minutes to start
                 if await asyncio.to_thread(releases.current_id, self._store) != served.release.id:
                     return False
         return True
