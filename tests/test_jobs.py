@@ -105,7 +105,9 @@ def test_jobs_run_under_ray_job_submit(head: Cluster, tmp_path: Path) -> None:
     planned = load_receipt(store, "plan")  # the code travels with the job, what it makes lands in the store
     assert found["plan_head"]["fingerprint"] == planned.fingerprint
     assert read_table(store, planned.output("head").path).num_rows == planned.rows["head"] > 0
-    assert found["publish_snapshot"]["rows"]["published"] == found["precompute_answers"]["rows"]["answered"] > 0
+    rows = found["publish_snapshot"]["rows"]
+    assert rows["published"] + rows["left_out"] == found["precompute_answers"]["rows"]["answered"] > 0  # guardrails withhold some
+    assert rows["published"] > 0.8 * found["precompute_answers"]["rows"]["answered"]
     with served(head, root, port):
         (replayed,) = submit_all(head, root, {"replay_log": (f"url=http://127.0.0.1:{port}", "requests=40")})
     assert replayed["rows"]["requests"] == 40

@@ -248,10 +248,11 @@ def test_a_task_the_example_data_does_not_know_is_refused(root: str) -> None:
 @pytest.mark.slow
 def test_stations_work_on_s3(s3_root: str, cluster: None, tmp_path: Path) -> None:
     """World to published snapshot on S3 (moto's server stands in for it), with the null engine; then the same again."""
-    off = {"root": s3_root, "tracking": TrackingConfig(enabled=False)}
+    off: dict[str, Any] = {"root": s3_root, "tracking": TrackingConfig(enabled=False)}
     made = example_data.run(example_data.Config(**off, events=2000, days=2, universe=500, labels=40))
     store = open_storage(s3_root)
-    labels = store.uri(made.output("human_labels_query_segmentation").path)
+    labels = store.uri(made.output("human_labels_query_intent").path)
+    off["task"] = "query_intent"  # the null engine writes no spans that a guardrail would let through
     ingest.run(ingest.Config(**off, log=store.uri(f"{made.path}/log"), labels=labels))
     plan.run(plan.Config(**off, teacher_sample_rows=20))
     answered = precompute.run(precompute.Config(**off, model=ModelConfig(engine="null", model="null")))

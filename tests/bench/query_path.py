@@ -37,7 +37,11 @@ def walk(folder: Path) -> None:
     log = folder / "log.csv"
     log.write_text("query\n" + "pizza near me\n" * 3 + "thai food\n" * 2, encoding="utf-8")
     root = str(folder / "store")
-    common: dict[str, Any] = {"root": root, "tracking": TrackingConfig(enabled=False)}
+    common: dict[str, Any] = {
+        "root": root,
+        "tracking": TrackingConfig(enabled=False),
+        "task": "query_intent",
+    }  # labels: null writes no spans
     progress.quiet()
     replace_attribute(driver, "_spread", spread)
     ingest.run(ingest.Config(**common, log=str(log)))
