@@ -20,6 +20,9 @@ from headtail.core.task import Task
 from headtail.stages import serve
 from headtail.stages.serve.admission import ClusterAdmission, KeyAdmission, open_admission
 from headtail.stages.serve.api_keys import add_key, revoke_key
+from headtail.stages.serve.front.counters import read_counters
+from headtail.stages.serve.front.store_counts import follow_counts, store_counts
+from headtail.stages.serve.metrics import prometheus_text
 from headtail.stages.serve.principal import admit_all
 from headtail.stages.serve.rate_limit import RedisLimiter
 from redis_server import RedisServer, needs_redis
@@ -127,7 +130,8 @@ def test_the_log_names_the_caller_and_never_the_key(front: Callable[..., Front],
 def test_limits_over_redis_hold_at_every_path(front: Callable[..., Front], keys: Path, tmp_path: Path) -> None:
     key = add_key(keys, "slow", ["answer"], 0.001, 4)
 
-    async def use(url: str) -> None:
+    async def use(server: RedisServer) -> None:
+        url = server.url
         admit = ClusterAdmission(keys, RedisLimiter(RedisLink(url, timeout_s=limit(5))))
         served, headers = front(admit=admit), {"authorization": f"Bearer {key}"}
         async with served.client() as http:
@@ -137,10 +141,30 @@ def test_limits_over_redis_hold_at_every_path(front: Callable[..., Front], keys:
             last = await http.post("/v1/answer", json={"query": "pizza near me"}, headers=headers)
             assert [one.status_code for one in (first, second, third, last)] == [200, 200, 200, 429]
             assert (await http.get("/v1/answer?query=x")).status_code == 401
+            server.kill()
+            again = [(await http.post("/v1/answer", json={"query": "pizza near me"}, headers=headers)).status_code for _ in range(5)]
+            assert again == [200] * 5
+            counting = asyncio.create_task(follow_counts(served.counters, admit, None))
+            await asyncio.sleep(0)
+            counting.cancel()
+            assert [served.count(name) for name in ("unlimited", "redis_failures", "redis_skipped")] == [5, 3, 2]
+            text = prometheus_text(read_counters(served.path)).decode()
+            assert "headtail_unlimited_total 5.0" in text
         await admit.close()
 
     with RedisServer(tmp_path) as server:
-        asyncio.run(use(server.url))
+        asyncio.run(use(server))
+
+
+def test_what_a_damaged_file_of_keys_did_is_counted(keys: Path) -> None:
+    add_key(keys, "a", ["answer"])
+    admit = KeyAdmission(keys, keys.with_name("limits"))
+    assert set(store_counts(admit, None).values()) == {0}
+    keys.write_text("{")
+    admit._ring._next = 0.0
+    admit._ring.find(b"")
+    assert store_counts(admit, None)["key_file_failures"] == 1
+    assert set(store_counts(admit_all, None).values()) == {0}
 
 
 def test_settings_choose_the_check(keys: Path, root: str) -> None:

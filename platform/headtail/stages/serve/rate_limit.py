@@ -108,7 +108,7 @@ class RedisLimiter:
     """Limits over all nodes that use one Redis. While it is away every request is admitted, and `open_admissions` counts them."""
 
     def __init__(self, link: RedisLink, prefix: str = "headtail:limit:") -> None:
-        self._link, self._prefix, self.open_admissions = link, prefix, 0
+        self.link, self._prefix, self.open_admissions = link, prefix, 0
 
     async def wait(self, name: str, interval: float, burst: int, cost: int = 1) -> float:
         """As `SharedLimiter.wait`, for the key of this name."""
@@ -121,7 +121,7 @@ class RedisLimiter:
         async def ask(server: Any) -> float:
             return float(await server.eval(_SCRIPT, 1, key, *numbers))
 
-        found = await self._link.call(ask)
+        found = await self.link.call(ask)
         if found is None:
             self.open_admissions += 1
             return 0.0
@@ -129,7 +129,7 @@ class RedisLimiter:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._link.close()
+        await self.link.close()
 
     async def admit(self, key: ApiKey, cost: int = 1) -> None:
         """As `SharedLimiter.admit`."""

@@ -33,6 +33,7 @@ from headtail.stages.serve.front.counters import Counters
 from headtail.stages.serve.front.link import StudentLink
 from headtail.stages.serve.front.log_pipe import RequestLog
 from headtail.stages.serve.front.operations import Operations
+from headtail.stages.serve.front.store_counts import follow_counts
 from headtail.stages.serve.front.watch import ReleaseWatch, open_served
 from headtail.stages.serve.run_folder import RunPlan, front_address
 
@@ -51,7 +52,8 @@ async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
     app = FrontApp(answerer, config, counters, RequestLog(plan.log_pipe, counters), admit, operations.routes)
     app.add_routes(ChatRoutes(answerer, app.note_reply).routes)
     dynamic = next((tier for tier in tiers if isinstance(tier, DynamicTier)), None)
-    following = asyncio.create_task(ReleaseWatch(store, answerer, config, counters, link, dynamic).follow())
+    watch = ReleaseWatch(store, answerer, config, counters, link, dynamic)
+    following = [asyncio.create_task(watch.follow()), asyncio.create_task(follow_counts(counters, admit, dynamic))]
     server = Server(
         app,
         address=config.host,
@@ -74,7 +76,8 @@ async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, drain)
     gc.freeze()  # modules and the release stay: the collector need not look at them again
     await server.serve()
-    following.cancel()
+    for task in following:
+        task.cancel()
     if dynamic is not None:
         await dynamic.close()
     if isinstance(admit, ClusterAdmission):
