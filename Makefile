@@ -29,7 +29,7 @@ ENGINE      ?= null
 KEYS        ?= 10000000
 BENCH_ARGS  ?= --engine decoder=transformers
 
-.PHONY: help install quickstart ui serve test test-fast test-vllm check format chaos bench-precompute bench-cache bench-scale bench-suspects bench-seeds bench-distill simulate-releases measure clean
+.PHONY: help install quickstart ui serve test test-fast test-vllm check format chaos bench-precompute bench-cache bench-scale bench-suspects bench-seeds bench-distill bench-serve simulate-releases measure clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -88,6 +88,9 @@ bench-suspects: install ## how well curation finds planted errors: build/bench/s
 
 bench-seeds: install ## how often the quickstart's gates pass, 20 seeds in two precisions: build/bench/seeds.json (an hour)
 	@$(BIN)/python -m tests.bench.seeds
+
+bench-serve: quickstart ## the server beside a bare ASGI function and stock Ray Serve, needs wrk: build/bench/serve.json (10 minutes)
+	@$(BIN)/python -m tests.bench.serve --root $(ROOT)
 
 bench-distill: SIZE := full
 bench-distill: quickstart ## training beside Hugging Face's Trainer, the quickstart's students beside their teacher: build/bench/distill.json
