@@ -233,6 +233,7 @@ def test_folders_that_are_columns(ingest: Ingest, root: str, tmp_path: Path) -> 
     assert queries(root, receipt) == {"1": 1, "sushi": 1, "ramen": 1}
     assert (receipt.result.first_day, receipt.result.holdout_from) == ("2024-01-01", "2024-01-02")
     assert receipt.rows["set_aside.bad_time"] == 3
+    assert any(note.startswith("rows set aside: 3; columns.time takes dates") for note in receipt.notes)
     both = ingest(tmp_path / "log" / "d%61y=2024*", columns=LogColumns(time="day"))
     assert both.rows["events"] == 6
     alone = ingest(tmp_path / "log" / "d%61y=2024%2D01%2D01" / "part-0.csv", columns=LogColumns(time="day"), holdout_days=0)

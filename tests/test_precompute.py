@@ -293,6 +293,19 @@ def test_what_no_row_can_pass_is_one_clear_error_from_a_real_worker(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
+def test_what_ray_says_of_a_worker_that_died_is_not_on_stdout(root: str, store: Storage, capfd: pytest.CaptureFixture[str]) -> None:
+    """`--json` promises one line there."""
+    from headtail.cli import main
+
+    plan(store, head=[*(f"q{i}" for i in range(40)), "!exit"])
+    sets = ["model={engine: null, model: 'null:faults', cpus: 0.5}", "inputs=[plan:head]", "tracking.enabled=false"]
+    main(["precompute", "--root", root, "--json", *(part for one in sets for part in ("--set", one))])
+    (line,) = capfd.readouterr().out.splitlines()
+    assert json.loads(line)["rows"]["failed"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
 def test_the_contract(root: str, store: Storage) -> None:
     plan(store, head=[f"q{i}" for i in range(300)], human_labels=["q1", "q2", "new"])
     receipt = precompute.run(config(root, inputs=["plan:head", "plan:human_labels"], workers=2, shards=5))

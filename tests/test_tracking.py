@@ -242,7 +242,7 @@ def test_slow_answers_are_counted_over_all_stages(root: str, monkeypatch: pytest
 
 
 def test_a_page_instead_of_mlflow_is_said_in_one_line(root: str, capsys: pytest.CaptureFixture[str]) -> None:
-    page = "<html>" + "<p>Please log in</p>\n" * 500
+    page = "<html>" + "<p>Please \x1b[2J log in</p>\n" * 500
     for status in (200, 404):
         with server(lambda *_, status=status: (status, page)) as (uri, _):
             assert stages(f"{root}/{status}", uri, 2) == ["", ""]
@@ -251,6 +251,9 @@ def test_a_page_instead_of_mlflow_is_said_in_one_line(root: str, capsys: pytest.
         warning = next(line for line in said.splitlines() if "warning: MLflow" in line)
         assert len(warning) < 700
         assert "going on without it" in warning
+        assert "\x1b" not in warning, "no server writes to the terminal as it likes"
+        assert warning.endswith(" [...]")
+        assert warning.removesuffix(" [...]").split()[-1] in page.replace("\x1b", "\ufffd").split() or status == 404, "cut between words"
 
 
 def test_an_older_server_gets_what_it_knows(root: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from headtail.adapters.progress import printable
 from headtail.core import record
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import GateRejected
@@ -29,6 +30,7 @@ from headtail.core.secrets import hide, hide_in
 T = TypeVar("T")
 CHAMPION, CHALLENGER = "champion", "challenger"  # what passed its gate; what has not, or not yet
 _EVIDENCE = "gate.evidence"  # tag of a model version: the whole evidence as JSON
+_SHOWN_CHARS = 300  # of an error that a warning shows
 LOST_S = 30.0  # what a process may lose on one tracking server, over all its stages
 SLOW_S = 1.0  # a call that takes longer than this is time lost
 
@@ -86,8 +88,8 @@ class Tracker:
         if what not in _losses(self.uri).said:
             _losses(self.uri).said.add(what)
             reason = hide(" ".join(str(error).split()))  # a server that is no MLflow answers with a whole page
-            shown = reason if len(reason) <= 300 else f"{reason[:300]}..."
-            print(f"warning: MLflow at {hide(self.uri)}: {what}: {shown}", file=sys.stderr)
+            shown = reason if len(reason) <= _SHOWN_CHARS else f"{reason[:_SHOWN_CHARS].rpartition(' ')[0] or reason[:_SHOWN_CHARS]} [...]"
+            print(printable(f"warning: MLflow at {hide(self.uri)}: {what}: {shown}"), file=sys.stderr)
 
     def _in_time(self, call: Callable[[], T]) -> T:
         """What `call` returns, unless it takes more than is left of LOST_S: a server may accept, and answer never or byte by byte."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 def run_stage(name: str, file: Path | None, sets: list[str] | None, root: str | None, as_json: bool) -> tuple[Receipt[Any], str]:
     """Run a stage and print its receipt; the receipt and the store's root."""
     config = read_config(name, file, sets, root)
-    receipt: Receipt[Any] = importlib.import_module(STAGES[name][0]).run(config)
+    stage = importlib.import_module(STAGES[name][0])
+    with redirect_stdout(sys.stderr):  # Ray says on stdout that a worker died: that is no answer
+        receipt: Receipt[Any] = stage.run(config)
     _end(name, receipt, config.root, as_json)
     return receipt, config.root
 
@@ -123,13 +127,15 @@ def _precompute(
 
     found = read_config("precompute", config, sets, root)
     assert isinstance(found, precompute.Config)
-    planned = precompute.forecast(found, probe if probe is not None else ROWS if dry_run else 0)
+    with redirect_stdout(sys.stderr):
+        planned = precompute.forecast(found, probe if probe is not None else ROWS if dry_run else 0)
     (console if apply or as_json else answers).print(preview_tables(planned))
     if not apply:
         if as_json:
             print(planned.model_dump_json(), flush=True)
         return
-    receipt = precompute.run(found, planned)
+    with redirect_stdout(sys.stderr):
+        receipt = precompute.run(found, planned)
     _end("precompute", receipt, found.root, as_json)
     if not receipt.reused:
         console.print(outcome_table(receipt.result.dry_run))

@@ -52,6 +52,8 @@ TEXT_ROW_BYTES = 40  # a guess, to choose shards by
 _EPOCH = datetime.date(1970, 1, 1).toordinal()
 _SHOWN = 5  # files set aside that are named on the terminal
 _CURES = {
+    "bad_time": f"columns.time takes {cells.TIMES}",
+    "bad_count": "columns.count takes whole numbers from 1",
     "ambiguous": "their quotes or backslashes can be read in two ways: set `quotes` to doubled, backslash, escaped or none",
     "header": "they repeat the header, as where files were joined",
     "before_gap": "their dates are long before the log's other days, and they are few",
@@ -230,12 +232,11 @@ def _check_used(counter: LocalCounter | RayCounter, config: Config, known: int |
         reasons = ", ".join(f"{reason}: {n:,}" for reason, n in totals.set_aside.most_common())
         most = totals.set_aside.most_common(1)[0][0]
         row = next(row for table in counter.set_aside() for row in table.to_pylist() if row["reason"] == most)
-        fix = {"bad_time": f"columns.time takes {cells.TIMES}", "bad_count": "columns.count takes whole numbers from 1", **_CURES}
         raise InputError(
             "no row of the log can be used",
             where=f"{config.log}, row {row['row']:,} of {row['file']} for one",
             value=f"{reasons}; that row: {row['text'] or 'empty'}",
-            fix=fix.get(most, "check columns.query and the file's encoding (UTF-8)"),
+            fix=_CURES.get(most, "check columns.query and the file's encoding (UTF-8)"),
         )
 
 

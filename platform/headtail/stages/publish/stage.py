@@ -245,7 +245,7 @@ def _tell_left_out(stage: Stage, config: Config, built: LocalSnapshot, parts: _P
             say(f"{'publish':<12} {text}")
     if not built.rows:
         where = ", ".join(receipt.path for receipt in parts.answers)
-        fix = "publish answers that hold rows in state answered; the current release stays current"
+        fix = "docs/cache.md and docs/guardrails.md say what each reason means; the current release stays current"
         raise InputError("nothing is fit to be published: every query would be a miss", where=where, value=reasons, fix=fix)
 
 
