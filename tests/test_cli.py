@@ -42,6 +42,17 @@ def exits(*arguments: str) -> int:
     return int(done.value.code or 0)
 
 
+def test_ctrl_c_says_that_finished_work_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command that is stopped ends with 130, one line and no stack trace."""
+
+    def stopped(config: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("headtail.stages.plan.run", stopped)
+    assert exits("plan") == 130
+    assert capsys.readouterr().err.strip() == "stopped; finished work is kept: run the same command again to go on"
+
+
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help").returncode == 0
     shown = run("--help").stdout

@@ -23,7 +23,7 @@ from headtail.cli import stages, store
 from headtail.cli.delete import delete
 from headtail.cli.fields import fields
 from headtail.cli.keys import keys_app
-from headtail.cli.options import PANELS, STAGES, read_config
+from headtail.cli.options import PANELS, STAGES, STOPPED, read_config
 from headtail.cli.override import override
 from headtail.cli.release import release_app
 from headtail.cli.review import review_app
@@ -79,14 +79,15 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped; finished work is kept: run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        code = STOPPED
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")) and hasattr(error, "format_message"):
             print(f"error: {printable(error.format_message())}", file=sys.stderr)
             sys.exit(2)
         raise
-    if isinstance(code, int) and code:  # typer hands back the code of `typer.Exit`
+    if code == STOPPED:
+        print("stopped; finished work is kept: run the same command again to go on", file=sys.stderr)
+    if isinstance(code, int) and code:  # typer hands back the code of `typer.Exit`; to Ctrl-C it gives STOPPED itself
         sys.exit(code)
 
 

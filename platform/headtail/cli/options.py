@@ -45,6 +45,7 @@ PANELS: dict[str, tuple[str, ...]] = {
 
 MODULES = {**{name: module for name, (module, _) in STAGES.items()}, "serve": "headtail.stages.serve", "review": "headtail.review"}
 REJECTED = 4  # exit code under --strict
+STOPPED = 130  # exit code after Ctrl-C
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file with the command's fields", metavar="FILE")]
 Sets = Annotated[
