@@ -38,6 +38,7 @@ class Front:
         ask: AskStudent | None = None,
         link: StudentLink | None = None,
         pipe: int | None = None,
+        shared: Path | None = None,
         checks: Sequence[OutputCheck] = (),
         **options: Any,
     ) -> None:
@@ -47,7 +48,7 @@ class Front:
         served = open_served(store, config.release, config.copies)
         self.answerer = Answerer(served, config, [StudentTier(ask)] if ask else [], checks)
         self.operations = Operations(self.answerer, link)
-        self.watch = ReleaseWatch(store, self.answerer, config, self.counters, link)
+        self.watch = ReleaseWatch(store, self.answerer, config, self.counters, link, folder=shared)
         log = RequestLog(pipe, self.counters)
         self.app = FrontApp(self.answerer, config, self.counters, log, routes=self.operations.routes, **options)
         self.app.add_routes(ChatRoutes(self.answerer, self.app.note_reply).routes)

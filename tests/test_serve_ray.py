@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ import pytest
 from headtail.adapters.storage import Storage, open_storage
 from headtail.batch.job import answer_settings
 from headtail.core.errors import ConfigError, EngineError
+from headtail.core.guardrails import GuardrailConfig
 from headtail.core.keys import answer_key, fingerprint
 from headtail.core.task import Task, load_task
 from headtail.engines.device import resolve_dtype
@@ -73,6 +75,9 @@ def test_an_engine_that_cannot_start_is_told_and_leaves_nothing_behind(cluster: 
 @pytest.mark.vllm
 def test_the_real_student_answers_misses(cluster: None, store: Storage, root: str, tmp_path: Path, teacher_path: Path) -> None:
     task = load_task("query_segmentation")
+    task = dataclasses.replace(
+        task, file=task.file.model_copy(update={"guardrails": GuardrailConfig(enabled=False)})
+    )  # it is a small model
     published(store, tmp_path, task)
     asked = config(root, model={"model": str(teacher_path), "kv_cache_gib": 0.1, "max_num_seqs": 8}, realtime_timeout_ms=int(limit(60_000)))
     with serve.start_server(asked) as server:

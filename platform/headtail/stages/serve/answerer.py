@@ -138,11 +138,20 @@ class Tier(Protocol):
 OutputCheck = Callable[[Miss, Reply], str]  # the reason why a reply is withheld, one of REASONS; empty: it may go out
 
 
+class ReleaseSplit(Protocol):
+    """Which of two releases answers a query, while a canary runs."""
+
+    def choose(self, clean: str, champion: OpenRelease) -> OpenRelease: ...
+
+    def count(self, clean: str, release: str, seconds: float, degraded: bool) -> None: ...
+
+
 class Answerer:
-    """Answers queries under one release at a time. `served` may be swapped between any two awaits."""
+    """Answers queries under one release at a time, two while a canary runs. `served` and `split` may be swapped between any two awaits."""
 
     def __init__(self, served: OpenRelease, config: Config, tiers: Sequence[Tier] = (), checks: Sequence[OutputCheck] = ()) -> None:
         self.served, self.tiers, self._config, self._checks = served, tuple(tiers), config, tuple(checks)
+        self.split: ReleaseSplit | None = None
         self.in_flight = 0
         self.last_failure = ""
 
@@ -155,6 +164,8 @@ class Answerer:
         """The reply of an override or of the snapshot, else the Miss for `resolve`. RequestError when the query cannot be taken."""
         started, served = time.perf_counter(), self.served
         clean = self.clean(query, side_inputs, served)
+        if self.split is not None:
+            served = self.split.choose(clean, served)
         found = served.find(clean)
         if found is None:
             return Miss(query, clean, side_inputs, served, request_id, started)

@@ -1,7 +1,7 @@
 """The students of the releases: started before a release is served, ended after the last front has left it.
 
-In: CURRENT, the releases that fronts serve (from the shared counters). Out: applications of `Students`, at most two at a time: the current
-release's and the one before it, which stays for a while so that a rollback finds it. Knows nothing of processes or sockets.
+In: CURRENT, the canary, the releases that fronts serve (from the shared counters). Out: applications of `Students`: the current release's,
+a canary's, and for a while the one before, so that a rollback finds it. Knows nothing of processes or sockets.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from headtail.adapters.storage import Storage
 from headtail.core.secrets import hide
 from headtail.releases import release as releases
+from headtail.releases.canary import CanaryRecord, read_canary
 from headtail.stages.serve.config import Config
 from headtail.stages.serve.students import ServedStudent, resolve_student
 
@@ -36,7 +37,6 @@ class StudentHost(Protocol):
 class _Held(NamedTuple):
     name: str
     mark: str
-    release: str
 
 
 class StudentFollower:
@@ -44,16 +44,19 @@ class StudentFollower:
 
     def __init__(self, config: Config, store: Storage, students: StudentHost, served: Callable[[], set[str]]) -> None:
         self._config, self._store, self._students, self._served = config, store, students, served
-        self._held: list[_Held] = []  # the newest last
-        self._release, self._started = "", False
+        self._held: list[_Held] = []  # applications
+        self._marks: dict[str, str] = {}  # by release, the mark of its student; empty: it needs none
+        self._record: CanaryRecord | None = None
+        self._started = False
         self._left_at: float | None = None
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
 
     def deploy(self, release: releases.Release) -> str:
         """Begin to start the student of a release; the name of its application, empty when it needs none."""
-        self._release = release.id
         found = resolve_student(self._config, self._store, release)
+        self._marks[release.id] = found.mark if found else ""
+        self._left_at = None
         if found is None:
             return ""
         held = next((one for one in self._held if one.mark == found.mark), None)
@@ -61,11 +64,8 @@ class StudentFollower:
             if not self._started:
                 self._students.start()
                 self._started = True
-            held = _Held(self._students.deploy(found), found.mark, release.id)
-        else:
-            self._held.remove(held)
-        self._held.append(held._replace(release=release.id))
-        self._left_at = None
+            held = _Held(self._students.deploy(found), found.mark)
+            self._held.append(held)
         return held.name
 
     def follow(self) -> None:
@@ -87,18 +87,22 @@ class StudentFollower:
                 log.warning("the student of the current release cannot be started: %s", hide(str(error))[:500])
 
     def step(self) -> None:
-        """One look: start the current release's student; end those that no front needs any more."""
+        """One look: start the students of the current release and of a canary; end those that no front needs any more."""
         wanted = releases.current_id(self._store)
-        if wanted and wanted != self._release:
-            self.deploy(releases.load_release(self._store, wanted))
+        self._record = record = read_canary(self._store, self._record)
+        trial = record.canary if record is not None and record.state == "running" and record.champion == wanted else ""
+        for release in filter(None, (wanted, trial)):
+            if release not in self._marks:
+                self.deploy(releases.load_release(self._store, release))
+        self._marks = {release: mark for release, mark in self._marks.items() if release in (wanted, trial)}
         if self._served() != {wanted}:
             self._left_at = None
             return  # some front is still with another release
         if self._left_at is None:
             self._left_at = time.monotonic()
-        newest = self._held[-1:] if self._held and self._held[-1].release == wanted else []
-        missing = bool(newest) and not self._students.running(newest[0].name)  # it may wait for what an old one holds
+        needed = [held for held in self._held if held.mark in self._marks.values()]
+        missing = any(not self._students.running(held.name) for held in needed)  # it may wait for what an old one holds
         if missing or time.monotonic() - self._left_at >= self._config.keep_student_s:
-            for old in [held for held in self._held if held not in newest]:
+            for old in [held for held in self._held if held not in needed]:
                 self._students.delete(old.name)
                 self._held.remove(old)

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from headtail.core.rows import Source
 from headtail.stages.serve.answerer import REASONS
 from headtail.stages.serve.errors import CODES
-from headtail.stages.serve.front.counters import BUCKETS, PATHS, Reading, number_id
+from headtail.stages.serve.front.counters import ARM_KINDS, BUCKETS, PATHS, Reading, number_id
 
 # name of the metric: name of the counter, what it says
 _COUNTERS = {
@@ -61,6 +61,13 @@ class _Readings:
         for code, kind in CODES.items():
             if count := sums[f"refused/{code}"]:
                 refused.add_metric([code, str(kind.status)], count)
+        compared = CounterMetricFamily(
+            "headtail_canary", "distinct queries while a canary ran, by release and outcome", labels=["arm", "outcome"]
+        )
+        for arm in ("champion", "canary"):
+            for outcome in ARM_KINDS:
+                compared.add_metric([arm, outcome], sums[f"arm/{arm}/{outcome}"])
+        yield compared
         yield degraded
         yield refused
         for name, (counter, text) in _COUNTERS.items():

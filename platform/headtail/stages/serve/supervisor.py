@@ -20,6 +20,7 @@ from headtail.adapters.progress import say
 from headtail.adapters.storage import open_storage
 from headtail.core.errors import EngineError
 from headtail.releases import release as releases
+from headtail.stages.serve.canary_watch import CanaryWatch
 from headtail.stages.serve.children import Children
 from headtail.stages.serve.config import Config
 from headtail.stages.serve.follower import StudentFollower
@@ -46,6 +47,7 @@ class Supervisor:
         self._students = Students(config, addresses, kind)
         self._owns_ray = False
         self._follower = StudentFollower(config, open_storage(config.root), self._students, self._served)
+        self._canary = CanaryWatch(open_storage(config.root), self._folder.counters, 2 * config.refresh_s)
         self._pipe: tuple[int, int] | None = None
         self._stopped = False
 
@@ -63,12 +65,15 @@ class Supervisor:
         self._greet()
         if config.release == "current" and config.realtime_student and config.students == "here":
             self._follower.follow()
+        if config.release == "current":
+            self._canary.start()
 
     def stop(self) -> None:
         """Let the fronts answer what is in flight, then end everything. Safe to call twice."""
         if self._stopped:
             return
         self._stopped = True
+        self._canary.close()
         self._follower.close()
         self._children.stop([*self._fronts], self._config.drain_s)
         if self._pipe is not None:

@@ -153,6 +153,8 @@ class FrontApp:
     def note_hit(self, hit: Hit, request_id: str, caller: Principal) -> None:
         """Count and log an answer of the snapshot."""
         found = hit.found
+        if (split := self._answerer.split) is not None:
+            split.count(hit.clean, hit.served.release.id, hit.seconds, False)
         self._counters.count_reply("cache", found.source, hit.seconds)
         release = hit.served.release.id
         self._log.write(
@@ -162,6 +164,8 @@ class FrontApp:
     def note_reply(self, reply: Reply, caller: Principal) -> None:
         """Count and log an answer that was not ready."""
         seconds = reply.latency_ms / 1000
+        if (split := self._answerer.split) is not None:
+            split.count(reply.normalised, reply.release, seconds, reply.degraded)
         self._counters.count_reply(reply.path, reply.source, seconds, reply.reason if reply.degraded else "")
         self._log.write(
             reply.request_id, reply.normalised, reply.release, reply.source, reply.cached, reply.degraded, reply.reason, reply.confidence,

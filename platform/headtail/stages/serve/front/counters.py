@@ -25,13 +25,27 @@ REQUESTS = [f"requests/{path}/{source}" for path in PATHS for source in Source]
 BUCKET_COUNTS = [f"seconds/{path}/{i}" for path in PATHS for i in range(len(BUCKETS) + 1)]
 DEGRADED = [f"degraded/{reason}" for reason in REASONS]
 REFUSED = [f"refused/{code}" for code in CODES]
+ARM_KINDS = ("queries", "errors", "degraded", "slow")
+ARMS = [f"arm/{arm}/{kind}" for arm in ("champion", "canary") for kind in ARM_KINDS]  # each query once, while a canary runs
 EVENTS = ["log_lines", "log_dropped", "refresh_failures", "callers_left", "student_frames", "student_misses", "starts"]
 SUMS = [f"seconds/{path}/sum" for path in PATHS]  # of seconds
 # Numbers of a row that only grow, and are set: see `store_counts`.
 STORES = ["dynamic_misses", "dynamic_spoiled", "redis_failures", "redis_skipped", "unlimited", "key_file_failures"]
 # Numbers of a row that are set. Ids of 16 hexadecimal digits are held as whole numbers.
-GAUGES = ["pid", "release", "snapshot", "students", "student_queue", "in_flight", "swapped_at", "published_at", "snapshot_rows", *STORES]
-_NAMES = [*REQUESTS, *BUCKET_COUNTS, *DEGRADED, *REFUSED, *EVENTS, *SUMS, *GAUGES]
+GAUGES = [
+    "pid",
+    "release",
+    "snapshot",
+    "canary",
+    "students",
+    "student_queue",
+    "in_flight",
+    "swapped_at",
+    "published_at",
+    "snapshot_rows",
+    *STORES,
+]
+_NAMES = [*REQUESTS, *BUCKET_COUNTS, *DEGRADED, *REFUSED, *ARMS, *EVENTS, *SUMS, *GAUGES]
 _PLACE = {name: at for at, name in enumerate(_NAMES)}
 _FLOATS = {*SUMS, "swapped_at", "published_at"}
 _WIDTH = len(_NAMES)

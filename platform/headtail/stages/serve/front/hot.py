@@ -35,6 +35,7 @@ class _Body(msgspec.Struct, forbid_unknown_fields=True):
 
 _decode = msgspec.json.Decoder(_Body).decode
 _encode = msgspec.json.Encoder().encode
+_MOST_SHAPES = 64  # a release has as many as sources, two releases at a time
 _NO_SIDE_INPUTS: Mapping[str, list[str]] = {}
 
 
@@ -93,7 +94,7 @@ class HotPath:
 
     def __init__(self, answerer: Answerer) -> None:
         self._answerer = answerer
-        self._shapes: tuple[OpenRelease | None, dict[str, bytes]] = (None, {})
+        self._shapes: dict[tuple[str, str], bytes] = {}
 
     def get(self, query_string: bytes, request_id: str) -> Hit | Miss:
         """The answer to GET /v1/answer?query=..."""
@@ -110,6 +111,8 @@ class HotPath:
         answerer = self._answerer
         served = answerer.served
         clean = answerer.clean(query, side_inputs, served)
+        if answerer.split is not None:
+            served = answerer.split.choose(clean, served)
         found = served.find(clean)
         if found is None:
             return Miss(query, clean, side_inputs, served, request_id, started)
@@ -129,12 +132,11 @@ class HotPath:
 
     def _shape(self, served: OpenRelease, source: str) -> bytes:
         """The response without what differs between two hits of one release and source."""
-        held, shapes = self._shapes
-        if held is not served:
-            shapes = {}
-            self._shapes = (served, shapes)
-        shape = shapes.get(source)
+        key = served.release.id, source
+        shape = self._shapes.get(key)
         if shape is None:
+            if len(self._shapes) > _MOST_SHAPES:
+                self._shapes.clear()  # of releases that went by
             named = {"release": served.release.id, "snapshot": served.release.snapshot}
             ids = "".join(f', "{name}": {json.dumps(value)}' for name, value in named.items())
             text = (
@@ -144,7 +146,7 @@ class HotPath:
                 + ids
                 + ', "latency_ms": %.3f, "reason": "", "request_id": "%b"}'
             )
-            shape = shapes[source] = text.encode()
+            shape = self._shapes[key] = text.encode()
         return shape
 
 

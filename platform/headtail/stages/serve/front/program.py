@@ -52,7 +52,7 @@ async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
     app = FrontApp(answerer, config, counters, RequestLog(plan.log_pipe, counters), admit, operations.routes)
     app.add_routes(ChatRoutes(answerer, app.note_reply).routes)
     dynamic = next((tier for tier in tiers if isinstance(tier, DynamicTier)), None)
-    watch = ReleaseWatch(store, answerer, config, counters, link, dynamic)
+    watch = ReleaseWatch(store, answerer, config, counters, link, dynamic, folder)
     following = [asyncio.create_task(watch.follow()), asyncio.create_task(follow_counts(counters, admit, dynamic))]
     server = Server(
         app,

@@ -19,12 +19,14 @@ from headtail.adapters.storage import Storage
 from headtail.cache import open_snapshot
 from headtail.core.secrets import hide
 from headtail.releases import release as releases
+from headtail.releases.canary import CanaryRecord, read_canary
 from headtail.releases.overrides import load_overrides
 from headtail.stages.serve.answerer import Answerer, OpenRelease
 from headtail.stages.serve.config import Config
 from headtail.stages.serve.dynamic import DynamicTier
 from headtail.stages.serve.front.counters import Counters, id_number
 from headtail.stages.serve.front.link import StudentLink
+from headtail.stages.serve.front.split import CanarySplit, open_seen
 
 log = logging.getLogger("headtail.serve")
 
@@ -46,7 +48,7 @@ def open_served(store: Storage, ref: str, cache_dir: Path | None = None, allow_c
 
 class ReleaseWatch:
     """Keeps an answerer at CURRENT, and at people's overrides. `link`: None when no student is started; `dynamic`: the tier that is told
-    which queries were deleted."""
+    which queries were deleted; `folder`: where the server's processes share what they count of a canary; None: none is followed."""
 
     def __init__(
         self,
@@ -56,9 +58,13 @@ class ReleaseWatch:
         counters: Counters,
         link: StudentLink | None = None,
         dynamic: DynamicTier | None = None,
+        folder: Path | None = None,
     ) -> None:
         self._store, self._answerer, self._config, self._counters, self._link = store, answerer, config, counters, link
-        self._dynamic = dynamic
+        self._dynamic, self._folder = dynamic, folder
+        self._record: CanaryRecord | None = None
+        self._split: CanarySplit | None = None
+        self._trial: tuple[OpenRelease, float] | None = None  # the canary's release, and since when it waits for its student
         self._swap(answerer.served)
         counters.set("swapped_at", time.time())
 
@@ -69,6 +75,7 @@ class ReleaseWatch:
             try:
                 if await self.refresh():
                     log.warning("now serving release %s", self._answerer.served.release.id)
+                await self.refresh_canary()
             except Exception as error:  # a store out of reach, a release half copied: keep serving
                 self._counters.add("refresh_failures")
                 log.warning("cannot follow CURRENT, still serving %s: %s", self._answerer.served.release.id, hide(str(error)))
@@ -85,10 +92,14 @@ class ReleaseWatch:
             return False  # CURRENT moved on meanwhile
         overrides = await asyncio.to_thread(load_overrides, self._store, served.task.name, served.overrides)  # also those of the wait
         self._swap(dataclasses.replace(served, overrides=overrides))
-        ours = self._store.local_path("") is None or self._config.copies is not None  # a copy of our own, not the store's file
-        if ours and old.cache.folder != served.cache.folder:
-            shutil.rmtree(old.cache.folder, ignore_errors=True)  # a mapped file stays readable until it is closed
+        self._drop_copy(old)
         return True
+
+    def _drop_copy(self, old: OpenRelease) -> None:
+        """Remove the local copy of a snapshot that is served no more."""
+        ours = self._store.local_path("") is None or self._config.copies is not None  # a copy of our own, not the store's file
+        if ours and old.cache.folder != self._answerer.served.cache.folder:
+            shutil.rmtree(old.cache.folder, ignore_errors=True)  # a mapped file stays readable until it is closed
 
     async def _student_is_there(self, served: OpenRelease, old: OpenRelease) -> bool:
         """Wait for the release's own student, at most `swap_wait_s`, as long as the old release has its own. False when CURRENT names
@@ -108,11 +119,40 @@ class ReleaseWatch:
                     return False
         return True
 
+    async def refresh_canary(self) -> None:
+        """Follow the canary: its share is in force once its student is there, or `swap_wait_s` is over."""
+        if self._folder is None or self._config.release != "current":
+            return
+        self._record = record = await asyncio.to_thread(read_canary, self._store, self._record)
+        answerer, split = self._answerer, self._split
+        if record is None or record.state != "running" or record.champion != answerer.served.release.id:
+            answerer.split = self._split = None
+            if self._trial is not None:
+                self._drop_copy(self._trial[0])
+            self._trial = None
+        elif split is not None and (split.record.salt, split.record.canary) == (record.salt, record.canary):
+            answerer.split = self._split = dataclasses.replace(split, record=record)  # its share may be another one now
+        elif (canary := await self._open_trial(record.canary)) is not None:
+            answerer.split = self._split = CanarySplit(record, canary, open_seen(self._folder, record.salt), self._counters)
+            log.warning("release %s answers %.3g of the queries", record.canary, record.share)
+        self._counters.set("canary", id_number(record.canary) if record is not None and self._split is not None else 0)
+
+    async def _open_trial(self, wanted: str) -> OpenRelease | None:
+        """The canary's release, opened; None while its student is awaited."""
+        if self._trial is None or self._trial[0].release.id != wanted:
+            served = await asyncio.to_thread(open_served, self._store, wanted, self._config.copies, self._config.allow_task_code)
+            self._trial = served, time.monotonic()
+        served, since = self._trial
+        awaited = self._link is not None and served.release.student and not self._link.has(served)
+        return None if awaited and time.monotonic() - since < self._config.swap_wait_s else served
+
     async def _refresh_overrides(self) -> None:
         served = self._answerer.served
         found = await asyncio.to_thread(load_overrides, self._store, served.task.name, served.overrides)
         if (found.number, found.answers.keys()) != (served.overrides.number, served.overrides.answers.keys()):  # new, or one has ended
             self._swap(dataclasses.replace(served, overrides=found))
+            if self._split is not None:
+                self._answerer.split = self._split = self._split.with_overrides(found)
 
     def _swap(self, served: OpenRelease) -> None:
         if self._answerer.served.release.id != served.release.id:

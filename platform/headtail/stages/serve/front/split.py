@@ -1,0 +1,61 @@
+"""While a canary runs: which release answers a query, and what came of it, for the comparison.
+
+In: the canary's record, its release, opened; outcomes of answers. Out: the release for each query, the same one every time; counts of
+both releases in the shared counters. A query counts once, whichever process answers it first. Knows nothing of HTTP or of tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from headtail.core.keys import query_key
+from headtail.releases.canary import CanaryRecord, SeenQueries, assign
+from headtail.releases.overrides import Overrides
+from headtail.stages.serve.answerer import OpenRelease
+from headtail.stages.serve.front.counters import Counters
+
+_SEEN_BYTES = 1 << 20  # a bit per query: 8 million
+
+
+@dataclass(frozen=True)
+class CanarySplit:
+    """A canary that runs. Replaced as a whole, like the release itself."""
+
+    record: CanaryRecord
+    canary: OpenRelease
+    seen: SeenQueries
+    counters: Counters
+
+    def choose(self, clean: str, champion: OpenRelease) -> OpenRelease:
+        """The release that answers a clean query. When CURRENT has moved on, that is `champion` for all of them."""
+        chosen = assign(self.record, query_key(clean), champion.release.id)
+        return self.canary if chosen == self.canary.release.id else champion
+
+    def count(self, clean: str, release: str, seconds: float, degraded: bool, failed: bool = False) -> None:
+        """Count an answer of `release`, unless its query was counted before."""
+        arm = "canary" if release == self.record.canary else "champion" if release == self.record.champion else ""
+        if not arm or not self.seen.add(query_key(clean)):
+            return
+        self.counters.add(f"arm/{arm}/queries")
+        outcomes = {"errors": failed, "degraded": degraded, "slow": 1000 * seconds > self.record.policy.slow_ms}
+        for kind, bad in outcomes.items():
+            if bad:
+                self.counters.add(f"arm/{arm}/{kind}")
+
+    def with_overrides(self, overrides: Overrides) -> CanarySplit:
+        """The same, with what people decided since."""
+        return dataclasses.replace(self, canary=dataclasses.replace(self.canary, overrides=overrides))
+
+
+def open_seen(folder: Path, salt: str) -> SeenQueries:
+    """The queries that were counted under a canary, in a file that all processes of a server map."""
+    held = os.open(folder / f"seen-{salt}", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.ftruncate(held, _SEEN_BYTES)  # of zeros, when it is new
+        return SeenQueries(memoryview(mmap.mmap(held, _SEEN_BYTES)))
+    finally:
+        os.close(held)

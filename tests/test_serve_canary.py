@@ -1,0 +1,147 @@
+"""A canary in the fronts: its share of the queries, the same ones always, counted once each; taken back when it is proven worse."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from fronts import Front
+from headtail.adapters.storage import Storage
+from headtail.core.keys import query_key
+from headtail.core.task import Task
+from headtail.releases import canary, release
+from headtail.releases.canary import CanaryPolicy, CanaryWatcher, assign, read_canary
+from headtail.releases.overrides import set_override
+from headtail.stages import serve
+from headtail.stages.serve.answerer import Miss, MissFailed, RealtimeReply
+from headtail.stages.serve.canary_watch import CanaryWatch
+from test_serve import published, segments
+
+OTHER = "distill/fedcba9876543210"
+HEAD = [f"pizza {i}" for i in range(200)]
+
+
+def two(store: Storage, tmp_path: Path, task: Task) -> tuple[str, str]:
+    """The current release, and another one whose snapshot has more."""
+    new = published(store, tmp_path, task, [*HEAD, "only new"], student=OTHER).id
+    old = published(store, tmp_path, task, HEAD).id
+    return old, new
+
+
+def front_of(store: Storage, tmp_path: Path, task: Task, broken: str = "") -> Front:
+    """A front whose students answer misses, but that of the release `broken`."""
+
+    async def ask(miss: Miss) -> RealtimeReply:
+        if miss.served.release.id == broken:
+            raise MissFailed("unavailable")
+        return RealtimeReply(json.dumps(segments(miss.clean)), "stop", 0.5, "ab" * 16, miss.served.release.student, task.fingerprint)
+
+    return Front(store, serve.Config(), tmp_path, ask, shared=tmp_path)
+
+
+def ask_all(front: Front, queries: list[str]) -> dict[str, dict[str, Any]]:
+    async def go() -> dict[str, dict[str, Any]]:
+        async with front.client() as http:
+            return {query: (await http.get("/v1/answer", params={"query": query})).json() for query in queries}
+
+    return asyncio.run(go())
+
+
+def follow(front: Front) -> None:
+    async def go() -> None:
+        await front.watch.refresh()
+        await front.watch.refresh_canary()
+
+    asyncio.run(go())
+
+
+def arms(front: Front) -> Mapping[str, tuple[float, float]]:
+    return {arm: (front.count(f"arm/{arm}/queries"), front.count(f"arm/{arm}/degraded")) for arm in ("champion", "canary")}
+
+
+def test_a_query_meets_one_release_and_counts_once(store: Storage, tmp_path: Path, segmentation: Task) -> None:
+    old, new = two(store, tmp_path, segmentation)
+    front, queries = front_of(store, tmp_path, segmentation), [*HEAD, "only new", *(f"rare {i}" for i in range(50))]
+    assert {found["release"] for found in ask_all(front, queries).values()} == {old}
+    assert arms(front) == {"champion": (0, 0), "canary": (0, 0)}
+    record = canary.start_canary(store, new, 0.3, who="ada")
+    follow(front)
+    for _ in range(2):
+        for query, found in ask_all(front, queries).items():
+            assert found["release"] == assign(record, query_key(query), old), query
+            assert found["cached"] == (query in HEAD or (query == "only new" and found["release"] == new))
+    counts = arms(front)
+    assert counts["champion"][0] + counts["canary"][0] == len(queries)  # of two rounds
+    assert 30 < counts["canary"][0] < 130
+    wider = canary.start_canary(store, new, 0.9, who="ada")
+    follow(front)
+    assert {query: found["release"] for query, found in ask_all(front, queries).items()} == {
+        query: assign(wider, query_key(query), old) for query in queries
+    }
+    set_override(store, HEAD[0], json.dumps(segments(HEAD[0], "name")), who="ada", why="a name")
+    follow(front)
+    assert ask_all(front, HEAD[:1])[HEAD[0]]["source"] == "human_override"
+    canary.stop_canary(store, who="ada")
+    follow(front)
+    assert {found["release"] for found in ask_all(front, queries).values()} == {old}
+
+
+def test_when_current_moves_the_canary_is_over(store: Storage, tmp_path: Path, segmentation: Task) -> None:
+    old, new = two(store, tmp_path, segmentation)
+    front = front_of(store, tmp_path, segmentation)
+    canary.start_canary(store, new, 0.5, who="ada")
+    follow(front)
+    assert {found["release"] for found in ask_all(front, HEAD).values()} == {old, new}
+    third = published(store, tmp_path, segmentation, [*HEAD, "third"]).id
+    asyncio.run(front.watch.refresh())  # before the front has looked at the canary again
+    assert {found["release"] for found in ask_all(front, HEAD).values()} == {third}
+    follow(front)
+    assert front.answerer.split is None
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_canary_that_is_proven_worse_is_taken_back_and_one_that_is_not_stays(
+    store: Storage, tmp_path: Path, segmentation: Task, broken: bool
+) -> None:
+    """The canary's student is away: its misses are degraded, the champion's are not."""
+    old, new = two(store, tmp_path, segmentation)
+    front = front_of(store, tmp_path, segmentation, new if broken else "")
+    watch = CanaryWatch(store, front.path, 0.0, CanaryWatcher(store, 0.0, np.random.default_rng(1)))
+    assert watch.step() is False
+    canary.start_canary(store, new, 0.3, who="ada", policy=CanaryPolicy(min_queries=50, slow_ms=1e6))
+    follow(front)
+    assert watch.step()  # where it begins
+    for window in range(6):
+        ask_all(front, [f"rare {window} {i}" for i in range(150)])
+        watch.step()
+    watch.close()
+    record = read_canary(store)
+    assert record is not None
+    assert sum(record.queries) == sum(count for count, _ in arms(front).values()) or record.state == "returned"
+    assert (record.state, record.worse) == (("returned", ("degraded",)) if broken else ("running", ()))
+    follow(front)
+    served = {found["release"] for found in ask_all(front, [f"new {i}" for i in range(60)]).values()}
+    assert served == ({old} if broken else {old, new})
+    assert release.current_id(store) == old
+
+
+def test_metrics_show_both(store: Storage, tmp_path: Path, segmentation: Task) -> None:
+    _, new = two(store, tmp_path, segmentation)
+    front = front_of(store, tmp_path, segmentation)
+    canary.start_canary(store, new, 0.5, who="ada")
+    follow(front)
+    ask_all(front, HEAD)
+
+    async def go() -> str:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(front.pages()), base_url="http://pages") as http:
+            return (await http.get("/metrics")).text
+
+    counts = arms(front)
+    assert f'headtail_canary_total{{arm="canary",outcome="queries"}} {counts["canary"][0]}' in asyncio.run(go())
