@@ -16,11 +16,16 @@ from typing import Any
 import httpx
 import pytest
 
-from headtail.client import Client, ClientConfig, ClientError
+from headtail.adapters.storage import Storage
+from headtail.client import Answer, Client, ClientConfig, ClientError
+from headtail.core.task import Task
+from headtail.stages import serve
 from headtail.stages.serve.errors import ErrorResponse
 from local_server import Running
 from ports import free_port
 from test_client import GOOD, Scripted, error
+from test_serve import config as server_config
+from test_serve import published
 from timescale import limit
 
 CONF = Path(__file__).parent.parent / "clusters" / "nginx.conf"
@@ -135,6 +140,20 @@ def test_the_client_asks_through_tls_and_its_key_arrives(nginx: Nginx, app: Scri
     with Client(config(nginx, ca_file="", retries=0)) as client, pytest.raises(ClientError) as unknown:
         client.answer("pizza")
     assert unknown.value.code == "unreachable", "a certificate of an unknown issuer is not accepted"
+
+
+@pytest.mark.slow
+def test_a_whole_server_behind_it(store: Storage, tmp_path: Path, segmentation: Task) -> None:
+    published(store, tmp_path, segmentation)
+    options = {"realtime_student": False, "request_log": False}
+    (tmp_path / "nginx").mkdir()
+    with serve.start_server(server_config(store.root, **options)) as server, Nginx(tmp_path / "nginx", server.config.port) as nginx:
+        with Client(config(nginx)) as client:
+            found = client.answers(["pizza near me", "rare"])
+            assert [one.source for one in found if isinstance(one, Answer)] == ["teacher", "fallback"]
+        with nginx.http() as http:
+            assert http.get("/readyz").json()["release"] == server.release
+            shaped(http.get("/healthz"), 404, "not_found")
 
 
 def test_errors_of_the_server_pass_through(nginx: Nginx, app: Scripted) -> None:

@@ -21,11 +21,14 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from headtail import __version__
+from headtail.adapters.proxies import is_loopback
+from headtail.stages.serve.admission import open_admission
 from headtail.stages.serve.api import AnswerRequest, AnswerResponse, AnswersRequest, AnswersResponse
 from headtail.stages.serve.children import end_with_parent
 from headtail.stages.serve.errors import RequestError, openapi_errors
 from headtail.stages.serve.front.counters import read_counters
 from headtail.stages.serve.metrics import prometheus_text
+from headtail.stages.serve.principal import Admit, admit_all
 from headtail.stages.serve.run_folder import RunPlan
 
 PAGE = Path(__file__).parent / "page.html"
@@ -56,12 +59,12 @@ _ERRORS = openapi_errors(
 )
 
 
-def make_app(counters: Path, public: httpx.AsyncClient) -> FastAPI:
-    """The app. `public`: a client whose base URL is the public port."""
+def make_app(counters: Path, public: httpx.AsyncClient, admit: Admit = admit_all) -> FastAPI:
+    """The app. `public`: a client whose base URL is the public port; `admit`: who may read /metrics."""
     description = "Answers search queries from a published cache, else a realtime student, else the task's fallback."
     app = FastAPI(title="headtail", version=__version__, description=description, docs_url=None, redoc_url=None)
     _add_answer(app, public)
-    _add_operations(app, counters, public)
+    _add_operations(app, counters, public, admit)
     _add_pages(app)
     return app
 
@@ -101,7 +104,7 @@ def _add_answer(app: FastAPI, public: httpx.AsyncClient) -> None:
         return await _pass_on(request, public)
 
 
-def _add_operations(app: FastAPI, counters: Path, public: httpx.AsyncClient) -> None:
+def _add_operations(app: FastAPI, counters: Path, public: httpx.AsyncClient, admit: Admit) -> None:
     @app.get("/v1/release", summary="What is being served, since when, on what evidence; queries to try")
     async def what_is_served(request: Request) -> Response:
         return await _pass_on(request, public)
@@ -115,7 +118,11 @@ def _add_operations(app: FastAPI, counters: Path, public: httpx.AsyncClient) -> 
         return await _pass_on(request, public)
 
     @app.get("/metrics", response_class=PlainTextResponse, summary="Prometheus metrics of all front processes together")
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        try:
+            admit(request.headers.get("authorization", "").encode(), "metrics", 1)
+        except RequestError as error:
+            return Response(error.body(""), error.status, dict(error.headers), "application/json")
         return Response(prometheus_text(read_counters(counters)), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -163,8 +170,10 @@ def main() -> None:
     config = plan.config
     timeout = config.realtime_timeout_ms / 1000 + 10
     client = httpx.AsyncClient(base_url=config.url, timeout=timeout, trust_env=False)
+    asked = config.api_keys and not is_loopback(config.admin_host)
+    admit = open_admission(config.api_keys if asked else "", path.parent / "limits", "")
     settings = uvicorn.Config(
-        make_app(path.parent / "counters", client), host=config.admin_host, port=config.admin, log_level="error", ws="none"
+        make_app(path.parent / "counters", client, admit), host=config.admin_host, port=config.admin, log_level="error", ws="none"
     )
     server = uvicorn.Server(settings)
     server.run()

@@ -33,7 +33,7 @@ from headtail.stages.serve.errors import RequestError
 log = logging.getLogger("headtail.serve")
 SCOPES = {
     "answer": "ask for answers, and give feedback on them",
-    "metrics": "read /metrics and what is served",
+    "metrics": "read /metrics",
     "admin": "change what is served: releases, overrides, deletions",
 }
 MOST_KEYS = 4096  # names; each has a place in the rate limiter's array, place 0 is for callers without a key

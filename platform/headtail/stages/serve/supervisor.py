@@ -119,7 +119,7 @@ class Supervisor:
     def _greet(self) -> None:
         """One request by way of the port itself. Proxies of the environment have nothing to do with it."""
         with httpx.Client(trust_env=False, timeout=5) as client:
-            for url in (f"{self._config.url}/readyz", f"{self._config.admin_url}/metrics"):
+            for url in (f"{self._config.url}/readyz", f"{self._config.admin_url}/"):
                 self._wait(lambda url=url: _answers(client, url), f"an answer from {url}", time.monotonic())  # type: ignore[misc]
 
     def _wait(self, check: Callable[[], bool], what: str, began: float) -> None:
