@@ -162,7 +162,7 @@ def test_metrics_for_other_machines_need_a_key(store: Storage, tmp_path: Path, s
     key, other = add_key(keys, "prometheus", ["metrics"]), add_key(keys, "a", ["answer"])
     options = {"admin_host": "0.0.0.0", "api_keys": str(keys), "realtime_student": False, "request_log": False, "fronts": 1}
     with serve.start_server(server_config(store.root, **options)) as server, httpx.Client(trust_env=False, timeout=limit(20)) as http:
-        got = [http.get(f"{server.admin_url}/metrics", headers={"authorization": f"Bearer {one}"}) for one in (key, other, "")]
+        got = [http.get(f"{server.admin_url}/metrics", headers={"authorization": f"Bearer {one}"}) for one in (key, other, "none")]
         assert [one.status_code for one in got] == [200, 403, 401]
         assert "headtail_fronts 1.0" in got[0].text
         assert http.get(server.admin_url).status_code == 200
