@@ -99,7 +99,7 @@ bench-distill: quickstart ## training beside Hugging Face's Trainer, the quickst
 bench-scale: install ## 1, 5 and 20 million rows through the null engine: build/bench/scale.json (15 minutes)
 	@$(BIN)/python -m tests.bench.scale
 
-simulate-releases: install ## canaries by simulation: false returns in a month, queries to catch a regression: build/bench/releases.json (20 minutes)
+simulate-releases: install ## canaries by simulation: false returns in a month, queries to catch a regression: build/bench/releases.json (half an hour)
 	@$(BIN)/python -m tests.bench.releases
 
 measure: install ## size and shape of the package in numbers (docs/decisions/0016)

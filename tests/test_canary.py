@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -224,7 +225,8 @@ def test_the_commands(store: Storage, two: tuple[str, str], capsys: pytest.Captu
     main(["release", "canary", "5%", "--release", two[1], "--who", "ada", "--why", "new words", *at])
     assert "3,179 where 1% is usual" in capsys.readouterr().err
     main(["release", "canary", "25%", *at])
-    capsys.readouterr()
+    main(["status", "--json", *at])
+    assert json.loads(capsys.readouterr().out)["canary"] == {"release": two[1], "share": 0.25, "verdict": "undecided"}
     main(["release", "status", *at])
     shown = capsys.readouterr().out
     assert "undecided: the share is held" in shown

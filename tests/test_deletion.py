@@ -212,7 +212,7 @@ def test_a_job_s_own_files_add_up_without_it(make_local_job: MakeJob) -> None:
 def test_while_a_job_runs_it_is_refused(filled: Storage) -> None:
     from headtail.batch.lease import hold_lease
 
-    with hold_lease(filled, "precompute/running0"), pytest.raises(InputError, match="a precompute job runs"):
+    with hold_lease(filled, "precompute/running0"), pytest.raises(InputError, match="a job runs"):
         delete_query(filled, GONE, who="ada", why="")
     assert list_deletions(filled) == []
 

@@ -18,16 +18,9 @@ import pyarrow.compute as pc
 
 from headtail.adapters.storage import Storage, put, read_record, read_table
 from headtail.batch.job import JobFolder, ShardReceipt, edition_count
-from headtail.batch.lease import SILENT_S, holder_gone, last_holder
 from headtail.batch.prepare import InputManifest, PartFile, encode_run, read_run, read_shard
 from headtail.core.receipt import FileRef
 from headtail.core.rows import KEY, State
-
-
-def job_runs(store: Storage, folder: str) -> bool:
-    """Whether a driver of the job at `folder` is alive, as far as its lease says."""
-    held = last_holder(store, folder)
-    return held is not None and not (held[0].ended or holder_gone(held[0]) or held[1] >= SILENT_S)
 
 
 def erase_input(store: Storage, folder: str, keys: Collection[bytes]) -> int:

@@ -26,6 +26,7 @@ from headtail.core.config import TrackingConfig
 from headtail.core.rows import State
 from headtail.core.secrets import hide
 from headtail.releases import release
+from headtail.releases.canary import canary_verdict, is_running, read_canary
 from headtail.releases.release import Release
 from headtail.stages.distill.checkpoints import Marker
 from headtail.stages.distill.resume import MARKER
@@ -48,11 +49,20 @@ def status(root: str) -> dict[str, Any]:
         "root": store.root,
         "tracking": hide(tracking_uri(TrackingConfig(), root)),
         "release": current.model_dump(mode="json") if current else None,
+        "canary": _canary(store),
         "sources": list(_sources(store, newest, states, current)),
         "jobs": [_job(entry, states[entry.path]) for entry in newest if states[entry.path].phase != "done"],
         "trainings": list(_trainings(store)),
         "stages": dict(_stages(store)),
     }
+
+
+def _canary(store: Storage) -> dict[str, Any] | None:
+    """The canary that runs; None when none does."""
+    record = read_canary(store)
+    if record is None or not is_running(store, record):
+        return None
+    return {"release": record.canary, "share": record.share, "verdict": canary_verdict(record).word}
 
 
 def _stages(store: Storage) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -140,6 +150,8 @@ def status_table(facts: dict[str, Any]) -> Group:
 def _title(found: dict[str, Any]) -> str:
     current = found["release"]
     what = f"release {current['id']} (snapshot {current['snapshot']}, task {current['task']})" if current else "no release yet"
+    if (trial := found["canary"]) is not None:
+        what += f"; canary {trial['release']} answers {trial['share']:.3g} of the queries: {trial['verdict']}"
     return f"{found['root']}  {what}\ntracking: {found['tracking']}"
 
 

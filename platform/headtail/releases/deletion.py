@@ -17,7 +17,8 @@ from pydantic import Field
 from headtail.adapters import append_log
 from headtail.adapters.progress import say
 from headtail.adapters.storage import Storage, read_json, read_table
-from headtail.batch.erase import erase_input, job_runs, recount_shards
+from headtail.batch.erase import erase_input, recount_shards
+from headtail.batch.job_state import driver_state
 from headtail.cache.collect import remove_snapshot
 from headtail.cache.erase import publish_without, snapshot_holds
 from headtail.cache.manifest import LOG, PublishStart, manifest_path
@@ -56,16 +57,17 @@ class DeletionReceipt(Config):
 
 
 def delete_query(store: Storage, query: str, *, who: str, why: str) -> DeletionReceipt:
-    """Delete `query` (in any spelling of its normal form) from the store. InputError while a precompute job runs."""
+    """Delete `query` (in any spelling of its normal form) from the store. InputError while a job runs."""
     person, because, wrong = read_person(who, why)
     if wrong:
         raise ConfigError(wrong, where="--who, --why", fix='--who "Ada" --why "asked for by its author"')
     gone = DeletedQuery(query_key(text := plain_query(query)), text)
     files = files_to_scrub(store)
     jobs = sorted({path.rpartition("/work/")[0] for path in files if path.startswith("precompute/") and "/work/" in path})
-    if running := [job for job in jobs if job_runs(store, job)]:
+    driven = sorted({path.rpartition("/work/")[0] for path in files if "/work/drivers/" in path})
+    if running := [job for job in driven if driver_state(store, job)[0] == "running"]:
         fix = "wait until it ends, or stop it; then run the same command again"
-        raise InputError("a precompute job runs: it may write the query again", where=store.uri(running[0]), fix=fix)
+        raise InputError("a job runs: it may write the query again", where=store.uri(running[0]), fix=fix)
     if gone.key not in load_overrides(store, "").deleted:
         tombstone_query(store, gone.key, who=person, why=because)
     say("delete       no cache answers it any more; servers follow within a minute")
