@@ -268,23 +268,22 @@ def test_over_tcp_a_student_needs_the_token(store: Storage, tmp_path: Path, segm
 
 
 def test_a_front_that_comes_back_is_found_again_and_one_that_stays_away_is_bad_health(
-    store: Storage, tmp_path: Path, segmentation: Task, monkeypatch: pytest.MonkeyPatch
+    store: Storage, tmp_path: Path, segmentation: Task
 ) -> None:
     published(store, tmp_path, segmentation)
 
     async def go() -> None:
         pupil = Pupil(segmentation)
         async with linked(pupil, [FrontAddress(str(tmp_path / "s"))]) as links:
-            links.check()  # not yet
+            links.check(30)  # not yet
             for _ in range(3):
                 async with listening(store, tmp_path) as (front, link, _address):
                     await until(lambda link=link: link.connections)
-                    links.check()
+                    links.check(0)
                     assert (await ask(front, "rare")).reason == ""
                 await until(lambda: links.connected == 0)
-            monkeypatch.setattr("headtail.stages.serve.student_link.AWAY_S", 0.0)
             with pytest.raises(ConnectionError, match="no front process was reached"):
-                links.check()
+                links.check(0)
 
     asyncio.run(go())
 

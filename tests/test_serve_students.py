@@ -46,7 +46,7 @@ class Labelled:
         pass
 
     async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> RealtimeReply:
-        answer = json.dumps(segments(query, LABELS[self.stands_for]))
+        answer = json.dumps({"segments": [{"label": LABELS[self.stands_for], "text": query}]})
         return RealtimeReply(answer, "stop", 0.5, "cd" * 16, self.stands_for, self.task.fingerprint)
 
 
@@ -140,26 +140,61 @@ def test_a_release_without_a_student_leaves_none_answering(served: tuple[serve.S
     assert miss(server)["reason"] == "no_student"
 
 
+def test_students_of_a_server_that_was_killed_end_or_are_taken_over(cluster: None, store: Storage, root: str, tmp_path: Path) -> None:
+    """On a cluster that goes on, as after a killed job."""
+    import ray
+    from ray import serve as ray_serve
+
+    published(store, tmp_path, load_task("query_segmentation"))
+    port = free_port()
+    first = command(root, port, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+
+    def left() -> list[str]:
+        return [name for name in ray_serve.status().applications if f"-{port}-" in name]
+
+    assert len(left()) == 1  # Serve does not know that its owner is gone
+    made = config(root, port=port, model={"model": "example:teacher", "cpus": 0.1})
+    with serve.start_server(made, student=Labelled) as server:
+        assert miss(server)["answer"] == segments("something rare", "location")
+        assert len(left()) == 1
+        for row in read_counters(server._supervisor._folder.counters).rows[: server.config.fronts]:
+            assert row["students"] == 1
+    assert left() == []
+    second = command(root, port, RAY_ADDRESS=ray.get_runtime_context().gcs_address)
+    second.send_signal(signal.SIGKILL)
+    second.communicate()
+    eventually(lambda: not left())  # nobody comes: it waits for `away_s`
+
+
 CODE = """
 import sys
-from test_serve_students import Labelled
+import ray.cloudpickle
+import test_serve_students
+ray.cloudpickle.register_pickle_by_value(test_serve_students)  # a cluster that is joined has no tests
 from headtail.core.config import build_config
 from headtail.stages import serve
-fields = {"root": sys.argv[1], "port": int(sys.argv[2]), "admin_port": int(sys.argv[3]), "model": {"model": "example:teacher", "cpus": 0.1}}
-with serve.start_server(build_config(serve.Config, fields, where="test"), student=Labelled) as server:
+model = {"model": "example:teacher", "cpus": 0.1}
+fields = {"root": sys.argv[1], "port": int(sys.argv[2]), "admin_port": int(sys.argv[3]), "away_s": 5, "model": model}
+with serve.start_server(build_config(serve.Config, fields, where="test"), student=test_serve_students.Labelled) as server:
     print("up", flush=True)
     sys.stdin.read()
 """
 
 
-def command(root: str, port: int) -> subprocess.Popen[str]:
-    """A server with a Ray cluster of its own."""
+def command(root: str, port: int, **variables: str) -> subprocess.Popen[str]:
+    """A server with a Ray cluster of its own, unless RAY_ADDRESS is among the variables."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     environment.pop("RAY_ADDRESS", None)
+    environment |= variables
     arguments = [sys.executable, "-c", CODE, root, str(port), str(free_port())]
     process = subprocess.Popen(arguments, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    assert process.stdout.readline() == "up\n"
+    if process.stdout.readline() != "up\n":
+        process.kill()
+        process.communicate()
+        pytest.fail("the server did not start")
     return process
 
 

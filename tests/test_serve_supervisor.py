@@ -209,6 +209,32 @@ def test_many_queries_at_once(served: tuple[serve.Server, Storage, Path], task: 
     assert httpx.post(f"{server.url}/v1/answers", json={"queries": ["a"] * 1001}).status_code == 422
 
 
+def test_a_crowd_of_misses_does_not_hold_up_hits(served: tuple[serve.Server, Storage, Path], task: Task) -> None:
+    """150 callers of misses, and students that answer none of them."""
+    server, _, _ = served
+
+    async def go(school: School) -> tuple[list[float], list[dict[str, Any]]]:
+        limits = httpx.Limits(max_connections=200, max_keepalive_connections=200)
+        async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=limit(30)) as client:
+            crowd = [asyncio.create_task(client.get("/v1/answer", params={"query": f"crowd {i}"})) for i in range(150)]
+            while sum(row["in_flight"] for row in rows(server)) < 1 or len(school.pupil.seen) < 64:
+                await asyncio.sleep(0.01)
+            took = []
+            for _ in range(30):
+                started = time.perf_counter()
+                assert (await client.get("/v1/answer", params={"query": "pizza near me"})).json()["cached"]
+                took.append(time.perf_counter() - started)
+            school.gate(True)
+            return took, [(await caller).json() for caller in crowd]
+
+    with School(server, task) as school:
+        school.gate(False)
+        took, answered = asyncio.run(go(school))
+    assert max(took) < limit(1)
+    assert {found["reason"] for found in answered} <= {"", "overloaded"}
+    assert len(answered) == 150
+
+
 def test_a_caller_who_leaves_frees_the_student(served: tuple[serve.Server, Storage, Path], task: Task) -> None:
     server, _, _ = served
     with School(server, task) as school:

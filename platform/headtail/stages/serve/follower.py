@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from headtail.adapters.storage import Storage
+from headtail.core.errors import HeadtailError
 from headtail.core.secrets import hide
 from headtail.releases import release as releases
 from headtail.releases.canary import CanaryRecord, read_canary
@@ -30,6 +31,8 @@ class StudentHost(Protocol):
     def deploy(self, served: ServedStudent) -> str: ...
 
     def running(self, name: str) -> bool: ...
+
+    def is_there(self, name: str) -> bool: ...
 
     def delete(self, name: str) -> None: ...
 
@@ -91,6 +94,9 @@ class StudentFollower:
         wanted = releases.current_id(self._store)
         self._record = record = read_canary(self._store, self._record)
         trial = record.canary if record is not None and record.state == "running" and record.champion == wanted else ""
+        self._held = [held for held in self._held if self._students.is_there(held.name)]  # one that reached no front has ended
+        alive = {held.mark for held in self._held}
+        self._marks = {release: mark for release, mark in self._marks.items() if not mark or mark in alive}
         for release in filter(None, (wanted, trial)):
             if release not in self._marks:
                 self.deploy(releases.load_release(self._store, release))
@@ -101,8 +107,15 @@ class StudentFollower:
         if self._left_at is None:
             self._left_at = time.monotonic()
         needed = [held for held in self._held if held.mark in self._marks.values()]
-        missing = any(not self._students.running(held.name) for held in needed)  # it may wait for what an old one holds
-        if missing or time.monotonic() - self._left_at >= self._config.keep_student_s:
-            for old in [held for held in self._held if held not in needed]:
-                self._students.delete(old.name)
-                self._held.remove(old)
+        old = [held for held in self._held if held not in needed]
+        if old and (self._is_awaited(needed) or time.monotonic() - self._left_at >= self._config.keep_student_s):
+            for held in old:
+                self._students.delete(held.name)
+                self._held.remove(held)
+
+    def _is_awaited(self, needed: Sequence[_Held]) -> bool:
+        """Whether a student does not run yet: it may wait for what an old one holds."""
+        try:
+            return not all(self._students.running(held.name) for held in needed)
+        except HeadtailError:  # it cannot start, or is being replaced
+            return True

@@ -22,7 +22,6 @@ from headtail.stages.serve.frames import AnswerRow, Answers, AskMisses, AskRow, 
 log = logging.getLogger("headtail.serve")
 RETRY_S = (0.02, 0.5)  # seconds before the first and the later attempts to reach a front
 REPORT_S = 2.0  # seconds between reports of the queue's length
-AWAY_S = 30.0  # seconds without any front after which a replica is not healthy
 
 AnswerQuery = Callable[[str, Mapping[str, Sequence[str]]], Awaitable[RealtimeReply]]
 
@@ -65,11 +64,11 @@ class FrontLinks:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
 
-    def check(self) -> None:
-        """ConnectionError when no front was reached for AWAY_S seconds, or a loop has ended."""
+    def check(self, away_s: float) -> None:
+        """ConnectionError when no front was reached for `away_s` seconds, or a loop has ended."""
         ended = [task for task in self._loops if task.done()]
-        if ended or (not self._open and time.monotonic() - self._last > AWAY_S):
-            raise ConnectionError(f"no front process was reached for {AWAY_S:.0f} s")
+        if ended or (not self._open and time.monotonic() - self._last > away_s):
+            raise ConnectionError(f"no front process was reached for {away_s:.0f} s")
 
     async def _keep(self, front: FrontAddress) -> None:
         loop, pause = asyncio.get_running_loop(), RETRY_S[0]

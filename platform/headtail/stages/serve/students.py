@@ -67,9 +67,13 @@ def resolve_student(config: Config, store: Storage, release: releases.Release) -
 
 
 class StudentReplica:
-    """A Serve replica: a student, and its links to the fronts. `kind`: its class, another one in tests."""
+    """A Serve replica: a student, and its links to the fronts. `kind`: its class, another one in tests; `leaves`: whether it ends its
+    application when no front is reached any more, since the server that started it was killed."""
 
-    def __init__(self, kind: type, root: str, served: ServedStudent, fronts: Sequence[FrontAddress], token_file: str) -> None:
+    def __init__(
+        self, kind: type, root: str, served: ServedStudent, fronts: Sequence[FrontAddress], token_file: str, away_s: float, leaves: bool
+    ) -> None:
+        self._away_s, self._leaves = away_s, leaves
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         self._student = kind(served.model, root, served.task, served.stands_for, served.digest)
         token = Path(token_file).read_text(encoding="utf-8").strip() if token_file else ""
@@ -92,7 +96,14 @@ class StudentReplica:
     async def check_health(self) -> None:
         """Raises when the engine is dead or no front is reached, so that Serve replaces the replica."""
         await self._student.check()
-        self._links.check()
+        try:
+            self._links.check(self._away_s)
+        except ConnectionError:
+            if self._leaves:
+                from ray import serve
+
+                serve.delete(serve.get_replica_context().app_name, _blocking=False)
+            raise
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """For an autoscaling policy of Serve: misses that this replica works on."""
@@ -146,6 +157,12 @@ class Students:
             raise cluster.unwrap_error(message, EngineError, "the student did not start", where=f"deployment {where}", fix=fix)
         return state is not None and state.status == "RUNNING"
 
+    def is_there(self, name: str) -> bool:
+        """Whether Serve has an application, in whatever state."""
+        from ray import serve
+
+        return name in serve.status().applications
+
     def delete(self, name: str) -> None:
         """End an application."""
         from ray import serve
@@ -185,7 +202,8 @@ def student_application(config: Config, served: ServedStudent, fronts: Sequence[
         max_constructor_retry_count=1,
         user_config={"query": WARM_UP, "connect_s": config.start_timeout_s},
     )(StudentReplica)
-    return deployment.bind(kind or Student, config.root, served, tuple(fronts), config.link_token_file)
+    leaves = config.students == "here"
+    return deployment.bind(kind or Student, config.root, served, tuple(fronts), config.link_token_file, config.away_s, leaves)
 
 
 def _shutdown() -> None:
