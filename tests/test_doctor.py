@@ -29,7 +29,7 @@ def found(sets: list[str]) -> dict[str, Finding]:
 
 
 def test_this_machine_passes(root: str) -> None:
-    results = found([f"root={root}", f"serve.port={free_port()}"])
+    results = found([f"root={root}", f"serve.port={free_port()}", f"serve.admin_port={free_port()}"])
     assert [r for r in results.values() if r.status == "bad"] == []
     assert results["store"].status == "ok"
     assert results["vllm"].found == doctor.VLLM[0]
@@ -195,7 +195,7 @@ def test_the_command_prints_cures_to_stdout_and_fails_on_a_bad_one(root: str, ca
         main(["doctor", "--root", root, "--set", "log=/no/such.csv", "--set", f"serve.port={free_port()}"])
     assert done.value.code == 1
     assert "log" in capsys.readouterr().out
-    main(["doctor", "--root", root, "--set", f"serve.port={free_port()}", "--json"])
+    main(["doctor", "--root", root, "--set", f"serve.port={free_port()}", "--set", f"serve.admin_port={free_port()}", "--json"])
     assert {"log", "task", "tracking"} <= {one["check"] for one in json.loads(capsys.readouterr().out)}
 
 

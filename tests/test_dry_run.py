@@ -399,7 +399,7 @@ def test_a_changed_scorer_asks_nothing(root: str, store: Storage, tmp_path: Path
     shutil.copytree(EXAMPLES / "query_segmentation", folder)
     precompute.run(config(root, tmp_path, task=str(folder)))
     file = yaml.safe_load((folder / "task.yaml").read_text())
-    file |= {"score": {"kind": "exact"}, "version": 2}
+    file |= {"score": {"kind": "exact"}, "guardrails": {}, "version": 2}
     (folder / "task.yaml").write_text(yaml.safe_dump(file))
     found = precompute.forecast(config(root, tmp_path, task=str(folder)))
     assert (found.ask, groups(found)) == (0, {("resumed",): 30})

@@ -39,6 +39,7 @@ WORDS = {
     "engine", "answer_settings", "vocabulary", "digest", "kind", "reason", "first_day", "last_day", "holdout_from", "verdicts",
     "best_trial", "best_values", "head_limit", "stratum", "method", "candidate", "correction", "data", "dry_run", "prompt", "output",
     "schema_digest", "tokens", "symbols", "title", "headtail", "shown", "not_run", "remarks", "paths", "missing", "stage", "ref",
+    "salt", "who", "why", "query_key", "query", "answer", "outranks", "unreached",
 }  # fmt: skip
 NAMES = ("StorePath", "StorePathOrEmpty", "StoreId", "StoreIdOrEmpty", "AnswersPath", "StudentOrEmpty")
 TYPES = {getattr(paths, name) for name in NAMES}

@@ -65,7 +65,8 @@ SMALL = (
 def finished_pipeline(head: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The root of a small pipeline with two students that ran once on real engines, under `ray job submit`."""
     root = str(tmp_path_factory.mktemp("pipeline") / "store")
-    (receipt,) = submit_all(head, root, {"run_pipeline": (*SMALL, f"serve.port={free_port()}")}, common=())
+    ports = (f"serve.port={free_port()}", f"serve.admin_port={free_port()}")
+    (receipt,) = submit_all(head, root, {"run_pipeline": (*SMALL, *ports)}, common=())
     assert receipt["stage"] == "report"
     return root
 

@@ -78,7 +78,7 @@ def recount_shards(store: Storage, folder: str, changed: dict[str, FileRef]) -> 
 
 
 def _recounted(store: Storage, receipt: ShardReceipt, answers: FileRef, asked: int) -> ShardReceipt:
-    table = read_table(store, answers.path, ["state", "runs"])
+    table = read_table(store, answers, ["state", "runs"])
     states = Counter(table["state"].to_pylist())
     failed = table.filter(pc.equal(table["state"], str(State.FAILED)))["runs"].to_pylist()
     counts = {"rows": table.num_rows, "states": dict(states), "duplicates": asked - table.num_rows, "failed_runs": dict(Counter(failed))}

@@ -9,6 +9,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
+from headtail.adapters.proxies import may_proxy
 from headtail.client.answer import Answer, ClientError
 from headtail.client.config import ClientConfig
 from headtail.client.core import ClientCore, ClientCounts, SideInputs, received
@@ -22,7 +23,7 @@ class AsyncClient:
 
     def __init__(self, config: ClientConfig) -> None:
         self._core = ClientCore(config)
-        self._http = httpx.AsyncClient(**self._core.http_options())
+        self._http = httpx.AsyncClient(trust_env=may_proxy(config.url), **self._core.http_options())
 
     async def answer(self, query: str, side_inputs: SideInputs | None = None) -> Answer:
         """See `Client.answer`."""

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from headtail.adapters.proxies import may_proxy
 from headtail.adapters.server_key import key_headers
 from headtail.client.answer import CLIENT_REASONS, Answer, ClientError
 from headtail.client.config import ClientConfig
@@ -119,13 +118,12 @@ class ClientCore:
         return self.local.fallback(query, clean, reason)
 
     def http_options(self) -> dict[str, Any]:
-        """Arguments of httpx.Client and httpx.AsyncClient."""
+        """Arguments of httpx.Client and httpx.AsyncClient, besides `trust_env`: whether the URL is another machine's."""
         config = self.config
         return {
             "base_url": config.url.rstrip("/"),
             "headers": key_headers(config.url, config.api_key, config.key_without_tls) if config.url else {},
             "limits": httpx.Limits(max_connections=config.connections, max_keepalive_connections=config.connections, keepalive_expiry=30.0),
-            "trust_env": may_proxy(config.url),  # whether the URL is another machine's
             **({"verify": _trusted(config.ca_file)} if config.ca_file else {}),
             "follow_redirects": False,  # a redirect would carry queries to another host
         }

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
+from headtail.adapters.proxies import may_proxy
 from headtail.client.answer import Answer, ClientError
 from headtail.client.config import ClientConfig
 from headtail.client.core import ClientCore, ClientCounts, SideInputs, received
@@ -61,7 +62,7 @@ class Client:
         self.close()
 
     def _connect(self) -> None:
-        self._pid, self._http = os.getpid(), httpx.Client(**self._core.http_options())
+        self._pid, self._http = os.getpid(), httpx.Client(trust_env=may_proxy(self._core.config.url), **self._core.http_options())
 
     def _drive(self, steps: Generator[Send | Sleep, Received | None, T]) -> T:
         if self._pid != os.getpid():

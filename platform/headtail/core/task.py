@@ -140,10 +140,11 @@ class Task:
             return None, "not JSON: it holds half of a surrogate pair, which is no text and cannot be stored"
         except (ValueError, RecursionError) as error:
             return None, f"not JSON: {error}"
+        schema = self._validator  # built outside of the `try`: a schema that cannot be used is an error, not an invalid answer
         try:
-            if self._validator.is_valid(answer):
+            if schema.is_valid(answer):
                 return answer, ""
-            problem = next(self._validator.iter_errors(answer))
+            problem = next(schema.iter_errors(answer))
         except ValueError as error:  # nested deeper than the validator goes, some 250 levels
             return None, f"schema: answer: {error}"
         return None, f"schema: {'/'.join(map(str, problem.instance_path)) or 'answer'}: {problem.message[:200]}"

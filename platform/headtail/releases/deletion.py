@@ -25,6 +25,7 @@ from headtail.cache.manifest import LOG, PublishStart, manifest_path
 from headtail.core.config import Config
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.keys import query_key
+from headtail.core.paths import StoreId, StoreIdOrEmpty, StorePath
 from headtail.core.receipt import FileRef
 from headtail.core.record import Moment
 from headtail.releases import canary
@@ -42,17 +43,17 @@ class DeletionReceipt(Config):
     """What a deletion did, and what it could not do."""
 
     number: int = Field(ge=1, description="1 for the first")
-    query_key: str = Field(description="hex; the hash under which the query was kept, not its text")
+    query_key: str = Field(pattern=r"^[0-9a-f]{32}$", description="hex; the hash under which the query was kept, not its text")
     who: str = Field(description="who asked for it")
     why: str = Field(description="why, in words")
     at: Moment = Field(description="UTC, ISO 8601")
     rows: dict[str, int] = Field(description="rows that were removed, by stage")
     documents: int = Field(ge=0, description="JSON files that were rewritten")
-    removed: tuple[str, ...] = Field((), description="folders of runs whose pages showed it; the stage makes them anew")
+    removed: tuple[StorePath, ...] = Field((), description="folders of runs whose pages showed it; the stage makes them anew")
     decisions: int = Field(ge=0, description="decisions of the review queue that were emptied")
     overrides: int = Field(ge=0, description="entries of overrides that were emptied")
-    release: str = Field("", description="the release without it that became current; empty: the current one did not hold it")
-    snapshots: tuple[str, ...] = Field((), description="snapshots that held it and were removed: their releases cannot be rolled back to")
+    release: StoreIdOrEmpty = Field("", description="the release without it that became current; empty: the current one did not hold it")
+    snapshots: tuple[StoreId, ...] = Field((), description="removed, since they held it: their releases cannot be rolled back to")
     unreached: tuple[str, ...] = Field((), description="what may still hold it or was made from it, and what to do")
 
 

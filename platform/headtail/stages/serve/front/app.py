@@ -30,6 +30,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _JSON = (b"content-type", b"application/json")
+_DRAINED = 1 << 20  # bytes of a body that is too large that are read all the same: a caller who still sends would see a reset, not the 413
 _NO_MORE = (b"x-content-type-options", b"nosniff")
 
 
@@ -226,18 +227,22 @@ class FrontApp:
         for name, value in scope["headers"]:
             if name == b"content-length" and value.isdigit() and int(value) > limit:
                 raise _too_large(limit)
+        size = 0
         try:
             async with asyncio.timeout(self._config.body_timeout_s):
                 event = await receive()
                 body: bytes = event.get("body", b"")
+                size = len(body)
                 while event.get("more_body"):
-                    if len(body) > limit:
+                    if size > limit + _DRAINED:
                         raise _too_large(limit)
                     event = await receive()
-                    body += event.get("body", b"")
+                    size += len(event.get("body", b""))
+                    body = b"" if size > limit else body + event.get("body", b"")
         except TimeoutError:
-            raise RequestError("request_timeout") from None
-        if len(body) > limit:
+            if size <= limit:
+                raise RequestError("request_timeout") from None
+        if size > limit:
             raise _too_large(limit)
         return body
 
