@@ -19,6 +19,7 @@ from headtail.stages.serve.answerer import Answerer, AskStudent, OutputCheck, St
 from headtail.stages.serve.front.app import FrontApp
 from headtail.stages.serve.front.chat import ChatRoutes
 from headtail.stages.serve.front.counters import Counters, create_counters, read_counters
+from headtail.stages.serve.front.feedback import FeedbackRoutes
 from headtail.stages.serve.front.link import StudentLink
 from headtail.stages.serve.front.log_pipe import RequestLog
 from headtail.stages.serve.front.operations import Operations
@@ -52,6 +53,7 @@ class Front:
         log = RequestLog(pipe, self.counters)
         self.app = FrontApp(self.answerer, config, self.counters, log, routes=self.operations.routes, **options)
         self.app.add_routes(ChatRoutes(self.answerer, self.app.note_reply).routes)
+        self.app.add_routes(FeedbackRoutes(self.answerer, self.counters, log).routes)
 
     def count(self, name: str) -> float:
         """A counter, as any process reads it."""

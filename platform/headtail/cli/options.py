@@ -23,6 +23,7 @@ STAGES: dict[str, tuple[str, str]] = {
     "publish": ("headtail.stages.publish", "Make a cache snapshot of answers the current release."),
     "evaluate": ("headtail.stages.evaluate", "Compare answers with human labels, by stratum."),
     "curate": ("headtail.stages.curate", "Choose what a student learns from; rank suspect answers."),
+    "feedback": ("headtail.stages.feedback", "Turn callers' feedback into a review queue and labels."),
     "gate": ("headtail.stages.gate", "Prove that a student is good enough, or say what is missing."),
     "report": ("headtail.stages.report", "Write one page and one JSON with the figures of given runs."),
     "distill": ("headtail.stages.distill", "Train a student on the training set."),
@@ -37,7 +38,7 @@ STAGES: dict[str, tuple[str, str]] = {
 PANELS: dict[str, tuple[str, ...]] = {
     "Start here": ("doctor", "pipeline", "status", "fields"),
     "I want answers": ("example-data", "ingest", "plan", "precompute", "publish", "lookup"),
-    "I review quality": ("evaluate", "curate", "review", "gate", "report"),
+    "I review quality": ("evaluate", "curate", "review", "feedback", "gate", "report"),
     "I train students": ("distill", "sweep"),
     "I operate": ("serve", "replay", "release", "override", "delete", "rollback", "diff", "gc", "keys"),
     "I measure methods": ("gap", "ablate", "reference"),

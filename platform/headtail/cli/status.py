@@ -32,7 +32,20 @@ from headtail.stages.distill.checkpoints import Marker
 from headtail.stages.distill.resume import MARKER
 from headtail.stages.gate import latest_verdict
 
-STAGES = ("example-data", "ingest", "plan", "precompute", "evaluate", "curate", "distill", "gate", "publish", "replay", "report")
+STAGES = (
+    "example-data",
+    "ingest",
+    "plan",
+    "precompute",
+    "evaluate",
+    "curate",
+    "feedback",
+    "distill",
+    "gate",
+    "publish",
+    "replay",
+    "report",
+)
 NEWEST = 50  # jobs of the store whose state is looked at
 SHOWN = 10  # unfinished ones that the table shows
 _ID_WIDTH, _WITH_ID = 27, ("model, newest job", "job", "latest run")  # precompute/<16 hex digits> on one line

@@ -12,7 +12,7 @@ import httpx
 from headtail.adapters.proxies import may_proxy
 from headtail.client.answer import Answer, ClientError
 from headtail.client.config import ClientConfig
-from headtail.client.core import ClientCore, ClientCounts, SideInputs, received
+from headtail.client.core import ClientCore, ClientCounts, Rating, SideInputs, received
 from headtail.client.exchange import Received, Send, Sleep
 
 T = TypeVar("T")
@@ -33,6 +33,13 @@ class AsyncClient:
     async def answers(self, queries: Sequence[str]) -> list[Answer | ClientError]:
         """See `Client.answers`."""
         return await self._drive(self._core.resolve_many(queries))
+
+    async def feedback(
+        self, answer: Answer, rating: Rating | None = None, *, used: bool | None = None, corrected: Any = None, comment: str = ""
+    ) -> None:
+        """See `Client.feedback`."""
+        given = {"rating": rating, "used": used, "answer": corrected, "comment": comment or None}
+        await self._drive(self._core.give_feedback(answer, given))
 
     @property
     def counts(self) -> ClientCounts:

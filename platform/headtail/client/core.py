@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import httpx
 
@@ -20,6 +20,7 @@ from headtail.core.errors import ConfigError
 
 MOST_QUERIES = 1000  # that the server takes at once
 SideInputs = Mapping[str, Sequence[str]]
+Rating = Literal["up", "down"]
 Steps = Generator[Send | Sleep, Received | None, Answer]
 BatchSteps = Generator[Send | Sleep, Received | None, list[Answer | ClientError]]
 
@@ -105,6 +106,19 @@ class ClientCore:
         except (ValueError, KeyError, TypeError):
             reason = "server_error"
         return [self._fall_back(query, clean[query], reason) for query in part]
+
+    def give_feedback(self, answer: Answer, given: Mapping[str, Any]) -> Generator[Send | Sleep, Received | None, None]:
+        """Tell the server what is said of `answer`. ClientError when it does not take it."""
+        body: dict[str, Any] = {"request_id": answer.request_id, "query": answer.query}
+        if answer.answer_key is not None:
+            body["answer_key"] = answer.answer_key
+        if answer.request_id and not answer.degraded:
+            body["shown"] = answer.answer
+        body |= {name: value for name, value in given.items() if value is not None}
+        try:
+            yield from self._ask("/v1/feedback", body)
+        except NoAnswer as failure:
+            raise ClientError(failure.reason, CLIENT_REASONS[failure.reason], fix="give the feedback again later") from None
 
     def _ask(self, path: str, body: dict[str, Any]) -> Generator[Send | Sleep, Received | None, Any]:
         if not self.config.url:

@@ -106,7 +106,7 @@ def _content(got: Received) -> Any:
         raise NoAnswer("server_error")
     if got.status >= 400:
         raise ClientError.parse(got.status, got.body)
-    if got.status != 200:
+    if got.status not in (200, 202):
         raise NoAnswer("server_error")
     try:
         return from_json(got.body)

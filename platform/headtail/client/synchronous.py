@@ -13,7 +13,7 @@ import httpx
 from headtail.adapters.proxies import may_proxy
 from headtail.client.answer import Answer, ClientError
 from headtail.client.config import ClientConfig
-from headtail.client.core import ClientCore, ClientCounts, SideInputs, received
+from headtail.client.core import ClientCore, ClientCounts, Rating, SideInputs, received
 from headtail.client.exchange import Received, Send, Sleep
 
 T = TypeVar("T")
@@ -34,6 +34,16 @@ class Client:
     def answers(self, queries: Sequence[str]) -> list[Answer | ClientError]:
         """One answer or error for each query, in order; all misses go to the server together."""
         return self._drive(self._core.resolve_many(queries))
+
+    def feedback(
+        self, answer: Answer, rating: Rating | None = None, *, used: bool | None = None, corrected: Any = None, comment: str = ""
+    ) -> None:
+        """Say of an answer whether it was right, whether it was used, or what it should have been.
+
+        ClientError when the server refuses it (a correction that does not fit the task's schema or guardrails), or cannot be reached.
+        """
+        given = {"rating": rating, "used": used, "answer": corrected, "comment": comment or None}
+        self._drive(self._core.give_feedback(answer, given))
 
     @property
     def counts(self) -> ClientCounts:

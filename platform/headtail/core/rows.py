@@ -212,6 +212,33 @@ REQUEST_LOG = pa.schema(
     ]
 )
 
+# What a caller said about one answer of the live server; a correction fits the task's schema and guardrails.
+FEEDBACK = pa.schema(
+    [
+        ("time", pa.timestamp("us", tz="UTC")),
+        ("request_id", pa.string()),  # of the answer; empty where a client answered from its own copy of the snapshot
+        ("query", pa.string()),  # normalised, without personal data
+        ("release", pa.string()),  # that was served when the feedback came
+        ("rating", pa.string()),  # up | down; null: none
+        ("used", pa.bool_()),  # whether the answer was used; null: not said
+        ("answer", pa.string()),  # the corrected answer, canonical JSON; null: none
+        ("shown", pa.string()),  # the answer that it is about, canonical JSON; null: not known
+        ("answer_key", pa.string()),  # its provenance, hex; null: not known
+        ("comment", pa.string()),  # without personal data
+        ("caller", pa.string()),  # name of the API key
+    ]
+)
+
+# A label that comes from feedback, and how many said what. `design` names how it was drawn: by whoever felt like it, so it is never a
+# random draw, and no stage reads it as human labels unless it is told to.
+FEEDBACK_LABELS = pa.schema(
+    [
+        *HUMAN_LABELS,
+        ("design", pa.string()),
+        *((name, pa.int64()) for name in ("up", "down", "corrected", "used", "unused")),
+    ]
+)
+
 # One labelled row as one answer source answered it.
 SCORED = pa.schema(
     [

@@ -19,11 +19,12 @@ import uvicorn
 from fastapi import FastAPI, Query, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel
 
 from headtail import __version__
 from headtail.adapters.proxies import is_loopback
 from headtail.stages.serve.admission import open_admission
-from headtail.stages.serve.api import AnswerRequest, AnswerResponse, AnswersRequest, AnswersResponse
+from headtail.stages.serve.api import AnswerRequest, AnswerResponse, AnswersRequest, AnswersResponse, FeedbackRequest, FeedbackResponse
 from headtail.stages.serve.children import end_with_parent
 from headtail.stages.serve.errors import RequestError, openapi_errors
 from headtail.stages.serve.front.counters import read_counters
@@ -83,7 +84,7 @@ async def _pass_on(request: Request, public: httpx.AsyncClient) -> Response:
 
 
 def _add_answer(app: FastAPI, public: httpx.AsyncClient) -> None:
-    def body(model: type[AnswerRequest] | type[AnswersRequest]) -> dict[str, Any]:
+    def body(model: type[BaseModel]) -> dict[str, Any]:
         return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
 
     one: dict[int | str, dict[str, Any]] = {200: {"model": AnswerResponse}, **_ERRORS}
@@ -101,6 +102,19 @@ def _add_answer(app: FastAPI, public: httpx.AsyncClient) -> None:
         "/v1/answers", responses=many, response_class=JSONResponse, openapi_extra=body(AnswersRequest), summary="Answer up to 1,000 queries"
     )
     async def post_answers(request: Request) -> Response:
+        return await _pass_on(request, public)
+
+    taken: dict[int | str, dict[str, Any]] = {202: {"model": FeedbackResponse}, **_ERRORS}
+
+    @app.post(
+        "/v1/feedback",
+        responses=taken,
+        status_code=202,
+        response_class=JSONResponse,
+        openapi_extra=body(FeedbackRequest),
+        summary="Say whether an answer was right, was used, or what it should have been",
+    )
+    async def post_feedback(request: Request) -> Response:
         return await _pass_on(request, public)
 
 

@@ -6,7 +6,7 @@ here with what it cannot read, so both take the same. Knows nothing of routes.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -55,3 +55,31 @@ class AnswersResponse(BaseModel):
     """The answers to many queries, in their order. A query that cannot be taken has an error in its place."""
 
     answers: list[AnswerResponse | dict[str, Any]] = Field(description='one per query, or `{"error": ...}`')
+
+
+class FeedbackRequest(BaseModel):
+    """What is said of one answer: at least one of rating, used and answer."""
+
+    model_config = ConfigDict(extra="forbid")
+    request_id: str = Field(
+        "",
+        description="of the answer. Empty only for one that a client took from its own copy of the snapshot: then `answer_key` is checked",
+        pattern=r"^(?:(?:chatcmpl-)?[0-9a-f]{20}(?:-[0-9]{1,4})?)?$",
+        examples=["8041d11ee1e800000001"],
+    )
+    query: str = Field(description="the query that was answered", examples=["pizza near me"])
+    rating: Literal["up", "down"] | None = Field(None, description="thumbs")
+    used: bool | None = Field(None, description="whether the answer was used: clicked, applied, acted upon")
+    answer: Any = Field(
+        None, description="the right answer, valid under the task's schema and guardrails; a bare label for a task of labels"
+    )
+    shown: Any = Field(None, description="the answer that was given, where the snapshot has none: it is not kept by the server")
+    answer_key: str | None = Field(None, description="of the answer that was given", pattern="^[0-9a-f]{32}$")
+    comment: str = Field("", description="why, in words; personal data is removed", max_length=500)
+
+
+class FeedbackResponse(BaseModel):
+    """The feedback was taken, and is written within a minute or so."""
+
+    request_id: str = Field(description="of this call")
+    about: str = Field(description="request_id of the answer that it is about")

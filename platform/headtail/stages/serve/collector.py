@@ -1,8 +1,8 @@
-"""The request log's far end: lines from the pipe of all fronts, written as Parquet into the store below requests/.
+"""The request log's far end: lines from the pipe of all fronts, written as Parquet into the store below requests/ and feedback/.
 
-In: the read end of the pipe. Out: `requests/<day>/<time>-<process>.parquet`, rows of rows.REQUEST_LOG, each file whole or absent. It runs
-at a low priority and ends when no front holds the pipe any more. Memory is bounded: two files' rows at most; while both are full, the
-pipe fills, and fronts count what they drop.
+In: the read end of the pipe. Out: `requests/<day>/<time>-<process>.parquet`, rows of rows.REQUEST_LOG, and `feedback/` alike, rows of
+rows.FEEDBACK, each file whole or absent. It runs at a low priority and ends when no front holds the pipe any more. Memory is bounded: two
+files' rows of each at most; while both are full, the pipe fills, and fronts count what they drop.
 
     python -m headtail.stages.serve.collector PLAN
 """
@@ -26,83 +26,102 @@ import pyarrow as pa
 
 from headtail.adapters.storage import Storage, open_storage, write_table
 from headtail.core.errors import HeadtailError
-from headtail.core.rows import REQUEST_LOG
+from headtail.core.rows import FEEDBACK, REQUEST_LOG
 from headtail.stages.serve.front.counters import Counters
+from headtail.stages.serve.front.log_pipe import TAG
 from headtail.stages.serve.run_folder import RunPlan
 
 log = logging.getLogger("headtail.serve")
-FOLDER = "requests"
+FOLDER, FEEDBACK_FOLDER = "requests", "feedback"
 NICE = 10  # of 19: behind fronts and students
 _READ = 1 << 18  # bytes at a time
 
 
+class _Buffer:
+    """Rows of one table that are not written yet. Two files' rows at most are in memory: `writing` is the one before."""
+
+    def __init__(self, folder: str, schema: pa.Schema, dropped: str) -> None:
+        self.folder, self.schema, self.dropped = folder, schema, dropped
+        self.rows: list[Any] = []
+        self.since = 0.0
+        self.writing: concurrent.futures.Future[None] | None = None
+
+
 class Collector:
-    """Gathers lines, and writes a file when it has `rows` of them or `seconds` after the first."""
+    """Gathers lines by table, and writes a file when it has `rows` of them or `seconds` after the first."""
 
     def __init__(self, store: Storage, rows: int, seconds: float, counters: Counters | None = None) -> None:
         self._store, self._most, self._seconds, self._counters = store, rows, seconds, counters
-        self._rows: list[Any] = []
-        self._since = 0.0
+        self._requests = _Buffer(FOLDER, REQUEST_LOG, "log_dropped")
+        self._feedback = _Buffer(FEEDBACK_FOLDER, FEEDBACK, "feedback_dropped")
         self._part = b""
         self._decode = msgspec.json.Decoder(list[Any]).decode
         self._writer = concurrent.futures.ThreadPoolExecutor(1)
-        self._writing: concurrent.futures.Future[None] | None = None
         self._files = 0
 
     @property
     def wait_s(self) -> float | None:
         """Seconds until a file is due; None while there is nothing to write."""
-        return max(0.0, self._since + self._seconds - time.monotonic()) if self._rows else None
+        held = [buffer.since for buffer in (self._requests, self._feedback) if buffer.rows]
+        return max(0.0, min(held) + self._seconds - time.monotonic()) if held else None
 
     def feed(self, data: bytes) -> None:
         """Lines as they come from the pipe; the last one may be cut anywhere."""
         *lines, self._part = (self._part + data).split(b"\n")
         for line in lines:
+            buffer = self._requests
             try:
                 row = self._decode(line)
-                if len(row) != len(REQUEST_LOG):
+                if row and row[0] == TAG:
+                    buffer, row = self._feedback, row[1:]
+                if len(row) != len(buffer.schema):
                     raise ValueError(f"{len(row)} fields")
             except (msgspec.MsgspecError, ValueError) as error:
-                self._drop(1, error)
+                self._drop(buffer, 1, error)
                 continue
-            if not self._rows:
-                self._since = time.monotonic()
-            self._rows.append(row)
-            if len(self._rows) >= self._most:
-                self.flush()
+            if not buffer.rows:
+                buffer.since = time.monotonic()
+            buffer.rows.append(row)
+            if len(buffer.rows) >= self._most:
+                self._flush(buffer)
 
     def flush(self) -> None:
-        """Begin to write what is there; wait for the file before it, so that no more than two are in memory."""
-        if self._writing is not None:
-            self._writing.result()
-        rows, self._rows = self._rows, []
-        if rows:
-            self._files += 1
-            self._writing = self._writer.submit(self._write, rows, self._files)
+        """Begin to write what is there."""
+        self._flush(self._requests)
+        self._flush(self._feedback)
 
     def close(self) -> None:
         """Write what is left."""
         self.flush()
         self._writer.shutdown()
 
-    def _write(self, rows: Sequence[Any], number: int) -> None:
+    def _flush(self, buffer: _Buffer) -> None:
+        """Begin to write; wait for the file before it."""
+        if buffer.writing is not None:
+            buffer.writing.result()
+        rows, buffer.rows = buffer.rows, []
+        if rows:
+            self._files += 1
+            buffer.writing = self._writer.submit(self._write, buffer, rows, self._files)
+
+    def _write(self, buffer: _Buffer, rows: Sequence[Any], number: int) -> None:
         try:
             now = datetime.datetime.now(datetime.UTC)
-            path = f"{FOLDER}/{now:%Y-%m-%d}/{now:%H%M%S}-{os.uname().nodename[:40]}-{os.getpid()}-{number}.parquet"
-            write_table(self._store, path, log_table(rows))
+            path = f"{buffer.folder}/{now:%Y-%m-%d}/{now:%H%M%S}-{os.uname().nodename[:40]}-{os.getpid()}-{number}.parquet"
+            write_table(self._store, path, log_table(rows, buffer.schema))
         except Exception as error:  # a store out of reach must not end the log
-            self._drop(len(rows), error)
+            self._drop(buffer, len(rows), error)
 
-    def _drop(self, rows: int, error: Exception) -> None:
+    def _drop(self, buffer: _Buffer, rows: int, error: Exception) -> None:
         if self._counters is not None:
-            self._counters.add("log_dropped", rows)
-        log.warning("%d rows of the request log were dropped: %s", rows, str(error)[:300])
+            self._counters.add(buffer.dropped, rows)
+        log.warning("%d rows of %s were dropped: %s", rows, buffer.folder, str(error)[:300])
 
 
-def log_table(rows: Sequence[Any]) -> pa.Table:
+def log_table(rows: Sequence[Any], schema: pa.Schema = REQUEST_LOG) -> pa.Table:
     """Rows as the fronts write them, as a table."""
     columns = zip(*rows, strict=True)
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, REQUEST_LOG, strict=True)], schema=REQUEST_LOG)
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
 
 
 def collect(pipe: int, collector: Collector) -> None:

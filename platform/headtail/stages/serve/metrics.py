@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from headtail.core.rows import Source
 from headtail.stages.serve.answerer import REASONS
 from headtail.stages.serve.errors import CODES
-from headtail.stages.serve.front.counters import ARM_KINDS, BUCKETS, PATHS, Reading, number_id
+from headtail.stages.serve.front.counters import ARM_KINDS, BUCKETS, FEEDBACK_KINDS, PATHS, Reading, number_id
 
 # name of the metric: name of the counter, what it says
 _COUNTERS = {
@@ -30,6 +30,8 @@ _COUNTERS = {
     "headtail_key_file_failures": ("key_file_failures", "changed files of API keys that could not be used"),
     "headtail_log_lines": ("log_lines", "lines handed to the request log"),
     "headtail_log_dropped": ("log_dropped", "lines of the request log that were dropped: the pipe was full, or the store away"),
+    "headtail_feedback_lines": ("feedback_lines", "calls of /v1/feedback that were taken"),
+    "headtail_feedback_dropped": ("feedback_dropped", "feedback that was lost: the log's pipe was full, or the store away"),
     "headtail_process_starts": ("starts", "starts of front processes and the log's collector; more than there are: some were restarted"),
 }
 _GAUGES = {
@@ -68,6 +70,10 @@ class _Readings:
             for outcome in ARM_KINDS:
                 compared.add_metric([arm, outcome], sums[f"arm/{arm}/{outcome}"])
         yield compared
+        feedback = CounterMetricFamily("headtail_feedback", "what callers said of answers", labels=["kind"])
+        for said in FEEDBACK_KINDS:
+            feedback.add_metric([said], sums[f"feedback/{said}"])
+        yield feedback
         yield degraded
         yield refused
         for name, (counter, text) in _COUNTERS.items():

@@ -27,7 +27,19 @@ DEGRADED = [f"degraded/{reason}" for reason in REASONS]
 REFUSED = [f"refused/{code}" for code in CODES]
 ARM_KINDS = ("queries", "errors", "degraded", "slow")
 ARMS = [f"arm/{arm}/{kind}" for arm in ("champion", "canary") for kind in ARM_KINDS]  # each query once, while a canary runs
-EVENTS = ["log_lines", "log_dropped", "refresh_failures", "callers_left", "student_frames", "student_misses", "starts"]
+FEEDBACK_KINDS = ("up", "down", "corrected", "used", "unused")
+FEEDBACKS = [f"feedback/{kind}" for kind in FEEDBACK_KINDS]
+EVENTS = [
+    "log_lines",
+    "log_dropped",
+    "feedback_lines",
+    "feedback_dropped",
+    "refresh_failures",
+    "callers_left",
+    "student_frames",
+    "student_misses",
+    "starts",
+]
 SUMS = [f"seconds/{path}/sum" for path in PATHS]  # of seconds
 # Numbers of a row that only grow, and are set: see `store_counts`.
 STORES = ["dynamic_misses", "dynamic_spoiled", "redis_failures", "redis_skipped", "unlimited", "key_file_failures"]
@@ -45,7 +57,7 @@ GAUGES = [
     "snapshot_rows",
     *STORES,
 ]
-_NAMES = [*REQUESTS, *BUCKET_COUNTS, *DEGRADED, *REFUSED, *ARMS, *EVENTS, *SUMS, *GAUGES]
+_NAMES = [*REQUESTS, *BUCKET_COUNTS, *DEGRADED, *REFUSED, *ARMS, *FEEDBACKS, *EVENTS, *SUMS, *GAUGES]
 _PLACE = {name: at for at, name in enumerate(_NAMES)}
 _FLOATS = {*SUMS, "swapped_at", "published_at"}
 _WIDTH = len(_NAMES)

@@ -1,19 +1,23 @@
 """The request log's near end: one line per request into a pipe that never makes a request wait.
 
-In: what a request was and how it was answered. Out: a JSON line of at most 4,096 bytes, which the kernel writes whole or not at all,
-so that processes share one pipe. A line that finds the pipe full, or is too long, is dropped and counted. `collector` reads the far end.
+In: what a request was and how it was answered; what callers say of answers. Out: a JSON line of at most 4,096 bytes, which the kernel
+writes whole or not at all, so that processes share one pipe. A line that finds the pipe full, or is too long, is dropped and counted.
+`collector` reads the far end.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from headtail.stages.serve.front.counters import Counters
 
 LINE_BYTES = 4096  # PIPE_BUF: up to here a write to a pipe is atomic
+TAG = "feedback"  # first field of a line of feedback; a line of the request log begins with a number
 _encode = msgspec.json.Encoder().encode
 
 
@@ -39,16 +43,27 @@ class RequestLog:
         caller: str,
     ) -> None:
         """One line: a row of rows.REQUEST_LOG. `query`: clean, never as it was sent; `seconds`: what the request took."""
-        if self._pipe is None:
-            return
         now, latency = int(time.time() * 1_000_000), round(seconds * 1000, 3)
-        line = _encode((now, request_id, query, release, source, cached, degraded, reason, confidence, latency, caller)) + b"\n"
+        row = now, request_id, query, release, source, cached, degraded, reason, confidence, latency, caller
+        self.send(row, "log_lines", "log_dropped")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether lines go anywhere."""
+        return self._pipe is not None
+
+    def send(self, row: Sequence[Any], written: str, dropped: str) -> bool:
+        """Write `row` as a line; counted under one of the two names. False when it was dropped, or there is no log."""
+        if self._pipe is None:
+            return False
+        line = _encode(row) + b"\n"
         if len(line) <= LINE_BYTES:
             try:
                 os.write(self._pipe, line)
             except (BlockingIOError, BrokenPipeError):
                 pass
             else:
-                self._counters.add("log_lines")
-                return
-        self._counters.add("log_dropped")
+                self._counters.add(written)
+                return True
+        self._counters.add(dropped)
+        return False

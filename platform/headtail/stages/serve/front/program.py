@@ -30,6 +30,7 @@ from headtail.stages.serve.dynamic import DynamicTier, open_answers
 from headtail.stages.serve.front.app import FrontApp
 from headtail.stages.serve.front.chat import ChatRoutes
 from headtail.stages.serve.front.counters import Counters
+from headtail.stages.serve.front.feedback import FeedbackRoutes
 from headtail.stages.serve.front.link import StudentLink
 from headtail.stages.serve.front.log_pipe import RequestLog
 from headtail.stages.serve.front.operations import Operations
@@ -49,8 +50,10 @@ async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
     answerer = Answerer(served, config, tiers, [guard_reply])
     operations = Operations(answerer, link)
     admit = open_admission(config.api_keys, folder / "limits", config.limits_redis_url)
-    app = FrontApp(answerer, config, counters, RequestLog(plan.log_pipe, counters), admit, operations.routes)
+    request_log = RequestLog(plan.log_pipe, counters)
+    app = FrontApp(answerer, config, counters, request_log, admit, operations.routes)
     app.add_routes(ChatRoutes(answerer, app.note_reply).routes)
+    app.add_routes(FeedbackRoutes(answerer, counters, request_log).routes)
     dynamic = next((tier for tier in tiers if isinstance(tier, DynamicTier)), None)
     watch = ReleaseWatch(store, answerer, config, counters, link, dynamic, folder)
     following = [asyncio.create_task(watch.follow()), asyncio.create_task(follow_counts(counters, admit, dynamic))]
