@@ -61,7 +61,7 @@ class FeedbackRoutes:
         if self._answerer.split is not None:
             served = self._answerer.split.choose(clean, served)
         answer = self._correction(served, clean, sent.answer) if "corrected" in kinds else None
-        shown, answer_key = _shown(served, sent, served.find(clean))
+        shown, answer_key = _subject(served, sent, served.find(clean))
         if answer is not None and answer == shown:
             raise RequestError("invalid", "the corrected answer is the one that was given", field="answer", fix='send "rating": "up"')
         release, comment = served.release.id, redact(sent.comment.strip()).text
@@ -94,7 +94,7 @@ def _kinds(sent: FeedbackRequest) -> list[str]:
     return [*kinds, "corrected"] if "answer" in sent.model_fields_set else kinds
 
 
-def _shown(served: OpenRelease, sent: FeedbackRequest, found: StoredAnswer | None) -> tuple[str | None, str | None]:
+def _subject(served: OpenRelease, sent: FeedbackRequest, found: StoredAnswer | None) -> tuple[str | None, str | None]:
     """The answer that the feedback is about, and its key: the snapshot's where it is the one, else what the caller says it was."""
     if found is not None and sent.answer_key == found.answer_key.hex():
         return served.task.dump(found.decoded()), sent.answer_key
