@@ -86,7 +86,7 @@ class Prometheus:
             try:
                 if found := check():
                     return found
-            except httpx.TransportError:
+            except (httpx.TransportError, ValueError):  # a 503 without JSON while it starts
                 pass
             assert self.process.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < end, (self.folder / "log").read_text()[-2000:]

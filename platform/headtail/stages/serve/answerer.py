@@ -249,6 +249,7 @@ class RealtimeReply(NamedTuple):
     """What a student made of a query.
 
     `stands_for`: the release's student it was deployed as; `task_fingerprint`: the task it was asked under.
+    `started`: seconds since 1970 by the student's clock, when the engine was asked; `seconds`: until it had answered.
     """
 
     text: str
@@ -257,6 +258,10 @@ class RealtimeReply(NamedTuple):
     answer_key: str
     stands_for: str
     task_fingerprint: str
+    tokens_in: int = 0
+    tokens_out: int = 0
+    started: float = 0.0
+    seconds: float = 0.0
 
 
 class AskStudent(Protocol):

@@ -13,6 +13,7 @@ from pydantic import Field
 from headtail.core.config import StageConfig, execution
 from headtail.engines import ModelConfig
 from headtail.stages.serve.dynamic import DynamicConfig
+from headtail.stages.serve.tracing import TraceConfig
 
 
 class RealtimeModel(ModelConfig):
@@ -37,6 +38,7 @@ class Config(StageConfig):
         "", "redis://HOST:PORT/NUMBER where all servers count what a key asks; needs the extra `redis`; empty: each node counts for itself"
     )
     dynamic: DynamicConfig = Field(DynamicConfig(), description="the student's answers, given again")
+    traces: TraceConfig = execution(TraceConfig(), "where traces of requests go, and of how many")
     fronts: int = execution(2, "front processes, which share the port", ge=1, le=64)
     max_misses: int = execution(64, "misses of one front process that may wait for students at once; the next one gets the fallback", ge=1)
     realtime_replicas: int = execution(1, "student engines", ge=1)

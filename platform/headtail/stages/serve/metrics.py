@@ -32,6 +32,10 @@ _COUNTERS = {
     "headtail_log_dropped": ("log_dropped", "lines of the request log that were dropped: the pipe was full, or the store away"),
     "headtail_feedback_lines": ("feedback_lines", "calls of /v1/feedback that were taken"),
     "headtail_feedback_dropped": ("feedback_dropped", "feedback that was lost: the log's pipe was full, or the store away"),
+    "headtail_trace_spans": ("trace_spans", "spans of traces that were sent"),
+    "headtail_trace_dropped": ("trace_dropped", "spans that were lost: too many waited, or the endpoint did not take them"),
+    "headtail_student_tokens_in": ("tokens_in", "prompt tokens of misses that students answered"),
+    "headtail_student_tokens_out": ("tokens_out", "tokens of students' answers"),
     "headtail_process_starts": ("starts", "starts of front processes and the log's collector; more than there are: some were restarted"),
 }
 _GAUGES = {

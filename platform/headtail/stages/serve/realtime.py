@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -43,12 +44,17 @@ class Student:
     async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> RealtimeReply:
         """The student's answer to one query. A cancelled call takes no more of the engine than it must."""
         messages = self.io_format.messages(self.task, query, side_inputs)
+        started, clock = time.time(), time.perf_counter()
         completion = await self._engine.ask(messages)
+        seconds = time.perf_counter() - clock
         found = self.io_format.parse_text(self.task, completion.text)
         sure = confidence(completion.text, completion.token_texts, completion.token_logprobs, found.spans)
         key = answer_key(messages, self._settings).hex()
         text = self.io_format.as_json(self.task, completion.text, found)
-        return RealtimeReply(text, completion.finish_reason, sure, key, self.stands_for, self.task.fingerprint)
+        return RealtimeReply(
+            text, completion.finish_reason, sure, key, self.stands_for, self.task.fingerprint, completion.tokens_in, completion.tokens_out,
+            started, seconds,
+        )  # fmt: skip
 
     async def check(self) -> None:
         """Raises when the engine is dead."""

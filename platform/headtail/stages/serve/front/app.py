@@ -23,7 +23,9 @@ from headtail.stages.serve.errors import RequestError, method_error, validation_
 from headtail.stages.serve.front.counters import Counters
 from headtail.stages.serve.front.hot import Hit, HotPath, RequestIds, reply_bytes
 from headtail.stages.serve.front.log_pipe import RequestLog
+from headtail.stages.serve.front.trace_export import Tracer
 from headtail.stages.serve.principal import Admit, Principal, admit_all
+from headtail.stages.serve.tracing import CURRENT_TRACE, Trace
 
 log = logging.getLogger("headtail.serve")
 Scope = MutableMapping[str, Any]
@@ -77,6 +79,7 @@ class FrontApp:
     ) -> None:
         self._answerer, self._hot, self._ids = answerer, HotPath(answerer), RequestIds()
         self._config, self._counters, self._log, self._admit = config, counters, request_log, admit
+        self.tracer: Tracer | None = None
         self._routes = {"/v1/answers": Route(("POST",), self._answers, "answer", cost=0), **(routes or {})}
 
     def add_routes(self, routes: Mapping[str, Route]) -> None:
@@ -87,7 +90,29 @@ class FrontApp:
         if scope["type"] != "http":
             await _lifespan(scope, receive, send)
             return
-        request_id, path = self._ids.next(), scope["path"]
+        if self.tracer is not None and (trace := self.tracer.begin(scope["method"], scope["path"], scope["headers"])) is not None:
+            await self._traced(self.tracer, trace, scope, receive, send)
+        else:
+            await self._handle(scope, receive, send, self._ids.next())
+
+    async def _traced(self, tracer: Tracer, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request that is traced."""
+        request_id, status = self._ids.next(), 499  # its caller left, unless a response begins
+
+        async def send_on(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        token = CURRENT_TRACE.set(trace)
+        try:
+            await self._handle(scope, receive, send_on, request_id)
+        finally:
+            CURRENT_TRACE.reset(token)
+            tracer.finish(trace, request_id, status)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
+        path = scope["path"]
         route = None if path == "/v1/answer" else self._routes.get(path)
         try:
             if path == "/v1/answer":
@@ -158,6 +183,8 @@ class FrontApp:
             split.count(hit.clean, hit.served.release.id, hit.seconds, False)
         self._counters.count_reply("cache", found.source, hit.seconds)
         release = hit.served.release.id
+        if self.tracer is not None and (trace := CURRENT_TRACE.get()) is not None:
+            trace.note(release, found.source, True, "", found.confidence)
         self._log.write(
             request_id, hit.clean, release, found.source, True, False, "", found.confidence, hit.seconds, caller.name
         )  # fmt: skip
@@ -165,6 +192,8 @@ class FrontApp:
     def note_reply(self, reply: Reply, caller: Principal) -> None:
         """Count and log an answer that was not ready."""
         seconds = reply.latency_ms / 1000
+        if self.tracer is not None and (trace := CURRENT_TRACE.get()) is not None:
+            trace.note(reply.release, reply.source, reply.cached, reply.reason, reply.confidence)
         if (split := self._answerer.split) is not None:
             split.count(reply.normalised, reply.release, seconds, reply.degraded)
         self._counters.count_reply(reply.path, reply.source, seconds, reply.reason if reply.degraded else "")

@@ -98,6 +98,12 @@ class StudentLink:
             self._counters.add("student_frames")
             self._counters.add("student_misses", rows)
 
+    def count_tokens(self, reply: RealtimeReply) -> None:
+        """A student answered."""
+        if self._counters is not None:
+            self._counters.add("tokens_in", reply.tokens_in)
+            self._counters.add("tokens_out", reply.tokens_out)
+
 
 class _Lost(Exception):
     """The connection ended before the answer came."""
@@ -205,6 +211,7 @@ class Connection(asyncio.Protocol):
             if mine is None or mine.done():
                 continue
             if reply is not None:
+                self._link.count_tokens(reply)
                 mine.set_result(reply)
             else:
                 mine.set_exception(MissFailed(reason))

@@ -35,8 +35,10 @@ from headtail.stages.serve.front.link import StudentLink
 from headtail.stages.serve.front.log_pipe import RequestLog
 from headtail.stages.serve.front.operations import Operations
 from headtail.stages.serve.front.store_counts import follow_counts
+from headtail.stages.serve.front.trace_export import Tracer
 from headtail.stages.serve.front.watch import ReleaseWatch, open_served
 from headtail.stages.serve.run_folder import RunPlan, front_address
+from headtail.stages.serve.tracing import TracedStudent
 
 
 async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
@@ -54,6 +56,7 @@ async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
     app = FrontApp(answerer, config, counters, request_log, admit, operations.routes)
     app.add_routes(ChatRoutes(answerer, app.note_reply).routes)
     app.add_routes(FeedbackRoutes(answerer, counters, request_log).routes)
+    app.tracer = Tracer(config.traces, counters) if config.traces.endpoint else None
     dynamic = next((tier for tier in tiers if isinstance(tier, DynamicTier)), None)
     watch = ReleaseWatch(store, answerer, config, counters, link, dynamic, folder)
     following = [asyncio.create_task(watch.follow()), asyncio.create_task(follow_counts(counters, admit, dynamic))]
@@ -87,13 +90,15 @@ async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
         await admit.close()
     if link is not None:
         await link.close()
+    if app.tracer is not None:
+        app.tracer.close()
 
 
 def _tiers(config: Config, link: StudentLink | None) -> list[Tier]:
     """Where misses go."""
     if link is None:
         return []
-    student = StudentTier(link.ask)
+    student = StudentTier(TracedStudent(link.ask, config.traces.texts) if config.traces.endpoint else link.ask)
     return [DynamicTier(open_answers(config.dynamic), student, config.dynamic.ttl_s) if config.dynamic.enabled else student]
 
 
