@@ -23,12 +23,13 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from fronts import Front
 from headtail.adapters.storage import Storage
 from headtail.core.task import Task
-from headtail.stages import serve
+from headtail.stages import feedback, serve
 from headtail.stages.serve.answerer import Miss, MissFailed, RealtimeReply
 from headtail.stages.serve.front.trace_export import MOST_TRACES, Tracer, encode_spans
 from headtail.stages.serve.tracing import CLIENT, INTERNAL, SERVER, Span, TraceConfig, TracedStudent
 from ports import free_port
-from test_serve import STUDENT, published, reply, segments
+from test_serve import OFF, STUDENT, published, reply, segments
+from test_serve import config as server_config
 from timescale import limit
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -215,3 +216,23 @@ def test_mlflow_shows_the_trace(store: Storage, tmp_path: Path, segmentation: Ta
     finally:
         server.terminate()
         server.wait(limit(30))
+
+
+@pytest.mark.slow
+def test_a_whole_server_sends_traces_and_keeps_feedback(store: Storage, tmp_path: Path, segmentation: Task) -> None:
+    published(store, tmp_path, segmentation)
+    with Endpoint() as endpoint:
+        traces = {"endpoint": endpoint.url, "sample": 0}
+        server = serve.start_server(server_config(store.root, fronts=1, realtime_student=False, traces=traces))
+        try:
+            with httpx.Client(base_url=server.url, trust_env=False, timeout=limit(20)) as http:
+                hit = http.post("/v1/answer", json={"query": "pizza near me"}, headers={"traceparent": PARENT}).json()
+                said = {"request_id": hit["request_id"], "query": "pizza near me", "rating": "up", "answer_key": hit["answer_key"]}
+                assert http.post("/v1/feedback", json=said).status_code == 202
+                passed_on = httpx.post(f"{server.admin_url}/v1/feedback", json={**said, "rating": "sideways"}, trust_env=False)
+                assert (passed_on.status_code, passed_on.json()["error"]["field"]) == (422, "rating")
+        finally:
+            server.stop()
+    assert [(span.name, values(span)["headtail.source"]) for span in endpoint.spans] == [("POST /v1/answer", "teacher")]
+    receipt = feedback.run(feedback.Config(root=store.root, tracking=OFF))
+    assert (receipt.rows["in"], receipt.rows["used"], receipt.result.labels) == (1, 1, 1)
