@@ -465,7 +465,7 @@ def test_metrics_and_the_other_pages(open_front: Callable[..., Front], segmentat
     assert shown["examples"] == ["<email> login", "pizza near me"]
     assert "task_copy" not in shown
     paths = found["/openapi.json"].json()["paths"]
-    assert set(paths) == {"/v1/answer", "/v1/answers", "/v1/release", "/healthz", "/readyz", "/metrics"}
+    assert set(paths) == {"/v1/answer", "/v1/answers", "/v1/feedback", "/v1/release", "/healthz", "/readyz", "/metrics"}
     assert "query" in paths["/v1/answer"]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]
 
 
