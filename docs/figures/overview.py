@@ -62,7 +62,8 @@ def zones(summary: dict[str, Any]) -> tuple[Zone, Zone, Zone]:
 
     def zone(title: str, source: str, who: str, stratum: str, colour: str) -> Zone:
         usd, f1 = summary[f"usd_per_million_running_{source}"], summary[f"quality_{source}_{stratum}"]
-        return Zone(title, who, f"USD {usd:.2f} per million", f"F1 {f1:.2f} on {stratum}", colour)
+        cost = f"USD {usd:.2f} per million" if usd >= 0.005 else "under USD 0.01 per million"
+        return Zone(title, who, cost, f"F1 {f1:.2f} on {stratum}", colour)
 
     return (
         zone("head", "teacher", "teacher, ahead of time", "head", TEACHER),
