@@ -15,7 +15,21 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).parent.parent
-NEEDED = ("cloudpickle", "httpx", "jinja2", "jsonschema-rs", "lmdb", "numpy", "pyarrow", "pydantic", "pyyaml", "rich", "scipy", "typer")
+NEEDED = (
+    "cloudpickle",
+    "httpx",
+    "jinja2",
+    "jsonschema-rs",
+    "lmdb",
+    "msgspec",
+    "numpy",
+    "pyarrow",
+    "pydantic",
+    "pyyaml",
+    "rich",
+    "scipy",
+    "typer",
+)
 NO_NETWORK = re.compile(r"Temporary failure in name resolution|Network is unreachable|Failed to establish a new connection")
 EVERY = """
 import importlib, pkgutil, headtail

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from headtail.stages.serve.frames import Hello
 from headtail.stages.serve.student_link import FrontAddress, FrontLinks
 
 WARM_UP = "warm up"
+_BUILD = threading.Lock()  # Ray 2.60 registers a module for the whole process while it makes a deployment: of two threads one would fail
 _LOGGING: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -143,7 +145,8 @@ class Students:
         return name
 
     def _application(self, served: ServedStudent) -> Any:
-        return student_application(self._config, served, self._fronts, self._kind)
+        with _BUILD:
+            return student_application(self._config, served, self._fronts, self._kind)
 
     def running(self, name: str) -> bool:
         """Whether an application runs. EngineError when it cannot."""
