@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fronts import Front
@@ -408,6 +408,7 @@ def test_time_that_is_over_is_not_waited_for() -> None:
     assert run_exchange([None], takes_s=0.97) == ([], "unreachable")
 
 
+@example(statuses=[None], takes=0.95, retries=1, after="")  # a pause that ends at the very end
 @given(
     statuses=st.lists(st.sampled_from([None, 200, 429, 500, 502, 503, 504]), min_size=1, max_size=8),
     takes=st.floats(0, 1.5),

@@ -75,6 +75,8 @@ class Exchanges:
             now = self._clock()
             if not self.breaker.allows(now):
                 raise NoAnswer(_REASONS[status])
+            if tries and now >= end:  # a pause may end a little late
+                raise NoAnswer(_REASONS[status] if status else "client_timeout")
             got = yield Send(path, body, end - now)
             status = got.status if got is not None else 0
             self._count(status)
