@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from headtail.core import leaks
 from headtail.core.errors import LeakError
 from headtail.core.keys import query_key
-from headtail.core.leaks import LabelledQueries, clean_text, trigrams
+from headtail.core.leaks import LabelledQueries, trigrams
+from headtail.core.query import clean_text
 
 
 def rows(*queries: str) -> pa.Table:

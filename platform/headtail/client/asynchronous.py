@@ -38,8 +38,7 @@ class AsyncClient:
         self, answer: Answer, rating: Rating | None = None, *, used: bool | None = None, corrected: Any = None, comment: str = ""
     ) -> None:
         """See `Client.feedback`."""
-        given = {"rating": rating, "used": used, "answer": corrected, "comment": comment or None}
-        await self._drive(self._core.give_feedback(answer, given))
+        await self._drive(self._core.give_feedback(answer, rating, used, corrected, comment))
 
     @property
     def counts(self) -> ClientCounts:
@@ -49,7 +48,7 @@ class AsyncClient:
     @property
     def release(self) -> str:
         """See `Client.release`."""
-        return self._core.local.release if self._core.local else ""
+        return self._core.release
 
     async def refresh(self) -> bool:
         """See `Client.refresh`."""

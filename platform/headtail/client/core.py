@@ -107,13 +107,21 @@ class ClientCore:
             reason = "server_error"
         return [self._fall_back(query, clean[query], reason) for query in part]
 
-    def give_feedback(self, answer: Answer, given: Mapping[str, Any]) -> Generator[Send | Sleep, Received | None, None]:
+    @property
+    def release(self) -> str:
+        """Id of the release whose snapshot is open here; empty without one."""
+        return self.local.release if self.local else ""
+
+    def give_feedback(
+        self, answer: Answer, rating: Rating | None, used: bool | None, corrected: Any, comment: str
+    ) -> Generator[Send | Sleep, Received | None, None]:
         """Tell the server what is said of `answer`. ClientError when it does not take it."""
         body: dict[str, Any] = {"request_id": answer.request_id, "query": answer.query}
         if answer.answer_key is not None:
             body["answer_key"] = answer.answer_key
         if answer.request_id and not answer.degraded:
             body["shown"] = answer.answer
+        given = {"rating": rating, "used": used, "answer": corrected, "comment": comment or None}
         body |= {name: value for name, value in given.items() if value is not None}
         try:
             yield from self._ask("/v1/feedback", body)

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from headtail.adapters.storage import open_existing
 from headtail.cache import Cache, open_snapshot
 from headtail.client.answer import Answer, ClientError
-from headtail.core.keys import normalise, query_key
-from headtail.core.redact import redact
+from headtail.core.keys import query_key
+from headtail.core.query import InvalidQuery, check_query
 from headtail.core.rows import Source
 from headtail.core.secrets import hide
 from headtail.core.task import Task
@@ -39,21 +39,10 @@ class _Opened(NamedTuple):
 
 def clean_query(query: str, max_chars: int) -> str:
     """The text that a query is looked up by: normalised, without personal data. ClientError when the server would refuse it too."""
-    if len(query) > 4 * max_chars:  # before any work is done on it
-        raise ClientError(
-            "invalid", f"the query has {len(query)} characters, at most {max_chars} are taken", field="query", fix="shorten it"
-        )
-    if not query.isascii() and any("\ud800" <= character <= "\udfff" for character in query):
-        raise ClientError(
-            "invalid", "the query holds half a surrogate pair, which is no character", field="query", fix="send valid Unicode"
-        )
-    normalised = normalise(query)
-    if not normalised:
-        raise ClientError("invalid", "the query is empty", field="query", fix="give at least one visible character")
-    if len(normalised) > max_chars:
-        what = f"the query has {len(normalised)} characters after normalisation, at most {max_chars} are taken"
-        raise ClientError("invalid", what, field="query", fix="shorten it")
-    return redact(normalised).text
+    try:
+        return check_query(query, max_chars)
+    except InvalidQuery as error:
+        raise ClientError("invalid", error.what, field="query", fix=error.fix) from None
 
 
 class LocalHead:

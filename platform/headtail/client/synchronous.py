@@ -42,8 +42,7 @@ class Client:
 
         ClientError when the server refuses it (a correction that does not fit the task's schema or guardrails), or cannot be reached.
         """
-        given = {"rating": rating, "used": used, "answer": corrected, "comment": comment or None}
-        self._drive(self._core.give_feedback(answer, given))
+        self._drive(self._core.give_feedback(answer, rating, used, corrected, comment))
 
     @property
     def counts(self) -> ClientCounts:
@@ -53,7 +52,7 @@ class Client:
     @property
     def release(self) -> str:
         """Id of the release whose snapshot is open here; empty without one."""
-        return self._core.local.release if self._core.local else ""
+        return self._core.release
 
     def refresh(self) -> bool:
         """Look for a new release now; True when another one is open. StorageError when the store cannot be read."""

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headtail.core.errors import LeakError
-from headtail.core.keys import KEY_BYTES, normalise, query_key
-from headtail.core.redact import redact
+from headtail.core.keys import KEY_BYTES, query_key
+from headtail.core.query import clean_text
 
 NEAR = 0.8  # Jaccard similarity of trigrams from which two queries are nearly the same; one typing error in 25 characters stays above
 _SHOWN = 5
@@ -28,11 +28,6 @@ class SimilarQuery(NamedTuple):
 
     query: str
     similarity: float
-
-
-def clean_text(text: str) -> str:
-    """The form in which training rows and human labels are compared and kept: normalised, without personal data."""
-    return redact(normalise(text)).text
 
 
 def trigrams(text: str) -> set[str]:

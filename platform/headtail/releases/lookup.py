@@ -10,8 +10,8 @@ from typing import Any
 
 from headtail.adapters.storage import Storage
 from headtail.cache import open_snapshot
-from headtail.core.keys import normalise, query_key
-from headtail.core.redact import redact
+from headtail.core.keys import query_key
+from headtail.core.query import clean_text
 from headtail.releases.overrides import load_overrides
 from headtail.releases.release import load_release
 
@@ -23,7 +23,7 @@ def look_up(store: Storage, query: str, release: str = "current", into: Path | N
     """
     record = load_release(store, release)
     cache = open_snapshot(store, record.snapshot, into)
-    text = redact(normalise(query)).text
+    text = clean_text(query)
     answer = load_overrides(store, record.task).resolve(query_key(text), cache.stored(text))
     return {
         "query": query,

@@ -20,9 +20,9 @@ from headtail.cache.snapshot import StoredAnswer
 from headtail.core.config import Config
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.guardrails import GUARDRAIL_REASONS
-from headtail.core.keys import fingerprint, normalise, query_key
+from headtail.core.keys import fingerprint, query_key
+from headtail.core.query import clean_text
 from headtail.core.record import Moment
-from headtail.core.redact import redact
 from headtail.core.rows import Source
 from headtail.releases.release import current_release, open_guard
 from headtail.review.decision import canonical_answer, current_moment, read_person
@@ -175,7 +175,7 @@ def erase_overrides(store: Storage, keys: Iterable[bytes]) -> int:
 
 def plain_query(query: str) -> str:
     """A query as keys are made of it: normalised, without personal data. ConfigError when nothing is left."""
-    text = redact(normalise(query)).text
+    text = clean_text(query)
     if not text:
         raise ConfigError("the query is empty", where="QUERY", value=query, fix="give at least one visible character")
     return text

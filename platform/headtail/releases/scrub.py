@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 
 from headtail.adapters.storage import Storage, open_table, stream_table, write_table
 from headtail.core.keys import normalise, sha256_stream
+from headtail.core.query import clean_text
 from headtail.core.receipt import FileRef
-from headtail.core.redact import redact
 
 TABLE, DOCUMENTS = ".parquet", (".html", ".svg", ".md", ".csv", ".jsonl", ".txt")
 _ELSEWHERE = ("snapshots/", "releases/", "overrides/", "deletions/", "mlartifacts/", "mlruns/")  # not this module's
@@ -38,7 +38,7 @@ class DeletedQuery:
 
     def spelled(self, text: str) -> bool:
         """Whether `text`, as people type it, is this query."""
-        return text == self.text or redact(normalise(text)).text == self.text
+        return text == self.text or clean_text(text) == self.text
 
 
 def files_to_scrub(store: Storage) -> list[str]:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headtail.core import leaks, typed_answer
+from headtail.core.query import clean_text
 from headtail.core.rows import HUMAN_LABELS, SET_ASIDE, uniform_draw
 from headtail.core.task import Task
 from headtail.core.text import normalise
@@ -73,7 +74,7 @@ def _near(rows: pa.Table, in_train: np.ndarray) -> np.ndarray:
     """Training rows that nearly repeat a query of the human labels: a model that learns them has seen the test."""
     human_labels = leaks.LabelledQueries(rows.filter(pa.array(~in_train))["query"].to_pylist())
     queries = zip(rows["query"].to_pylist(), in_train.tolist(), strict=True)
-    return np.asarray([train and human_labels.find(leaks.clean_text(query)) is not None for query, train in queries], dtype=bool)
+    return np.asarray([train and human_labels.find(clean_text(query)) is not None for query, train in queries], dtype=bool)
 
 
 def fill_counts(human_labels: pa.Table, queries: list[pa.Table]) -> pa.Table:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from headtail.cache import Cache, StoredAnswer
 from headtail.core.guardrails import AnswerGuard
-from headtail.core.keys import normalise, query_key
-from headtail.core.redact import redact
+from headtail.core.keys import query_key
+from headtail.core.query import InvalidQuery, check_query
 from headtail.core.rows import Source
 from headtail.core.secrets import hide
 from headtail.core.task import Task
@@ -176,24 +176,17 @@ class Answerer:
         )  # fmt: skip
 
     def clean(self, query: str, side_inputs: Mapping[str, Sequence[str]], served: OpenRelease) -> str:
-        """The query as ingest would have it: normalised, without personal data. Lengths are checked before any work is done on it."""
-        limit = self._config.max_query_chars
-        if len(query) > 4 * limit:
-            raise _refusal("query", f"the query has {len(query)} characters, at most {limit} are taken", "shorten it")
-        if not query.isascii() and any("\ud800" <= character <= "\udfff" for character in query):
-            raise _refusal("query", "the query holds half a surrogate pair, which is no character", "send valid Unicode")
-        normalised = normalise(query)
-        if not normalised:
-            raise _refusal("query", "the query is empty", "send at least one visible character")
-        if len(normalised) > limit:
-            what = f"the query has {len(normalised)} characters after normalisation, at most {limit} are taken"
-            raise _refusal("query", what, "shorten it")
+        """The query as ingest would have it: normalised, without personal data."""
+        try:
+            clean = check_query(query, self._config.max_query_chars)
+        except InvalidQuery as error:
+            raise _refusal("query", error.what, error.fix) from None
         if side_inputs:
             unknown = sorted(side_inputs.keys() - set(served.task.side_inputs))
             if unknown:
                 known = ", ".join(served.task.side_inputs) or "none"
                 raise _refusal("side_inputs", f"unknown side input {unknown[0][:40]!r}", f"side inputs of {served.task.name}: {known}")
-        return redact(normalised).text
+        return clean
 
     async def resolve(self, miss: Miss) -> Reply:
         """The reply of the first tier that has one, else the fallback. Too many at once: the fallback without any wait."""
