@@ -24,12 +24,14 @@ INSTALLED   := $(VENV)/.installed
 PIPELINE_SETS = $(if $(LOG),--set 'log=$(LOG)') $(if $(TASK),--set 'task=$(TASK)') $(if $(LABELS),--set 'labels=$(LABELS)') \
             $(if $(TEACHER),--set 'precompute_teacher.model.model=$(TEACHER)') $(foreach field,$(SET),--set '$(field)')
 
+BENCH_PACKAGES := build/bench/packages
+
 KILLS       ?= 1000
 ENGINE      ?= null
 KEYS        ?= 10000000
 BENCH_ARGS  ?= --engine decoder=transformers
 
-.PHONY: help install quickstart ui serve test test-fast test-vllm check format chaos bench-precompute bench-cache bench-scale bench-suspects bench-seeds bench-distill bench-serve simulate-releases measure clean
+.PHONY: help install quickstart ui serve test test-fast test-vllm check format chaos bench-precompute bench-cache bench-scale bench-suspects bench-seeds bench-distill bench-serve bench-failures simulate-releases simulate-statistics bench-numbers bench-ingest measure clean bench-forecast
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -86,11 +88,21 @@ bench-cache: install ## the cache beside SQLite, RocksDB and Redis: build/bench/
 bench-suspects: install ## how well curation finds planted errors: build/bench/suspects.json (2 minutes)
 	@$(BIN)/python -m tests.bench.suspects
 
+bench-forecast: install ## whether the planner's bands hold on days that it never saw: build/bench/forecast.json (BING=folder adds the Bing log; 5 minutes)
+	@$(BIN)/python -m tests.bench.forecast $(if $(BING),--bing '$(BING)')
+
 bench-seeds: install ## how often the quickstart's gates pass, 20 seeds in two precisions: build/bench/seeds.json (an hour)
 	@$(BIN)/python -m tests.bench.seeds
 
 bench-serve: quickstart ## the server beside a bare ASGI function and stock Ray Serve, needs wrk: build/bench/serve.json (10 minutes)
 	@$(BIN)/python -m tests.bench.serve --root $(ROOT)
+
+bench-failures: quickstart ## the server under load while its parts are killed, with 10 million keys, needs redis-server: build/bench/serve_failures.json (10 minutes)
+	@$(BIN)/python -m tests.bench.serve_failures --root $(ROOT)
+
+.PHONY: bench-simulate
+bench-simulate: quickstart ## the simulator beside the server, the same requests at two loads: build/bench/simulate.json (3 minutes)
+	@$(BIN)/python -m tests.bench.simulator --root $(ROOT) $(SIMULATE_ARGS)
 
 bench-distill: SIZE := full
 bench-distill: quickstart ## training beside Hugging Face's Trainer, the quickstart's students beside their teacher: build/bench/distill.json
@@ -101,6 +113,18 @@ bench-scale: install ## 1, 5 and 20 million rows through the null engine: build/
 
 simulate-releases: install ## canaries by simulation: false returns in a month, queries to catch a regression: build/bench/releases.json (half an hour)
 	@$(BIN)/python -m tests.bench.releases
+
+simulate-statistics: install ## intervals, gates, experiments by simulation, in full: build/bench/statistics.json
+	@$(BIN)/python -m tests.bench.statistics
+
+bench-ingest: $(BENCH_PACKAGES)/duckdb ## 50 million events beside DuckDB: build/bench/ingest.json (10 minutes, 2 GB of disk)
+	@PYTHONPATH=$(BENCH_PACKAGES) $(BIN)/python -m tests.bench.ingest
+
+$(BENCH_PACKAGES)/duckdb: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --target $(BENCH_PACKAGES) duckdb==2.0.1
+
+bench-numbers: $(BENCH_PACKAGES)/duckdb ## ingest beside DuckDB, intervals, gates, forecast, simulator: build/bench/numbers.json
+	@PYTHONPATH=$(BENCH_PACKAGES) $(BIN)/python -m tests.bench.numbers
 
 measure: install ## size and shape of the package in numbers (docs/decisions/0016)
 	@$(BIN)/python -m tests.bench.measure 2>/dev/null

@@ -15,21 +15,23 @@ from fastapi import FastAPI
 from headtail.adapters.storage import Storage
 from headtail.stages import serve
 from headtail.stages.serve.admin import make_app
-from headtail.stages.serve.answerer import Answerer, AskStudent, OutputCheck, StudentTier
+from headtail.stages.serve.answerer import Answerer, AskStudent, OutputCheck, Tier
 from headtail.stages.serve.front.app import FrontApp
 from headtail.stages.serve.front.chat import ChatRoutes
+from headtail.stages.serve.front.client_hits import ClientHitRoutes
 from headtail.stages.serve.front.counters import Counters, create_counters, read_counters
 from headtail.stages.serve.front.feedback import FeedbackRoutes
 from headtail.stages.serve.front.link import StudentLink
 from headtail.stages.serve.front.log_pipe import RequestLog
 from headtail.stages.serve.front.operations import Operations
 from headtail.stages.serve.front.watch import ReleaseWatch, open_served
+from headtail.stages.serve.student_tier import StudentTier
 
 _numbers = itertools.count()
 
 
 class Front:
-    """One front over `store`. `folder`: for its counters. `ask`: the student; None: there is none."""
+    """One front over `store`. `folder`: for its counters. `ask`: the student; None: there is none. `tiers`: instead of it."""
 
     def __init__(
         self,
@@ -41,18 +43,22 @@ class Front:
         pipe: int | None = None,
         shared: Path | None = None,
         checks: Sequence[OutputCheck] = (),
+        tiers: Sequence[Tier] | None = None,
         **options: Any,
     ) -> None:
         self.path = folder / f"counters-{next(_numbers)}"
         create_counters(self.path, 1)
         self.counters = Counters(self.path, 0)
         served = open_served(store, config.release, config.copies)
-        self.answerer = Answerer(served, config, [StudentTier(ask)] if ask else [], checks)
+        if tiers is None:
+            tiers = [StudentTier(ask)] if ask else []
+        self.answerer = Answerer(served, config, tiers, checks)
         self.operations = Operations(self.answerer, link)
         self.watch = ReleaseWatch(store, self.answerer, config, self.counters, link, folder=shared)
         log = RequestLog(pipe, self.counters)
         self.app = FrontApp(self.answerer, config, self.counters, log, routes=self.operations.routes, **options)
         self.app.add_routes(ChatRoutes(self.answerer, self.app.note_reply).routes)
+        self.app.add_routes(ClientHitRoutes(self.answerer, self.counters).routes)
         self.app.add_routes(FeedbackRoutes(self.answerer, self.counters, log).routes)
 
     def count(self, name: str) -> float:

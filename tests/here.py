@@ -21,8 +21,6 @@ from headtail.batch import driver
 from headtail.batch.worker import Worker
 from headtail.stages.distill import launch
 
-ALONE = {"MASTER_ADDR": "127.0.0.1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "DS_ACCELERATOR": "cpu"}
-
 
 class Meter:
     """Counts nothing."""
@@ -33,38 +31,48 @@ class Meter:
 
 
 @contextlib.contextmanager
-def _unmetered(*_: Any) -> Iterator[Meter]:
+def unmetered(*_: Any) -> Iterator[Meter]:
+    """In place of meter.job_meter."""
     yield Meter()
 
 
-def _rank(spec: Any, port: int) -> None:
-    """The child: as a Ray Train worker is when distill.train begins."""
-    os.environ.update({**ALONE, "MASTER_PORT": str(port)})
+def _rank(spec: Any, port: int, rank: int, ranks: int) -> None:
+    """A child: as a Ray Train worker is when distill.train begins."""
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu", **place})
     import torch
     from ray import train
 
     from headtail.stages.distill.train import train_worker
 
-    vars(train)["get_context"] = lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    vars(train)["get_context"] = lambda: SimpleNamespace(get_world_rank=lambda: rank, get_world_size=lambda: ranks)
     torch.distributed.init_process_group("gloo")
     train_worker(spec)
 
 
-@pytest.fixture
-def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """distill.run trains in one process of its own; `workers` of its config does not count."""
+def fit_here(ranks: int) -> Any:
+    """In place of launch._fit: so many ranks, each in a process of its own; `workers` of the config does not count."""
 
     def fit(config: Any, stage: Any, spec: Any) -> None:
         from ports import free_port
 
-        child = multiprocessing.get_context("spawn").Process(target=_rank, args=(spec, free_port()))
-        child.start()
-        child.join()
-        assert child.exitcode == 0, "the rank broke: its output is in the captured stderr"
+        port, spawn = free_port(), multiprocessing.get_context("spawn")
+        children = [spawn.Process(target=_rank, args=(spec, port, rank, ranks)) for rank in range(ranks)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        assert [child.exitcode for child in children] == [0] * ranks, "a rank broke: its output is in the captured stderr"
 
-    monkeypatch.setattr(launch, "_fit", fit)
+    return fit
+
+
+@pytest.fixture
+def train_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """distill.run trains in one process of its own."""
+    monkeypatch.setattr(launch, "_fit", fit_here(1))
     monkeypatch.setattr("headtail.adapters.cluster.start_cluster", lambda cpus=None: None)
-    monkeypatch.setattr("headtail.adapters.meter.job_meter", _unmetered)
+    monkeypatch.setattr("headtail.adapters.meter.job_meter", unmetered)
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from headtail.adapters.storage.receipts import load_ref, output_table
 from headtail.core.config import build_config
 from headtail.core.errors import ConfigError
 from headtail.core.receipt import Receipt
-from headtail.core.rows import ANSWER, HUMAN_LABELS, TRAINING_SET, with_side_inputs
+from headtail.core.rows import ANSWER, TRAINING_SET, with_side_inputs
 from headtail.core.task import Task
+from headtail.releases.traffic import label_rows
 from headtail.review.decision import Decision, current_moment
 from headtail.review.log import DecisionLog
 from headtail.stages import curate, distill, precompute
@@ -38,10 +39,9 @@ def config(store: Storage, intent: Task) -> ablate.Config:
         {"answers/shard-00000": answers.slice(0, 320).set_column(at, "confidence", sure)},
         result=answered_by(),
     )
-    columns = ["query_key", "query", "answer", "count", "stratum"]
-    labels = answers.slice(320).select(columns).cast(HUMAN_LABELS)
+    labels = label_rows(answers.slice(320), "labels")
     keep(store, "plan", "p" * 16, {"human_labels": labels})
-    keep(store, "ingest", "i" * 16, {"human_labels_train": answers.slice(0, 50).select(columns).cast(HUMAN_LABELS)})
+    keep(store, "ingest", "i" * 16, {"human_labels_train": label_rows(answers.slice(0, 50), "labels")})
     row = answers.slice(0, 1).to_pylist()[0]
     holds = intent.dump({"intent": "booking" if "booking" not in row["answer"] else "price"})
     made = Decision(row["query_key"], row["query"], "correct", holds, row["answer"], row["answer_key"], "anna", current_moment(), "")

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from headtail.core.bounds import Array, Either, Game, Proof, Share, holm, judge_assisted_proof, share_p
+from bench.bounds import spans as span_answers
+from headtail.core.bounds import Array, Either, Game, Proof, Share, count_labels_needed, holm, judge_assisted_proof, share_p
 
 GATES = 2000
 CHANCE = 1e-4  # of a false alarm per cell; seeds are fixed
@@ -204,7 +205,6 @@ def test_a_game_is_the_naive_one(scores: list[float], least: float, level: float
     assert low <= np.mean(scores) + 1e-9
     assert low < 1e-6 or game.p(low - 1e-6) <= level * (1 + 1e-6)
     assert game.p(min(1.0, low + 1e-6)) >= level * (1 - 1e-3)
-    assert Game(np.asarray(scores), level, weights=np.ones(len(scores))).p(least) == pytest.approx(game.p(least))
 
 
 @given(SCORES, SCORES, st.floats(0.05, 0.95))
@@ -267,7 +267,41 @@ def test_the_labels_asked_for_would_do(truth: float, least: float, level: float)
     seen = spans(rng, truth, (500,))
     m = Game(seen, level).rows_needed(least, level, 0.8)
     assert m is not None
-    assert 0.7 < np.mean(Game(rng.choice(seen, (600, m)), level).ps(least) <= level) < 0.99
+    assert passes_of(seen, round(0.9 * m), least, level) < 0.82
+    assert passes_of(seen, round(1.1 * m), least, level) > 0.78
+
+
+def passes_of(seen: Array, n: int, least: float, level: float, weights: Array | None = None) -> float:
+    """The share of games of n rows, drawn from `seen`, that show `least`."""
+    drawn = np.random.default_rng(n).integers(0, len(seen), (1500, n))
+    return float(np.mean(Game(seen[drawn], level, weights=None if weights is None else weights[drawn]).ps(least) <= level))
+
+
+def test_the_labels_asked_for_have_a_range() -> None:
+    few, some, many = (
+        count_labels_needed(Share(180, 200), 0.85, 0.05, 0.8),
+        count_labels_needed(Share(1800, 2000), 0.85, 0.05, 0.8),
+        Share(179, 200),
+    )
+    assert few.rows == some.rows == Share(1800, 2000).rows_needed(0.85, 0.05, 0.8)
+    for needed in (few, some):
+        assert needed.least is not None
+        assert needed.rows is not None
+        assert needed.least < needed.rows
+    assert few.most is None or some.most is None or few.most > some.most  # more labels, less doubt
+    assert count_labels_needed(many, 0.9, 0.05, 0.8).rows is None
+    assert count_labels_needed(many, 0.9, 0.05, 0.8).least is not None  # the truth may well be above
+
+
+def test_micro_f1_on_the_boundary_rarely_passes_and_a_better_one_does() -> None:
+    """Four spans at most, wanted and given: eight units. The truth is that of the rows drawn from."""
+    delta, rng = 0.05, np.random.default_rng(4)
+    scores, weights = span_answers(rng, 100_000, 0.93, 4)
+    truth = float(np.average(scores, weights=weights))
+    assert abs(truth - scores.mean()) > 0.003  # rows alike are another mean
+    drawn = rng.integers(0, len(scores), (2 * GATES, 400))
+    assert not convicted(int((Game(scores[drawn], delta, weights=weights[drawn]).ps(truth) <= delta).sum()), 2 * GATES, delta)
+    assert passes_of(scores, 400, truth - 0.03, delta, weights) > 0.75
 
 
 def test_no_labels_make_up_for_a_miss() -> None:

@@ -490,7 +490,7 @@ def test_a_copy_from_s3_lives_as_long_as_its_cache(s3_root: str, tmp_path: Path,
     assert not list(tmp_path.glob("headtail-cache-*"))
 
 
-def test_each_thread_looks_up_for_itself(store: Storage, tmp_path: Path) -> None:
+def test_each_thread_look_log_up_for_itself(store: Storage, tmp_path: Path) -> None:
     _, manifest = publish(store, tmp_path, answers(*(good(f"q{i}", str(i)) for i in range(500))))
     opened = open_snapshot(store, manifest.id)
     with ThreadPoolExecutor(8) as pool:

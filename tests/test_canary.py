@@ -60,7 +60,8 @@ def test_without_a_canary_or_after_it_all_queries_meet_the_current_release(store
     assert read_canary(store) is None
     record = begin(store, two[1], 0.99)
     assert assign(record, KEYS[0], two[1]) == two[1], "CURRENT moved: the canary is over"
-    ended = canary.stop_canary(store, who="ada", why="enough")
+    ended = canary.stop_canary(store, who="ada", why="enough; ask jo@example.com")
+    assert ended.why == "enough; ask <email>"
     assert {assign(ended, key, two[0]) for key in KEYS[:50]} == {two[0]}
     with pytest.raises(InputError, match="no canary runs"):
         canary.stop_canary(store, who="ada")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,9 +19,8 @@ from headtail.cli import STAGES, main
 from headtail.cli.entry import GROUPS
 from headtail.cli.options import PANELS
 from headtail.core.receipt import Receipt
-from headtail.core.task import Task
-from headtail.stages import gate
-from test_gate import POOR, asking, put
+from headtail.core.task import EXAMPLES, Task
+from test_gate import POOR, put, run_gate
 from timescale import limit
 
 REPO = Path(__file__).parent.parent
@@ -51,6 +51,32 @@ def test_ctrl_c_says_that_finished_work_is_kept(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr("headtail.stages.plan.run", stopped)
     assert exits("plan") == 130
     assert capsys.readouterr().err.strip() == "stopped; finished work is kept: run the same command again to go on"
+
+
+STOPPED = """
+import os, signal, time
+from headtail.adapters.cluster import start_cluster
+from headtail.cli import main
+from headtail.stages import plan
+
+def stopped(config):
+    if {ray}:
+        start_cluster(2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+plan.run = stopped
+main(["plan"])
+"""
+
+
+@pytest.mark.parametrize("ray", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_sigterm_ends_as_ctrl_c_does(ray: bool) -> None:
+    """With Ray in the process too, whose own handler prints a C++ stack and aborts."""
+    script = STOPPED.replace("{ray}", str(ray))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=limit(120), check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "stopped; finished work is kept: run the same command again to go on\n"
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,8 +145,10 @@ def test_fields_lists_what_a_pipeline_takes_and_nothing_that_it_fills_in() -> No
     assert {"plan.head.coverage", "precompute_teacher.model.model", "distill_realtime.epochs"} <= paths
     assert not {"plan.log", "plan.task", "plan.root", "curate.tracking.uri", "precompute_batch.model.model", "distill_batch.sets"} & paths
     null = tuple(f"{line.path}." for line in field_lines("pipeline") if line.default == "null")
+    whole = {line.path.rpartition(".")[0] for line in field_lines("pipeline") if line.default == "required"}  # a field alone is refused
     for line in field_lines("pipeline"):
-        if line.default != "required" and "[]" not in line.path and not line.path.startswith(null):
+        alone = line.default != "required" and line.path.rpartition(".")[0] not in whole
+        if alone and "[]" not in line.path and not line.path.startswith(null):
             read_config("pipeline", None, [f"{line.path}={line.default}"], None)  # as shown, so --set takes it
 
 
@@ -153,14 +181,24 @@ def test_an_unknown_field_leads_to_the_command_that_lists_them(
     main(fix.split()[1:])
 
 
-def test_a_rejection_is_exit_code_0_and_4_under_strict(root: str, store: Storage, intent: Task, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rejection_is_exit_code_0_and_4_under_strict(
+    root: str, store: Storage, intent: Task, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def under(name: str, policy: str) -> list[str]:
+        folder = tmp_path / name
+        shutil.copytree(EXAMPLES / "query_intent", folder)
+        text = (folder / "task.yaml").read_text(encoding="utf-8")
+        (folder / "task.yaml").write_text(re.sub(r"gate:.*\n(  .*\n)+", f"gate: {policy}\n", text), encoding="utf-8")
+        return ["gate", "--root", root, "--set", f"task={folder}", "--set", "tracking.enabled=false"]
+
     put(store, intent, POOR)
-    flags = ["gate", "--root", root, "--set", "task=query_intent", "--set", "tracking.enabled=false", "--set", "max_drop=0.04"]
-    main([*flags, "--set", "minimum={tail: 0.9}"])
-    assert exits(*flags, "--set", "minimum={tail: 0.9}", "--strict") == 4
+    strict = under("strict", "{minimum: {tail: 0.9}, max_drop: 0.04}")
+    main(strict)
+    assert exits(*strict, "--strict") == 4
     assert "REJECTED" in capsys.readouterr().err
-    main([*flags, "--set", "minimum={tail: 0.5}", "--set", "max_drop=0.5", "--strict", "--json"])
+    main([*under("easy", "{minimum: {tail: 0.5}, max_drop: 0.5}"), "--strict", "--json"])
     assert json.loads(capsys.readouterr().out)["stage"] == "gate"
+    assert exits(*strict, "--set", "max_drop=1") == 2  # a policy is the task's
     assert "exit code 4" in run("gate", "--help", env={"COLUMNS": "200"}).stdout
 
 
@@ -168,7 +206,7 @@ def test_a_pipeline_is_rejected_under_strict_by_any_of_its_gates(root: str, stor
     from headtail.cli.stages import _rejection
 
     put(store, intent, POOR)
-    good, bad = gate.run(asking(store, minimum={"tail": 0.5}, max_drop=0.5)), gate.run(asking(store, max_drop=0.04))
+    good, bad = run_gate(store, minimum={"tail": 0.5}, max_drop=0.5), run_gate(store, max_drop=0.04)
     report = Receipt(stage="report", fingerprint="r", path="report/r", started="", seconds=0)
     assert "no human labels" in _rejection(report, root)
     assert _rejection(report.model_copy(update={"inputs": {"gate_batch": good.path}}), root) == ""

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -28,6 +29,8 @@ from headtail.releases.canary import assign, promote_canary, read_canary, start_
 from headtail.releases.overrides import remove_override, set_override, tombstone_query
 from headtail.stages import serve
 from headtail.stages.serve.errors import RequestError
+from headtail.stages.serve.front.counters import read_counters
+from headtail.stages.serve.metrics import prometheus_text
 from local_server import Running
 from ports import free_port
 from test_serve import published, says, segments
@@ -161,8 +164,8 @@ def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "htk_one" not in repr(config("http://x", api_key="htk_one"))
 
 
-@pytest.mark.parametrize("query", ["", " \u200b", "x" * 201, "x" * 10**6, "a\ud800"])
-def test_what_the_server_would_refuse_is_refused_here(query: str, nowhere: str) -> None:
+@pytest.mark.parametrize("query", ["", " \u200b", "x" * 201, "x" * 10**6, "a\ud800", None, b"pizza", 7])
+def test_what_the_server_would_refuse_is_refused_here(query: Any, nowhere: str) -> None:
     with Client(config(nowhere)) as client, pytest.raises(ClientError) as refused:
         client.answer(query)
     assert (refused.value.code, refused.value.field) == ("invalid", "query")
@@ -333,6 +336,9 @@ def test_many_queries_are_one_request_for_the_misses(head: Storage) -> None:
                 "teacher",
             ]
         assert client.answers([]) == []
+        assert client.counts[:2] == (2, 3)  # each occurrence counts
+    with pytest.raises(ClientError, match="closed"):
+        client.answer("pizza near me")
     assert [(path, body) for path, _, body in app.seen] == [("/v1/answers", {"queries": ["rare", "odd"]})] * 2
 
 
@@ -565,5 +571,79 @@ def test_wrong_settings_are_errors_at_the_start(root: str) -> None:
         Client(ClientConfig(root=root))
     with pytest.raises(ConfigError, match="the certificates cannot be read"):
         Client(ClientConfig(ca_file=root))
+    for key in ("htk_one\n", "htk one", "htk_\u00e9"):
+        with pytest.raises(ConfigError, match="a character that no key has") as wrong:
+            Client(ClientConfig(api_key=key))
+        assert "htk" not in str(wrong.value)
     with pytest.raises(ValueError, match="time_out"):
         ClientConfig(time_out=5)  # type: ignore[call-arg]
+
+
+# ---- reports of local hits
+
+
+def test_local_hits_are_in_the_servers_metrics_when_the_client_reports(head: Storage, tmp_path: Path, segmentation: Task) -> None:
+    front = Front(head, serve.Config(), tmp_path, says(segmentation))
+    with Running(front.app) as server:
+        with Client(config(server.url, head, report_s=0.05)) as client:
+            for _ in range(5):
+                client.answer("pizza near me")
+            end = time.monotonic() + limit(10)
+            while front.count("client/current/teacher") < 5:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            client.answer("pizza near me")
+            client.answer("rare")  # a miss, which the server counts itself
+            assert client.counts.unreported == 0
+        assert front.count("client/current/teacher") == 6  # the last one at the end
+        assert sum(front.count(f"client_seconds/{at}") for at in range(17)) == 6
+        assert front.count("client_microseconds") > 0
+        text = prometheus_text(read_counters(front.path)).decode()
+        assert 'headtail_client_hits_total{release="current",source="teacher"} 6.0' in text
+        assert "headtail_client_hit_seconds_count 6.0" in text
+
+        async def other() -> None:
+            async with AsyncClient(config(server.url, head, report_s=60)) as client:
+                await client.answer("pizza near me")
+
+        asyncio.run(other())
+        assert front.count("client/current/teacher") == 7
+        with Client(config(server.url, head)) as client:
+            client.answer("pizza near me")
+        assert front.count("client/current/teacher") == 7, "off unless it is asked for"
+
+
+def test_a_report_that_the_server_does_not_take_is_counted_and_delays_nobody(head: Storage, nowhere: str) -> None:
+    with Client(config(nowhere, head, report_s=0.01)) as client:
+        client.answer("pizza near me")
+        end = time.monotonic() + limit(10)
+        while not client.counts.unreported:
+            assert client.answer("pizza near me").cached
+            assert time.monotonic() < end
+            time.sleep(0.005)
+    assert client.counts.unreported == client.counts.hits
+
+
+BAD_REPORTS: list[tuple[dict[str, Any], str]] = [
+    ({"release": "../x"}, "release"),
+    ({"hits": {"nobody": 1}}, "hits.nobody.[key]"),
+    ({"hits": {"teacher": -1}}, "hits.teacher"),
+    ({"hits": {"teacher": 10**10}}, "hits.teacher"),
+    ({"seconds": [0] * 16}, "seconds"),
+    ({"sum_s": "NaN"}, "sum_s"),
+    ({"query": "pizza"}, "query"),
+]
+
+
+@pytest.mark.parametrize("wrong, field", BAD_REPORTS)
+def test_a_wrong_report_counts_nothing(wrong: dict[str, Any], field: str, head: Storage, tmp_path: Path, segmentation: Task) -> None:
+    front = Front(head, serve.Config(), tmp_path, says(segmentation))
+    body = {"release": "ab", "hits": {"teacher": 1}, "seconds": [0] * 17, "sum_s": 0.1, **wrong}
+
+    async def go() -> httpx.Response:
+        async with front.client() as http:
+            return await http.post("/v1/client/hits", json=body)
+
+    refused = asyncio.run(go())
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, field)
+    assert front.count("client/other/teacher") == 0

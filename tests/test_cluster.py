@@ -85,7 +85,7 @@ def test_the_token_is_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 @pytest.mark.slow
 def test_a_local_cluster_listens_on_loopback_only(cluster: None) -> None:
-    import psutil  # type: ignore[import-untyped]
+    import psutil
     import ray
 
     node = ray._private.worker._global_node

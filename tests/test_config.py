@@ -20,6 +20,8 @@ class Outer(StageConfig):
     name: str = Field("x", description="name")
     head: Inner = Field(Inner(), description="head")
     maybe: Inner | None = Field(None, description="optional group")
+    names: tuple[str, ...] = Field(("",), description="names")
+    deep: Outer | None = Field(None, description="a group with a text")
 
 
 def test_file_then_sets_over_defaults(tmp_path: Path) -> None:
@@ -27,6 +29,17 @@ def test_file_then_sets_over_defaults(tmp_path: Path) -> None:
     file.write_text("name: from-file\nhead: {rows: 5}\n")
     found = load_config(Outer, file, ["head.rows=7", "maybe.rows=2", "name=a=b"])
     assert (found.name, found.head.rows, found.maybe and found.maybe.rows) == ("a=b", 7, 2)
+
+
+@pytest.mark.parametrize("text", ["0042", "42", "1e3", "2026-11-01", "yes", "0x1f", "1_000", "0.50", "2031-13-45"])
+def test_a_text_stays_as_it_was_typed(tmp_path: Path, text: str) -> None:
+    assert load_config(Outer, None, [f"name={text}", "maybe.rows=2"]).name == text
+    assert load_config(Outer, None, [f"names=[{text}]"]).names == (text,)
+    file = tmp_path / "c.yaml"
+    for fields in (f"name: {text}\nhead: {{rows: 5}}", f"deep: {{name: {text}}}\n", f"names: [a, {text}]"):
+        file.write_text(fields)
+        found = load_config(Outer, file, ["maybe.rows=2"])
+        assert text in (found.name, found.names[-1], found.deep and found.deep.name), fields
 
 
 @pytest.mark.parametrize(
@@ -38,6 +51,8 @@ def test_file_then_sets_over_defaults(tmp_path: Path) -> None:
         (["head.rows=0"], "field head.rows: .*greater than or equal to 1.*value 0"),
         (["head.rows=many"], "field head.rows: .*integer.*'many'"),
         (["name.deep=3", "name.x=1"], "field name"),
+        (["name=null"], "field name"),
+        (["name=[a]"], "field name"),
         (["no-equals"], "path.to.field=value"),
         (["=3"], "path.to.field=value"),
     ],
@@ -46,6 +61,23 @@ def test_bad_values_are_named(sets: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said) as error:
         load_config(Outer, None, sets)
     assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "text, sets, where",
+    [
+        ("name: a", ["head.rows=-1", "name=b"], "--set head.rows=-1"),
+        ("nam: a", ["name=b"], "FILE"),
+        ("nam: a", ["head={rows: -1}", "maybe.rows=x"], "--set head={rows: -1}, --set maybe.rows=x, FILE"),
+        ("name: [a]", [], "FILE"),
+    ],
+)
+def test_a_wrong_value_of_a_set_is_not_blamed_on_the_file(tmp_path: Path, text: str, sets: list[str], where: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load_config(Outer, file, [*sets, "root=here"])
+    assert sorted(str(refused.value.where).replace(str(file), "FILE").split(", ")) == sorted(where.split(", "))
 
 
 def test_set_into_a_single_value_is_said() -> None:
@@ -66,6 +98,10 @@ BOMB = "\n".join([f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" if i else "a0
         (BOMB.encode(), "more than 100,000 values, aliases followed"),
         (b"a: !!python/object:os.system x", "not valid YAML: line 1: could not determine a constructor"),
         (b"a: &a [*a]", "more than 100,000 values, aliases followed"),
+        (b"a: 0b_", "not valid YAML: invalid literal"),
+        (b'a: !!int "x"', "not valid YAML: invalid literal"),
+        (b'a: !!bool "x"', "not valid YAML: 'x'"),
+        (b'a: !!int ""', "not valid YAML"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -83,7 +119,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_execution_fields_stay_out_of_fingerprints() -> None:
     fields = result_fields(Outer(root="elsewhere", head=Inner(workers=9)))
-    assert fields == {"name": "x", "head": {"rows": 3}, "maybe": None}
+    assert fields == {"name": "x", "head": {"rows": 3}, "maybe": None, "names": [""], "deep": None}
 
 
 def test_frozen() -> None:

@@ -19,7 +19,7 @@ from headtail.core.keys import normalise, query_key
 from headtail.core.rows import ANSWER, HUMAN_LABELS, SUSPECT, TRAINING_SET, with_side_inputs
 from headtail.core.task import Task, load_task
 from headtail.review.decision import Decision, current_moment
-from headtail.review.log import DecisionLog
+from headtail.review.log import FOLDER, LABELLING, DecisionLog
 from headtail.review.queue import load_queue
 from headtail.stages import curate
 
@@ -84,9 +84,9 @@ def test_suspects_are_dropped_only_where_that_is_asked_for(config: curate.Config
     assert cut["training_set"] == kept["training_set"] - cut["dropped.suspect"]
 
 
-def decide(store: Storage, task: Task, row: dict[str, Any], verdict: str, answer: str | None) -> None:
+def decide(store: Storage, task: Task, row: dict[str, Any], verdict: str, answer: str | None, log: str = FOLDER) -> None:
     made = Decision(row["query_key"], row["query"], verdict, answer, row["answer"], row["answer_key"], "anna", current_moment(), "")
-    DecisionLog(store, task.name).record([made], "page")
+    DecisionLog(store, task.name, log).record([made], "page")
 
 
 def test_what_people_decide_holds(store: Storage, segmentation: Task, config: curate.Config) -> None:
@@ -125,6 +125,18 @@ def test_what_people_decide_holds(store: Storage, segmentation: Task, config: cu
     assert raw.fingerprint == before.fingerprint
     DecisionLog(store, segmentation.name).undo("anna")
     assert curate.run(config).fingerprint not in (before.fingerprint, after.fingerprint)
+
+
+def test_answers_to_drawn_queries_are_not_learnt(store: Storage, segmentation: Task, config: curate.Config) -> None:
+    """What people label is kept beside the reviews, not among them: the training set is the same as before."""
+    before = curate.run(config)
+    row = next(row for row in output_table(store, before, "suspects").to_pylist() if row["answer"])
+    answer = segmentation.dump({"segments": [{"text": row["query"], "label": "topic"}]})
+    decide(store, segmentation, row, "correct", answer, LABELLING)
+    decide(store, segmentation, output_table(store, before, "training_set").to_pylist()[0], "drop", None, LABELLING)
+    assert curate.run(config).fingerprint == before.fingerprint
+    decide(store, segmentation, row, "correct", answer)  # as a review it is learnt
+    assert curate.run(config).fingerprint != before.fingerprint
 
 
 def test_near_duplicates_of_labelled_queries_are_set_aside(store: Storage, segmentation: Task, config: curate.Config) -> None:

@@ -12,21 +12,26 @@ import pyarrow.parquet as pq
 import pytest
 
 from conftest import keep
-from headtail.adapters.storage import Storage, open_storage, read_table, write_json, write_table
+from headtail.adapters import append_log
+from headtail.adapters.storage import Storage, open_storage, read_table, write_json, write_once, write_table
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.batch.job import read_receipt
 from headtail.batch.ledger import audit, check_sums
 from headtail.batch.prepare import InputManifest, read_shard
+from headtail.cache import snapshot
+from headtail.cache.collect import files_by_snapshot, remove_snapshot
+from headtail.cache.erase import publish_without
+from headtail.cache.manifest import manifest_path
 from headtail.cache.words import load_words
 from headtail.core.errors import InputError, StorageError
 from headtail.core.keys import query_key
 from headtail.core.rows import QUERY, TRAINING_SET, with_side_inputs
 from headtail.core.task import Task
 from headtail.releases import canary, deletion, lookup, overrides, release, scrub
-from headtail.releases.deletion import DeletionReceipt, delete_query, list_deletions
+from headtail.releases.deletion import FOLDER, DeletionReceipt, delete_query
 from headtail.review import decisions
 from headtail.review.decision import Decision
-from headtail.review.log import DecisionLog
+from headtail.review.log import LABELLING, DecisionLog
 from null_jobs import MakeJob, planned, run_here
 from test_publish_guardrails import answered, published, spans
 
@@ -85,6 +90,7 @@ def filled(store: Storage, root: str, segmentation: Task) -> Storage:
     moment = "2026-01-01T00:00:00.000+00:00"
     held = [Decision(query_key(q), q, "correct", spans(q), spans("x"), bytes(16), "ada", moment, f"of {q}") for q in (KEPT, GONE, "london")]
     DecisionLog(store, "query_segmentation").record(held, "page")
+    DecisionLog(store, "query_segmentation", LABELLING).record(held[:2], "page")
     write_table(store, "requests/2026-01-01/a.parquet", pa.table({"query": [GONE, KEPT], "source": ["teacher", "teacher"]}))
     write_json(
         store, "evaluate/dd88dd88/report.json", {"rows": [{"query": GONE, "given": spans(GONE)}, {"query": KEPT}], "examples": [GONE, KEPT]}
@@ -101,7 +107,7 @@ def test_it_is_nowhere_and_all_else_is_as_it_was(filled: Storage, segmentation: 
     assert texts_in(filled, GONE) == texts_in(filled, GONE.title()) == []
     assert not [path for path in texts_in(filled, KEY.hex()) if not path.startswith(("overrides/", "deletions/"))]
     assert receipt.rows == {"curate": 1, "example-data": 1, "ingest": 2, "precompute": 2, "requests": 1}
-    assert (receipt.decisions, receipt.overrides, len(receipt.snapshots), receipt.removed) == (1, 1, 2, ("report/ee99ee99",))
+    assert (receipt.decisions, receipt.overrides, len(receipt.snapshots), receipt.removed) == (2, 1, 2, ("report/ee99ee99",))
     assert release.current_id(filled) == receipt.release != before
     assert lookup.look_up(filled, KEPT)["answer"] == json.loads(spans(KEPT))
     assert not lookup.look_up(filled, GONE)["cached"]
@@ -117,6 +123,8 @@ def test_it_is_nowhere_and_all_else_is_as_it_was(filled: Storage, segmentation: 
         assert KEY not in (table["query_key"].to_pylist() if "query_key" in table.column_names else [])
     standing = {row["query"]: row["why"] for row in decisions(filled, "query_segmentation").to_pylist()}
     assert standing == {KEPT: f"of {KEPT}", "london": "of london", "": ""}
+    labelled = [one.decision.query for one in DecisionLog(filled, "query_segmentation", LABELLING).all()]
+    assert labelled == [KEPT, ""]
     assert read_table(filled, "requests/2026-01-01/a.parquet")["query"].to_pylist() == [KEPT]
     assert json.loads(filled.read("evaluate/dd88dd88/report.json")) == {"rows": [{"query": KEPT}], "examples": [KEPT]}
     assert not filled.exists("report/ee99ee99/receipt.json")
@@ -124,12 +132,24 @@ def test_it_is_nowhere_and_all_else_is_as_it_was(filled: Storage, segmentation: 
 
 def test_the_receipt_says_what_it_could_not_reach_and_holds_no_text(filled: Storage) -> None:
     delete_query(filled, GONE, who="ada", why="her wish")
-    (receipt,) = list_deletions(filled)
+    (receipt,) = append_log.read_entry_records(filled, DeletionReceipt, FOLDER)
     assert receipt.query_key == KEY.hex()
     told = " ".join(receipt.unreached)
-    for words in ("/logs/day.csv", "MLflow", "distill/cc77cc77", "backups", "cache_dir"):
+    for words in ("/logs/day.csv", "MLflow", "distill/cc77cc77", "backups", "cache_dir", "comments of feedback", "shadow mode"):
         assert words in told
     assert "lovelace" not in receipt.model_dump_json()
+
+
+def test_a_file_that_a_server_wrote_until_the_tombstone_is_reached(filled: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its collector looks for tombstones after each file: what it wrote before this one is the deletion's to find."""
+
+    def late(*args: Any, **said: Any) -> Any:
+        write_table(filled, "requests/2026-01-02/b.parquet", pa.table({"query": [GONE, KEPT]}))
+        return overrides.tombstone_query(*args, **said)
+
+    monkeypatch.setattr("headtail.releases.deletion.tombstone_query", late)
+    assert delete_query(filled, GONE, who="ada", why="").rows["requests"] == 2
+    assert read_table(filled, "requests/2026-01-02/b.parquet")["query"].to_pylist() == [KEPT]
 
 
 def test_words_of_the_log_count_less(filled: Storage) -> None:
@@ -209,12 +229,48 @@ def test_a_job_s_own_files_add_up_without_it(make_local_job: MakeJob) -> None:
     assert again.rows == 59
 
 
+@pytest.mark.parametrize("killed", ["before its manifest", "after its table"])
+def test_what_a_killed_publish_left_of_a_snapshot_goes_too(killed: str, filled: Storage) -> None:
+    """A publish writes files first and the manifest last; a collection takes the manifest first. What lies between serves nobody."""
+    old = next(one for one in files_by_snapshot(filled) if one != release.current_release(filled).snapshot)
+    filled.remove(manifest_path(old))
+    if killed == "after its table":
+        filled.remove(f"snapshots/{old}/answers.parquet")  # only the LMDB file, which nobody can search in a store
+    other = _without_the_query(filled)
+    receipt = delete_query(filled, GONE, who="ada", why="her wish")
+    assert old in receipt.snapshots
+    assert not filled.files(f"snapshots/{old}")
+    assert texts_in(filled, GONE) == []
+    assert filled.exists(f"snapshots/{other}/answers.parquet")  # unfinished, and nothing of the query in it
+
+
+def _without_the_query(store: Storage) -> str:
+    """An unfinished snapshot that does not hold it."""
+    made = publish_without(store, release.current_release(store).snapshot, {KEY}, {})
+    store.remove(manifest_path(made.id))
+    return made.id
+
+
+def test_a_publish_whose_files_a_deletion_takes_ends_with_an_error(filled: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    current = release.current_release(filled).snapshot
+
+    def meanwhile(store: Storage, path: str, data: bytes) -> bytes:
+        if path.endswith("manifest.json"):
+            remove_snapshot(store, path.split("/")[1])
+        return write_once(store, path, data)
+
+    monkeypatch.setattr(snapshot, "write_once", meanwhile)
+    with pytest.raises(StorageError, match="a deletion took this snapshot away"):
+        publish_without(filled, current, {query_key(KEPT)}, {})
+    assert all(filled.exists(manifest_path(one)) for one in files_by_snapshot(filled))  # nothing half there is left
+
+
 def test_while_a_job_runs_it_is_refused(filled: Storage) -> None:
     from headtail.batch.lease import hold_lease
 
     with hold_lease(filled, "precompute/running0"), pytest.raises(InputError, match="a job runs"):
         delete_query(filled, GONE, who="ada", why="")
-    assert list_deletions(filled) == []
+    assert not list(append_log.read_entry_records(filled, DeletionReceipt, FOLDER))
 
 
 def test_fields_of_other_meaning_are_left_alone() -> None:

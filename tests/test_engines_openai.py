@@ -92,7 +92,7 @@ class Server:
         self.http = _Listener(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
 
 
 @pytest.fixture
@@ -380,6 +380,24 @@ def test_openai_an_endpoint_that_knows_no_samples_is_an_error_not_a_poorer_answe
     assert not made.transient
 
 
+def gemini(quota: str) -> list[dict[str, Any]]:
+    """A 429 as Gemini's OpenAI-compatible endpoint words it; `quota` is all that tells a day's limit from a minute's."""
+    failure = {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{"quotaId": quota, "quotaValue": "250"}]}
+    retry = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "12s"}
+    what = "You exceeded your current quota, please check your plan and billing details. " + "More about this error is on that page. " * 60
+    return [{"error": {"code": 429, "message": what, "status": "RESOURCE_EXHAUSTED", "details": [failure, retry]}}]
+
+
+GEMINI_DAY = gemini("GenerateRequestsPerDayPerProjectPerModel-FreeTier")
+
+
+def test_openai_a_quota_per_minute_is_waited_for(server: Server, ask: Ask) -> None:
+    minute = gemini("GenerateRequestsPerMinutePerProjectPerModel-FreeTier")
+    server.reply = lambda text, nth: (429, minute, {}) if nth == 0 else (200, chat(text), {})
+    assert not any(made.error for made in ask("row 1", "row 2").values())
+    assert len(server.asked) == 4
+
+
 @pytest.mark.parametrize(
     "status, body, words",
     [
@@ -388,6 +406,8 @@ def test_openai_an_endpoint_that_knows_no_samples_is_an_error_not_a_poorer_answe
         (410, {"error": {"message": "retired"}}, "model.model"),
         (402, {"error": {"message": "no credit"}}, "no money"),
         (429, {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}, "no money"),
+        (429, GEMINI_DAY, "quota for a day"),
+        (429, {"error": {"message": "Rate limit reached for m on requests per day (RPD): Limit 200, Used 200"}}, "quota for a day"),
     ],
 )
 def test_openai_what_no_row_can_pass_ends_the_job(server: Server, ask: Ask, status: int, body: Any, words: str) -> None:

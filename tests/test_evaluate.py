@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,19 +16,23 @@ from sklearn.metrics import f1_score
 
 from conftest import answered_by, keep
 from headtail.adapters.storage import Storage, read_json, read_table
-from headtail.adapters.storage.receipts import output_table
+from headtail.adapters.storage.receipts import load_receipt, output_table
+from headtail.batch.answer_scores import SourceAnswer, score_rows
 from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.keys import canonical, query_key
 from headtail.core.receipt import Receipt
 from headtail.core.rows import ANSWER, HUMAN_LABELS, QUALITY, SCORED, with_side_inputs
 from headtail.core.task import Task
+from headtail.releases.seal import seal_labels, split_labels
+from headtail.releases.traffic import read_traffic, with_traffic
 from headtail.stages import evaluate
-from headtail.stages.evaluate.scoring import SourceAnswer, Sureness, by_source, quality_rows, score_rows, source_differences
+from headtail.stages.evaluate.scoring import Sureness, by_source, quality_rows, source_differences
 
 LABELS = ("topic", "name", "location", "none")
 INTENTS = ("browse", "price", "booking", "delivery")
 OFF = TrackingConfig(enabled=False)
+LATEST = {"teacher": "latest"}
 
 
 def labels_table(rows: Sequence[tuple[str, Any, str, int]]) -> pa.Table:
@@ -47,9 +52,10 @@ def answer_table(rows: Sequence[tuple[str, Any, str, float | None]], side_inputs
 
 
 def answers_receipt(store: Storage, mark: str, table: pa.Table, task: Task, shards: int = 2) -> Receipt[Any]:
-    """A precompute receipt over `table`."""
+    """A precompute receipt over `table`: of a student where `mark` begins with an s, else of the teacher."""
     parts = {f"answers/shard-{i:05d}": table.take(pa.array(range(i, table.num_rows, shards), pa.int64())) for i in range(shards)}
-    return keep(store, "precompute", mark, parts, task_fingerprint=task.fingerprint, result=answered_by(f"model-{mark}"))
+    made = answered_by(f"model-{mark}", source="batch_student" if mark.startswith("s") else "teacher")
+    return keep(store, "precompute", mark, parts, task_fingerprint=task.fingerprint, result=made)
 
 
 def intent_of(name: str) -> dict[str, str]:
@@ -103,19 +109,16 @@ def test_quality_is_the_oracles(segmentation: Task, rows: list[tuple[Any, Any, s
         if line["source"] != "teacher":
             continue
         name = line["stratum"]
-        mine = [r for r in rows if name == "all" or (r[3] > 0 if name == "traffic" else r[2] == name)]
+        mine = [r for r in rows if name == "all" or r[2] == name]  # none for traffic: nobody says how these were drawn
         assert line["n"] == len(mine)
         assert line["answered"] == sum(r[1] is not None for r in mine)
         if not mine:
             assert line["quality"] is None
             continue
-        wanted = oracle_f1([(w, g) for w, g, _, _ in mine], [r[3] for r in mine] if name == "traffic" else None)
+        wanted = oracle_f1([(w, g) for w, g, _, _ in mine])
         exact = [g is not None and sorted(map(str, w["segments"])) == sorted(map(str, g["segments"])) for w, g, _, _ in mine]
-        if name != "traffic":
-            assert line["exact"] == pytest.approx(np.mean(exact))
-            assert line["quality"] == pytest.approx(np.mean(exact) if wanted is None else wanted)
-        elif wanted is not None:
-            assert line["quality"] == pytest.approx(wanted)
+        assert line["exact"] == pytest.approx(np.mean(exact))
+        assert line["quality"] == pytest.approx(np.mean(exact) if wanted is None else wanted)
         assert line["low"] - 1e-9 <= line["quality"] <= line["high"] + 1e-9
 
 
@@ -159,6 +162,8 @@ def test_run(store: Storage, root: str, intent: Task) -> None:
     assert m["low/teacher/head"] <= m["quality/teacher/head"] <= m["high/teacher/head"]
     assert m["auroc/teacher"] == 1.0  # the sure ones are the right ones
     assert m["ece/teacher"] == pytest.approx(0.9 * 0.05 + 0.1 * 0.4, abs=0.05)
+    assert 0 < m["ece_noise_floor/teacher"] < 0.2
+    assert m["accuracy/teacher/all"] == m["exact/teacher/all"]
     assert "ece/fallback" not in m
     assert m["difference/batch_student/low"] <= m["difference/batch_student/value"] <= m["difference/batch_student/high"]
     assert m["difference/batch_student/value"] == pytest.approx(m["quality/batch_student/all"] - m["quality/teacher/all"])
@@ -172,7 +177,7 @@ def test_run(store: Storage, root: str, intent: Task) -> None:
     assert receipt.result.figures["teacher"].agreement_with_teacher is None
     assert any("agreement/batch_student" in note and "not a quality figure" in note for note in receipt.notes)
     assert any(note.startswith("torso: only 13 labelled rows") for note in receipt.notes)
-    assert set(receipt.outputs) == {"rows", "quality", "quality.svg", "calibration.svg", "report"}
+    assert set(receipt.outputs) >= {"rows", "quality", "traffic", "quality.svg", "calibration.svg", "report"}
     assert evaluate.run(config).reused
 
 
@@ -191,6 +196,7 @@ def test_report_is_helm_like(store: Storage, root: str, intent: Task) -> None:
         "micro_f1",
         "exact_match",
         "ece_15_equal_mass_bins",
+        "ece_noise_floor",
         "auroc_confidence_vs_exact_match",
     }
     assert sum(b["n"] for b in teacher["reliability"]) == 58
@@ -231,7 +237,7 @@ def test_answered_wins_over_a_retry_that_failed(store: Storage, root: str, inten
     keep(store, "plan", "p" * 16, {"human_labels": labels_table([("a", intent_of("price"), "head", 3)])})
     lines = [("a", None, "failed", None), ("a", intent_of("price"), "answered", 0.8), ("a", None, "invalid", None)]
     answers_receipt(store, "t" * 16, answer_table(lines), intent, shards=3)
-    receipt = evaluate.run(evaluate.Config(root=root, tracking=OFF, task="query_intent"))
+    receipt = evaluate.run(evaluate.Config(root=root, tracking=OFF, task="query_intent", answers=LATEST))
     assert receipt.metrics["quality/teacher/all"] == 1.0
 
 
@@ -243,7 +249,7 @@ def test_a_labelled_query_never_asked_counts_as_missed_and_is_said(store: Storag
         {"human_labels": labels_table([("a", intent_of("price"), "head", 3), ("b", intent_of("price"), "tail", 1)])},
     )
     answers_receipt(store, "t" * 16, answer_table([("a", intent_of("price"), "answered", None)]), intent)
-    receipt = evaluate.run(evaluate.Config(root=root, tracking=OFF, task="query_intent"))
+    receipt = evaluate.run(evaluate.Config(root=root, tracking=OFF, task="query_intent", answers=LATEST))
     assert receipt.metrics["exact/teacher/all"] == 0.5
     assert "teacher: 1 of 2 labelled queries were never asked; they count as missed" in receipt.notes
     assert "absent" in output_table(store, receipt, "rows")["state"].to_pylist()
@@ -253,12 +259,12 @@ def test_a_labelled_query_never_asked_counts_as_missed_and_is_said(store: Storag
 def test_answers_under_an_older_prompt_are_told(store: Storage, root: str, intent: Task, segmentation: Task) -> None:
     keep(store, "plan", "p" * 16, {"human_labels": labels_table([("a", intent_of("price"), "head", 3)])})
     answers_receipt(store, "t" * 16, answer_table([("a", intent_of("price"), "answered", None)]), segmentation)
-    receipt = evaluate.run(evaluate.Config(root=root, tracking=OFF, task="query_intent"))
+    receipt = evaluate.run(evaluate.Config(root=root, tracking=OFF, task="query_intent", answers=LATEST))
     assert any("another prompt or schema" in note for note in receipt.notes)
 
 
 def test_refusals(store: Storage, root: str, intent: Task) -> None:
-    config = evaluate.Config(root=root, tracking=OFF, task="query_intent")
+    config = evaluate.Config(root=root, tracking=OFF, task="query_intent", answers=LATEST)
     with pytest.raises(InputError, match="plan has not been run"):
         evaluate.run(config)
     keep(store, "plan", "p" * 16, {"human_labels": labels_table([])})
@@ -278,8 +284,6 @@ def test_refusals(store: Storage, root: str, intent: Task) -> None:
         evaluate.run(config)
     with pytest.raises(ConfigError, match="the fallback is computed from the task"):
         build_config(evaluate.Config, {"answers": {"fallback": "precompute"}}, "test")
-    with pytest.raises(ConfigError, match="at least one answer source"):
-        build_config(evaluate.Config, {"answers": {}}, "test")
 
 
 def test_latest_never_enters_the_fingerprint(store: Storage, root: str, intent: Task) -> None:
@@ -310,3 +314,86 @@ def test_s3(s3_root: str, intent: Task) -> None:
     store = open_storage(s3_root)
     receipt = evaluate.run(evaluate.Config(root=s3_root, tracking=OFF, task="query_intent", answers=setup_store(store, intent)))
     assert read_table(store, receipt.output("rows").path).num_rows == 180
+
+
+def test_an_answer_that_is_never_served_counts_as_what_users_get(store: Storage, root: str, segmentation: Task) -> None:
+    """Guardrails refuse a span that is not in the query, so publish withholds the answer and the caller gets the fallback."""
+    right = {q: segments(("topic", q)) for q in ("pizza", "sushi", "ramen", "tacos")}
+    wrong = segments(("topic", "pizza"), ("location", "denver"))
+    keep(store, "plan", "p" * 16, {"human_labels": labels_table([(q, a, "head", 1) for q, a in right.items()]).append_column(
+        "businesses", pa.nulls(4, pa.list_(pa.string())))})  # fmt: skip
+    answers_receipt(
+        store, "t" * 16, answer_table([(q, wrong if q == "pizza" else a, "answered", 0.9) for q, a in right.items()]), segmentation
+    )
+    answers_receipt(store, "s" * 16, answer_table([(q, a, "answered", 0.9) for q, a in right.items()]), segmentation)
+    sources = {"teacher": "precompute/" + "t" * 16, "batch_student": "s" * 16}
+    receipt = evaluate.run(evaluate.Config(root=root, tracking=OFF, answers=sources))
+    fallback = [(right[q], segmentation.fallback("pizza") if q == "pizza" else right[q]) for q in right]
+    assert receipt.metrics["quality/teacher/all"] == pytest.approx(
+        oracle_f1([(right[q], wrong if q == "pizza" else right[q]) for q in right])
+    )
+    assert receipt.metrics["served/teacher/all"] == pytest.approx(oracle_f1(fallback))
+    assert receipt.metrics["served/batch_student/all"] == receipt.metrics["quality/batch_student/all"] == 1.0
+    assert (receipt.rows["withheld.teacher"], receipt.rows["withheld.batch_student"]) == (1, 0)
+    (note,) = (text for text in receipt.notes if "guardrails withhold" in text)
+    assert note.startswith("teacher: guardrails withhold 1 of its answers to the 4 labelled queries")
+    given = {
+        row["query"]: json.loads(row["given"]) for row in output_table(store, receipt, "rows").to_pylist() if row["source"] == "teacher"
+    }
+    assert given["pizza"] == wrong, "the rows say what the model answered"
+
+
+# ---- figures for traffic
+
+
+def traffic_store(store: Storage, task: Task, design: str) -> evaluate.Config:
+    """A log of 40 frequent queries, answered right, and 400 rare ones, answered wrong; a day held out, with 20 new ones, answered right."""
+    names = [f"{kind} {word}" for kind, count in (("often", 40), ("seldom", 400), ("new", 20)) for word in map(str, range(count))]
+    counts, later = [100] * 40 + [1] * 400 + [0] * 20, [10] * 40 + [1] * 100 + [0] * 300 + [2] * 20
+    queries = pa.table({"query_key": [query_key(q) for q in names], "count": counts})
+    labels = [
+        {"query_key": query_key(q), "query": q, "answer": canonical(intent_of("browse")), "count": n, "stratum": "", "design": design}
+        for q, n in zip(names, counts, strict=True)
+        if int(q.split(" ")[1]) % 4 == 0
+    ]
+    holdout = pa.table({"query_key": queries["query_key"], "query": names, "count": later, "seen": [n > 0 for n in counts]})
+    tables = {"queries": queries.slice(0, 440), "holdout": holdout.filter(pc.greater(holdout["count"], 0))}
+    keep(store, "ingest", "i" * 16, {**tables, "human_labels": pa.Table.from_pylist(labels, schema=HUMAN_LABELS)})
+    given = [(q, intent_of("price" if q.startswith("seldom") else "browse"), "answered", 0.9) for q in names]
+    answers_receipt(store, "t" * 16, answer_table(given), task)
+    answers = {"teacher": "precompute/" + "t" * 16}
+    return evaluate.Config(root=store.root, tracking=OFF, task="query_intent", labels="ingest:human_labels", answers=answers)
+
+
+def test_traffic_is_the_logs_not_the_labelled_rows(store: Storage, intent: Task) -> None:
+    receipt = evaluate.run(traffic_store(store, intent, "even"))
+    quality = {row["stratum"]: row for row in output_table(store, receipt, "quality").to_pylist() if row["source"] == "teacher"}
+    assert quality["all"]["quality"] == pytest.approx(15 / 115)
+    assert quality["traffic"]["quality"] == pytest.approx((400 + 40) / 540)
+    assert quality["traffic"]["low"] < 440 / 540 < quality["traffic"]["high"]
+    assert quality["traffic"]["method"] == "post-stratified"
+    cells = output_table(store, receipt, "traffic")
+    assert dict(zip(cells["cell"].to_pylist(), cells["events"].to_pylist(), strict=True)).items() >= {0: 40.0, 1: 100.0, 7: 400.0}.items()
+
+
+def test_sealed_rows_make_a_census_a_draw(store: Storage, intent: Task) -> None:
+    traffic_store(store, intent, "census")
+    receipt = load_receipt(store, "ingest", "ingest")
+    rows = output_table(store, receipt, "human_labels").slice(0, 8)
+    rows = rows.set_column(rows.schema.get_field_index("inclusion"), "inclusion", pa.array([1.0] * 8))
+    traffic = read_traffic(store, receipt, rows["query_key"].combine_chunks())
+    assert with_traffic(rows, traffic)["inclusion"].to_pylist() == [1.0] * 8
+    sealed, _ = seal_labels(store, "ingest:human_labels", rows, 0.5)
+    assert 0 < sealed < 8
+    for part, n in zip(split_labels(store, rows), (8 - sealed, sealed), strict=True):
+        drawn = with_traffic(part, read_traffic(store, receipt, part["query_key"].combine_chunks()))
+        assert drawn["inclusion"].to_pylist() == [n / 8] * n
+        assert set(drawn["design"].to_pylist()) == {"by_probability"}
+
+
+def test_without_a_design_there_is_no_figure_for_traffic(store: Storage, intent: Task) -> None:
+    receipt = evaluate.run(traffic_store(store, intent, "unknown"))
+    line = next(row for row in output_table(store, receipt, "quality").to_pylist() if row["stratum"] == "traffic")
+    assert (line["n"], line["quality"], line["low"], line["high"]) == (0, None, None, None)
+    assert "quality/teacher/traffic" not in receipt.metrics
+    assert any(note.startswith("traffic: no figure, since nobody says how") for note in receipt.notes)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from bench.suspects import asked
 from headtail.adapters.storage import open_storage, read_table
-from headtail.adapters.storage.receipts import output_table
-from headtail.core.config import TrackingConfig
+from headtail.adapters.storage.receipts import load_receipt, output_table
+from headtail.core.config import TrackingConfig, result_fields
 from headtail.core.keys import normalise, query_key
+from headtail.core.receipt import LATEST
 from headtail.core.task import load_task
 from headtail.examples import example_data
 
@@ -75,6 +76,23 @@ def test_share_never_seen_before() -> None:
     assert shares[-1] < 0.3
 
 
+def test_drift_replaces_a_share_of_the_recurring_meanings_each_day() -> None:
+    """After ten days at 10 % about 0.9 ** 10 = 35 % of the first day's traffic is left; without drift nothing else changes."""
+    config = example_data.Config(events=110_000, days=11, universe=2000, unseen_share=0, typo_share=0, exponent=0.8)
+    left, first = {}, np.zeros(0)
+    for drift in (0.0, 0.1):
+        draws = example_data._Draws(config.model_copy(update={"drift": drift}))
+        days = []
+        for day in range(config.days):
+            draws.start_day(day)
+            days.append(draws.take(10_000))
+        left[drift] = float(np.isin(days[-1], np.arange(2000) * example_data.VARIANTS).mean())
+        first = days[0] if not drift else first
+        assert np.array_equal(days[0], first)
+    assert left[0.0] == 1.0
+    assert 0.30 < left[0.1] < 0.40
+
+
 def test_one_text_has_one_right_answer() -> None:
     known: dict[str, tuple[object, str]] = {}
     for rank in range(20_000):
@@ -130,13 +148,15 @@ def test_stage_writes_a_file_a_day(root: str) -> None:
     assert sum(read_table(store, receipt.outputs[f"log/day-{d:02d}"].path).num_rows for d in range(3)) == 5000
     assert receipt.output("human_labels_query_segmentation").rows == 50
     assert example_data.run(example_data.Config(root=root, tracking=OFF, events=5000, days=3, labels=50)).reused
+    found = load_receipt(store, "example-data", LATEST, example_data.Result).result.data
+    assert result_fields(found) == result_fields(example_data.Config(events=5000, days=3, labels=50))  # enough to draw the same again
 
 
 @pytest.mark.slow
 def test_millions_of_events_in_bounded_memory(root: str) -> None:
-    config = example_data.Config(root=root, tracking=OFF, events=3_000_000, universe=300_000, labels=10)
+    config = example_data.Config(root=root, tracking=OFF, events=1_500_000, universe=150_000, labels=10)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     receipt = example_data.run(config)
     grown_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    assert receipt.rows["events"] == 3_000_000
+    assert receipt.rows["events"] == 1_500_000
     assert grown_mib < 500, f"memory grew by {grown_mib:.0f} MiB"

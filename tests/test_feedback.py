@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from fronts import Front
-from headtail.adapters.storage import Storage, read_table
+from headtail.adapters.storage import Storage, read_table, write_table
 from headtail.adapters.storage.receipts import output_table
 from headtail.client import AsyncClient, Client, ClientConfig, ClientError
 from headtail.core.config import TrackingConfig
@@ -23,8 +23,10 @@ from headtail.core.keys import query_key
 from headtail.core.rows import FEEDBACK, FEEDBACK_LABELS, REQUEST_LOG
 from headtail.core.task import Task
 from headtail.releases.deletion import delete_query
+from headtail.releases.overrides import tombstone_query
 from headtail.review.queue import load_queue
 from headtail.stages import feedback, serve
+from headtail.stages.evaluate.stage import check_design
 from headtail.stages.serve.collector import Collector
 from headtail.stages.serve.front.counters import Counters, read_counters
 from headtail.stages.serve.metrics import prometheus_text
@@ -45,13 +47,13 @@ class Logged(Front):
         super().__init__(store, serve.Config(), folder, says(task, segments("rare")), pipe=self.write, **options)
 
     def collect(self) -> None:
-        collector = Collector(self.store, 1000, 60.0, Counters(self.path, 0))
+        made = Collector(self.store, 1000, 60.0, Counters(self.path, 0))
         try:
             while data := os.read(self.read, 1 << 20):
-                collector.feed(data)
+                made.feed(data)
         except BlockingIOError:
             pass
-        collector.close()
+        made.close()
 
     def call(self, **body: Any) -> httpx.Response:
         async def go() -> httpx.Response:
@@ -111,6 +113,8 @@ def test_feedback_becomes_a_review_queue_and_labels_of_its_own_design(front: Log
     labels = output_table(store, receipt, "labels")
     assert labels.schema.equals(FEEDBACK_LABELS)
     assert set(labels["design"].to_pylist()) == {"feedback"}
+    with pytest.raises(InputError, match="no random sample"):
+        check_design(labels, "feedback:labels")
     by_query = {row["query"]: row for row in labels.to_pylist()}
     assert by_query[PIZZA]["answer"] == segmentation.dump(right)
     assert [by_query[PIZZA][name] for name in ("up", "down", "corrected", "used", "unused")] == [1, 0, 2, 0, 3]
@@ -126,6 +130,44 @@ def test_feedback_becomes_a_review_queue_and_labels_of_its_own_design(front: Log
 
     delete_query(store, "pizza rare", who="ada", why="asked for")
     assert {row["query"] for row in rows_of(store, "feedback")} == {PIZZA}
+
+
+def test_feedback_keeps_no_personal_data(front: Logged, store: Storage) -> None:
+    data = {"request_id": "0" * 20, "query": "Mail ada@example.com", "comment": "Call ADA@example.com\n+49 171 1234567"}
+    said = front.call(**data, answer=segments("mail ada@example.com", "location"), shown=segments("mail ada@example.com"))
+    assert said.status_code == 202, said.text
+    front.collect()
+    (row,) = rows_of(store, "feedback")
+    assert (row["query"], row["comment"]) == ("mail <email>", "call <email> <phone>")
+    assert (json.loads(row["answer"]), json.loads(row["shown"])) == (segments("mail <email>", "location"), segments("mail <email>"))
+
+
+def test_rows_of_a_deleted_query_that_the_log_still_held_are_not_written(
+    front: Logged, store: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for query in (PIZZA, "pizza rare"):
+        hit = front.request(query)
+        assert front.call(request_id=hit["request_id"], query=query, rating="up", shown=hit["answer"]).status_code == 202
+    delete_query(store, "Pizza  rare", who="ada", why="asked for")
+    front.collect()
+    assert [row["query"] for folder in ("requests", "feedback") for row in rows_of(store, folder)] == [PIZZA, PIZZA]
+
+    for file in list(store.files("requests")):
+        store.remove(file.path)
+    late = iter([PIZZA])
+
+    def deleted_meanwhile(*args: Any) -> None:
+        """The deletion has listed the store's files before this one is there."""
+        for query in late:
+            tombstone_query(store, query_key(query), who="ada", why="asked for")
+        write_table(*args)
+
+    monkeypatch.setattr("headtail.stages.serve.deleted_rows.write_table", deleted_meanwhile)
+    front.request(PIZZA)
+    front.request("sushi")
+    front.collect()
+    assert [row["query"] for row in rows_of(store, "requests")] == ["sushi"]
+    assert front.count("log_dropped") == 0
 
 
 def test_feedback_on_requests_that_never_were_is_set_aside(front: Logged, store: Storage) -> None:

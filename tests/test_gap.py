@@ -97,13 +97,12 @@ class Stand:
         lines = []
         for i, row in enumerate(output_table(self.store, receipt, name).to_pylist()):
             right = self.right(config, i) and (config.side_inputs or i < SIDED)
-            answer = row["answer"] if right else row["answer"].replace("topic", "none")
+            answer = row["answer"] if right else row["answer"].replace("topic", "name")
             key = query_key(f"{row['query']} {config.side_inputs and config.source == 'teacher' and i < SIDED}")
             lines.append({**row, "answer": answer, "answer_key": key, "state": "answered", "confidence": 0.9})
         mark = f"{config.source}{config.side_inputs}".lower().ljust(16, "0")
-        return keep(
-            self.store, "precompute", mark, {"answers/shard-00000": pa.Table.from_pylist(lines, schema=ANSWER)}, result=answered_by()
-        )
+        table = pa.Table.from_pylist(lines, schema=ANSWER)
+        return keep(self.store, "precompute", mark, {"answers/shard-00000": table}, result=answered_by(source=config.source))
 
     def right(self, config: precompute.Config, i: int) -> bool:
         if config.source == "batch_student":
@@ -261,7 +260,7 @@ def shop(store: Storage, tmp_path: Path) -> Task:
     for stage, name, kind, rows in (("plan", "human_labels", HUMAN_LABELS, labels), ("curate", "training_set", TRAINING_SET, training_set)):
         made = [{**common, "query_key": query_key(q), "query": q, "answer": task.dump(json.loads(a)), "seen": s} for q, a, s in rows]
         schema = with_side_inputs(kind, ["seen"])
-        columns = [{name: row[name] for name in schema.names} for row in made]
+        columns = [{name: row.get(name) for name in schema.names} for row in made]
         keep(store, stage, PLAN, {name: pa.Table.from_pylist(columns, schema=schema)})
     return task
 

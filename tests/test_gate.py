@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,19 +18,23 @@ from conftest import answered_by, keep
 from headtail.adapters.storage import Storage, read_json, write_table
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.core.bounds import Game, Share
-from headtail.core.config import TrackingConfig, build_config
+from headtail.core.config import TrackingConfig
 from headtail.core.errors import ConfigError, InputError, StorageError
-from headtail.core.evidence import Evidence, JudgeEvidence
+from headtail.core.evidence import Criterion, Evidence, JudgeEvidence
 from headtail.core.keys import canonical, query_key
+from headtail.core.policy import TaskPolicy
+from headtail.core.post_stratify import labelled_traffic, traffic_cells
 from headtail.core.receipt import Receipt
-from headtail.core.rows import ANSWER, HUMAN_LABELS, PLANNED
-from headtail.core.task import Task
+from headtail.core.rows import ANSWER, HUMAN_LABELS, PLANNED, SCORED
+from headtail.core.task import Task, load_task
+from headtail.releases.criteria import GatePolicy, SourceScores, criterion_tests, decide, source_rows
+from headtail.releases.judge_scores import read_judge
+from headtail.releases.proof import look_policy
+from headtail.releases.seal import seal_labels
 from headtail.stages import evaluate, gate
 from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.evaluate.result import Result as EvaluateResult
-from headtail.stages.gate.criteria import GatePolicy, SourceScores, criterion_tests, decide, source_rows
 from headtail.stages.gate.result import JudgeResult
-from headtail.stages.gate.sources import candidate_number, read_judge
 from headtail.stages.precompute.result import AnsweringModel
 from headtail.stages.precompute.result import Result as PrecomputeResult
 
@@ -40,6 +45,7 @@ RIGHT, WRONG = {"intent": "price"}, {"intent": "how_to"}  # the task's fallback 
 # stratum -> rows, of them right by the student, right by the teacher
 GOOD = {"head": (200, 198, 200), "torso": (150, 147, 148), "tail": (240, 232, 236), "unseen": (160, 152, 156)}
 POOR = {**GOOD, "tail": (240, 205, 236)}
+POLICY: dict[str, Any] = {"minimum": {"tail": 0.9, "unseen": 0.85}}
 
 
 def queries(strata: Mapping[str, tuple[int, int, int]]) -> list[tuple[str, str, int]]:
@@ -61,25 +67,45 @@ def answered(store: Storage, task: Task, mark: str, rows: Sequence[tuple[str, st
     keep(store, "precompute", mark, {"answers/shard-00000": table}, **made)
 
 
-def put(store: Storage, task: Task, strata: Mapping[str, tuple[int, int, int]] = GOOD, more: int = 0, student: str = STUDENT) -> None:
-    """Plan, answers of teacher and student (and of `more` tail queries that nobody labelled), and their evaluation."""
+def with_policy(task: Task, **policy: Any) -> Task:
+    """The same task under another policy."""
+    gated = TaskPolicy.model_validate({**POLICY, **policy})
+    return dataclasses.replace(task, file=task.file.model_copy(update={"gate": gated}))
+
+
+def put(
+    store: Storage, task: Task, strata: Mapping[str, tuple[int, int, int]] = GOOD, more: int = 0, student: str = STUDENT, seal: float = 0.0
+) -> None:
+    """Plan, answers of teacher and student (and of `more` tail queries that nobody labelled), and their evaluation: two looks."""
     rows = queries(strata)
     events = {"head": 40, "torso": 3, "tail": 1, "unseen": 0}
     labels = [{"query_key": query_key(q), "query": q, "answer": canonical(RIGHT), "count": events[s], "stratum": s} for q, s, _ in rows]
     top = [{"query_key": query_key("top"), "query": "top", "count": 50, "rank": 1, "stratum": "head", "eval_only": False}]
-    keep(store, "plan", "p" * 16, {"human_labels": pa.Table.from_pylist(labels, HUMAN_LABELS), "head": pa.Table.from_pylist(top, PLANNED)})
+    wanted = pa.Table.from_pylist(labels, HUMAN_LABELS)
+    keep(store, "plan", "p" * 16, {"human_labels": wanted, "head": pa.Table.from_pylist(top, PLANNED)})
+    if seal:
+        seal_labels(store, "plan/" + "p" * 16 + ":human_labels", wanted, seal)
     others = [(f"other {i}", "tail", i % 20 != 0) for i in range(more)]
     answered(store, task, TEACHER, [(q, s, i < strata[s][2]) for q, s, i in rows], "T", "teacher-model")
     answered(store, task, student, [(q, s, i < strata[s][1]) for q, s, i in rows] + others, "D", "distill/" + "d" * 16)
     keep(store, "distill", "d" * 16, {}, result=DistillResult(digest="D"))
     keep(store, "distill", "x" * 16, {}, result=DistillResult(digest="X"))
     sources = {"teacher": TEACHER, "batch_student": student}
-    evaluate.run(evaluate.Config(root=store.root, tracking=OFF, task="query_intent", answers=sources, resamples=200))
+    how = evaluate.Config(root=store.root, tracking=OFF, task="query_intent", answers=sources, resamples=200)
+    evaluate.run(how, task=with_policy(task))
 
 
-def asking(store: Storage, **changes: Any) -> gate.Config:
-    data = {"root": store.root, "tracking": OFF, "task": "query_intent", "minimum": {"tail": 0.9, "unseen": 0.85}, **changes}
-    return gate.Config.model_validate(data)
+def run_gate(store: Storage, **changes: Any) -> Receipt[gate.Result]:
+    """The gate with these fields of the policy and of its config."""
+    policy = {name: changes.pop(name) for name in TaskPolicy.model_fields if name in changes}
+    config = gate.Config.model_validate({"root": store.root, "tracking": OFF, "task": "query_intent", **changes})
+    return gate.run(config, task=with_policy(load_task(config.task), **policy))
+
+
+def low(criterion: Criterion) -> float:
+    """The lower bound of rows that are not sealed."""
+    assert criterion.lower_bound is not None
+    return criterion.lower_bound
 
 
 def evidence_of(receipt: Receipt[gate.Result]) -> Evidence:
@@ -88,7 +114,7 @@ def evidence_of(receipt: Receipt[gate.Result]) -> Evidence:
 
 def test_a_good_student_passes(store: Storage, intent: Task) -> None:
     put(store, intent)
-    receipt = gate.run(asking(store, candidate="distill/" + "d" * 16))
+    receipt = run_gate(store, candidate="distill/" + "d" * 16)
     found = evidence_of(receipt)
     assert receipt.result.passed is True
     assert [(criterion.kind, criterion.stratum, criterion.n) for criterion in found.criteria] == [
@@ -102,15 +128,19 @@ def test_a_good_student_passes(store: Storage, intent: Task) -> None:
     assert tail.value == pytest.approx(232 / 240)
     assert tail.p == pytest.approx(stats.binomtest(232, 240, 0.9, alternative="greater").pvalue)
     assert tail.lower_bound == pytest.approx(stats.binomtest(232, 240, alternative="greater").proportion_ci(1 - tail.level, "exact").low)
-    assert tail.lower_bound > 0.9
-    assert unseen.lower_bound > 0.85
+    assert low(tail) > 0.9
+    assert low(unseen) > 0.85
     assert drop.value == pytest.approx((729 - 740) / 750)
-    assert -0.05 <= drop.lower_bound < -11 / 750
+    assert drop.method == "exact paired"
+    assert -0.05 <= low(drop) < -11 / 750
     assert above.value == pytest.approx(729 / 750)
-    assert sorted(criterion.level for criterion in found.criteria) == pytest.approx([0.05 / 4, 0.05 / 3, 0.05 / 2, 0.05])
-    assert (found.candidate, found.digest, found.candidates) == ("distill/" + "d" * 16, "D", 1)
+    assert sorted(criterion.level for criterion in found.criteria) == pytest.approx([0.05 / 6 / k for k in (4, 3, 2, 1)])
+    assert (found.look, found.sealed, found.excluded) == (2, False, 0)  # the teacher's evaluation was the first look
+    assert (found.candidate, found.digest, found.candidates) == ("distill/" + "d" * 16, "D", 6)
     assert found.data["human_labels"] == receipt_of(store, "plan").output("human_labels").sha256
-    assert found.data["rows"] == receipt_of(store, "evaluate").output("rows").sha256
+    (teacher,) = found.references
+    assert (teacher.source, teacher.answers, teacher.digest, len(teacher.rows)) == ("teacher", f"precompute/{TEACHER}", "T", 64)
+    assert found.policy == with_policy(intent).policy_digest
     assert receipt.rows["human_labels.tail"] == 240
     assert receipt.metrics["lower_bound/quality/tail"] == tail.lower_bound
     assert read_json(store, receipt.output("verdict").path) == receipt.result.evidence.model_dump(mode="json")
@@ -122,7 +152,7 @@ def test_a_good_student_passes(store: Storage, intent: Task) -> None:
     assert found.figures.agreement_with_teacher == pytest.approx(739 / 750)
     assert found.figures.tokens_per_row_own == 48.0
     assert found.figures.seconds_per_million_teacher == 20_000.0
-    assert gate.run(asking(store, candidate="distill/" + "d" * 16)).reused
+    assert run_gate(store, candidate="distill/" + "d" * 16).reused
 
 
 def receipt_of(store: Storage, stage: str) -> Any:
@@ -131,45 +161,55 @@ def receipt_of(store: Storage, stage: str) -> Any:
 
 def test_a_rejection_is_an_answer(store: Storage, intent: Task, capsys: pytest.CaptureFixture[str]) -> None:
     put(store, intent, POOR)
-    receipt = gate.run(asking(store, minimum={"tail": 0.82, "unseen": 0.85}, max_drop=0.04))
+    receipt = run_gate(store, minimum={"tail": 0.82, "unseen": 0.85}, max_drop=0.04)
     assert receipt.result.passed is False
-    tail, drop = (note for note in receipt.notes)
+    tail, drop = receipt.notes[:2]
     assert tail.startswith("tail: ")
-    assert " more labels, or " in tail
+    assert " more labels (likely " in tail
     assert "0.854 on 240 labels" in tail
     assert drop.startswith("all, minus the teacher: ")
     assert evidence_of(receipt).missing() == [tail, drop]
+    assert receipt.notes[2].startswith("look 3 at these labelled rows")  # another policy than at the evaluation: a look of its own
     shown = capsys.readouterr().err
     assert "REJECTED" in shown
     assert f"failed {tail}" in shown
     criterion = evidence_of(receipt).criteria[0]
-    assert criterion.more == Share(205, 240).rows_needed(0.82, criterion.level, 0.8) - 240  # type: ignore[operator]
+    next_level = criterion.level * 12 / 20  # this look is the third, at delta / 12; the next is at delta / 20
+    assert criterion.more == Share(205, 240).rows_needed(0.82, next_level, 0.8) - 240  # type: ignore[operator]
+    assert criterion.more_least is not None
+    assert criterion.more_least < criterion.more
     assert receipt.metrics["more_labels/quality/tail"] == criterion.more
     assert receipt.metrics["passed"] == 0.0
 
 
 def test_a_stratum_without_labels_is_refused(store: Storage, intent: Task) -> None:
     put(store, intent, {name: GOOD[name] for name in ("head", "torso", "tail")})
-    receipt = gate.run(asking(store))
+    receipt = run_gate(store)
     assert receipt.notes[0].startswith("unseen: no labels at all, ")
 
 
 def test_the_order_of_rows_decides_nothing(store: Storage, intent: Task) -> None:
     put(store, intent)
     rows = output_table(store, receipt_of(store, "evaluate"), "rows")
-    wanted = asking(store, score="f1", minimum={"tail": 0.9}).policy(1)
+    wanted = look_policy(TaskPolicy(score="f1", minimum={"tail": 0.9}), 1, 0.8)
     rng, found = np.random.default_rng(0), set()
     for _ in range(3):
         mixed = rows.take(pa.array(rng.permutation(rows.num_rows)))
         sources = {name: source_rows(mixed, name, "f1") for name in ("batch_student", "teacher", "fallback")}
-        found.add(decide(list(criterion_tests(wanted, sources, "batch_student", "f1", {}, 0)), wanted))
+        found.add(decide(list(criterion_tests(wanted, sources, "batch_student", "f1", {}, None)), wanted))
     assert len(found) == 1
 
 
 def test_f1_per_row_is_a_bounded_mean(store: Storage, segmentation: Task) -> None:
     """Scores of span rows lie between 0 and 1; nothing wanted and nothing given is 1 only if it was answered."""
-    table = {"query_key": [query_key(str(i)) for i in range(4)], "source": ["batch_student"] * 4, "stratum": ["tail"] * 4, "count": [1] * 4}
+    table: dict[str, Any] = {
+        "query_key": [query_key(str(i)) for i in range(4)],
+        "source": ["batch_student"] * 4,
+        "stratum": ["tail"] * 4,
+        "count": [1] * 4,
+    }
     table |= {"tp": [1, 0, 0, 2], "fp": [1, 0, 0, 0], "fn": [0, 0, 0, 0], "exact": [False, True, False, True]}
+    table |= {name: pa.nulls(4, SCORED.field(name).type) for name in ("inclusion", "events", "cluster")}
     rows = pa.table({**table, "query_key": pa.array(table["query_key"], HUMAN_LABELS.field("query_key").type)})
     scores = dict(zip(source_rows(rows, "batch_student", "f1").keys, source_rows(rows, "batch_student", "f1").score, strict=True))
     assert [scores[query_key(str(i))] for i in range(4)] == pytest.approx([2 / 3, 1.0, 0.0, 1.0])
@@ -179,26 +219,47 @@ def test_f1_per_row_is_a_bounded_mean(store: Storage, segmentation: Task) -> Non
 
 def test_f1_is_gated_by_betting(store: Storage, intent: Task) -> None:
     put(store, intent)
-    criterion = evidence_of(gate.run(asking(store, score="f1"))).criteria[0]
+    criterion = evidence_of(run_gate(store, score="f1")).criteria[0]
     assert (criterion.method, criterion.right) == ("betting", None)
-    assert criterion.lower_bound > 0.9
+    assert low(criterion) > 0.9
     assert criterion.value == pytest.approx(232 / 240)
 
 
-def test_traffic_is_gated_with_its_weights(store: Storage, intent: Task) -> None:
+def test_micro_f1_is_gated_on_the_scale_of_the_headline(store: Storage, intent: Task) -> None:
     put(store, intent)
-    criterion = evidence_of(gate.run(asking(store, minimum={"traffic": 0.9}))).criteria[0]
-    events = {"head": 40, "torso": 3, "tail": 1}
-    value = sum(GOOD[s][1] * w for s, w in events.items()) / sum(GOOD[s][0] * w for s, w in events.items())
-    assert (criterion.n, criterion.passed) == (590, True)
-    assert criterion.value == pytest.approx(value)
-    assert (
-        criterion.lower_bound < stats.binomtest(198, 200, alternative="greater").proportion_ci(1 - criterion.level, "exact").low
-    )  # 200 rows carry it
-    plan = receipt_of(store, "plan")
-    keep(store, "plan", "p" * 16, {"human_labels": output_table(store, plan, "human_labels")})
-    with pytest.raises(ConfigError, match="most frequent query"):
-        gate.run(asking(store, minimum={"traffic": 0.91}))
+    criterion = evidence_of(run_gate(store, score="micro_f1", minimum={"all": 0.9})).criteria[0]
+    quality = receipt_of(store, "evaluate").metrics["quality/batch_student/all"]
+    assert (criterion.method, criterion.passed) == ("betting", True)
+    assert criterion.value == pytest.approx(quality)
+    with pytest.raises(ConfigError, match="micro_f1"):
+        run_gate(store, score="micro_f1", judge="judge:judged")
+
+
+def test_traffic_needs_a_design(store: Storage, intent: Task) -> None:
+    put(store, intent)
+    with pytest.raises(ConfigError, match="human labels of a known design"):
+        run_gate(store, minimum={"traffic": 0.9})
+
+
+def test_traffic_is_gated_by_its_design() -> None:
+    """The head is right, the tail is not; the rows are half of each, the traffic nearly all of it the head's."""
+    counts = np.repeat([64, 1], 150)
+    cells = traffic_cells(np.repeat([64, 1], [2000, 2000]), np.repeat([64, 1], [2000, 2000]))
+    wanted = GatePolicy({"traffic": 0.95}, None, False, (), 0.05, 0.8)
+    right = np.repeat([1.0, 0.0], 150)
+    order = np.random.default_rng(0).permutation(300)
+    keys, tail = [b""] * 300, np.full(300, "tail", dtype=object)
+
+    def criterion(chance: float) -> Criterion:
+        rows = labelled_traffic(counts[order], np.zeros(300), np.full(300, chance), np.arange(300))
+        scores = SourceScores(keys, tail, counts[order].astype(float), right[order], traffic=rows)
+        return decide(list(criterion_tests(wanted, {"s": scores}, "s", "exact", {}, cells)), wanted)[0]
+
+    found = criterion(0.01)
+    assert (found.passed, found.n, found.right) == (True, 300, None)
+    assert found.value == pytest.approx(64 / 65)
+    with pytest.raises(ConfigError, match="human labels of a known design"):
+        criterion(float("nan"))
 
 
 # ---- who is judged, on what, how often
@@ -207,15 +268,15 @@ def test_traffic_is_gated_with_its_weights(store: Storage, intent: Task) -> None
 def test_another_candidate_than_the_one_scored_is_an_error(store: Storage, intent: Task) -> None:
     put(store, intent)
     with pytest.raises(ConfigError, match="did not score this candidate"):
-        gate.run(asking(store, candidate="distill/" + "x" * 16))
+        run_gate(store, candidate="distill/" + "x" * 16)
     with pytest.raises(ConfigError, match="no answers of this source"):
-        gate.run(asking(store, source="fallback"))
+        run_gate(store, source="fallback")
     with pytest.raises(ConfigError, match="another task"):
-        gate.run(asking(store, task="query_segmentation"))
+        run_gate(store, task="query_segmentation")
     old = receipt_at(store, "precompute", STUDENT)
     keep(store, "precompute", STUDENT, {}, task_fingerprint="0" * 32, result=old.result)
     with pytest.raises(ConfigError, match="another version of the task"):
-        gate.run(asking(store))
+        run_gate(store)
 
 
 def test_a_snapshot_is_gated_by_its_own_answers(store: Storage, intent: Task) -> None:
@@ -234,56 +295,27 @@ def test_a_snapshot_is_gated_by_its_own_answers(store: Storage, intent: Task) ->
         )
     made = publish.run(publish.Config(root=store.root, tracking=OFF, task="query_intent", answers=(STUDENT, TEACHER)))
     snapshot = f"snapshots/{made.result.snapshot}"
-    receipt = gate.run(asking(store, candidate=snapshot))
+    receipt = run_gate(store, candidate=snapshot)
     found = evidence_of(receipt)
     assert (found.candidate, len(found.digest)) == (snapshot, 32)
     assert any(note.startswith(f"{snapshot} also holds answers of precompute/{TEACHER}") for note in receipt.notes)
     made = publish.run(publish.Config(root=store.root, tracking=OFF, task="query_intent", answers=(STUDENT,), note="alone"))
     snapshot = f"snapshots/{made.result.snapshot}"
     with pytest.raises(ConfigError, match="did not score this candidate"):
-        gate.run(asking(store, candidate=snapshot, source="teacher", max_drop=None))
+        run_gate(store, candidate=snapshot, source="teacher", max_drop=None)
 
 
 def receipt_at(store: Storage, stage: str, mark: str) -> Any:
     return load_receipt(store, stage, f"{stage}/{mark}", PrecomputeResult)
 
 
-def test_rows_that_are_not_the_evaluations_are_refused(store: Storage, intent: Task) -> None:
+def test_labels_that_were_changed_are_refused(store: Storage, intent: Task) -> None:
     put(store, intent)
-    found = receipt_of(store, "evaluate")
-    rows = output_table(store, found, "rows")
-    better = rows.set_column(rows.schema.get_field_index("exact"), "exact", pa.array([True] * rows.num_rows))
-    write_table(store, found.output("rows").path, better)
+    plan = receipt_of(store, "plan")
+    rows = output_table(store, plan, "human_labels")
+    write_table(store, plan.output("human_labels").path, rows.slice(1))
     with pytest.raises(StorageError, match="SHA-256 differs"):
-        gate.run(asking(store))
-
-
-def test_every_look_at_the_same_labels_counts(store: Storage, intent: Task) -> None:
-    """The third student on the same labels is judged at a third of delta, and told so; asking the same again is no new look."""
-    put(store, intent)
-    first = gate.run(asking(store))
-    for mark in ("u" * 16, "v" * 16):
-        put(store, intent, student=mark)
-        last = gate.run(asking(store))
-    assert (first.result.candidate_number, last.result.candidate_number) == (1, 3)
-    found = last.result.evidence
-    assert found.candidates == 3
-    assert min(criterion.level for criterion in found.criteria) == pytest.approx(0.05 / 3 / 4)
-    assert any(note.startswith("test 3 on these labelled rows") and "0.092" in note for note in last.notes)
-    put(store, intent)
-    assert gate.run(asking(store)).path == first.path
-    put(store, intent, student="w" * 16)
-    assert evidence_of(gate.run(asking(store, candidates=9))).candidates == 9
-
-
-def test_looks_at_other_labels_do_not_count(store: Storage) -> None:
-    def mine(mark: str, queries: str, labels: str) -> dict[str, str]:
-        rows = pa.table({"query_key": pa.array([query_key(q) for q in queries], HUMAN_LABELS.field("query_key").type)})
-        keep(store, "evaluate", mark * 16, {"rows": rows})
-        return {"answers": mark, "labels": labels, "score": "exact", "judge": "", "evaluation": f"evaluate/{mark * 16}"}
-
-    first, fresh, grown = mine("a", "abc", "g1"), mine("b", "xyz", "g2"), mine("c", "cde", "g3")
-    assert [candidate_number(store, "looks", entry) for entry in (first, fresh, grown, first, grown)] == [1, 1, 2, 1, 2]
+        run_gate(store)
 
 
 # ---- the judge
@@ -313,15 +345,15 @@ def opinions(more: int) -> dict[str, float | None]:
 
 def test_a_judge_sharpens_the_bound(store: Storage, intent: Task) -> None:
     put(store, intent, more=3000)
-    plain = evidence_of(gate.run(asking(store))).criteria[0]
-    receipt = gate.run(asking(store, judge=judge(store, opinions(3000), {"name": "judge-model", "digest": "J"}, keys=True), candidates=2))
+    plain = evidence_of(run_gate(store)).criteria[0]
+    receipt = run_gate(store, judge=judge(store, opinions(3000), {"name": "judge-model", "digest": "J"}, keys=True))
     found = evidence_of(receipt)
     criterion = found.criteria[0]
     assert (criterion.n, criterion.judged) == (240, 3000)
     assert criterion.method == "clopper-pearson or prediction-powered betting"
     assert criterion.value == pytest.approx(0.95, abs=0.004)  # the 3240 rows', not the 240's 0.967
     same = Share(232, 240).low(criterion.level / 2)
-    assert criterion.lower_bound >= same
+    assert low(criterion) >= same
     assert plain.judged == 0
     about = {"ref": "judge/" + "j" * 16 + ":scores", "name": "judge-model", "own_teacher": False, "rows": 3240, "left_out": 0}
     assert found.judge == JudgeEvidence.model_validate({**about, "labelled_without_score": 510, "answers_checked": True})
@@ -330,7 +362,7 @@ def test_a_judge_sharpens_the_bound(store: Storage, intent: Task) -> None:
 
 def test_a_judge_that_is_the_teacher_is_named_as_such(store: Storage, intent: Task) -> None:
     put(store, intent, more=200)
-    receipt = gate.run(asking(store, judge=judge(store, opinions(200), {"name": "teacher-model", "digest": "T"})))
+    receipt = run_gate(store, judge=judge(store, opinions(200), {"name": "teacher-model", "digest": "T"}))
     judge_found = receipt.result.evidence.judge
     assert judge_found is not None
     assert judge_found.own_teacher is True
@@ -342,14 +374,14 @@ def test_a_judges_silence_counts_against_the_candidate(store: Storage, intent: T
     put(store, intent, more=400)
     full = opinions(400)
     gaps = {q: None if q.endswith("7") else score for q, score in full.items()}
-    low = {}
+    scores = {}
     for name, rows in (("full", full), ("gaps", gaps)):
         table = judge(store, rows)
-        read = read_judge(store, table, receipt_at(store, "precompute", STUDENT), None, student_rows(store))
-        low[name] = read.by_stratum["tail"]
+        read = read_judge(store, table, receipt_at(store, "precompute", STUDENT), "", student_rows(store))
+        scores[name] = read.by_stratum["tail"]
         assert list(read.by_stratum) == ["tail"]
-    assert low["gaps"].more.mean() < low["full"].more.mean()
-    assert low["gaps"].labelled.mean() >= low["full"].labelled.mean()
+    assert scores["gaps"].more.mean() < scores["full"].more.mean()
+    assert scores["gaps"].labelled.mean() >= scores["full"].labelled.mean()
 
 
 def student_rows(store: Storage) -> SourceScores:
@@ -359,41 +391,50 @@ def student_rows(store: Storage) -> SourceScores:
 def test_scores_of_other_answers_are_left_out_and_bad_tables_refused(store: Storage, intent: Task) -> None:
     put(store, intent, more=50)
     own = receipt_at(store, "precompute", STUDENT)
-    read = read_judge(store, judge(store, {**opinions(50), "never asked": 1.0}), own, None, student_rows(store))
+    read = read_judge(store, judge(store, {**opinions(50), "never asked": 1.0}), own, "", student_rows(store))
     assert (read.description.rows, read.description.left_out) == (290, 1)
-    read = read_judge(store, judge(store, opinions(50), keys=True), receipt_at(store, "precompute", TEACHER), None, student_rows(store))
-    assert (read.description.rows, read.description.left_out) == (0, 290)  # they are about the student's answers, not the teacher's
+    mixed = {**opinions(50), "never asked": 1.0}
+    teachers = receipt_at(store, "precompute", TEACHER)
+    with pytest.raises(InputError, match="not about the candidate's answers") as refused:  # but about the student's
+        read_judge(store, judge(store, mixed, keys=True), teachers, "", student_rows(store))
+    assert f"291 rows, of other answers; the candidate's are {teachers.path}" in str(refused.value)
+    looks = [look.path for look in store.files("looks")]
+    with pytest.raises(InputError, match="not about the candidate's answers"):
+        run_gate(store, judge=judge(store, {"never asked": 1.0}))
+    with pytest.raises(InputError, match="no query without a person's label"):
+        run_gate(store, judge=judge(store, opinions(0)))
     with pytest.raises(InputError, match="between 0 and 1"):
-        gate.run(asking(store, judge=judge(store, {"other 1": 1.5})))
+        run_gate(store, judge=judge(store, {"other 1": 1.5}))
     columns = {"query_key": pa.array([query_key("other 1")] * 2, HUMAN_LABELS.field("query_key").type), "score": [1.0, 1.0]}
     keep(store, "judge", "k" * 16, {"scores": pa.table(columns)})
     with pytest.raises(InputError, match="twice"):
-        gate.run(asking(store, judge="judge/" + "k" * 16 + ":scores"))
+        run_gate(store, judge="judge/" + "k" * 16 + ":scores")
+    assert [look.path for look in store.files("looks")] == looks, "what is refused spends nothing"
 
 
 # ---- the decision as a whole
 
 
-def test_two_thousand_gates_as_the_stage_decides_them() -> None:
+def test_gates_as_the_stage_decides_them() -> None:
     """A student on the boundary on the tail, just good enough elsewhere, through the stage's own functions; then a good one."""
     delta, rng = 0.1, np.random.default_rng(0)
-    wanted = GatePolicy({"tail": 0.85, "head": 0.8}, 0.2, True, ("all",), delta, 1, 0.8)
+    wanted = GatePolicy({"tail": 0.85, "head": 0.8}, 0.2, True, ("all",), delta, 0.8)
     strata = np.asarray(["tail"] * 60 + ["head"] * 60, dtype=object)
     keys, events = [bytes([i]) for i in range(120)], np.ones(120)
     passes = {0.85: 0, 0.98: 0}
     for truth in passes:
-        for _ in range(2000):
+        for _ in range(400):
             score = (rng.random(120) < np.where(strata == "tail", truth, 0.99)).astype(float)
             other = (rng.random(120) < 0.95).astype(float)
             sources = {
                 n: SourceScores(keys, strata, events, s)
                 for n, s in (("batch_student", score), ("teacher", other), ("fallback", np.zeros(120)))
             }
-            asked = list(criterion_tests(wanted, sources, "batch_student", "exact", {}, 0))
+            asked = list(criterion_tests(wanted, sources, "batch_student", "exact", {}, None))
             passes[truth] += all(asked_p(a) for a in asked) and all(criterion.passed for criterion in decide(asked, wanted))
-    assert stats.binomtest(passes[0.85], 2000, delta, alternative="greater").pvalue > 1e-4
+    assert stats.binomtest(passes[0.85], 400, delta, alternative="greater").pvalue > 1e-4
     assert passes[0.85] > 0  # it can err, and the test would see it
-    assert passes[0.98] > 1000
+    assert passes[0.98] > 200
 
 
 def asked_p(asked: Any) -> bool:
@@ -402,24 +443,12 @@ def asked_p(asked: Any) -> bool:
     return bool(asked.proof.p(least) <= 0.1)
 
 
-# ---- config, MLflow
-
-
-def test_configs_that_ask_nothing_or_nonsense_are_refused() -> None:
-    for data, match in (
-        ({"minimum": {}, "max_drop": None, "above_fallback": False}, "there is no criterion"),
-        ({"minimum": {"tial": 0.9}}, "unknown stratum tial"),
-        ({"minimum": {"tail": 1.0}}, "no number of labels can show 1"),
-        ({"relative_on": ["everyone"]}, "unknown stratum everyone"),
-        ({"delta": 0.6}, "delta"),
-    ):
-        with pytest.raises(ConfigError, match=match):
-            build_config(gate.Config, data, "test")
+# ---- MLflow
 
 
 def test_the_verdict_is_in_mlflow(store: Storage, intent: Task, tmp_path: Path) -> None:
     put(store, intent, POOR)
-    receipt = gate.run(asking(store, tracking=TrackingConfig(uri=f"sqlite:///{tmp_path}/ml.db")))
+    receipt = run_gate(store, tracking=TrackingConfig(uri=f"sqlite:///{tmp_path}/ml.db"))
     client = MlflowClient(f"sqlite:///{tmp_path}/ml.db")
     run = client.get_run(receipt.run_id)
     assert run.info.status == "FINISHED"

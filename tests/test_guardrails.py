@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from rapidfuzz.distance import OSA
 
 from headtail.core.errors import ConfigError
-from headtail.core.guardrails import GUARDRAIL_REASONS, align_spellings, check_answer, load_own_check, texts_of
+from headtail.core.guardrails import GUARDRAIL_REASONS, AnswerGuard, Near, OwnCheck, align_spellings, load_own_check, texts_of
 from headtail.core.keys import normalise
-from headtail.core.spelling import distance
 from headtail.core.task import Task, load_task
 from headtail.examples import example_data
 
@@ -26,6 +26,11 @@ WORDS = {"pizza": 900, "near": 800, "me": 800, "orlando": 400, "olrando": 3, "ho
 
 def spans(*texts: str) -> dict[str, Any]:
     return {"segments": [{"text": text, "label": "topic"} for text in texts]}
+
+
+def check_answer(task: Task, query: str, answer: Any, words: Mapping[str, int] | None = None, own_check: OwnCheck | None = None) -> str:
+    """The reason why `answer` may not be served to `query`, or ""."""
+    return AnswerGuard(task, words, own_check).reason(query, answer)
 
 
 def variant(task: Task, **fields: Any) -> Task:
@@ -188,7 +193,7 @@ def test_pieces_of_the_query_are_never_refused(query: str, data: st.DataObject) 
 def test_a_word_from_nowhere_is_refused(query: str, word: str, place: int) -> None:
     words = query.split(" ")
     squeezed = "".join(words)
-    assume(word not in squeezed and all(distance(word, other) > 2 for other in words))
+    assume(word not in squeezed and all(OSA.distance(word, other) > 2 for other in words))
     assume(" " not in word)
     given_words = [*words[:place], word, *words[place:]]
     task = load_task("query_segmentation")
@@ -201,11 +206,13 @@ def test_a_word_from_nowhere_is_refused(query: str, word: str, place: int) -> No
     st.lists(st.sampled_from(["ab", "abcd", "efgh"]), max_size=5),
 )
 def test_an_alignment_uses_each_word_once_and_in_order(typed: list[str], given_: list[str]) -> None:
-    steps = align_spellings(typed, given_, lambda a, b: distance(a, b) if distance(a, b) < 2 else None, whole=True)
+    near = Near(lambda a, b: OSA.distance(a, b) if OSA.distance(a, b) < 2 else None, 1)
+    steps = align_spellings(typed, given_, near, whole=True)
+    assert steps == align_spellings(typed, given_, near._replace(slack=99), whole=True)  # slack only saves time
     if steps is not None:
         assert [word for step in steps for word in step.typed] == typed
         assert [word for step in steps for word in step.given] == given_
-    assert (align_spellings(typed, typed, lambda a, b: 0 if a == b else None, whole=True) is not None) is True
+    assert (align_spellings(typed, typed, Near(lambda a, b: 0 if a == b else None, 0), whole=True) is not None) is True
 
 
 def test_texts_are_found_at_any_depth() -> None:

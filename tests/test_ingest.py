@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import csv
 import datetime
 import gzip
@@ -25,17 +26,19 @@ from hypothesis import strategies as st
 from headtail.adapters.storage import open_storage
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.config import TrackingConfig
+from headtail.core.count_classes import count_class
 from headtail.core.errors import InputError, LedgerError, StorageError
 from headtail.core.keys import normalise, query_key
 from headtail.core.receipt import Receipt
 from headtail.core.redact import redact
-from headtail.core.rows import HOLDOUT, HUMAN_LABELS, QUERY, SET_ASIDE, key_words, uniform_draw, with_side_inputs
+from headtail.core.rows import HOLDOUT, HUMAN_LABELS, QUERY, SET_ASIDE, key_words, shards_of, uniform_draw, with_side_inputs
 from headtail.core.task import Task
 from headtail.core.typed_answer import _fit
-from headtail.stages.ingest import Config, LogColumns, run, tally
+from headtail.stages.ingest import Config, LogColumns, history, run, tally
 from headtail.stages.ingest.human_labels import _answer
-from headtail.stages.ingest.intake import PLAIN, REASONS, IntakeRules, clean_texts
+from headtail.stages.ingest.intake import REASONS
 from headtail.stages.ingest.result import Result
+from headtail.stages.ingest.texts import CARD, EMAIL, PHONE, clean_texts, screen_texts
 from timescale import limit
 
 OFF = TrackingConfig(enabled=False)
@@ -214,6 +217,38 @@ def test_ray_tasks_count_the_same(ingest: Ingest, root: str, tmp_path: Path, clu
         ingest(log, task="query_segmentation", columns=TIMED, workers=2)
 
 
+TWO_NODES = """
+import sys
+import pyarrow.parquet as pq
+import ray
+from ray.cluster_utils import Cluster
+from headtail.core.config import TrackingConfig
+from headtail.stages.ingest import Config, LogColumns, run
+
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+nodes.add_node(num_cpus=1)
+ray.init(address=nodes.address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": ":".join(sys.path)}})
+assert len(ray.nodes()) == ray.cluster_resources()["CPU"] == 2
+columns, tracking = LogColumns(count="n", time="time"), TrackingConfig(enabled=False)
+for root, workers in ((sys.argv[2], 1), (sys.argv[3], 2)):
+    made = run(Config(root=root, log=sys.argv[1], task="query_segmentation", columns=columns, tracking=tracking, workers=workers, shards=3))
+    same = [f"{name}={ref.sha256}" for name, ref in made.outputs.items() if name != "set_aside"]  # its row groups follow the parts
+    print(*same, made.rows, made.result.rules, pq.read_table(f"{root}/{made.outputs['set_aside'].path}").to_pylist())
+ray.shutdown()
+nodes.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_two_nodes_write_the_bytes_that_one_process_writes(tmp_path: Path) -> None:
+    log = ReferenceLog(6, rows=600).write(tmp_path / "log", "parquet", files=4)
+    arguments = [str(log), str(tmp_path / "here"), str(tmp_path / "there")]
+    done = subprocess.run([sys.executable, "-c", TWO_NODES, *arguments], capture_output=True, text=True, timeout=limit(180))
+    assert done.returncode == 0, done.stderr
+    here, there = [line for line in done.stdout.splitlines() if line.startswith("history=")]
+    assert here == there
+
+
 def test_every_row_is_used_or_set_aside_with_a_reason(ingest: Ingest, root: str) -> None:
     rows = [
         (b"good,1,2024-01-01", ""),
@@ -271,24 +306,42 @@ def test_personal_data_is_nowhere(ingest: Ingest, root: str) -> None:
     assert f"mail {secrets[0]}" in counts(root, kept)
 
 
-@given(st.lists(st.text(max_size=30) | st.text(alphabet="aZ 0159@.-+\t", max_size=30), unique=True, max_size=20), st.booleans())
-def test_the_fast_path_for_plain_text_changes_nothing(texts: list[str], redacting: bool) -> None:
-    raw = pa.array([text.encode() for text in texts if text.isprintable() or text.isascii()], pa.binary())
-    found = clean_texts(raw, IntakeRules("query", max_chars=25, redact=redacting))
+SPELLINGS = st.text(max_size=30) | st.text(alphabet="aZ 0159@.-+\t", max_size=30) | st.text(alphabet="aZ  \u2019\u00e9\x7f", max_size=8)
+
+
+@given(st.lists(SPELLINGS, unique=True, max_size=20), st.booleans(), st.integers(0, 2))
+def test_cleaning_in_bulk_is_normalise_and_redact(spellings: list[str], redacting: bool, skipped: int) -> None:
+    """Also of a slice, and of texts that stand side by side with blanks at their ends."""
+    raw = pa.array([text.encode("utf-8", "surrogatepass") for text in spellings], pa.binary())[skipped:]
+    first = screen_texts(raw, 25, redacting)
+    clean = clean_texts(first.texts.filter(pa.array(first.reasons == 0)), redacting)
+    rows = dict(zip(np.flatnonzero(first.reasons == 0).tolist(), range(len(clean.queries)), strict=True))
     for i, value in enumerate(raw.to_pylist()):
-        text = normalise(value.decode())
-        reason = "empty" if not text else "too_long" if len(text) > 25 else ""
-        assert REASONS[found.reasons[i]] == reason
-        if not reason:
-            wanted = redact(text).text if redacting else text
-            assert found.queries[int(found.codes[i])].as_py() == wanted
-            assert found.keys[int(found.codes[i])].as_py() == query_key(wanted)
+        text = normalise(value.decode()) if value.decode(errors="ignore").encode() == value else None
+        reason = "not_utf8" if text is None else "empty" if not text else "too_long" if len(text) > 25 else ""
+        assert REASONS[first.reasons[i]] == reason
+        if text and not reason:
+            at, single = rows[i], " ".join(value.decode().split())
+            redaction = redact(text)
+            assert clean.queries[at].as_py() == (redaction.text if redacting else text)
+            marks = redaction.email * EMAIL | redaction.phone * PHONE | redaction.card * CARD
+            assert first.marks[i] | clean.marks[at] == (marks if redacting else 0)
+            changes = (single != value.decode(), single.casefold() != single, text != single.casefold(), redacting and redaction.any)
+            assert first.rules[i] | clean.rules[at] == sum(1 << bit for bit, changed in enumerate(changes) if changed)
 
 
-@given(st.text(alphabet=st.characters(codec="ascii"), max_size=20))
-def test_plain_text_is_normalised_text(text: str) -> None:
-    if pc.match_substring_regex(pa.array([text]), PLAIN)[0].as_py():
-        assert normalise(text) == text
+def test_what_each_rule_of_the_normal_form_brings(ingest: Ingest) -> None:
+    rows = ["pizza,5", "Pizza,3", "PIZZA ,1", "joe's,2", "joe\u2019s,4", "SUSHI,7", "call 555-234-5678,1", "call 555-234-5679,1", "a  b,2"]
+    for shards in (1, 3):
+        receipt = ingest("query,n\n" + "\n".join(rows), columns=LogColumns(count="n"), holdout_share=0.2, shards=shards)
+        found = {rule.rule: (rule.changed_events * 26, rule.merged_events * 26, rule.merged_queries) for rule in receipt.result.rules}
+        assert {name: tuple(map(round, numbers)) for name, numbers in found.items()} == {
+            "blanks": (3, 1, 1),  # nobody types "a b"
+            "case": (11, 4, 1),  # nor "sushi"
+            "characters": (4, 4, 1),
+            "personal_data": (2, 0, 0),
+        }
+    assert any("case 15.4%" in note for note in receipt.notes)
 
 
 def test_without_times_a_share_is_held_out_by_draw(ingest: Ingest, root: str) -> None:
@@ -472,6 +525,40 @@ def test_a_split_column_rules_and_test_rules_over_train(ingest: Ingest, root: st
     assert aside(root, receipt) == [(5, "label_split")]
 
 
+def test_complaints_are_no_sample_to_judge_by_but_may_train(ingest: Ingest, root: str, tmp_path: Path) -> None:
+    cells = [
+        ("a", "browse", "", "feedback"),
+        ("b", "browse", "", "even"),
+        ("c", "price", "train", " Feedback"),
+        ("d", "price", "test", "feedback"),
+    ]
+    (tmp_path / "labels.csv").write_text("query,answer,split,design\n" + "".join(",".join(row) + "\n" for row in cells))
+    receipt = ingest(LABELS_LOG, labels=str(tmp_path / "labels.csv"))
+    assert labels_in(root, receipt).keys() == {"b"}
+    assert labels_in(root, receipt, "human_labels_train").keys() == {"c"}
+    assert aside(root, receipt) == [(1, "label_design"), (4, "label_design")]
+    (tmp_path / "labels.csv").write_text("query,answer,design\na,browse,feedback\n")
+    with pytest.raises(InputError, match="no human label can be used"):
+        ingest(LABELS_LOG, labels=str(tmp_path / "labels.csv"))
+
+
+def test_a_label_says_how_it_was_drawn(ingest: Ingest, root: str, tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("query,answer,design,inclusion\na,browse,census,\nb,browse,,0.25\nc,price,random,\nd,price,,2\ne,price,,\n")
+    receipt = ingest(LABELS_LOG, labels=str(path), labels_design="even")
+    found = {row["query"]: (row["design"], row["inclusion"]) for row in table(root, receipt, "human_labels").to_pylist()}
+    assert found == {"a": ("census", 1.0), "b": ("by_probability", 0.25), "e": ("even", None)}
+    texts = table(root, receipt, "set_aside").to_pylist()
+    assert [(row["row"], row["reason"]) for row in texts] == [(3, "label_design"), (4, "label_design")]
+    assert "not one of even, by_traffic" in texts[0]["text"]
+    assert "up to 1" in texts[1]["text"]
+    thinned = ingest(LABELS_LOG, labels=str(path), labels_train_share=0.5)
+    for row in (row for name in ("human_labels", "human_labels_train") for row in table(root, thinned, name).to_pylist()):
+        assert (row["design"], row["inclusion"]) == {"a": ("by_probability", 0.5), "b": ("by_probability", 0.125)}.get(
+            row["query"], ("unknown", None)
+        )
+
+
 @pytest.mark.parametrize(
     "log, fields, says",
     [
@@ -517,20 +604,75 @@ def test_a_full_disk_says_which(ingest: Ingest, monkeypatch: pytest.MonkeyPatch)
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("headtail.stages.ingest.stage.keep_run", full)
+    monkeypatch.setattr("headtail.stages.ingest.tally.keep_run", full)
     with pytest.raises(StorageError, match="no space left"):
         ingest("query\na\n")
 
 
 def test_lost_events_end_the_job(ingest: Ingest, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lossy(*arguments: Any) -> tuple[pa.Table, pa.Table]:
-        queries, holdout = tally.finish_shard(*arguments)
-        return queries.slice(1), holdout
+    def lossy(*arguments: Any) -> tally.CountedShard:
+        shard = tally.finish_shard(*arguments)
+        return shard._replace(queries=shard.queries.slice(1))
 
     monkeypatch.setattr("headtail.stages.ingest.counting.finish_shard", lossy)
     with pytest.raises(LedgerError, match="events do not add up"):
         ingest("query\na\nb\n", holdout_share=0.0)
     assert not open_storage(root).exists("ingest/LATEST")
+
+
+DAYS_OF = st.lists(st.tuples(st.sampled_from([f"q{i}" for i in range(12)] + ["call <phone>"]), st.integers(0, 9)), min_size=1, max_size=80)
+
+
+@given(DAYS_OF, st.integers(1, 5))
+def test_the_history_is_what_later_days_brought_to_the_queries_of_each_day(events: list[tuple[str, int]], shards: int) -> None:
+    """Against plain Python: cells of alike queries, and what came of them."""
+    keys = {query: query_key(query) for query, _ in events}
+    rows = [{"query_key": keys[query], "query": query, "day": day, "count": n} for (query, day), n in Counter(events).items()]
+    table = pa.Table.from_pylist(rows, schema=tally.PART)
+    rules = history.history_rules(Counter(day for _, day in events))
+    ids = shards_of(table["query_key"], shards)
+    pieces = [history.shard_history(tally.sum_days(table.filter(pa.array(ids == i))), rules) for i in range(shards)]
+    found = {tuple(row.values())[:5]: (row["queries"], row["events"]) for row in history.merge_history(pieces).to_pylist()}
+    days, expected = rules.days, Counter[Any]()
+    for at, origin in enumerate(days):
+        seen = {query: [days.index(d) for q, d in events if q == query and d <= origin] for query in keys}
+        for query, past in seen.items():
+            idle = bisect.bisect([1, 2, 4, 7, 14, 28], at - max(past)) if past else 0
+            cell = (int(count_class(np.array([len(past)]))[0]), idle, "<" in query)
+            day = (date(origin), date(origin), *cell)
+            if past:
+                expected[(*day, "queries")] += 1
+                expected[(*day, "events")] += len(past)
+            for later in days[at + 1 :]:
+                if n := events.count((query, later)):
+                    expected[(date(origin), date(later), *cell, "queries")] += 1
+                    expected[(date(origin), date(later), *cell, "events")] += n
+    if len(days) > 1:
+        assert found == {name[:5]: (n, expected[(*name[:5], "events")]) for name, n in expected.items() if name[5] == "queries"}
+    else:
+        assert not found
+
+
+def test_a_sample_of_light_queries_keeps_the_sums_of_the_history(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    ids = np.minimum(rng.zipf(1.3, 60_000), 20_000)
+    rows = [
+        {"query_key": query_key(str(q)), "query": str(q), "day": d, "count": 1}
+        for q, d in zip(ids, rng.integers(0, 5, 60_000), strict=True)
+    ]
+    table = tally.sum_days(pa.Table.from_pylist(rows, schema=tally.PART))
+    days = Counter(table["day"].to_pylist())
+    whole = history.shard_history(table, history.history_rules(days))
+    monkeypatch.setattr(history, "SAMPLE_ROWS", 4_000)
+    rules = history.history_rules(days)
+    part = history.shard_history(table, rules)
+    assert rules.share <= 0.5
+    for name in ("queries", "events"):
+        assert pc.sum(part[name]).as_py() == pytest.approx(pc.sum(whole[name]).as_py(), rel=0.1)
+
+
+def date(day: int) -> datetime.date:
+    return datetime.date(1970, 1, 1) + datetime.timedelta(day)
 
 
 def test_a_second_run_is_reused_and_a_changed_log_is_not(ingest: Ingest, root: str, tmp_path: Path) -> None:

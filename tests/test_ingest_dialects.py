@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headtail.core.errors import InputError
-from headtail.stages.ingest import files, logfile
+from headtail.stages.ingest import delimited, dialect, files, logfile
 
 Rows = list[tuple[str, str]]
 
@@ -208,3 +209,22 @@ def test_a_second_header_is_no_query_however_it_is_written(first: str, second: s
 def test_a_second_header_in_letters_beyond_ascii_is_no_query() -> None:
     text = "query,число\nпицца,1\nQuery,ЧИСЛО\nсуши,2\n"
     assert read(text, ".csv", column="число") == ([("пицца", "1"), ("суши", "2")], Counter(header=1))
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(['"a"', '""', "b", "", '"a,b"', '"a""b"', 'a"b', '"a" b', '"', "\r", '"\r"', "é"]), max_size=3)),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from([(dialect.DOUBLED,), (dialect.DOUBLED, dialect.BACKSLASH), (dialect.DOUBLED, dialect.NONE), (dialect.NONE,)]),
+)
+def test_lines_that_are_cut_in_bulk_are_read_as_one_by_one(rows: list[list[str]], end: str, quotes: tuple[str, ...]) -> None:
+    data = "".join(",".join(cells) + end for cells in rows).encode()
+    form = dialect.Dialect(",", quotes, ("query", "n"), b"query,n")
+    found = []
+    for neat in (delimited._neat, lambda lines, _: np.zeros(len(lines.starts), bool)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(delimited, "_neat", neat)
+            sheet, used = delimited.parse_rows(data, form, ("query", "n"), 1, True)
+        found.append((sorted(sheet.table.to_pylist(), key=lambda row: row[delimited.ROW]), sheet.rejects, used))
+    assert found[0][0] == found[1][0]
+    assert [reject[:2] for reject in found[0][1]] == [reject[:2] for reject in found[1][1]]
+    assert found[0][2] == found[1][2]

@@ -150,7 +150,7 @@ def test_packed_files(tmp_path: Path, ending: str) -> None:
         (tmp_path / name).write_bytes(data)
         rows = read(tmp_path / name)
         assert rows[:2] == [("pizza", "1"), ("tacos", "2")]
-        assert len(rows) == 2 if "two" not in name else 4
+        assert len(rows) == (2 if "two" not in name else 4)
     (tmp_path / f"cut.csv{ending}").write_bytes(packed(b"query,n\n" + os.urandom(5000).hex().encode() + b",1\n", ending)[:-40])
     (tmp_path / f"plain.csv{ending}").write_bytes(TEXT)
     for name in ("cut", "plain"):

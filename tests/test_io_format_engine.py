@@ -151,7 +151,7 @@ def test_a_query_only_compact_student_is_distilled_asked_and_scored(train_here: 
         (normalise(text), task.dump(example_data.right_answers(found)[task.name]))
         for text, found, _ in example_data.sample(config, 80, example_data.LABELS_SALT)
     ]
-    table = [(query_key(query), query, answer, 1, "tail") for query, answer in dict(labels).items()]
+    table = [(query_key(query), query, answer, 1, "tail", "unknown", None) for query, answer in dict(labels).items()]
     columns = [pa.array(column, field.type) for column, field in zip(zip(*table, strict=True), HUMAN_LABELS, strict=True)]
     keep(store, "plan", "ab12", {"human_labels": pa.table(columns, schema=HUMAN_LABELS)})
     sets = (distill.TrainingSet(task=task.name, training_set=f"{rows.path}:train_query_intent"),)

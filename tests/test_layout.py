@@ -161,6 +161,14 @@ def test_importing_the_package_pulls_in_no_framework() -> None:
         pytest.fail(f"frameworks at import: { {name: what for name, what in guilty.items() if what} }")
 
 
+def test_a_servers_processes_import_no_statistics() -> None:
+    """SciPy and pandas are a second of start and 40 MB, for each of the processes; a front that died is back that much sooner."""
+    programs = [f"headtail.stages.serve.{name}" for name in ("front.program", "collector", "admin")]
+    look = f"import sys, importlib; [importlib.import_module(n) for n in {programs!r}]; print(*({{'scipy', 'pandas'}} & {{*sys.modules}}))"
+    found = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=limit(60), check=True)
+    assert not found.stdout.split()
+
+
 def _drags(name: str) -> list[str]:
     return subprocess.run(
         [sys.executable, "-c", LOOK, name, ",".join(HEAVY)], capture_output=True, text=True, timeout=limit(60)

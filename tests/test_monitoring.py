@@ -109,6 +109,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Promethe
             await http.post("/v1/answer", json={"query": "another one"})
 
     asyncio.run(use())
+    for kind in ("compared", "agreed"):  # as the process of shadow mode counts
+        front.counters.add(f"shadow/teacher/{kind}")
+    front.counters.add("client/current/teacher")
     with Running(front.pages()) as pages:
         text = httpx.get(f"{pages.url}/metrics", trust_env=False).text
         with Prometheus(folder, pages.url.removeprefix("http://")) as prometheus:

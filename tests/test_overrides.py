@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from pathlib import Path
@@ -113,6 +114,36 @@ def test_it_is_checked_and_a_person_may_outrank_a_guardrail(released: Storage) -
             overrides.set_override(released, "pizza", spans("pizza"), who=who, why=why)
     with pytest.raises(ConfigError, match="the query is empty"):
         put(released, " \u200b ")
+
+
+def test_somebody_s_answer_is_not_everybody_s(released: Storage, segmentation: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries are one once personal data is taken out: `mail <email>` is asked by everybody."""
+    mail = query_key("mail <email>")
+    for query in ("mail ada@example.com", "Mail <EMAIL>"):
+        for sure in (False, True):
+            with pytest.raises(ConfigError, match="everybody who asks") as refused:
+                put(released, query, "mail", despite_guardrails=sure)
+            assert "ada@" not in str(refused.value)
+    shared = segmentation.file.model_copy(update={"redacted": "cached"})
+    before = release.current_id(released)
+    cached = release.make_release(
+        released, snapshot=release.current_release(released).snapshot, task=dataclasses.replace(segmentation, file=shared)
+    )
+    release.promote(released, cached.id)
+    entry = put(released, "mail ada@example.com", "mail", "<email>", why="Ada@Example.com asked")
+    assert (entry.query, entry.why) == ("mail <email>", "<email> asked")
+    assert lookup.look_up(released, "mail bob@example.com")["source"] == "human_override"
+    release.promote(released, before)  # the entry is in the store, the task is not of that mind any more
+    assert not lookup.look_up(released, "mail bob@example.com")["cached"]
+    assert load_overrides(released).resolve(mail, TEACHER) == TEACHER
+    overrides.remove_override(released, "mail ada@example.com", who="ada", why="")
+
+
+def test_an_answer_with_personal_data_is_not_kept(released: Storage) -> None:
+    with pytest.raises(ConfigError, match="which is not kept") as refused:
+        put(released, "pizza", "pizza", "ADA@example.com", despite_guardrails=True)
+    assert "ada@" not in str(refused.value).lower()
+    assert not released.exists("overrides/00000001.json")
 
 
 def test_a_tombstone_hides_a_query_from_every_cache_and_holds_no_text(released: Storage) -> None:

@@ -17,18 +17,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headtail.adapters.storage import open_storage, read_json, stream_table
+from headtail.adapters.storage import open_storage, read_json, read_table, stream_table
 from headtail.adapters.storage.receipts import load_ref, output_table
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import InputError, LedgerError
 from headtail.core.receipt import Receipt
 from headtail.core.rows import HUMAN_LABELS, PLANNED, with_side_inputs
+from headtail.core.strata import stratum_places
 from headtail.core.task import load_task
-from headtail.stages import plan
 from headtail.stages.ingest import Config as LogConfig
 from headtail.stages.ingest import LogColumns
 from headtail.stages.ingest import run as ingest
-from headtail.stages.plan import Config, Head, draw_teacher_sample, head_end, run, strata, zipf_exponent
+from headtail.stages.plan import Config, Head, queries, run, tables
+from headtail.stages.plan.selection import draw_teacher_sample, head_end, zipf_exponent
 
 OFF = TrackingConfig(enabled=False)
 ANSWER = json.dumps({"segments": []})
@@ -66,7 +67,7 @@ def test_the_limit_that_rules_is_named() -> None:
 @given(COUNTS, st.integers(0, 40), st.integers(0, 2**30), st.integers(1, 5))
 def test_the_teacher_sample(counts: np.ndarray[Any, np.dtype[np.int64]], rows: int, seed: int, torso: int) -> None:
     rng = np.random.default_rng(seed)
-    stratum, eval_only = strata(counts, min(3, len(counts)), torso, counts > 0), rng.random(len(counts)) < 0.2
+    stratum, eval_only = stratum_places(counts, np.arange(len(counts)) < 3, torso), rng.random(len(counts)) < 0.2
     chosen = draw_teacher_sample(rng.random(len(counts)), stratum, eval_only, rows)
     assert not (chosen & eval_only).any()
     assert not (chosen & (stratum == 0)).any()
@@ -125,9 +126,8 @@ def test_every_query_has_its_place(log: Callable[..., Receipt], root: str) -> No
     parts = {name: rows(root, receipt, name) for name in ("head", "teacher_sample", "student_rows")}
     everything = sorted((row for part in parts.values() for row in part), key=lambda row: row["rank"])
     assert [row["rank"] for row in everything] == list(range(1, 61)), "disjoint, and together all queries"
-    queries = rows(root, ingested, "queries")
     columns = ("query_key", "query", "count", "first_day", "last_day", "businesses")
-    assert [{name: row[name] for name in columns} for row in everything] == queries
+    assert [{name: row[name] for name in columns} for row in everything] == rows(root, ingested, "queries")
     for name, part in parts.items():
         assert output_table(open_storage(root), receipt, name).schema == with_side_inputs(PLANNED, ["businesses"])
         assert [row["rank"] for row in part] == sorted(row["rank"] for row in part)
@@ -207,10 +207,11 @@ def test_the_figure_says_it(log: Callable[..., Receipt], root: str) -> None:
     receipt = do(root)
     svg = open_storage(root).read(receipt.output("coverage.svg").path).decode()
     ET.fromstring(svg)
-    for text in ("head ends", "up to the cut 100%", "holdout traffic 50%", "most frequent queries, log scale", "of 60 queries"):
+    for text in ("head ends", "up to the cut 100%", "holdout traffic 50%", "queries in the head, log scale", "of 60 queries", "expected"):
         assert text in svg
     log([("a", 1), ("a", 1), ("b", 1)], holdout_days=0)
     alone = do(root)
+    assert ET.fromstring(open_storage(root).read(alone.output("plan.svg").path).decode()).tag.endswith("svg")
     assert "holdout traffic" not in open_storage(root).read(alone.output("coverage.svg").path).decode()
     assert any("no holdout traffic" in note for note in alone.notes)
 
@@ -280,7 +281,8 @@ def test_rows_that_do_not_add_up_end_the_job(log: Callable[..., Receipt], root: 
             yield batch.slice(0, batch.num_rows - (len(arguments) == columns))
 
     columns = 2  # where all are read
-    monkeypatch.setattr(plan, "stream_table", lossy)
+    monkeypatch.setattr(tables, "stream_table", lossy)
+    monkeypatch.setattr(queries, "stream_table", lossy)
     with pytest.raises(LedgerError, match="are not the queries of the log"):
         do(root)
     columns = 3  # where the texts alone are
@@ -291,13 +293,13 @@ def test_rows_that_do_not_add_up_end_the_job(log: Callable[..., Receipt], root: 
 
 def test_a_table_out_of_order_is_refused(log: Callable[..., Receipt], root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     log(EVENTS)
-    real = output_table
+    real = read_table
 
-    def reversed_table(store: Any, receipt: Receipt, name: str, columns: list[str] | None = None) -> pa.Table:
-        found = real(store, receipt, name, columns)
-        return found.take(pa.array(range(len(found) - 1, -1, -1))) if name == "queries" else found
+    def reversed_table(*arguments: Any) -> pa.Table:
+        found = real(*arguments)
+        return found.take(pa.array(range(len(found) - 1, -1, -1)))
 
-    monkeypatch.setattr(plan, "output_table", reversed_table)
+    monkeypatch.setattr("headtail.stages.plan.queries.read_table", reversed_table)
     with pytest.raises(LedgerError, match="not by falling count"):
         do(root)
 
@@ -310,15 +312,17 @@ def test_redacted_queries_take_no_room_in_the_head_unless_they_share_an_answer(r
     limits = Head(rows=2, coverage=None, min_count=1)
     store = open_storage(root)
 
-    def queries(receipt: Receipt, name: str) -> set[str]:
+    def texts(receipt: Receipt, name: str) -> set[str]:
         return set(output_table(store, receipt, name)["query"].to_pylist())
 
     uncached = run(Config(root=root, tracking=OFF, task=str(task), head=limits, teacher_sample_rows=0))
-    assert (queries(uncached, "head"), queries(uncached, "student_rows")) == ({"pizza", "sushi"}, {"ramen"})
+    assert (texts(uncached, "head"), texts(uncached, "student_rows")) == ({"pizza", "sushi"}, {"ramen"})
     assert uncached.rows["redacted"] == 2
+    sampled = run(Config(root=root, tracking=OFF, task=str(task), head=limits, teacher_sample_rows=5))
+    assert (texts(sampled, "teacher_sample"), texts(sampled, "student_rows"), sampled.rows["redacted"]) == ({"ramen"}, set(), 2)
     assert uncached.metrics["head_coverage"] == pytest.approx(100 / 1131)
     assert any(note.startswith("2 redacted queries are in no table") for note in uncached.notes)
     (task / "task.yaml").write_text((task / "task.yaml").read_text() + "\nredacted: cached\n")
     cached = run(Config(root=root, tracking=OFF, task=str(task), head=limits, teacher_sample_rows=0))
-    assert (queries(cached, "head"), queries(cached, "student_rows")) == ({"call <phone>", "pizza"}, {"sushi", "ramen", "card <card>"})
+    assert (texts(cached, "head"), texts(cached, "student_rows")) == ({"call <phone>", "pizza"}, {"sushi", "ramen", "card <card>"})
     assert cached.rows["redacted"] == 0

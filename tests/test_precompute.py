@@ -220,8 +220,7 @@ def test_a_finished_job_is_reused_only_within_the_limits_of_today(root: str, sto
     assert precompute.run(loose).reused
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("answer_here")
 def test_after_success_with_failed_rows_it_says_how_to_ask_them_again(
     root: str, store: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -341,8 +340,7 @@ def test_the_contract(root: str, store: Storage) -> None:
     assert again.outputs == receipt.outputs
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("answer_here")
 def test_a_changed_prompt_is_another_job_and_a_changed_score_is_not(root: str, store: Storage, tmp_path: Path) -> None:
     """DESIGN 2."""
     plan(store, head=[f"q{i}" for i in range(40)])
@@ -361,8 +359,7 @@ def test_a_changed_prompt_is_another_job_and_a_changed_score_is_not(root: str, s
     assert not old & new
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("cluster")
+@pytest.mark.usefixtures("answer_here")
 def test_too_many_failed_rows_fail_the_job_and_the_next_run_asks_only_those(root: str, store: Storage) -> None:
     """DESIGN 3."""
     plan(store, head=[*(f"q{i}" for i in range(80)), *(f"!fail {i}" for i in range(20))])
@@ -496,9 +493,10 @@ def test_killed_at_sixty_percent_almost_all_finished_rows_survive(root: str, sto
 
 @pytest.mark.slow
 @pytest.mark.vllm
-@pytest.mark.usefixtures("cluster")
-def test_vllm_through_ray(root: str, store: Storage) -> None:
-    """With the likeliest tokens, which a student may learn from."""
+@pytest.mark.filterwarnings("ignore:max_rollback_tokens is deprecated:DeprecationWarning")  # xgrammar, as vLLM calls it
+@pytest.mark.usefixtures("answer_here")
+def test_vllm_through_the_stage(root: str, store: Storage) -> None:
+    """With the likeliest tokens, which a student may learn from. vLLM on Ray: test_pipeline."""
     from transformers import AutoTokenizer
 
     plan(

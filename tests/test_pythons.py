@@ -26,6 +26,7 @@ NEEDED = (
     "pyarrow",
     "pydantic",
     "pyyaml",
+    "rapidfuzz",
     "rich",
     "scipy",
     "typer",

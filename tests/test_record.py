@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, open_storage, read_json, read_record
@@ -30,11 +31,12 @@ from headtail.core.receipt import Receipt, StageResult
 from headtail.core.task import Task
 from headtail.engines.encoder import LABELS, read_scheme
 from headtail.releases import release
+from headtail.releases.look import Look
 from headtail.releases.release import Move, Release
+from headtail.releases.seal import Seal
 from headtail.review.log import DecisionLog
 from headtail.stages.distill.checkpoints import Marker
 from headtail.stages.distill.launch import StoredBase
-from headtail.stages.gate import sources
 from headtail.stages.precompute.dry_run.estimate import Probe
 
 KINDS: list[type[Config]] = [
@@ -53,7 +55,8 @@ KINDS: list[type[Config]] = [
         Starts,
         Marker,
         StoredBase,
-        sources.CandidateTest,
+        Look,
+        Seal,
         Evidence,
     )
 ]
@@ -212,3 +215,13 @@ def test_a_pointer_that_is_no_text_is_told(store: Storage) -> None:
         with pytest.raises(StorageError, match="not UTF-8") as error:
             read()
         told(error.value, path)
+
+
+@pytest.mark.parametrize(
+    "text", ["2031-13-45", "2031-02-30", "2031-W05-3", "20310131", "2031-1-31", "2031-01-31T00", " 2031-01-31", "soon"]
+)
+def test_a_day_is_one_of_the_calendar(text: str) -> None:
+    days = TypeAdapter(record.Day)
+    assert [days.validate_python(fine) for fine in ("", "2028-02-29")] == ["", "2028-02-29"]
+    with pytest.raises(ValidationError, match="this is no day, as 2031-01-31"):
+        days.validate_python(text)

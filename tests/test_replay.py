@@ -26,6 +26,7 @@ from headtail.core.rows import HOLDOUT, HUMAN_LABELS
 from headtail.core.task import Task
 from headtail.releases import release
 from headtail.stages import replay, serve
+from headtail.stages.plan.result import Result as PlanResult
 from headtail.stages.replay import REQUESTS, Event, EventReply
 from headtail.stages.serve.answerer import Miss, MissFailed, RealtimeReply
 from local_server import Running
@@ -48,7 +49,8 @@ def labels(store: Storage, wanted: Mapping[str, str]) -> Receipt:
         {"query_key": query_key(q), "query": q, "answer": canonical({"intent": i}), "count": 1, "stratum": "head"}
         for q, i in wanted.items()
     ]
-    return leave(store, "plan", "b1a4", {"human_labels": pa.Table.from_pylist(rows, schema=HUMAN_LABELS)})
+    table = pa.Table.from_pylist(rows, schema=HUMAN_LABELS)
+    return leave(store, "plan", "b1a4", {"human_labels": table}, result=PlanResult(head_limit="coverage", head_last_count=1))
 
 
 COUNTS = {"pizza": 40, "burger": 30, "rare": 10, "new one": 5, "bad": 15}

@@ -21,6 +21,7 @@ from rich.console import Console
 from conftest import answered_by
 from headtail.adapters import charts
 from headtail.adapters.storage import Storage, read_json, write_json, write_table
+from headtail.core.calibration import ConfidenceMap, StudentCalibration
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import InputError
 from headtail.core.evidence import Criterion, Evidence
@@ -29,6 +30,8 @@ from headtail.core.keys import canonical, query_key
 from headtail.core.receipt import FileRef, Receipt
 from headtail.core.rows import QUALITY, SCORED
 from headtail.stages import report
+from headtail.stages.calibrate.result import CalibrationFigures, EscalationFigures, EstimatedShare
+from headtail.stages.calibrate.result import Result as CalibrateResult
 from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.gate.result import Result as GateResult
 from headtail.stages.gate.stage import criteria_figure as gate_figure
@@ -48,6 +51,7 @@ SECTIONS = (
     "gate",
     "examples",
     "calibration",
+    "escalation",
     "states",
     "latency",
     "cost",
@@ -303,6 +307,38 @@ WITHHELD = (
 )
 
 
+def promise() -> CalibrateResult:
+    def share(value: float) -> EstimatedShare:
+        return EstimatedShare(value=value, low=value - 0.05, high=value + 0.04)
+
+    return CalibrateResult(
+        calibration=StudentCalibration(
+            receipt="calibrate/f",
+            map=ConfidenceMap(method="platt", slope=0.8, intercept=0.3),
+            target=0.9,
+            delta=0.05,
+            threshold=0.8125,
+        ),
+        verdict="promised",
+        source="batch_student",
+        student="distill/d",
+        digest="d",
+        own=CalibrationFigures(ece=0.11, floor=0.05, floor_high=0.07),
+        mapped=CalibrationFigures(ece=0.05, floor=0.05, floor_high=0.08),
+        figures=EscalationFigures(
+            rows_first=120,
+            rows=120,
+            threshold=0.8125,
+            precision=share(0.95),
+            escalated=share(0.3),
+            usd_per_million=1.2,
+            before=share(0.8),
+            after=share(0.86),
+            gain=share(0.06),
+        ),
+    )
+
+
 def published(release: str, snapshot: str, student: str = "") -> PublishResult:
     return PublishResult(release=release, snapshot=snapshot, previous="", student=student, figures={})
 
@@ -319,6 +355,10 @@ def example_data(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, s
             "rows": {"head": 1200, "teacher_sample": 2000, "student_rows": 18_280, "human_labels": 420},
             "metrics": {
                 "head_rows": 1200,
+                "head_coverage_forecast": 0.486,
+                "head_coverage_forecast_low": 0.461,
+                "head_coverage_forecast_high": 0.511,
+                "forecast_horizon_days": 7,
                 "head_coverage": 0.503,
                 "head_coverage_holdout": 0.489,
                 "seen_coverage_holdout": 0.826,
@@ -354,6 +394,8 @@ def example_data(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, s
             "metrics": {
                 "ece/teacher": 0.021,
                 "ece/batch_student": 0.088,
+                "ece_noise_floor/teacher": 0.017,
+                "ece_noise_floor/batch_student": 0.019,
                 "auroc/teacher": 0.883,
                 "auroc/batch_student": 0.842,
                 "agreement/batch_student": 0.904,
@@ -361,6 +403,7 @@ def example_data(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, s
                 "difference/batch_student/low": -0.071,
                 "difference/batch_student/high": -0.027,
                 "ece/realtime_student": 0.034,
+                "ece_noise_floor/realtime_student": 0.02,
                 "auroc/realtime_student": 0.861,
                 "agreement/realtime_student": 0.921,
                 "difference/realtime_student/value": -0.017,
@@ -415,6 +458,7 @@ def example_data(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, s
             "result": GateResult(passed=False, evidence=refused(), candidate_number=2),
             "figures": {"gate": gate_figure(refused())},
         },
+        "calibrate": {"result": promise(), "figures": {"calibration": drawn["calibration"]}},
     }
     paths: dict[str, str] = {}
     for number, (name, fields) in enumerate(parts.items()):
@@ -578,7 +622,7 @@ def test_page_stands_alone_and_is_whole(store: Storage, root: str, leave_out: tu
 def test_page_says_what_matters(store: Storage, root: str) -> None:
     _, summary, text = made(store, root, reused=("ingest",))
     shown = Page(text).text
-    assert text.count("<svg") == 5
+    assert text.count("<svg") == 6
     for words in (
         "71.2 %",
         "Of the holdout traffic, 71.2 % was answered from the cache, 27.4 % by the realtime student and 1.4 % by the fallback.",
@@ -591,6 +635,8 @@ def test_page_says_what_matters(store: Storage, root: str) -> None:
         "reused",
         "holdout traffic is one day; a week would say more",
         "Guardrails withheld 2 answers from the cache",
+        "Of the batch student's answers with a confidence of at least 0.812, 90 % are right, with at least 95 % confidence",
+        "right of all misses: 80.0% without, 86.0% with escalation (+6.0 points, +1.0 to +10.0)",
         "Withheld by guardrails (2 answers, 1 shown)",
         "topic: pizza, location: denver",
         "span not in query",
@@ -679,7 +725,7 @@ def test_s3(s3_root: str) -> None:
 
     receipt, summary, _ = made(open_storage(s3_root), s3_root)
     assert open_storage(s3_root).exists(summary["paths"]["report"])
-    assert receipt.rows["stages"] == 15
+    assert receipt.rows["stages"] == 16
 
 
 @pytest.mark.slow
@@ -694,7 +740,7 @@ def test_real_browser_shows_it(store: Storage, root: str, tmp_path: Path, scheme
     base += ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     subprocess.run([*base, f"--screenshot={shot}", page.as_uri()], check=True, capture_output=True, timeout=limit(120))
     dom = subprocess.run([*base, "--dump-dom", page.as_uri()], check=True, capture_output=True, timeout=limit(120), text=True).stdout
-    assert dom.count("<svg") == 5
+    assert dom.count("<svg") == 6
     assert "Lineage" in dom
     import matplotlib.image
 

@@ -15,6 +15,9 @@ from headtail import review
 from headtail.adapters.storage import Storage, open_storage
 from headtail.core.task import Task, load_task
 from headtail.review.desk import Desk
+from headtail.review.label_draw import Config
+from headtail.review.labelling import label_desk
+from headtail.review.log import LABELLING, DecisionLog
 from headtail.review.queue import make_queue
 from headtail.review.server import ReviewServer
 from test_review import REF, intent, spans, suspect, suspects
@@ -275,6 +278,133 @@ def test_it_looks_right(url: str, tmp_path: Path, look: str) -> None:
             assert thin == [], f"too little contrast: {thin}"
         assert page.js(NAMELESS) == []
         assert len(page.picture(tmp_path / f"{look}.png")) > 10_000
+
+
+@contextmanager
+def labelling(root: str, task: str, folder: Path) -> Iterator[str]:
+    """The page of three drawn queries."""
+    file = folder / "draw.csv"
+    file.write_text(f"query,answer,stratum,events\npizza near me,,head,1234\n{MARKUP},,tail,2\nhow much,,unseen,1\n")
+    with ReviewServer(label_desk(Config(root=root, task=task, who="anna"), file)) as server:
+        yield server.url
+
+
+def labelled(store: Storage, task: str) -> dict[str, tuple[str, str | None, str]]:
+    rows = [kept.decision for kept in DecisionLog(store, task, LABELLING).current_decisions()]
+    return {row.query: (row.verdict, row.answer, row.who) for row in rows}
+
+
+def choose(page: Page, number: int, value: str) -> None:
+    page.js(
+        f"{{const s = document.querySelectorAll('#fields select')[{number}]; s.value = '{value}'; s.dispatchEvent(new Event('change'))}}"
+    )
+
+
+def test_drawn_queries_are_labelled(store: Storage, root: str, tmp_path: Path) -> None:
+    with labelling(root, "query_segmentation", tmp_path) as url, browser(tmp_path / "profile") as page:
+        page.open(url)
+        at(page, 1)
+        assert (page.text("#title"), page.text("#query"), page.text("#stratum"), page.text("#traffic")) == (
+            "headtail labels",
+            "pizza near me",
+            "head",
+            "1,234 events",
+        )
+        hidden = "['accept', 'correct', 'answers', 'suspect'].filter(id => document.getElementById(id).getClientRects().length)"
+        assert page.js(hidden) == []  # there is no answer to look at
+        assert "gain" not in page.text("#figures")
+        assert page.js("[document.activeElement.ariaLabel, document.activeElement.value]") == ["Text of segment 1", "pizza near me"]
+        key(page, "Enter", ctrl=True)  # no label is chosen for anybody
+        page.until("!busy && document.getElementById('edit-problem').innerText.includes('label')")
+        page.js("document.activeElement.select()")
+        page.type("pizza")
+        page.js("document.getElementById('add').click()")
+        assert page.js("[document.activeElement.ariaLabel, document.activeElement.value]") == ["Text of segment 2", "near me"]
+        choose(page, 0, "topic")
+        choose(page, 1, "location")
+        key(page, "Enter", ctrl=True)
+        at(page, 2)
+        assert labelled(store, "query_segmentation") == {
+            "pizza near me": ("correct", spans(("pizza", "topic"), ("near me", "location")), "anna")
+        }
+        assert page.text("#query") == MARKUP
+        assert page.js("document.activeElement.ariaLabel") == "Text of segment 1"  # the next one is typed at once
+        key(page, "Escape")
+        key(page, "d")
+        at(page, 3)
+        assert labelled(store, "query_segmentation")[MARKUP] == ("drop", None, "anna")
+        assert "2 of 3 rows decided · 1 answered · 1 skipped" in page.text("#figures")
+        page.js("document.getElementById('undo').click()")  # also while the form is open
+        at(page, 2)
+        assert sorted(labelled(store, "query_segmentation")) == ["pizza near me"]
+        assert "Taken back: skipped" in page.text("#said")
+        page.js("go(0, 0)")
+        at(page, 1)
+        assert page.js("document.getElementById('edit').hidden") is True  # what was answered is not opened
+        key(page, "c")  # it can be changed
+        page.until("!document.getElementById('edit').hidden")
+        assert page.js("[...document.querySelectorAll('#fields input')].map(e => e.value)") == ["pizza", "near me"]
+        choose(page, 1, "none")
+        key(page, "Enter", ctrl=True)
+        at(page, 2)
+        assert labelled(store, "query_segmentation")["pizza near me"][1] == spans(("pizza", "topic"), ("near me", "none"))
+        assert [problem for problem in page.problems if "422" not in problem] == []
+        assert decided(store) == {}
+
+
+def test_a_label_is_chosen_by_a_person(store: Storage, root: str, tmp_path: Path) -> None:
+    with labelling(root, "query_intent", tmp_path) as url, browser(tmp_path / "profile") as page:
+        page.open(url)
+        at(page, 1)
+        assert page.js("[document.activeElement.ariaLabel, document.activeElement.value]") == ["Label", ""]
+        key(page, "Enter", ctrl=True)
+        page.until("!busy && document.getElementById('edit-problem').innerText.includes('intent')")
+        for rank, value in enumerate(("near_me", "browse", "price"), 2):
+            choose(page, 0, value)
+            key(page, "Enter", ctrl=True)
+            page.until(f"!busy && ({f'row && row.rank === {rank}' if rank < 4 else 'row === null'})")
+        assert "headtail labels read" in page.text("#note")
+        assert labelled(store, "query_intent")["how much"] == ("correct", intent("price"), "anna")
+
+
+def test_an_answer_as_json_begins_with_its_fields(store: Storage, root: str, tmp_path: Path) -> None:
+    folder = tmp_path / "answers"
+    folder.mkdir()
+    (folder / "prompt.j2").write_text("{% block system %}Brand?{% endblock %}{% block user %}{{ query }}{% endblock %}")
+    fields = "{brand: {type: string, maxLength: 20}, size: {type: integer, minimum: 0, maximum: 9}}"
+    schema = f"{{type: object, properties: {fields}, required: [brand], additionalProperties: false}}"
+    (folder / "task.yaml").write_text(f"name: answers\nanswer: {schema}\nscore: {{kind: exact}}\nfallback: {{brand: x}}\n")
+    with labelling(root, str(folder), tmp_path) as url, browser(tmp_path / "profile") as page:
+        page.open(url)
+        at(page, 1)
+        assert json.loads(page.js("document.activeElement.value")) == {"brand": None, "size": None}
+        page.js("document.activeElement.select()")
+        page.call("Input.insertText", text='{"brand": "bosch"}')
+        key(page, "Enter", ctrl=True)
+        at(page, 2)
+        assert labelled(store, "answers")["pizza near me"][1] == '{"brand":"bosch"}'
+        assert page.problems == []
+
+
+@pytest.mark.parametrize("look", ["light", "dark", "phone"])
+def test_labelling_looks_right(root: str, tmp_path: Path, look: str) -> None:
+    with (
+        labelling(root, "query_segmentation", tmp_path) as url,
+        browser(tmp_path / "profile", width=390 if look == "phone" else 1100, dark=look == "dark") as page,
+    ):
+        page.open(url)
+        at(page, 1)
+        for step in ("", "Escape", "d", "k"):  # the form, without it, the next one, one that is skipped
+            if step == "k":
+                page.js("go(0, 0)")
+                at(page, 1)
+            elif step:
+                key(page, step)
+                at(page, 2 if step == "d" else 1)
+            assert page.js("document.documentElement.scrollWidth <= innerWidth")
+            thin = page.js(CONTRAST)
+            assert thin == [], f"too little contrast: {thin}"
+            assert page.js(NAMELESS) == []
 
 
 # Every control says what it is to those who do not see it.

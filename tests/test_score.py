@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from nervaluate import Evaluator
 
 from headtail.core.errors import ConfigError
 from headtail.core.schema import outline
-from headtail.core.score import Counts, ScoreConfig, check_score, f1, score_answer
+from headtail.core.score import Counts, ScoreConfig, check_score, f1, most_units, score_answer
 
 SPANS = ScoreConfig(kind="spans", field="segments", ignore=("none",))
 segment = st.fixed_dictionaries({"text": st.sampled_from("abc"), "label": st.sampled_from(["topic", "name", "none"])})
@@ -38,6 +39,47 @@ def test_right_answer_is_right_and_none_is_all_missed(answer: dict[str, list[dic
     assert score_answer(SPANS, answer, answer).right
     missed = score_answer(SPANS, answer, None)
     assert (missed.tp, missed.fp) == (0, 0)
+
+
+def labelled_words(words: list[str], labels: list[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """An answer whose pieces are all words in order, and nervaluate's entities of it."""
+    ends = [sum(len(word) + 1 for word in words[: i + 1]) - 1 for i in range(len(words))]
+    pieces = [{"text": word, "label": label} for word, label in zip(words, labels, strict=True)]
+    spans = zip(words, labels, ends, strict=True)
+    return {"segments": pieces}, [{"label": label, "start": end - len(word), "end": end} for word, label, end in spans if label != "none"]
+
+
+LABELS = st.lists(st.sampled_from(["topic", "name", "none"]), min_size=6, max_size=6)
+
+
+@given(st.lists(st.sampled_from(["pizza", "hut", "a"]), min_size=1, max_size=6), LABELS, LABELS)
+@settings(max_examples=150)
+def test_spans_are_counted_as_nervaluate_counts_them_strictly(words: list[str], wanted: list[str], got: list[str]) -> None:
+    """Words repeat, so that places decide; `none` is no unit by itself."""
+    (want, truth), (have, found) = (labelled_words(words, labels[: len(words)]) for labels in (wanted, got))
+    counts = score_answer(ScoreConfig(kind="spans", field="segments"), want, have, query=" ".join(words))
+    strict = Evaluator([truth], [found], tags=["topic", "name"], loader="dict").evaluate()["overall"]["strict"]
+    assert counts == Counts(strict.correct, strict.actual - strict.correct, strict.possible - strict.correct)
+
+
+def test_the_place_of_a_text_that_repeats_decides() -> None:
+    want = {"segments": [{"text": "pizza", "label": "none"}, {"text": "pizza", "label": "name"}, {"text": "hut", "label": "name"}]}
+    got = {"segments": [{"text": "pizza", "label": "name"}, {"text": "pizza", "label": "none"}, {"text": "hut", "label": "name"}]}
+    assert score_answer(SPANS, want, got, query="Pizza pizza hut") == Counts(1, 1, 1)
+    assert score_answer(SPANS, want, got) == Counts(2, 0, 0)  # without the query nobody can tell
+    once = {"segments": [{"text": "hut", "label": "name"}]}
+    assert score_answer(SPANS, once, once, query="pizza hut").right
+    assert score_answer(SPANS, once, once, query="pizza huts").right  # not a word of the query: no place
+
+
+@pytest.mark.parametrize("ignore, counts", [(None, Counts(0, 0, 0)), ((), Counts(1, 0, 0)), (("buy",), Counts(1, 0, 0))])
+def test_none_is_no_unit_unless_the_task_says_so(ignore: tuple[str, ...] | None, counts: Counts) -> None:
+    label = ScoreConfig(kind="label", field="intent", ignore=ignore)
+    assert score_answer(label, {"intent": "none"}, {"intent": "none"}) == counts
+    spans = ScoreConfig(kind="spans", field="segments", ignore=ignore)
+    answer = {"segments": [{"text": "a", "label": "none"}]}
+    assert score_answer(spans, answer, answer) == counts
+    assert most_units(label, {}) == 2
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("ab")), min_size=1))
@@ -79,6 +121,7 @@ SCHEMA = {
         ({"kind": "spans", "field": "intent"}, "score.field: not a list"),
         ({"kind": "spans", "field": "segments", "text": "words"}, "score.text: .*\n.*\n.*words.*\n.*text, label there"),
         ({"kind": "spans", "field": "segments", "label": "kind"}, "score.label"),
+        ({"kind": "label", "field": "intent", "ignore": ["nobody"]}, "score.ignore: .*\n.*\n.*nobody.*\n.*a there"),
         ({"kind": "spans", "field": "segments", "ignore": ["nobody"]}, "score.ignore: .*\n.*\n.*nobody.*\n.*topic, none there"),
     ],
 )
@@ -90,6 +133,7 @@ def test_names_that_the_schema_lacks_are_said(fields: dict[str, Any], said: str)
 def test_names_that_the_schema_has_pass() -> None:
     for fields in ({"kind": "label", "field": "intent"}, {"kind": "spans", "field": "segments", "ignore": ("none",)}, {"kind": "exact"}):
         check_score(ScoreConfig.model_validate(fields), outline(SCHEMA).schema, "task.yaml")
+    assert most_units(ScoreConfig(kind="spans", field="segments"), outline(SCHEMA).schema) == 6
 
 
 def test_span_texts_are_compared_in_the_normal_form_of_queries() -> None:

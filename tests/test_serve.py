@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx
 import jsonschema
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,10 +21,12 @@ from hypothesis import strategies as st
 from fronts import Front
 from headtail.adapters.storage import Storage
 from headtail.adapters.storage.receipts import output_table
+from headtail.batch.shard_requests import shard_requests
 from headtail.core.config import TrackingConfig, build_config
 from headtail.core.errors import ConfigError, InputError
+from headtail.core.io_format import DEFAULT
 from headtail.core.keys import normalise, query_key
-from headtail.core.task import Task
+from headtail.core.task import Task, load_task
 from headtail.releases import release
 from headtail.releases.overrides import remove_override, set_override, tombstone_query
 from headtail.releases.release import Release
@@ -203,19 +207,31 @@ def test_a_caller_who_leaves_frees_his_place(open_front: Callable[..., Front]) -
     asyncio.run(go())
 
 
-def test_personal_data_never_reaches_the_student(open_front: Callable[..., Front], segmentation: Task) -> None:
-    seen: list[str] = []
+@pytest.mark.parametrize("redacted", ["uncached", "cached"])
+def test_a_student_sees_of_a_redacted_query_what_the_teacher_saw_or_nothing(redacted: str, store: Storage, tmp_path: Path) -> None:
+    """Where the number may decide, no model is asked, ahead of time or live. Else the live prompt is the one of precompute."""
+    folder = shutil.copytree(load_task("query_segmentation").folder, tmp_path / "task")
+    (folder / "task.yaml").write_text((folder / "task.yaml").read_text() + f"\nredacted: {redacted}\n")
+    task, clean = load_task(folder), "mail <email> or <phone> about <card>"
+    published(store, tmp_path, task)
+    seen: list[Sequence[Mapping[str, str]]] = []
 
     async def realtime(miss: Miss) -> RealtimeReply:
-        seen.append(miss.clean)
-        return reply(segmentation)
+        seen.append(DEFAULT.messages(miss.served.task, miss.clean, miss.side_inputs))
+        return reply(task)
 
-    front = open_front(realtime)
+    front = Front(store, serve.Config(realtime_timeout_ms=ms(5)), tmp_path, realtime)
     found = ask(front, "mail Jane.Doe@example.com or +49 171 1234567 about 4111 1111 1111 1111").json()
-    assert seen == ["mail <email> or <phone> about <card>"]
-    assert found["normalised"] == seen[0]
+    batch = shard_requests(pa.table({"query": [clean], "query_key": [query_key(clean)], "businesses": [[]]}), task, "settings").messages
+    if redacted == "cached":
+        assert seen == batch
+        assert found["source"] == "realtime_student"
+    else:
+        assert seen == []
+        assert (found["source"], found["degraded"], found["reason"]) == ("fallback", True, "redacted")
+        assert task.parse(json.dumps(found["answer"]))[1] == ""
+    assert (found["normalised"], "Jane" in json.dumps(seen)) == (clean, False)
     assert ask(front, "Someone@Example.com login").json()["cached"]  # and what ingest redacted is found
-    assert len(seen) == 1
 
 
 def test_two_numbers_are_never_answered_from_one_cached_answer(store: Storage, tmp_path: Path, intent: Task) -> None:
@@ -235,9 +251,9 @@ def test_two_numbers_are_never_answered_from_one_cached_answer(store: Storage, t
     config = serve.Config(realtime_timeout_ms=ms(5))
     front = Front(store, config, tmp_path, says(intent, {"intent": "price"}))
     for query, source in (
-        ("call 5552345678", "realtime_student"),
-        ("call 5552349999", "realtime_student"),
-        ("call <phone>", "realtime_student"),
+        ("call 5552345678", "fallback"),
+        ("call 5552349999", "fallback"),
+        ("call <phone>", "fallback"),
         ("part 4532349876", "teacher"),
         ("part 4532349877", "realtime_student"),
         ("pizza", "teacher"),
@@ -284,7 +300,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "deep": (b"[" * 100_000, "body"),
 }
 
-NO_JSON = {"half a character", "deep", "not JSON", "nothing", "not UTF-8"}
+NO_JSON = {"deep", "not JSON", "nothing", "not UTF-8"}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -305,6 +321,49 @@ def test_bad_requests_are_refused_with_what_is_wrong(open_front: Callable[..., F
     assert error["do"]
     assert error["request_id"]
     assert len(response.content) < 1000  # the input is not sent back
+
+
+def test_of_many_queries_each_that_cannot_be_taken_has_its_error_in_its_place(open_front: Callable[..., Front]) -> None:
+    bodies = [b'{"queries": ["pizza near me", "\\ud800", null, 7, ""]}', b'{"queries": ["pizza near me", null, null, 7, ""]}']
+
+    async def go() -> list[httpx.Response]:
+        async with open_front().client() as http:
+            return [
+                await http.post("/v1/answers", content=body) for body in (*bodies, b'{"queries": "\\ud800"}', b'{"queries": ["\\ud800"')
+            ]
+
+    *many, other, cut = asyncio.run(go())
+    for response in many:
+        first, *refused = response.json()["answers"]
+        assert first["cached"]
+        assert [(one["error"]["code"], one["error"]["field"]) for one in refused] == [("invalid", "query")] * 4
+    assert "surrogate" in many[0].json()["answers"][1]["error"]["message"]
+    assert [response.status_code for response in (other, cut)] == [422, 400]
+
+
+def test_a_body_that_is_cut_off_is_said_to_be(open_front: Callable[..., Front]) -> None:
+    """As granian gives it: the parts that came, then http.disconnect."""
+    front, sent = open_front(), []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def go(*parts: Any) -> dict[str, Any]:
+        left = [*parts, *[{"type": "http.disconnect"}] * 3]
+
+        async def receive() -> Any:
+            return left.pop(0)
+
+        sent.clear()
+        scope = {"type": "http", "method": "POST", "path": "/v1/answer", "query_string": b"", "headers": []}
+        await front.app(scope, receive, send)
+        error: dict[str, Any] = json.loads(sent[-1]["body"])["error"]
+        return error
+
+    for parts in ([], [{"type": "http.request", "body": b'{"query": "pizza near me"}', "more_body": True}]):
+        error = asyncio.run(go(*parts))
+        assert (sent[0]["status"], error["code"], error["field"]) == (400, "bad_request", "body")
+        assert "cut off" in error["message"]
 
 
 def test_get_takes_the_same_and_refuses_the_same(open_front: Callable[..., Front]) -> None:
@@ -541,6 +600,8 @@ def test_what_must_fail_fails_before_anything_heavy_starts(
     store: Storage, root: str, tmp_path: Path, segmentation: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("headtail.adapters.cluster.start_cluster", lambda: pytest.fail("Ray was started"))
+    with pytest.raises(ConfigError, match="cannot have the port of the API"):
+        serve.start_server(serve.Config(root=root, port=8700, admin_port=8700))
     with pytest.raises(InputError, match="no release yet"):
         serve.start_server(config(root))
     made = published(store, tmp_path, segmentation)

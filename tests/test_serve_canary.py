@@ -14,14 +14,17 @@ import pytest
 
 from fronts import Front
 from headtail.adapters.storage import Storage
+from headtail.cache import Cache, StoredAnswer
 from headtail.core.keys import query_key
 from headtail.core.task import Task
 from headtail.releases import canary, release
-from headtail.releases.canary import CanaryPolicy, CanaryWatcher, assign, read_canary
+from headtail.releases.canary import ArmCounts, CanaryPolicy, CanaryWatcher, assign, read_canary
 from headtail.releases.overrides import set_override
 from headtail.stages import serve
 from headtail.stages.serve.answerer import Miss, MissFailed, RealtimeReply
+from headtail.stages.serve.canary_judge import CanaryJudge
 from headtail.stages.serve.canary_watch import CanaryWatch
+from headtail.stages.serve.shadow import ShadowConfig
 from test_serve import published, segments
 
 OTHER = "distill/fedcba9876543210"
@@ -64,6 +67,46 @@ def follow(front: Front) -> None:
 
 def arms(front: Front) -> Mapping[str, tuple[float, float]]:
     return {arm: (front.count(f"arm/{arm}/queries"), front.count(f"arm/{arm}/degraded")) for arm in ("champion", "canary")}
+
+
+@pytest.mark.parametrize("quality, ends", [(0.5, "returned"), (0.9, "running")])
+def test_a_canary_is_judged_by_the_shadow_model(store: Storage, tmp_path: Path, segmentation: Task, quality: float, ends: str) -> None:
+    """Scores of both releases are alike on hits and on misses (0.9) or the canary's are lower; it has twice the hits in both cases."""
+    old, new = two(store, tmp_path, segmentation)
+    record = canary.start_canary(store, new, 0.5, who="ada", policy=CanaryPolicy(judged=True, min_queries=10))
+    counted = CanaryWatcher(store, save_seconds=0)
+    counted.add(record, ArmCounts(queries=20), ArmCounts(queries=20))
+    shadow = ShadowConfig(share_hits=0.1, share_misses=1.0)
+    judge = CanaryJudge(store, shadow, CanaryWatcher(store, rng=np.random.default_rng(1)), seed=2)
+    rng, rows = np.random.default_rng(3), []
+    for number in range(60_000):
+        release_, cached = (old, new)[number % 2], rng.random() < (0.4, 0.8)[number % 2]
+        if rng.random() < (shadow.share_hits if cached else shadow.share_misses):
+            right = rng.random() < (1.0 if cached else 0.8) * (quality / 0.9 if release_ == new else 1.0)
+            time = 4e15  # after the canary began
+            rows.append({"query": f"q {number}", "release": release_, "time": time, "cached": cached, "score": float(right)})
+    for at in range(0, len(rows), 500):
+        judge.add(rows[at : at + 500])
+    judge.add([{**rows[0], "query": "before", "time": 0}, {**rows[0], "query": "no score", "score": None}])
+    judge.close()
+    ended = read_canary(store)
+    assert ended is not None
+    assert ended.state == ends
+    watch = ended.watches["judged"]
+    assert watch.pairs > (30 if ends == "returned" else 500)
+    if quality == 0.9:  # hits 1.0, misses 0.8: the canary is better by its 0.4 more hits, and that is what is measured
+        assert watch.difference == pytest.approx(-0.4 * 0.2, abs=0.03)
+
+
+def test_a_canary_that_need_not_be_judged_takes_no_scores(store: Storage, tmp_path: Path, segmentation: Task) -> None:
+    old, new = two(store, tmp_path, segmentation)
+    canary.start_canary(store, new, 0.5, who="ada")
+    judge = CanaryJudge(store, ShadowConfig(share_hits=1.0, share_misses=1.0))
+    judge.add([{"query": "q", "release": name, "time": 4e15, "cached": True, "score": 0.0} for name in (old, new)])
+    judge.close()
+    record = read_canary(store)
+    assert record is not None
+    assert not record.watches
 
 
 def test_a_query_meets_one_release_and_counts_once(store: Storage, tmp_path: Path, segmentation: Task) -> None:
@@ -130,6 +173,43 @@ def test_a_canary_that_is_proven_worse_is_taken_back_and_one_that_is_not_stays(
     served = {found["release"] for found in ask_all(front, [f"new {i}" for i in range(60)]).values()}
     assert served == ({old} if broken else {old, new})
     assert release.current_id(store) == old
+
+
+def test_what_breaks_a_release_counts_against_it_as_an_error(
+    store: Storage, tmp_path: Path, segmentation: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A snapshot that cannot be read is a 500, one that breaks of many is an error in its place; a student that raises is degraded too."""
+    old, new = two(store, tmp_path, segmentation)
+    front = front_of(store, tmp_path, segmentation)
+    record = canary.start_canary(store, new, 0.5, who="ada")
+    follow(front)
+    assert front.watch._trial is not None
+    broken, read = front.watch._trial[0].cache, Cache.stored
+
+    def stored(cache: Cache, clean: str) -> StoredAnswer | None:
+        if cache is broken:
+            raise OSError("a page of the snapshot is gone")
+        return read(cache, clean)
+
+    monkeypatch.setattr(Cache, "stored", stored)
+    mine = [query for query in HEAD if assign(record, query_key(query), old) == new]
+    other = next(query for query in HEAD if query not in mine)
+
+    async def go() -> tuple[list[httpx.Response], list[dict[str, Any]], httpx.Response]:
+        async with front.client() as http:
+            alone = [await http.get("/v1/answer", params={"query": query}) for query in mine[:20]]
+            many = (await http.post("/v1/answers", json={"queries": [other, *mine[20:30]]})).json()["answers"]
+            chat = {"model": segmentation.name, "messages": [{"role": "user", "content": mine[30]}]}
+            return alone, many, await http.post("/v1/chat/completions", json=chat)
+
+    alone, many, chat = asyncio.run(go())
+    assert {(found.status_code, found.json()["error"]["code"]) for found in alone} == {(500, "internal")}
+    assert "page" not in alone[0].text
+    assert many[0]["release"] == old
+    assert {found["error"]["code"] for found in many[1:]} == {"internal"}
+    assert chat.status_code == 500
+    assert (front.count("arm/canary/queries"), front.count("arm/canary/errors"), front.count("arm/canary/degraded")) == (31, 31, 0)
+    assert (front.count("arm/champion/queries"), front.count("arm/champion/errors")) == (1, 0)
 
 
 def test_metrics_show_both(store: Storage, tmp_path: Path, segmentation: Task) -> None:

@@ -126,8 +126,10 @@ def test_the_query_is_the_last_message_of_a_user(client: openai.OpenAI) -> None:
 def test_models_are_the_tasks(client: openai.OpenAI) -> None:
     assert [(model.id, model.owned_by) for model in client.models.list()] == [("query_segmentation", "headtail")]
     assert client.models.retrieve("query_segmentation").created > 1_700_000_000
-    with pytest.raises(openai.NotFoundError):
-        client.models.retrieve("gpt-4")
+    for name in ("gpt-4", "openai/gpt-4"):
+        with pytest.raises(openai.NotFoundError) as unknown:
+            client.models.retrieve(name)
+        assert (unknown.value.type, unknown.value.param, unknown.value.code) == ("not_found_error", "model", "not_found")
 
 
 def test_the_client_raises_its_own_errors_and_they_have_our_fields(client: openai.OpenAI, front: tuple[str, str]) -> None:
@@ -169,6 +171,9 @@ def test_what_cannot_be_answered_is_refused_with_its_field() -> None:
     assert refused(messages="x").field == "messages"
     assert refused(n=2).field == "n"
     assert refused(model=3).field == "model"
+    for tools in (None, [], [{"type": "function", "function": {"name": "b"}}]):
+        error = refused(tools=tools, tool_choice={"type": "function", "function": {"name": "a"}})
+        assert (error.status, error.field) == (400, "tool_choice")
     assert refused(side_inputs={"a": "b"}).field.startswith("side_inputs")
     for body in (b"", b"{", b"\xff", b"[]", b"{}"):
         with pytest.raises(RequestError) as caught:

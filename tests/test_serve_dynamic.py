@@ -19,7 +19,7 @@ from headtail.adapters.storage import Storage
 from headtail.core.keys import query_key
 from headtail.core.task import Task
 from headtail.stages import serve
-from headtail.stages.serve.answerer import Answerer, Miss, MissFailed, OpenRelease, RealtimeReply, Reply, StudentTier
+from headtail.stages.serve.answerer import Answerer, Miss, MissFailed, OpenRelease, RealtimeReply, Reply
 from headtail.stages.serve.dynamic import (
     AnswerStore,
     DynamicConfig,
@@ -30,6 +30,7 @@ from headtail.stages.serve.dynamic import (
     open_answers,
 )
 from headtail.stages.serve.front.watch import open_served
+from headtail.stages.serve.student_tier import StudentTier
 from redis_server import RedisServer, needs_redis
 from test_serve import published, reply, segments
 from timescale import limit
@@ -54,8 +55,8 @@ class Setup:
     def __init__(self, served: OpenRelease, store: AnswerStore, made: RealtimeReply | Exception, ttl_s: float = 60.0) -> None:
         self.now = 1_000_000.0
         self.student = Student(made)
-        self.tier = DynamicTier(store, StudentTier(self.student), ttl_s, clock=lambda: self.now)
-        self.answerer = Answerer(served, serve.Config(realtime_timeout_ms=int(limit(5) * 1000)), [self.tier])
+        self.tier = DynamicTier(store, ttl_s, clock=lambda: self.now)
+        self.answerer = Answerer(served, serve.Config(realtime_timeout_ms=int(limit(5) * 1000)), [self.tier, StudentTier(self.student)])
 
     async def ask(self, query: str, side_inputs: Mapping[str, Sequence[str]] | None = None) -> Reply:
         found = await self.answerer.answer(query, side_inputs)

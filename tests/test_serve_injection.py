@@ -16,9 +16,10 @@ from headtail.adapters.storage import Storage
 from headtail.core.task import Task
 from headtail.stages import serve
 from headtail.stages.serve.admission import KeyAdmission
-from headtail.stages.serve.answerer import Miss, RealtimeReply, StudentTier
+from headtail.stages.serve.answerer import Miss, RealtimeReply
 from headtail.stages.serve.api_keys import add_key
 from headtail.stages.serve.dynamic import DynamicTier, LocalAnswers
+from headtail.stages.serve.student_tier import StudentTier
 from test_serve import published, reply, segments
 from timescale import limit
 
@@ -54,7 +55,7 @@ def front(store: Storage, tmp_path: Path, segmentation: Task) -> tuple[Front, di
     keys = {name: add_key(tmp_path / "keys", name, ["answer"]) for name in ("one", "two")}
     settings = serve.Config(realtime_timeout_ms=int(limit(5) * 1000))
     made = Front(store, settings, tmp_path, admit=KeyAdmission(tmp_path / "keys", tmp_path / "limits"))
-    made.answerer.tiers = (DynamicTier(LocalAnswers(1 << 20), StudentTier(Obedient(segmentation)), 60.0),)
+    made.answerer.tiers = (DynamicTier(LocalAnswers(1 << 20), 60.0), StudentTier(Obedient(segmentation)))
     return made, keys
 
 

@@ -19,7 +19,7 @@ from headtail.adapters.storage import Storage
 from headtail.core.task import Task
 from headtail.releases import release
 from headtail.stages import serve
-from headtail.stages.serve.answerer import ANY_RELEASE, RealtimeReply, Reply, StudentTier
+from headtail.stages.serve.answerer import ANY_RELEASE, RealtimeReply, Reply
 from headtail.stages.serve.frames import (
     AnswerRow,
     Answers,
@@ -34,6 +34,7 @@ from headtail.stages.serve.frames import (
 )
 from headtail.stages.serve.front.link import StudentLink
 from headtail.stages.serve.student_link import AnswerQuery, FrontAddress, FrontLinks
+from headtail.stages.serve.student_tier import StudentTier
 from ports import free_port
 from test_serve import STUDENT, published, segments
 from timescale import limit
@@ -255,7 +256,7 @@ def test_over_tcp_a_student_needs_the_token(store: Storage, tmp_path: Path, segm
             await asyncio.sleep(0.2)
             assert link.connections == []
             assert (await ask(front, "rare")).reason == "unavailable"
-        async with linked(pupil, [address], token="secret"):
+        async with linked(pupil, [address._replace(socket="")], token="secret"):
             await until(lambda: link.connections)
             assert (await ask(front, "rare")).answer == segments("rare", "name")
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

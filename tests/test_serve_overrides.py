@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -19,17 +20,31 @@ from headtail.core.task import Task
 from headtail.releases import release
 from headtail.releases.overrides import set_override, tombstone_query
 from headtail.stages import serve
-from headtail.stages.serve.answerer import OpenRelease, StudentTier
+from headtail.stages.serve.answerer import OpenRelease
 from headtail.stages.serve.dynamic import DynamicTier, LocalAnswers
 from headtail.stages.serve.front.link import StudentLink
 from headtail.stages.serve.front.watch import ReleaseWatch
+from headtail.stages.serve.student_tier import StudentTier
 from test_serve import config as server_config
 from test_serve import published, says, segments
 from timescale import limit
 
 
 def decide(store: Storage, query: str) -> None:
-    set_override(store, query, json.dumps(segments(query)), who="ada", why="it is a dish")
+    set_override(store, query, json.dumps(segments(query.replace("ada@example.com", "<email>"))), who="ada", why="it is a dish")
+
+
+def test_an_override_for_everybody_s_mail_is_served_where_the_task_says_so(store: Storage, tmp_path: Path, segmentation: Task) -> None:
+    """Also when it lies in the store from before: by servers, and by clients that hold the snapshot."""
+    shared = dataclasses.replace(segmentation, file=segmentation.file.model_copy(update={"redacted": "cached"}))
+    for task, served in ((shared, True), (segmentation, False)):
+        published(store, tmp_path, task, ["pizza near me"])
+        if served:
+            decide(store, "mail ada@example.com")
+        found = Front(store, serve.Config(), tmp_path).ask("mail bob@example.com").json()
+        assert found["cached"] is served
+        with Client(ClientConfig(url="http://127.0.0.1:9", root=store.root, retries=0)) as client:
+            assert client.answer("mail bob@example.com").cached is served
 
 
 class Links:
@@ -76,8 +91,8 @@ def test_no_cache_answers_a_deleted_query(store: Storage, tmp_path: Path, segmen
     published(store, tmp_path, segmentation)
     front = Front(store, serve.Config(), tmp_path)
     held = LocalAnswers(1 << 20)
-    tier = DynamicTier(held, StudentTier(says(segmentation)), 60.0)
-    front.answerer.tiers = (tier,)
+    tier = DynamicTier(held, 60.0)
+    front.answerer.tiers = (tier, StudentTier(says(segmentation)))
 
     async def use() -> None:
         watch = ReleaseWatch(store, front.answerer, serve.Config(), front.counters, None, tier)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ from headtail.adapters.storage import open_storage
 from headtail.core.task import Task, load_task
 from headtail.releases import release
 from headtail.stages import serve
+from headtail.stages.serve.admin import PAGE
 from headtail.stages.serve.admission import KeyAdmission
-from headtail.stages.serve.answerer import Miss, MissFailed, RealtimeReply
+from headtail.stages.serve.answerer import REASONS, Miss, MissFailed, RealtimeReply
 from headtail.stages.serve.api_keys import add_key
 from local_server import Running
 from test_cache import answers, good, publish
+from test_feedback import Logged, rows_of
+from test_serve import published
+from test_serve import segments as plain
 
 pytestmark = [pytest.mark.slow, needs_chromium]
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -61,6 +66,7 @@ def test_a_person_tries_it(url: str, tmp_path: Path) -> None:
         page.open(url)
         page.until("!document.getElementById('examples').hidden")
         assert page.js("document.activeElement.id") == "query"  # type at once
+        assert page.js("document.getElementById('key').offsetParent") is None  # no key is wanted, so its field is not seen
         page.type("Pizza near me")
         page.press("Enter")
         page.until("document.getElementById('badge').innerText.startsWith('cache')")
@@ -132,6 +138,56 @@ def test_what_goes_wrong_is_said(url: str, tmp_path: Path) -> None:
         assert "at most 200 are taken" in page.text("#note")
         assert page.js("document.getElementById('badge').hidden") is True
         assert [p for p in page.problems if "422" not in p] == []
+
+
+def test_what_differs_from_the_query_is_shown(url: str, tmp_path: Path) -> None:
+    """A corrected spelling is in the answer and not in the query: whoever tries it must not take it for what was typed."""
+    with browser(tmp_path / "profile") as page:
+        page.open(f"{url}/?query=joes+barber+shop+sunday")
+        page.until("document.querySelectorAll('.chip').length === 2")
+        assert page.text("#note") == "not as typed: “joe's barber shop”"
+        page.js("document.querySelectorAll('#examples button')[0].click()")
+        page.until("!document.getElementById('note').innerText.includes('typed')")
+        page.js("document.getElementById('query').select()")
+        page.type("Mail Jane.Doe@example.com tonight")
+        page.press("Enter")
+        page.until("document.getElementById('badge').innerText === 'fallback'")
+        assert "degraded: personal data was taken out" in page.text("#note")
+        assert "looked up as “mail <email> tonight”" in page.text("#note")
+        page.picture(tmp_path / "degraded.png")
+        assert page.problems == []
+
+
+def test_a_person_says_whether_an_answer_is_right(tmp_path: Path) -> None:
+    """Two clicks on the page are two rows of feedback in the store, about the requests that were shown."""
+    store, task = open_storage(str(tmp_path / "store")), load_task("query_segmentation")
+    published(store, tmp_path, task)
+    front = Logged(store, tmp_path, task)
+    with Running(front.pages()) as server, browser(tmp_path / "profile") as page:
+        page.open(server.url)
+        assert page.js("document.getElementById('verdict').offsetParent") is None
+        for query, button in (("Pizza near me", "up"), ("something rare", "down")):
+            page.js("document.getElementById('query').select()")
+            page.type(query)
+            page.press("Enter")
+            page.until(f"document.getElementById('recent').innerText.includes('{query}')")
+            page.js(f"document.getElementById('{button}').click()")
+            page.until("document.getElementById('thanks').innerText.startsWith('noted')")
+            assert page.js("document.getElementById('up').disabled && document.getElementById('down').disabled")
+        page.picture(tmp_path / "feedback.png")
+        assert page.problems == []
+    front.collect()
+    front.close()
+    rows = {row["query"]: row for row in rows_of(store, "feedback")}
+    assert {query: row["rating"] for query, row in rows.items()} == {"pizza near me": "up", "something rare": "down"}
+    assert json.loads(rows["something rare"]["shown"]) == plain("rare")
+    assert rows["pizza near me"]["answer_key"]
+
+
+def test_every_reason_of_the_server_has_words_on_the_page() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    words = text[text.index("const WHY") : text.index("};", text.index("const WHY"))]
+    assert [reason for reason in REASONS if not re.search(rf"\b{reason}: \"", words)] == []
 
 
 def test_text_is_never_markup(url: str, tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from headtail.stages import serve
 from headtail.stages.serve.answerer import RealtimeReply
 from ports import free_port
 from test_serve import config, published, segments
-from timescale import limit
+from timescale import eventually, limit, read_banner
 
 pytestmark = pytest.mark.slow
 
@@ -42,13 +41,6 @@ def over_http(server: serve.Server, query: str) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     found: dict[str, Any] = response.json()
     return found
-
-
-def eventually(check: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + limit(seconds)
-    while not check():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.1)
 
 
 # These two start servers of their own: they stand before the first that asks for the shared one.
@@ -197,13 +189,9 @@ def test_ctrl_c_ends_it_and_frees_the_port(store: Storage, root: str, tmp_path: 
     code = f"from headtail.stages import serve; serve.run_forever(serve.Config({fields}))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
     told = ""
     try:
-        while "Ctrl-C ends it" not in told:
-            line = process.stderr.readline()
-            assert line, told
-            told += line
+        told = read_banner(process)
         assert _answers(port)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=limit(60))

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,16 @@ from headtail.core.task import Task, load_task
 from headtail.releases import release
 from headtail.stages import ingest, serve
 from headtail.stages.serve.front.counters import read_counters
+from headtail.stages.serve.front.program import release_to_open
+from headtail.stages.serve.run_folder import RunPlan, read_plan
 from headtail.stages.serve.student_link import FrontAddress, FrontLinks
 from ports import free_port
 from test_serve import config, published, segments
 from test_serve_link import Pupil
-from timescale import limit
+from timescale import eventually, limit
 
 pytestmark = pytest.mark.slow
 FRONTS = 2
-
-
-def eventually(check: Callable[[], Any], seconds: float = 30) -> Any:
-    end = time.monotonic() + limit(seconds)
-    while not (found := check()):
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.02)
-    return found
 
 
 class School:
@@ -101,7 +95,13 @@ def served(tmp_path_factory: pytest.TempPathFactory, task: Task) -> Iterator[tup
     """Two fronts whose students are in this process."""
     scratch, store = tmp_path_factory.mktemp("scratch"), open_storage(str(tmp_path_factory.mktemp("store")))
     published(store, scratch, task)
-    options = {"students": "elsewhere", "log_rotate_s": 0.5, "body_timeout_s": 1, "header_timeout_s": 1, "max_body_bytes": 65536}
+    options = {
+        "students": "elsewhere",
+        "log_rotate_s": 0.5,
+        "body_timeout_s": limit(1),
+        "header_timeout_s": limit(2),
+        "max_body_bytes": 65536,
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):  # nothing of a server goes through it
             patch.setenv(name, "http://127.0.0.1:1")
@@ -156,9 +156,9 @@ def test_a_killed_front_is_unseen_by_callers_of_the_other_and_comes_back(served:
             client.close()
 
 
-def raw(server: serve.Server, *pieces: bytes, pause: float = 0.0) -> bytes:
+def raw(server: serve.Server, *pieces: bytes, pause: float = 0.0, port: int = 0) -> bytes:
     """What comes back to these bytes until the server closes."""
-    with socket.create_connection(("127.0.0.1", server.config.port), timeout=limit(20)) as sent:
+    with socket.create_connection(("127.0.0.1", port or server.config.port), timeout=limit(20)) as sent:
         for piece in pieces:
             sent.sendall(piece)
             time.sleep(pause)
@@ -169,7 +169,7 @@ def raw(server: serve.Server, *pieces: bytes, pause: float = 0.0) -> bytes:
         return found
 
 
-POST = b"POST /v1/answer HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+POST = b"POST /v1/answer HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
 
 
 def test_what_callers_send_has_bounds(served: tuple[serve.Server, Storage, Path]) -> None:
@@ -183,6 +183,11 @@ def test_what_callers_send_has_bounds(served: tuple[serve.Server, Storage, Path]
     chunks = [b"%x\r\n%b\r\n" % (1 << 14, b"x" * (1 << 14)) for _ in range(8)]
     assert error(raw(server, POST + b"Transfer-Encoding: chunked\r\n\r\n", *chunks)) == (b"413", "too_large")
     assert error(raw(server, POST + b'Content-Length: 30\r\n\r\n{"query": ')) == (b"408", "request_timeout")
+    assert error(raw(server, POST + b'Transfer-Encoding: chunked\r\n\r\n2\r\n{"\r\nZZ\r\n')) == (b"400", "bad_request")
+    pages = server.config.admin  # the same bounds, before any login; its server has no time limit on headers
+    assert error(raw(server, POST + b"Content-Length: 70000\r\n\r\n", port=pages)) == (b"413", "too_large")
+    assert error(raw(server, POST + b'Content-Length: 30\r\n\r\n{"query": ', port=pages)) == (b"408", "request_timeout")
+    assert raw(server, b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 30_000, port=pages).startswith(b"HTTP/1.1 400 ")
     started = time.monotonic()
     assert raw(server, b"GET /v1/answer?query=pizza HTTP/1.1\r\nHost: ") == b""  # headers that do not come to an end
     assert time.monotonic() - started < limit(5)
@@ -261,7 +266,7 @@ def test_the_request_log_is_the_next_query_log(served: tuple[serve.Server, Stora
     assert sorted(line["query"] for line in lines) == ["mail <email> now", "pizza near me", "pizza near me"]
     assert {(line["source"], line["cached"], line["degraded"], line["reason"]) for line in lines} == {
         ("teacher", True, False, ""),
-        ("fallback", False, True, "unavailable"),
+        ("fallback", False, True, "redacted"),
     }
     assert {line["release"] for line in lines} == {answered[0]["release"]}
     columns = ingest.stage.LogColumns(time="time")
@@ -388,3 +393,26 @@ def test_sigterm_answers_what_is_in_flight(store: Storage, root: str, tmp_path: 
     assert "Traceback" not in command.told + err
     logged = [row for file in Path(root, "requests").rglob("*.parquet") for row in pq.read_table(file).to_pylist()]
     assert len(logged) >= 10  # the log was written to its end
+
+
+def test_a_process_of_other_code_than_the_supervisors_ends(tmp_path: Path) -> None:
+    """As after an upgrade on disk while the server runs: a process that is started again would misread the shared counters."""
+    plan = RunPlan(config=serve.Config(root="store"), release="ab" * 8, parent=os.getpid(), log_pipe=None)
+    path = tmp_path / "plan.json"
+    path.write_text(plan.model_dump_json(), encoding="utf-8")
+    assert read_plan(path) == plan
+    path.write_text(plan.model_copy(update={"layout": "0" * 16}).model_dump_json(), encoding="utf-8")
+    with pytest.raises(SystemExit, match="changed on disk while this server ran"):
+        read_plan(path)
+
+
+def test_a_front_that_is_started_again_opens_what_is_current(store: Storage, root: str, tmp_path: Path, task: Task) -> None:
+    """Not what the server began with: that may have been taken back, or its snapshot removed."""
+    first = published(store, tmp_path, task).id
+    second = published(store, tmp_path, task, ["brand new"]).id
+    plan = RunPlan(config=serve.Config(root=root), release=second, parent=os.getpid(), log_pipe=None)
+    assert release_to_open(plan, store) == second
+    release.rollback(store)
+    assert release_to_open(plan, store) == first
+    fixed = plan.model_copy(update={"config": serve.Config(root=root, release=second)})
+    assert release_to_open(fixed, store) == second

@@ -22,7 +22,7 @@ from headtail.core.task import Task
 from headtail.examples import example_data
 from headtail.stages import gate
 from headtail.stages.distill.checkpoints import Marker
-from test_gate import POOR, asking, put
+from test_gate import POOR, put, run_gate
 from test_precompute import plan
 from timescale import limit
 
@@ -153,11 +153,11 @@ def test_a_training_that_did_not_end_shows_its_step(root: str, store: Storage, c
 def test_the_gate_of_each_student_is_shown(root: str, store: Storage, intent: Task) -> None:
     put(store, intent, POOR)
     assert gate.latest_verdict(store, "query_intent", "batch_student") is None
-    rejected = gate.run(asking(store, minimum={"tail": 0.9}))
+    rejected = run_gate(store, minimum={"tail": 0.9})
     found = gate.latest_verdict(store, "query_intent", "batch_student")
     assert found is not None
     assert (found.passed, rejected.result.evidence) == (False, found)
-    gate.run(asking(store, minimum={"tail": 0.5}, max_drop=0.5))
+    run_gate(store, minimum={"tail": 0.5}, max_drop=0.5)
     now = gate.latest_verdict(store, "query_intent", "batch_student")
     assert now is not None
     assert now.passed

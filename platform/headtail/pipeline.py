@@ -18,20 +18,22 @@ from pydantic import Field, model_validator
 from headtail.adapters.progress import say
 from headtail.adapters.storage import check_digest, open_storage, read_bytes
 from headtail.adapters.tracking import Tracker
-from headtail.core import io_format, tagging
 from headtail.core.config import StageConfig, execution, refuse_filled
 from headtail.core.errors import ConfigError
 from headtail.core.receipt import Receipt, StageResult
-from headtail.core.rows import Source
+from headtail.core.rows import Source, Stratum
 from headtail.core.task import EXAMPLES, Task, load_task
 from headtail.engines import ModelConfig
 from headtail.examples import example_data
 from headtail.examples.example_data import Config as ExampleDataConfig
 from headtail.releases import registry, release
-from headtail.stages import curate, distill, evaluate, gate, ingest, plan, precompute, publish, replay, report, serve
+from headtail.releases.seal import keep_for_gate
+from headtail.stages import calibrate, curate, distill, evaluate, gate, ingest, plan, precompute, publish, replay, report, serve
+from headtail.stages.calibrate import Config as CalibrateConfig
 from headtail.stages.curate import Config as CurateConfig
 from headtail.stages.distill import Config as DistillConfig
 from headtail.stages.distill.base import BaseModelConfig
+from headtail.stages.distill.fit import can_answer, choose_output
 from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.evaluate import Config as EvaluateConfig
 from headtail.stages.gate import Config as GateConfig
@@ -47,6 +49,7 @@ from headtail.stages.serve import Config as ServeConfig
 
 R = TypeVar("R", bound=StageResult)
 SHIPPED_TEACHER, PLACEHOLDER = "example:teacher", "placeholder"
+TORSO, TAIL, UNSEEN = str(Stratum.TORSO), str(Stratum.TAIL), str(Stratum.UNSEEN)
 TEACHER, BATCH, REALTIME = str(Source.TEACHER), str(Source.BATCH_STUDENT), str(Source.REALTIME_STUDENT)
 
 
@@ -64,7 +67,8 @@ FILLED: dict[str, dict[str, str]] = {
     "distill_realtime": _STUDENT,
     "evaluate": {"labels": "labels", "answers": ""},
     "gate": {"evaluation": "", "source": "", "candidate": ""},
-    "publish": {"answers": "", "student": "", "evaluation": "", "gates": ""},
+    "calibrate": {"evaluation": "", "source": "", "strata": ""},
+    "publish": {"answers": "", "student": "", "evaluation": "", "gates": "", "calibration": ""},
     "serve": {"release": "", "request_log": ""},
     "replay": {"log": "log", "plan": "", "release": "", "url": ""},
 }
@@ -82,6 +86,7 @@ class Config(StageConfig):
     labels_train_share: float = Field(
         0.7, gt=0, lt=1, description="share of the human labels that trains the teacher when none is named; the rest evaluates"
     )
+    labels_sealed_share: float = Field(0.5, ge=0, lt=1, description="share of 100 or more human labels that the gate alone reads; 0: none")
     replay_holdout: bool = Field(True, description="serve the release and replay holdout traffic against it")
     promote_unproven: bool = Field(False, description="promote a student without a gate when there are no human labels")
     example_data: ExampleDataConfig = Field(ExampleDataConfig(), description="the example data, used when log is empty")
@@ -115,7 +120,8 @@ class Config(StageConfig):
         description="train one student alone, for batch and for misses: the realtime one where it can answer the task, else the other",
     )
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="see headtail fields evaluate")
-    gate: GateConfig = Field(GateConfig(), description="what the student must show to be promoted; see headtail fields gate")
+    gate: GateConfig = Field(GateConfig(), description="see headtail fields gate; the policy is the task's")
+    calibrate: CalibrateConfig = Field(CalibrateConfig(), description="what is promised of a miss; see headtail fields calibrate")
     publish: PublishConfig = Field(PublishConfig(), description="see headtail fields publish")
     serve: ServeConfig = Field(ServeConfig(), description="see headtail fields serve")
     replay: ReplayConfig = Field(ReplayConfig(), description="see headtail fields replay")
@@ -140,6 +146,10 @@ class _Pipeline:
         """Run one stage with the pipeline's root and tracking, and with the fields that are `filled` in."""
         self.receipts[name] = made = run(config.at(self.config, self.tracking.model_copy(update={"run_name": name}), **filled))
         return made
+
+    def task_stage(self, name: str, run: Callable[..., Receipt[R]], config: StageConfig, **filled: Any) -> Receipt[R]:
+        """`stage` for one that is about the pipeline's task: it gets the Task, which is read once, before the first stage."""
+        return self.stage(name, lambda whole: run(whole, task=self.task), config, task=self.config.task, **filled)
 
 
 def run(config: Config) -> Receipt[report.Result]:
@@ -172,18 +182,21 @@ def run(config: Config) -> Receipt[report.Result]:
 
 
 def _stages(pipeline: _Pipeline) -> Receipt[report.Result]:
-    config, do, task = pipeline.config, pipeline.stage, {"task": pipeline.config.task}
+    config, do = pipeline.config, pipeline.task_stage
+    if config.plan.rebuild and config.replay_holdout:
+        raise ConfigError("a head of all days cannot be measured by replay_holdout", where="plan.rebuild", fix="set one of them to false")
     named = named_teacher(config, pipeline.task)
     _tell_placeholder(config, named)
     log, labels = _inputs(pipeline)
     train_share = 0.0 if named else config.labels_train_share
-    ingested = do("ingest", ingest.run, config.ingest, **task, log=log, labels=labels, labels_train_share=train_share)
+    ingested = do("ingest", ingest.run, config.ingest, log=log, labels=labels, labels_train_share=train_share)
     teacher = named or _train_teacher(pipeline, ingested)
-    planned = do("plan", plan.run, config.plan, **task, log=ingested.path)
+    planned = do("plan", plan.run, config.plan, log=ingested.path)
     asked = {"inputs": _tables(planned, "head", "teacher_sample", "human_labels"), "source": TEACHER, "model": teacher}
-    taught = do("precompute_teacher", precompute.run, config.precompute_teacher, **task, **asked)
+    taught = do("precompute_teacher", precompute.run, config.precompute_teacher, **asked)
     _publish_head(pipeline, taught)
-    judges = {**task, "labels": f"{planned.path}:human_labels"}
+    judges = {"labels": f"{planned.path}:human_labels"}
+    keep_for_gate(open_storage(config.root), planned, config.labels_sealed_share)
     judged = planned.output("human_labels").rows != 0
     if judged:
         do("evaluate_teacher", evaluate.run, config.evaluate, **judges, answers={TEACHER: taught.path})
@@ -194,19 +207,21 @@ def _stages(pipeline: _Pipeline) -> Receipt[report.Result]:
     gates = _gates(pipeline, students, quality) if quality else {}
     passed = {source: student for source, student in students.items() if _passes(config, gates.get(source))}
     live = passed.get(REALTIME) or passed.get(BATCH)
+    calibrated = _calibrate(pipeline, quality, passed) if quality and live else None
     parts = {
         "answers": (taught.path, *([passed[BATCH].answered.path] if BATCH in passed else [])),
         "student": live.made.path if live else "",
         "evaluation": quality.path if quality else "",
         "gates": tuple(gates[source].path for source in passed if source in gates),
+        "calibration": calibrated.path if calibrated else "",
     }
-    published = do("publish", publish.run, config.publish, **task, **parts)
+    published = do("publish", publish.run, config.publish, **parts)
     _register(pipeline, students, gates, published)
     if config.replay_holdout:
         _replay(pipeline, ingested, planned, published)
     paths = {name: receipt.path for name, receipt in pipeline.receipts.items() if name != "example-data"}
     reused = tuple(name for name, receipt in pipeline.receipts.items() if receipt.reused)
-    return do("report", report.run, report.Config(), receipts=paths, title=f"headtail: {pipeline.task.name}", reused=reused)
+    return pipeline.stage("report", report.run, report.Config(), receipts=paths, title=f"headtail: {pipeline.task.name}", reused=reused)
 
 
 def _tables(planned: Receipt, *names: str) -> tuple[str, ...]:
@@ -217,7 +232,7 @@ def _publish_head(pipeline: _Pipeline, taught: Receipt) -> None:
     """A first release of the teacher's answers alone. Later the old release stays current until the new one is whole."""
     config = pipeline.config
     first = config.publish.promote and release.current_id(open_storage(config.root)) == ""
-    pipeline.stage("publish_head", publish.run, config.publish, task=config.task, answers=(taught.path,), promote=first)
+    pipeline.task_stage("publish_head", publish.run, config.publish, answers=(taught.path,), promote=first)
 
 
 class _Student(NamedTuple):
@@ -237,26 +252,25 @@ def _students(pipeline: _Pipeline, training_set: Receipt, planned: Receipt, teac
     config, found = pipeline.config, {}
     sets = (distill.TrainingSet(task=config.task, training_set=f"{training_set.path}:training_set"),)
     students: dict[str, tuple[DistillConfig, tuple[str, ...]]] = {}
-    second = config.distill_realtime if config.distill_realtime is not None and _fits(config.distill_realtime, pipeline.task) else None
+    second = config.distill_realtime if config.distill_realtime is not None and can_answer(config.distill_realtime, pipeline.task) else None
     if second is not None:
         second = _all_read(_of_teacher(second, teacher), planned)
     if second is not None and config.one_student:
         students[BATCH] = (second, ("student_rows", "human_labels"))
     else:
-        students[BATCH] = (_writable(_of_teacher(config.distill_batch, teacher), pipeline.task), ("student_rows", "human_labels"))
+        students[BATCH] = (choose_output(_of_teacher(config.distill_batch, teacher), pipeline.task), ("student_rows", "human_labels"))
         if second is not None:
             students[REALTIME] = (second, ("human_labels",))
     for source, (how, tables) in students.items():
         made = pipeline.stage(_at("distill", source), distill.run, how, sets=sets, labels=(f"{planned.path}:human_labels",))
         model = config.precompute_batch.model.model_copy(update={"model": made.path})
         asked: dict[str, Any] = {
-            "task": config.task,
             "inputs": _tables(planned, *tables),
             "source": source,
             "model": model,
             "side_inputs": config.precompute_batch.side_inputs and not how.two_stage,  # judged as it will be asked
         }
-        found[source] = _Student(made, pipeline.stage(_at("precompute", source), precompute.run, config.precompute_batch, **asked))
+        found[source] = _Student(made, pipeline.task_stage(_at("precompute", source), precompute.run, config.precompute_batch, **asked))
     return found
 
 
@@ -268,30 +282,6 @@ def _of_teacher(config: DistillConfig, teacher: ModelConfig) -> DistillConfig:
     return config.model_copy(update={"base": base})
 
 
-def _writable(config: DistillConfig, task: Task) -> DistillConfig:
-    """With answers in JSON where the task's cannot be compact; prints why."""
-    if config.io_format.output == "json":
-        return config
-    try:
-        io_format.format_for(task, config.io_format, config.student)
-    except ConfigError as error:
-        say(f"distill      answers in JSON: {error.what} ({error.where})")
-        return config.model_copy(update={"io_format": config.io_format.model_copy(update={"output": "json"})})
-    return config
-
-
-def _fits(config: DistillConfig, task: Task) -> bool:
-    """Whether a student of this kind can answer the task; prints why when it cannot."""
-    if config.student != "encoder":
-        return True
-    try:
-        tagging.scheme(task.schema, task.name)
-    except ConfigError as error:
-        say(f"realtime     none: {error.what}; the batch student answers misses too")
-        return False
-    return True
-
-
 def _all_read(config: DistillConfig, planned: Receipt) -> DistillConfig:
     """An encoder that is made here first learns to guess words of all queries of the plan."""
     if config.student != "encoder" or config.base.shape is None or config.encoder.queries:
@@ -301,13 +291,10 @@ def _all_read(config: DistillConfig, planned: Receipt) -> DistillConfig:
 
 
 def _gates(pipeline: _Pipeline, students: Mapping[str, _Student], quality: Receipt) -> dict[str, Receipt[GateResult]]:
-    """The gate's verdict on each student. All are judged on the same human labels, so each is tested more strictly."""
-    config = pipeline.config
-    how = config.gate.model_copy(update={"candidates": max(config.gate.candidates, len(students))})
+    """The gate's verdict on each student. All are judged on the same human labels, so each further one is tested more strictly."""
+    how, at = pipeline.config.gate, quality.path
     return {
-        source: pipeline.stage(
-            _at("gate", source), gate.run, how, task=config.task, evaluation=quality.path, source=source, candidate=student.made.path
-        )
+        source: pipeline.task_stage(_at("gate", source), gate.run, how, evaluation=at, source=source, candidate=student.made.path)
         for source, student in students.items()
     }
 
@@ -325,6 +312,15 @@ def _passes(config: Config, gated: Receipt[GateResult] | None) -> bool:
     return config.promote_unproven
 
 
+def _calibrate(pipeline: _Pipeline, quality: Receipt, passed: Mapping[str, _Student]) -> Receipt[calibrate.Result]:
+    """From where the student that answers misses is sure, on the strata that it meets: unseen queries alone where the cache has the batch
+    student's answers."""
+    config, source = pipeline.config, REALTIME if REALTIME in passed else BATCH
+    cached = BATCH in passed and not config.publish.min_confidence.get("batch_student")
+    strata = (UNSEEN,) if cached else (TORSO, TAIL, UNSEEN)
+    return pipeline.task_stage("calibrate", calibrate.run, config.calibrate, evaluation=quality.path, source=source, strata=strata)
+
+
 def _register(
     pipeline: _Pipeline, students: Mapping[str, _Student], gates: Mapping[str, Receipt[GateResult]], published: Receipt[PublishResult]
 ) -> None:
@@ -334,7 +330,7 @@ def _register(
         registry.register_student(
             pipeline.tracker,
             pipeline.config.root,
-            task=pipeline.task.name,
+            task=pipeline.task,
             source=source,
             student=student.made,
             base=student.made.result.base,
@@ -390,10 +386,10 @@ def _train_teacher(pipeline: _Pipeline, ingested: Receipt) -> ModelConfig:
 def _replay(pipeline: _Pipeline, ingested: Receipt, planned: Receipt, published: Receipt[PublishResult]) -> None:
     """Serve the release and send it the traffic of a later day; skipped when this release was replayed before."""
     config = pipeline.config
-    changes = {"task": config.task, "log": ingested.path, "plan": planned.path, "release": published.result.release}
-    done = replay.find_replay(config.replay.at(config, pipeline.tracking, **changes))
+    changes = {"log": ingested.path, "plan": planned.path, "release": published.result.release}
+    done = replay.find_replay(config.replay.at(config, pipeline.tracking, task=config.task, **changes), pipeline.task)
     if done is not None:
         pipeline.receipts["replay"] = done
         return
     with serve.start_server(config.serve.at(config, pipeline.tracking, release=published.result.release, request_log=False)) as server:
-        pipeline.stage("replay", replay.run, config.replay, **changes, url=server.url)
+        pipeline.task_stage("replay", replay.run, config.replay, **changes, url=server.url)

@@ -23,7 +23,7 @@ from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.core.config import TrackingConfig, build_config
 from headtail.core.keys import normalise
-from headtail.core.receipt import Receipt
+from headtail.core.receipt import LATEST, Receipt
 from headtail.core.task import Task, load_task
 from headtail.examples import example_data
 from headtail.review.decision import Decision, current_moment
@@ -54,10 +54,9 @@ def right_answers(store: Storage, task: Task) -> dict[str, str]:
     if not store.exists("example-data/LATEST"):
         table = output_table(store, load_receipt(store, "ingest"), "human_labels_train", ["query", "answer"])
         return dict(zip(table["query"].to_pylist(), table["answer"].to_pylist(), strict=True))
-    made = load_receipt(store, "example-data")
-    settings = {name: value for name, value in made.settings["config"].items() if name in example_data.Config.model_fields}
+    made = load_receipt(store, "example-data", LATEST, example_data.Result)
     found: dict[str, str] = {}
-    for text, meaning, _, _ in asked(build_config(example_data.Config, settings, made.path)):
+    for text, meaning, _, _ in asked(made.result.data):
         found.setdefault(normalise(text), task.dump(example_data.right_answers(meaning)[task.name]))
     return found
 

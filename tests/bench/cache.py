@@ -38,6 +38,7 @@ from headtail.cache.lmdb_file import LmdbFile, Values, fixed_width
 from headtail.cache.snapshot import decode_value
 from headtail.core.keys import KEY_BYTES, query_key
 
+from .machine import write_figures
 from .rivals import Rival, rivals
 
 LOOKUPS, WARM = 200_000, 1_000_000  # lookups measured; looked up before, or as many as there are keys
@@ -263,9 +264,7 @@ def main() -> None:
         "machine": machine,
         "versions": versions,
     }
-    flags.out.parent.mkdir(parents=True, exist_ok=True)
-    flags.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(f"written: {flags.out}")
+    write_figures(flags.out, found)
 
 
 def _processor() -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
+import json
 import os
 import platform
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,26 @@ def machine() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
     }
+
+
+def write_figures(out: Path, figures: Mapping[str, Any]) -> None:
+    """Write figures as JSON, and say where."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(f"written: {out}")
+
+
+def run_parts(about: str, parts: Mapping[str, Callable[[], Mapping[str, Any]]], out: Path, arguments: Sequence[str] | None = None) -> None:
+    """A program that runs some of `parts`, or all, one after the other, and writes the figures of all to one file."""
+    parser = argparse.ArgumentParser(prog=f"python -m {_module()}", description=about)
+    parser.add_argument("--only", nargs="*", choices=sorted(parts), help="parts to run; without it all")
+    parser.add_argument("--out", type=Path, default=out)
+    chosen = parser.parse_args(arguments)
+    figures: dict[str, Any] = {}
+    for name in chosen.only or parts:
+        print(f"== {name}", flush=True)
+        figures |= parts[name]()
+    write_figures(chosen.out, {**machine(), "figures": figures})
 
 
 def processor() -> str:

@@ -3,9 +3,10 @@
     python -m tests.bench.seeds [--seeds 20] [--config jobs/configs/run_pipeline.laptop.yaml] [--set field=value] [--minutes 600]
 
 A seed is other example data (log, people's answers), another sample for the teacher and other initial weights: nothing is taken from one
-seed to the next. Out: build/bench/seeds.json, each criterion of each gate with its lower bound, how often it passed, and the least room it
-had. The stages are the pipeline's, in one process without Ray: one rank takes the rows that two would take in a step, and the batch
-student answers people's queries alone, which is what its gate looks at. A call goes on where the last one stopped.
+seed to the next. Each gate is the first look at the labels that the pipeline keeps for it: the precisions have a store each. Out:
+build/bench/seeds.json, each criterion of each gate with its lower bound, how often it passed, and the least room it had. The stages are
+the pipeline's, in one process without Ray: one rank takes the rows that two would take in a step, and the batch student answers people's
+queries alone, which is what its gate looks at. A call goes on where the last one stopped.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import contextlib
 import copy
 import json
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -33,6 +35,7 @@ from headtail.core.config import load_config
 from headtail.core.receipt import Receipt
 from headtail.engines import Engine, ModelConfig, open_engine
 from headtail.examples import example_data
+from headtail.releases.seal import keep_for_gate
 from headtail.stages import curate, distill, evaluate, gate, ingest, plan, precompute
 from headtail.stages.distill import launch
 from headtail.stages.distill.encoder import EncoderLearner
@@ -68,6 +71,7 @@ class Runner:
         tables = tuple(f"{planned.path}:{name}" for name in ("head", "teacher_sample", "human_labels"))
         model = c.precompute_teacher.model.model_copy(update={"model": pipeline.SHIPPED_TEACHER})
         taught = self.run(precompute.run, c.precompute_teacher, inputs=tables, source="teacher", model=model)
+        keep_for_gate(self.store, planned, c.labels_sealed_share)
         return planned, taught, self.run(curate.run, c.curate, answers=taught.path, labels=f"{planned.path}:human_labels")
 
     def judge(self, planned: Receipt, taught: Receipt, training_set: Receipt, precision: str) -> list[dict[str, Any]]:
@@ -87,8 +91,7 @@ class Runner:
         scored = self.run(evaluate.run, c.evaluate, labels=labels, answers=sources)
         found = []
         for source, student in made.items():
-            asked = c.gate.model_copy(update={"candidates": max(c.gate.candidates, len(made))})
-            verdict = self.run(gate.run, asked, evaluation=scored.path, source=source, candidate=student.path)
+            verdict = self.run(gate.run, c.gate, evaluation=scored.path, source=source, candidate=student.path)
             names = ("kind", "stratum", "n", "value", "lower_bound", "threshold", "passed")
             found += [
                 {"source": source, **{name: getattr(criterion, name) for name in names}} for criterion in verdict.result.evidence.criteria
@@ -201,9 +204,13 @@ def main() -> None:
                 continue
             with tempfile.TemporaryDirectory(prefix="headtail-seeds-") as root:
                 began = time.process_time()
-                runner = Runner(seeded(asked.config, root, seed, tuple(PRECISIONS)[seed % 2], asked.set))
-                prepared = runner.prepare()
-                runs = [{"seed": seed, "precision": p, "criteria": runner.judge(*prepared, p)} for p in PRECISIONS]
+                config = seeded(asked.config, f"{root}/both", seed, tuple(PRECISIONS)[seed % 2], asked.set)
+                prepared = Runner(config).prepare()
+                runs = []
+                for precision in PRECISIONS:
+                    own = shutil.copytree(f"{root}/both", f"{root}/{precision}")
+                    runner = Runner(config.model_copy(update={"root": own}))
+                    runs.append({"seed": seed, "precision": precision, "criteria": runner.judge(*prepared, precision)})
             found["runs"] += runs
             found |= {"summary": summary(found["runs"]), **machine()}
             asked.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The server beside what it is held against: hits, misses, overload. Needs wrk (apt-get install wrk) and a quiet machine.
 
     python -m tests.bench.serve --root build/quickstart      # make bench-serve: build/bench/serve.json
+    python -m tests.bench.serve --root build/quickstart --larger --out build/bench/serve_larger.json
 
 Hits: headtail with key check, rate limit, metrics and request log on, a bare ASGI function and a stock Ray Serve deployment that look the
 same query up, in turn. Misses: against the student asked in its own process. Overload: three times the misses that the student can
@@ -13,6 +14,7 @@ import argparse
 import contextlib
 import json
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,11 +31,14 @@ from headtail.adapters.storage import open_storage, read_table
 from headtail.cache import read_manifest
 from headtail.client import Client, ClientConfig
 from headtail.core.config import build_config
+from headtail.engines import ModelConfig
+from headtail.engines.models import find_model
 from headtail.releases import release as releases
 from headtail.stages import serve
 from headtail.stages.serve.api_keys import add_key
 
-from .machine import machine
+from .machine import machine, write_figures
+from .serve_rivals import tail_queries
 from .wrk import Load, load, load_of, loading
 
 HITS = 8  # connections that ask for hits
@@ -53,7 +58,8 @@ class Bench:
         table = read_table(store, manifest.files["answers"], ["query", "answer"]).slice(0, 20_000)
         self.answers = dict(zip(table.column("query").to_pylist(), table.column("answer").to_pylist(), strict=True))
         self.hits = [f"/v1/answer?query={quote_plus(query)}" for query in self.answers]
-        self.misses = [f"/v1/answer?query=rare+query+{number}+near+the+stage" for number in range(20_000)]
+        missing = (query for query in tail_queries(25_000) if query not in self.answers)
+        self.misses = [f"/v1/answer?query={quote_plus(query)}" for query in missing]
         self.url = f"http://127.0.0.1:{port}"
         self.key = add_key(folder / "keys", "bench", ["answer"], per_s=1e6, burst=1_000_000)
 
@@ -173,10 +179,27 @@ def measure(bench: Bench, repeats: int, overload_s: float) -> dict[str, Any]:
     return {"figures": figures, "hits_per_s": per_s, "student": alone, "runs": runs}
 
 
+def larger_student(root: str, folder: Path) -> str:
+    """The release's encoder with as many parameters as a small BERT (6 layers, width 384) and random weights: as slow, and as wrong."""
+    import torch
+    from transformers import AutoConfig, AutoModelForTokenClassification
+
+    store = open_storage(root)
+    own = Path(find_model(ModelConfig(model=releases.load_release(store).student), store).path)
+    shutil.copytree(own, folder)
+    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+    torch.manual_seed(0)
+    made = AutoModelForTokenClassification.from_config(AutoConfig.from_pretrained(folder, **sizes))
+    print(f"student: {made.num_parameters() / 1e6:.1f} million parameters, random weights")
+    made.save_pretrained(folder)
+    return str(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default="build/quickstart", help="store with a release")
     parser.add_argument("--model", default="", help="a model instead of the release's student, as in `headtail serve`")
+    parser.add_argument("--larger", action="store_true", help="the release's encoder in the size of a small BERT, random weights")
     parser.add_argument("--port", type=int, default=8010)
     parser.add_argument("--fronts", type=int, default=2, help="front processes, and processes of the bare function")
     parser.add_argument("--seconds", type=float, default=10, help="of one run")
@@ -185,13 +208,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench/serve.json"))
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="headtail-bench-") as folder:
-        bench = Bench(flags.root, flags.model, flags.port, flags.seconds, flags.fronts, Path(folder))
+        model = larger_student(flags.root, Path(folder) / "student") if flags.larger else flags.model
+        bench = Bench(flags.root, model, flags.port, flags.seconds, flags.fronts, Path(folder))
         found = measure(bench, flags.repeats, flags.overload)
     for name, value in found["figures"].items():
         print(f"{name:<28} {value:>14,.3f}")
-    flags.out.parent.mkdir(parents=True, exist_ok=True)
-    flags.out.write_text(json.dumps({**found, **machine()}, indent=2) + "\n", encoding="utf-8")
-    print(f"written: {flags.out}")
+    write_figures(flags.out, {**found, **machine()})
 
 
 if __name__ == "__main__":

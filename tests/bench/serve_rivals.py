@@ -21,11 +21,17 @@ from headtail.adapters.storage import open_storage
 from headtail.cache import open_snapshot
 from headtail.core.keys import normalise
 from headtail.core.redact import redact
+from headtail.examples import example_data
 from headtail.releases import release as releases
 
 QUESTIONS = 300  # asked one after another, for the student's latency
 ABREAST = 32
 SECONDS = 5.0
+
+
+def tail_queries(n: int) -> list[str]:
+    """Queries as people of the example data ask them, of another seed: a head of the shipped size has few of them."""
+    return list(dict.fromkeys(example_data.meaning(99, rank, 10**6).text for rank in range(2 * n)))[:n]
 
 
 async def _until_stdin_ends() -> None:
@@ -103,19 +109,21 @@ def model(root: str, name: str) -> None:
         raise SystemExit("this release has no student: name one with --model")
     student = Student(served.model, store.root, served.task, served.stands_for, served.digest)
 
+    queries = tail_queries(20_000)
+
     async def measure() -> dict[str, float]:
         await student.answer("warm up", {})
         took = []
         for number in range(QUESTIONS):
             started = time.perf_counter()
-            await student.answer(f"rare query number {number}", {})
+            await student.answer(queries[number], {})
             took.append(time.perf_counter() - started)
         done, end = 0, time.monotonic() + SECONDS
 
         async def ask(place: int) -> None:
             nonlocal done
             while time.monotonic() < end:
-                await student.answer(f"rare query {place} {done}", {})
+                await student.answer(queries[(place * 600 + done) % len(queries)], {})
                 done += 1
 
         started = time.monotonic()

@@ -51,6 +51,7 @@ def asked(config: example_data.Config) -> Iterator[tuple[str, example_data.Meani
     """
     draws, parts = example_data._Draws(config), []
     for day in range(config.days):
+        draws.start_day(day)
         count = config.events // config.days + (1 if day < config.events % config.days else 0)
         parts += [draws.take(min(example_data.CHUNK, count - begin)) for begin in range(0, count, example_data.CHUNK)]
     ids, counts = np.unique(np.concatenate(parts), return_counts=True)

@@ -14,10 +14,12 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from headtail.adapters.progress import say
@@ -26,7 +28,13 @@ from headtail.core.errors import EngineError, HeadtailError
 
 # Of the 107 bytes that a socket's path may have, Ray puts up to 66 behind its folder: /session_<time>_<pid>/sockets/plasma_store.1
 _FOLDER_BYTES = 41
+_END_S = 5.0  # that processes of a cluster get to end by themselves
 _folders: list[tuple[int, str]] = []  # (process, folder) of local clusters started here, to be taken away after them
+
+
+def joins_cluster() -> bool:
+    """Whether `start_cluster` joins a running cluster."""
+    return bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
 
 
 def start_cluster(cpus: int | None = None) -> None:
@@ -35,7 +43,7 @@ def start_cluster(cpus: int | None = None) -> None:
     `cpus`: logical CPUs of a cluster started here; default the cores of this machine, at least 2. EngineError when Ray does
     not start.
     """
-    joins = bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
+    joins = joins_cluster()
     if not joins:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch for one machine alone: every port on 127.0.0.1
     import ray
@@ -48,11 +56,26 @@ def start_cluster(cpus: int | None = None) -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("ray").setLevel(logging.ERROR)
-    if joins:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    else:
-        _start_here(cpus or max(2, os.cpu_count() or 2))
+    with _own_sigterm():
+        if joins:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            _start_here(cpus or max(2, os.cpu_count() or 2))
     quiet_data()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """After the start inside, the process's own handler of SIGTERM holds again: Ray's prints a C++ stack and aborts. While it starts, Ray
+    exits on SIGTERM: here that is Ctrl-C."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if callable(handler) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _start_here(cpus: int) -> None:
@@ -156,9 +179,26 @@ def stop_cluster() -> None:
     import ray
 
     if ray.is_initialized():
-        ray.shutdown()
+        with _reap(_folders):
+            ray.shutdown()
     while _folders and _folders[-1][0] == os.getpid():
         shutil.rmtree(_folders.pop()[1], ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _reap(folders: Sequence[tuple[int, str]]) -> Iterator[None]:
+    """After the shutdown inside, no process of a cluster that this process started is left: agents whose GCS is dead wait for it."""
+    import psutil
+
+    ours, found = [folder for pid, folder in folders if pid == os.getpid()], []
+    for child in psutil.Process().children() if ours else ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(folder in argument for argument in child.cmdline() for folder in ours):
+                found += [child, *child.children(recursive=True)]
+    yield
+    for process in psutil.wait_procs(found, _END_S)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def unwrap_error(error: BaseException | str, kind: type[HeadtailError], what: str, *, where: str = "", fix: str = "") -> HeadtailError:

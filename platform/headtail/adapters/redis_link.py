@@ -73,11 +73,6 @@ class RedisLink:
         if self._breaker.is_open and not was_open:  # one line an outage, not one a request
             log.warning("Redis is away, going on without it: %s: %s", type(error).__name__, hide(str(error))[:200])
 
-    @property
-    def is_away(self) -> bool:
-        """Whether the breaker is open."""
-        return self._breaker.is_open
-
     async def close(self) -> None:
         """Close the connections."""
         close: Any = self._redis.aclose

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -223,14 +223,15 @@ class Tracker:
         if version:
             self.guard(lambda client: client.set_registered_model_alias(name, CHALLENGER, version))
 
-    def promote(self, name: str, version: str, evidence: Mapping[str, Any] | Evidence) -> bool:
+    def promote(self, name: str, version: str, evidence: Mapping[str, Any] | Evidence, doubts: Sequence[str] = ()) -> bool:
         """Keep the evidence with a model version, then make the version `champion`. False when tracking is off or out of reach.
 
         GateRejected, and `champion` stays where it is, when the evidence is not complete, did not pass, or is of another model than
-        the version's (its tag `path`). Evidence that can be read is kept in any case, so that a rejection is in the registry too.
+        the version's (its tag `path`), or when there are `doubts`: what came of computing it anew. Evidence that can be read is kept in
+        any case, so that a rejection is in the registry too.
         """
         record = read_evidence(evidence)
-        missing = record.missing()
+        missing = record.missing() or list(doubts)
         if not version:
             if missing:
                 raise _rejection(name, version, missing)

@@ -75,6 +75,11 @@ def catalog_entries(store: Storage) -> list[CatalogEntry]:
     return list(reversed(found.values()))
 
 
+def finished_jobs(store: Storage, task: str) -> Iterator[CatalogEntry]:
+    """The jobs of a task that have a receipt, newest first."""
+    return (entry for entry in catalog_entries(store) if entry.task == task and store.exists(f"{entry.path}/receipt.json"))
+
+
 def earlier_jobs(store: Storage, job: Job) -> list[EarlierJob]:
     """Jobs whose answers this one may take over, newest first: the same settings, so the same key means the same answer."""
     if not job.reuse:

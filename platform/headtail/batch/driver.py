@@ -96,6 +96,8 @@ def _raise_limit(job: Job, reason: str, done: int, shards: int, reports: Sequenc
     fix, value = "finished rows are kept: correct the cause or raise the limit, and run again", f"{done} of {shards} shards are published"
     if job.model.traits.endpoint:
         value += f"; the endpoint is {job.model.base_url} with model {job.name}"
+        if not job.limits.priced:
+            value += "; what it billed so far is not known, since no price is set"
         fix += "; of an endpoint, model.base_url, model.model and model.request_timeout_s may be the cause"
     raise LimitReached(f"stopped early: {reason}", where=job.path, value=value, fix=fix)
 

@@ -60,7 +60,7 @@ def collect_snapshots(
     work = _Collection(store, needed, older_than, dry_run)
     for snapshot in sorted({*work.begun, *also}):
         work.collect_published(snapshot)
-    for snapshot, files in _files_by_snapshot(store).items():
+    for snapshot, files in files_by_snapshot(store).items():
         work.collect_unfinished(snapshot, files)
     return CollectionReport(dry_run=dry_run, gone=(*work.gone, *_litter(store, dry_run)), kept=work.kept)
 
@@ -150,8 +150,8 @@ def _finish(store: Storage, snapshot: str) -> None:
     store.remove(mark_path(snapshot))
 
 
-def _files_by_snapshot(store: Storage) -> dict[str, list[StoredFile]]:
-    """The files below each snapshot's folder."""
+def files_by_snapshot(store: Storage) -> dict[str, list[StoredFile]]:
+    """The files below each snapshot's folder, also of those without a manifest."""
     found: dict[str, list[StoredFile]] = defaultdict(list)
     for one in store.files(FOLDER):
         if not one.path.startswith(f"{LOG}/"):

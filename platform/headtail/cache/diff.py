@@ -26,7 +26,7 @@ from headtail.core.rows import CACHED, key_words
 
 KINDS = ("added", "dropped", "changed", "same")
 _COLUMNS = ["query_key", "query", "answer", "source", "count"]
-_EMPTY = pa.schema([CACHED.field(name) for name in _COLUMNS]).empty_table()
+_READ = pa.schema([CACHED.field(name) for name in _COLUMNS])
 _SHOWN = pa.schema(
     [("count", pa.int64()), ("query", pa.string()), ("before", pa.string()), ("after", pa.string()), ("source", pa.string())]
 )
@@ -71,8 +71,8 @@ def diff_snapshots(store: Storage, before: str, after: str, examples: int = 10) 
     """Compare snapshot `after` with snapshot `before`; `examples` of each kind but `same`. StorageError when one is gone."""
     old, new = read_manifest(store, before), read_manifest(store, after)
     tallies = {kind: _Tally(examples if kind != "same" else 0) for kind in KINDS}
-    for cut in merge_rounds([_rows(store, old), _rows(store, new)]):
-        for kind, table in split_by_change(*(table if table.num_rows else _EMPTY for table in cut)).items():
+    for parts in diff_rounds(store, old, new):
+        for kind, table in parts.items():
             tallies[kind].add(table)
     events = {kind: tally.events for kind, tally in tallies.items()}
     held = sum(events.values()) - events["dropped"]
@@ -86,6 +86,12 @@ def diff_snapshots(store: Storage, before: str, after: str, examples: int = 10) 
         of_log=bool(new.coverage),
         **{kind: tally.part(traffic) for kind, tally in tallies.items()},
     )
+
+
+def diff_rounds(store: Storage, old: SnapshotManifest, new: SnapshotManifest) -> Iterator[dict[str, pa.Table]]:
+    """The queries of two snapshots by kind, a range of keys at a time, as `split_by_change` gives them."""
+    for cut in merge_rounds([_rows(store, old), _rows(store, new)]):
+        yield split_by_change(*(table if table.num_rows else _READ.empty_table() for table in cut))
 
 
 def _rows(store: Storage, manifest: SnapshotManifest) -> Iterator[SortedBatch]:

@@ -15,20 +15,26 @@ import pyarrow.parquet as pq
 
 from headtail.adapters.storage import Storage, stream_table
 from headtail.cache.builder import OFFERED, build_snapshot
-from headtail.cache.manifest import SnapshotManifest, read_manifest
+from headtail.cache.manifest import SnapshotManifest, manifest_path, read_manifest, snapshot_path
 from headtail.cache.snapshot import publish_snapshot
 from headtail.cache.words import WORDS, load_words
 from headtail.core.errors import InputError
+from headtail.core.receipt import FileRef
 from headtail.core.rows import KEY, State
 
 
-def snapshot_holds(store: Storage, snapshot: str, keys: Collection[bytes]) -> int:
-    """How many of `keys` a snapshot has."""
-    ref = read_manifest(store, snapshot).files["answers"]
+def snapshot_holds(store: Storage, snapshot: str, keys: Collection[bytes]) -> bool:
+    """Whether a snapshot has one of `keys`.
+
+    One without a manifest (its publish or its collection was killed) is looked at too. What is left of it without its table cannot be
+    read: it counts as one that does.
+    """
+    if store.exists(manifest_path(snapshot)):
+        ref: FileRef | str = read_manifest(store, snapshot).files["answers"]
+    elif not store.exists(ref := f"{snapshot_path(snapshot)}/answers.parquet"):
+        return bool(store.files(snapshot_path(snapshot)))
     wanted = pa.array(list(keys), KEY)
-    return sum(
-        pc.sum(pc.is_in(batch.column("query_key"), value_set=wanted)).as_py() or 0 for batch in stream_table(store, ref, ["query_key"])
-    )
+    return any(pc.any(pc.is_in(batch.column("query_key"), value_set=wanted)).as_py() for batch in stream_table(store, ref, ["query_key"]))
 
 
 def publish_without(store: Storage, snapshot: str, keys: Collection[bytes], events: Mapping[str, int]) -> SnapshotManifest:

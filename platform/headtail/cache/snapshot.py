@@ -345,6 +345,13 @@ def publish_snapshot(
     if first.files != manifest.files:
         what, fix = "two publishes of one snapshot at once wrote files that differ", "remove this folder and publish again, one at a time"
         raise StorageError(what, where=store.uri(path), fix=fix)
+    if not all(store.exists(ref.path) for ref in manifest.files.values()):
+        store.remove(manifest_path(mark))
+        what, fix = (
+            "a deletion took this snapshot away while it was published",
+            "run headtail publish again: it leaves out what was deleted",
+        )
+        raise StorageError(what, where=store.uri(path), fix=fix)
     return first
 
 

@@ -2,17 +2,19 @@
 
 In: `--config FILE`, `--set path.to.field=value`, `--root`. Out: progress on stderr; what was asked for on stdout, and with
 `--json` as its last line. Exit codes: 0 done, 1 a job failed, 2 wrong input or config, 3 a miss of `lookup`, 4 a gate rejected
-under `--strict`, 130 Ctrl-C. jobs/*.py run the same commands (`job`).
+under `--strict`, 130 Ctrl-C or SIGTERM. jobs/*.py run the same commands (`job`).
 
     options.py  flags, configs, commands by role    stages.py  the stages       store.py  commands on a store
     status.py   what a store holds                  fields.py  configs' fields  doctor.py checks      review.py  the review queue
-    keys.py     API keys
+    keys.py     API keys                            labels.py human labels
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from typing import Annotated
 
 import typer
@@ -23,6 +25,7 @@ from headtail.cli import stages, store
 from headtail.cli.delete import delete
 from headtail.cli.fields import fields
 from headtail.cli.keys import keys_app
+from headtail.cli.labels import labels_app
 from headtail.cli.options import PANELS, STAGES, STOPPED, read_config
 from headtail.cli.override import override
 from headtail.cli.release import release_app
@@ -40,11 +43,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Answer the frequent queries of a search log ahead of time with a strong LLM, and the others with small students of it.",
     epilog="Start with: headtail pipeline --config jobs/configs/run_pipeline.laptop.yaml. "
-    "Exit codes: 0 done, 1 failed, 2 wrong input or config, 3 miss (lookup), 4 rejected (--strict), 130 Ctrl-C.",
+    "Exit codes: 0 done, 1 failed, 2 wrong input or config, 3 miss (lookup), 4 rejected (--strict), 130 Ctrl-C or SIGTERM.",
 )
 
 COMMANDS = {**store.COMMANDS, "fields": fields, "override": override, "delete": delete}
-GROUPS = {"review": review_app, "keys": keys_app, "release": release_app}  # commands with commands of their own
+GROUPS = {"labels": labels_app, "review": review_app, "keys": keys_app, "release": release_app}  # commands with commands of their own
 
 for _panel, _names in PANELS.items():
     for _name in _names:
@@ -70,7 +73,9 @@ def _root(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point: deliberate errors as three lines and an exit code, Ctrl-C as 130."""
+    """Entry point: deliberate errors as three lines and an exit code, Ctrl-C and SIGTERM as 130."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     sys.stdout, sys.stderr = hide_in_stream(sys.stdout), hide_in_stream(sys.stderr)  # also what frameworks, warnings and stack traces print
     try:

@@ -22,15 +22,20 @@ STAGES: dict[str, tuple[str, str]] = {
     "precompute": ("headtail.stages.precompute", "Have a model answer tables of queries; --dry-run estimates."),
     "publish": ("headtail.stages.publish", "Make a cache snapshot of answers the current release."),
     "evaluate": ("headtail.stages.evaluate", "Compare answers with human labels, by stratum."),
+    "judge": ("headtail.stages.judge", "Have a model judge answers; say how far it agrees with people."),
     "curate": ("headtail.stages.curate", "Choose what a student learns from; rank suspect answers."),
     "feedback": ("headtail.stages.feedback", "Turn callers' feedback into a review queue and labels."),
+    "shadow": ("headtail.stages.shadow", "Say how served answers agree with another model's."),
+    "experiment": ("headtail.stages.experiment", "Say what an A/B shows, and whether it holds for all traffic."),
     "gate": ("headtail.stages.gate", "Prove that a student is good enough, or say what is missing."),
+    "calibrate": ("headtail.stages.calibrate", "Prove from which confidence on a student is right enough."),
     "report": ("headtail.stages.report", "Write one page and one JSON with the figures of given runs."),
     "distill": ("headtail.stages.distill", "Train a student on the training set."),
     "sweep": ("headtail.stages.distill.sweep", "Train a student for each point of a grid; name the best."),
     "ablate": ("headtail.studies.ablate", "Measure what curation is worth, by one student per variant."),
     "gap": ("headtail.studies.gap", "Measure what side inputs are worth to teacher and student."),
     "reference": ("headtail.studies.reference", "Train the shipped placeholder models from scratch."),
+    "simulate": ("headtail.stages.simulate", "Compare designs of a server: latency, machines, cost, quality."),
     "replay": ("headtail.stages.replay", "Send holdout traffic to a running server and measure it."),
 }
 
@@ -38,13 +43,30 @@ STAGES: dict[str, tuple[str, str]] = {
 PANELS: dict[str, tuple[str, ...]] = {
     "Start here": ("doctor", "pipeline", "status", "fields"),
     "I want answers": ("example-data", "ingest", "plan", "precompute", "publish", "lookup"),
-    "I review quality": ("evaluate", "curate", "review", "feedback", "gate", "report"),
+    "I review quality": (
+        "labels",
+        "evaluate",
+        "judge",
+        "curate",
+        "review",
+        "feedback",
+        "shadow",
+        "gate",
+        "calibrate",
+        "experiment",
+        "report",
+    ),
     "I train students": ("distill", "sweep"),
-    "I operate": ("serve", "replay", "release", "override", "delete", "rollback", "diff", "gc", "keys"),
+    "I operate": ("serve", "replay", "simulate", "release", "override", "delete", "rollback", "diff", "gc", "keys"),
     "I measure methods": ("gap", "ablate", "reference"),
 }
 
-MODULES = {**{name: module for name, (module, _) in STAGES.items()}, "serve": "headtail.stages.serve", "review": "headtail.review"}
+MODULES = {
+    **{name: module for name, (module, _) in STAGES.items()},
+    "serve": "headtail.stages.serve",
+    "review": "headtail.review",
+    "labels": "headtail.review.label_draw",
+}
 REJECTED = 4  # exit code under --strict
 STOPPED = 130  # exit code after Ctrl-C
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 import typer
@@ -106,16 +105,17 @@ def release_promote(
 ) -> None:
     """Make the canary, or a release by its id, the current one.
 
-    Without an id: refused (exit code 1) unless the canary is proven to do no harm.
+    Refused (exit code 1) when what its gates found does not hold computed anew; without an id, unless the canary is proven to do no harm.
     """
     from headtail.releases import canary
-    from headtail.releases import release as releases
+    from headtail.releases.promotion import promote_release
+    from headtail.releases.release import load_release
 
     store = _store(config, sets, root)
     if release:
-        now = releases.promote(store, release)
+        now = promote_release(store, release)
     else:
-        now = releases.load_release(store, canary.promote_canary(store, who=person_name(who), accept_undecided=accept_undecided).canary)
+        now = load_release(store, canary.promote_canary(store, who=person_name(who), accept_undecided=accept_undecided).canary)
     say(f"current release: {now.id} (snapshot {now.snapshot})")
     if as_json:
         print(now.model_dump_json(exclude={"task_copy"}))
@@ -135,25 +135,23 @@ def release_rollback(config: ConfigFile = None, sets: Sets = None, root: Root = 
 @release_app.command("status")
 def release_status(config: ConfigFile = None, sets: Sets = None, root: Root = None, as_json: AsJson = False) -> None:
     """Show the current release, the canary, and what is proven about it."""
-    from headtail.releases import canary
-    from headtail.releases import release as releases
+    from headtail.releases.release import load_release
+    from headtail.releases.standing import read_standing
 
     store = _store(config, sets, root)
-    current, record = releases.current_release(store), canary.read_canary(store)
-    running = record is not None and canary.is_running(store, record)
-    verdict = canary.canary_verdict(record) if record is not None else None
+    standing = read_standing(store)
     if as_json:
-        held = record.model_dump(mode="json") if record else None
-        shown = {"current": current.id, "canary": held, "running": running, "verdict": verdict.model_dump() if verdict else None}
-        print(json.dumps(shown))
+        print(standing.model_dump_json())
         return
+    current, record, verdict, running = load_release(store, standing.current), standing.canary, standing.verdict, standing.running
     answers.print(f"current      {current.id}  snapshot {current.snapshot}  student {current.student or 'none'}  {current.created}")
     if record is None or verdict is None:
         answers.print("canary       none was ever begun")
         return
     state = "running" if running else "over: its champion is not current any more" if record.state == "running" else record.state
     answers.print(f"canary       {record.canary}  {state}  share {record.share:.3g}  since {record.started}  {record.why}")
-    answers.print(f"compared     {record.queries[0]:,} queries of {record.champion}, {record.queries[1]:,} of {record.canary}")
+    compared = f"{record.queries[0]:,} queries of {record.champion}, {record.queries[1]:,} of {record.canary}"
+    answers.print(f"compared     {compared}, as of {record.at}: servers add theirs every 5 minutes, and at once when it is proven worse")
     answers.print(f"verdict      {verdict.word}{': the share is held' if running and verdict.word == 'undecided' else ''}")
     for reason in verdict.reasons:
         answers.print(f"{'':<12} {reason}")

@@ -38,12 +38,16 @@ STAGES = (
     "plan",
     "precompute",
     "evaluate",
+    "judge",
     "curate",
     "feedback",
+    "shadow",
+    "experiment",
     "distill",
     "gate",
     "publish",
     "replay",
+    "simulate",
     "report",
 )
 NEWEST = 50  # jobs of the store whose state is looked at

@@ -56,8 +56,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """See `Client.close`."""
-        if self._core.local is not None:
-            await asyncio.to_thread(self._core.local.close)
+        await asyncio.to_thread(self._core.close)
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:

@@ -17,6 +17,9 @@ class ClientConfig(Config):
     root: str = Field("", description="store with the release whose snapshot is read here; empty: every query goes to the server")
     cache_dir: str = Field("", description="local folder for copies of snapshots; needed when root is a network mount")
     refresh_s: float = Field(5.0, gt=0, description="seconds between checks for a new release")
+    report_s: float = Field(
+        0.0, ge=0, description="seconds between reports of how many hits were answered here, for the server's metrics; 0: none is sent"
+    )
     timeout_ms: int = Field(2500, ge=1, description="milliseconds that a caller waits for the server, retries included")
     connect_timeout_ms: int = Field(250, ge=1, description="milliseconds to open a connection")
     retries: int = Field(2, ge=0, description="further tries of a request that failed; asking again is harmless")

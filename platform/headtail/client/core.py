@@ -6,16 +6,20 @@ In: a query. Out: an Answer at once, or a generator of Send and Sleep that ends 
 from __future__ import annotations
 
 import ssl
+import time
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import httpx
 
+from headtail.adapters.proxies import may_proxy
 from headtail.adapters.server_key import key_headers
 from headtail.client.answer import CLIENT_REASONS, Answer, ClientError
 from headtail.client.config import ClientConfig
 from headtail.client.exchange import Exchanges, NoAnswer, Received, Send, Sleep
 from headtail.client.local import LocalHead, clean_query
+from headtail.client.report import HitReport
 from headtail.core.errors import ConfigError
 
 MOST_QUERIES = 1000  # that the server takes at once
@@ -34,6 +38,7 @@ class ClientCounts(NamedTuple):
     retries: int
     refresh_failures: int
     breaker_open: bool
+    unreported: int = 0  # hits whose report the server did not take
 
 
 class ClientCore:
@@ -45,23 +50,42 @@ class ClientCore:
         self.config, self.exchanges = config, Exchanges(config)
         self.local = LocalHead(config.root, config.cache_dir, config.refresh_s) if config.root else None
         self._hits = self._misses = self._fallbacks = 0
+        self._closed = False
+        self._report = HitReport(self._open_http, config.report_s) if config.report_s and config.url and config.root else None
 
     @property
     def counts(self) -> ClientCounts:
-        """What happened so far; under threads a few may be lost."""
+        """The counts so far. With several threads a few counts may be lost."""
         failures = self.local.refresh_failures if self.local else 0
-        shared = self.exchanges
-        return ClientCounts(self._hits, self._misses, self._fallbacks, shared.retries, failures, shared.breaker.is_open)
+        shared, lost = self.exchanges, self._report.lost if self._report else 0
+        return ClientCounts(self._hits, self._misses, self._fallbacks, shared.retries, failures, shared.breaker.is_open, lost)
 
-    def look_up(self, query: str) -> tuple[str, Answer | None]:
-        """The clean text of a query, and its answer when it is here. ClientError when it cannot be taken."""
+    def look_up(self, query: str, times: int = 1) -> tuple[str, Answer | None]:
+        """The clean text of a query, and its answer when it is here. ClientError when it cannot be taken. `times`: occurrences."""
+        if self._closed:
+            raise ClientError("closed", "the client is closed", fix="make a new one, or close it later")
+        report = self._report
+        started = time.perf_counter() if report is not None else 0.0
         clean = clean_query(query, self.config.max_query_chars)
         found = self.local.look_up(query, clean) if self.local is not None else None
         if found is None:
-            self._misses += 1
+            self._misses += times
         else:
-            self._hits += 1
+            self._hits += times
+            if report is not None:
+                report.note(found.release, found.source, time.perf_counter() - started, times)
         return clean, found
+
+    def close(self) -> None:
+        """End the threads; the last report is sent. No query is answered after it."""
+        self._closed = True
+        if self.local is not None:
+            self.local.close()
+        if self._report is not None:
+            self._report.close()
+
+    def _open_http(self) -> httpx.Client:
+        return httpx.Client(trust_env=may_proxy(self.config.url), **self.http_options())
 
     def resolve(self, query: str, clean: str, side_inputs: SideInputs | None) -> Steps:
         """The answer to a miss."""
@@ -79,9 +103,9 @@ class ClientCore:
         """An answer or an error for each query, in order. A query that occurs more than once is asked for once."""
         found: dict[str, Answer | ClientError] = {}
         misses: dict[str, str] = {}
-        for query in dict.fromkeys(queries):
+        for query, times in Counter(queries).items():
             try:
-                clean, answer = self.look_up(query)
+                clean, answer = self.look_up(query, times)
             except ClientError as error:
                 found[query] = error
             else:
@@ -151,7 +175,7 @@ class ClientCore:
         }
 
     def time_limit(self, step: Send) -> httpx.Timeout:
-        """Limits of one try: what is left of the caller's time; less for a connection, a new one or one that others hold."""
+        """Limits of one try: what is left of the caller's time; shorter for a new connection, or for a wait until one is free."""
         left = max(step.timeout_s, 0.001)
         connect = min(left, self.config.connect_timeout_ms / 1000)
         return httpx.Timeout(left, connect=connect, pool=connect)

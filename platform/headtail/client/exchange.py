@@ -1,4 +1,4 @@
-"""How the server is asked: which requests, with which time limits, what is tried again, when it is left alone. Without any I/O.
+"""Requests to the server: time limits, retries, and the circuit breaker. Without any I/O.
 
 In: a path and a body; then, for each Send, the response or None. Out: Send and Sleep, one after another, and at the end the response's
 JSON. The two clients drive it, each in its own way of waiting. Asking for an answer changes nothing, so it may be asked again.
@@ -17,12 +17,12 @@ from headtail.client.answer import ClientError
 from headtail.client.config import ClientConfig
 from headtail.core.breaker import CircuitBreaker
 
-RETRIED = frozenset((429, 502, 503, 504))  # refused for now, or somebody between us is: worth another try
+RETRIED = frozenset((429, 502, 503, 504))  # the server, or a proxy before it, refuses for the moment: another try may succeed
 _REASONS = {0: "unreachable", 429: "rate_limited", 502: "unreachable", 503: "server_busy", 504: "unreachable"}
 
 
 class Send(NamedTuple):
-    """Send this request; give back its Received, or None when no response came: no connection, or it broke."""
+    """Send this request. The driver returns its Received, or None when there was no connection or it broke."""
 
     path: str
     body: dict[str, Any]
@@ -30,7 +30,7 @@ class Send(NamedTuple):
 
 
 class Sleep(NamedTuple):
-    """Wait; give back None."""
+    """Wait. The driver returns None."""
 
     seconds: float
 

@@ -2,7 +2,7 @@
 
 In: a query. Out: its Answer when an override or the snapshot has it, else None. A thread looks for new overrides and at CURRENT; a new
 snapshot is opened beside the old one and then takes its place in one assignment. While a canary runs, its snapshot answers the queries
-that the servers would give it too. A store that is away leaves what is open as it is. Knows nothing of servers.
+that the servers would give it too. When the store cannot be reached, the open snapshot stays. Knows nothing of servers.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class _Opened(NamedTuple):
 
 def clean_query(query: str, max_chars: int) -> str:
     """The text that a query is looked up by: normalised, without personal data. ClientError when the server would refuse it too."""
+    if not isinstance(query, str):
+        raise ClientError("invalid", f"the query is no text: {type(query).__name__}", field="query", fix="give a str")
     try:
         return check_query(query, max_chars)
     except InvalidQuery as error:
@@ -75,7 +77,7 @@ class LocalHead:
             opened = trial[1]
         found = opened.cache.stored(clean)
         if opened.overrides:
-            found = opened.overrides.resolve(query_key(clean), found)
+            found = opened.overrides.resolve(query_key(clean), found, opened.task.file.redacted == "cached")
         if found is None:
             return None
         confidence = None if found.confidence is None else round(found.confidence, 4)
@@ -94,7 +96,7 @@ class LocalHead:
 
     def refresh(self) -> bool:
         """Take new overrides, follow CURRENT if it moved, and the canary; True when another release is current now."""
-        with self._refreshing:  # the caller's look and the thread's
+        with self._refreshing:  # a caller and the thread may refresh at the same time
             old = self._opened
             self._opened = old._replace(overrides=load_overrides(self._store, old.task.name, old.overrides))
             found = releases.current_id(self._store)
@@ -149,6 +151,6 @@ class LocalHead:
             try:
                 if self.refresh():
                     log.info("now answering from release %s", self._opened.release)
-            except Exception as error:  # a store out of reach, a snapshot half copied: go on with what is open
+            except Exception as error:  # the store cannot be reached, or a snapshot is half copied: go on with the open one
                 self.refresh_failures += 1
                 log.warning("cannot follow CURRENT, still answering from %s: %s", self._opened.release, hide(str(error)))

@@ -60,8 +60,7 @@ class Client:
 
     def close(self) -> None:
         """Close connections and end the thread."""
-        if self._core.local is not None:
-            self._core.local.close()
+        self._core.close()
         self._http.close()
 
     def __enter__(self) -> Self:

@@ -7,6 +7,7 @@ a normal approximation. Arrays may have leading axes, one per repetition. Knows 
     Share       right and wrong rows: the exact binomial test (Clopper and Pearson 1934)
     Game        scores in 0..1: betting against the mean (Waudby-Smith and Ramdas 2024)
     assisted    people's scores on few rows and a judge's on many: a Game (after Angelopoulos et al. 2023)
+    micro-F1    a Game too: rows' own F1, weighted by their units, of which the schema bounds the number
     Either      two tests of one mean, with the level split between them
     holm        which of several criteria are true together (Holm 1979)
 """
@@ -17,7 +18,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +27,13 @@ from scipy import special
 Array = npt.NDArray[np.float64]
 
 EXACT, BETTING, ASSISTED = "clopper-pearson", "betting", "prediction-powered betting"
+LEAN = 1.2816  # standard errors to each side of an 80 % interval
 _CAP = 0.75  # of the stake at which one row of the lowest score would lose everything
+_WEIGHTED_CAP = 0.97  # the same for weighted rows: hardly a row has the greatest weight, and the cap binds where weights are small
 JUDGES_SHARE = 0.1  # of the level, spent on the judge's mean: with many rows it is known well at any level
 _MOST_ROWS = 10_000_000  # labels beyond this are as good as never
+SIMULATED = 20_000  # rows up to which labels needed are simulated
+_GAMES, _MOST_CELLS = 1000, 2_000_000  # games of one size, and their rows together
 _STEPS = 34  # halvings of an interval of length 1: to 6e-11
 _PRIOR_ROWS = 2.0  # rows that the first guess of a judge's worth (one half) counts as
 _LEARNING_ROWS = 3  # rows at the start that win little because stakes are still small
@@ -54,9 +59,9 @@ class Proof(Protocol):
         """The largest m with p(m) <= level: the mean is above it except with chance `level`."""
         ...
 
-    def rows_needed(self, least: float, level: float, power: float) -> int | None:
-        """Rows with which p(least) <= level would be met with chance `power`, if the truth is what was observed; about.
-        None when what was observed is not above `least`: then no number of rows will do."""
+    def rows_needed(self, least: float, level: float, power: float, lean: float = 0.0) -> int | None:
+        """Rows with which p(least) <= level would be met with chance `power`, if the truth lies `lean` standard errors above what
+        was observed; within 10 %. None when that is not above `least`: then no number of rows will do."""
         ...
 
 
@@ -84,10 +89,12 @@ class Share:
     def low(self, level: float) -> float:
         return float(special.betaincinv(self.right, self.n - self.right + 1, level)) if self.right else 0.0
 
-    def rows_needed(self, least: float, level: float, power: float) -> int | None:
-        if self.n and self.value <= least:
-            return None
+    def rows_needed(self, least: float, level: float, power: float, lean: float = 0.0) -> int | None:
         truth = self.value if self.n else 1.0  # without a row: if all were right
+        if self.n and lean:
+            truth = float(special.betaincinv(self.right + 0.5, self.n - self.right + 0.5, special.ndtr(lean)))
+        if truth <= least:
+            return None
 
         def enough(n: int) -> bool:
             # the fewest right that pass: the binomial quantile, corrected by a step where SciPy's approximation is off
@@ -98,7 +105,7 @@ class Share:
                 k += 1
             return k <= n and float(share_p(k, n, truth)) >= power
 
-        return _smallest_count(enough)
+        return smallest_count(enough)
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,10 @@ class Game:
             float(np.average(self.payoffs, weights=self.weights)) if self.n and (self.weights is None or self.weights.any()) else math.nan
         )
 
+    @property
+    def _cap(self) -> float:
+        return _CAP if self.weights is None else _WEIGHTED_CAP
+
     @cached_property
     def _stakes(self) -> Array:
         """sqrt(2 log(1/level) / (n variance of the rows before)): their predictable plug-in, for n rows."""
@@ -151,7 +162,7 @@ class Game:
         m = np.asarray(least, dtype=np.float64)[..., None]
         if not self.n:
             return np.zeros(self.payoffs.shape[:-1])
-        stakes = np.minimum(self._stakes, _CAP / np.maximum(m - (0.0 if self.floors is None else self.floors), 1e-12))
+        stakes = np.minimum(self._stakes, self._cap / np.maximum(m - (0.0 if self.floors is None else self.floors), 1e-12))
         gains = self.payoffs - m if self.weights is None else self.weights * (self.payoffs - m)
         reached = np.cumsum(np.log1p(stakes * gains), -1).max(-1)
         return np.asarray(np.where(gains.sum(-1) > 0, np.maximum(0.0, reached), 0.0))
@@ -175,25 +186,65 @@ class Game:
     def low(self, level: float) -> float:
         return float(self.lows(level))
 
-    def rows_needed(self, least: float, level: float, power: float) -> int | None:
-        """From mean and spread of the log capital that a row of these would add at the stake of n rows; an approximation."""
+    def rows_needed(self, least: float, level: float, power: float, lean: float = 0.0) -> int | None:
+        """By simulation: games of rows drawn from these. Beyond SIMULATED rows from mean and spread of what a row adds."""
         if level <= self.spent:
             return None
         if not self.n:
             return Game(np.ones(1), self.level).rows_needed(least, level, power)
+        about = self._first_guess(least, level, power, lean)
+        if about is None:
+            return None
+        key = least, level, power
+        if key not in self._ratios:
+            there = self._first_guess(*key, 0.0)
+            self._ratios[key] = self._simulated_rows(*key, there) / there if there and there <= SIMULATED else 1.0
+        return max(1, round(about * self._ratios[key]))
+
+    @cached_property
+    def _ratios(self) -> dict[tuple[float, float, float], float]:
+        """Simulated rows over those of `_first_guess`, by least, level and power."""
+        return {}
+
+    def _first_guess(self, least: float, level: float, power: float, lean: float) -> int | None:
         w = np.ones(self.n) if self.weights is None else self.weights
         gains = w * (self.payoffs - least)
+        gains = gains + lean * gains.std() / math.sqrt(self.n)
         if gains.mean() <= 0:
             return None
         variance = float(gains.var()) + 1e-12
-        most = _CAP / max(1e-12, least - (0.0 if self.floors is None else float(self.floors.min())))
+        most = self._cap / max(1e-12, least - (0.0 if self.floors is None else float(self.floors.min())))
         tuned, goal, sure = math.log(1 / (self.level - self.spent)), math.log(1 / (level - self.spent)), float(special.ndtri(power))
 
         def enough(n: int) -> bool:
-            won = np.log1p(min(math.sqrt(2 * tuned / (n * variance)), most) * gains)
+            won = np.log1p(np.maximum(min(math.sqrt(2 * tuned / (n * variance)), most) * gains, -self._cap))
             return bool((n - _LEARNING_ROWS) * won.mean() - sure * math.sqrt(n) * won.std() >= goal)
 
-        return _smallest_count(enough)
+        return smallest_count(enough)
+
+    def _simulated_rows(self, least: float, level: float, power: float, about: int) -> float:
+        """Rows at which games win with chance `power`: a probit line over the square root of the rows, through five sizes about there."""
+        rng, sure, center = np.random.default_rng(0), float(special.ndtri(power)), float(about)
+        for _ in range(4):
+            sizes = np.unique(np.maximum(1, np.rint(center * np.array([0.6, 0.8, 1.0, 1.2, 1.45]))).astype(np.int64))
+            won = np.array([self._share_won(least, level, int(size), rng) for size in sizes])
+            inside = (won > 0.02) & (won < 0.995)
+            if inside.sum() >= 2:
+                slope, start = np.polyfit(np.sqrt(sizes[inside]), special.ndtri(won[inside]), 1, w=np.sqrt(won * (1 - won))[inside])
+                found = ((sure - start) / slope) ** 2 if slope > 0 and sure > start else center
+                if 0.7 * center <= found <= 1.3 * center:
+                    return float(found)
+                center = float(np.clip(found, center / 2, center * 2))
+            else:
+                center *= 0.6 if won[-1] >= power else 1.6
+        return center
+
+    def _share_won(self, least: float, level: float, size: int, rng: np.random.Generator) -> float:
+        """The share of games of `size` rows drawn from these that win."""
+        drawn = rng.integers(0, self.n, (max(60, min(_GAMES, _MOST_CELLS // size)), size))
+        floors = None if self.floors is None else self.floors[drawn]
+        weights = None if self.weights is None else self.weights[drawn]
+        return float((Game(self.payoffs[drawn], level, floors, weights, self.spent).ps(least) <= level).mean())
 
 
 def judge_assisted_proof(people: Array, judge: Array, more: Array, level: float, share: float = JUDGES_SHARE) -> Game:
@@ -249,8 +300,8 @@ class Either:
     def low(self, level: float) -> float:
         return max(self.first.low(level / 2), self.second.low(level / 2))
 
-    def rows_needed(self, least: float, level: float, power: float) -> int | None:
-        found = [n for proof in (self.first, self.second) if (n := proof.rows_needed(least, level / 2, power)) is not None]
+    def rows_needed(self, least: float, level: float, power: float, lean: float = 0.0) -> int | None:
+        found = [n for proof in (self.first, self.second) if (n := proof.rows_needed(least, level / 2, power, lean)) is not None]
         return min(found, default=None)
 
 
@@ -271,7 +322,21 @@ def holm(p: npt.ArrayLike, delta: float) -> tuple[npt.NDArray[np.bool_], Array]:
     return np.take_along_axis(passed, back, -1), np.take_along_axis(levels, back, -1)
 
 
-def _smallest_count(enough: Callable[[int], bool]) -> int | None:
+class LabelsNeeded(NamedTuple):
+    """Labels in all; and if the truth is a little better or worse than what was observed. None: no number of labels will do."""
+
+    rows: int | None
+    least: int | None
+    most: int | None
+
+
+def count_labels_needed(proof: Proof, least: float, level: float, power: float) -> LabelsNeeded:
+    """Labels with which `least` would be shown at `level` with chance `power`; its range takes the truth to lie one side or the other
+    of what was observed by LEAN standard errors: 80 % of an interval."""
+    return LabelsNeeded(*(proof.rows_needed(least, level, power, lean) for lean in (0.0, LEAN, -LEAN)))
+
+
+def smallest_count(enough: Callable[[int], bool]) -> int | None:
     """The smallest n that is enough, by doubling and halving; shares go up and down by single rows, so: about."""
     high = 1
     while not enough(high):

@@ -85,7 +85,12 @@ class _AmbiguousYaml(yaml.MarkedYAMLError):
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML in which a field that is named twice in one group is an error."""
+    """YAML in which a field that is named twice in one group is an error, and a day is the text that it is."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":timestamp"):
+            return node.value  # also because other packages change what SafeLoader makes of it, in the whole process
+        return super().construct_object(node, deep)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -137,9 +142,9 @@ def read_json_like(path: Path) -> dict[str, Any]:
     return _read(path, _JsonLike)
 
 
-def _read(path: Path, loader: type[_Yaml]) -> dict[str, Any]:
+def _read(path: Path, loader: type[_Yaml | yaml.BaseLoader]) -> dict[str, Any]:
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), loader)  # both are safe loaders
+        data = yaml.load(path.read_text(encoding="utf-8"), loader)  # all are safe loaders
     except FileNotFoundError:
         raise ConfigError("config file not found", where=str(path), fix="check the path given to --config") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -148,7 +153,7 @@ def _read(path: Path, loader: type[_Yaml]) -> dict[str, Any]:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         what = "" if isinstance(error, _AmbiguousYaml) else "not valid YAML: "
         raise ConfigError(f"{what}{line}{error.problem}", where=str(path), fix="correct that line") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError) as error:  # the last two: `!!int x`, `!!bool x`
         raise ConfigError(f"not valid YAML: {error}", where=str(path)) from error
     if data is None:
         return {}
@@ -163,25 +168,30 @@ def _read(path: Path, loader: type[_Yaml]) -> dict[str, Any]:
     return data
 
 
-def apply_sets(data: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+def apply_sets(data: dict[str, Any], sets: Sequence[str], loader: type[_Yaml | yaml.BaseLoader] = _Yaml) -> dict[str, Any]:
     """`data` with each `path.to.field=value` applied to it; values are read as YAML, so `3`, `true` and `[a, b]` work."""
     for item in sets:
         path, sign, text = item.partition("=")
         if not sign or not path:
             raise ConfigError("--set takes path.to.field=value", where="--set", value=item, fix="for example --set head.rows=1000")
         try:
-            value = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError:
+            value = yaml.load(text, loader) if text else ""
+        except (yaml.YAMLError, ValueError, LookupError):
             value = text
-        node = data
-        *parents, last = path.strip().split(".")
-        for name in parents:
-            child = node.setdefault(name, {})
-            if not isinstance(child, dict):
-                raise ConfigError(f"{name} is a single value, not a group of fields", where="--set", value=item)
-            node = child
-        node[last] = value
+        _put(data, path.strip(), value, item)
     return data
+
+
+def _put(data: dict[str, Any], path: str, value: Any, item: str) -> None:
+    """Write `value` at a dotted path. ConfigError, which shows `item`, when the path leads through a single value."""
+    node = data
+    *parents, last = path.split(".")
+    for name in parents:
+        child = node.setdefault(name, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{name} is a single value, not a group of fields", where="--set", value=item)
+        node = child
+    node[last] = value
 
 
 def load_config(
@@ -191,19 +201,57 @@ def load_config(
     data: dict[str, Any] = dict(base or {})
     if file is not None:
         data.update(read_yaml(file))
-    return build_config(kind, apply_sets(data, sets), where=str(file) if file else "command line", name=name)
-
-
-def build_config(kind: type[T], data: Mapping[str, Any], where: str, name: str = "") -> T:
-    """A validated `kind`; a ConfigError that names every bad field, the value seen and the nearest known name."""
+    data = apply_sets(data, sets)
     try:
         return kind.model_validate(_overlay_defaults(kind, data))
     except ValidationError as error:
-        problems = error.errors()
+        _restore_texts(data, error, apply_sets(_read(file, yaml.BaseLoader) if file else {}, sets, yaml.BaseLoader))
+    return build_config(kind, data, where=str(file) if file else "command line", name=name, sets=sets)
+
+
+def _restore_texts(data: dict[str, Any], error: ValidationError, texts: dict[str, Any]) -> None:
+    """Put into `data` the text as it was typed where a field wants text and YAML reads something else: `release: 0042`."""
+    for item in error.errors():
+        if item["type"] != "string_type" or not isinstance(item["input"], int | float):
+            continue
+        node: Any = data
+        text: Any = texts
+        *parents, last = item["loc"]
+        try:
+            for part in parents:
+                node, text = node[part], text[part]
+            node[last] = text[last]
+        except (KeyError, IndexError, TypeError):  # nothing that was typed: a value of `base`, a part of a union, a name of a mapping
+            continue
+
+
+def build_config(kind: type[T], data: Mapping[str, Any], where: str, name: str = "", sets: Sequence[str] = ()) -> T:
+    """A validated `kind`; a ConfigError that names every bad field, the value seen and the nearest known name. `sets`: what of `data` comes
+    from --set and not from `where`."""
+    try:
+        return kind.model_validate(_overlay_defaults(kind, data))
+    except ValidationError as error:
+        every = error.errors()
+        inner = {item["loc"][:depth] for item in every for depth in range(len(item["loc"]))}
+        problems = [item for item in every if item["type"] != "too_short" or item["loc"] not in inner]  # an item is there, and wrong
         groups = list(dict.fromkeys(".".join(map(str, item["loc"][:-1])) for item in problems))
         within = f" {groups[0]}" if len(groups) == 1 and groups[0] else ""
         fix = f"run: headtail fields {name}{within}" if name else f"see the fields of {kind.__module__}.{kind.__name__}"
-        raise ConfigError("\n".join(_say(kind, item) for item in problems), where=where, fix=fix) from None
+        raise ConfigError("\n".join(_say(kind, item) for item in problems), where=_origin(problems, where, sets), fix=fix) from None
+
+
+def _origin(problems: Sequence[Any], where: str, sets: Sequence[str]) -> str:
+    """Where the wrong values come from: those of `sets` that gave one, `where`, or both."""
+    blamed: dict[str, None] = {}
+    for item in problems:
+        place = ".".join(map(str, item["loc"]))
+        mine = [one for one in sets if place and _overlap(one.partition("=")[0].strip(), place)]
+        blamed |= dict.fromkeys([f"--set {one[:_VALUE_CHARS]}" for one in mine] or [where])
+    return ", ".join(blamed)
+
+
+def _overlap(path: str, other: str) -> bool:
+    return f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.")
 
 
 def _overlay_defaults(kind: type[BaseModel], data: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,6 +314,8 @@ def _say(kind: type[BaseModel], item: Any) -> str:
 def _fields_at(kind: type[BaseModel], path: Sequence[Any]) -> list[str]:
     node: Any = kind
     for name in path:
+        if isinstance(name, int):  # a place in a list: the items' model is known by now
+            continue
         field = node.model_fields.get(name) if isinstance(node, type) and issubclass(node, BaseModel) else None
         if field is None:
             return []

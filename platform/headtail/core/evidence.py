@@ -32,25 +32,37 @@ class Criterion(Config):
     right: int | None = Field(None, description="of them wholly right, when the score is exact")
     judged: int = Field(0, ge=0, description="further rows with a judge's score alone")
     value: float | None = Field(None, description="the mean, estimated; null without rows")
-    lower_bound: float = Field(ge=-1, le=1, description="the mean is above this, except with chance `level`")
+    lower_bound: float | None = Field(
+        ge=-1,
+        le=1,
+        description="the mean is above this, except with chance `level`; null: failed on sealed rows, which say no more than that",
+    )
     level: float = Field(gt=0, lt=1, description="the chance of error at which this criterion was judged")
-    p: float = Field(ge=0, le=1, description="p-value of: the mean is `threshold` or lower")
+    p: float | None = Field(ge=0, le=1, description="p-value of: the mean is `threshold` or lower; null: the rows are sealed")
     method: str = Field(description="the bound")
     passed: bool = Field(description="whether the lower bound reaches the threshold")
     more: int | None = Field(
-        None, description="further labels with which it would likely pass, the truth being what was observed; null: none"
+        None, description="further labels with which it would likely pass the next look, the truth being what was observed; null: none"
     )
+    more_least: int | None = Field(None, description="the same if the truth is better than observed: the near end of an 80 % range")
+    more_most: int | None = Field(None, description="the same if it is worse: the far end; null: then no number of labels will do")
+    open_value: float | None = Field(None, description="the mean on open rows, where the criterion was tested on sealed ones")
+    least_labels: int = Field(1, ge=1, description="labelled rows that the policy asks for")
 
     @property
     def short(self) -> float:
         """Points (hundredths) by which the lower bound misses the threshold."""
-        return max(0.0, 100 * (self.threshold - self.lower_bound))
+        return 0.0 if self.lower_bound is None else max(0.0, 100 * (self.threshold - self.lower_bound))
 
     def words(self) -> str:
         """The criterion and its figures, for people; what is missing first when it is not passed."""
         against = {"quality": "", "drop": ", minus the teacher", "above": ", minus the fallback"}
         where, sign = f"{self.stratum}{against[self.kind]}", "" if self.kind == "quality" else "+"
-        if self.value is None:
+        if 0 < self.n < self.least_labels:
+            return f"{where}: {self.n:,} labels, the policy asks for at least {self.least_labels:,}"
+        if self.n and self.value is None:
+            return f"{where}: {self._sealed_words(sign)}"
+        if self.value is None or self.lower_bound is None:
             return f"{where}: no labels at all, {self.more or 'many'} if all of them are right; threshold {self.threshold:g}"
         judged = f" and {self.judged:,} judged rows" if self.judged else ""
         figures = (
@@ -60,7 +72,21 @@ class Criterion(Config):
             return f"{where}: {figures}"
         if self.more is None:
             return f"{where}: {self.short:.1f} points, more labels alone will not do ({figures})"
-        return f"{where}: {self.more:,} more labels, or {self.short:.1f} points ({figures})"
+        far = f"to {self.more_most:,}" if self.more_most else "or more than any number"
+        likely = f" (likely {self.more_least:,} {far})" if self.more_least else ""
+        return f"{where}: {self.more:,} more labels{likely}, or {self.short:.1f} points ({figures})"
+
+    def _sealed_words(self, sign: str) -> str:
+        if self.passed and self.lower_bound is not None:
+            return f"lower bound {self.lower_bound:{sign}.3f} on {self.n:,} sealed labels, threshold {self.threshold:g}"
+        if self.passed:
+            return f"shown on {self.n:,} sealed labels, threshold {self.threshold:g}"
+        found = f"not shown on {self.n:,} sealed labels, threshold {self.threshold:g} at level {self.level:.2g}"
+        if self.open_value is None:
+            return found
+        if self.more is None:
+            return f"{found}; the open labels have {self.open_value:{sign}.3f}: more labels alone will not do"
+        return f"{found}; were it the open labels' {self.open_value:{sign}.3f}, {self.more:,} more sealed labels would show it"
 
 
 class Figures(Config):
@@ -95,10 +121,22 @@ class JudgeEvidence(Config):
     answers_checked: bool = Field(description="whether its rows name the answers that it looked at")
 
 
+class ReferenceEvidence(Config):
+    """An answer source that a claim compares the candidate with."""
+
+    source: str = Field(description="teacher")
+    answers: StorePath = Field(description="receipt of its answers")
+    digest: str = Field(description="digest of its weights; another than the candidate's")
+    rows: str = Field(description="SHA-256 of its scored rows; it was asked on all of them")
+
+
+FORMER_FORMAT: Literal["headtail-gate/3"] = "headtail-gate/3"  # names neither labels nor a policy: it can be kept, and not computed anew
+
+
 class Evidence(Config):
     """What a gate found of one candidate."""
 
-    format: Literal["headtail-gate/3"] = Field("headtail-gate/3", description="layout of this record")
+    format: Literal["headtail-gate/3", "headtail-gate/4"] = Field("headtail-gate/4", description="layout of this record")
     passed: bool = Field(description="the verdict: every criterion is passed")
     task: str = Field(description="name of the task")
     candidate: str = Field(min_length=1, description="distill/<fingerprint>, snapshots/<id> or the model's name")
@@ -108,7 +146,13 @@ class Evidence(Config):
     evaluation: StorePath = Field(description="receipt of the evaluation")
     score: str = Field(description="what a row's score is: exact (0 or 1) or f1 (0..1)")
     delta: float = Field(gt=0, lt=1, description="chance that a candidate passes although a criterion is not true of it")
-    candidates: int = Field(ge=1, description="candidates by which delta is divided")
+    candidates: int = Field(ge=1, description="what delta is divided by at this look: k(k+1) for look k, or the looks that are planned")
+    look: int = Field(1, ge=1, description="which different look this is at labelled rows that it shares with earlier ones")
+    policy: str = Field("", description="digest of the policy in task.yaml that was tested; empty: of an earlier version")
+    labels: str = Field("", description="table ref of the human labels")
+    sealed: bool = Field(False, description="whether the rows are sealed: nothing but the gate ever read them")
+    excluded: int = Field(0, ge=0, description="labelled rows that the candidate was trained on, left out")
+    references: tuple[ReferenceEvidence, ...] = Field((), description="what the candidate is compared with")
     correction: str = Field(description="how criteria and candidates were corrected for")
     criteria: tuple[Criterion, ...] = Field(min_length=1, description="every criterion")
     data: dict[str, str] = Field(description="SHA-256 of each table the criteria rest on")
@@ -126,9 +170,11 @@ class Evidence(Config):
         unproven = [criterion for criterion in self.criteria if not criterion.passed]
         yield from (criterion.words() for criterion in unproven)
         left, budget = len(self.criteria), self.delta / self.candidates
-        for criterion in sorted(self.criteria, key=lambda found: found.p) if not unproven else ():
-            if not criterion.n or criterion.p > budget / left * (1 + 1e-9) or criterion.lower_bound < criterion.threshold - 1e-9:
-                shown = f"p {criterion.p:.3g} at level {budget / left:.3g}"
+        for criterion in sorted(self.criteria, key=lambda found: found.level if found.p is None else found.p) if not unproven else ():
+            p, low = (criterion.level if criterion.p is None else criterion.p), criterion.lower_bound
+            enough = criterion.n >= criterion.least_labels and low is not None and low >= criterion.threshold - 1e-9
+            if not enough or p > budget / left * (1 + 1e-9):
+                shown = f"p {p:.3g} at level {budget / left:.3g}"
                 yield f"{criterion.stratum}: marked as passed, but its own figures do not show it ({shown})"
             left -= 1
         if not unproven and not self.passed:
@@ -173,3 +219,11 @@ def read_evidence(data: Mapping[str, Any] | Evidence) -> Evidence:
         return build_config(Evidence, data, where="evidence")
     except ConfigError as error:
         raise GateRejected(f"the evidence is not complete: {error.what}", where="evidence", fix="run: headtail gate") from None
+
+
+def policy_gap(evidence: Evidence, task: str, policy: str) -> list[str]:
+    """Words when evidence was made under another policy (a digest) than the task's own; empty when it was not."""
+    if evidence.policy == policy:
+        return []
+    made = evidence.policy[:8] or "none, of an earlier version of headtail"
+    return [f"the policy of task {task} (gate in task.yaml) is {policy[:8]}, the evidence's is {made}: run headtail gate again"]

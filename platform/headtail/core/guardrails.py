@@ -9,6 +9,7 @@ degraded), so that both decide the same. Knows nothing of stores, snapshots or s
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import re
 import unicodedata
@@ -18,13 +19,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
+from rapidfuzz.distance import OSA
 
 from headtail.core.config import Config
 from headtail.core.errors import ConfigError
+from headtail.core.own_code import own_code
 from headtail.core.redact import redact
 from headtail.core.score import ScoreConfig, answer_fields
 from headtail.core.secrets import hide
-from headtail.core.spelling import distance
 from headtail.core.text import normalise
 
 if TYPE_CHECKING:
@@ -122,21 +124,22 @@ class AnswerGuard:
         return next((found for text in outside if (found := self._corrects(typed, _words(text), whole=False))), "")
 
     def _corrects(self, typed: Sequence[str], given: Sequence[str], whole: bool) -> str:
-        steps = align_spellings(typed, given, self._is_near, whole)
+        near = Near(self._typing_errors, self.task.file.guardrails.max_edits)
+        steps = align_spellings(typed, given, near, whole)
         if steps is None:
-            return _blame(typed, given, self._is_near, whole)
+            return _blame(typed, given, near, whole)
         return next((found for step in steps if step.typed != step.given and (found := self._vocabulary(step))), "")
 
-    def _is_near(self, typed: str, given: str) -> int | None:
+    def _typing_errors(self, typed: str, given: str) -> int | None:
         """Typing errors between two words; None when there are too many. A number is never corrected."""
         config = self.task.file.guardrails
         if typed == given:
             return 0
         most = min(config.max_edits, min(len(typed), len(given)) // config.letters_per_edit)
-        if abs(len(typed) - len(given)) > most or _digits(typed) != _digits(given):
+        if abs(len(typed) - len(given)) > most:
             return None
-        errors = distance(typed, given)
-        return errors if errors <= most else None
+        errors = OSA.distance(typed, given, score_cutoff=most)
+        return errors if errors <= most and _digits(typed) == _digits(given) else None
 
     def _vocabulary(self, step: Step) -> str:
         """Whether the log speaks for a correction: its words are known, and more frequent than known words that it replaces."""
@@ -149,11 +152,6 @@ class AnswerGuard:
         old = [self.words.get(word, 0) for word in step.typed if word not in step.given and _has_case(word)]
         known = bool(old) and min(old) >= config.known_count
         return "correction_of_known" if step.errors and new and known and min(new) < config.known_ratio * max(old) else ""
-
-
-def check_answer(task: Task, query: str, answer: Any, words: Mapping[str, int] | None = None, own_check: OwnCheck | None = None) -> str:
-    """Why `answer` (parsed) must not be served to `query` (normalised): a code of GUARDRAIL_REASONS; empty: it may be served."""
-    return AnswerGuard(task, words, own_check).reason(query, answer)
 
 
 def check_guardrails(config: GuardrailConfig, score: ScoreConfig, outline: Mapping[str, Any], where: str) -> None:
@@ -177,12 +175,8 @@ def load_own_check(task: Task, allow_code: bool) -> OwnCheck | None:
         raise ConfigError("this task's guardrails name Python code, which would run on every answer", where=where, value=name, fix=fix)
     module, _, function = name.partition(":")
     fix = "name a function(query, answer) of a package that is installed where answers are published and served"
-    try:
+    with own_code(name, where, fix):
         found = getattr(importlib.import_module(module), function)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # whatever the module raises: its SystemExit must not end the command as if it were done
-        raise ConfigError(f"{type(error).__name__}: {error}", where=where, value=name, fix=fix) from error
     if not callable(found):
         raise ConfigError("not a function", where=where, value=name, fix=fix)
 
@@ -213,7 +207,11 @@ class Step(NamedTuple):
     errors: int
 
 
-Near = Callable[[str, str], int | None]
+class Near(NamedTuple):
+    """`errors`: typing errors between two words, None for too many. `slack`: letters by which words that are near may differ in length."""
+
+    errors: Callable[[str, str], int | None]
+    slack: int
 
 
 def align_spellings(typed: Sequence[str], given: Sequence[str], near: Near, whole: bool) -> list[Step] | None:
@@ -223,12 +221,13 @@ def align_spellings(typed: Sequence[str], given: Sequence[str], near: Near, whol
     else `given` stands for any run of its words. Edit distance over words (Wagner and Fischer 1974).
     """
     n, m = len(typed), len(given)
+    typed_at, given_at = (list(itertools.accumulate(map(len, words), initial=0)) for words in (typed, given))  # letters before each word
     best: dict[tuple[int, int], tuple[int, int, Step | None]] = {(i, 0): (0, i, None) for i in range(1 if whole else n + 1)}
     for j in range(1, m + 1):
         for i in range(1, n + 1):
             for a, b in _SHAPES:
-                before = best.get((i - a, j - b)) if i >= a and j >= b else None
-                if before is None:
+                before = best.get((i - a, j - b))
+                if before is None or abs(typed_at[i] - typed_at[i - a] - given_at[j] + given_at[j - b]) > near.slack:
                     continue
                 errors = _step_errors(typed[i - a : i], given[j - b : j], near)
                 if errors is not None and ((i, j) not in best or before[0] + errors < best[i, j][0]):
@@ -246,10 +245,10 @@ def align_spellings(typed: Sequence[str], given: Sequence[str], near: Near, whol
 
 def _step_errors(typed: Sequence[str], given: Sequence[str], near: Near) -> int | None:
     """Typing errors of a step. `in reno` is not `reno` with two errors: a word that was left out, or came in, is no error of typing."""
-    errors = near("".join(typed), "".join(given))
+    errors = near.errors("".join(typed), "".join(given))
     if errors and len(typed) != len(given):
         one, several = (typed[0], given) if len(typed) == 1 else (given[0], typed)
-        return None if any(near(word, one) is not None for word in several) else errors
+        return None if any(near.errors(word, one) is not None for word in several) else errors
     return errors
 
 
@@ -278,12 +277,11 @@ def _pieces(source: Sequence[str], text: str, spans: Sequence[str], whole: bool)
     """Whether spans are pieces of a text, letter by letter."""
     if whole:
         words = _words(" ".join(spans))
-        return "" if align_spellings(source, words, _same, whole=True) is not None else _blame(source, words, _same, whole=True)
+        return "" if align_spellings(source, words, _SAME, whole=True) is not None else _blame(source, words, _SAME, whole=True)
     return next(("span_not_in_query" for span in spans if not _within(span, text)), "")
 
 
-def _same(one: str, other: str) -> int | None:
-    return 0 if one == other else None
+_SAME = Near(lambda one, other: 0 if one == other else None, 0)
 
 
 def _words(text: str) -> list[str]:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 Array = npt.NDArray[np.float64]
 
@@ -47,6 +46,8 @@ def clopper_pearson(right: float, n: float, confidence: float = 0.95) -> tuple[f
     """The exact interval for a proportion; `right` and `n` may be fractions (effective rows)."""
     if n <= 0:
         return 0.0, 1.0
+    from scipy import special
+
     miss = (1 - confidence) / 2
     right = min(max(right, 0.0), n)
     low = float(special.betaincinv(right, n - right + 1, miss)) if right > 1e-12 else 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -64,6 +64,14 @@ class LabelledQueries:
         words = self._by_words.get(frozenset(text.split(" ")))
         return SimilarQuery(words, 1.0) if words is not None else self._similar(text, self.near)
 
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Pairs of these queries, as clean texts, that nearly repeat each other; none when only the same text counts."""
+        if self.near is None:
+            return
+        for number, (text, grams) in enumerate(zip(self._texts, self._grams, strict=True)):
+            yield text, self._by_words[frozenset(text.split(" "))]
+            yield from ((text, self._texts[other]) for other, _ in self._neighbours(grams, self.near) if other < number)
+
     def _index(self, near: float) -> None:
         """Each labelled text under the rarest of its trigrams."""
         self._grams = [trigrams(text) for text in self._texts]
@@ -80,17 +88,18 @@ class LabelledQueries:
         return ranked[: len(grams) - math.ceil(near * len(grams) - 1e-9) + 1]
 
     def _similar(self, text: str, near: float) -> SimilarQuery | None:
-        grams = trigrams(text)
+        best = max(self._neighbours(trigrams(text), near), key=lambda found: (found[1], -found[0]), default=None)
+        return None if best is None else SimilarQuery(self._texts[best[0]], best[1])
+
+    def _neighbours(self, grams: set[str], near: float) -> Iterator[tuple[int, float]]:
+        """The labelled texts whose similarity to a text with these trigrams reaches `near`: number and similarity, in no order."""
         least, most = near * len(grams) - 1e-9, len(grams) / near + 1e-9 if near else math.inf  # trigrams of a text as similar
-        best: tuple[float, int] | None = None
         for number in {number for gram in self._rare(grams, near) for number in self._by_gram.get(gram, ())}:
-            if not least <= self._sizes[number] <= most:
-                continue
-            common = len(grams & self._grams[number])
-            similarity = common / (len(grams) + self._sizes[number] - common)
-            if similarity >= near - 1e-9 and (best is None or (similarity, -number) > best):
-                best = (similarity, -number)
-        return None if best is None else SimilarQuery(self._texts[-best[1]], best[0])
+            if least <= self._sizes[number] <= most:
+                common = len(grams & self._grams[number])
+                similarity = common / (len(grams) + self._sizes[number] - common)
+                if similarity >= near - 1e-9:
+                    yield number, similarity
 
 
 def refuse_leaks(training: Iterable[pa.Table], labels: Iterable[pa.Table], where: str, near: float | None = NEAR) -> None:

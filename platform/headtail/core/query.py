@@ -5,6 +5,8 @@ In: a query as somebody typed it. Out: its clean text, or InvalidQuery that says
 
 from __future__ import annotations
 
+from typing import Any
+
 from headtail.core.redact import redact
 from headtail.core.text import normalise
 
@@ -20,6 +22,16 @@ class InvalidQuery(ValueError):
 def clean_text(text: str) -> str:
     """The normalised text without personal data; it may be empty."""
     return redact(normalise(text)).text
+
+
+def redact_texts(plain: Any) -> Any:
+    """A text, or a JSON value, whose texts that hold personal data are as `clean_text` has them; all else is as it was."""
+    if isinstance(plain, str):
+        found = redact(normalise(plain))
+        return found.text if found.any else plain
+    if isinstance(plain, list):
+        return [redact_texts(part) for part in plain]
+    return {name: redact_texts(part) for name, part in plain.items()} if isinstance(plain, dict) else plain
 
 
 def check_query(query: str, max_chars: int) -> str:

@@ -8,8 +8,9 @@ Knows nothing of stores: `storage.read_json` and `storage.read_record` use it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator
@@ -26,7 +27,20 @@ def _moment(text: str) -> str:
     return text
 
 
+_DAY = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+def _day(text: str) -> str:
+    if text and not _DAY.fullmatch(text):
+        raise ValueError("this is no day, as 2031-01-31")
+    try:
+        return text and str(date.fromisoformat(text))
+    except ValueError as error:
+        raise ValueError(f"this is no day, as 2031-01-31: {error}") from None
+
+
 Moment = Annotated[str, AfterValidator(_moment)]
+Day = Annotated[str, AfterValidator(_day)]  # of the calendar, or empty
 
 DEEPEST = 200  # levels of lists and objects; an answer schema, the deepest that headtail writes, has some 20. Python fails near 1,000
 FIX = "restore this file from a copy of the store; if it is a receipt.json, remove it instead: its stage then runs again"

@@ -44,7 +44,7 @@ class Stratum(StrEnum):
 
 
 STRATA = tuple(str(stratum) for stratum in Stratum)
-ALL, TRAFFIC = "all", "traffic"  # every labelled row alike; labelled rows weighted by their events
+ALL, TRAFFIC = "all", "traffic"  # every labelled row alike; the traffic, post-stratified
 SLICES = (*STRATA, ALL, TRAFFIC)  # what quality is shown by
 SMALL = 30  # labelled rows below which a note says that a figure rests on few
 
@@ -57,7 +57,10 @@ class Source(StrEnum):
     REALTIME_STUDENT = "realtime_student"
     FALLBACK = "fallback"
     DYNAMIC = "dynamic"  # the realtime student's, given again
-    HUMAN_OVERRIDE = "human_override"  # a person's answer, which outranks all; add at the end alone: snapshots hold a source by its place
+    HUMAN_OVERRIDE = "human_override"  # a person's answer, which outranks all
+    ESCALATED = (
+        "escalated"  # a bigger model's, where the realtime student was unsure; add at the end alone: snapshots hold a source by its place
+    )
 
 
 # One aggregated query. `query` is normalised, `query_key` its hash; `count` events up to the cut.
@@ -77,12 +80,29 @@ PLANNED = pa.schema([*QUERY, ("rank", pa.int64()), ("stratum", pa.string()), ("e
 # Holdout: traffic after the cut, aggregated: what the release will meet. `seen`: was in the log before the cut.
 HOLDOUT = pa.schema([("query_key", KEY), ("query", pa.string()), ("count", pa.int64()), ("seen", pa.bool_())])
 
+# What came, on a later day, of the queries that were alike at the end of an origin day. Alike: about as many events up to the origin
+# (`count_class`), about as many days of the log since the last one (`idle_class`), both redacted or not. A row with day = origin has
+# the queries of the cell and their events up to then; a row of a later day those of them that came, and their events. Class 0: queries
+# that had not come up to the origin. Numbers are fractions where light queries are sampled by weight.
+HISTORY = pa.schema(
+    [
+        ("origin", pa.date32()),
+        ("day", pa.date32()),
+        ("count_class", pa.int32()),
+        ("idle_class", pa.int32()),
+        ("redacted", pa.bool_()),
+        ("queries", pa.float64()),
+        ("events", pa.float64()),
+    ]
+)
+
 # A row of the log that was not used, and why.
 SET_ASIDE = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa.string()), ("text", pa.string())])
 
-# A person's answer to a query, canonical JSON in `answer`.
+# A person's answer to a query, canonical JSON in `answer`, and how the query was drawn (label_design.py).
+DESIGN = pa.schema([("design", pa.string()), ("inclusion", pa.float64())])  # inclusion: the chance of being drawn; null: not said
 HUMAN_LABELS = pa.schema(
-    [("query_key", KEY), ("query", pa.string()), ("answer", pa.string()), ("count", pa.int64()), ("stratum", pa.string())]
+    [("query_key", KEY), ("query", pa.string()), ("answer", pa.string()), ("count", pa.int64()), ("stratum", pa.string()), *DESIGN]
 )
 
 # One of n samples of a row, beside the others.
@@ -229,12 +249,38 @@ FEEDBACK = pa.schema(
     ]
 )
 
+# An answer of the live server that another model was asked for too, off the way of the request. `ingest` reads it as a log of queries.
+SHADOW = pa.schema(
+    [
+        ("time", pa.timestamp("us", tz="UTC")),
+        ("request_id", pa.string()),
+        ("query", pa.string()),  # normalised, without personal data
+        ("release", pa.string()),
+        ("source", pa.string()),
+        ("cached", pa.bool_()),
+        ("degraded", pa.bool_()),
+        ("answer", pa.string()),  # that was served, canonical JSON
+        ("confidence", pa.float32()),
+        ("side_inputs", pa.string()),  # that came with the query, JSON
+        ("model", pa.string()),  # that was asked
+        ("state", pa.string()),  # how its answer ended, see State
+        ("shadow", pa.string()),  # its answer, canonical JSON; null unless answered
+        ("reason", pa.string()),  # why there is none
+        ("answer_key", pa.string()),  # of its answer, hex: the key that precompute would give it
+        ("score", pa.float32()),  # 0..1: the served answer against its answer, by the task's score; null without an answer
+        ("agree", pa.bool_()),  # whether they are wholly the same by that score
+        ("tokens_in", pa.int32()),
+        ("tokens_out", pa.int32()),
+        ("usd", pa.float64()),  # what it cost
+    ]
+)
+
 # A label that comes from feedback, and how many said what. `design` names how it was drawn: by whoever felt like it, so it is never a
-# random draw, and no stage reads it as human labels unless it is told to.
+# random draw: ingest and evaluate refuse it as human labels.
+FEEDBACK_DESIGN = "feedback"
 FEEDBACK_LABELS = pa.schema(
     [
         *HUMAN_LABELS,
-        ("design", pa.string()),
         *((name, pa.int64()) for name in ("up", "down", "corrected", "used", "unused")),
     ]
 )
@@ -255,8 +301,14 @@ SCORED = pa.schema(
         ("fn", pa.int32()),
         ("exact", pa.bool_()),
         ("confidence", pa.float32()),
+        *DESIGN,
+        ("events", pa.int64()),  # of the query in the traffic that figures speak for; null when there is none
+        ("cluster", pa.int64()),  # labelled rows that nearly repeat each other share one
     ]
 )
+
+# The traffic that figures speak for, by cell (post_stratify.py): queries, their events, the sum of their squared events.
+TRAFFIC_CELL = pa.schema([("cell", pa.int64()), *((name, pa.float64()) for name in ("queries", "events", "squares"))])
 
 # Quality of one answer source on one slice of the labelled rows. Figures are null when the slice has no row.
 QUALITY = pa.schema(

@@ -13,11 +13,11 @@ window, so a rate that moves with the hour fools nothing. Needs outcomes that di
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
-from scipy import special, stats
 
 from headtail.core.config import Config
 
@@ -119,7 +119,7 @@ def _bet(capital: tuple[float, ...], gains: Array, most: float, level: float) ->
 
 
 def _log_mean(capital: Array) -> Array:
-    return np.asarray(special.logsumexp(capital, axis=0) - math.log(len(STAKES)))
+    return np.asarray(np.logaddexp.reduce(capital, axis=0) - math.log(len(STAKES)))
 
 
 def _sequence(watch: Watch, differences: Array) -> tuple[float, float, float, float]:
@@ -143,6 +143,8 @@ def pairs_to_catch(rate: float, regression: float, margins: Margins, block: int 
     For outcomes that are 0 or 1, one of the new release beside `block` of the old one. From mean and spread of what a pair adds to the log
     capital at the best of the stakes, whose share of the capital alone must suffice: an upper figure. `make simulate-releases` counts.
     """
+    from scipy import stats  # half a second, which every process of a server would pay
+
     old = np.arange(block + 1)
     chance = stats.binom.pmf(old, block, rate)
     new = min(1.0, rate + regression)
@@ -151,7 +153,7 @@ def pairs_to_catch(rate: float, regression: float, margins: Margins, block: int 
     added = np.log1p(STAKES[:, None] / (1 + margins.tolerance) * gains)
     mean = added @ weight
     spread = np.sqrt(np.maximum((added**2) @ weight - mean**2, 0))
-    goal, sure = math.log(len(STAKES) / margins.worse_level), float(special.ndtri(power))
+    goal, sure = math.log(len(STAKES) / margins.worse_level), NormalDist().inv_cdf(power)
     winning = mean > 0
     if not winning.any():
         return None

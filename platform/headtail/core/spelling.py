@@ -1,7 +1,8 @@
-"""How far two spellings are apart, and which known spellings a word may stand for. Pure.
+"""Which known spellings a word may stand for. Pure.
 
-In: words. Out: their distance in typing errors, and an index that finds all near words of a vocabulary without
-looking at each (symmetric deletes, Garbe 2012). Knows nothing of tasks or models.
+In: words. Out: whether two are near, in typing errors (insertions, deletions, replacements and swaps of neighbours: optimal string
+alignment, by rapidfuzz), and an index that finds all near words of a vocabulary without looking at each (symmetric deletes,
+Garbe 2012). Knows nothing of tasks or models.
 """
 
 from __future__ import annotations
@@ -9,24 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
+from rapidfuzz.distance import OSA
+
 MOST = 2  # typing errors between a word and the meant one; 1 when either has three letters or fewer
-
-
-def distance(a: str, b: str) -> int:
-    """Insertions, deletions, replacements and swaps of neighbours from `a` to `b` (optimal string alignment)."""
-    if a == b:
-        return 0
-    before: list[int] = []
-    last = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        row = [i]
-        for j, y in enumerate(b, 1):
-            cheapest = min(last[j] + 1, row[j - 1] + 1, last[j - 1] + (x != y))
-            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
-                cheapest = min(cheapest, before[j - 2] + 1)
-            row.append(cheapest)
-        before, last = last, row
-    return last[-1]
 
 
 @lru_cache(1 << 16)
@@ -34,7 +20,7 @@ def similar(a: str, b: str) -> bool:
     """Whether one can be meant by the other."""
     shorter = min(len(a), len(b))
     bound = min(1 if shorter <= 3 else MOST, shorter - 1)
-    return abs(len(a) - len(b)) <= bound and distance(a, b) <= bound
+    return abs(len(a) - len(b)) <= bound and OSA.distance(a, b, score_cutoff=bound) <= bound
 
 
 class SpellingIndex:

@@ -16,12 +16,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import Field
+from rapidfuzz.distance import OSA
 
 from headtail.core.config import Config
 from headtail.core.errors import ConfigError
 from headtail.core.keys import canonical, fingerprint
 from headtail.core.schema import resolve_reference
-from headtail.core.spelling import MOST, distance, similar
+from headtail.core.spelling import MOST, similar
 
 VERSION = 1  # part of every scheme; raise it when the same labels stand for another answer
 OUTSIDE, BEGIN, INSIDE = 0, 1, 2  # of a word: in no piece, first of a piece, further in it
@@ -287,7 +288,7 @@ def _price(texts: Sequence[str], spelt: Sequence[_Spelt], inside: bool) -> float
     spelling, joined = _spelling(spelt), "".join(texts)
     if texts[0] == spelling and len(texts) == 1:
         return 0.0
-    apart = distance(joined, spelling) if similar(texts[0], spelling) else MOST + 1
+    apart = OSA.distance(joined, spelling) if similar(texts[0], spelling) else MOST + 1
     if len(texts) == len(spelt):
         return _CHANGE + apart / (len(spelling) + 1) if apart <= MOST else _NEVER
     most = 1 if len(texts) > 1 else MOST  # a missing blank is one typing error

@@ -8,6 +8,8 @@ code run (only where `allow_code` says so), once, where it is loaded. Knows noth
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -25,9 +27,12 @@ from headtail.core.config import Config, build_config, read_json_like
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.guardrails import GuardrailConfig, check_guardrails
 from headtail.core.keys import fingerprint
+from headtail.core.own_code import own_code
+from headtail.core.policy import TaskPolicy
 from headtail.core.prompt import Prompt, PromptError, read_template
 from headtail.core.schema import DECIMALS, Outline, Write, close_objects, fit_check, outline, text_bounds, validator, writer
 from headtail.core.score import Counts, ScoreConfig, check_score, score_answer
+from headtail.core.scorers import SEMANTIC, Measure
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "tasks"
 QUERY = "$query"  # stands for the query's text in a task's fallback answer
@@ -63,9 +68,13 @@ class TaskFile(Config):
     score: ScoreConfig = Field(description="how two answers are compared")
     guardrails: GuardrailConfig = Field(GuardrailConfig(), description="what an answer must show before it is served")
     strata: Strata = Field(Strata(), description="where the torso ends")
+    gate: TaskPolicy = Field(
+        TaskPolicy(), description="what a candidate must show before it may be promoted; written before results are known"
+    )
     redacted: Literal["uncached", "cached"] = Field(
         "uncached",
-        description="queries with <phone>, <card> or <email>: never from the cache (uncached), or from one answer for all (cached)",
+        description="queries with <phone>, <card> or <email>: the fallback, as the number may decide the answer (uncached), or one "
+        "answer for all (cached)",
     )
     fallback: dict[str, Any] = Field(description=f"answer when no other source can answer; {QUERY} stands for the query")
 
@@ -78,6 +87,7 @@ class Task:
     folder: Path
     schema: dict[str, Any]
     template: str
+    measure: Measure | None = None  # what scores answers, where that is code; it does not travel
 
     @property
     def name(self) -> str:
@@ -166,9 +176,9 @@ class Task:
         """The answer given when no model can: schema-valid for every query that fits the schema's bounds."""
         return _substitute(self.file.fallback, query)
 
-    def score(self, expected: Any, given: Any) -> Counts:
-        """Units right, wrong and missed in `given` against `expected`."""
-        return score_answer(self.file.score, expected, given)
+    def score(self, expected: Any, given: Any, query: str | None = None) -> Counts:
+        """Units right, wrong and missed in `given` against `expected`. `query` decides between spans whose text repeats in it."""
+        return score_answer(self.file.score, expected, given, self.measure, query)
 
     @cached_property
     def answer_settings(self) -> dict[str, Any]:
@@ -183,7 +193,13 @@ class Task:
     @cached_property
     def score_fingerprint(self) -> str:
         """Over what changes a score."""
-        return fingerprint({"score": self.file.score.model_dump(), "fallback": self.file.fallback})
+        own = {"measure": self.measure.digest} if self.measure else {}
+        return fingerprint({"score": self.file.score.model_dump(), "fallback": self.file.fallback, **own})
+
+    @cached_property
+    def policy_digest(self) -> str:
+        """Over the gate's policy, the scorer and the fallback as task.yaml has them: a release's copy of the task has the same."""
+        return self.file.gate.digest(fingerprint({"score": self.file.score.model_dump(), "fallback": self.file.fallback}))
 
 
 def _no_number(text: str) -> Any:
@@ -234,7 +250,7 @@ def load_task(path: str | Path, allow_code: bool = False) -> Task:
     answer = file.answer if isinstance(file.answer, dict) else _code_schema(file.answer, folder, where, allow_code)
     task = Task(file, folder.resolve(), close_objects(answer), template)
     _check(task, where)
-    return task
+    return dataclasses.replace(task, measure=_load_measure(file.score, folder, where, allow_code))
 
 
 def _within(folder: Path, name: str, where: str) -> Path:
@@ -250,22 +266,49 @@ def _within(folder: Path, name: str, where: str) -> Path:
 
 
 def _code_schema(name: str, folder: Path, where: str, allow_code: bool) -> dict[str, Any]:
-    """The JSON Schema of the pydantic model `module:Model`. A module beside task.yaml is loaded by its path, under a name of its own."""
-    module, _, kind = name.partition(":")
+    """The JSON Schema of the pydantic model `module:Model`."""
     if not allow_code:
         fix = "set allow_task_code: true (--set allow_task_code=true) if you trust the task's author, or write the JSON Schema in task.yaml"
         raise ConfigError("field answer names Python code, which would run when the task is loaded", where=where, value=name, fix=fix)
-    fix = f"{module} is a file {module}.py beside task.yaml, which imports installed packages alone, or an installed module with the model"
-    try:
-        beside = _within(folder, f"{module}.py", where)
-        model = getattr(_load(beside) if beside.is_file() else importlib.import_module(module), kind)
+    with own_code(name, where, _fix_code(name, "the model"), "answer"):
+        model, _ = _find_code(name, folder, where)
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            raise ConfigError("field answer: not a pydantic model", where=where, value=name, fix=fix)
+            raise ConfigError("field answer: not a pydantic model", where=where, value=name, fix=_fix_code(name, "the model"))
         return model.model_json_schema()
-    except (ConfigError, KeyboardInterrupt):  # the latter is the user's, who wants to stop
-        raise
-    except BaseException as error:  # whatever the module raises: its SystemExit must not end the command as if it were done
-        raise ConfigError(f"field answer: {type(error).__name__}: {error}", where=where, value=name, fix=fix) from error
+
+
+def _load_measure(score: ScoreConfig, folder: Path, where: str, allow_code: bool) -> Measure | None:
+    """The function that a score of kind semantic or custom names, with the digest of its code, or of the encoder."""
+    if score.kind == "semantic":
+        encoder, fix = folder / score.encoder, "name the folder of a local encoder with its tokenizer"  # an absolute path stays itself
+        if not encoder.is_dir():
+            raise ConfigError("field score.encoder: no such folder", where=where, value=str(encoder), fix=fix)
+        with own_code(score.encoder, where, fix, "score.encoder"):
+            files = sorted(path for path in encoder.rglob("*") if path.is_file())
+            digest = fingerprint({str(path.relative_to(encoder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
+            return Measure(_find_code(SEMANTIC, folder, where)[0](str(encoder)), digest, score.encoder)
+    if score.kind != "custom":
+        return None
+    name = score.function
+    if not allow_code:
+        fix = "set allow_task_code: true (--set allow_task_code=true) if you trust the task's author, or choose another score"
+        raise ConfigError("field score.function names Python code, which would run on every label", where=where, value=name, fix=fix)
+    with own_code(name, where, _fix_code(name, "the function"), "score.function"):
+        found, module = _find_code(name, folder, where)
+        return Measure(found, fingerprint({"name": name, "code": Path(module.__file__).read_bytes()}), name)
+
+
+def _fix_code(name: str, what: str) -> str:
+    module = name.partition(":")[0]
+    return f"{module} is a file {module}.py beside task.yaml, which imports installed packages alone, or an installed module with {what}"
+
+
+def _find_code(name: str, folder: Path, where: str) -> tuple[Any, Any]:
+    """What `module:name` names, and its module. A module beside task.yaml is loaded by its path, under a name of its own."""
+    module, _, kind = name.partition(":")
+    beside = _within(folder, f"{module}.py", where)
+    loaded = _load(beside) if beside.is_file() else importlib.import_module(module)
+    return getattr(loaded, kind), loaded
 
 
 def _load(path: Path) -> Any:

@@ -1,14 +1,15 @@
 """Any OpenAI-compatible endpoint: messages in, completions out, with as many concurrent requests as the endpoint accepts.
 
 In: Requests. Out: Completions. 429, 5xx, timeouts and broken connections are tried again here, as late as Retry-After
-asks of that row, and are `transient` when they do not stop; other 4xx are final for the row; a refused key, an empty account
-or an unknown model ends the job. A body that is not a chat completion is never an answer. The key comes from $OPENAI_API_KEY
-and goes to the endpoint only. How fast requests leave is rate_limit.py's.
+asks of that row, and are `transient` when they do not stop; other 4xx are final for the row; a refused key, an empty account, a
+day's quota that is used up or an unknown model ends the job. A body that is not a chat completion is never an answer. The key comes
+from $OPENAI_API_KEY and goes to the endpoint only. How fast requests leave is rate_limit.py's.
 """
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import email.utils
 import math
 import os
@@ -17,7 +18,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,6 +44,9 @@ MISFITS = 2  # rows refused for a setting, and none answered, after which it is 
 _PUSHED = (429, 503, 529)
 _OF_ROW = (400, 408, 409, 413, 422, 425, 429)  # of 4xx: they may speak of one row; all others speak of address or rights
 _UNPAID = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")  # a 429 that waiting does not remove
+# A 429 about a day's quota: Gemini's quotaId (GenerateRequestsPerDayPerProjectPerModel) and metric (..._per_day), OpenAI's and Groq's
+# "requests per day (RPD)". A limit per minute passes while a row waits; this one does not, and each try may count against it.
+_DAILY = re.compile(r"per[ _-]?day|\bdaily (?:quota|limit)|\b[RT]PD\b", re.IGNORECASE)
 _CHARS_PER_TOKEN = 4  # of a prompt, until the endpoint says how many it was
 _KEY = "OPENAI_API_KEY"
 
@@ -122,6 +126,14 @@ class OpenAIEngine:
         finally:
             for future in list(flying):
                 future.cancel()
+
+    def submit(self, messages: Sequence[dict[str, str]]) -> concurrent.futures.Future[Completion]:
+        """One request, tried once, for a caller who cannot wait for a second try. Cancelling the future gives the request up."""
+        return asyncio.run_coroutine_threadsafe(self._once_alone(Request(0, messages)), self._loop)
+
+    async def _once_alone(self, request: Request) -> Completion:
+        completion, _ = await self._once(request)
+        return completion
 
     async def _ask(self, request: Request, arrived: queue.SimpleQueue[Completion]) -> None:
         try:
@@ -234,7 +246,7 @@ class OpenAIEngine:
         return Completion(request.id, finish_reason="error", error=f"{said} ({setting.where}: {setting.fix})")
 
     def _raise_fatal(self, request: Request, response: httpx.Response) -> None:
-        """Raise for what no other row would fare better with: ConfigError for key, URL and model, EngineError for an empty account."""
+        """Raise for what no other row would fare better with: ConfigError for key, URL and model, EngineError for account and quota."""
         status, words = response.status_code, f"the endpoint answered {response.status_code}: {self._excerpt(response)}"
         walled = 400 <= status < 500 and status not in _OF_ROW
         self._forbidden += walled and not request.again
@@ -251,6 +263,9 @@ class OpenAIEngine:
             raise ConfigError(f"{words}; it redirects to {hide(response.headers.get('location', 'nowhere'))}", where=self._url, fix=fix)
         if status == 402 or (status == 429 and any(code in response.text[:2000] for code in _UNPAID)):
             fix = "the key's account has no money or quota left: add some and run again; finished rows are kept"
+            raise EngineError(words, where=self._url, value=f"model {self._model}", fix=fix)
+        if status == 429 and _DAILY.search(response.text[:8000]):
+            fix = "the key's quota for a day is used up: run again when it is renewed, or ask the provider for more; finished rows are kept"
             raise EngineError(words, where=self._url, value=f"model {self._model}", fix=fix)
 
     def _excerpt(self, response: httpx.Response) -> str:

@@ -9,6 +9,7 @@ The same config gives the same bytes. Written as a stream: memory does not grow 
 from __future__ import annotations
 
 import datetime
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,15 +24,17 @@ from pydantic import Field
 
 from headtail.adapters.progress import progress_bar, say
 from headtail.adapters.storage import put
-from headtail.core.config import StageConfig, execution
+from headtail.core.config import StageConfig, execution, result_fields
 from headtail.core.keys import normalise, query_key
+from headtail.core.label_design import BY_PROBABILITY
 from headtail.core.receipt import Receipt, StageResult
-from headtail.core.rows import TRAINING_SET, with_side_inputs
+from headtail.core.rows import DESIGN, TRAINING_SET, with_side_inputs
 from headtail.core.task import Task, load_task
 from headtail.stages.base import Stage, run_once
 
 VARIANTS = 5  # 0 is the right spelling, 1..4 misspellings, the first the most common
 LABELS_SALT = "gold"  # of the draw of human labels: another text draws other labels, and every figure made with them moves
+ONCE = 0.2  # share of the labels' tries that look for a query which is asked once only
 CHUNK = 250_000  # events per chunk: about 60 MiB
 _VARIANT_SHARES = np.cumsum([0.55, 0.25, 0.13, 0.07])
 LOG = pa.schema([("query", pa.string()), ("time", pa.date32()), ("businesses", pa.list_(pa.string()))])
@@ -47,6 +50,9 @@ class Config(StageConfig):
     exponent: float = Field(1.05, gt=0, le=3, description="Zipf exponent: frequency of rank r is proportional to r ** -exponent")
     universe: int = Field(40_000, ge=10, description="ranks of the Zipf law: meanings that recur")
     unseen_share: float = Field(0.06, ge=0, lt=1, description="share of each day's events whose query was never asked before")
+    drift: float = Field(
+        0.0, ge=0, lt=1, description="share of the recurring meanings that new ones replace each day, whatever their rank; 0 for none"
+    )
     typo_share: float = Field(0.08, ge=0, lt=1, description="share of events that are misspelt")
     side_input_ranks: int = Field(3_000, ge=0, description="side inputs are known for the most frequent ranks only")
     labels: int = Field(1_500, ge=0, description="queries with a right answer, spread over head, torso, tail and unseen")
@@ -225,10 +231,18 @@ class _Draws:
         self.config = config
         self.rng = np.random.default_rng(config.seed)
         self.fresh = config.universe  # next rank that was not used yet
+        self.meanings = np.arange(config.universe)  # by place in the Zipf law; drift replaces some
+
+    def start_day(self, day: int) -> None:
+        """New meanings take the places of a share of the old ones; by draws of their own, so that no drift changes nothing else."""
+        if day and self.config.drift:
+            replaced = np.flatnonzero(np.random.default_rng([self.config.seed, day]).random(self.config.universe) < self.config.drift)
+            self.meanings[replaced] = np.arange(self.fresh, self.fresh + len(replaced))
+            self.fresh += len(replaced)
 
     def take(self, n: int) -> np.ndarray:
         """`n` ids, rank * VARIANTS + variant."""
-        ranks = np.searchsorted(self.cumulative, self.rng.random(n)).clip(max=self.config.universe - 1)
+        ranks = self.meanings[np.searchsorted(self.cumulative, self.rng.random(n)).clip(max=self.config.universe - 1)]
         new = self.rng.random(n) < self.config.unseen_share
         ranks[new] = np.arange(self.fresh, self.fresh + int(new.sum()))
         self.fresh += int(new.sum())
@@ -243,6 +257,7 @@ def log_tables(config: Config) -> Iterator[tuple[int, pa.Table]]:
     per_day = [config.events // config.days + (1 if d < config.events % config.days else 0) for d in range(config.days)]
     for day, count in enumerate(per_day):
         date = config.start + datetime.timedelta(days=day)
+        draws.start_day(day)
         for begin in range(0, count, CHUNK):
             yield day, _events(config, draws.take(min(CHUNK, count - begin)), date)
 
@@ -267,13 +282,22 @@ def sample(config: Config, n: int, salt: str) -> Iterator[tuple[str, Meaning, bo
 
     A fifth are asked once only, drawn from those of the last day's kind, so that every stratum is met.
     """
-    rng = random.Random(f"{config.seed}/{salt}")
     seen: set[bytes] = set()
+    for text, found, side in itertools.islice(label_tries(config, salt), 50 * n + 1000):
+        if len(seen) == n:
+            break
+        key = query_key(normalise(text))
+        if key not in seen:
+            seen.add(key)
+            yield text, found, side
+
+
+def label_tries(config: Config, salt: str) -> Iterator[tuple[str, Meaning, bool]]:
+    """One query after the other, without end, the same ones again and again."""
+    rng = random.Random(f"{config.seed}/{salt}")
     last_new = config.universe + int(config.events * config.unseen_share)
-    tries = 0
-    while len(seen) < n and tries < 50 * n + 1000:
-        tries += 1
-        once = rng.random() < 0.2
+    while True:
+        once = rng.random() < ONCE
         fresh = (
             int(last_new * (1 + rng.random()))
             if salt.startswith("train")
@@ -282,29 +306,34 @@ def sample(config: Config, n: int, salt: str) -> Iterator[tuple[str, Meaning, bo
         rank = max(fresh, config.universe) if once else int(config.universe ** rng.random()) - 1
         variant = 1 + rng.randrange(VARIANTS - 1) if rng.random() < 2 * config.typo_share else 0
         found = meaning(config.seed, rank, config.universe)
-        text = misspell(found.text, variant)
-        key = query_key(normalise(text))
-        if key not in seen:
-            seen.add(key)
-            yield text, found, rank < config.side_input_ranks
+        yield misspell(found.text, variant), found, rank < config.side_input_ranks
 
 
-def run(config: Config) -> Receipt:
+class Result(StageResult):
+    """What data was made: others draw the same events, meanings and right answers again from this."""
+
+    data: Config = Field(description="size, shape and seed of the traffic")
+
+
+def run(config: Config) -> Receipt[Result]:
     """Write the data as a stage: outputs `log/day-00` ..., `human_labels_<task>`, and `train_<task>` when asked."""
-    return run_once("example-data", StageResult, config, lambda stage: _work(config, stage))
+    return run_once("example-data", Result, config, lambda stage: _work(config, stage), version=3)
 
 
-def _work(config: Config, stage: Stage) -> StageResult:
+def _work(config: Config, stage: Stage) -> Result:
     _write_log(config, stage)
     labels = list(sample(config, config.labels, LABELS_SALT))
+    from headtail.examples.label_chances import label_chances  # it needs this module
+
+    chances = label_chances(config, labels)
     for task in map(load_task, config.tasks):
-        stage.table(f"human_labels_{task.name}", _labels_table(task, labels))
+        stage.table(f"human_labels_{task.name}", _labels_table(task, labels, chances))
         if config.train:
             stage.table(f"train_{task.name}", _train_table(config, task))
     stage.rows["events"] = config.events
     stage.rows["human_labels"] = config.labels
     say(f"{config.label:<12} {config.events:,} events over {config.days} days, {config.labels:,} human labels")
-    return StageResult()
+    return Result(data=Config.model_validate(result_fields(config)))
 
 
 def _write_log(config: Config, stage: Stage) -> None:
@@ -331,9 +360,10 @@ def _close(stage: Stage, writer: Any, path: Path, day: int, rows: int) -> None:
         stage.outputs[f"log/day-{day:02d}"] = put(stage.store, path, f"{stage.path}/log/day-{day:02d}.parquet", rows)
 
 
-def _labels_table(task: Task, labels: list[tuple[str, Meaning, bool]]) -> pa.Table:
+def _labels_table(task: Task, labels: list[tuple[str, Meaning, bool]], chances: list[float]) -> pa.Table:
     rows = [(text, task.dump(right_answers(found)[task.name]), list(found.businesses) if side else None) for text, found, side in labels]
-    return pa.table([pa.array(column) for column in zip(*rows, strict=True)] if rows else [[], [], []], schema=EXAMPLE)
+    columns = [pa.array(column) for column in zip(*rows, strict=True)] if rows else [[], [], []]
+    return pa.table([*columns, [BY_PROBABILITY] * len(rows), pa.array(chances, pa.float64())], schema=pa.schema([*EXAMPLE, *DESIGN]))
 
 
 def _train_table(config: Config, task: Task) -> pa.Table:

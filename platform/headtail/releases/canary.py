@@ -27,16 +27,11 @@ from headtail.core.paths import StoreId
 from headtail.core.record import Moment
 from headtail.core.sequential import Array, Margins, Watch, paired_differences, spread_outcomes, watch_differences
 from headtail.releases import release as releases
-from headtail.review.decision import current_moment
+from headtail.releases.promotion import promote_release
+from headtail.review.decision import current_moment, person_of_options
 
 FOLDER = "releases/canary"
 KINDS = ("errors", "degraded", "slow", "judged")
-KIND_WORDS = {
-    "errors": "requests that ended in an error",
-    "degraded": "answers by the fallback because no other source could answer",
-    "slow": "answers slower than slow_ms",
-    "judged": "1 minus the score that a judge gave",
-}
 SAVE_SECONDS = 300.0  # between two entries of a watch that proves nothing
 
 
@@ -53,7 +48,7 @@ class ArmCounts(Config):
     """Outcomes of one release in one window, each query once (see SeenQueries)."""
 
     queries: int = Field(0, ge=0, description="queries")
-    errors: int = Field(0, ge=0, description="of them: ended in an error")
+    errors: int = Field(0, ge=0, description="of them: ended in a 5xx, or the student raised")
     degraded: int = Field(0, ge=0, description="of them: degraded")
     slow: int = Field(0, ge=0, description="of them: slower than the policy's slow_ms")
     judged: tuple[float, ...] = Field((), description="1 minus a judge's score (0..1) of some answers")
@@ -159,6 +154,7 @@ def start_canary(
         what = f"this release is of task {canary.task}, the current one of task {champion.task}"
         raise ConfigError(what, where="--release", value=release, fix="a canary must answer the same task")
     require_snapshot(store, canary.snapshot)
+    who, why = person_of_options(who, why, '--who "Ada" --why "new words"')
 
     def change(last: CanaryRecord | None) -> CanaryRecord:
         if last is not None and is_running(store, last):
@@ -177,6 +173,7 @@ def start_canary(
 
 def stop_canary(store: Storage, *, who: str, why: str = "") -> CanaryRecord:
     """End the canary that runs: the champion answers every query. InputError when none runs."""
+    who, why = person_of_options(who, why, '--who "Ada" --why "new words"')
 
     def change(last: CanaryRecord | None) -> CanaryRecord:
         return _running(store, last).model_copy(update={"action": "stop", "state": "stopped", "who": who, "why": why})
@@ -185,13 +182,13 @@ def stop_canary(store: Storage, *, who: str, why: str = "") -> CanaryRecord:
 
 
 def promote_canary(store: Storage, *, who: str, accept_undecided: bool = False) -> CanaryRecord:
-    """Make the canary that runs the current release. GateRejected unless it is proven fine, or `accept_undecided`."""
+    """Make the canary that runs the current release. GateRejected unless proven fine, or `accept_undecided`; or by its evidence."""
     record = _running(store, read_canary(store))
     verdict = canary_verdict(record)
     if verdict.word != "fine" and not (accept_undecided and verdict.word == "undecided"):
         fix = "wait; or add --accept-undecided if you are sure" if verdict.word == "undecided" else "end it: headtail release canary 0%"
         raise GateRejected(f"this canary is {verdict.word}: {'; '.join(verdict.reasons)}", where=record.canary, fix=fix)
-    releases.promote(store, record.canary)
+    promote_release(store, record.canary)
     done = {"action": "promote", "state": "promoted", "who": who, "why": f"{verdict.word}: {verdict.reasons[0]}"}
     return _append(store, lambda last: (last or record).model_copy(update=done))
 

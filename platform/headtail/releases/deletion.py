@@ -1,6 +1,6 @@
 """Delete a query and all that was made from it, and say what could not be reached.
 
-    tombstone (no cache answers it any more) -> jobs, tables, documents, reviews, overrides -> a snapshot without it becomes current
+    tombstone (no cache answers it any more) -> jobs, tables, documents, decisions, overrides -> a snapshot without it becomes current
       -> snapshots that hold it are removed -> a receipt, which holds the key of the query and not its text
 
 In: a store, a query. Out: DeletionReceipt. Killed anywhere, the same command goes on: each step finds what is left to do.
@@ -19,11 +19,11 @@ from headtail.adapters.progress import say
 from headtail.adapters.storage import Storage, read_json, read_table
 from headtail.batch.erase import erase_input, recount_shards
 from headtail.batch.job_state import driver_state
-from headtail.cache.collect import remove_snapshot
+from headtail.cache.collect import files_by_snapshot, remove_snapshot
 from headtail.cache.erase import publish_without, snapshot_holds
-from headtail.cache.manifest import LOG, PublishStart, manifest_path
+from headtail.cache.manifest import utc_now
 from headtail.core.config import Config
-from headtail.core.errors import ConfigError, InputError
+from headtail.core.errors import InputError
 from headtail.core.keys import query_key
 from headtail.core.paths import StoreId, StoreIdOrEmpty, StorePath
 from headtail.core.receipt import FileRef
@@ -32,9 +32,8 @@ from headtail.releases import canary
 from headtail.releases import release as releases
 from headtail.releases.overrides import erase_overrides, load_overrides, plain_query, tombstone_query
 from headtail.releases.scrub import DeletedQuery, current_reference, files_to_scrub, find_tables, rewrite_table, scrub_documents
-from headtail.review.decision import current_moment, read_person
-from headtail.review.log import FOLDER as REVIEWS
-from headtail.review.log import erase_decisions
+from headtail.review.decision import current_moment, person_of_options
+from headtail.review.log import LOGS, erase_decisions
 
 FOLDER = "deletions"
 
@@ -50,7 +49,7 @@ class DeletionReceipt(Config):
     rows: dict[str, int] = Field(description="rows that were removed, by stage")
     documents: int = Field(ge=0, description="JSON files that were rewritten")
     removed: tuple[StorePath, ...] = Field((), description="folders of runs whose pages showed it; the stage makes them anew")
-    decisions: int = Field(ge=0, description="decisions of the review queue that were emptied")
+    decisions: int = Field(ge=0, description="decisions of the review queue and answers to drawn queries that were emptied")
     overrides: int = Field(ge=0, description="entries of overrides that were emptied")
     release: StoreIdOrEmpty = Field("", description="the release without it that became current; empty: the current one did not hold it")
     snapshots: tuple[StoreId, ...] = Field((), description="removed, since they held it: their releases cannot be rolled back to")
@@ -59,9 +58,7 @@ class DeletionReceipt(Config):
 
 def delete_query(store: Storage, query: str, *, who: str, why: str) -> DeletionReceipt:
     """Delete `query` (in any spelling of its normal form) from the store. InputError while a job runs."""
-    person, because, wrong = read_person(who, why)
-    if wrong:
-        raise ConfigError(wrong, where="--who, --why", fix='--who "Ada" --why "asked for by its author"')
+    person, because = person_of_options(who, why, '--who "Ada" --why "asked for by its author"')
     gone = DeletedQuery(query_key(text := plain_query(query)), text)
     files = files_to_scrub(store)
     jobs = sorted({path.rpartition("/work/")[0] for path in files if path.startswith("precompute/") and "/work/" in path})
@@ -71,13 +68,13 @@ def delete_query(store: Storage, query: str, *, who: str, why: str) -> DeletionR
         raise InputError("a job runs: it may write the query again", where=store.uri(running[0]), fix=fix)
     if gone.key not in load_overrides(store, "").deleted:
         tombstone_query(store, gone.key, who=person, why=because)
+        files = files_to_scrub(store)  # a server's log leaves the query out from now on, but may have written a file until now
     say("delete       no cache answers it any more; servers follow within a minute")
     events = _word_events(store, files, gone)
     rows, changed = _scrub_tables(store, files, jobs, gone)
     documents, removed = scrub_documents(store, files_to_scrub(store), gone, changed)
-    decisions = sum(
-        erase_decisions(store, task, {gone.key}) for task in {path.split("/")[1] for path in files if path.startswith(f"{REVIEWS}/")}
-    )
+    logs = {"/".join(path.split("/")[:2]) for path in files if path.startswith(LOGS)}
+    decisions = sum(erase_decisions(store, log, {gone.key}) for log in logs)
     overrides = erase_overrides(store, [gone.key])
     release, snapshots = _replace_snapshots(store, gone, person, events)
     fields = {
@@ -163,16 +160,15 @@ def _replace_snapshots(store: Storage, gone: DeletedQuery, who: str, events: Cou
     if current and (held := releases.load_release(store, current)).snapshot in holding:
         clean = publish_without(store, held.snapshot, {gone.key}, events)
         made = releases.derive_release(store, current, snapshot=clean.id, note=held.note).id
-        releases.promote(store, made)
+        releases.promote(store, made)  # not promote_release: labelled rows may be gone with the query, and it must go all the same
     for one in holding:
         remove_snapshot(store, one)
     return made, holding
 
 
 def _holding(store: Storage, gone: DeletedQuery) -> list[str]:
-    """Snapshots that hold the query."""
-    begun = dict.fromkeys(entry.snapshot for entry in append_log.read_entry_records(store, PublishStart, LOG))
-    return [one for one in begun if store.exists(manifest_path(one)) and snapshot_holds(store, one, {gone.key})]
+    """Snapshots that hold the query, and what a killed publish or collection left of one."""
+    return [one for one in files_by_snapshot(store) if snapshot_holds(store, one, {gone.key})]
 
 
 def _unreached(store: Storage, files: list[str], changed: dict[str, FileRef], snapshots: list[str]) -> list[str]:
@@ -182,19 +178,19 @@ def _unreached(store: Storage, files: list[str], changed: dict[str, FileRef], sn
     students = sorted(folder for folder, one in receipts.items() if folder.startswith("distill/") and touched & set(one["inputs"].values()))
     logs = sorted({str(one["settings"].get("log", "")) for folder, one in receipts.items() if folder.startswith("ingest/")} - {""})
     found = [f"your own log ({', '.join(logs) or 'not known'}): remove it there, or the next ingest reads it again"]
+    found.append("words that people wrote (why of overrides, canaries, reviews; comments of feedback) about other queries: not searched")
+    waiting = "shadow mode's answers that a server has not written yet, logs of a server that was killed or is of an earlier version"
+    found.append(f"{waiting}: run this command again once log_rotate_s is over")
     found.append("MLflow: reports and tables that runs logged; delete those runs there, and mlartifacts/ of this store")
     if students:
         found.append(f"weights of students that may have learnt from it: {', '.join(students)}; train anew from the tables as they are now")
     if snapshots:
         found.append("copies of snapshots that servers and clients fetched (cache_dir): they go when a server takes the new release")
+    if half := store.litter(utc_now()):
+        found.append(f"{len(half)} files that a program writes now, or left half written: headtail gc removes them a day later")
     found.append("backups of the store, terminals and logs of other programs")
     return found
 
 
 def _is_run(path: str) -> bool:
     return path.startswith(("ingest/", "distill/")) and path.endswith("/receipt.json")
-
-
-def list_deletions(store: Storage) -> list[DeletionReceipt]:
-    """Receipts of all deletions, oldest first."""
-    return list(append_log.read_entry_records(store, DeletionReceipt, FOLDER))

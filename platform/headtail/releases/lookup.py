@@ -13,7 +13,7 @@ from headtail.cache import open_snapshot
 from headtail.core.keys import query_key
 from headtail.core.query import clean_text
 from headtail.releases.overrides import load_overrides
-from headtail.releases.release import load_release
+from headtail.releases.release import load_release, open_task
 
 
 def look_up(store: Storage, query: str, release: str = "current", into: Path | None = None) -> dict[str, Any]:
@@ -24,7 +24,8 @@ def look_up(store: Storage, query: str, release: str = "current", into: Path | N
     record = load_release(store, release)
     cache = open_snapshot(store, record.snapshot, into)
     text = clean_text(query)
-    answer = load_overrides(store, record.task).resolve(query_key(text), cache.stored(text))
+    shared = open_task(record).file.redacted == "cached"
+    answer = load_overrides(store, record.task).resolve(query_key(text), cache.stored(text), shared)
     return {
         "query": query,
         "normalised": text,  # as the server looks it up

@@ -21,11 +21,13 @@ from headtail.core.config import Config
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.guardrails import GUARDRAIL_REASONS
 from headtail.core.keys import fingerprint, query_key
-from headtail.core.query import clean_text
+from headtail.core.query import clean_text, redact_texts
 from headtail.core.record import Moment
+from headtail.core.redact import has_placeholder
 from headtail.core.rows import Source
+from headtail.core.task import Task
 from headtail.releases.release import current_release, open_guard
-from headtail.review.decision import canonical_answer, current_moment, read_person
+from headtail.review.decision import canonical_answer, current_moment, person_of_options
 
 FOLDER = "overrides"
 
@@ -74,9 +76,12 @@ class Overrides:
     def __len__(self) -> int:
         return len(self.latest)
 
-    def resolve(self, key: bytes, stored: StoredAnswer | None) -> StoredAnswer | None:
-        """What is served to `key`, where a snapshot (or another cache) holds `stored`; None: no cache answers."""
-        if (answer := self.answers.get(key)) is not None:
+    def resolve(self, key: bytes, stored: StoredAnswer | None, share_redacted: bool = False) -> StoredAnswer | None:
+        """What is served to `key`, where a snapshot (or another cache) holds `stored`; None: no cache answers.
+
+        `share_redacted`: the task says `redacted: cached`. Without it no override of a redacted query is served: it stands for many.
+        """
+        if (answer := self.answers.get(key)) is not None and (share_redacted or not has_placeholder(self.latest[key].query)):
             return answer
         if stored is None or key in self.deleted or stored.answer_key in self.given.get(key, ()):
             return None
@@ -124,7 +129,8 @@ def set_override(
 ) -> OverrideEntry:
     """Record that `answer` (JSON, or a bare label) is served to `query` under the current release's task.
 
-    ConfigError when the answer is not valid under the schema, a guardrail refuses it (unless `despite_guardrails`), or a word is missing.
+    ConfigError when the answer is not valid under the schema, a guardrail refuses it (unless `despite_guardrails`), the query or the
+    answer has personal data, or a word is missing.
     """
     release = current_release(store)
     guard = open_guard(store, release, allow_code)
@@ -133,14 +139,13 @@ def set_override(
     if stored is None:
         fix = f"give an answer that the schema of task {guard.task.name} allows"
         raise ConfigError(f"this answer cannot be served: {problem}", where="ANSWER", value=answer[:200], fix=fix)
+    _check_personal_data(guard.task, text, stored)
     reason = guard.reason(text, guard.task.parse(stored)[0])
     if reason and not despite_guardrails:
         fix = "correct the answer; or add --despite-guardrails if you are sure: a person outranks a guardrail"
         what = f"a guardrail refuses this answer: {reason} ({GUARDRAIL_REASONS[reason.split('.')[0]]})"
         raise ConfigError(what, where="ANSWER", value=stored, fix=fix)
-    person, because, wrong = read_person(who, why)
-    if wrong or not because:
-        raise ConfigError(wrong or "why: empty; every override has a reason", where="--who, --why", fix='--who "Ada" --why "wrong city"')
+    person, because = person_of_options(who, why, '--who "Ada" --why "wrong city"', "why: empty; every override has a reason")
     fields = {"task": guard.task.name, "answer": stored, "who": person, "why": because, "until": _end(until), "outranks": reason}
     return _append(store, text, "set", fields)
 
@@ -150,9 +155,7 @@ def remove_override(store: Storage, query: str, *, who: str, why: str) -> Overri
     task, text = current_release(store).task, plain_query(query)
     if (standing := load_overrides(store, task).latest.get(query_key(text))) is None or standing.action != "set":
         raise InputError("no override stands for this query", where=store.uri(FOLDER), value=text, fix="headtail override --list shows all")
-    person, because, wrong = read_person(who, why)
-    if wrong:
-        raise ConfigError(wrong, where="--who, --why", fix='--who "Ada"')
+    person, because = person_of_options(who, why, '--who "Ada"')
     return _append(store, text, "remove", {"task": task, "who": person, "why": because})
 
 
@@ -184,6 +187,18 @@ def plain_query(query: str) -> str:
 def override_key(task: str, query: str, answer: str, kind: str = "override") -> bytes:
     """The answer_key of an answer that a person gave: 16 bytes over all that it is. `kind`: override or review."""
     return bytes.fromhex(fingerprint([f"human_{kind}", task, query, answer]))
+
+
+def _check_personal_data(task: Task, query: str, answer: str) -> None:
+    """ConfigError for a query that stands for many, and for an answer with somebody's data. No flag outranks it."""
+    if has_placeholder(query) and task.file.redacted != "cached":
+        what = "this query had personal data (or a placeholder of it): its answer would be served to everybody who asks with other data"
+        fix = f"say redacted: cached in the task file of {task.name} and publish, if that data does not matter for the answer"
+        raise ConfigError(what, where="QUERY", value=query, fix=fix)
+    parsed = task.parse(answer)[0]
+    if (clean := redact_texts(parsed)) != parsed:
+        what = "the answer has an e-mail address, card number or telephone number, which is not kept"
+        raise ConfigError(what, where="ANSWER", value=task.dump(clean)[:200], fix="leave it out of the answer")
 
 
 def _stored(entry: OverrideEntry) -> StoredAnswer:

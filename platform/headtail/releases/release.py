@@ -20,12 +20,14 @@ from headtail.cache import read_manifest
 from headtail.cache.diff import SnapshotDiff, diff_snapshots
 from headtail.cache.manifest import manifest_path, require_snapshot
 from headtail.cache.words import load_words
+from headtail.core.calibration import StudentCalibration
 from headtail.core.config import Config, build_config
 from headtail.core.errors import ConfigError, InputError, StorageError
-from headtail.core.evidence import Evidence
+from headtail.core.evidence import FORMER_FORMAT, Evidence
 from headtail.core.guardrails import AnswerGuard, load_own_check
 from headtail.core.keys import fingerprint
 from headtail.core.paths import StoreId, StoreIdOrEmpty, StorePathOrEmpty, StudentOrEmpty, store_id
+from headtail.core.query import redact_texts
 from headtail.core.task import Task, TaskFile
 
 _AGAIN = "run headtail publish again: it writes the release anew; if nobody edited it, see docs/security.md"
@@ -66,6 +68,9 @@ class Release(Config):
     task_fingerprint: StoreId = Field(description="over all of the task that changes an answer")
     task_copy: TaskCopy = Field(description="the task itself")
     thresholds: dict[str, float] = Field({}, description="least confidence by source that was published")
+    calibration: StudentCalibration | None = Field(
+        None, description="of the student's confidence, and from where its answers are sure; null: not known"
+    )
     evidence: ReleaseEvidence = Field(ReleaseEvidence(), description="what let it pass: the evaluation, its figures, the gates")
     previous: StoreIdOrEmpty = Field(
         "", description="the release that was current when this one was first made; for people, rollback goes by the moves"
@@ -77,8 +82,22 @@ class Release(Config):
     def own_id(self) -> str:
         """The id that this content has."""
         parts = {name: getattr(self, name) for name in ("snapshot", "student", "thresholds", "note")}
-        copies = {"evidence": self.evidence.model_dump(mode="json"), "task": self.task_copy.model_dump()}
+        copies: dict[str, Any] = {"evidence": self.evidence.model_dump(mode="json"), "task": self.task_copy.model_dump()}
+        for gate in copies["evidence"]["gates"]:
+            _drop_new_fields(gate)
+        if self.calibration is not None:  # a release without one keeps the id that it had before there was this field
+            copies["calibration"] = self.calibration.model_dump(mode="json")
         return fingerprint({**parts, **copies}, "release")[:16]
+
+
+def _drop_new_fields(gate: dict[str, Any]) -> None:
+    """Evidence of the format before this one keeps the content, and so the release the id, that it had."""
+    if gate["format"] == FORMER_FORMAT:
+        for name in ("look", "policy", "labels", "sealed", "excluded", "references"):
+            del gate[name]
+        for criterion in gate["criteria"]:
+            for name in ("open_value", "least_labels", "more_least", "more_most"):
+                del criterion[name]
 
 
 class Move(Config):
@@ -98,6 +117,7 @@ def make_release(
     task: Task,
     student: str = "",
     thresholds: dict[str, float] | None = None,
+    calibration: StudentCalibration | None = None,
     evidence: ReleaseEvidence | None = None,
     note: str = "",
 ) -> Release:
@@ -112,10 +132,11 @@ def make_release(
         task_fingerprint=task.fingerprint,
         task_copy=copy,
         thresholds=thresholds or {},
+        calibration=calibration,
         evidence=evidence or ReleaseEvidence(),
         previous=current_id(store),
         created=_now(),
-        note=note,
+        note=str(redact_texts(note)),
     )
     release = release.model_copy(update={"id": release.own_id})
     data = (release.model_dump_json(indent=2) + "\n").encode()
@@ -130,8 +151,8 @@ def make_release(
 def derive_release(store: Storage, base: str, *, snapshot: str = "", student: str | None = None, note: str = "") -> Release:
     """Record a release that is `base` but for its snapshot (named as `snapshot_of` takes it) or its student (empty: none).
 
-    Task and thresholds are those of `base`, and its evidence where the student is the same. ConfigError when the snapshot is of another
-    task.
+    Task and thresholds are those of `base`; so are evidence and calibration where the student is the same. ConfigError when the
+    snapshot is of another task.
     """
     held = load_release(store, base)
     chosen = snapshot_of(store, snapshot) if snapshot else held.snapshot
@@ -146,6 +167,7 @@ def derive_release(store: Storage, base: str, *, snapshot: str = "", student: st
         task=open_task(held),
         student=held.student if student is None else student,
         thresholds=held.thresholds,
+        calibration=held.calibration if student in (None, held.student) else None,
         evidence=held.evidence if student in (None, held.student) else None,
         note=note,
     )
@@ -193,7 +215,7 @@ def open_guard(store: Storage, release: Release, allow_code: bool = False) -> An
 
 
 def promote(store: Storage, release: str) -> Release:
-    """Make `release` current. Nothing changes when it is already."""
+    """Make `release` current. Nothing changes when it is already. Its evidence is not looked at: promotion.promote_release does that."""
     target = load_release(store, release)
     if current_id(store) != target.id:
         require_snapshot(store, target.snapshot)

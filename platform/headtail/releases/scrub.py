@@ -21,6 +21,7 @@ from headtail.adapters.storage import Storage, open_table, stream_table, write_t
 from headtail.core.keys import normalise, sha256_stream
 from headtail.core.query import clean_text
 from headtail.core.receipt import FileRef
+from headtail.review.log import LOGS
 
 TABLE, DOCUMENTS = ".parquet", (".html", ".svg", ".md", ".csv", ".jsonl", ".txt")
 _ELSEWHERE = ("snapshots/", "releases/", "overrides/", "deletions/", "mlartifacts/", "mlruns/")  # not this module's
@@ -31,7 +32,7 @@ _LISTS = ("examples", "queries")  # fields that hold a list of texts
 
 @dataclass(frozen=True)
 class DeletedQuery:
-    """The query that goes: its key, and its text (normalised, without personal data)."""
+    """The query that is deleted: its key, and its text (normalised, without personal data)."""
 
     key: bytes
     text: str
@@ -60,7 +61,7 @@ def rewrite_table(store: Storage, path: str, gone: DeletedQuery) -> None:
 
 
 def current_reference(store: Storage, path: str) -> FileRef:
-    """What lies at `path` now."""
+    """A reference to the file that is at `path` now."""
     rows = None
     if path.endswith(TABLE):
         with open_table(store, path) as opened:
@@ -70,7 +71,7 @@ def current_reference(store: Storage, path: str) -> FileRef:
 
 
 def _marked(store: Storage, path: str, gone: DeletedQuery) -> Iterator[tuple[pa.RecordBatch, pa.Array]]:
-    """The batches of a table, and which of their rows are of the query; nothing for a table of other things."""
+    """The batches of a table, and which of their rows are of the query. Yields nothing for a table without queries."""
     with open_table(store, path) as opened:
         names = set(opened.schema_arrow.names)
     if names & {"query_key", "query", "text"}:
@@ -96,7 +97,7 @@ def scrub_documents(store: Storage, files: list[str], gone: DeletedQuery, change
     How many JSON files were rewritten; folders of runs that lost a page: their receipts go too, so that they are made again.
     """
     rewritten = 0
-    paths = [path for path in files if path.endswith(".json") and not path.startswith("reviews/") and "/model/" not in path]
+    paths = [path for path in files if path.endswith(".json") and not path.startswith(LOGS) and "/model/" not in path]
     for path in sorted(paths, key=lambda path: (path.endswith("/receipt.json"), path)):  # receipts name the others: last
         plain = json.loads(store.read(path))
         if (made := _scrubbed(plain, gone, changed)) != plain:

@@ -54,7 +54,7 @@ def export_reviews(config: Config, file: Path, kind: str = "", rows: int = 0, de
 def import_reviews(config: Config, file: Path, kind: str = "") -> ImportReport:
     """Record the decisions in `file`; a second time nothing. Rows that are wrong are set aside, the others recorded."""
     task, store, found = load_task(config.task, config.allow_task_code), open_storage(config.root), kind_of(file, kind)
-    report = _import_file(file, found, store, DecisionLog(store, task.name), task, config.suspects, _name(config))
+    report = _import_file(file, found, store, DecisionLog(store, task.name), task, config.suspects, reviewer_name(config.who))
     counts = f"{report.recorded:,} decisions recorded, {report.known:,} known before"
     counts += f", {report.undecided:,} undecided, {len(report.problems):,} set aside"
     say(f"review       {report.rows:,} rows read: {counts}")
@@ -76,7 +76,7 @@ def serve_page(config: Config, started: Callable[[str], None] | None = None) -> 
     from headtail.review.server import ReviewServer
 
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
-    desk = Desk(store, task, load_queue(store, config.suspects, task), _name(config))
+    desk = Desk(store, task, load_queue(store, config.suspects, task), reviewer_name(config.who))
     with ReviewServer(desk, config.port) as server:
         say(f"review       {len(desk.queue):,} rows, {desk.progress()['decided']:,} decided; Ctrl-C ends the page, decisions are kept")
         say(f"{'':<12} {server.url}")
@@ -85,9 +85,10 @@ def serve_page(config: Config, started: Callable[[str], None] | None = None) -> 
         server.wait()
 
 
-def _name(config: Config) -> str:
-    if config.who.strip():
-        return config.who.strip()
+def reviewer_name(who: str) -> str:
+    """`who`, or the user who runs the command. ConfigError when neither is known."""
+    if who.strip():
+        return who.strip()
     try:
         return getpass.getuser()
     except (KeyError, OSError, ImportError):  # a container whose user has no name

@@ -10,6 +10,8 @@ import datetime
 from typing import NamedTuple
 
 from headtail.core import typed_answer
+from headtail.core.errors import ConfigError
+from headtail.core.query import redact_texts
 from headtail.core.task import Task
 
 ACCEPT, CORRECT, DROP = "accept", "correct", "drop"
@@ -85,8 +87,16 @@ def resolve_verdict(task: Task, verdict: str, answer: str | None, before: str | 
     return stored, ""
 
 
+def person_of_options(who: str, why: str, fix: str, needs_why: str = "") -> tuple[str, str]:
+    """Who and why as `--who` and `--why` give them. ConfigError when something is wrong. `needs_why`: said when there is no reason."""
+    person, because, wrong = read_person(who, why)
+    if wrong or (needs_why and not because):
+        raise ConfigError(wrong or needs_why, where="--who, --why", value=who, fix=fix)
+    return person, because
+
+
 def read_person(who: str, why: str) -> tuple[str, str, str]:
-    """(who, why, "") without blanks at the ends, or ("", "", what is wrong)."""
+    """(who, why, "") without blanks at the ends, `why` without personal data; or ("", "", what is wrong)."""
     who, why = who.strip(), why.strip()
     if not who:
         return "", "", "who: empty; every decision has a name"
@@ -98,4 +108,4 @@ def read_person(who: str, why: str) -> tuple[str, str, str]:
         (who + why).encode("utf-8")
     except UnicodeEncodeError:
         return "", "", "who, why: half a surrogate pair cannot be stored"
-    return who, why, ""
+    return who, str(redact_texts(why)), ""

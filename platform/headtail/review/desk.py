@@ -18,7 +18,7 @@ from headtail.adapters.storage import Storage
 from headtail.core.task import Task
 from headtail.review.decision import CORRECT, Decision, canonical_answer, current_moment, read_person, resolve_verdict
 from headtail.review.labelstudio import label_choices
-from headtail.review.log import PAGE, DecisionLog, LoggedDecision
+from headtail.review.log import FOLDER, LABELLING, PAGE, DecisionLog, LoggedDecision
 from headtail.review.queue import Item, Queue
 
 SHOWS = ("open", "decided", "all")
@@ -32,9 +32,10 @@ class DeskRefusal(Exception):
 class Desk:
     """Threads may share it: one per request."""
 
-    def __init__(self, store: Storage, task: Task, queue: Queue, who: str) -> None:
-        self.task, self.queue, self.who = task, queue, who
-        self.log = DecisionLog(store, task.name)
+    def __init__(self, store: Storage, task: Task, queue: Queue, who: str, labelling: bool = False) -> None:
+        """`labelling`: queries that were drawn for labels. Nobody sees an answer, and decisions go to a log of their own."""
+        self.task, self.queue, self.who, self.labelling = task, queue, who, labelling
+        self.log = DecisionLog(store, task.name, LABELLING if labelling else FOLDER)
         self._lock = threading.Lock()
         self._decided = np.zeros(len(queue), bool)
         self._version = 0  # raised with every change of what is decided
@@ -50,6 +51,8 @@ class Desk:
             "score": file.score.model_dump(mode="json"),
             "labels": label_choices(self.task),
             "queue": self.queue.ref,
+            "labelling": self.labelling,
+            "fields": list(self.task.schema.get("properties") or ()),
             "rows": len(self.queue),
             "who": self.who,
             "headtail": __version__,

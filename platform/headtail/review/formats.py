@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from headtail.core.errors import InputError
@@ -47,6 +47,15 @@ class ReviewRow(NamedTuple):
 
 FIELDS = ReviewRow._fields[4:]
 Sent = tuple[Item, Decision | None]  # what is exported: a suspect, and what holds for it
+
+
+def csv_text(names: Sequence[str], lines: Iterable[Mapping[str, str]]) -> str:
+    """A CSV with this header. Cells stand there as they are."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, names, lineterminator="\r\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
 
 
 def write_csv(rows: Iterable[Sent], queue: str) -> Iterator[str]:
@@ -108,33 +117,48 @@ _SEP = re.compile(r'"?sep=[^"\r\n]"?[,;\t]*\r?\n', re.I)
 _NULL = frozenset({"null", "nan", "none", "n/a", "#n/a", "<na>"})
 
 
+class CsvRecord(NamedTuple):
+    """A record of a CSV: its number from 1, its text, what is wrong with it, and the cells of the columns that are known."""
+
+    number: int
+    text: str
+    problem: str
+    cells: dict[str, str]
+
+
 def read_csv(data: bytes, where: str) -> Iterator[ReviewRow]:
-    """The rows of a CSV, also as a spreadsheet saved it again.
+    """The rows of a review file; a cell that says null is empty."""
+    for number, text, problem, fields in read_records(data, where, FIELDS, NEEDED, "headtail review export"):
+        nulls = {name: "" for name in fields if fields[name].strip().lower() in _NULL and _is_null(name, fields)}
+        yield ReviewRow(number, text, problem, **(fields | nulls))
+
+
+def read_records(data: bytes, where: str, known: Sequence[str], needed: Sequence[str], maker: str) -> Iterator[CsvRecord]:
+    """The records of a CSV, also as a spreadsheet saved it again.
 
     It may be cut at commas, semicolons or tabs (with Excel's `sep=` line or without), have a mark, columns in another order, further
-    ones, and rows that end early or in empty cells; a cell that says null is empty.
+    ones, and rows that end early or in empty cells. InputError names columns that lack; `maker`: the command that writes such a file.
     """
     text = _decode(data, where)
     text = text[text.index("\n") + 1 :] if _SEP.match(text) else text
     csv.field_size_limit(max(CELL_CHARS, csv.field_size_limit()))  # the limit is the process's: never lower it
-    reader, names = _header(text)
+    reader, names = _header(text, known)
     try:
-        _require(names, where)
+        _require(names, where, known, needed, maker)
         for number, cells in enumerate(reader, 1):
             if not any(cells):
                 continue
             padded, extra = [*cells[: len(names)], *[""] * (len(names) - len(cells))], cells[len(names) :]
             if any(extra):
-                yield ReviewRow(number, ",".join(cells), f"{len(cells)} cells, the header has {len(names)}")
+                yield CsvRecord(number, ",".join(cells), f"{len(cells)} cells, the header has {len(names)}", {})
                 continue
-            fields = {name: unguard(cell) for name, cell in zip(names, padded, strict=True) if name in FIELDS}
-            fields |= {name: "" for name in fields if fields[name].strip().lower() in _NULL and _is_null(name, fields)}
-            yield ReviewRow(number, ",".join(cells), **fields)
+            fields = {name: unguard(cell) for name, cell in zip(names, padded, strict=True) if name in known}
+            yield CsvRecord(number, ",".join(cells), "", fields)
     except csv.Error as error:
         raise InputError(f"not a CSV: {error}", where=f"{where}, line {reader.line_num}", fix="save it as CSV UTF-8 again") from error
 
 
-def _header(text: str) -> tuple[Any, list[str]]:
+def _header(text: str, known: Sequence[str]) -> tuple[Any, list[str]]:
     """A reader after the header, and the header's names: cut at the delimiter that gives the most names that are known."""
     found = []
     for delimiter in ",;\t":
@@ -144,7 +168,7 @@ def _header(text: str) -> tuple[Any, list[str]]:
         except csv.Error:
             names = []
         found.append((reader, names))
-    return max(found, key=lambda pair: len(set(FIELDS).intersection(pair[1])))
+    return max(found, key=lambda pair: len(set(known).intersection(pair[1])))
 
 
 def _is_null(name: str, row: dict[str, str]) -> bool:
@@ -152,12 +176,12 @@ def _is_null(name: str, row: dict[str, str]) -> bool:
     return name not in ("query", "why", "who") and (name != "answer" or row.get("verdict", "").strip().lower() != "correct")
 
 
-def _require(names: list[str], where: str) -> None:
-    missing = [name for name in NEEDED if name not in names]
-    twice = [name for name in FIELDS if names.count(name) > 1]
+def _require(names: list[str], where: str, known: Sequence[str], needed: Sequence[str], maker: str) -> None:
+    missing = [name for name in needed if name not in names]
+    twice = [name for name in known if names.count(name) > 1]
     if missing or twice:
         what = f"lacks column{'s' if len(missing) > 1 else ''} {', '.join(missing)}" if missing else f"names a column twice: {twice[0]}"
-        raise InputError(f"the header {what}", where=where, value=", ".join(names), fix="start from a file of `headtail review export`")
+        raise InputError(f"the header {what}", where=where, value=", ".join(names), fix=f"start from a file of `{maker}`")
 
 
 def write_jsonl(rows: Iterable[Sent], queue: str) -> Iterator[str]:
@@ -189,10 +213,15 @@ def value_of(text: str | None) -> Any:
 
 
 def read_jsonl(data: bytes, where: str) -> Iterator[ReviewRow]:
-    """The rows of JSON Lines; blank lines are passed over."""
+    """The rows of a review file in JSON Lines."""
+    return (_jsonl_row(number, line) for number, line in read_lines(data, where))
+
+
+def read_lines(data: bytes, where: str) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers from 1; blank lines are passed over."""
     for number, line in enumerate(_decode(data, where).split("\n"), 1):
         if line.strip():
-            yield _jsonl_row(number, line.rstrip("\r"))
+            yield number, line.rstrip("\r")
 
 
 def _jsonl_row(number: int, line: str) -> ReviewRow:

@@ -286,8 +286,9 @@ def _rows(number: int, item: Any, task: Task) -> Iterator[ReviewRow]:
 
 
 def _row(number: int, query: str, annotation: Mapping[str, Any], keys: Mapping[str, str], task: Task) -> ReviewRow:
-    marks = annotation.get("result")
-    marks = [mark for mark in marks if isinstance(mark, dict)] if isinstance(marks, list) else []
+    marks = annotation.get("result") or []
+    if not isinstance(marks, list) or not all(isinstance(mark, dict) for mark in marks):
+        return ReviewRow(number, query, "annotations: `result` is not a list of marks", **keys)
     values = [mark for mark in marks if isinstance(mark.get("value"), dict)]
     why = "\n".join(_texts(mark for mark in values if mark.get("from_name") == WHY))
     at = annotation.get("updated_at") or annotation.get("created_at") or ""

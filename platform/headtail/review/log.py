@@ -1,5 +1,6 @@
 """What people decided, as an append-only log per task: `reviews/<task>/00000001.json`, `00000002.json`, ...
 
+Answers to queries drawn for labels have a log of their own, `labelling/<task>/`, which no training set and no snapshot reads.
 In: decisions. Out: numbered entries, each written completely before it is reported as recorded; the valid decision
 for each query; all others as history. Of two people at the same time each gets a number of its own. A decision is taken
 back by a further entry, never by deleting one. Knows nothing of the queue or of how decisions come in.
@@ -22,7 +23,8 @@ from headtail.core.keys import KEY_BYTES
 from headtail.core.rows import REVIEWED
 from headtail.review.decision import DROP, Decision, current_moment
 
-FOLDER, PAGE, VERSION = "reviews", "page", 1
+FOLDER, LABELLING, PAGE, VERSION = "reviews", "labelling", "page", 1
+LOGS = (f"{FOLDER}/", f"{LABELLING}/")
 
 # REVIEWED, and where and how each decision was recorded. `withdrawn`: taken back later; `holds`: the one that counts for its query.
 HISTORY = pa.schema(
@@ -42,8 +44,8 @@ class LoggedDecision(NamedTuple):
 class DecisionLog:
     """The log of one task, in memory and on disk. Threads may share it; other processes may write beside it."""
 
-    def __init__(self, store: Storage, task: str) -> None:
-        self.store, self.folder = store, f"{FOLDER}/{task}"
+    def __init__(self, store: Storage, task: str, folder: str = FOLDER) -> None:
+        self.store, self.folder = store, f"{folder}/{task}"
         self.number = 0
         self._all: dict[tuple[int, int], LoggedDecision] = {}
         self._by_key: dict[bytes, list[LoggedDecision]] = {}
@@ -174,9 +176,9 @@ def digest(table: pa.Table) -> str:
     return made.hexdigest()
 
 
-def erase_decisions(store: Storage, task: str, keys: Collection[bytes]) -> int:
-    """Take these queries out of the log of a task: their decisions stay as empty places, so that all others keep theirs. How many."""
-    folder, erased = f"{FOLDER}/{task}", 0
+def erase_decisions(store: Storage, folder: str, keys: Collection[bytes]) -> int:
+    """Take these queries out of a log: their decisions stay as empty places, so that all others keep theirs. How many."""
+    erased = 0
     for number, entry in append_log.read_entries(store, folder):
         gone = [item for item in entry.get("decisions", ()) if bytes.fromhex(item["query_key"]) in keys]
         for item in gone:

@@ -135,7 +135,7 @@ def _wrong(request: Request, token: str) -> tuple[int, str] | None:
         return 403, "this server answers to 127.0.0.1 and localhost only"
     given, slash, path = request.url.path.removeprefix("/").partition("/")
     if not slash or not secrets.compare_digest(given.encode(), token.encode()):
-        return 404, "not here: use the whole address that `headtail review serve` printed"
+        return 404, "not here: use the whole address that the command printed"
     # the page itself may be opened from anywhere
     if headers.get("origin", f"http://{host}") != f"http://{host}" or (
         path and headers.get("sec-fetch-site", "none") not in ("same-origin", "none")

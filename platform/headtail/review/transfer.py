@@ -74,25 +74,28 @@ def export_queue(
 ) -> ExportReport:
     """Write the first `rows` (0: all) of the queue without a decision; with `decided` also those with one, and the decision."""
     config = file.with_suffix(".xml") if kind == "labelstudio" else None
-    for target in filter(None, (file, config)):
-        if target.exists():
-            raise InputError(
-                "this file exists; it may hold someone's decisions", where=str(target), fix="give another name, or move it away"
-            )
+    refuse_existing(file, config)
     holding = {kept.decision.query_key: kept.decision for kept in log.current_decisions()}
     done = {place for key in holding for place in queue.places.get(key, ())}
     open_places = [place for place in range(len(queue)) if decided or place not in done]
     chosen = open_places[:rows] if rows else open_places
     sent = ((item, holding.get(bytes.fromhex(item.query_key))) for item in queue.items(chosen))
     if config is not None:
-        _write(config, iter([labelstudio.labelling_config(task)]))
-        _write(file, labelstudio.write_tasks(sent, queue.ref, task))
+        write_whole(config, iter([labelstudio.labelling_config(task)]))
+        write_whole(file, labelstudio.write_tasks(sent, queue.ref, task))
     else:
-        _write(file, (formats.write_csv if kind == "csv" else formats.write_jsonl)(sent, queue.ref))
+        write_whole(file, (formats.write_csv if kind == "csv" else formats.write_jsonl)(sent, queue.ref))
     return ExportReport(file, len(chosen), len(open_places) - len(chosen), len(queue) - len(open_places), config)
 
 
-def _write(file: Path, pieces: Iterator[str]) -> None:
+def refuse_existing(*files: Path | None) -> None:
+    """InputError when one of them is there: what people wrote into it would be lost."""
+    for file in filter(None, files):
+        if file.exists():
+            raise InputError("this file exists; it may hold someone's decisions", where=str(file), fix="give another name, or move it away")
+
+
+def write_whole(file: Path, pieces: Iterator[str]) -> None:
     """The whole file or nothing."""
     aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -107,12 +110,17 @@ def _write(file: Path, pieces: Iterator[str]) -> None:
         aside.unlink(missing_ok=True)
 
 
-def import_decisions(file: Path, kind: Format, store: Storage, log: DecisionLog, task: Task, queue: str, who: str) -> ImportReport:
-    """Record the decisions of a file. `queue`: ref for rows that name none; `who`: decided, where a row does not say."""
+def file_bytes(file: Path) -> bytes:
+    """What is in the file. InputError when it cannot be read."""
     try:
-        data = file.read_bytes()
+        return file.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read: {error.strerror or error}", where=str(file), fix="check the path") from error
+
+
+def import_decisions(file: Path, kind: Format, store: Storage, log: DecisionLog, task: Task, queue: str, who: str) -> ImportReport:
+    """Record the decisions of a file. `queue`: ref for rows that name none; `who`: decided, where a row does not say."""
+    data = file_bytes(file)
     log.refresh()
     judge = DecisionReader(store, task, queue, who, texts_decide=kind == "labelstudio")
     mark = hashlib.sha256(data).hexdigest()[:16]

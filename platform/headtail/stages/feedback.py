@@ -2,14 +2,13 @@
 
 In: `feedback/` of the store (rows.FEEDBACK) and the request log. Out: tables suspects (rows.SUSPECT: answers that callers spoke against,
 for `headtail review`), labels (rows.FEEDBACK_LABELS, design `feedback`) and set_aside, with a reason for each row that was not used.
-Feedback counts when the log has its request, with that query. Who gives feedback is no random draw: no other stage reads these labels
-unless somebody hands them over as labels. Knows nothing of servers.
+Feedback counts when the log has its request, with that query. Who gives feedback is no random draw: these labels may train a model;
+ingest and evaluate refuse them as human labels to judge by. Knows nothing of servers.
 """
 
 from __future__ import annotations
 
 import datetime
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -20,16 +19,16 @@ from pydantic import Field
 
 from headtail.adapters.progress import say
 from headtail.adapters.storage import Storage, open_storage, read_table, stream_table
+from headtail.adapters.storage.day_files import FEEDBACK_FOLDER, REQUESTS, day_of, list_day_files
 from headtail.core.config import StageConfig
 from headtail.core.errors import InputError
 from headtail.core.keys import fingerprint, query_key
 from headtail.core.receipt import Receipt, StageResult
-from headtail.core.rows import FEEDBACK, FEEDBACK_LABELS, SUSPECT, conform
+from headtail.core.rows import FEEDBACK, FEEDBACK_DESIGN, FEEDBACK_LABELS, SUSPECT, conform
 from headtail.core.task import Task, load_task
 from headtail.stages.base import Stage, run_once
 
 STAGE, VERSION = "feedback", 1
-DESIGN = "feedback"
 # Why feedback was not used.
 REASONS = {
     "no_request": "the request log has no request of this id",
@@ -38,7 +37,6 @@ REASONS = {
     "schema": "the correction is not valid under the task's schema",
 }
 SET_ASIDE_FEEDBACK = pa.schema([*FEEDBACK, ("reason", pa.string())])
-_DAY = re.compile(r"\w+/(\d{4}-\d{2}-\d{2})/[^/]+\.parquet")
 
 
 class Config(StageConfig):
@@ -70,13 +68,13 @@ class _Votes(NamedTuple):
 def run(config: Config) -> Receipt[Result]:
     """Read feedback once for each state of the logs. InputError when there is none."""
     task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
-    files = _parquet(store, "feedback")
+    files = list_day_files(store, FEEDBACK_FOLDER)
     if not files:
         fix = "start the server with request_log=true and call POST /v1/feedback"
-        raise InputError("the store has no feedback", where=store.uri("feedback"), fix=fix)
-    first, last = (datetime.date.fromisoformat(_day(path)) for path in (min(files), max(files)))
+        raise InputError("the store has no feedback", where=store.uri(FEEDBACK_FOLDER), fix=fix)
+    first, last = (datetime.date.fromisoformat(day_of(path)) for path in (min(files), max(files)))
     begin, end = first - datetime.timedelta(config.days), last + datetime.timedelta(1)
-    logs = {path: size for path, size in _parquet(store, "requests").items() if str(begin) <= _day(path) <= str(end)}
+    logs = {path: size for path, size in list_day_files(store, REQUESTS).items() if str(begin) <= day_of(path) <= str(end)}
     return run_once(
         STAGE,
         Result,
@@ -87,17 +85,6 @@ def run(config: Config) -> Receipt[Result]:
         version=VERSION,
         replaces={"task": task.name},
     )
-
-
-def _parquet(store: Storage, folder: str) -> dict[str, int]:
-    """Path and bytes of the files that a server wrote; results of this stage lie beside them."""
-    return {file.path: file.bytes for file in store.files(folder) if _DAY.fullmatch(file.path)}
-
-
-def _day(path: str) -> str:
-    found = _DAY.fullmatch(path)
-    assert found
-    return found[1]
 
 
 def _work(stage: Stage, task: Task, files: Sequence[str], logs: Sequence[str]) -> Result:
@@ -220,4 +207,13 @@ def _label(query: str, votes: _Votes) -> dict[str, Any] | None:
         return None
     said = sum(votes.kinds.values())
     kinds = {kind: votes.kinds[kind] for kind in ("up", "down", "corrected", "used", "unused")}
-    return {"query_key": query_key(query), "query": query, "answer": answer, "count": said, "stratum": None, "design": DESIGN, **kinds}
+    return {
+        "query_key": query_key(query),
+        "query": query,
+        "answer": answer,
+        "count": said,
+        "stratum": None,
+        "design": FEEDBACK_DESIGN,
+        "inclusion": None,
+        **kinds,
+    }

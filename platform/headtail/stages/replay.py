@@ -35,7 +35,10 @@ from headtail.core.receipt import LATEST, FileRef, Receipt, StageResult
 from headtail.core.rows import KEY, Source
 from headtail.core.score import Counts, f1
 from headtail.core.task import Task, load_task
+from headtail.releases.look import record_look
+from headtail.releases.seal import sealed_keys
 from headtail.stages.base import Stage, run_once
+from headtail.stages.plan.result import Result as PlanResult
 
 PATHS = ("cache", "realtime", "fallback")
 
@@ -118,8 +121,8 @@ class EventReply(NamedTuple):
         return "cache" if self.cached else "fallback" if self.source == Source.FALLBACK else "realtime"
 
 
-def run(config: Config) -> Receipt[Result]:
-    """Replay, unless this release was replayed with these settings before."""
+def run(config: Config, task: Task | None = None) -> Receipt[Result]:
+    """Replay, unless this release was replayed with these settings before. `task`: what `config.task` names, where it is loaded already."""
     served = server_facts(config.url, config.timeout_s)
     release = str(served["id"])
     if config.release and config.release != release:
@@ -134,24 +137,26 @@ def run(config: Config) -> Receipt[Result]:
         with progress_bar("replay", len(events), "requests") as shown:
             met = asyncio.run(send(config, events, shown.advance))
         seconds = time.monotonic() - began
-        _record(stage, task, met, seconds, replay_labels(stage.store, plan, events))
+        labels = replay_labels(stage.store, plan, events)
+        record_look(stage.store, "replay", task.name, task.policy_digest, _served_rows(met, labels))
+        _record(stage, task, met, seconds, labels)
         others = {m.release for m in met if m.release} - {release}
         if others:
             stage.note(f"the current release changed during the replay: some answers are of {', '.join(sorted(others))}")
         server = ServedRelease.model_validate({name: served.get(name) for name in ServedRelease.model_fields})
         return Result(server=server, url=config.url)
 
-    return _run_once(config.model_copy(update={"release": release}), work)
+    return _run_once(config.model_copy(update={"release": release}), work, task)
 
 
-def find_replay(config: Config) -> Receipt[Result] | None:
+def find_replay(config: Config, task: Task | None = None) -> Receipt[Result] | None:
     """The receipt of an earlier replay under `config` (which names the release), or None. Needs no server."""
 
     def missing(*_: object) -> Result:
         raise _Missing
 
     try:
-        return _run_once(config.model_copy(update={"tracking": TrackingConfig(enabled=False)}), missing)
+        return _run_once(config.model_copy(update={"tracking": TrackingConfig(enabled=False)}), missing, task)
     except _Missing:
         return None
 
@@ -160,9 +165,16 @@ class _Missing(Exception):
     """Nothing was found; never leaves `find_replay`."""
 
 
-def _run_once(config: Config, work: Callable[[Stage, Receipt, Receipt, Task], Result]) -> Receipt[Result]:
-    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
-    log, plan = load_receipt(store, "ingest", config.log), load_receipt(store, "plan", config.plan)
+def _run_once(config: Config, work: Callable[[Stage, Receipt, Receipt, Task], Result], task: Task | None) -> Receipt[Result]:
+    task, store = task or load_task(config.task, config.allow_task_code), open_storage(config.root)
+    log, plan = load_receipt(store, "ingest", config.log), load_receipt(store, "plan", config.plan, PlanResult)
+    if plan.result.rebuilt:
+        raise InputError(
+            "this plan's head was chosen on all days: the holdout traffic that a replay sends is part of it and cannot measure it",
+            where="plan",
+            value=plan.path,
+            fix="name a plan with rebuild=false, made before, or replay a log of later days",
+        )
     replaces = {"task": task.name, "log": log.path, "plan": plan.path}
     return run_once(
         "replay",
@@ -253,16 +265,28 @@ async def _send_one(client: httpx.AsyncClient, event: Event) -> EventReply:
 
 
 def replay_labels(store: Storage, plan: Receipt, events: Sequence[Event]) -> dict[bytes, Any]:
-    """People's answers to the replayed queries, by query_key."""
-    keys = {event.query_key for event in events}
+    """People's answers to the replayed queries, by query_key; none that is sealed."""
+    keys = {event.query_key for event in events} - sealed_keys(store)
     pieces = stream_table(store, plan.output("human_labels"), ["query_key", "answer"])
     rows = (row for piece in pieces for row in piece.to_pylist())
     return {row["query_key"]: json.loads(row["answer"]) for row in rows if row["query_key"] in keys}
 
 
+def _served_rows(replies: Sequence[EventReply], labels: Mapping[bytes, Any]) -> dict[str, pa.Table]:
+    """What is compared with people's answers, as the ledger of looks knows it; nothing without any."""
+    given = {m.event.query_key: m.answer for m in replies if m.event.query_key in labels}
+    if not given:
+        return {}
+    columns = {
+        "wanted": [json.dumps(labels[key], sort_keys=True) for key in given],
+        "given": [json.dumps(a, sort_keys=True) for a in given.values()],
+    }
+    return {"served": pa.table({"query_key": pa.array(list(given), KEY), **columns})}
+
+
 def replay_quality(task: Task, replies: Sequence[EventReply], labels: Mapping[bytes, Any]) -> tuple[float | None, int]:
     """(micro-F1, requests) over replayed requests that have human labels; each request counts, an error is an answer missed."""
-    scored: list[Counts] = [task.score(labels[m.event.query_key], m.answer) for m in replies if m.event.query_key in labels]
+    scored: list[Counts] = [task.score(labels[m.event.query_key], m.answer, m.event.query) for m in replies if m.event.query_key in labels]
     return (f1(scored) if scored else None), len(scored)
 
 

@@ -22,11 +22,12 @@ from headtail.adapters import charts
 from headtail.adapters.progress import say
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_receipt, load_ref, output_table
+from headtail.batch.answer_sources import source_ref
 from headtail.core.config import StageConfig, refuse_filled
 from headtail.core.errors import ConfigError
 from headtail.core.receipt import Receipt, StageResult
-from headtail.core.rows import ALL, STRATA
-from headtail.core.task import load_task
+from headtail.core.rows import ALL, STRATA, Source
+from headtail.core.task import Task, load_task
 from headtail.stages import curate, distill, evaluate, precompute
 from headtail.stages.base import Stage, run_once
 from headtail.stages.curate import Config as CurateConfig
@@ -71,7 +72,7 @@ class Config(StageConfig):
     """Which variants, and how each student is made. A group is that stage's own config, without the fields that the ablation fills in."""
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped example")
-    answers: str = Field("precompute", description="precompute receipt ref of the teacher's answers")
+    answers: str = Field("precompute", description="precompute receipt ref of the teacher's answers; precompute: its latest run")
     labels: str = Field("plan:human_labels", description="table ref of the labelled rows that judge every variant")
     human: str = Field(
         "", description="table ref of people's answers to train on, such as ingest:human_labels_train; empty leaves that variant out"
@@ -99,7 +100,7 @@ def run(config: Config) -> Receipt:
     variants = [name for name in config.variants if name != HUMAN or config.human]
     if len(variants) < 2:
         raise ConfigError("an ablation needs two variants", where="variants", value=variants, fix="name people's answers in `human`")
-    config = _resolve(config, store)
+    config = _resolve(config, store, task)
     training_set: dict[str, tuple[Receipt, str]] = {}
     answered: dict[str, str] = {}
     for name in variants:
@@ -137,14 +138,15 @@ def run(config: Config) -> Receipt:
     return run_once("ablate", StageResult, config, work, inputs=inputs, task=task, replaces={**refs, **groups, "variants": variants})
 
 
-def _resolve(config: Config, store: Storage) -> Config:
+def _resolve(config: Config, store: Storage, task: Task) -> Config:
     """References by fingerprint: students' answers are made on the way, and `latest` would be theirs."""
     named = {}
     for name in ("labels", "human"):
         if ref := getattr(config, name):
             receipt, output = load_ref(store, ref)
             named[name] = f"{receipt.path}:{output}"
-    return config.model_copy(update={**named, "answers": load_receipt(store, "precompute", config.answers).path})
+    answers = source_ref(store, task, config.answers, Source.TEACHER)
+    return config.model_copy(update={**named, "answers": load_receipt(store, "precompute", answers).path})
 
 
 def ablation_rows(rows: pa.Table, quality: pa.Table, trained: dict[str, tuple[int, int]], config: Config) -> Iterator[dict[str, Any]]:

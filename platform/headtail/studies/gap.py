@@ -157,9 +157,16 @@ def gap_rows(rows: pa.Table, keys: pa.Array, models: Sequence[str], sure: Surene
                 n = int(mine.where(stratum).sum())
                 if not n:
                     continue
-                quality = interval_json(quality_of(mine, stratum, sure))
-                line = {"model": model, "shown": shown, "stratum": stratum, "labelled": int(whole.where(stratum).sum()), "n": n}
-                line |= {"quality": quality["value"], "low": quality["low"], "high": quality["high"]}
+                found = quality_of(mine, stratum, sure)
+                quality = interval_json(found) if found else {}
+                line: dict[str, Any] = {
+                    "model": model,
+                    "shown": shown,
+                    "stratum": stratum,
+                    "labelled": int(whole.where(stratum).sum()),
+                    "n": n,
+                }
+                line |= {"quality": quality.get("value"), "low": quality.get("low"), "high": quality.get("high")}
                 if mine is not first:
                     line |= _minus("difference", mine, first, stratum, sure)
                 if not shown:

@@ -1,11 +1,12 @@
 """How many rows are enough: the error of a small student against the number of rows it learnt from.
 
 In: points (rows, error) measured on held-out rows. Out: a power law error = a * rows ** -b + c (Hestness et al. 2017), and the size
-from which doubling the rows gains less than a bound. The labels held out are the teacher's too, so c holds its noise.
+from which doubling the rows gains less than a bound, with an 80 % interval. Held-out labels are the teacher's too, so c holds its noise.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,13 +21,16 @@ SMALLEST = 125
 _MOST = 32_000  # rows of the largest measured point
 _HELD_OUT, _TURNS = 0.2, 3
 _FEWEST_POINTS = 4
+_REFITS = 200  # laws through points moved by their errors, of which the interval is made
+_SEPARATE = 100  # values of c that are tried
 
 
 class Point(NamedTuple):
-    """Error (0..1, share of labels missed) of a student of so many rows."""
+    """Error (0..1, share of labels missed) of a student of so many rows, and its standard error."""
 
     rows: int
     error: float
+    doubt: float = 0.0
 
 
 class Curve(NamedTuple):
@@ -38,6 +42,8 @@ class Curve(NamedTuple):
     c: float
     min_gain: float
     enough: int
+    enough_low: int  # an 80 % interval of `enough`
+    enough_high: int
 
     def error(self, rows: float) -> float:
         """The law's error at so many rows."""
@@ -64,7 +70,15 @@ def measure(sets: Sequence[Items], lot: npt.NDArray[np.float64], seed: int) -> l
             if errors:
                 errors_at.setdefault(size, []).append(float(np.mean(errors)))
     sizes = [size for size in sorted(errors_at) if len(errors_at[size]) == _TURNS or size == max(errors_at)]
-    return [Point(size, float(np.mean(errors_at[size]))) for size in sizes]
+    tested = round(_HELD_OUT * len(lot) * _TURNS)
+    return [Point(size, float(np.mean(errors_at[size])), _doubt(errors_at[size], tested)) for size in sizes]
+
+
+def _doubt(errors: Sequence[float], tested: int) -> float:
+    """The standard error of a mean error: from the turns' spread, at least what counting `tested` labels leaves."""
+    mean = float(np.mean(errors))
+    spread = float(np.std(errors, ddof=1)) / math.sqrt(len(errors)) if len(errors) > 1 else 0.0
+    return max(spread, math.sqrt(mean * (1 - mean) / max(1, tested)))
 
 
 def _error(items: Items, inside: npt.NDArray[np.bool_], held: npt.NDArray[np.bool_], seed: int) -> float | None:
@@ -73,23 +87,41 @@ def _error(items: Items, inside: npt.NDArray[np.bool_], held: npt.NDArray[np.boo
     return None if model is None else float((model.predict(items.features[test]) != items.label[test]).mean())
 
 
-def fit(points: Sequence[Point], min_gain: float) -> Curve | None:
-    """The least-squares power law; None for fewer than four points or an error that does not fall."""
+def fit(points: Sequence[Point], min_gain: float, seed: int = 0) -> Curve | None:
+    """The least-squares power law; None for fewer than four points or an error that does not fall. `enough` has an 80 % interval: laws
+    through points that are moved by their standard errors."""
     if len(points) < _FEWEST_POINTS or points[-1].error >= points[0].error:
         return None
     rows, error = np.asarray([p.rows for p in points], float), np.asarray([p.error for p in points])
-    best: tuple[float, float, float, float] | None = None
-    for c in np.linspace(0.0, 0.99 * float(error.min()), 100):
-        slope, level = np.polyfit(np.log(rows), np.log(error - c), 1, w=np.sqrt(rows))
-        if slope < 0:
-            miss = float((np.sqrt(rows) * (np.exp(level) * rows**slope + c - error) ** 2).sum())
-            if best is None or miss < best[0]:
-                best = miss, float(np.exp(level)), float(-slope), float(c)
+    best = _law(rows, error)
     if best is None:
         return None
-    _, a, b, c = best
-    enough = (a * (1 - 2**-b) / min_gain) ** (1 / b) if min_gain > 0 else float("inf")
-    return Curve(list(points), a, b, c, min_gain, int(min(enough, 2**53)))
+    doubt, rng, sizes = np.asarray([p.doubt for p in points]), np.random.default_rng(seed), []
+    for _ in range(_REFITS if doubt.any() else 0):
+        moved = np.maximum(error + rng.normal(0, 1, len(points)) * doubt, 1e-6)
+        law = _law(rows, moved) if moved[-1] < moved[0] else None
+        sizes.append(_enough(*law, min_gain) if law else math.inf)  # points that do not fall show no size that is enough
+    here = _enough(*best, min_gain)
+    low, high = (float(x) for x in np.quantile(sizes, [0.1, 0.9], method="nearest")) if sizes else (here, here)
+    return Curve(list(points), *best, min_gain, *(int(min(size, 2**53)) for size in (here, min(low, here), max(high, here))))
+
+
+def _enough(a: float, b: float, c: float, min_gain: float) -> float:
+    return float((a * (1 - 2**-b) / min_gain) ** (1 / b)) if min_gain > 0 else math.inf
+
+
+def _law(rows: npt.NDArray[np.float64], error: npt.NDArray[np.float64]) -> tuple[float, float, float] | None:
+    """(a, b, c) of the nearest law, points weighted by their rows: a line through the logs for each of 100 values of c."""
+    c = np.linspace(0.0, 0.99 * float(error.min()), _SEPARATE)[:, None]
+    x, y, weight = np.log(rows), np.log(error - c), rows / rows.sum()
+    mean_x, mean_y = float(weight @ x), y @ weight
+    slope = ((y - mean_y[:, None]) * (x - mean_x)) @ weight / float(weight @ (x - mean_x) ** 2)
+    level = mean_y - slope * mean_x
+    with np.errstate(over="ignore"):
+        misses = (rows * (np.exp(level[:, None] + slope[:, None] * x) + c - error) ** 2).sum(1)
+    misses = np.where(slope < 0, misses, np.inf)
+    at = int(misses.argmin())
+    return (float(np.exp(level[at])), float(-slope[at]), float(c[at, 0])) if misses[at] < np.inf else None
 
 
 def curve_figure(curve: Curve, taken: int) -> Any:

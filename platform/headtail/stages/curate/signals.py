@@ -230,8 +230,8 @@ def disagreement_signals(scan: Scan, task: Task, answers: Mapping[str, Sequence[
         comparable = np.asarray([a is not None and b is not None for a, b in zip(scan.answer, theirs, strict=True)])
         if not comparable.any():
             continue
-        pairs = zip(comparable.tolist(), scan.answer, theirs, strict=True)
-        differs = np.asarray([known and not task.score(mine, other).right for known, mine, other in pairs])
+        pairs = zip(comparable.tolist(), scan.answer, theirs, scan.query, strict=True)
+        differs = np.asarray([known and not task.score(mine, other, query).right for known, mine, other, query in pairs])
         made.append(rule_signal(name, differs, lambda row, name=name: f"{name} answers otherwise", comparable))  # type: ignore[misc]
     return made
 

@@ -25,12 +25,13 @@ from headtail import review
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_receipt, load_ref, output_table
 from headtail.batch import read_answers
+from headtail.batch.answer_sources import source_ref
 from headtail.core import leaks
 from headtail.core.config import Config as Fields
 from headtail.core.config import StageConfig
 from headtail.core.errors import InputError, LedgerError
 from headtail.core.receipt import Receipt, StageResult
-from headtail.core.rows import DROPPED, State, Stratum
+from headtail.core.rows import DROPPED, Source, State, Stratum
 from headtail.core.task import Task, load_task
 from headtail.stages.base import Stage, run_once
 from headtail.stages.curate import columns, curve, decisions, scan, tables, verdicts
@@ -48,7 +49,7 @@ class Config(StageConfig):
     """Which answers a student may learn from."""
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped example")
-    answers: str = Field("precompute", description="precompute receipt ref of the teacher's answers")
+    answers: str = Field("precompute", description="precompute receipt ref of the teacher's answers; precompute: its latest run")
     labels: str = Field("plan:human_labels", description="table ref of the labelled rows, which are never trained on")
     other_labels: tuple[str, ...] = Field((), description="table refs of further evaluation sets to keep out")
     near_labels: float | None = Field(
@@ -106,6 +107,9 @@ class LearningCurve(Fields):
     a: float = Field(description="see above")
     b: float = Field(description="see above")
     c: float = Field(description="error that no number of rows takes away: the noise of the teacher's answers is in it")
+    enough: int | None = Field(None, description="rows from which doubling gains less than min_gain")
+    enough_low: int | None = Field(None, description="lower end of its 80 % interval")
+    enough_high: int | None = Field(None, description="upper end; 2**53: no size that can be told")
 
 
 class Result(StageResult):
@@ -115,10 +119,14 @@ class Result(StageResult):
     curve: LearningCurve | None = Field(None, description="the learning curve; null: too few rows to measure it")
 
 
-def run(config: Config) -> Receipt[Result]:
-    """Choose the rows, check that nothing leaked or was lost, write training_set, dropped and suspects."""
-    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
-    receipt = load_receipt(store, "precompute", config.answers, PrecomputeResult)
+def run(config: Config, task: Task | None = None) -> Receipt[Result]:
+    """Choose the rows, check that nothing leaked or was lost, write training_set, dropped and suspects.
+
+    `task`: what `config.task` names, where it is loaded already.
+    """
+    task, store = task or load_task(config.task, config.allow_task_code), open_storage(config.root)
+    answers = source_ref(store, task, config.answers, Source.TEACHER)
+    receipt = load_receipt(store, "precompute", answers, PrecomputeResult)
     labels = {f"labels{i or ''}": load_ref(store, ref) for i, ref in enumerate((config.labels, *config.other_labels))}
     others = {name: load_receipt(store, "precompute", ref) for name, ref in sorted(config.suspicion.other_answers.items())}
     made_under = receipt.task_fingerprint
@@ -218,11 +226,16 @@ def _write(stage: Stage, task: Task, judged: Verdicts, read: Reader, top: int) -
 
 
 def _result(inspection: Inspection) -> Result:
-    curve = inspection.curve
-    if curve is None:
+    law = inspection.curve
+    if law is None:
         return Result(signals=inspection.signals)
-    points = {point.rows: point.error for point in curve.points}
-    return Result(signals=inspection.signals, curve=LearningCurve(points=points, a=curve.a, b=curve.b, c=curve.c))
+    points = {point.rows: point.error for point in law.points}
+    return Result(
+        signals=inspection.signals,
+        curve=LearningCurve(
+            points=points, a=law.a, b=law.b, c=law.c, enough=law.enough, enough_low=law.enough_low, enough_high=law.enough_high
+        ),
+    )
 
 
 def _tell(stage: Stage, config: Config, judged: Verdicts, inspection: Inspection) -> None:
@@ -239,6 +252,8 @@ def _tell(stage: Stage, config: Config, judged: Verdicts, inspection: Inspection
     law = inspection.curve
     stage.metrics |= {
         "curve_enough": float(law.enough),
+        "curve_enough_low": float(law.enough_low),
+        "curve_enough_high": float(law.enough_high),
         "curve_error": law.error(size),
         "curve_next_doubling": law.gain(size),
     }
@@ -246,5 +261,6 @@ def _tell(stage: Stage, config: Config, judged: Verdicts, inspection: Inspection
     limit = "the learning curve" if law.enough <= size else "max_rows" if size >= config.max_rows else "min_rows or the rows that qualify"
     stage.note(
         f"{size:,} training rows, bound by {limit}: by a small student's error, which is measured against the teacher's answers, "
-        f"doubling them would gain {law.gain(size):.4f} (bound {config.min_gain:g})"
+        f"doubling them would gain {law.gain(size):.4f} (bound {config.min_gain:g}); enough by the curve: {law.enough:,} rows, "
+        f"80 % interval {law.enough_low:,} to {f'{law.enough_high:,}' if law.enough_high < 2**53 else 'any number'}"
     )

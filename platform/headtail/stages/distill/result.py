@@ -27,6 +27,7 @@ class Result(StageResult):
     digest: str = Field(description="hex SHA-256 over the files that can change an answer")
     base: str = Field("", description="what training started from")
     tasks: tuple[str, ...] = Field((), description="names of the tasks it learnt")
+    trained_on: tuple[str, ...] = Field((), description="table refs of its training rows and of the rows that stopped its training")
     student: str = Field("decoder", description="kind of model: decoder, encoder or seq2seq")
     io_format: IOFormat = Field(IOFormat(), description="how it is prompted and what it writes")
     stopped_early: bool = Field(False, description="whether held-out rows got no better before the last step")

@@ -22,6 +22,7 @@ from headtail.core.errors import ConfigError, InputError, LeakError
 from headtail.core.receipt import Receipt
 from headtail.core.rows import TOP, TRAINING_SET, conform, shards_of, with_side_inputs, with_top
 from headtail.core.task import Task
+from headtail.releases.seal import open_labels
 from headtail.stages.distill.learner import Learner
 from headtail.stages.precompute.result import Result as PrecomputeResult
 
@@ -83,7 +84,7 @@ def read_rows(
     )
     if not config.held_out:
         return Rows(training_set, training_set.slice(0, 0))
-    held = _training_set(store, *refs[f"held.{number}"], task, top)
+    held = open_labels(store, _training_set(store, *refs[f"held.{number}"], task, top))
     both = held.filter(pc.is_in(held["query_key"], value_set=training_set["query_key"].combine_chunks()))
     if both.num_rows:
         raise LeakError(

@@ -235,7 +235,8 @@ def _work(config: Config, stage: Stage, sources: Sources) -> Result:
         taught = examples(learner, base.tokenizer, shown, tasks, config.max_tokens, config.held_out_share)
     done = train_student(config, stage, learner, base, table, taught, sources.teacher)
     digest = finish_student(config, stage, learner, base, done, table)
-    result = record_figures(config, stage, done, table, base.name, tasks, digest)
+    read = [f"{receipt.path}:{name}" for way in ("training_set.", "held.") for receipt, name in _references(sources, way)]
+    result = record_figures(config, stage, done, table, base.name, tasks, digest).model_copy(update={"trained_on": tuple(read)})
     if first is None:
         return result
     count = sum(int(with_side(one.training_set, task).sum()) for one, task in zip(shown, tasks, strict=True))

@@ -12,12 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headtail.core.intervals import share_interval
 from headtail.core.receipt import Receipt
 from headtail.core.rows import ALL, STRATA
 from headtail.core.task import Task
 from headtail.stages.base import versions
-from headtail.stages.evaluate.scoring import Calibration, ScoredSource, Sureness, interval_json
+from headtail.stages.evaluate.scoring import Calibration, ScoredSource, Sureness, exact_of, interval_json
 from headtail.stages.precompute.result import Result as PrecomputeResult
 
 
@@ -65,9 +64,15 @@ def _metrics(s: ScoredSource, quality: pa.Table, calibration: Calibration | None
         yield {"name": "micro_f1", "split": q["stratum"], "n": q["n"], "answered": q["answered"], **figures}
     for name in (*STRATA, ALL):
         if s.where(name).any():
-            yield {"name": "exact_match", "split": name, **interval_json(share_interval(s.exact[s.where(name)], sure.confidence))}
+            yield {"name": "exact_match", "split": name, **interval_json(exact_of(s, name, sure))}
     for name, value in (
-        (("ece_15_equal_mass_bins", calibration.ece), ("auroc_confidence_vs_exact_match", calibration.auroc)) if calibration else ()
+        (
+            ("ece_15_equal_mass_bins", calibration.ece),
+            ("ece_noise_floor", calibration.floor),
+            ("auroc_confidence_vs_exact_match", calibration.auroc),
+        )
+        if calibration
+        else ()
     ):
         if calibration and value == value:
             yield {"name": name, "split": ALL, "n": calibration.n, "value": value}

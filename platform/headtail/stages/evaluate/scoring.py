@@ -1,14 +1,15 @@
-"""Score answers against human labels, row by row, then by answer source and slice. Pure: tables and dicts in, tables and numbers out.
+"""Scored rows by answer source and slice. Pure: tables in, tables and numbers out.
 
-    human labels + {answer source: {query_key: SourceAnswer}} -> SCORED rows -> QUALITY table, calibration, agreement, paired differences
+    SCORED rows (batch.answer_scores) -> QUALITY table, calibration, agreement, paired differences
 
-Slices are the strata, `all` (every labelled row alike) and `traffic` (labelled rows weighted by their events).
+Slices are the strata, `all` (every labelled row alike) and `traffic` (post-stratified: labelled rows of a known design stand for the
+traffic). Labelled rows that nearly repeat each other are resampled as one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,14 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headtail.core.errors import InputError
-from headtail.core.intervals import Bin, Interval, auroc, ece, f1_difference, f1_interval, reliability, share_interval
-from headtail.core.keys import canonical
-from headtail.core.rows import ALL, QUALITY, SCORED, SLICES, STRATA, TRAFFIC, Source, State
+from headtail.core.calibration import calibration_error
+from headtail.core.intervals import Bin, Interval, auroc, f1_difference, f1_interval, share_interval
+from headtail.core.post_stratify import Ints, LabelledTraffic, TrafficCells, traffic_columns, traffic_interval
+from headtail.core.rows import ALL, QUALITY, SLICES, STRATA, TRAFFIC, Source, State
 from headtail.core.task import Task
-
-ABSENT = "absent"  # state of a labelled row that an answer source was never asked
-COLUMNS = ["query_key", "answer_key", "state", "answer", "confidence"]  # of an answer, that scoring needs
 
 
 class Sureness(NamedTuple):
@@ -34,69 +32,12 @@ class Sureness(NamedTuple):
     seed: int = 0
 
 
-class SourceAnswer(NamedTuple):
-    """What an answer source gave for a query: parsed answer (None unless answered), state, confidence (None when unknown)."""
-
-    answer: Any
-    state: str
-    confidence: float | None
-
-
-def find_answers(task: Task, tables: Iterable[pa.Table], keys: pa.Array, where: str) -> dict[bytes, SourceAnswer]:
-    """The answers to `keys` among `tables`. Of several answers to one query an answered one wins, then the smaller answer_key.
-
-    InputError when an answer is not valid under `task`: it belongs to another task, and its score would mean nothing.
-    """
-    best: dict[bytes, tuple[bool, bytes, dict[str, Any]]] = {}
-    for table in tables:
-        for row in table.filter(pc.is_in(table["query_key"], value_set=keys)).to_pylist():
-            order = (row["state"] != State.ANSWERED, row["answer_key"] or b"")
-            held = best.get(row["query_key"])
-            if held is None or order < held[:2]:
-                best[row["query_key"]] = (*order, row)
-    return {key: _source_answer(task, row, where) for key, (_, _, row) in best.items()}
-
-
-def _source_answer(task: Task, row: Mapping[str, Any], where: str) -> SourceAnswer:
-    if row["state"] != State.ANSWERED:
-        return SourceAnswer(None, row["state"], None)
-    answer, problem = task.parse(row["answer"])
-    if problem:
-        fix = "name a precompute of this task, or run precompute again"
-        raise InputError(f"an answer is not valid under task {task.name}: {problem}", where=where, value=row["answer"], fix=fix)
-    return SourceAnswer(answer, row["state"], row["confidence"])
-
-
-def score_rows(task: Task, labels: pa.Table, sources: Mapping[str, Mapping[bytes, SourceAnswer]]) -> pa.Table:
-    """One SCORED row per labelled row and answer source, the fallback's last."""
-    lines = []
-    for row in labels.to_pylist():
-        wanted = _expected(row)
-        everyone = {source: answers.get(row["query_key"], SourceAnswer(None, ABSENT, None)) for source, answers in sources.items()}
-        everyone[str(Source.FALLBACK)] = SourceAnswer(task.fallback(row["query"]), str(State.ANSWERED), None)
-        base = {name: row[name] for name in ("query_key", "query", "stratum", "count")}
-        for source, given in everyone.items():
-            answered, counts = given.state == State.ANSWERED, task.score(wanted, given.answer)
-            text = canonical(given.answer, source) if answered else None
-            line = {**base, "source": source, "wanted": row["answer"], "given": text, "state": given.state, "confidence": given.confidence}
-            lines.append({**line, **counts._asdict(), "exact": answered and counts.right})
-    return pa.Table.from_pylist(lines, schema=SCORED)
-
-
-def _expected(row: Mapping[str, Any]) -> Any:
-    try:
-        return json.loads(row["answer"])
-    except (TypeError, json.JSONDecodeError) as error:
-        where = f"query {row['query']!r}"
-        raise InputError(f"a human label is not JSON: {error}", where=where, value=row["answer"], fix="run ingest again") from None
-
-
 class ScoredSource(NamedTuple):
     """One answer source's rows as arrays."""
 
     source: str
     stratum: npt.NDArray[np.object_]
-    traffic: npt.NDArray[np.float64]
+    traffic: LabelledTraffic
     tp: npt.NDArray[np.float64]
     fp: npt.NDArray[np.float64]
     fn: npt.NDArray[np.float64]
@@ -104,12 +45,23 @@ class ScoredSource(NamedTuple):
     answered: npt.NDArray[np.bool_]
     confidence: npt.NDArray[np.float64]  # NaN when unknown
     given: list[str | None]
+    query: list[str]
 
     def where(self, name: str) -> npt.NDArray[np.bool_]:
         """The rows of a slice."""
         if name == ALL:
             return np.ones(len(self.tp), dtype=bool)
-        return self.traffic > 0 if name == TRAFFIC else self.stratum == name
+        return ~np.isnan(self.traffic.chance) if name == TRAFFIC else self.stratum == name
+
+    def counts(self, name: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """tp, fp, fn of a slice: of each cluster of near-duplicates together, which is one row to a bootstrap."""
+        tp, fp, fn = (_by_cluster(values, self.traffic.cluster, self.where(name)) for values in (self.tp, self.fp, self.fn))
+        return tp, fp, fn
+
+
+def _by_cluster(values: npt.NDArray[np.float64], cluster: Ints, inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    _, place = np.unique(cluster[inside], return_inverse=True)
+    return np.asarray(np.bincount(place, values[inside]), np.float64)
 
 
 def by_source(rows: pa.Table) -> list[ScoredSource]:
@@ -117,36 +69,53 @@ def by_source(rows: pa.Table) -> list[ScoredSource]:
     found = []
     for source in rows["source"].unique().to_pylist():
         part = rows.filter(pc.equal(rows["source"], source))
-        tp, fp, fn, count = (part[name].cast(pa.float64()).to_numpy() for name in ("tp", "fp", "fn", "count"))
+        tp, fp, fn = (part[name].cast(pa.float64()).to_numpy() for name in ("tp", "fp", "fn"))
         confidence = part["confidence"].cast(pa.float64()).fill_null(float("nan")).to_numpy()
         answered = pc.equal(part["state"], State.ANSWERED.value).to_numpy()
         stratum = np.asarray(part["stratum"].to_pylist(), dtype=object)
-        traffic = np.nan_to_num(count, nan=0.0)
-        found.append(
-            ScoredSource(source, stratum, traffic, tp, fp, fn, part["exact"].to_numpy(), answered, confidence, part["given"].to_pylist())
-        )
+        traffic = traffic_columns(part)
+        given, query = (part[name].to_pylist() for name in ("given", "query"))
+        found.append(ScoredSource(source, stratum, traffic, tp, fp, fn, part["exact"].to_numpy(), answered, confidence, given, query))
     return found
 
 
-def quality_of(scored: ScoredSource, name: str, sure: Sureness) -> Interval:
-    """Micro-F1 of one answer source on one slice. Rows in which nothing was wanted and nothing given carry no unit; a slice of
-    such rows only has its share of answered rows as its quality, so that silence is not praised."""
+def quality_of(scored: ScoredSource, name: str, sure: Sureness, cells: TrafficCells | None = None) -> Interval | None:
+    """Micro-F1 of one answer source on one slice; None without a row, or without a right to a figure for traffic.
+
+    Rows in which nothing was wanted and nothing given carry no unit; a slice of such rows only has its share of answered rows as its
+    quality, so that silence is not praised.
+    """
     inside = scored.where(name)
-    weights = scored.traffic[inside] if name == TRAFFIC else None
-    tp, fp, fn = scored.tp[inside], scored.fp[inside], scored.fn[inside]
-    found = f1_interval(tp, fp, fn, weights, **sure._asdict())
+    if not inside.any() or (name == TRAFFIC and cells is None):
+        return None
+    if name == TRAFFIC and cells is not None:
+        tp, fp, fn = scored.tp[inside], scored.fp[inside], scored.fn[inside]
+        found = traffic_interval(2 * tp, 2 * tp + fp + fn, scored.traffic.take(inside), cells, sure.confidence)
+    else:
+        found = f1_interval(*scored.counts(name), **sure._asdict())._replace(n=int(inside.sum()))
     return share_interval(scored.exact[inside], sure.confidence) if found.value != found.value else found
 
 
-def quality_rows(rows: pa.Table, sure: Sureness) -> pa.Table:
-    """The QUALITY table of scored rows: every answer source on every slice."""
+def exact_of(scored: ScoredSource, name: str, sure: Sureness, cells: TrafficCells | None = None) -> Interval:
+    """The share of rows of a slice that are wholly right, near-duplicates as one; the slice has rows."""
+    inside, right = scored.where(name), scored.exact.astype(np.float64)
+    if name == TRAFFIC and cells is not None:
+        return traffic_interval(right[inside], np.ones(int(inside.sum())), scored.traffic.take(inside), cells, sure.confidence)
+    tp, wrong = (_by_cluster(values, scored.traffic.cluster, inside) for values in (right, 1 - right))
+    if len(tp) == inside.sum():
+        return share_interval(scored.exact[inside], sure.confidence)
+    return f1_interval(tp, wrong, wrong, **sure._asdict())._replace(n=int(inside.sum()))
+
+
+def quality_rows(rows: pa.Table, sure: Sureness, cells: TrafficCells | None = None) -> pa.Table:
+    """The QUALITY table of scored rows: every answer source on every slice. `cells`: the traffic; None: there is no figure for it."""
     columns: dict[str, list[Any]] = {name: [] for name in QUALITY.names}
     for scored in by_source(rows):
         for name in SLICES:
-            inside, found = scored.where(name), quality_of(scored, name, sure)
-            weights = scored.traffic[inside] if name == TRAFFIC else np.ones(int(inside.sum()))
-            values = found if inside.any() else Interval(*[None] * 6)  # type: ignore[arg-type]
-            exact = float(np.average(scored.exact[inside], weights=weights)) if inside.any() else None
+            found = quality_of(scored, name, sure, cells)
+            inside = scored.where(name) & (found is not None)
+            values = found or Interval(*[None] * 6)  # type: ignore[arg-type]
+            exact = None if found is None else exact_of(scored, name, sure, cells).value
             line = (scored.source, name, int(inside.sum()), int(scored.answered[inside].sum()), values.value, values.low, values.high)
             for column, value in zip(QUALITY.names, (*line, exact, values.effective, values.method), strict=True):
                 columns[column].append(value)
@@ -154,29 +123,32 @@ def quality_rows(rows: pa.Table, sure: Sureness) -> pa.Table:
 
 
 class Calibration(NamedTuple):
-    """How far an answer source's confidences hold, over its answered rows that have one. NaN when there are none, or no mix."""
+    """How far an answer source's confidences hold, over its answered rows that have one. NaN when there are none, or no mix.
+    `floor`, `floor_high`: the ECE that perfectly calibrated confidences would show on so many rows, see `calibration_error`."""
 
     n: int
     ece: float
     auroc: float
     bins: list[Bin]
+    floor: float
+    floor_high: float
 
 
 def calibration_of(scored: ScoredSource, sure: Sureness) -> Calibration:
     """Confidence against the whole answer being right."""
     known = scored.answered & ~np.isnan(scored.confidence)
     confidence, right = scored.confidence[known], scored.exact[known]
-    bins = reliability(confidence, right, 15, sure.confidence)
-    return Calibration(int(known.sum()), ece(confidence, right), auroc(confidence, right), bins)
+    found = calibration_error(confidence, right, sure.confidence, seed=sure.seed, bins=15)
+    return Calibration(found.n, found.ece, auroc(confidence, right), found.bins, found.floor, found.floor_high)
 
 
 def agreement(task: Task, teacher: ScoredSource, student: ScoredSource) -> tuple[float, int]:
     """Micro-F1 of the student with the teacher's answers taken as wanted, and the rows both answered. Says nothing of quality."""
     tp = fp = fn = n = 0
-    for theirs, ours in zip(teacher.given, student.given, strict=True):
+    for theirs, ours, query in zip(teacher.given, student.given, student.query, strict=True):
         if theirs is None or ours is None:
             continue
-        counts = task.score(json.loads(theirs), json.loads(ours))
+        counts = task.score(json.loads(theirs), json.loads(ours), query)
         tp, fp, fn, n = tp + counts.tp, fp + counts.fp, fn + counts.fn, n + 1
     units = 2 * tp + fp + fn
     return (2 * tp / units if units else float(n > 0)), n
@@ -193,9 +165,8 @@ def source_differences(scored: Sequence[ScoredSource], sure: Sureness) -> Iterat
 
 def paired_difference(one: ScoredSource, other: ScoredSource, name: str, sure: Sureness) -> dict[str, Any]:
     """The paired difference of two answer sources on the rows of a slice, as JSON."""
-    inside = one.where(name)
-    a, b = ((s.tp[inside], s.fp[inside], s.fn[inside]) for s in (one, other))
-    return interval_json(f1_difference(a, b, **sure._asdict()))
+    found = f1_difference(one.counts(name), other.counts(name), **sure._asdict())
+    return interval_json(found._replace(n=int(one.where(name).sum())))
 
 
 def interval_json(interval: Interval) -> dict[str, Any]:

@@ -20,4 +20,4 @@ class Result(StageResult):
 
     passed: bool = Field(description="whether every criterion is passed")
     evidence: Evidence = Field(description="the criteria, their figures and what they rest on")
-    candidate_number: int = Field(ge=1, description="which candidate this is of all that were tested on these labelled rows")
+    candidate_number: int = Field(ge=1, description="which look this is at these labelled rows")

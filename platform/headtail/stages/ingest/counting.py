@@ -6,20 +6,25 @@ travel through Ray's object store, which spills to disk, and every node must rea
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from headtail.adapters import cluster
 from headtail.core.errors import InputError
+from headtail.stages.ingest.history import HistoryRules
 from headtail.stages.ingest.intake import LABEL_CELL, Intake, IntakeRules, Totals
 from headtail.stages.ingest.logfile import ColumnSelection, LogSplit, read_split
-from headtail.stages.ingest.tally import HoldoutCut, finish_shard
+from headtail.stages.ingest.tally import CountedShard, HoldoutCut, finish_shard
+
+T = TypeVar("T")
 
 
 class LocalCounter:
@@ -31,10 +36,9 @@ class LocalCounter:
 
     def count(self, parts: Sequence[LogSplit], advance: Callable[[int], None]) -> None:
         """Count every part."""
-        for part in parts:
-            for sheet in read_split(self.system, part, self.selection):
-                self.intake.take(sheet, part.file.name, part.place)
-                advance(sheet.table.num_rows + len(sheet.rejects))
+        for part, sheet in _ahead((one, found) for one in parts for found in read_split(self.system, one, self.selection)):
+            self.intake.take(sheet, part.file.name, part.place)
+            advance(sheet.table.num_rows + len(sheet.rejects))
         self.intake.close()
 
     @property
@@ -49,12 +53,31 @@ class LocalCounter:
         """Rows set aside, in the order of the log."""
         return self.intake.aside.stream(0)
 
-    def shards(self, cut: HoldoutCut) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """Finished shards in order of key: queries and holdout traffic."""
-        for shard in range(self.shard_count):
-            yield finish_shard(
-                [self.intake.parts.shard(shard)], {name: [spill.shard(shard)] for name, spill in self.intake.sides.items()}, cut
-            )
+    def shards(self, cut: HoldoutCut, rules: HistoryRules) -> Iterator[CountedShard]:
+        """Finished shards in order of key."""
+        with ThreadPoolExecutor(_threads()) as pool:
+            waiting, running = deque(range(self.shard_count)), deque[Future[CountedShard]]()
+            while waiting or running:
+                while waiting and len(running) <= _threads():
+                    running.append(pool.submit(self._finish, waiting.popleft(), cut, rules))
+                yield running.popleft().result()
+
+    def _finish(self, shard: int, cut: HoldoutCut, rules: HistoryRules) -> CountedShard:
+        sides = {name: [spill.shard(shard)] for name, spill in self.intake.sides.items()}
+        return finish_shard([self.intake.parts.shard(shard)], sides, cut, rules)
+
+
+def _threads() -> int:
+    return min(4, len(os.sched_getaffinity(0)))
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """`items`, each read by a thread of its own while the one before is worked on."""
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = reader.submit(next, items, None)
+            yield item
 
 
 class RayCounter:
@@ -91,8 +114,8 @@ class RayCounter:
         """Rows set aside, in the order of the log."""
         yield from map(_task_result, self._aside)
 
-    def shards(self, cut: HoldoutCut) -> Iterator[tuple[pa.Table, pa.Table]]:
-        """Finished shards in order of key: queries and holdout traffic."""
+    def shards(self, cut: HoldoutCut, rules: HistoryRules) -> Iterator[CountedShard]:
+        """Finished shards in order of key."""
         import ray
 
         task = ray.remote(num_cpus=1, max_retries=2)(_finish)
@@ -100,7 +123,7 @@ class RayCounter:
         while waiting or running:
             while waiting and len(running) < self.workers:
                 shard = waiting.popleft()
-                running.append(task.remote(self.rules.side_inputs, cut, *(pieces[shard] for pieces in self._pieces)))
+                running.append(task.remote(self.rules.side_inputs, cut, rules, *(pieces[shard] for pieces in self._pieces)))
             yield _task_result(running.popleft())
 
 
@@ -129,5 +152,7 @@ def _count(system: pafs.FileSystem, part: LogSplit, rules: IntakeRules, selectio
             yield intake.parts.shard(shard), {name: spill.shard(shard) for name, spill in intake.sides.items()}
 
 
-def _finish(side_inputs: Sequence[str], cut: HoldoutCut, *pieces: tuple[pa.Table, dict[str, pa.Table]]) -> tuple[pa.Table, pa.Table]:
-    return finish_shard([sums for sums, _ in pieces], {name: [sides[name] for _, sides in pieces] for name in side_inputs}, cut)
+def _finish(
+    side_inputs: Sequence[str], cut: HoldoutCut, rules: HistoryRules, *pieces: tuple[pa.Table, dict[str, pa.Table]]
+) -> CountedShard:
+    return finish_shard([sums for sums, _ in pieces], {name: [sides[name] for _, sides in pieces] for name in side_inputs}, cut, rules)

@@ -1,9 +1,9 @@
 """Delimited text (CSV, TSV) to cells, row by row accounted for, whatever bytes are in it.
 
 In: blocks of whole lines as bytes. Out: Sheets: the wanted cells as bytes with row numbers, and the rows that are not read, with a
-reason. Lines without quotes and backslashes are cut in bulk. Other records are read in every way that the file's dialect leaves
-possible: those that fit in two ways are set aside, a quoted cell may run over several lines only when the record that results
-fits, and a stray quote costs one row at most. Knows nothing of encodings, files or what a cell means.
+reason. Lines without backslashes whose quotes only stand around cells are cut in bulk. Other records are read in every way that the
+file's dialect leaves possible: those that fit in two ways are set aside, a quoted cell may run over several lines only when the record
+that results fits, and a stray quote costs one row at most. Knows nothing of encodings, files or what a cell means.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from headtail.stages.ingest.dialect import DOUBLED, NONE, Dialect, canonical_hea
 from headtail.stages.ingest.records import BOM, Ints, Lines, Mask, Record, lines_of, literal, long_records, per_line, record_text
 
 ROW = "\0row"  # the column of row numbers: no file names a column so
-_NUL, _RETURN = 0, 13
+_NUL, _NEWLINE, _RETURN, _QUOTE = 0, 10, 13, 34
 
 
 class Reject(NamedTuple):
@@ -84,7 +84,7 @@ def parse_rows(data: bytes, form: Dialect, names: Sequence[str], first_row: int,
     for record in records:
         begins[record.first + 1 : record.last + 1] = False
     rows = first_row + np.cumsum(begins) - 1
-    plain = begins & (lines.quotes == 0) & (lines.slashes == 0) & ~_unfit(lines, form)
+    plain = begins & (lines.slashes == 0) & _neat(lines, form) & ~_unfit(lines, form)
     for record in records:
         plain[record.first : record.last + 1] = False
     bulk = _bulk(lines, plain, form, names)
@@ -124,6 +124,31 @@ def _unfit(lines: Lines, form: Dialect) -> Mask:
     return unfit
 
 
+def _neat(lines: Lines, form: Dialect) -> Mask:
+    """Lines without quotes; in a file that doubles them, also those with quotes around whole cells alone, which read in one way."""
+    neat: Mask = lines.quotes == 0
+    if neat.all() or not _doubles(form):
+        return neat
+    quotes = np.flatnonzero(lines.raw == _QUOTE)
+    line = np.repeat(np.arange(len(lines.starts)), lines.quotes)
+    first = np.cumsum(lines.quotes) - lines.quotes
+    opens = (np.arange(len(quotes)) - first[line]) % 2 == 0
+    border = np.zeros(256, bool)
+    border[[ord(form.delimiter), _NEWLINE, _RETURN]] = True  # a carriage return elsewhere than before a line's end is unfit anyway
+    around = np.concatenate([[np.uint8(_NEWLINE)], lines.raw, [np.uint8(_NEWLINE)]])
+    astray = ~border[around[np.where(opens, quotes, quotes + 2)]]
+    before = np.cumsum(lines.raw == ord(form.delimiter), dtype=np.int32)[quotes]
+    astray[1:] |= ~opens[1:] & (np.diff(before) > 0)  # a delimiter within quotes
+    neat = lines.quotes % 2 == 0
+    neat[line[astray]] = False
+    return neat
+
+
+def _doubles(form: Dialect) -> bool:
+    """Whether a record without a backslash has one reading, with quotes doubled."""
+    return form.quotes[0] == DOUBLED and NONE not in form.quotes and not form.trailing
+
+
 def _bulk(lines: Lines, plain: Mask, form: Dialect, names: Sequence[str]) -> pa.Table:
     """The wanted cells of the lines marked `plain`, cut by Arrow."""
     data = lines.data
@@ -137,7 +162,7 @@ def _bulk(lines: Lines, plain: Mask, form: Dialect, names: Sequence[str]) -> pa.
     table = pacsv.read_csv(
         pa.BufferReader(data),
         pacsv.ReadOptions(column_names=[f"c{i}" for i in range(form.cells)], block_size=len(data) + 1, use_threads=False),
-        pacsv.ParseOptions(delimiter=form.delimiter, quote_char=False, ignore_empty_lines=False),
+        pacsv.ParseOptions(delimiter=form.delimiter, quote_char='"' if _doubles(form) else False, ignore_empty_lines=False),
         pacsv.ConvertOptions(
             include_columns=list(places.values()),
             column_types=dict.fromkeys(places.values(), pa.binary()),
@@ -177,7 +202,7 @@ def _cells(record: bytes, form: Dialect) -> tuple[tuple[str, ...], str]:
         return (), "empty"
     if "\0" in text:
         return (), "nul"
-    if "\\" not in text and form.quotes[0] == DOUBLED and NONE not in form.quotes and not form.trailing:  # most; one way says it all
+    if "\\" not in text and _doubles(form):  # most
         cells = cut_doubled(text, form.delimiter, sloppy=True)
         found = {cells} if cells is not None and len(cells) == form.cells else set()
     else:

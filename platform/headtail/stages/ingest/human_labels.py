@@ -16,13 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headtail.core import leaks, typed_answer
+from headtail.core.label_design import UNKNOWN, resolve_design, thinned
 from headtail.core.query import clean_text
-from headtail.core.rows import HUMAN_LABELS, SET_ASIDE, uniform_draw
+from headtail.core.rows import DESIGN as DESIGN_COLUMNS
+from headtail.core.rows import FEEDBACK_DESIGN, HUMAN_LABELS, SET_ASIDE, uniform_draw
 from headtail.core.task import Task
 from headtail.core.text import normalise
 from headtail.stages.ingest.intake import cell_excerpt
 
-INVALID, REDACTED, SPLIT, NEAR = "label_invalid", "label_redacted", "label_split", "label_near"
+INVALID, REDACTED, SPLIT, NEAR, DESIGN = "label_invalid", "label_redacted", "label_split", "label_near", "label_design"
 TRAIN, TEST = "train", "test"
 
 
@@ -37,11 +39,18 @@ class ResolvedLabels(NamedTuple):
     astray: int = 0  # answers with a span that is not in the query, though both are normalised
 
 
-def resolve_labels(labels: pa.Table, task: Task, train_share: float, seed: int, redacting: bool = True) -> ResolvedLabels:
-    """One valid answer per query, in the task's canonical form, divided into human labels and human_labels_train."""
+def resolve_labels(
+    labels: pa.Table, task: Task, train_share: float, seed: int, redacting: bool = True, design: str = UNKNOWN
+) -> ResolvedLabels:
+    """One valid answer per query, in the task's canonical form, divided into human labels and human_labels_train.
+
+    `design`: how labels were drawn that do not say it themselves.
+    """
     answers, problems = _answers(labels["answer"], task)
     splits, unknown = _splits(labels["split"])
-    reasons = _reasons(labels, answers, unknown)
+    designs, chances, wrong = _designs(labels, design)
+    reasons = _reasons(labels, answers, unknown, splits, wrong)
+    problems = [was or now for was, now in zip(problems, wrong, strict=True)]
     aside = _set_aside(labels, reasons, problems, redacting)
     valid = pa.table(
         {
@@ -58,11 +67,13 @@ def resolve_labels(labels: pa.Table, task: Task, train_share: float, seed: int, 
     marks = marks.take(pc.index_in(kept["query_key"], marks["query_key"]))
     test, train = np.asarray(marks["test_max"]), np.asarray(marks["train_max"])
     chosen = train | (uniform_draw(kept["query_key"], "human_labels_train", seed) < train_share)
-    rows = pa.table(
-        [kept["query_key"], kept["query"], kept["answer"], pa.array(np.zeros(len(kept), np.int64)), pa.repeat("", len(kept))],
-        schema=HUMAN_LABELS,
-    )
     in_train = chosen & ~test
+    first = pc.index_in(kept["seq_min"].combine_chunks(), labels["seq"].combine_chunks()).to_pylist()
+    shares = np.where(test | train, 1.0, 1 - train_share).tolist()  # a column `split` overrides the share
+    drawn = [thinned(designs[at], chances[at], share) for at, share in zip(first, shares, strict=True)]
+    columns = [kept["query_key"], kept["query"], kept["answer"], pa.array(np.zeros(len(kept), np.int64)), pa.repeat("", len(kept))]
+    columns += [pa.array(column, field.type) for column, field in zip(zip(*drawn, strict=True), DESIGN_COLUMNS, strict=True)]
+    rows = pa.table(columns, schema=HUMAN_LABELS)
     near = _near(rows, in_train)
     sources = labels.filter(pc.is_in(labels["seq"], kept["seq_min"].filter(pa.array(near)).combine_chunks()))
     aside = pa.concat_tables([aside, _aside(sources, [NEAR] * len(sources), sources["query"].to_pylist())])
@@ -138,9 +149,22 @@ def _splits(cells: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
     return texts, pc.invert(pc.is_in(texts, pa.array(["", TRAIN, TEST])))
 
 
-def _reasons(labels: pa.Table, answers: pa.Array, unknown: pa.Array) -> pa.Array:
+def _designs(labels: pa.Table, otherwise: str) -> tuple[list[str], list[float | None], list[str]]:
+    """Per row the design, the inclusion probability, and what is wrong with them."""
+    cells = zip(*(labels[name].to_pylist() for name in ("design", "inclusion")), strict=True)
+    found = [resolve_design(_text(design), _text(chance), otherwise) for design, chance in cells]
+    designs, chances, problems = zip(*found, strict=True) if found else ((), (), ())
+    return list(designs), list(chances), list(problems)
+
+
+def _reasons(labels: pa.Table, answers: pa.Array, unknown: pa.Array, splits: pa.Array, wrong: list[str]) -> pa.Array:
+    """Per row why it is not used; empty: it is. Callers choose what they give feedback on: it may train a model and judges none."""
     reasons = pc.if_else(answers.is_null(), INVALID, "")
     reasons = pc.if_else(unknown, SPLIT, reasons)
+    designs = pc.fill_null(pc.utf8_lower(labels["design"].combine_chunks().cast(pa.string(), safe=False)), "")
+    feedback = pc.equal(pc.utf8_trim_whitespace(designs), FEEDBACK_DESIGN)
+    reasons = pc.if_else(pc.and_not(pc.not_equal(pa.array(wrong, pa.string()), ""), feedback), DESIGN, reasons)
+    reasons = pc.if_else(pc.and_(feedback, pc.not_equal(splits, TRAIN)), DESIGN, reasons)
     return pc.if_else(labels["redacted"].combine_chunks(), REDACTED, reasons)  # the answer may still hold what was redacted
 
 
@@ -148,10 +172,11 @@ def _set_aside(labels: pa.Table, reasons: pa.Array, problems: list[str], redacti
     bad = np.flatnonzero(np.asarray(pc.not_equal(reasons, "")))
     rows: list[dict[str, Any]] = labels.take(pa.array(bad)).to_pylist()
     names = reasons.take(pa.array(bad)).to_pylist()
+    cells = {SPLIT: "split", DESIGN: "design"}
     texts = [
         row["query"]
-        if name == REDACTED
-        else cell_excerpt(f"{row['query']}: {_text(row['split' if name == SPLIT else 'answer'])} {problems[i]}", redacting)
+        if name == REDACTED or (name == DESIGN and not problems[i])  # of feedback there is nothing to correct
+        else cell_excerpt(f"{row['query']}: {_text(row[cells.get(name, 'answer')])} {problems[i]}", redacting)
         for i, row, name in zip(bad, rows, names, strict=True)
     ]
     return _aside(labels.take(pa.array(bad)), names, texts)

@@ -1,7 +1,7 @@
 """From raw cells to counted queries: each row of a log is used, or set aside with a reason.
 
-In: Sheets of raw cells. Out: partial sums by query and day, side inputs seen, label cells, rows set aside, totals. Text is
-normalised and redacted once per distinct text of a batch. Knows nothing of file formats, of the cut or of stores.
+In: Sheets of raw cells. Out: partial sums by query and day, side inputs seen, label cells, rows set aside, totals. Events are counted
+by raw text; a text is cleaned when its sums leave memory. Knows nothing of file formats, of the cut or of stores.
 """
 
 from __future__ import annotations
@@ -10,31 +10,41 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headtail.core import cells
 from headtail.core.errors import InputError
-from headtail.core.keys import normalise, query_key
-from headtail.core.redact import CANDIDATE, redact
+from headtail.core.redact import redact
 from headtail.core.rows import KEY, SET_ASIDE
-from headtail.stages.ingest import cells
 from headtail.stages.ingest.days import EVER, DaySpan
 from headtail.stages.ingest.delimited import ROW, Sheet
-from headtail.stages.ingest.tally import NO_DAY, PART, SEEN_SIDE, Spill, latest_by_day, sum_days
+from headtail.stages.ingest.tally import (
+    NO_DAY,
+    PART_BY_RULES,
+    RAW_PART,
+    RAW_SIDE,
+    SEEN_SIDE,
+    Spill,
+    last_rows,
+    latest_raw,
+    one_dictionary,
+    raw_texts,
+    sum_by,
+    sum_raw,
+)
+from headtail.stages.ingest.texts import CARD, EMAIL, EMPTY, NOT_UTF8, PHONE, Bits, RawTexts, clean_texts, query_keys, screen_texts
 
 REASONS = ("", "not_utf8", "empty", "too_long", "bad_count", "bad_time", "before_gap", "after_gap", "after_today")
-NOT_UTF8, EMPTY, TOO_LONG, BAD_COUNT, BAD_TIME, BEFORE_GAP, AFTER_GAP, AFTER_TODAY = range(1, 9)
+BAD_COUNT, BAD_TIME, BEFORE_GAP, AFTER_GAP, AFTER_TODAY = range(4, 9)
 _TIMES = (BAD_TIME, BEFORE_GAP, AFTER_GAP, AFTER_TODAY)
-EMAIL, PHONE, CARD = 1, 2, 4
+Ints = npt.NDArray[np.int64]
 SHOWN_CHARS = 200
 FILE_ROWS = 1 << 40  # more rows than a file has: split number and row make one number that orders the whole log
-
-# Text that `normalise` leaves as it is: printable ASCII without capitals, single blanks. Found in bulk, so that most texts skip Python.
-PLAIN = r"^[!-@\[-~]+(?: [!-@\[-~]+)*$"
 
 LABEL_CELL = pa.schema(
     [
@@ -42,6 +52,8 @@ LABEL_CELL = pa.schema(
         ("query", pa.string()),
         ("answer", pa.binary()),
         ("split", pa.binary()),
+        ("design", pa.binary()),
+        ("inclusion", pa.binary()),
         ("redacted", pa.bool_()),
         ("seq", pa.int64()),
         ("file", pa.string()),
@@ -59,6 +71,8 @@ class IntakeRules:
     time: str = ""
     labels: str = ""
     split: str = ""  # of a file of labels: train or test
+    design: str = ""  # of a file of labels: how its rows were drawn
+    inclusion: str = ""  # and with which chance
     side_inputs: tuple[str, ...] = ()
     separator: str = "|"
     max_chars: int = 200
@@ -69,7 +83,13 @@ class IntakeRules:
     @property
     def columns(self) -> tuple[str, ...]:
         """All columns to be read."""
-        return tuple(name for name in (self.query, self.count, self.time, self.labels, self.split, *self.side_inputs) if name)
+        names = (self.query, self.count, self.time, self.labels, self.split, self.design, self.inclusion, *self.side_inputs)
+        return tuple(name for name in names if name)
+
+
+LABELS_FILE = IntakeRules(  # columns of a file of labels
+    "query", labels="answer", split="split", design="design", inclusion="inclusion", every_label=True
+)
 
 
 @dataclass
@@ -93,51 +113,6 @@ class Totals:
         self.days.update(other.days)
 
 
-class Texts(NamedTuple):
-    """Distinct raw texts, cleaned. `codes[i]` is the place in `queries` of raw text i, or -1 with `reasons[i]` > 0."""
-
-    codes: npt.NDArray[np.int64]
-    reasons: npt.NDArray[np.int8]
-    marks: npt.NDArray[np.int8]  # EMAIL | PHONE | CARD of raw text i
-    queries: pa.Array
-    keys: pa.Array
-
-
-def clean_texts(raw: pa.Array, rules: IntakeRules) -> Texts:
-    """Distinct raw texts (bytes) to normalised, redacted queries."""
-    plain = pc.and_(pc.match_substring_regex(raw, PLAIN), pc.less_equal(pc.binary_length(raw), rules.max_chars))
-    if rules.redact:
-        plain = pc.and_not(plain, pc.match_substring_regex(raw, CANDIDATE))
-    codes, reasons, marks = np.full(len(raw), -1, np.int64), np.zeros(len(raw), np.int8), np.zeros(len(raw), np.int8)
-    index: dict[str, int] = {}
-    for i, (value, fine) in enumerate(zip(raw.to_pylist(), plain.to_pylist(), strict=True)):
-        if fine:
-            text = value.decode("ascii")
-        else:
-            text, reasons[i], marks[i] = _clean(value, rules)
-            if reasons[i]:
-                continue
-        codes[i] = index.setdefault(text, len(index))
-    queries = list(index)
-    return Texts(codes, reasons, marks, pa.array(queries, pa.string()), pa.array(map(query_key, queries), KEY))
-
-
-def _clean(value: bytes, rules: IntakeRules) -> tuple[str, int, int]:
-    """(query, 0, marks) or ("", reason, 0)."""
-    if len(value) > 64 * rules.max_chars:  # a megabyte is not worth normalising
-        return "", EMPTY if not value.strip() else TOO_LONG, 0
-    try:
-        text = normalise(value.decode("utf-8"))
-    except UnicodeDecodeError:
-        return "", NOT_UTF8, 0
-    if not text or len(text) > rules.max_chars:
-        return "", TOO_LONG if text else EMPTY, 0
-    if not rules.redact:
-        return text, 0, 0
-    redaction = redact(text)
-    return redaction.text, 0, EMAIL * redaction.email | PHONE * redaction.phone | CARD * redaction.card
-
-
 def cell_excerpt(value: object, redacting: bool) -> str:
     """A raw cell for a person to read: redacted, then cut."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
@@ -150,10 +125,13 @@ class Intake:
 
     def __init__(self, rules: IntakeRules, folder: Path, shards: int) -> None:
         self.rules, self.totals = rules, Totals()
-        self.parts = Spill(folder / "parts", PART, shards, sum_days)
-        self.sides = {name: Spill(folder / f"side-{i}", SEEN_SIDE, shards, latest_by_day) for i, name in enumerate(rules.side_inputs)}
+        self.parts = Spill(folder / "parts", PART_BY_RULES, shards, sum_raw, self._clean_sums)
+        self.sides = {
+            name: Spill(folder / f"side-{i}", SEEN_SIDE, shards, latest_raw, self._clean_sides) for i, name in enumerate(rules.side_inputs)
+        }
         self.aside = Spill(folder / "aside", SET_ASIDE, 1)
         self.labels: list[pa.Table] = []
+        self._lock = Lock()
 
     def close(self) -> None:
         """No more sheets."""
@@ -170,19 +148,18 @@ class Intake:
             coded = cells.dictionary_cells(table[rules.query])
             if coded is None:
                 raise _not_text(table, rules.query, file)
-            texts = clean_texts(coded.dictionary, rules)
+            texts = screen_texts(coded.dictionary, rules.max_chars, rules.redact)
             places = np.asarray(pc.fill_null(coded.indices, -1))
-            reasons = np.where(places < 0, EMPTY, np.append(texts.reasons, 0)[places])
+            reasons = np.append(texts.reasons, np.uint8(EMPTY))[places]  # no text: place -1
             count, reasons = self._counts(table, reasons)
             time, reasons = self._times(table, reasons)
             sides, reasons = self._sides(table, reasons)
             used = np.flatnonzero(reasons == 0)
-            codes, day = texts.codes[places[used]], time[used] // 86_400 if rules.time else np.full(len(used), NO_DAY)
-            self._count(texts, codes, day, count[used])
-            self._mark(texts.marks[places[used]], count[used])
+            day = time // 86_400 if rules.time else np.full(len(rows), NO_DAY)
+            self._count(texts, places[used], day[used], count[used])
             seq = split * FILE_ROWS + rows
             for name, values in sides.items():
-                self._note_side_input(name, values, texts, texts.codes[places], reasons == 0, time, seq)
+                self._note_side_input(name, values, texts, places, reasons == 0, day, time, seq)
             if rules.labels and rules.labels in table.column_names:
                 self._labels(table, texts, places, used, seq, rows, file)
             aside += self._label_refusals(table, coded, rows, reasons)
@@ -194,14 +171,14 @@ class Intake:
             raise _not_text(table, name, file)
         return found
 
-    def _counts(self, table: pa.Table, reasons: npt.NDArray[np.int8]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8]]:
+    def _counts(self, table: pa.Table, reasons: Bits) -> tuple[Ints, Bits]:
         if not self.rules.count:
             return np.ones(len(reasons), np.int64), reasons
         found = cells.counts(cells.flat(table[self.rules.count]))
         bad = np.asarray(found.is_null())
         return np.asarray(pc.fill_null(found, 0)), np.where((reasons == 0) & bad, BAD_COUNT, reasons)
 
-    def _times(self, table: pa.Table, reasons: npt.NDArray[np.int8]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8]]:
+    def _times(self, table: pa.Table, reasons: Bits) -> tuple[Ints, Bits]:
         if not self.rules.time:
             return np.zeros(len(reasons), np.int64), reasons
         found = cells.times(cells.flat(table[self.rules.time]))
@@ -211,7 +188,7 @@ class Intake:
         outside = np.select([day > span.today, day > span.last, day < span.first], [AFTER_TODAY, AFTER_GAP, BEFORE_GAP], 0)
         return seconds, np.where(reasons == 0, np.where(bad, BAD_TIME, outside), reasons).astype(np.int8)
 
-    def _sides(self, table: pa.Table, reasons: npt.NDArray[np.int8]) -> tuple[dict[str, pa.Array], npt.NDArray[np.int8]]:
+    def _sides(self, table: pa.Table, reasons: Bits) -> tuple[dict[str, pa.Array], Bits]:
         found: dict[str, pa.Array] = {}
         for name in self.rules.side_inputs:
             if name not in table.column_names or table[name].null_count == table.num_rows:
@@ -225,49 +202,74 @@ class Intake:
                 found[name] = cells.lists(array.take(pa.array(np.arange(len(array)), mask=~fine)), self.rules.separator)
         return found, reasons
 
-    def _count(self, texts: Texts, codes: npt.NDArray[np.int64], day: npt.NDArray[np.int64], count: npt.NDArray[np.int64]) -> None:
-        if not len(codes):
+    def _count(self, texts: RawTexts, places: Ints, day: Ints, count: Ints) -> None:
+        if not len(places):
             return
-        seen = pa.table({"code": codes, "day": day.astype(np.int32), "count": count})
-        sums = seen.group_by(["code", "day"]).aggregate([("count", "sum")])
-        self.parts.add(
-            pa.table([texts.keys.take(sums["code"]), texts.queries.take(sums["code"]), sums["day"], sums["count_sum"]], schema=PART)
-        )
-        totals = Totals(used_rows=len(codes), used_events=int(count.sum()))
+        first = int(day.min())
+        rows_by_day = np.bincount(day - first)  # times are within 230 years
+        span = len(rows_by_day)
+        both = places * span + (day - first)
+        if not self.rules.count and len(texts.texts) * span < 8 * len(both):  # a sort takes ten times as long
+            sums = np.bincount(both)
+            both = np.flatnonzero(sums)
+            sums = sums[both]
+        else:
+            both, sums = sum_by(both, count)
+        at = both // span
+        columns = [raw_texts(texts.texts, at), (both % span + first).astype(np.int32), texts.rules[at], sums]
+        self.parts.add(pa.table(columns, schema=RAW_PART))
+        if texts.marks.any():
+            self._mark(texts.marks[at], sums)
+        totals = Totals(used_rows=len(places), used_events=int(sums.sum()))
         if self.rules.time:
-            found, rows = np.unique(day, return_counts=True)
-            totals.days.update(dict(zip(found.tolist(), rows.tolist(), strict=True)))
+            found = np.flatnonzero(rows_by_day)
+            totals.days.update(dict(zip((found + first).tolist(), rows_by_day[found].tolist(), strict=True)))
         self.totals.add(totals)
 
-    def _mark(self, marks: npt.NDArray[np.int8], count: npt.NDArray[np.int64]) -> None:
-        if marks.any():
+    def _clean_sums(self, table: pa.Table) -> pa.Table:
+        """RAW_PART rows as PART_BY_RULES: each distinct text is cleaned, and each distinct query's key made, once."""
+        raw = one_dictionary(table["text"])
+        clean = clean_texts(raw.dictionary, self.rules.redact)
+        queries, codes = clean.queries.dictionary_encode(), np.asarray(raw.indices)
+        at = queries.indices.take(raw.indices)
+        if clean.marks.any():
+            self._mark(clean.marks[codes], np.asarray(table["count"]))
+        rules = np.asarray(table["rules"]) | clean.rules[codes]
+        columns = [query_keys(queries.dictionary).take(at), queries.dictionary.take(at), table["day"], table["count"], rules]
+        return pa.table(columns, schema=PART_BY_RULES)
+
+    def _clean_sides(self, table: pa.Table) -> pa.Table:
+        """RAW_SIDE rows as SEEN_SIDE."""
+        raw = one_dictionary(table["text"])
+        keys = query_keys(clean_texts(raw.dictionary, self.rules.redact).queries).take(raw.indices)
+        return pa.table([keys, *table.columns[1:]], schema=SEEN_SIDE)
+
+    def _mark(self, marks: Bits, count: Ints) -> None:
+        with self._lock:  # sums are cleaned in threads of their own
             for name, bit in (("email", EMAIL), ("phone", PHONE), ("card", CARD), ("any", EMAIL | PHONE | CARD)):
                 self.totals.redacted[name] += int(count[(marks & bit) > 0].sum())
 
     def _note_side_input(
-        self,
-        name: str,
-        values: pa.Array,
-        texts: Texts,
-        codes: npt.NDArray[np.int64],
-        used: npt.NDArray[np.bool_],
-        time: npt.NDArray[np.int64],
-        seq: npt.NDArray[np.int64],
+        self, name: str, values: pa.Array, texts: RawTexts, places: Ints, used: npt.NDArray[np.bool_], day: Ints, time: Ints, seq: Ints
     ) -> None:
-        """Side inputs of the rows that are used and have some."""
+        """Side inputs of the rows that are used and have some: the last one of each text and day."""
         rows = np.flatnonzero(used & np.asarray(values.is_valid()))
-        day = time[rows] // 86_400 if self.rules.time else np.full(len(rows), NO_DAY)
-        columns = [texts.keys.take(pa.array(codes[rows])), day.astype(np.int32), time[rows], seq[rows], values.take(pa.array(rows))]
-        self.sides[name].add(latest_by_day(pa.table(columns, schema=SEEN_SIDE)))
+        if not len(rows):
+            return
+        first = day[rows].min()
+        rows = rows[last_rows(places[rows] * (int(day[rows].max() - first) + 1) + (day[rows] - first), time[rows], seq[rows])]
+        at = pa.array(rows)
+        columns = [raw_texts(texts.texts, places[rows]), day[rows].astype(np.int32), time[rows], seq[rows], values.take(at)]
+        self.sides[name].add(pa.table(columns, schema=RAW_SIDE))
 
     def _labels(
         self,
         table: pa.Table,
-        texts: Texts,
-        places: npt.NDArray[np.int64],
-        used: npt.NDArray[np.int64],
-        seq: npt.NDArray[np.int64],
-        rows: npt.NDArray[np.int64],
+        texts: RawTexts,
+        places: Ints,
+        used: Ints,
+        seq: Ints,
+        rows: Ints,
         file: str,
     ) -> None:
         answers = self._text(table, self.rules.labels, file)
@@ -276,16 +278,20 @@ class Intake:
             used = used[np.asarray(pc.match_substring_regex(answers, r"[^\s]"))[used]]
         if not len(used):
             return
-        has_split = self.rules.split and self.rules.split in table.column_names
-        splits = self._text(table, self.rules.split, file) if has_split else pa.nulls(len(rows), pa.binary())
-        codes, at = pa.array(texts.codes[places[used]]), pa.array(used)
-        redacted = pa.array(texts.marks[places[used]] > 0)
+        splits, designs, chances = (
+            self._text(table, name, file) if name and name in table.column_names else pa.nulls(len(rows), pa.binary())
+            for name in (self.rules.split, self.rules.design, self.rules.inclusion)
+        )
+        clean, at = clean_texts(texts.texts.take(pa.array(places[used])), self.rules.redact), pa.array(used)
+        redacted = pa.array((texts.marks[places[used]] | clean.marks) > 0)
         names = pa.repeat(file, len(used))
         columns = [
-            texts.keys.take(codes),
-            texts.queries.take(codes),
+            query_keys(clean.queries),
+            clean.queries,
             answers.take(at),
             splits.take(at),
+            designs.take(at),
+            chances.take(at),
             redacted,
             seq[used],
             names,
@@ -293,9 +299,7 @@ class Intake:
         ]
         self.labels.append(pa.table(columns, schema=LABEL_CELL))
 
-    def _label_refusals(
-        self, table: pa.Table, coded: pa.DictionaryArray, rows: npt.NDArray[np.int64], reasons: npt.NDArray[np.int8]
-    ) -> list[tuple[int, str, str]]:
+    def _label_refusals(self, table: pa.Table, coded: pa.DictionaryArray, rows: Ints, reasons: Bits) -> list[tuple[int, str, str]]:
         bad = np.flatnonzero(reasons)
         texts = coded.take(pa.array(bad)).to_pylist()
         found = [(int(rows[i]), REASONS[reasons[i]], cell_excerpt(text, self.rules.redact)) for i, text in zip(bad, texts, strict=True)]

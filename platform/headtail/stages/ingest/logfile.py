@@ -25,7 +25,7 @@ from headtail.stages.ingest.detect import detect
 from headtail.stages.ingest.files import DELIMITED, KINDS, LINES, PARQUET, LogFile, suffix
 from headtail.stages.ingest.streams import UnusableFile, check_text, codec_of, open_plain, readable
 
-BATCH_ROWS = 1 << 18
+BATCH_ROWS = 1 << 19
 LIST_ROWS = 1 << 12  # of lists whose size is not known before they are read
 BATCH_BYTES = 64 << 20  # of cells of Parquet at once: a value that stands once in a file may stand in a million rows
 CELL_BYTES = 1 << 20  # of Parquet; a row with a longer cell is set aside
@@ -151,6 +151,10 @@ def _read_parquet(system: pafs.FileSystem, part: LogSplit, names: Sequence[str])
         coded = [path for path in paths if path.split(".")[0] in names]
         for batch in _batches(source, part, names, coded):
             columns = [batch.column(name) for name in names]
+            if sum(map(_most, columns)) * batch.num_rows <= BATCH_BYTES:  # nearly always: no need to look at each row
+                yield Sheet(pa.table([pa.array(np.arange(row, row + batch.num_rows)), *columns], names=[ROW, *names]), [])
+                row += batch.num_rows
+                continue
             sizes = np.sum([_sizes(column) for column in columns], axis=0).astype(np.int64)
             long = sizes > CELL_BYTES
             rows = np.arange(row, row + batch.num_rows)
@@ -158,7 +162,7 @@ def _read_parquet(system: pafs.FileSystem, part: LogSplit, names: Sequence[str])
             table = pa.table([pa.array(rows, pa.int64()), *columns], names=[ROW, *names])
             table = table.filter(pa.array(~long)) if long.any() else table
             bounds = np.cumsum(sizes[~long]) // BATCH_BYTES
-            if not bounds.any():  # nearly always: no need to spread it out here
+            if not bounds.any():  # no need to spread it out here
                 yield Sheet(table, rejects)
                 row += batch.num_rows
                 continue
@@ -201,6 +205,16 @@ def _check_packing(part: LogSplit, meta: Any, paths: Sequence[str], names: Seque
                     value=f"{large:,} bytes in row group {group}",
                     fix="this is not text; leave the file out",
                 )
+
+
+def _most(column: pa.Array) -> int:
+    """Bytes that no cell has more of."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        kind, column = kind.value_type, column.dictionary
+    if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind):
+        return pc.max(pc.binary_length(column)).as_py() or 0
+    return BATCH_BYTES if pa.types.is_nested(kind) else 0
 
 
 def _sizes(column: pa.Array) -> Any:

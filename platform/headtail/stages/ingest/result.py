@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from headtail.core.config import Config
 from headtail.core.receipt import StageResult
+
+RuleName = Literal["blanks", "case", "characters", "personal_data"]
 
 
 class SourceFile(Config):
@@ -24,6 +28,15 @@ class FileSetAside(Config):
     reason: str = Field(description="why")
 
 
+class RuleCoverage(Config):
+    """What one rule of the normal form brings."""
+
+    rule: RuleName = Field(description="characters: what NFKC, signs of a keyboard and unseen characters change")
+    changed_events: float = Field(ge=0, le=1, description="share of all events whose text the rule changed")
+    merged_events: float = Field(ge=0, le=1, description="share of all events that it changed and whose query also came without the rule")
+    merged_queries: int = Field(ge=0, description="queries that came both with and without the rule")
+
+
 class Result(StageResult):
     """What the log was made of. Days are UTC, ISO 8601; null without times."""
 
@@ -31,6 +44,9 @@ class Result(StageResult):
     labels: tuple[SourceFile, ...] = Field((), description="files of human labels")
     files_set_aside: tuple[FileSetAside, ...] = Field((), description="files that were not read")
     side_inputs: tuple[str, ...] = Field((), description="the task's side inputs, which are columns of `queries`")
+    rules: tuple[RuleCoverage, ...] = Field(
+        (), description="what each rule of the normal form brings, in the order in which they are applied"
+    )
     first_day: str | None = Field(None, description="first day of the log")
     last_day: str | None = Field(None, description="last day of the log")
     holdout_from: str | None = Field(None, description="first day of holdout traffic")

@@ -1,7 +1,7 @@
 """Ingest: a query log of any size to counted queries, holdout traffic and human labels.
 
 In: files (CSV, TSV, JSON Lines, Parquet) with a column of queries and, if there are any, counts, times, side inputs, human labels.
-Out: tables queries, holdout, human_labels, human_labels_train, set_aside. Every row of the log is used, or set aside with its reason.
+Out: tables queries, holdout, history, human_labels, human_labels_train, set_aside. Every row is used, or set aside with its reason.
 Knows nothing of heads, tails or models.
 """
 
@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import errno
 import itertools
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,53 +23,40 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from headtail.adapters import cluster
 from headtail.adapters.progress import progress_bar, say
 from headtail.core import redact
 from headtail.core.config import Config as BaseConfig
 from headtail.core.config import StageConfig, execution
 from headtail.core.errors import InputError, LedgerError, StorageError
+from headtail.core.label_design import NamedDesign
 from headtail.core.receipt import Receipt
 from headtail.core.rows import HOLDOUT, QUERY, SET_ASIDE, check_side_inputs, with_side_inputs
 from headtail.core.task import Task, load_task
 from headtail.stages.base import Stage, run_once
-from headtail.stages.ingest import cells, logfile
+from headtail.stages.ingest import logfile
 from headtail.stages.ingest.counting import LocalCounter, RayCounter
 from headtail.stages.ingest.days import cut_day, day_span
 from headtail.stages.ingest.dialect import QUOTES_HELP
 from headtail.stages.ingest.files import LogFile, Skipped
+from headtail.stages.ingest.history import history_rules, merge_history
 from headtail.stages.ingest.human_labels import ResolvedLabels, fill_counts, resolve_labels
-from headtail.stages.ingest.intake import LABEL_CELL, Intake, IntakeRules, Totals
+from headtail.stages.ingest.intake import LABEL_CELL, LABELS_FILE, Intake, IntakeRules, Totals
 from headtail.stages.ingest.logfile import ColumnSelection, LogSplit
-from headtail.stages.ingest.result import FileSetAside, Result
+from headtail.stages.ingest.merges import rule_coverage
+from headtail.stages.ingest.notes import CURES, aside_notes, redaction_notes, rule_notes
+from headtail.stages.ingest.result import FileSetAside, Result, RuleCoverage
 from headtail.stages.ingest.sources import Files
-from headtail.stages.ingest.tally import HoldoutCut, keep_run, merge_runs, total
+from headtail.stages.ingest.tally import HoldoutCut, keep_shard, merge_runs, total
 
 STAGE = "ingest"
-VERSION = 4
+VERSION = 6
 SHARD_ROWS = 1 << 20  # rows of the log per shard of keys
 MAX_SHARDS = 128
-SPREAD_ROWS = 20_000_000  # rows from which Ray tasks win back what they cost: ten million take one core 13 s
+SPREAD_ROWS = 20_000_000  # rows from which Ray tasks win back what they cost, where there are more cores than this process can use
+BUSY_CORES = 3  # this process reads, counts and finishes on about two
 TEXT_ROW_BYTES = 40  # a guess, to choose shards by
 _EPOCH = datetime.date(1970, 1, 1).toordinal()
-_SHOWN = 5  # files set aside that are named on the terminal
-_CURES = {
-    "bad_time": f"columns.time takes {cells.TIMES}",
-    "bad_count": "columns.count takes whole numbers from 1",
-    "ambiguous": "their quotes or backslashes can be read in two ways: set `quotes` to doubled, backslash, escaped or none",
-    "header": "they repeat the header, as where files were joined",
-    "before_gap": "their dates are long before the log's other days, and they are few",
-    "after_gap": "their dates are after a gap, and they are few",
-    "after_today": "their dates are after today",
-    "bad_row": "they have not the header's number of cells, or are no JSON object: correct the program that writes them, or set `quotes`",
-    "nul": "they hold a zero byte",
-    "name_twice": "their JSON has a column twice",
-}
-MANY_REDACTED = 0.01  # share of events above which numbers of things may have been read as numbers of people
-REDACTED_LIKE = {
-    "email": "e-mail addresses (as name@host.org)",
-    "phone": "telephone numbers (as +1 555 234 5678, 555-234-5678, call 5552345678)",
-    "card": "card numbers (16 digits, or 4-4-4-4)",
-}
 THIN = 0.001  # share of events below which held-out traffic is suspect: a wrong clock makes a last day of one event
 
 
@@ -93,6 +81,7 @@ class Config(StageConfig):
     labels_train_share: float = Field(
         0.0, ge=0, le=1, description="share of human labels, by hash, that may train a model; a split column overrides it"
     )
+    labels_design: NamedDesign = Field("unknown", description="how labels were drawn that name no design themselves; see docs/labels.md")
     holdout_days: int = Field(1, ge=0, description="days at the end of the log kept as holdout traffic; needs columns.time")
     holdout_share: float = Field(0.1, ge=0, lt=1, description="share of events held out at random when the log has no times")
     max_query_chars: int = Field(200, ge=1, le=10_000, description="characters of a normalised query; longer ones are set aside")
@@ -102,9 +91,9 @@ class Config(StageConfig):
     workers: int = execution(0, "parts of the log read at once by Ray tasks; 1 stays in this process, 0 chooses by size", ge=0)
 
 
-def run(config: Config) -> Receipt[Result]:
-    """Ingest once. InputError when a file or column is missing, unreadable or holds nothing that can be used."""
-    task = load_task(config.task, config.allow_task_code)
+def run(config: Config, task: Task | None = None) -> Receipt[Result]:
+    """Ingest once. InputError when a file or column is missing, unreadable or without use. `task`: `config.task`, loaded already."""
+    task = task or load_task(config.task, config.allow_task_code)
     log, labels = find_log(config, task), find_labels(config)
     matters: dict[str, Any] = {"side_inputs": list(task.side_inputs), "redact_rules": redact.VERSION if config.redact else 0}
     if labels or config.columns.labels:
@@ -131,7 +120,9 @@ def find_log(config: Config, task: Task) -> Files:
 
 def find_labels(config: Config) -> Files | None:
     """The files of human labels, their columns checked; None when none is named."""
-    return Files(config.labels, "labels", {"query": "query", "answer": "answer"}, ["split"]) if config.labels else None
+    return (
+        Files(config.labels, "labels", {"query": "query", "answer": "answer"}, ["split", "design", "inclusion"]) if config.labels else None
+    )
 
 
 def _work(stage: Stage, config: Config, task: Task, log: Files, labels: Files | None) -> Result:
@@ -147,29 +138,23 @@ def _work(stage: Stage, config: Config, task: Task, log: Files, labels: Files | 
                 counter = _count_log(config, rules, log, parts, stage.scratch / "believed")
         totals = counter.totals
         cut = _cut(totals, config)
-        runs = [
-            tuple(keep_run(stage.scratch / "runs", f"{kind}-{i}", table) for kind, table in zip(("queries", "holdout"), pair, strict=True))
-            for i, pair in enumerate(counter.shards(cut))
-        ]
-        queries, holdout = [pair[0] for pair in runs], [pair[1] for pair in runs]
+        shards = [keep_shard(stage.scratch / "runs", i, shard) for i, shard in enumerate(counter.shards(cut, history_rules(totals.days)))]
+        queries, holdout = [shard.queries for shard in shards], [shard.holdout for shard in shards]
         found, labels_aside = (
             _labels_file(labels, config, len(parts), stage.scratch) if labels else (LABEL_CELL.empty_table(), SET_ASIDE.empty_table())
         )
-        settled = resolve_labels(
-            pa.concat_tables([LABEL_CELL.empty_table(), *counter.labels, found]),
-            task,
-            config.labels_train_share,
-            config.seed,
-            config.redact,
-        )
+        cells = pa.concat_tables([LABEL_CELL.empty_table(), *counter.labels, found])
+        settled = resolve_labels(cells, task, config.labels_train_share, config.seed, config.redact, config.labels_design)
         aside = [pa.concat_tables([settled.set_aside, labels_aside])]
+        stage.table("history", merge_history([shard.history for shard in shards]))
         _write(stage, rules, queries, holdout, settled, itertools.chain(counter.set_aside(), aside))
     if labels or config.columns.labels:
         _check_labels(stage, settled, aside[0], config)
     _count_rows(stage, totals, queries, holdout, aside[0], settled)
     stage.metrics["events_per_s"] = round(totals.rows / (time.monotonic() - began), 1)
-    _tell(stage, config, task, log, labels, cut, totals)
-    return _result(task, log, labels, cut, totals)
+    coverage = rule_coverage([shard.merges for shard in shards], totals.used_events)
+    _tell(stage, config, task, log, labels, cut, totals, coverage)
+    return _result(task, log, labels, cut, totals, coverage)
 
 
 def _count_log(config: Config, rules: IntakeRules, log: Files, parts: Sequence[LogSplit], folder: Path) -> LocalCounter | RayCounter:
@@ -203,7 +188,8 @@ def _counter(config: Config, rules: IntakeRules, log: Files, parts: Sequence[Log
     rows = sum(file.rows if file.rows is not None else file.bytes // TEXT_ROW_BYTES for file in log.files)
     shards = config.shards or min(MAX_SHARDS, 1 + rows // SHARD_ROWS)
     wanted = ColumnSelection(rules.columns, rules.side_inputs, rules.separator)
-    if len(parts) > 1 and (config.workers > 1 or (config.workers == 0 and rows >= SPREAD_ROWS)):
+    spread = rows >= SPREAD_ROWS and (cluster.joins_cluster() or (os.cpu_count() or 1) > BUSY_CORES)
+    if len(parts) > 1 and (config.workers > 1 or (config.workers == 0 and spread)):
         return RayCounter(log.system, rules, wanted, shards, config.workers)
     return LocalCounter(log.system, rules, wanted, shards, folder / "counted")
 
@@ -236,7 +222,7 @@ def _check_used(counter: LocalCounter | RayCounter, config: Config, known: int |
             "no row of the log can be used",
             where=f"{config.log}, row {row['row']:,} of {row['file']} for one",
             value=f"{reasons}; that row: {row['text'] or 'empty'}",
-            fix=_CURES.get(most, "check columns.query and the file's encoding (UTF-8)"),
+            fix=CURES.get(most, "check columns.query and the file's encoding (UTF-8)"),
         )
 
 
@@ -263,7 +249,7 @@ def _date(day: int) -> str:
 
 def _labels_file(labels: Files, config: Config, first_split: int, folder: Path) -> tuple[pa.Table, pa.Table]:
     """Label cells of the file of labels, and its rows that have no usable query, set aside under label_ reasons."""
-    rules = IntakeRules("query", labels="answer", split="split", every_label=True, max_chars=config.max_query_chars, redact=config.redact)
+    rules = dataclasses.replace(LABELS_FILE, max_chars=config.max_query_chars, redact=config.redact)
     intake = Intake(rules, folder / "human_labels", 1)
     for part in logfile.split_log(labels.system, labels.files):
         for sheet in logfile.read_split(labels.system, part, ColumnSelection(rules.columns)):
@@ -333,16 +319,26 @@ def _count_rows(
         "unseen_share_holdout_queries": sum(map(len, unseen)) / max(1, rows["holdout_queries"]),
         **{f"redacted_{name}": float(totals.redacted[name]) for name in ("email", "phone", "card")},
     }
-    share = totals.redacted["any"] / max(1, totals.used_events)
-    if share > MANY_REDACTED:
-        kinds = ", ".join(f"{totals.redacted[kind]:,} {like}" for kind, like in REDACTED_LIKE.items() if totals.redacted[kind])
-        stage.note(f"{share:.1%} of log events had their query redacted: {kinds}. If these are part numbers, see docs/text.md")
 
 
-def _tell(stage: Stage, config: Config, task: Task, log: Files, labels: Files | None, cut: HoldoutCut, totals: Totals) -> None:
+def _tell(
+    stage: Stage,
+    config: Config,
+    task: Task,
+    log: Files,
+    labels: Files | None,
+    cut: HoldoutCut,
+    totals: Totals,
+    rules: tuple[RuleCoverage, ...],
+) -> None:
     """Notes for the receipt, one line for the person watching."""
     rows, metrics = stage.rows, stage.metrics
-    _tell_aside(stage, totals, _skipped(log, labels))
+    stage.rows["files_set_aside"] = len(_skipped(log, labels))
+    for note in aside_notes(totals.set_aside, _skipped(log, labels)):
+        stage.note(note)
+        say(f"{'':<12} {note}")
+    for note in [*redaction_notes(totals.redacted, totals.used_events), *rule_notes(rules)]:
+        stage.note(note)
     if cut.day is not None:
         if rows["holdout_events"] < THIN * totals.used_events:
             stage.note(f"holdout traffic, from {_date(cut.day)}, has only {rows['holdout_events']:,} events: is the log's last day whole?")
@@ -372,12 +368,13 @@ def _tell(stage: Stage, config: Config, task: Task, log: Files, labels: Files | 
     )
 
 
-def _result(task: Task, log: Files, labels: Files | None, cut: HoldoutCut, totals: Totals) -> Result:
+def _result(task: Task, log: Files, labels: Files | None, cut: HoldoutCut, totals: Totals, rules: tuple[RuleCoverage, ...]) -> Result:
     return Result(
         log=log.read(),
         labels=labels.read() if labels else (),
         files_set_aside=tuple(FileSetAside(name=file.name, reason=file.reason) for file in _skipped(log, labels)),
         side_inputs=task.side_inputs,
+        rules=rules,
         first_day=_date(min(totals.days)) if totals.days else None,
         last_day=_date(max(totals.days)) if totals.days else None,
         holdout_from=_date(cut.day) if cut.day is not None else None,
@@ -386,15 +383,3 @@ def _result(task: Task, log: Files, labels: Files | None, cut: HoldoutCut, total
 
 def _skipped(log: Files, labels: Files | None) -> list[Skipped]:
     return [*log.skipped, *(labels.skipped if labels else ())]
-
-
-def _tell_aside(stage: Stage, totals: Totals, skipped: Sequence[Skipped]) -> None:
-    """The files that were not read, and the rows whose reason has a cure."""
-    stage.rows["files_set_aside"] = len(skipped)
-    notes = [f"not read: {file.name}: {file.reason}" for file in skipped[:_SHOWN]]
-    if len(skipped) > _SHOWN:
-        notes.append(f"not read: {len(skipped) - _SHOWN:,} more files; the receipt lists them under result.files_set_aside")
-    notes += [f"rows set aside: {totals.set_aside[reason]:,}; {text}" for reason, text in _CURES.items() if totals.set_aside[reason]]
-    for note in notes:
-        stage.note(note)
-        say(f"{'':<12} {note}")

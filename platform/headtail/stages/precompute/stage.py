@@ -114,12 +114,12 @@ def _resolve_model(config: Config) -> Config:
     return config.model_copy(update={"model": resolve_dtype(config.model)})
 
 
-def _find(config: Config) -> _Sources:
+def _find(config: Config, task: Task | None = None) -> _Sources:
     if config.budget_usd and not config.model.priced:
         raise ConfigError(
             f"a budget in USD cannot be kept: {UNPRICED}", where="budget_usd", value=config.budget_usd, fix="set a price, or 0"
         )
-    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
+    task, store = task or load_task(config.task, config.allow_task_code), open_storage(config.root)
     found = [load_ref(store, ref) for ref in config.inputs]
     labels = tuple(f"{receipt.path}:{name}" for receipt, name in found)
     if len(set(labels)) < len(labels):
@@ -161,13 +161,14 @@ def forecast(config: Config, probe: int = ROWS) -> Preview:
     return preview(_job(config, sources, path), probe)
 
 
-def run(config: Config, planned: Preview | None = None) -> Receipt[Result]:
+def run(config: Config, planned: Preview | None = None, task: Task | None = None) -> Receipt[Result]:
     """Answer every row of the inputs once. Found done when nothing that changes an answer changed.
 
     `planned`: what `forecast` said; LimitReached when its upper bound exceeds a budget, else the receipt has the result beside it.
+    `task`: what `config.task` names, where it is loaded already.
     """
     config = _resolve_model(config)
-    sources = _find(config)
+    sources = _find(config, task)
     if planned is not None and planned.path != _folder(config, sources):
         fix = "do a dry run again; name tables by fingerprint (plan/ab12:head) when other jobs write new ones meanwhile"
         raise InputError("the inputs are not those of the dry run", where="inputs", value=planned.path, fix=fix)

@@ -24,8 +24,10 @@ from headtail.adapters.progress import progress_bar, say
 from headtail.adapters.storage import Storage, open_storage, stream_table
 from headtail.adapters.storage.receipts import load_receipt
 from headtail.batch import read_answers
+from headtail.batch.answer_sources import answer_runs
 from headtail.cache import LocalSnapshot, SnapshotManifest, publish_snapshot, snapshot_coverage, snapshot_path
 from headtail.cache.builder import OFFERED, UNRATED, build_snapshot
+from headtail.cache.lineage import find_logs, write_words
 from headtail.cache.manifest import snapshot_damage
 from headtail.cache.words import read_words
 from headtail.core.config import StageConfig, execution
@@ -36,11 +38,13 @@ from headtail.core.receipt import LATEST, FileRef, Receipt
 from headtail.core.rows import Source
 from headtail.core.task import Task, load_task
 from headtail.releases import release as releases
+from headtail.releases.proof import recheck
 from headtail.stages.base import Stage, run_once
+from headtail.stages.calibrate.result import Result as CalibrateResult
+from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.evaluate.result import Result as EvaluateResult
 from headtail.stages.gate.result import Result as GateResult
 from headtail.stages.precompute.result import Result as PrecomputeResult
-from headtail.stages.publish.lineage import find_logs, write_words
 from headtail.stages.publish.loss import refuse_loss
 from headtail.stages.publish.people import PeopleAnswers, count_events, people_answers
 from headtail.stages.publish.result import Result
@@ -52,7 +56,9 @@ class Config(StageConfig):
 
     task: str = Field("query_segmentation", description="task folder or name of a shipped example")
     answers: tuple[str, ...] = Field(
-        (LATEST,), min_length=1, description="precompute receipt refs; the first with an answer to a query wins"
+        (LATEST,),
+        min_length=1,
+        description="precompute receipt refs; the first with an answer to a query wins; by default the latest, if it is the teacher's",
     )
     student: str = Field(
         "", description="distill receipt ref of the realtime student, which answers misses; empty: misses get the task's fallback"
@@ -61,6 +67,9 @@ class Config(StageConfig):
     gates: tuple[str, ...] = Field(
         (),
         description="gate receipt refs, kept as evidence: of the student and of models whose answers are published; none may be rejected",
+    )
+    calibration: str = Field(
+        "", description="calibrate receipt ref of the student: the release then knows from where its answers are sure (docs/escalation.md)"
     )
     min_confidence: dict[Literal["teacher", "batch_student"], Annotated[float, Field(ge=0, le=1)]] = Field(
         {"teacher": 0.0, "batch_student": 0.0},
@@ -75,19 +84,23 @@ class Config(StageConfig):
     note: str = Field("", description="why, in words; kept with the release")
 
 
-def run(config: Config) -> Receipt[Result]:
-    """Build the snapshot and its release unless they exist, then promote."""
-    task, store = load_task(config.task, config.allow_task_code), open_storage(config.root)
+def run(config: Config, task: Task | None = None) -> Receipt[Result]:
+    """Build the snapshot and its release unless they exist, then promote. `task`: what `config.task` names, where it is loaded already."""
+    task, store = task or load_task(config.task, config.allow_task_code), open_storage(config.root)
     answers = {ref: load_receipt(store, "precompute", ref, PrecomputeResult) for ref in config.answers}
     student = load_receipt(store, "distill", config.student) if config.student else None
     evaluation = load_receipt(store, "evaluate", config.evaluation, EvaluateResult) if config.evaluation else None
     for answered in answers.values():
         _same_task(task, answered)
+    if config.answers == (LATEST,):
+        _refuse_another_source(store, task, answers[LATEST])
     gated = [load_receipt(store, "gate", ref, GateResult) for ref in config.gates]
+    calibrated = load_receipt(store, "calibrate", config.calibration, CalibrateResult) if config.calibration else None
+    _check_calibration(store, calibrated, config.student)
     own_check = load_own_check(task, config.allow_task_code)
     logs = tuple(find_logs(store, list(answers.values())))
     people = people_answers(store, task)
-    parts = _Parts(task, tuple(answers.values()), student, evaluation, _check_gates(gated, student), logs, people)
+    parts = _Parts(task, tuple(answers.values()), student, evaluation, _check_gates(store, gated, student, task), calibrated, logs, people)
 
     def work(stage: Stage) -> Result:
         words, withholding = _guardrails(stage, parts, own_check)
@@ -96,7 +109,11 @@ def run(config: Config) -> Receipt[Result]:
         return _release(stage, config, parts, manifest, withholding)
 
     inputs: dict[str, Receipt] = {f"answers.{i}": receipt for i, receipt in enumerate(parts.answers)}
-    inputs |= {name: receipt for name, receipt in (("student", student), ("evaluation", evaluation)) if receipt is not None}
+    inputs |= {
+        name: receipt
+        for name, receipt in (("student", student), ("evaluation", evaluation), ("calibration", calibrated))
+        if receipt is not None
+    }
     inputs |= {f"gate.{i}": found for i, found in enumerate(gated)}
     replaces = {
         "task": task.name,
@@ -106,6 +123,7 @@ def run(config: Config) -> Receipt[Result]:
         "student": student.path if student else "",
         "evaluation": evaluation.path if evaluation else "",
         "gates": [found.path for found in gated],
+        "calibration": calibrated.path if calibrated else "",
         "people": people.digest,
     }
     published = run_once("publish", Result, config, work, inputs=inputs, task=task, version=2, replaces=replaces)
@@ -129,6 +147,7 @@ class _Parts:
     student: Receipt | None
     evaluation: Receipt[EvaluateResult] | None
     proofs: tuple[Evidence, ...]
+    calibrated: Receipt[CalibrateResult] | None
     logs: tuple[Receipt, ...]
     people: PeopleAnswers
 
@@ -138,17 +157,27 @@ class _Parts:
         return self.logs[0] if len(self.logs) == 1 else None
 
 
-def _check_gates(gated: Sequence[Receipt[GateResult]], student: Receipt | None) -> tuple[Evidence, ...]:
-    """The evidence of gates. GateRejected when one was not passed, or none is of the student that is to be served."""
+def _check_gates(store: Storage, gated: Sequence[Receipt[GateResult]], student: Receipt | None, task: Task) -> tuple[Evidence, ...]:
+    """The evidence of gates, computed anew. GateRejected when one was not passed, or none is of the student that is to be served."""
     proofs = tuple(receipt.result.evidence for receipt in gated)
     for receipt, found in zip(gated, proofs, strict=True):
-        if missing := found.missing():
+        if missing := recheck(store, found, task):
             raise GateRejected(f"{found.candidate} is not published; missing: {'; '.join(missing)}", where=receipt.path)
     seen = [found.candidate for found in proofs]
     if student is not None and proofs and student.path not in seen:
         what = f"{student.path} is not published; missing: evidence of {student.path}; the given evidence is of {', '.join(seen)}"
         raise GateRejected(what, where=gated[0].path)
     return proofs
+
+
+def _check_calibration(store: Storage, calibrated: Receipt[CalibrateResult] | None, student: str) -> None:
+    """ConfigError when a calibration is of another model than the student: its threshold would promise nothing."""
+    if calibrated is None:
+        return
+    if not student or load_receipt(store, "distill", student, DistillResult).result.digest != calibrated.result.digest:
+        value = f"{calibrated.path} is of {calibrated.result.student}"
+        fix = "name the calibrate run of this student, or leave calibration empty"
+        raise ConfigError("this calibration is not of the student that is published", where="calibration", value=value, fix=fix)
 
 
 def _find_damage(store: Storage, published: Result) -> str:
@@ -169,6 +198,15 @@ def _same_task(task: Task, receipt: Receipt) -> None:
             value=f"task {task.name} is {task.fingerprint[:16]}, the answers' is {receipt.task_fingerprint[:16]}",
             fix="run precompute with this task, or publish with the task as it was",
         )
+
+
+def _refuse_another_source(store: Storage, task: Task, latest: Receipt[PrecomputeResult]) -> None:
+    """ConfigError when nobody named answers and the latest are a student's: alone they would stand for the teacher's."""
+    if (source := latest.result.source) != Source.TEACHER:
+        runs = ",".join(some[0].path for some in answer_runs(store, task).values())
+        what = f"the latest precompute is of {source}, not of the teacher"
+        fix = f"name the answers to publish, such as --set answers=[{runs}]"
+        raise ConfigError(what, where="answers", value=latest.path, fix=fix)
 
 
 def _guardrails(stage: Stage, parts: _Parts, own_check: OwnCheck | None) -> tuple[Path | None, Withholding]:
@@ -281,6 +319,7 @@ def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotMani
         task=parts.task,
         student=parts.student.path if parts.student else "",
         thresholds={str(source): value for source, value in config.min_confidence.items()},
+        calibration=parts.calibrated.result.calibration if parts.calibrated else None,
         evidence=_evidence(parts),
         note=config.note,
     )

@@ -21,6 +21,7 @@ from headtail.adapters.storage import Storage, read_bytes
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.receipt import Receipt
 from headtail.core.rows import SLICES, State
+from headtail.stages.calibrate.words import promise_words
 from headtail.stages.report.sentences import headline, ms, percent, report_notes, usd
 from headtail.stages.report.summary import MODELS, PATHS, SOURCES, Summary, stage_name
 
@@ -30,8 +31,10 @@ _LONG = 160  # characters of an answer shown in the examples
 _LONG_NAME = 32  # characters of a model's or input's name shown in a table
 _FIGURES = {  # name on the page: output, stage, what it shows
     "coverage": ("coverage", "plan", "Share of events covered by the most frequent queries, before the cut and in holdout traffic"),
+    "plan": ("plan", "plan", "The plan on one page: coverage to come with its band, cost of further coverage, ageing, what was decided"),
     "quality": ("quality", "evaluate", "Quality by stratum for each answer source with intervals"),
     "calibration": ("calibration", "evaluate", "Share of right answers by confidence"),
+    "promise": ("calibration", "calibrate", "Whether confidence holds before and after calibration; share right among answers kept"),
     "latency": ("latency", "replay", "Share of requests answered within a given time, by who answered"),
 }
 _OF_STUDENT = (  # output, stage without the student, what it shows
@@ -64,6 +67,7 @@ def render(store: Storage, receipts: Mapping[str, Receipt], summary: Summary) ->
         f=summary.figures,
         notes=report_notes(summary),
         headline=list(headline(summary)),
+        promise_words=list(promise_words(summary.promise)) if summary.promise else [],
         sources=[summary.sources[name] for name in summary.shown],
         slices=SLICES,
         paths=PATHS,

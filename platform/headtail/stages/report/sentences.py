@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from headtail.core.rows import SLICES, SMALL
+from headtail.stages.calibrate.result import VERDICTS
+from headtail.stages.calibrate.result import Result as CalibrateResult
 from headtail.stages.report.summary import SourceSummary, Summary
 
 
@@ -53,6 +55,11 @@ def headline(s: Summary) -> Iterator[str]:
     elif figures["head_coverage_holdout"] is not None:
         planned = percent(figures["head_coverage_holdout"])
         yield f"The head of {figures['head_rows']:,.0f} queries covers {planned} of holdout traffic (planned, not replayed)."
+    if figures["head_coverage_forecast"] is not None:
+        ends = (figures["head_coverage_forecast_low"], figures["head_coverage_forecast_high"])
+        band = "the log is too short for a band" if None in ends else f"90 % band {percent(ends[0])} to {percent(ends[1])}"
+        days = f"{figures['forecast_horizon_days']:,.0f} days"
+        yield f"The head is expected to cover {percent(figures['head_coverage_forecast'])} of the events of {days} to come ({band})."
     if scores := [f"the {source.words} scores {_scored(source)}" for source in s.scored]:
         yield f"On {s.labelled['all']:,} queries answered by people, {_list(scores)} out of 1 (micro-F1, 95 % interval)."
     if withheld := figures["answers_withheld"]:
@@ -60,10 +67,23 @@ def headline(s: Summary) -> Iterator[str]:
     batch, *others = s.students
     yield from _gap(batch)
     yield from _gates(batch, others)
+    if s.promise is not None:
+        yield from _promise(s.promise)
     latency = s.latency["all"]
     if latency.p50 is not None:
         yield f"Half of the requests were answered within {ms(latency.p50)}, 99 of 100 within {ms(latency.p99)}."
     yield from _cost(s.teacher, batch, others)
+
+
+def _promise(found: CalibrateResult) -> Iterator[str]:
+    kept, figures, name = found.calibration, found.figures, found.source.replace("_", " ")
+    if kept.threshold is None:
+        yield f"Nothing is promised of the {name}'s answers to misses: {VERDICTS[found.verdict]}."
+        return
+    yield (
+        f"Of the {name}'s answers with a confidence of at least {kept.threshold:.3f}, {percent(kept.target, 0)} are right, with at least "
+        f"{percent(1 - kept.delta, 0)} confidence; {percent(figures.escalated.value)} of the misses are below it."
+    )
 
 
 def _gap(batch: SourceSummary) -> Iterator[str]:

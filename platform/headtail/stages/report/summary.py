@@ -17,6 +17,7 @@ from headtail.core.evidence import Criterion
 from headtail.core.paths import StoreId, StoreIdOrEmpty, StorePath
 from headtail.core.receipt import Receipt, StageResult
 from headtail.core.rows import SLICES, Source, State
+from headtail.stages.calibrate.result import Result as CalibrateResult
 from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.gate.result import Result as GateResult
 from headtail.stages.precompute.result import Result as PrecomputeResult
@@ -28,6 +29,7 @@ RESULTS: dict[str, type[StageResult]] = {
     "precompute": PrecomputeResult,
     "distill": DistillResult,
     "gate": GateResult,
+    "calibrate": CalibrateResult,
     "publish": PublishResult,
 }
 REPORTED_STAGES = (
@@ -44,6 +46,7 @@ REPORTED_STAGES = (
     "evaluate",
     "gate_batch",
     "gate_realtime",
+    "calibrate",
     "publish",
     "replay",
 )
@@ -62,6 +65,10 @@ FIGURES: dict[str, tuple[tuple[str, str, str], ...]] = {
     "unseen_share_holdout_events": (("ingest", "metrics", "unseen_share_holdout_events"),),
     "labelled_rows": (("plan", "rows", "human_labels"), ("ingest", "rows", "human_labels")),
     "head_rows": (("plan", "metrics", "head_rows"), ("plan", "rows", "head")),
+    "head_coverage_forecast": (("plan", "metrics", "head_coverage_forecast"),),
+    "head_coverage_forecast_low": (("plan", "metrics", "head_coverage_forecast_low"),),
+    "head_coverage_forecast_high": (("plan", "metrics", "head_coverage_forecast_high"),),
+    "forecast_horizon_days": (("plan", "metrics", "forecast_horizon_days"),),
     "head_coverage": (("plan", "metrics", "head_coverage"),),
     "head_coverage_holdout": (("plan", "metrics", "head_coverage_holdout"),),
     "seen_coverage_holdout": (("plan", "metrics", "seen_coverage_holdout"),),
@@ -143,6 +150,7 @@ class SourceSummary(Config):
     quality: dict[str, QualityFigure] = Field(description="against people's answers, by slice of the labelled rows")
     exact: float | None = Field(None, description="share of labelled rows answered wholly right")
     ece: float | None = Field(None, description="expected calibration error")
+    ece_noise_floor: float | None = Field(None, description="what perfectly calibrated confidences would show on so many rows, by luck")
     auroc: float | None = Field(None, description="chance that a right answer has a higher confidence than a wrong one")
     agreement: float | None = Field(None, description="micro-F1 against the teacher")
     minus_teacher: QualityFigure = Field(QualityFigure(), description="difference in micro-F1 on the same rows")
@@ -204,6 +212,7 @@ class Summary(Config):
     withheld: tuple[WithheldAnswer, ...] = Field(
         (), description="answers that guardrails kept out of the snapshot, by reason the most frequent"
     )
+    promise: CalibrateResult | None = Field(None, description="from where the student that answers misses is sure; null: not calibrated")
     seconds: dict[str, float | None] = Field(description="seconds by stage")
     not_run: tuple[str, ...] = Field(description="stages that were not run")
     lineage: tuple[LineageStep, ...] = Field(description="receipts, in the order of the data's way")
@@ -252,6 +261,7 @@ def summarise(
         snapshot=published.snapshot if published else None,
         student_served=bool(served.student) if served else None,
         withheld=published.withheld if published else (),
+        promise=result_of(receipts, CalibrateResult, "calibrate"),
         seconds={name: receipts[name].seconds if name in receipts else None for name in REPORTED_STAGES},
         not_run=tuple(name for name in REPORTED_STAGES if name not in receipts and (MODELS[-1] in shown or name not in REALTIME)),
         lineage=tuple(_step(name, receipts[name], name in reused) for name in steps),
@@ -278,6 +288,7 @@ def _source(
         quality={at: _quality(line) for at, line in lines.items()},
         exact=lines["all"].get("exact"),
         ece=evaluated(f"ece/{name}"),
+        ece_noise_floor=evaluated(f"ece_noise_floor/{name}"),
         auroc=evaluated(f"auroc/{name}"),
         agreement=evaluated(f"agreement/{name}"),
         minus_teacher=QualityFigure(**{end: evaluated(f"difference/{name}/{end}") for end in ("value", "low", "high")}),

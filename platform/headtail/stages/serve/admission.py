@@ -1,4 +1,4 @@
-"""Whether a request is let in: its API key, the scope that the call needs, and how fast the key may call.
+"""Whether a request is admitted: its API key, the scope that the call needs, and how fast the key may call.
 
 In: the Authorization header of a request. Out: the Principal, or a RequestError (401, 403, 413, 429). Without a file of keys everyone is
 let in as one caller without a name. Knows nothing of routes or bodies.
@@ -29,11 +29,11 @@ class KeyAdmission:
 
     @property
     def reload_failures(self) -> int:
-        """Changed files of keys that could not be read; the keys before them go on."""
+        """How many changes of the file could not be read; the keys from before stay valid."""
         return self._ring.reload_failures
 
     def close(self) -> None:
-        """Let go of the shared file."""
+        """Close the shared file."""
         self._limiter.close()
 
 
@@ -61,7 +61,7 @@ class ClusterAdmission:
 
 
 def open_admission(keys: str, limits: Path, redis_url: str) -> Admit:
-    """What the settings ask for: `keys`, the file of keys, or nobody is asked for one; limits in `limits` or in Redis."""
+    """The admission of these settings. `keys`: the file of keys; None: no key is needed. Limits are in the file `limits` or in Redis."""
     if not keys:
         return admit_all
     path = Path(keys).expanduser()

@@ -1,8 +1,8 @@
 """How one query is answered: people's overrides and the snapshot, then each tier in order, else the task's fallback.
 
 In: a query, optional side inputs. Out: a Reply. A query that is well-formed always gets one: whatever happens in a tier (late,
-overloaded, dead, invalid output) ends in the fallback, marked degraded, with the reason. `look_up` never waits; only a Miss does.
-Knows nothing of HTTP, Ray or vLLM.
+overloaded, dead, invalid output) ends in the next tier or in the fallback, marked degraded, with the reason. `look_up` never waits; only a
+Miss does. Tiers are in files of their own; `front/tiers.py` lists them. Knows nothing of HTTP, Ray or vLLM.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from headtail.cache import Cache, StoredAnswer
 from headtail.core.guardrails import AnswerGuard
 from headtail.core.keys import query_key
 from headtail.core.query import InvalidQuery, check_query
+from headtail.core.redact import has_placeholder
 from headtail.core.rows import Source
 from headtail.core.secrets import hide
 from headtail.core.task import Task
@@ -35,6 +36,7 @@ REASONS = {
     "off": "the realtime student is switched off",
     "no_student": "this release has no student",
     "outdated": "the student that runs has another task than this release",
+    "unsure": "the student's confidence is below the release's threshold, and no bigger model answered (not degraded)",
     "previous_student": "answered by the student of an earlier release, while this release's is not there (not degraded)",
     "timeout": "the student did not answer within realtime_timeout_ms",
     "overloaded": "too many requests wait for the student",
@@ -42,6 +44,7 @@ REASONS = {
     "truncated": "the student's answer was cut at max_tokens",
     "invalid": "the student's answer does not fit the task's schema",
     "withheld": "the answer did not pass the output checks",
+    "redacted": "the query had personal data, which may decide the answer and which no model sees (task.yaml: redacted: uncached)",
     "error": "the student failed",
 }
 
@@ -65,10 +68,11 @@ class Reply(NamedTuple):
 
     @property
     def path(self) -> str:
-        """The way it took: cache, realtime or fallback."""
-        return "cache" if self.cached else "fallback" if self.source == Source.FALLBACK else "realtime"
+        """The way it took: cache, realtime, escalated or fallback."""
+        return "cache" if self.cached else _PATHS.get(self.source, "realtime")
 
 
+_PATHS = {str(Source.FALLBACK): "fallback", str(Source.ESCALATED): "escalated"}
 NO_OVERRIDES = Overrides()
 
 
@@ -89,9 +93,14 @@ class OpenRelease:
     guard: AnswerGuard | None = None
 
     def find(self, clean: str) -> StoredAnswer | None:
-        """What people or the snapshot answer to a clean text."""
-        stored = self.cache.stored(clean)
-        return self.overrides.resolve(query_key(clean), stored) if self.overrides else stored
+        """What people or the snapshot answer to a clean text. ReleaseFailed when the snapshot cannot be read."""
+        try:
+            stored = self.cache.stored(clean)
+            if not self.overrides:
+                return stored
+            return self.overrides.resolve(query_key(clean), stored, self.task.file.redacted == "cached")
+        except Exception as error:
+            raise ReleaseFailed(clean, self.release.id) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +135,40 @@ class MissFailed(Exception):
         super().__init__(REASONS[reason])
 
 
-class Tier(Protocol):
-    """One place that may answer a miss, such as a student. The next one is asked after None or MissFailed.
+class ReleaseFailed(Exception):
+    """A release that is open broke while it answered; the cause is what broke. The caller gets a 500.
 
-    It is cancelled when the caller leaves or `realtime_timeout_ms` is over.
+    `clean`, `release`: the query and the id of the release, for the comparison of a canary.
     """
 
-    async def answer(self, miss: Miss) -> Reply | None: ...
+    def __init__(self, clean: str, release: str) -> None:
+        self.clean, self.release = clean, release
+        super().__init__(f"release {release} failed")
+
+
+class Unsure(MissFailed):
+    """A tier has an answer that is valid, and not sure enough: `reply` goes out when no later tier has another."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply._replace(reason="unsure")
+        super().__init__("unsure")
+
+
+class Tier(Protocol):
+    """One place that may answer a miss, such as a student. The next one is asked after None, MissFailed or Unsure.
+
+    It is cancelled when the caller leaves, and when `realtime_timeout_ms` is over unless it has a time limit of its own.
+    """
+
+    own_limit: bool = False
+
+    async def answer(self, miss: Miss, reason: str) -> Reply | None:
+        """The reply to a miss. `reason`: why the tiers before have none, one of REASONS."""
+        ...
+
+    def keep(self, miss: Miss, reply: Reply) -> None:
+        """Take note of what a later tier answered. Most tiers do nothing."""
+        return
 
 
 OutputCheck = Callable[[Miss, Reply], str]  # the reason why a reply is withheld, one of REASONS; empty: it may go out
@@ -143,7 +179,7 @@ class ReleaseSplit(Protocol):
 
     def choose(self, clean: str, champion: OpenRelease) -> OpenRelease: ...
 
-    def count(self, clean: str, release: str, seconds: float, degraded: bool) -> None: ...
+    def count(self, clean: str, release: str, seconds: float, degraded: bool, failed: bool = False) -> None: ...
 
 
 class Answerer:
@@ -189,46 +225,63 @@ class Answerer:
         return clean
 
     async def resolve(self, miss: Miss) -> Reply:
-        """The reply of the first tier that has one, else the fallback. Too many at once: the fallback without any wait."""
+        """The reply of the first tier that has one, else the fallback. The fallback at once: too many wait, or redacted data decides."""
+        if miss.served.task.file.redacted == "uncached" and has_placeholder(miss.clean):
+            return self._degrade(miss, "redacted")
         if self.in_flight >= self._config.max_misses:
             return self._degrade(miss, "overloaded")
         self.in_flight += 1
         try:
-            async with asyncio.timeout(self._config.realtime_timeout_ms / 1000):
-                reply = await self._ask(miss)
-        except TimeoutError:
-            reply = self._degrade(miss, "timeout")
+            return await self._ask(miss)
+        except Exception as error:  # not even its fallback
+            raise ReleaseFailed(miss.clean, miss.served.release.id) from error
         finally:
             self.in_flight -= 1
-        return reply
 
     async def _ask(self, miss: Miss) -> Reply:
-        reason = "off" if miss.served.release.student else "no_student"
-        for tier in self.tiers:
-            try:
-                reply = await tier.answer(miss)
-            except MissFailed as failure:
-                reason = failure.reason
-                continue
-            except TimeoutError:
-                raise
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is not None and task.cancelling():
-                    raise  # the caller went away, or the time is over
-                reason = "unavailable"  # the other side was cancelled
-                continue
-            except Exception as error:
-                log.warning("a tier failed: %s: %s", type(error).__name__, hide(str(error))[:300])
-                reason = "error"
-                continue
-            if reply is None:
-                continue
-            problem = next(filter(None, (check(miss, reply) for check in self._checks)), "")
-            if not problem:
-                return reply
-            reason = problem
-        return self._degrade(miss, reason)
+        reason, unsure = "off" if miss.served.release.student else "no_student", None
+        end = asyncio.get_running_loop().time() + self._config.realtime_timeout_ms / 1000
+        for place, tier in enumerate(self.tiers):
+            outcome = await self._try(tier, miss, reason, end)
+            if isinstance(outcome, Reply):
+                return self._keep(miss, outcome, place)
+            if outcome is not None:
+                reason = outcome.reason
+            if isinstance(outcome, Unsure):
+                unsure = outcome.reply
+        if unsure is None:
+            return self._degrade(miss, reason)
+        return self._keep(miss, unsure._replace(latency_ms=_ms(miss.started)), len(self.tiers))
+
+    def _keep(self, miss: Miss, reply: Reply, place: int) -> Reply:
+        for earlier in self.tiers[:place]:
+            earlier.keep(miss, reply)
+        return reply
+
+    async def _try(self, tier: Tier, miss: Miss, reason: str, end: float) -> Reply | MissFailed | None:
+        """What became of a miss in one tier; a reply that fails an output check is a failure. `end`: by the loop's clock."""
+        try:
+            async with asyncio.timeout_at(None if tier.own_limit else end):
+                reply = await tier.answer(miss, reason)
+        except Unsure as unsure:
+            return self._check(miss, unsure.reply) or unsure
+        except MissFailed as failure:
+            return failure
+        except TimeoutError:
+            return MissFailed("timeout")
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the caller went away
+            return MissFailed("unavailable")  # the other side was cancelled
+        except Exception as error:
+            log.warning("a tier failed: %s: %s", type(error).__name__, hide(str(error))[:300])
+            return MissFailed("error")
+        return reply if reply is None else self._check(miss, reply) or reply
+
+    def _check(self, miss: Miss, reply: Reply) -> MissFailed | None:
+        problem = next(filter(None, (check(miss, reply) for check in self._checks)), "")
+        return MissFailed(problem) if problem else None
 
     def _degrade(self, miss: Miss, reason: str) -> Reply:
         self.last_failure, served = reason, miss.served
@@ -263,30 +316,30 @@ class AskStudent(Protocol):
     async def __call__(self, miss: Miss) -> RealtimeReply: ...
 
 
-class StudentTier:
-    """The realtime student: its text is parsed and checked against the task's schema here, in the front."""
-
-    def __init__(self, ask: AskStudent) -> None:
-        self._ask = ask
-
-    async def answer(self, miss: Miss) -> Reply:
-        """The student's reply, or MissFailed."""
-        realtime, served = await self._ask(miss), miss.served
-        if realtime.task_fingerprint != served.task.fingerprint:
-            raise MissFailed("outdated")
-        answer, problem = served.task.parse(realtime.text)
-        if realtime.finish_reason == "length":
-            raise MissFailed("truncated")
-        if problem:
-            raise MissFailed("invalid")
-        note = "" if realtime.stands_for in (served.release.student, ANY_RELEASE) else "previous_student"
-        return Reply(
-            miss.query, miss.clean, answer, Source.REALTIME_STUDENT, False, False, realtime.confidence, realtime.answer_key or None,
-            served.release.id, served.release.snapshot, _ms(miss.started), note, miss.request_id,
-        )  # fmt: skip
-
-
 ANY_RELEASE = "*"  # what a model that the config names stands for: every release of its task
+ESCALATION = "escalation"  # what the bigger model stands for
+
+
+def read_answer(miss: Miss, realtime: RealtimeReply) -> Any:
+    """The answer in a model's text, valid under the task's schema. MissFailed: outdated, truncated, invalid."""
+    task = miss.served.task
+    if realtime.task_fingerprint != task.fingerprint:
+        raise MissFailed("outdated")
+    answer, problem = task.parse(realtime.text)
+    if realtime.finish_reason == "length":
+        raise MissFailed("truncated")
+    if problem:
+        raise MissFailed("invalid")
+    return answer
+
+
+def model_reply(miss: Miss, realtime: RealtimeReply, answer: Any, source: str, confidence: float | None, note: str = "") -> Reply:
+    """A model's answer as a Reply."""
+    release = miss.served.release
+    return Reply(
+        miss.query, miss.clean, answer, source, False, False, confidence, realtime.answer_key or None,
+        release.id, release.snapshot, _ms(miss.started), note, miss.request_id,
+    )  # fmt: skip
 
 
 def _refusal(field: str, what: str, fix: str) -> RequestError:

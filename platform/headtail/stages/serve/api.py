@@ -6,11 +6,13 @@ here with what it cannot read, so both take the same. Knows nothing of routes.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from headtail.stages.serve.answerer import REASONS
+from headtail.stages.serve.errors import RequestError, has_half_character, validation_error
 
 MOST_SIDE_INPUTS, MOST_ITEMS, ITEM_CHARS, MOST_QUERIES = 16, 50, 500, 1000
 SideInputs = dict[str, Annotated[list[Annotated[str, Field(max_length=ITEM_CHARS)]], Field(max_length=MOST_ITEMS)]]
@@ -27,10 +29,27 @@ class AnswerRequest(BaseModel):
 
 
 class AnswersRequest(BaseModel):
-    """Many queries."""
+    """Many queries. Whether each is a text is looked at where it is answered: one that is not has its error in its place."""
 
     model_config = ConfigDict(extra="forbid")
-    queries: list[str] = Field(description="what people typed", min_length=1, max_length=MOST_QUERIES, examples=[["pizza near me"]])
+    queries: list[Annotated[Any, WithJsonSchema({"type": "string"})]] = Field(
+        description="what people typed", min_length=1, max_length=MOST_QUERIES, examples=[["pizza near me"]]
+    )
+
+
+def parse_query_list(body: bytes) -> list[Any]:
+    """The queries in the body of /v1/answers, as they were sent. RequestError when the body itself is wrong."""
+    try:
+        return AnswersRequest.model_validate_json(body).queries
+    except ValidationError as error:
+        if not has_half_character(error):
+            raise validation_error(error) from None
+    try:
+        return AnswersRequest.model_validate(json.loads(body)).queries  # takes such an escape, so that the other queries are answered
+    except ValidationError as error:
+        raise validation_error(error) from None
+    except (ValueError, RecursionError):
+        raise RequestError("bad_request", "the body is no JSON", field="body") from None
 
 
 class AnswerResponse(BaseModel):
@@ -39,7 +58,7 @@ class AnswerResponse(BaseModel):
     query: str = Field(description="as it was sent")
     normalised: str = Field(description="the form that was looked up, without personal data")
     answer: Any = Field(description="JSON valid under the task's schema")
-    source: str = Field(description="teacher, batch_student, realtime_student or fallback")
+    source: str = Field(description="human_override, teacher, batch_student, realtime_student, dynamic, escalated or fallback")
     cached: bool = Field(description="whether it came from the published snapshot")
     degraded: bool = Field(description="whether this is the fallback, given because nothing better could be had")
     confidence: float | None = Field(description="0..1; null when unknown")

@@ -40,7 +40,7 @@ MOST_KEYS = 4096  # names; each has a place in the rate limiter's array, place 0
 FORMAT = 1
 PREFIX = "htk_"  # so that scanners for leaked secrets know one
 _SECRET_BYTES = 32
-_LONGEST = 256  # bytes of an Authorization header; a longer one holds no key of ours
+_LONGEST = 256  # bytes of an Authorization header; a longer one cannot hold one of these keys
 _UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 _FIX = "write the file with `headtail keys`, or restore it from a copy"
 
@@ -75,7 +75,7 @@ class KeyFile(Config):
 
 
 class ApiKey(NamedTuple):
-    """A key that was shown to be valid. `interval`: seconds between requests in the long run, 0 for no limit."""
+    """A key that was checked and is valid. `interval`: seconds between requests in the long run, 0 for no limit."""
 
     name: str
     scopes: frozenset[str]
@@ -104,7 +104,7 @@ def parse_rate(text: str) -> float:
 
 
 class KeyRing:
-    """The keys of a file, for one process. `reload_failures`: changed files that could not be read; the keys before it go on."""
+    """The keys of a file, for one process. `reload_failures`: changes that could not be read; the keys from before stay valid."""
 
     def __init__(self, path: Path, look_every_s: float = 1.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._every, self._clock, self.reload_failures = path, look_every_s, clock, 0
@@ -145,7 +145,7 @@ class KeyRing:
         self._stamp = stamp
         try:
             self._state = _index(read_keys(self._path))  # one assignment: no request sees half of it
-        except HeadtailError as error:  # half edited by hand, or gone: callers with valid keys must not be shut out by that
+        except HeadtailError as error:  # half edited by hand, or removed: callers with valid keys must still get answers
             self.reload_failures += 1
             log.error("the changed file of API keys cannot be used, the keys before it go on: %s", error)
 
@@ -171,7 +171,7 @@ def read_keys(path: Path) -> KeyFile:
     """The file of keys. ConfigError when it is missing, damaged, or when others may write or read it."""
     try:
         with path.open("rb") as file:
-            found = os.fstat(file.fileno())  # of what is read, not of what lies there a moment later
+            found = os.fstat(file.fileno())  # of the file that is open, not of one that replaced it meanwhile
             data = file.read()
     except OSError as error:
         fix = "make the first key: headtail keys add NAME --file FILE"
@@ -238,7 +238,7 @@ def add_key(path: Path, name: str, scopes: Sequence[str], per_s: float = 0.0, bu
 
 
 def revoke_key(path: Path, name: str) -> int:
-    """End every key of a name at once; how many there were. ConfigError when there is none."""
+    """End every key of a name at once. Returns how many there were. ConfigError when there is none."""
     with _editing(path):
         file = read_keys(path)
         kept = tuple(held for held in file.keys if held.name != name)

@@ -106,9 +106,18 @@ def _forced_function(sent: ChatRequest) -> str:
     choice = sent.tool_choice
     if choice == "required" and sent.tools and len(sent.tools) == 1:
         choice = sent.tools[0]
-    function = choice.get("function") if isinstance(choice, dict) else None
+    name = _function_name(choice)
+    if name and name not in map(_function_name, sent.tools or ()):
+        what = "tool_choice names a function that is not in tools"
+        raise RequestError("bad_request", what, field="tool_choice", fix="send the function in tools too")
+    return name[:64]
+
+
+def _function_name(tool: Any) -> str:
+    """Of an entry of `tools`, or of `tool_choice`; empty when it names none."""
+    function = tool.get("function") if isinstance(tool, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
-    return name[:64] if isinstance(name, str) else ""
+    return name if isinstance(name, str) else ""
 
 
 def chat_response(call: ChatCall, reply: Reply, created: int) -> bytes:

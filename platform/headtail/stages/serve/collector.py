@@ -2,7 +2,7 @@
 
 In: the read end of the pipe. Out: `requests/<day>/<time>-<process>.parquet`, rows of rows.REQUEST_LOG, and `feedback/` alike, rows of
 rows.FEEDBACK, each file whole or absent. It runs at a low priority and ends when no front holds the pipe any more. Memory is bounded: two
-files' rows of each at most; while both are full, the pipe fills, and fronts count what they drop.
+files' rows of each at most; while both are full, the pipe fills, and fronts count what they drop. No row of a deleted query is written.
 
     python -m headtail.stages.serve.collector PLAN
 """
@@ -10,10 +10,8 @@ files' rows of each at most; while both are full, the pipe fills, and fronts cou
 from __future__ import annotations
 
 import concurrent.futures
-import datetime
 import logging
 import os
-import select
 import signal
 import sys
 import time
@@ -24,15 +22,17 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from headtail.adapters.storage import Storage, open_storage, write_table
+from headtail.adapters.storage import Storage, open_storage
+from headtail.adapters.storage.day_files import FEEDBACK_FOLDER, REQUESTS, day_file
 from headtail.core.errors import HeadtailError
 from headtail.core.rows import FEEDBACK, REQUEST_LOG
+from headtail.stages.serve.deleted_rows import UndeletedRows
 from headtail.stages.serve.front.counters import Counters
 from headtail.stages.serve.front.log_pipe import TAG
-from headtail.stages.serve.run_folder import RunPlan
+from headtail.stages.serve.line_pipe import read_pipe
+from headtail.stages.serve.run_folder import read_plan
 
 log = logging.getLogger("headtail.serve")
-FOLDER, FEEDBACK_FOLDER = "requests", "feedback"
 NICE = 10  # of 19: behind fronts and students
 _READ = 1 << 18  # bytes at a time
 
@@ -51,13 +51,13 @@ class Collector:
     """Gathers lines by table, and writes a file when it has `rows` of them or `seconds` after the first."""
 
     def __init__(self, store: Storage, rows: int, seconds: float, counters: Counters | None = None) -> None:
-        self._store, self._most, self._seconds, self._counters = store, rows, seconds, counters
-        self._requests = _Buffer(FOLDER, REQUEST_LOG, "log_dropped")
+        self._most, self._seconds, self._counters = rows, seconds, counters
+        self._requests = _Buffer(REQUESTS, REQUEST_LOG, "log_dropped")
         self._feedback = _Buffer(FEEDBACK_FOLDER, FEEDBACK, "feedback_dropped")
         self._part = b""
         self._decode = msgspec.json.Decoder(list[Any]).decode
         self._writer = concurrent.futures.ThreadPoolExecutor(1)
-        self._files = 0
+        self._files, self._undeleted = 0, UndeletedRows(store)
 
     @property
     def wait_s(self) -> float | None:
@@ -106,9 +106,9 @@ class Collector:
 
     def _write(self, buffer: _Buffer, rows: Sequence[Any], number: int) -> None:
         try:
-            now = datetime.datetime.now(datetime.UTC)
-            path = f"{buffer.folder}/{now:%Y-%m-%d}/{now:%H%M%S}-{os.uname().nodename[:40]}-{os.getpid()}-{number}.parquet"
-            write_table(self._store, path, log_table(rows, buffer.schema))
+            place = buffer.schema.get_field_index("query")
+            path = day_file(buffer.folder, number)
+            self._undeleted.write(path, rows, lambda row: str(row[place]), lambda left: log_table(left, buffer.schema))
         except Exception as error:  # a store out of reach must not end the log
             self._drop(buffer, len(rows), error)
 
@@ -120,31 +120,24 @@ class Collector:
 
 def log_table(rows: Sequence[Any], schema: pa.Schema = REQUEST_LOG) -> pa.Table:
     """Rows as the fronts write them, as a table."""
+    if not rows:
+        return schema.empty_table()
     columns = zip(*rows, strict=True)
     return pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
 
 
 def collect(pipe: int, collector: Collector) -> None:
     """Read until the last writer has closed the pipe."""
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN | select.POLLHUP)
-    while True:
-        wait = collector.wait_s
-        if not poll.poll(None if wait is None else wait * 1000):
-            collector.flush()
-            continue
-        data = os.read(pipe, _READ)
-        if not data:
-            return
+    for data in read_pipe(pipe, lambda: collector.wait_s, _READ):
         collector.feed(data)
-        if collector.wait_s == 0.0:
+        if not data or collector.wait_s == 0.0:
             collector.flush()
 
 
 def main() -> None:
     """Command line: PLAN."""
     path = Path(sys.argv[1])
-    plan = RunPlan.model_validate_json(path.read_bytes())
+    plan = read_plan(path)
     config, pipe = plan.config, plan.log_pipe
     assert pipe is not None
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends with the pipe, once every line is written

@@ -6,13 +6,16 @@ In: YAML and `--set`. Out: a frozen Config, which front processes and students g
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from headtail.core.config import StageConfig, execution
 from headtail.engines import ModelConfig
 from headtail.stages.serve.dynamic import DynamicConfig
+from headtail.stages.serve.escalation import EscalationConfig
+from headtail.stages.serve.replica_range import ReplicaRange
+from headtail.stages.serve.shadow import ShadowConfig
 from headtail.stages.serve.tracing import TraceConfig
 
 
@@ -38,10 +41,14 @@ class Config(StageConfig):
         "", "redis://HOST:PORT/NUMBER where all servers count what a key asks; needs the extra `redis`; empty: each node counts for itself"
     )
     dynamic: DynamicConfig = Field(DynamicConfig(), description="the student's answers, given again")
+    escalation: EscalationConfig = Field(EscalationConfig(), description="a bigger model for misses of which the student is unsure")
     traces: TraceConfig = execution(TraceConfig(), "where traces of requests go, and of how many")
+    shadow: ShadowConfig = execution(ShadowConfig(), "a sample of the answers, asked again of another model off the way of requests")
     fronts: int = execution(2, "front processes, which share the port", ge=1, le=64)
     max_misses: int = execution(64, "misses of one front process that may wait for students at once; the next one gets the fallback", ge=1)
-    realtime_replicas: int = execution(1, "student engines", ge=1)
+    realtime_replicas: Annotated[int, Field(ge=1)] | ReplicaRange = execution(
+        1, "student engines: a number, or a range {min, max} within which Ray Serve keeps them by their queue"
+    )
     max_query_chars: int = Field(200, ge=1, le=10_000, description="characters of a normalised query; longer ones are refused with 422")
     max_body_bytes: int = execution(1 << 20, "bytes of a request's body; more are refused with 413", ge=1024)
     max_header_bytes: int = execution(16_384, "bytes of a request's line and headers; more are refused with 431", ge=8192)
@@ -59,6 +66,9 @@ class Config(StageConfig):
     log_rotate_rows: int = execution(100_000, "rows after which a file of the request log is finished: what it takes of memory", ge=1)
     admin_host: str = execution("127.0.0.1", "address of the try-it page, /docs and /metrics")
     admin_port: int = execution(0, "port of the try-it page, /docs and /metrics; 0: the one after `port`", ge=0, le=65535)
+    admin_calls: bool = execution(
+        False, "take calls below /admin/ on the pages' port, with a key of scope `admin`: releases, overrides, deletions; needs api_keys"
+    )
     students: Literal["here", "elsewhere"] = execution(
         "here", "here: started on Ray with this server; elsewhere: another job or a RayService runs them, and they connect to link_address"
     )

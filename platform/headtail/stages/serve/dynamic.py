@@ -1,7 +1,8 @@
-"""The dynamic tier: the student's answer to a query that comes again is given again, without asking the student.
+"""The dynamic tier: answers of the student are kept, and given again when the same query comes again.
 
-In: a miss. Out: the stored answer; else the student's, which is then stored. An answer is bound to the release, its student, its task
-and the side inputs, and ends after a time to live; a fallback, a degraded answer or one of another release's student is never stored.
+In: a miss. Out: the stored answer, if there is one. In: what a later tier answered. It is then stored, bound to the release, its student,
+its task and the side inputs, for a time to live. A fallback, a degraded answer or one of another release's student is never stored; an
+unsure one only where no bigger model could have another.
 What is read is checked against the task's schema, as a student's text is. In Redis all front processes share answers; while it is
 away each request is a miss. Without Redis each process has its own. Knows nothing of HTTP.
 """
@@ -30,7 +31,7 @@ _WRITES = 1000  # that may wait; what comes beyond is not stored
 
 
 class DynamicConfig(Config):
-    """Answers of the student that are given again."""
+    """Which answers of the student are kept, and for how long."""
 
     enabled: bool = Field(True, description="give the student's answers again")
     ttl_s: float = Field(3600.0, gt=0, description="seconds that an answer is given again")
@@ -43,7 +44,7 @@ class AnswerStore(Protocol):
     """Where answers are kept: by the key of their query, then by what else they depend on. No call raises or takes long."""
 
     async def get(self, query: bytes, variant: bytes) -> bytes | None:
-        """What was put, unless its time is over or it was dropped."""
+        """The stored value; None when its time is over or it was dropped."""
         ...
 
     async def put(self, query: bytes, variant: bytes, value: bytes, ttl_s: float) -> None:
@@ -55,12 +56,12 @@ class AnswerStore(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close connections."""
         ...
 
 
 class LocalAnswers:
-    """Answers in this process; the least recently used ones make room."""
+    """Answers in this process. When there is no room, the least recently used ones are dropped."""
 
     def __init__(self, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._most, self._clock, self._bytes = max_bytes, clock, 0
@@ -84,7 +85,7 @@ class LocalAnswers:
         """See AnswerStore."""
         self._remove((query, variant))
         if len(value) + _ENTRY_BYTES > self._most:
-            return  # it would push out everything else, and then itself
+            return  # it alone is larger than the store: it would replace all other answers
         self._held[query, variant] = self._clock() + ttl_s, value
         self._bytes += len(value) + _ENTRY_BYTES
         while self._bytes > self._most:
@@ -151,14 +152,15 @@ def open_answers(config: DynamicConfig) -> AnswerStore:
     return LocalAnswers(config.max_mb << 20)
 
 
-class DynamicTier:
-    """A tier before the student's.
+class DynamicTier(Tier):
+    """The tier before the student's.
 
-    `hits`, `misses`, `spoiled`: answers given again, not there, there but not usable.
+    `hits`, `misses`, `spoiled`: answers given again, not there, there but not usable. `keeps_unsure`: whether answers that are unsure
+    are given again.
     """
 
-    def __init__(self, store: AnswerStore, student: Tier, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
-        self.store, self._student, self._ttl, self._clock = store, student, ttl_s, clock
+    def __init__(self, store: AnswerStore, ttl_s: float, clock: Callable[[], float] = time.time, keeps_unsure: bool = False) -> None:
+        self.store, self._ttl, self._clock, self._keeps_unsure = store, ttl_s, clock, keeps_unsure
         self._deleted: frozenset[bytes] = frozenset()
         self.hits = self.misses = self.spoiled = 0
         self._writes: set[asyncio.Task[None]] = set()
@@ -178,25 +180,28 @@ class DynamicTier:
         for key in keys:  # one after another: at a start there may be thousands, and Redis has a time limit per call
             await self.store.drop(key)
 
-    async def answer(self, miss: Miss) -> Reply | None:
-        """The stored answer, else what the student says."""
+    async def answer(self, miss: Miss, reason: str) -> Reply | None:
+        """The stored answer."""
         query, bound = query_key(miss.clean), _binding(miss)
         if query in self.deleted:
-            return await self._student.answer(miss)
-        variant = hashlib.blake2b(bound.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        stored = await self.store.get(query, variant)
+            return None
+        stored = await self.store.get(query, _variant(bound))
         if stored is not None and (reply := self._read(stored, bound, miss)) is not None:
             self.hits += 1
             return reply
         self.misses += 1
-        reply = await self._student.answer(miss)
-        if reply is not None and may_store(reply) and query not in self.deleted and len(self._writes) < _WRITES:
+        return None
+
+    def keep(self, miss: Miss, reply: Reply) -> None:
+        """Store what may be given again."""
+        query = query_key(miss.clean)
+        if may_store(reply, self._keeps_unsure) and query not in self.deleted and len(self._writes) < _WRITES:
+            bound = _binding(miss)
             value = _encode(reply, bound, self._clock() + self._ttl)
-            self._begin(self.store.put(query, variant, value, self._ttl))
-        return reply
+            self._begin(self.store.put(query, _variant(bound), value, self._ttl))
 
     def _begin(self, change: Coroutine[Any, Any, None]) -> None:
-        """Change the store; no caller waits for it."""
+        """Start a change of the store. No caller waits for it."""
         write = asyncio.ensure_future(change)
         self._writes.add(write)
         write.add_done_callback(self._writes.discard)
@@ -207,19 +212,19 @@ class DynamicTier:
             held = json.loads(stored)
             fits = held["for"] == bound and held["until"] > self._clock()
             answer, problem = miss.served.task.parse(held["answer"]) if fits else (None, "")
-            confidence, key = held["confidence"], held["answer_key"]
-            if not (isinstance(confidence, float | int | None) and isinstance(key, str | None)):
+            confidence, key, reason = held["confidence"], held["answer_key"], held.get("reason", "")
+            if not (isinstance(confidence, float | int | None) and isinstance(key, str | None) and reason in ("", "unsure")):
                 raise TypeError
         except (ValueError, KeyError, TypeError, RecursionError):
             fits, problem = True, "damaged"
         if problem:
             self.spoiled += 1
-        if problem or not fits:
+        if problem or not fits or (reason and not self._keeps_unsure):
             return None
         release, took = miss.served.release, round((time.perf_counter() - miss.started) * 1000, 3)
         return Reply(
             miss.query, miss.clean, answer, Source.DYNAMIC, False, False, confidence, key,
-            release.id, release.snapshot, took, "", miss.request_id,
+            release.id, release.snapshot, took, reason, miss.request_id,
         )  # fmt: skip
 
     async def close(self) -> None:
@@ -229,9 +234,15 @@ class DynamicTier:
         await self.store.close()
 
 
-def may_store(reply: Reply) -> bool:
-    """Whether an answer may be given again: this release's student gave it, and nothing is to be said against it."""
-    return reply.source == Source.REALTIME_STUDENT and not reply.degraded and not reply.reason
+def may_store(reply: Reply, unsure: bool = False) -> bool:
+    """Whether an answer may be given again: this release's student or the bigger model gave it, and nothing is to be said against it, but
+    that it is `unsure` where that is no matter."""
+    fits = not reply.reason or (unsure and reply.reason == "unsure")
+    return reply.source in (Source.REALTIME_STUDENT, Source.ESCALATED) and not reply.degraded and fits
+
+
+def _variant(bound: str) -> bytes:
+    return hashlib.blake2b(bound.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _binding(miss: Miss) -> str:
@@ -242,5 +253,5 @@ def _binding(miss: Miss) -> str:
 
 
 def _encode(reply: Reply, bound: str, until: float) -> bytes:
-    fields = {"confidence": reply.confidence, "answer_key": reply.answer_key}
+    fields = {"confidence": reply.confidence, "answer_key": reply.answer_key, **({"reason": reply.reason} if reply.reason else {})}
     return json.dumps({"for": bound, "until": until, "answer": json.dumps(reply.answer, ensure_ascii=False), **fields}).encode()

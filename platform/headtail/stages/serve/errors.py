@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
-MESSAGE_CHARS = 300  # of a message; it may quote a name that the caller sent
+MESSAGE_CHARS = 300  # characters of a message, since it may quote a name that the caller sent
 FIELD_CHARS = 80
 
 
@@ -97,13 +97,21 @@ class RequestError(Exception):
 
 
 def validation_error(error: ValidationError, prefix: Sequence[Any] = ()) -> RequestError:
-    """What pydantic found wrong with a body, without what was sent: that may be a megabyte. Not JSON at all is a 400."""
+    """The error of a body that pydantic refuses. It does not repeat the body, which may be a megabyte. A body that is no JSON is a 400."""
     first = error.errors(include_input=False, include_url=False)[0]
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "json_invalid":
+        if has_half_character(error):
+            return RequestError("invalid", "a text has half a surrogate pair", field="body", fix="escape both halves, or send UTF-8")
         return RequestError("bad_request", message, field="body")
     field = ".".join(map(str, (*prefix, *first["loc"]))) or "body"
     return RequestError("invalid", message, field=field, fix="see the documentation of this call")
+
+
+def has_half_character(error: ValidationError) -> bool:
+    """Whether pydantic refuses the body for an escape of half a surrogate pair, such as that of U+D800: JSON, but no text."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    return first["type"] == "json_invalid" and "hex escape" in first["msg"]
 
 
 def method_error(*allowed: str) -> RequestError:

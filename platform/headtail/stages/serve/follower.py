@@ -18,13 +18,13 @@ from headtail.core.secrets import hide
 from headtail.releases import release as releases
 from headtail.releases.canary import CanaryRecord, read_canary
 from headtail.stages.serve.config import Config
-from headtail.stages.serve.students import ServedStudent, resolve_student
+from headtail.stages.serve.students import ServedStudent, resolve_models
 
 log = logging.getLogger("headtail.serve")
 
 
 class StudentHost(Protocol):
-    """What starts and ends students: `Students`, on Ray Serve."""
+    """Starts and ends students. The real one is `Students`, on Ray Serve."""
 
     def start(self) -> None: ...
 
@@ -43,25 +43,26 @@ class _Held(NamedTuple):
 
 
 class StudentFollower:
-    """Keeps students in step with CURRENT. `served`: ids of the releases that fronts serve now."""
+    """Starts the students that CURRENT and a canary need, and ends the others. `served`: ids of the releases that fronts serve now."""
 
     def __init__(self, config: Config, store: Storage, students: StudentHost, served: Callable[[], set[str]]) -> None:
         self._config, self._store, self._students, self._served = config, store, students, served
         self._held: list[_Held] = []  # applications
-        self._marks: dict[str, str] = {}  # by release, the mark of its student; empty: it needs none
+        self._marks: dict[str, list[str]] = {}  # by release, the marks of its student and of the bigger model
         self._record: CanaryRecord | None = None
         self._started = False
         self._left_at: float | None = None
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def deploy(self, release: releases.Release) -> str:
-        """Begin to start the student of a release; the name of its application, empty when it needs none."""
-        found = resolve_student(self._config, self._store, release)
-        self._marks[release.id] = found.mark if found else ""
+    def deploy(self, release: releases.Release) -> list[str]:
+        """Begin to start the models of a release, its student first; the names of their applications."""
+        found = resolve_models(self._config, self._store, release)
+        self._marks[release.id] = [one.mark for one in found]
         self._left_at = None
-        if found is None:
-            return ""
+        return [self._deploy(one) for one in found]
+
+    def _deploy(self, found: ServedStudent) -> str:
         held = next((one for one in self._held if one.mark == found.mark), None)
         if held is None:
             if not self._started:
@@ -83,30 +84,35 @@ class StudentFollower:
             self._thread.join()
 
     def _follow(self) -> None:
+        reported = ""
         while not self._end.wait(min(1.0, self._config.refresh_s)):
             try:
                 self.step()
-            except Exception as error:  # a store out of reach, a model that does not load: what is served goes on
-                log.warning("the student of the current release cannot be started: %s", hide(str(error))[:500])
+                reported = ""
+            except Exception as error:  # the store cannot be reached, or a model does not load: the students that run go on
+                if (message := hide(str(error))[:500]) != reported:
+                    log.warning("students cannot follow the current release: %s", message)
+                reported = message
 
     def step(self) -> None:
-        """One look: start the students of the current release and of a canary; end those that no front needs any more."""
+        """Look once: start the students of the current release and of a canary; end those that no front needs any more."""
         wanted = releases.current_id(self._store)
         self._record = record = read_canary(self._store, self._record)
         trial = record.canary if record is not None and record.state == "running" and record.champion == wanted else ""
         self._held = [held for held in self._held if self._students.is_there(held.name)]  # one that reached no front has ended
         alive = {held.mark for held in self._held}
-        self._marks = {release: mark for release, mark in self._marks.items() if not mark or mark in alive}
+        self._marks = {release: marks for release, marks in self._marks.items() if alive.issuperset(marks)}
         for release in filter(None, (wanted, trial)):
             if release not in self._marks:
                 self.deploy(releases.load_release(self._store, release))
-        self._marks = {release: mark for release, mark in self._marks.items() if release in (wanted, trial)}
+        self._marks = {release: marks for release, marks in self._marks.items() if release in (wanted, trial)}
         if self._served() != {wanted}:
             self._left_at = None
             return  # some front is still with another release
         if self._left_at is None:
             self._left_at = time.monotonic()
-        needed = [held for held in self._held if held.mark in self._marks.values()]
+        marks = {mark for needed in self._marks.values() for mark in needed}
+        needed = [held for held in self._held if held.mark in marks]
         old = [held for held in self._held if held not in needed]
         if old and (self._is_awaited(needed) or time.monotonic() - self._left_at >= self._config.keep_student_s):
             for held in old:

@@ -1,7 +1,7 @@
-"""What front processes and students say to each other: frames of MessagePack with their length before them.
+"""Messages between front processes and students: frames of MessagePack, each after its length.
 
-In and out: typed messages. The student opens the connection and says Hello; the front sends AskMisses and Cancel, the student Answers. A
-frame holds as many rows as wait at that moment. Knows nothing of sockets.
+In and out: typed messages. The student opens the connection and sends Hello; the front sends AskMisses and Cancel; the student sends
+Answers. A frame holds as many rows as wait at that moment. Knows nothing of sockets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 from headtail.stages.serve.answerer import RealtimeReply
 
-MOST_BYTES = 16 << 20  # of a frame: a peer that announces more is not ours
+MOST_BYTES = 16 << 20  # of a frame: a peer that announces more does not speak this protocol
 _LENGTH = struct.Struct("<I")
 
 
@@ -28,7 +28,7 @@ class AskRow(NamedTuple):
 
 
 class AnswerRow(NamedTuple):
-    """What became of one miss: a reply, or the reason (one of REASONS) why there is none."""
+    """The outcome of one miss: a reply, or the reason (one of REASONS) why there is none."""
 
     id: int
     reply: RealtimeReply | None
@@ -57,7 +57,7 @@ class Cancel(msgspec.Struct, tag="cancel"):
 
 
 class Answers(msgspec.Struct, tag="answers"):
-    """Answers, in the order in which they came about. `queue`: misses that this replica works on; sent without rows as a sign of life."""
+    """Answers, in the order in which they were made. `queue`: misses that this replica works on. Sent without rows as a heartbeat."""
 
     rows: list[AnswerRow]
     queue: int
@@ -69,11 +69,11 @@ _decode = msgspec.msgpack.Decoder(Message).decode
 
 
 class BadFrame(Exception):
-    """What came is no frame of ours: close the connection."""
+    """The bytes are no frame of this protocol: close the connection."""
 
 
 def encode_frame(message: Message) -> bytes:
-    """A message as it goes over the wire."""
+    """A message as bytes for the connection."""
     body = _encode(message)
     return _LENGTH.pack(len(body)) + body
 

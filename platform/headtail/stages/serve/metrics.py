@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from headtail.core.buckets import BUCKETS, cumulate_buckets
 from headtail.core.rows import Source
 from headtail.stages.serve.answerer import REASONS
 from headtail.stages.serve.errors import CODES
-from headtail.stages.serve.front.counters import ARM_KINDS, BUCKETS, FEEDBACK_KINDS, PATHS, Reading, number_id
+from headtail.stages.serve.front.counters import ARM_KINDS, CLIENT_STATES, ESCALATION_RESULTS, FEEDBACK_KINDS, PATHS, Reading, number_id
 
 # name of the metric: name of the counter, what it says
 _COUNTERS = {
@@ -27,6 +28,14 @@ _COUNTERS = {
     "headtail_redis_failures": ("redis_failures", "calls of Redis that failed or came too late"),
     "headtail_redis_skipped": ("redis_skipped", "calls of Redis that were not made, since it was away"),
     "headtail_unlimited": ("unlimited", "requests let in without a limit, since the Redis of the limits was away"),
+    "headtail_shadow_asked": ("shadow_asked", "answers that the shadow model was asked for too"),
+    "headtail_shadow_dropped": (
+        "shadow_dropped",
+        "sampled answers that it was not asked for: the pipe was full, the budget spent, the model away",
+    ),
+    "headtail_admin_calls": ("admin_calls", "calls below /admin/ that were let in and change something"),
+    "headtail_failed_logins": ("failed_logins", "calls of /metrics and below /admin/ without a right key"),
+    "headtail_limited_logins": ("limited_logins", "calls that were refused since their address had failed too often"),
     "headtail_key_file_failures": ("key_file_failures", "changed files of API keys that could not be used"),
     "headtail_log_lines": ("log_lines", "lines handed to the request log"),
     "headtail_log_dropped": ("log_dropped", "lines of the request log that were dropped: the pipe was full, or the store away"),
@@ -36,11 +45,17 @@ _COUNTERS = {
     "headtail_trace_dropped": ("trace_dropped", "spans that were lost: too many waited, or the endpoint did not take them"),
     "headtail_student_tokens_in": ("tokens_in", "prompt tokens of misses that students answered"),
     "headtail_student_tokens_out": ("tokens_out", "tokens of students' answers"),
-    "headtail_process_starts": ("starts", "starts of front processes and the log's collector; more than there are: some were restarted"),
+    "headtail_process_starts": (
+        "starts",
+        "starts of front processes, the log's collector and, with API keys, the pages; more than there are: some were restarted",
+    ),
+    "headtail_escalation_tokens_in": ("escalation_tokens_in", "prompt tokens of misses that the bigger model answered"),
+    "headtail_escalation_tokens_out": ("escalation_tokens_out", "tokens of the bigger model's answers"),
 }
 _GAUGES = {
     "headtail_realtime_in_flight": ("in_flight", "requests waiting for a student"),
     "headtail_students_connected": ("students", "connections to students, over all front processes"),
+    "headtail_bigger_models_connected": ("bigger_models", "connections to the bigger model, over all front processes"),
 }
 
 
@@ -78,6 +93,15 @@ class _Readings:
         for said in FEEDBACK_KINDS:
             feedback.add_metric([said], sums[f"feedback/{said}"])
         yield feedback
+        escalations = CounterMetricFamily(
+            "headtail_escalations", "unsure or failed misses, by what the bigger model made of them", labels=["result"]
+        )
+        for result in ESCALATION_RESULTS:
+            escalations.add_metric([result], sums[f"escalation/{result}"])
+        yield escalations
+        yield CounterMetricFamily("headtail_escalation_usd", "USD that escalations cost", sums["escalation_nanousd"] / 1e9)
+        yield from _shadow(sums)
+        yield from _clients(sums)
         yield degraded
         yield refused
         for name, (counter, text) in _COUNTERS.items():
@@ -94,12 +118,37 @@ class _Readings:
         sums = self._reading.sums
         seconds = HistogramMetricFamily("headtail_request_seconds", "time to answer", labels=["path"])
         for path in PATHS:
-            counts, total, buckets = [sums[f"seconds/{path}/{i}"] for i in range(len(BUCKETS) + 1)], 0.0, []
-            for bound, count in zip((*map(str, BUCKETS), "+Inf"), counts, strict=True):
-                total += count
-                buckets.append((bound, total))
-            seconds.add_metric([path], buckets, sums[f"seconds/{path}/sum"])
+            counts = [sums[f"seconds/{path}/{i}"] for i in range(len(BUCKETS) + 1)]
+            seconds.add_metric([path], cumulate_buckets(counts), sums[f"seconds/{path}/sum"])
         return seconds
+
+
+def _clients(sums: dict[str, float]) -> Iterator[Metric]:
+    hits = CounterMetricFamily(
+        "headtail_client_hits", "hits that clients answered by themselves, as they report", labels=["release", "source"]
+    )
+    for state in CLIENT_STATES:
+        for source in Source:
+            if count := sums[f"client/{state}/{source}"]:
+                hits.add_metric([state, str(source)], count)
+    yield hits
+    counts = [sums[f"client_seconds/{i}"] for i in range(len(BUCKETS) + 1)]
+    seconds = HistogramMetricFamily("headtail_client_hit_seconds", "time of such a hit in the client's process")
+    seconds.add_metric([], cumulate_buckets(counts), sums["client_microseconds"] / 1e6)
+    yield seconds
+
+
+def _shadow(sums: dict[str, float]) -> Iterator[Metric]:
+    compared = CounterMetricFamily(
+        "headtail_shadow_compared", "answers that were compared with the shadow model's", labels=["source", "outcome"]
+    )
+    for source in Source:
+        if count := sums[f"shadow/{source}/compared"]:
+            agreed = sums[f"shadow/{source}/agreed"]
+            compared.add_metric([str(source), "agree"], agreed)
+            compared.add_metric([str(source), "differ"], count - agreed)
+    yield compared
+    yield CounterMetricFamily("headtail_shadow_usd", "USD that the shadow model's answers cost", sums["shadow_microusd"] / 1e6)
 
 
 def _release(fronts: list[dict[str, float]]) -> Iterator[Metric]:

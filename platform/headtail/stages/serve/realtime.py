@@ -38,7 +38,11 @@ class Student:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
         self.task, self.stands_for, self.io_format = task, stands_for, weights.io_format.check(task)
         self._settings = fingerprint(answer_settings(task, config, weights.digest, self.io_format))
-        kind = _StreamEngine if runs_vllm(config, self.io_format.kind) else _BatchedEngine
+        kind: type[_StreamEngine | _BatchedEngine | _EndpointEngine] = _BatchedEngine
+        if config.engine == "openai":
+            kind = _EndpointEngine
+        elif runs_vllm(config, self.io_format.kind):
+            kind = _StreamEngine
         self._engine: _StudentEngine = kind(config, weights, task)
 
     async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> RealtimeReply:
@@ -131,6 +135,26 @@ class _BatchedEngine:
 
     async def check(self) -> None:
         """It lives in this process: what breaks it breaks the replica."""
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class _EndpointEngine:
+    """A model behind an endpoint: each row is a request of its own, with one try, and a cancelled one is given up."""
+
+    def __init__(self, config: ModelConfig, model: ResolvedModel, task: Task) -> None:
+        from headtail.engines.openai import OpenAIEngine
+
+        sampling = task.file.sampling.model_dump() | {"n": 1}
+        bound = model.io_format.bound(task, sampling["max_tokens"])
+        self._engine = OpenAIEngine(config, model.path, bound if isinstance(bound, dict) else None, sampling)
+
+    async def ask(self, messages: Sequence[dict[str, str]]) -> Completion:
+        return _check_completion(await asyncio.wrap_future(self._engine.submit(messages)))
+
+    async def check(self) -> None:
+        """An endpoint that is down is no fault of this process: a new one would find it down too."""
 
     def close(self) -> None:
         self._engine.close()

@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import stat
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from pydantic import BaseModel, Field
 
 from headtail.core.errors import ConfigError
 from headtail.stages.serve.config import Config
-from headtail.stages.serve.front.counters import create_counters
+from headtail.stages.serve.front.counters import LAYOUT, create_counters
 from headtail.stages.serve.student_link import FrontAddress
 
+BUDGET = "budget"  # file: what escalations cost so far
+_KEPT = ("lock", BUDGET)  # when a server ends and when its successor starts
 _SOCKET_BYTES = 100  # of a Unix socket's path; Linux takes 107
 
 
@@ -29,7 +32,9 @@ class RunPlan(BaseModel):
     config: Config = Field(description="of the server")
     release: str = Field(description="id of the release to open at the start")
     parent: int = Field(description="process id of the supervisor: without it they end")
+    layout: str = Field(LAYOUT, description="of the shared counters")
     log_pipe: int | None = Field(None, description="descriptor of the request log; each process has its own end of it")
+    shadow_pipe: int | None = Field(None, description="descriptor of shadow mode's samples, likewise")
 
 
 class RunFolder:
@@ -48,9 +53,9 @@ class RunFolder:
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
         for left in self.path.iterdir():  # of a server that was killed: its processes ended with it
-            if left.name != "lock":
+            if left.name not in _KEPT:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-        create_counters(self.counters, config.fronts + 1)  # one row for the collector
+        create_counters(self.counters, config.fronts + 3)  # one row for the collector, one for the pages, one for shadow mode
 
     @property
     def counters(self) -> Path:
@@ -59,17 +64,25 @@ class RunFolder:
 
     def write_plan(self, plan: RunPlan) -> Path:
         """The plan as a file of this user alone."""
-        path = self.path / f"plan-{plan.log_pipe or 'none'}.json"
+        path = self.path / f"plan-{plan.log_pipe or 'none'}-{plan.shadow_pipe or 'none'}.json"
         path.touch(mode=0o600)
         path.write_text(plan.model_dump_json(), encoding="utf-8")
         return path
 
     def close(self) -> None:
-        """Remove what is in it, and the lock."""
+        """Remove what is in it but for what escalations cost, and give back the lock."""
         for left in self.path.iterdir():
-            if left.name != "lock":
+            if left.name not in _KEPT:
                 shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         os.close(self._lock)
+
+
+def read_plan(path: Path) -> RunPlan:
+    """The plan, in a process of the server. Ends the process when its code is not the supervisor's: they would misread each other."""
+    plan = RunPlan.model_validate_json(path.read_bytes())
+    if plan.layout != LAYOUT:
+        sys.exit("error: headtail was changed on disk while this server ran\n  do:    stop the server and start it again")
+    return plan
 
 
 def front_address(folder: Path, config: Config, row: int) -> FrontAddress:

@@ -21,7 +21,8 @@ from headtail.core.errors import ConfigError
 from headtail.releases import release as releases
 from headtail.stages.serve.api_keys import read_keys
 from headtail.stages.serve.config import Config
-from headtail.stages.serve.students import resolve_student
+from headtail.stages.serve.shadow import check_shadow
+from headtail.stages.serve.students import ServedStudent, resolve_bigger, resolve_student
 from headtail.stages.serve.supervisor import Supervisor
 
 
@@ -50,7 +51,9 @@ def start_server(config: Config, student: type | None = None) -> Server:
     """
     check_port(config)
     check_keys(config)
+    check_shadow(config.shadow)
     config, release = _resolve_release(config)
+    check_escalation(config, release)
     if config.students == "here" and config.realtime_student and resolve_student(config, open_storage(config.root), release) is None:
         say("serve        this release has no student: misses get the task's fallback")
     supervisor = Supervisor(config, release, student)
@@ -87,13 +90,27 @@ def run_forever(config: Config) -> None:
 def from_args(args: dict[str, Any]) -> Any:
     """The students as a Serve application, from the `args` of a Serve config file: fields of Config, of a server whose fronts run
     elsewhere (`students: elsewhere`) and are reached at `link_address`."""
-    from headtail.stages.serve.student_link import FrontAddress
-    from headtail.stages.serve.students import student_application
-
     config, release = _resolve_release(build_config(Config, args, where="args of the Serve config"))
     chosen = resolve_student(config, open_storage(config.root), release)
     if chosen is None:
         raise ConfigError("this release has no student to serve", where="release", value=release.id, fix="promote one that has")
+    return _application(config, chosen)
+
+
+def escalation_from_args(args: dict[str, Any]) -> Any:
+    """The bigger model as a Serve application of its own, from the same `args` as `from_args`."""
+    config, release = _resolve_release(build_config(Config, args, where="args of the Serve config"))
+    chosen = resolve_bigger(config, open_storage(config.root), release)
+    if chosen is None:
+        what, fix = "there is no bigger model to serve", "set it, or leave this application out"
+        raise ConfigError(what, where="escalation.model.model", value=config.escalation.model.model, fix=fix)
+    return _application(config, chosen)
+
+
+def _application(config: Config, chosen: ServedStudent) -> Any:
+    from headtail.stages.serve.student_link import FrontAddress
+    from headtail.stages.serve.students import student_application
+
     fronts = [FrontAddress("", config.link_address, config.link_port + row) for row in range(config.fronts)]
     return student_application(config, chosen, fronts)
 
@@ -108,13 +125,32 @@ def _resolve_release(config: Config) -> tuple[Config, releases.Release]:
 
 
 def check_keys(config: Config) -> None:
-    """ConfigError when the file of API keys cannot be used."""
+    """ConfigError when the file of API keys cannot be used, or is missing where admin calls need one."""
+    if config.admin_calls and not config.api_keys:
+        fix = "--set api_keys=FILE; headtail keys add NAME --file FILE --scopes admin"
+        raise ConfigError("admin calls need API keys", where="api_keys", value=config.api_keys, fix=fix)
     if config.api_keys:
         read_keys(Path(config.api_keys).expanduser())
 
 
+def check_escalation(config: Config, release: releases.Release) -> None:
+    """ConfigError when a bigger model is named and nothing says when it is to be asked."""
+    known, bigger = release.calibration, config.escalation
+    if (
+        not (bigger.enabled and config.realtime_student)
+        or bigger.threshold is not None
+        or (known is not None and known.threshold is not None)
+    ):
+        return
+    fix = "publish with a calibration that promises something (docs/escalation.md), or set escalation.threshold"
+    raise ConfigError("this release has no threshold for its student's confidence", where="escalation", value=release.id, fix=fix)
+
+
 def check_port(config: Config) -> None:
-    """ConfigError when a port cannot be listened on."""
+    """ConfigError when a port cannot be listened on, or when both are the same."""
+    if config.port == config.admin:
+        fix = "choose another admin_port; 0 is the one after port"
+        raise ConfigError("the pages cannot have the port of the API", where="admin_port", value=config.admin_port, fix=fix)
     for field, host, port in (("port", config.host, config.port), ("admin_port", config.admin_host, config.admin)):
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free

@@ -75,7 +75,7 @@ class FrontLinks:
         while True:
             try:
                 connection = _FrontConnection(self)
-                if Path(front.socket).parent.is_dir():  # on this node
+                if front.socket and Path(front.socket).parent.is_dir():  # on this node
                     await loop.create_unix_connection(lambda made=connection: made, front.socket)  # type: ignore[misc]
                 else:
                     await loop.create_connection(lambda made=connection: made, front.host, front.port)  # type: ignore[misc]

@@ -30,6 +30,7 @@ from headtail.stages.serve.students import Students
 
 _PIPE_BYTES = 1 << 20  # of the request log: some 4,000 lines while a file is written
 _TELL_S = 10.0
+_SHADOW_END_S = 10.0
 _LOG_END_S = 30.0  # seconds for the last file of the request log
 
 
@@ -49,6 +50,7 @@ class Supervisor:
         self._follower = StudentFollower(config, open_storage(config.root), self._students, self._served)
         self._canary = CanaryWatch(open_storage(config.root), self._folder.counters, 2 * config.refresh_s)
         self._pipe: tuple[int, int] | None = None
+        self._shadow_pipe: tuple[int, int] | None = None
         self._stopped = False
 
     def start(self) -> None:
@@ -56,10 +58,10 @@ class Supervisor:
         config, began = self._config, time.monotonic()
         self._start_children()
         self._owns_ray = not _in_ray()
-        student = self._follower.deploy(self._release) if config.students == "here" else ""
+        models = self._follower.deploy(self._release) if config.students == "here" else []
         ready = [(self._fronts_ready, "the front processes")]
-        if student:
-            ready.append((lambda: self._students.running(student) and self._connected(), "the student"))
+        if models:
+            ready.append((lambda: all(map(self._students.running, models)) and self._connected(len(models) > 1), "the student"))
         for check, what in ready:
             self._wait(check, what, began)
         self._greet()
@@ -80,6 +82,10 @@ class Supervisor:
             for end in self._pipe:
                 os.close(end)  # the last writer: the collector writes what it has and ends
             self._children.wait(["collector"], _LOG_END_S)
+        if self._shadow_pipe is not None:
+            for end in self._shadow_pipe:
+                os.close(end)
+            self._children.stop(["shadow"], _SHADOW_END_S)  # it writes what it has, and gives up what it is asking
         self._children.stop(["pages"], 5)
         self._children.close()
         if _in_ray():
@@ -99,12 +105,20 @@ class Supervisor:
         if read is not None and write is not None:
             path = self._folder.write_plan(plan.model_copy(update={"log_pipe": read}))
             self._children.add("collector", "headtail.stages.serve.collector", [str(path)], [read])
-        path = self._folder.write_plan(plan.model_copy(update={"log_pipe": write}))
+        samples = self._start_shadow(plan) if config.shadow.is_on else None
+        path = self._folder.write_plan(plan.model_copy(update={"log_pipe": write, "shadow_pipe": samples}))
+        descriptors = [end for end in (write, samples) if end is not None]
         for row, name in enumerate(self._fronts):
-            descriptors = [] if write is None else [write]
             self._children.add(name, "headtail.stages.serve.front.program", [str(path), str(row)], descriptors)
         path = self._folder.write_plan(plan)
         self._children.add("pages", "headtail.stages.serve.admin", [str(path)])
+
+    def _start_shadow(self, plan: RunPlan) -> int:
+        """Start the process that asks the shadow model; the end of the pipe where fronts write."""
+        read, write = self._shadow_pipe = os.pipe()
+        path = self._folder.write_plan(plan.model_copy(update={"shadow_pipe": read}))
+        self._children.add("shadow", "headtail.stages.serve.shadow_asker", [str(path)], [read])
+        return write
 
     def _served(self) -> set[str]:
         return releases_of(read_counters(self._folder.counters).rows)
@@ -112,9 +126,9 @@ class Supervisor:
     def _fronts_ready(self) -> bool:
         return sum(row["release"] > 0 for row in read_counters(self._folder.counters).rows) == self._config.fronts
 
-    def _connected(self) -> bool:
+    def _connected(self, bigger: bool) -> bool:
         rows = read_counters(self._folder.counters).rows[: self._config.fronts]
-        return all(row["students"] >= 1 for row in rows)
+        return all(row["students"] >= 1 and row["bigger_models"] >= bigger for row in rows)
 
     def _greet(self) -> None:
         """One request by way of the port itself. Proxies of the environment have nothing to do with it."""

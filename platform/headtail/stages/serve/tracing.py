@@ -1,6 +1,6 @@
-"""Traces of requests by way of front and student, in OpenTelemetry's format; off unless an endpoint is set.
+"""Traces of requests through front and student, in OpenTelemetry's format; off unless an endpoint is set.
 
-In: a request's headers, the answers given to it, what the student says of its work. Out: spans with the names of OpenTelemetry's
+In: a request's headers, the answers given to it, what the student reports of its work. Out: spans with the names of OpenTelemetry's
 conventions (`gen_ai.*`), sent by OTLP/HTTP from a thread of their own. A request only leaves a few values in a bounded queue; what finds
 it full, or cannot be sent, is counted. The names are strings of ours: the package that has them moves them about.
 """
@@ -94,7 +94,7 @@ CURRENT_TRACE: ContextVar[Trace | None] = ContextVar("headtail_trace", default=N
 
 
 def begin_trace(method: str, path: str, headers: Iterable[tuple[bytes, bytes]], sample: float) -> Trace | None:
-    """A trace of this request, or None when it is not one of the sample. What `traceparent` (W3C Trace Context) says is heeded."""
+    """A trace of this request, or None when it is not one of the sample. A `traceparent` header (W3C Trace Context) decides first."""
     for name, value in headers:
         if name == b"traceparent" and (found := _PARENT.fullmatch(value)) and found[1].strip(b"0") and found[2].strip(b"0"):
             if not int(found[3], 16) & 1:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headtail.batch.limits import UNPRICED
-from headtail.stages.precompute.dry_run.estimate import Bounds, Estimate, Probe
+from headtail.stages.precompute.dry_run.estimate import ASSUMED, Bounds, Estimate, Probe
 from headtail.stages.precompute.dry_run.preview import Preview
 from headtail.stages.precompute.result import PlannedActual
 
@@ -86,8 +86,9 @@ def _probe_text(probe: Probe) -> Text:
 def _estimate(estimate: Estimate, workers: int) -> RenderableType:
     if estimate.exact:
         return Text("nothing is left to ask: the probe was all there was (exact)", style="bold")
-    most = "at most" if estimate.at_most else "95 % bounds"
-    title = f"what is left, {_rows_text(estimate.rows)}, will take"
+    most = "at most" if estimate.at_most else "bounds"
+    means = f"(tokens: 95 % by the probe's draw; times and money: by its pace too,\n{ASSUMED})"
+    title = f"what is left, {_rows_text(estimate.rows)}, will take {means}"
     table = Table("", "estimate", most, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for name, span, form in _spans(estimate, workers):
         bounds = f"{form(span.high)}" if estimate.at_most and name[0] not in "tp" else f"{form(span.low)} to {form(span.high)}"
@@ -127,7 +128,7 @@ def duration(seconds: float) -> str:
 
 def outcome_table(planned: Mapping[str, PlannedActual]) -> Table:
     """The plan beside its result: `dry_run` of a receipt's result."""
-    table = Table("", "planned", "95 % bounds", "actual", title="planned and actual", title_justify="left", box=None, pad_edge=False)
+    table = Table("", "planned", "bounds", "actual", title="planned and actual", title_justify="left", box=None, pad_edge=False)
     for name, item in planned.items():
         form = duration if name.endswith("_s") else _count
         bounds = f"{form(item.low)} to {form(item.high)}" if item.low is not None and item.high is not None else "-"

@@ -10,29 +10,29 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from headtail.core.secrets import hide
-from headtail.stages.serve.answerer import Answerer, Miss, Reply
-from headtail.stages.serve.api import AnswersRequest
+from headtail.stages.serve.answerer import Answerer, Miss, ReleaseFailed, Reply
+from headtail.stages.serve.api import parse_query_list
+from headtail.stages.serve.body import Receive, read_body
 from headtail.stages.serve.config import Config
-from headtail.stages.serve.errors import RequestError, method_error, validation_error
+from headtail.stages.serve.errors import RequestError, method_error
 from headtail.stages.serve.front.counters import Counters
 from headtail.stages.serve.front.hot import Hit, HotPath, RequestIds, reply_bytes
 from headtail.stages.serve.front.log_pipe import RequestLog
+from headtail.stages.serve.front.shadow_pipe import ShadowPipe
 from headtail.stages.serve.front.trace_export import Tracer
 from headtail.stages.serve.principal import Admit, Principal, admit_all
 from headtail.stages.serve.tracing import CURRENT_TRACE, Trace
 
 log = logging.getLogger("headtail.serve")
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _JSON = (b"content-type", b"application/json")
-_DRAINED = 1 << 20  # bytes of a body that is too large that are read all the same: a caller who still sends would see a reset, not the 413
+SideInputs = Mapping[str, Sequence[str]]
+_NO_SIDE_INPUTS: SideInputs = {}
 _NO_MORE = (b"x-content-type-options", b"nosniff")
 
 
@@ -66,7 +66,7 @@ class Route(NamedTuple):
 
 
 class FrontApp:
-    """The ASGI callable. `admit` says who may ask; `routes`: by path, what else is served."""
+    """The ASGI callable. `admit` says who may ask; `routes`: by path, what else is served; one that ends in `/` has all below it."""
 
     def __init__(
         self,
@@ -80,6 +80,7 @@ class FrontApp:
         self._answerer, self._hot, self._ids = answerer, HotPath(answerer), RequestIds()
         self._config, self._counters, self._log, self._admit = config, counters, request_log, admit
         self.tracer: Tracer | None = None
+        self.shadow: ShadowPipe | None = None
         self._routes = {"/v1/answers": Route(("POST",), self._answers, "answer", cost=0), **(routes or {})}
 
     def add_routes(self, routes: Mapping[str, Route]) -> None:
@@ -113,7 +114,7 @@ class FrontApp:
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         path = scope["path"]
-        route = None if path == "/v1/answer" else self._routes.get(path)
+        route = None if path == "/v1/answer" else self._routes.get(path) or self._subtree(path)
         try:
             if path == "/v1/answer":
                 body = await self._answer(scope, receive, request_id)
@@ -129,8 +130,11 @@ class FrontApp:
         except RequestError as error:
             await self._refuse(error, request_id, send, route)
         except Exception as error:
-            log.exception("request %s failed: %s", request_id, hide(str(error))[:300])
-            await self._refuse(RequestError("internal"), request_id, send, route)
+            await self._refuse(self._note_failure(error, request_id), request_id, send, route)
+
+    def _subtree(self, path: str) -> Route | None:
+        """The route of all paths below one that ends in a slash."""
+        return next((route for above, route in self._routes.items() if above.endswith("/") and path.startswith(above)), None)
 
     # ---- one answer
 
@@ -153,7 +157,7 @@ class FrontApp:
         reply = await self._resolve(found, receive)
         if reply is None:
             return None
-        self.note_reply(reply, caller)
+        self.note_reply(reply, caller, found.side_inputs)
         return reply_bytes(reply)
 
     async def _resolve(self, miss: Miss, receive: Receive) -> Reply | None:
@@ -188,19 +192,31 @@ class FrontApp:
         self._log.write(
             request_id, hit.clean, release, found.source, True, False, "", found.confidence, hit.seconds, caller.name
         )  # fmt: skip
+        if self.shadow is not None:
+            self.shadow.offer_hit(request_id, hit)
 
-    def note_reply(self, reply: Reply, caller: Principal) -> None:
+    def note_reply(self, reply: Reply, caller: Principal, side_inputs: SideInputs = _NO_SIDE_INPUTS) -> None:
         """Count and log an answer that was not ready."""
         seconds = reply.latency_ms / 1000
         if self.tracer is not None and (trace := CURRENT_TRACE.get()) is not None:
             trace.note(reply.release, reply.source, reply.cached, reply.reason, reply.confidence)
         if (split := self._answerer.split) is not None:
-            split.count(reply.normalised, reply.release, seconds, reply.degraded)
+            split.count(reply.normalised, reply.release, seconds, reply.degraded, reply.reason == "error")
         self._counters.count_reply(reply.path, reply.source, seconds, reply.reason if reply.degraded else "")
         self._log.write(
             reply.request_id, reply.normalised, reply.release, reply.source, reply.cached, reply.degraded, reply.reason, reply.confidence,
             seconds, caller.name,
         )  # fmt: skip
+        if self.shadow is not None:
+            self.shadow.offer_reply(reply, side_inputs)
+
+    def _note_failure(self, error: Exception, request_id: str) -> RequestError:
+        """Log what nobody foresaw, and count it against the release that was asked; what the caller is told."""
+        cause = (error.__cause__ or error) if isinstance(error, ReleaseFailed) else error
+        log.error("request %s failed: %s", request_id, hide(str(cause))[:300], exc_info=error)
+        if isinstance(error, ReleaseFailed) and (split := self._answerer.split) is not None:
+            split.count(error.clean, error.release, 0.0, False, True)
+        return RequestError("internal")
 
     # ---- the other paths
 
@@ -218,10 +234,7 @@ class FrontApp:
 
     async def _answers(self, request: FrontRequest) -> FrontResponse:
         """POST /v1/answers: each query as /v1/answer would have it; one that cannot be taken has its error in its place."""
-        try:
-            queries = AnswersRequest.model_validate_json(request.body).queries
-        except ValidationError as error:
-            raise validation_error(error) from None
+        queries = parse_query_list(request.body)
         await self._admitted(_authorization(request.headers), "answer", len(queries))  # all of them are admitted, or none
         places = asyncio.Semaphore(max(1, self._config.max_misses // 2))  # the other half is for callers with one query
         bodies = await asyncio.gather(
@@ -229,17 +242,20 @@ class FrontApp:
         )
         return FrontResponse(b'{"answers": [' + b", ".join(bodies) + b"]}")
 
-    async def _one_of(self, query: str, request_id: str, caller: Principal, places: asyncio.Semaphore) -> bytes:
+    async def _one_of(self, query: Any, request_id: str, caller: Principal, places: asyncio.Semaphore) -> bytes:
         try:
+            if not isinstance(query, str):
+                raise RequestError("invalid", "the query is not a string", field="query", fix="send each query as a string")
             found = self._hot.look_up(query, {}, request_id)
-        except RequestError as error:
-            self._counters.add(f"refused/{error.code}")
-            return error.body(request_id)
-        if isinstance(found, Hit):
-            self.note_hit(found, request_id, caller)
-            return found.body
-        async with places:
-            reply = await self._waited(found)
+            if isinstance(found, Hit):
+                self.note_hit(found, request_id, caller)
+                return found.body
+            async with places:
+                reply = await self._waited(found)
+        except (RequestError, ReleaseFailed) as error:
+            refused = error if isinstance(error, RequestError) else self._note_failure(error, request_id)
+            self._counters.add(f"refused/{refused.code}")
+            return refused.body(request_id)
         self.note_reply(reply, caller)
         return reply_bytes(reply)
 
@@ -251,38 +267,12 @@ class FrontApp:
             await _respond(send, FrontResponse(body, error.status, headers))
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """The whole body. RequestError when it is larger or slower than it may be."""
-        limit = self._config.max_body_bytes
-        for name, value in scope["headers"]:
-            if name == b"content-length" and value.isdigit() and int(value) > limit:
-                raise _too_large(limit)
-        size = 0
-        try:
-            async with asyncio.timeout(self._config.body_timeout_s):
-                event = await receive()
-                body: bytes = event.get("body", b"")
-                size = len(body)
-                while event.get("more_body"):
-                    if size > limit + _DRAINED:
-                        raise _too_large(limit)
-                    event = await receive()
-                    size += len(event.get("body", b""))
-                    body = b"" if size > limit else body + event.get("body", b"")
-        except TimeoutError:
-            if size <= limit:
-                raise RequestError("request_timeout") from None
-        if size > limit:
-            raise _too_large(limit)
-        return body
+        return await read_body(scope["headers"], receive, self._config.max_body_bytes, self._config.body_timeout_s)
 
 
 def json_response(value: Any, status: int = 200) -> FrontResponse:
     """A response of plain values."""
     return FrontResponse(json.dumps(value, ensure_ascii=False).encode(), status)
-
-
-def _too_large(limit: int) -> RequestError:
-    return RequestError("too_large", f"the body has more than {limit} bytes", field="body")
 
 
 def _authorization(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:

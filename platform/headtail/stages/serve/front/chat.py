@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from headtail.stages.serve.answerer import Answerer, Reply
 from headtail.stages.serve.chat_api import chat_error, chat_response, chat_stream, model_response, models_response, parse_chat
 from headtail.stages.serve.front.app import FrontRequest, FrontResponse, Route
 from headtail.stages.serve.principal import Principal
 
+_BELOW = "/v1/models/"
 _EVENTS = (("content-type", "text/event-stream; charset=utf-8"), ("cache-control", "no-cache"))
 
 
 class ChatRoutes:
     """The routes. `note`: counts and logs a reply, as the app does its own."""
 
-    def __init__(self, answerer: Answerer, note: Callable[[Reply, Principal], None]) -> None:
+    def __init__(self, answerer: Answerer, note: Callable[[Reply, Principal, Mapping[str, Sequence[str]]], None]) -> None:
         self._answerer, self._note = answerer, note
 
     @property
@@ -29,13 +30,13 @@ class ChatRoutes:
         return {
             "/v1/chat/completions": Route(("POST",), self._complete, "answer", chat_error),
             "/v1/models": Route(read, self._models, "answer", chat_error),
-            f"/v1/models/{self._answerer.served.task.name}": Route(read, self._model, "answer", chat_error),
+            _BELOW: Route(read, self._model, "answer", chat_error),
         }
 
     async def _complete(self, request: FrontRequest) -> FrontResponse:
         call = parse_chat(request.body, self._tasks())
         reply = await self._answerer.answer(call.query, call.side_inputs, request.request_id)
-        self._note(reply, request.caller)
+        self._note(reply, request.caller, call.side_inputs)
         made = int(time.time())
         return (
             FrontResponse(chat_stream(call, reply, made), 200, _EVENTS) if call.stream else FrontResponse(chat_response(call, reply, made))
@@ -45,7 +46,7 @@ class ChatRoutes:
         return FrontResponse(models_response(self._tasks()))
 
     async def _model(self, request: FrontRequest) -> FrontResponse:
-        return FrontResponse(model_response(request.path.rpartition("/")[2], self._tasks()))
+        return FrontResponse(model_response(request.path.removeprefix(_BELOW), self._tasks()))
 
     def _tasks(self) -> dict[str, int]:
         """What is served, by task, and when it was made."""

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import mmap
 import os
-from bisect import bisect_left
 from collections.abc import Iterable
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+from headtail.core.buckets import BUCKETS, bucket_of
 from headtail.core.rows import Source
 from headtail.stages.serve.answerer import REASONS
 from headtail.stages.serve.errors import CODES
 
-# seconds
-BUCKETS = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-PATHS = ("cache", "realtime", "fallback")
+PATHS = ("cache", "realtime", "escalated", "fallback")
 # Numbers of a row that only grow.
 REQUESTS = [f"requests/{path}/{source}" for path in PATHS for source in Source]
 BUCKET_COUNTS = [f"seconds/{path}/{i}" for path in PATHS for i in range(len(BUCKETS) + 1)]
@@ -29,7 +28,19 @@ ARM_KINDS = ("queries", "errors", "degraded", "slow")
 ARMS = [f"arm/{arm}/{kind}" for arm in ("champion", "canary") for kind in ARM_KINDS]  # each query once, while a canary runs
 FEEDBACK_KINDS = ("up", "down", "corrected", "used", "unused")
 FEEDBACKS = [f"feedback/{kind}" for kind in FEEDBACK_KINDS]
+ESCALATION_RESULTS = (
+    *("answered", "budget", "overloaded", "timeout", "unavailable", "outdated", "truncated", "invalid", "withheld", "error", "left"),
+)
+ESCALATIONS = [f"escalation/{result}" for result in ESCALATION_RESULTS]
+SHADOWS = [f"shadow/{source}/{kind}" for source in Source for kind in ("compared", "agreed")]
+CLIENT_STATES = ("current", "other")  # whether a client's hit was of the release that the front serves
+CLIENTS = [f"client/{state}/{source}" for state in CLIENT_STATES for source in Source]
+CLIENT_BUCKETS = [f"client_seconds/{i}" for i in range(len(BUCKETS) + 1)]
 EVENTS = [
+    "client_microseconds",
+    "escalation_nanousd",
+    "escalation_tokens_in",
+    "escalation_tokens_out",
     "log_lines",
     "log_dropped",
     "feedback_lines",
@@ -39,7 +50,13 @@ EVENTS = [
     "tokens_in",
     "tokens_out",
     "refresh_failures",
+    "shadow_dropped",
+    "shadow_asked",
+    "shadow_microusd",
     "callers_left",
+    "admin_calls",
+    "failed_logins",
+    "limited_logins",
     "student_frames",
     "student_misses",
     "starts",
@@ -54,6 +71,7 @@ GAUGES = [
     "snapshot",
     "canary",
     "students",
+    "bigger_models",
     "student_queue",
     "in_flight",
     "swapped_at",
@@ -61,10 +79,25 @@ GAUGES = [
     "snapshot_rows",
     *STORES,
 ]
-_NAMES = [*REQUESTS, *BUCKET_COUNTS, *DEGRADED, *REFUSED, *ARMS, *FEEDBACKS, *EVENTS, *SUMS, *GAUGES]
+_NAMES = [
+    *REQUESTS,
+    *BUCKET_COUNTS,
+    *DEGRADED,
+    *REFUSED,
+    *ARMS,
+    *FEEDBACKS,
+    *SHADOWS,
+    *CLIENTS,
+    *CLIENT_BUCKETS,
+    *ESCALATIONS,
+    *EVENTS,
+    *SUMS,
+    *GAUGES,
+]
 _PLACE = {name: at for at, name in enumerate(_NAMES)}
 _FLOATS = {*SUMS, "swapped_at", "published_at"}
 _WIDTH = len(_NAMES)
+LAYOUT = blake2b("\n".join(_NAMES).encode(), digest_size=8).hexdigest()  # two processes that share a file must agree on it
 
 
 class Reading(NamedTuple):
@@ -102,7 +135,7 @@ class Counters:
         """Count an answer: its source, how long it took and, when it is degraded, why."""
         ints, at = self._ints, _AT[path, source]
         ints[at.requests] += 1
-        ints[at.buckets + bisect_left(BUCKETS, seconds)] += 1
+        ints[at.buckets + bucket_of(seconds)] += 1
         self._floats[at.sum] += seconds
         if reason:
             ints[_PLACE[f"degraded/{reason}"]] += 1

@@ -1,8 +1,8 @@
-"""POST /v1/feedback: what a caller says of an answer: thumbs, a corrected answer, used or not used.
+"""POST /v1/feedback: what a caller reports about an answer: rating, corrected answer, used or not used.
 
 In: the request id of an answer and its query. Out: a row of rows.FEEDBACK in the request log's pipe, which the collector writes to
-the store. A correction is taken when it is valid under the task's schema and passes the guardrails. Whether there was such a
-request is checked later, by the stage `feedback`: a front keeps nothing of the requests that it answered.
+the store, without personal data. A correction is taken when it is valid under the task's schema and passes the guardrails. Whether
+there was such a request is checked later, by the stage `feedback`: a front keeps nothing of the requests that it answered.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from headtail.cache import StoredAnswer
-from headtail.core.redact import redact
+from headtail.core.query import redact_texts
 from headtail.core.typed_answer import parse_typed_answer
 from headtail.stages.serve.answerer import Answerer, OpenRelease
 from headtail.stages.serve.api import FeedbackRequest
 from headtail.stages.serve.errors import RequestError, validation_error
 from headtail.stages.serve.front.app import FrontRequest, FrontResponse, Route, json_response
 from headtail.stages.serve.front.counters import Counters
-from headtail.stages.serve.front.log_pipe import LINE_BYTES, TAG, RequestLog
+from headtail.stages.serve.front.log_pipe import TAG, RequestLog
+from headtail.stages.serve.line_pipe import LINE_BYTES
 
 _RETRY_S = 1.0  # the collector empties a full pipe in less
 
 
 class FeedbackRoutes:
-    """The route. `request_log`: whose pipe is used; without it there is nothing that feedback could be about, and none is taken."""
+    """The route. `request_log`: its pipe is used. Without a request log no feedback is taken, since no request could be found for it."""
 
     def __init__(self, answerer: Answerer, counters: Counters, request_log: RequestLog) -> None:
         self._answerer, self._counters, self._log = answerer, counters, request_log
@@ -64,7 +65,7 @@ class FeedbackRoutes:
         shown, answer_key = _subject(served, sent, served.find(clean))
         if answer is not None and answer == shown:
             raise RequestError("invalid", "the corrected answer is the one that was given", field="answer", fix='send "rating": "up"')
-        release, comment = served.release.id, redact(sent.comment.strip()).text
+        release, comment = served.release.id, redact_texts(sent.comment.strip())
         about = sent.request_id.removeprefix("chatcmpl-")
         now = int(time.time() * 1_000_000)
         row = now, about, clean, release, sent.rating, sent.used, answer, shown, answer_key, comment, request.caller.name
@@ -75,9 +76,11 @@ class FeedbackRoutes:
 
     @staticmethod
     def _correction(served: OpenRelease, clean: str, given: Any) -> str:
-        """A corrected answer in canonical form."""
+        """A corrected answer in canonical form, without personal data."""
         text = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False)
         answer, problem = parse_typed_answer(served.task, text)
+        if not problem:
+            answer, problem = served.task.parse(json.dumps(redact_texts(answer), ensure_ascii=False))
         if problem:
             raise RequestError("invalid", problem, field="answer", fix="send an answer that is valid under the schema of /v1/release")
         code = served.guard.reason(clean, answer) if served.guard is not None else ""
@@ -95,7 +98,7 @@ def _kinds(sent: FeedbackRequest) -> list[str]:
 
 
 def _subject(served: OpenRelease, sent: FeedbackRequest, found: StoredAnswer | None) -> tuple[str | None, str | None]:
-    """The answer that the feedback is about, and its key: the snapshot's where it is the one, else what the caller says it was."""
+    """The answer that the feedback is about, and its key: the snapshot's if it has that key, else the one that the caller sends."""
     if found is not None and sent.answer_key == found.answer_key.hex():
         return served.task.dump(found.decoded()), sent.answer_key
     if not sent.request_id:
@@ -103,7 +106,7 @@ def _subject(served: OpenRelease, sent: FeedbackRequest, found: StoredAnswer | N
         raise RequestError("invalid", what, field="request_id", fix="send the request_id of the answer")
     if "shown" not in sent.model_fields_set:
         return None, sent.answer_key
-    text = json.dumps(sent.shown, ensure_ascii=False)
+    text = json.dumps(redact_texts(sent.shown), ensure_ascii=False)
     answer, problem = served.task.parse(text)
     if problem:
         raise RequestError("invalid", problem, field="shown", fix="send `answer` of the response as it was, or leave the field out")

@@ -90,7 +90,7 @@ def read_post(body: bytes) -> tuple[str, Mapping[str, list[str]]]:
 
 
 class HotPath:
-    """Looks queries up under whatever release the answerer serves at that moment."""
+    """Looks queries up in the release that the answerer serves at that moment."""
 
     def __init__(self, answerer: Answerer) -> None:
         self._answerer = answerer
@@ -131,7 +131,7 @@ class HotPath:
         return Hit(body, clean, found, served, seconds)
 
     def _shape(self, served: OpenRelease, source: str) -> bytes:
-        """The response without what differs between two hits of one release and source."""
+        """The parts of the response that are the same for all hits of one release and source."""
         key = served.release.id, source
         shape = self._shapes.get(key)
         if shape is None:
@@ -151,5 +151,5 @@ class HotPath:
 
 
 def reply_bytes(reply: Reply) -> bytes:
-    """The body of a response that no snapshot had ready. Fields in the same order as in a hit."""
+    """The body of a response that is not in the snapshot. Fields are in the same order as in a hit."""
     return json.dumps(reply._asdict(), ensure_ascii=False).encode()

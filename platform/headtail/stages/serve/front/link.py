@@ -12,10 +12,11 @@ import itertools
 import logging
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
-from headtail.stages.serve.answerer import ANY_RELEASE, Miss, MissFailed, OpenRelease, RealtimeReply
+from headtail.stages.serve.answerer import ANY_RELEASE, ESCALATION, Miss, MissFailed, OpenRelease, RealtimeReply
 from headtail.stages.serve.frames import Answers, AskMisses, AskRow, BadFrame, Cancel, FrameBuffer, Hello, encode_frame
 from headtail.stages.serve.front.counters import Counters
 
@@ -25,12 +26,14 @@ SILENT_S = 10.0  # seconds after which a connection over TCP that says nothing i
 
 
 class StudentLink:
-    """All students that are connected to this process. `ask` is what StudentTier takes."""
+    """All models that are connected to this process: students, and those of the escalation tier. `ask` is what StudentTier takes,
+    `ask_bigger` what EscalationTier takes."""
 
     def __init__(self, timeout_s: float, counters: Counters | None = None, token: str = "") -> None:
         self._timeout_s, self._counters, self.token = timeout_s, counters, token
         self._ids = itertools.count(1)
-        self.connections: list[Connection] = []
+        self.connections: list[Connection] = []  # students
+        self.bigger: list[Connection] = []
         self.changed = asyncio.Event()  # set whenever a student comes or goes
         self._servers: list[asyncio.Server] = []
 
@@ -48,16 +51,24 @@ class StudentLink:
         """Take no more connections, and end those that are open."""
         for server in self._servers:
             server.close()
-        for connection in list(self.connections):
+        for connection in [*self.connections, *self.bigger]:
             connection.abort()
         await asyncio.sleep(0)
 
     async def ask(self, miss: Miss) -> RealtimeReply:
         """The reply of the least busy student for this miss. MissFailed: unavailable, no_student, outdated, overloaded, error."""
+        end = miss.started + self._timeout_s
+        return await self._ask(miss, end, self._choose)
+
+    async def ask_bigger(self, miss: Miss, seconds: float) -> RealtimeReply:
+        """The bigger model's reply, within `seconds`. MissFailed: unavailable, outdated, overloaded, error."""
+        return await self._ask(miss, time.perf_counter() + seconds, self._choose_bigger)
+
+    async def _ask(self, miss: Miss, end: float, choose: Callable[[OpenRelease], Connection]) -> RealtimeReply:
         for last in (False, True):
-            connection = self._choose(miss.served)
+            connection = choose(miss.served)
             try:
-                return await connection.ask(next(self._ids), miss, self._timeout_s - (time.perf_counter() - miss.started))
+                return await connection.ask(next(self._ids), miss, end - time.perf_counter())
             except _Lost:
                 if last:
                     raise MissFailed("unavailable") from None
@@ -71,6 +82,10 @@ class StudentLink:
         """Name of the model that answers misses of this release; empty when none is connected."""
         return next((c.model for c in self.connections if c.fits(served)), "")
 
+    def bigger_model(self, served: OpenRelease) -> str:
+        """Name of the model that answers what the student of this release is unsure of; empty when none is connected."""
+        return next((c.model for c in self.bigger if c.task == served.task.fingerprint), "")
+
     def _choose(self, served: OpenRelease) -> Connection:
         release, task = served.release, served.task.fingerprint
         able = [c for c in self.connections if c.fits(served)]
@@ -80,29 +95,40 @@ class StudentLink:
             able = [c for c in self.connections if c.task == task and served.borrows]  # another release's, of the same task
         if not able:
             raise MissFailed("outdated" if self.connections and served.borrows else "unavailable")
-        free = [c for c in able if not c.full]
-        if not free:
-            raise MissFailed("overloaded")
-        return min(free, key=lambda c: len(c.pending))
+        return _least_busy(able)
+
+    def _choose_bigger(self, served: OpenRelease) -> Connection:
+        able = [c for c in self.bigger if c.task == served.task.fingerprint]
+        if not able:
+            raise MissFailed("outdated" if self.bigger else "unavailable")
+        return _least_busy(able)
 
     def note(self) -> None:
-        """A student came, went or reported."""
+        """A model came, went or reported."""
         self.changed.set()
         if self._counters is not None:
             self._counters.set("students", len(self.connections))
+            self._counters.set("bigger_models", len(self.bigger))
             self._counters.set("student_queue", sum(c.queue for c in self.connections))
 
     def count(self, rows: int) -> None:
-        """A frame with so many misses was sent."""
+        """A frame with so many misses was sent to a student."""
         if self._counters is not None:
             self._counters.add("student_frames")
             self._counters.add("student_misses", rows)
 
-    def count_tokens(self, reply: RealtimeReply) -> None:
-        """A student answered."""
+    def count_tokens(self, reply: RealtimeReply, bigger: bool) -> None:
+        """A student, or the bigger model, answered."""
         if self._counters is not None:
-            self._counters.add("tokens_in", reply.tokens_in)
-            self._counters.add("tokens_out", reply.tokens_out)
+            self._counters.add("escalation_tokens_in" if bigger else "tokens_in", reply.tokens_in)
+            self._counters.add("escalation_tokens_out" if bigger else "tokens_out", reply.tokens_out)
+
+
+def _least_busy(able: Sequence[Connection]) -> Connection:
+    free = [c for c in able if not c.full]
+    if not free:
+        raise MissFailed("overloaded")
+    return min(free, key=lambda c: len(c.pending))
 
 
 class _Lost(Exception):
@@ -110,7 +136,7 @@ class _Lost(Exception):
 
 
 class Connection(asyncio.Protocol):
-    """One student. `pending`: misses that it works on for this process; `queue`: for all processes, as it reports."""
+    """One student or bigger model. `pending`: misses that it works on for this process; `queue`: for all processes, as it reports."""
 
     def __init__(self, link: StudentLink, trusted: bool) -> None:
         self._link, self._trusted, self._frames = link, trusted, FrameBuffer()
@@ -125,6 +151,11 @@ class Connection(asyncio.Protocol):
     def fits(self, served: OpenRelease) -> bool:
         """Whether it stands for the student of this release, under its task."""
         return self.student in (served.release.student, ANY_RELEASE) and self.task == served.task.fingerprint
+
+    @property
+    def bigger(self) -> bool:
+        """Whether it is a model of the escalation tier."""
+        return self.student == ESCALATION
 
     async def ask(self, number: int, miss: Miss, seconds: float) -> RealtimeReply:
         """The reply to a miss. A cancelled call tells the student."""
@@ -156,7 +187,8 @@ class Connection(asyncio.Protocol):
             self._transport.write(encode_frame(Cancel(self._cancelled)))
             self._cancelled = []
         if self._rows:
-            self._link.count(len(self._rows))
+            if not self.bigger:
+                self._link.count(len(self._rows))
             self._transport.write(encode_frame(AskMisses(self._rows)))
             self._rows = []
 
@@ -188,8 +220,9 @@ class Connection(asyncio.Protocol):
         self.full = False
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self in self._link.connections:
-            self._link.connections.remove(self)
+        for held in (self._link.connections, self._link.bigger):
+            if self in held:
+                held.remove(self)
         pending, self.pending = self.pending, {}
         for mine in pending.values():
             if not mine.done():
@@ -200,7 +233,7 @@ class Connection(asyncio.Protocol):
         if not self._trusted and not hmac.compare_digest(hello.token.encode(), self._link.token.encode()):
             raise BadFrame("the token is wrong")
         self.student, self.task, self.model, self._known = hello.student, hello.task, hello.model, True
-        self._link.connections.append(self)
+        (self._link.bigger if self.bigger else self._link.connections).append(self)
         self._link.note()
         if not self._trusted:
             self._loop.call_later(SILENT_S, self._expect_life)
@@ -211,7 +244,7 @@ class Connection(asyncio.Protocol):
             if mine is None or mine.done():
                 continue
             if reply is not None:
-                self._link.count_tokens(reply)
+                self._link.count_tokens(reply, self.bigger)
                 mine.set_result(reply)
             else:
                 mine.set_exception(MissFailed(reason))

@@ -1,8 +1,7 @@
 """The request log's near end: one line per request into a pipe that never makes a request wait.
 
-In: what a request was and how it was answered; what callers say of answers. Out: a JSON line of at most 4,096 bytes, which the kernel
-writes whole or not at all, so that processes share one pipe. A line that finds the pipe full, or is too long, is dropped and counted.
-`collector` reads the far end.
+In: what a request was and how it was answered; what callers say of answers. Out: a line (see `line_pipe`). One that finds the pipe full,
+or is too long, is dropped and counted. `collector` reads the far end.
 """
 
 from __future__ import annotations
@@ -12,13 +11,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from headtail.stages.serve.front.counters import Counters
+from headtail.stages.serve.line_pipe import write_line
 
-LINE_BYTES = 4096  # PIPE_BUF: up to here a write to a pipe is atomic
 TAG = "feedback"  # first field of a line of feedback; a line of the request log begins with a number
-_encode = msgspec.json.Encoder().encode
 
 
 class RequestLog:
@@ -56,14 +52,6 @@ class RequestLog:
         """Write `row` as a line; counted under one of the two names. False when it was dropped, or there is no log."""
         if self._pipe is None:
             return False
-        line = _encode(row) + b"\n"
-        if len(line) <= LINE_BYTES:
-            try:
-                os.write(self._pipe, line)
-            except (BlockingIOError, BrokenPipeError):
-                pass
-            else:
-                self._counters.add(written)
-                return True
-        self._counters.add(dropped)
-        return False
+        done = write_line(self._pipe, row)
+        self._counters.add(written if done else dropped)
+        return done

@@ -31,7 +31,11 @@ def describe(answerer: Answerer, link: StudentLink | None) -> dict[str, Any]:
         "published": manifest.created,
         "lineage": list(manifest.lineage),
         "since": served.since,
-        "realtime": {"student": (link.model(served) if link else "") or None, "last_failure": answerer.last_failure or None},
+        "realtime": {
+            "student": (link.model(served) if link else "") or None,
+            "bigger_model": (link.bigger_model(served) if link else "") or None,
+            "last_failure": answerer.last_failure or None,
+        },
         "examples": list(manifest.examples),
         "headtail": __version__,
     }

@@ -20,25 +20,27 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
-from headtail.adapters.storage import open_storage
+from headtail.adapters.storage import Storage, open_storage
 from headtail.core.errors import HeadtailError
+from headtail.releases import release as releases
 from headtail.stages.serve.admission import ClusterAdmission, open_admission
-from headtail.stages.serve.answerer import Answerer, StudentTier, Tier, guard_reply
+from headtail.stages.serve.answerer import Answerer, guard_reply
 from headtail.stages.serve.children import end_with_parent
-from headtail.stages.serve.config import Config
-from headtail.stages.serve.dynamic import DynamicTier, open_answers
+from headtail.stages.serve.dynamic import DynamicTier
 from headtail.stages.serve.front.app import FrontApp
 from headtail.stages.serve.front.chat import ChatRoutes
+from headtail.stages.serve.front.client_hits import ClientHitRoutes
 from headtail.stages.serve.front.counters import Counters
 from headtail.stages.serve.front.feedback import FeedbackRoutes
 from headtail.stages.serve.front.link import StudentLink
 from headtail.stages.serve.front.log_pipe import RequestLog
 from headtail.stages.serve.front.operations import Operations
+from headtail.stages.serve.front.shadow_pipe import ShadowPipe
 from headtail.stages.serve.front.store_counts import follow_counts
+from headtail.stages.serve.front.tiers import open_tiers
 from headtail.stages.serve.front.trace_export import Tracer
 from headtail.stages.serve.front.watch import ReleaseWatch, open_served
-from headtail.stages.serve.run_folder import RunPlan, front_address
-from headtail.stages.serve.tracing import TracedStudent
+from headtail.stages.serve.run_folder import RunPlan, front_address, read_plan
 
 
 async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
@@ -46,9 +48,9 @@ async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
     config = plan.config
     store = open_storage(config.root)
     counters = Counters(folder / "counters", row)
-    served = open_served(store, plan.release, config.copies, config.allow_task_code)
+    served = open_served(store, release_to_open(plan, store), config.copies, config.allow_task_code)
     link = await _listen(plan, folder, row, counters) if config.realtime_student else None
-    tiers = _tiers(config, link)
+    tiers = open_tiers(config, link, folder, counters)
     answerer = Answerer(served, config, tiers, [guard_reply])
     operations = Operations(answerer, link)
     admit = open_admission(config.api_keys, folder / "limits", config.limits_redis_url)
@@ -56,7 +58,9 @@ async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
     app = FrontApp(answerer, config, counters, request_log, admit, operations.routes)
     app.add_routes(ChatRoutes(answerer, app.note_reply).routes)
     app.add_routes(FeedbackRoutes(answerer, counters, request_log).routes)
+    app.add_routes(ClientHitRoutes(answerer, counters).routes)
     app.tracer = Tracer(config.traces, counters) if config.traces.endpoint else None
+    app.shadow = ShadowPipe(plan.shadow_pipe, config.shadow, counters) if plan.shadow_pipe is not None else None
     dynamic = next((tier for tier in tiers if isinstance(tier, DynamicTier)), None)
     watch = ReleaseWatch(store, answerer, config, counters, link, dynamic, folder)
     following = [asyncio.create_task(watch.follow()), asyncio.create_task(follow_counts(counters, admit, dynamic))]
@@ -94,12 +98,10 @@ async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
         app.tracer.close()
 
 
-def _tiers(config: Config, link: StudentLink | None) -> list[Tier]:
-    """Where misses go."""
-    if link is None:
-        return []
-    student = StudentTier(TracedStudent(link.ask, config.traces.texts) if config.traces.endpoint else link.ask)
-    return [DynamicTier(open_answers(config.dynamic), student, config.dynamic.ttl_s) if config.dynamic.enabled else student]
+def release_to_open(plan: RunPlan, store: Storage) -> str:
+    """The current release where CURRENT is followed: since the server was started, the one that it began with may have been taken back
+    or removed, and a front that is started again must not open it."""
+    return (releases.current_id(store) if plan.config.release == "current" else "") or plan.release
 
 
 async def _listen(plan: RunPlan, folder: Path, row: int, counters: Counters) -> StudentLink:
@@ -114,7 +116,7 @@ async def _listen(plan: RunPlan, folder: Path, row: int, counters: Counters) -> 
 def main() -> None:
     """Command line: PLAN ROW."""
     path, row = Path(sys.argv[1]), int(sys.argv[2])
-    plan = RunPlan.model_validate_json(path.read_bytes())
+    plan = read_plan(path)
     end_with_parent(plan.parent)
     logging.basicConfig(level=logging.WARNING, format=f"front {row}: %(message)s")
     try:

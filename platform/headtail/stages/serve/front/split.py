@@ -1,4 +1,4 @@
-"""While a canary runs: which release answers a query, and what came of it, for the comparison.
+"""While a canary runs: which release answers a query, and the outcome of the answer, for the comparison.
 
 In: the canary's record, its release, opened; outcomes of answers. Out: the release for each query, the same one every time; counts of
 both releases in the shared counters. A query counts once, whichever process answers it first. Knows nothing of HTTP or of tests.
@@ -31,7 +31,7 @@ class CanarySplit:
     counters: Counters
 
     def choose(self, clean: str, champion: OpenRelease) -> OpenRelease:
-        """The release that answers a clean query. When CURRENT has moved on, that is `champion` for all of them."""
+        """The release that answers a clean query; always `champion` when CURRENT has moved since the canary began."""
         chosen = assign(self.record, query_key(clean), champion.release.id)
         return self.canary if chosen == self.canary.release.id else champion
 
@@ -47,7 +47,7 @@ class CanarySplit:
                 self.counters.add(f"arm/{arm}/{kind}")
 
     def with_overrides(self, overrides: Overrides) -> CanarySplit:
-        """The same, with what people decided since."""
+        """The same split, with people's newer overrides."""
         return dataclasses.replace(self, canary=dataclasses.replace(self.canary, overrides=overrides))
 
 
@@ -55,7 +55,7 @@ def open_seen(folder: Path, salt: str) -> SeenQueries:
     """The queries that were counted under a canary, in a file that all processes of a server map."""
     held = os.open(folder / f"seen-{salt}", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        os.ftruncate(held, _SEEN_BYTES)  # of zeros, when it is new
+        os.ftruncate(held, _SEEN_BYTES)  # a new file is all zeros
         return SeenQueries(memoryview(mmap.mmap(held, _SEEN_BYTES)))
     finally:
         os.close(held)

@@ -1,4 +1,4 @@
-"""The log that answers go back to, and what a publish takes from it: the share of events that is covered, and its words.
+"""The log that answers go back to, and its words, by which guardrails know a correction.
 
 In: receipts of answers. Out: the receipt of the one ingest that they descend from. Knows nothing of snapshots' contents.
 """
@@ -19,7 +19,7 @@ from headtail.core.task import Task
 
 def find_logs(store: Storage, answers: Sequence[Receipt]) -> list[Receipt]:
     """Receipts of the ingests that these answers descend from, each once."""
-    return list({receipt.fingerprint: receipt for found in answers for receipt in _ancestors(store, found.inputs, "ingest")}.values())
+    return list({receipt.fingerprint: receipt for found in answers for receipt in find_ancestors(store, found.inputs, "ingest")}.values())
 
 
 def write_words(store: Storage, log: Receipt, task: Task, least: int, folder: Path) -> Path:
@@ -33,7 +33,7 @@ def write_words(store: Storage, log: Receipt, task: Task, least: int, folder: Pa
     return path
 
 
-def _ancestors(store: Storage, inputs: Mapping[str, str], kind: str, depth: int = 6) -> Iterator[Receipt]:
+def find_ancestors(store: Storage, inputs: Mapping[str, str], kind: str, depth: int = 6) -> Iterator[Receipt]:
     """Receipts of stage `kind` that are reached through `inputs`, the nearest on each way."""
     for path in sorted(set(inputs.values())):
         if depth and path.count("/") == 1 and store.exists(f"{path}/receipt.json"):
@@ -41,4 +41,4 @@ def _ancestors(store: Storage, inputs: Mapping[str, str], kind: str, depth: int 
             if receipt.stage == kind:
                 yield receipt
             else:
-                yield from _ancestors(store, receipt.inputs, kind, depth - 1)
+                yield from find_ancestors(store, receipt.inputs, kind, depth - 1)

@@ -1,4 +1,4 @@
-"""What cells of a log mean: counts, times, lists. Whole columns at a time.
+"""What cells of a user's table mean: counts, times, lists. Whole columns at a time.
 
 In: an Arrow array as a file had it (text as bytes, numbers, dates, lists). Out: an array of one type, null where the cell
 is not valid; the caller decides about such rows. Knows nothing of files or queries.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -24,6 +25,8 @@ _EPOCH = r"^\s*(?P<n>[0-9]{5,19})(?:\.[0-9]*)?\s*$"
 _FIRST = int(datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC).timestamp())
 _LAST = int(datetime.datetime(2200, 1, 1, tzinfo=datetime.UTC).timestamp())
 _DAY = 86_400
+_TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_LIMITS = (10**11, 10**14, 10**17)  # numbers from here on are ms, us, ns: 10**11 s is the year 5138
 
 
 def flat(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -79,7 +82,8 @@ def times(array: pa.Array) -> pa.Array:
     """Seconds since 1970 (UTC) as int64, null where a cell is no time between 1970 and 2200. See TIMES."""
     kind = array.type
     if pa.types.is_timestamp(kind):
-        seconds = pc.floor_temporal(array, unit="second").cast(pa.timestamp("s", kind.tz), safe=False).cast(pa.int64())
+        ticks = np.asarray(pc.fill_null(array.cast(pa.int64()), -1))  # before 1970: null below
+        seconds = pa.array(ticks // _TICKS[kind.unit])
     elif pa.types.is_date(kind):
         seconds = pc.multiply(array.cast(pa.date32()).cast(pa.int32()).cast(pa.int64()), _DAY)
     elif pa.types.is_integer(kind):
@@ -88,9 +92,39 @@ def times(array: pa.Array) -> pa.Array:
         number = array.cast(pa.float64())
         fine = pc.and_(pc.is_finite(number), pc.less(pc.abs(number), 9e18))
         seconds = _epoch(pc.floor(pc.if_else(fine, number, None)).cast(pa.int64()))
+    elif (cells := text(array)) is not None:  # of nearby rows many are the same
+        coded = cells.dictionary_encode()
+        seconds = pc.coalesce(_iso(coded.dictionary), _epoch(_number(coded.dictionary, _EPOCH))).take(coded.indices)
     else:
-        seconds = pc.coalesce(_iso(array), _epoch(_number(array, _EPOCH)))
+        return pa.nulls(len(array), pa.int64())
     return pc.if_else(pc.and_(pc.greater_equal(seconds, _FIRST), pc.less(seconds, _LAST)), seconds, None)
+
+
+def second_parts(array: pa.Array) -> npt.NDArray[np.float64]:
+    """What `times` cuts off: the parts of a second of each cell, from 0 to below 1; 0 where a cell has none."""
+    kind = array.type
+    if pa.types.is_timestamp(kind):
+        ticks = _TICKS[kind.unit]
+        return np.asarray(np.asarray(pc.fill_null(array.cast(pa.int64()), 0)) % ticks / ticks)
+    if (texts := plain_texts(array)) is not None:
+        digits = pc.struct_field(pc.extract_regex(texts, r"[.,](?P<f>[0-9]+)"), "f")
+        numbers = pc.if_else(
+            pc.match_substring_regex(texts, r"^\s*([0-9]{12,18}|[0-8][0-9]{18})\s*$"), pc.utf8_trim_whitespace(texts), None
+        )
+        parts = pc.fill_null(pc.binary_join_element_wise("0", digits, ".").cast(pa.float64()), 0.0)
+        return np.asarray(np.asarray(parts) + second_parts(numbers.cast(pa.int64())))
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return np.zeros(len(array))
+    number = np.nan_to_num(np.asarray(pc.fill_null(array, 0)))
+    whole = np.floor(number).astype(np.int64)
+    units = np.array(list(_TICKS.values()))[np.searchsorted(_LIMITS, whole, side="right")]
+    return np.asarray(np.where(units == 1, number - whole, whole % units / units))
+
+
+def plain_texts(array: pa.Array) -> pa.Array | None:
+    """Cells as text, for a column of text; None for a column of anything else."""
+    kind = array.type
+    return array.cast(pa.string()) if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else None
 
 
 def lists(array: pa.Array, separator: str) -> pa.Array:
@@ -132,15 +166,12 @@ def _epoch(number: pa.Array) -> pa.Array:
     looks = pc.and_(pc.greater_equal(number, 19_000_101), pc.less_equal(number, 21_991_231))
     day = _day(pc.if_else(looks, number, None).cast(pa.string()), "%Y%m%d")
     found = pc.if_else(looks, day, number)
-    for limit in (10**11, 10**14, 10**17):  # 10**11 s is the year 5138
+    for limit in _LIMITS:
         found = pc.if_else(pc.greater_equal(number, limit), pc.divide(number, limit // 10**8), found)
     return found
 
 
-def _iso(array: pa.Array) -> pa.Array:
-    cells = text(array)
-    if cells is None:
-        return pa.nulls(len(array), pa.int64())
+def _iso(cells: pa.Array) -> pa.Array:
     parts = pc.extract_regex(cells, _ISO)
     day = _day(pc.struct_field(parts, "day").cast(pa.string()), "%Y-%m-%d")
     if not pc.any(pc.not_equal(pc.fill_null(pc.binary_length(pc.struct_field(parts, "h")), 0), 0)).as_py():

@@ -1,0 +1,116 @@
+"""Looks at human labels: which labelled rows were ever compared with whose answers, so that looking is spending.
+
+In: SCORED rows. Out: `looks/<n>.json`, an append-only log, and the number of a look: how many different ones there were before it on rows
+that it shares. A look is known by its rows, the answers on them and the policy in force; task, answer source and stage are for people, so
+renaming them changes nothing, and reading the same again is no new look. Knows nothing of levels or criteria.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from headtail.adapters import append_log
+from headtail.adapters.storage import Storage, write_once
+from headtail.core.config import Config
+from headtail.core.keys import KEY_BYTES
+from headtail.core.paths import StoreId
+
+LOOKS = "looks"
+
+
+class Look(Config):
+    """One answer source's answers, compared with people's on some rows."""
+
+    rows: StoreId = Field(description="digest of the labelled queries' keys; looks/rows/<digest> holds them")
+    answers: StoreId = Field(description="digest of the rows: keys, people's answers, the given answers")
+    policy: str = Field(description="digest of the task's gate policy then")
+    judge: str = Field("", description="SHA-256 of a judge's table; empty: none")
+    stage: str = Field(description="who looked; for people, as the fields below")
+    task: str = Field("", description="name of the task")
+    source: str = Field("", description="answer source")
+    at: str = Field(description="UTC, ISO 8601")
+
+    @property
+    def identity(self) -> tuple[str, str, str, str]:
+        """What makes it the same look."""
+        return self.rows, self.answers, self.policy, self.judge
+
+
+def record_look(
+    store: Storage, stage: str, task: str, policy: str, sources: Mapping[str, pa.Table], judges: Mapping[str, str] | None = None
+) -> dict[str, int]:
+    """Write down, before anybody sees a figure, that these SCORED rows (by answer source) are compared; returns each look's number.
+
+    A look's number counts, from 1, the different looks that were ever begun in this store on rows that it shares. A look that was
+    written down before keeps its number.
+    """
+    mine: dict[str, Look] = {}
+    for source, rows in sources.items():
+        judge = (judges or {}).get(source, "")
+        at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        keys, answers = keep_keys(store, rows["query_key"].to_pylist()), answers_digest(rows, ["query_key", "wanted", "given"])[:32]
+        mine[source] = Look(rows=keys, answers=answers, policy=policy, judge=judge, stage=stage, task=task, source=source, at=at)
+    known = {look.identity for look in read_look_log(store)}
+    for look in mine.values():
+        if look.identity not in known:
+            data = (look.model_dump_json() + "\n").encode()
+            append_log.append_entry(store, LOOKS, lambda _, data=data: data)  # type: ignore[misc]
+    every = read_look_log(store)  # anew: two who look at the same time see one order
+    return {source: _number(store, every, look) for source, look in mine.items()}
+
+
+def read_look_log(store: Storage) -> list[Look]:
+    """All looks, oldest first."""
+    return list(append_log.read_entry_records(store, Look, LOOKS))
+
+
+def seen_keys(store: Storage, looks: Iterable[Look] | None = None) -> set[bytes]:
+    """The keys of all labelled queries that anybody looked at."""
+    digests = {look.rows for look in (read_look_log(store) if looks is None else looks)}
+    return set().union(*(load_keys(store, digest) for digest in digests)) if digests else set()
+
+
+def keep_keys(store: Storage, keys: Sequence[bytes]) -> str:
+    """Keep a set of keys once, under its digest, which is returned."""
+    data = b"".join(sorted(set(keys)))
+    digest = hashlib.sha256(data).hexdigest()[:32]
+    write_once(store, _keys_path(digest), data)
+    return digest
+
+
+def load_keys(store: Storage, digest: str) -> set[bytes]:
+    """The keys that a digest stands for."""
+    data = store.read(_keys_path(digest))
+    return {data[i : i + KEY_BYTES] for i in range(0, len(data), KEY_BYTES)}
+
+
+def answers_digest(rows: pa.Table, columns: Sequence[str]) -> str:
+    """SHA-256 over these columns of SCORED rows, whatever the order of the rows; `query_key` must be one of them."""
+    order = pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in columns if name in ("source", "query_key")])
+    lines = [
+        [row[name].hex() if name == "query_key" else row[name] for name in columns] for row in rows.select(columns).take(order).to_pylist()
+    ]
+    return hashlib.sha256(json.dumps(lines, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _keys_path(digest: str) -> str:
+    return f"{LOOKS}/rows/{digest}"
+
+
+def _number(store: Storage, every: Sequence[Look], mine: Look) -> int:
+    own, sets, earlier = load_keys(store, mine.rows), {mine.rows: True}, set()
+    for look in every:
+        if look.identity == mine.identity:
+            break
+        if look.rows not in sets:
+            sets[look.rows] = not own.isdisjoint(load_keys(store, look.rows))
+        if sets[look.rows]:
+            earlier.add(look.identity)
+    return len(earlier) + 1

@@ -1,0 +1,177 @@
+"""Simulations of figures for traffic: how often their intervals cover the truth, by the design of the labels.
+
+A world: queries by Zipf's law, counted in a log and on a day held out, with queries never seen before; each query's answer is right or
+wrong for ever, frequent ones more often right. Labels are drawn from it by a design, again and again. tests/test_post_stratify.py
+runs it in a quick form, `make simulate-statistics` in full.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from headtail.core.intervals import Array
+from headtail.core.near_duplicates import duplicate_clusters
+from headtail.core.post_stratify import Ints, TrafficCells, labelled_traffic, share_traffic, traffic_cells, traffic_interval
+from headtail.examples.example_data import Config, log_tables, sample
+from headtail.examples.label_chances import label_chances
+
+DESIGNS = ("even", "by_traffic", "log_rank", "census + traffic")
+EXPONENTS, SIZES = (0.8, 1.05, 1.3), (300, 1000, 3000)
+LOG, HELD_OUT, FRESH = 200_000, 25_000, 0.06
+
+
+class World(NamedTuple):
+    """Queries: events in the log and held out, rank, units right (twice, as micro-F1 counts) and in all."""
+
+    counts: Ints
+    events: Ints
+    rank: Array
+    hits: Array
+    units: Array
+    cells: TrafficCells
+
+    @property
+    def truth(self) -> float:
+        return float(self.events @ self.hits / (self.events @ self.units))
+
+
+def make_world(rng: np.random.Generator, exponent: float, queries: int = 20_000, head: float = 0.97, tail: float = 0.84) -> World:
+    """`head`, `tail`: chance of a right answer at rank 1 and at the last rank; between them it falls with the log of the rank."""
+    chance = np.arange(1, queries + 1) ** -exponent
+    chance /= chance.sum()
+    fresh = int(HELD_OUT * FRESH)
+    counts = np.concatenate([rng.multinomial(int(LOG * (1 - FRESH)), chance), np.zeros(fresh, np.int64)])
+    events = np.concatenate([rng.multinomial(HELD_OUT - fresh, chance), np.ones(fresh, np.int64)])
+    rank = np.concatenate([np.arange(1, queries + 1), rng.integers(1, queries, fresh)]).astype(np.float64)
+    came = counts + events > 0
+    counts, events, rank = counts[came], events[came], rank[came]
+    units = 2.0 * rng.integers(1, 4, len(counts)).astype(np.float64)
+    wrong = rng.random(len(counts)) > head - (head - tail) * np.log(np.where(counts > 0, rank, queries)) / np.log(queries)
+    hits = np.asarray(np.where(wrong, 2 * np.floor(rng.random(len(counts)) * units / 2), units), np.float64)
+    return World(counts, events, rank, hits, units, traffic_cells(counts, events))
+
+
+def draw(rng: np.random.Generator, world: World, design: str, n: int) -> tuple[Ints, Array]:
+    """Places of the labelled queries, and the chance of each to be among them."""
+    total, traffic = len(world.counts), (world.counts + world.events).astype(np.float64)
+    if design == "even":
+        return rng.choice(total, n, replace=False), np.full(n, n / total)
+    certain = np.argsort(-world.counts, kind="stable")[: n // 3] if design.startswith("census") else np.zeros(0, np.int64)
+    weight = 1 / (world.rank + 0.5) if design == "log_rank" else traffic
+    weight = weight.copy()
+    weight[certain] = 0
+    draws = n - len(certain)
+    cumulative = np.cumsum(weight / weight.sum())
+    drawn = np.unique(np.searchsorted(cumulative, rng.random(draws)).clip(max=total - 1))
+    chance = -np.expm1(-draws * weight[drawn] / weight.sum())
+    return np.concatenate([certain, drawn]), np.concatenate([np.ones(len(certain)), chance])
+
+
+class Covered(NamedTuple):
+    """Share of intervals that hold the truth, and their mean width."""
+
+    share: float
+    width: float
+
+
+def covered(exponent: float, design: str, n: int, trials: int, seed: int = 0, worlds: int = 10) -> Covered:
+    """`trials` draws, spread over `worlds` worlds."""
+    rng = np.random.default_rng([seed, int(100 * exponent), n, DESIGNS.index(design)])
+    held, width = 0, 0.0
+    for _ in range(worlds):
+        world = make_world(rng, exponent)
+        for _ in range(trials // worlds):
+            at, chance = draw(rng, world, design, n)
+            rows = labelled_traffic(world.counts[at], world.events[at].astype(np.float64), chance, np.arange(len(at)))
+            found = traffic_interval(world.hits[at], world.units[at], rows, world.cells)
+            held += found.low - 1e-12 <= world.truth <= found.high + 1e-12
+            width += found.high - found.low
+    done = trials // worlds * worlds
+    return Covered(held / done, width / done)
+
+
+def all_coverages(trials: int = 1000) -> Mapping[str, float]:
+    """Every exponent, design and number of labels; `traffic_interval_cover_min` and `_max` over them."""
+    figures = {}
+    for exponent in EXPONENTS:
+        for design in DESIGNS:
+            for n in SIZES:
+                found = covered(exponent, design, n, trials, worlds=max(10, trials // 20))
+                print(f"Zipf {exponent:<5} {design:<17} n {n:>5}: covers {found.share:.3f}, width {found.width:.4f}", flush=True)
+                figures[f"cover/{exponent}/{design}/{n}"] = found.share
+    ends = {"traffic_interval_cover_min": min(figures.values()), "traffic_interval_cover_max": max(figures.values())}
+    return {**figures, **ends}
+
+
+def example_traffic(draws: int = 40, labels: int = 1500) -> Mapping[str, float]:
+    """The example data, labelled again and again as they are shipped: cover and mean width, for answers of which a share is wrong."""
+    config = Config()
+    days: list[Counter[str]] = [Counter() for _ in range(config.days)]
+    for day, table in log_tables(config):
+        days[day].update(table["query"].to_pylist())
+    before, events = sum(days[:-1], Counter()), days[-1]
+    queries = sorted(before.keys() | events.keys())
+    counts, later = (np.array([found[query] for query in queries]) for found in (before, events))
+    place = {query: at for at, query in enumerate(queries)}
+    # frequent queries are answered better: 0.98 of the most frequent, 0.93 of those seen once or never
+    wrong = np.random.default_rng(0).random(len(queries)) < np.where(counts > 100, 0.02, np.where(counts > 1, 0.05, 0.07))
+    right = 1.0 - wrong
+    truth, cells = float(later @ right / later.sum()), traffic_cells(counts, later)
+    held, width = 0, 0.0
+    for number in range(draws):
+        drawn = list(sample(config, labels, f"draw {number}"))
+        chances = np.array(label_chances(config, drawn, f"draw {number}"))
+        at = np.array([place.get(text, -1) for text, _, _ in drawn])
+        known = at >= 0  # a query of which the log has nothing is none of its traffic
+        at = at[known]
+        rows = labelled_traffic(counts[at], later[at].astype(np.float64), chances[known], duplicate_clusters([queries[i] for i in at]))
+        found = traffic_interval(right[at], np.ones(len(at)), rows, cells)
+        held += found.low <= truth <= found.high
+        width += found.high - found.low
+    print(f"example data: truth {truth:.4f}, covers {held / draws:.3f} of {draws}, width {width / draws:.4f}", flush=True)
+    return {"traffic_interval_width": width / draws, "traffic_interval_cover_example": held / draws}
+
+
+def all_false_passes(gates: int = 1000) -> Mapping[str, float]:
+    """The traffic criterion at a threshold that is exactly the truth, delta 0.05, 1,000 labels."""
+    figures = {
+        f"false_pass/{exponent}/{design}": false_passes(design, exponent, 1000, gates) for exponent in EXPONENTS for design in DESIGNS
+    }
+    print(figures, flush=True)
+    return {**figures, "traffic_false_pass_max": max(figures.values())}
+
+
+def label_numbers() -> Mapping[str, float]:
+    """What `make bench-numbers` shows of labels: the least cover of all designs, 300 draws each, and the example's interval."""
+    return {"traffic_interval_cover_min": all_coverages(300)["traffic_interval_cover_min"], **example_traffic()}
+
+
+SIMULATIONS: dict[str, Callable[[], Mapping[str, float]]] = {
+    "traffic_coverage": all_coverages,
+    "traffic_example": example_traffic,
+    "traffic_false_passes": all_false_passes,
+}
+
+
+def false_passes(design: str, exponent: float, n: int, gates: int, delta: float = 0.05, seed: int = 0) -> float:
+    """How often a gate passes a threshold that is exactly the truth: the traffic criterion on right and wrong rows."""
+    from headtail.core.traffic_proof import traffic_proof
+
+    rng = np.random.default_rng([seed, int(100 * exponent), n, DESIGNS.index(design)])
+    passed = 0
+    for gate in range(gates):
+        if gate % 20 == 0:
+            world = make_world(rng, exponent)
+            right = (world.hits == world.units).astype(np.float64)
+            truth = float(world.events @ right / world.events.sum())
+        at, chance = draw(rng, world, design, n)
+        order = rng.permutation(len(at))
+        at, chance = at[order], chance[order]
+        rows = labelled_traffic(world.counts[at], world.events[at].astype(np.float64), chance, np.arange(len(at)))
+        shares = share_traffic(rows, world.cells)
+        passed += traffic_proof(right[at], shares.certain, shares.drawn, shares.dark, rows.cluster, delta).p(truth) <= delta
+    return passed / gates
