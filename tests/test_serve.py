@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import shutil
 import socket
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -321,6 +323,61 @@ def test_bad_requests_are_refused_with_what_is_wrong(open_front: Callable[..., F
     assert error["do"]
     assert error["request_id"]
     assert len(response.content) < 1000  # the input is not sent back
+
+
+class Connection:
+    """ASGI's `receive` of a connection, as long as the app holds it. `parts` of the body; None: the caller sends nothing more."""
+
+    def __init__(self, parts: Sequence[bytes | None]) -> None:
+        self._parts = list(parts)
+
+    async def __call__(self) -> dict[str, Any]:
+        if not self._parts:
+            return {"type": "http.disconnect"}
+        part = self._parts.pop(0)
+        if part is None:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": part, "more_body": bool(self._parts)}
+
+
+RELEASED: dict[str, tuple[str, str, Sequence[bytes | None]]] = {
+    **{case: ("/v1/answer", "POST", [body]) for case, (body, _) in BAD.items()},
+    "a hit": ("/v1/answer", "POST", [b'{"query": "pizza near me"}']),
+    "a miss whose student fails": ("/v1/answer", "POST", [b'{"query": "rare"}']),
+    "too large and without end": ("/v1/answer", "POST", [b"x" * 70_000, None]),
+    "endless": ("/v1/answer", "POST", [*[b"x" * 70_000] * 40, None]),
+    "cut off": ("/v1/answer", "POST", [b'{"query"', None]),
+    "a list too large": ("/v1/answers", "POST", [b"x" * 70_000, None]),
+    "a list with errors in it": ("/v1/answers", "POST", [b'{"queries": [3, "", "rare"]}']),
+    "a chat that is none": ("/v1/chat/completions", "POST", [b"{}"]),
+    "a method of no route": ("/v1/answer", "DELETE", [b""]),
+    "no route": ("/nothing", "GET", [b""]),
+}
+
+
+@pytest.mark.parametrize("case", RELEASED)
+def test_a_connection_is_let_go_with_its_response(open_front: Callable[..., Front], case: str) -> None:
+    """An HTTP server closes a connection whose body was not read to its end when the app holds it no longer. A cycle through an error's
+    traceback would hold it until the garbage collector runs."""
+    front = open_front(breaks(RuntimeError("boom")), max_body_bytes=65536, body_timeout_s=0.05)
+    path, method, parts = RELEASED[case]
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def go() -> weakref.ref[Connection]:
+        connection = Connection(parts)
+        scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": []}
+        await front.app(scope, connection, send)
+        return weakref.ref(connection)
+
+    sent: list[Any] = []
+    gc.disable()
+    try:
+        assert asyncio.run(go())() is None
+    finally:
+        gc.enable()
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
 
 
 def test_of_many_queries_each_that_cannot_be_taken_has_its_error_in_its_place(open_front: Callable[..., Front]) -> None:

@@ -18,10 +18,9 @@ _LENGTH_DIGITS = 18  # of an announced length; more are too large for any limit
 
 async def read_body(headers: Iterable[tuple[bytes, bytes]], receive: Receive, most_bytes: int, seconds: float) -> bytes:
     """The whole body. RequestError when it has more bytes, takes longer, or is cut off."""
-    too_large = RequestError("too_large", f"the body has more than {most_bytes} bytes", field="body")
     for name, value in headers:
         if name == b"content-length" and value.isdigit() and (len(value) > _LENGTH_DIGITS or int(value) > most_bytes):
-            raise too_large
+            raise _too_large(most_bytes)
     data, size = bytearray(), 0
     try:
         async with asyncio.timeout(seconds):
@@ -30,7 +29,7 @@ async def read_body(headers: Iterable[tuple[bytes, bytes]], receive: Receive, mo
                 part = event.get("body", b"")
                 size += len(part)
                 if size > most_bytes + _DRAINED:
-                    raise too_large
+                    raise _too_large(most_bytes)
                 if size <= most_bytes:
                     data += part
                 if not event.get("more_body"):
@@ -42,5 +41,11 @@ async def read_body(headers: Iterable[tuple[bytes, bytes]], receive: Receive, mo
         if size <= most_bytes:
             raise RequestError("request_timeout") from None
     if size > most_bytes:
-        raise too_large
+        raise _too_large(most_bytes)
     return bytes(data)
+
+
+def _too_large(most_bytes: int) -> RequestError:
+    """Made where it is raised: a local variable that holds the error would be a cycle with its traceback, and would keep `receive`, and
+    with it the connection, until the garbage collector runs."""
+    return RequestError("too_large", f"the body has more than {most_bytes} bytes", field="body")
