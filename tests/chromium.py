@@ -16,6 +16,7 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
+import loopback
 from timescale import limit
 
 needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the Debian package chromium")
@@ -117,9 +118,9 @@ def browser(profile: Path, *, width: int = 1000, height: int = 900, dark: bool =
             assert time.monotonic() < end, "chromium did not start"
             time.sleep(0.05)
         port = port_file.read_text().splitlines()[0]
-        tabs = httpx.get(f"http://127.0.0.1:{port}/json").json()
+        tabs = loopback.get(f"http://127.0.0.1:{port}/json").json()
         address = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
-        with connect(address, max_size=2**26) as socket:
+        with connect(address, max_size=2**26, open_timeout=limit(30)) as socket:
             page = Page(socket)
             size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
             page.call("Emulation.setDeviceMetricsOverride", **size)

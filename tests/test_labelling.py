@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+import loopback
 from headtail import review
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import output_table
@@ -286,9 +286,9 @@ def page(file: Path, root: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def test_a_kill_loses_no_answer(root: str, tmp_path: Path) -> None:
     file = written(tmp_path / "draw.csv", drawn("a"), drawn("b"))
     with page(file, root) as (running, url):
-        row = httpx.get(url + "row?start=0&step=0&show=all").json()
+        row = loopback.get(url + "row?start=0&step=0&show=all").json()
         body = {"rank": 1, "query_key": row["query_key"], "verdict": "correct", "answer": PRICE, "who": "ben", "why": "", "seen": 0}
-        assert httpx.post(url + "decide", json=body).json()["number"] == 1
+        assert loopback.post(url + "decide", json=body).json()["number"] == 1
         os.kill(running.pid, signal.SIGKILL)
         running.wait(limit(10))
     flags = ["--root", root, "--set", "task=query_intent"]
@@ -296,7 +296,7 @@ def test_a_kill_loses_no_answer(root: str, tmp_path: Path) -> None:
     assert found.exit_code == 0, found.output
     assert labels_of(tmp_path / "out.csv")["a"]["who"] == "ben"
     with page(file, root) as (running, url):
-        assert httpx.get(url + "row?start=-1&step=1&show=open").json()["query"] == "b"
+        assert loopback.get(url + "row?start=-1&step=1&show=open").json()["query"] == "b"
         running.send_signal(signal.SIGTERM)
         assert running.wait(limit(20)) == 0
     written(file, drawn("a", "browse"))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from time_limits import bare_limits
 from timescale import limit
 
 REPO = Path(__file__).parent.parent
@@ -297,37 +298,57 @@ def test_pages_that_the_code_points_to_are_there() -> None:
     assert not sorted(f"{path}: {page}" for path, page in named if not (REPO / page).is_file())
 
 
-CLOCKS = {"monotonic", "perf_counter", "time"}
-
-
-def bare_limits(tree: ast.AST) -> list[int]:
-    """Lines with a time limit that is a plain number: `timeout=5`, `join(5)`, a clock compared with or moved on by a number."""
-    lines = []
-    for node in ast.walk(tree):
-        match node:
-            case ast.keyword(arg="timeout", value=ast.Constant(value=int() | float())):
-                lines.append(node.value.lineno)
-            case ast.Call(func=ast.Attribute(attr="join" | "result" | "communicate"), args=[ast.Constant(value=int() | float())]):
-                lines.append(node.lineno)
-            case ast.BinOp(left=left, right=ast.Constant()) if _reads_a_clock(left):
-                lines.append(node.lineno)
-            case ast.Compare(left=left, comparators=others) if _reads_a_clock(left):
-                lines += [node.lineno for other in others if isinstance(other, ast.Constant)]
-    return sorted(lines)
-
-
-def _reads_a_clock(node: ast.AST) -> bool:
-    return any(isinstance(one, ast.Attribute) and one.attr in CLOCKS for one in ast.walk(node))
-
-
 def test_no_time_limit_of_a_test_is_a_plain_number() -> None:
     """They go through tests/timescale.py, so that one variable fits all of them to a slow machine. Benchmarks have none."""
     files = [path for path in (REPO / "tests").rglob("*.py") if not {"bench", "chaos"} & set(path.parts)]
     found = {path.name: bare_limits(ast.parse(path.read_text(encoding="utf-8"))) for path in files}
     assert not {name: lines for name, lines in found.items() if lines}
-    bad = "import time\nf(timeout=5)\nx.join(2)\nend = time.monotonic() + 3\nassert time.monotonic() - begun < 4\n"
-    assert bare_limits(ast.parse(bad)) == [2, 3, 4, 5]
-    assert not bare_limits(ast.parse("import time\nf(timeout=limit(5))\nassert time.monotonic() - begun < limit(4)\n"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    """f(timeout=5)
+f(timeout=2 * 60)
+f(timeout=5 if slow else limit(5))
+f(timeout=httpx.Timeout(5))
+x.join(2)
+process.wait(2)
+asyncio.wait_for(one, 3)
+connect(url, open_timeout=10)
+end = time.monotonic() + 3
+end = time.monotonic() + (1 if release else 10)
+assert time.monotonic() - begun < 4
+assert time.process_time() - begun < 10
+assert 4 > time.perf_counter() - begun
+assert row["latency_ms"] < 1000
+assert 0 <= row.pop("latency_ms") < 1000
+assert receipt.seconds < 5
+httpx.get(url)
+httpx.Client(base_url=url)
+post = partial(httpx.post, url)""".splitlines(),
+)
+def test_a_time_limit_that_is_a_plain_number_is_seen(line: str) -> None:
+    assert bare_limits(ast.parse(f"import time\n{line}\n")) == [2]
+
+
+def test_a_time_that_was_measured_is_known_by_its_name() -> None:
+    assert bare_limits(ast.parse("lasted = time.monotonic() - begun\nassert lasted < 5\n")) == [2]
+
+
+@pytest.mark.parametrize(
+    "line",
+    """f(timeout=limit(5))
+assert time.monotonic() - begun < limit(4)
+assert row["latency_ms"] < limit(1000)
+assert time.monotonic() - begun > 0.5
+assert pace.wait(10.0) == 0
+process.wait(limit(20))
+httpx.get(url, timeout=limit(30))
+httpx.AsyncClient(transport=inside)
+later = time.time_ns() + 10""".splitlines(),
+)
+def test_a_time_that_a_slow_machine_does_not_break_is_let_be(line: str) -> None:
+    assert not bare_limits(ast.parse(line))
 
 
 @pytest.mark.parametrize("page", ["promises", "security", "compatibility"])

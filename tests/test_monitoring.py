@@ -16,6 +16,7 @@ import httpx
 import pytest
 import yaml
 
+import loopback
 from fronts import Front
 from headtail.adapters.storage import open_storage
 from headtail.core.task import load_task
@@ -76,7 +77,7 @@ class Prometheus:
         self.log.close()
 
     def get(self, path: str, **arguments: str) -> Any:
-        body = httpx.get(f"{self.url}/api/v1/{path}", params=arguments, trust_env=False).json()
+        body = loopback.get(f"{self.url}/api/v1/{path}", params=arguments).json()
         assert body["status"] == "success", (arguments, body)
         return body["data"]
 
@@ -113,7 +114,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Promethe
         front.counters.add(f"shadow/teacher/{kind}")
     front.counters.add("client/current/teacher")
     with Running(front.pages()) as pages:
-        text = httpx.get(f"{pages.url}/metrics", trust_env=False).text
+        text = loopback.get(f"{pages.url}/metrics").text
         with Prometheus(folder, pages.url.removeprefix("http://")) as prometheus:
             prometheus.until(lambda: prometheus.get("query", query='up{job="headtail"} == 1')["result"])
             yield prometheus, text

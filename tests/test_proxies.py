@@ -14,6 +14,7 @@ from headtail.adapters.proxies import LOOPBACK, may_proxy, spare_loopback
 from headtail.core.task import Task
 from headtail.engines import ModelConfig, open_engine
 from test_engines_openai import GOOD, SAMPLING, Server, requests, server
+from timescale import limit
 
 __all__ = ["server"]
 PACKAGE = Path(__file__).parent.parent / "platform" / "headtail"
@@ -68,7 +69,7 @@ def test_a_client_that_reads_proxies_for_itself_spares_loopback(proxied: None) -
 
 def test_the_engine_reaches_an_endpoint_on_this_machine(proxied: None, server: Server, segmentation: Task) -> None:
     with pytest.raises(httpx.TransportError):
-        httpx.get("http://host.example")  # the proxy is in force
+        httpx.get("http://host.example", timeout=limit(30))  # the proxy is in force
     config = ModelConfig.model_validate({"engine": "openai", "model": "m", "base_url": server.url.replace("127.0.0.1", "localhost")})
     engine = open_engine(config, "m", segmentation.schema, SAMPLING)
     assert [made.text for made in engine.generate(requests("a"))] == [GOOD]

@@ -24,6 +24,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import loopback
 from conftest import keep
 from headtail import review
 from headtail.adapters import append_log
@@ -881,8 +882,8 @@ def served(desk: Desk) -> Iterator[ReviewServer]:
 
 def asked(server: ReviewServer, path: str, body: object = None, **headers: str) -> httpx.Response:
     if body is None:
-        return httpx.get(server.url + path, headers=headers)
-    return httpx.post(server.url + path, content=json.dumps(body), headers={"content-type": "application/json", **headers})
+        return loopback.get(server.url + path, headers=headers)
+    return loopback.post(server.url + path, content=json.dumps(body), headers={"content-type": "application/json", **headers})
 
 
 def test_the_server_serves_its_page_and_nothing_else(served: ReviewServer) -> None:
@@ -895,11 +896,11 @@ def test_the_server_serves_its_page_and_nothing_else(served: ReviewServer) -> No
     assert asked(served, "about").json()["labels"][0] == "find_business"
     bare = served.url.removesuffix(f"{served.token}/")
     for path in ("", served.token, f"{served.token[:-1]}x/about", f"x{served.token}/", "about", "row?start=0&step=1", "%2e%2e/"):
-        assert httpx.get(bare + path).status_code == 404, path
-    assert httpx.post(f"{bare}undo", json={"who": "anna"}).status_code == 404
+        assert loopback.get(bare + path).status_code == 404, path
+    assert loopback.post(f"{bare}undo", json={"who": "anna"}).status_code == 404
     assert asked(served, "nothing").status_code == 404
     assert asked(served, "row?start=x&step=1").status_code == 400
-    assert httpx.request("OPTIONS", served.url + "decide").status_code == 405  # no preflight is answered: no CORS
+    assert loopback.request("OPTIONS", served.url + "decide").status_code == 405  # no preflight is answered: no CORS
 
 
 HOSTILE = (
@@ -970,10 +971,10 @@ def test_what_is_wrong_with_a_request_is_said(served: ReviewServer, store: Stora
     wrong: list[object] = [{**body, "rank": True}, {**body, "who": None}, {"verdict": "accept"}, [], 3]
     for bad in wrong:
         assert asked(served, "decide", bad).status_code == 400
-    assert httpx.post(served.url + "decide", content=b"{", headers={"content-type": "application/json"}).status_code == 400
+    assert loopback.post(served.url + "decide", content=b"{", headers={"content-type": "application/json"}).status_code == 400
     assert asked(served, "check", {"answer": "x" * 2**20}).status_code == 413
     chunked = {"content-type": "application/json"}
-    assert httpx.post(served.url + "check", content=iter([b"{}"]), headers=chunked).status_code == 411
+    assert loopback.post(served.url + "check", content=iter([b"{}"]), headers=chunked).status_code == 411
     refused = asked(served, "decide", {**body, "verdict": "correct", "answer": '{"intent": "\\ud800"}'})
     assert refused.status_code == 422
     assert asked(served, "check", {"answer": '{"intent": "price"}'}).json() == {"problem": ""}
@@ -1020,14 +1021,14 @@ def process(root: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 def test_a_kill_loses_nothing(config: review.Config, store: Storage) -> None:
     with process(config.root) as (running, url):
-        row = httpx.get(url + "row?start=0&step=0&show=all").json()
+        row = loopback.get(url + "row?start=0&step=0&show=all").json()
         body = {"rank": 1, "query_key": row["query_key"], "verdict": "drop", "answer": "", "who": "anna", "why": "", "seen": 0}
-        assert httpx.post(url + "decide", json=body).json()["number"] == 1
+        assert loopback.post(url + "decide", json=body).json()["number"] == 1
         os.kill(running.pid, signal.SIGKILL)
         running.wait(limit(10))
     assert decided(store) == {"pizza price": (DROP, None, "anna")}
     with process(config.root) as (running, url):
-        assert httpx.get(url + "row?start=-1&step=1&show=open").json()["rank"] == 2
+        assert loopback.get(url + "row?start=-1&step=1&show=open").json()["rank"] == 2
         running.send_signal(signal.SIGTERM)
         assert running.wait(limit(10)) == 0
 

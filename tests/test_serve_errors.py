@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-import httpx
 import jsonschema
 import pytest
 from fastapi import FastAPI, Response
 from pydantic import BaseModel, Field, ValidationError
 
+import loopback
 from headtail.stages.serve.errors import CODES, ErrorResponse, RequestError, method_error, openapi_errors, validation_error
 from local_server import Running
 
@@ -95,6 +95,6 @@ def test_openapi_says_what_is_sent() -> None:
     assert documented["503"]["headers"]["Retry-After"]["schema"] == {"type": "integer", "minimum": 1}
     schema = documented["503"]["content"]["application/json"]["schema"] | {"components": described["components"]}
     with Running(app) as server:
-        got = httpx.get(f"{server.url}/x", trust_env=False)
+        got = loopback.get(f"{server.url}/x")
     assert (got.status_code, got.headers["retry-after"]) == (503, "3")
     jsonschema.validate(got.json(), schema)

@@ -22,6 +22,7 @@ from headtail.stages.serve.answerer import Miss, Reply
 from headtail.stages.serve.errors import RequestError
 from headtail.stages.serve.front.hot import Hit, HotPath, RequestIds, read_get, read_post, reply_bytes
 from test_serve import published
+from timescale import limit
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 HEAD = ["pizza near me", 'say "cheese" \\ now', "crème brûlée 東京", "100% cotton"]
@@ -55,7 +56,7 @@ def test_a_hit_from_bytes_is_what_the_answerer_says(front: Front, query: str) ->
     slow = front.answerer.look_up(f"  {query.upper()} ", {}, "id1")
     assert isinstance(slow, Reply)
     fast, plain = json.loads(found.body), json.loads(reply_bytes(slow))
-    assert fast.pop("latency_ms") < 1000
+    assert 0 <= fast.pop("latency_ms") < limit(1000)
     plain.pop("latency_ms")
     assert fast == plain
     assert list(fast) == list(plain)

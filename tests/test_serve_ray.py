@@ -18,6 +18,7 @@ import httpx
 import jsonschema
 import pytest
 
+import loopback
 from headtail.adapters.storage import Storage, open_storage
 from headtail.batch.job import answer_settings
 from headtail.core.errors import ConfigError, EngineError
@@ -91,7 +92,7 @@ def test_the_real_student_answers_misses(cluster: None, store: Storage, root: st
         assert {m["source"] for m in many} <= {"realtime_student", "fallback"}
         long = over_http(server, "x y " * 50)  # whatever it makes of this, it is an answer
         jsonschema.validate(long["answer"], task.schema)
-        shown = httpx.get(f"{server.url}/v1/release").json()
+        shown = loopback.get(f"{server.url}/v1/release").json()
         assert shown["realtime"]["student"] == str(teacher_path)
 
 
@@ -137,8 +138,8 @@ def test_serve_answers_hits_misses_and_faults(served: tuple[serve.Server, Storag
     assert (late["source"], late["reason"]) == ("fallback", "timeout")
     assert limit(690) < late["latency_ms"] < limit(2000)
     assert over_http(server, "be broken")["reason"] == "error"
-    assert httpx.get(f"{server.url}/v1/answer", params={"query": "x" * 201}).status_code == 422
-    assert 'headtail_degraded_total{reason="timeout"} 1.0' in httpx.get(f"{server.admin_url}/metrics").text
+    assert loopback.get(f"{server.url}/v1/answer", params={"query": "x" * 201}).status_code == 422
+    assert 'headtail_degraded_total{reason="timeout"} 1.0' in loopback.get(f"{server.admin_url}/metrics").text
 
 
 def test_serve_outlives_its_student(served: tuple[serve.Server, Storage, Path]) -> None:

@@ -19,6 +19,7 @@ import httpx
 import psutil
 import pytest
 
+import loopback
 from conftest import keep
 from headtail.adapters.storage import Storage, open_storage
 from headtail.core.errors import EngineError
@@ -202,7 +203,7 @@ def test_a_bigger_model_runs_beside_the_student_and_answers_what_is_unsure(
     with serve.start_server(config(root, model=small, escalation=escalation, dynamic={"enabled": False}), student=Labelled) as server:
         found = miss(server)
         assert (found["source"], found["answer"], found["reason"]) == ("escalated", segments("something rare", "time"), "")
-        text = httpx.get(f"{server.admin_url}/metrics").text
+        text = loopback.get(f"{server.admin_url}/metrics").text
         assert 'headtail_escalations_total{result="answered"} 1.0' in text
         assert f"headtail_bigger_models_connected {float(server.config.fronts)}" in text
         titles = [(process, " ".join(process.info["cmdline"] or [])) for process in psutil.process_iter(["cmdline"])]

@@ -20,6 +20,7 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
+import loopback
 from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.config import TrackingConfig
@@ -123,7 +124,7 @@ def test_all_fronts_answer_and_the_counters_speak_for_all(served: tuple[serve.Se
     per_process = [sum(count for name, count in row.items() if name.startswith("requests/")) for row in rows(server)]
     assert all(per_process), per_process
     assert sum(per_process) == 80
-    text = httpx.get(f"{server.admin_url}/metrics").text
+    text = loopback.get(f"{server.admin_url}/metrics").text
     assert 'headtail_requests_total{path="cache",source="teacher"} 40.0' in text
     assert 'headtail_requests_total{path="realtime",source="realtime_student"} 40.0' in text
     assert "headtail_fronts 2.0" in text
@@ -192,13 +193,13 @@ def test_what_callers_send_has_bounds(served: tuple[serve.Server, Storage, Path]
     assert raw(server, b"GET /v1/answer?query=pizza HTTP/1.1\r\nHost: ") == b""  # headers that do not come to an end
     assert time.monotonic() - started < limit(5)
     assert raw(server, b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 30_000 + b"\r\n\r\n").startswith(b"HTTP/1.1 431 ")
-    head = httpx.head(f"{server.url}/v1/answer", params={"query": "pizza near me"})
+    head = loopback.head(f"{server.url}/v1/answer", params={"query": "pizza near me"})
     assert (head.status_code, head.content) == (200, b"")
     assert int(head.headers["content-length"]) > 200
-    refused = httpx.delete(f"{server.url}/v1/answer")
+    refused = loopback.delete(f"{server.url}/v1/answer")
     assert (refused.status_code, refused.headers["allow"]) == (405, "GET, HEAD, POST")
-    assert httpx.get(f"{server.url}/nothing").json()["error"]["code"] == "not_found"
-    assert httpx.get(f"{server.url}/metrics").status_code == 404  # pages have a port of their own
+    assert loopback.get(f"{server.url}/nothing").json()["error"]["code"] == "not_found"
+    assert loopback.get(f"{server.url}/metrics").status_code == 404  # pages have a port of their own
 
 
 def test_many_queries_at_once(served: tuple[serve.Server, Storage, Path], task: Task) -> None:
@@ -211,7 +212,7 @@ def test_many_queries_at_once(served: tuple[serve.Server, Storage, Path], task: 
     assert found[1]["error"]["field"] == "query"
     assert {answer["reason"] for answer in found[2:]} == {""}  # none is overloaded: they wait for one another
     assert [answer["answer"] for answer in found[2:]] == [segments(query, "name") for query in queries[2:]]
-    assert httpx.post(f"{server.url}/v1/answers", json={"queries": ["a"] * 1001}).status_code == 422
+    assert loopback.post(f"{server.url}/v1/answers", json={"queries": ["a"] * 1001}).status_code == 422
 
 
 def test_a_crowd_of_misses_does_not_hold_up_hits(served: tuple[serve.Server, Storage, Path], task: Task) -> None:
@@ -350,7 +351,7 @@ def test_a_killed_server_leaves_nothing_and_the_next_one_starts_at_once(store: S
     second = Command(root, port)
     try:
         eventually(lambda: all(gone(pid) for pid in children), 5)
-        assert httpx.get(f"{second.url}/v1/answer", params={"query": "pizza near me"}).json()["cached"]
+        assert loopback.get(f"{second.url}/v1/answer", params={"query": "pizza near me"}).json()["cached"]
     finally:
         second.process.terminate()
         _, err = second.process.communicate(timeout=limit(60))

@@ -20,6 +20,7 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+import loopback
 from fronts import Front
 from headtail.adapters.storage import Storage
 from headtail.core.task import Task
@@ -193,7 +194,7 @@ def test_mlflow_shows_the_trace(store: Storage, tmp_path: Path, segmentation: Ta
         [*command, "--host", "127.0.0.1", "--port", url.rpartition(":")[2]], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL
     )
     try:
-        eventually(lambda: httpx.get(f"{url}/health", trust_env=False).status_code == 200)
+        eventually(lambda: loopback.get(f"{url}/health").status_code == 200)
         headers = {"x-mlflow-experiment-id": "0", "content-type": "application/x-protobuf"}
         words = {
             "gen_ai.operation.name": "chat",
@@ -209,7 +210,7 @@ def test_mlflow_shows_the_trace(store: Storage, tmp_path: Path, segmentation: Ta
             send(front, ("something rare", {}))
         assert front.count("trace_spans") == 3
         where = {"locations": [{"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": "0"}}]}
-        found = httpx.post(f"{url}/api/3.0/mlflow/traces/search", json=where, trust_env=False).json()["traces"]
+        found = loopback.post(f"{url}/api/3.0/mlflow/traces/search", json=where).json()["traces"]
         usage = [json.loads(one["trace_metadata"].get("mlflow.trace.tokenUsage", "{}")) for one in found]
         assert [one["state"] for one in found] == ["OK", "OK"], found
         assert sorted(one["output_tokens"] for one in usage) == [1, 7], found
@@ -229,7 +230,7 @@ def test_a_whole_server_sends_traces_and_keeps_feedback(store: Storage, tmp_path
                 hit = http.post("/v1/answer", json={"query": "pizza near me"}, headers={"traceparent": PARENT}).json()
                 said = {"request_id": hit["request_id"], "query": "pizza near me", "rating": "up", "answer_key": hit["answer_key"]}
                 assert http.post("/v1/feedback", json=said).status_code == 202
-                passed_on = httpx.post(f"{server.admin_url}/v1/feedback", json={**said, "rating": "sideways"}, trust_env=False)
+                passed_on = loopback.post(f"{server.admin_url}/v1/feedback", json={**said, "rating": "sideways"})
                 assert (passed_on.status_code, passed_on.json()["error"]["field"]) == (422, "rating")
         finally:
             server.stop()
