@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import subprocess
+import sys
+from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from conftest import EXAMPLES
 from headtail.engines import ModelConfig, device
-from headtail.engines.device import computes_bf16, cpu_flags, precision, resolve_dtype
+from headtail.engines.device import allow_amx, computes_bf16, cpu_flags, precision, resolve_dtype
 from headtail.stages.distill import stage as distill
 from headtail.stages.precompute import stage as precompute
 
@@ -77,3 +82,33 @@ def test_the_driver_decides_for_all_workers_and_the_answers_keys(
         assert precision(job.model) == ("bfloat16" if has else "float32")
         found[job.settings] = precompute._folder(config, precompute._find(config))
     assert len(found) == len(set(found.values())) == 2
+
+
+GRANTED = """
+import ctypes
+from headtail.engines import device
+flags = device.machine_flags()
+allowed, bits = device.allow_amx(), ctypes.c_uint64(0)
+ctypes.CDLL(None).syscall(158, 0x1022, ctypes.byref(bits))  # ARCH_GET_XCOMP_PERM
+print(allowed == ("amx_tile" not in flags or bool(bits.value >> 18 & 1)))
+"""
+
+
+def test_linux_is_asked_for_amx() -> None:
+    """In a process of its own: what was granted stays."""
+    assert subprocess.run([sys.executable, "-c", GRANTED], capture_output=True, text=True, check=True).stdout == "True\n"
+
+
+def test_a_cpu_with_amx_that_linux_does_not_grant_computes_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "machine_flags", lambda: cpu_flags("flags : avx512_bf16 amx_tile amx_bf16\n"))
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY"):
+        monkeypatch.delenv(name, raising=False)
+    for granted, dtype in ((0, "bfloat16"), (-1, "float32")):
+        monkeypatch.setattr(ctypes, "CDLL", lambda name, code=granted: SimpleNamespace(syscall=lambda *call: code))
+        assert precision(ModelConfig()) == dtype
+
+
+def test_vllm_asks_for_amx_in_each_of_its_processes() -> None:
+    """Its plugin is installed: pip puts it into the environment from pyproject.toml."""
+    [plugin] = [found for found in entry_points(group="vllm.general_plugins") if found.name == "headtail_amx"]
+    assert plugin.load() is allow_amx

@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import Field
 
 from headtail.adapters.storage import open_storage, read_record, write_json
+from headtail.adapters.worker_logs import last_fatal_signal, log_folder
 from headtail.batch.catalog import EarlierJob, earlier_jobs
 from headtail.batch.flusher import flush_late, flush_thread
 from headtail.batch.job import Job, ShardReceipt, read_receipt
@@ -44,6 +45,7 @@ _FIRST_TELL_S = 0.1  # the same until a row has an answer: a job without any sto
 _REASONS = 100  # different ones that a worker keeps
 _START_S = 1800.0  # beyond stall_seconds: loading the weights of a large model takes long
 MOST_STARTS = 16  # of engines in a row that finish no row. Ray brings a dead actor back for ever; this is what ends it
+MOST_ILLEGAL = 2  # the same when the last one ended by an illegal instruction: no row is to blame for that
 
 
 class Starts(Config):
@@ -165,9 +167,13 @@ class Worker:
         """Write down that an engine is about to start; EngineError when too many did and none finished a row."""
         path = self.job.starts_path(self.run)
         starts = read_record(self.store, Starts, path).starts if self.store.exists(path) else 0
-        if starts >= MOST_STARTS:
+        signal = last_fatal_signal(log_folder()) if starts else ""
+        if starts >= (MOST_ILLEGAL if signal == "SIGILL" else MOST_STARTS):
+            what = f"the engine died {starts} times before it finished a row" + (f", by {signal} (see signal(7))" if signal else "")
             fix = "see the workers' output (HEADTAIL_WORKER_LOGS=1) and headtail doctor: memory, versions, GPU"
-            raise EngineError(f"the engine died {starts} times before it finished a row", where=self.job.path, fix=fix)
+            if signal == "SIGILL":
+                fix = "it uses an instruction that this CPU does not have or may not use: install a release that was built for it"
+            raise EngineError(what, where=self.job.path, fix=fix)
         write_json(self.store, path, {"starts": starts + 1})
         self._proven = False
 

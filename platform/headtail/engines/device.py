@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ M = TypeVar("M", bound=ModelConfig)
 SPINS = "3000"
 _BF16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))  # as Linux names them; the last is Arm's
 _BELOW_BF16 = ("SSE", "AVX2", "AVX512_CORE_VNNI")  # what oneDNN may be held to, by how it begins; and the names AVX and AVX512_CORE
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA = 158, 0x1023, 18  # of x86-64
 
 
 def threads(config: ModelConfig) -> int:
@@ -56,9 +58,26 @@ def computes_bf16(flags: Collection[str], environ: Mapping[str, str]) -> bool:
 
 
 def machine_computes_bf16() -> bool:
-    """`computes_bf16` of this machine. Where Linux does not describe the CPU: no."""
+    """`computes_bf16` of this machine. Where Linux does not describe the CPU, or does not let this process use its AMX: no."""
+    return computes_bf16(machine_flags(), os.environ) and allow_amx()
+
+
+def allow_amx() -> bool:
+    """Ask Linux for AMX's registers, for this process and those that it forks. False: the CPU has them, and this process must not use them.
+
+    A process that uses them unasked dies of an illegal instruction. oneDNN asks by itself, vLLM's attention does not: a first step of a few
+    tokens, which oneDNN computes without AMX, then ends the process. Also called by vLLM in each of its processes, as a plugin
+    (pyproject.toml). Source: Documentation/arch/x86/xstate.rst of Linux.
+    """
+    if "amx_tile" not in machine_flags():
+        return True
+    return bool(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0)
+
+
+def machine_flags() -> frozenset[str]:
+    """`cpu_flags` of this machine; none where Linux does not describe the CPU."""
     described = Path("/proc/cpuinfo")
-    return computes_bf16(cpu_flags(described.read_text()) if described.is_file() else (), os.environ)
+    return cpu_flags(described.read_text()) if described.is_file() else frozenset()
 
 
 def resolve_dtype(config: M) -> M:

@@ -25,7 +25,7 @@ import numpy as np
 from headtail.core.errors import ConfigError, EngineError
 from headtail.engines.base import Bound, Completion, ModelConfig, Request, Top
 from headtail.engines.control import Chat, Encoder
-from headtail.engines.device import SPINS, precision, threads
+from headtail.engines.device import SPINS, allow_amx, precision, threads
 from headtail.engines.engine_thread import EngineThread, RowRefused
 from headtail.engines.grammar import BACKEND, describe_bound, ebnf
 from headtail.engines.load import Load
@@ -299,6 +299,9 @@ def _start(config: ModelConfig, settings: dict[str, Any]) -> Any:
 
         if not config.gpus:
             torch.set_num_threads(threads(config))  # also when torch was imported before the environment was set
+            if not allow_amx() and settings["dtype"] == "bfloat16":  # an engine's process of its own asks as a plugin: pyproject.toml
+                what = "Linux does not let this process use the CPU's AMX, with which vLLM computes bfloat16"
+                raise ConfigError(what, where="model.dtype", value=config.dtype, fix="set float32")
         from vllm import EngineArgs, LLMEngine
 
         try:
