@@ -15,9 +15,10 @@ from fastapi import FastAPI, Response
 
 from headtail import pipeline
 from headtail.adapters.storage import local
-from headtail.cli import doctor, main
+from headtail.cli import doctor, doctor_servers, main
 from headtail.cli.finding import Finding
 from headtail.core.config import load_config
+from headtail.engines import ModelConfig
 from local_server import Running
 from ports import free_port
 
@@ -79,6 +80,62 @@ def test_endpoint_out_of_reach_and_no_secret_shown(root: str, monkeypatch: pytes
     )
     assert results["teacher"].status == "bad"
     assert "sk-very-secret" not in repr(results)
+
+
+def endpoint(models: Response, chat: int = 405, one: int = 404) -> FastAPI:
+    """An endpoint that answers GET /v1/models, /v1/models/NAME and /v1/chat/completions so."""
+    app = FastAPI()
+    app.get("/v1/models")(lambda: models)
+    app.get("/v1/models/{name:path}")(lambda: Response("{}", one))
+    app.get("/v1/chat/completions")(lambda: Response("{}", chat))
+    return app
+
+
+def listed(*names: str) -> Response:
+    return Response(json.dumps({"data": [{"id": name} for name in names]}), media_type="application/json")
+
+
+@pytest.mark.parametrize(
+    "app, status, said, cure",
+    [
+        (endpoint(listed("other", "org/model")), "ok", "org/model", ""),
+        (endpoint(listed("other"), one=200), "ok", "org/model", ""),
+        (endpoint(listed("other", "org/model-2")), "bad", "does not list org/model", "org/model-2"),
+        (endpoint(listed()), "bad", "does not list org/model", "load the model"),
+        (endpoint(Response("<html>")), "bad", "without a list", "model.base_url"),
+        (endpoint(Response("[]")), "bad", "without a list", "model.base_url"),
+        (endpoint(Response(status_code=401)), "bad", "401", "check OPENAI_API_KEY"),
+        (endpoint(Response(status_code=403)), "warn", "403", "may use this one"),
+        (endpoint(Response(status_code=404), chat=404), "bad", "404", "model.base_url"),
+        (endpoint(Response(status_code=404)), "warn", "lists no models", "check by yourself"),
+        (endpoint(Response(status_code=402)), "bad", "402", "money"),
+        (endpoint(Response(status_code=429)), "warn", "429", "quota"),
+        (endpoint(Response(status_code=500)), "bad", "500", "its log"),
+        (endpoint(Response(status_code=400)), "bad", "400", "model.base_url"),
+        (
+            endpoint(Response(status_code=302, headers={"location": "https://new.example/v1"})),
+            "bad",
+            "https://new.example/v1",
+            "final address",
+        ),
+    ],
+)
+def test_an_endpoints_status_and_models_decide_the_advice(
+    app: FastAPI, status: str, said: str, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    with Running(app) as server:
+        model = ModelConfig(engine="openai", model="org/model", base_url=f"{server.url}/v1")
+        result = doctor_servers.endpoint(model, "teacher")
+    assert (result.status, said in result.found, cure in result.fix) == (status, True, True), result
+    assert ("OPENAI_API_KEY" in result.fix) == (("401" in result.found) or ("403" in result.found))
+
+
+def test_an_endpoint_that_asks_for_a_key_where_none_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with Running(endpoint(Response(status_code=401))) as server:
+        model = ModelConfig(engine="openai", model="m", base_url=f"{server.url}/v1")
+        assert "export OPENAI_API_KEY" in doctor_servers.endpoint(model, "teacher").fix
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8901/v1", "ftp://x/v1", "host/v1"])

@@ -211,6 +211,22 @@ def test_a_second_header_in_letters_beyond_ascii_is_no_query() -> None:
     assert read(text, ".csv", column="число") == ([("пицца", "1"), ("суши", "2")], Counter(header=1))
 
 
+@pytest.mark.parametrize("sep", ["sep=;", "SEP=;", '"sep=;"', "\ufeffsep=;"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("tail", ["", ";"])
+def test_a_second_sep_line_is_no_query(sep: str, end: str, tail: str) -> None:
+    """Files of Excel that `cat` glued together, with or without a delimiter too many."""
+    part = [sep, "query;n", f"pizza;1{tail}"]
+    text = end.join([*part, *part[:2], f"tacos;2{tail}", *part, ""])
+    assert read(text, ".csv") == ([("pizza", "1"), ("tacos", "2"), ("pizza", "1")], Counter(header=4))
+
+
+def test_a_query_that_only_looks_like_a_sep_line_is_kept() -> None:
+    rows = [("sep=", "1"), ("sep=;a", "2"), ("a sep=;", "3"), ("sep=,", "4")]
+    found, aside = read(excel_in_berlin(rows), ".csv")
+    assert (sorted(found), aside) == (sorted(rows), Counter())
+
+
 @given(
     st.lists(st.lists(st.sampled_from(['"a"', '""', "b", "", '"a,b"', '"a""b"', 'a"b', '"a" b', '"', "\r", '"\r"', "é"]), max_size=3)),
     st.sampled_from(["\n", "\r\n"]),

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import os
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -131,6 +132,24 @@ def test_where_nothing_can_be_used_each_file_says_why(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no log files here") as error:
         Files(str(tmp_path), "log", {"columns.query": "query"})
     assert "x.md: its ending .md" in str(error.value.value)
+
+
+@pytest.mark.parametrize(
+    "name, judged",
+    [
+        ("b.log.gz", ".log before .gz"),
+        ("c.tar.gz", ".tar before .gz"),
+        ("D.LOG.ZST", ".log before .zst"),
+        ("e.log", ".log"),
+        ("f.csv.1", ".1"),
+    ],
+)
+def test_the_ending_that_was_judged_is_said(name: str, judged: str) -> None:
+    reason = files.reason_to_skip(name)
+    assert reason.startswith(f"its ending {judged} is not one of .parquet")
+    listed = re.findall(r"[.]\w+", reason.partition("is not one of")[2].partition("(")[0])
+    assert judged.split()[0] not in listed
+    assert not set(listed) & set(streams.CODECS)
 
 
 def test_a_delta_table_is_refused(tmp_path: Path) -> None:

@@ -115,6 +115,50 @@ def test_a_score_must_fit_the_schema(tmp_path: Path, score: dict[str, Any], said
         load_task(folder(tmp_path / "own", score))
 
 
+@pytest.mark.parametrize("kind", ["absolute", "dots", "link", "file behind a link", "folder behind a link", "adapter"])
+def test_an_encoder_outside_of_the_tasks_folder_is_not_read(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither opened nor given to transformers: its files might be anyone's."""
+    outside, path = tmp_path / "outside", tmp_path / "own"
+    name = {"absolute": str(outside), "dots": "../outside"}.get(kind, "enc")
+    folder(path, {"kind": "semantic", "field": "text", "encoder": name})
+    (outside / "deep").mkdir(parents=True)
+    (outside / "config.json").write_text("{}")
+    (path / "enc").mkdir()
+    if kind == "link":
+        (path / "enc").rmdir()
+        (path / "enc").symlink_to(outside)
+    elif kind == "file behind a link":
+        (path / "enc" / "config.json").symlink_to(outside / "config.json")
+    elif kind == "folder behind a link":
+        (path / "enc" / "more").symlink_to(outside)
+    elif kind == "adapter":
+        (path / "enc" / "adapter_config.json").write_text('{"base_model_name_or_path": "/anywhere"}')
+    read, read_bytes = list[str](), Path.read_bytes
+
+    def note(file: Path) -> bytes:
+        read.append(file.name)
+        return read_bytes(file)
+
+    monkeypatch.setattr(Path, "read_bytes", note)
+    monkeypatch.setattr("headtail.core.task._find_code", lambda *_: pytest.fail("given to transformers"))
+    with pytest.raises(ConfigError, match=r"score\.encoder: (a file outside of the task's folder|an adapter)") as error:
+        load_task(path)
+    assert error.value.fix
+    assert not {"config.json", "adapter_config.json"} & set(read)
+
+
+def test_an_encoder_elsewhere_is_read_where_the_config_trusts_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "config.json").write_text("{}")
+    path = folder(tmp_path / "own", {"kind": "semantic", "field": "text", "encoder": str(outside)})
+    monkeypatch.setattr("headtail.engines.similarity.encoder_similarity", lambda folder: lambda one, other: float(folder == str(outside)))
+    assert load_task(path, allow_code=True).score({"text": "a"}, {"text": "b"}).right
+    folder(path, {"kind": "semantic", "field": "text", "encoder": "../outside"})
+    with pytest.raises(ConfigError, match="outside of the task's folder"):
+        load_task(path, allow_code=True)
+
+
 @pytest.mark.slow
 def test_meaning_is_the_cosine_of_a_local_encoder(tmp_path: Path) -> None:
     import torch

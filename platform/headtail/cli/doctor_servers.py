@@ -1,15 +1,18 @@
 """The servers that a pipeline talks to: an endpoint that answers as teacher, the model hub, the tracking server, the cluster.
 
-In: a model's config, a pipeline's config, the environment. Out: Findings, each with its cure. Every server gets one small
-request with a time limit; nothing is downloaded and nothing is written to a server.
+In: a model's config, a pipeline's config, the environment. Out: Findings, each with its cure. Every server gets one or two small
+requests with a time limit; nothing is downloaded and nothing is written to a server.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from headtail.adapters.proxies import may_proxy
 from headtail.adapters.tracking import tracking_uri
@@ -18,29 +21,71 @@ from headtail.core.errors import HeadtailError
 from headtail.engines import ModelConfig
 from headtail.pipeline import Config
 
+if TYPE_CHECKING:
+    import httpx
+
 TIMEOUT_S = 10.0
 HUB = "https://huggingface.co"
 _SQLITE = "sqlite:///"
 
 
 def endpoint(model: ModelConfig, role: str) -> Finding:
-    """Whether an OpenAI-compatible endpoint answers with this key."""
+    """Whether an OpenAI-compatible endpoint answers with this key and has this model."""
     import httpx
 
     from headtail.engines.openai import check_url, key_for
 
     try:
         check_url(model.base_url)
-        key, proxied = key_for(model), may_proxy(model.base_url)
+        key = key_for(model)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        answer = httpx.get(f"{model.base_url.rstrip('/')}/models", headers=headers, timeout=TIMEOUT_S, trust_env=proxied)
+        with httpx.Client(headers=headers, timeout=TIMEOUT_S, trust_env=may_proxy(model.base_url)) as http:
+            return _judge_endpoint(http, model, role, bool(key))
     except HeadtailError as error:
         return error_finding(role, error)
     except httpx.HTTPError as error:
         return Finding(role, "bad", f"{model.base_url}: {error}", "check model.base_url and the network")
-    if answer.status_code != 200:
-        return Finding(role, "bad", f"{model.base_url} answers {answer.status_code}", "check OPENAI_API_KEY in the environment")
-    return Finding(role, "ok", f"{model.base_url}: {model.model}")
+
+
+def _judge_endpoint(http: httpx.Client, model: ModelConfig, role: str, has_key: bool) -> Finding:
+    """By the status of GET /models, and by whether its list has the model."""
+    url = model.base_url.rstrip("/")
+    answer = http.get(f"{url}/models")
+    status, said = answer.status_code, f"{url}/models answers {answer.status_code}"
+    if status == 200:
+        return _judge_models(http, answer, model, role)
+    if 300 <= status < 400:
+        fix = "set model.base_url to the final address; redirects are not followed, because the key would be sent along"
+        return Finding(role, "bad", f"{said}: it redirects to {answer.headers.get('location', 'nowhere')}", fix)
+    if status == 401:
+        fix = "check OPENAI_API_KEY in the environment" if has_key else "export OPENAI_API_KEY: this endpoint asks for a key"
+        return Finding(role, "bad", said, fix)
+    if status == 403:
+        fix = "the key in OPENAI_API_KEY may not list models: check with the provider that it may use this one"
+        return Finding(role, "warn", said, fix)
+    if status == 404 and http.get(f"{url}/chat/completions").status_code != 404:
+        return Finding(role, "warn", f"{said}: it lists no models", f"check by yourself that it has {model.model}")
+    if status == 402:
+        return Finding(role, "bad", said, "the key's account has no money left: add some")
+    if status == 429:
+        return Finding(role, "warn", said, "too many requests, or no quota left: look at the provider's page of usage")
+    if status >= 500:
+        return Finding(role, "bad", said, "the server has a fault of its own: look at its log, or try again later")
+    return Finding(role, "bad", said, "check model.base_url: it is the address before /chat/completions, and ends in /v1 for most servers")
+
+
+def _judge_models(http: httpx.Client, answer: httpx.Response, model: ModelConfig, role: str) -> Finding:
+    """Whether a list of models has this one. A list may be shorter than what the endpoint knows: a model has an address of its own."""
+    url = model.base_url.rstrip("/")
+    try:
+        names = [str(one["id"]) for one in answer.json()["data"]]
+    except (ValueError, KeyError, TypeError):
+        return Finding(role, "bad", f"{url}/models answers 200 without a list of models", "check model.base_url: another server is there")
+    if model.model in names or http.get(f"{url}/models/{quote(model.model, safe='/')}").status_code == 200:
+        return Finding(role, "ok", f"{model.base_url}: {model.model}")
+    near = difflib.get_close_matches(model.model, names, n=1) or names[:3]
+    fix = f"set model.model to a name that it lists: {', '.join(near)}" if near else "load the model there; it lists none"
+    return Finding(role, "bad", f"{url}/models does not list {model.model}", fix)
 
 
 def hub(model: str, revision: str, check: str) -> Finding:

@@ -50,7 +50,10 @@ class ScoreConfig(Config):
     ignore: tuple[str, ...] | None = Field(
         None, description="spans, label: values that are no unit; null: none, where the schema has it; []: every label counts"
     )
-    encoder: str = Field("", description="semantic: folder of a local encoder with its tokenizer")
+    encoder: str = Field(
+        "",
+        description="semantic: folder of an encoder with its tokenizer, in the task's folder (docs/task.md)",
+    )
     function: str = Field("", description="custom: module:function of (wanted, given); needs allow_task_code")
     least: float = Field(1.0, gt=0, le=1, description="semantic, custom: likeness (0..1) from which an answer is wholly right")
 

@@ -232,7 +232,7 @@ _TAKEN = ("query", "query_key", "count")  # columns of every query table
 def load_task(path: str | Path, allow_code: bool = False) -> Task:
     """The task in a folder, or the shipped example of that name. ConfigError names file, field and value.
 
-    `allow_code`: whether an answer given as module:Model may be imported, which runs that module.
+    `allow_code`: whether an answer given as module:Model may be imported, which runs that module, and an encoder read from elsewhere.
     """
     folder = Path(path)
     if not folder.exists() and (EXAMPLES / str(path)).is_dir():
@@ -280,11 +280,11 @@ def _code_schema(name: str, folder: Path, where: str, allow_code: bool) -> dict[
 def _load_measure(score: ScoreConfig, folder: Path, where: str, allow_code: bool) -> Measure | None:
     """The function that a score of kind semantic or custom names, with the digest of its code, or of the encoder."""
     if score.kind == "semantic":
-        encoder, fix = folder / score.encoder, "name the folder of a local encoder with its tokenizer"  # an absolute path stays itself
-        if not encoder.is_dir():
-            raise ConfigError("field score.encoder: no such folder", where=where, value=str(encoder), fix=fix)
+        fix = "name a folder in the task's folder that holds an encoder and its tokenizer"
+        encoder, files = _encoder_files(folder, score.encoder, where, allow_code)
+        if not files:
+            raise ConfigError("field score.encoder: no such folder, or nothing in it", where=where, value=str(encoder), fix=fix)
         with own_code(score.encoder, where, fix, "score.encoder"):
-            files = sorted(path for path in encoder.rglob("*") if path.is_file())
             digest = fingerprint({str(path.relative_to(encoder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
             return Measure(_find_code(SEMANTIC, folder, where)[0](str(encoder)), digest, score.encoder)
     if score.kind != "custom":
@@ -296,6 +296,24 @@ def _load_measure(score: ScoreConfig, folder: Path, where: str, allow_code: bool
     with own_code(name, where, _fix_code(name, "the function"), "score.function"):
         found, module = _find_code(name, folder, where)
         return Measure(found, fingerprint({"name": name, "code": Path(module.__file__).read_bytes()}), name)
+
+
+def _encoder_files(folder: Path, name: str, where: str, allow_code: bool) -> tuple[Path, list[Path]]:
+    """The folder of an encoder and its files, all in the task's folder. One elsewhere, by its absolute path, where code may run."""
+    if allow_code and Path(name).is_absolute():
+        return Path(name), sorted(path for path in Path(name).rglob("*") if path.is_file())
+    try:
+        encoder = _within(folder, name, where)
+        paths = sorted(encoder.rglob("*"))
+        files = [path for path in paths if _within(folder, str(path.relative_to(folder)), where).is_file()]
+    except ConfigError as error:
+        fix = "put the encoder into the task's folder, without links; or name its absolute path and set allow_task_code: true, if you "
+        raise ConfigError(f"field score.encoder: {error.what}", where=where, value=error.value, fix=f"{fix}trust the author") from None
+    adapter = next((path for path in files if path.name == "adapter_config.json"), None)
+    if adapter:
+        what = "field score.encoder: an adapter names its base model by a path, which may lead out of the task's folder"
+        raise ConfigError(what, where=where, value=str(adapter), fix="merge the adapter into its base model, and remove that file")
+    return encoder, files
 
 
 def _fix_code(name: str, what: str) -> str:

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from headtail.core.errors import InputError, LedgerError
-from headtail.stages.ingest.dialect import DOUBLED, NONE, Dialect, canonical_header, cut_doubled, readings
+from headtail.stages.ingest.dialect import DOUBLED, NONE, Dialect, canonical_header, cut_doubled, is_second_header, is_sep_line, readings
 from headtail.stages.ingest.records import BOM, Ints, Lines, Mask, Record, lines_of, literal, long_records, per_line, record_text
 
 ROW = "\0row"  # the column of row numbers: no file names a column so
+_LONGEST_SEP = 11  # bytes: a mark, "sep=;" in quotes, a carriage return
 _NUL, _NEWLINE, _RETURN, _QUOTE = 0, 10, 13, 34
 
 
@@ -104,7 +105,7 @@ def _no_cells(names: Sequence[str]) -> pa.Table:
 
 
 def _unfit(lines: Lines, form: Dialect) -> Mask:
-    """Lines that are not cut in bulk: another number of cells, a lone carriage return (Arrow would cut there), a NUL, a header."""
+    """Lines that are not cut in bulk: another number of cells, a lone carriage return (Arrow would cut there), a NUL, a header, `sep=`."""
     data, raw, starts, ends, *_ = lines
     unfit: Mask = per_line(raw == ord(form.delimiter), starts) != form.cells - 1
     returns = np.flatnonzero(raw == _RETURN)
@@ -121,6 +122,11 @@ def _unfit(lines: Lines, form: Dialect) -> Mask:
         np.add.reduceat(np.frombuffer(canonical_header(data), np.uint8), starts, dtype=np.int64) if len(starts) else np.zeros(0, np.int64)
     )
     unfit |= (sums == wanted) | (sums == wanted + sum(canonical_header(BOM)))
+    equals = np.zeros(len(starts), bool)
+    for place in (3, 4, 6, 7):  # after sep, "sep, and the same after a mark
+        equals |= raw[np.minimum(starts + place, len(raw) - 1)] == ord("=")
+    for line in np.flatnonzero(equals & (ends - starts <= _LONGEST_SEP)):
+        unfit[line] |= is_sep_line(data[starts[line] : ends[line]], form.delimiter)
     return unfit
 
 
@@ -200,6 +206,8 @@ def _cells(record: bytes, form: Dialect) -> tuple[tuple[str, ...], str]:
     text = record_text(record)
     if not record.strip():
         return (), "empty"
+    if is_sep_line(record, form.delimiter) or (form.trailing and is_second_header(record, form)):
+        return (), "header"
     if "\0" in text:
         return (), "nul"
     if "\\" not in text and _doubles(form):  # most

@@ -16,21 +16,22 @@ from headtail.stages.ingest.dialect import (
     DOUBLED,
     ESCAPED,
     QUOTES,
+    SEP_LINE,
     Cells,
     Dialect,
     by_way,
-    canonical_header,
     cut_backslash,
     cut_bare,
     cut_doubled,
     cut_escaped,
+    is_second_header,
     readings,
 )
 from headtail.stages.ingest.records import BOM, RECORD_LINES, lines_of, long_records
 
 DELIMITERS = {".tsv": "\t,;|", ".tab": "\t,;|"}
 _SAMPLE = 5000  # records with quotes or backslashes that are looked at
-_SEP = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=([^"\r\n])"?\r?\n', re.I)
+_SEP = re.compile(SEP_LINE.pattern + rb"\n", re.I)
 
 
 def detect(head: bytes, whole: bool, query_column: str, suffix: str, quotes: str) -> Dialect:
@@ -89,7 +90,7 @@ def _refine_dialect(data: bytes, whole: bool, form: Dialect) -> Dialect:
     data = data if whole else data[: data.rfind(b"\n") + 1]
     lines = lines_of(data, form)
     texts = [lines.text(i, i) for i in range(len(lines.ends))]
-    headers = [_same_header(text, form) for text in texts]
+    headers = [is_second_header(text.encode("latin-1"), form) for text in texts]
     rows = [text for text, header in zip(texts, headers, strict=True) if text.strip() and not header]
     plain = [row for row in rows if '"' not in row and "\\" not in row]
     extra = form._replace(trailing=True)
@@ -106,8 +107,3 @@ def _refine_dialect(data: bytes, whole: bool, form: Dialect) -> Dialect:
     fits = [{way for way in form.quotes if by_way(text, way, form)} for text in shown]
     certain = set(form.quotes).intersection(*(found for found in fits if found))
     return form._replace(quotes=tuple(way for way in form.quotes if way in certain)) if certain else form
-
-
-def _same_header(text: str, form: Dialect) -> bool:
-    own, found = (canonical_header(data).replace(b"\0", b"") for data in (form.header, text.encode("latin-1")))
-    return own == found

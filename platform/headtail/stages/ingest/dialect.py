@@ -19,6 +19,7 @@ QUOTES_HELP = (
     "escaped (cells have no quotes around them, tabs and the like are \\t: mysql -B, COPY, jq @tsv), none (quotes and backslashes are "
     "text); auto: found from the file, and rows that can be read in two ways are set aside"
 )
+SEP_LINE = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=([^"\r\n])"?\r?', re.I)  # Excel's: it names the delimiter
 _CONTROL = {"t": "\t", "n": "\n", "r": "\r"}
 
 
@@ -54,6 +55,18 @@ _ALIKE = bytes(
 def canonical_header(data: bytes) -> bytes:
     """`data` byte for byte, such that a header is the same however it is written. What is the same may still be no header."""
     return data.translate(_ALIKE)
+
+
+def is_sep_line(line: bytes, delimiter: str) -> bool:
+    """Whether a line is Excel's `sep=;` with this delimiter, as stands before a header: also before one that `cat` glued in."""
+    found = SEP_LINE.fullmatch(line)
+    return found is not None and found[1].decode("latin-1") == delimiter
+
+
+def is_second_header(line: bytes, form: Dialect) -> bool:
+    """Whether a line is the header again as it stands in the file, or the `sep=` line before it."""
+    own, found = (canonical_header(data).replace(b"\0", b"") for data in (form.header, line))
+    return own == found or is_sep_line(line, form.delimiter)
 
 
 def readings(text: str, form: Dialect) -> set[Cells]:

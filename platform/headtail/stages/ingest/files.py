@@ -106,7 +106,8 @@ def reason_to_skip(name: str) -> str:
         return "hidden: its name or its folder's begins with a dot or an underscore"
     known = suffix(parts[-1])
     if known and known not in KINDS:
-        return f"its ending {Path(parts[-1]).suffix} is not one of {', '.join(KINDS)}, {', '.join(CODECS)}"
+        packed = "" if parts[-1].lower().endswith(known) else f" before {Path(parts[-1].lower()).suffix}"
+        return f"its ending {known}{packed} is not one of {', '.join(KINDS)} (text also with {', '.join(CODECS)} after it)"
     return ""
 
 
