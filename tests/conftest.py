@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from headtail.adapters.storage import LocalStorage, Storage, open_storage, write_json, write_table
 from headtail.batch import worker
+from headtail.core.evidence import JobFigures
 from headtail.core.receipt import FileRef, Receipt
 from headtail.core.task import Task, load_task
 from headtail.stages.precompute.result import AnsweringModel
@@ -125,6 +126,12 @@ def cluster(_moto: str) -> Iterator[None]:
 def answered_by(name: str = "model", digest: str = "digest", source: str = "teacher", **fields: Any) -> PrecomputeResult:
     """The result of a precompute by a model of this name."""
     return PrecomputeResult(source=source, model=AnsweringModel(name=name, digest=digest), **fields)
+
+
+def figures_of(**known: float) -> JobFigures:
+    """Figures of a job of which only `known` matters; money is null unless it is known."""
+    unset = {name: 0.0 for name, field in JobFigures.model_fields.items() if field.is_required()}
+    return JobFigures.model_validate({**unset, **known})
 
 
 def keep(store: Storage, stage: str, mark: str, tables: Mapping[str, pa.Table], **fields: Any) -> Receipt[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from conftest import answered_by, keep
+from conftest import answered_by, figures_of, keep
 from headtail import pipeline
 from headtail.adapters.storage import Storage
 from headtail.adapters.storage.receipts import load_receipt, output_table
@@ -43,8 +43,8 @@ def answered(
         for q, right, confidence in rows
     ]
     table = pa.Table.from_pylist(sorted(lines, key=lambda line: bytes(line["query_key"])), schema=ANSWER)
-    metrics = {"usd_per_million": 80.0 if source == "teacher" else 0.5, "rows_per_s": 50.0}
-    made = {"task_fingerprint": task.fingerprint, "result": answered_by(name, digest, source), "metrics": metrics}
+    known = figures_of(usd_per_million=80.0 if source == "teacher" else 0.5, rows_per_s=50.0)
+    made = {"task_fingerprint": task.fingerprint, "result": answered_by(name, digest, source, figures=known)}
     keep(store, "precompute", mark, {"answers/shard-00000": table}, **made)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from headtail.adapters.storage import Storage, read_json, write_json
 from headtail.core.config import result_fields
@@ -17,6 +19,8 @@ from headtail.core.keys import sha256_file
 from headtail.stages import distill
 from headtail.stages.distill import checkpoints, launch, resume
 from headtail.stages.distill.checkpoints import Checkpoints, random_state, tensors
+from headtail.stages.distill.run_record import BestWeights, LoopRecord, LossPoint, TrainedRun, TrainingMakeup
+from headtail.stages.distill.train import LoopState
 
 MADE = {"zero_stage": 2, "precision": "fp32", "lora": {"rank": 16, "targets": "all-linear"}, "workers": 2, "data": "d"}
 CONFIG = distill.Config()
@@ -97,13 +101,13 @@ def saved(store: Storage, tmp_path: Path, model: Any, **marker: Any) -> None:
 
 
 def opened(store: Storage, tmp_path: Path, **changes: Any) -> Checkpoints:
-    return Checkpoints(store, "run/work", tmp_path / "scratch", 0, 1, False, {**MADE, **changes})
+    return Checkpoints(store, "run/work", tmp_path / "scratch", 0, 1, False, TrainingMakeup.model_validate({**MADE, **changes}))
 
 
 def test_the_same_run_goes_on(store: Storage, tmp_path: Path) -> None:
     saved(store, tmp_path, {"module": {"w": torch.ones(2)}})
     engine = Engine()
-    assert opened(store, tmp_path).load(engine) == ({"step": 3}, {"rows": 3})
+    assert opened(store, tmp_path).load(engine) == (LoopRecord(step=3), {"rows": 3})
     assert engine.loaded["module"]["w"].tolist() == [1, 1]
 
 
@@ -154,3 +158,27 @@ def test_deepspeeds_own_values_pass(tmp_path: Path) -> None:
     assert found["stage"] == 2
     assert (found["scaler"].cur_scale, found["place"].numel, found["names"]) == (1.0, 3, {"a"})
     assert checkpoints.tensors is tensors
+
+
+def test_a_record_of_the_loop_comes_back_as_it_was() -> None:
+    """Through JSON, with a loss that is no number: held-out rows that there are none of."""
+    best = BestWeights(step=2, eval_loss=0.5, files=("run/best/a.safetensors",))
+    history = [LossPoint(step=2.0, loss=0.25, eval_loss=float("nan"), seconds=1.5)]
+    state = LoopState(3, history, [torch.tensor(0.125), 0.5], best, 1, 0.0)
+    record = state.record(2.0)
+    again = LoopRecord.model_validate(json.loads(json.dumps(record.model_dump(mode="json"))))
+    assert math.isnan(again.history[0].eval_loss)
+    assert repr(again) == repr(record)
+    resumed = LoopState.resume(again)
+    assert (resumed.step, resumed.losses, resumed.best, resumed.patience, resumed.seconds) == (3, [0.125, 0.5], best, 1, 2.0)
+
+
+def test_the_weights_taken_have_a_point_of_the_curve() -> None:
+    points = [LossPoint(step=float(step), loss=1.0 / step, eval_loss=1.0, seconds=float(step)) for step in (2, 4, 6)]
+    fields = {"history": points, "files": ("a/b",), "steps": 6, "real_tokens": 1, "tokens": 2, "rows": 3}
+    assert TrainedRun(taken_step=4, **fields).final_point == points[1]
+    assert TrainedRun(taken_step=5, **fields).final_point == points[2]
+    with pytest.raises(ValidationError, match="history"):
+        TrainedRun(taken_step=4, **{**fields, "history": ()})
+    with pytest.raises(ValidationError, match="taken"):
+        TrainedRun.model_validate({**fields, "takenstep": 4})

@@ -27,6 +27,7 @@ from headtail.stages.distill.encoder import Settings
 from headtail.stages.distill.learner import DecoderLearner
 from headtail.stages.distill.logits import COLUMNS, Logits, top_k
 from headtail.stages.distill.result import Result as DistillResult
+from headtail.stages.distill.result import TrainingTotals
 from headtail.stages.distill.rows import Rows, count_left_out, with_side
 from headtail.stages.distill.tokenizer import train_tokenizer
 from headtail.stages.distill.train import Spec, add_teacher_logits
@@ -95,8 +96,8 @@ class Stand:
         return "digest"
 
     def record(self, config: Any, stage: Any, done: Any, examples: Any, base: str, tasks: Any, digest: str) -> DistillResult:
-        stage.metrics |= {"eval_loss": 1.0 / len(self.seen), "steps": 3.0, "train_seconds": 1.0}
-        return DistillResult(digest=digest, base=base)
+        training = TrainingTotals(examples=3, steps=3, eval_loss=1.0 / len(self.seen), train_seconds=1.0, params=9)
+        return DistillResult(digest=digest, base=base, training=training)
 
 
 @pytest.fixture

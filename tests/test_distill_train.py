@@ -96,7 +96,7 @@ def test_a_checkpoint_without_its_marker_does_not_exist(store: Storage, tmp_path
 def test_a_damaged_checkpoint_is_refused(store: Storage, tmp_path: Path) -> None:
     path = "w/checkpoints/step-00000003/mp_rank_00_model_states.pt"
     store.replace(path, b"the weights, one bit off")
-    marker = {"tag": "step-00000003", "world": 1, "files": {path: "0" * 64}, "state": {}}
+    marker = {"tag": "step-00000003", "world": 1, "files": {path: "0" * 64}, "state": {"step": 3}}
     store.replace("w/checkpoints/COMPLETE", json.dumps(marker).encode())
     with pytest.raises(StorageError, match="not the one that was written"):
         Checkpoints(store, "w", tmp_path, rank=0, world=1, frozen=False).load(None)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from conftest import figures_of
 from headtail.core.bounds import Share, holm
 from headtail.core.errors import GateRejected
 from headtail.core.evidence import Criterion, Figures, figure_metrics, read_evidence, three_figures
@@ -107,16 +108,16 @@ def test_a_verdict_that_its_figures_do_not_bear_out_is_refused() -> None:
 
 
 def test_three_figures_say_null_where_nothing_is_known() -> None:
-    own = {"usd_per_million": 0.5, "tokens_in_per_row": 8.0, "tokens_out_per_row": 2.0, "rows_per_s": 500.0}
-    found = three_figures(0.9, 0.95, own, {"usd_per_million": 10.0})
+    own = figures_of(usd_per_million=0.5, tokens_in_per_row=8.0, tokens_out_per_row=2.0, rows_per_s=500.0)
+    found = three_figures(0.9, 0.95, own, figures_of(usd_per_million=10.0))
     assert found.times_cheaper_than_teacher == 20.0
     assert (found.tokens_per_row_own, found.seconds_per_million_own) == (10.0, 2000.0)
-    assert (found.tokens_per_row_teacher, found.seconds_per_million_teacher) == (None, None)
+    assert (found.tokens_per_row_teacher, found.seconds_per_million_teacher) == (0.0, None)
     assert (found.times_faster_than_teacher, found.times_fewer_tokens_than_teacher) == (None, None)
-    nothing = three_figures(None, None, {}, {})
+    nothing = three_figures(None, None, None, None)
     assert {value for _, value in nothing} == {None}
     assert (figure_metrics(nothing), nothing) == ({}, Figures())
     assert figure_metrics(found, "batch_student")["figures/batch_student/times_cheaper_than_teacher"] == 20.0
     assert len(figure_metrics(found)) == sum(value is not None for _, value in found)
-    whole = three_figures(0.9, 0.95, own, {**own, "rows_per_s": 25.0, "tokens_out_per_row": 92.0})
+    whole = three_figures(0.9, 0.95, own, own.model_copy(update={"rows_per_s": 25.0, "tokens_out_per_row": 92.0}))
     assert (whole.times_faster_than_teacher, whole.times_fewer_tokens_than_teacher) == (20.0, 10.0)

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from scipy import stats
 
-from conftest import answered_by, keep
+from conftest import answered_by, figures_of, keep
 from headtail.adapters.storage import Storage, read_json, write_table
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.core.bounds import Game, Share
@@ -62,8 +62,9 @@ def answered(store: Storage, task: Task, mark: str, rows: Sequence[tuple[str, st
         for q, stratum, right in rows
     ]
     table = pa.Table.from_pylist(sorted(lines, key=lambda line: bytes(line["query_key"])), schema=ANSWER)
-    metrics = {"usd_per_million": 8.0 if mark == TEACHER else 0.5, "tokens_in_per_row": 40.0, "tokens_out_per_row": 8.0, "rows_per_s": 50.0}
-    made = {"task_fingerprint": task.fingerprint, "result": answered_by(name, digest, source), "metrics": metrics}
+    usd = 8.0 if mark == TEACHER else 0.5
+    known = figures_of(usd_per_million=usd, tokens_in_per_row=40.0, tokens_out_per_row=8.0, rows_per_s=50.0)
+    made = {"task_fingerprint": task.fingerprint, "result": answered_by(name, digest, source, figures=known)}
     keep(store, "precompute", mark, {"answers/shard-00000": table}, **made)
 
 

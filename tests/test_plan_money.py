@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from conftest import figures_of
 from headtail import pipeline
 from headtail.adapters import append_log
 from headtail.adapters.storage import open_storage, read_json, write_json
@@ -241,10 +242,10 @@ def test_a_labelled_query_in_the_head_is_paid_for_once(root: str, tmp_path: Path
     assert whole.rows["head"] == 300, "a sample that the log has no queries for costs nothing"
 
 
-def precomputed(root: str, mark: str, source: str, metrics: dict[str, float], task: str = "query_intent") -> None:
+def precomputed(root: str, mark: str, source: str, known: dict[str, float], task: str = "query_intent") -> None:
     """A finished precompute, in the catalog."""
-    found = PrecomputeResult(source=source, model=AnsweringModel(name="m", digest="d"))
-    made = Receipt(stage="precompute", fingerprint=mark, path=f"precompute/{mark}", started="", seconds=0, metrics=metrics, result=found)
+    found = PrecomputeResult(source=source, model=AnsweringModel(name="m", digest="d"), figures=figures_of(**known))
+    made = Receipt(stage="precompute", fingerprint=mark, path=f"precompute/{mark}", started="", seconds=0, result=found)
     entry = {"path": made.path, "task": task, "source": source, "model": "m", "settings": "s", "parts": {}, "template": "", "began": ""}
     store = open_storage(root)
     append_log.append_entry(store, catalog.FOLDER, lambda _: json.dumps(entry).encode())

@@ -142,15 +142,15 @@ def test_figures_are_over_all_runs() -> None:
         missing_side_inputs={},
     )
     made = job_figures(ledger, Limits(workers=2, usd_per_hour=3.6))
-    assert made["rows_per_s"] == pytest.approx(10)
-    assert made["usd"] == pytest.approx(0.22)
-    assert made["usd_per_million"] == pytest.approx(220)
+    assert made.rows_per_s == pytest.approx(10)
+    assert made.usd == pytest.approx(0.22)
+    assert made.usd_per_million == pytest.approx(220)
     half = dataclasses.replace(ledger, reused=500, seconds=100.0, reused_seconds=100.0, reused_tokens_in=2500, reused_tokens_out=10000)
     other = job_figures(half, Limits(workers=2, usd_per_hour=3.6, usd_per_million_tokens_in=1.0, usd_per_million_tokens_out=4.0))
-    assert other["usd"] == pytest.approx(0.12 + 0.0025 + 0.04)
-    assert other["usd_saved"] == pytest.approx(0.1 + 0.0025 + 0.04)
-    assert other["usd_per_million"] == pytest.approx(220 + 85)
-    assert (made["tokens_in_per_row"], made["tokens_out_per_row"], made["answered_share"]) == (5, 20, 0.9)
+    assert other.usd == pytest.approx(0.12 + 0.0025 + 0.04)
+    assert other.usd_saved == pytest.approx(0.1 + 0.0025 + 0.04)
+    assert other.usd_per_million == pytest.approx(220 + 85)
+    assert (made.tokens_in_per_row, made.tokens_out_per_row, made.answered_share) == (5, 20, 0.9)
 
 
 def test_a_budget_without_a_price_is_an_error(root: str, store: Storage) -> None:
@@ -176,7 +176,8 @@ def test_a_dry_run_says_that_money_is_unknown_and_where_to_set_it(root: str, sto
     lines.print(_estimate(Estimate(rows=1, tokens_in=span, tokens_out=span, engine_s=span, wall_s=span, usd=None), 1))
     assert "unknown" in (text := lines.file.getvalue())  # type: ignore[attr-defined]
     assert "model.usd_per_million_tokens_in" in text
-    assert not {"usd", "usd_saved", "usd_per_million"} & set(job_figures(ledger_of({"answered": 9}), Limits(priced=False)))
+    figures = job_figures(ledger_of({"answered": 9}), Limits(priced=False))
+    assert (figures.usd, figures.usd_saved, figures.usd_per_million) == (None, None, None)
 
 
 def ledger_of(states: dict[str, int], **fields: Any) -> Ledger:

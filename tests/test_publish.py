@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from conftest import answered_by
+from conftest import answered_by, figures_of
 from headtail.adapters.storage import Storage, open_storage, read_json, write_json, write_table
 from headtail.adapters.storage.receipts import output_table
 from headtail.cache import open_snapshot, read_manifest
@@ -30,6 +30,7 @@ from headtail.releases import lookup, release
 from headtail.stages import publish
 from headtail.stages.evaluate.result import Result as EvaluateResult
 from headtail.stages.gate.result import Result as GateResult
+from headtail.stages.precompute.result import Result as PrecomputeResult
 from test_cache import answers, good, kill_at
 from test_evidence import evidence
 from timescale import limit
@@ -329,10 +330,10 @@ def test_evidence_and_student_go_into_the_release(store: Storage, root: str, pre
 def test_three_figures_of_each_student_are_its_gates_or_the_evaluations_or_its_cost(
     store: Storage, root: str, prepared: tuple[Receipt, Receipt], intent: Task, computed_anew: None
 ) -> None:
-    def made(old: Receipt, mark: str, source: str, name: str, **metrics: float) -> Receipt:
+    def made(old: Receipt, mark: str, source: str, name: str, **known: float) -> Receipt[PrecomputeResult]:
         tables = {label: output_table(store, old, label) for label in old.outputs}
         same = {"inputs": old.inputs, "task_fingerprint": old.task_fingerprint}
-        return leave(store, "precompute", mark, tables, result=answered_by(name, source=source), metrics=metrics, **same)
+        return leave(store, "precompute", mark, tables, result=answered_by(name, source=source, figures=figures_of(**known)), **same)
 
     student, live = (leave(store, "distill", mark, {}) for mark in ("d1d1", "d2d2"))
     taught = made(prepared[0], "ac01", "teacher", "big", usd_per_million=10.0)
@@ -343,13 +344,13 @@ def test_three_figures_of_each_student_are_its_gates_or_the_evaluations_or_its_c
     assert alone.result.figures["realtime_student"].usd_per_million_own is None
     assert alone.metrics["figures/batch_student/seconds_per_million_own"] == 10_000.0
     assert "figures/batch_student/quality_against_people" not in alone.metrics
-    seen = three_figures(0.9, 0.8, batch.metrics, taught.metrics)
+    seen = three_figures(0.9, 0.8, batch.result.figures, taught.result.figures)
     judged = EvaluateResult(labels="plan/ab:human_labels", answers={"batch_student": batch.path}, figures={"batch_student": seen})
     evaluated = leave(store, "evaluate", "ee01", {}, result=judged)
     told = publish.run(config(root, taught, batch, student=live.path, evaluation=evaluated.path))
     assert told.result.figures["batch_student"] == seen
     assert told.metrics["figures/batch_student/quality_against_people"] == 0.9
-    proof = evidence(candidate=live.path, policy=intent.policy_digest) | {"figures": three_figures(0.7, None, {}, {})}
+    proof = evidence(candidate=live.path, policy=intent.policy_digest) | {"figures": three_figures(0.7, None, None, None)}
     gated = leave(store, "gate", "0a0a", {}, result=gate_result(proof))
     both = publish.run(config(root, taught, batch, student=live.path, evaluation=evaluated.path, gates=(gated.path,)))
     assert both.result.figures == {"realtime_student": proof["figures"], "batch_student": seen}

@@ -37,6 +37,7 @@ from headtail.releases.seal import Seal
 from headtail.review.log import DecisionLog
 from headtail.stages.distill.checkpoints import Marker
 from headtail.stages.distill.launch import StoredBase
+from headtail.stages.distill.run_record import TrainedRun
 from headtail.stages.precompute.dry_run.estimate import Probe
 
 KINDS: list[type[Config]] = [
@@ -55,6 +56,7 @@ KINDS: list[type[Config]] = [
         Starts,
         Marker,
         StoredBase,
+        TrainedRun,
         Look,
         Seal,
         Evidence,

@@ -248,6 +248,8 @@ def test_what_is_wrong_is_named(store: Storage, root: str, state: Front) -> None
 def test_figures_of_one_slow_request() -> None:
     event = Event(b"k" * 16, "q", True)
     found = replay.replay_figures([EventReply(event, 200, 1234.5, {}, "fallback", False, True, "timeout")], 2.0)
-    assert found["p50_ms"] == found["p99_ms/fallback"] == 1234.5
-    assert found["requests_per_s"] == 0.5
-    assert "p50_ms/cache" not in found
+    assert found.answered.p50_ms == found.paths["fallback"].p99_ms == 1234.5
+    assert (found.requests_per_s, found.paths["cache"].p50_ms) == (0.5, None)
+    metrics = found.metrics()
+    assert metrics["p50_ms"] == metrics["p99_ms/fallback"] == 1234.5
+    assert not {"p50_ms/cache", "quality"} & metrics.keys()

@@ -21,25 +21,39 @@ from rich.console import Console
 from conftest import answered_by
 from headtail.adapters import charts
 from headtail.adapters.storage import Storage, read_json, write_json, write_table
+from headtail.core.answer_source import SOURCES, AnswerSource
 from headtail.core.calibration import ConfidenceMap, StudentCalibration
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import InputError
-from headtail.core.evidence import Criterion, Evidence
+from headtail.core.evidence import Criterion, Evidence, JobFigures
 from headtail.core.io_format import IOFormat
 from headtail.core.keys import canonical, query_key
 from headtail.core.receipt import FileRef, Receipt
-from headtail.core.rows import QUALITY, SCORED
+from headtail.core.rows import QUALITY, SCORED, State
 from headtail.stages import report
 from headtail.stages.calibrate.result import CalibrationFigures, EscalationFigures, EstimatedShare
 from headtail.stages.calibrate.result import Result as CalibrateResult
+from headtail.stages.curate import Result as CurateResult
 from headtail.stages.distill.result import Result as DistillResult
+from headtail.stages.distill.result import TrainingTotals
+from headtail.stages.evaluate.result import Result as EvaluateResult
+from headtail.stages.evaluate.result import SourceFigures, TeacherDifference
 from headtail.stages.gate.result import Result as GateResult
 from headtail.stages.gate.stage import criteria_figure as gate_figure
+from headtail.stages.ingest.result import LogTotals
+from headtail.stages.ingest.result import Result as IngestResult
+from headtail.stages.plan.result import HeadForecast, PlanFigures
+from headtail.stages.plan.result import Result as PlanResult
+from headtail.stages.precompute.result import JobRows
 from headtail.stages.publish import Result as PublishResult
 from headtail.stages.publish.result import WithheldAnswer
-from headtail.stages.report.page import answer_text
+from headtail.stages.replay import PathFigures, ReplayFigures, ServedRelease
+from headtail.stages.replay import Result as ReplayResult
+from headtail.stages.report import note, stage
+from headtail.stages.report.page import answer_text, render
 from headtail.stages.report.sentences import headline
-from headtail.stages.report.summary import REALTIME, REPORTED_STAGES, BatchFigures, QualityFigure, Summary, summarise
+from headtail.stages.report.summary import summarise
+from headtail.stages.report.tree import REPORTED_STAGES, BatchFigures, PipelineFigures, QualityFigure, Summary, stages_of
 from timescale import limit
 
 EXPECTED = Path(__file__).parent / "expected"
@@ -59,6 +73,7 @@ SECTIONS = (
     "lineage",
     "notes",
 )
+REALTIME = ("distill_realtime", "precompute_realtime", "gate_realtime")
 NASTY = '<script>alert(1)</script> & "quotes"'
 
 # answer source: stratum: quality, low, high, exact
@@ -273,25 +288,25 @@ def refused() -> Evidence:
 
 
 def job(source: str, rows: int, per_s: float, model: str) -> dict[str, Any]:
-    bad = {"truncated": rows // 400, "invalid": rows // 900, "refused": 0, "failed": 1}
-    seconds = rows / per_s
+    bad = {State.TRUNCATED: rows // 400, State.INVALID: rows // 900, State.REFUSED: 0, State.FAILED: 1}
+    seconds, answered = rows / per_s, rows - sum(bad.values())
     usd = 0.09 * (seconds + 12.5) / 3600
+    states = {State.ANSWERED: answered, **bad}
+    figures = JobFigures(
+        rows_per_s=per_s,
+        tokens_in=rows * 84.0,
+        tokens_out=rows * 21.5,
+        tokens_in_per_row=84.0 if source == "teacher" else 38.0,
+        tokens_out_per_row=21.5,
+        engine_start_s=12.5,
+        generate_s=round(seconds, 2),
+        usd=round(usd, 6),
+        usd_per_million=round(usd / rows * 1e6, 4),
+        answered_share=answered / rows,
+    )
+    counts = JobRows(offered=rows, states=states, duplicates=0, reused=0, recomputed=rows, resumed=0)
     return {
-        "rows": {"in": rows, "answered": rows - sum(bad.values()), **bad, "duplicates": 0, "reused": 0, "recomputed": rows, "resumed": 0},
-        "metrics": {
-            "rows_per_s": per_s,
-            "tokens_in": rows * 84.0,
-            "tokens_out": rows * 21.5,
-            "tokens_in_per_row": 84.0 if source == "teacher" else 38.0,
-            "tokens_out_per_row": 21.5,
-            "engine_start_s": 12.5,
-            "generate_s": round(seconds, 2),
-            "usd": round(usd, 6),
-            "usd_per_hour": 0.09,
-            "usd_per_million": round(usd / rows * 1e6, 4),
-            "answered_share": 1 - sum(bad.values()) / rows,
-        },
-        "result": answered_by(model, "sha256:00", source),
+        "result": answered_by(model, "sha256:00", source, usd_per_hour=0.09, rows=counts, figures=figures),
         "notes": ("temperature 0 is not batch-invariant: answers were published once, not computed twice",) if source == "teacher" else (),
     }
 
@@ -339,8 +354,51 @@ def promise() -> CalibrateResult:
     )
 
 
-def published(release: str, snapshot: str, student: str = "") -> PublishResult:
-    return PublishResult(release=release, snapshot=snapshot, previous="", student=student, figures={})
+def published(release: str, snapshot: str, rows: int, coverage: float, student: str = "", **fields: Any) -> PublishResult:
+    made = {"release": release, "snapshot": snapshot, "published": rows, "coverage": coverage, "student": student}
+    return PublishResult(previous="", figures={}, **made, **fields)
+
+
+def trained(**fields: Any) -> TrainingTotals:
+    return TrainingTotals(examples=2711, steps=600, **fields)
+
+
+def confidence(ece: float, floor: float, auroc: float, agreement: float | None = None, *gap: float) -> SourceFigures:
+    ends = dict(zip(("value", "low", "high"), gap, strict=False))
+    known = {"ece": ece, "ece_noise_floor": floor, "auroc": auroc, "agreement": agreement}
+    return SourceFigures(**known, minus_teacher=TeacherDifference(**ends) if gap else None)
+
+
+EVALUATED = EvaluateResult(
+    labels="plan/ab:human_labels",
+    answers={},
+    sources={
+        "teacher": confidence(0.021, 0.017, 0.883),
+        "batch_student": confidence(0.088, 0.019, 0.842, 0.904, -0.049, -0.071, -0.027),
+        "realtime_student": confidence(0.034, 0.02, 0.861, 0.921, -0.017, -0.034, 0.001),
+    },
+)
+
+
+def replayed() -> ReplayResult:
+    paths = {
+        "cache": PathFigures(requests=1424, p50_ms=1.2, p95_ms=2.2, p99_ms=2.9),
+        "realtime": PathFigures(requests=548, p50_ms=36.6, p95_ms=60.1, p99_ms=74.3),
+        "fallback": PathFigures(requests=28, p50_ms=2001.0, p95_ms=2064.0, p99_ms=2088.0),
+    }
+    figures = ReplayFigures(
+        requests=2000,
+        errors=0,
+        cache_hit_share=0.712,
+        realtime_share=0.274,
+        fallback_share=0.014,
+        degraded_share=0.014,
+        requests_per_s=212.4,
+        quality=0.893,
+        answered=PathFigures(requests=2000, p50_ms=1.4, p95_ms=52.0, p99_ms=88.0),
+        paths=paths,
+    )
+    return ReplayResult(server=ServedRelease(id="r-0002"), url="http://127.0.0.1:8000", figures=figures)
 
 
 def example_data(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
@@ -348,110 +406,62 @@ def example_data(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, s
     drawn = figures()
     parts: dict[str, dict[str, Any]] = {
         "ingest": {
-            "rows": {"events": 100_000, "queries": 21_480, "holdout_events": 10_000, "holdout_queries": 4_100, "human_labels": 420},
-            "metrics": {"unseen_share_holdout_events": 0.174},
+            "result": IngestResult(
+                totals=LogTotals(events=100_000, queries=21_480, holdout_events=10_000, human_labels=420, unseen_share_holdout_events=0.174)
+            )
         },
         "plan": {
-            "rows": {"head": 1200, "teacher_sample": 2000, "student_rows": 18_280, "human_labels": 420},
-            "metrics": {
-                "head_rows": 1200,
-                "head_coverage_forecast": 0.486,
-                "head_coverage_forecast_low": 0.461,
-                "head_coverage_forecast_high": 0.511,
-                "forecast_horizon_days": 7,
-                "head_coverage": 0.503,
-                "head_coverage_holdout": 0.489,
-                "seen_coverage_holdout": 0.826,
-                "zipf_exponent": 1.04,
-            },
+            "result": PlanResult(
+                head_limit="coverage",
+                head_last_count=9,
+                figures=PlanFigures(
+                    head_rows=1200,
+                    human_labels=420,
+                    head_coverage=0.503,
+                    head_coverage_holdout=0.489,
+                    seen_coverage_holdout=0.826,
+                    zipf_exponent=1.04,
+                ),
+                forecasts=(HeadForecast(horizon_days=7, value=0.486, low=0.461, high=0.511),),
+            ),
             "notes": ("holdout traffic is one day; a week would say more",),
         },
         "precompute_teacher": job("teacher", 3620, 61.5, "example:teacher"),
         "publish_head": {
-            "rows": {"published": 1197},
-            "metrics": {"coverage": 0.502},
-            "result": published("r-0001", "g-0001"),
+            "result": published("r-0001", "g-0001", 1197, 0.502),
         },
-        "evaluate_teacher": {"tables": {"quality": quality_table(("teacher", "fallback")), "rows": rows_table()}},
-        "curate": {
-            "rows": {"training_set": 2711, "dropped": 909, "dropped.eval_only": 420, "dropped.unconfident": 480, "dropped.invalid": 9}
-        },
+        "evaluate_teacher": {"result": EVALUATED, "tables": {"quality": quality_table(("teacher", "fallback")), "rows": rows_table()}},
+        "curate": {"result": CurateResult(signals={}, training_rows=2711, dropped_rows=909)},
         "distill_batch": {
-            "rows": {"training_set": 2711, "held_out": 142},
-            "metrics": {
-                "train_loss": 0.0813,
-                "eval_loss": 0.1127,
-                "train_seconds": 94.2,
-                "trainable_params": 221_184,
-                "params": 1_804_032,
-            },
-            "result": DistillResult(digest="d", base="example:student-base", io_format=IOFormat(prompt="query_only", output="compact")),
+            "result": DistillResult(
+                digest="d",
+                base="example:student-base",
+                io_format=IOFormat(prompt="query_only", output="compact"),
+                training=trained(train_loss=0.0813, eval_loss=0.1127, train_seconds=94.2, trained_params=221_184, params=1_804_032),
+            ),
         },
         "precompute_batch": job("batch_student", 18_700, 402.0, "distill/dddddddddddddddd"),
         "evaluate": {
             "tables": {"quality": quality_table(), "rows": rows_table()},
             "figures": {name: drawn[name] for name in ("quality", "calibration")},
-            "metrics": {
-                "ece/teacher": 0.021,
-                "ece/batch_student": 0.088,
-                "ece_noise_floor/teacher": 0.017,
-                "ece_noise_floor/batch_student": 0.019,
-                "auroc/teacher": 0.883,
-                "auroc/batch_student": 0.842,
-                "agreement/batch_student": 0.904,
-                "difference/batch_student/value": -0.049,
-                "difference/batch_student/low": -0.071,
-                "difference/batch_student/high": -0.027,
-                "ece/realtime_student": 0.034,
-                "ece_noise_floor/realtime_student": 0.02,
-                "auroc/realtime_student": 0.861,
-                "agreement/realtime_student": 0.921,
-                "difference/realtime_student/value": -0.017,
-                "difference/realtime_student/low": -0.034,
-                "difference/realtime_student/high": 0.001,
-            },
+            "result": EVALUATED,
             "notes": ("unseen: only 24 labelled rows; its intervals are wide and exact (Clopper-Pearson), not bootstrap",),
         },
         "gate_batch": {
             "result": GateResult(passed=True, evidence=evidence(), candidate_number=1),
             "figures": {"gate": gate_figure(evidence())},
         },
-        "publish": {
-            "rows": {"published": 21_390},
-            "metrics": {"coverage": 0.994, "withheld": 2},
-            "result": published("r-0002", "g-0002", "distill/dddd").model_copy(update={"withheld": WITHHELD}),
-        },
+        "publish": {"result": published("r-0002", "g-0002", 21_390, 0.994, "distill/dddd", withheld_answers=2, withheld=WITHHELD)},
         "replay": {
-            "rows": {"requests": 2000, "errors": 0, "cache": 1424, "realtime": 548, "fallback": 28},
-            "metrics": {
-                "requests": 2000,
-                "errors": 0,
-                "cache_hit_share": 0.712,
-                "realtime_share": 0.274,
-                "fallback_share": 0.014,
-                "degraded_share": 0.014,
-                "requests_per_s": 212.4,
-                "quality": 0.893,
-                "p50_ms": 1.4,
-                "p95_ms": 52.0,
-                "p99_ms": 88.0,
-                "p50_ms/cache": 1.2,
-                "p95_ms/cache": 2.2,
-                "p99_ms/cache": 2.9,
-                "p50_ms/realtime": 36.6,
-                "p95_ms/realtime": 60.1,
-                "p99_ms/realtime": 74.3,
-                "p50_ms/fallback": 2001.0,
-                "p95_ms/fallback": 2064.0,
-                "p99_ms/fallback": 2088.0,
-            },
+            "result": replayed(),
             "figures": {"latency": drawn["latency"]},
         },
         "distill_realtime": {
-            "rows": {"training_set": 2711, "held_out": 142},
-            "metrics": {"train_loss": 0.0512, "eval_loss": 0.0731, "train_seconds": 41.0, "trainable_params": 608_640}
-            | {"params": 608_640},
-            "result": DistillResult(digest="e", student="encoder"),
+            "result": DistillResult(
+                digest="e",
+                student="encoder",
+                training=trained(train_loss=0.0512, eval_loss=0.0731, train_seconds=41.0, trained_params=608_640, params=608_640),
+            ),
         },
         "precompute_realtime": job("realtime_student", 420, 4100.0, "distill/0000000000000000"),
         "gate_realtime": {
@@ -463,8 +473,8 @@ def example_data(store: Storage, leave_out: tuple[str, ...] = ()) -> dict[str, s
     paths: dict[str, str] = {}
     for number, (name, fields) in enumerate(parts.items()):
         if name not in leave_out:
-            stage = name.split("_")[0]
-            paths[name] = keep(store, stage, f"{'abcdef0123456789'[number]}" * 16, number, paths, **fields)
+            kind = name.split("_")[0]
+            paths[name] = keep(store, kind, f"{'abcdef0123456789'[number]}" * 16, number, paths, **fields)
     return paths
 
 
@@ -708,8 +718,84 @@ def test_headline_does_not_flatter() -> None:
     assert said == ["A million queries cost USD 1.00 with the teacher and USD 2.00 with the batch student: 2.0 times more."]
     close = {"batch_student": {"minus_teacher": QualityFigure(value=-0.01, low=-0.03, high=0.01)}}
     assert "no difference of batch student and teacher is shown" in next(iter(headline(changed(none, close))))
-    rare = {"coverage_holdout_traffic": 0.7, "cache_hit_share": 0.7, "realtime_share": 0.298, "fallback_share": 0.002}
-    assert "0.2 % by the fallback" in next(iter(headline(none.model_copy(update={"figures": {**none.figures, **rare}}))))
+    rare = PipelineFigures(coverage_holdout_traffic=0.7, cache_hit_share=0.7, realtime_share=0.298, fallback_share=0.002)
+    assert "0.2 % by the fallback" in next(iter(headline(none.model_copy(update={"figures": rare}))))
+
+
+EDGE = AnswerSource(
+    name="edge_student", role="student", colour="#123456", dark="#abcdef", marker="v", terminal="green", optional=True, without="no edge"
+)
+
+
+def test_an_optional_source_that_did_not_run_is_nowhere(store: Storage, root: str) -> None:
+    """Whatever its place in the table: only its flag decides."""
+    for sources in ((*SOURCES, EDGE), (EDGE, *SOURCES), (*SOURCES[:2], EDGE, *SOURCES[2:])):
+        none = summarise({}, [], "t", sources=sources)
+        assert none.shown == ("teacher", "batch_student", "fallback")
+        assert not [name for name in none.not_run if "edge" in name or "realtime" in name]
+    needed = EDGE.model_copy(update={"optional": False})
+    assert {"distill_edge", "precompute_edge", "gate_edge"} <= set(summarise({}, [], "t", sources=(*SOURCES, needed)).not_run)
+
+
+def test_another_source_is_a_row_of_the_table(store: Storage, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its columns, figures, stages, colours and sentences follow, in every part of the report; nothing else of it changes."""
+    sources = (*SOURCES[:3], EDGE, SOURCES[3])
+    before, paths = made(store, root), example_data(store)
+    own = {
+        "distill_edge": {"result": DistillResult(digest="f", training=trained(train_loss=0.1, eval_loss=0.2, train_seconds=9.0, params=7))},
+        "precompute_edge": job("edge_student", 420, 999.0, "distill/ffffffffffffffff"),
+        "gate_edge": {"result": GateResult(passed=True, evidence=evidence(), candidate_number=3)},
+    }
+    for number, (name, fields) in enumerate(own.items()):
+        paths[name] = keep(store, name.split("_")[0], f"{'123'[number]}e" * 8, 20 + number, paths, **fields)
+    receipts = {name: stage._load(store, path) for name, path in paths.items()}
+    scored = receipts["evaluate"].result
+    assert isinstance(scored, EvaluateResult)
+    more = scored.model_copy(update={"sources": {**scored.sources, EDGE.name: confidence(0.05, 0.02, 0.8, 0.9, -0.1, -0.2, -0.05)}})
+    receipts["evaluate"] = receipts["evaluate"].model_copy(update={"result": more})
+    lines = quality_table().to_pylist()
+    lines += [{**line, "source": EDGE.name, "quality": 0.777} for line in lines if line["source"] == "realtime_student"]
+    summary = summarise(receipts, lines, "Quickstart", sources=sources)
+    assert summary.shown == tuple(source.name for source in sources)
+    assert [step.stage for step in summary.lineage if "edge" in step.stage] == ["distill_edge", "precompute_edge", "gate_edge"]
+    assert stages_of(sources).index("precompute_edge") < stages_of(sources).index("evaluate")
+    text = render(store, receipts, summary)
+    page = Page(text)
+    assert page.open == []
+    assert text.count("--edge_student: #123456;") == 2  # on paper and in print
+    assert "--edge_student: #abcdef;" in text
+    assert page.text.count("edge student") >= 9  # cards, tables, sentences
+    assert "the edge student scores 0.78" in page.text
+    assert "edge student : passed" in page.text
+    terminal = printed(summary)
+    assert "Gate: the edge student passed, 2 of 2 criteria passed." in terminal
+    assert re.search(r"rows in +3,620 +18,700 +420 +420", terminal)
+    assert "edge student" in note.release_note(receipts, "t", "r", "p", sources)
+    assert "| edge student | no edge |" in note.release_note(
+        {name: one for name, one in receipts.items() if "edge" not in name}, "t", "r", "p", sources
+    )
+    flat, former = report.flat_summary(summary), before[1]
+    assert flat["gate_edge_passed"] is True
+    assert flat["train_loss_edge_student"] == 0.1
+    own_names = {name for name in flat if "edge" in name}
+    assert {name.replace("edge", "realtime") for name in own_names} == {name for name in flat if re.search("realtime(?!_share)", name)} - {
+        "latency_realtime_p50_ms",
+        "latency_realtime_p95_ms",
+        "latency_realtime_p99_ms",
+        "requests_realtime",
+    }
+    changes = {"sources", "lineage", "headline", "paths", "notes"}
+    assert {name: flat[name] for name in former.keys() - changes} == {name: former[name] for name in former.keys() - changes}
+
+
+def test_a_run_of_an_earlier_version_is_named(store: Storage, root: str) -> None:
+    """Its figures are null, and a note says why: not as if it had none."""
+    receipts = {name: stage._load(store, path) for name, path in example_data(store).items()}
+    old = receipts["precompute_teacher"].result.model_copy(update={"figures": None, "rows": None})
+    receipts["precompute_teacher"] = receipts["precompute_teacher"].model_copy(update={"result": old})
+    summary = summarise(receipts, [], "t")
+    assert (summary.teacher.job.model, summary.teacher.job.usd_per_million) == ("example:teacher", None)
+    assert [text for text in summary.remarks if text.startswith("precompute_teacher: an earlier version of headtail made this run")]
 
 
 def test_plain_answers() -> None:

@@ -22,6 +22,7 @@ from headtail.core.task import Task
 from headtail.examples import example_data
 from headtail.stages import gate
 from headtail.stages.distill.checkpoints import Marker
+from headtail.stages.distill.run_record import LoopRecord
 from test_gate import POOR, put, run_gate
 from test_precompute import plan
 from timescale import limit
@@ -138,7 +139,7 @@ def test_a_silent_lease_of_another_machine_is_dead(any_root: str) -> None:
 def test_a_training_that_did_not_end_shows_its_step(root: str, store: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a" * 16, "b" * 16):
         write_json(store, f"distill/{name}/work/settings.json", {"student": "decoder"})
-    whole = Marker(tag="step-00000120", files={}, state={"step": 120}, steps=400)
+    whole = Marker(tag="step-00000120", files={}, state=LoopRecord(step=120), steps=400)
     write_json(store, f"distill/{'a' * 16}/work/checkpoints/COMPLETE", whole.model_dump())
     write_json(store, f"distill/{'b' * 16}/receipt.json", {})
     trainings = shown(root, capsys)["trainings"]

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from headtail.adapters.progress import say
 from headtail.adapters.storage import check_digest, open_storage, read_bytes
 from headtail.adapters.tracking import Tracker
+from headtail.core.answer_source import source_named
 from headtail.core.config import StageConfig, execution, refuse_filled
 from headtail.core.errors import ConfigError
 from headtail.core.receipt import Receipt, StageResult
@@ -244,7 +245,7 @@ class _Student(NamedTuple):
 
 def _at(stage: str, source: str) -> str:
     """The name of a stage for a student: distill_batch, gate_realtime."""
-    return f"{stage}_{source.removesuffix('_student')}"
+    return source_named(source).stage(stage)
 
 
 def _students(pipeline: _Pipeline, training_set: Receipt, planned: Receipt, teacher: ModelConfig) -> dict[str, _Student]:

@@ -1,7 +1,7 @@
 """Figures that several stages and the report share: one colour per answer source, direct labels, no chart junk.
 
-In: plain numbers. Out: matplotlib Figures, or SVG text for an HTML page. Colours are Okabe and Ito's, which
-colour-blind readers can tell apart. Each answer source also has its own marker, for black-and-white prints.
+In: plain numbers. Out: matplotlib Figures, or SVG text for an HTML page. Each answer source has its own colour and marker
+(core.answer_source).
 Matplotlib is imported when a figure is drawn. Knows nothing of receipts or stores.
 """
 
@@ -14,17 +14,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from headtail.core.answer_source import SOURCES, source_named
+from headtail.core.rows import Source
+
 INK, MUTED, RULE, PAPER = "#1b1f24", "#5f6875", "#dfe3e8", "#ffffff"
-COLOURS = {
-    "teacher": "#0072b2",
-    "batch_student": "#d55e00",
-    "realtime_student": "#aa4499",
-    "fallback": "#7d7d7d",
+COLOURS = {source.name: source.colour for source in SOURCES} | {
     "cache": "#009e73",  # a path a request takes, not an answer source
-    "realtime": "#d55e00",  # a path too: the student that answers misses
+    "realtime": source_named(Source.BATCH_STUDENT).colour,  # a path too: the student that answers misses
     "all": INK,
 }
-_MARKERS = {"teacher": "o", "batch_student": "s", "realtime_student": "^", "fallback": "D"}
+_MARKERS = {source.name: source.marker for source in SOURCES}
 _SPARE = ("#cc79a7", "#56b4e9", "#e69f00", "#a0522d")  # for answer sources of other names
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -51,7 +50,7 @@ SVG: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "headtail"}  # te
 
 
 class QualityPoint(NamedTuple):
-    """A answer source's quality on a stratum: value and interval, NaN when there is none."""
+    """An answer source's quality on a stratum: value and interval, NaN when there is none."""
 
     source: str
     stratum: str

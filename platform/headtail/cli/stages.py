@@ -22,7 +22,7 @@ from headtail.core.errors import ConfigError
 from headtail.core.receipt import Receipt
 
 if TYPE_CHECKING:
-    from headtail.stages.report.summary import Summary
+    from headtail.stages.report.tree import Summary
 
 
 def run_stage(name: str, file: Path | None, sets: list[str] | None, root: str | None, as_json: bool) -> tuple[Receipt[Any], str]:

@@ -144,7 +144,7 @@ def _trainings(store: Storage) -> Iterator[dict[str, Any]]:
     for path in sorted(begun - ended):
         marker = f"{path}/{MARKER}"
         found = read_record(store, Marker, marker) if store.exists(marker) else None
-        step, steps = (int(found.state.get("step", 0)), found.steps) if found else (0, 0)
+        step, steps = (found.state.step, found.steps) if found else (0, 0)
         phase, driver, _ = driver_state(store, path)
         silent_s = round(max(0.0, (now - written[path]).total_seconds()), 1)
         yield {"path": path, "state": phase, "step": step, "steps": steps or None, "driver": driver, "silent_s": silent_s}

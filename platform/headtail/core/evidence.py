@@ -89,6 +89,22 @@ class Criterion(Config):
         return f"{found}; were it the open labels' {self.open_value:{sign}.3f}, {self.more:,} more sealed labels would show it"
 
 
+class JobFigures(Config):
+    """Speed, tokens and money of a batch of answers. Seconds are those of all its runs. Money is null where no price is known."""
+
+    rows_per_s: float = Field(description="rows generated per second; 0: none was generated")
+    tokens_in: float = Field(description="prompt tokens")
+    tokens_out: float = Field(description="answer tokens")
+    tokens_in_per_row: float = Field(description="prompt tokens per row")
+    tokens_out_per_row: float = Field(description="answer tokens per row")
+    engine_start_s: float = Field(description="seconds until the engine was ready")
+    generate_s: float = Field(description="seconds of generation")
+    answered_share: float = Field(description="answered rows over rows in")
+    usd: float | None = Field(None, description="USD that this job paid")
+    usd_saved: float | None = Field(None, description="USD that answers taken over from other jobs saved")
+    usd_per_million: float | None = Field(None, description="USD per million such rows")
+
+
 class Figures(Config):
     """A student in three figures: quality against people, agreement with its teacher (no quality figure), cost beside the teacher's.
 
@@ -191,19 +207,33 @@ class Evidence(Config):
         return {**lines, **rest, "gate.evaluation": self.evaluation, "gate.evidence": self.model_dump_json()}
 
 
-def three_figures(quality: float | None, agreement: float | None, own: Mapping[str, float], teacher: Mapping[str, float]) -> Figures:
-    """Figures from metrics of the precompute receipts that answered (`teacher` empty when it itself is meant or did not answer)."""
-    figures = {"quality_against_people": quality, "agreement_with_teacher": agreement}
-    for side, metrics in (("own", own), ("teacher", teacher)):
-        tokens = [metrics.get(f"tokens_{way}_per_row") for way in ("in", "out")]
-        rate = metrics.get("rows_per_s")
-        figures[f"usd_per_million_{side}"] = metrics.get("usd_per_million")
-        figures[f"tokens_per_row_{side}"] = None if None in tokens else sum(t for t in tokens if t is not None)
-        figures[f"seconds_per_million_{side}"] = 1e6 / rate if rate else None
-    for name, what in (("cheaper", "usd_per_million"), ("faster", "seconds_per_million"), ("fewer_tokens", "tokens_per_row")):
-        ours, theirs = figures[f"{what}_own"], figures[f"{what}_teacher"]
-        figures[f"times_{name}_than_teacher"] = theirs / ours if ours and theirs else None
-    return Figures.model_validate(figures)
+def three_figures(quality: float | None, agreement: float | None, own: JobFigures | None, teacher: JobFigures | None) -> Figures:
+    """Figures of an answer source, from the jobs that answered; null without one (`teacher` too when it itself is meant)."""
+    (usd, tokens, seconds), (usd_teacher, tokens_teacher, seconds_teacher) = _costs(own), _costs(teacher)
+    return Figures(
+        quality_against_people=quality,
+        agreement_with_teacher=agreement,
+        usd_per_million_own=usd,
+        tokens_per_row_own=tokens,
+        seconds_per_million_own=seconds,
+        usd_per_million_teacher=usd_teacher,
+        tokens_per_row_teacher=tokens_teacher,
+        seconds_per_million_teacher=seconds_teacher,
+        times_cheaper_than_teacher=_times(usd_teacher, usd),
+        times_faster_than_teacher=_times(seconds_teacher, seconds),
+        times_fewer_tokens_than_teacher=_times(tokens_teacher, tokens),
+    )
+
+
+def _costs(job: JobFigures | None) -> tuple[float | None, float | None, float | None]:
+    """(USD per million rows, tokens per row, seconds per million rows)."""
+    if job is None:
+        return None, None, None
+    return job.usd_per_million, job.tokens_in_per_row + job.tokens_out_per_row, 1e6 / job.rows_per_s if job.rows_per_s else None
+
+
+def _times(theirs: float | None, ours: float | None) -> float | None:
+    return theirs / ours if ours and theirs else None
 
 
 def figure_metrics(figures: Figures, of: str = "") -> dict[str, float]:

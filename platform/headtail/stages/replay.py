@@ -85,11 +85,43 @@ class ServedRelease(Fields):
     realtime: Any = Field(None, description="the realtime student as it was deployed")
 
 
+class PathFigures(Fields):
+    """Replayed requests that took one path, and their latency in ms; null without any."""
+
+    requests: int = Field(ge=0, description="requests")
+    p50_ms: float | None = Field(None, description="half were answered within")
+    p95_ms: float | None = Field(None, description="95 of 100 within")
+    p99_ms: float | None = Field(None, description="99 of 100 within")
+
+
+class ReplayFigures(Fields):
+    """Shares of all requests, and latency of the answered ones."""
+
+    requests: int = Field(ge=0, description="requests that were sent")
+    errors: int = Field(ge=0, description="requests without an answer")
+    cache_hit_share: float = Field(description="share answered from the snapshot")
+    realtime_share: float = Field(description="share answered by the realtime student")
+    fallback_share: float = Field(description="share answered by the fallback")
+    degraded_share: float = Field(description="share that the fallback answered since the realtime student could not")
+    requests_per_s: float = Field(description="requests per second")
+    quality: float | None = Field(None, description="micro-F1 on requests whose query has human labels; null without any")
+    answered: PathFigures = Field(description="all requests with an answer; `requests` counts errors too")
+    paths: dict[str, PathFigures] = Field(description="by path: cache, realtime, fallback")
+
+    def metrics(self) -> dict[str, float]:
+        """By the names of a receipt's metrics."""
+        found = {name: float(value) for name, value in self.model_dump(exclude={"answered", "paths"}, exclude_none=True).items()}
+        for end, path in (("", self.answered), *((f"/{name}", path) for name, path in self.paths.items())):
+            found |= {f"{name}{end}": value for name, value in path.model_dump(exclude={"requests"}, exclude_none=True).items()}
+        return found
+
+
 class Result(StageResult):
-    """What was replayed against."""
+    """What was replayed against, and what came of it."""
 
     server: ServedRelease = Field(description="the release that the server served")
     url: str = Field(description="the server")
+    figures: ReplayFigures | None = Field(None, description="shares and latency; null: a run of an earlier version")
 
 
 class Event(NamedTuple):
@@ -139,12 +171,12 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
         seconds = time.monotonic() - began
         labels = replay_labels(stage.store, plan, events)
         record_look(stage.store, "replay", task.name, task.policy_digest, _served_rows(met, labels))
-        _record(stage, task, met, seconds, labels)
+        figures = _record(stage, task, met, seconds, labels)
         others = {m.release for m in met if m.release} - {release}
         if others:
             stage.note(f"the current release changed during the replay: some answers are of {', '.join(sorted(others))}")
         server = ServedRelease.model_validate({name: served.get(name) for name in ServedRelease.model_fields})
-        return Result(server=server, url=config.url)
+        return Result(server=server, url=config.url, figures=figures)
 
     return _run_once(config.model_copy(update={"release": release}), work, task)
 
@@ -183,6 +215,7 @@ def _run_once(config: Config, work: Callable[[Stage, Receipt, Receipt, Task], Re
         lambda stage: work(stage, log, plan, task),
         inputs={"log": log, "plan": plan},
         task=task,
+        version=2,
         replaces=replaces,
     )
 
@@ -290,38 +323,41 @@ def replay_quality(task: Task, replies: Sequence[EventReply], labels: Mapping[by
     return (f1(scored) if scored else None), len(scored)
 
 
-def replay_figures(replies: Sequence[EventReply], seconds: float) -> dict[str, float]:
+def replay_figures(replies: Sequence[EventReply], seconds: float, quality: float | None = None) -> ReplayFigures:
     """Shares of all requests, and latency in ms of the answered ones, overall and by path."""
     total, paths = len(replies), Counter(m.path for m in replies)
-    found = {
-        "requests": float(total),
-        "errors": float(paths["errors"]),
-        "cache_hit_share": paths["cache"] / total,
-        "realtime_share": paths["realtime"] / total,
-        "fallback_share": paths["fallback"] / total,
-        "degraded_share": sum(m.degraded for m in replies) / total,
-        "requests_per_s": total / seconds if seconds else 0.0,
-    }
-    for name in ("", *PATHS):
-        taken = [m.latency_ms for m in replies if m.path != "errors" and name in ("", m.path)]
-        if taken:
-            values = np.quantile(taken, [0.5, 0.95, 0.99])
-            found |= {f"{p}_ms{'/' if name else ''}{name}": float(v) for p, v in zip(("p50", "p95", "p99"), values, strict=True)}
-    return found
+    return ReplayFigures(
+        requests=total,
+        errors=paths["errors"],
+        cache_hit_share=paths["cache"] / total,
+        realtime_share=paths["realtime"] / total,
+        fallback_share=paths["fallback"] / total,
+        degraded_share=sum(m.degraded for m in replies) / total,
+        requests_per_s=total / seconds if seconds else 0.0,
+        quality=quality,
+        answered=_latency([m.latency_ms for m in replies if m.path != "errors"], total),
+        paths={name: _latency([m.latency_ms for m in replies if m.path == name], paths[name]) for name in PATHS},
+    )
 
 
-def _record(stage: Stage, task: Task, replies: Sequence[EventReply], seconds: float, labels: Mapping[bytes, Any]) -> None:
+def _latency(latency_ms: Sequence[float], requests: int) -> PathFigures:
+    if not latency_ms:
+        return PathFigures(requests=requests)
+    p50, p95, p99 = (float(value) for value in np.quantile(latency_ms, [0.5, 0.95, 0.99]))
+    return PathFigures(requests=requests, p50_ms=p50, p95_ms=p95, p99_ms=p99)
+
+
+def _record(stage: Stage, task: Task, replies: Sequence[EventReply], seconds: float, labels: Mapping[bytes, Any]) -> ReplayFigures:
     paths = Counter(m.path for m in replies)
     if paths["errors"] == len(replies):
         raise HeadtailError("every request failed", where="url", value=replies[0].reason, fix="see the server's log")
     stage.rows = {"requests": len(replies), **{name: paths[name] for name in ("errors", *PATHS)}}
     if sum(paths.values()) != len(replies):
         raise LedgerError("requests do not add up", value=dict(paths))
-    stage.metrics = replay_figures(replies, seconds)
     value, judged = replay_quality(task, replies, labels)
-    stage.metrics["quality_requests"] = float(judged)
+    figures = replay_figures(replies, seconds, value)
+    stage.metrics = figures.metrics() | {"quality_requests": float(judged)}
     if value is not None:
-        stage.metrics["quality"] = value
         stage.note(
             f"quality is over the {judged:,} of {len(replies):,} requests whose query has human labels, as often as people sent them"
         )
@@ -330,6 +366,7 @@ def _record(stage: Stage, task: Task, replies: Sequence[EventReply], seconds: fl
     stage.table("requests", _table(replies))
     taken = {name: [m.latency_ms for m in replies if m.path == name] for name in PATHS}
     stage.figure("latency", charts.latency_chart(taken))
+    return figures
 
 
 def _table(replies: Sequence[EventReply]) -> pa.Table:

@@ -42,7 +42,7 @@ from headtail.stages.curate.verdicts import KEPT, InspectedRows, VerdictRules, V
 from headtail.stages.precompute.result import Result as PrecomputeResult
 
 __all__ = ["Config", "Suspicion", "run"]
-VERSION = 3
+VERSION = 4
 
 
 class Config(StageConfig):
@@ -117,6 +117,8 @@ class Result(StageResult):
 
     signals: dict[str, float] = Field(description="mean absolute weighted evidence by signal: what the suspects' scores rest on")
     curve: LearningCurve | None = Field(None, description="the learning curve; null: too few rows to measure it")
+    training_rows: int | None = Field(None, ge=0, description="rows of the training set; null: a run of an earlier version")
+    dropped_rows: int | None = Field(None, ge=0, description="answers that are not in it; null: a run of an earlier version")
 
 
 def run(config: Config, task: Task | None = None) -> Receipt[Result]:
@@ -159,7 +161,7 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
         judged = give_verdicts(rows, config.rules, decisions.read_decisions(reviewed, task), at)
         _write(stage, task, judged, read, receipt.result.top_logprobs)
         _tell(stage, config, judged, seen[0])
-        return _result(seen[0])
+        return _result(stage, seen[0])
 
     inputs: dict[str, Any] = {"answers": receipt, **{name: found for name, (found, _) in labels.items()}}
     inputs |= {"reviews": review.digest(reviewed), **{f"other.{name}": other for name, other in others.items()}}
@@ -225,17 +227,14 @@ def _write(stage: Stage, task: Task, judged: Verdicts, read: Reader, top: int) -
         stage.note(f"{int(training.sum()) - human:,} training answers are the teacher's, unreviewed: a student learns its mistakes too")
 
 
-def _result(inspection: Inspection) -> Result:
-    law = inspection.curve
-    if law is None:
-        return Result(signals=inspection.signals)
-    points = {point.rows: point.error for point in law.points}
-    return Result(
-        signals=inspection.signals,
-        curve=LearningCurve(
-            points=points, a=law.a, b=law.b, c=law.c, enough=law.enough, enough_low=law.enough_low, enough_high=law.enough_high
-        ),
-    )
+def _result(stage: Stage, inspection: Inspection) -> Result:
+    curve, law = None, inspection.curve
+    if law is not None:
+        points = {point.rows: point.error for point in law.points}
+        ends = {"enough": law.enough, "enough_low": law.enough_low, "enough_high": law.enough_high}
+        curve = LearningCurve(points=points, a=law.a, b=law.b, c=law.c, **ends)
+    rows, dropped = stage.rows["training_set"], stage.rows["dropped"]
+    return Result(signals=inspection.signals, curve=curve, training_rows=rows, dropped_rows=dropped)
 
 
 def _tell(stage: Stage, config: Config, judged: Verdicts, inspection: Inspection) -> None:

@@ -14,7 +14,6 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from headtail.core.config import Config
 from headtail.core.errors import StorageError
 from headtail.core.keys import sha256_file
 from headtail.core.paths import StoreId
+from headtail.stages.distill.run_record import LoopRecord, TrainingMakeup
 
 _TAG = re.compile("step-[0-9]{8}")
 _OWN = "rank-{rank:05}.pt"
@@ -36,8 +36,8 @@ class Marker(Config):
     tag: StoreId = Field(description="its folder's name")
     world: int = Field(1, ge=1, description="workers that wrote it")
     files: dict[str, StoreId] = Field(description="SHA-256 by path")
-    state: dict[str, Any] = Field(description="where the loop was, such as its step")
-    made: dict[str, Any] = Field({}, description="what it was made of")
+    state: LoopRecord = Field(description="where the loop was")
+    made: TrainingMakeup | None = Field(None, description="what it was made of; null: not said, so it is not continued")
     steps: int = Field(0, ge=0, description="steps of the whole run; 0: not known")
 
 
@@ -45,17 +45,17 @@ class Checkpoints:
     """The checkpoints of one run, as one rank sees them."""
 
     def __init__(
-        self, store: Storage, work: str, scratch: Path, rank: int, world: int, frozen: bool, made: Mapping[str, Any] | None = None
+        self, store: Storage, work: str, scratch: Path, rank: int, world: int, frozen: bool, made: TrainingMakeup | None = None
     ) -> None:
         self.store, self.folder, self.scratch, self.rank, self.world = store, f"{work}/checkpoints", scratch / "checkpoints", rank, world
-        self.made = json.loads(json.dumps(made or {}))  # what a checkpoint must have been made of to be continued
+        self.made = made  # what a checkpoint must have been made of to be continued
         self.frozen = frozen  # part of the weights does not train (the base under an adapter): it is not written again
 
     @property
     def _marker(self) -> str:
         return f"{self.folder}/COMPLETE"
 
-    def save(self, engine: Any, step: int, state: dict[str, Any], own: dict[str, Any], steps: int = 0) -> None:
+    def save(self, engine: Any, step: int, state: LoopRecord, own: dict[str, Any], steps: int = 0) -> None:
         """Write one; all ranks call it. `state` is the loop's, the same on all; `own` this rank's; `steps`: of the whole run."""
         import torch
 
@@ -74,11 +74,11 @@ class Checkpoints:
         if self.rank == 0:
             files = {path: digest for found in lists for path, digest in found.items()}
             marker = Marker(tag=tag, world=self.world, files=files, state=state, made=self.made, steps=steps)
-            self.store.replace(self._marker, json.dumps(marker.model_dump()).encode())
+            self.store.replace(self._marker, json.dumps(marker.model_dump(mode="json")).encode())
             self._remove_older(set(files))
         torch.distributed.barrier()
 
-    def load(self, engine: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    def load(self, engine: Any) -> tuple[LoopRecord, dict[str, Any]] | None:
         """(the loop's state, this rank's own) of the complete checkpoint, put into `engine`; None when there is none.
 
         None as well when it is of another number of workers, ZeRO stage, precision, adapter or data: the run begins anew. Digests are

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from headtail.adapters.cluster import unwrap_error
 from headtail.adapters.progress import say
-from headtail.adapters.storage import fetch_folder, put_folder, read_json, read_record, write_json, write_table
+from headtail.adapters.storage import fetch_folder, put_folder, read_record, write_json, write_table
 from headtail.core.config import Config as Record
 from headtail.core.config import result_fields
 from headtail.core.errors import TrainingError
@@ -26,6 +26,7 @@ from headtail.engines.models import ResolvedModel
 from headtail.stages.base import Stage
 from headtail.stages.distill import resume
 from headtail.stages.distill.learner import Learner
+from headtail.stages.distill.run_record import TrainedRun
 
 if TYPE_CHECKING:
     from headtail.stages.distill.stage import Config
@@ -72,7 +73,7 @@ def prepare_base(
     tokenizer.save_pretrained(folder)
     shutil.copytree(folder, stage.scratch / "base-copy")
     files = [ref.path for ref in put_folder(store, stage.scratch / "base-copy", f"{stage.path}/work/base")]
-    write_json(store, kept, {"files": files, "name": name})  # last: now it is there
+    write_json(store, kept, StoredBase(files=tuple(files), name=name).model_dump(mode="json"))  # last: now it is there
     return TrainingBase(tokenizer, str(folder), tuple(files), name, "")
 
 
@@ -84,8 +85,8 @@ def train_student(
     examples: pa.Table,
     taught: pa.Table | None = None,
     teacher: ResolvedModel | None = None,
-) -> dict[str, Any]:
-    """What `done.json` says of the finished run. `taught`: the examples as the `teacher` of logits reads them, if it reads others."""
+) -> TrainedRun:
+    """How the run ended, as `done.json` says. `taught`: the examples as the `teacher` of logits reads them, if it reads others."""
     from headtail.adapters import cluster
     from headtail.adapters.meter import job_meter
     from headtail.stages.distill.train import Spec
@@ -100,8 +101,7 @@ def train_student(
         cluster.start_cluster()
         with job_meter("distill", _total(config, examples)) as meter:
             _fit(config, stage, spec._replace(meter=meter, data=data))
-    done: dict[str, Any] = read_json(stage.store, spec.done)
-    return done
+    return read_record(stage.store, TrainedRun, spec.done)
 
 
 def _begin(config: Config, stage: Stage, data: str) -> None:

@@ -24,7 +24,7 @@ def earlier_run(store: Storage, path: str, now: Mapping[str, Any]) -> list[str]:
         run = file.path.removesuffix(f"/{MARKER}")
         if run == file.path or store.exists(f"{run}/receipt.json") or not store.exists(f"{run}/{SETTINGS}"):
             continue
-        step, then = read_record(store, Marker, file.path).state.get("step", 0), read_json(store, f"{run}/{SETTINGS}")
+        step, then = read_record(store, Marker, file.path).state.step, read_json(store, f"{run}/{SETTINGS}")
         if run == path:
             said.append(f"goes on after step {step}")
         elif (then.get("student"), _tasks(then)) == (now["student"], _tasks(now)):

@@ -30,7 +30,7 @@ from headtail.stages.distill.base import BaseModelConfig
 from headtail.stages.distill.encoder import Settings as EncoderSettings
 from headtail.stages.distill.learner import Kind, learner_for
 from headtail.stages.distill.logits import Logits
-from headtail.stages.distill.result import Result, TrainingStage
+from headtail.stages.distill.result import Result, TrainingStage, TrainingTotals
 from headtail.stages.distill.rows import Rows, TrainingSet, Weights, count_left_out, examples, read_rows, source_of, tables_of, with_side
 
 __all__ = ["Config", "Logits", "Lora", "Stopping", "TrainingSet", "Weights", "run", "student_fingerprint"]
@@ -207,7 +207,7 @@ def _work(config: Config, stage: Stage, sources: Sources) -> Result:
     rows = [read_rows(store, config.weights, s, t, sources.refs, i, stored) for i, (s, t) in enumerate(sets)]
     labels = [output_table(store, r, name, ["query_key", "query"]) for r, name in _references(sources, "labels.")]
     leaks.refuse_leaks([table for one in rows for table in tables_of(one)], labels, where="distill", near=config.near_labels)
-    first: Receipt | None = None
+    first: Receipt[Result] | None = None
     shown = rows
     if config.two_stage:
         first = _first_stage(config, stage, rows, tasks)
@@ -240,7 +240,7 @@ def _work(config: Config, stage: Stage, sources: Sources) -> Result:
     if first is None:
         return result
     count = sum(int(with_side(one.training_set, task).sum()) for one, task in zip(shown, tasks, strict=True))
-    return result.model_copy(update={"stages": _both_stages(stage, first, count)})
+    return result.model_copy(update={"stages": _both_stages(stage, first, result.training, count)})
 
 
 def _check_logits(config: Config, store: Storage, sources: Sources, fmt: ModelFormat, tokenizer: Any) -> None:
@@ -254,7 +254,7 @@ def _check_logits(config: Config, store: Storage, sources: Sources, fmt: ModelFo
         check_stored(config.student, tokenizer, source_of(store, receipt), f"{receipt.path}:{name}")
 
 
-def _first_stage(config: Config, stage: Stage, rows: list[Rows], tasks: list[Task]) -> Receipt:
+def _first_stage(config: Config, stage: Stage, rows: list[Rows], tasks: list[Task]) -> Receipt[Result]:
     """The student that was shown side inputs: an ordinary run, found when it was made before. ConfigError when no row has any."""
     if not any(with_side(one.training_set, task).any() for one, task in zip(rows, tasks, strict=True)):
         fix = "set two_stage to false, or curate rows that the teacher was asked with side inputs"
@@ -269,12 +269,14 @@ def _second_stage(config: Config, sources: Sources, first: Receipt, store: Stora
     return config.model_copy(update=update), sources._replace(base_model=resolve_weights(first.path, "", store))
 
 
-def _both_stages(stage: Stage, first: Receipt, count: int) -> tuple[TrainingStage, ...]:
+def _both_stages(stage: Stage, first: Receipt[Result], second: TrainingTotals | None, count: int) -> tuple[TrainingStage, ...]:
     stage.inputs["first_stage"] = first.path
     stage.rows["side_inputs_left_out"] = count
-    kept = ("eval_loss", "steps", "train_seconds")
-    stages = {"shown": (first.path, first.metrics), "left out": (stage.path, stage.metrics)}
-    return tuple(TrainingStage(side_inputs=side, path=path, **{name: m[name] for name in kept}) for side, (path, m) in stages.items())
+    return tuple(
+        TrainingStage(side_inputs=side, path=path, eval_loss=one.eval_loss, steps=float(one.steps), train_seconds=one.train_seconds)
+        for side, path, one in (("shown", first.path, first.result.training), ("left out", stage.path, second))
+        if one is not None
+    )
 
 
 def _references(sources: Sources, prefix: str) -> list[tuple[Receipt, str]]:

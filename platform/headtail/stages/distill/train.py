@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,7 @@ from headtail.stages.distill import logits, zero
 from headtail.stages.distill.batches import Batch, Columns, epoch_seed, example_columns, plan_epoch, steps_of
 from headtail.stages.distill.checkpoints import Checkpoints
 from headtail.stages.distill.learner import Learner
+from headtail.stages.distill.run_record import BestWeights, LoopRecord, LossPoint, TrainedRun, TrainingMakeup
 
 if TYPE_CHECKING:
     from headtail.stages.distill.stage import Config, Lora
@@ -112,17 +113,25 @@ def add_teacher_logits(spec: Spec, config: logits.Logits, table: pa.Table, rank:
 
 @dataclass
 class LoopState:
-    """Where the loop is and what it saw: with the weights, all that a checkpoint must hold. The same on every rank."""
+    """Where the loop is and what it saw, as `LoopRecord`; `losses` may still be on the device, `seconds` are those before this process."""
 
     step: int
-    history: list[dict[str, float]]
-    losses: list[Any]  # of the steps since the last point of the history
-    best: dict[str, Any] | None  # the evaluation with the lowest loss: step, eval_loss, files
-    patience: int  # evaluations since then
-    seconds: float  # trained before this process
+    history: list[LossPoint]
+    losses: list[Any]
+    best: BestWeights | None
+    patience: int
+    seconds: float
 
-    def plain(self, seconds: float) -> dict[str, Any]:
-        return {**vars(self), "losses": [float(loss) for loss in self.losses], "seconds": seconds}
+    @classmethod
+    def resume(cls, record: LoopRecord) -> Self:
+        """The loop where a checkpoint left it."""
+        return cls(record.step, list(record.history), list(record.losses), record.best, record.patience, record.seconds)
+
+    def record(self, seconds: float) -> LoopRecord:
+        """What a checkpoint keeps; `seconds`: of training so far."""
+        losses = tuple(float(loss) for loss in self.losses)
+        history, best, patience = tuple(self.history), self.best, self.patience
+        return LoopRecord(step=self.step, history=history, losses=losses, best=best, patience=patience, seconds=seconds)
 
 
 class Run:
@@ -138,7 +147,13 @@ class Run:
         self.stopping = self.config.early_stopping
         self.state = LoopState(0, [], [], None, 0, 0.0)
         self.own = {"real_tokens": 0, "tokens": 0, "rows": 0}
-        made = self.config.model_dump(mode="json", include={"zero_stage", "precision", "lora"}) | {"workers": world, "data": spec.data}
+        made = TrainingMakeup(
+            zero_stage=self.config.zero_stage,
+            precision=self.config.precision,
+            lora=self.config.lora and self.config.lora.model_dump(mode="json"),
+            workers=world,
+            data=spec.data,
+        )
         self.checkpoints = Checkpoints(spec.store, spec.work, scratch, rank, world, self.config.lora is not None, made)
         self.started = time.monotonic()
 
@@ -151,7 +166,7 @@ class Run:
         """All steps from the last complete checkpoint on, then the weights and `done.json`."""
         found = self.checkpoints.load(self.engine)
         if found is not None:
-            self.state, self.own = LoopState(**found[0]), found[1]
+            self.state, self.own = LoopState.resume(found[0]), found[1]
         self.engine.train()  # from_pretrained leaves it in eval mode: no dropout until somebody says so
         self.started = time.monotonic()
         stopped = self._stops()
@@ -163,7 +178,7 @@ class Run:
                 self._point(due or step == self.steps)
                 stopped = self._stops()
             if step % self.config.checkpoint_steps == 0 and step < self.steps and not stopped:
-                self.checkpoints.save(self.engine, step, self.state.plain(self.seconds), self.own, self.steps)
+                self.checkpoints.save(self.engine, step, self.state.record(self.seconds), self.own, self.steps)
                 self._forget_worse()
         self._finish(stopped)
 
@@ -221,15 +236,15 @@ class Run:
         loss = float(np.mean(losses)) if losses else float("nan")
         if losses and not math.isfinite(loss):
             raise TrainingError("the loss is no longer a number", where=f"step {step}", fix="lower learning_rate")
-        point = {"step": float(step), "loss": loss, "eval_loss": self._evaluate(), "seconds": self.seconds}
+        point = LossPoint(step=float(step), loss=loss, eval_loss=self._evaluate(), seconds=self.seconds)
         self.state.history.append(point)
         self.state.losses = []
         if self.stopping is None or not judged:
             return
         best = self.state.best
-        if best is None or point["eval_loss"] < best["eval_loss"] - self.stopping.min_delta:
+        if best is None or point.eval_loss < best.eval_loss - self.stopping.min_delta:
             files = self._save(f"best/step-{step:08}")
-            self.state.best, self.state.patience = {"step": step, "eval_loss": point["eval_loss"], "files": files}, 0
+            self.state.best, self.state.patience = BestWeights(step=step, eval_loss=point.eval_loss, files=tuple(files)), 0
         else:
             self.state.patience += 1
 
@@ -271,7 +286,7 @@ class Run:
     def _forget_worse(self) -> None:
         """Remove weights that were the best until the checkpoint just written."""
         if self.rank == 0 and self.stopping:
-            kept = set(self.state.best["files"]) if self.state.best else set()
+            kept = set(self.state.best.files) if self.state.best else set()
             for one in self.spec.store.files(f"{self.spec.work}/best"):
                 if one.path not in kept:
                     self.spec.store.remove(one.path)
@@ -282,24 +297,32 @@ class Run:
         if not self.state.history:
             self._point(True)
         best = self.state.best
-        files = best["files"] if best else self._save("trained")
+        files = best.files if best else tuple(self._save("trained"))
         counts = torch.tensor([self.own["real_tokens"], self.own["tokens"], self.own["rows"]], device=self.engine.device)
         torch.distributed.all_reduce(counts)
         if self.rank == 0:
-            done = {"history": self.state.history, "files": files, "steps": self.state.step, "stopped_early": stopped}
-            done |= dict(zip(("real_tokens", "tokens", "rows"), counts.tolist(), strict=True))
-            done["taken_step"] = best["step"] if best else self.state.step
-            if self.config.logits is not None:
-                done |= self._logit_bytes(self.config.logits)
-            write_json(self.spec.store, self.spec.done, done)
+            real_tokens, tokens, rows = (int(count) for count in counts.tolist())
+            size = self._logit_bytes(self.config.logits) if self.config.logits is not None else None
+            done = TrainedRun(
+                history=tuple(self.state.history),
+                files=files,
+                steps=self.state.step,
+                taken_step=best.step if best else self.state.step,
+                stopped_early=stopped,
+                real_tokens=real_tokens,
+                tokens=tokens,
+                rows=rows,
+                trained_params=zero.count_trainable(self.engine.module),
+                logits_bytes=size,
+                logits_bytes_per_row=None if size is None else size / (len(self.trained["length"]) + len(self.held["length"])),
+            )
+            write_json(self.spec.store, self.spec.done, done.model_dump(mode="json"))
 
-    def _logit_bytes(self, config: logits.Logits) -> dict[str, float]:
-        """What the teacher's logits cost in the store, compressed."""
+    def _logit_bytes(self, config: logits.Logits) -> int:
+        """Bytes that the teacher's logits take in the store, compressed."""
         if config.teacher:
-            size = sum(self.spec.store.size(f"{self.spec.work}/logits-{i:05}-of-{self.world:05}.parquet") for i in range(self.world))
-        else:
-            size = column_bytes(self.spec.store, self.spec.examples, logits.COLUMNS)
-        return {"logits_bytes": size, "logits_bytes_per_row": size / (len(self.trained["length"]) + len(self.held["length"]))}
+            return sum(self.spec.store.size(f"{self.spec.work}/logits-{i:05}-of-{self.world:05}.parquet") for i in range(self.world))
+        return column_bytes(self.spec.store, self.spec.examples, logits.COLUMNS)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_share: float) -> float:

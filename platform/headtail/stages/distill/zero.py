@@ -44,6 +44,11 @@ def start_engine(model: Any, how: Config) -> Any:
     return engine
 
 
+def count_trainable(module: Any) -> int:
+    """Parameters that train, over all ranks: under ZeRO-3 a rank holds a part and `ds_numel` has the whole."""
+    return sum(int(getattr(one, "ds_numel", one.numel())) for one in module.parameters() if one.requires_grad)
+
+
 def gather_weights(module: Any, zero_stage: int, trained_only: bool, keep: bool) -> dict[str, Any] | None:
     """Every weight of `module` on the CPU, by name; None unless `keep`. All ranks call it: under ZeRO-3 each holds a part.
 

@@ -28,6 +28,7 @@ from headtail.batch.answer_scores import ABSENT, COLUMNS, find_answers, score_ro
 from headtail.batch.answer_sources import sources_of_labels
 from headtail.cache.lineage import find_logs, write_words
 from headtail.cache.words import read_words
+from headtail.core.answer_source import SOURCES
 from headtail.core.config import StageConfig
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.evidence import Figures, figure_metrics, three_figures
@@ -44,9 +45,10 @@ from headtail.releases.traffic import LogTraffic, label_rows, read_traffic, traf
 from headtail.stages.base import Stage, run_once
 from headtail.stages.evaluate.confusion import write_confusion
 from headtail.stages.evaluate.document import document
-from headtail.stages.evaluate.result import Result
+from headtail.stages.evaluate.result import Result, SourceFigures, TeacherDifference
 from headtail.stages.evaluate.scoring import (
     Calibration,
+    ScoredSource,
     Sureness,
     agreement,
     by_source,
@@ -130,16 +132,16 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
         write_confusion(stage, task, rows)
         if today is not None:
             write_watch_list(stage, task, rows, today, config.confidence)
-        figures = _write(stage, config, task, receipts, rows, traffic)
+        sources, figures = _write(stage, config, task, receipts, rows, traffic)
         if note := traffic_note(wanted, traffic):
             stage.note(note)
-        return Result(labels=labels, answers=answered_by, figures=figures)
+        return Result(labels=labels, answers=answered_by, sources=sources, figures=figures)
 
     labels, answered_by = f"{human_labels.path}:{name}", {source: receipt.path for source, receipt in receipts.items()}
     replaces = {"task": task.name, "labels": labels, "answers": answered_by, "status_quo": today.where if today else ""}
     inputs: dict[str, Receipt | str] = {"labels": human_labels, "seals": seals_digest(store), **receipts}
     inputs |= {"status_quo": today.digest} if today else {}
-    receipt = run_once("evaluate", Result, config, work, inputs=inputs, task=task, version=6, replaces=replaces)
+    receipt = run_once("evaluate", Result, config, work, inputs=inputs, task=task, version=7, replaces=replaces)
     for place, line in enumerate(evaluation_lines(receipt, config.confidence)):
         say(f"{'' if place else 'evaluate':<12} {line}")
     return receipt
@@ -148,7 +150,7 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
 def _check_sources(receipts: Mapping[str, Receipt[PrecomputeResult]]) -> None:
     """ConfigError when the name of an answer source is given to answers of another: they would be compared and gated as its own."""
     for name, receipt in receipts.items():
-        if name != receipt.result.source and name in (Source.TEACHER, Source.BATCH_STUDENT, Source.REALTIME_STUDENT):
+        if name != receipt.result.source and name in {known.name for known in SOURCES if known.model}:
             what = f"these are not answers of {name}"
             value = f"{receipt.path}: source {receipt.result.source}, by {receipt.result.model.name}"
             fix = f"name a run of {name} (headtail status), or give these a name of your own, such as --set answers.other={receipt.path}"
@@ -170,7 +172,7 @@ def _write(
     receipts: Mapping[str, Receipt[PrecomputeResult]],
     rows: pa.Table,
     traffic: LogTraffic | None,
-) -> dict[str, Figures]:
+) -> tuple[dict[str, SourceFigures], dict[str, Figures]]:
     cells = traffic.cells if traffic else None
     scored, quality = by_source(rows), quality_rows(rows, config.sure, cells)
     calibrated = {s.source: calibration_of(s, config.sure) for s in scored if s.source != Source.FALLBACK}
@@ -183,23 +185,15 @@ def _write(
                 stage.metrics[f"exact/{line['source']}/{ALL}"] = line["exact"]
             if task.file.score.kind == "label":
                 stage.metrics[f"accuracy/{where}"] = line["exact"]
-    for source, found in calibrated.items():
-        figures_of = {"ece": found.ece, "ece_noise_floor": found.floor, "auroc": found.auroc}
-        stage.metrics |= {f"{name}/{source}": value for name, value in figures_of.items() if value == value}
-    for gap in gaps:
-        if gap["split"] == ALL and gap["source"] != Source.FALLBACK and gap["value"] is not None:
-            stage.metrics |= {f"difference/{gap['source']}/{end}": gap[end] for end in ("value", "low", "high")}
-    teacher = next((s for s in scored if s.source == Source.TEACHER), None)
-    for student in scored:
-        if teacher and student.source not in (Source.TEACHER, Source.FALLBACK):
-            name = f"agreement/{student.source}"
-            stage.metrics[name], both = agreement(task, teacher, student)
-            stage.note(
-                f"{name} compares {student.source} with teacher on the {both:,} labelled rows both answered: this is not a quality figure"
-            )
+    sources = {source: _source_figures(stage, task, source, scored, found, gaps) for source, found in calibrated.items()}
+    for source, known_of in sources.items():
+        plain = known_of.model_dump(exclude={"minus_teacher"}, exclude_none=True)
+        stage.metrics |= {f"{name}/{source}": value for name, value in plain.items()}
+        if known_of.minus_teacher is not None:
+            stage.metrics |= {f"difference/{source}/{end}": value for end, value in known_of.minus_teacher}
     if (guard := _guard(stage, config, task, receipts)).active:
         _serve(stage, config, guard, rows, quality, cells)
-    figures = dict(_figures(stage.metrics, receipts))
+    figures = dict(_figures(quality, sources, receipts))
     for source, known in figures.items():
         stage.metrics |= figure_metrics(known, source)
     stage.rows |= {"human_labels": len(scored[0].tp), **{f"answered.{s.source}": int(s.answered.sum()) for s in scored}}
@@ -211,7 +205,32 @@ def _write(
     stage.figure("quality", _quality_figure(quality, config))
     stage.figure("calibration", _calibration_figure(calibrated))
     stage.json("report", document(config.sure, task, config.labels, receipts, scored, quality, calibrated, gaps, stage.notes))
-    return figures
+    return sources, figures
+
+
+def _source_figures(
+    stage: Stage, task: Task, source: str, scored: list[ScoredSource], found: Calibration, gaps: list[dict[str, Any]]
+) -> SourceFigures:
+    """An answer source beside people and beside the teacher; a note that agreement is no quality."""
+    mine, teacher = (next((s for s in scored if s.source == name), None) for name in (source, Source.TEACHER))
+    agreed = None
+    if mine and teacher and source != Source.TEACHER:
+        agreed, both = agreement(task, teacher, mine)
+        stage.note(
+            f"agreement/{source} compares {source} with teacher on the {both:,} labelled rows both answered: this is not a quality figure"
+        )
+    gap = next((gap for gap in gaps if gap["split"] == ALL and gap["source"] == source and gap["value"] is not None), None)
+    return SourceFigures(
+        ece=_known(found.ece),
+        ece_noise_floor=_known(found.floor),
+        auroc=_known(found.auroc),
+        agreement=agreed,
+        minus_teacher=TeacherDifference(value=gap["value"], low=gap["low"], high=gap["high"]) if gap else None,
+    )
+
+
+def _known(value: float) -> float | None:
+    return value if value == value else None
 
 
 def _guard(stage: Stage, config: Config, task: Task, receipts: Mapping[str, Receipt]) -> AnswerGuard:
@@ -243,11 +262,15 @@ def _serve(stage: Stage, config: Config, guard: AnswerGuard, rows: pa.Table, qua
                 )
 
 
-def _figures(metrics: Mapping[str, float], receipts: Mapping[str, Receipt]) -> Iterator[tuple[str, Figures]]:
+def _figures(
+    quality: pa.Table, sources: Mapping[str, SourceFigures], receipts: Mapping[str, Receipt[PrecomputeResult]]
+) -> Iterator[tuple[str, Figures]]:
     """Each answer source against people, against the teacher, and what a million rows cost beside the teacher's."""
+    against_people = {line["source"]: line["quality"] for line in quality.to_pylist() if line["stratum"] == ALL and line["n"]}
     for source, receipt in receipts.items():
-        teacher = receipts[Source.TEACHER].metrics if Source.TEACHER in receipts and source != Source.TEACHER else {}
-        yield source, three_figures(metrics.get(f"quality/{source}/{ALL}"), metrics.get(f"agreement/{source}"), receipt.metrics, teacher)
+        teacher = receipts[Source.TEACHER].result.figures if Source.TEACHER in receipts and source != Source.TEACHER else None
+        agreed = sources[source].agreement if source in sources else None
+        yield source, three_figures(against_people.get(source), agreed, receipt.result.figures, teacher)
 
 
 def remarks(quality: pa.Table, rows: pa.Table, task: Task, receipts: Mapping[str, Receipt]) -> Iterator[str]:

@@ -37,6 +37,16 @@ class RuleCoverage(Config):
     merged_queries: int = Field(ge=0, description="queries that came both with and without the rule")
 
 
+class LogTotals(Config):
+    """What the log comes to."""
+
+    events: int = Field(ge=0, description="events of the log: those that were used, those held out and those set aside")
+    queries: int = Field(ge=0, description="different queries before the cut")
+    holdout_events: int = Field(ge=0, description="events of holdout traffic")
+    human_labels: int = Field(ge=0, description="labelled rows to evaluate with")
+    unseen_share_holdout_events: float = Field(ge=0, le=1, description="share of holdout events whose query did not come before the cut")
+
+
 class Result(StageResult):
     """What the log was made of. Days are UTC, ISO 8601; null without times."""
 
@@ -49,4 +59,5 @@ class Result(StageResult):
     )
     first_day: str | None = Field(None, description="first day of the log")
     last_day: str | None = Field(None, description="last day of the log")
+    totals: LogTotals | None = Field(None, description="what the log comes to; null: a run of an earlier version")
     holdout_from: str | None = Field(None, description="first day of holdout traffic")

@@ -45,12 +45,12 @@ from headtail.stages.ingest.intake import LABEL_CELL, LABELS_FILE, Intake, Intak
 from headtail.stages.ingest.logfile import ColumnSelection, LogSplit
 from headtail.stages.ingest.merges import rule_coverage
 from headtail.stages.ingest.notes import CURES, aside_notes, redaction_notes, rule_notes
-from headtail.stages.ingest.result import FileSetAside, Result, RuleCoverage
+from headtail.stages.ingest.result import FileSetAside, LogTotals, Result, RuleCoverage
 from headtail.stages.ingest.sources import Files
 from headtail.stages.ingest.tally import HoldoutCut, keep_shard, merge_runs, total
 
 STAGE = "ingest"
-VERSION = 6
+VERSION = 7
 SHARD_ROWS = 1 << 20  # rows of the log per shard of keys
 MAX_SHARDS = 128
 SPREAD_ROWS = 20_000_000  # rows from which Ray tasks win back what they cost, where there are more cores than this process can use
@@ -154,7 +154,7 @@ def _work(stage: Stage, config: Config, task: Task, log: Files, labels: Files | 
     stage.metrics["events_per_s"] = round(totals.rows / (time.monotonic() - began), 1)
     coverage = rule_coverage([shard.merges for shard in shards], totals.used_events)
     _tell(stage, config, task, log, labels, cut, totals, coverage)
-    return _result(task, log, labels, cut, totals, coverage)
+    return _result(stage, task, log, labels, cut, totals, coverage)
 
 
 def _count_log(config: Config, rules: IntakeRules, log: Files, parts: Sequence[LogSplit], folder: Path) -> LocalCounter | RayCounter:
@@ -368,8 +368,17 @@ def _tell(
     )
 
 
-def _result(task: Task, log: Files, labels: Files | None, cut: HoldoutCut, totals: Totals, rules: tuple[RuleCoverage, ...]) -> Result:
+def _result(
+    stage: Stage, task: Task, log: Files, labels: Files | None, cut: HoldoutCut, totals: Totals, rules: tuple[RuleCoverage, ...]
+) -> Result:
     return Result(
+        totals=LogTotals(
+            events=stage.rows["events"],
+            queries=stage.rows["queries"],
+            holdout_events=stage.rows["holdout_events"],
+            human_labels=stage.rows["human_labels"],
+            unseen_share_holdout_events=stage.metrics["unseen_share_holdout_events"],
+        ),
         log=log.read(),
         labels=labels.read() if labels else (),
         files_set_aside=tuple(FileSetAside(name=file.name, reason=file.reason) for file in _skipped(log, labels)),

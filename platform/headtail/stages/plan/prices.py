@@ -40,16 +40,16 @@ def _usd(store: Storage, name: str, price: Price, task: str) -> float | None:
             value=f"{receipt.path}: source {receipt.result.source}, model {receipt.result.model.name}",
             fix=f"name a run of {name}, `latest` for the last one, or set prices.{name}.usd_per_million",
         )
-    metrics = receipt.metrics
-    if "usd_per_million" not in metrics:
+    figures = receipt.result.figures
+    if figures is None or figures.usd_per_million is None:
         raise InputError(
-            "this receipt has no price: its model had none",
+            "this receipt has no price: its model had none" if figures else "an earlier version wrote this receipt: it has no price",
             where=f"prices.{name}.receipt",
             value=receipt.path,
             fix=f"set prices.{name}.usd_per_million",
         )
-    work, start = metrics.get("generate_s", 0.0), metrics.get("engine_start_s", 0.0)
-    return metrics["usd_per_million"] / 1e6 * (work / (work + start) if work else 1.0)
+    work, start = figures.generate_s, figures.engine_start_s
+    return figures.usd_per_million / 1e6 * (work / (work + start) if work else 1.0)
 
 
 def _latest_run(store: Storage, name: str, task: str) -> str:

@@ -34,13 +34,13 @@ from headtail.stages.plan.money import Costs
 from headtail.stages.plan.outlook import band_words
 from headtail.stages.plan.prices import resolve_costs
 from headtail.stages.plan.queries import LogQueries, all_days, read_queries
-from headtail.stages.plan.result import HeadForecast, Result
+from headtail.stages.plan.result import HeadForecast, PlanFigures, Result
 from headtail.stages.plan.selection import Mask, draw_teacher_sample, zipf_exponent
 from headtail.stages.plan.tables import Plan
 from headtail.stages.plan.words import conclude, outlook_facts
 
 STAGE = "plan"
-VERSION = 5
+VERSION = 6
 _OTHERS = {"teacher_sample": "teacher sample", "student_rows": "student rows", "human_labels": "human labels"}
 
 
@@ -112,13 +112,22 @@ def _work(stage: Stage, config: Config, log: Receipt[IngestResult], task: Task, 
     stage.json("outlook", outlook_facts(choice, costs, decision))
     stage.figure("coverage", picture.coverage_figure(curve, choice.outlook))
     stage.figure("plan", picture.plan_page(curve, choice, costs, decision))
-    _tell(stage, config, choice, curve, labelled, zipf_exponent(queries.counts))
+    figures = PlanFigures(
+        head_rows=stage.rows["head"],
+        human_labels=stage.rows["human_labels"],
+        head_coverage=curve["head"]["share"],
+        head_coverage_holdout=curve["head"]["share_holdout"] or 0.0,
+        seen_coverage_holdout=curve["points"][-1]["share_holdout"] or 0.0,
+        zipf_exponent=zipf_exponent(queries.counts),
+    )
+    _tell(stage, config, choice, curve, labelled, figures)
     last = queries.counts[choice.head].min()
     return Result(
         head_limit=choice.limit,
         head_last_count=int(last),
         head_order=choice.ranking,
         rebuilt=config.rebuild,
+        figures=figures,
         forecasts=tuple(
             HeadForecast(horizon_days=one.horizon, value=one.value, low=one.low, high=one.high, independent=one.independent)
             for one in choice.outlook.head
@@ -191,18 +200,14 @@ def _count_rows(stage: Stage, config: Config, plan: Plan, labels: pa.Table) -> N
         )
 
 
-def _tell(stage: Stage, config: Config, choice: HeadChoice, curve: dict[str, Any], labels: pa.Table, exponent: float) -> None:
+def _tell(stage: Stage, config: Config, choice: HeadChoice, curve: dict[str, Any], labels: pa.Table, figures: PlanFigures) -> None:
     """Figures and notes for the receipt, one line for the person watching."""
     rows, head, expected = stage.rows, curve["head"], choice.outlook.head[-1]
     stage.metrics |= {
-        "head_rows": float(rows["head"]),
+        **figures.model_dump(exclude={"human_labels"}),
         "head_coverage_forecast": expected.value,
         "forecast_horizon_days": float(expected.horizon),
-        "head_coverage": head["share"],
-        "head_coverage_holdout": head["share_holdout"] or 0.0,
-        "seen_coverage_holdout": curve["points"][-1]["share_holdout"] or 0.0,
         "unseen_share_forecast": 1 - choice.outlook.all_seen.value,
-        "zipf_exponent": exponent,
     }
     if expected.low is not None and expected.high is not None:
         stage.metrics |= {"head_coverage_forecast_low": expected.low, "head_coverage_forecast_high": expected.high}

@@ -24,6 +24,7 @@ from headtail.batch.lease import hold_lease
 from headtail.batch.limits import UNPRICED
 from headtail.core.config import StageConfig, execution, result_fields
 from headtail.core.errors import ConfigError, EngineError, InputError, LimitReached
+from headtail.core.evidence import JobFigures
 from headtail.core.receipt import Receipt, receipt_path
 from headtail.core.rows import TOP, State
 from headtail.core.task import Task, load_task
@@ -33,7 +34,7 @@ from headtail.engines.models import ResolvedModel, find_model
 from headtail.engines.tokens import load_tokenizer, vocabulary_fingerprint
 from headtail.stages.base import Stage, identity, run_once
 from headtail.stages.precompute.dry_run.preview import ROWS, Preview, finished_preview, preview, preview_outcome
-from headtail.stages.precompute.result import AnsweringModel, PlannedActual, Result
+from headtail.stages.precompute.result import AnsweringModel, JobRows, PlannedActual, Result
 
 LOAD = ("occupancy", "occupancy_fed", "prefix_hit_rate")  # of an engine that says so: see docs/engines.md
 USD_PER_HOUR = 0.09  # of one worker, where a config names no price: a 2-core cloud machine; an assumption, see docs/cost.md
@@ -251,15 +252,8 @@ def _record(stage: Stage, config: Config, job: Job, ledger: Ledger) -> None:
     for shard in ledger.shards:
         stage.outputs[f"{ANSWERS}shard-{shard.shard:05d}"] = shard.answers
     stage.json("ledger", ledger.plain())
-    stage.rows = {
-        "in": ledger.rows,
-        **ledger.states,
-        "duplicates": ledger.duplicates,
-        "reused": ledger.reused,
-        "recomputed": ledger.computed,
-        "resumed": ledger.rows - ledger.computed - ledger.reused,
-    }
-    stage.metrics = job_figures(ledger, limits(config))
+    stage.rows = job_rows(ledger).plain()
+    stage.metrics = {name: value for name, value in job_figures(ledger, limits(config)) if value is not None}
     stage.metrics |= {name: float(ledger.engine[name]) for name in LOAD if name in ledger.engine}
     if not config.model.priced:
         stage.note(f"money is unknown: {UNPRICED}")
@@ -278,6 +272,8 @@ def _result(config: Config, job: Job, sources: _Sources, ledger: Ledger, dry_run
     return Result(
         source=config.source,
         model=AnsweringModel(name=model.name, digest=model.digest),
+        rows=job_rows(ledger),
+        figures=job_figures(ledger, limits(config)),
         answer_settings=job.settings,
         io_format=None if job.io_format.default else job.io_format,
         engine=ledger.engine,
@@ -316,7 +312,19 @@ def limits(config: Config) -> Limits:
     )
 
 
-def job_figures(ledger: Ledger, prices: Limits) -> dict[str, float]:
+def job_rows(ledger: Ledger) -> JobRows:
+    """Rows by state, and how they were made."""
+    return JobRows(
+        offered=ledger.rows,
+        states={state: ledger.states[state] for state in State},
+        duplicates=ledger.duplicates,
+        reused=ledger.reused,
+        recomputed=ledger.computed,
+        resumed=ledger.rows - ledger.computed - ledger.reused,
+    )
+
+
+def job_figures(ledger: Ledger, prices: Limits) -> JobFigures:
     """Speed, tokens and money. Seconds are those of all runs that made these answers, so a resumed job shows its true cost.
 
     `usd` is what this job paid; `usd_per_million` what a million such rows cost, those taken over from other jobs at what
@@ -327,14 +335,16 @@ def job_figures(ledger: Ledger, prices: Limits) -> dict[str, float]:
     saved = prices.price(ledger.reused_seconds, ledger.reused_tokens_in, ledger.reused_tokens_out)
     usd = prices.price(ledger.seconds + ledger.start_s * workers, *ledger.new_tokens)
     wall = ledger.seconds / workers
-    return {
-        "rows_per_s": asked / wall if wall else 0.0,
-        "tokens_in": float(ledger.tokens_in),
-        "tokens_out": float(ledger.tokens_out),
-        "tokens_in_per_row": ledger.tokens_in / rows,
-        "tokens_out_per_row": ledger.tokens_out / rows,
-        "engine_start_s": ledger.start_s,
-        "generate_s": wall,
-        "answered_share": ledger.states[State.ANSWERED] / rows,
-        **({"usd": usd, "usd_saved": saved, "usd_per_million": (usd + saved) / rows * 1e6} if prices.priced else {}),
-    }
+    return JobFigures(
+        rows_per_s=asked / wall if wall else 0.0,
+        tokens_in=float(ledger.tokens_in),
+        tokens_out=float(ledger.tokens_out),
+        tokens_in_per_row=ledger.tokens_in / rows,
+        tokens_out_per_row=ledger.tokens_out / rows,
+        engine_start_s=ledger.start_s,
+        generate_s=wall,
+        answered_share=ledger.states[State.ANSWERED] / rows,
+        usd=usd if prices.priced else None,
+        usd_saved=saved if prices.priced else None,
+        usd_per_million=(usd + saved) / rows * 1e6 if prices.priced else None,
+    )

@@ -28,4 +28,7 @@ class Result(StageResult):
     previous: StoreIdOrEmpty = Field(description="id of the release that was current when this one was made; empty: none was")
     student: StudentOrEmpty = Field(description="folder of the student that answers misses; empty: none does")
     figures: dict[str, Figures] = Field(description="of realtime_student and batch_student: against people, against the teacher, cost")
+    published: int | None = Field(None, ge=0, description="answers in the snapshot; null: a run of an earlier version")
+    withheld_answers: int | None = Field(None, ge=0, description="answers that guardrails withheld; null: a run of an earlier version")
+    coverage: float | None = Field(None, description="share of the log's events before the cut that the snapshot answers; null: not known")
     withheld: tuple[WithheldAnswer, ...] = Field((), description="answers that guardrails withheld: of each reason the most frequent")

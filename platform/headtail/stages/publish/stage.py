@@ -126,11 +126,11 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
         "calibration": calibrated.path if calibrated else "",
         "people": people.digest,
     }
-    published = run_once("publish", Result, config, work, inputs=inputs, task=task, version=2, replaces=replaces)
+    published = run_once("publish", Result, config, work, inputs=inputs, task=task, version=3, replaces=replaces)
     if published.reused and (damage := _find_damage(store, published.result)):
         say(f"{'publish':<12} what was published before cannot be served: {damage}; it is built again")
         store.remove(f"{published.path}/receipt.json")
-        published = run_once("publish", Result, config, work, inputs=inputs, task=task, version=2, replaces=replaces)
+        published = run_once("publish", Result, config, work, inputs=inputs, task=task, version=3, replaces=replaces)
     if config.promote:  # also when reused: after a rollback, publishing the same again makes it current again
         refuse_loss(store, published, config.max_lost_share, config.accept_loss)
         releases.promote(store, published.result.release)
@@ -334,6 +334,9 @@ def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotMani
         previous=previous,
         student=release.student,
         figures=figures,
+        published=manifest.rows,
+        withheld_answers=withholding.counts.total(),
+        coverage=manifest.coverage,
         withheld=withholding.examples,
     )
 
@@ -353,15 +356,16 @@ def _figures(store: Storage, parts: _Parts) -> Iterator[tuple[str, Figures]]:
         [receipt for receipt in parts.answers if receipt.result.source == source] for source in (Source.BATCH_STUDENT, Source.TEACHER)
     )
     known: dict[str, Figures] = {}
+    teacher = taught[0].result.figures if taught else None
     for receipt in batch:
-        known.setdefault(receipt.result.model.name, three_figures(None, None, receipt.metrics, taught[0].metrics if taught else {}))
+        known.setdefault(receipt.result.model.name, three_figures(None, None, receipt.result.figures, teacher))
     evaluated = parts.evaluation.result if parts.evaluation else None
     for source, path in evaluated.answers.items() if evaluated else ():
         if evaluated and store.exists(f"{path}/receipt.json"):
             known[load_receipt(store, "precompute", path, PrecomputeResult).result.model.name] = evaluated.figures[source]
     known |= {proof.candidate: proof.figures for proof in parts.proofs if proof.figures != Figures()}
     if parts.student is not None:
-        yield "realtime_student", known.get(parts.student.path) or three_figures(None, None, {}, taught[0].metrics if taught else {})
+        yield "realtime_student", known.get(parts.student.path) or three_figures(None, None, None, teacher)
     for number, name in enumerate(dict.fromkeys(receipt.result.model.name for receipt in batch)):
         yield f"batch_student{number + 1 if number else ''}", known[name]
 

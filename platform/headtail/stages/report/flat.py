@@ -8,7 +8,7 @@ from typing import Any
 from headtail.core.evidence import Criterion
 from headtail.stages.calibrate.result import Result as CalibrateResult
 from headtail.stages.report.sentences import headline, report_notes
-from headtail.stages.report.summary import MODELS, BatchFigures, SourceSummary, Summary, TrainingFigures
+from headtail.stages.report.tree import BatchFigures, SourceSummary, Summary, TrainingFigures
 
 _CRITERION = ("kind", "stratum", "n", "value", "lower_bound", "threshold", "passed")
 _ESTIMATES = {  # name: part of a calibration's figures
@@ -23,7 +23,7 @@ _NOT_FIGURES = {"model", "rows"}  # of a BatchFigures
 
 def flat_summary(s: Summary) -> dict[str, Any]:
     """Every figure under its plain name."""
-    flat: dict[str, Any] = {"title": s.title, "headtail": s.headtail, "task": s.task, **s.figures}
+    flat: dict[str, Any] = {"title": s.title, "headtail": s.headtail, "task": s.task, **s.figures.model_dump()}
     flat |= {f"labelled_rows_{name}": count for name, count in s.labelled.items()}
     for source in s.sources.values():
         flat |= dict(_flat_source(source))
@@ -44,9 +44,9 @@ def _flat_source(source: SourceSummary) -> Iterator[tuple[str, Any]]:
         yield from ((f"quality_{part}_{name}_{at}", getattr(score, part)) for part in ("low", "high", "method"))
     yield f"exact_{name}", source.exact
     yield f"usd_per_million_{name}", source.job.usd_per_million
-    if name in MODELS:
+    if source.source.model:
         yield from _flat_model(source)
-    if source.student:
+    if source.source.role == "student":
         yield from _flat_student(source)
 
 
@@ -59,7 +59,7 @@ def _flat_model(source: SourceSummary) -> Iterator[tuple[str, Any]]:
 
 
 def _flat_student(source: SourceSummary) -> Iterator[tuple[str, Any]]:
-    name, gate = source.name, f"gate_{source.name.removesuffix('_student')}"
+    name, gate = source.name, source.source.stage("gate")
     yield from ((f"{part}_{name}", getattr(source, part)) for part in ("agreement", "times_faster", "times_fewer_tokens"))
     for part in ("value", "low", "high"):
         yield f"{name}_minus_teacher{'' if part == 'value' else f'_{part}'}", getattr(source.minus_teacher, part)

@@ -23,7 +23,7 @@ from headtail.core.receipt import Receipt
 from headtail.core.rows import SLICES, State
 from headtail.stages.calibrate.words import promise_words
 from headtail.stages.report.sentences import headline, ms, percent, report_notes, usd
-from headtail.stages.report.summary import MODELS, PATHS, SOURCES, Summary, stage_name
+from headtail.stages.report.tree import PATHS, Summary
 
 _TEMPLATE = Path(__file__).parent / "report.html.j2"
 _EXAMPLES_EACH = 5  # examples shown per kind
@@ -57,24 +57,25 @@ def render(store: Storage, receipts: Mapping[str, Receipt], summary: Summary) ->
         "short": short_name,
         "answer_text": answer_text,
     }
-    models = [summary.sources[name] for name in MODELS]
+    models = summary.models
     figures = dict(_FIGURES)
     for student in summary.students:
         for output, stage, what in _OF_STUDENT:
-            figures[f"{output}_{student.name}"] = (output, stage_name(stage, student.name), f"{what}: {student.words}")
+            figures[f"{output}_{student.name}"] = (output, student.source.stage(stage), f"{what}: {student.label}")
     return env.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         s=summary,
         f=summary.figures,
         notes=report_notes(summary),
         headline=list(headline(summary)),
         promise_words=list(promise_words(summary.promise)) if summary.promise else [],
-        sources=[summary.sources[name] for name in summary.shown],
+        sources=summary.columns,
         slices=SLICES,
         paths=PATHS,
         states=[str(s) for s in State],
         figures={name: _figure(store, receipts, name, *where) for name, where in figures.items()},
-        examples=list(_examples(store, receipts)),
-        colours={source: charts.COLOURS[source] for source in SOURCES},
+        examples=list(_examples(store, receipts, summary)),
+        kinds=[source.source for source in summary.sources.values()],
+        fixed=[source for source in summary.columns if not source.source.model],
         jobs=[source for source in models if source.job.rows["in"] is not None],
         sure=[source for source in models if source.ece is not None],
         gated=[source for source in models if source.gate.passed is not None],
@@ -91,21 +92,21 @@ def _figure(store: Storage, receipts: Mapping[str, Receipt], name: str, output: 
     return None
 
 
-def _examples(store: Storage, receipts: Mapping[str, Receipt]) -> Iterator[dict[str, Any]]:
+def _examples(store: Storage, receipts: Mapping[str, Receipt], summary: Summary) -> Iterator[dict[str, Any]]:
     """Labelled queries on which the answer sources differ, the most frequent first: what a figure cannot show."""
     name = next((name for name in ("evaluate", "evaluate_teacher") if name in receipts), "")
     if not name:
         return
-    rows = pivot(output_table(store, receipts[name], "rows"))
-    sources = [source for source in MODELS if any(source in row["sources"] for row in rows[:1])]
-    both = [row for row in rows if {"teacher", "batch_student"} <= row["sources"].keys()]
+    rows, first, learner = pivot(output_table(store, receipts[name], "rows")), summary.teacher, summary.students[0]
+    sources = [source for source in summary.models if any(source.name in row["sources"] for row in rows[:1])]
+    both = [row for row in rows if {first.name, learner.name} <= row["sources"].keys()]
     if not both:
-        wrong = [row for row in rows if not row["sources"].get("teacher", {}).get("exact", True)]
-        yield {"kind": "Teacher wrong", "rows": wrong[: 2 * _EXAMPLES_EACH], "of": len(wrong), "sources": SOURCES[:1]}
+        wrong = [row for row in rows if not row["sources"].get(first.name, {}).get("exact", True)]
+        yield {"kind": "Teacher wrong", "rows": wrong[: 2 * _EXAMPLES_EACH], "of": len(wrong), "sources": [first]}
         return
     kinds: dict[str, list[dict[str, Any]]] = {"Student right, teacher wrong": [], "Teacher right, student wrong": [], "Both wrong": []}
     for row in both:
-        teacher, student = row["sources"]["teacher"], row["sources"]["batch_student"]
+        teacher, student = row["sources"][first.name], row["sources"][learner.name]
         if student["exact"] and not teacher["exact"]:
             kinds["Student right, teacher wrong"].append(row)
         elif teacher["exact"] and not student["exact"]:

@@ -22,8 +22,9 @@ from headtail.stages.base import Stage, run_once
 from headtail.stages.report.flat import flat_summary
 from headtail.stages.report.page import render
 from headtail.stages.report.sentences import report_notes
-from headtail.stages.report.summary import REPORTED_STAGES, RESULTS, Summary, summarise
+from headtail.stages.report.summary import RESULTS, summarise
 from headtail.stages.report.terminal import summary_table
+from headtail.stages.report.tree import REPORTED_STAGES, Summary
 
 __all__ = ["REPORTED_STAGES", "Config", "run", "summarise", "summary_table"]
 
@@ -65,7 +66,7 @@ def run(config: Config) -> Receipt[Result]:
         return Result(summary=summary)
 
     replaces = {"receipts": {name: receipt.path for name, receipt in receipts.items()}}
-    return run_once("report", Result, config, work, inputs=receipts, version=2, replaces=replaces)
+    return run_once("report", Result, config, work, inputs=receipts, version=3, replaces=replaces)
 
 
 def _load(store: Storage, path: str) -> Receipt:

@@ -8,11 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from headtail.core.rows import SLICES, State
-from headtail.stages.report.summary import MODELS, PATHS, QualityFigure, SourceSummary, Summary
+from headtail.stages.report.tree import PATHS, QualityFigure, SourceSummary, Summary
 
 NONE = "-"
 WIDE = 100  # columns that intervals of four answer sources take
-_STYLES = {"teacher": "blue", "batch": "dark_orange3", "realtime": "magenta", "fallback": "bright_black"}
 
 
 def summary_table(summary: Summary, width: int = WIDE) -> Table:
@@ -37,22 +36,22 @@ def _sections(s: Summary, wide: bool) -> Iterator[tuple[str, Table]]:
         _grid(
             ("", "share of events"),
             [
-                ("holdout traffic answered from the cache (replayed)", _percent(s.figures["coverage_holdout_traffic"])),
-                ("holdout traffic, head alone (planned)", _percent(s.figures["head_coverage_holdout"])),
-                ("holdout traffic seen before (the most a cache can answer)", _percent(s.figures["seen_coverage_holdout"])),
-                ("log before the cut", _percent(s.figures["coverage_log"])),
+                ("holdout traffic answered from the cache (replayed)", _percent(s.figures.coverage_holdout_traffic)),
+                ("holdout traffic, head alone (planned)", _percent(s.figures.head_coverage_holdout)),
+                ("holdout traffic seen before (the most a cache can answer)", _percent(s.figures.seen_coverage_holdout)),
+                ("log before the cut", _percent(s.figures.coverage_log)),
             ],
         ),
     )
-    sources = [s.sources[name] for name in s.shown]
-    models, heads = [source for source in sources if source.name in MODELS], list(map(_head, sources))
+    sources, styles = s.columns, {_head(source): source.source.terminal for source in s.columns}
+    models, heads = [source for source in sources if source.source.model], list(map(_head, sources))
     strata = [(name, _number(s.labelled[name]), *(_quality(source.quality[name], wide) for source in sources)) for name in SLICES]
     interval = "95 % interval" if wide else "95 % interval: ± in thousandths"
-    yield f"Quality against people's answers (micro-F1, {interval})", _grid(("stratum", "n", *heads), strata, _STYLES)
+    yield f"Quality against people's answers (micro-F1, {interval})", _grid(("stratum", "n", *heads), strata, styles)
     states = [(str(state), *(_number(source.job.rows[state]) for source in models)) for state in State]
     states.insert(0, ("rows in", *(_number(source.job.rows["in"]) for source in models)))
     states.append(("rows/s", *(_number(source.job.rows_per_s, 1) for source in models)))
-    yield "Rows by state", _grid(("", *map(_head, models)), states, _STYLES)
+    yield "Rows by state", _grid(("", *map(_head, models)), states, styles)
     latency = [
         (path, _number(found.requests), *(_number(value, 1) for value in (found.p50, found.p95, found.p99)))
         for path, found in ((path, s.latency[path]) for path in (*PATHS, "all"))
@@ -63,12 +62,12 @@ def _sections(s: Summary, wide: bool) -> Iterator[tuple[str, Table]]:
         teacher, *_ = prices = [getattr(source.job, name) for source in (s.teacher, *sources)]
         cost.append((words, *(_number(price, 2) for price in prices[1:])))
         cost.append(("teacher's cost over the source's", *(_over(teacher, price) for price in prices[1:])))
-    yield "Cost in batch", _grid(("", *heads), cost, _STYLES)
+    yield "Cost in batch", _grid(("", *heads), cost, styles)
 
 
 def _head(source: SourceSummary) -> str:
     """An answer source as the head of a column."""
-    return source.name.removesuffix("_student")
+    return source.source.short
 
 
 def _closing(s: Summary) -> Iterator[str]:
@@ -81,7 +80,7 @@ def _closing(s: Summary) -> Iterator[str]:
         if student.gate.passed is not None:
             passed = [criterion.passed for criterion in student.gate.criteria]
             verdict = "passed" if student.gate.passed else "REJECTED"
-            yield f"Gate: the {student.words} {verdict}, {sum(passed)} of {len(passed)} criteria passed."
+            yield f"Gate: the {student.label} {verdict}, {sum(passed)} of {len(passed)} criteria passed."
     if s.student_served is False and s.students[0].job.model:
         yield "The release serves no student: a miss ends in the fallback."
     if s.not_run:

@@ -183,11 +183,11 @@ def _compare(config: Config, made: Sequence[DesignFigures], sums: Mapping[str, t
 
 def _cached_prices(store: Storage, snapshot: str, config: Config) -> dict[str, float]:
     """USD per million answers of each source: as set, else as the precompute receipts of the snapshot say."""
-    found = {}
+    found: dict[str, float] = {}
     for path in read_manifest(store, snapshot).lineage:
-        receipt = load_receipt(store, "precompute", path, PrecomputeResult)
-        if "usd_per_million" in receipt.metrics:
-            found[receipt.result.source] = receipt.metrics["usd_per_million"]
+        answered = load_receipt(store, "precompute", path, PrecomputeResult).result
+        if answered.figures is not None and answered.figures.usd_per_million is not None:
+            found[answered.source] = answered.figures.usd_per_million
     return found | config.prices.cached_usd_per_million
 
 
