@@ -72,6 +72,15 @@ def test_vllm_each_row_once_with_what_it_says(vllm_engine: VllmEngine, segmentat
             assert completion.text == segmentation.target(answer)  # the very spelling that students are taught
 
 
+def test_vllm_compiles_nothing_on_a_cpu(vllm_engine: VllmEngine, segmentation: Task) -> None:
+    """Ranks of log-probabilities would start a C++ compiler for ten seconds, more on a slow machine."""
+    from torch._dynamo.utils import counters
+
+    [answer] = vllm_engine.generate(iter([Request(1, segmentation.messages("pizza near me"))]))
+    assert answer.token_logprobs
+    assert not counters["frames"]
+
+
 def test_vllm_is_sent_typed_control_tokens_as_text(vllm_engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[list[int]] = []
     llm_engine = vllm_engine._thread.engine

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from outside.__main__ import judge, main
 
 HOOK = Path(__file__).parent / "outside"
@@ -36,6 +38,29 @@ def test_a_file_from_elsewhere_is_named_also_when_a_child_opened_it(tmp_path: Pa
 
 def test_nothing_recorded_is_a_failure(tmp_path: Path) -> None:
     assert main([str(tmp_path)]) == 1
+
+
+def test_a_compiler_fails_the_run_where_none_may_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reads = recorded(tmp_path, "import subprocess, shutil; subprocess.run([shutil.which('true'), '--version'])")
+    assert main([str(reads), sys.base_prefix, "--no-compilers"]) == 0
+    outside = tmp_path / "bin"
+    outside.mkdir()
+    (outside / "g++").symlink_to("/bin/true")
+    code = f"import os, subprocess; subprocess.run(['g++', 'x.cpp'], env={{'PATH': {str(outside)!r}}}, check=True)"
+    recorded(tmp_path / "second", code)
+    assert main([str(tmp_path / "second" / "own" / "reads"), sys.base_prefix]) == 0
+    assert main([str(tmp_path / "second" / "own" / "reads"), sys.base_prefix, "--no-compilers"]) == 1
+    assert "error: a compiler was started: g++" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["gcc", "g++", "cc", "c++", "clang-18", "x86_64-linux-gnu-g++-12", "nvcc", "ninja", "rustc", "cc1plus"])
+def test_programs_that_compile(name: str) -> None:
+    assert judge([f"os.posix_spawn\t/opt/bin/{name}"], []).compilers == [name]
+
+
+@pytest.mark.parametrize("name", ["bash", "lscpu", "fc-list", "python3.11", "uname", "gccgo-docs", "access"])
+def test_programs_that_do_not_compile(name: str) -> None:
+    assert not judge([f"os.exec\t/bin/{name}"], []).compilers
 
 
 def test_programs_are_listed_and_a_folder_counts_as_inside_itself() -> None:

@@ -1,7 +1,8 @@
 """Judge the lists that tests/outside/sitecustomize.py left: python -m tests.outside READS [ALLOWED ...].
 
 In: the folder of lists; further folders that may be read. Out: on stdout how many files each allowed place gave, which
-programs were started, and every path from elsewhere; exit status 1 when there is one, or when nothing was recorded at all.
+programs were started, and every path from elsewhere; exit status 1 when there is one, when nothing was recorded at all, or, with
+--no-compilers, when a program was started that compiles.
 Allowed are the operating system, the interpreter's own installation and the folders that pip is configured to install from.
 """
 
@@ -17,6 +18,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+COMPILERS = re.compile(
+    r"(?:[\w.]+-)*(?:cc|c\+\+|gcc|g\+\+|clang|clang\+\+|cc1|cc1plus|nvcc|hipcc|icpx?|cl|ninja|cmake|rustc|cargo)(?:-[\d.]+)?(?:\.exe)?"
+)
 SYSTEM = ("/usr/", "/lib/", "/lib64/", "/bin/", "/sbin/", "/etc/", "/proc/", "/sys/", "/dev/", "/run/", "/var/lib/dpkg/")
 
 
@@ -26,6 +30,11 @@ class Verdict(NamedTuple):
     places: Counter[str]
     programs: Counter[str]
     elsewhere: list[str]
+
+    @property
+    def compilers(self) -> list[str]:
+        """Programs that compile, also under a name with a platform before it or a version after it."""
+        return sorted(name for name in self.programs if COMPILERS.fullmatch(name))
 
 
 def judge(lines: Iterable[str], allowed: Sequence[str]) -> Verdict:
@@ -58,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reads", type=Path, help="folder of the lists")
     parser.add_argument("allowed", nargs="*", help="further folders that may be read")
+    parser.add_argument("--no-compilers", action="store_true", help="fail when a compiler was started")
     flags = parser.parse_args(argv)
     lists = sorted(flags.reads.iterdir())
     lines = [line for path in lists for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
@@ -71,7 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: read from outside: {path.encode('utf-8', 'backslashreplace').decode()}")
     if not lines:
         print("error: nothing was recorded: is tests/outside on PYTHONPATH?")
-    return 1 if verdict.elsewhere or not lines else 0
+    compilers = verdict.compilers if flags.no_compilers else []
+    for name in compilers:
+        print(f"error: a compiler was started: {name}")
+    return 1 if verdict.elsewhere or compilers or not lines else 0
 
 
 if __name__ == "__main__":

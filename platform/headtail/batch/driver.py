@@ -125,8 +125,7 @@ def chain_count(shards: int, workers: int) -> int:
 
 
 def _publish_reused(job: Job, store: Storage, manifest: InputManifest, asks: Sequence[Ask]) -> tuple[list[ShardReceipt], list[Ask]]:
-    """Publish shards whose rows were all answered before, up to the first that has a row to ask; "
-    "returns also the shards for the workers."""
+    """Publish shards whose rows were all answered before, up to the first that has a row to ask; the shards for the workers too."""
     before = earlier_jobs(store, job)
     made: list[ShardReceipt] = []
     if before and manifest.rows <= _DRIVER_ROWS:
