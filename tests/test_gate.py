@@ -19,13 +19,13 @@ from headtail.adapters.storage import Storage, read_json, write_table
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.core.bounds import Game, Share
 from headtail.core.config import TrackingConfig
-from headtail.core.errors import ConfigError, InputError, StorageError
+from headtail.core.errors import ConfigError, GateRejected, InputError, StorageError
 from headtail.core.evidence import Criterion, Evidence, JudgeEvidence
 from headtail.core.keys import canonical, query_key
 from headtail.core.policy import TaskPolicy
 from headtail.core.post_stratify import labelled_traffic, traffic_cells
 from headtail.core.receipt import Receipt
-from headtail.core.rows import ANSWER, HUMAN_LABELS, PLANNED, SCORED
+from headtail.core.rows import ANSWER, HUMAN_LABELS, KEY, PLANNED, SCORED
 from headtail.core.task import Task, load_task
 from headtail.releases.criteria import GatePolicy, SourceScores, criterion_tests, decide, source_rows
 from headtail.releases.judge_scores import read_judge
@@ -294,13 +294,13 @@ def test_a_snapshot_is_gated_by_its_own_answers(store: Storage, intent: Task) ->
             result=receipt.result,
             task_fingerprint=intent.fingerprint,
         )
-    made = publish.run(publish.Config(root=store.root, tracking=OFF, task="query_intent", answers=(STUDENT, TEACHER)))
+    made = publish.run(publish.Config(root=store.root, tracking=OFF, task="query_intent", answers=(STUDENT, TEACHER), accept_unproven=True))
     snapshot = f"snapshots/{made.result.snapshot}"
     receipt = run_gate(store, candidate=snapshot)
     found = evidence_of(receipt)
     assert (found.candidate, len(found.digest)) == (snapshot, 32)
     assert any(note.startswith(f"{snapshot} also holds answers of precompute/{TEACHER}") for note in receipt.notes)
-    made = publish.run(publish.Config(root=store.root, tracking=OFF, task="query_intent", answers=(STUDENT,), note="alone"))
+    made = publish.run(publish.Config(root=store.root, tracking=OFF, task="query_intent", answers=(STUDENT,), accept_unproven=True))
     snapshot = f"snapshots/{made.result.snapshot}"
     with pytest.raises(ConfigError, match="did not score this candidate"):
         run_gate(store, candidate=snapshot, source="teacher", max_drop=None)
@@ -308,6 +308,35 @@ def test_a_snapshot_is_gated_by_its_own_answers(store: Storage, intent: Task) ->
 
 def receipt_at(store: Storage, stage: str, mark: str) -> Any:
     return load_receipt(store, stage, f"{stage}/{mark}", PrecomputeResult)
+
+
+def test_what_the_gate_rejected_is_not_published_where_there_are_labels(store: Storage, intent: Task) -> None:
+    """Neither the student nor its answers, by leaving the gate out; who accepts it leaves a trace in the release."""
+    from headtail.releases import release
+    from headtail.stages import publish
+
+    put(store, intent, POOR, seal=0.5)
+    rejected = run_gate(store)
+    assert not rejected.result.passed
+    for mark in (STUDENT, TEACHER):
+        receipt = receipt_at(store, "precompute", mark)
+        tables = {k: output_table(store, receipt, k) for k in receipt.outputs}
+        keep(store, "precompute", mark, tables, result=receipt.result, task_fingerprint=intent.fingerprint)
+    common = {"root": store.root, "tracking": OFF, "task": "query_intent"}
+    live = {"student": "distill/" + "d" * 16}
+    for parts in ({"answers": (TEACHER,), **live}, {"answers": (STUDENT, TEACHER)}, {"answers": (STUDENT,), **live, "promote": False}):
+        with pytest.raises(GateRejected, match="there are human labels, and no gate passed"):
+            publish.run(publish.Config.model_validate({**common, **parts}))
+    with pytest.raises(GateRejected, match="is not published; missing: tail"):
+        publish.run(
+            publish.Config.model_validate({**common, **live, "answers": (TEACHER,), "gates": (rejected.path,)}), with_policy(intent)
+        )
+    assert release.current_id(store) == ""
+    alone = publish.run(publish.Config.model_validate({**common, "answers": (TEACHER,)}))  # a teacher's answers need no gate
+    assert not release.load_release(store, alone.result.release).accept_unproven
+    made = publish.run(publish.Config.model_validate({**common, **live, "answers": (STUDENT, TEACHER), "accept_unproven": True}))
+    now = release.current_release(store)
+    assert (now.id, now.student, now.accept_unproven) == (made.result.release, live["student"], True)
 
 
 def test_labels_that_were_changed_are_refused(store: Storage, intent: Task) -> None:
@@ -402,7 +431,7 @@ def test_scores_of_other_answers_are_left_out_and_bad_tables_refused(store: Stor
     looks = [look.path for look in store.files("looks")]
     with pytest.raises(InputError, match="not about the candidate's answers"):
         run_gate(store, judge=judge(store, {"never asked": 1.0}))
-    with pytest.raises(InputError, match="no query without a person's label"):
+    with pytest.raises(InputError, match="no query without a person's label that the candidate did not learn from"):
         run_gate(store, judge=judge(store, opinions(0)))
     with pytest.raises(InputError, match="between 0 and 1"):
         run_gate(store, judge=judge(store, {"other 1": 1.5}))
@@ -411,6 +440,61 @@ def test_scores_of_other_answers_are_left_out_and_bad_tables_refused(store: Stor
     with pytest.raises(InputError, match="twice"):
         run_gate(store, judge="judge/" + "k" * 16 + ":scores")
     assert [look.path for look in store.files("looks")] == looks, "what is refused spends nothing"
+
+
+OTHERS = [f"other {i}" for i in range(3000)]
+
+
+def learn(store: Storage, mark: str, texts: Sequence[str]) -> None:
+    """The student learnt from these queries."""
+    keep(store, "curate", mark * 16, {"training_set": pa.table({"query_key": pa.array([query_key(q) for q in texts], KEY)})})
+    keep(store, "distill", "d" * 16, {}, result=DistillResult(digest="D", trained_on=("curate/" + mark * 16 + ":training_set",)))
+
+
+def test_judged_rows_are_neither_the_candidates_training_rows_nor_labelled_elsewhere(store: Storage, intent: Task) -> None:
+    put(store, intent, more=3000)
+    learn(store, "c", OTHERS[:1500])
+    found = evidence_of(run_gate(store, judge=judge(store, opinions(3000), keys=True)))
+    assert (found.criteria[0].n, found.criteria[0].judged, found.excluded) == (240, 1500, 0)
+    assert found.judge is not None
+    assert (found.judge.rows, found.judge.apart, found.judge.left_out) == (240 + 1500, 1500, 0)
+    learn(store, "e", [f"tail {i}" for i in range(120)])  # labelled rows that are left out do not come back as unlabelled ones
+    receipt = run_gate(store, judge=judge(store, opinions(3000), keys=True))
+    found = evidence_of(receipt)
+    assert (found.criteria[0].n, found.criteria[0].judged, found.excluded) == (120, 3000, 120)
+    assert any(note.startswith("120 judged rows are left out") for note in receipt.notes)
+    learn(store, "f", OTHERS)
+    with pytest.raises(InputError, match="that the candidate did not learn from"):
+        run_gate(store, judge=judge(store, opinions(3000), keys=True))
+
+
+def test_open_labelled_rows_are_no_judged_rows_of_a_sealed_claim(store: Storage, intent: Task) -> None:
+    put(store, intent, more=300, seal=0.5)
+    found = evidence_of(run_gate(store, judge=judge(store, opinions(300), keys=True)))
+    tail = found.criteria[0]
+    assert found.judge is not None
+    assert (found.sealed, tail.judged, tail.n + found.judge.apart) == (True, 300, 240)
+
+
+def test_training_rows_beside_a_judge_would_let_bad_students_pass(store: Storage, intent: Task) -> None:
+    """100 students that are exactly as good as the threshold, and 0.99 right on their own training rows, half of what was judged."""
+    put(store, intent, {**GOOD, "tail": (150, 140, 145)}, more=1200)
+    own, rng, truth = receipt_at(store, "precompute", STUDENT), np.random.default_rng(0), 0.85
+    learnt = frozenset(query_key(q) for q in OTHERS[:600])
+    labelled = [f"tail {i}" for i in range(150)]
+    rule = GatePolicy({"tail": truth}, None, False, (), 0.05, 0.8)
+    passes = {"without": 0, "with": 0}
+    for _ in range(100):
+        people = (rng.random(150) < truth).astype(float)
+        more = (rng.random(1200) < np.where(np.arange(1200) < 600, 0.99, truth)).astype(float)
+        table = judge(store, dict(zip([*labelled, *OTHERS[:1200]], [*people.tolist(), *more.tolist()], strict=True)))
+        source = SourceScores([query_key(q) for q in labelled], np.full(150, "tail", dtype=object), np.ones(150), people)
+        for name, apart in (("without", learnt), ("with", frozenset[bytes]())):
+            scores = read_judge(store, table, own, "", source, apart)
+            (asked,) = criterion_tests(rule, {"s": source}, "s", "exact", scores.by_stratum, None)
+            passes[name] += asked.proof.p(truth) <= rule.delta
+    assert stats.binomtest(passes["without"], 100, rule.delta, alternative="greater").pvalue > 1e-4
+    assert passes["with"] > 40, "what the rule is for"
 
 
 # ---- the decision as a whole

@@ -35,6 +35,7 @@ from test_gate import with_policy
 OFF = TrackingConfig(enabled=False)
 RIGHT, WRONG = {"intent": "price"}, {"intent": "how_to"}
 SHOP = "p" * 16
+NONE = pa.array([], KEY)
 
 
 @pytest.fixture
@@ -220,13 +221,16 @@ def test_the_draw_is_even_whatever_the_answers_order_or_state() -> None:
     schema = pa.schema([ANSWER.field(name) for name in ("query_key", "query", "answer_key", "state", "answer", "count", "stratum")])
     whole = pa.Table.from_pylist(rows, schema=schema)
     labelled = pa.array([query_key("7")], KEY)
-    drawn = draw_rows([whole], labelled, 1000, 0)
+    drawn = draw_rows([whole], labelled, NONE, 1000, 0)
     assert len(drawn) == 1001
     assert [row["query"] for row in drawn if row["labelled"]] == ["7"]
     backwards = whole.take(pa.array(range(4999, -1, -1)))
-    assert draw_rows([backwards.slice(0, 17), backwards.slice(17)], labelled, 1000, 0) == drawn
+    assert draw_rows([backwards.slice(0, 17), backwards.slice(17)], labelled, NONE, 1000, 0) == drawn
     assert abs(np.mean([int(row["query"]) for row in drawn]) - 2500) < 150
-    assert {row["query"] for row in draw_rows([whole], labelled, 1000, 1)} != {row["query"] for row in drawn}
+    assert {row["query"] for row in draw_rows([whole], labelled, NONE, 1000, 1)} != {row["query"] for row in drawn}
+    learnt = pa.array([query_key(str(i)) for i in range(4500)], KEY)  # "7" is labelled: asked, for its label; of the others none
+    rest = draw_rows([whole], labelled, learnt, 1000, 0)
+    assert (len(rest), min(int(row["query"]) for row in rest if not row["labelled"])) == (501, 4500)
 
 
 def test_labels_from_before_there_were_designs_calibrate(store: Storage, intent: Task, endpoint: Server, answer_here: None) -> None:

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 import pytest
 
 import headtail
+from conftest import keep
 from headtail.adapters.storage import Storage, open_storage
+from headtail.adapters.storage.receipts import load_receipt
 from headtail.cache.builder import build_snapshot
 from headtail.cache.snapshot import publish_snapshot
 from headtail.cli import main
 from headtail.core.errors import GateRejected
 from headtail.core.evidence import Evidence
+from headtail.core.rows import HUMAN_LABELS
 from headtail.core.score import ScoreConfig
 from headtail.core.task import Task
 from headtail.releases import canary, release
 from headtail.releases.deletion import delete_query
 from headtail.releases.look import read_look_log
-from headtail.releases.promotion import promote_release
+from headtail.releases.promotion import has_labels, promote_release, unproven_students
+from headtail.stages.distill.result import Result as DistillResult
+from headtail.stages.precompute.result import Result as PrecomputeResult
 from headtail.stages.serve.admin_calls import AdminCalls
 from headtail.stages.serve.errors import RequestError
 from test_cache import answers, good
-from test_gate import GOOD, POOR, evidence_of, put, run_gate, with_policy
+from test_gate import GOOD, POOR
+from test_gate import STUDENT as STUDENT_MARK
+from test_gate import evidence_of, put, run_gate, with_policy
 
 PACKAGE = Path(headtail.__file__).parent
 
@@ -160,11 +169,96 @@ def test_a_deletion_goes_through_although_a_labelled_row_is_gone_with_it(passing
         promote_release(store, derived)
 
 
-def test_a_release_without_evidence_or_of_the_format_before_is_promoted_as_ever(failing: Gated, tmp_path: Path, intent: Task) -> None:
-    store, former = failing.store, failing.evidence.model_copy(update={"format": "headtail-gate/3"})
-    for gates in ((), (former,)):
-        name = made(store, tmp_path, intent, *gates)
-        assert promote_release(store, name).id == release.current_id(store) == name
+def test_a_release_without_a_student_needs_no_evidence(failing: Gated, tmp_path: Path, intent: Task) -> None:
+    name = made(failing.store, tmp_path, intent)
+    assert promote_release(failing.store, name).id == release.current_id(failing.store) == name
+
+
+def test_evidence_of_the_format_before_is_kept_and_proves_no_student(passing: Gated, tmp_path: Path, intent: Task) -> None:
+    """It names no labels, so nothing can be computed anew: whoever relabels a rejection gains nothing."""
+    store, task = passing.store, with_policy(intent)
+    former = passing.evidence.model_copy(update={"format": "headtail-gate/3"})
+    kept = made(store, tmp_path, task, former)
+    assert promote_release(store, kept).id == kept
+    with pytest.raises(GateRejected, match=f"there are human labels, and no gate passed {STUDENT}"):
+        promote_release(store, with_student(store, tmp_path, task, STUDENT, former))
+    rejected = former.model_copy(update={"passed": False})
+    with pytest.raises(GateRejected, match="the verdict is: rejected"):
+        promote_release(store, made(store, tmp_path, task, rejected))
+
+
+# ---- a student without evidence
+
+
+def with_student(store: Storage, tmp_path: Path, task: Task, student: str, *gates: Evidence, lineage: tuple[str, ...] = ()) -> str:
+    """The id of a release with a student for misses, and of these answers."""
+    folder = tmp_path / f"build-{len(list(tmp_path.iterdir()))}"
+    folder.mkdir()
+    built = build_snapshot([[answers(good("head 0", '{"intent":"price"}'))]], folder)
+    manifest = publish_snapshot(store, built, task=task.name, task_fingerprint=task.fingerprint, lineage=lineage)
+    evidence = release.ReleaseEvidence(gates=gates)
+    return release.make_release(store, snapshot=manifest.id, task=task, student=student, evidence=evidence).id
+
+
+STUDENT = "distill/" + "d" * 16
+ANSWERS = f"precompute/{STUDENT_MARK}"
+
+
+@pytest.mark.parametrize("promote", WAYS)
+@pytest.mark.parametrize(("student", "lineage"), [(STUDENT, ()), ("", (ANSWERS,)), ("", ("precompute/gone",))])
+def test_a_student_that_no_gate_passed_is_not_promoted_where_there_are_labels(
+    promote: Callable[[Storage, str], None],
+    student: str,
+    lineage: tuple[str, ...],
+    failing: Gated,
+    tmp_path: Path,
+    intent: Task,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store, task = failing.store, with_policy(intent)
+    base = made(store, tmp_path, task)
+    promote_release(store, base)
+    bare = with_student(store, tmp_path, task, student, lineage=lineage)
+    with pytest.raises((GateRejected, RequestError, SystemExit)) as refused:
+        promote(store, bare)
+    said = re.sub(r"\s+", " ", f"{refused.value} {capsys.readouterr().err}")
+    assert f"there are human labels, and no gate passed {student or lineage[0]}" in said
+    assert (release.current_id(store), canary.read_canary(store)) == (base, None)
+    main(["release", "create", "--like", bare, "--accept-unproven", "--why", "tried elsewhere", "--root", store.root, "--json"])
+    accepted = json.loads(capsys.readouterr().out)
+    assert accepted["accept_unproven"] is True
+    promote(store, accepted["id"])
+    assert release.current_release(store).accept_unproven
+    again = release.derive_release(store, "current", student="distill/" + "x" * 16)
+    assert not again.accept_unproven  # it was accepted of another student
+    with pytest.raises(GateRejected, match="no gate passed distill/" + "x" * 16):
+        promote_release(store, again.id)
+
+
+def test_a_students_answers_are_a_students_whatever_they_are_called(failing: Gated, tmp_path: Path, intent: Task) -> None:
+    store = failing.store
+    keep(store, "distill", "d" * 16, {}, result=DistillResult(digest="D", trained_on=("curate/" + "c" * 16 + ":training_set",)))
+    renamed = load_receipt(store, "precompute", ANSWERS, PrecomputeResult).result.model_copy(update={"source": "teacher"})
+    keep(store, "precompute", STUDENT_MARK, {}, result=renamed)
+    assert unproven_students(store, "query_intent", "", (ANSWERS,), ()) == (ANSWERS,)
+    keep(store, "distill", "d" * 16, {}, result=DistillResult(digest="D", trained_on=("ingest/" + "i" * 16 + ":human_labels_train",)))
+    assert unproven_students(store, "query_intent", "", (ANSWERS,), ()) == ()  # a teacher that was trained on people's answers
+
+
+def test_with_its_evidence_or_without_any_labels_a_student_is_promoted(passing: Gated, tmp_path: Path, intent: Task) -> None:
+    (store, own), task = passing, with_policy(intent)
+    proven = with_student(store, tmp_path, task, STUDENT, own, lineage=(ANSWERS,))
+    assert promote_release(store, proven).id == proven
+    other = unproven_students(store, "query_intent", "distill/" + "x" * 16, (ANSWERS,), (own,))
+    assert other == ("distill/" + "x" * 16,)
+    bare = open_storage(str(tmp_path / "bare"))
+    assert not has_labels(bare, "query_intent")
+    assert promote_release(bare, with_student(bare, tmp_path, task, STUDENT)).student == STUDENT
+    keep(bare, "plan", "p" * 16, {"human_labels": HUMAN_LABELS.empty_table()})
+    assert not has_labels(bare, "query_intent")
+    keep(bare, "plan", "p" * 16, {"human_labels": pa.Table.from_pylist([{"query_key": b"k" * 16}], HUMAN_LABELS)}, task="query_intent")
+    assert has_labels(bare, "query_intent")
+    assert not has_labels(bare, "query_segmentation")
 
 
 def test_a_release_whose_answers_are_scored_by_code_says_who_can_promote_it(passing: Gated, tmp_path: Path, intent: Task) -> None:

@@ -69,7 +69,7 @@ FILLED: dict[str, dict[str, str]] = {
     "evaluate": {"labels": "labels", "answers": ""},
     "gate": {"evaluation": "", "source": "", "candidate": ""},
     "calibrate": {"evaluation": "", "source": "", "strata": ""},
-    "publish": {"answers": "", "student": "", "evaluation": "", "gates": "", "calibration": ""},
+    "publish": {"answers": "", "student": "", "evaluation": "", "gates": "", "calibration": "", "accept_unproven": "promote_unproven"},
     "serve": {"release": "", "request_log": ""},
     "replay": {"log": "log", "plan": "", "release": "", "url": ""},
 }
@@ -215,6 +215,7 @@ def _stages(pipeline: _Pipeline) -> Receipt[report.Result]:
         "evaluation": quality.path if quality else "",
         "gates": tuple(gates[source].path for source in passed if source in gates),
         "calibration": calibrated.path if calibrated else "",
+        "accept_unproven": bool(live) and not gates,  # _passes: only as promote_unproven asks
     }
     published = do("publish", publish.run, config.publish, **parts)
     _register(pipeline, students, gates, published)

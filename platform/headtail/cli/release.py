@@ -26,6 +26,10 @@ def release_create(
     like: Annotated[str, typer.Option("--like", help="id of the release that it takes all else from, or `current`")] = "current",
     snapshot: Annotated[str, typer.Option("--snapshot", help="id of a snapshot, or of a release that has it; default: the same")] = "",
     student: Annotated[str, typer.Option("--student", help="distill/<fingerprint>, or `none`; default: the same")] = "",
+    accept_unproven: Annotated[
+        bool,
+        typer.Option("--accept-unproven", help="accept that no gate passed its student although there are human labels; recorded in it"),
+    ] = False,
     why: Why = "",
     config: ConfigFile = None,
     sets: Sets = None,
@@ -40,12 +44,12 @@ def release_create(
     from headtail.releases import release
 
     store = _store(config, sets, root)
-    if not (snapshot or student):
+    if not (snapshot or student or accept_unproven):
         raise ConfigError(
             "name what is new", where="headtail release create", fix="--snapshot ID, --student distill/<fingerprint>, or both"
         )
     chosen = None if not student else "" if student == "none" else load_receipt(store, "distill", student).path
-    made = release.derive_release(store, like, snapshot=snapshot, student=chosen, note=why)
+    made = release.derive_release(store, like, snapshot=snapshot, student=chosen, note=why, accept_unproven=accept_unproven)
     say(f"release      {made.id}: snapshot {made.snapshot}, student {made.student or 'none'}")
     say(f"{'':<12} try it: headtail release canary 5% --release {made.id}")
     if as_json:

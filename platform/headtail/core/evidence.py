@@ -133,6 +133,7 @@ class JudgeEvidence(Config):
     own_teacher: bool | None = Field(description="whether it is the candidate's own teacher; null: not known")
     rows: int = Field(ge=0, description="rows with a score of the candidate's answers")
     left_out: int = Field(ge=0, description="rows about other answers")
+    apart: int = Field(0, ge=0, description="rows that the candidate learnt from, or whose label is not in this claim: left out")
     labelled_without_score: int = Field(ge=0, description="rows with people's labels that it did not score")
     answers_checked: bool = Field(description="whether its rows name the answers that it looked at")
 

@@ -27,7 +27,7 @@ from headtail.core.paths import StoreId
 from headtail.core.record import Moment
 from headtail.core.sequential import Array, Margins, Watch, paired_differences, spread_outcomes, watch_differences
 from headtail.releases import release as releases
-from headtail.releases.promotion import promote_release
+from headtail.releases.promotion import promote_release, require_proof
 from headtail.review.decision import current_moment, person_of_options
 
 FOLDER = "releases/canary"
@@ -154,6 +154,7 @@ def start_canary(
         what = f"this release is of task {canary.task}, the current one of task {champion.task}"
         raise ConfigError(what, where="--release", value=release, fix="a canary must answer the same task")
     require_snapshot(store, canary.snapshot)
+    require_proof(store, canary)
     who, why = person_of_options(who, why, '--who "Ada" --why "new words"')
 
     def change(last: CanaryRecord | None) -> CanaryRecord:

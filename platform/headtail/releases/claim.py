@@ -44,6 +44,7 @@ class NamedModel(Config):
 class AnswererResult(StageResult):
     """What a claim needs to know of a receipt of answers, or of a judge's scores."""
 
+    source: str = Field("teacher", description="the answer source")
     model: NamedModel | None = Field(None, description="the model; null: not said")
 
 
@@ -63,6 +64,7 @@ class Claim(NamedTuple):
     sealed: bool  # whether the rows are sealed
     open: pa.Table | None  # SCORED of the open rows, for guidance, where the rows are sealed
     excluded: int  # labelled rows that the candidate was trained on
+    apart: frozenset[bytes]  # queries that are no even draw of those without a label: people labelled them, or the candidate learnt from them
     references: tuple[ReferenceEvidence, ...]
     digests: dict[str, str]  # SHA-256 of what the claim rests on
 
@@ -85,7 +87,8 @@ def read_claim(store: Storage, task: Task, labels: str, source: str, answers: Ma
     rows, cells = _scored(store, task, where, left, receipts)
     digests = {"rows": rows_digest(rows), "human_labels": where.output(name).sha256}
     guide = _scored(store, task, where, _without(opened, trained), receipts)[0] if sealed.num_rows and opened.num_rows else None
-    return Claim(rows, cells, bool(sealed.num_rows), guide, tested.num_rows - left.num_rows, _references(rows, source, receipts), digests)
+    excluded, apart = tested.num_rows - left.num_rows, frozenset(trained.union(every["query_key"].to_pylist()))
+    return Claim(rows, cells, bool(sealed.num_rows), guide, excluded, apart, _references(rows, source, receipts), digests)
 
 
 def training_keys(store: Storage, answers: Receipt[AnswererResult]) -> set[bytes]:

@@ -7,6 +7,7 @@ that are no scores and a query that is there twice. Knows nothing of criteria.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -32,9 +33,12 @@ class JudgeByStratum(NamedTuple):
     sha256: str
 
 
-def read_judge(store: Storage, ref: str, answers: Receipt, teacher: str, source: SourceScores) -> JudgeByStratum:
+def read_judge(
+    store: Storage, ref: str, answers: Receipt, teacher: str, source: SourceScores, apart: Collection[bytes] = ()
+) -> JudgeByStratum:
     """A judge's scores of the candidate's answers, split into rows that people labelled too and rows that they did not.
-    `teacher`: digest of the candidate's teacher; empty: not known.
+    `teacher`: digest of the candidate's teacher; empty: not known. `apart`: queries that are no even draw of those without a label (the
+    candidate learnt from them, or they have a label that `source` does not): left out, and counted.
 
     Rows without a score count against the candidate: 0 where the judge stands alone, 1 where it is compared with a person's
     label. Rows about other answers are left out, and counted. InputError when none is left, or none of a query without a label: such a
@@ -59,7 +63,9 @@ def read_judge(store: Storage, ref: str, answers: Receipt, teacher: str, source:
         value = f"{len(keys):,} rows, of {judged or 'other answers'}; the candidate's are {answers.path}"
         fix = f"run headtail judge --set answers={answers.path}"
         raise InputError("the judge's table is not about the candidate's answers", where=where, value=value, fix=fix)
-    labelled = set(source.keys)
+    labelled, about_others = set(source.keys), len(keys) - len(scores_by_key)
+    left_apart = len((scores_by_key.keys() - labelled) & set(apart))
+    scores_by_key = {key: score for key, score in scores_by_key.items() if key in labelled or key not in apart}
     by_stratum = {}
     for stratum in map(str, Stratum):
         beside = [scores_by_key.get(key, float("nan")) for key, inside in zip(source.keys, source.inside(stratum), strict=True) if inside]
@@ -67,9 +73,9 @@ def read_judge(store: Storage, ref: str, answers: Receipt, teacher: str, source:
         if more:
             by_stratum[stratum] = JudgeScores(np.nan_to_num(np.asarray(beside), nan=1.0), np.nan_to_num(np.asarray(more)))
     if not by_stratum:
-        what = "the judge's table has no query without a person's label, so it adds nothing to the labels"
-        fix = "run headtail judge with rows above 0"
-        raise InputError(what, where=where, value=f"{len(scores_by_key):,} judged rows, all labelled", fix=fix)
+        what = "the judge's table has no query without a person's label that the candidate did not learn from: it adds nothing to the labels"
+        value = f"{len(scores_by_key):,} judged rows with a label, {left_apart:,} left out"
+        raise InputError(what, where=where, value=value, fix="run headtail judge with rows above 0")
     model = load_receipt(store, receipt.stage, receipt.path, AnswererResult).result.model
     own = None if model is None or not teacher else model.digest == teacher
     about = JudgeEvidence(
@@ -77,7 +83,8 @@ def read_judge(store: Storage, ref: str, answers: Receipt, teacher: str, source:
         name=model.name if model else None,
         own_teacher=own,
         rows=len(scores_by_key),
-        left_out=len(keys) - len(scores_by_key),
+        left_out=about_others,
+        apart=left_apart,
         labelled_without_score=sum(key not in scores_by_key for key in source.keys),
         answers_checked=its is not None,
     )

@@ -74,7 +74,7 @@ def prove_claim(
     scores = None
     if judge:
         teacher = next((one.digest for one in claim.references), "")
-        scores = read_judge(store, judge, load_receipt(store, "precompute", answers), teacher, sources[source])
+        scores = read_judge(store, judge, load_receipt(store, "precompute", answers), teacher, sources[source], claim.apart)
     looked, digest = {source: source_part(claim.rows, source)}, scores.sha256 if scores else ""
     look = record_look(store, stage, task.name, task.policy_digest, looked, {source: digest})[source]
     level = policy.level(look)

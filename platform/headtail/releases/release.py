@@ -72,6 +72,7 @@ class Release(Config):
         None, description="of the student's confidence, and from where its answers are sure; null: not known"
     )
     evidence: ReleaseEvidence = Field(ReleaseEvidence(), description="what let it pass: the evaluation, its figures, the gates")
+    accept_unproven: bool = Field(False, description="whether somebody accepted that no gate passed a student in it")
     previous: StoreIdOrEmpty = Field(
         "", description="the release that was current when this one was first made; for people, rollback goes by the moves"
     )
@@ -85,8 +86,12 @@ class Release(Config):
         copies: dict[str, Any] = {"evidence": self.evidence.model_dump(mode="json"), "task": self.task_copy.model_dump()}
         for gate in copies["evidence"]["gates"]:
             _drop_new_fields(gate)
+            if gate["judge"] and not gate["judge"]["apart"]:  # as for a calibration
+                del gate["judge"]["apart"]
         if self.calibration is not None:  # a release without one keeps the id that it had before there was this field
             copies["calibration"] = self.calibration.model_dump(mode="json")
+        if self.accept_unproven:  # as for a calibration
+            copies["accept_unproven"] = True
         return fingerprint({**parts, **copies}, "release")[:16]
 
 
@@ -119,6 +124,7 @@ def make_release(
     thresholds: dict[str, float] | None = None,
     calibration: StudentCalibration | None = None,
     evidence: ReleaseEvidence | None = None,
+    accept_unproven: bool = False,
     note: str = "",
 ) -> Release:
     """Record a release; nothing is promoted by this. The same parts give the same release, which is written once."""
@@ -134,6 +140,7 @@ def make_release(
         thresholds=thresholds or {},
         calibration=calibration,
         evidence=evidence or ReleaseEvidence(),
+        accept_unproven=accept_unproven,
         previous=current_id(store),
         created=_now(),
         note=str(redact_texts(note)),
@@ -148,11 +155,13 @@ def make_release(
         return load_release(store, release.id)
 
 
-def derive_release(store: Storage, base: str, *, snapshot: str = "", student: str | None = None, note: str = "") -> Release:
+def derive_release(
+    store: Storage, base: str, *, snapshot: str = "", student: str | None = None, note: str = "", accept_unproven: bool = False
+) -> Release:
     """Record a release that is `base` but for its snapshot (named as `snapshot_of` takes it) or its student (empty: none).
 
-    Task and thresholds are those of `base`; so are evidence and calibration where the student is the same. ConfigError when the
-    snapshot is of another task.
+    Task and thresholds are those of `base`; so are evidence and calibration where the student is the same, and `accept_unproven` where
+    the snapshot is too. ConfigError when the snapshot is of another task.
     """
     held = load_release(store, base)
     chosen = snapshot_of(store, snapshot) if snapshot else held.snapshot
@@ -169,6 +178,7 @@ def derive_release(store: Storage, base: str, *, snapshot: str = "", student: st
         thresholds=held.thresholds,
         calibration=held.calibration if student in (None, held.student) else None,
         evidence=held.evidence if student in (None, held.student) else None,
+        accept_unproven=accept_unproven or (held.accept_unproven and (chosen, student or held.student) == (held.snapshot, held.student)),
         note=note,
     )
 

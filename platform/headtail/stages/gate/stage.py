@@ -185,6 +185,8 @@ def _judge_remarks(judge: JudgeEvidence, mixed: bool) -> Iterator[str]:
         yield "the judge's table has no answer_key: nothing shows that it looked at the candidate's answers"
     if judge.left_out:
         yield f"{judge.left_out:,} judged rows are not about the candidate's answers and were left out"
+    if judge.apart:
+        yield f"{judge.apart:,} judged rows are left out: the candidate learnt from them, or their label is not in this claim"
     if mixed:
         yield "the judge does not help on `all` and `traffic`: they mix strata as the human labels do, and its rows do not"
 

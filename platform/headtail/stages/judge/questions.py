@@ -39,17 +39,19 @@ DRAWN = pa.schema(
 )
 
 
-def draw_rows(tables: Iterable[pa.Table], labelled: pa.Array, rows: int, seed: int) -> list[dict[str, Any]]:
-    """All answers to `labelled` queries and at most `rows` others of each stratum, in an order drawn from the keys."""
+def draw_rows(tables: Iterable[pa.Table], labelled: pa.Array, learnt: pa.Array, rows: int, seed: int) -> list[dict[str, Any]]:
+    """All answers to `labelled` queries and at most `rows` others of each stratum, in an order drawn from the keys; never of the others one
+    that the model learnt from (`learnt`): its answer there says nothing of its answers elsewhere."""
     held: list[tuple[float, dict[str, Any]]] = []
     others: dict[str, list[tuple[float, bytes, dict[str, Any]]]] = {}
     for table in tables:
         chance = uniform_draw(table["query_key"], "judge", seed)
         mine = pc.is_in(table["query_key"], value_set=labelled).to_numpy()
+        free = ~mine & ~pc.is_in(table["query_key"], value_set=learnt).to_numpy()
         held += zip(chance[mine].tolist(), table.filter(pa.array(mine)).to_pylist(), strict=True)
         strata = np.asarray(table["stratum"].fill_null("").to_pylist(), dtype=object)
-        for stratum in sorted(set(strata[~mine])):
-            place = np.flatnonzero(~mine & (strata == stratum))
+        for stratum in sorted(set(strata[free])):
+            place = np.flatnonzero(free & (strata == stratum))
             place = place[np.argsort(chance[place], kind="stable")[:rows]]
             found = table.take(pa.array(place)).to_pylist()
             more = [(value, row["query_key"], row) for value, row in zip(chance[place].tolist(), found, strict=True)]

@@ -31,6 +31,7 @@ from headtail.core.receipt import Receipt, StageResult
 from headtail.core.rows import ALL, KEY, State
 from headtail.core.task import Task, load_task
 from headtail.engines import ModelConfig
+from headtail.releases.claim import AnswererResult, training_keys
 from headtail.releases.look import record_look
 from headtail.releases.seal import open_labels, seals_digest
 from headtail.releases.traffic import label_rows
@@ -45,7 +46,7 @@ from headtail.stages.judge.rubric import Rubric, load_rubric
 from headtail.stages.precompute import Config as PrecomputeConfig
 from headtail.stages.precompute.result import Result as PrecomputeResult
 
-VERSION = 1
+VERSION = 2
 FILLED = {
     "precompute": {"inputs": "answers", "source": "", "model": "model", "side_inputs": "", "task": "judge"},
 }
@@ -166,7 +167,8 @@ def _find(config: Config, task: Task | None) -> _Parts:
 
 def _write_questions(stage: Stage, config: Config, parts: _Parts) -> StageResult:
     keys = pa.array(parts.label_keys, KEY)
-    rows = draw_rows(read_answers(parts.store, parts.answers, COLUMNS), keys, config.rows, config.seed)
+    learnt = pa.array(sorted(training_keys(parts.store, load_receipt(parts.store, "precompute", parts.answers.path, AnswererResult))), KEY)
+    rows = draw_rows(read_answers(parts.store, parts.answers, COLUMNS), keys, learnt, config.rows, config.seed)
     if parts.against:
         rows = pair_rows(rows, read_answers(parts.store, parts.against, COLUMNS))
     side = _side_inputs(parts, pa.array([row["query_key"] for row in rows], KEY))

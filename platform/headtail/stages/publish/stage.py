@@ -38,6 +38,7 @@ from headtail.core.receipt import LATEST, FileRef, Receipt
 from headtail.core.rows import Source
 from headtail.core.task import Task, load_task
 from headtail.releases import release as releases
+from headtail.releases.promotion import unproven_students, unproven_words
 from headtail.releases.proof import recheck
 from headtail.stages.base import Stage, run_once
 from headtail.stages.calibrate.result import Result as CalibrateResult
@@ -66,7 +67,11 @@ class Config(StageConfig):
     evaluation: str = Field("", description="evaluate receipt ref kept as evidence")
     gates: tuple[str, ...] = Field(
         (),
-        description="gate receipt refs, kept as evidence: of the student and of models whose answers are published; none may be rejected",
+        description="gate receipt refs, kept as evidence: of the student and of models whose answers are published; none may be rejected. "
+        "Where the store has human labels for the task, each student needs one",
+    )
+    accept_unproven: bool = Field(
+        False, description="publish students that no gate passed although there are human labels; the release records it"
     )
     calibration: str = Field(
         "", description="calibrate receipt ref of the student: the release then knows from where its answers are sure (docs/escalation.md)"
@@ -100,7 +105,12 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
     own_check = load_own_check(task, config.allow_task_code)
     logs = tuple(find_logs(store, list(answers.values())))
     people = people_answers(store, task)
-    parts = _Parts(task, tuple(answers.values()), student, evaluation, _check_gates(store, gated, student, task), calibrated, logs, people)
+    proofs = _check_gates(store, gated, student, task)
+    unproven = unproven_students(store, task.name, student.path if student else "", [found.path for found in answers.values()], proofs)
+    if unproven and not config.accept_unproven:
+        fix = "name the gates that it passed: --set gates=[gate/<fingerprint>]; to publish it all the same: --set accept_unproven=true"
+        raise GateRejected(f"this is not published: {unproven_words(unproven)}", where=", ".join(unproven), fix=fix)
+    parts = _Parts(task, tuple(answers.values()), student, evaluation, proofs, calibrated, logs, people)
 
     def work(stage: Stage) -> Result:
         words, withholding = _guardrails(stage, parts, own_check)
@@ -321,6 +331,7 @@ def _release(stage: Stage, config: Config, parts: _Parts, manifest: SnapshotMani
         thresholds={str(source): value for source, value in config.min_confidence.items()},
         calibration=parts.calibrated.result.calibration if parts.calibrated else None,
         evidence=_evidence(parts),
+        accept_unproven=config.accept_unproven,
         note=config.note,
     )
     stage.outputs["release"] = _ref(stage.store, f"{releases.FOLDER}/{release.id}.json")
