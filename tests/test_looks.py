@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,24 @@ from scipy import stats
 
 from bench.looks import ATTACKS, POLICY, look_numbers
 from conftest import keep
-from headtail.adapters.storage import Storage
+from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.cli import main
 from headtail.core.errors import ConfigError, GateRejected
 from headtail.core.evidence import Evidence
 from headtail.core.keys import query_key
 from headtail.core.rows import HUMAN_LABELS, KEY
-from headtail.core.task import Task
+from headtail.core.task import Task, load_task
 from headtail.releases import release
 from headtail.releases.look import read_look_log, record_look
 from headtail.releases.promotion import promote_release
 from headtail.releases.proof import recheck
 from headtail.releases.seal import open_labels, seal_labels, sealed_keys
+from headtail.stages import gate
 from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.precompute.result import Result as PrecomputeResult
 from test_cache import answers, good, publish
-from test_gate import GOOD, POOR, TEACHER, evidence_of, put, run_gate, with_policy
+from test_gate import GOOD, OFF, POOR, TEACHER, evidence_of, put, run_gate, with_policy
 
 LABELS = "plan/" + "p" * 16 + ":human_labels"
 
@@ -120,21 +122,53 @@ def test_a_row_that_was_looked_at_cannot_be_sealed(store: Storage, capsys: pytes
 # ---- policy before results
 
 
-def test_a_verdict_under_a_loose_policy_is_not_promoted(store: Storage, intent: Task) -> None:
-    """After a rejection somebody loosens the policy of their own run: the verdict changes, what is promoted does not."""
-    put(store, intent, POOR, seal=0.5)
+LOOSE: dict[str, Any] = {"minimum": {}, "max_drop": 1, "delta": 0.49}
+
+
+@pytest.mark.parametrize("seal", [0.5, 0.0])
+def test_a_policy_is_not_loosened_after_a_rejection(store: Storage, tmp_path: Path, intent: Task, seal: float) -> None:
+    """Neither in task.yaml, nor with it in the release: these rows hold the strictest policy that a gate saw them under."""
+    elsewhere = open_storage(str(tmp_path / "elsewhere"))
+    put(elsewhere, intent, POOR, seal=seal)
+    loose = evidence_of(run_gate(elsewhere, **LOOSE))
+    assert loose.passed  # where no gate saw the rows before: a policy of that task, written before its results
+    put(store, intent, POOR, seal=seal)
     assert not evidence_of(run_gate(store)).passed
-    loose = evidence_of(run_gate(store, minimum={}, max_drop=1, delta=0.49))
-    assert (loose.passed, loose.look) == (True, 2)
+    looks = read_look_log(store)
+    with pytest.raises(GateRejected, match="under a stricter policy: minimum, max_drop, delta"):
+        run_gate(store, **LOOSE)
+    assert read_look_log(store) == looks  # what is refused spends nothing
+    task, (_, manifest) = with_policy(intent, **LOOSE), publish(store, tmp_path, answers(good("a", '{"intent":"price"}')))
+    evidence = release.ReleaseEvidence(gates=(loose,))
+    made = release.make_release(store, snapshot=manifest.id, task=task, evidence=evidence)
+    with pytest.raises(GateRejected, match="a gate saw some of these labelled rows on .* under a stricter policy"):
+        promote_release(store, made.id)
+    other = load_task("query_intent")
+    other = dataclasses.replace(
+        other, file=other.file.model_copy(update={"gate": with_policy(intent).file.gate, "fallback": {"intent": "price"}})
+    )
+    with pytest.raises(GateRejected, match="score of the task, or fallback"):
+        gate.run(gate.Config(root=store.root, tracking=OFF, task="query_intent"), task=other)
+    stricter = evidence_of(run_gate(store, max_drop=0.01))
+    assert not stricter.passed
     (found,) = recheck(store, loose, with_policy(intent))
     assert found.startswith("the policy of task query_intent (gate in task.yaml) is ")
+
+
+def test_evidence_of_before_a_stricter_policy_still_holds(store: Storage, intent: Task) -> None:
+    put(store, intent, seal=0.5)
+    found = evidence_of(run_gate(store))
+    assert evidence_of(run_gate(store, max_drop=0.049)).look == 2
+    assert recheck(store, found, with_policy(intent)) == []
+
+
+def test_a_policy_is_no_field_of_the_gates_config() -> None:
     with pytest.raises(ConfigError, match="max_drop"):
         main_config(max_drop=1)
 
 
 def main_config(**fields: Any) -> None:
     from headtail.core.config import build_config
-    from headtail.stages import gate
 
     build_config(gate.Config, fields, "test")
 

@@ -32,6 +32,23 @@ def test_a_policy_that_asks_nothing_or_nonsense_is_refused() -> None:
             build_config(TaskPolicy, data, "test")
 
 
+def test_a_policy_is_looser_in_each_field_that_asks_for_less() -> None:
+    before = TaskPolicy(minimum={"tail": 0.9}, max_drop=0.05, relative_on=("all", "tail"), least_labels=50, delta=0.05)
+
+    def looser(**changes: object) -> list[str]:
+        return TaskPolicy.model_validate({**before.model_dump(), **changes}).looser_than(before)
+
+    assert looser() == looser(minimum={"tail": 0.91, "head": 0.5}, max_drop=0.0, least_labels=60, delta=0.01) == []
+    for changes in (
+        *({"minimum": {"head": 0.99}}, {"minimum": {"tail": 0.89}}, {"max_drop": 0.06}, {"max_drop": None}, {"above_fallback": False}),
+        *({"relative_on": ["tail"]}, {"least_labels": 1}, {"delta": 0.06}, {"looks": 3}, {"score": "f1"}),
+    ):
+        assert looser(**changes) == list(changes)
+    assert TaskPolicy().looser_than(TaskPolicy(minimum={"all": 0.5}, max_drop=None, above_fallback=False, relative_on=("tail",))) == [
+        "minimum"
+    ]
+
+
 def test_the_digest_changes_with_the_policy_and_with_how_answers_are_compared(intent: Task) -> None:
     def digest(**changes: object) -> str:
         return dataclasses.replace(intent, file=intent.file.model_copy(update=changes)).policy_digest

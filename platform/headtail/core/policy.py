@@ -70,6 +70,22 @@ class TaskPolicy(Config):
             return self.delta / (look * (look + 1))
         return self.delta / self.looks if look <= self.looks else 0.0
 
+    def looser_than(self, earlier: TaskPolicy) -> list[str]:
+        """Fields in which this policy asks for less than an earlier one, or for what cannot be compared with it. Empty: what passes this
+        one passes the earlier one too."""
+        relative = earlier.relative_on if earlier.max_drop is not None or earlier.above_fallback else ()
+        looser = {
+            "score": self.score != earlier.score,
+            "minimum": any(self.minimum.get(name, 0.0) < least for name, least in earlier.minimum.items()),
+            "max_drop": earlier.max_drop is not None and (self.max_drop is None or self.max_drop > earlier.max_drop),
+            "above_fallback": earlier.above_fallback and not self.above_fallback,
+            "relative_on": not set(relative) <= set(self.relative_on),
+            "least_labels": self.least_labels < earlier.least_labels,
+            "delta": self.delta > earlier.delta,
+            "looks": self.looks != earlier.looks,
+        }
+        return [name for name, less in looser.items() if less]
+
     def digest(self, score: str) -> str:
         """Over the policy and `score`, the fingerprint of how the task compares two answers."""
         return fingerprint({"policy": self.model_dump(mode="json"), "score": score})

@@ -199,7 +199,12 @@ class Task:
     @cached_property
     def policy_digest(self) -> str:
         """Over the gate's policy, the scorer and the fallback as task.yaml has them: a release's copy of the task has the same."""
-        return self.file.gate.digest(fingerprint({"score": self.file.score.model_dump(), "fallback": self.file.fallback}))
+        return self.file.gate.digest(self.scoring_digest)
+
+    @cached_property
+    def scoring_digest(self) -> str:
+        """Over the scorer and the fallback as task.yaml has them: part of the policy's digest."""
+        return fingerprint({"score": self.file.score.model_dump(), "fallback": self.file.fallback})
 
 
 def _no_number(text: str) -> Any:

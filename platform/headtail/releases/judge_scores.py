@@ -73,7 +73,9 @@ def read_judge(
         if more:
             by_stratum[stratum] = JudgeScores(np.nan_to_num(np.asarray(beside), nan=1.0), np.nan_to_num(np.asarray(more)))
     if not by_stratum:
-        what = "the judge's table has no query without a person's label that the candidate did not learn from: it adds nothing to the labels"
+        what = (
+            "the judge's table has no query without a person's label that the candidate did not learn from: it adds nothing to the labels"
+        )
         value = f"{len(scores_by_key):,} judged rows with a label, {left_apart:,} left out"
         raise InputError(what, where=where, value=value, fix="run headtail judge with rows above 0")
     model = load_receipt(store, receipt.stage, receipt.path, AnswererResult).result.model

@@ -2,7 +2,8 @@
 
 In: SCORED rows. Out: `looks/<n>.json`, an append-only log, and the number of a look: how many different ones there were before it on rows
 that it shares. A look is known by its rows, the answers on them and the policy in force; task, answer source and stage are for people, so
-renaming them changes nothing, and reading the same again is no new look. Knows nothing of levels or criteria.
+renaming them changes nothing, and reading the same again is no new look. A gate's look keeps the policy, and binds later ones on its rows:
+none may ask for less. Knows nothing of levels or tests.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import datetime
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,10 +21,14 @@ from pydantic import Field
 from headtail.adapters import append_log
 from headtail.adapters.storage import Storage, write_once
 from headtail.core.config import Config
+from headtail.core.errors import GateRejected
 from headtail.core.keys import KEY_BYTES
 from headtail.core.paths import StoreId
+from headtail.core.policy import TaskPolicy
+from headtail.core.task import Task
 
 LOOKS = "looks"
+GATE = "gate"  # the stage whose looks bind the policy
 
 
 class Look(Config):
@@ -32,6 +38,8 @@ class Look(Config):
     answers: StoreId = Field(description="digest of the rows: keys, people's answers, the given answers")
     policy: str = Field(description="digest of the task's gate policy then")
     judge: str = Field("", description="SHA-256 of a judge's table; empty: none")
+    terms: TaskPolicy | None = Field(None, description="of a gate: the policy itself; null: none, or of an earlier version")
+    scoring: str = Field("", description="of a gate: digest of how the task compares two answers, with its fallback")
     stage: str = Field(description="who looked; for people, as the fields below")
     task: str = Field("", description="name of the task")
     source: str = Field("", description="answer source")
@@ -43,26 +51,62 @@ class Look(Config):
         return self.rows, self.answers, self.policy, self.judge
 
 
-def record_look(
-    store: Storage, stage: str, task: str, policy: str, sources: Mapping[str, pa.Table], judges: Mapping[str, str] | None = None
-) -> dict[str, int]:
+def record_look(store: Storage, stage: str, task: str, policy: str, sources: Mapping[str, pa.Table]) -> dict[str, int]:
     """Write down, before anybody sees a figure, that these SCORED rows (by answer source) are compared; returns each look's number.
 
     A look's number counts, from 1, the different looks that were ever begun in this store on rows that it shares. A look that was
     written down before keeps its number.
     """
-    mine: dict[str, Look] = {}
-    for source, rows in sources.items():
-        judge = (judges or {}).get(source, "")
-        at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        keys, answers = keep_keys(store, rows["query_key"].to_pylist()), answers_digest(rows, ["query_key", "wanted", "given"])[:32]
-        mine[source] = Look(rows=keys, answers=answers, policy=policy, judge=judge, stage=stage, task=task, source=source, at=at)
-    known = {look.identity for look in read_look_log(store)}
-    for look in mine.values():
-        if look.identity not in known:
-            data = (look.model_dump_json() + "\n").encode()
-            append_log.append_entry(store, LOOKS, lambda _, data=data: data)  # type: ignore[misc]
-    every = read_look_log(store)  # anew: two who look at the same time see one order
+    mine = {source: _look(store, rows, stage=stage, task=task, policy=policy, source=source) for source, rows in sources.items()}
+    every = read_look_log(store)
+    known = {look.identity for look in every}
+    return _record(store, every, mine, [look for look in mine.values() if look.identity not in known])
+
+
+def record_gate(store: Storage, task: Task, source: str, rows: pa.Table, judge: str = "") -> int:
+    """`record_look` of a gate, on the rows of one answer source. `judge`: SHA-256 of a judge's table; empty: none.
+
+    GateRejected, and nothing is written, when a gate saw some of these rows before under a policy that asked for more.
+    """
+    terms = {"terms": task.file.gate, "scoring": task.scoring_digest}
+    mine = _look(store, rows, stage=GATE, task=task.name, policy=task.policy_digest, source=source, judge=judge, **terms)
+    every, own, fresh = read_look_log(store), load_keys(store, mine.rows), True
+    for look in (one for one in every if one.stage == GATE):
+        if look.identity == mine.identity:
+            fresh = False
+            break
+        if look.policy != mine.policy and not own.isdisjoint(load_keys(store, look.rows)):
+            _refuse_looser(task, look)
+    return _record(store, every, {source: mine}, [mine] if fresh else [])[source]
+
+
+def _refuse_looser(task: Task, earlier: Look) -> None:
+    """GateRejected when the policy asks for less than that of an earlier gate, or nobody can tell."""
+    if earlier.terms is None:
+        looser = ["its digest alone is known"]
+    elif earlier.scoring != task.scoring_digest:
+        looser = ["score of the task, or fallback"]
+    else:
+        looser = task.file.gate.looser_than(earlier.terms)
+    if looser:
+        what = f"a gate saw some of these labelled rows on {earlier.at} under a stricter policy: {', '.join(looser)}"
+        fix = "put the policy back (a stricter one is fine), or draw and seal fresh human labels: a policy is written before its results"
+        raise GateRejected(what, where=f"task {task.name}: gate", value=f"{task.policy_digest[:8]}, then {earlier.policy[:8]}", fix=fix)
+
+
+def _look(store: Storage, rows: pa.Table, **fields: Any) -> Look:
+    at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    keys, answers = keep_keys(store, rows["query_key"].to_pylist()), answers_digest(rows, ["query_key", "wanted", "given"])[:32]
+    return Look(rows=keys, answers=answers, at=at, **fields)
+
+
+def _record(store: Storage, every: list[Look], mine: Mapping[str, Look], new: Iterable[Look]) -> dict[str, int]:
+    """Append `new`; the numbers of `mine`. `every`: the log as it was read."""
+    written = False
+    for look in new:
+        data, written = (look.model_dump_json() + "\n").encode(), True
+        append_log.append_entry(store, LOOKS, lambda _, data=data: data)  # type: ignore[misc]
+    every = read_look_log(store) if written else every  # anew: two who look at the same time see one order
     return {source: _number(store, every, look) for source, look in mine.items()}
 
 

@@ -31,7 +31,7 @@ from headtail.releases.criteria import (
     source_rows,
 )
 from headtail.releases.judge_scores import JudgeByStratum, read_judge
-from headtail.releases.look import record_look
+from headtail.releases.look import record_gate
 
 
 class Verdict(NamedTuple):
@@ -60,9 +60,9 @@ def prove_claim(
     labels: str,
     power: float = 0.8,
     judge: str = "",
-    stage: str = "gate",
 ) -> Verdict:
-    """Write the look down, then test every criterion of the task's policy at its level. GateRejected when no look is left.
+    """Write the look down, then test every criterion of the task's policy at its level. GateRejected when no look is left, or a gate saw
+    these rows under a stricter policy.
 
     What cannot be tested (rows or judge's scores that are refused) is an error before the look: nothing is spent for it.
     """
@@ -75,8 +75,7 @@ def prove_claim(
     if judge:
         teacher = next((one.digest for one in claim.references), "")
         scores = read_judge(store, judge, load_receipt(store, "precompute", answers), teacher, sources[source], claim.apart)
-    looked, digest = {source: source_part(claim.rows, source)}, scores.sha256 if scores else ""
-    look = record_look(store, stage, task.name, task.policy_digest, looked, {source: digest})[source]
+    look = record_gate(store, task, source, source_part(claim.rows, source), scores.sha256 if scores else "")
     level = policy.level(look)
     if not level:
         fix = "draw and seal fresh human labels"
