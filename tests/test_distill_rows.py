@@ -10,15 +10,18 @@ import pytest
 
 from conftest import answered_by, keep
 from headtail.adapters.storage import Storage
-from headtail.adapters.storage.receipts import load_ref
+from headtail.adapters.storage.receipts import load_receipt, load_ref, output_table
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import ConfigError, LeakError
 from headtail.core.keys import query_key
 from headtail.core.receipt import Receipt
 from headtail.core.rows import TRAINING_SET, with_side_inputs
 from headtail.core.task import Task
+from headtail.releases.claim import AnswererResult, training_keys
+from headtail.releases.seal import seal_labels, sealed_keys
 from headtail.stages.distill import stage as distill
 from headtail.stages.distill.base import BaseModelConfig, Shape
+from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.distill.rows import Weights, read_rows, weigh
 
 
@@ -92,6 +95,23 @@ def test_only_held_out_rows_judge(store: Storage, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(KeyboardInterrupt):
         distill.run(judged(store, ["y", "z"]))
     assert seen[0]["held_out"].to_pylist() == [False] * 3 + [True] * 2
+
+
+def test_rows_that_stop_training_count_as_learnt_those_that_are_sealed_do_not(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate leaves out what early stopping read, and tests on what it never read."""
+    config = judged(store, [f"people {i} say" for i in range(60)])
+    labels = config.sets[0].held_out
+    table = output_table(store, *load_ref(store, labels))
+    sealed, _ = seal_labels(store, labels, table, 0.5)
+    assert 0 < sealed < 60
+    launch, finish = "headtail.stages.distill.launch", "headtail.stages.distill.finish"
+    monkeypatch.setattr(f"{launch}.train_student", lambda *some: None)
+    monkeypatch.setattr(f"{finish}.finish_student", lambda *some: "D")
+    monkeypatch.setattr(f"{finish}.record_figures", lambda *some: DistillResult(digest="D"))
+    student = distill.run(config)
+    answers = keep(store, "precompute", "s", {}, result=answered_by(student.path, "D", "batch_student"))
+    learnt = training_keys(store, load_receipt(store, "precompute", answers.path, AnswererResult))
+    assert learnt == set(ROWS["query_key"].to_pylist()) | (set(table["query_key"].to_pylist()) - sealed_keys(store))
 
 
 def test_identity_is_the_receipts(store: Storage, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from headtail.core.config import TrackingConfig
 from headtail.core.errors import ConfigError, GateRejected, InputError, StorageError
 from headtail.core.evidence import Criterion, Evidence, JudgeEvidence
 from headtail.core.keys import canonical, query_key
+from headtail.core.paired import PairedShare
 from headtail.core.policy import TaskPolicy
 from headtail.core.post_stratify import labelled_traffic, traffic_cells
 from headtail.core.receipt import Receipt
@@ -261,6 +263,21 @@ def test_traffic_is_gated_by_its_design() -> None:
     assert found.value == pytest.approx(64 / 65)
     with pytest.raises(ConfigError, match="human labels of a known design"):
         criterion(float("nan"))
+
+
+def test_how_many_labels_a_student_that_equals_its_teacher_needs() -> None:
+    """As docs/labels.md and docs/questions.md say, by look, under the default policy."""
+    policy = TaskPolicy()
+    assert policy.max_drop is not None
+    bounded, needed = (1 - policy.max_drop) / 2, []
+    for look in (1, 2, 3):
+        needed.append(next(n for n in range(1, 500) if PairedShare(0, 0, n).p(bounded) <= policy.level(look)))
+    assert needed == [73, 102, 120]
+    docs = Path(__file__).parent.parent / "docs"
+    said = re.compile(r"needs (\d+) (?:labels )?at the first look(?: at them)?, (\d+) at the second, (\d+) at the third")
+    for page in ("labels.md", "questions.md"):
+        (found,) = said.findall((docs / page).read_text(encoding="utf-8"))
+        assert list(map(int, found)) == needed
 
 
 # ---- who is judged, on what, how often

@@ -58,6 +58,11 @@ class Rows(NamedTuple):
     held_out: pa.Table
 
 
+def held_out_keys(rows: Sequence[Rows]) -> pa.Table:
+    """Keys of the rows that judged, as they were read: people's sealed answers are never among them."""
+    return pa.concat_tables([one.held_out.select(["query_key"]) for one in rows])
+
+
 def tables_of(rows: Rows) -> list[pa.Table]:
     """All of a set's tables: none of them may hold a labelled query."""
     return [rows.training_set, rows.held_out]

@@ -31,7 +31,18 @@ from headtail.stages.distill.encoder import Settings as EncoderSettings
 from headtail.stages.distill.learner import Kind, learner_for
 from headtail.stages.distill.logits import Logits
 from headtail.stages.distill.result import Result, TrainingStage, TrainingTotals
-from headtail.stages.distill.rows import Rows, TrainingSet, Weights, count_left_out, examples, read_rows, source_of, tables_of, with_side
+from headtail.stages.distill.rows import (
+    Rows,
+    TrainingSet,
+    Weights,
+    count_left_out,
+    examples,
+    held_out_keys,
+    read_rows,
+    source_of,
+    tables_of,
+    with_side,
+)
 
 __all__ = ["Config", "Logits", "Lora", "Stopping", "TrainingSet", "Weights", "run", "student_fingerprint"]
 
@@ -235,7 +246,10 @@ def _work(config: Config, stage: Stage, sources: Sources) -> Result:
         taught = examples(learner, base.tokenizer, shown, tasks, config.max_tokens, config.held_out_share)
     done = train_student(config, stage, learner, base, table, taught, sources.teacher)
     digest = finish_student(config, stage, learner, base, done, table)
-    read = [f"{receipt.path}:{name}" for way in ("training_set.", "held.") for receipt, name in _references(sources, way)]
+    read = [f"{receipt.path}:{name}" for receipt, name in _references(sources, "training_set.")]
+    if (held := held_out_keys(rows)).num_rows:
+        stage.table("held_out", held)
+        read.append(f"{stage.path}:held_out")
     result = record_figures(config, stage, done, table, base.name, tasks, digest).model_copy(update={"trained_on": tuple(read)})
     if first is None:
         return result
