@@ -269,9 +269,8 @@ def test_how_many_labels_a_student_that_equals_its_teacher_needs() -> None:
     """As docs/labels.md and docs/questions.md say, by look, under the default policy."""
     policy = TaskPolicy()
     assert policy.max_drop is not None
-    bounded, needed = (1 - policy.max_drop) / 2, []
-    for look in (1, 2, 3):
-        needed.append(next(n for n in range(1, 500) if PairedShare(0, 0, n).p(bounded) <= policy.level(look)))
+    bounded = (1 - policy.max_drop) / 2
+    needed = [next(n for n in range(1, 500) if PairedShare(0, 0, n).p(bounded) <= policy.level(look)) for look in (1, 2, 3)]
     assert needed == [73, 102, 120]
     docs = Path(__file__).parent.parent / "docs"
     said = re.compile(r"needs (\d+) (?:labels )?at the first look(?: at them)?, (\d+) at the second, (\d+) at the third")

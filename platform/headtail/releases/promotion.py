@@ -1,8 +1,8 @@
 """A release becomes current by a promotion: each student in it needs a gate's evidence, and what that says is computed anew from the store.
 
-In: the id of a release. Out: the release, which is current now; GateRejected says which student has no evidence, or which criterion its rows
-do not bear out, and what to do. Not asked where one goes back (`rollback` must work when labels are gone), nor where a deletion takes a
-query out of the current release. `publish` asks the same before it builds. Knows nothing of canaries or servers.
+In: the id of a release. Out: the release, which is current now; GateRejected says which student has no evidence, or which criterion its
+rows do not bear out, and what to do. Not asked where one goes back (`rollback` must work when labels are gone), nor where a deletion takes
+a query out of the current release. `publish` asks the same before it builds. Knows nothing of canaries or servers.
 """
 
 from __future__ import annotations
