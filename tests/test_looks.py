@@ -97,7 +97,7 @@ def test_the_simulation_sees_a_broken_ledger(monkeypatch: pytest.MonkeyPatch) ->
     assert looks.renamed(12, np.random.default_rng(3), students=10)["gate_false_pass_renamed"] > 0.35
 
 
-@pytest.mark.parametrize(("attack", "gates"), [(looks.climbed, 400), (looks.promises, 300)], ids=["climbed", "promises"])
+@pytest.mark.parametrize("attack, gates", [(looks.climbed, 400), (looks.promises, 300)], ids=["climbed", "promises"])
 def test_levels_are_what_keeps_promises_and_what_shown_bounds_would_break(
     attack: Callable[[int, np.random.Generator], dict[str, float]], gates: int
 ) -> None:

@@ -205,7 +205,7 @@ ANSWERS = f"precompute/{STUDENT_MARK}"
 
 
 @pytest.mark.parametrize("promote", WAYS)
-@pytest.mark.parametrize(("student", "lineage"), [(STUDENT, ()), ("", (ANSWERS,)), ("", ("precompute/gone",))])
+@pytest.mark.parametrize("student, lineage", [(STUDENT, ()), ("", (ANSWERS,)), ("", ("precompute/gone",))])
 def test_a_student_that_no_gate_passed_is_not_promoted_where_there_are_labels(
     promote: Callable[[Storage, str], None],
     student: str,

@@ -38,7 +38,8 @@ from headtail.stages.precompute.result import Result as PrecomputeResult
 THRESHOLD, ROWS, STUDENTS = 0.85, 160, 20
 POLICY = TaskPolicy(minimum={"all": THRESHOLD}, max_drop=None, above_fallback=False, delta=0.05)
 RIGHT, WRONG = canonical({"intent": "price"}), canonical({"intent": "how_to"})
-WORDS = "amber birch cedar dune ember fjord glade heath inlet jetty knoll ledge marsh notch ochre pond".split()
+LINE = "amber birch cedar dune ember fjord glade heath inlet jetty knoll ledge marsh notch ochre pond"
+WORDS = LINE.split()
 QUERIES = [f"{WORDS[i % 16]} {WORDS[i // 16 % 16]} {WORDS[(7 * i + i // 16) % 16]} {i}" for i in range(ROWS)]
 Bools = npt.NDArray[np.bool_]
 
