@@ -177,7 +177,7 @@ def test_a_policy_is_not_loosened_after_a_rejection(store: Storage, tmp_path: Pa
     task, (_, manifest) = with_policy(intent, **LOOSE), publish(store, tmp_path, answers(good("a", '{"intent":"price"}')))
     evidence = release.ReleaseEvidence(gates=(loose,))
     made = release.make_release(store, snapshot=manifest.id, task=task, evidence=evidence)
-    with pytest.raises(GateRejected, match="a gate saw some of these labelled rows on .* under a stricter policy"):
+    with pytest.raises(GateRejected, match=r"a gate saw some of these labelled rows on .* under a stricter policy"):
         promote_release(store, made.id)
     other = load_task("query_intent")
     other = dataclasses.replace(

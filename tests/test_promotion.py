@@ -34,9 +34,8 @@ from headtail.stages.precompute.result import Result as PrecomputeResult
 from headtail.stages.serve.admin_calls import AdminCalls
 from headtail.stages.serve.errors import RequestError
 from test_cache import answers, good
-from test_gate import GOOD, POOR
+from test_gate import GOOD, POOR, evidence_of, put, run_gate, with_policy
 from test_gate import STUDENT as STUDENT_MARK
-from test_gate import evidence_of, put, run_gate, with_policy
 
 PACKAGE = Path(headtail.__file__).parent
 
