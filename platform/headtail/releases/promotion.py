@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from headtail.adapters.storage import Storage
 from headtail.adapters.storage.receipts import load_receipt
-from headtail.cache import read_manifest
 from headtail.cache.lineage import find_ancestors
+from headtail.cache.manifest import require_snapshot
 from headtail.core.errors import GateRejected
 from headtail.core.evidence import FORMER_FORMAT, Evidence
 from headtail.core.receipt import Receipt
@@ -41,7 +41,7 @@ def promote_release(store: Storage, release: str) -> Release:
 def require_proof(store: Storage, release: Release) -> None:
     """GateRejected when a student of the release has no evidence of a passed gate, where there are human labels to have it from, and nobody
     accepted that. Computes nothing anew."""
-    answers = read_manifest(store, release.snapshot).lineage
+    answers = require_snapshot(store, release.snapshot).lineage
     found = () if release.accept_unproven else unproven_students(store, release.task, release.student, answers, release.evidence.gates)
     if found:
         fix = f"{_AGAIN}; to accept it all the same: headtail release create --like {release.id} --accept-unproven, which is recorded"
