@@ -158,10 +158,12 @@ def test_a_rule_that_hits_all_weighs_nothing_and_a_rare_one_much() -> None:
 def test_scores_add_up_to_the_share_that_is_believed() -> None:
     evidence = np.random.default_rng(0).normal(0, 3, 5000)
     signal = signals.Signal("s", 1.0, evidence, str)
-    scores = suspects.suspect_scores([signal], 5000, 0.07)
+    total = suspects.sum_evidence([signal], 5000)
+    scores = suspects.score_curve(total, 0.07)(total)
     assert scores.mean() == pytest.approx(0.07, abs=1e-3)
     assert (np.argsort(scores, kind="stable") == np.argsort(evidence, kind="stable")).all()
-    assert suspects.suspect_scores([], 10, 0.07) == pytest.approx(np.full(10, 0.07))
+    none = suspects.sum_evidence([], 10)
+    assert suspects.score_curve(none, 0.07)(none) == pytest.approx(np.full(10, 0.07))
 
 
 def test_what_is_looked_at_is_bounded_half_by_traffic() -> None:

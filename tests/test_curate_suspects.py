@@ -22,6 +22,7 @@ from headtail.review.decision import Decision, current_moment
 from headtail.review.log import FOLDER, LABELLING, DecisionLog
 from headtail.review.queue import load_queue
 from headtail.stages import curate
+from headtail.stages.curate.suspects import AT_RANDOM
 
 ROWS = 1500
 
@@ -60,11 +61,15 @@ def test_suspects_are_a_queue(store: Storage, segmentation: Task, config: curate
     suspects = output_table(store, receipt, "suspects")
     assert suspects.schema == with_side_inputs(SUSPECT, ["businesses"])
     assert suspects.num_rows == receipt.rows["suspects"] == 1000
-    assert (np.diff(suspects["gain"].to_numpy()) <= 1e-9).all()
+    at_random = suspects["drawn_from"].is_valid().to_numpy()
+    assert (np.diff(suspects["gain"].to_numpy()[~at_random]) <= 1e-9).all()
+    assert np.flatnonzero(at_random).tolist() == list(range(9, 1000, 10))[: at_random.sum()], "every tenth row"
+    assert set(suspects["drawn_from"].drop_null().to_pylist()) == {999}, "from all that have an answer"
+    assert all(reasons[0] == AT_RANDOM for reasons in suspects.filter(suspects["drawn_from"].is_valid())["reasons"].to_pylist())
     queue = load_queue(store, "curate:suspects", segmentation)
-    first = [queue.item(place) for place in range(10)]
-    wrong = output_table(store, receipt, "suspects").slice(0, 10)
-    assert sum(item.answer is None or "lighthouse" in item.answer for item in first) >= 9, wrong["query"].to_pylist()
+    assert [queue.item(place).query for place in range(40)] == suspects["query"].to_pylist()[:40], "people see it in this order"
+    first = [queue.item(place) for place in range(12) if not at_random[place]]
+    assert sum(item.answer is None or "lighthouse" in item.answer for item in first) >= 9, [item.query for item in first]
     unanswered = next(item for item in first if item.answer is None)
     assert unanswered.score == 1
     assert unanswered.reasons == ("truncated: there is no answer",)

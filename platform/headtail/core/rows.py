@@ -184,6 +184,9 @@ SUSPECT = pa.schema(
         ("alternatives", pa.list_(pa.string())),  # other answers that a sample, a neighbour or a student gave; canonical JSON
         ("confidence", pa.float32()),
         ("agreement", pa.float32()),
+        ("place", pa.int64()),  # in the queue, from 0; null: the queue is by falling gain
+        ("evidence", pa.float64()),  # log odds against the answer, which its score is made from; null: no answer
+        ("drawn_from", pa.int64()),  # open answers that this one was drawn from at random; null: it was chosen for its gain
     ]
 )
 

@@ -39,6 +39,7 @@ class LoggedDecision(NamedTuple):
     place: int
     source: str  # page, or import:<format>:<file name>:<digest>
     decision: Decision
+    queue: str = ""  # table ref of the queue that it was made on; empty: not recorded
 
 
 class DecisionLog:
@@ -120,7 +121,8 @@ class DecisionLog:
                 self._withdrawn.add((at, place))
                 touched = {self._all[at, place].decision.query_key}
             else:
-                found = [LoggedDecision(number, place, entry["source"], _decision(item)) for place, item in enumerate(entry["decisions"])]
+                source, queue = entry["source"], str(entry.get("queue", ""))
+                found = [LoggedDecision(number, at, source, _decision(item), queue) for at, item in enumerate(entry["decisions"])]
                 for logged in found:
                     self._all[logged.number, logged.place] = logged
                     self._by_key.setdefault(logged.decision.query_key, []).append(logged)

@@ -1,4 +1,4 @@
-"""The queue: answers that may be wrong, in order of the expected gain of a review.
+"""The queue: answers that may be wrong, in order of the expected gain of a review, rows drawn at random among them.
 
 In: a table of rows.SUSPECT (any table ref, such as `curate:suspects`), with side inputs when it has them. Out: ranked rows
 by place, and the rows of a query. Knows nothing of decisions.
@@ -25,6 +25,7 @@ from headtail.core.task import Task
 
 # What `ref` of a queue looks like: the only form of a reference that is taken from a file that someone sends.
 REF = re.compile(r"[a-z_]{1,64}/[0-9a-zA-Z]{1,64}:[a-z_]{1,64}")
+_LATER = ("place", "evidence", "drawn_from")  # columns that queues of older releases lack; no person is shown them
 _SHORT = ("score", "confidence", "agreement")  # float32: shown with the fewest digits that give the same number back
 
 
@@ -72,6 +73,7 @@ class Queue:
 
     def _item(self, place: int, row: dict[str, Any]) -> Item:
         side = {name: list(row.pop(name) or ()) for name in self.side_inputs}
+        row = {name: value for name, value in row.items() if name not in _LATER}
         for name in _SHORT:
             row[name] = None if row[name] is None else float(str(np.float32(row[name])))
         row |= {name: tuple(row[name] or ()) for name in ("reasons", "alternatives")}
@@ -96,12 +98,15 @@ class Queue:
 
 
 def make_queue(table: pa.Table, ref: str, side_inputs: Iterable[str] = ()) -> Queue:
-    """`table` as a queue: by falling gain, then by key."""
+    """`table` as a queue: by place; of rows without a place by falling gain, then by key."""
     side = tuple(name for name in side_inputs if name in table.column_names)
+    for name in _LATER:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, SUSPECT.field(name).type))
     table = conform(table, with_side_inputs(SUSPECT, side), ref)
     if table["query_key"].null_count or table["query"].null_count:
         raise InputError("a suspect without query or query_key", where=ref)
-    order = pc.sort_indices(table, [("gain", "descending"), ("query_key", "ascending")])
+    order = pc.sort_indices(table, [("place", "ascending"), ("gain", "descending"), ("query_key", "ascending")])
     return Queue(table.take(order).combine_chunks(), ref, side)
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,7 @@ def import_decisions(file: Path, kind: Format, store: Storage, log: DecisionLog,
     counts = {"rows": 0, "recorded": 0, "known": 0, "undecided": 0}
     aside: list[tuple[ReviewRow, str]] = []
     notes: list[tuple[int, str]] = []
-    waiting: list[Decision] = []
+    waiting: dict[str, list[Decision]] = defaultdict(list)  # by queue
     for row in _read(data, kind, str(file), task):
         counts["rows"] += 1
         if not row.problem and not row.verdict.strip() and not row.answer.strip():
@@ -144,13 +145,13 @@ def import_decisions(file: Path, kind: Format, store: Storage, log: DecisionLog,
             counts["known"] += 1
             continue
         known |= identities([decision])
-        waiting.append(decision)
         counts["recorded"] += 1
-        if len(waiting) == _BATCH:
-            log.record(waiting, source)
-            waiting = []
-    if waiting:
-        log.record(waiting, source)
+        ref = judge.queue_ref(row)
+        waiting[ref].append(decision)
+        if len(waiting[ref]) == _BATCH:
+            log.record(waiting.pop(ref), source, ref)
+    for ref, left in waiting.items():
+        log.record(left, source, ref)
     if counts["rows"] != counts["recorded"] + counts["known"] + counts["undecided"] + len(aside):
         raise LedgerError("the file's rows are not the sum of recorded, known, undecided and set aside", where=str(file), value=counts)
     problems = tuple((row.number, problem) for row, problem in aside)
@@ -204,6 +205,11 @@ class DecisionReader:
         return Decision(
             bytes.fromhex(item.query_key), item.query, row.verdict.strip().lower(), answer, item.answer, key, who, at, why
         ), said
+
+    def queue_ref(self, row: ReviewRow) -> str:
+        """The queue that a row is about; empty where there is none."""
+        queue = self._queue(row.queue.strip())
+        return "" if isinstance(queue, str) else queue.ref
 
     def _find_item(self, row: ReviewRow) -> tuple[Item | None, str]:
         """(suspect that this row is about, what to note) or (None, what is wrong): its keys and the answer must be the queue's."""

@@ -17,8 +17,10 @@ from pydantic import Field
 from headtail.core.config import Config as Fields
 from headtail.core.rows import Source
 from headtail.core.task import Task
-from headtail.stages.curate import curve, neighbours, signals, suspects
+from headtail.stages.curate import chances, curve, neighbours, signals, suspects
+from headtail.stages.curate.chances import SuspectScores
 from headtail.stages.curate.curve import Curve
+from headtail.stages.curate.reviewed import Reviewed
 from headtail.stages.curate.scan import Scan
 from headtail.stages.curate.signals import ENOUGH, StudentSignals, View
 
@@ -27,6 +29,9 @@ class Suspicion(Fields):
     """How wrong answers are looked for."""
 
     rows: int = Field(2_000, ge=0, description="maximum of rows in the review queue, highest expected gain first")
+    random_share: float = Field(
+        0.1, ge=0, lt=1, description="share of them that is drawn at random, so that people's verdicts say how reliable the scores are"
+    )
     drop_above: float = Field(
         1.0,
         gt=0,
@@ -53,13 +58,21 @@ class Inspection(NamedTuple):
     curve: Curve | None
     wrong_share: float  # of answers, as small models count it; NaN when none could be trained
     signals: dict[str, float]  # mean absolute weighted evidence by signal: what the score rests on
+    scores: SuspectScores  # whether scores are fitted to people's verdicts, and how reliable they are
     notes: list[str]
 
 
 def inspect_text(
-    scan: Scan, task: Task, other_answers: Mapping[str, Sequence[Any]], suspicion: Suspicion, clusters: int, min_gain: float, seed: int
+    scan: Scan,
+    task: Task,
+    other_answers: Mapping[str, Sequence[Any]],
+    reviewed: Reviewed,
+    suspicion: Suspicion,
+    clusters: int,
+    min_gain: float,
+    seed: int,
 ) -> Inspection:
-    """Everything that is learnt from the rows' text."""
+    """Everything that is learnt from the rows' text. `reviewed`: what people found out about earlier suspects."""
     answered = np.asarray([answer is not None for answer in scan.answer], dtype=bool)
     seen = signals.view(scan, task)
     places = neighbours.embed(scan.query, seed)
@@ -74,13 +87,16 @@ def inspect_text(
         *signals.disagreement_signals(scan, task, {**other_answers, **fallback}),
     ]
     share = learnt.wrong_share if learnt else suspects.UNKNOWN_SHARE
-    score = suspects.suspect_scores(collected, len(scan), share)
+    total = suspects.sum_evidence(collected, len(scan))
+    unfitted = suspects.score_curve(total[answered], share)
+    scores = chances.describe_scores(reviewed, unfitted, seed)
+    score = chances.fit_chances(reviewed, unfitted).apply(total) if scores.fitted else unfitted(total)
     score[~answered] = 1.0
 
     def candidates(row: int) -> Iterator[Any]:
         return _instead(scan, seen, learnt, other_answers, row)
 
-    made = suspects.suspect_queue(scan, task, collected, score, suspicion.rows, candidates)
+    made = suspects.suspect_queue(scan, task, collected, total, score, suspicion.rows, suspicion.random_share, seed, candidates)
     points = curve.measure(sets, scan.lot, seed) if min_gain > 0 else []
     notes = (
         [] if learnt else [f"fewer than {ENOUGH} answers, or answers that are no labels: no small students were trained to find suspects"]
@@ -94,8 +110,19 @@ def inspect_text(
         curve.fit(points, min_gain),
         learnt.wrong_share if learnt else float("nan"),
         rests,
-        notes,
+        scores,
+        [*notes, *_score_notes(scores)],
     )
+
+
+def _score_notes(scores: SuspectScores) -> list[str]:
+    if not scores.fitted:
+        return [f"suspects' scores are not fitted to people's verdicts, and are no chances: {scores.why}"]
+    said = f"suspects' scores are chances, fitted to {scores.verdicts:,} verdicts ({scores.at_random:,} on rows drawn at random)"
+    if scores.random_rows is None:
+        return [f"{said}; none of the rows was drawn at random, so nobody knows how far they hold beyond the reviewed ones"]
+    kind = scores.random_rows
+    return [f"{said}; on the latter mean squared error {kind.brier:.3f}, unfitted {kind.brier_unfitted:.3f}"]
 
 
 def _instead(scan: Scan, view: View, learnt: StudentSignals | None, other_answers: Mapping[str, Sequence[Any]], row: int) -> Iterator[Any]:

@@ -5,6 +5,7 @@
             -> verdicts.py  one verdict per answer: training_set, or the one reason why not
                  scan.py    ... for which the text of the candidates is read and looked at (inspection.py):
                               tags.py signals.py crossval.py neighbours.py suspects.py   which answers may be wrong
+                              reviewed.py chances.py                                    ... with what chance, by people's verdicts
                               curve.py draw.py                                          how many rows, and which
             -> tables.py    training_set, dropped; suspects: the review queue
 
@@ -35,8 +36,10 @@ from headtail.core.rows import DROPPED, Source, State, Stratum
 from headtail.core.task import Task, load_task
 from headtail.stages.base import Stage, run_once
 from headtail.stages.curate import columns, curve, decisions, scan, tables, verdicts
+from headtail.stages.curate.chances import SuspectScores
 from headtail.stages.curate.columns import NARROW, AnswerColumns
 from headtail.stages.curate.inspection import Inspection, Suspicion, inspect_text
+from headtail.stages.curate.reviewed import NO_VERDICTS, read_reviewed
 from headtail.stages.curate.scan import Reader
 from headtail.stages.curate.verdicts import KEPT, InspectedRows, VerdictRules, Verdicts, give_verdicts
 from headtail.stages.precompute.result import Result as PrecomputeResult
@@ -109,13 +112,16 @@ class LearningCurve(Fields):
     c: float = Field(description="error that no number of rows takes away: the noise of the teacher's answers is in it")
     enough: int | None = Field(None, description="rows from which doubling gains less than min_gain")
     enough_low: int | None = Field(None, description="lower end of its 80 % interval")
-    enough_high: int | None = Field(None, description="upper end; 2**53: no size that can be told")
+    enough_high: int | None = Field(None, description="upper end; 2**53: the interval has no upper end")
 
 
 class Result(StageResult):
     """Evidence against answers, and the gain of further rows."""
 
     signals: dict[str, float] = Field(description="mean absolute weighted evidence by signal: what the suspects' scores rest on")
+    scores: SuspectScores | None = Field(
+        None, description="whether these scores are fitted to people's verdicts, and how reliable they are"
+    )
     curve: LearningCurve | None = Field(None, description="the learning curve; null: too few rows to measure it")
     training_rows: int | None = Field(None, ge=0, description="rows of the training set; null: a run of an earlier version")
     dropped_rows: int | None = Field(None, ge=0, description="answers that are not in it; null: a run of an earlier version")
@@ -141,6 +147,7 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
         )
     reviewed = review.decisions(store, task.name)
     reviewed = reviewed if config.reviews else reviewed.slice(0, 0)
+    verdicts_on = read_reviewed(store, task, receipt.result.model.digest) if config.reviews else NO_VERDICTS
 
     def read(names: list[str]) -> Any:
         return read_answers(store, receipt, names)
@@ -154,7 +161,7 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
         def at(places: verdicts.Places, people: columns.Objects) -> InspectedRows:
             looked_at = scan.scan(read, task, places, people, config.seed)
             answers = {name: _answers_of(store, other, looked_at, task) for name, other in others.items()}
-            found = inspect_text(looked_at, task, answers, config.suspicion, config.clusters, config.min_gain, config.seed)
+            found = inspect_text(looked_at, task, answers, verdicts_on, config.suspicion, config.clusters, config.min_gain, config.seed)
             seen.append(found)
             return InspectedRows(looked_at.place, found.score, found.kind, found.cluster, found.curve.enough if found.curve else None)
 
@@ -164,7 +171,11 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
         return _result(stage, seen[0])
 
     inputs: dict[str, Any] = {"answers": receipt, **{name: found for name, (found, _) in labels.items()}}
-    inputs |= {"reviews": review.digest(reviewed), **{f"other.{name}": other for name, other in others.items()}}
+    inputs |= {
+        "reviews": review.digest(reviewed),
+        "verdicts": verdicts_on.digest,
+        **{f"other.{name}": other for name, other in others.items()},
+    }
     refs = [f"{found.path}:{name}" for found, name in labels.values()]
     replaces: dict[str, Any] = {"task": task.name, "answers": receipt.path, "labels": refs[0], "other_labels": refs[1:]}
     replaces["reviews"] = inputs["reviews"]  # with nothing decided it makes no difference
@@ -234,7 +245,7 @@ def _result(stage: Stage, inspection: Inspection) -> Result:
         ends = {"enough": law.enough, "enough_low": law.enough_low, "enough_high": law.enough_high}
         curve = LearningCurve(points=points, a=law.a, b=law.b, c=law.c, **ends)
     rows, dropped = stage.rows["training_set"], stage.rows["dropped"]
-    return Result(signals=inspection.signals, curve=curve, training_rows=rows, dropped_rows=dropped)
+    return Result(signals=inspection.signals, scores=inspection.scores, curve=curve, training_rows=rows, dropped_rows=dropped)
 
 
 def _tell(stage: Stage, config: Config, judged: Verdicts, inspection: Inspection) -> None:
@@ -243,6 +254,9 @@ def _tell(stage: Stage, config: Config, judged: Verdicts, inspection: Inspection
     stage.rows["suspects"] = inspection.queue.num_rows
     if inspection.wrong_share == inspection.wrong_share:
         stage.metrics["wrong_share_estimated"] = inspection.wrong_share
+    stage.metrics |= {"suspects_fitted": float(inspection.scores.fitted), "suspects_verdicts": float(inspection.scores.verdicts)}
+    if kind := inspection.scores.random_rows:
+        stage.metrics |= {"suspects_brier": kind.brier, "suspects_ece": kind.ece, "suspects_ece_floor": kind.ece_floor}
     for text in inspection.notes:
         stage.note(text)
     if inspection.curve is None:
@@ -261,5 +275,5 @@ def _tell(stage: Stage, config: Config, judged: Verdicts, inspection: Inspection
     stage.note(
         f"{size:,} training rows, bound by {limit}: by a small student's error, which is measured against the teacher's answers, "
         f"doubling them would gain {law.gain(size):.4f} (bound {config.min_gain:g}); enough by the curve: {law.enough:,} rows, "
-        f"80 % interval {law.enough_low:,} to {f'{law.enough_high:,}' if law.enough_high < 2**53 else 'any number'}"
+        f"80 % interval from {law.enough_low:,} {f'to {law.enough_high:,}' if law.enough_high < 2**53 else 'without an upper end'}"
     )
