@@ -14,8 +14,9 @@ from headtail.adapters.storage import open_storage
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import ConfigError, InputError
-from headtail.core.label_design import draw_by_traffic, rows_for_gate, rows_for_width
-from headtail.review.label_draw import Config, draw_labels
+from headtail.core.label_design import draw_by_traffic
+from headtail.core.policy import TaskPolicy
+from headtail.review.label_draw import Config, draw_labels, traffic_level
 from headtail.review.labelling import read_labels
 from headtail.stages import ingest, plan
 
@@ -38,14 +39,11 @@ def test_the_chances_are_those_of_the_draw() -> None:
     assert set(found.designs[:10]) == {"census"}
 
 
-def test_rows_for_what_is_aimed_at() -> None:
-    assert rows_for_width(0.04, 0.9, 0.0) == pytest.approx(4 * 1.96**2 * 0.09 / 0.0016, rel=0.01)
-    assert rows_for_width(0.04, 0.9, 0.5) == pytest.approx(rows_for_width(0.04, 0.9, 0.0) / 4, abs=1)
-    few, many = (rows_for_gate(0.85, 0.9, certain, 0.05, 0.8) for certain in (0.5, 0.0))
-    assert few is not None
-    assert many is not None
-    assert few < many
-    assert rows_for_gate(0.95, 0.9, 0.0, 0.05, 0.8) is None
+def test_the_level_is_that_of_the_first_look_over_the_criteria() -> None:
+    policy = TaskPolicy(minimum={"head": 0.9, "traffic": 0.9}, delta=0.05)
+    assert policy.criteria == 4
+    assert traffic_level(policy) == pytest.approx(0.05 / 2 / 4)
+    assert traffic_level(TaskPolicy(max_drop=None, delta=0.05, looks=5)) == pytest.approx(0.05 / 5 / 2), "traffic would be one more"
 
 
 def table_of(file: Path) -> list[dict[str, str]]:
@@ -100,5 +98,7 @@ def test_labels_are_drawn_filled_in_and_read(tmp_path: Path) -> None:
     assert {line["query"] for line in read} == expected.keys()
     with pytest.raises(InputError, match="this file exists"):
         draw_labels(config, tmp_path / "labels.csv", "csv")  # people's answers are in it
-    with pytest.raises(ConfigError, match="no number of labels"):
+    wide, narrow = (draw_labels(config.model_copy(update={"rows": 0, "width": w}), tmp_path / f"{w}.csv", "csv") for w in (0.2, 0.1))
+    assert wide < narrow
+    with pytest.raises(ConfigError, match="labels of all queries would not show"):
         draw_labels(Config(root=root, task="query_intent", threshold=0.95), tmp_path / "x.csv", "csv")

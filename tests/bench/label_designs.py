@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from headtail.core.intervals import Array
+from headtail.core.label_rows import DrawFrame, ExpectedQuality, rows_for_gate, rows_for_width
 from headtail.core.near_duplicates import duplicate_clusters
 from headtail.core.post_stratify import Ints, TrafficCells, labelled_traffic, share_traffic, traffic_cells, traffic_interval
 from headtail.examples.example_data import Config, log_tables, sample
@@ -69,6 +70,88 @@ def draw(rng: np.random.Generator, world: World, design: str, n: int) -> tuple[I
     drawn = np.unique(np.searchsorted(cumulative, rng.random(draws)).clip(max=total - 1))
     chance = -np.expm1(-draws * weight[drawn] / weight.sum())
     return np.concatenate([certain, drawn]), np.concatenate([np.ones(len(certain)), chance])
+
+
+def draw_frame(world: World, census: int, seed: int) -> tuple[Ints, DrawFrame]:
+    """Places in the world of the queries that `labels draw` may draw, and the frame: queries of the day held out, in four strata."""
+    places = np.flatnonzero(world.events > 0)
+    counts = world.counts[places]
+    stratum = np.where(counts == 0, 3, np.where(counts >= 100, 0, np.where(counts >= 5, 1, 2)))
+    keys = np.random.default_rng(seed).random(len(places))
+    return places, DrawFrame(counts, world.events[places].astype(np.float64), stratum, keys, census, seed)
+
+
+def quality_of(world: World, places: Ints, frame: DrawFrame, hits: Array, units: Array) -> ExpectedQuality:
+    """The true quality of the census and of the other queries, as somebody would state it who knows it."""
+    census = np.zeros(len(places), bool)
+    census[frame.draw(1).places[: frame.census]] = True
+    parts = [world.events[places[part]] for part in (census, ~census)]
+    shares = [float(e @ hits[places[part]] / (e @ units[places[part]])) for e, part in zip(parts, (census, ~census), strict=True)]
+    return ExpectedQuality(*shares)
+
+
+def reached_width(exponent: float, census: int, width: float, trials: int, seed: int = 0) -> tuple[float, float, float]:
+    """(mean width of the interval over the width that was asked for, share of intervals that hold the truth, mean number of labels)."""
+    ratio, held, labels = 0.0, 0, 0
+    for trial in range(trials):
+        world = make_world(np.random.default_rng([seed, trial]), exponent)
+        places, frame = draw_frame(world, census, trial)
+        quality = quality_of(world, places, frame, world.hits, world.units)
+        drawn = frame.draw(rows_for_width(frame, width, quality.others))
+        at = places[drawn.places]
+        rows = labelled_traffic(world.counts[at], world.events[at].astype(np.float64), drawn.inclusion, np.arange(len(at)))
+        found = traffic_interval(world.hits[at], world.units[at], rows, world.cells)
+        ratio += (found.high - found.low) / width
+        held += found.low <= world.truth <= found.high
+        labels += len(at)
+    return ratio / trials, held / trials, labels / trials
+
+
+def reached_power(exponent: float, census: int, below: float, level: float, power: float, gates: int, seed: int = 0) -> tuple[float, float]:
+    """(share of gates that pass a threshold `below` under the truth at `level`, mean number of labels), with labels for that power."""
+    from headtail.core.traffic_proof import traffic_proof
+
+    passed, labels, worlds = 0, 0, max(1, gates // 10)
+    for number in range(worlds):
+        world = make_world(np.random.default_rng([seed, number]), exponent)
+        right = (world.hits == world.units).astype(np.float64)
+        least = float(world.events @ right / world.events.sum()) - below
+        places, frame = draw_frame(world, census, number)
+        rows = rows_for_gate(frame, least, quality_of(world, places, frame, right, np.ones(len(right))), level, power)
+        assert rows is not None
+        for gate in range(10):
+            rng = np.random.default_rng([seed, number, gate])
+            drawn = frame._replace(seed=1000 + gate, keys=rng.random(len(places))).draw(rows)
+            order = rng.permutation(len(drawn.places))
+            at = places[drawn.places[order]]
+            found = labelled_traffic(world.counts[at], world.events[at].astype(np.float64), drawn.inclusion[order], np.arange(len(at)))
+            shares = share_traffic(found, world.cells)
+            passed += traffic_proof(right[at], shares.certain, shares.drawn, shares.dark, found.cluster, level).p(least) <= level
+            labels += len(at)
+    return passed / (10 * worlds), labels / (10 * worlds)
+
+
+def all_reached(trials: int = 12, gates: int = 200) -> Mapping[str, float]:
+    """What `labels draw` reaches of the width and the power that it is asked for: the worst of all cells."""
+    ratios, powers = [], []
+    for exponent in EXPONENTS:
+        for census in (100, 1000):
+            for width in (0.02, 0.04):
+                ratio, held, labels = reached_width(exponent, census, width, trials)
+                print(
+                    f"Zipf {exponent:<5} census {census:>5} width {width}: {ratio:.2f} times that, held {held:.2f}, {labels:,.0f} labels",
+                    flush=True,
+                )
+                ratios.append(ratio)
+            power, labels = reached_power(exponent, census, 0.05, 0.0125, 0.8, gates)
+            print(f"Zipf {exponent:<5} census {census:>5} power 0.8: {power:.2f}, {labels:,.0f} labels", flush=True)
+            powers.append(power)
+    return {
+        "draw_width_ratio_max": max(ratios),
+        "draw_width_ratio_min": min(ratios),
+        "draw_power_min": min(powers),
+        "draw_power_max": max(powers),
+    }
 
 
 class Covered(NamedTuple):
@@ -154,6 +237,7 @@ SIMULATIONS: dict[str, Callable[[], Mapping[str, float]]] = {
     "traffic_coverage": all_coverages,
     "traffic_example": example_traffic,
     "traffic_false_passes": all_false_passes,
+    "draw_reached": all_reached,
 }
 
 

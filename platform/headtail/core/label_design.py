@@ -1,21 +1,19 @@
 """How human labels are drawn: the design that a label carries, what it makes of the label, and a draw that is good for traffic.
 
 In: names of designs and inclusion probabilities as people write them; or the events of queries. Out: the chance with which each labelled
-query was drawn; or which queries to label, and how many. Figures for traffic need it: rows that somebody chose speak for themselves alone.
+query was drawn; or which queries to label. Figures for traffic need it: rows that somebody chose speak for themselves alone.
 Knows nothing of tables or answers.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from statistics import NormalDist
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from headtail.core.bounds import Array, Game
+from headtail.core.intervals import Array
 
 EVEN = "even"  # every query of the log alike
 BY_TRAFFIC = "by_traffic"  # queries in proportion to their events
@@ -116,20 +114,3 @@ def _chances_of(events: Array, rows: float) -> Array:
         if not more.any():
             return np.asarray(np.clip(chance, 0.0, 1.0), np.float64)
         sure |= more
-
-
-def rows_for_width(width: float, quality: float, certain: float, confidence: float = 0.95) -> int:
-    """Rows by traffic with which an interval is about `width` wide, where `certain` of the traffic is a census."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    return math.ceil(4 * z * z * quality * (1 - quality) * (1 - certain) ** 2 / width**2)
-
-
-def rows_for_gate(least: float, quality: float, certain: float, level: float, power: float) -> int | None:
-    """Rows by traffic with which a gate likely passes `quality` above `least`; None when no number of rows will do. About: by the bound
-    for rows of equal weight, which those of the lesser strata are not."""
-    rest = (least - certain * quality) / max(1 - certain, 1e-9)
-    if rest <= 0:
-        return 0
-    sample = np.zeros(1000)
-    sample[: round(1000 * quality)] = 1.0
-    return Game(sample, level).rows_needed(rest, level, power) if rest < 1 else None

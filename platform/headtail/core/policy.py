@@ -64,6 +64,12 @@ class TaskPolicy(Config):
             raise ValueError("there is no criterion: set minimum, max_drop or above_fallback")
         return self
 
+    @property
+    def criteria(self) -> int:
+        """How many criteria there are: Holm's correction is over them."""
+        compared = (self.max_drop is not None) + self.above_fallback
+        return len(self.minimum) + compared * len(self.relative_on)
+
     def level(self, look: int) -> float:
         """The chance of error that look number `look` (from 1) may spend; all of them sum to at most delta. 0: nothing is left."""
         if self.looks is None:

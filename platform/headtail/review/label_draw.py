@@ -25,10 +25,12 @@ from headtail.adapters.storage.frequency import head_mask, log_counts
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.core.config import StageConfig, execution
 from headtail.core.errors import ConfigError, InputError
-from headtail.core.label_design import draw_by_traffic, rows_for_gate, rows_for_width
+from headtail.core.label_rows import DrawFrame, ExpectedQuality, rows_for_gate, rows_for_width, width_of
+from headtail.core.near_duplicates import duplicate_clusters
+from headtail.core.policy import TaskPolicy
 from headtail.core.receipt import Receipt
 from headtail.core.redact import PLACEHOLDER
-from headtail.core.rows import STRATA, uniform_draw
+from headtail.core.rows import STRATA, TRAFFIC, uniform_draw
 from headtail.core.strata import stratum_places
 from headtail.core.task import Task, load_task
 from headtail.review import labelstudio
@@ -47,9 +49,22 @@ class Config(StageConfig):
     rows: int = Field(0, ge=0, description="further queries, drawn by traffic within strata; 0: as many as `width` or `threshold` needs")
     width: float = Field(0.04, gt=0, lt=1, description="width of the 95 % interval of the traffic's quality that is aimed at")
     threshold: float | None = Field(None, gt=0, lt=1, description="minimum of a gate's criterion on traffic; then rows are for its power")
-    quality: float = Field(0.9, gt=0, lt=1, description="quality that is expected, for the number of rows")
-    delta: float = Field(0.05, gt=0, lt=0.5, description="level of that criterion")
+    quality: float = Field(
+        0.9, gt=0, lt=1, description="expected quality (share of right answers) of the queries beyond the census, for the number of rows"
+    )
+    census_quality: float | None = Field(
+        None, gt=0, le=1, description="expected quality of the queries of the census, for the rows that a gate needs; null: as `quality`"
+    )
+    delta: float | None = Field(
+        None,
+        gt=0,
+        lt=0.5,
+        description="level of the criterion on traffic; null: of the first look by the task's policy, over the number of its criteria",
+    )
     power: float = Field(0.8, gt=0, lt=1, description="chance of passing that is aimed at")
+    gate_share: float = Field(
+        1.0, gt=0, le=1, description="share of these labels that the gate reads: the one that is sealed for it; 1: all of them"
+    )
     seed: int = Field(0, ge=0, description="seed of the draw")
     who: str = execution("", "name recorded with each answer on the page that has no other name; empty: the user who runs the command")
     port: int = execution(0, "TCP port of the page on 127.0.0.1; 0: any that is free", ge=0, le=65535)
@@ -64,11 +79,15 @@ def draw_labels(config: Config, file: Path, kind: Format) -> int:
     log = load_receipt(store, "ingest", plan.inputs["log"])
     frame = _frame(store, log)
     events = frame["count"].to_numpy().astype(np.float64)
-    stratum = _strata(store, plan, log, frame, task)
+    counts, stratum = _strata(store, plan, log, frame, task)
     top = np.sort(events)[::-1][: config.census].sum() / events.sum()
-    rows = config.rows or _rows(config, float(top))
     keys = uniform_draw(frame["query_key"], "labels", config.seed)
-    drawn = draw_by_traffic(events, stratum, config.census, rows, config.seed, keys)
+
+    def clusters(places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return duplicate_clusters(frame["query"].take(pa.array(places)).to_pylist())
+
+    whole = DrawFrame(counts, events, stratum, keys, config.census, config.seed, clusters)
+    drawn = whole.draw(config.rows or _rows(config, whole, task.file.gate))
     mixed = np.argsort(keys[drawn.places], kind="stable")  # people tire: frequent and rare ones in any order
     table = frame.take(pa.array(drawn.places[mixed])).to_pylist()
     lines = [
@@ -102,21 +121,36 @@ def _frame(store: Storage, log: Receipt) -> pa.Table:
     return frame
 
 
-def _strata(store: Storage, plan: Receipt, log: Receipt, frame: pa.Table, task: Task) -> npt.NDArray[np.int8]:
-    """The stratum of each query, as a place in STRATA: by the log before the cut, also where the plan's head was chosen on all days."""
+def _strata(store: Storage, plan: Receipt, log: Receipt, frame: pa.Table, task: Task) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8]]:
+    """Events of each query in the log, and its stratum as a place in STRATA: by the log before the cut, also where the plan's head was
+    chosen on all days."""
     keys = frame["query_key"].combine_chunks()
     counts, _ = log_counts(store, log, keys)
-    return stratum_places(counts, head_mask(store, plan, keys) & (counts > 0), task.file.strata.torso_min_count)
+    return counts, stratum_places(counts, head_mask(store, plan, keys) & (counts > 0), task.file.strata.torso_min_count)
 
 
-def _rows(config: Config, certain: float) -> int:
+def _rows(config: Config, frame: DrawFrame, policy: TaskPolicy) -> int:
+    """As many rows as the interval or the gate needs."""
     if config.threshold is None:
-        return rows_for_width(config.width, config.quality, certain)
-    rows = rows_for_gate(config.threshold, config.quality, certain, config.delta, config.power)
-    if rows is None:
-        what = "no number of labels shows that the traffic's quality is above this"
-        raise ConfigError(what, where="threshold", value=f"{config.threshold:g}, expected quality {config.quality:g}", fix="set it lower")
-    return rows
+        rows = rows_for_width(frame, config.width, config.quality)
+        reached = width_of(frame, rows, config.quality)
+        said = f"the 95 % interval of the traffic is about {reached:.3f} wide at quality {config.quality:g}"
+        say(f"labels       {rows:,} rows by traffic: {said}")
+        return rows
+    level = config.delta or traffic_level(policy)
+    expected = ExpectedQuality(config.quality if config.census_quality is None else config.census_quality, config.quality)
+    found = rows_for_gate(frame, config.threshold, expected, level, config.power, config.gate_share)
+    if found is None:
+        what = "labels of all queries would not show that the traffic's quality is above this"
+        value = f"{config.threshold:g}, expected quality {expected.others:g}, of the census {expected.census:g}, level {level:.4g}"
+        raise ConfigError(what, where="threshold", value=value, fix="set it lower, or draw a larger census")
+    say(f"labels       {found:,} rows by traffic pass {config.threshold:g} on traffic with chance {config.power:g} at level {level:.4g}")
+    return found
+
+
+def traffic_level(policy: TaskPolicy) -> float:
+    """The level of a criterion on traffic at the first look: by Holm's correction it is not stricter, whatever the other criteria do."""
+    return policy.level(1) / (policy.criteria + (TRAFFIC not in policy.minimum))
 
 
 def _pieces(lines: list[dict[str, Any]], kind: Format) -> Iterator[str]:
