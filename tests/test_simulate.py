@@ -31,7 +31,7 @@ from headtail.stages.simulate.events import timed_requests
 from headtail.stages.simulate.figures import cost_figures, needed_machines, queue_figures, reason_counts, way_figures
 from headtail.stages.simulate.flow import CACHE, DYNAMIC, ESCALATED, FALLBACK, REALTIME, Arrivals, FlowOutcome, simulate_flow
 from headtail.stages.simulate.probe import CROWD, measure_times, row_share
-from headtail.stages.simulate.quality import mixture_quality, mixture_sums, quality_difference, scored_cells
+from headtail.stages.simulate.quality import mixture_quality, mixture_sums, quality_difference, scored_cells, why_unknown
 from headtail.stages.simulate.traffic import busiest_stretch
 from test_cache import answers, good, publish
 
@@ -235,14 +235,17 @@ def test_quality_weighs_each_stratum_by_its_requests() -> None:
     value, low, high = quality_difference(fallback, teacher)
     assert value == pytest.approx(0.3 - 0.9)
     assert low < value < high < 0
-    assert quality_difference(teacher, teacher) == (0, 0, 0)
+    same, least, most = quality_difference(teacher, teacher)
+    assert same == 0
+    assert -0.06 < least < -0.02, "two sources that agree on these rows may differ on others"
+    assert most == -least
     assert mixture_sums(cells, {"batch_student": np.array([1.0, 0, 0, 0])}) is None
 
 
 def test_a_labelled_row_counts_as_what_it_stands_for() -> None:
     """A third of the rows was drawn with a tenth of the others' chance, and is wrong: it stands for 10 of 12 parts. Of rows of which nobody
     knows how they were drawn there is no figure."""
-    rows = [scored("head", "teacher", key, int(key % 3 > 0), 0.05 if key % 3 == 0 else 0.5) for key in range(60)]
+    rows = [scored("head", "teacher", key, int(key % 3 > 0), 0.05 if key % 3 == 0 else 0.5) for key in range(180)]
     requests = {"teacher": np.array([5.0, 0, 0, 0])}
     cells = scored_cells(table(SCORED, rows), 0)
     sums = mixture_sums(cells, requests)
@@ -257,6 +260,48 @@ def test_a_labelled_row_counts_as_what_it_stands_for() -> None:
     assert pair
     assert pair.high - pair.low > found.high - found.low
     assert mixture_sums(scored_cells(table(SCORED, [row | {"inclusion": None} for row in rows]), 0), requests) is None
+
+
+def test_few_rows_say_little_of_a_design() -> None:
+    """One label per stratum, all right: no figure. Forty, all right: an interval, and a difference that is not shown to be small."""
+    requests = np.array([60.0, 20, 10, 10])
+
+    def designs(each: int) -> tuple[Any, Any, Any]:
+        made = [scored(s, who, 100 * p + k, 1) for p, s in enumerate(STRATA) for k in range(each) for who in ("teacher", "fallback")]
+        cells = scored_cells(table(SCORED, made), 0)
+        return cells, *(mixture_sums(cells, {who: requests}) for who in ("teacher", "fallback"))
+
+    cells, first, second = designs(1)
+    assert (first, second) == (None, None)
+    assert "fewer than 30" in why_unknown(cells, {"teacher": requests})
+    cells, first, second = designs(10)
+    assert first is None, "40 rows with weights of 60, 20, 10 and 10 count as 24"
+    cells, first, second = designs(40)
+    found = mixture_quality(cells, first)
+    assert found
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert 0.95 < found.low < 0.98
+    assert quality_difference(second, first) == pytest.approx((0.0, -0.038, 0.038), abs=0.002)
+
+
+def test_intervals_of_few_rows_cover() -> None:
+    """Truth 0.97 and a rival that is right on the same rows but for one in a hundred: 95 % intervals hold in at least 93 % of 300 draws."""
+    rng, held, paired = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        mine = rng.random(80) < 0.97
+        other = mine & (rng.random(80) >= 0.01)
+        rows = [scored(STRATA[k % 4], who, k, int(ok[k])) for k in range(80) for who, ok in (("teacher", mine), ("fallback", other))]
+        cells = scored_cells(table(SCORED, rows), 0)
+        first, second = (mixture_sums(cells, {who: np.full(4, 25.0)}) for who in ("teacher", "fallback"))
+        assert first
+        assert second
+        found = mixture_quality(cells, first)
+        assert found
+        held += found.low <= 0.97 <= found.high
+        _, low, high = quality_difference(second, first)
+        paired += low <= -0.0097 <= high
+    assert held >= 279
+    assert paired >= 279
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5])

@@ -36,7 +36,15 @@ from headtail.stages.simulate.config import Config
 from headtail.stages.simulate.design import ServiceTimes, ServingDesign
 from headtail.stages.simulate.figure import designs_figure
 from headtail.stages.simulate.flow import Arrivals, FlowOutcome, simulate_flow
-from headtail.stages.simulate.quality import ScoredCells, mixture_quality, mixture_sums, quality_difference, scored_cells, why_unknown
+from headtail.stages.simulate.quality import (
+    MixtureSums,
+    ScoredCells,
+    mixture_quality,
+    mixture_sums,
+    quality_difference,
+    scored_cells,
+    why_unknown,
+)
 from headtail.stages.simulate.result import DesignFigures, QualityFigures, Result, StratumFigures
 from headtail.stages.simulate.traffic import EventsFile, Traffic, load_traffic, open_events, snapshot_sources
 from headtail.stages.simulate.words import design_words, doubt_words, need_words
@@ -149,7 +157,7 @@ def _check_sources(config: Config, scored: pa.Table, evaluation: Receipt) -> Non
             raise InputError("the evaluation has no answers of this source", where=f"{field}, {evaluation.path}", value=name, fix=fix)
 
 
-def _quality(cells: ScoredCells, counts: Mapping[str, Array], sums: tuple[Array, Array] | None, by_stratum: Array) -> QualityFigures:
+def _quality(cells: ScoredCells, counts: Mapping[str, Array], sums: MixtureSums | None, by_stratum: Array) -> QualityFigures:
     shares = by_stratum / by_stratum.sum()
     strata = {}
     for place, name in enumerate(STRATA):
@@ -163,7 +171,7 @@ def _quality(cells: ScoredCells, counts: Mapping[str, Array], sums: tuple[Array,
     return QualityFigures(value=whole.value, low=whole.low, high=whole.high, strata=strata)
 
 
-def _compare(config: Config, made: Sequence[DesignFigures], sums: Mapping[str, tuple[Array, Array] | None]) -> Result:
+def _compare(config: Config, made: Sequence[DesignFigures], sums: Mapping[str, MixtureSums | None]) -> Result:
     """The designs beside the best of them. Nothing is compared where a design's own quality is not known, or is that of its overload."""
     if doubt := doubt_words(made, config.target.late_share):
         return Result(designs=tuple(made), decision=(f"whether a student is needed is not known: {doubt}",))
@@ -173,7 +181,7 @@ def _compare(config: Config, made: Sequence[DesignFigures], sums: Mapping[str, t
         mine, top = sums[one.name], sums[best]
         assert mine is not None
         assert top is not None
-        value, low, _ = quality_difference(mine, top)
+        value, low, _ = quality_difference(mine, top) if one.name != best else (0.0, 0.0, 0.0)
         quality = one.quality.model_copy(update={"against_best": value, "against_best_low": low})
         designs.append(one.model_copy(update={"quality": quality}))
     good = [one for one in designs if (one.quality.against_best_low or 0.0) >= -config.quality_margin and one.needed.students is not None]
