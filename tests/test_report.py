@@ -49,7 +49,7 @@ from headtail.stages.publish import Result as PublishResult
 from headtail.stages.publish.result import WithheldAnswer
 from headtail.stages.replay import PathFigures, ReplayFigures, ServedRelease
 from headtail.stages.replay import Result as ReplayResult
-from headtail.stages.report import note, stage
+from headtail.stages.report import note, stage, terminal
 from headtail.stages.report.page import answer_text, render
 from headtail.stages.report.sentences import headline
 from headtail.stages.report.summary import summarise
@@ -551,7 +551,25 @@ def test_a_narrow_terminal_crops_no_figure(store: Storage, root: str) -> None:
     shown.file.close()
     text = shown.export_text()
     assert "…" not in text
-    assert re.search(r"all +420 +0.917 ±21 +0.868 ±26 +0.900 ±23 +0.362 ±31", text)
+    assert "±" not in text
+    quality = [source.quality["all"] for source in receipt.result.summary.columns]
+    row = next(line for line in text.splitlines() if re.match(r"all +420 ", line))
+    shown_ends = re.findall(r"(\d\.\d{3}) ([.\d]{3})-([.\d]{3})", row)
+    assert len(shown_ends) == 4
+    for (value, low, high), figure in zip(shown_ends, quality, strict=True):
+        assert float(value) == round(figure.value, 3)
+        assert float(low) <= figure.low < float(low) + 0.01, "each end on its own side, never beyond 0 and 1"
+        assert float(high) - 0.01 < figure.high <= float(high)
+        assert float(high) <= 1
+
+
+def test_a_lopsided_interval_has_both_its_ends() -> None:
+    """0.961 with 0.864 and 0.989 is no ±97, which would reach 1.058."""
+    figure = QualityFigure(value=0.961, low=0.864, high=0.989)
+    assert terminal._quality(figure, wide=False) == "0.961 .86-.99"
+    assert terminal._quality(figure, wide=True) == "0.961 [0.864, 0.989]"
+    assert terminal._quality(QualityFigure(value=1.0, low=0.99, high=1.0), wide=False) == "1.000 .99-1.0"
+    assert terminal._quality(QualityFigure(value=0.0, low=0.0, high=0.031), wide=False) == "0.000 .00-.04"
 
 
 def test_table_of_a_head_only_run(store: Storage, root: str) -> None:

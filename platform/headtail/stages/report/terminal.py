@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -17,7 +18,7 @@ WIDE = 100  # columns that intervals of four answer sources take
 def summary_table(summary: Summary, width: int = WIDE) -> Table:
     """The figures of `summary` (see docs/report.md) as one table; what was not run is a dash, and said below.
 
-    On fewer than WIDE columns an interval is its longer half, in thousandths.
+    On fewer than WIDE columns the ends of an interval are hundredths, rounded outwards.
     """
     outer = Table(box=None, show_header=False, pad_edge=False, title=summary.title, title_justify="left", title_style="bold")
     outer.add_column()
@@ -46,7 +47,7 @@ def _sections(s: Summary, wide: bool) -> Iterator[tuple[str, Table]]:
     sources, styles = s.columns, {_head(source): source.source.terminal for source in s.columns}
     models, heads = [source for source in sources if source.source.model], list(map(_head, sources))
     strata = [(name, _number(s.labelled[name]), *(_quality(source.quality[name], wide) for source in sources)) for name in SLICES]
-    interval = "95 % interval" if wide else "95 % interval: ± in thousandths"
+    interval = "95 % interval" if wide else "95 % interval, rounded outwards"
     yield f"Quality against people's answers (micro-F1, {interval})", _grid(("stratum", "n", *heads), strata, styles)
     states = [(str(state), *(_number(source.job.rows[state]) for source in models)) for state in State]
     states.insert(0, ("rows in", *(_number(source.job.rows["in"]) for source in models)))
@@ -100,7 +101,13 @@ def _quality(score: QualityFigure, wide: bool) -> str:
     value, low, high = score.value, score.low, score.high
     if value is None or low is None or high is None:
         return NONE
-    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if wide else f"{value:.3f} ±{1000 * max(value - low, high - value):.0f}"
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]" if wide else f"{value:.3f} {_end(low, math.floor)}-{_end(high, math.ceil)}"
+
+
+def _end(value: float, rounded: Callable[[float], int]) -> str:
+    """An end of an interval within 0..1 in three characters: .07, 1.0."""
+    hundredths = rounded(round(100 * value, 6))
+    return "1.0" if hundredths >= 100 else f".{max(hundredths, 0):02d}"
 
 
 def _over(above: float | None, below: float | None) -> str:
