@@ -84,7 +84,7 @@ def test_reliability_is_of_rows_that_the_fit_did_not_see() -> None:
 
 
 def test_any_first_part_of_the_queue_has_its_random_rows() -> None:
-    gain, lot = np.arange(1000.0)[::-1], np.random.default_rng(0).random(1000)
+    gain, lot = np.linspace(1000, 1, 1000), np.random.default_rng(0).random(1000)
     may = np.ones(1000, bool)
     may[:3] = False
     order = queue_order(gain, may, np.arange(1000), 200, 0.1, lot)

@@ -557,6 +557,9 @@ def test_a_narrow_terminal_crops_no_figure(store: Storage, root: str) -> None:
     shown_ends = re.findall(r"(\d\.\d{3}) ([.\d]{3})-([.\d]{3})", row)
     assert len(shown_ends) == 4
     for (value, low, high), figure in zip(shown_ends, quality, strict=True):
+        assert figure.value is not None
+        assert figure.low is not None
+        assert figure.high is not None
         assert float(value) == round(figure.value, 3)
         assert float(low) <= figure.low < float(low) + 0.01, "each end on its own side, never beyond 0 and 1"
         assert float(high) - 0.01 < figure.high <= float(high)

@@ -269,7 +269,7 @@ def test_few_rows_say_little_of_a_design() -> None:
     def designs(each: int) -> tuple[Any, Any, Any]:
         made = [scored(s, who, 100 * p + k, 1) for p, s in enumerate(STRATA) for k in range(each) for who in ("teacher", "fallback")]
         cells = scored_cells(table(SCORED, made), 0)
-        return cells, *(mixture_sums(cells, {who: requests}) for who in ("teacher", "fallback"))
+        return cells, mixture_sums(cells, {"teacher": requests}), mixture_sums(cells, {"fallback": requests})
 
     cells, first, second = designs(1)
     assert (first, second) == (None, None)
