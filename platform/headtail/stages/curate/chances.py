@@ -27,7 +27,7 @@ _FOLDS = 5
 Scores = Callable[[Floats], Floats]
 
 
-class ReliabilityBin(Fields):
+class ScoreBin(Fields):
     """Reviewed answers of like chance."""
 
     n: int = Field(description="their number")
@@ -47,7 +47,7 @@ class Reliability(Fields):
     ece: float = Field(description="expected calibration error")
     ece_floor: float = Field(description="what perfect chances would show on so many answers, on average")
     ece_floor_high: float = Field(description="what they would exceed in one of 20 draws")
-    bins: tuple[ReliabilityBin, ...] = Field(description="of equal mass")
+    bins: tuple[ScoreBin, ...] = Field(description="of equal mass")
 
 
 class SuspectScores(Fields):
@@ -145,7 +145,7 @@ def _reliability(chance: Floats, unfitted: Floats, wrong: Bools, seed: int) -> R
     if not len(wrong):
         return None
     error = calibration_error(chance, wrong, seed=seed)
-    bins = tuple(ReliabilityBin(n=b.n, chance=b.confidence, wrong=b.right, low=b.low, high=b.high) for b in error.bins)
+    bins = tuple(ScoreBin(n=b.n, chance=b.confidence, wrong=b.right, low=b.low, high=b.high) for b in error.bins)
     brier, before = (float(np.mean((given - wrong) ** 2)) for given in (chance, unfitted))
     return Reliability(
         n=error.n,
