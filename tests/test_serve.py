@@ -546,7 +546,7 @@ def test_what_cannot_be_followed_leaves_the_old_release_in_place(
 def test_copies_of_snapshots_are_removed_once_replaced(store: Storage, tmp_path: Path, segmentation: Task) -> None:
     published(store, tmp_path, segmentation, ["a"])
     (copies := tmp_path / "copies").mkdir()
-    front = Front(store, serve.Config(cache_dir=str(copies)), tmp_path)
+    front = Front(store, serve.Config(cache_dir=str(copies), keep_student_s=0.0), tmp_path)
     for query in ("b", "c"):
         published(store, tmp_path, segmentation, [query])
         assert asyncio.run(front.watch.refresh())

@@ -99,23 +99,27 @@ def watch_differences(watch: Watch, differences: Array, margins: Margins) -> Wat
     """`watch` after more differences. A proof stays a proof: it may be looked for after each difference, and is."""
     if not len(differences):
         return watch
-    worse, is_worse = _bet(watch.worse, differences - margins.tolerance, 1 / (1 + margins.tolerance), margins.worse_level)
-    fine, is_fine = _bet(watch.fine, margins.harm - differences, 1 / (1 - margins.harm), margins.fine_level)
+    worse, is_worse = _bet(watch.worse, differences - margins.tolerance, 1 / (1 + margins.tolerance), margins.worse_level, watch.is_worse)
+    fine, is_fine = _bet(watch.fine, margins.harm - differences, 1 / (1 - margins.harm), margins.fine_level, watch.is_fine)
     return Watch(
         pairs=watch.pairs + len(differences),
         total=watch.total + float(differences.sum()),
         worse=worse,
         fine=fine,
-        is_worse=watch.is_worse or is_worse,
-        is_fine=watch.is_fine or is_fine,
+        is_worse=is_worse,
+        is_fine=is_fine,
         sequence=_sequence(watch, differences),
     )
 
 
-def _bet(capital: tuple[float, ...], gains: Array, most: float, level: float) -> tuple[tuple[float, ...], bool]:
-    """Log capital by stake after these gains, and whether the mean capital ever reached 1/level. `most`: the stake that could lose all."""
+def _bet(capital: tuple[float, ...], gains: Array, most: float, level: float, proven: bool) -> tuple[tuple[float, ...], bool]:
+    """Log capital by stake after these gains, and whether the mean capital ever reached 1/level. `most`: the stake that could lose all;
+    `proven`: it did before."""
     paths = np.asarray(capital)[:, None] + np.cumsum(np.log1p(most * STAKES[:, None] * gains), -1)
-    return tuple(paths[:, -1].tolist()), bool((_log_mean(paths) >= math.log(1 / level)).any())
+    if not proven:
+        near = paths[:, paths.max(0) >= math.log(1 / level)]  # the mean is at most the largest; seldom is one so large
+        proven = bool((_log_mean(near) >= math.log(1 / level)).any())
+    return tuple(paths[:, -1].tolist()), proven
 
 
 def _log_mean(capital: Array) -> Array:

@@ -231,7 +231,7 @@ def main() -> None:
     plan = read_plan(path)
     end_with_parent(plan.parent)
     config = plan.config
-    timeout = config.realtime_timeout_ms / 1000 + 10
+    timeout = max(config.realtime_timeout_ms + config.escalation.timeout_ms, config.answers_timeout_ms) / 1000 + 10
     client = httpx.AsyncClient(base_url=config.url, timeout=timeout, trust_env=False)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
     counters = path.parent / "counters"

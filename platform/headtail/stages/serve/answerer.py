@@ -8,6 +8,7 @@ Miss does. Tiers are in files of their own; `front/tiers.py` lists them. Knows n
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from headtail.core.task import Task
 from headtail.releases.overrides import Overrides
 from headtail.releases.release import Release
 from headtail.stages.serve.errors import RequestError
+from headtail.stages.serve.places import MissCall, MissPlace, MissPlaces
 
 if TYPE_CHECKING:
     from headtail.stages.serve.config import Config
@@ -157,7 +159,8 @@ class Unsure(MissFailed):
 class Tier(Protocol):
     """One place that may answer a miss, such as a student. The next one is asked after None, MissFailed or Unsure.
 
-    It is cancelled when the caller leaves, and when `realtime_timeout_ms` is over unless it has a time limit of its own.
+    It is cancelled when the caller leaves, and when `realtime_timeout_ms` is over unless it has limits of its own: of time, and of how
+    many misses it takes at once.
     """
 
     own_limit: bool = False
@@ -188,7 +191,9 @@ class Answerer:
     def __init__(self, served: OpenRelease, config: Config, tiers: Sequence[Tier] = (), checks: Sequence[OutputCheck] = ()) -> None:
         self.served, self.tiers, self._config, self._checks = served, tuple(tiers), config, tuple(checks)
         self.split: ReleaseSplit | None = None
+        self.places = MissPlaces(config.max_misses)
         self.in_flight = 0
+        self.note_in_flight: Callable[[int], None] = lambda misses: None  # told of every change
         self.last_failure = ""
 
     async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]] | None = None, request_id: str = "") -> Reply:
@@ -227,34 +232,55 @@ class Answerer:
     async def resolve(self, miss: Miss) -> Reply:
         """The reply of the first tier that has one, else the fallback. The fallback at once: too many wait, or redacted data decides."""
         if miss.served.task.file.redacted == "uncached" and has_placeholder(miss.clean):
-            return self._degrade(miss, "redacted")
-        if self.in_flight >= self._config.max_misses:
-            return self._degrade(miss, "overloaded")
-        self.in_flight += 1
+            return self.degrade(miss, "redacted")
+        place = self.places.take(miss.served.release.id)
+        if place is None:
+            return self.degrade(miss, "overloaded")
+        self._fly(1)
         try:
-            return await self._ask(miss)
+            return await self._ask(miss, place)
         except Exception as error:  # not even its fallback
             raise ReleaseFailed(miss.clean, miss.served.release.id) from error
         finally:
-            self.in_flight -= 1
+            place.give()
+            self._fly(-1)
 
-    async def _ask(self, miss: Miss) -> Reply:
+    async def resolve_of_many(self, miss: Miss, call: MissCall, end: float) -> Reply:
+        """The same for a miss of a call with many queries: it waits for its turn, and its clock starts when it has one. `end` of the
+        call, by the loop's clock: a miss that had no turn by then is `overloaded`, one that is asked still is a `timeout`."""
+        async with call.turn(miss.served.release.id, end) as mine:
+            if not mine:
+                return self.degrade(miss, "overloaded")
+            miss = dataclasses.replace(miss, started=time.perf_counter())
+            try:
+                async with asyncio.timeout_at(end):
+                    return await self.resolve(miss)
+            except TimeoutError:
+                return self.degrade(miss, "timeout")
+
+    def _fly(self, by: int) -> None:
+        self.in_flight += by
+        self.note_in_flight(self.in_flight)
+
+    async def _ask(self, miss: Miss, place: MissPlace) -> Reply:
         reason, unsure = "off" if miss.served.release.student else "no_student", None
         end = asyncio.get_running_loop().time() + self._config.realtime_timeout_ms / 1000
-        for place, tier in enumerate(self.tiers):
+        for at, tier in enumerate(self.tiers):
+            if tier.own_limit:
+                place.give()  # the student has done its part
             outcome = await self._try(tier, miss, reason, end)
             if isinstance(outcome, Reply):
-                return self._keep(miss, outcome, place)
+                return self._keep(miss, outcome, at)
             if outcome is not None:
                 reason = outcome.reason
             if isinstance(outcome, Unsure):
                 unsure = outcome.reply
         if unsure is None:
-            return self._degrade(miss, reason)
+            return self.degrade(miss, reason)
         return self._keep(miss, unsure._replace(latency_ms=_ms(miss.started)), len(self.tiers))
 
-    def _keep(self, miss: Miss, reply: Reply, place: int) -> Reply:
-        for earlier in self.tiers[:place]:
+    def _keep(self, miss: Miss, reply: Reply, at: int) -> Reply:
+        for earlier in self.tiers[:at]:
             earlier.keep(miss, reply)
         return reply
 
@@ -283,7 +309,8 @@ class Answerer:
         problem = next(filter(None, (check(miss, reply) for check in self._checks)), "")
         return MissFailed(problem) if problem else None
 
-    def _degrade(self, miss: Miss, reason: str) -> Reply:
+    def degrade(self, miss: Miss, reason: str) -> Reply:
+        """The task's fallback. `reason`: one of REASONS."""
         self.last_failure, served = reason, miss.served
         return Reply(
             miss.query, miss.clean, served.task.fallback(miss.clean), Source.FALLBACK, False, True, None, None,

@@ -35,17 +35,23 @@ class AnswersRequest(BaseModel):
     queries: list[Annotated[Any, WithJsonSchema({"type": "string"})]] = Field(
         description="what people typed", min_length=1, max_length=MOST_QUERIES, examples=[["pizza near me"]]
     )
+    timeout_ms: int | None = Field(
+        None,
+        ge=1,
+        description="milliseconds that the call may take; null, or more than the server's answers_timeout_ms: that",
+        examples=[2000],
+    )
 
 
-def parse_query_list(body: bytes) -> list[Any]:
-    """The queries in the body of /v1/answers, as they were sent. RequestError when the body itself is wrong."""
+def parse_query_list(body: bytes) -> AnswersRequest:
+    """The body of /v1/answers, its queries as they were sent. RequestError when the body itself is wrong."""
     try:
-        return AnswersRequest.model_validate_json(body).queries
+        return AnswersRequest.model_validate_json(body)
     except ValidationError as error:
         if not has_half_character(error):
             raise validation_error(error) from None
     try:
-        return AnswersRequest.model_validate(json.loads(body)).queries  # takes such an escape, so that the other queries are answered
+        return AnswersRequest.model_validate(json.loads(body))  # takes such an escape, so that the other queries are answered
     except ValidationError as error:
         raise validation_error(error) from None
     except (ValueError, RecursionError):

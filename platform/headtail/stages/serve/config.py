@@ -45,7 +45,12 @@ class Config(StageConfig):
     traces: TraceConfig = execution(TraceConfig(), "where traces of requests go, and of how many")
     shadow: ShadowConfig = execution(ShadowConfig(), "a sample of the answers, asked again of another model off the way of requests")
     fronts: int = execution(2, "front processes, which share the port", ge=1, le=64)
-    max_misses: int = execution(64, "misses of one front process that may wait for students at once; the next one gets the fallback", ge=1)
+    answers_timeout_ms: int = execution(
+        8000, "milliseconds that a call of /v1/answers may take; misses that are not answered by then get the fallback", ge=1, le=600_000
+    )
+    max_misses: int = execution(
+        64, "misses of one front process that may wait for the student of one release at once; the next one gets the fallback", ge=1
+    )
     realtime_replicas: Annotated[int, Field(ge=1)] | ReplicaRange = execution(
         1, "student engines: a number, or a range {min, max} within which Ray Serve keeps them by their queue"
     )

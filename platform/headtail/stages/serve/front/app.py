@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from headtail.core.secrets import hide
 from headtail.stages.serve.answerer import Answerer, Miss, ReleaseFailed, Reply
@@ -24,10 +25,12 @@ from headtail.stages.serve.front.hot import Hit, HotPath, RequestIds, reply_byte
 from headtail.stages.serve.front.log_pipe import RequestLog
 from headtail.stages.serve.front.shadow_pipe import ShadowPipe
 from headtail.stages.serve.front.trace_export import Tracer
+from headtail.stages.serve.places import MissCall
 from headtail.stages.serve.principal import Admit, Principal, admit_all
 from headtail.stages.serve.tracing import CURRENT_TRACE, Trace
 
 log = logging.getLogger("headtail.serve")
+T = TypeVar("T")
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _JSON = (b"content-type", b"application/json")
@@ -59,10 +62,11 @@ class Route(NamedTuple):
     """A path that is served besides /v1/answer and /v1/answers. It may raise RequestError; `errors` writes one in another shape."""
 
     methods: tuple[str, ...]
-    handle: Callable[[FrontRequest], Awaitable[FrontResponse]]
+    handle: Callable[[FrontRequest], Coroutine[Any, Any, FrontResponse]]
     scope: str = ""  # that a key needs; empty: the path is open
     errors: Callable[[RequestError, str], bytes] = RequestError.body
     cost: int = 1  # queries that a call counts as; 0: the handler counts
+    waits: bool = False  # for models: it is given up when its caller leaves. Others, such as feedback, are finished all the same
 
 
 class FrontApp:
@@ -81,7 +85,8 @@ class FrontApp:
         self._config, self._counters, self._log, self._admit = config, counters, request_log, admit
         self.tracer: Tracer | None = None
         self.shadow: ShadowPipe | None = None
-        self._routes = {"/v1/answers": Route(("POST",), self._answers, "answer", cost=0), **(routes or {})}
+        self._routes = {"/v1/answers": Route(("POST",), self._answers, "answer", cost=0, waits=True), **(routes or {})}
+        answerer.note_in_flight = lambda misses: counters.set("in_flight", misses)
 
     def add_routes(self, routes: Mapping[str, Route]) -> None:
         """Serve these paths too."""
@@ -126,7 +131,9 @@ class FrontApp:
                 return
             if route is None:
                 raise RequestError("not_found")
-            await _respond(send, await self._route(route, scope, receive, request_id))
+            response = await self._route(route, scope, receive, request_id)
+            if response is not None:
+                await _respond(send, response)
         except RequestError as error:
             await self._refuse(error, request_id, send, route)
         except Exception as error:
@@ -154,15 +161,15 @@ class FrontApp:
             self.note_hit(found, request_id, caller)
             return found.body
         assert isinstance(found, Miss)
-        reply = await self._resolve(found, receive)
+        reply = await self._unless_left(self._answerer.resolve(found), receive)
         if reply is None:
             return None
         self.note_reply(reply, caller, found.side_inputs)
         return reply_bytes(reply)
 
-    async def _resolve(self, miss: Miss, receive: Receive) -> Reply | None:
-        """The reply, or None when the caller left before it came: the student is then told to stop."""
-        answering = asyncio.ensure_future(self._waited(miss))
+    async def _unless_left(self, work: Coroutine[Any, Any, T], receive: Receive) -> T | None:
+        """What `work` gives, or None when the caller left before: it is cancelled then, and students are told to stop."""
+        answering = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(_leaves(receive))
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -173,12 +180,6 @@ class FrontApp:
         finally:
             answering.cancel()
             leaving.cancel()
-
-    async def _waited(self, miss: Miss) -> Reply:
-        try:
-            return await self._answerer.resolve(miss)
-        finally:
-            self._counters.set("in_flight", self._answerer.in_flight)
 
     def note_hit(self, hit: Hit, request_id: str, caller: Principal) -> None:
         """Count and log an answer of the snapshot."""
@@ -220,13 +221,15 @@ class FrontApp:
 
     # ---- the other paths
 
-    async def _route(self, route: Route, scope: Scope, receive: Receive, request_id: str) -> FrontResponse:
+    async def _route(self, route: Route, scope: Scope, receive: Receive, request_id: str) -> FrontResponse | None:
+        """The response; None when the caller left."""
         if scope["method"] not in route.methods:
             raise method_error(*route.methods)
         authorization = _authorization(scope["headers"])
         caller = await self._admitted(authorization, route.scope, route.cost) if route.scope else Principal()
         body = await self._body(scope, receive) if scope["method"] == "POST" else b""
-        return await route.handle(FrontRequest(scope["path"], scope["query_string"], scope["headers"], body, caller, request_id))
+        handling = route.handle(FrontRequest(scope["path"], scope["query_string"], scope["headers"], body, caller, request_id))
+        return await (self._unless_left(handling, receive) if route.waits else handling)
 
     async def _admitted(self, authorization: bytes | None, scope: str, queries: int) -> Principal:
         caller = self._admit(authorization, scope, queries)
@@ -234,15 +237,15 @@ class FrontApp:
 
     async def _answers(self, request: FrontRequest) -> FrontResponse:
         """POST /v1/answers: each query as /v1/answer would have it; one that cannot be taken has its error in its place."""
-        queries = parse_query_list(request.body)
-        await self._admitted(_authorization(request.headers), "answer", len(queries))  # all of them are admitted, or none
-        places = asyncio.Semaphore(max(1, self._config.max_misses // 2))  # the other half is for callers with one query
-        bodies = await asyncio.gather(
-            *(self._one_of(query, f"{request.request_id}-{i}", request.caller, places) for i, query in enumerate(queries))
-        )
+        sent = parse_query_list(request.body)
+        await self._admitted(_authorization(request.headers), "answer", len(sent.queries))  # all of them are admitted, or none
+        limit_ms = min(sent.timeout_ms or self._config.answers_timeout_ms, self._config.answers_timeout_ms)
+        call, end = self._answerer.places.call(), asyncio.get_running_loop().time() + limit_ms / 1000
+        ids = (f"{request.request_id}-{i}" for i in itertools.count())
+        bodies = await asyncio.gather(*(self._one_of(*one, request.caller, call, end) for one in zip(sent.queries, ids, strict=False)))
         return FrontResponse(b'{"answers": [' + b", ".join(bodies) + b"]}")
 
-    async def _one_of(self, query: Any, request_id: str, caller: Principal, places: asyncio.Semaphore) -> bytes:
+    async def _one_of(self, query: Any, request_id: str, caller: Principal, call: MissCall, end: float) -> bytes:
         try:
             if not isinstance(query, str):
                 raise RequestError("invalid", "the query is not a string", field="query", fix="send each query as a string")
@@ -250,8 +253,7 @@ class FrontApp:
             if isinstance(found, Hit):
                 self.note_hit(found, request_id, caller)
                 return found.body
-            async with places:
-                reply = await self._waited(found)
+            reply = await self._answerer.resolve_of_many(found, call, end)
         except (RequestError, ReleaseFailed) as error:
             refused = error if isinstance(error, RequestError) else self._note_failure(error, request_id)
             self._counters.add(f"refused/{refused.code}")

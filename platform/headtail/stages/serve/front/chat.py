@@ -28,7 +28,7 @@ class ChatRoutes:
     def routes(self) -> Mapping[str, Route]:
         read = ("GET", "HEAD")
         return {
-            "/v1/chat/completions": Route(("POST",), self._complete, "answer", chat_error),
+            "/v1/chat/completions": Route(("POST",), self._complete, "answer", chat_error, waits=True),
             "/v1/models": Route(read, self._models, "answer", chat_error),
             _BELOW: Route(read, self._model, "answer", chat_error),
         }

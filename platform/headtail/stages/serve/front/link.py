@@ -103,9 +103,10 @@ class StudentLink:
             raise MissFailed("outdated" if self.bigger else "unavailable")
         return _least_busy(able)
 
-    def note(self) -> None:
-        """A model came, went or reported."""
-        self.changed.set()
+    def note(self, moved: bool = False) -> None:
+        """A model reported; `moved`: it came or went."""
+        if moved:
+            self.changed.set()
         if self._counters is not None:
             self._counters.set("students", len(self.connections))
             self._counters.set("bigger_models", len(self.bigger))
@@ -227,14 +228,14 @@ class Connection(asyncio.Protocol):
         for mine in pending.values():
             if not mine.done():
                 mine.set_exception(_Lost())
-        self._link.note()
+        self._link.note(moved=True)
 
     def _greet(self, hello: Hello) -> None:
         if not self._trusted and not hmac.compare_digest(hello.token.encode(), self._link.token.encode()):
             raise BadFrame("the token is wrong")
         self.student, self.task, self.model, self._known = hello.student, hello.task, hello.model, True
         (self._link.bigger if self.bigger else self._link.connections).append(self)
-        self._link.note()
+        self._link.note(moved=True)
         if not self._trusted:
             self._loop.call_later(SILENT_S, self._expect_life)
 
