@@ -339,7 +339,9 @@ def test_many_queries_are_one_request_for_the_misses(head: Storage) -> None:
         assert client.counts[:2] == (2, 3)  # each occurrence counts
     with pytest.raises(ClientError, match="closed"):
         client.answer("pizza near me")
-    assert [(path, body) for path, _, body in app.seen] == [("/v1/answers", {"queries": ["rare", "odd"]})] * 2
+    assert [(path, body) for path, _, body in app.seen] == [
+        ("/v1/answers", {"queries": ["rare", "odd"], "timeout_ms": int(limit(5) * 900)})
+    ] * 2
 
 
 def test_many_queries_get_the_fallback_when_the_answers_do_not_add_up(head: Storage) -> None:

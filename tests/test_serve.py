@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import html
 import json
+import re
 import shutil
 import socket
 import time
@@ -598,6 +600,26 @@ def test_pages_are_framed_by_nobody_and_run_no_script_of_others(open_front: Call
         assert response.headers["x-content-type-options"] == "nosniff"
         assert response.headers["referrer-policy"] == "no-referrer"
         assert "access-control-allow-origin" not in response.headers
+
+
+def test_the_docs_need_no_network_where_swagger_is_not_installed(open_front: Callable[..., Front], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain page with every call; nothing of it comes from another host."""
+    monkeypatch.setattr("headtail.stages.serve.admin._swagger", lambda: None)
+
+    async def go() -> tuple[httpx.Response, dict[str, Any]]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(open_front(None).pages()), base_url="http://pages") as http:
+            return await http.get("/docs"), (await http.get("/openapi.json")).json()
+
+    page, description = asyncio.run(go())
+    assert page.status_code == 200
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert not re.findall(r"(?:https?:)?//[a-z0-9]", page.text)
+    assert "<script" not in page.text
+    for path, methods in description["paths"].items():
+        for method, call in methods.items():
+            assert f"{method.upper()} {path}</code>" in page.text
+            assert html.escape(call["summary"]) in page.text
+    assert "timeout_ms" in page.text
 
 
 def test_the_page_needs_no_network() -> None:

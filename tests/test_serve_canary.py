@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,11 @@ from headtail.stages import serve
 from headtail.stages.serve.answerer import Miss, MissFailed, RealtimeReply
 from headtail.stages.serve.canary_judge import CanaryJudge
 from headtail.stages.serve.canary_watch import CanaryWatch
+from headtail.stages.serve.front.counters import read_counters
+from headtail.stages.serve.run_folder import RunFolder, open_seen
 from headtail.stages.serve.shadow import ShadowConfig
-from test_serve import published, segments
+from test_serve import config, published, segments
+from timescale import eventually, limit
 
 OTHER = "distill/fedcba9876543210"
 HEAD = [f"pizza {i}" for i in range(200)]
@@ -225,3 +230,79 @@ def test_metrics_show_both(store: Storage, tmp_path: Path, segmentation: Task) -
 
     counts = arms(front)
     assert f'headtail_canary_total{{arm="canary",outcome="queries"}} {counts["canary"][0]}' in asyncio.run(go())
+
+
+# ---- each query counts once, also when the server is started again
+
+
+@pytest.fixture
+def folders(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where servers keep their private folders: a path that is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="ht-") as short:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", short)
+        yield Path(short)
+
+
+def test_what_a_canary_counted_outlives_the_server_and_no_other_canary(folders: Path) -> None:
+    settings, key, salts = serve.Config(port=18765), b"x" * 16, ("ab" * 8, "cd" * 8)
+    folder = RunFolder(settings)
+    assert [open_seen(folder.path, salt, what).add(key) for salt in salts for what in ("", "-judged")] == [True] * 4
+    assert not open_seen(folder.path, salts[0]).add(key)
+    folder.close()
+    killed = RunFolder(settings)  # and the one after it, of a server that left all its files
+    assert not open_seen(killed.path, salts[0]).add(key)
+    (killed.path / "link-0.sock").touch()
+    os.close(killed._lock)
+    again = RunFolder(settings)
+    assert not (again.path / "link-0.sock").exists()
+    again.drop_seen(salts[0])
+    counted = {(salt, what): not open_seen(again.path, salt, what).add(key) for salt in salts for what in ("", "-judged")}
+    assert counted == {(salt, what): salt == salts[0] for salt in salts for what in ("", "-judged")}
+    again.drop_seen("")
+    assert sorted(path.name for path in again.path.iterdir()) == ["counters", "lock"]
+    again.close()
+
+
+def test_a_judge_that_is_started_again_counts_no_query_twice(store: Storage, tmp_path: Path, segmentation: Task) -> None:
+    old, new = two(store, tmp_path, segmentation)
+    canary.start_canary(store, new, 0.5, who="ada", policy=CanaryPolicy(judged=True, min_queries=10))
+    rows = [
+        {"query": f"{name} {number}", "release": name, "time": 4e15, "cached": True, "score": 1.0}
+        for name in (old, new)
+        for number in range(9)
+    ]
+    pairs = []
+    for seen in ({"seen": lambda salt: open_seen(tmp_path, salt, "-judged")}, {}):
+        for _ in range(2):
+            judge = CanaryJudge(store, ShadowConfig(share_hits=1.0, share_misses=1.0), CanaryWatcher(store, save_seconds=0), **seen)  # type: ignore[arg-type]
+            judge.add(rows)
+            judge.close()
+            record = read_canary(store)
+            assert record is not None
+            pairs.append(record.watches["judged"].pairs)
+    assert pairs == [9, 9, 18, 27], "with the file a restart changes nothing; without it each start counts them again"
+
+
+@pytest.mark.slow
+def test_a_server_that_is_started_again_counts_no_query_twice(store: Storage, tmp_path: Path, segmentation: Task, folders: Path) -> None:
+    old, new = two(store, tmp_path, segmentation)
+    canary.start_canary(store, new, 0.5, who="ada")
+    settings = config(store.root, realtime_student=False, refresh_s=0.05, request_log=False)
+
+    def count() -> float:
+        """Queries counted by a new server that is asked for all of HEAD."""
+        with serve.start_server(settings) as server:
+            path = server._supervisor._folder.counters
+            eventually(lambda: {row["canary"] for row in read_counters(path).rows[: settings.fronts]} == {int(new, 16)})
+            with httpx.Client(base_url=server.url, timeout=limit(20)) as http:
+                assert {http.get("/v1/answer", params={"query": query}).json()["release"] for query in HEAD} == {old, new}
+            sums = read_counters(path).sums
+            return sums["arm/champion/queries"] + sums["arm/canary/queries"]
+
+    assert count() == len(HEAD)
+    assert count() == 0
+    canary.stop_canary(store, who="ada")
+    canary.start_canary(store, new, 0.5, who="ada")
+    assert count() == len(HEAD), "another canary counts anew"
+    with serve.start_server(settings.model_copy(update={"count_canary": False})) as quiet:
+        assert quiet._supervisor._canary._thread is None

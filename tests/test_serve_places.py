@@ -171,7 +171,7 @@ def test_a_canary_whose_student_hangs_takes_no_place_of_the_champion(
     trial = release.make_release(store, snapshot=champion.snapshot, task=segmentation, student=OTHER)
 
     async def go() -> None:
-        options: dict[str, Any] = {"max_misses": 4, "realtime_timeout_ms": FOREVER_MS, "answers_timeout_ms": int(1000 * limit(3))}
+        options: dict[str, Any] = {"max_misses": 4, "realtime_timeout_ms": FOREVER_MS, "answers_timeout_ms": int(1000 * limit(10))}
         async with listening(store, tmp_path, **options) as (front, link, address):
             front.watch._folder = tmp_path
             hangs = Pupil(segmentation, OTHER)
@@ -183,9 +183,10 @@ def test_a_canary_whose_student_hangs_takes_no_place_of_the_champion(
                 arms: dict[str, list[str]] = {champion.id: [], trial.id: []}
                 for query in (f"rare {number}" for number in range(100)):
                     arms[assign(record, query_key(query), champion.id)].append(query)
-                theirs = [asyncio.create_task(front.answerer.answer(query)) for query in arms[trial.id][:20]]
                 waiting = [asyncio.create_task(ask_many(front, arms[trial.id]))] if many else []
-                await until(lambda: sum(one.done() for one in theirs) == 16)
+                await until(lambda: front.answerer.in_flight == 2 * many)
+                theirs = [asyncio.create_task(front.answerer.answer(query)) for query in arms[trial.id][:20]]
+                await until(lambda: sum(one.done() for one in theirs) == 16 + 2 * many)
                 if many:
                     assert reasons(await ask_many(front, arms[champion.id][:20])) == {"": 20}
                 for query in arms[champion.id][:20]:

@@ -31,7 +31,7 @@ from headtail.cli.override import override
 from headtail.cli.release import release_app
 from headtail.cli.review import review_app
 from headtail.core.errors import HeadtailError
-from headtail.core.secrets import hide_in_stream
+from headtail.core.secrets import hide_in_output
 
 __all__ = ["STAGES", "app", "job", "main", "read_config"]
 
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    sys.stdout, sys.stderr = hide_in_stream(sys.stdout), hide_in_stream(sys.stderr)  # also what frameworks, warnings and stack traces print
+    hide_in_output()  # also in what frameworks, warnings and stack traces print
     try:
         code = app(arguments, standalone_mode=False)
     except HeadtailError as error:

@@ -12,6 +12,7 @@ import base64
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, TextIO, cast
@@ -110,3 +111,8 @@ class _HidingStream:
 def hide_in_stream(stream: TextIO) -> TextIO:
     """`stream` with secrets hidden in what is written from now on, such as standard error."""
     return stream if isinstance(stream, _HidingStream) else cast(TextIO, _HidingStream(stream))
+
+
+def hide_in_output() -> None:
+    """The same for this process's standard output and error: first of all in a program, before logging takes hold of them."""
+    sys.stdout, sys.stderr = hide_in_stream(sys.stdout), hide_in_stream(sys.stderr)

@@ -26,9 +26,11 @@ from pydantic import BaseModel
 from headtail import __version__
 from headtail.adapters.proxies import is_loopback
 from headtail.adapters.storage import open_storage
+from headtail.core.secrets import hide_in_output
 from headtail.stages.serve.admin_calls import CALLS, AdminCalls
 from headtail.stages.serve.admission import open_admission
 from headtail.stages.serve.api import AnswerRequest, AnswerResponse, AnswersRequest, AnswersResponse, FeedbackRequest, FeedbackResponse
+from headtail.stages.serve.api_page import api_page
 from headtail.stages.serve.body import read_body
 from headtail.stages.serve.children import end_with_parent
 from headtail.stages.serve.config import Config
@@ -200,7 +202,9 @@ def _add_pages(app: FastAPI) -> None:
 
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
     async def docs() -> HTMLResponse:
-        local: dict[str, Any] = {"swagger_js_url": "docs/swagger-ui-bundle.js", "swagger_css_url": "docs/swagger-ui.css"} if assets else {}
+        if assets is None:
+            return HTMLResponse(api_page(app.openapi()), headers={**HEADERS, "content-security-policy": POLICY})
+        local = {"swagger_js_url": "docs/swagger-ui-bundle.js", "swagger_css_url": "docs/swagger-ui.css"}
         page = get_swagger_ui_html(openapi_url="openapi.json", title="headtail API", swagger_favicon_url="data:,", **local)
         page.headers.update(HEADERS)
         return page
@@ -217,7 +221,7 @@ def _sender(path: Path) -> Callable[[], Any]:
 
 
 def _swagger() -> Path | None:
-    """Swagger UI as vLLM ships it, so that /docs works without a network; without vLLM it comes from FastAPI's CDN."""
+    """Swagger UI as vLLM ships it, so that /docs works without a network; None without vLLM: then /docs is a plain page (`api_page`)."""
     spec = importlib.util.find_spec("vllm")
     if spec is None or spec.origin is None:
         return None
@@ -227,6 +231,7 @@ def _swagger() -> Path | None:
 
 def main() -> None:
     """Command line: PLAN."""
+    hide_in_output()
     path = Path(sys.argv[1])
     plan = read_plan(path)
     end_with_parent(plan.parent)

@@ -7,7 +7,7 @@ them. Knows nothing of models or requests.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,22 @@ from headtail.stages.serve.shadow import ShadowConfig
 
 class CanaryJudge:
     """Each query counts once in a canary. Hits and misses are thinned to the same share: else the release with more hits would differ
-    by its mixture alone. With a share of 0 nothing is taken, and the canary's verdict says that there is no data."""
+    by its mixture alone. With a share of 0 nothing is taken, and the canary's verdict says that there is no data. `seen`: by a canary's
+    salt, the queries that were counted, also before a restart."""
 
-    def __init__(self, store: Storage, config: ShadowConfig, watcher: CanaryWatcher | None = None, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        store: Storage,
+        config: ShadowConfig,
+        watcher: CanaryWatcher | None = None,
+        seed: int | None = None,
+        seen: Callable[[str], SeenQueries] = lambda salt: SeenQueries(),
+    ) -> None:
         self._store, self._watcher, self._rng = store, watcher or CanaryWatcher(store), np.random.default_rng(seed)
         lowest = min(config.share_hits, config.share_misses)
         self._kept = {True: lowest / (config.share_hits or 1.0), False: lowest / (config.share_misses or 1.0)}  # by `cached`
         self._record: CanaryRecord | None = None
-        self._salt, self._seen, self._added = "", SeenQueries(), False
+        self._salt, self._open_seen, self._seen, self._added = "", seen, SeenQueries(), False
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Take in rows of one time. StorageError when the store is away: they are lost to the test."""
@@ -35,7 +43,7 @@ class CanaryJudge:
         if record is None or not record.policy.judged or not is_running(self._store, record):
             return
         if record.salt != self._salt:
-            self._salt, self._seen, self._added = record.salt, SeenQueries(), False
+            self._salt, self._seen, self._added = record.salt, self._open_seen(record.salt), False
         began = datetime.datetime.fromisoformat(record.started).timestamp() * 1e6
         harm: dict[str, list[float]] = {record.champion: [], record.canary: []}
         for row in rows:

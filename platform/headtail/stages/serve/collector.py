@@ -26,6 +26,7 @@ from headtail.adapters.storage import Storage, open_storage
 from headtail.adapters.storage.day_files import FEEDBACK_FOLDER, REQUESTS, day_file
 from headtail.core.errors import HeadtailError
 from headtail.core.rows import FEEDBACK, REQUEST_LOG
+from headtail.core.secrets import hide_in_output
 from headtail.stages.serve.deleted_rows import UndeletedRows
 from headtail.stages.serve.front.counters import Counters
 from headtail.stages.serve.front.log_pipe import TAG
@@ -136,6 +137,7 @@ def collect(pipe: int, collector: Collector) -> None:
 
 def main() -> None:
     """Command line: PLAN."""
+    hide_in_output()
     path = Path(sys.argv[1])
     plan = read_plan(path)
     config, pipe = plan.config, plan.log_pipe

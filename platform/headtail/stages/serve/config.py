@@ -61,7 +61,14 @@ class Config(StageConfig):
     body_timeout_s: float = execution(10.0, "seconds for a request's body to arrive, else 408", gt=0)
     refresh_s: float = execution(5.0, "seconds between checks of CURRENT", gt=0)
     swap_wait_s: float = execution(300.0, "maximum seconds that a promoted release waits for its student before it is served without", ge=0)
-    keep_student_s: float = execution(60.0, "seconds that the student of the release before stays, so that a rollback finds it", ge=0)
+    keep_student_s: float = execution(
+        60.0,
+        "seconds that the student, and the local copy of the snapshot, of the release before stay, so that a rollback finds them",
+        ge=0,
+    )
+    count_canary: bool = execution(
+        True, "count outcomes for the comparison of a canary; with several servers of one store: true on one of them, false on the others"
+    )
     away_s: float = execution(30.0, "seconds without a connection to any front after which a student ends", gt=0)
     drain_s: float = execution(30.0, "maximum seconds for requests in flight to end when the server is stopped", gt=0)
     cache_dir: str = execution("", "local folder for copies of snapshots; needed when root is a network mount, else chosen when root is S3")

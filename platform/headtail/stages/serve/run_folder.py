@@ -1,12 +1,13 @@
 """The private folder of a running server: its lock, its plan, the sockets and counters that its processes share.
 
 In: a config. Out: a folder of this user alone, locked for as long as the server's process lives. What a killed server left in it is
-taken over. Knows nothing of the processes themselves.
+taken over; what escalations cost and which queries a canary counted stays for the next server. Knows nothing of the processes themselves.
 """
 
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import shutil
 import stat
@@ -17,12 +18,14 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from headtail.core.errors import ConfigError
+from headtail.releases.canary import SeenQueries
 from headtail.stages.serve.config import Config
 from headtail.stages.serve.front.counters import LAYOUT, create_counters
 from headtail.stages.serve.student_link import FrontAddress
 
 BUDGET = "budget"  # file: what escalations cost so far
-_KEPT = ("lock", BUDGET)  # when a server ends and when its successor starts
+_SEEN = "seen-"  # files: the queries that a canary counted. A canary outlives servers, so they do too
+_SEEN_BYTES = 1 << 20  # a bit per query: 8 million
 _SOCKET_BYTES = 100  # of a Unix socket's path; Linux takes 107
 
 
@@ -52,9 +55,7 @@ class RunFolder:
             raise ConfigError("a server for this port runs already", where="port", value=f"process {held}", fix=fix) from None
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, str(os.getpid()).encode(), 0)
-        for left in self.path.iterdir():  # of a server that was killed: its processes ended with it
-            if left.name not in _KEPT:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        self._clean()  # of a server that was killed: its processes ended with it
         create_counters(self.counters, config.fronts + 3)  # one row for the collector, one for the pages, one for shadow mode
 
     @property
@@ -70,11 +71,20 @@ class RunFolder:
         return path
 
     def close(self) -> None:
-        """Remove what is in it but for what escalations cost, and give back the lock."""
-        for left in self.path.iterdir():
-            if left.name not in _KEPT:
-                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        """Remove what is in it, but for what escalations cost and what a canary counted, and give back the lock."""
+        self._clean()
         os.close(self._lock)
+
+    def drop_seen(self, salt: str) -> None:
+        """Remove what canaries counted, but for that of `salt`: the one that runs. Empty: none runs."""
+        for left in self.path.glob(f"{_SEEN}*"):
+            if not salt or not left.name.startswith(f"{_SEEN}{salt}"):
+                left.unlink(missing_ok=True)
+
+    def _clean(self) -> None:
+        for left in self.path.iterdir():
+            if left.name not in ("lock", BUDGET) and not left.name.startswith(_SEEN):
+                shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
 
 
 def read_plan(path: Path) -> RunPlan:
@@ -83,6 +93,16 @@ def read_plan(path: Path) -> RunPlan:
     if plan.layout != LAYOUT:
         sys.exit("error: headtail was changed on disk while this server ran\n  do:    stop the server and start it again")
     return plan
+
+
+def open_seen(folder: Path, salt: str, what: str = "") -> SeenQueries:
+    """The queries that were counted under a canary, in a file that all processes of a server map. `what`: empty, or what else counts."""
+    held = os.open(folder / f"{_SEEN}{salt}{what}", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.ftruncate(held, _SEEN_BYTES)  # a new file is all zeros
+        return SeenQueries(memoryview(mmap.mmap(held, _SEEN_BYTES)))
+    finally:
+        os.close(held)
 
 
 def front_address(folder: Path, config: Config, row: int) -> FrontAddress:

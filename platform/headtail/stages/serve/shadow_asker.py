@@ -33,7 +33,7 @@ from headtail.core.keys import answer_key, fingerprint
 from headtail.core.redact import has_placeholder
 from headtail.core.rows import SHADOW, State
 from headtail.core.score import CODE_KINDS, ScoreConfig, f1, score_answer
-from headtail.core.secrets import hide
+from headtail.core.secrets import hide, hide_in_output
 from headtail.core.task import Task
 from headtail.engines import Completion, Engine, Request, open_engine
 from headtail.engines.models import find_model
@@ -43,7 +43,7 @@ from headtail.stages.serve.children import end_with_parent
 from headtail.stages.serve.deleted_rows import UndeletedRows
 from headtail.stages.serve.front.counters import Counters
 from headtail.stages.serve.line_pipe import read_pipe
-from headtail.stages.serve.run_folder import read_plan
+from headtail.stages.serve.run_folder import open_seen, read_plan
 from headtail.stages.serve.shadow import ShadowConfig, ShadowSample
 
 log = logging.getLogger("headtail.serve")
@@ -246,6 +246,7 @@ def follow_pipe(pipe: int, asker: ShadowAsker, table: ShadowTable, counters: Cou
 
 def main() -> None:
     """Command line: PLAN."""
+    hide_in_output()
     path = Path(sys.argv[1])
     plan = read_plan(path)
     end_with_parent(plan.parent)
@@ -260,7 +261,10 @@ def main() -> None:
     os.nice(NICE)
     try:
         store, counters = open_storage(config.root), Counters(path.parent / "counters", config.fronts + 2)  # the row after the pages'
-        table = ShadowTable(store, config.log_rotate_s, CanaryJudge(store, config.shadow))
+        judge = (
+            CanaryJudge(store, config.shadow, seen=lambda salt: open_seen(path.parent, salt, "-judged")) if config.count_canary else None
+        )
+        table = ShadowTable(store, config.log_rotate_s, judge)
         try:
             follow_pipe(pipe, ShadowAsker(store, config.shadow, counters), table, counters)
         except _Stop:

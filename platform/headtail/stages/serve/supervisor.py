@@ -20,6 +20,7 @@ from headtail.adapters.progress import say
 from headtail.adapters.storage import open_storage
 from headtail.core.errors import EngineError
 from headtail.releases import release as releases
+from headtail.releases.canary import read_canary
 from headtail.stages.serve.canary_watch import CanaryWatch
 from headtail.stages.serve.children import Children
 from headtail.stages.serve.config import Config
@@ -39,6 +40,8 @@ class Supervisor:
 
     def __init__(self, config: Config, release: releases.Release, kind: type | None = None) -> None:
         self._folder = RunFolder(config)
+        record = read_canary(open_storage(config.root))
+        self._folder.drop_seen(record.salt if record is not None and record.state == "running" else "")
         if open_storage(config.root).local_path("") is None and not config.cache_dir:
             config = config.model_copy(update={"cache_dir": str(self._folder.path / "copies")})  # one copy for all fronts
         self._config, self._release = config, release
@@ -67,7 +70,7 @@ class Supervisor:
         self._greet()
         if config.release == "current" and config.realtime_student and config.students == "here":
             self._follower.follow()
-        if config.release == "current":
+        if config.release == "current" and config.count_canary:
             self._canary.start()
 
     def stop(self) -> None:

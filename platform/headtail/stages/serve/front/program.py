@@ -22,6 +22,7 @@ from granian.server.embed import Server
 
 from headtail.adapters.storage import Storage, open_storage
 from headtail.core.errors import HeadtailError
+from headtail.core.secrets import hide_in_output
 from headtail.releases import release as releases
 from headtail.stages.serve.admission import ClusterAdmission, open_admission
 from headtail.stages.serve.answerer import Answerer, guard_reply
@@ -115,6 +116,7 @@ async def _listen(plan: RunPlan, folder: Path, row: int, counters: Counters) -> 
 
 def main() -> None:
     """Command line: PLAN ROW."""
+    hide_in_output()
     path, row = Path(sys.argv[1]), int(sys.argv[2])
     plan = read_plan(path)
     end_with_parent(plan.parent)

@@ -7,18 +7,13 @@ both releases in the shared counters. A query counts once, whichever process ans
 from __future__ import annotations
 
 import dataclasses
-import mmap
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from headtail.core.keys import query_key
 from headtail.releases.canary import CanaryRecord, SeenQueries, assign
 from headtail.releases.overrides import Overrides
 from headtail.stages.serve.answerer import OpenRelease
 from headtail.stages.serve.front.counters import Counters
-
-_SEEN_BYTES = 1 << 20  # a bit per query: 8 million
 
 
 @dataclass(frozen=True)
@@ -49,13 +44,3 @@ class CanarySplit:
     def with_overrides(self, overrides: Overrides) -> CanarySplit:
         """The same split, with people's newer overrides."""
         return dataclasses.replace(self, canary=dataclasses.replace(self.canary, overrides=overrides))
-
-
-def open_seen(folder: Path, salt: str) -> SeenQueries:
-    """The queries that were counted under a canary, in a file that all processes of a server map."""
-    held = os.open(folder / f"seen-{salt}", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        os.ftruncate(held, _SEEN_BYTES)  # a new file is all zeros
-        return SeenQueries(memoryview(mmap.mmap(held, _SEEN_BYTES)))
-    finally:
-        os.close(held)

@@ -30,7 +30,8 @@ from headtail.stages.serve.config import Config
 from headtail.stages.serve.dynamic import DynamicTier
 from headtail.stages.serve.front.counters import Counters, id_number
 from headtail.stages.serve.front.link import StudentLink
-from headtail.stages.serve.front.split import CanarySplit, open_seen
+from headtail.stages.serve.front.split import CanarySplit
+from headtail.stages.serve.run_folder import open_seen
 
 log = logging.getLogger("headtail.serve")
 
