@@ -13,7 +13,8 @@ from typing import Any
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "code,pre{font:13px/1.45 ui-monospace,monospace}pre{background:#f5f5f5;padding:.7rem;overflow:auto}"
-    "h2{border-top:1px solid #ddd;padding-top:1rem}summary{cursor:pointer}table{border-collapse:collapse}td{padding:.1rem 1rem .1rem 0;vertical-align:top}"
+    "h2{border-top:1px solid #ddd;padding-top:1rem}summary{cursor:pointer}table{border-collapse:collapse}"
+    "td{padding:.1rem 1rem .1rem 0;vertical-align:top}"
 )
 _METHODS = ("get", "post", "put", "delete")
 
