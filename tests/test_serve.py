@@ -328,15 +328,14 @@ def test_bad_requests_are_refused_with_what_is_wrong(open_front: Callable[..., F
 
 
 class Connection:
-    """ASGI's `receive` of a connection, as long as the app holds it. `parts` of the body; None: the caller sends nothing more."""
+    """ASGI's `receive` of a connection, as long as the app holds it. `parts` of the body; None: the caller sends nothing more. He waits
+    for the response."""
 
     def __init__(self, parts: Sequence[bytes | None]) -> None:
         self._parts = list(parts)
 
     async def __call__(self) -> dict[str, Any]:
-        if not self._parts:
-            return {"type": "http.disconnect"}
-        part = self._parts.pop(0)
+        part = self._parts.pop(0) if self._parts else None
         if part is None:
             await asyncio.Event().wait()
         return {"type": "http.request", "body": part, "more_body": bool(self._parts)}

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import logging
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -93,7 +93,7 @@ def test_a_query_that_is_too_long_is_an_error_and_the_next_one_is_answered(
     published(store, tmp_path, learner.task, ["pizza near me"])
 
     async def go() -> None:
-        options = {"max_query_chars": 400, "realtime_timeout_ms": int(1000 * limit(30))}
+        options: dict[str, Any] = {"max_query_chars": 400, "realtime_timeout_ms": int(1000 * limit(30))}
         async with (
             listening(store, tmp_path, **options) as (front, link, address),
             linked(Pupil(learner.task), [address], served.answer),

@@ -204,7 +204,7 @@ def _add_pages(app: FastAPI) -> None:
     async def docs() -> HTMLResponse:
         if assets is None:
             return HTMLResponse(api_page(app.openapi()), headers={**HEADERS, "content-security-policy": POLICY})
-        local = {"swagger_js_url": "docs/swagger-ui-bundle.js", "swagger_css_url": "docs/swagger-ui.css"}
+        local: dict[str, Any] = {"swagger_js_url": "docs/swagger-ui-bundle.js", "swagger_css_url": "docs/swagger-ui.css"}
         page = get_swagger_ui_html(openapi_url="openapi.json", title="headtail API", swagger_favicon_url="data:,", **local)
         page.headers.update(HEADERS)
         return page

@@ -180,6 +180,7 @@ class FrontApp:
         finally:
             answering.cancel()
             leaving.cancel()
+            del answering, leaving  # else an error and this frame hold one another, and with them the connection
 
     def note_hit(self, hit: Hit, request_id: str, caller: Principal) -> None:
         """Count and log an answer of the snapshot."""
