@@ -85,7 +85,7 @@ def test_calls_with_many_queries_share_half_of_the_places_and_take_turns() -> No
         tasks = [asyncio.create_task(one(name, call, 60.0)) for name, call in calls.items() for _ in range(20)]
         assert all(await asyncio.gather(*tasks))
         assert order.index("second") < 8, "a later call does not wait for the whole of an earlier one"
-        turns = [places.call().turn("a", asyncio.get_running_loop().time() + 60) for _ in range(2)]
+        turns = [places.call().turn("a", asyncio.get_running_loop().time() + limit(60)) for _ in range(2)]
         for turn in turns:
             await turn.__aenter__()
         assert not await one("late", places.call(), 0.02)

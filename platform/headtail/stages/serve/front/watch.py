@@ -108,13 +108,13 @@ class ReleaseWatch:
 
     async def _follow_to(self, wanted: str, old: OpenRelease) -> bool:
         opening = self._open(wanted)
-        if not await self._is_wanted(wanted, opening):
+        if not await self._wait_while_current(wanted, opening):
             return False  # if it is opened all the same, `_opened` puts its copy aside
         served = await opening
         self._opening.pop(wanted, None)
         waiting = asyncio.create_task(self._wait_for_student(served, old))
         try:
-            there = await self._is_wanted(wanted, waiting)
+            there = await self._wait_while_current(wanted, waiting)
         finally:
             waiting.cancel()
         overrides = await asyncio.to_thread(load_overrides, self._store, served.task.name, served.overrides)  # also those of the wait
@@ -128,7 +128,7 @@ class ReleaseWatch:
         log.warning("now serving release %s", wanted)
         return True
 
-    async def _is_wanted(self, wanted: str, work: asyncio.Task[Any]) -> bool:
+    async def _wait_while_current(self, wanted: str, work: asyncio.Task[Any]) -> bool:
         """Wait for `work`; every `refresh_s`, look whether CURRENT still names the release. False as soon as it does not."""
         while True:
             await asyncio.wait([work], timeout=self._config.refresh_s)
