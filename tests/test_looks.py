@@ -66,10 +66,10 @@ def bound(value: float, gates: int) -> bool:
 
 
 SIMULATED: dict[str, tuple[Callable[[int, np.random.Generator], dict[str, float]], int]] = {
-    "best_of_20": (looks.best_of_20, 30),
-    "adaptive": (partial(looks.adaptive, looks=10), 25),
-    "renamed": (partial(looks.renamed, students=10), 25),
-    "repeated": (looks.repeated, 25),
+    "best_of_20": (looks.best_of_20, 20),
+    "adaptive": (partial(looks.adaptive, looks=6), 16),
+    "renamed": (partial(looks.renamed, students=8), 16),
+    "repeated": (looks.repeated, 16),
 }
 
 
