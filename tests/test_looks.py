@@ -26,7 +26,7 @@ from headtail.core.keys import query_key
 from headtail.core.rows import HUMAN_LABELS, KEY
 from headtail.core.task import Task, load_task
 from headtail.releases import release
-from headtail.releases.look import read_look_log, record_look
+from headtail.releases.look import LEDGER, read_look_log, record_look
 from headtail.releases.promotion import promote_release
 from headtail.releases.proof import recheck
 from headtail.releases.seal import open_labels, seal_labels, sealed_keys
@@ -228,6 +228,31 @@ def test_evidence_is_computed_anew(store: Storage, intent: Task) -> None:
     assert "are not those of" in recheck(store, lent.model_copy(update={"digest": "D"}), with_policy(intent))[0]
     other = forged.model_copy(update={"data": {**forged.data, "rows": "0" * 64}})
     assert "not those of the store" in recheck(store, other, with_policy(intent))[0]
+
+
+def test_a_ledger_outside_of_the_root_knows_looks_of_other_roots(tmp_path: Path, intent: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same labels in a fresh root are sealed as they were, and the next gate is the next look."""
+    monkeypatch.setenv(LEDGER, str(tmp_path / "ledger"))
+    first, second, alone = (open_storage(str(tmp_path / name)) for name in ("first", "second", "alone"))
+    put(first, intent, POOR, seal=0.5)
+    assert evidence_of(run_gate(first)).look == 1
+    put(second, intent)
+    assert sealed_keys(second) == sealed_keys(first)
+    found = evidence_of(run_gate(second))
+    assert (found.look, found.sealed, found.passed, len(found.ledger)) == (2, True, True, 64)
+    assert recheck(second, found, with_policy(intent)) == []
+    with pytest.raises(GateRejected, match="under a stricter policy"):
+        run_gate(second, **LOOSE)
+    assert not (tmp_path / "first" / "looks").exists()
+    monkeypatch.delenv(LEDGER)
+    (what,) = recheck(second, found, with_policy(intent))
+    assert what.startswith("its looks were counted in another ledger")
+    put(alone, intent, seal=0.5)
+    own = evidence_of(run_gate(alone))
+    assert (own.look, own.ledger) == (1, "")
+    monkeypatch.setenv(LEDGER, str(tmp_path / "ledger"))
+    (what,) = recheck(alone, own, with_policy(intent))
+    assert what.startswith("its looks were counted in another ledger")
 
 
 def test_planned_looks_are_spent(store: Storage, intent: Task) -> None:

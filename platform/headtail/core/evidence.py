@@ -167,6 +167,7 @@ class Evidence(Config):
     look: int = Field(1, ge=1, description="which different look this is at labelled rows that it shares with earlier ones")
     policy: str = Field("", description="digest of the policy in task.yaml that was tested; empty: of an earlier version")
     labels: str = Field("", description="table ref of the human labels")
+    ledger: str = Field("", description="SHA-256 of the address of the ledger of looks, where it is outside of the store; empty: in it")
     sealed: bool = Field(False, description="whether the rows are sealed: nothing but the gate ever read them")
     excluded: int = Field(0, ge=0, description="labelled rows that the candidate was trained on, left out")
     references: tuple[ReferenceEvidence, ...] = Field((), description="what the candidate is compared with")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from headtail.adapters import append_log
-from headtail.adapters.storage import Storage, write_once
+from headtail.adapters.storage import Storage, open_storage, write_once
 from headtail.core.config import Config
 from headtail.core.errors import GateRejected
 from headtail.core.keys import KEY_BYTES
@@ -28,7 +29,21 @@ from headtail.core.policy import TaskPolicy
 from headtail.core.task import Task
 
 LOOKS = "looks"
+LEDGER = "HEADTAIL_LEDGER"  # environment: where looks and seals of several stores are kept together
 GATE = "gate"  # the stage whose looks bind the policy
+
+
+def ledger_of(store: Storage) -> Storage:
+    """Where looks and seals are kept: in the store, or at the place outside of it that the environment names. Then the same labels in a
+    fresh root are not fresh."""
+    place = os.environ.get(LEDGER, "").strip()
+    return open_storage(place) if place else store
+
+
+def ledger_digest() -> str:
+    """SHA-256 of the address of a ledger outside of the store; empty: it is in the store."""
+    place = os.environ.get(LEDGER, "").strip()
+    return hashlib.sha256(open_storage(place).root.encode()).hexdigest() if place else ""
 
 
 class Look(Config):
@@ -105,14 +120,14 @@ def _record(store: Storage, every: list[Look], mine: Mapping[str, Look], new: It
     written = False
     for look in new:
         data, written = (look.model_dump_json() + "\n").encode(), True
-        append_log.append_entry(store, LOOKS, lambda _, data=data: data)  # type: ignore[misc]
+        append_log.append_entry(ledger_of(store), LOOKS, lambda _, data=data: data)  # type: ignore[misc]
     every = read_look_log(store) if written else every  # anew: two who look at the same time see one order
     return {source: _number(store, every, look) for source, look in mine.items()}
 
 
 def read_look_log(store: Storage) -> list[Look]:
     """All looks, oldest first."""
-    return list(append_log.read_entry_records(store, Look, LOOKS))
+    return list(append_log.read_entry_records(ledger_of(store), Look, LOOKS))
 
 
 def seen_keys(store: Storage, looks: Iterable[Look] | None = None) -> set[bytes]:
@@ -125,13 +140,13 @@ def keep_keys(store: Storage, keys: Sequence[bytes]) -> str:
     """Keep a set of keys once, under its digest, which is returned."""
     data = b"".join(sorted(set(keys)))
     digest = hashlib.sha256(data).hexdigest()[:32]
-    write_once(store, _keys_path(digest), data)
+    write_once(ledger_of(store), _keys_path(digest), data)
     return digest
 
 
 def load_keys(store: Storage, digest: str) -> set[bytes]:
     """The keys that a digest stands for."""
-    data = store.read(_keys_path(digest))
+    data = ledger_of(store).read(_keys_path(digest))
     return {data[i : i + KEY_BYTES] for i in range(0, len(data), KEY_BYTES)}
 
 

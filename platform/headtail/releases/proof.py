@@ -31,7 +31,7 @@ from headtail.releases.criteria import (
     source_rows,
 )
 from headtail.releases.judge_scores import JudgeByStratum, read_judge
-from headtail.releases.look import record_gate
+from headtail.releases.look import LEDGER, ledger_digest, record_gate
 
 
 class Verdict(NamedTuple):
@@ -115,6 +115,8 @@ def recheck(store: Storage, evidence: Evidence, task: Task) -> list[str]:
     candidate's, figures that its rows do not bear out. Empty when nothing does."""
     if found := evidence.missing() or policy_gap(evidence, task.name, task.policy_digest):
         return found
+    if evidence.ledger != ledger_digest():
+        return [f"its looks were counted in another ledger than the one that {LEDGER} names: run headtail gate again"]
     named = {evidence.source: evidence.answers, **{one.source: one.answers for one in evidence.references}}
     try:
         model = load_receipt(store, "precompute", evidence.answers, AnswererResult).result.model

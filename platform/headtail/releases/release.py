@@ -86,8 +86,6 @@ class Release(Config):
         copies: dict[str, Any] = {"evidence": self.evidence.model_dump(mode="json"), "task": self.task_copy.model_dump()}
         for gate in copies["evidence"]["gates"]:
             _drop_new_fields(gate)
-            if gate["judge"] and not gate["judge"]["apart"]:  # as for a calibration
-                del gate["judge"]["apart"]
         if self.calibration is not None:  # a release without one keeps the id that it had before there was this field
             copies["calibration"] = self.calibration.model_dump(mode="json")
         if self.accept_unproven:  # as for a calibration
@@ -96,7 +94,11 @@ class Release(Config):
 
 
 def _drop_new_fields(gate: dict[str, Any]) -> None:
-    """Evidence of the format before this one keeps the content, and so the release the id, that it had."""
+    """Evidence that was made before a field was there keeps the content, and so the release the id, that it had."""
+    if not gate["ledger"]:
+        del gate["ledger"]
+    if gate["judge"] and not gate["judge"]["apart"]:
+        del gate["judge"]["apart"]
     if gate["format"] == FORMER_FORMAT:
         for name in ("look", "policy", "labels", "sealed", "excluded", "references"):
             del gate[name]

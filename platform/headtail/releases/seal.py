@@ -25,7 +25,7 @@ from headtail.core.near_duplicates import duplicate_clusters
 from headtail.core.paths import StoreId
 from headtail.core.receipt import Receipt
 from headtail.core.rows import KEY, uniform_draw
-from headtail.releases.look import keep_keys, load_keys, seen_keys
+from headtail.releases.look import keep_keys, ledger_of, load_keys, seen_keys
 
 SEALS = "seals"
 LEAST_LABELS = 100  # below, half of them shows nothing, and all are needed to see anything
@@ -58,7 +58,7 @@ def seal_labels(store: Storage, ref: str, table: pa.Table, share: float) -> tupl
         at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         made = Seal(labels=ref, share=share, rows=keep_keys(store, sorted(fresh)), count=len(fresh), at=at)
         data = (made.model_dump_json() + "\n").encode()
-        append_log.append_entry(store, SEALS, lambda _: data)
+        append_log.append_entry(ledger_of(store), SEALS, lambda _: data)
     return len((before | fresh) & mine), len(left & mine)
 
 
@@ -98,7 +98,7 @@ def seals_digest(store: Storage) -> str:
 
 
 def _read_seals(store: Storage) -> list[Seal]:
-    return list(append_log.read_entry_records(store, Seal, SEALS))
+    return list(append_log.read_entry_records(ledger_of(store), Seal, SEALS))
 
 
 def split_labels(store: Storage, table: pa.Table) -> tuple[pa.Table, pa.Table]:

@@ -27,6 +27,7 @@ from headtail.core.receipt import Receipt
 from headtail.core.rows import ALL, TRAFFIC
 from headtail.core.task import Task, load_task
 from headtail.releases.claim import Claim, needed_answers, read_claim
+from headtail.releases.look import ledger_digest
 from headtail.releases.proof import Verdict, prove_claim
 from headtail.stages.base import Stage, run_once
 from headtail.stages.evaluate.result import Result as EvaluateResult
@@ -92,6 +93,7 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
             look=verdict.look,
             policy=task.policy_digest,
             labels=labels,
+            ledger=ledger_digest(),
             sealed=claim.sealed,
             excluded=claim.excluded,
             references=claim.references,
@@ -108,6 +110,7 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
 
     judge = load_ref(store, config.judge) if config.judge else None
     inputs: dict[str, Any] = {"evaluation": evaluation, "answers": answers, "candidate": digest}
+    inputs |= {"ledger": ledger_digest()} if ledger_digest() else {}
     inputs |= {"rows": claim.digests["rows"], "policy": task.policy_digest}
     inputs |= {"judge": judge[0].output(judge[1])} if judge else {}
     replaces = {
