@@ -192,12 +192,15 @@ def test_a_rejection_is_exit_code_0_and_4_under_strict(
         return ["gate", "--root", root, "--set", f"task={folder}", "--set", "tracking.enabled=false"]
 
     put(store, intent, POOR)
+    easy = under("easy", "{minimum: {tail: 0.5}, max_drop: 0.5}")
+    main([*easy, "--strict", "--json"])
+    assert json.loads(capsys.readouterr().out)["stage"] == "gate"
     strict = under("strict", "{minimum: {tail: 0.9}, max_drop: 0.04}")
     main(strict)
     assert exits(*strict, "--strict") == 4
     assert "REJECTED" in capsys.readouterr().err
-    main([*under("easy", "{minimum: {tail: 0.5}, max_drop: 0.5}"), "--strict", "--json"])
-    assert json.loads(capsys.readouterr().out)["stage"] == "gate"
+    assert exits(*easy) == 1  # a policy is not loosened after a rejection
+    assert "under a stricter policy: minimum, max_drop" in capsys.readouterr().err
     assert exits(*strict, "--set", "max_drop=1") == 2  # a policy is the task's
     assert "exit code 4" in run("gate", "--help", env={"COLUMNS": "200"}).stdout
 
