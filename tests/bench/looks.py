@@ -225,7 +225,7 @@ def promises(gates: int, rng: np.random.Generator) -> dict[str, float]:
 
 
 ATTACKS = (best_of_20, adaptive, renamed, repeated, climbed, promises)
-SIZES = {"climbed": 2000, "promises": 2000}  # these open no store
+SIZES = {"adaptive": 200, "renamed": 200, "climbed": 2000, "promises": 2000}  # the first two gate 20 times each; the others open no store
 
 
 def false_passes(gates: int = 400) -> Mapping[str, float]:
