@@ -109,8 +109,7 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
         return Result(passed=evidence.passed, evidence=evidence, candidate_number=verdict.look)
 
     judge = load_ref(store, config.judge) if config.judge else None
-    inputs: dict[str, Any] = {"evaluation": evaluation, "answers": answers, "candidate": digest}
-    inputs |= {"ledger": ledger_digest()} if ledger_digest() else {}
+    inputs: dict[str, Any] = {"evaluation": evaluation, "answers": answers, "candidate": digest, "ledger": ledger_digest()}
     inputs |= {"rows": claim.digests["rows"], "policy": task.policy_digest}
     inputs |= {"judge": judge[0].output(judge[1])} if judge else {}
     replaces = {
@@ -122,11 +121,14 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
     }
     receipt = run_once("gate", Result, config, work, inputs=inputs, task=task, version=VERSION, replaces=replaces)
     store.replace(_pointer(task.name, config.source), receipt.path.encode())
-    found = receipt.result.evidence
+    _tell(candidate, receipt.result.evidence)
+    return receipt
+
+
+def _tell(candidate: str, found: Evidence) -> None:
     say(f"{'gate':<12} {candidate} {'passes' if found.passed else 'is REJECTED'}")
     for criterion in found.criteria:
         say(f"{'':<12} {'passed' if criterion.passed else 'failed'} {criterion.words()}")
-    return receipt
 
 
 def latest_verdict(store: Storage, task: str, source: str) -> Evidence | None:
