@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import multiprocessing
 import os
@@ -22,12 +23,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headtail.adapters.storage import Storage
 from headtail.core.errors import ConfigError
 from headtail.core.task import Task, load_task
-from headtail.engines import Request, grammar
+from headtail.engines import Request, base, grammar
+from headtail.engines.base import ENGINES, EngineTraits, ModelConfig
 from headtail.engines.control import Encoder
 from headtail.engines.engine_thread import EngineStopped, EngineThread, RowRefused
 from headtail.engines.load import Load
+from headtail.engines.models import find_model
 from headtail.engines.null import NullEngine, _fit_length, _smallest, answerer
 from headtail.engines.tokens import AHEAD, BATCH, TokenizeAhead, answer_texts
 from headtail.engines.vllm import completion_of_output
@@ -454,3 +458,28 @@ def test_a_guarded_process_dies_with_its_parent_however_that_dies(release: bool)
     assert Path(f"/proc/{child}").exists() is release
     if release:
         os.kill(child, signal.SIGKILL)
+
+
+def engine_names(path: Path) -> list[int]:
+    """Lines that compare a config's engine with a name."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    compared = [node for node in ast.walk(tree) if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute)]
+    texts = [(node.lineno, ast.unparse(part)) for node in compared if node.left.attr == "engine" for part in node.comparators]  # type: ignore[attr-defined]
+    return [line for line, text in texts if any(repr(name) in text for name in ENGINES)]
+
+
+def test_only_what_opens_engines_knows_them_by_name(tmp_path: Path) -> None:
+    """Others ask for traits, so another engine is a name with its traits and a line in `open_engine` (CONTRIBUTING.md)."""
+    package = Path(base.__file__).parent.parent
+    found = {str(path.relative_to(package)): engine_names(path) for path in package.rglob("*.py")}
+    assert {name for name, lines in found.items() if lines} == {"engines/open.py"}
+    bad = tmp_path / "bad.py"
+    bad.write_text("if model.engine in ('null', 'openai') or model.engine == x:\n    pass\n")
+    assert engine_names(bad) == [1]
+
+
+def test_an_engine_of_other_traits_is_found_by_them(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig(engine="null", model="m", base_url="https://host.example/v1")
+    assert find_model(config, store).digest == "null"
+    monkeypatch.setitem(ENGINES, "null", EngineTraits(in_process=False, endpoint=True))
+    assert find_model(config, store).digest == "endpoint:https://host.example/v1:m@"

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -133,6 +133,23 @@ class Config(StageConfig):
     def _filled_in(cls, data: Any) -> Any:
         refuse_filled("pipeline", data, FILLED)
         return data
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        """Also what only some other field makes the pipeline overwrite."""
+        students = {"distill_batch": self.distill_batch, "distill_realtime": self.distill_realtime}
+        for name, student in students.items():
+            if student is None:
+                continue
+            asked = self.precompute_batch
+            if student.two_stage and asked.side_inputs and "side_inputs" in asked.model_fields_set:
+                what = f"a student of {name}.two_stage answers without side inputs"
+                fix = f"leave precompute_batch.side_inputs out, or set {name}.two_stage to false"
+                raise ConfigError(what, where="precompute_batch.side_inputs", value=True, fix=fix)
+            if student.base.model == TEACHER and student.base.revision:
+                what, fix = "a student that starts from the teacher has the teacher's revision", "set precompute_teacher.model.revision"
+                raise ConfigError(what, where=f"{name}.base.revision", value=student.base.revision, fix=fix)
+        return self
 
 
 class _Pipeline:
@@ -285,8 +302,8 @@ def _of_teacher(config: DistillConfig, teacher: ModelConfig) -> DistillConfig:
 
 
 def _all_read(config: DistillConfig, planned: Receipt) -> DistillConfig:
-    """An encoder that is made here first learns to guess words of all queries of the plan."""
-    if config.student != "encoder" or config.base.shape is None or config.encoder.queries:
+    """An encoder that is made here first learns to guess words of all queries of the plan, unless its config says of which, or of none."""
+    if config.student != "encoder" or config.base.shape is None or "queries" in config.encoder.model_fields_set:
         return config
     queries = _tables(planned, "head", "teacher_sample", "student_rows")
     return config.model_copy(update={"encoder": config.encoder.model_copy(update={"queries": queries})})
@@ -347,6 +364,9 @@ def _inputs(pipeline: _Pipeline) -> tuple[str, str]:
     config = pipeline.config
     if config.log:
         return config.log, config.labels
+    if config.labels:
+        fix = "name the log that they are of (log, or LOG= of make); without one the pipeline uses the example data and its labels"
+        raise ConfigError("labels are given, and no log", where="labels", value=config.labels, fix=fix)
     task = pipeline.task
     made = pipeline.stage("example-data", example_data.run, config.example_data)
     store = open_storage(config.root)

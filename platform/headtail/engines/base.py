@@ -18,7 +18,7 @@ from headtail.core.config import Config, execution
 
 
 class EngineTraits(NamedTuple):
-    """What others must know of an engine before it is started.
+    """What others must know of an engine before it is started, or imported: so they are here and not in its module.
 
     `in_process`: it loads the weights itself, so the model's folder says how it is asked. `endpoint`: another machine answers; it
     has time limits of its own, and its owner bills.

@@ -45,14 +45,14 @@ class ResolvedModel:
 
 def find_model(config: ModelConfig, store: Storage, fetch: bool = True) -> ResolvedModel:
     """The model of `config` for its engine. Without `fetch` a student stays in the store and `path` is its reference."""
-    if config.engine == "null":
-        return ResolvedModel(config.model, "null", "null")
-    if config.engine == "openai":
+    if config.traits.in_process:
+        return resolve_weights(config.model, config.revision, store, fetch)
+    if config.traits.endpoint:
         from headtail.engines.openai import check_url
 
         check_url(config.base_url)
         return ResolvedModel(config.model, f"endpoint:{config.base_url.rstrip('/')}:{config.model}@{config.revision}", config.model)
-    return resolve_weights(config.model, config.revision, store, fetch)
+    return ResolvedModel(config.model, config.engine, config.engine)  # there are no weights: the engine is all that there is
 
 
 def resolve_weights(model: str, revision: str, store: Storage, fetch: bool = True) -> ResolvedModel:

@@ -39,7 +39,7 @@ class Student:
         self.task, self.stands_for, self.io_format = task, stands_for, weights.io_format.check(task)
         self._settings = fingerprint(answer_settings(task, config, weights.digest, self.io_format))
         kind: type[_StreamEngine | _BatchedEngine | _EndpointEngine] = _BatchedEngine
-        if config.engine == "openai":
+        if config.traits.endpoint:
             kind = _EndpointEngine
         elif runs_vllm(config, self.io_format.kind):
             kind = _StreamEngine
