@@ -1,4 +1,4 @@
-r"""Answer every row of some tables with a model: the teacher on the head, or the student on the rest.
+r"""Answer every row of some tables with a model: the teacher on the head, or the batch student on student_rows.
 
 Needs: a plan, and nodes that can hold the model. Killed or preempted, the same command goes on where it stopped.
 Leaves: precompute/<fingerprint> with shards of answers, each row in one state, and the ledger that says they add up.

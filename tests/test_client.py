@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from fronts import Front
 from headtail.adapters.storage import Storage
 from headtail.client import Answer, AsyncClient, Client, ClientConfig, ClientError
-from headtail.client.exchange import Exchanges, NoAnswer, Received, Send, Sleep
+from headtail.client.exchange import Exchanges, HttpReply, NoAnswer, Send, Sleep
 from headtail.core.errors import ConfigError, InputError
 from headtail.core.keys import query_key
 from headtail.core.task import Task
@@ -363,7 +363,7 @@ def test_more_than_a_server_takes_are_several_requests(nowhere: str) -> None:
                 break
             assert isinstance(step, Send)
             sizes.append(len(step.body["queries"]))
-            given = Received(200, json.dumps({"answers": [served_answer(query) for query in step.body["queries"]]}).encode())
+            given = HttpReply(200, json.dumps({"answers": [served_answer(query) for query in step.body["queries"]]}).encode())
         assert sizes == [1000, 1000, 500]
         assert [one.query for one in found if isinstance(one, Answer)] == queries
 
@@ -371,7 +371,7 @@ def test_more_than_a_server_takes_are_several_requests(nowhere: str) -> None:
 # ---- retries, without a network
 
 
-def run_exchange(statuses: Sequence[Received | None], takes_s: float = 0.0, **changes: Any) -> tuple[list[float], str]:
+def run_exchange(statuses: Sequence[HttpReply | None], takes_s: float = 0.0, **changes: Any) -> tuple[list[float], str]:
     """Sleeps of one exchange, and how it ended. Each try takes `takes_s` of a clock that this function moves."""
     now, settings = 0.0, ClientConfig(**{"timeout_ms": 1000, "backoff_ms": 100.0, **changes})
     exchanges = Exchanges(settings, clock=lambda: now, jitter=lambda: 0.5)
@@ -393,7 +393,7 @@ def run_exchange(statuses: Sequence[Received | None], takes_s: float = 0.0, **ch
         assert now <= settings.timeout_ms / 1000 + 1e-9, "no longer than timeout_ms"
 
 
-DONE = Received(200, b"{}")
+DONE = HttpReply(200, b"{}")
 
 
 def test_pauses_double_and_have_jitter() -> None:
@@ -403,11 +403,11 @@ def test_pauses_double_and_have_jitter() -> None:
 
 
 def test_retry_after_is_honoured_or_there_is_no_retry() -> None:
-    assert run_exchange([Received(503, b"", "0"), DONE]) == ([0.05], "answered")
-    assert run_exchange([Received(503, b"", "1")]) == ([], "server_busy")
-    assert run_exchange([Received(429, b"", "1"), DONE], timeout_ms=5000) == ([1.05], "answered")
-    assert run_exchange([Received(429, b"", "60")]) == ([], "rate_limited")
-    assert run_exchange([Received(503, b"", "Wed, 21 Oct 2026 07:28:00 GMT"), DONE]) == ([0.05], "answered")
+    assert run_exchange([HttpReply(503, b"", "0"), DONE]) == ([0.05], "answered")
+    assert run_exchange([HttpReply(503, b"", "1")]) == ([], "server_busy")
+    assert run_exchange([HttpReply(429, b"", "1"), DONE], timeout_ms=5000) == ([1.05], "answered")
+    assert run_exchange([HttpReply(429, b"", "60")]) == ([], "rate_limited")
+    assert run_exchange([HttpReply(503, b"", "Wed, 21 Oct 2026 07:28:00 GMT"), DONE]) == ([0.05], "answered")
 
 
 def test_time_that_is_over_is_not_waited_for() -> None:
@@ -424,7 +424,7 @@ def test_time_that_is_over_is_not_waited_for() -> None:
     after=st.sampled_from(["", "0", "1", "2"]),
 )
 def test_an_exchange_ends_in_time(statuses: list[int | None], takes: float, retries: int, after: str) -> None:
-    got = [None if status is None else Received(status, b"{}", after) for status in statuses] + [DONE] * 10
+    got = [None if status is None else HttpReply(status, b"{}", after) for status in statuses] + [DONE] * 10
     sleeps, end = run_exchange(got, takes, retries=retries)
     assert len(sleeps) <= retries
     assert end in {"answered", "unreachable", "rate_limited", "server_busy", "server_error", "client_timeout"}

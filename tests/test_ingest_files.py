@@ -183,7 +183,7 @@ def test_folders_and_globs(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
     _, used, skipped = files.list_files(str(tmp_path / "*.csv"))
     assert [file.name for file in used] == ["_hidden.csv", "b.csv"]
-    assert skipped == [files.Skipped("gone.csv", files.NO_FILE), files.Skipped("pipe.csv", files.NO_FILE)]
+    assert skipped == [files.SkippedFile("gone.csv", files.NO_FILE), files.SkippedFile("pipe.csv", files.NO_FILE)]
     (tmp_path / "_delta_log").mkdir()
     for place in ("", "*"):
         with pytest.raises(InputError, match="Delta"):

@@ -1,4 +1,4 @@
-"""Students that are asked barely and answer in code, on real engines: random weights, then one that has learnt something."""
+"""Students with prompt `query_only` and output `compact`, on real engines: random weights, then one that has learnt something."""
 
 from __future__ import annotations
 

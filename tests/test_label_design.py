@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headtail.core.label_design import inclusion_chances, resolve_design, thinned
+from headtail.core.label_design import inclusion_chances, resolve_design, thin_design
 
 
 @pytest.mark.parametrize(
@@ -36,9 +36,9 @@ def test_a_label_without_a_design_takes_the_settings() -> None:
 
 
 def test_a_census_that_was_thinned_is_none() -> None:
-    assert thinned("census", 1.0, 0.3) == ("by_probability", 0.3)
-    assert thinned("by_traffic", 0.5, 0.5) == ("by_traffic", 0.25)
-    assert thinned("even", None, 0.3) == ("even", None)
+    assert thin_design("census", 1.0, 0.3) == ("by_probability", 0.3)
+    assert thin_design("by_traffic", 0.5, 0.5) == ("by_traffic", 0.25)
+    assert thin_design("even", None, 0.3) == ("even", None)
 
 
 def test_chances() -> None:

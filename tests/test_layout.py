@@ -142,6 +142,34 @@ def test_names_are_nouns_and_verbs_of_the_field() -> None:
     assert parts_of("wanted_rows") & NO_NAMES
 
 
+# Past participles without `-ed`, beside those of NO_NAMES.
+IRREGULAR = {"came", "drawn", "given", "held", "hidden", "known", "left", "lost", "seen", "sent", "spelt", "spent", "written"}
+# Words on `-ed` that are verbs, and public names of one participle with the reason.
+VERBS = {"embed", "feed", "seed", "need", "speed"}
+LONE = {
+    "Reviewed": "the rows that people looked at, beside the teacher's: a noun of review",
+    "numbered": "a generator of (number, entry)",
+}
+
+
+def lone_participles(tree: ast.AST) -> list[str]:
+    """Public functions, methods and classes whose only word is a past participle. A property is a state and may be one."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    nodes = [node for node in nodes if not any(ast.unparse(one).endswith(("property", ".setter")) for one in node.decorator_list)]
+    words = [(node.name, parts_of(node.name)) for node in nodes if not node.name.startswith("_")]
+    found = [(name, next(iter(parts))) for name, parts in words if len(parts) == 1]
+    return [name for name, word in found if (word.endswith("ed") and word not in VERBS) or word in IRREGULAR]
+
+
+def test_no_public_name_is_a_participle_alone() -> None:
+    """`Received` and `thinned` say what happened, and not to what: HttpReply, thin_design."""
+    found = {name: dotted(path) for path in MODULES for name in lone_participles(ast.parse(path.read_text(encoding="utf-8")))}
+    assert not {name: where for name, where in found.items() if name not in LONE}
+    assert not LONE.keys() - found.keys(), "no longer there: take them off the list"
+    text = "class Skipped: pass\ndef came(self): pass\ndef feed(): pass\n@property\ndef stored(self): pass\ndef sealed_rows(): pass\n"
+    assert lone_participles(ast.parse(text)) == ["Skipped", "came"]
+
+
 def test_a_sweep_is_a_search_over_hyperparameters() -> None:
     sweeps = {dotted(path) for path in MODULES for name in [path.stem, *definitions(path)] if "sweep" in parts_of(name)}
     assert sweeps <= {"headtail.stages.distill.sweep", "headtail.cli.stages"}

@@ -44,7 +44,7 @@ def test_it_is_served_to_any_spelling_of_the_query_and_known_by_its_source(relea
     entry = put(released)
     found = load_overrides(released).resolve(PIZZA, TEACHER)
     assert found is not None
-    assert (found.source, found.decoded()) == (Source.HUMAN_OVERRIDE, json.loads(spans("pizza")))
+    assert (found.source, found.plain_answer()) == (Source.HUMAN_OVERRIDE, json.loads(spans("pizza")))
     assert load_overrides(released).resolve(query_key("sushi"), TEACHER) == TEACHER
     shown = lookup.look_up(released, "PIZZA")
     assert (shown["source"], shown["answer_key"]) == ("human_override", found.answer_key.hex())

@@ -92,8 +92,8 @@ def test_nothing_later_than_the_forecast_is_used(ranking: str) -> None:
 def test_no_band_without_enough_independent_misses(horizon: int) -> None:
     history = log("no drift")
     needed = days_needed(horizon)
-    assert not forecasts(history, horizon, np.array([100]), needed - 2)[0].banded
-    assert forecasts(history, horizon, np.array([100]), needed - 1)[0].banded, "on the last of so many days"
+    assert not forecasts(history, horizon, np.array([100]), needed - 2)[0].has_band
+    assert forecasts(history, horizon, np.array([100]), needed - 1)[0].has_band, "on the last of so many days"
 
 
 def test_a_band_that_failed_makes_later_ones_wider() -> None:
@@ -144,7 +144,7 @@ def test_a_query_that_stopped_coming_is_worth_less() -> None:
 
 def test_the_outlook_says_what_is_not_known() -> None:
     outlook = make_outlook(log("no drift"), 6, 7, 100, "count", 0.02)
-    assert [one.banded for one in outlook.head] == [True, False, False, False]
+    assert [one.has_band for one in outlook.head] == [True, False, False, False]
     assert outlook.checked is not None
     assert outlook.checked[0].horizon == 28, "ages that the log keeps"
     assert outlook.replan.days is None

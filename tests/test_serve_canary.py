@@ -189,14 +189,14 @@ def test_what_breaks_a_release_counts_against_it_as_an_error(
     record = canary.start_canary(store, new, 0.5, who="ada")
     follow(front)
     assert front.watch._trial is not None
-    broken, read = front.watch._trial[0].cache, Cache.stored
+    broken, read = front.watch._trial[0].cache, Cache.find_stored
 
     def stored(cache: Cache, clean: str) -> StoredAnswer | None:
         if cache is broken:
             raise OSError("a page of the snapshot is gone")
         return read(cache, clean)
 
-    monkeypatch.setattr(Cache, "stored", stored)
+    monkeypatch.setattr(Cache, "find_stored", stored)
     mine = [query for query in HEAD if assign(record, query_key(query), old) == new]
     other = next(query for query in HEAD if query not in mine)
 

@@ -34,7 +34,7 @@ from headtail.stages.calibrate import Config as CalibrateConfig
 from headtail.stages.curate import Config as CurateConfig
 from headtail.stages.distill import Config as DistillConfig
 from headtail.stages.distill.base import BaseModelConfig
-from headtail.stages.distill.fit import can_answer, choose_output
+from headtail.stages.distill.fit import can_answer, choose_output, refuse_ignored
 from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.evaluate import Config as EvaluateConfig
 from headtail.stages.gate import Config as GateConfig
@@ -137,18 +137,8 @@ class Config(StageConfig):
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
         """Also what only some other field makes the pipeline overwrite."""
-        students = {"distill_batch": self.distill_batch, "distill_realtime": self.distill_realtime}
-        for name, student in students.items():
-            if student is None:
-                continue
-            asked = self.precompute_batch
-            if student.two_stage and asked.side_inputs and "side_inputs" in asked.model_fields_set:
-                what = f"a student of {name}.two_stage answers without side inputs"
-                fix = f"leave precompute_batch.side_inputs out, or set {name}.two_stage to false"
-                raise ConfigError(what, where="precompute_batch.side_inputs", value=True, fix=fix)
-            if student.base.model == TEACHER and student.base.revision:
-                what, fix = "a student that starts from the teacher has the teacher's revision", "set precompute_teacher.model.revision"
-                raise ConfigError(what, where=f"{name}.base.revision", value=student.base.revision, fix=fix)
+        asked = self.precompute_batch
+        refuse_ignored({"distill_batch": self.distill_batch, "distill_realtime": self.distill_realtime}, asked, asked.side_inputs)
         return self
 
 
@@ -211,28 +201,28 @@ def _stages(pipeline: _Pipeline) -> Receipt[report.Result]:
     teacher = named or _train_teacher(pipeline, ingested)
     planned = do("plan", plan.run, config.plan, log=ingested.path)
     asked = {"inputs": _tables(planned, "head", "teacher_sample", "human_labels"), "source": TEACHER, "model": teacher}
-    taught = do("precompute_teacher", precompute.run, config.precompute_teacher, **asked)
-    _publish_head(pipeline, taught)
-    judges = {"labels": f"{planned.path}:human_labels"}
+    answered = do("precompute_teacher", precompute.run, config.precompute_teacher, **asked)
+    _publish_head(pipeline, answered)
+    labelled = {"labels": f"{planned.path}:human_labels"}
     keep_for_gate(open_storage(config.root), planned, config.labels_sealed_share)
     judged = planned.output("human_labels").rows != 0
     if judged:
-        do("evaluate_teacher", evaluate.run, config.evaluate, **judges, answers={TEACHER: taught.path})
-    training_set = do("curate", curate.run, config.curate, **judges, answers=taught.path)
+        do("evaluate_teacher", evaluate.run, config.evaluate, **labelled, answers={TEACHER: answered.path})
+    training_set = do("curate", curate.run, config.curate, **labelled, answers=answered.path)
     students = _students(pipeline, training_set, planned, teacher)
-    answers = {TEACHER: taught.path, **{source: student.answered.path for source, student in students.items()}}
-    quality = do("evaluate", evaluate.run, config.evaluate, **judges, answers=answers) if judged else None
+    answers = {TEACHER: answered.path, **{source: student.answered.path for source, student in students.items()}}
+    quality = do("evaluate", evaluate.run, config.evaluate, **labelled, answers=answers) if judged else None
     gates = _gates(pipeline, students, quality) if quality else {}
     passed = {source: student for source, student in students.items() if _passes(config, gates.get(source))}
-    live = passed.get(REALTIME) or passed.get(BATCH)
-    calibrated = _calibrate(pipeline, quality, passed) if quality and live else None
+    serving = passed.get(REALTIME) or passed.get(BATCH)
+    calibrated = _calibrate(pipeline, quality, passed) if quality and serving else None
     parts = {
-        "answers": (taught.path, *([passed[BATCH].answered.path] if BATCH in passed else [])),
-        "student": live.made.path if live else "",
+        "answers": (answered.path, *([passed[BATCH].answered.path] if BATCH in passed else [])),
+        "student": serving.made.path if serving else "",
         "evaluation": quality.path if quality else "",
         "gates": tuple(gates[source].path for source in passed if source in gates),
         "calibration": calibrated.path if calibrated else "",
-        "accept_unproven": bool(live) and not gates,  # _passes: only as promote_unproven asks
+        "accept_unproven": bool(serving) and not gates,  # _passes: only as promote_unproven asks
     }
     published = do("publish", publish.run, config.publish, **parts)
     _register(pipeline, students, gates, published)
@@ -247,11 +237,11 @@ def _tables(planned: Receipt, *names: str) -> tuple[str, ...]:
     return tuple(f"{planned.path}:{name}" for name in names)
 
 
-def _publish_head(pipeline: _Pipeline, taught: Receipt) -> None:
+def _publish_head(pipeline: _Pipeline, answered: Receipt) -> None:
     """A first release of the teacher's answers alone. Later the old release stays current until the new one is whole."""
     config = pipeline.config
     first = config.publish.promote and release.current_id(open_storage(config.root)) == ""
-    pipeline.task_stage("publish_head", publish.run, config.publish, answers=(taught.path,), promote=first)
+    pipeline.task_stage("publish_head", publish.run, config.publish, answers=(answered.path,), promote=first)
 
 
 class _Student(NamedTuple):
@@ -259,11 +249,6 @@ class _Student(NamedTuple):
 
     made: Receipt[DistillResult]
     answered: Receipt
-
-
-def _at(stage: str, source: str) -> str:
-    """The name of a stage for a student: distill_batch, gate_realtime."""
-    return source_named(source).stage(stage)
 
 
 def _students(pipeline: _Pipeline, training_set: Receipt, planned: Receipt, teacher: ModelConfig) -> dict[str, _Student]:
@@ -281,7 +266,8 @@ def _students(pipeline: _Pipeline, training_set: Receipt, planned: Receipt, teac
         if second is not None:
             students[REALTIME] = (second, ("human_labels",))
     for source, (how, tables) in students.items():
-        made = pipeline.stage(_at("distill", source), distill.run, how, sets=sets, labels=(f"{planned.path}:human_labels",))
+        name = source_named(source).stage
+        made = pipeline.stage(name("distill"), distill.run, how, sets=sets, labels=(f"{planned.path}:human_labels",))
         model = config.precompute_batch.model.model_copy(update={"model": made.path})
         asked: dict[str, Any] = {
             "inputs": _tables(planned, *tables),
@@ -289,7 +275,7 @@ def _students(pipeline: _Pipeline, training_set: Receipt, planned: Receipt, teac
             "model": model,
             "side_inputs": config.precompute_batch.side_inputs and not how.two_stage,  # judged as it will be asked
         }
-        found[source] = _Student(made, pipeline.task_stage(_at("precompute", source), precompute.run, config.precompute_batch, **asked))
+        found[source] = _Student(made, pipeline.task_stage(name("precompute"), precompute.run, config.precompute_batch, **asked))
     return found
 
 
@@ -311,23 +297,19 @@ def _all_read(config: DistillConfig, planned: Receipt) -> DistillConfig:
 
 def _gates(pipeline: _Pipeline, students: Mapping[str, _Student], quality: Receipt) -> dict[str, Receipt[GateResult]]:
     """The gate's verdict on each student. All are judged on the same human labels, so each further one is tested more strictly."""
-    how, at = pipeline.config.gate, quality.path
-    return {
-        source: pipeline.task_stage(_at("gate", source), gate.run, how, evaluation=at, source=source, candidate=student.made.path)
-        for source, student in students.items()
-    }
+    gates, how = {}, pipeline.config.gate
+    for source, student in students.items():
+        what = {"evaluation": quality.path, "source": source, "candidate": student.made.path}
+        gates[source] = pipeline.task_stage(source_named(source).stage("gate"), gate.run, how, **what)
+    return gates
 
 
 def _passes(config: Config, gated: Receipt[GateResult] | None) -> bool:
     """Whether a student is published. Without human labels there is no gate: then only when that was asked for."""
     if gated is not None:
         return gated.result.passed
-    done = (
-        "promoted unproven, as asked"
-        if config.promote_unproven
-        else "REJECTED: no human labels to judge it by (labels=..., or promote_unproven=true)"
-    )
-    say(f"gate         student {done}")
+    rejected = "REJECTED: no human labels to judge it by (labels=..., or promote_unproven=true)"
+    say(f"gate         student {'promoted unproven, as asked' if config.promote_unproven else rejected}")
     return config.promote_unproven
 
 

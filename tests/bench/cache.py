@@ -167,7 +167,7 @@ def of_headtail(folder: Path, source: Path, keys: int, raw: int) -> tuple[Row, d
     manifest = publish_snapshot(store, built, task="bench", task_fingerprint="bench")
     opened = open_snapshot(store, manifest.id)
     check(opened, keys)
-    found = lookups(lambda text: opened.get(text).decoded(), keys)  # type: ignore[union-attr]
+    found = lookups(lambda text: opened.get(text).plain_answer(), keys)  # type: ignore[union-attr]
     plainly = lookups(lambda text: json.loads(opened.get(text).answer), keys)  # type: ignore[union-attr]
     missed = lookups(lambda text: opened.get(text + "x") is None, keys)
     more = {"whole_build_rows_per_s": whole, "lookup_json_loads_p50_us": plainly[0], "lookup_json_loads_p99_us": plainly[1]}
@@ -196,7 +196,7 @@ def of_rival(rival: Rival, folder: Path, source: Path, keys: int, raw: int) -> R
         def get(text: str) -> Any:
             value = rival.get(query_key(text))
             found = None if value is None else decode_value(value, text)
-            return None if found is None else found.decoded()
+            return None if found is None else found.plain_answer()
 
         found = lookups(get, keys)
         return Row(rival.name, *build, rival.bytes() / raw, *found, rival.settings)

@@ -106,7 +106,7 @@ def cells(log: Log, sizes: Sequence[int] = SIZES, ranking: str = "count") -> Ite
             known = history.curve(origin, ranking)
             most = int(known.queries[-1])
             heads = np.array([size for size in sizes if size < most] + [most])
-            came, total = known.came(heads, horizon)
+            came, total = known.arrivals(heads, horizon)
             if total <= 0:
                 continue
             for forecast, events in zip(forecasts(history, horizon, heads, origin, ranking), came.tolist(), strict=True):

@@ -50,7 +50,7 @@ def bare(root: str, port: int) -> None:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         query = unquote_plus(scope["query_string"].decode().removeprefix("query="))
-        found = cache.stored(redact(normalise(query)).text)
+        found = cache.find_stored(redact(normalise(query)).text)
         body = found.answer if found else b"null"
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -86,7 +86,7 @@ def stock(root: str, port: int) -> None:
         @app.get("/v1/answer")
         def answer(self, query: str) -> Any:
             found = self.cache.get(redact(normalise(query)).text)
-            return {"query": query, "answer": found.decoded() if found else None}
+            return {"query": query, "answer": found.plain_answer() if found else None}
 
     cluster.start_cluster()
     serve.start(http_options={"port": port})

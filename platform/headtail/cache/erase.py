@@ -44,7 +44,7 @@ def publish_without(store: Storage, snapshot: str, keys: Collection[bytes], even
     """
     before, wanted = read_manifest(store, snapshot), pa.array(list(keys), KEY)
 
-    def left() -> Iterator[pa.Table]:
+    def remaining_rows() -> Iterator[pa.Table]:
         for batch in stream_table(store, before.files["answers"]):
             table = pa.Table.from_batches([batch])
             table = table.filter(pc.invert(pc.is_in(table["query_key"], value_set=wanted)))
@@ -53,7 +53,7 @@ def publish_without(store: Storage, snapshot: str, keys: Collection[bytes], even
     with tempfile.TemporaryDirectory(prefix="headtail-erase-") as scratch:
         folder = Path(scratch) / "snapshot"
         folder.mkdir()
-        built = build_snapshot([left()], folder, share_redacted=True, labels=[f"snapshot {snapshot}"])
+        built = build_snapshot([remaining_rows()], folder, share_redacted=True, labels=[f"snapshot {snapshot}"])
         if not built.rows:
             raise InputError(
                 "nothing would be left in this snapshot", where=store.uri(f"snapshots/{snapshot}"), fix="remove the whole store"

@@ -73,7 +73,7 @@ class CachedAnswer(NamedTuple):
     confidence: float | None
     answer_key: bytes
 
-    def decoded(self) -> Any:
+    def plain_answer(self) -> Any:
         """The answer as plain values: what `json.loads` makes of it, in a third of the time."""
         return _decode(self.answer)
 
@@ -86,7 +86,7 @@ class StoredAnswer(NamedTuple):
     answer_key: bytes
     answer: bytes
 
-    def decoded(self) -> Any:
+    def plain_answer(self) -> Any:
         """The answer as plain values."""
         return _decode(self.answer)
 
@@ -136,7 +136,7 @@ class Cache:
         value = self._value(normalised)
         return None if value is None else decode_value(value, normalised)
 
-    def stored(self, normalised: str) -> StoredAnswer | None:
+    def find_stored(self, normalised: str) -> StoredAnswer | None:
         """The same, with the answer's bytes as they are stored."""
         value = self._value(normalised)
         return None if value is None else stored_value(value, normalised)

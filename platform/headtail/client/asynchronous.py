@@ -12,8 +12,8 @@ import httpx
 from headtail.adapters.proxies import may_proxy
 from headtail.client.answer import Answer, ClientError
 from headtail.client.config import ClientConfig
-from headtail.client.core import ClientCore, ClientCounts, Rating, SideInputs, received
-from headtail.client.exchange import Received, Send, Sleep
+from headtail.client.core import ClientCore, ClientCounts, Rating, SideInputs, reply_of
+from headtail.client.exchange import HttpReply, Send, Sleep
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class AsyncClient:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.close()
 
-    async def _drive(self, steps: Generator[Send | Sleep, Received | None, T]) -> T:
+    async def _drive(self, steps: Generator[Send | Sleep, HttpReply | None, T]) -> T:
         given: Any = None
         while True:
             try:
@@ -79,11 +79,11 @@ class AsyncClient:
             else:
                 given = await self._send(step)
 
-    async def _send(self, step: Send) -> Received | None:
+    async def _send(self, step: Send) -> HttpReply | None:
         """httpx limits each read; a server that sends a byte now and then is ended by the whole limit."""
         try:
             async with asyncio.timeout(max(step.timeout_s, 0.001)):
                 response = await self._http.post(step.path, json=step.body, timeout=self._core.time_limit(step))
-                return received(response, response.content)
+                return reply_of(response, response.content)
         except (httpx.HTTPError, TimeoutError):
             return None

@@ -17,7 +17,7 @@ from headtail.adapters.proxies import may_proxy
 from headtail.adapters.server_key import key_headers
 from headtail.client.answer import CLIENT_REASONS, Answer, ClientError
 from headtail.client.config import ClientConfig
-from headtail.client.exchange import Exchanges, NoAnswer, Received, Send, Sleep
+from headtail.client.exchange import Exchanges, HttpReply, NoAnswer, Send, Sleep
 from headtail.client.local import LocalHead, clean_query
 from headtail.client.report import HitReport
 from headtail.core.errors import ConfigError
@@ -25,8 +25,8 @@ from headtail.core.errors import ConfigError
 MOST_QUERIES = 1000  # that the server takes at once
 SideInputs = Mapping[str, Sequence[str]]
 Rating = Literal["up", "down"]
-Steps = Generator[Send | Sleep, Received | None, Answer]
-BatchSteps = Generator[Send | Sleep, Received | None, list[Answer | ClientError]]
+Steps = Generator[Send | Sleep, HttpReply | None, Answer]
+BatchSteps = Generator[Send | Sleep, HttpReply | None, list[Answer | ClientError]]
 
 
 class ClientCounts(NamedTuple):
@@ -139,7 +139,7 @@ class ClientCore:
 
     def give_feedback(
         self, answer: Answer, rating: Rating | None, used: bool | None, corrected: Any, comment: str
-    ) -> Generator[Send | Sleep, Received | None, None]:
+    ) -> Generator[Send | Sleep, HttpReply | None, None]:
         """Tell the server what is said of `answer`. ClientError when it does not take it."""
         body: dict[str, Any] = {"request_id": answer.request_id, "query": answer.query}
         if answer.answer_key is not None:
@@ -153,7 +153,7 @@ class ClientCore:
         except NoAnswer as failure:
             raise ClientError(failure.reason, CLIENT_REASONS[failure.reason], fix="give the feedback again later") from None
 
-    def _ask(self, path: str, body: dict[str, Any]) -> Generator[Send | Sleep, Received | None, Any]:
+    def _ask(self, path: str, body: dict[str, Any]) -> Generator[Send | Sleep, HttpReply | None, Any]:
         if not self.config.url:
             raise NoAnswer("unreachable")
         return (yield from self.exchanges.ask(path, body))
@@ -189,6 +189,6 @@ def _trusted(ca_file: str) -> ssl.SSLContext:
         raise ConfigError(f"the certificates cannot be read: {error}", where="ca_file", value=ca_file, fix="name a PEM file") from None
 
 
-def received(response: httpx.Response, body: bytes) -> Received:
+def reply_of(response: httpx.Response, body: bytes) -> HttpReply:
     """A response of httpx without httpx."""
-    return Received(response.status_code, body, response.headers.get("retry-after", ""))
+    return HttpReply(response.status_code, body, response.headers.get("retry-after", ""))

@@ -22,7 +22,7 @@ _REASONS = {0: "unreachable", 429: "rate_limited", 502: "unreachable", 503: "ser
 
 
 class Send(NamedTuple):
-    """Send this request. The driver returns its Received, or None when there was no connection or it broke."""
+    """Send this request. The driver returns its HttpReply, or None when there was no connection or it broke."""
 
     path: str
     body: dict[str, Any]
@@ -35,7 +35,7 @@ class Sleep(NamedTuple):
     seconds: float
 
 
-class Received(NamedTuple):
+class HttpReply(NamedTuple):
     """A response."""
 
     status: int
@@ -51,7 +51,7 @@ class NoAnswer(Exception):
         super().__init__(reason)
 
 
-Exchange = Generator[Send | Sleep, Received | None, Any]
+Exchange = Generator[Send | Sleep, HttpReply | None, Any]
 
 
 class Exchanges:
@@ -103,7 +103,7 @@ class Exchanges:
         return told + self._jitter() * self._config.backoff_ms / 1000 * float(2**tries)
 
 
-def _content(got: Received) -> Any:
+def _content(got: HttpReply) -> Any:
     if got.status == 500:
         raise NoAnswer("server_error")
     if got.status >= 400:

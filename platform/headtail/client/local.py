@@ -75,14 +75,14 @@ class LocalHead:
         opened, trial = self._opened, self._trial
         if trial is not None and canary.assign(trial[0], query_key(clean), opened.release) == trial[1].release:
             opened = trial[1]
-        found = opened.cache.stored(clean)
+        found = opened.cache.find_stored(clean)
         if opened.overrides:
             found = opened.overrides.resolve(query_key(clean), found, opened.task.file.redacted == "cached")
         if found is None:
             return None
         confidence = None if found.confidence is None else round(found.confidence, 4)
         return Answer(
-            query, clean, found.decoded(), found.source, True, False, confidence, found.answer_key.hex(),
+            query, clean, found.plain_answer(), found.source, True, False, confidence, found.answer_key.hex(),
             opened.release, opened.snapshot, "", "", True,
         )  # fmt: skip
 

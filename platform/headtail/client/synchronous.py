@@ -13,8 +13,8 @@ import httpx
 from headtail.adapters.proxies import may_proxy
 from headtail.client.answer import Answer, ClientError
 from headtail.client.config import ClientConfig
-from headtail.client.core import ClientCore, ClientCounts, Rating, SideInputs, received
-from headtail.client.exchange import Received, Send, Sleep
+from headtail.client.core import ClientCore, ClientCounts, Rating, SideInputs, reply_of
+from headtail.client.exchange import HttpReply, Send, Sleep
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class Client:
     def _connect(self) -> None:
         self._pid, self._http = os.getpid(), httpx.Client(trust_env=may_proxy(self._core.config.url), **self._core.http_options())
 
-    def _drive(self, steps: Generator[Send | Sleep, Received | None, T]) -> T:
+    def _drive(self, steps: Generator[Send | Sleep, HttpReply | None, T]) -> T:
         if self._pid != os.getpid():
             self._connect()  # a forked child must not write into its parent's connections
         given: Any = None
@@ -88,7 +88,7 @@ class Client:
             else:
                 given = self._send(step)
 
-    def _send(self, step: Send) -> Received | None:
+    def _send(self, step: Send) -> HttpReply | None:
         """httpx limits each read; a server that sends a byte now and then is left at the first byte that comes too late."""
         end = time.monotonic() + step.timeout_s
         try:
@@ -98,6 +98,6 @@ class Client:
                     parts.append(part)
                     if time.monotonic() > end:
                         return None
-                return received(response, b"".join(parts))
+                return reply_of(response, b"".join(parts))
         except httpx.HTTPError:
             return None

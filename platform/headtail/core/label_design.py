@@ -47,7 +47,7 @@ def resolve_design(text: str, inclusion: str, otherwise: str) -> tuple[str, floa
     return design, 1.0 if design == CENSUS and chance is None else chance, ""
 
 
-def thinned(design: str, inclusion: float | None, share: float) -> tuple[str, float | None]:
+def thin_design(design: str, inclusion: float | None, share: float) -> tuple[str, float | None]:
     """Design and probability of a label that was kept with chance `share`, as labels are that did not go to training."""
     if share >= 1 or inclusion is None:
         return design, inclusion

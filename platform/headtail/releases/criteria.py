@@ -79,7 +79,7 @@ class CriterionTest(NamedTuple):
     judged: int = 0
 
     @property
-    def bounded(self) -> float:
+    def proof_threshold(self) -> float:
         """The threshold on the scale of the proof."""
         return (self.threshold + 1) / 2 if self.kind != "quality" else self.threshold
 
@@ -89,7 +89,7 @@ class CriterionTest(NamedTuple):
 
     def labels_needed(self, level: float, policy: GatePolicy, have: int) -> dict[str, int | None]:
         """How many labels beside `have` it would likely take to pass at the next look: likely, at least and at most."""
-        needed = count_labels_needed(self.proof, self.bounded, level * policy.next_share, policy.power)
+        needed = count_labels_needed(self.proof, self.proof_threshold, level * policy.next_share, policy.power)
         names = ("more", "more_least", "more_most")
         return {name: None if rows is None else max(1, rows - have) for name, rows in zip(names, needed, strict=True)}
 
@@ -157,7 +157,7 @@ def criterion_tests(
 
 def decide(tests: Sequence[CriterionTest], policy: GatePolicy) -> tuple[Criterion, ...]:
     """The verdict on every criterion: Holm's correction over the criteria."""
-    ps = [a.proof.p(a.bounded) for a in tests]
+    ps = [a.proof.p(a.proof_threshold) for a in tests]
     passed, levels = holm(ps, policy.delta)
     return tuple(_criterion(a, p, bool(ok), float(level), policy) for a, p, ok, level in zip(tests, ps, passed, levels, strict=True))
 

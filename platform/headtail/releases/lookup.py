@@ -25,11 +25,11 @@ def look_up(store: Storage, query: str, release: str = "current", into: Path | N
     cache = open_snapshot(store, record.snapshot, into)
     text = clean_text(query)
     shared = open_task(record).file.redacted == "cached"
-    answer = load_overrides(store, record.task).resolve(query_key(text), cache.stored(text), shared)
+    answer = load_overrides(store, record.task).resolve(query_key(text), cache.find_stored(text), shared)
     return {
         "query": query,
         "normalised": text,  # as the server looks it up
-        "answer": None if answer is None else answer.decoded(),
+        "answer": None if answer is None else answer.plain_answer(),
         "source": None if answer is None else answer.source,
         "cached": answer is not None,
         "confidence": None if answer is None or answer.confidence is None else round(answer.confidence, 4),

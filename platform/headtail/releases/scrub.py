@@ -37,7 +37,7 @@ class DeletedQuery:
     key: bytes
     text: str
 
-    def spelled(self, text: str) -> bool:
+    def matches(self, text: str) -> bool:
         """Whether `text`, as people type it, is this query."""
         return text == self.text or clean_text(text) == self.text
 
@@ -87,7 +87,7 @@ def _mask(batch: pa.RecordBatch, names: set[str], gone: DeletedQuery) -> pa.Arra
     if not pa.types.is_string(column.type):
         return pa.repeat(pa.scalar(False), batch.num_rows)
     texts = [text for text in pc.unique(column).to_pylist() if text is not None]
-    hits = [text for text in texts if (gone.spelled(text) if "query" in names else gone.text in normalise(text))]
+    hits = [text for text in texts if (gone.matches(text) if "query" in names else gone.text in normalise(text))]
     return pc.is_in(column, value_set=pa.array(hits, column.type))
 
 
@@ -141,4 +141,4 @@ def _is_of(item: Any, gone: DeletedQuery) -> bool:
 
 
 def _spells(text: Any, gone: DeletedQuery) -> bool:
-    return isinstance(text, str) and gone.spelled(text)
+    return isinstance(text, str) and gone.matches(text)

@@ -20,7 +20,7 @@ from headtail.adapters.progress import say
 from headtail.adapters.storage import Storage
 from headtail.adapters.storage.receipts import load_ref, output_table
 from headtail.core.config import Config
-from headtail.core.label_design import thinned
+from headtail.core.label_design import thin_design
 from headtail.core.near_duplicates import duplicate_clusters
 from headtail.core.paths import StoreId
 from headtail.core.receipt import Receipt
@@ -115,7 +115,7 @@ def _thin(part: pa.Table, whole: int) -> pa.Table:
     if "inclusion" not in part.column_names or not len(part):
         return part
     pairs = zip(part["design"].to_pylist(), part["inclusion"].to_pylist(), strict=True)
-    made = [thinned(design, inclusion, len(part) / whole) for design, inclusion in pairs]
+    made = [thin_design(design, inclusion, len(part) / whole) for design, inclusion in pairs]
     for name, values in (("design", [one for one, _ in made]), ("inclusion", [one for _, one in made])):
         place = part.column_names.index(name)
         part = part.set_column(place, part.schema.field(name), pa.array(values, part.schema.field(name).type))

@@ -22,7 +22,7 @@ from headtail.adapters.progress import say
 from headtail.adapters.storage import open_storage
 from headtail.core.errors import InputError
 from headtail.core.keys import normalise, query_key
-from headtail.core.label_design import UNKNOWN, resolve_design, thinned
+from headtail.core.label_design import UNKNOWN, resolve_design, thin_design
 from headtail.core.query import clean_text
 from headtail.core.rows import SUSPECT
 from headtail.core.task import Task, load_task
@@ -233,6 +233,6 @@ def _label(row: DrawnQuery, shares: dict[tuple[str, str], tuple[int, int]]) -> d
     answered, drawn = shares[_class_of(row)]
     if answered < drawn:
         before, chance, _ = resolve_design(line["design"], line["inclusion"], UNKNOWN)
-        design, inclusion = thinned(before, chance, answered / drawn)
+        design, inclusion = thin_design(before, chance, answered / drawn)
         line |= {"design": design, "inclusion": "" if inclusion is None else f"{inclusion:.9g}"}
     return line

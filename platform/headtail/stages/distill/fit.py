@@ -6,8 +6,11 @@ Knows nothing of training.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from headtail.adapters.progress import say
 from headtail.core import io_format, tagging
+from headtail.core.config import StageConfig
 from headtail.core.errors import ConfigError
 from headtail.core.task import Task
 from headtail.stages.distill.stage import Config
@@ -35,3 +38,17 @@ def can_answer(config: Config, task: Task) -> bool:
         say(f"realtime     none: {error.what}; the batch student answers misses too")
         return False
     return True
+
+
+def refuse_ignored(students: Mapping[str, Config | None], answering: StageConfig, side_inputs: bool) -> None:
+    """ConfigError when a field is set that another field makes a pipeline overwrite. `students`: by the name of their group."""
+    for name, student in students.items():
+        if student is None:
+            continue
+        if student.two_stage and side_inputs and "side_inputs" in answering.model_fields_set:
+            what = f"a student of {name}.two_stage answers without side inputs"
+            fix = f"leave precompute_batch.side_inputs out, or set {name}.two_stage to false"
+            raise ConfigError(what, where="precompute_batch.side_inputs", value=True, fix=fix)
+        if student.base.model == "teacher" and student.base.revision:
+            what, fix = "a student that starts from the teacher has the teacher's revision", "set precompute_teacher.model.revision"
+            raise ConfigError(what, where=f"{name}.base.revision", value=student.base.revision, fix=fix)

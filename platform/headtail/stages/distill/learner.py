@@ -181,7 +181,7 @@ def learner_for(
 ) -> Learner:
     """The learner of a kind for these tasks; ConfigError when their answers do not suit it.
 
-    `manner`: how the student is asked and answers; `soft`: share of the loss that is the teacher's logits'; `settings`: of the kind.
+    `io_format`: how the student is asked and answers; `soft`: share of the loss that is the teacher's logits'; `settings`: of the kind.
     """
     io_format = io_format or IOFormat()
     if kind == "encoder":

@@ -45,7 +45,7 @@ def analyse_experiment(units: UnitArrays, arms: AssignedUnits, config: Config) -
     if stop is not None:
         return Result(verdict=stop, ratio=ratio)
     levels = Levels(config.confidence, config.tight_units)
-    changed = units.changed()
+    changed = units.change_mask()
     whole, triggered = (unit_effect(units.part(mask), levels) for mask in (np.ones(len(changed), bool), changed))
     total = float(units.requests.sum())
     estimates = [estimate_of(ALL, whole, total), estimate_of(CHANGED, triggered, float(units.requests[changed].sum()))]
@@ -57,7 +57,7 @@ def analyse_experiment(units: UnitArrays, arms: AssignedUnits, config: Config) -
 
 def check_ratio(units: UnitArrays, arms: AssignedUnits, config: Config) -> RatioCheck:
     """Units assigned, and units whose answers changed: both splits must be as planned, else who is compared was chosen by the treatment."""
-    changed = units.part(units.changed()).requests > 0
+    changed = units.part(units.change_mask()).requests > 0
     control, treatment = int((changed & ~units.treated).sum()), int((changed & units.treated).sum())
     p, changed_p = sample_ratio_p(arms.control, arms.treatment, config.share), sample_ratio_p(control, treatment, config.share)
     return RatioCheck(
@@ -82,7 +82,7 @@ def ratio_verdict(ratio: RatioCheck) -> Verdict | None:
 
 def stratum_parts(units: UnitArrays, config: Config, levels: Levels) -> list[StratumPart]:
     """Each stratum's effect on changed requests. Traffic: as the config says, else all requests of the log."""
-    changed, parts = units.changed(), []
+    changed, parts = units.change_mask(), []
     for name in units.strata:
         mask = units.of_stratum(name)
         requests = {change: float(units.requests[mask & (units.change == change)].sum()) for change in AnswerChange}

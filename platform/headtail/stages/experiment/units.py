@@ -46,7 +46,7 @@ class UnitArrays(NamedTuple):
         outcome, requests = (_sum_by_unit(places, values[mask], n) for values in (self.outcome, self.requests))
         return UnitSums(self.treated, outcome, requests, self.before, self.before_requests)
 
-    def changed(self) -> Mask:
+    def change_mask(self) -> Mask:
         """Groups of requests whose answers differ between the arms."""
         return np.asarray(self.change == AnswerChange.CHANGED)
 

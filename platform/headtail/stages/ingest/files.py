@@ -1,6 +1,6 @@
 """The files that a user named: each one is used, or set aside with a reason.
 
-In: a file, folder or glob, local or s3://. Out: LogFiles in order of name, and Skipped: files that are not read. A folder of
+In: a file, folder or glob, local or s3://. Out: LogFiles in order of name, and SkippedFile: files that are not read. A folder of
 the form day=2026-11-01 in a path gives its files a column (Hive's partitions). Knows nothing of what is in a file.
 """
 
@@ -53,7 +53,7 @@ class LogFile(NamedTuple):
         return {unquote(name): None if value == NULL_PARTITION else unquote(value) for name, value in pairs if name}
 
 
-class Skipped(NamedTuple):
+class SkippedFile(NamedTuple):
     """A file or folder (its name ends in a slash) that is not read."""
 
     name: str
@@ -65,7 +65,7 @@ class FileListing(NamedTuple):
 
     system: pafs.FileSystem
     files: list[LogFile]
-    skipped: list[Skipped]
+    skipped: list[SkippedFile]
 
 
 def list_files(pattern: str, what: str = "log") -> FileListing:
@@ -78,7 +78,7 @@ def list_files(pattern: str, what: str = "log") -> FileListing:
         system = pafs.LocalFileSystem()
         root, there = _find_local(pattern, what)
         sizes = {info.path: info.size for info in system.get_file_info([path for path, reason in there.items() if not reason])}
-    skipped = [Skipped(os.path.relpath(path, root) + "/" * path.endswith("/"), reason) for path, reason in there.items() if reason]
+    skipped = [SkippedFile(os.path.relpath(path, root) + "/" * path.endswith("/"), reason) for path, reason in there.items() if reason]
     paths = sorted(path for path, reason in there.items() if not reason)
     if not paths:
         raise no_file_error(pattern, what, skipped)
@@ -86,7 +86,7 @@ def list_files(pattern: str, what: str = "log") -> FileListing:
     return FileListing(system, found, sorted(skipped))
 
 
-def no_file_error(pattern: str, what: str, skipped: list[Skipped]) -> InputError:
+def no_file_error(pattern: str, what: str, skipped: list[SkippedFile]) -> InputError:
     """The error for a place where no file can be used."""
     shown = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5]) or None
     fix = f"name a file, a folder or a glob of {', '.join(KINDS)} (text also {', '.join(CODECS)})"

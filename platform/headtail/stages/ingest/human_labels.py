@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headtail.core import leaks, typed_answer
-from headtail.core.label_design import UNKNOWN, resolve_design, thinned
+from headtail.core.label_design import UNKNOWN, resolve_design, thin_design
 from headtail.core.query import clean_text
 from headtail.core.rows import DESIGN as DESIGN_COLUMNS
 from headtail.core.rows import FEEDBACK_DESIGN, HUMAN_LABELS, SET_ASIDE, uniform_draw
@@ -70,7 +70,7 @@ def resolve_labels(
     in_train = chosen & ~test
     first = pc.index_in(kept["seq_min"].combine_chunks(), labels["seq"].combine_chunks()).to_pylist()
     shares = np.where(test | train, 1.0, 1 - train_share).tolist()  # a column `split` overrides the share
-    drawn = [thinned(designs[at], chances[at], share) for at, share in zip(first, shares, strict=True)]
+    drawn = [thin_design(designs[at], chances[at], share) for at, share in zip(first, shares, strict=True)]
     columns = [kept["query_key"], kept["query"], kept["answer"], pa.array(np.zeros(len(kept), np.int64)), pa.repeat("", len(kept))]
     columns += [pa.array(column, field.type) for column, field in zip(zip(*drawn, strict=True), DESIGN_COLUMNS, strict=True)]
     rows = pa.table(columns, schema=HUMAN_LABELS)

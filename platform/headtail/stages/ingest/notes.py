@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from headtail.core import cells
-from headtail.stages.ingest.files import Skipped
+from headtail.stages.ingest.files import SkippedFile
 from headtail.stages.ingest.result import RuleCoverage
 
 _SHOWN = 5  # files set aside that are named on the terminal
@@ -33,7 +33,7 @@ _REDACTED_LIKE = {
 }
 
 
-def aside_notes(reasons: Counter[str], skipped: Sequence[Skipped]) -> list[str]:
+def aside_notes(reasons: Counter[str], skipped: Sequence[SkippedFile]) -> list[str]:
     """The files that were not read, and the rows whose reason has a cure."""
     notes = [f"not read: {file.name}: {file.reason}" for file in skipped[:_SHOWN]]
     if len(skipped) > _SHOWN:

@@ -13,7 +13,7 @@ from functools import cached_property
 from headtail.core.errors import InputError
 from headtail.core.keys import fingerprint
 from headtail.stages.ingest import files, logfile
-from headtail.stages.ingest.files import LogFile, Skipped
+from headtail.stages.ingest.files import LogFile, SkippedFile
 from headtail.stages.ingest.result import SourceFile
 from headtail.stages.ingest.streams import UnusableFile
 
@@ -32,7 +32,7 @@ class Files:
             except InputError as error:
                 if len(found) == 1 or not (file.unsure or isinstance(error, UnusableFile)):
                     raise
-                self.skipped.append(Skipped(file.name, error.what))
+                self.skipped.append(SkippedFile(file.name, error.what))
         if not self.files:
             raise files.no_file_error(pattern, what, self.skipped)
         self._named = {*columns.values(), *also}

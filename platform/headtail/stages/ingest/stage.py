@@ -38,7 +38,7 @@ from headtail.stages.ingest import logfile
 from headtail.stages.ingest.counting import LocalCounter, RayCounter
 from headtail.stages.ingest.days import cut_day, day_span
 from headtail.stages.ingest.dialect import QUOTES_HELP
-from headtail.stages.ingest.files import LogFile, Skipped
+from headtail.stages.ingest.files import LogFile, SkippedFile
 from headtail.stages.ingest.history import history_rules, merge_history
 from headtail.stages.ingest.human_labels import ResolvedLabels, fill_counts, resolve_labels
 from headtail.stages.ingest.intake import LABEL_CELL, LABELS_FILE, Intake, IntakeRules, Totals
@@ -390,5 +390,5 @@ def _result(
     )
 
 
-def _skipped(log: Files, labels: Files | None) -> list[Skipped]:
+def _skipped(log: Files, labels: Files | None) -> list[SkippedFile]:
     return [*log.skipped, *(labels.skipped if labels else ())]

@@ -50,8 +50,8 @@ def age_losses(history: History, rows: int, origin: int, ranking: str = "count")
             old, new = curves.get(target - age), curves.get(target - 1)
             if old is None or new is None or age > old.later.shape[1]:
                 continue
-            (came,), total = old.came_on(sizes, age)
-            (fresh,), _ = new.came_on(sizes, 1)
+            (came,), total = old.arrivals_on(sizes, age)
+            (fresh,), _ = new.arrivals_on(sizes, 1)
             if total > 0:
                 targets.append(target)
                 losses.append((fresh - came) / total)

@@ -52,14 +52,16 @@ def undated_history(queries: LogQueries) -> History:
     return History((), (cells,))
 
 
-class Labelled(NamedTuple):
+class LabelMask(NamedTuple):
     """The queries with human labels, which the teacher is asked too: those of the log, and how many others."""
 
     mask: Mask
     unseen: int
 
 
-def choose(config: Config, queries: LogQueries, history: History, origin: int, costs: Costs, labelled: Labelled, dated: bool) -> HeadChoice:
+def choose(
+    config: Config, queries: LogQueries, history: History, origin: int, costs: Costs, labelled: LabelMask, dated: bool
+) -> HeadChoice:
     """The head of `queries`, which are those up to the day at place `origin`.
 
     InputError when no query can be head, with the limit that says so; ConfigError for a budget without a price, or spent before the head.
@@ -116,7 +118,7 @@ def bill(usd: Array, mask: Mask, unseen: int) -> float:
     return float(usd[mask].sum() + unseen * usd.mean()) if len(usd) else 0.0
 
 
-def _budget_rows(config: Config, usd: Array | None, order: Ints, labelled: Labelled) -> int:
+def _budget_rows(config: Config, usd: Array | None, order: Ints, labelled: LabelMask) -> int:
     """Head queries that the budget buys, after the teacher's sample and the human labels: a labelled one is paid for already."""
     if usd is None:
         raise ConfigError(
@@ -145,7 +147,7 @@ def _no_head(config: Config, limit: str, queries: LogQueries) -> InputError:
             "no head pays: not even the most frequent queries save what the teacher costs within horizon_days",
             where="prices",
             value=f"teacher {config.prices.teacher}, realtime student {config.prices.realtime_student}",
-            fix="answer live; or set horizon_days or prices.hit_value_usd_per_million higher, or head.break_even=false",
+            fix="let the realtime student answer; or set horizon_days or prices.hit_value_usd_per_million higher, or head.break_even=false",
         )
     return InputError(
         "the head is empty: no query is frequent enough",

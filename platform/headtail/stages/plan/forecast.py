@@ -45,7 +45,7 @@ class Forecast(NamedTuple):
     season: bool  # corrected by the misses of the same weekday
 
     @property
-    def banded(self) -> bool:
+    def has_band(self) -> bool:
         """Whether there is a band."""
         return self.low is not None
 
@@ -77,7 +77,7 @@ def backtest(history: History, horizon: int, sizes: npt.NDArray[np.int64], until
     for curve in history.curves(ranking):
         if curve.origin + horizon > until:
             break
-        came, total = curve.came(sizes, horizon)
+        came, total = curve.arrivals(sizes, horizon)
         if total > 0:
             origins.append(curve.origin)
             rows.append(angle(came / total) - angle(curve.stationary(sizes)))

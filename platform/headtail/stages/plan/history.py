@@ -56,11 +56,11 @@ class OriginCurve:
     def _at(self, sizes: Ints, column: Array) -> Array:
         return np.asarray(np.interp(sizes, self.queries, column))
 
-    def came(self, sizes: Ints, horizon: int) -> tuple[Array, float]:
+    def arrivals(self, sizes: Ints, horizon: int) -> tuple[Array, float]:
         """Events of heads of these sizes on the `horizon` days after the origin, and all events of these days."""
         return self._at(sizes, self.later[:, :horizon].sum(1)), float(self.totals[:horizon].sum())
 
-    def came_on(self, sizes: Ints, age: int) -> tuple[Array, float]:
+    def arrivals_on(self, sizes: Ints, age: int) -> tuple[Array, float]:
         """The same of the one day that is `age` days after the origin."""
         return self._at(sizes, self.later[:, age - 1]), float(self.totals[age - 1])
 

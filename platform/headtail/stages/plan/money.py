@@ -43,7 +43,7 @@ class CostStep(NamedTuple):
     teacher_usd: float | None  # the smaller head, by the teacher
     teacher_per_point: float | None
     batch_per_point: float | None
-    realtime_per_point: float | None  # answered live instead, for one horizon
+    realtime_per_point: float | None  # of the realtime student in its place, for one horizon
 
 
 def steps(curve: Sequence[Forecast], costs: Costs, events: float | None, teacher_usd: Array | None) -> list[CostStep]:
@@ -112,7 +112,7 @@ def does_pay(first_tenth: float, all_seen: float, even: int | None, curve: Seque
     if first_tenth < FLAT:
         return False, (
             f"traffic is not power-law enough for this to pay: the first tenth of the queries is expected to cover {first_tenth:.1%} of "
-            f"future events, all queries seen {all_seen:.1%}; answer live instead"
+            f"future events, all queries seen {all_seen:.1%}; let the realtime student answer instead"
         )
     if even is None:
         return None, f"traffic has a head: the first tenth of the queries is expected to cover {first_tenth:.1%} of future events"
@@ -120,7 +120,7 @@ def does_pay(first_tenth: float, all_seen: float, even: int | None, curve: Seque
     if covered < LEAST_PAYING:
         return False, (
             f"answers ahead of time do not pay at these prices: only {covered:.1%} of future events are in queries that come often "
-            "enough to save what the teacher costs; answer live instead, or plan for a longer horizon"
+            "enough to save what the teacher costs; let the realtime student answer instead, or plan for a longer horizon"
         )
     return True, f"up to {even:,} queries ({covered:.1%} of future events) save more in the horizon than the teacher costs"
 

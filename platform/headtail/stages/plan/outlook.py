@@ -63,8 +63,8 @@ def better_order(history: History, origin: int, horizon: int, rows: int) -> tupl
     places, gains = [], []
     for count, value in zip(history.curves("count"), history.curves("value"), strict=True):
         if count.origin + horizon <= origin and rows <= count.queries[-1]:
-            (by_count,), total = count.came(np.array([rows]), horizon)
-            (by_value,), _ = value.came(np.array([rows]), horizon)
+            (by_count,), total = count.arrivals(np.array([rows]), horizon)
+            (by_value,), _ = value.arrivals(np.array([rows]), horizon)
             if total > 0:
                 places.append(count.origin)
                 gains.append((by_value - by_count) / total)
@@ -111,7 +111,7 @@ def _check(history: History, origin: int, rows: int, ranking: str) -> tuple[Fore
     days = min(history.last - origin, curve.later.shape[1])
     if days < 1:
         return None
-    (came,), total = curve.came(np.array([rows]), days)
+    (came,), total = curve.arrivals(np.array([rows]), days)
     return (forecasts(history, days, np.array([rows]), origin, ranking)[0], float(came / total)) if total > 0 else None
 
 

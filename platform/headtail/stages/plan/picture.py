@@ -110,7 +110,7 @@ def _horizons(axes: Any, choice: HeadChoice) -> None:
     for place, one in enumerate(shown):
         if one.low is not None and one.high is not None:
             axes.plot([place] * 2, [one.low, one.high], color=FUTURE, linewidth=8, alpha=0.3, solid_capstyle="butt")
-        axes.plot(place, one.value, "o", color=FUTURE, markersize=6, markerfacecolor=FUTURE if one.banded else charts.PAPER)
+        axes.plot(place, one.value, "o", color=FUTURE, markersize=6, markerfacecolor=FUTURE if one.has_band else charts.PAPER)
         axes.annotate(f"{one.value:.1%}", (place, one.value), (9, 0), **_POINTS, fontsize=8.5, color=charts.INK, va="center")
     names = ["next day" if one.horizon == 1 else f"{one.horizon} days" for one in choice.outlook.head]
     if checked is not None:

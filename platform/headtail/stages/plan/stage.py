@@ -3,7 +3,7 @@
 In: an ingest receipt (queries by falling count, holdout traffic, history, human labels). Out: tables head (the teacher answers it ahead
 of time), teacher_sample (others that the teacher answers too, to train on), student_rows (for the batch student), human_labels with
 their strata; forecast, coverage curve and money as JSON and on one page.
-Labelled queries are marked `eval_only` and never in the teacher's sample. Knows nothing of models or prompts.
+LabelMask queries are marked `eval_only` and never in the teacher's sample. Knows nothing of models or prompts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from headtail.core.task import Task, load_task
 from headtail.stages.base import Stage, run_once
 from headtail.stages.ingest.result import Result as IngestResult
 from headtail.stages.plan import picture
-from headtail.stages.plan.choice import HeadChoice, Labelled, bill, choose, teacher_usd, undated_history
+from headtail.stages.plan.choice import HeadChoice, LabelMask, bill, choose, teacher_usd, undated_history
 from headtail.stages.plan.config import Config
 from headtail.stages.plan.coverage import count_coverage, coverage_curve
 from headtail.stages.plan.history import History, read_history
@@ -139,9 +139,9 @@ def _work(stage: Stage, config: Config, log: Receipt[IngestResult], task: Task, 
     )
 
 
-def _labelled(queries: LogQueries, labels: pa.Table) -> Labelled:
+def _labelled(queries: LogQueries, labels: pa.Table) -> LabelMask:
     mask = np.asarray(pc.is_in(queries.keys, labels["query_key"].combine_chunks()))
-    return Labelled(mask, len(labels) - int(mask.sum()))
+    return LabelMask(mask, len(labels) - int(mask.sum()))
 
 
 def _origin(history: History, holdout_from: str | None) -> int:

@@ -58,9 +58,9 @@ def _band(choice: HeadChoice) -> list[str]:
     expected = choice.outlook.head[-1]
     if not choice.dated:
         return ["no band: the log has no days, so drift and ageing are not known either"]
-    if expected.banded:
+    if expected.has_band:
         return []
-    shorter = [one for one in choice.outlook.head if one.banded]
+    shorter = [one for one in choice.outlook.head if one.has_band]
     known = f"; {_short(shorter[-1])}" if shorter else ""
     return [f"no band: one for {_days(expected.horizon)} needs {days_needed(expected.horizon)} days of log before the head is built{known}"]
 

@@ -97,7 +97,7 @@ class OpenRelease:
     def find(self, clean: str) -> StoredAnswer | None:
         """What people or the snapshot answer to a clean text. ReleaseFailed when the snapshot cannot be read."""
         try:
-            stored = self.cache.stored(clean)
+            stored = self.cache.find_stored(clean)
             if not self.overrides:
                 return stored
             return self.overrides.resolve(query_key(clean), stored, self.task.file.redacted == "cached")
@@ -212,7 +212,7 @@ class Answerer:
             return Miss(query, clean, side_inputs, served, request_id, started)
         confidence = None if found.confidence is None else round(found.confidence, 4)
         return Reply(
-            query, clean, found.decoded(), found.source, True, False, confidence, found.answer_key.hex(),
+            query, clean, found.plain_answer(), found.source, True, False, confidence, found.answer_key.hex(),
             served.release.id, served.release.snapshot, _ms(started), "", request_id,
         )  # fmt: skip
 

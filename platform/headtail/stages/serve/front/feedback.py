@@ -100,7 +100,7 @@ def _kinds(sent: FeedbackRequest) -> list[str]:
 def _subject(served: OpenRelease, sent: FeedbackRequest, found: StoredAnswer | None) -> tuple[str | None, str | None]:
     """The answer that the feedback is about, and its key: the snapshot's if it has that key, else the one that the caller sends."""
     if found is not None and sent.answer_key == found.answer_key.hex():
-        return served.task.dump(found.decoded()), sent.answer_key
+        return served.task.dump(found.plain_answer()), sent.answer_key
     if not sent.request_id:
         what = "there is no request_id, and answer_key is not that of the answer which the snapshot has for this query"
         raise RequestError("invalid", what, field="request_id", fix="send the request_id of the answer")
