@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bench.label_designs import DESIGNS, covered, draw, make_world
+from bench.label_designs import DESIGNS, NAMES, covered, draw, draw_by_name, make_world
 from headtail.core.post_stratify import (
     CELLS,
     cell_of,
@@ -24,6 +24,26 @@ LEAST = 0.91
 @pytest.mark.parametrize("exponent", [0.8, 1.3])
 def test_covers_the_truth(design: str, exponent: float) -> None:
     assert covered(exponent, design, 1000, 200).share >= LEAST
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("exponent", [0.8, 1.3])
+def test_labels_that_name_their_design_cover_the_truth(name: str, exponent: float) -> None:
+    """Without a chance beside the name: the chances that evaluate works out."""
+    assert covered(exponent, name, 1000, 200, take=draw_by_name).share >= LEAST
+
+
+def test_labels_drawn_from_the_log_say_nothing_of_unseen_traffic() -> None:
+    """Their intervals are wide for that alone: the day held out has 6 % of unseen events, which no label of the log stands for."""
+    world = make_world(np.random.default_rng(3), 1.05)
+    at, chance = draw_by_name(np.random.default_rng(4), world, "by_traffic of the log", 1000)
+    events = world.events[at].astype(float)
+    found = traffic_interval(world.hits[at], world.units[at], labelled_traffic(world.counts[at], events, chance, at), world.cells)
+    seen = traffic_cells(world.counts[world.counts > 0], world.events[world.counts > 0])
+    alone = traffic_interval(world.hits[at], world.units[at], labelled_traffic(world.counts[at], events, chance, at), seen)
+    unseen = world.cells.events[0] / world.cells.events.sum()
+    assert found.high - found.low == pytest.approx((alone.high - alone.low) * (1 - unseen) + unseen, abs=0.01)
+    assert unseen > alone.high - alone.low
 
 
 def test_rows_as_they_come_do_not_cover() -> None:

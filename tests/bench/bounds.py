@@ -12,6 +12,7 @@ import numpy as np
 
 from headtail.core.bounds import Array, Game, Share, share_p
 from headtail.core.paired import PairedShare
+from headtail.stages.curate import curve
 from headtail.stages.precompute.dry_run.estimate import moments, predict
 
 SHARE, DROP, LEVEL, POWER = 0.1, 0.05, 0.05, 0.8
@@ -130,7 +131,46 @@ def token_bounds_cover() -> dict[str, float]:
     return least
 
 
+LAWS = ((2.0, 0.5, 0.03), (0.8, 0.3, 0.05), (5.0, 0.7, 0.02), (1.2, 0.4, 0.0))  # error = a rows^-b + c
+LABELS = (3000, 12_000)  # that a point's error is counted on
+
+
+def enough_cover(law: tuple[float, float, float], tested: int, curves: int, min_gain: float = 0.002, seed: int = 0) -> tuple[float, float]:
+    """How often the 80 % interval of the size that is enough holds the true one, and how far apart its ends are (median of their ratio).
+
+    The points of a curve are the law's errors at 125, 250, ... 8,000 rows, each counted on `tested` labels.
+    """
+    a, b, c = law
+    true = (a * (1 - 2**-b) / min_gain) ** (1 / b)
+    rng, held, ratios = np.random.default_rng([seed, tested, int(100 * b)]), 0, []
+    for number in range(curves):
+        points = []
+        for rows in 125 * 2 ** np.arange(7):
+            error = rng.binomial(tested, min(a * rows**-b + c, 1.0)) / tested
+            points.append(curve.Point(int(rows), float(error), float(np.sqrt(error * (1 - error) / tested))))
+        found = curve.fit(points, min_gain, seed=number)
+        if found is not None:
+            held += found.enough_low <= true <= found.enough_high
+            ratios.append(found.enough_high / max(found.enough_low, 1))
+    return held / curves, float(np.median(ratios))
+
+
+def all_enough_covers(curves: int = 300) -> dict[str, float]:
+    """All laws and numbers of labels: the least and the highest cover, nominal 0.80."""
+    covers = []
+    for law in LAWS:
+        for tested in LABELS:
+            cover, ratio = enough_cover(law, tested, curves)
+            print(
+                f"error = {law[0]} rows^-{law[1]} + {law[2]}, {tested:,} labels: holds {cover:.3f}, ends {ratio:,.1f} times apart",
+                flush=True,
+            )
+            covers.append(cover)
+    return {"enough_cover_min": min(covers), "enough_cover_max": max(covers)}
+
+
 SIMULATIONS: dict[str, Callable[[], Mapping[str, float]]] = {
+    "enough_rows": all_enough_covers,
     "paired_labels_needed": paired_labels_needed,
     "micro_f1_power": micro_f1_power,
     "labels_needed_error": labels_needed_error,

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from headtail.core.intervals import Array
+from headtail.core.label_design import inclusion_chances
 from headtail.core.label_rows import DrawFrame, ExpectedQuality, rows_for_gate, rows_for_width
 from headtail.core.near_duplicates import duplicate_clusters
-from headtail.core.post_stratify import Ints, TrafficCells, labelled_traffic, share_traffic, traffic_cells, traffic_interval
+from headtail.core.post_stratify import CELLS, Ints, TrafficCells, cell_of, labelled_traffic, share_traffic, traffic_cells, traffic_interval
 from headtail.examples.example_data import Config, log_tables, sample
 from headtail.examples.label_chances import label_chances
 
@@ -154,6 +155,33 @@ def all_reached(trials: int = 12, gates: int = 200) -> Mapping[str, float]:
     }
 
 
+NAMES = ("even", "by_traffic of the log", "by_traffic of the day held out", "by_stratum", "census")
+
+
+def draw_by_name(rng: np.random.Generator, world: World, name: str, n: int) -> tuple[Ints, Array]:
+    """Places of labelled queries, drawn as people draw who note no chances, and the chances that the design's name alone gives them."""
+    kind = name.split(" ")[0]
+    if kind == "by_traffic":
+        weight = world.counts if name.endswith("log") else world.events
+        at = np.unique(rng.choice(len(weight), n, p=weight / weight.sum()))
+    elif kind == "by_stratum":
+        stratum = np.where(world.counts == 0, 3, np.where(world.counts >= 100, 0, np.where(world.counts >= 5, 1, 2)))
+        parts = [np.flatnonzero(stratum == part) for part in range(4)]
+        at = np.concatenate([rng.choice(part, min(n // 4, len(part)), replace=False) for part in parts])
+    elif kind == "census":
+        at = np.argsort(-world.counts, kind="stable")[:n]
+    else:
+        at = rng.choice(len(world.counts), n, replace=False)
+    inclusion = np.full(len(at), 1.0 if kind == "census" else np.nan)  # as resolve_design reads them
+    cell = cell_of(world.counts[at])
+    labelled = np.bincount(cell, world.events[at] > 0, CELLS)
+    band = (labelled / np.maximum(world.cells.queries, 1.0))[cell]
+    return at, inclusion_chances([kind] * len(at), inclusion, world.counts[at].astype(np.float64), float(world.counts.sum()), band)
+
+
+Draw = Callable[[np.random.Generator, World, str, int], tuple[Ints, Array]]
+
+
 class Covered(NamedTuple):
     """Share of intervals that hold the truth, and their mean width."""
 
@@ -161,20 +189,32 @@ class Covered(NamedTuple):
     width: float
 
 
-def covered(exponent: float, design: str, n: int, trials: int, seed: int = 0, worlds: int = 10) -> Covered:
-    """`trials` draws, spread over `worlds` worlds."""
-    rng = np.random.default_rng([seed, int(100 * exponent), n, DESIGNS.index(design)])
+def covered(exponent: float, design: str, n: int, trials: int, seed: int = 0, worlds: int = 10, take: Draw | None = None) -> Covered:
+    """`trials` draws, spread over `worlds` worlds. `take`: draw, by DESIGNS with chances, or draw_by_name, by NAMES without."""
+    rng = np.random.default_rng([seed, int(100 * exponent), n, (NAMES if take is draw_by_name else DESIGNS).index(design)])
     held, width = 0, 0.0
     for _ in range(worlds):
         world = make_world(rng, exponent)
         for _ in range(trials // worlds):
-            at, chance = draw(rng, world, design, n)
+            at, chance = (take or draw)(rng, world, design, n)
             rows = labelled_traffic(world.counts[at], world.events[at].astype(np.float64), chance, np.arange(len(at)))
             found = traffic_interval(world.hits[at], world.units[at], rows, world.cells)
             held += found.low - 1e-12 <= world.truth <= found.high + 1e-12
             width += found.high - found.low
     done = trials // worlds * worlds
     return Covered(held / done, width / done)
+
+
+def all_named_coverages(trials: int = 1000) -> Mapping[str, float]:
+    """Labels that have the name of their design and no chance: the least cover, and that of each cell."""
+    figures = {}
+    for exponent in EXPONENTS:
+        for name in NAMES:
+            for n in SIZES:
+                found = covered(exponent, name, n, trials, worlds=max(10, trials // 20), take=draw_by_name)
+                print(f"Zipf {exponent:<5} {name:<32} n {n:>5}: covers {found.share:.3f}, width {found.width:.4f}", flush=True)
+                figures[f"cover/{exponent}/{name}/{n}"] = found.share
+    return {**figures, "named_cover_min": min(figures.values()), "named_cover_max": max(figures.values())}
 
 
 def all_coverages(trials: int = 1000) -> Mapping[str, float]:
@@ -215,8 +255,36 @@ def example_traffic(draws: int = 40, labels: int = 1500) -> Mapping[str, float]:
         found = traffic_interval(right[at], np.ones(len(at)), rows, cells)
         held += found.low <= truth <= found.high
         width += found.high - found.low
-    print(f"example data: truth {truth:.4f}, covers {held / draws:.3f} of {draws}, width {width / draws:.4f}", flush=True)
-    return {"traffic_interval_width": width / draws, "traffic_interval_cover_example": held / draws}
+    print(
+        f"example data, even over log rank: truth {truth:.4f}, covers {held / draws:.3f} of {draws}, width {width / draws:.4f}", flush=True
+    )
+    drawn_width, drawn_held = _example_draws(queries, counts, later, right, draws, labels)
+    print(f"example data, census and by traffic: covers {drawn_held:.3f} of {draws}, width {drawn_width:.4f}", flush=True)
+    return {
+        "traffic_interval_width": drawn_width,
+        "traffic_interval_cover_example": drawn_held,
+        "traffic_interval_width_log_rank": width / draws,
+        "traffic_interval_cover_log_rank": held / draws,
+    }
+
+
+def _example_draws(queries: list[str], counts: Ints, later: Ints, right: Array, draws: int, labels: int) -> tuple[float, float]:
+    """(mean width, cover) of as many labels drawn as `labels draw` draws them: a census of a third, the rest by traffic within strata."""
+    places = np.flatnonzero(later > 0)
+    seen = counts[places]
+    stratum = np.where(seen == 0, 3, np.where(seen >= 100, 0, np.where(seen >= 5, 1, 2)))
+    truth, cells = float(later @ right / later.sum()), traffic_cells(counts, later)
+    width, held = 0.0, 0
+    for number in range(draws):
+        keys = np.random.default_rng(number).random(len(places))
+        frame = DrawFrame(seen, later[places].astype(np.float64), stratum, keys, labels // 3, number)
+        drawn = frame.draw(labels - labels // 3)
+        at = places[drawn.places]
+        clusters = duplicate_clusters([queries[i] for i in at])
+        rows = labelled_traffic(counts[at], later[at].astype(np.float64), drawn.inclusion, clusters)
+        found = traffic_interval(right[at], np.ones(len(at)), rows, cells)
+        width, held = width + found.high - found.low, held + (found.low <= truth <= found.high)
+    return width / draws, held / draws
 
 
 def all_false_passes(gates: int = 1000) -> Mapping[str, float]:
@@ -238,6 +306,7 @@ SIMULATIONS: dict[str, Callable[[], Mapping[str, float]]] = {
     "traffic_example": example_traffic,
     "traffic_false_passes": all_false_passes,
     "draw_reached": all_reached,
+    "named_coverage": all_named_coverages,
 }
 
 

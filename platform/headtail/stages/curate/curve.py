@@ -22,6 +22,9 @@ _MOST = 32_000  # rows of the largest measured point
 _HELD_OUT, _TURNS = 0.2, 3
 _FEWEST_POINTS = 4
 _REFITS = 200  # laws through points moved by their errors, of which the interval is made
+Floats = npt.NDArray[np.float64]
+Law = tuple[float, float, float]
+_UNLIKE = 6.63  # chi-square with one degree of freedom, 99 %
 _SEPARATE = 100  # values of c that are tried
 
 
@@ -89,30 +92,45 @@ def _error(items: Items, inside: npt.NDArray[np.bool_], held: npt.NDArray[np.boo
 
 def fit(points: Sequence[Point], min_gain: float, seed: int = 0) -> Curve | None:
     """The least-squares power law; None for fewer than four points or an error that does not fall. `enough` has an 80 % interval: laws
-    through points that are moved by their standard errors."""
+    through points that are moved by their standard errors. Where a law that falls to no error at all (c = 0) fits them as well, its sizes
+    count for the upper end too: a fit finds c above 0 whatever the truth is, and then the size that is enough looks too small."""
     if len(points) < _FEWEST_POINTS or points[-1].error >= points[0].error:
         return None
     rows, error = np.asarray([p.rows for p in points], float), np.asarray([p.error for p in points])
     best = _law(rows, error)
     if best is None:
         return None
-    doubt, rng, sizes = np.asarray([p.doubt for p in points]), np.random.default_rng(seed), []
+    doubt, rng = np.asarray([p.doubt for p in points]), np.random.default_rng(seed)
+    sizes: list[float] = []
+    to_none: list[float] = []
     for _ in range(_REFITS if doubt.any() else 0):
         moved = np.maximum(error + rng.normal(0, 1, len(points)) * doubt, 1e-6)
         law = _law(rows, moved) if moved[-1] < moved[0] else None
-        sizes.append(_enough(*law, min_gain) if law else math.inf)  # points that do not fall show no size that is enough
+        sizes.append(_enough(*law, min_gain) if law else math.inf)  # points that do not fall: no size is enough
+        bare = _law(rows, moved, 1) if law else None
+        to_none.append(_enough(*bare, min_gain) if bare else math.inf)
     here = _enough(*best, min_gain)
     low, high = (float(x) for x in np.quantile(sizes, [0.1, 0.9], method="nearest")) if sizes else (here, here)
+    if sizes and _fits_as_well(rows, error, doubt, _law(rows, error, 1), best):
+        high = max(high, float(np.quantile(to_none, 0.9, method="nearest")))
     return Curve(list(points), *best, min_gain, *(int(min(size, 2**53)) for size in (here, min(low, here), max(high, here))))
+
+
+def _fits_as_well(rows: Floats, error: Floats, doubt: Floats, one: Law | None, best: Law) -> bool:
+    """Whether the points say nothing against `one`: its squared misses, in standard errors, are at most _UNLIKE above those of `best`."""
+    if one is None:
+        return False
+    misses = [float((((a * rows**-b + c - error) / np.maximum(doubt, 1e-9)) ** 2).sum()) for a, b, c in (one, best)]
+    return misses[0] - misses[1] <= _UNLIKE
 
 
 def _enough(a: float, b: float, c: float, min_gain: float) -> float:
     return float((a * (1 - 2**-b) / min_gain) ** (1 / b)) if min_gain > 0 else math.inf
 
 
-def _law(rows: npt.NDArray[np.float64], error: npt.NDArray[np.float64]) -> tuple[float, float, float] | None:
-    """(a, b, c) of the nearest law, points weighted by their rows: a line through the logs for each of 100 values of c."""
-    c = np.linspace(0.0, 0.99 * float(error.min()), _SEPARATE)[:, None]
+def _law(rows: Floats, error: Floats, separate: int = _SEPARATE) -> Law | None:
+    """(a, b, c) of the nearest law, points weighted by their rows: a line through the logs for each of `separate` values of c from 0 on."""
+    c = np.linspace(0.0, 0.99 * float(error.min()), separate)[:, None]
     x, y, weight = np.log(rows), np.log(error - c), rows / rows.sum()
     mean_x, mean_y = float(weight @ x), y @ weight
     slope = ((y - mean_y[:, None]) * (x - mean_x)) @ weight / float(weight @ (x - mean_x) ** 2)

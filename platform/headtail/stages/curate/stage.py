@@ -45,7 +45,7 @@ from headtail.stages.curate.verdicts import KEPT, InspectedRows, VerdictRules, V
 from headtail.stages.precompute.result import Result as PrecomputeResult
 
 __all__ = ["Config", "Suspicion", "run"]
-VERSION = 4
+VERSION = 5
 
 
 class Config(StageConfig):
