@@ -242,7 +242,7 @@ def example_traffic(draws: int = 40, labels: int = 1500) -> Mapping[str, float]:
     place = {query: at for at, query in enumerate(queries)}
     # frequent queries are answered better: 0.98 of the most frequent, 0.93 of those seen once or never
     wrong = np.random.default_rng(0).random(len(queries)) < np.where(counts > 100, 0.02, np.where(counts > 1, 0.05, 0.07))
-    right = 1.0 - wrong
+    right: Array = 1.0 - wrong.astype(np.float64)
     truth, cells = float(later @ right / later.sum()), traffic_cells(counts, later)
     held, width = 0, 0.0
     for number in range(draws):
