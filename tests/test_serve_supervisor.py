@@ -101,6 +101,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, task: Task) -> Iterator[tup
         "log_rotate_s": 0.5,
         "body_timeout_s": limit(1),
         "header_timeout_s": limit(2),
+        "answers_timeout_ms": int(limit(60) * 1000),
         "max_body_bytes": 65536,
     }
     with pytest.MonkeyPatch.context() as patch:
