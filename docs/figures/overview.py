@@ -3,7 +3,7 @@
     python docs/figures/overview.py STORE docs/figures/overview.svg
 
 In: the root of a store that a pipeline filled (`make quickstart`). Out: an SVG. The curve and all figures are read from the
-plan's coverage.json and from summary.json; only words are written here.
+plan's coverage.json and from summary.json; only words are written here. Cost is shown as tokens: a price is a machine's time.
 """
 
 from __future__ import annotations
@@ -61,9 +61,8 @@ def zones(summary: dict[str, Any]) -> tuple[Zone, Zone, Zone]:
     second = "realtime_student" if summary["model_realtime_student"] else "batch_student"
 
     def zone(title: str, source: str, who: str, stratum: str, colour: str) -> Zone:
-        usd, f1 = summary[f"usd_per_million_running_{source}"], summary[f"quality_{source}_{stratum}"]
-        cost = f"USD {usd:.2f} per million" if usd >= 0.005 else "under USD 0.01 per million"
-        return Zone(title, who, cost, f"F1 {f1:.2f} on {stratum}", colour)
+        tokens, f1 = sum(summary[f"tokens_{way}_per_row_{source}"] for way in ("in", "out")), summary[f"quality_{source}_{stratum}"]
+        return Zone(title, who, f"{tokens:.0f} tokens per query", f"F1 {f1:.2f} on {stratum}", colour)
 
     return (
         zone("head", "teacher", "teacher, ahead of time", "head", TEACHER),
