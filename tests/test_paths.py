@@ -41,7 +41,7 @@ WORDS = {
     "best_trial", "best_values", "head_limit", "stratum", "method", "candidate", "correction", "data", "dry_run", "prompt", "output",
     "schema_digest", "tokens", "symbols", "title", "headtail", "shown", "not_run", "remarks", "paths", "missing", "stage", "ref",
     "head_order", "decision", "headline", "salt", "who", "why", "query_key", "query", "answer", "outranks", "unreached", "families",
-    "policy", "trained_on",
+    "policy", "trained_on", "precision", "lora", "scoring", "relative_on", "ledger", "colour", "dark", "marker", "terminal", "without",
 }  # fmt: skip
 # The settings of example data, as its result keeps them: only what draws the data is read again, neither places nor tracking.
 UNREAD = {

@@ -64,9 +64,7 @@ class Claim(NamedTuple):
     sealed: bool  # whether the rows are sealed
     open: pa.Table | None  # SCORED of the open rows, for guidance, where the rows are sealed
     excluded: int  # labelled rows that the candidate was trained on
-    apart: frozenset[
-        bytes
-    ]  # queries that are no even draw of those without a label: people labelled them, or the candidate learnt from them
+    apart: frozenset[bytes]  # queries that a judge's rows must not have: people labelled them, or the candidate learnt from them
     references: tuple[ReferenceEvidence, ...]
     digests: dict[str, str]  # SHA-256 of what the claim rests on
 
