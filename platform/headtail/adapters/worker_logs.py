@@ -27,6 +27,9 @@ def last_fatal_signal(folder: Path | None) -> str:
     """The signal that ended a worker last, such as SIGILL or SIGSEGV; empty: none is known. SIGKILL leaves nothing in a log."""
     logs = sorted(folder.glob("worker-*.err"), key=lambda path: path.stat().st_mtime, reverse=True) if folder else []
     for path in logs[:_LOGS]:
-        if found := _SIGNAL.findall(path.read_bytes()[-_BYTES:]):
+        with path.open("rb") as log:
+            log.seek(max(0, path.stat().st_size - _BYTES))
+            found = _SIGNAL.findall(log.read())
+        if found:
             return str(found[-1], "ascii")
     return ""

@@ -36,14 +36,19 @@ GATE = "gate"  # the stage whose looks bind the policy
 def ledger_of(store: Storage) -> Storage:
     """Where looks and seals are kept: in the store, or at the place outside of it that the environment names. Then the same labels in a
     fresh root are not fresh."""
-    place = os.environ.get(LEDGER, "").strip()
-    return open_storage(place) if place else store
+    outside = _outside_ledger()
+    return store if outside is None else outside
 
 
 def ledger_digest() -> str:
     """SHA-256 of the address of a ledger outside of the store; empty: it is in the store."""
+    outside = _outside_ledger()
+    return "" if outside is None else hashlib.sha256(outside.root.encode()).hexdigest()
+
+
+def _outside_ledger() -> Storage | None:
     place = os.environ.get(LEDGER, "").strip()
-    return hashlib.sha256(open_storage(place).root.encode()).hexdigest() if place else ""
+    return open_storage(place) if place else None
 
 
 class Look(Config):

@@ -18,10 +18,8 @@ from headtail.core.intervals import effective_rows
 from headtail.stages.curate.columns import Bools, Floats
 from headtail.stages.curate.reviewed import Reviewed
 
-LEAST, OF_A_KIND = (
-    50,
-    5,
-)  # verdicts, and of them right and wrong ones, from which scores are fitted (docs/benchmarks/2026-12-01-suspects.md)
+# Verdicts, and of them right and wrong ones, from which scores are fitted (docs/benchmarks/2026-12-01-suspects.md).
+LEAST, OF_A_KIND = 50, 5
 PRIOR_ROWS = 20.0  # that the score without verdicts counts as: few verdicts bend it, many replace it
 _FOLDS = 5
 Scores = Callable[[Floats], Floats]
