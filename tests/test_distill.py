@@ -26,7 +26,7 @@ from headtail.stages.distill import stage as distill
 from headtail.stages.distill.base import BaseModelConfig, Shape, keep_layers, load_base, make_decoder_base
 from headtail.stages.distill.batches import collate, encode_examples, example_columns, plan_epoch, steps_of
 from headtail.stages.distill.learner import DecoderLearner
-from headtail.stages.distill.merge import merge_lora, relative_drift
+from headtail.stages.distill.merge import merge_lora
 from headtail.stages.distill.tokenizer import train_tokenizer
 from headtail.stages.distill.train import add_adapters, learning_rate
 
@@ -151,6 +151,27 @@ def test_encode_splits_prompt_and_answer(tokenizer: Any, segmentation: Task) -> 
     assert tokenizer.decode(target) == segmentation.target(answer) + "<|end|>"
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_base_that_begins_its_texts_begins_a_bare_prompt(tokenizer: Any, intent: Task, begins: bool) -> None:
+    """Gemma knew texts that begin with <bos> alone. A tokenizer that has such a token and does not use it changes nothing."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer, learner = (
+        copy.deepcopy(tokenizer),
+        DecoderLearner(io_format=io_format.format_for(intent, io_format.IOFormat(prompt="query_only"))),
+    )
+    tokenizer.bos_token = "<|user|>"  # a special token that is there
+    if begins:
+        pair = ("<|user|>", tokenizer.bos_token_id)
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|user|> $A", special_tokens=[pair])
+    learner._prompt_ids(tokenizer)
+    row = learner.encode(intent, tokenizer, training_table([("pizza <|user|>", {"intent": "price"})], intent), 400, set()).to_pylist()[0]
+    prompt = row["ids"][: row["answer_start"]]
+    assert (prompt[0] == tokenizer.bos_token_id) == begins
+    assert prompt.count(tokenizer.bos_token_id) == begins, "what a person typed is text"
+    assert tokenizer.decode(prompt) == ("<|user|>" if begins else "") + "pizza <|user|>\n"
+
+
 def test_long_and_invalid_rows_are_errors_that_name_the_query(tokenizer: Any, segmentation: Task) -> None:
     good = training_table([("pizza place", {"segments": []})], segmentation)
     with pytest.raises(TrainingError, match="too long") as error:
@@ -173,32 +194,6 @@ def test_learning_rate_rises_then_falls() -> None:
     assert all(a < b for a, b in itertools.pairwise(rates[:10]))
     assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
     assert 0.09 < rates[-1] < 0.12
-
-
-def test_merge_equals_adapter_and_a_lost_adapter_is_caught(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    make_decoder_base(TINY, tokenizer, 0).save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    adapted = get_peft_model(load_base(str(tmp_path / "base"))[0], LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if "lora_" in name:
-                weight.normal_(0, 0.2)
-    adapted.save_pretrained(tmp_path / "adapter")
-    learner = DecoderLearner()
-    rows = {"ids": [np.arange(10, 40), np.arange(50, 90)], "answer_start": np.array([5, 5])}
-    probes = [learner.collate(rows, np.array([i]), np.ones(1), 0) for i in range(2)]
-    for name in ("merged", "merged2"):
-        tokenizer.save_pretrained(tmp_path / name)
-    drift = merge_lora(learner, load_base(str(tmp_path / "base"))[0], tmp_path / "adapter", tmp_path / "merged", probes)
-    assert drift < 0.02
-    from peft.tuners.lora import LoraModel
-
-    monkeypatch.setattr(LoraModel, "merge_and_unload", LoraModel.unload)
-    with pytest.raises(TrainingError, match="does not give the logits of the one that was trained"):
-        merge_lora(learner, load_base(str(tmp_path / "base"))[0], tmp_path / "adapter", tmp_path / "merged2", probes)
 
 
 @pytest.mark.slow
@@ -242,11 +237,6 @@ def test_adapters_tell_signs_apart_that_the_base_never_met(tokenizer: Any, inten
     assert 2 * (total / weight).item() < 0.05
 
 
-def test_relative_drift_is_zero_for_equal_logits() -> None:
-    x = [np.random.default_rng(0).normal(size=(3, 4))]
-    assert relative_drift(x, x) == 0
-
-
 def test_layers_are_taken_evenly(tokenizer: Any) -> None:
     model = make_decoder_base(TINY.model_copy(update={"layers": 6}), tokenizer, 0)
     first, last = model.model.layers[0], model.model.layers[5]
@@ -254,6 +244,32 @@ def test_layers_are_taken_evenly(tokenizer: Any) -> None:
     assert (model.config.num_hidden_layers, len(model.model.layers)) == (3, 3)
     assert model.model.layers[0] is first
     assert model.model.layers[2] is last
+
+
+@pytest.mark.parametrize("kind", ["gemma3_text", "qwen3", "smollm3"])
+def test_a_cut_model_keeps_what_is_said_of_its_layers(tokenizer: Any, kind: str, tmp_path: Path) -> None:
+    """Windows and rotary positions by layer: a cut folder loads, and gives the logits of the model that was cut."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 2, "num_key_value_heads": 1}
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    each: dict[str, Any] = {"layer_types": ["sliding_attention"] * 5 + ["full_attention"], "sliding_window": 8}
+    if kind == "qwen3":
+        each |= {"use_sliding_window": True}
+    elif kind == "smollm3":
+        each |= {"no_rope_layers": [1, 1, 1, 0, 0, 0], "use_sliding_window": True}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=len(tokenizer), head_dim=16, initializer_range=0.3, **sizes, **special, **each)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    keep_layers(model, 3)
+    assert list(model.config.layer_types) == ["sliding_attention"] * 2 + ["full_attention"]
+    assert getattr(model.config, "no_rope_layers", None) in (None, [1, 1, 0])
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path)
+    again, ids = load_base(str(tmp_path))[0].eval(), torch.arange(10, 50)[None]
+    with torch.no_grad():
+        assert torch.allclose(model(input_ids=ids).logits, again(input_ids=ids).logits, atol=1e-5)
 
 
 def test_a_student_starts_from_layers_of_a_trained_teacher(store: Storage, tokenizer: Any, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from headtail.core.keys import fingerprint
 from headtail.core.task import Task, load_task
 from headtail.engines import Completion, ModelConfig, Request, open_engine
 from headtail.engines.batches import cut_batches
-from headtail.engines.transformers import TransformersEngine, _shared_prefix
+from headtail.engines.transformers import TransformersEngine, _shared_prefix, attention_window
 from headtail.stages.distill.base import Shape, make_decoder_base
 from headtail.stages.distill.seq2seq import Seq2SeqLearner
 from headtail.stages.distill.tokenizer import train_tokenizer
@@ -114,6 +114,48 @@ def test_rows_written_together_say_what_each_says_alone(tmp_path: Path, segmenta
     assert facts["engine_rows"] == len(QUERIES)
     assert 0.5 < facts["real_token_share"] <= 1
     engine.close()
+
+
+@pytest.mark.parametrize("window", [24, 400])
+def test_rows_of_sliding_windows_say_what_each_says_alone(tmp_path: Path, segmentation: Task, window: int) -> None:
+    """Gemma's kind: two of three layers see `window` tokens. Prompts of about 90 tokens begin alike and differ in length."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    made = student(tmp_path, segmentation, IOFormat(), "decoder")
+    known = json.loads((tmp_path / "config.json").read_text())
+    model = Gemma3ForCausalLM(gemma_config(known, window, Gemma3TextConfig))
+    model.save_pretrained(tmp_path)
+    engine = opened(tmp_path, segmentation, made)
+    asked = requests(segmentation, made)
+    assert attention_window(engine._model) == window
+    found = {one.id: one for one in engine.generate(asked)}
+    for request in asked[:10]:
+        ids, sure = alone(engine, request)
+        assert found[request.id].tokens_out == len(ids)
+        assert found[request.id].token_logprobs == pytest.approx(sure, abs=1e-4)
+    assert (max(one.tokens_cached for one in found.values()) > 8) == (window == 400), "a common beginning is read once where it fits"
+    engine.close()
+
+
+def gemma_config(known: dict[str, Any], window: int, made: Any) -> Any:
+    """A small Gemma 3 with the vocabulary and the special tokens of another model's config."""
+    import torch
+
+    torch.manual_seed(0)
+    names = ("vocab_size", "eos_token_id", "pad_token_id", "bos_token_id")
+    return made(
+        **{name: known.get(name) for name in names},
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        sliding_window=window,
+        max_position_embeddings=512,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+        initializer_range=0.3,
+    )
 
 
 @pytest.fixture(scope="module")

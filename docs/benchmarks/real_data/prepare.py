@@ -2,7 +2,9 @@
 
     python docs/benchmarks/real_data/prepare.py snips   path/to/snips    build/real/snips
     python docs/benchmarks/real_data/prepare.py clinc150 path/to/clinc150 build/real/clinc150
+    python docs/benchmarks/real_data/prepare.py snips_intents path/to/snips build/real/snips_intents 400 300 1500
 
+The three numbers draw (seed 0) that many training answers, test answers and texts of the log; the log has no text of the training answers.
 The texts and labels are people's. Neither set is a log, so how often each text is asked is drawn here from a Zipf law
 (exponent 1.05, seed 0): coverage figures on it say nothing about real traffic, quality figures do.
 """
@@ -24,20 +26,32 @@ Row = tuple[str, Any, str]  # text, answer, split
 
 
 def snips(folder: Path) -> Iterator[Row]:
-    """Slots of the seven intents; one of the files is Latin-1."""
+    """Slots of the seven intents."""
     for intent in sorted(p for p in folder.iterdir() if p.is_dir()):
-        files = (("train", f"train_{intent.name}_full.json"), ("test", f"validate_{intent.name}.json"))
-        for split, name in files:
-            raw = (intent / name).read_bytes()
-            try:
-                data = json.loads(raw.decode("utf-8"))
-            except UnicodeDecodeError:
-                data = json.loads(raw.decode("latin-1"))
-            for item in data[intent.name]:
-                text = "".join(part["text"] for part in item["data"])
-                marked = [part for part in item["data"] if "entity" in part]
-                slots = [{"text": clean(part["text"]), "label": part["entity"].lower()} for part in marked]
-                yield text, {"segments": slots}, split
+        yield from snips_of(intent)
+
+
+def snips_of(intent: Path) -> Iterator[Row]:
+    """Slots of one intent's texts; one of the files is Latin-1."""
+    files = (("train", f"train_{intent.name}_full.json"), ("test", f"validate_{intent.name}.json"))
+    for split, name in files:
+        raw = (intent / name).read_bytes()
+        try:
+            data = json.loads(raw.decode("utf-8"))
+        except UnicodeDecodeError:
+            data = json.loads(raw.decode("latin-1"))
+        for item in data[intent.name]:
+            text = "".join(part["text"] for part in item["data"])
+            marked = [part for part in item["data"] if "entity" in part]
+            slots = [{"text": clean(part["text"]), "label": part["entity"].lower()} for part in marked]
+            yield text, {"segments": slots}, split
+
+
+def snips_intents(folder: Path) -> Iterator[Row]:
+    """The intent alone, one of seven."""
+    for intent in sorted(p for p in folder.iterdir() if p.is_dir()):
+        for text, _, split in snips_of(intent):
+            yield text, {"intent": intent.name}, split
 
 
 def clinc150(folder: Path) -> Iterator[Row]:
@@ -53,18 +67,29 @@ def clean(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def main(kind: str, source: str, target: str) -> None:
+def draw(rows: list[Row], train: int, test: int, log: int) -> tuple[list[Row], list[str]]:
+    """(rows with answers, texts of the log): the log has all texts of test answers, and none of training answers."""
+    rows = list({clean(row[0]): row for row in rows}.values())
+    random.Random(0).shuffle(rows)
+    answered = [row for row in rows if row[2] == "train"][:train] + [row for row in rows if row[2] == "test"][:test]
+    labelled = {row[0] for row in answered}
+    tested = [row[0] for row in answered if row[2] == "test"]
+    return answered, tested + [row[0] for row in rows if row[0] not in labelled][: log - len(tested)]
+
+
+def main(kind: str, source: str, target: str, *sizes: str) -> None:
     """Write log.parquet (query, count) and labels.jsonl (query, answer, split); a text of both splits stays in test only."""
-    rows = list({"snips": snips, "clinc150": clinc150}[kind](Path(source)))
+    rows = list({"snips": snips, "snips_intents": snips_intents, "clinc150": clinc150}[kind](Path(source)))
     held = {clean(text) for text, _, split in rows if split == "test"}
     rows = [row for row in rows if row[2] == "test" or clean(row[0]) not in held]
+    rows, logged = draw(rows, *map(int, sizes)) if sizes else (rows, [text for text, _, _ in rows])
     out = Path(target)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "labels.jsonl").open("w", encoding="utf-8") as file:
         for text, answer, split in rows:
             row = {"query": text, "answer": json.dumps(answer, ensure_ascii=False), "split": split}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    texts = sorted({text for text, _, _ in rows})
+    texts = sorted(set(logged))
     random.Random(0).shuffle(texts)
     weights = [rank**-1.05 for rank in range(1, len(texts) + 1)]
     counts = [max(1, round(EVENTS * w / sum(weights))) for w in weights]
@@ -74,4 +99,4 @@ def main(kind: str, source: str, target: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:])

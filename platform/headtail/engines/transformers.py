@@ -23,7 +23,7 @@ from headtail.engines.device import precision, quiet_transformers, threads
 from headtail.engines.grammar import Masks
 from headtail.engines.tokens import answer_texts, length_problem, load_tokenizer, tokenize_requests
 
-VERSION = 1  # raise it when the same weights answer otherwise
+VERSION = 2  # raise it when the same weights answer otherwise
 CPU_ROOM = (256, 8192)  # rows and prompt tokens of a batch
 GPU_ROOM = (1024, 65536)
 SHARED = 8  # a common beginning shorter than this is not worth a pass of its own
@@ -40,7 +40,7 @@ class TransformersEngine(BatchEngine):
         self._encoder, self._pad = Encoder(self._tokenizer, config.system_role), self._tokenizer.pad_token_id or 0
         self._ends = ends(model, self._tokenizer)
         self._masks = Masks(self._tokenizer, model.config.vocab_size, sorted(self._ends), bound, sampling["max_tokens"], threads(config))
-        self._sampling, self._steps = sampling, 0
+        self._sampling, self._steps, self._window = sampling, 0, attention_window(model) if self.kind == "decoder" else 0
         self._ready(model)
 
     def facts(self) -> dict[str, Any]:
@@ -57,12 +57,18 @@ class TransformersEngine(BatchEngine):
 
     def _answer(self, batch: Sequence[Prompt]) -> Iterator[Completion]:
         prompts = [ids for *_, ids in batch for _ in range(self._samples)]
-        shared = _shared_prefix(prompts) if self.kind == "decoder" else 0
+        shared = self._shared(prompts)
         rows = self._write(prompts, shared)
         for i, (request, _, ids) in enumerate(batch):
             mine = rows[i * self._samples : (i + 1) * self._samples]
             first, *others = (self._completion(request, row) for row in mine)
             yield replace(first, tokens_in=len(ids), tokens_cached=shared if i else 0, samples=tuple(others))
+
+    def _shared(self, prompts: Sequence[list[int]]) -> int:
+        """How many tokens are read once for all. None where a window could begin in them: what pads a row behind them would be in it."""
+        if self.kind != "decoder" or (self._window and max(map(len, prompts)) + self._sampling["max_tokens"] > self._window):
+            return 0
+        return _shared_prefix(prompts)
 
     def _write(self, prompts: Sequence[list[int]], shared: int) -> list[_Row]:
         """What is written after each prompt. All rows go on together; those that end leave."""
@@ -241,6 +247,13 @@ def ends(model: Any, tokenizer: Any) -> frozenset[int]:
     named = getattr(model.generation_config, "eos_token_id", None)
     more = named if isinstance(named, list) else [named]
     return frozenset(token for token in (tokenizer.eos_token_id, *more) if token is not None)
+
+
+def attention_window(model: Any) -> int:
+    """Tokens that the narrowest layers of a decoder see, as in Gemma and Mistral; 0 where all layers see everything."""
+    from transformers import DynamicCache
+
+    return min((layer.sliding_window for layer in DynamicCache(config=model.config).layers if layer.is_sliding), default=0)
 
 
 def prompt_text(messages: Sequence[Mapping[str, str]]) -> str:

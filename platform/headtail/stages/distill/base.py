@@ -14,6 +14,9 @@ from headtail.core.config import Config
 from headtail.core.errors import ConfigError
 from headtail.engines.device import quiet_transformers
 
+# Settings with a value per layer: which ones have a sliding window (Gemma, Qwen), are sparse, or have no rotary positions (SmolLM3).
+_OF_EACH_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")
+
 
 class Shape(Config):
     """A Llama-type decoder made from nothing."""
@@ -96,12 +99,16 @@ def keep_layers(model: Any, layers: int) -> None:
     if stack_layers is None:
         fix = "set base.layers to 0"
         raise ConfigError("this model's layers cannot be cut", where="base.layers", value=model.config.model_type, fix=fix)
-    kept = nn.ModuleList([stack_layers[i] for i in spread_layers(len(stack_layers), layers)])
+    numbers, config = spread_layers(len(stack_layers), layers), model.config
+    kept = nn.ModuleList([stack_layers[i] for i in numbers])
     setattr(stack, name, kept)
     for i, layer in enumerate(kept):
         if hasattr(layer, "self_attn"):  # a decoder's: it finds its part of the cache by this
             layer.self_attn.layer_idx = i
-    model.config.num_hidden_layers = len(kept)
+    config.num_hidden_layers = len(kept)
+    for of_each in _OF_EACH_LAYER:
+        if (values := getattr(config, of_each, None)) is not None:
+            setattr(config, of_each, [values[i] for i in numbers])
 
 
 def spread_layers(available: int, count: int) -> list[int]:

@@ -22,7 +22,7 @@ from headtail.core.rows import TOP
 from headtail.core.task import Task
 from headtail.stages.distill.base import Shape
 from headtail.stages.distill.batches import UNTAUGHT, Batch, Columns
-from headtail.stages.distill.logits import COLUMNS, add_stored_logits, soft_loss
+from headtail.stages.distill.logits import COLUMNS, add_stored_logits, answer_scores, soft_loss
 
 Kind = Literal["decoder", "encoder", "seq2seq"]
 
@@ -76,7 +76,7 @@ class Learner(Protocol):
         ...
 
     def outputs(self, module: Any, arrays: Mapping[str, Any]) -> Any:
-        """The model's logits for a batch, shape (rows, ...): what merged weights are compared by."""
+        """The model's logits for a batch: what merged weights are compared by. A decoder's are those at the tokens of its answers."""
         ...
 
     def finish(self, folder: Path) -> None:
@@ -110,7 +110,8 @@ class DecoderLearner:
 
     def _prompt_ids(self, tokenizer: Any) -> Any:
         if self.io_format.chat_template is not None:
-            tokenizer.chat_template = self.io_format.chat_template
+            begin = "{{ bos_token }}" if begins_texts(tokenizer) else ""
+            tokenizer.chat_template = begin + self.io_format.chat_template
         return tokenizer
 
     def texts(self, task: Task, training_set: pa.Table) -> Iterable[str]:
@@ -148,15 +149,7 @@ class DecoderLearner:
         from torch.nn import functional
 
         wanted = arrays["labels"][:, 1:]
-        chosen = wanted != UNTAUGHT
-        # The loss is on answer tokens only, so only they meet the head: of a vocabulary of 150,000 it is a quarter of a 0.5 B model's
-        # work, and the logits of all tokens are its largest tensor by far.
-        head = getattr(engine, "module", engine).get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, given: (given[0][:, :-1][chosen],))
-        try:
-            scores = engine(input_ids=arrays["ids"], attention_mask=arrays["mask"], use_cache=False).logits.float()
-        finally:
-            hook.remove()
+        chosen, scores = wanted != UNTAUGHT, answer_scores(engine, arrays)
         each = functional.cross_entropy(scores, wanted[chosen], reduction="none")
         if self.soft and engine.training:  # judged by the answers alone, so that runs with and without logits compare
             each = (1 - self.soft) * each + self.soft * soft_loss(scores, *(arrays[name] for name in COLUMNS))
@@ -164,11 +157,17 @@ class DecoderLearner:
         return (each * weight).sum(), weight.sum()
 
     def outputs(self, module: Any, arrays: Mapping[str, Any]) -> Any:
-        return module(input_ids=arrays["ids"], attention_mask=arrays["mask"], use_cache=False).logits
+        return answer_scores(module, arrays)
 
     def finish(self, folder: Path) -> None:
         """The I/O format, as headtail.json; the default one is no file."""
         write_io_format(self.io_format, folder)
+
+
+def begins_texts(tokenizer: Any) -> bool:
+    """Whether a tokenizer begins every text with a token of its own, as Gemma's, Llama's and Mistral's do."""
+    first = tokenizer.bos_token_id
+    return first is not None and tokenizer("x")["input_ids"][:1] == [first]
 
 
 def learner_for(

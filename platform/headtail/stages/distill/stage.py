@@ -47,6 +47,9 @@ from headtail.stages.distill.rows import (
 __all__ = ["Config", "Logits", "Lora", "Stopping", "TrainingSet", "Weights", "run", "student_fingerprint"]
 
 
+VERSION = 4  # raise it when the same config and rows give another student
+
+
 class Lora(Fields):
     """Low-rank adapters (Hu et al. 2021); merged into the weights after training."""
 
@@ -148,7 +151,7 @@ def run(config: Config) -> Receipt[Result]:
     """Train and save the model. Errors: LeakError, TrainingError, ConfigError (base not found, random base under LoRA)."""
     store, config = open_storage(config.root), _resolve_precision(config)
     sources = _sources(config, store)
-    identity: dict[str, Any] = {"inputs": sources.inputs, "version": 3, "replaces": sources.replaces}
+    identity: dict[str, Any] = {"inputs": sources.inputs, "version": VERSION, "replaces": sources.replaces}
     folder = receipt_path("distill", stage_identity("distill", config, **identity)[1])
     with nullcontext() if store.exists(f"{folder}/receipt.json") else hold_lease(store, folder):  # a second driver of this run waits
         made = run_once("distill", Result, config, lambda stage: _work(config, stage, sources), **identity)
@@ -163,7 +166,7 @@ def student_fingerprint(config: Config) -> str:
     """The fingerprint that `run` would give: same fingerprint, same student."""
     config = _resolve_precision(config)
     sources = _sources(config, open_storage(config.root))
-    return stage_identity("distill", config, inputs=sources.inputs, version=3, replaces=sources.replaces)[1]
+    return stage_identity("distill", config, inputs=sources.inputs, version=VERSION, replaces=sources.replaces)[1]
 
 
 def _resolve_precision(config: Config) -> Config:
