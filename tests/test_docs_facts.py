@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from headtail import cli, pipeline
 from headtail.cli import fields
 from headtail.core import redact, text
+from headtail.core.task import load_task
 
 REPO = Path(__file__).parents[1]
 PAGES = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]  # benchmarks are of their day
@@ -49,3 +51,17 @@ def test_versions_of_the_forms_of_text() -> None:
         ("The normal form", str(text.NORMALISATION)),
         ("Redaction", str(redact.VERSION)),
     ]
+
+
+REAL_DATA = REPO / "docs" / "benchmarks" / "real_data"
+
+
+@pytest.mark.parametrize("path", sorted(REAL_DATA.glob("*.yaml")), ids=lambda path: path.name)
+def test_a_config_of_a_benchmark_is_one_of_today(path: Path) -> None:
+    config = cli.read_config("pipeline", path, None, None)
+    assert isinstance(config, pipeline.Config)
+
+
+@pytest.mark.parametrize("path", sorted(REAL_DATA.glob("*/task.yaml")), ids=lambda path: path.parent.name)
+def test_a_task_of_a_benchmark_loads(path: Path) -> None:
+    assert load_task(path.parent).name == path.parent.name
