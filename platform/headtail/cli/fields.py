@@ -80,14 +80,15 @@ def _lines(kind: type[BaseModel], prefix: str = "", group: BaseModel | None = No
     """`group`: the default of the group that these fields are in, whose values are the real defaults."""
     for name, field in kind.model_fields.items():
         default = field.default if group is None else getattr(group, name)
-        many = typing.get_origin(field.annotation) in (tuple, list)
+        kind_of = typing.get_origin(field.annotation)
+        many = "[]" if kind_of in (tuple, list) else ".NAME" if kind_of is dict else ""
         inner = _model(field.annotation)
         if inner is None:
             required = group is None and field.is_required()
             yield FieldLine(prefix + name, "required" if required else _default_text(default), field.description or "")
         elif many:
             yield FieldLine(prefix + name, "required" if field.is_required() else _default_text(default), field.description or "")
-            yield from _lines(inner, f"{prefix}{name}[].")
+            yield from _lines(inner, f"{prefix}{name}{many}.")
         else:
             if default is None:
                 yield FieldLine(prefix + name, "null", field.description or "")
@@ -115,9 +116,9 @@ def _bare(text: str) -> bool:
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:
-    """The model in an annotation: itself, in a union with None, or as the items of a list."""
+    """The model in an annotation: itself, in a union with None, or as the items of a list or the values of a mapping."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) in (tuple, list, typing.Union, Annotated):
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) in (tuple, list, dict, typing.Union, Annotated):
         return next((found for part in typing.get_args(annotation) if (found := _model(part)) is not None), None)
     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -234,7 +235,7 @@ def build_config(kind: type[T], data: Mapping[str, Any], where: str, name: str =
         every = error.errors()
         inner = {item["loc"][:depth] for item in every for depth in range(len(item["loc"]))}
         problems = [item for item in every if item["type"] != "too_short" or item["loc"] not in inner]  # an item is there, and wrong
-        groups = list(dict.fromkeys(".".join(map(str, item["loc"][:-1])) for item in problems))
+        groups = list(dict.fromkeys(".".join(map(str, _group(kind, item["loc"][:-1]))) for item in problems))
         within = f" {groups[0]}" if len(groups) == 1 and groups[0] else ""
         fix = f"run: headtail fields {name}{within}" if name else f"see the fields of {kind.__module__}.{kind.__name__}"
         raise ConfigError("\n".join(_say(kind, item) for item in problems), where=_origin(problems, where, sets), fix=fix) from None
@@ -308,17 +309,39 @@ def _say(kind: type[BaseModel], item: Any) -> str:
         return f"field {place} is required"
     if not place:  # of the whole: its message names the fields
         return str(item["msg"]).removeprefix("Value error, ")
-    return f"field {place}: {item['msg']} (value {value})"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return f"field {place}: {message} (value {value})"
+
+
+def _group(kind: type[BaseModel], path: Sequence[Any]) -> Sequence[Any]:
+    """A path up to the first mapping in it, since `headtail fields` knows no keys of a config."""
+    node: Any = kind
+    for at, name in enumerate(path):
+        field = node.model_fields.get(name) if isinstance(node, type) and issubclass(node, BaseModel) else None
+        if field is None:
+            return path
+        if typing.get_origin(field.annotation) is dict:
+            return path[: at + 1]
+        node = _inner(field.annotation)
+    return path
 
 
 def _fields_at(kind: type[BaseModel], path: Sequence[Any]) -> list[str]:
     node: Any = kind
+    keyed = False
     for name in path:
-        if isinstance(name, int):  # a place in a list: the items' model is known by now
+        if isinstance(name, int) or keyed:  # a place in a list, or a key of a mapping: the model of its values is known by now
+            keyed = False
             continue
         field = node.model_fields.get(name) if isinstance(node, type) and issubclass(node, BaseModel) else None
         if field is None:
             return []
-        options = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        node = next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
+        keyed = typing.get_origin(field.annotation) is dict
+        node = _inner(field.annotation)
     return sorted(node.model_fields) if node is not None else []
+
+
+def _inner(annotation: Any) -> type[BaseModel] | None:
+    """The model in a field's annotation."""
+    options = [annotation, *getattr(annotation, "__args__", ())]
+    return next((option for option in options if isinstance(option, type) and issubclass(option, BaseModel)), None)
