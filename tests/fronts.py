@@ -57,7 +57,7 @@ class Front:
         self.watch = ReleaseWatch(store, self.answerer, config, self.counters, link, folder=shared)
         log = RequestLog(pipe, self.counters)
         self.app = FrontApp(self.answerer, config, self.counters, log, routes=self.operations.routes, **options)
-        self.app.add_routes(ChatRoutes(self.answerer, self.app.note_reply).routes)
+        self.app.add_routes(ChatRoutes(self.app).routes)
         self.app.add_routes(ClientHitRoutes(self.answerer, self.counters).routes)
         self.app.add_routes(FeedbackRoutes(self.answerer, self.counters, log).routes)
 
@@ -82,4 +82,6 @@ class Front:
 
     def pages(self) -> FastAPI:
         """The pages of a server with this front alone."""
-        return make_app(self.path, httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test"))
+        return make_app(
+            {self.answerer.served.task.name: self.path}, httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test")
+        )

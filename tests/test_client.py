@@ -600,9 +600,9 @@ def test_local_hits_are_in_the_servers_metrics_when_the_client_reports(head: Sto
         assert front.count("client/current/teacher") == 6  # the last one at the end
         assert sum(front.count(f"client_seconds/{at}") for at in range(17)) == 6
         assert front.count("client_microseconds") > 0
-        text = prometheus_text(read_counters(front.path)).decode()
-        assert 'headtail_client_hits_total{release="current",source="teacher"} 6.0' in text
-        assert "headtail_client_hit_seconds_count 6.0" in text
+        text = prometheus_text({"query_segmentation": read_counters(front.path)}).decode()
+        assert 'headtail_client_hits_total{release="current",source="teacher",task="query_segmentation"} 6.0' in text
+        assert 'headtail_client_hit_seconds_count{task="query_segmentation"} 6.0' in text
 
         async def other() -> None:
             async with AsyncClient(config(server.url, head, report_s=60)) as client:

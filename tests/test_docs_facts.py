@@ -28,7 +28,9 @@ def unknown_fields(page: str, paths: set[str]) -> set[str]:
     """`group.field` in backquotes where a config has the group but no such field in it, nor below a group of that name."""
     groups = {part for path in paths for part in path.split(".")[:-1]}
     named = {name for words in re.findall(r"`([^`\n]+)`", page) for name in FIELD.findall(words)}
-    named = {name for name in named - OTHER if name.split(".")[0] in groups and not name.endswith((".svg", ".json", ".md", ".yaml"))}
+    named = {
+        name for name in named - OTHER if name.split(".")[0] in groups and not name.endswith((".svg", ".json", ".md", ".xml", ".yaml"))
+    }
     known = {".".join(path.split(".")[i:j]) for path in paths for i in range(path.count(".") + 1) for j in range(1, path.count(".") + 2)}
     return named - known
 

@@ -225,9 +225,9 @@ def test_feedback_that_finds_the_pipe_full_is_refused_and_counted(front: Logged,
     found = front.call(request_id=hit["request_id"], query=PIZZA, rating="up")
     assert (found.status_code, found.headers["retry-after"]) == (503, "1")
     assert (front.count("feedback_dropped"), front.count("feedback/up")) == (1, 0)
-    text = prometheus_text(read_counters(front.path)).decode()
-    assert "headtail_feedback_dropped_total 1.0" in text
-    assert 'headtail_feedback_total{kind="up"} 0.0' in text
+    text = prometheus_text({"query_segmentation": read_counters(front.path)}).decode()
+    assert 'headtail_feedback_dropped_total{task="query_segmentation"} 1.0' in text
+    assert 'headtail_feedback_total{kind="up",task="query_segmentation"} 0.0' in text
 
 
 def test_both_tables_share_the_pipe_and_what_is_no_row_is_counted(front: Logged, store: Storage) -> None:

@@ -42,7 +42,10 @@ def dashboard() -> dict[str, Any]:
 def queries() -> list[str]:
     """The dashboard's queries, with its variables filled in."""
     texts = [target["expr"] for panel in dashboard()["panels"] for target in panel["targets"]]
-    return [text.replace("$__rate_interval", "1m").replace("$job", "headtail").replace("$instance", ".*") for text in texts]
+    return [
+        text.replace("$__rate_interval", "1m").replace("$job", "headtail").replace("$instance", ".*").replace("$task", ".*")
+        for text in texts
+    ]
 
 
 def rules() -> list[dict[str, Any]]:
@@ -162,7 +165,7 @@ def test_the_file_is_a_dashboard() -> None:
     cells = [(column, row) for x, y, w, h in places for column in range(x, x + w) for row in range(y, y + h)]
     assert len(cells) == len(set(cells)), "two panels lie on one another"
     assert max(column for column, _ in cells) < 24
-    assert {variable["name"] for variable in found["templating"]["list"]} == {"datasource", "job", "instance"}
+    assert {variable["name"] for variable in found["templating"]["list"]} == {"datasource", "job", "instance", "task"}
     for panel in found["panels"]:
         assert panel["fieldConfig"]["defaults"]["unit"]
         assert all(target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])
@@ -187,9 +190,20 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
         alert = {"exp_labels": {**rule["labels"], "instance": "a", **labels}, "exp_annotations": notes}
         return {"eval_time": f"{minute}m", "alertname": name, "exp_alerts": [alert] if fires else []}
 
+    def task(name: str, degraded: int) -> list[dict[str, str]]:
+        """The same of one of two tasks in a server, each with a release of its own."""
+        mine = [one | {"series": one["series"].replace('"a"', f'"a", task="{name}"')} for one in series(degraded)[1:]]
+        labels = f'job="headtail", instance="a", task="{name}", release="{name}", snapshot="{name}"'
+        return [*mine, {"series": f"headtail_release_info{{{labels}}}", "values": "2x30"}]
+
     job = {"job": "headtail"}
     tests = [
         {"interval": "1m", "input_series": series(600), "alert_rule_test": [expect("HeadtailDegraded", 20, True)]},
+        {
+            "interval": "1m",
+            "input_series": [*task("good", 60), *task("bad", 600)],
+            "alert_rule_test": [expect("HeadtailDegraded", 20, True, task="bad"), expect("HeadtailReleasesDiffer", 30, False)],
+        },
         {
             "interval": "1m",
             "input_series": series(60),

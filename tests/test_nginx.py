@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from headtail.adapters.storage import Storage
+from headtail.adapters.storage import Storage, open_storage
 from headtail.client import Answer, Client, ClientConfig, ClientError
 from headtail.core.task import Task
 from headtail.stages import serve
@@ -145,12 +145,16 @@ def test_the_client_asks_through_tls_and_its_key_arrives(nginx: Nginx, app: Scri
 @pytest.mark.slow
 def test_a_whole_server_behind_it(store: Storage, tmp_path: Path, segmentation: Task) -> None:
     published(store, tmp_path, segmentation)
-    options = {"realtime_student": False, "request_log": False}
+    other = published(open_storage(str(tmp_path / "other")), tmp_path, segmentation, ["of the other task"]).id
+    off = {"realtime_student": False, "request_log": False}
+    options = {**off, "tasks": {"other-one": {"root": str(tmp_path / "other"), **off}}}
     (tmp_path / "nginx").mkdir()
     with serve.start_server(server_config(store.root, **options)) as server, Nginx(tmp_path / "nginx", server.config.port) as nginx:
         with Client(config(nginx)) as client:
             found = client.answers(["pizza near me", "rare"])
             assert [one.source for one in found if isinstance(one, Answer)] == ["teacher", "fallback"]
+        with Client(config(nginx, url=f"{nginx.url}/tasks/other-one")) as client:
+            assert (client.answer("of the other task").cached, client.answer("rare").release) == (True, other)
         with nginx.http() as http:
             assert http.get("/readyz").json()["release"] == server.release
             shaped(http.get("/healthz"), 404, "not_found")
@@ -164,7 +168,8 @@ def test_errors_of_the_server_pass_through(nginx: Nginx, app: Scripted) -> None:
 
 
 def test_what_is_not_for_outside_stays_inside(nginx: Nginx, app: Scripted) -> None:
-    for path in ("/", "/metrics", "/docs", "/admin/release", "//v1/answer/../../metrics"):
+    pages = ("", "metrics", "docs", "admin/release", "v1/../admin/release")  # of a further task
+    for path in ("/", "/metrics", "/docs", "/admin/release", "//v1/answer/../../metrics", *(f"/tasks/intent/{page}" for page in pages)):
         shaped(nginx.get(path), 404, "not_found")
     assert app.seen == []
 

@@ -569,11 +569,11 @@ def test_metrics_and_the_other_pages(open_front: Callable[..., Front], segmentat
     found = asyncio.run(go())
     assert {path: response.status_code for path, response in found.items()} == dict.fromkeys(found, 200)
     for line in (
-        'headtail_requests_total{path="cache",source="teacher"} 3.0',
-        'headtail_requests_total{path="fallback",source="fallback"} 1.0',
-        'headtail_degraded_total{reason="truncated"} 1.0',
-        'headtail_refused_total{code="invalid",status="422"} 1.0',
-        'headtail_request_seconds_count{path="cache"} 3.0',
+        'headtail_requests_total{path="cache",source="teacher",task="query_segmentation"} 3.0',
+        'headtail_requests_total{path="fallback",source="fallback",task="query_segmentation"} 1.0',
+        'headtail_degraded_total{reason="truncated",task="query_segmentation"} 1.0',
+        'headtail_refused_total{code="invalid",status="422",task="query_segmentation"} 1.0',
+        'headtail_request_seconds_count{path="cache",task="query_segmentation"} 3.0',
     ):
         assert line in found["/metrics"].text
     shown = found["/v1/release"].json()

@@ -148,7 +148,7 @@ def test_limits_over_redis_hold_at_every_path(front: Callable[..., Front], keys:
             await asyncio.sleep(0)
             counting.cancel()
             assert [served.count(name) for name in ("unlimited", "redis_failures", "redis_skipped")] == [5, 3, 2]
-            text = prometheus_text(read_counters(served.path)).decode()
+            text = prometheus_text({"query_segmentation": read_counters(served.path)}).decode()
             assert "headtail_unlimited_total 5.0" in text
         await admit.close()
 
@@ -164,7 +164,7 @@ def test_metrics_for_other_machines_need_a_key(store: Storage, tmp_path: Path, s
     with serve.start_server(server_config(store.root, **options)) as server, httpx.Client(trust_env=False, timeout=limit(20)) as http:
         got = [http.get(f"{server.admin_url}/metrics", headers={"authorization": f"Bearer {one}"}) for one in (key, other, "none")]
         assert [one.status_code for one in got] == [200, 403, 401]
-        assert "headtail_fronts 1.0" in got[0].text
+        assert 'headtail_fronts{task="query_segmentation"} 1.0' in got[0].text
         assert http.get(server.admin_url).status_code == 200
 
 

@@ -43,7 +43,11 @@ class Pages:
         login = Login(KeyAdmission(keys, folder / "limits"), FailedLogins(lambda: self.now), count)
         calls = AdminCalls(store, count) if opened else None
         self._app = make_app(
-            self.counters, httpx.AsyncClient(base_url="http://nobody", timeout=limit(30)), login, calls, open_metrics=False
+            {"query_segmentation": self.counters},
+            httpx.AsyncClient(base_url="http://nobody", timeout=limit(30)),
+            login,
+            calls,
+            open_metrics=False,
         )
 
     def call(self, path: str, body: Any = None, key: str | None = None, address: str = "10.0.0.1", method: str = "") -> httpx.Response:
@@ -182,7 +186,7 @@ def test_refusals_have_the_one_shape_and_an_id_that_the_log_has(pages: Pages, ca
 @pytest.mark.parametrize("path", ["/", "/docs", "/openapi.json", "/metrics", "/v1/release", "/admin/audit", "/nowhere"])
 def test_pages_of_this_machine_answer_to_its_names_alone(path: str, tmp_path: Path) -> None:
     """A site whose name is made to lead to 127.0.0.1 is refused on every path; `public` is never asked then."""
-    app = make_app(tmp_path / "none", httpx.AsyncClient(timeout=limit(30)), here_alone=True)
+    app = make_app({"none": tmp_path / "none"}, httpx.AsyncClient(timeout=limit(30)), here_alone=True)
 
     def code(host: str) -> str:
         async def call() -> httpx.Response:
@@ -208,7 +212,7 @@ def test_pages_of_this_machine_answer_to_its_names_alone(path: str, tmp_path: Pa
 
 def test_a_body_is_bounded_before_anyone_has_logged_in(tmp_path: Path) -> None:
     """`public` fails the test when it is asked: nothing is passed on."""
-    app = make_app(tmp_path, httpx.AsyncClient(timeout=limit(30)), config=serve.Config(max_body_bytes=1024, body_timeout_s=0.05))
+    app = make_app({"none": tmp_path}, httpx.AsyncClient(timeout=limit(30)), config=serve.Config(max_body_bytes=1024, body_timeout_s=0.05))
     waits = 0
 
     async def go(headers: dict[str, str], *parts: bytes, then: str = "") -> tuple[int, str]:
@@ -266,7 +270,7 @@ def test_failed_logins_are_limited_by_address_and_counted(pages: Pages) -> None:
     assert pages.call("/admin/release", address="2001:db8:0:1::ffff").status_code == 429
     assert pages.call("/admin/release", address="2001:db8:0:2::1").status_code == 200
     assert (pages.count("failed_logins"), pages.count("limited_logins")) == (3 * BURST, 3)
-    text = prometheus_text(read_counters(pages.counters)).decode()
+    text = prometheus_text({"query_segmentation": read_counters(pages.counters)}).decode()
     assert f"headtail_failed_logins_total {3 * BURST}.0" in text
 
 

@@ -229,7 +229,7 @@ def test_metrics_show_both(store: Storage, tmp_path: Path, segmentation: Task) -
             return (await http.get("/metrics")).text
 
     counts = arms(front)
-    assert f'headtail_canary_total{{arm="canary",outcome="queries"}} {counts["canary"][0]}' in asyncio.run(go())
+    assert f'headtail_canary_total{{arm="canary",outcome="queries",task="query_segmentation"}} {counts["canary"][0]}' in asyncio.run(go())
 
 
 # ---- each query counts once, also when the server is started again
@@ -305,4 +305,4 @@ def test_a_server_that_is_started_again_counts_no_query_twice(store: Storage, tm
     canary.start_canary(store, new, 0.5, who="ada")
     assert count() == len(HEAD), "another canary counts anew"
     with serve.start_server(settings.model_copy(update={"count_canary": False})) as quiet:
-        assert quiet._supervisor._canary._thread is None
+        assert quiet._supervisor._tasks[0]._canary._thread is None

@@ -203,7 +203,7 @@ def test_assignment_is_sticky_and_logged_with_outcomes_and_promotion_makes_it_th
         assert asked < 4000, verdict
         ask_all(server, [f"more {number}" for number in range(asked, asked + 120)])
         asked += 120
-    server._supervisor._canary._watcher.save()
+    server._supervisor._tasks[0]._canary._watcher.save()
     assert canary.promote_canary(store, who="ada").state == "promoted"
     assert release.current_id(store) == ids["fine"]
     eventually(lambda: {answer["release"] for answer in ask_all(server, queries[:20]).values()} == {ids["fine"]})
@@ -218,12 +218,12 @@ def test_a_sample_of_the_answers_was_asked_again_off_the_way(served: Served) -> 
     assert {row["source"] for row in rows} >= {"teacher", "realtime_student"}
     assert 0 < sum(row["source"] == "realtime_student" for row in rows) < len(table(store, "requests", REQUEST_LOG, ""))
     text = httpx.get(f"{server.admin_url}/metrics", timeout=limit(20)).text
-    assert 'headtail_shadow_compared_total{outcome="differ",source="teacher"} 1.0' in text
+    assert 'headtail_shadow_compared_total{outcome="differ",source="teacher",task="query_segmentation"} 1.0' in text
 
 
 def watched(server: serve.Server) -> CanaryRecord:
     """The record with what the watch has not written yet."""
-    found = server._supervisor._canary._record
+    found = server._supervisor._tasks[0]._canary._record
     assert found is not None
     return found
 

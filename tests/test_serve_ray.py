@@ -139,7 +139,7 @@ def test_serve_answers_hits_misses_and_faults(served: tuple[serve.Server, Storag
     assert limit(690) < late["latency_ms"] < limit(2000)
     assert over_http(server, "be broken")["reason"] == "error"
     assert loopback.get(f"{server.url}/v1/answer", params={"query": "x" * 201}).status_code == 422
-    assert 'headtail_degraded_total{reason="timeout"} 1.0' in loopback.get(f"{server.admin_url}/metrics").text
+    assert 'headtail_degraded_total{reason="timeout",task="query_segmentation"} 1.0' in loopback.get(f"{server.admin_url}/metrics").text
 
 
 def test_serve_outlives_its_student(served: tuple[serve.Server, Storage, Path]) -> None:

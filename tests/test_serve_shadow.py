@@ -138,10 +138,10 @@ def test_rows_say_how_the_answers_agree_and_what_they_cost(current: Storage, tmp
     assert read_table(current, path).schema.equals(SHADOW)
     assert day_cost(current, datetime.datetime.now(datetime.UTC).date()) == pytest.approx(sum(row["usd"] for row in rows))
     assert plan_deletion(current, "Rare ham").rows == {"shadow": 2}
-    text = prometheus_text(read_counters(tmp_path / "counters")).decode()
-    assert 'headtail_shadow_compared_total{outcome="agree",source="realtime_student"} 1.0' in text
-    assert 'headtail_shadow_compared_total{outcome="differ",source="teacher"} 1.0' in text
-    assert "headtail_shadow_asked_total 3.0" in text
+    text = prometheus_text({"query_segmentation": read_counters(tmp_path / "counters")}).decode()
+    assert 'headtail_shadow_compared_total{outcome="agree",source="realtime_student",task="query_segmentation"} 1.0' in text
+    assert 'headtail_shadow_compared_total{outcome="differ",source="teacher",task="query_segmentation"} 1.0' in text
+    assert 'headtail_shadow_asked_total{task="query_segmentation"} 3.0' in text
 
 
 def test_a_query_that_was_deleted_while_its_row_waited_is_not_written(current: Storage) -> None:

@@ -204,8 +204,8 @@ def test_a_bigger_model_runs_beside_the_student_and_answers_what_is_unsure(
         found = miss(server)
         assert (found["source"], found["answer"], found["reason"]) == ("escalated", segments("something rare", "time"), "")
         text = loopback.get(f"{server.admin_url}/metrics").text
-        assert 'headtail_escalations_total{result="answered"} 1.0' in text
-        assert f"headtail_bigger_models_connected {float(server.config.fronts)}" in text
+        assert 'headtail_escalations_total{result="answered",task="query_segmentation"} 1.0' in text
+        assert f'headtail_bigger_models_connected{{task="query_segmentation"}} {float(server.config.fronts)}' in text
         titles = [(process, " ".join(process.info["cmdline"] or [])) for process in psutil.process_iter(["cmdline"])]
         replicas = [process for process, title in titles if f"-{server.config.port}-" in title and "escalation" in title]
         assert len(replicas) == 1

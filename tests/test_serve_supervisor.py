@@ -29,8 +29,8 @@ from headtail.core.task import Task, load_task
 from headtail.releases import release
 from headtail.stages import ingest, serve
 from headtail.stages.serve.front.counters import read_counters
-from headtail.stages.serve.front.program import release_to_open
-from headtail.stages.serve.run_folder import RunPlan, read_plan
+from headtail.stages.serve.front.task import release_to_open
+from headtail.stages.serve.run_folder import RunPlan, read_plan, task_folder
 from headtail.stages.serve.student_link import FrontAddress, FrontLinks
 from ports import free_port
 from test_serve import config, published, segments
@@ -42,10 +42,14 @@ FRONTS = 2
 
 
 class School:
-    """Students in a thread of this process, linked to a server's fronts as replicas on Ray would be."""
+    """Students in a thread of this process, linked to a server's fronts as replicas on Ray would be.
 
-    def __init__(self, server: serve.Server, task: Task) -> None:
-        self.folder = server._supervisor._folder.path
+    `server`: or its folder; `name`: of a further task.
+    """
+
+    def __init__(self, server: serve.Server | Path, task: Task, name: str = "", kind: type[Pupil] = Pupil) -> None:
+        folder = server if isinstance(server, Path) else server._supervisor._folder.path
+        self.folder, self._kind = task_folder(folder, name), kind
         self._task, self._ready, self._loop = task, threading.Event(), asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -55,7 +59,7 @@ class School:
         self._loop.close()
 
     async def _teach(self) -> None:
-        self.pupil, self._end = Pupil(self._task), asyncio.Event()
+        self.pupil, self._end = self._kind(self._task), asyncio.Event()
         self.links = FrontLinks(
             [FrontAddress(str(self.folder / f"link-{row}.sock")) for row in range(FRONTS)], self.pupil.hello(), self.pupil.answer
         )
@@ -126,9 +130,9 @@ def test_all_fronts_answer_and_the_counters_speak_for_all(served: tuple[serve.Se
     assert all(per_process), per_process
     assert sum(per_process) == 80
     text = loopback.get(f"{server.admin_url}/metrics").text
-    assert 'headtail_requests_total{path="cache",source="teacher"} 40.0' in text
-    assert 'headtail_requests_total{path="realtime",source="realtime_student"} 40.0' in text
-    assert "headtail_fronts 2.0" in text
+    assert 'headtail_requests_total{path="cache",source="teacher",task="query_segmentation"} 40.0' in text
+    assert 'headtail_requests_total{path="realtime",source="realtime_student",task="query_segmentation"} 40.0' in text
+    assert 'headtail_fronts{task="query_segmentation"} 2.0' in text
     assert get(server, "rare").json()["reason"] == "unavailable"
 
 

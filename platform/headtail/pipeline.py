@@ -70,7 +70,7 @@ FILLED: dict[str, dict[str, str]] = {
     "gate": {"evaluation": "", "source": "", "candidate": ""},
     "calibrate": {"evaluation": "", "source": "", "strata": ""},
     "publish": {"answers": "", "student": "", "evaluation": "", "gates": "", "calibration": "", "accept_unproven": "promote_unproven"},
-    "serve": {"release": "", "request_log": ""},
+    "serve": {"release": "", "request_log": "", "tasks": ""},
     "replay": {"log": "log", "plan": "", "release": "", "url": ""},
 }
 

@@ -1,7 +1,8 @@
 """The pages of a running server, on a port of their own: try it, API documentation, /metrics, what is served; admin calls where on.
 
-In: the shared counters, a client of the public port. Out: a FastAPI app. Calls of the API go on to the public port, so that the page shows
-what callers get. It listens on loopback unless it is told otherwise. Knows nothing of how queries are answered.
+In: the shared counters, a client of the public port. Out: a FastAPI app; that of a further task is below /tasks/NAME/. Calls of the API go
+on to the public port, so that the page shows what callers get. It listens on loopback unless it is told otherwise. Knows nothing of how
+queries are answered.
 
     python -m headtail.stages.serve.admin PLAN
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,7 @@ from headtail.stages.serve.front.counters import Counters, read_counters
 from headtail.stages.serve.login import FailedLogins, Login, caller_network
 from headtail.stages.serve.metrics import prometheus_text
 from headtail.stages.serve.page_requests import add_errors
-from headtail.stages.serve.run_folder import read_plan
+from headtail.stages.serve.run_folder import RunPlan, read_plan, task_folder
 
 PAGE = Path(__file__).parent / "page.html"
 # The pages are shown in no other page, and do not send their address. The try-it page runs no script but its own and talks to no host but
@@ -72,15 +73,17 @@ _ERRORS = openapi_errors(
 
 
 def make_app(
-    counters: Path,
+    counters: Mapping[str, Path],
     public: httpx.AsyncClient,
     login: Login | None = None,
     calls: AdminCalls | None = None,
     open_metrics: bool = True,
     config: Config | None = None,
     here_alone: bool = False,
+    further: str = "",
 ) -> FastAPI:
-    """The app. `public`: a client whose base URL is the public port; `open_metrics`: whether /metrics needs no login.
+    """The app of a task. `counters`: of all tasks by name, the first one first; `public`: a client whose base URL is the public port;
+    `open_metrics`: whether /metrics needs no login; `further`: name of the task below whose path the app is mounted; empty: of the first.
 
     `here_alone`: whether it answers only to names of this machine, so that no site's name can be made to lead here (DNS rebinding).
 
@@ -96,7 +99,7 @@ def make_app(
 
     _add_answer(app, pass_on)
     _add_operations(app, counters, pass_on, None if open_metrics else login)
-    _add_pages(app)
+    _add_pages(app, _links(list(counters), further))
     if calls is not None and login is not None:
         for name in CALLS:
             _add_call(app, name, calls, login, limits.body_timeout_s)
@@ -151,7 +154,7 @@ def _add_answer(app: FastAPI, pass_on: _PassOn) -> None:
         return await pass_on(request)
 
 
-def _add_operations(app: FastAPI, counters: Path, pass_on: _PassOn, login: Login | None) -> None:
+def _add_operations(app: FastAPI, counters: Mapping[str, Path], pass_on: _PassOn, login: Login | None) -> None:
     @app.get("/v1/release", summary="What is being served, since when, on what evidence; queries to try")
     async def what_is_served(request: Request) -> Response:
         return await pass_on(request)
@@ -168,7 +171,8 @@ def _add_operations(app: FastAPI, counters: Path, pass_on: _PassOn, login: Login
     async def metrics(request: Request) -> Response:
         if login is not None:
             login.check(request.headers.get("authorization", ""), _network(request), "metrics")
-        return Response(prometheus_text(read_counters(counters)), media_type="text/plain; version=0.0.4; charset=utf-8")
+        readings = {name: read_counters(path) for name, path in counters.items()}
+        return Response(prometheus_text(readings), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _add_call(app: FastAPI, name: str, calls: AdminCalls, login: Login, body_s: float) -> None:
@@ -191,8 +195,16 @@ def _network(request: Request) -> str:
     return caller_network(request.client.host if request.client is not None else "")
 
 
-def _add_pages(app: FastAPI) -> None:
-    page = PAGE.read_text(encoding="utf-8")
+def _links(tasks: Sequence[str], further: str) -> str:
+    """HTML: where the pages of all tasks are, seen from one of them; empty when there is one task. Names need no escape: see Config."""
+    top = "../../" if further else "./"
+    places = {tasks[0]: top, **{name: f"{top}tasks/{name}/" for name in tasks[1:]}} if len(tasks) > 1 else {}
+    here = further or tasks[0]
+    return "".join(f'<a href="{place}"{" aria-current=page" if name == here else ""}>{name}</a>' for name, place in places.items())
+
+
+def _add_pages(app: FastAPI, links: str) -> None:
+    page = PAGE.read_text(encoding="utf-8").replace("<!-- tasks -->", links)
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def try_it() -> Response:
@@ -229,6 +241,12 @@ def _swagger() -> Path | None:
     return folder if (folder / "swagger-ui-bundle.js").is_file() else None
 
 
+def _longest(plan: RunPlan) -> float:
+    """Seconds that the public port may take for a task's answer, with some to spare."""
+    config = plan.config
+    return max(config.realtime_timeout_ms + config.escalation.timeout_ms, config.answers_timeout_ms) / 1000 + 10
+
+
 def main() -> None:
     """Command line: PLAN."""
     hide_in_output()
@@ -236,18 +254,25 @@ def main() -> None:
     plan = read_plan(path)
     end_with_parent(plan.parent)
     config = plan.config
-    timeout = max(config.realtime_timeout_ms + config.escalation.timeout_ms, config.answers_timeout_ms) / 1000 + 10
-    client = httpx.AsyncClient(base_url=config.url, timeout=timeout, trust_env=False)
+    folders = {plan.name: path.parent, **{task.name: task_folder(path.parent, task.name) for task in plan.tasks}}
+    counters = {name: folder / "counters" for name, folder in folders.items()}
+    client = httpx.AsyncClient(base_url=config.url, timeout=max(map(_longest, (plan, *plan.tasks))), trust_env=False)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
-    counters = path.parent / "counters"
-    login = calls = None
+    login, count = None, None
     if config.api_keys:
         admit = open_admission(config.api_keys, path.parent / "limits", "")
-        count = Counters(counters, config.fronts + 1).add  # the row after the collector's
+        count = Counters(counters[plan.name], config.fronts + 1).add  # the row after the collector's
         login = Login(admit, FailedLogins(), count)
-        calls = AdminCalls(open_storage(config.root), count) if config.admin_calls else None
     here_alone = is_loopback(config.admin_host)
-    app = make_app(counters, client, login, calls, here_alone or not config.api_keys, config, here_alone)
+
+    def pages(task: RunPlan, further: str = "") -> FastAPI:
+        calls = AdminCalls(open_storage(task.config.root), count) if count is not None and config.admin_calls else None
+        alone = here_alone and not further  # a further task's are behind the check of the first's
+        return make_app(counters, client, login, calls, here_alone or not config.api_keys, task.config, alone, further)
+
+    app = pages(plan)
+    for task in plan.tasks:
+        app.mount(f"/tasks/{task.name}", pages(task, task.name))
     options: dict[str, Any] = {"log_level": "error", "ws": "none", "proxy_headers": False}  # a header does not say who calls
     options |= {"http": "h11", "h11_max_incomplete_event_size": config.max_header_bytes}  # its other parser has no limit on headers
     uvicorn.Server(uvicorn.Config(app, host=config.admin_host, port=config.admin, **options)).run()

@@ -1,12 +1,12 @@
 """Prometheus text over the counters of all front processes.
 
-In: a Reading of the shared counters. Out: metrics in the exposition format, the same whichever process is asked.
-Knows nothing of HTTP.
+In: for each task a Reading of its shared counters. Out: metrics in the exposition format, the same whichever process is asked. The label
+`task` is on all that is counted of a task; what is the processes' own (starts, keys, limits, traces) has none. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -27,30 +27,33 @@ _COUNTERS = {
     "headtail_dynamic_spoiled": ("dynamic_spoiled", "stored answers that were damaged or do not fit the schema, and were not given"),
     "headtail_redis_failures": ("redis_failures", "calls of Redis that failed or came too late"),
     "headtail_redis_skipped": ("redis_skipped", "calls of Redis that were not made, since it was away"),
-    "headtail_unlimited": ("unlimited", "requests let in without a limit, since the Redis of the limits was away"),
     "headtail_shadow_asked": ("shadow_asked", "answers that the shadow model was asked for too"),
     "headtail_shadow_dropped": (
         "shadow_dropped",
         "sampled answers that it was not asked for: the pipe was full, the budget spent, the model away",
     ),
-    "headtail_admin_calls": ("admin_calls", "calls below /admin/ that were let in and change something"),
-    "headtail_failed_logins": ("failed_logins", "calls of /metrics and below /admin/ without a right key"),
-    "headtail_limited_logins": ("limited_logins", "calls that were refused since their address had failed too often"),
-    "headtail_key_file_failures": ("key_file_failures", "changed files of API keys that could not be used"),
     "headtail_log_lines": ("log_lines", "lines handed to the request log"),
     "headtail_log_dropped": ("log_dropped", "lines of the request log that were dropped: the pipe was full, or the store away"),
     "headtail_feedback_lines": ("feedback_lines", "calls of /v1/feedback that were taken"),
     "headtail_feedback_dropped": ("feedback_dropped", "feedback that was lost: the log's pipe was full, or the store away"),
-    "headtail_trace_spans": ("trace_spans", "spans of traces that were sent"),
-    "headtail_trace_dropped": ("trace_dropped", "spans that were lost: too many waited, or the endpoint did not take them"),
     "headtail_student_tokens_in": ("tokens_in", "prompt tokens of misses that students answered"),
     "headtail_student_tokens_out": ("tokens_out", "tokens of students' answers"),
+    "headtail_escalation_tokens_in": ("escalation_tokens_in", "prompt tokens of misses that the bigger model answered"),
+    "headtail_escalation_tokens_out": ("escalation_tokens_out", "tokens of the bigger model's answers"),
+}
+# The same of the processes, whatever tasks they serve.
+_PROCESS_COUNTERS = {
+    "headtail_unlimited": ("unlimited", "requests let in without a limit, since the Redis of the limits was away"),
+    "headtail_admin_calls": ("admin_calls", "calls below /admin/ that were let in and change something"),
+    "headtail_failed_logins": ("failed_logins", "calls of /metrics and below /admin/ without a right key"),
+    "headtail_limited_logins": ("limited_logins", "calls that were refused since their address had failed too often"),
+    "headtail_key_file_failures": ("key_file_failures", "changed files of API keys that could not be used"),
+    "headtail_trace_spans": ("trace_spans", "spans of traces that were sent"),
+    "headtail_trace_dropped": ("trace_dropped", "spans that were lost: too many waited, or the endpoint did not take them"),
     "headtail_process_starts": (
         "starts",
         "starts of front processes, the log's collector and, with API keys, the pages; more than there are: some were restarted",
     ),
-    "headtail_escalation_tokens_in": ("escalation_tokens_in", "prompt tokens of misses that the bigger model answered"),
-    "headtail_escalation_tokens_out": ("escalation_tokens_out", "tokens of the bigger model's answers"),
 }
 _GAUGES = {
     "headtail_realtime_in_flight": ("in_flight", "requests waiting for a student"),
@@ -59,8 +62,26 @@ _GAUGES = {
 }
 
 
-class _Readings:
-    """A collector, in prometheus_client's sense, over one Reading."""
+class _Server:
+    """A collector, in prometheus_client's sense, over all tasks of a server."""
+
+    def __init__(self, readings: Mapping[str, Reading]) -> None:
+        self._readings = readings
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for task, reading in self._readings.items():
+            for family in _Task(reading).collect():
+                labelled = [sample._replace(labels={**sample.labels, "task": task}) for sample in family.samples]
+                whole = families.setdefault(family.name, family)
+                whole.samples = [*(whole.samples if whole is not family else ()), *labelled]
+        yield from families.values()
+        for name, (counter, text) in _PROCESS_COUNTERS.items():
+            yield CounterMetricFamily(name, text, sum(reading.sums[counter] for reading in self._readings.values()))
+
+
+class _Task:
+    """The same over one task, without its name."""
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
@@ -169,8 +190,8 @@ def _release(fronts: list[dict[str, float]]) -> Iterator[Metric]:
         yield GaugeMetricFamily("headtail_snapshot_rows", "answers in the snapshot", max(row["snapshot_rows"] for row in fronts))
 
 
-def prometheus_text(reading: Reading) -> bytes:
-    """The body of /metrics."""
+def prometheus_text(readings: Mapping[str, Reading]) -> bytes:
+    """The body of /metrics. `readings`: by name of the task."""
     registry = CollectorRegistry()
-    registry.register(_Readings(reading))
+    registry.register(_Server(readings))
     return generate_latest(registry)

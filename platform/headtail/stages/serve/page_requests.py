@@ -29,7 +29,7 @@ def add_errors(app: FastAPI, here_alone: bool) -> None:
 
     def refuse(request: Request, error: RequestError) -> Response:
         request_id = ids.next()
-        admin = request.url.path.startswith("/admin/") and error.code not in ("not_found", "method_not_allowed", "rate_limited")
+        admin = _path(request).startswith("/admin/") and error.code not in ("not_found", "method_not_allowed", "rate_limited")
         if admin or error.status >= 500:  # others anyone may cause as often as they like, and so fill the log
             log.warning("request %s to %.80r of the pages was refused: %s", request_id, request.url.path, error.code)
         return Response(error.body(request_id), error.status, dict(error.headers), "application/json")
@@ -40,7 +40,7 @@ def add_errors(app: FastAPI, here_alone: bool) -> None:
     async def answer_no_route(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 405:
-            here = [route for route in request.app.routes if isinstance(route, Route) and route.path == request.url.path]
+            here = [route for route in request.app.routes if isinstance(route, Route) and route.path == _path(request)]
             return refuse(request, method_error(*sorted({method for route in here for method in route.methods or ()})))
         return refuse(request, RequestError("not_found" if error.status_code == 404 else "bad_request"))
 
@@ -55,6 +55,12 @@ def add_errors(app: FastAPI, here_alone: bool) -> None:
     app.add_exception_handler(RequestError, answer_refusal)
     app.add_exception_handler(HTTPException, answer_no_route)
     app.add_exception_handler(Exception, answer_refusal)
+
+
+def _path(request: Request) -> str:
+    """The path within the app, which may be mounted below another one's."""
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", ""))
 
 
 def _is_own_name(host: str) -> bool:

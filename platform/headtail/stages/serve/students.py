@@ -36,6 +36,7 @@ T = TypeVar("T")
 WARM_UP = "warm up"
 # Ray 2.60 registers a module for the whole process while it makes a deployment or reads a status: of two threads one would fail.
 _SERVE = threading.Lock()
+_STARTING = threading.Lock()  # followers of two tasks may start their first student in the same moment
 _WITHOUT_GCS_S = 2_000_000  # 23 days; Ray counts it in ms of 32 bits
 _ANSWER_S = 20.0  # a controller whose GCS is dead answers never
 _LOGGING: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
@@ -151,20 +152,23 @@ class StudentReplica:
 
 
 class Students:
-    """The applications of one server. `name`: a prefix that no other server on the cluster has."""
+    """The applications of one task of a server. `prefix`: of their names; no other task and no other server on the cluster has it.
 
-    def __init__(self, config: Config, fronts: Sequence[FrontAddress], kind: type | None = None) -> None:
+    `mark`: of a further task; empty: the server's first.
+    """
+
+    def __init__(self, config: Config, fronts: Sequence[FrontAddress], kind: type | None = None, mark: str = "") -> None:
         self._config, self._fronts, self._kind = config, tuple(fronts), kind
-        self.prefix = f"headtail-{os.uname().nodename}-{config.port}-".lower()
+        self.prefix = f"headtail-{os.uname().nodename}-{config.port}{mark and f'_{mark}'}-".lower()
 
     def start(self) -> None:
-        """Join or start Ray and Serve; end what a killed server of this port left there."""
+        """Join or start Ray and Serve; end what a killed server of this port left there of this task."""
         # A server outlives its cluster's GCS: Ray would end this process 60 s after it, and with it the fronts.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(_WITHOUT_GCS_S))
         from ray import serve
 
-        cluster.start_cluster()
-        with _quiet():
+        with _STARTING, _quiet():
+            cluster.start_cluster()
             serve.start(proxy_location="Disabled", logging_config=_LOGGING)
             for name in serve_applications():
                 if name.startswith(self.prefix):

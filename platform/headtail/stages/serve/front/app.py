@@ -81,7 +81,7 @@ class FrontApp:
         admit: Admit = admit_all,
         routes: Mapping[str, Route] | None = None,
     ) -> None:
-        self._answerer, self._hot, self._ids = answerer, HotPath(answerer), RequestIds()
+        self.answerer, self._hot, self._ids = answerer, HotPath(answerer), RequestIds()
         self._config, self._counters, self._log, self._admit = config, counters, request_log, admit
         self.tracer: Tracer | None = None
         self.shadow: ShadowPipe | None = None
@@ -137,7 +137,7 @@ class FrontApp:
         except RequestError as error:
             await self._refuse(error, request_id, send, route)
         except Exception as error:
-            await self._refuse(self._note_failure(error, request_id), request_id, send, route)
+            await self._refuse(self.note_failure(error, request_id), request_id, send, route)
 
     def _subtree(self, path: str) -> Route | None:
         """The route of all paths below one that ends in a slash."""
@@ -161,7 +161,7 @@ class FrontApp:
             self.note_hit(found, request_id, caller)
             return found.body
         assert isinstance(found, Miss)
-        reply = await self._unless_left(self._answerer.resolve(found), receive)
+        reply = await self._unless_left(self.answerer.resolve(found), receive)
         if reply is None:
             return None
         self.note_reply(reply, caller, found.side_inputs)
@@ -185,7 +185,7 @@ class FrontApp:
     def note_hit(self, hit: Hit, request_id: str, caller: Principal) -> None:
         """Count and log an answer of the snapshot."""
         found = hit.found
-        if (split := self._answerer.split) is not None:
+        if (split := self.answerer.split) is not None:
             split.count(hit.clean, hit.served.release.id, hit.seconds, False)
         self._counters.count_reply("cache", found.source, hit.seconds)
         release = hit.served.release.id
@@ -202,7 +202,7 @@ class FrontApp:
         seconds = reply.latency_ms / 1000
         if self.tracer is not None and (trace := CURRENT_TRACE.get()) is not None:
             trace.note(reply.release, reply.source, reply.cached, reply.reason, reply.confidence)
-        if (split := self._answerer.split) is not None:
+        if (split := self.answerer.split) is not None:
             split.count(reply.normalised, reply.release, seconds, reply.degraded, reply.reason == "error")
         self._counters.count_reply(reply.path, reply.source, seconds, reply.reason if reply.degraded else "")
         self._log.write(
@@ -212,11 +212,11 @@ class FrontApp:
         if self.shadow is not None:
             self.shadow.offer_reply(reply, side_inputs)
 
-    def _note_failure(self, error: Exception, request_id: str) -> RequestError:
+    def note_failure(self, error: Exception, request_id: str) -> RequestError:
         """Log what nobody foresaw, and count it against the release that was asked; what the caller is told."""
         cause = (error.__cause__ or error) if isinstance(error, ReleaseFailed) else error
         log.error("request %s failed: %s", request_id, hide(str(cause))[:300], exc_info=error)
-        if isinstance(error, ReleaseFailed) and (split := self._answerer.split) is not None:
+        if isinstance(error, ReleaseFailed) and (split := self.answerer.split) is not None:
             split.count(error.clean, error.release, 0.0, False, True)
         return RequestError("internal")
 
@@ -241,7 +241,7 @@ class FrontApp:
         sent = parse_query_list(request.body)
         await self._admitted(_authorization(request.headers), "answer", len(sent.queries))  # all of them are admitted, or none
         limit_ms = min(sent.timeout_ms or self._config.answers_timeout_ms, self._config.answers_timeout_ms)
-        call, end = self._answerer.places.call(), asyncio.get_running_loop().time() + limit_ms / 1000
+        call, end = self.answerer.places.call(), asyncio.get_running_loop().time() + limit_ms / 1000
         ids = (f"{request.request_id}-{i}" for i in itertools.count())
         bodies = await asyncio.gather(*(self._one_of(*one, request.caller, call, end) for one in zip(sent.queries, ids, strict=False)))
         return FrontResponse(b'{"answers": [' + b", ".join(bodies) + b"]}")
@@ -254,9 +254,9 @@ class FrontApp:
             if isinstance(found, Hit):
                 self.note_hit(found, request_id, caller)
                 return found.body
-            reply = await self._answerer.resolve_of_many(found, call, end)
+            reply = await self.answerer.resolve_of_many(found, call, end)
         except (RequestError, ReleaseFailed) as error:
-            refused = error if isinstance(error, RequestError) else self._note_failure(error, request_id)
+            refused = error if isinstance(error, RequestError) else self.note_failure(error, request_id)
             self._counters.add(f"refused/{refused.code}")
             return refused.body(request_id)
         self.note_reply(reply, caller)

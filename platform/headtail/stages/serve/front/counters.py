@@ -108,9 +108,9 @@ class Reading(NamedTuple):
 
 
 class Counters:
-    """One row, open for writing."""
+    """One row, open for writing. `starts`: whether the process counts its start here; a front does so for the first of its tasks."""
 
-    def __init__(self, path: Path, row: int) -> None:
+    def __init__(self, path: Path, row: int, starts: bool = True) -> None:
         self._map = _map(path)
         base = row * _WIDTH
         self._ints = memoryview(self._map).cast("Q")[base : base + _WIDTH]
@@ -118,7 +118,8 @@ class Counters:
         for name in GAUGES:
             self.set(name, 0)
         self.set("pid", os.getpid())
-        self.add("starts")
+        if starts:
+            self.add("starts")
 
     def add(self, name: str, by: int = 1) -> None:
         """Count `by` more of `name`."""

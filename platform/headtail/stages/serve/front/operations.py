@@ -41,11 +41,15 @@ def describe(answerer: Answerer, link: StudentLink | None) -> dict[str, Any]:
     }
 
 
-class Operations:
-    """The routes. `draining`: set once the process is told to stop, so that a balancer sends it no more."""
+_ALONE: Mapping[str, Operations | None] = {}
 
-    def __init__(self, answerer: Answerer, link: StudentLink | None) -> None:
-        self._answerer, self._link = answerer, link
+
+class Operations:
+    """The routes of a task. `draining`: set once the process is told to stop, so that a balancer sends it no more. `further`: of the other
+    tasks without which this process is not ready, by name; None: not open yet."""
+
+    def __init__(self, answerer: Answerer, link: StudentLink | None, further: Mapping[str, Operations | None] = _ALONE) -> None:
+        self._answerer, self._link, self._further = answerer, link, further
         self.draining = False
 
     @property
@@ -63,8 +67,17 @@ class Operations:
     async def _ready(self, request: FrontRequest) -> FrontResponse:
         if self.draining:
             raise RequestError("not_ready", "this server is about to stop")
+        state = {"status": "ready", **self._state()}
+        if self._further:
+            closed = [name for name, task in self._further.items() if task is None]
+            if closed:
+                raise RequestError("not_ready", f"the release of task {closed[0]} is not open yet")
+            state["tasks"] = {name: task._state() for name, task in self._further.items() if task is not None}
+        return json_response(state)
+
+    def _state(self) -> dict[str, Any]:
         shown = describe(self._answerer, self._link)
-        return json_response({"status": "ready", "release": shown["id"], "realtime": shown["realtime"]})
+        return {"release": shown["id"], "realtime": shown["realtime"]}
 
     async def _release(self, request: FrontRequest) -> FrontResponse:
         return json_response(describe(self._answerer, self._link))
