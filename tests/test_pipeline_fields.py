@@ -14,13 +14,14 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from headtail import pipeline
+from headtail.adapters.storage import open_storage
 from headtail.core.config import StageConfig, build_config
 from headtail.core.errors import ConfigError
 from headtail.core.evidence import read_evidence
 from headtail.core.receipt import FileRef, Receipt, StageResult
 from headtail.core.task import EXAMPLES, Task, load_task
 from headtail.releases import registry
-from headtail.stages import replay, serve
+from headtail.stages import publish, replay, serve
 from headtail.stages.distill import Config as DistillConfig
 from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.gate.result import Result as GateResult
@@ -181,6 +182,22 @@ def test_a_field_that_is_set_reaches_its_stage_or_is_refused(watched: Any, group
     assert not lost
     assert set(untried) <= ALONE
     assert tried > 3 or group == "calibrate"
+
+
+def test_the_head_alone_is_published_only_where_nothing_is_current(watched: Any, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "publish_head" in watched({}, example=True)[1]
+    open_storage(root).replace("CURRENT", b"0123456789abcdef")
+    known: list[Any] = []
+
+    def find(config: Any, task: Task) -> Any:
+        known.append(config.answers)
+        return None
+
+    monkeypatch.setattr(publish, "find_publish", find)
+    configs = watched({}, example=True)[1]
+    assert "publish_head" not in configs
+    assert "publish" in configs
+    assert [len(answers) for answers in known] == [1]  # what was made of these answers before is looked for, not made
 
 
 def test_what_another_field_overwrites_is_refused(watched: Any) -> None:

@@ -53,7 +53,6 @@ SHIPPED_TEACHER, PLACEHOLDER = "example:teacher", "placeholder"
 TORSO, TAIL, UNSEEN = str(Stratum.TORSO), str(Stratum.TAIL), str(Stratum.UNSEEN)
 TEACHER, BATCH, REALTIME = str(Source.TEACHER), str(Source.BATCH_STUDENT), str(Source.REALTIME_STUDENT)
 
-
 # Fields of a group that the pipeline fills in, and the pipeline's field to set instead.
 _STUDENT = {"sets": "", "labels": ""}
 FILLED: dict[str, dict[str, str]] = {
@@ -238,10 +237,12 @@ def _tables(planned: Receipt, *names: str) -> tuple[str, ...]:
 
 
 def _publish_head(pipeline: _Pipeline, answered: Receipt) -> None:
-    """A first release of the teacher's answers alone. Later the old release stays current until the new one is whole."""
-    config = pipeline.config
-    first = config.publish.promote and release.current_id(open_storage(config.root)) == ""
-    pipeline.task_stage("publish_head", publish.run, config.publish, answers=(answered.path,), promote=first)
+    """A first release of the teacher's answers alone. Where a release is current already, it stays so until the new one is whole."""
+    config, how = pipeline.config, {"answers": (answered.path,)}
+    if release.current_id(open_storage(config.root)) == "":
+        pipeline.task_stage("publish_head", publish.run, config.publish, **how)
+    elif done := publish.find_publish(config.publish.at(config, pipeline.tracking, task=config.task, **how), pipeline.task):
+        pipeline.receipts["publish_head"] = done
 
 
 class _Student(NamedTuple):

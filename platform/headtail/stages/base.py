@@ -35,6 +35,10 @@ from headtail.core.task import Task
 R = TypeVar("R", bound=StageResult)
 
 
+class NotDone(Exception):
+    """The stage has not run under this config, and was not to be started."""
+
+
 class Stage:
     """What `work` gets: a store, a folder in it, and places for figures."""
 
@@ -93,12 +97,14 @@ def run_once(
     version: int = 1,
     replaces: Mapping[str, Any] | None = None,
     about: str = "",
+    only_found: bool = False,
 ) -> Receipt[R]:
     """The receipt of stage `name` under `config`, with a result of `kind`: found when already done, else made by `work`.
 
     `inputs`: receipts, files or digests the result depends on; one named `task` is a task's fingerprint. `version`: raised when
     the stage's own logic changes its result. `replaces`: config fields whose raw value (a path, `latest`) is stood for by what
-    it resolved to. `about`: name of the task, where `inputs` or `replaces` hold what of it decides the result.
+    it resolved to. `about`: name of the task, where `inputs` or `replaces` hold what of it decides the result. `only_found`: raise
+    NotDone rather than call `work`.
     """
     store = open_storage(config.root)
     settings, mark = identity(name, config, inputs=inputs, task=task, version=version, replaces=replaces)
@@ -108,6 +114,8 @@ def run_once(
         store.replace(f"{name}/{LATEST.upper()}", path.encode())
         say(f"{name:<12} done before, reused ({path})")
         return receipt
+    if only_found:
+        raise NotDone(path)
     if warning := low_space(store.root):
         say(warning)
     tracker = Tracker(config.tracking, config.root)

@@ -28,7 +28,7 @@ from headtail.adapters.server_key import key_headers
 from headtail.adapters.storage import Storage, open_storage, stream_table
 from headtail.adapters.storage.receipts import load_receipt
 from headtail.core.config import Config as Fields
-from headtail.core.config import StageConfig, TrackingConfig, execution
+from headtail.core.config import StageConfig, execution
 from headtail.core.errors import ConfigError, HeadtailError, InputError, LedgerError
 from headtail.core.paths import StoreId
 from headtail.core.receipt import LATEST, FileRef, Receipt, StageResult
@@ -37,7 +37,7 @@ from headtail.core.score import Counts, f1
 from headtail.core.task import Task, load_task
 from headtail.releases.look import record_look
 from headtail.releases.seal import sealed_keys
-from headtail.stages.base import Stage, run_once
+from headtail.stages.base import NotDone, Stage, run_once
 from headtail.stages.plan.result import Result as PlanResult
 
 PATHS = ("cache", "realtime", "fallback")
@@ -183,21 +183,14 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
 
 def find_replay(config: Config, task: Task | None = None) -> Receipt[Result] | None:
     """The receipt of an earlier replay under `config` (which names the release), or None. Needs no server."""
-
-    def missing(*_: object) -> Result:
-        raise _Missing
-
     try:
-        return _run_once(config.model_copy(update={"tracking": TrackingConfig(enabled=False)}), missing, task)
-    except _Missing:
+        return _run_once(config, None, task)
+    except NotDone:
         return None
 
 
-class _Missing(Exception):
-    """Nothing was found; never leaves `find_replay`."""
-
-
-def _run_once(config: Config, work: Callable[[Stage, Receipt, Receipt, Task], Result], task: Task | None) -> Receipt[Result]:
+def _run_once(config: Config, work: Callable[[Stage, Receipt, Receipt, Task], Result] | None, task: Task | None) -> Receipt[Result]:
+    """The receipt that `work` makes, or that was made before. NotDone when there is neither."""
     task, store = task or load_task(config.task, config.allow_task_code), open_storage(config.root)
     log, plan = load_receipt(store, "ingest", config.log), load_receipt(store, "plan", config.plan, PlanResult)
     if plan.result.rebuilt:
@@ -208,15 +201,21 @@ def _run_once(config: Config, work: Callable[[Stage, Receipt, Receipt, Task], Re
             fix="name a plan with rebuild=false, made before, or replay a log of later days",
         )
     replaces = {"task": task.name, "log": log.path, "plan": plan.path}
+
+    def replay(stage: Stage) -> Result:
+        assert work is not None
+        return work(stage, log, plan, task)
+
     return run_once(
         "replay",
         Result,
         config,
-        lambda stage: work(stage, log, plan, task),
+        replay,
         inputs={"log": log, "plan": plan},
         task=task,
         version=2,
         replaces=replaces,
+        only_found=work is None,
     )
 
 

@@ -14,6 +14,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -40,7 +41,7 @@ from headtail.core.task import Task, load_task
 from headtail.releases import release as releases
 from headtail.releases.promotion import unproven_students, unproven_words
 from headtail.releases.proof import recheck
-from headtail.stages.base import Stage, run_once
+from headtail.stages.base import NotDone, Stage, run_once
 from headtail.stages.calibrate.result import Result as CalibrateResult
 from headtail.stages.distill.result import Result as DistillResult
 from headtail.stages.evaluate.result import Result as EvaluateResult
@@ -89,8 +90,16 @@ class Config(StageConfig):
     note: str = Field("", description="why, in words; kept with the release")
 
 
-def run(config: Config, task: Task | None = None) -> Receipt[Result]:
-    """Build the snapshot and its release unless they exist, then promote. `task`: what `config.task` names, where it is loaded already."""
+def find_publish(config: Config, task: Task | None = None) -> Receipt[Result] | None:
+    """What `run` made before under `config`, or None. Promotes nothing."""
+    try:
+        return run(config.model_copy(update={"promote": False}), task, only_found=True)
+    except NotDone:
+        return None
+
+
+def run(config: Config, task: Task | None = None, only_found: bool = False) -> Receipt[Result]:
+    """Build the snapshot and its release unless they exist, then promote. `task`: the task, loaded. `only_found`: NotDone, not build."""
     task, store = task or load_task(config.task, config.allow_task_code), open_storage(config.root)
     answers = {ref: load_receipt(store, "precompute", ref, PrecomputeResult) for ref in config.answers}
     student = load_receipt(store, "distill", config.student) if config.student else None
@@ -118,13 +127,9 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
         manifest = _snapshot(stage, config, parts, built, words)
         return _release(stage, config, parts, manifest, withholding)
 
-    inputs: dict[str, Receipt] = {f"answers.{i}": receipt for i, receipt in enumerate(parts.answers)}
-    inputs |= {
-        name: receipt
-        for name, receipt in (("student", student), ("evaluation", evaluation), ("calibration", calibrated))
-        if receipt is not None
-    }
-    inputs |= {f"gate.{i}": found for i, found in enumerate(gated)}
+    parents = {"student": student, "evaluation": evaluation, "calibration": calibrated}
+    inputs: dict[str, Receipt] = {name: receipt for name, receipt in parents.items() if receipt is not None}
+    inputs |= {f"answers.{i}": receipt for i, receipt in enumerate(parts.answers)} | {f"gate.{i}": one for i, one in enumerate(gated)}
     replaces = {
         "task": task.name,
         "redacted": task.file.redacted,
@@ -136,11 +141,12 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
         "calibration": calibrated.path if calibrated else "",
         "people": people.digest,
     }
-    published = run_once("publish", Result, config, work, inputs=inputs, task=task, version=3, replaces=replaces)
+    once = partial(run_once, "publish", Result, config, work, inputs=inputs, task=task, version=3, replaces=replaces, only_found=only_found)
+    published = once()
     if published.reused and (damage := _find_damage(store, published.result)):
         say(f"{'publish':<12} what was published before cannot be served: {damage}; it is built again")
         store.remove(f"{published.path}/receipt.json")
-        published = run_once("publish", Result, config, work, inputs=inputs, task=task, version=3, replaces=replaces)
+        published = once()
     if config.promote:  # also when reused: after a rollback, publishing the same again makes it current again
         refuse_loss(store, published, config.max_lost_share, config.accept_loss)
         releases.promote(store, published.result.release)
