@@ -223,6 +223,30 @@ def test_a_bigger_model_that_hangs_takes_no_place_of_the_student(store: Storage,
     asyncio.run(go())
 
 
+def test_others_get_their_turns_while_a_thousand_hits_are_answered(store: Storage, tmp_path: Path, segmentation: Task) -> None:
+    published(store, tmp_path, segmentation)
+    front = Front(store, serve.Config(), tmp_path)
+
+    async def go() -> None:
+        turns, done = 0, False
+
+        async def other() -> None:
+            nonlocal turns
+            while not done:
+                turns += 1
+                await asyncio.sleep(0)
+
+        beside = asyncio.create_task(other())
+        found = await ask_many(front, ["pizza near me"] * 1000)
+        done = True
+        await beside
+        assert {one["source"] for one in found} == {"teacher"}
+        assert len(found) == 1000
+        assert turns >= 20
+
+    asyncio.run(go())
+
+
 # ---- callers who leave
 
 ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
