@@ -20,6 +20,7 @@ from headtail.core.task import Task, load_task
 from headtail.stages.precompute.result import AnsweringModel
 from headtail.stages.precompute.result import Result as PrecomputeResult
 from here import answer_here, train_here  # noqa: F401  # fixtures
+from moto_s3 import serve_s3
 from null_jobs import MakeJob, maker
 from ports import free_port
 from ray_jobs import head  # noqa: F401  # a fixture
@@ -148,12 +149,9 @@ def keep(store: Storage, stage: str, mark: str, tables: Mapping[str, pa.Table], 
 
 @pytest.fixture(scope="session")
 def _moto() -> Iterator[str]:
-    """moto's server stands in for S3; it is not S3, but it answers boto3 and Arrow over HTTP as S3 does."""
-    from moto.server import ThreadedMotoServer
-
+    """moto's server stands in for S3: see moto_s3."""
     port = free_port()
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
+    server = serve_s3(port)
     os.environ.update(
         AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}",
         AWS_ACCESS_KEY_ID="test",
@@ -161,7 +159,7 @@ def _moto() -> Iterator[str]:
         AWS_DEFAULT_REGION="us-east-1",
     )
     yield f"http://127.0.0.1:{port}"
-    server.stop()
+    server.shutdown()
 
 
 @pytest.fixture

@@ -128,7 +128,8 @@ def test_an_endpoints_status_and_models_decide_the_advice(
         model = ModelConfig(engine="openai", model="org/model", base_url=f"{server.url}/v1")
         result = doctor_servers.endpoint(model, "teacher")
     assert (result.status, said in result.found, cure in result.fix) == (status, True, True), result
-    assert ("OPENAI_API_KEY" in result.fix) == (("401" in result.found) or ("403" in result.found))
+    said_status = result.found.removeprefix(server.url)  # a port may hold the digits of a status
+    assert ("OPENAI_API_KEY" in result.fix) == (("401" in said_status) or ("403" in said_status))
 
 
 def test_an_endpoint_that_asks_for_a_key_where_none_is_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from .spec import DONE, SLOWER, UNFORESEEN, Spec, start, start_making, warm
 from .verify import Findings, Tree, check_files, check_rows
 
 ANSWERED, FAILED = frozenset({"answered"}), frozenset({"failed"})
+MOTO = Path(__file__).parent.parent / "moto_s3.py"
 RUN_S = 60.0 * SLOWER  # a forked run takes below a second; one that takes this long hangs
 
 
@@ -62,23 +63,12 @@ class Lab:
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_REGION": "us-east-1",
         }
-        self._server = subprocess.Popen([sys.executable, "-c", _MOTO, str(port), str(os.getpid())], stderr=subprocess.DEVNULL)
+        self._server = subprocess.Popen([sys.executable, str(MOTO), str(port), str(os.getpid())], stderr=subprocess.DEVNULL)
         end = time.monotonic() + 30 * SLOWER
         while not answers(port):
             assert self._server.poll() is None, "moto's server did not start"
             assert time.monotonic() < end, "moto's server did not answer within 30 s"
             time.sleep(0.05)
-
-
-# Ends by itself when the harness is gone, however that ended.
-_MOTO = """
-import os, sys, time
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=int(sys.argv[1]), verbose=False)
-server.start()
-while os.getppid() == int(sys.argv[2]):
-    time.sleep(0.5)
-"""
 
 
 def answers(port: int) -> bool:
