@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, settings
 
+from headtail.adapters import charts
 from headtail.adapters.storage import LocalStorage, Storage, open_storage, write_json, write_table
 from headtail.batch import worker
 from headtail.core.evidence import JobFigures
@@ -24,19 +25,24 @@ from moto_s3 import serve_s3
 from null_jobs import MakeJob, maker
 from ports import free_port
 from ray_jobs import head  # noqa: F401  # a fixture
-from timescale import SCALE, WORKERS, limit
+from timescale import SCALE, limit
 
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-if WORKERS > 1:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch: the workers share the cores, and threads that wait for one another spin
 
 # An example has no time limit: pytest's own ends a test that hangs, and a slow machine breaks any other.
 settings.register_profile("headtail", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("headtail")
 
 EXAMPLES = Path(__file__).parent.parent / "platform" / "headtail" / "examples"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers that test at the same time share the cores, and threads that wait for one another spin: one each, of NumPy and torch. NumPy
+    reads this when it is imported, so it is set before the workers start."""
+    if (config.getoption("numprocesses", None) or 0) > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -64,6 +70,18 @@ def starts_moto(item: pytest.Item) -> bool:
 def not_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker in this process does not collect and freeze what all tests before it left: 0.2 s each time, and the rest would stay."""
     monkeypatch.setattr(worker, "gc", SimpleNamespace(collect=lambda: 0, freeze=lambda: None, unfreeze=lambda: None))
+
+
+@pytest.fixture(autouse=True)
+def not_synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test's own process writes need not outlive a loss of power, and to wait for the disk takes a tenth of the time of stages."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+@pytest.fixture
+def not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of stages are blank: for simulations, which run stages hundreds of times (0.15 s a figure)."""
+    monkeypatch.setattr(charts, "svg", lambda figure: "<svg></svg>")
 
 
 @pytest.fixture

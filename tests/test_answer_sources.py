@@ -17,6 +17,8 @@ from headtail.core.task import Task
 from headtail.stages import curate, evaluate, publish
 from test_evaluate import INTENTS, answer_table, intent_of, labels_table
 
+pytestmark = pytest.mark.usefixtures("not_drawn")
+
 OFF = TrackingConfig(enabled=False)
 LABELS = "plan/" + "p" * 16
 QUERIES = [f"q{i}" for i in range(40)]

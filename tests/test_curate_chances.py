@@ -21,6 +21,8 @@ from headtail.stages.curate.reviewed import Reviewed, read_reviewed
 from headtail.stages.curate.suspects import ScoreCurve, queue_order
 from headtail.stages.precompute.result import Result as PrecomputeResult
 
+pytestmark = pytest.mark.usefixtures("not_drawn")
+
 BADLY_SCALED = ScoreCurve(0.0)  # the scores that are given without verdicts: expit(evidence)
 
 

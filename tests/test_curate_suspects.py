@@ -24,6 +24,8 @@ from headtail.review.queue import load_queue
 from headtail.stages import curate
 from headtail.stages.curate.suspects import AT_RANDOM
 
+pytestmark = pytest.mark.usefixtures("not_drawn")
+
 ROWS = 1500
 
 

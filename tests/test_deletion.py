@@ -35,6 +35,8 @@ from headtail.review.log import LABELLING, DecisionLog
 from null_jobs import MakeJob, planned, run_here
 from test_publish_guardrails import answered, published, spans
 
+pytestmark = pytest.mark.usefixtures("not_drawn")
+
 GONE, KEPT = "ada lovelace london", "pizza"
 KEY = query_key(GONE)
 UNTOUCHED = ("LATEST", "CURRENT", ".db", ".db-shm", ".db-wal")

@@ -20,10 +20,12 @@ from headtail.engines.models import ResolvedModel
 from headtail.engines.tokens import vocabulary_fingerprint
 from headtail.examples import example_data
 from headtail.stages import distill
+from headtail.stages.distill import launch
 from headtail.stages.distill.base import BaseModelConfig, Shape, make_decoder_base
 from headtail.stages.distill.learner import DecoderLearner
 from headtail.stages.distill.logits import COLUMNS, Logits, check_logits, check_stored, soft_loss, top_k
 from headtail.stages.distill.tokenizer import train_tokenizer
+from here import fit_here, unmetered
 
 TINY = Shape(vocabulary=400, hidden=32, layers=2, heads=2, feed_forward=64, positions=256)
 
@@ -163,11 +165,14 @@ def test_another_vocabulary_or_format_is_refused(tokenizer: Any, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_student_learns_from_its_teachers_logits_on_two_workers(root: str, cluster: None, teacher_path: Path) -> None:
+def test_a_student_learns_from_its_teachers_logits_on_two_workers(root: str, teacher_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three of the shipped teacher's layers, mostly taught by its logits; the bytes are in the receipt.
 
-    Real Ray Train, real DeepSpeed ZeRO-2 on gloo: the loss falls, and a finished run keeps no checkpoint.
+    Real DeepSpeed ZeRO-2 on gloo: the loss falls, and a finished run keeps no checkpoint. Ray Train with two workers is tested in
+    test_distill_train.
     """
+    monkeypatch.setattr(launch, "_fit", fit_here(2))
+    monkeypatch.setattr("headtail.adapters.meter.job_meter", unmetered)
     off = TrackingConfig(enabled=False)
     rows = example_data.run(example_data.Config(root=root, tracking=off, events=500, days=2, train=96, labels=40, seed=3))
     config = distill.Config(

@@ -32,6 +32,8 @@ from headtail.stages.judge.rubric import load_rubric
 from test_engines_openai import Server, chat
 from test_gate import with_policy
 
+pytestmark = pytest.mark.usefixtures("not_drawn")
+
 OFF = TrackingConfig(enabled=False)
 RIGHT, WRONG = {"intent": "price"}, {"intent": "how_to"}
 SHOP = "p" * 16

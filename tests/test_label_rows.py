@@ -8,6 +8,8 @@ import pytest
 from bench.label_designs import EXPONENTS, draw_frame, make_world, quality_of, reached_power, reached_width
 from headtail.core.label_rows import ExpectedQuality, power_of, rows_for_gate, rows_for_width, width_of
 
+pytestmark = pytest.mark.usefixtures("not_drawn")
+
 
 @pytest.mark.parametrize("exponent", EXPONENTS)
 @pytest.mark.parametrize("census", [100, 1000])

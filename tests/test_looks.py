@@ -36,6 +36,8 @@ from headtail.stages.precompute.result import Result as PrecomputeResult
 from test_cache import answers, good, publish
 from test_gate import GOOD, OFF, POOR, TEACHER, evidence_of, put, run_gate, with_policy
 
+pytestmark = pytest.mark.usefixtures("not_drawn")
+
 LABELS = "plan/" + "p" * 16 + ":human_labels"
 
 

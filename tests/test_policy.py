@@ -11,6 +11,8 @@ from headtail.core.errors import ConfigError
 from headtail.core.policy import TaskPolicy
 from headtail.core.task import Task, load_task
 
+pytestmark = pytest.mark.usefixtures("not_drawn")
+
 
 def test_levels_sum_to_delta_for_ever() -> None:
     policy = TaskPolicy(delta=0.05)

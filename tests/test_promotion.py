@@ -37,6 +37,8 @@ from test_cache import answers, good
 from test_gate import GOOD, POOR, evidence_of, put, run_gate, with_policy
 from test_gate import STUDENT as STUDENT_MARK
 
+pytestmark = pytest.mark.usefixtures("not_drawn")
+
 PACKAGE = Path(headtail.__file__).parent
 
 

@@ -21,6 +21,8 @@ from headtail.releases.look import record_look
 from headtail.releases.seal import seal_labels, sealed_keys, split_labels
 from test_near_duplicates import paraphrases
 
+pytestmark = pytest.mark.usefixtures("not_drawn")
+
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 

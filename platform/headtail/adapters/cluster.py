@@ -46,6 +46,7 @@ def start_cluster(cpus: int | None = None) -> None:
     joins = joins_cluster()
     if not joins:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's switch for one machine alone: every port on 127.0.0.1
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process per training that looks for nodes that will go
     import ray
 
     if ray.is_initialized():
