@@ -28,9 +28,10 @@ from headtail.stages.distill.batches import collate, encode_examples, example_co
 from headtail.stages.distill.learner import DecoderLearner
 from headtail.stages.distill.merge import merge_lora
 from headtail.stages.distill.tokenizer import train_tokenizer
-from headtail.stages.distill.train import add_adapters, learning_rate
+from headtail.stages.distill.train import add_adapters, learning_rate, tells_apart
 
 OFF = TrackingConfig(enabled=False)
+MODELS = Path(distill.__file__).parents[2] / "examples" / "models"
 TINY = Shape(vocabulary=400, hidden=32, layers=3, heads=2, feed_forward=64, positions=256)
 
 
@@ -244,6 +245,21 @@ def test_layers_are_taken_evenly(tokenizer: Any) -> None:
     assert (model.config.num_hidden_layers, len(model.model.layers)) == (3, 3)
     assert model.model.layers[0] is first
     assert model.model.layers[2] is last
+
+
+def test_symbols_that_a_base_tells_apart_are_not_trained(tokenizer: Any, intent: Task) -> None:
+    """The shipped base knows none of them; a base that knows them is spared a copy of all its embeddings at each step."""
+    made = io_format.format_for(intent, io_format.IOFormat(prompt="query_only", output="compact"))
+    shipped, its_own = load_base(str(MODELS / "student-base"))
+    assert not tells_apart(shipped, made.symbols(its_own))
+    signs, learner = made.symbols(tokenizer), DecoderLearner(io_format=made)
+    for alike in (False, True):
+        known = make_decoder_base(TINY, tokenizer, 0)
+        table = known.get_input_embeddings().weight.data
+        if alike:
+            table[signs[3]] = table[signs[5]] * 2
+        adapted = add_adapters(known, tokenizer, learner, distill.Lora())
+        assert adapted.peft_config["default"].trainable_token_indices == (signs if alike else None)
 
 
 @pytest.mark.parametrize("kind", ["gemma3_text", "qwen3", "smollm3"])
