@@ -180,7 +180,10 @@ def test_a_stage_of_the_task_gets_the_task_that_the_pipeline_read(segmentation: 
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"task": "own"}, "a PLACEHOLDER is trained on 70% of people's answers (labels_train_share)"),
+        (
+            {"task": "own"},
+            "a PLACEHOLDER is trained on 70% of people's answers (labels_train_share), or on those whose column split says train, and answers",
+        ),
         ({"log": "log.csv"}, "the shipped PLACEHOLDER example:teacher, trained on example data, answers your log"),
         ({}, ""),
         ({"log": "log.csv", "precompute_teacher": {"model": {"model": "big/model", "revision": "ab12"}}}, ""),

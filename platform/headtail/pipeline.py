@@ -371,7 +371,7 @@ def _tell_placeholder(config: Config, teacher: ModelConfig | None) -> None:
     """Print which model answers when no teacher is named."""
     name = "name a teacher: --set precompute_teacher.model.model=... (make: TEACHER=...)"
     if teacher is None:
-        share = f"{config.labels_train_share:.0%} of people's answers (labels_train_share)"
+        share = f"{config.labels_train_share:.0%} of people's answers (labels_train_share), or on those whose column split says train,"
         say(f"teacher      none is named: a PLACEHOLDER is trained on {share} and answers in its place; {name}")
     elif config.precompute_teacher.model.model == PLACEHOLDER and config.log:
         say(f"teacher      none is named: the shipped PLACEHOLDER {teacher.model}, trained on example data, answers your log; {name}")
