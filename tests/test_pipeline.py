@@ -182,7 +182,7 @@ def test_a_stage_of_the_task_gets_the_task_that_the_pipeline_read(segmentation: 
     [
         (
             {"task": "own"},
-            "a PLACEHOLDER is trained on 70% of people's answers (labels_train_share), or on those whose column split says train, and answers",
+            "a PLACEHOLDER is trained on 70% of people's answers (labels_train_share), or on those whose column split says train",
         ),
         ({"log": "log.csv"}, "the shipped PLACEHOLDER example:teacher, trained on example data, answers your log"),
         ({}, ""),
