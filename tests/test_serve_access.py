@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from headtail.core.task import Task
 from headtail.stages import serve
 from headtail.stages.serve.admission import ClusterAdmission, KeyAdmission, open_admission
 from headtail.stages.serve.api_keys import add_key, revoke_key
-from headtail.stages.serve.front.counters import read_counters
-from headtail.stages.serve.front.store_counts import follow_counts, store_counts
+from headtail.stages.serve.front.counters import Counters, create_counters, read_counters
+from headtail.stages.serve.front.store_counts import follow_counts, follow_processor, store_counts
 from headtail.stages.serve.metrics import prometheus_text
 from headtail.stages.serve.principal import admit_all
 from headtail.stages.serve.rate_limit import RedisLimiter
+from headtail.stages.simulate.probe import FRONT_METRIC
 from redis_server import RedisServer, needs_redis
 from test_serve import config as server_config
 from test_serve import published, says
@@ -177,6 +179,23 @@ def test_what_a_damaged_file_of_keys_did_is_counted(keys: Path) -> None:
     admit._ring.find(b"")
     assert store_counts(admit, None)["key_file_failures"] == 1
     assert set(store_counts(admit_all, None).values()) == {0}
+
+
+def test_the_processor_time_of_fronts_is_counted(tmp_path: Path) -> None:
+    create_counters(tmp_path / "counters", 2)
+
+    async def count() -> None:
+        fronts = [Counters(tmp_path / "counters", row) for row in range(2)]
+        tasks = [asyncio.create_task(follow_processor(front)) for front in fronts]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+
+    before = time.process_time()
+    asyncio.run(count())
+    text = prometheus_text({"a": read_counters(tmp_path / "counters")}).decode()
+    (found,) = [float(line.split()[1]) for line in text.splitlines() if line.startswith(FRONT_METRIC)]
+    assert 2 * before <= found <= 2 * time.process_time()
 
 
 def test_settings_choose_the_check(keys: Path, root: str) -> None:

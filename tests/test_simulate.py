@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import datetime
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 
 from conftest import keep
 from headtail.adapters.storage import Storage, write_table
@@ -30,7 +28,6 @@ from headtail.stages.simulate.design import EscalationDesign, ServiceTimes, Serv
 from headtail.stages.simulate.events import timed_requests
 from headtail.stages.simulate.figures import cost_figures, needed_machines, queue_figures, reason_counts, way_figures
 from headtail.stages.simulate.flow import CACHE, DYNAMIC, ESCALATED, FALLBACK, REALTIME, Arrivals, FlowOutcome, simulate_flow
-from headtail.stages.simulate.probe import CROWD, measure_times, row_share
 from headtail.stages.simulate.quality import mixture_quality, mixture_sums, quality_difference, scored_cells, why_unknown
 from headtail.stages.simulate.traffic import busiest_stretch
 from test_cache import answers, good, publish
@@ -304,41 +301,34 @@ def test_intervals_of_few_rows_cover() -> None:
     assert paired >= 279
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
-def test_the_share_of_a_further_row_is_found_again(share: float) -> None:
-    """Sixteen callers, each with its next miss as soon as it is answered: the simulator's own engine, driven by hand."""
-    alone, waiting, now, answered = 0.005, 15, 0.0, 0
-    batch = 1
-    while answered < 10_000:
-        now += alone * (1 + (batch - 1) * share)
-        answered, batch, waiting = answered + batch, waiting, batch
-    assert row_share(now / answered, alone, 16) == pytest.approx(share, abs=0.01)
+@pytest.mark.parametrize("rest", [0.5, 50.0])
+def test_a_part_that_has_rested_is_slower(rest: float) -> None:
+    """Requests that come one at a time, each after a rest of so many seconds."""
+    rests = {"rest_ms": (0, 1000), "front_rest": (0.4, 1), "student_rest": (0.2, 1)}
+    service = times(front_ms=(100,), miss_ms=(100,), student_ms=(1000,), **rests)
+    share = {name: 1 - (1 - shares[0]) * (1 - min(rest, 1)) for name, shares in rests.items() if name != "rest_ms"}
+    hit = 0.1 * share["front_rest"]
+    hits = Arrivals(np.linspace(1, 1 + 48 * (rest + hit), 49), np.arange(49), np.full(49, True))
+    assert simulate_flow(hits, design(), service, 1).seconds[9:] == pytest.approx(np.full(40, hit), rel=1e-4)
+    misses = Arrivals(np.linspace(1, 48_001, 49), np.arange(49), np.full(49, False))
+    assert simulate_flow(misses, design(), service, 1).seconds == pytest.approx(np.full(49, 1.2))  # the front rests while the student works
 
 
-def test_a_server_is_measured_from_outside() -> None:
-    """A server of this process that answers hits at once and each miss after 20 ms, all of them at the same time."""
+def test_a_part_without_rest_keeps_its_pace() -> None:
+    """All at once: the first request finds parts that have rested, the others do not."""
+    service = times(front_ms=(100,), student_ms=(1000,), rest_ms=(0, 10), front_rest=(0.4, 1), student_rest=(0.2, 1))
+    hits = Arrivals(np.zeros(5), np.arange(5), np.full(5, True))
+    assert simulate_flow(hits, design(), service, 1).seconds == pytest.approx([0.1, 0.14, 0.18, 0.22, 0.26])
+    misses = Arrivals(np.zeros(2), np.arange(2), np.full(2, False))
+    assert simulate_flow(misses, design(slots=2), service, 1).seconds == pytest.approx([1.1, 0.14 + 0.2])
+    assert simulate_flow(misses, design(), service, 1).seconds == pytest.approx([1.1, 1.3])
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError):
-            while True:
-                hit = b"query=hit" in await reader.readuntil(b"\r\n\r\n")
-                await asyncio.sleep(0 if hit else 0.02)
-                body = json.dumps({"cached": hit, "source": "teacher" if hit else "realtime_student", "reason": ""}).encode()
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
-        writer.close()
 
-    async def measured() -> ServiceTimes:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        async with server:
-            misses = [f"miss {n}" for n in range(CROWD + 20)]
-            return await measure_times(f"http://127.0.0.1:{port}", [f"hit {n}" for n in range(40)], misses, 0)
-
-    found = asyncio.run(measured())
-    assert len(found.wire_ms) == 40
-    assert len(found.student_ms) == 20
-    assert np.median(found.student_ms) + found.miss_ms[0] >= 19  # beyond a hit
-    assert found.row_share == 0
+def test_rests_and_their_shares_belong_together() -> None:
+    with pytest.raises(ValidationError, match="give as many values of each"):
+        times(rest_ms=(0, 2))
+    with pytest.raises(ValidationError, match="ascending order"):
+        times(rest_ms=(2, 0), front_rest=(1, 1), student_rest=(1, 1))
 
 
 def test_the_busiest_stretch() -> None:
@@ -460,8 +450,8 @@ def test_a_request_log_is_replayed_when_its_requests_came(filled: Storage, tmp_p
     assert one.ways["dynamic"].requests + one.ways["realtime"].requests == 30
     assert one.ways["realtime"].requests >= 10
     assert receipt.notes[0] == "requests of 2031-01-31"
-    fast = run(filled, traffic={"events": "requests", "rate_per_s": 1}, designs=short)
-    assert fast.notes[1] == "they are simulated 1,440.00 times as fast as they came, for traffic.rate_per_s=1"
+    fast = run(filled, traffic={"events": "requests", "rate_per_s": 4}, designs=short)
+    assert fast.notes[1] == "they are simulated 5,760.00 times as fast as they came, for traffic.rate_per_s=4"
     assert fast.result.designs[0].latency.p99_ms > one.latency.p99_ms
     file = tmp_path / "day.csv"
     file.write_text("query,time\noften,2031-02-01 10:00:00\noften,2031-02-01 10:00:01\n", encoding="utf-8")

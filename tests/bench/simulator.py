@@ -2,8 +2,9 @@
 
     python -m tests.bench.simulator --root build/quickstart      # make bench-simulate: build/bench/simulate.json
 
-Hits are drawn as people ask them, misses from a pool in which some come again. A round measures the service times (requests alone, and
-misses together), then sends requests at random times at two loads, and simulates these very requests at the times at which they were sent.
+Hits are drawn as people ask them, misses from a pool in which some come again. A round sends requests at random times at two loads, and
+measures the service times (requests alone, and misses together) before and after each. These very requests are simulated at the times at
+which they were sent, with both measurements: the speed of a shared machine changes within seconds.
 The caller, the fronts and the student share the machine: the caller's share of a core is taken off the cores that are simulated, and how
 late it sent is among the figures.
 """
@@ -13,13 +14,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import os
 import random
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,14 +32,14 @@ from headtail.releases import release as releases
 from headtail.stages import serve
 from headtail.stages.simulate.design import ServiceTimes, ServingDesign
 from headtail.stages.simulate.flow import WAYS, Arrivals, simulate_flow
-from headtail.stages.simulate.probe import CROWD, ProbeConnection, ProbeReply, ask_in_turn, measure_times
+from headtail.stages.simulate.probe import CROWD, ProbeReply, ask_in_turn, measure_times, metrics_of, probe_reply
 from headtail.stages.simulate.stage import unknown_queries
 
 from .machine import machine, write_figures
+from .open_loop import send_at_random
 
 LOADS = (0.2, 0.6)  # of the rate at which a student that answers each miss alone would be busy all the time
 HITS = 0.75  # share of the requests
-CONNECTIONS = 64
 SEEDS = 5  # simulations of the same requests
 ALONE = 250  # misses of a round that are asked alone, and twice as many hits
 POOL = 40_000  # queries that may miss: the first is asked most
@@ -88,37 +87,10 @@ class Mixture:
 
 
 async def send(url: str, requests: Sequence[tuple[int, str, bool]], rate: float, seed: int) -> Load:
-    """The requests at random times, whatever became of those before; each over a connection that is free."""
-    rng = random.Random(seed)
-    free = [ProbeConnection(url) for _ in range(CONNECTIONS)]
-    for connection in free:
-        await connection.open()
-    replies: list[tuple[ProbeReply, int]] = []
-    late: list[float] = []
-
-    async def one(number: int, text: str) -> None:
-        connection = free.pop(rng.randrange(len(free))) if free else ProbeConnection(url)
-        replies.append((await connection.ask(text), number))
-        free.append(connection)
-
-    tasks, due = set(), time.perf_counter()
-    begun, worked = due, time.process_time()
-    gc.disable()
-    for number, text, _ in requests:
-        due += rng.expovariate(rate)
-        if (pause := due - time.perf_counter()) > 0:
-            await asyncio.sleep(pause)
-        late.append(1000 * (time.perf_counter() - due))
-        task = asyncio.create_task(one(number, text))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-    await asyncio.gather(*tasks)
-    gc.enable()
-    busy = (time.process_time() - worked) / (time.perf_counter() - begun)
-    for connection in free:
-        connection.close()
-    replies.sort(key=lambda reply: reply[0].sent)
-    return Load([reply for reply, _ in replies], [number for _, number in replies], late, busy)
+    """The requests at random times, in the order in which they were sent."""
+    sent = await send_at_random(url, [text for _, text, _ in requests], rate, seed)
+    replies = sorted(zip(map(probe_reply, sent.exchanges), (number for number, _, _ in requests), strict=True), key=lambda one: one[0].sent)
+    return Load([reply for reply, _ in replies], [number for _, number in replies], sent.late_ms, sent.busy)
 
 
 def take_priority() -> None:
@@ -136,11 +108,13 @@ def take_cores(port: int, folder: Path = Path("/proc")) -> None:
                 os.sched_setscheduler(int(found.name), os.SCHED_RR, os.sched_param(2))
 
 
-def simulated(load: Load, known: int, design: ServingDesign, times: ServiceTimes, cores: float) -> tuple[np.ndarray, dict[str, float]]:
-    """Seconds of the same requests, SEEDS times over, and shares by way."""
+def simulated(
+    load: Load, known: int, design: ServingDesign, measured: Sequence[ServiceTimes], cores: float
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Seconds of the same requests, SEEDS times over with each of the service times, and shares by way."""
     at, query = np.array([reply.sent for reply in load.replies]), np.array(load.query)
     arrivals = Arrivals(at - at[0], query, query < known)
-    outcomes = [simulate_flow(arrivals, design, times, seed, cores) for seed in range(SEEDS)]
+    outcomes = [simulate_flow(arrivals, design, times, seed, cores) for times in measured for seed in range(SEEDS)]
     ways = np.concatenate([outcome.way for outcome in outcomes])
     return np.concatenate([outcome.seconds for outcome in outcomes]), {name: float((ways == i).mean()) for i, name in enumerate(WAYS)}
 
@@ -149,22 +123,31 @@ def quantiles(seconds: Any) -> dict[str, float]:
     return {f"p{q:g}_ms": float(1000 * np.quantile(seconds, q / 100)) for q in (50, 95, 99)}
 
 
+def medians(times: ServiceTimes) -> dict[str, Any]:
+    return {name: value if "rest" in name else float(np.median(value)) for name, value in times.model_dump().items()}
+
+
 def one_round(url: str, mixture: Mixture, design: ServingDesign, seconds: float, cores: int, seed: int) -> list[dict[str, Any]]:
-    """Service times, then each load: what was met and what is simulated."""
-    times = asyncio.run(measure_times(url, mixture.hits(2 * ALONE), mixture.fresh(ALONE + CROWD), seed))
-    capacity = 1000 / (1 - HITS) / float(np.median(times.student_ms))
+    """Each load: what was met, and what is simulated with the service times of before and of after it."""
+
+    def probe() -> ServiceTimes:
+        return asyncio.run(measure_times(url, metrics_of(url), mixture.hits(2 * ALONE), mixture.fresh(ALONE + CROWD), seed))
+
+    measured = [probe()]
+    capacity = 1000 / (1 - HITS) / float(np.median(measured[0].student_ms))
     found = []
     for share in LOADS:
         rate = share * capacity
         load = asyncio.run(send(url, mixture.draw(max(100, round(rate * seconds))), rate, seed))
         met = np.array([reply.seconds for reply in load.replies])
-        made, ways = simulated(load, len(mixture.known), design, times, cores - load.caller_busy)
+        measured.append(probe())
+        made, ways = simulated(load, len(mixture.known), design, measured[-2:], cores - load.caller_busy)
         sources = [reply.source if not reply.cached else "cache" for reply in load.replies]
         found.append({
             "load": share, "rate_per_s": rate, "requests": len(met), "met": quantiles(met), "simulated": quantiles(made),
             "met_shares": {name: sources.count(name) / len(sources) for name in sorted(set(sources))}, "simulated_shares": ways,
             "caller_busy": load.caller_busy, "caller_late_p99_ms": float(np.quantile(load.late_ms, 0.99)),
-            "times": {name: float(np.median(value)) for name, value in times.model_dump().items()},
+            "times": [medians(times) for times in measured[-2:]],
             "met_s": met.tolist(), "simulated_s": made.tolist(),
         })  # fmt: skip
         print(

@@ -77,7 +77,13 @@ class _Server:
                 whole.samples = [*(whole.samples if whole is not family else ()), *labelled]
         yield from families.values()
         for name, (counter, text) in _PROCESS_COUNTERS.items():
-            yield CounterMetricFamily(name, text, sum(reading.sums[counter] for reading in self._readings.values()))
+            yield CounterMetricFamily(name, text, self._sum(counter))
+        yield CounterMetricFamily(
+            "headtail_front_cpu_seconds", "processor time of the front processes", self._sum("cpu_microseconds") / 1e6
+        )
+
+    def _sum(self, counter: str) -> float:
+        return sum(reading.sums[counter] for reading in self._readings.values())
 
 
 class _Task:

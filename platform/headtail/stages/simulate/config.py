@@ -67,6 +67,9 @@ class Config(StageConfig):
     times_url: str = Field(
         "", description="a running server whose parts are measured instead of `times`: idle, no API keys or HEADTAIL_API_KEY"
     )
+    metrics_url: str = Field(
+        "", description="its /metrics, which have the processor time of its front processes; empty: on the port after that of times_url"
+    )
     probes: int = Field(300, ge=50, description="hits, and as many misses, that it is asked for that")
     cores: int = Field(0, ge=0, description="cores that fronts and students share; 0: each process has one of its own")
     prices: SimulatedPrices = Field(SimulatedPrices(), description="what machines and answers cost")

@@ -5,7 +5,7 @@ In: YAML and `--set`. Out: frozen configs. The fields that a server has too have
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -15,6 +15,7 @@ from headtail.core.intervals import Array
 from headtail.core.rows import Source
 
 Milliseconds = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]  # a sample; one value: always as long
+Shares = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
 CACHED = (Source.TEACHER, Source.BATCH_STUDENT, Source.HUMAN_OVERRIDE)
 
 
@@ -59,15 +60,30 @@ class ServingDesign(Config):
 
 class ServiceTimes(Config):
     """How long the parts work, in milliseconds, each as a sample from which it is drawn. The defaults are those of
-    docs/benchmarks/2026-11-30-simulate.md: an encoder, on two cores."""
+    docs/benchmarks/2026-11-30-simulate.md after a rest of 5 ms: an encoder, on two cores."""
 
-    wire_ms: Milliseconds = Field((0.38,), description="outside the processes that serve: client and network, both ways")
-    front_ms: Milliseconds = Field((0.38,), description="a front process with one request: a hit, or the fallback")
-    miss_ms: Milliseconds = Field((1.15,), description="a front process with a miss, beyond that: to the student and back")
-    student_ms: Milliseconds = Field((3.9,), description="a student's engine with one row alone")
-    row_share: float = Field(0.17, ge=0, description="each further row beside it, as a share of that")
+    wire_ms: Milliseconds = Field((0.04,), description="outside the processes that serve: client and network, both ways")
+    front_ms: Milliseconds = Field((0.35,), description="a front process with one request: a hit, or the fallback")
+    miss_ms: Milliseconds = Field((0.95,), description="a front process with a miss, beyond that: to the student and back")
+    student_ms: Milliseconds = Field((2.6,), description="a student's engine with one row alone")
+    row_share: float = Field(0.22, ge=0, description="each further row beside it, as a share of that")
     escalated_ms: Milliseconds = Field((1000.0,), description="the bigger model with one row")
+    rest_ms: Milliseconds = Field((0,), description="how long a part has had nothing to do, ascending; one value: that makes no difference")
+    front_rest: Shares = Field(
+        (1,), description="a front process after each of `rest_ms`, as a share of front_ms and of miss_ms; between them: in line"
+    )
+    student_rest: Shares = Field((1,), description="a student's engine after each of `rest_ms`, as a share of student_ms")
+
+    @model_validator(mode="after")
+    def _rests(self) -> Self:
+        if len({len(self.rest_ms), len(self.front_rest), len(self.student_rest)}) > 1 or sorted(set(self.rest_ms)) != list(self.rest_ms):
+            raise ValueError("rest_ms, front_rest and student_rest: give as many values of each, and rest_ms in ascending order")
+        return self
 
     def seconds(self, name: str) -> Array:
         """The sample of a field, in seconds."""
         return np.asarray(getattr(self, f"{name}_ms"), np.float64) / 1000
+
+    def pace(self, name: Literal["front", "student"], rest_s: float) -> float:
+        """How long a part works after a rest of so many seconds, as a share of the time that is its sample."""
+        return float(np.interp(1000 * rest_s, self.rest_ms, self.front_rest if name == "front" else self.student_rest))

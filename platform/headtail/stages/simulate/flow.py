@@ -3,7 +3,8 @@
 In: arrivals, a design, service times, a seed. Out: for each request the way it took, why, how long it took and waited; for each kind of
 process how busy it was. The rules are those of `serve`: `answerer` (limits, time limit), `link` (the least busy student of a front's own
 view), `realtime` (what waits together is one batch), `dynamic`, `escalation`. Pure, and the same for the same seed. When more
-processes work than there are cores, fronts share the cores first, then students. Knows nothing of queries but their numbers.
+processes work than there are cores, fronts share the cores first, then students. A part that has rested is slower.
+Knows nothing of queries but their numbers.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.queue: deque[tuple[int, int, float]] = deque()  # request, what to do, since when
-        self.working = False
+        self.working, self.last = False, -_INFINITE  # last: when it ended its work
         self.in_flight = self.escalations = self.longest = 0
         self.pending: list[int] = []  # by student: what this front waits for
         self.answers: OrderedDict[int, float] = OrderedDict()  # dynamic tier: query -> until when
@@ -127,6 +128,7 @@ class _Engine:
     def __init__(self) -> None:
         self.queue: deque[tuple[int, float]] = deque()
         self.rows = self.longest = 0
+        self.last = -_INFINITE  # when it ended its work
 
 
 class _Flow:
@@ -135,6 +137,7 @@ class _Flow:
         rng = np.random.default_rng(seed)
         self._arrivals, self._design, self._row_share, self._clock = arrivals, design, times.row_share, _Clock(cores)
         self._draws = {name: rng.choice(times.seconds(name), size=n).tolist() for name in ("wire", "front", "miss", "student", "escalated")}
+        self._times = times
         self._front_of = rng.integers(design.fronts, size=n).tolist()
         self._unsure = (rng.random(int(arrivals.query.max()) + 1 if n else 0) < design.escalation.unsure_share).tolist()
         self._query, self._cached = arrivals.query.tolist(), arrivals.cached.tolist()
@@ -192,12 +195,13 @@ class _Flow:
     def _next(self, place: int) -> None:
         front = self._fronts[place]
         if not front.queue:
-            front.working = False
+            front.working, front.last = False, self._clock.now
             return
         request, what, since = front.queue.popleft()
+        rest = 0.0 if front.working else self._clock.now - front.last
         front.working = True
         self._front_wait[request] += self._clock.now - since
-        seconds = self._draws["front" if what == _NEW else "miss"][request]
+        seconds = self._draws["front" if what == _NEW else "miss"][request] * self._times.pace("front", rest)
         self._worked["front"] += seconds
         self._clock.work(self._clock.fronts, seconds, lambda: self._handled(place, request, what))
 
@@ -253,9 +257,10 @@ class _Flow:
                 continue
             for request, since in rows:
                 self._student_wait[request] = self._clock.now - since
+            pace = self._times.pace("student", 0.0 if engine.rows else self._clock.now - engine.last)
             engine.rows += len(rows)
             beside = engine.rows - 1  # rows that are worked on together
-            seconds = self._draws["student"][rows[0][0]] * (1 + beside * self._row_share)
+            seconds = pace * self._draws["student"][rows[0][0]] * (1 + beside * self._row_share)
             self._worked["student"] += seconds / (slots or 1)
             self._batches, self._rows = self._batches + 1, self._rows + len(rows)
             done = [request for request, _ in rows]
@@ -263,7 +268,8 @@ class _Flow:
         engine.longest = max(engine.longest, len(engine.queue))
 
     def _answered(self, place: int, rows: list[int]) -> None:
-        self._engines[place].rows -= len(rows)
+        engine = self._engines[place]
+        engine.rows, engine.last = engine.rows - len(rows), self._clock.now
         for request in rows:
             if self._state[request] == "waits":
                 self._state[request] = "answered"

@@ -49,7 +49,7 @@ from headtail.stages.simulate.result import DesignFigures, QualityFigures, Resul
 from headtail.stages.simulate.traffic import EventsFile, Traffic, load_traffic, open_events, snapshot_sources
 from headtail.stages.simulate.words import design_words, doubt_words, need_words
 
-VERSION = 2
+VERSION = 3
 LATENCIES = pa.schema([("design", pa.string()), ("way", pa.string()), ("quantile", pa.float64()), ("ms", pa.float64())])
 
 
@@ -61,7 +61,7 @@ def run(config: Config, task: Task | None = None) -> Receipt[Result]:
     snapshot = releases.load_release(store).snapshot if config.snapshot == "current" else config.snapshot
     if config.times_url:
         times = asyncio.run(_probe(store, snapshot, config))
-        config = config.model_copy(update={"times": times, "times_url": ""})
+        config = config.model_copy(update={"times": times, "times_url": "", "metrics_url": ""})
         say(f"{'simulate':<12} measured: {_times_words(times)}")
 
     events = open_events(store, config.traffic)
@@ -206,7 +206,8 @@ async def _probe(store: Storage, snapshot: str, config: Config) -> ServiceTimes:
     if not known:
         raise InputError("the snapshot is empty: there is no hit to measure", where="times_url", fix="set times instead")
     hits = rng.choices(known, weights=table["count"].to_pylist(), k=config.probes)
-    return await probe.measure_times(config.times_url, hits, list(unknown_queries(known, config.probes + probe.CROWD, rng)), config.seed)
+    misses = list(unknown_queries(known, config.probes + probe.CROWD, rng))
+    return await probe.measure_times(config.times_url, config.metrics_url or probe.metrics_of(config.times_url), hits, misses, config.seed)
 
 
 def unknown_queries(known: Sequence[str], number: int, rng: random.Random) -> Iterator[str]:

@@ -62,8 +62,8 @@ EVENTS = [
     "starts",
 ]
 SUMS = [f"seconds/{path}/sum" for path in PATHS]  # of seconds
-# Numbers of a row that only grow, and are set: see `store_counts`.
-STORES = ["dynamic_misses", "dynamic_spoiled", "redis_failures", "redis_skipped", "unlimited", "key_file_failures"]
+# Numbers of a row that only grow, and are set once a second: see `store_counts`.
+STORES = ["cpu_microseconds", "dynamic_misses", "dynamic_spoiled", "redis_failures", "redis_skipped", "unlimited", "key_file_failures"]
 # Numbers of a row that are set. Ids of 16 hexadecimal digits are held as whole numbers.
 GAUGES = [
     "pid",

@@ -27,6 +27,7 @@ from headtail.stages.serve.children import end_with_parent
 from headtail.stages.serve.front.counters import Counters
 from headtail.stages.serve.front.dispatch import TaskDispatch
 from headtail.stages.serve.front.further import FurtherTasks
+from headtail.stages.serve.front.store_counts import follow_processor
 from headtail.stages.serve.front.task import FrontShare, open_front_task
 from headtail.stages.serve.front.trace_export import Tracer
 from headtail.stages.serve.run_folder import RunPlan, read_plan
@@ -41,7 +42,7 @@ async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
     further = FurtherTasks(plan.tasks, folder, share)
     first = await open_front_task(plan, folder, counters, share, further)
     await further.open(again=plan.started)
-    following = asyncio.create_task(first.follow())
+    following = [asyncio.create_task(first.follow()), asyncio.create_task(follow_processor(counters))]
     app = TaskDispatch(first.app, further.apps) if plan.tasks else first.app
     server = Server(
         app,
@@ -66,7 +67,8 @@ async def serve_front(plan: RunPlan, folder: Path, row: int) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, drain)
     gc.freeze()  # modules and the release stay: the collector need not look at them again
     await server.serve()
-    following.cancel()
+    for task in following:
+        task.cancel()
     await further.close()
     await first.close()
     if isinstance(admit, ClusterAdmission):

@@ -1,4 +1,4 @@
-"""What the key file, the dynamic tier and Redis did in this front process, for /metrics.
+"""What the key file, the dynamic tier and Redis did in this front process, and its processor time, for /metrics.
 
 In: the admission check, the dynamic tier. Out: numbers in the shared counters, once a second: on the way of a request nothing is written.
 """
@@ -6,6 +6,7 @@ In: the admission check, the dynamic tier. Out: numbers in the shared counters, 
 from __future__ import annotations
 
 import asyncio
+import time
 
 from headtail.stages.serve.admission import ClusterAdmission, KeyAdmission
 from headtail.stages.serve.dynamic import DynamicTier, RedisAnswers
@@ -34,4 +35,11 @@ async def follow_counts(counters: Counters, admit: Admit, dynamic: DynamicTier |
     while True:
         for name, value in store_counts(admit, dynamic).items():
             counters.set(name, value)
+        await asyncio.sleep(_EVERY_S)
+
+
+async def follow_processor(counters: Counters) -> None:
+    """Write the processor time of this process, for all its tasks, for as long as it serves."""
+    while True:
+        counters.set("cpu_microseconds", 1e6 * time.process_time())
         await asyncio.sleep(_EVERY_S)
