@@ -483,3 +483,15 @@ def test_an_engine_of_other_traits_is_found_by_them(store: Storage, monkeypatch:
     assert find_model(config, store).digest == "null"
     monkeypatch.setitem(ENGINES, "null", EngineTraits(in_process=False, endpoint=True))
     assert find_model(config, store).digest == "endpoint:https://host.example/v1:m@"
+
+
+@pytest.mark.parametrize("said", [{}, {"architectures": None}, {"architectures": []}])
+def test_a_folder_that_does_not_name_its_class_is_refused(tmp_path: Path, said: dict[str, Any]) -> None:
+    """vLLM took Gemma 3 for an embedding model and missed weights of other names."""
+    from headtail.engines.vllm import check_architecture
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3_text", **said}))
+    with pytest.raises(ConfigError, match="does not name its architecture"):
+        check_architecture(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["Gemma3ForCausalLM"]}))
+    check_architecture(tmp_path)

@@ -10,6 +10,7 @@ Knows nothing of tasks or retries.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import queue
 import time
@@ -105,6 +106,14 @@ def engine_arguments(config: ModelConfig, path: str) -> dict[str, Any]:
     return arguments | {"block_size": config.kv_block_tokens or CPU_BLOCK}
 
 
+def check_architecture(folder: Path) -> None:
+    """ConfigError when a model's folder does not name its class: vLLM then guesses one, for Gemma 3 an embedding model."""
+    file = folder / "config.json"
+    if not json.loads(file.read_text(encoding="utf-8")).get("architectures"):
+        fix = 'add "architectures": ["Gemma3ForCausalLM"], or the class that it is; a model that transformers saves has it'
+        raise ConfigError("the model's folder does not name its architecture", where=str(file), fix=fix)
+
+
 class VllmEngine:
     """A started vLLM engine. `bound` None leaves answers free, for comparison; `top` of the likeliest tokens come with each token."""
 
@@ -117,6 +126,7 @@ class VllmEngine:
                 os.environ[name] = value
         if Path(path).is_dir():
             os.environ.setdefault("HF_HUB_OFFLINE", "1")
+            check_architecture(Path(path))
         grammar, self._bound = ebnf(bound, sampling["max_tokens"], "task.yaml answer"), bound
         self.config, self.arguments, self.apart, self.top = config, engine_arguments(config, path), has_engine_process(config), top
         if top:
