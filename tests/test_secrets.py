@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headtail.adapters.storage import Storage, read_json, write_json
+from headtail.adapters.storage import Storage, open_storage, read_json, write_json
 from headtail.adapters.tracking import Tracker
 from headtail.batch.parsed_answer import classify
 from headtail.cli import status
@@ -27,13 +27,15 @@ from headtail.core.receipt import Receipt, StageResult
 from headtail.core.secrets import HIDDEN, hide, hide_in, hide_in_stream
 from headtail.core.task import Task
 from headtail.engines import Completion, ModelConfig, Request
+from headtail.engines.chat import completion_of_chat
 from headtail.engines.openai import OpenAIEngine, key_for
 from local_server import Running
 
 KEYS = (
     "OPENAI_API_KEY", "MY_PROVIDER_API_KEY", "ANTHROPIC_APIKEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "RAY_AUTH_TOKEN",
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN",
-    "REDIS_PASSWORD", "PGPASSWORD",
+    "REDIS_PASSWORD", "PGPASSWORD", "GITHUB_PAT", "ORACLE_PWD", "SENTRY_DSN", "AZURE_STORAGE_CONNECTION_STRING", "SLACK_WEBHOOK",
+    "TEAMS_WEBHOOK_URL", "DB_CONN_STR",
 )  # fmt: skip
 URLS = ("MLFLOW_TRACKING_URI", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "MLFLOW_REGISTRY_URI")
 SECRET = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"], exclude_characters="\0"), min_size=8, max_size=40).filter(
@@ -100,7 +102,30 @@ def test_urls(text: str, clean: str) -> None:
     assert hide(text) == clean
 
 
-@pytest.mark.parametrize("name", ["RAY_AUTH_TOKEN_PATH", "TOKENIZERS_PARALLELISM", "PWD", "RAY_AUTH_MODE", "AWS_PROFILE"])
+def test_the_parts_of_connection_strings_and_webhooks_are_hidden_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "DefaultEndpointsProtocol=https;AccountName=shop;AccountKey=c2VjcmV0a2V5MTIz==")
+    monkeypatch.setenv("SQL_CONN_STR", "Server=db;User Id=me;Password=open-sesame")
+    monkeypatch.setenv("SLACK_WEBHOOK_URL", "https://hooks.example/services/T000/B000/abcdefgh")
+    clean = hide("key c2VjcmV0a2V5MTIz== or open-sesame, POST /services/T000/B000/abcdefgh; AccountName=shop Server=db")
+    assert clean == "key *** or ***, POST /***; AccountName=shop Server=db"
+
+
+def test_an_answer_that_repeats_the_key_does_not_hold_it(planted: str) -> None:
+    body = {"choices": [{"message": {"content": f'{{"intent": "Bearer {planted}"}}'}, "finish_reason": "stop"}]}
+    assert planted not in completion_of_chat(0, body).text
+
+
+def test_a_bucket_takes_no_login() -> None:
+    with pytest.raises(HeadtailError, match="no login") as told:
+        open_storage("s3://user:open-sesame@bucket/prefix")
+    assert "open-sesame" not in str(told.value)
+    assert open_storage("s3://bucket/prefix/a@b").root == "s3://bucket/prefix/a@b"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["RAY_AUTH_TOKEN_PATH", "TOKENIZERS_PARALLELISM", "PWD", "OLDPWD", "PATH", "PYTHONPATH", "DSNAME", "RAY_AUTH_MODE", "AWS_PROFILE"],
+)
 def test_other_variables_are_shown(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "/home/someone/place")
     assert not secrets.is_secret_name(name)

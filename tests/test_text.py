@@ -237,6 +237,13 @@ def test_two_questions_have_two_forms(different: tuple[str, ...]) -> None:
 JOINED = ["می‌خواهم", "خانه‌ها", "کتابِ‌من", "ශ්‍රී ලංකාව", "ക്‍", "അവന്‍", "क्‌ष", "क्‍ष", "র‍্যাম", "ನ‍್ಯ", "👨‍👩‍👧", "🧑🏽‍🚀", "🏳‍🌈", "🙂‍↔"]
 
 
+@pytest.mark.parametrize("consonant, chillu", list(zip("ണനരലളക", "ൺൻർൽൾൿ", strict=True)))
+def test_a_pure_consonant_of_malayalam_is_one_letter_in_both_spellings(consonant: str, chillu: str) -> None:
+    """As a letter of its own, or as consonant, virama, ZWJ: what Unicode before 5.1 had, and keyboards still write."""
+    assert normalise(f"അവ{consonant}\u0d4d{ZWJ} വീട്") == normalise(f"അവ{chillu} വീട്")
+    assert normalise(f"അവ{consonant}\u0d4d വീട്") != normalise(f"അവ{chillu} വീട്")
+
+
 @pytest.mark.parametrize("text", JOINED)
 def test_joiners_stay_where_they_carry_meaning(text: str) -> None:
     assert normalise(text) == text

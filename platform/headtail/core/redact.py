@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-VERSION = 2  # part of ingest's fingerprint; raise it when a rule changes, and text.NORMALISATION with it: servers redact too
+VERSION = 3  # part of ingest's fingerprint; raise it when a rule changes, and text.NORMALISATION with it: servers redact too
 
 # What every rule needs: an at sign, a plus before a digit, seven digits in a row, or nine close together. Other text is left alone
 # at no cost; also valid as RE2, to look for it in bulk in ASCII text.
@@ -47,7 +47,8 @@ _CARD = re.compile(
 
 _PHONE = re.compile(
     rf"""(?<![\w.,/+@-])(?:
-        \+[1-9](?:[ .()/-]{{0,2}}\d){{7,14}}                         # +49 171 1234567: 8-15 digits (ITU-T E.164)
+        \+(?!\d{{1,3}}\.\d{{4,6}}(?!\d))[1-9](?:[ .()/-]{{0,2}}\d){{7,14}}  # +49 171 1234567: 8-15 digits (E.164); not +40.712776
+      | 8[ -]?(?:\([3-9]\d\d\)[ -]?|9\d\d[ -])\d{{3}}[ -]\d\d[ -]?\d\d  # 8 (912) 345-67-89, as Russians write it
       | 00[ ]?[1-9]\d{{1,2}}[ .()/-]{{1,2}}\d(?:[ .()/-]{{0,2}}\d){{6,12}}  # 0049 (0)171-1234567
       | (?:1[ .-]?)?\([2-9]\d\d\)[ ]?[2-9]\d\d[ .-]?\d{{4}}          # (555) 234-5678
       | (?:1[.-])?[2-9]\d\d([.-])[2-9]\d\d\1\d{{4}}                  # 555-234-5678, 1-555-234-5678, 555.234.5678
@@ -60,18 +61,19 @@ _PHONE = re.compile(
 
 # Words that make a telephone number of a bare number beside them. Few, and of the languages that search logs hold most.
 _CALL = (
-    "call(?:s|ed|er|ing)?|phoned?|telephone|tel|mobile|cell|cellphone|whatsapp|sms|dial|fax|contact"  # English
+    "call(?:s|ed|er|ing)?|phoned?|ph|telephone|tel|mobile|mob|cell|cellphone|whatsapp|sms|dial|fax|contact"  # English
     "|telefon(?:nummer)?|handy(?:nummer)?|rufnummer|anruf|anrufen|tél|téléphone|appel|appeler|telefoonnummer|bellen"  # de, fr, nl
     "|teléfono|telefono|telefone|celular|cellulare|móvil|llamar|ligar|chiamare"  # es, pt, it
-    "|телефон|звонить|फोन|फ़ोन|मोबाइल|هاتف|جوال|واتساب"  # ru, hi, ar
+    "|телефон(?:[ауые]|ом)?|тел|звонить|फोन|फ़ोन|मोबाइल|هاتف|جوال|واتساب"  # ru, hi, ar
 )
-_CALL_CJK = "電話(?:番号)?|电话(?:号码)?|手机(?:号码)?|전화(?:번호)?"  # words are not set apart there
-_LINK = "number|nummer|numéro|número|numero|no|nr|num|is|ist|me|us|at|on|from|to|the|this|le|au|il|al"  # between word and number
+_CALL_CJK = "(?:電話(?:番号)?|携帯)(?:は)?|(?:电话|手机)(?:号码?)?(?:是)?|전화(?:번호)?(?:는|은)?"  # words are not set apart there
+# Small words between such a word and the number.
+_LINK = "number|nummer|numéro|número|numero|no|nr|num|is|ist|me|us|at|on|from|to|the|this|le|au|il|al|lookup|номер|नंबर"
 _BESIDE = re.compile(
     rf"""(?P<word>(?:(?<![^\W_])(?:{_CALL})(?![^\W\d_])|{_CALL_CJK})(?:[ :.#=(]{{1,2}}(?:{_LINK})(?![^\W\d_])){{0,3}}[ :.#=(]{{0,2}})
         (?:\d{{7,15}}|\d{{3}}[.-]\d{{4}}|(?!(?:19|20)\d\d[ -](?:19|20)\d\d)\d(?:[ .()/-]{{0,2}}\d){{8,14}}){_END}
       | (?<![\w.,/+@-])\d{{7,15}}(?P<after>[ ]-?[ ]?(?:(?:who|that|keeps?|is)[ ])?
-        (?:call(?:s|ed|er|ing)|phoned|whatsapp|telefonnummer|(?:phone|mobile|cell|whatsapp)[ ](?:number|no))(?![^\W\d_]))""",
+        (?:call(?:s|ed|er|ing|(?![ ]of))|phoned|whatsapp|telefonnummer|(?:phone|mobile|cell|whatsapp)[ ](?:number|no))(?![^\W\d_]))""",
     re.VERBOSE,
 )
 

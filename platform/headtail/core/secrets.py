@@ -2,7 +2,8 @@
 
 In: text or plain values on their way to a person, a receipt, a page or a tracking server. Out: the same with `***` in place of each
 secret, also where it is percent-encoded, escaped, base64 or split by white space, and of the login in any URL. A secret is the
-value of a variable whose name says key, token, secret, password or credential, and the login in any variable that holds a URL.
+value of a variable whose name says key, token, secret, password, credential, connection string or webhook, and the login in any variable
+that holds a URL.
 Knows nothing of files: a secret that is in no variable is not known here.
 """
 
@@ -20,7 +21,14 @@ from urllib.parse import quote, quote_plus, unquote
 
 HIDDEN = "***"
 SHORTEST = 6  # characters; a shorter value would be taken out of ordinary words
-_NAME = re.compile(r"(?:(?:^|_)(?:KEYS?|PASS)|APIKEY|TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?)(?:_ID)?$", re.IGNORECASE)
+_NAME = re.compile(
+    r"(?:(?:^|_)(?:KEYS?|PASS|PAT|DSN)|[A-Z0-9]_PWD|APIKEY|TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASSPHRASE|CREDENTIALS?"
+    r"|CONN(?:ECTION)?_?STR(?:ING)?|WEBHOOK(?:_URL)?)(?:_ID)?$",
+    re.IGNORECASE,
+)
+_FIELDS = re.compile(
+    r"(?:^|[;\s])[\w ]*(?:key|password|pwd|secret|token|signature)\s*=\s*([^;\s]+)", re.IGNORECASE
+)  # of a connection string
 _URL_LOGIN = re.compile(r"(?<=://)[^\s/?#\"'<>]*@")
 _LOGIN = re.compile(r"://([^\s:/@]*:\S*|[^\s/?#]*)@")  # of a variable: to the last @, since a password may hold one, or a slash
 _URL_FIELD = re.compile(
@@ -72,6 +80,9 @@ def _pattern(environment: tuple[tuple[str, str], ...]) -> re.Pattern[str] | None
 def _secrets(name: str, value: str) -> Iterator[str]:
     if is_secret_name(name):
         yield value
+        yield from _FIELDS.findall(value)
+        if "://" in value:
+            yield value.partition("://")[2].partition("/")[2]  # of a webhook: whoever knows the path may call it
     if "://" in value or name.upper().endswith("_PROXY"):
         for login in _LOGIN.findall(value if "://" in value else f"://{value}"):
             user, _, password = login.partition(":")

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from headtail.core.secrets import hide
 from headtail.engines.base import Completion
 
 _SPEAKS = ("content_filter", "length", "tool_calls", "function_call")  # finish reasons that say why there is no content
@@ -120,7 +121,7 @@ def _choice(row: int, choice: dict[str, Any], tokens_out: int) -> Completion:
     texts, logprobs = _logprobs(choice.get("logprobs"))
     return Completion(
         id=row,
-        text=text,
+        text=hide(text),  # an endpoint that repeats what it was sent
         finish_reason="content_filter" if refused else reason,
         tokens_out=len(texts) or tokens_out,
         token_texts=() if refused else texts,

@@ -14,6 +14,7 @@ from headtail.adapters.storage.base import Storage
 from headtail.adapters.storage.local import LocalStorage
 from headtail.adapters.storage.s3 import S3Storage, open_object
 from headtail.core.errors import InputError, StorageError
+from headtail.core.secrets import hide
 
 
 def open_file(system: pafs.FileSystem, path: str) -> pa.NativeFile:
@@ -26,6 +27,9 @@ def open_storage(root: str) -> Storage:
     if not root.strip():
         raise InputError("root is empty: it names no store", where="root", fix="give a directory or s3://bucket/prefix")
     if root.startswith("s3://"):
+        if "@" in root[5:].partition("/")[0]:
+            fix = "name the bucket alone, and export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            raise InputError("a bucket has no login in its address", where="root", value=hide(root), fix=fix)
         return S3Storage(root.rstrip("/"))
     if "://" in root:
         raise StorageError("this kind of store is not supported", where="root", value=root, fix="use a directory or s3://bucket/prefix")
