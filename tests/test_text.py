@@ -234,7 +234,7 @@ def test_two_questions_have_two_forms(different: tuple[str, ...]) -> None:
     assert len({normalise(text) for text in different}) == len(different), [normalise(text) for text in different]
 
 
-JOINED = ["می‌خواهم", "خانه‌ها", "کتابِ‌من", "ශ්‍රී ලංකාව", "ക്‍", "അവന്‍", "क्‌ष", "क्‍ष", "র‍্যাম", "ನ‍್ಯ", "👨‍👩‍👧", "🧑🏽‍🚀", "🏳‍🌈", "🙂‍↔"]
+JOINED = ["می‌خواهم", "خانه‌ها", "کتابِ‌من", "ශ්‍රී ලංකාව", "क्‌ष", "क्‍ष", "র‍্যাম", "ನ‍್ಯ", "👨‍👩‍👧", "🧑🏽‍🚀", "🏳‍🌈", "🙂‍↔"]
 
 
 @pytest.mark.parametrize("consonant, chillu", list(zip("ണനരലളക", "ൺൻർൽൾൿ", strict=True)))
