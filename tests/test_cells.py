@@ -40,7 +40,9 @@ def test_counts() -> None:
     + [
         (bad, None)
         for bad in (b"2024-02-30", b"20240230", b"2024-13-01", b"01/31/2024", b"2024-01-31 25:00", b"x", b"", b"\xff", b"0", b"9" * 20)
-    ],
+    ]
+    + [(b"2026-11-28T10:00:00" + zone, None) for zone in (b"+25:00", b"+99:99", b"-15:00", b"+2460", b"+05:60")]
+    + [(b"2026-11-28T10:00:00" + zone, 1795860000 - 3600 * hours) for zone, hours in ((b"+14:00", 14), (b"-12", -12), (b"+0000", 0))],
 )
 def test_times(text: bytes, wanted: int | None) -> None:
     assert cells.times(binary(text)).to_pylist() == [wanted]

@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import re
+import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -194,6 +195,15 @@ def archive_of(*names: str) -> bytes:
     return out.getvalue()
 
 
+def tar_of() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        member = tarfile.TarInfo("log.csv")
+        member.size = len(TEXT)
+        archive.addfile(member, io.BytesIO(TEXT))
+    return out.getvalue()
+
+
 @pytest.mark.parametrize(
     "name, data, says",
     [
@@ -205,6 +215,16 @@ def archive_of(*names: str) -> bytes:
         ("x.jsonl", b"%PDF-1.7 ...", "a PDF"),
         ("x.parquet", TEXT, "cannot be read"),
         ("x.zip", archive_of("a.csv", "b.csv"), "the archive holds 2 files"),
+        *(
+            (name, archive_of("[Content_Types].xml", "xl/workbook.xml", "b"), "this file is an Excel workbook")
+            for name in ("x.xlsx", "x.zip")
+        ),
+        *((name, archive_of("mimetype", "content.xml", "b"), "this file is a spreadsheet") for name in ("x.ods", "x.zip")),
+        ("x.xls", b"\xd0\xcf\x11\xe0" + bytes(600), "(.xls)"),
+        ("x.zip", archive_of(), "the archive is empty"),
+        *((name, tar_of(), "file is a tar archive") for name in ("x.tar", "x.csv", "x")),
+        *((name, gzip.compress(tar_of(), mtime=0), "file is a tar archive") for name in ("x.tar.gz", "x.tgz", "x.csv.gz")),
+        ("x.tar.zst", packed(tar_of(), ".zst"), "file is a tar archive"),
         ("x.csv", "query\nä\n".encode("utf-16"), "UTF-16"),
         ("x.csv", "query\npizza\n".encode("utf-16-le"), "UTF-16"),
         ("x.csv", "query\npizza\n".encode("utf-32"), "UTF-32"),
@@ -234,6 +254,21 @@ def test_side_inputs_with_names_that_are_taken(names: tuple[str, ...], says: str
         check_side_inputs(names, "mine")
     assert error.value.value == names[-1]
     check_side_inputs(("businesses", "row"), "mine")
+
+
+@pytest.mark.parametrize(
+    "columns, says",
+    [
+        (LogColumns(query="count", count="count"), "columns.query and columns.count"),
+        (LogColumns(time="n", labels="n"), "columns.time and columns.labels"),
+        (LogColumns(query="businesses"), "columns.query and a side input of the task"),
+    ],
+)
+def test_a_column_has_one_role(ingest: Ingest, tmp_path: Path, columns: LogColumns, says: str) -> None:
+    (tmp_path / "x.csv").write_text("query,count,n,businesses\na,3,1,b\n")
+    with pytest.raises(ConfigError, match="one column has two roles") as error:
+        ingest(tmp_path / "x.csv", columns=columns, task="query_segmentation")
+    assert error.value.where == says
 
 
 def test_a_column_called_row_is_a_column(ingest: Ingest, root: str, tmp_path: Path) -> None:

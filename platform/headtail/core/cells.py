@@ -19,8 +19,8 @@ TIMES = "dates (2024-01-31, 20240131), ISO 8601 times, or seconds, milliseconds,
 _COUNT = r"^\s*\+?0*(?P<n>[0-9]{1,13})(?:\.0*)?\s*$"
 _ISO = (
     r"^\s*(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})(?:[Tt ](?P<h>[01][0-9]|2[0-3]):?(?P<m>[0-5][0-9])"
-    r"(?::?(?P<s>[0-5][0-9]|60)(?:[.,][0-9]+)?)?\s*(?P<zone>[Zz]|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)?)?\s*$"
-)
+    r"(?::?(?P<s>[0-5][0-9]|60)(?:[.,][0-9]+)?)?\s*(?P<zone>[Zz]|UTC|[+-](?:0[0-9]|1[0-4])(?::?[0-5][0-9])?)?)?\s*$"
+)  # zones reach from -12:00 to +14:00
 _EPOCH = r"^\s*(?P<n>[0-9]{5,19})(?:\.[0-9]*)?\s*$"
 _FIRST = int(datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC).timestamp())
 _LAST = int(datetime.datetime(2200, 1, 1, tzinfo=datetime.UTC).timestamp())

@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from headtail.core.errors import InputError
+from headtail.core.errors import ConfigError, InputError
 from headtail.core.keys import fingerprint
 from headtail.stages.ingest import files, logfile
 from headtail.stages.ingest.files import LogFile, SkippedFile
@@ -63,6 +63,14 @@ class Files:
         """For the receipt: the files and their digests."""
         read = zip(self.files, self.sha256, strict=True)
         return tuple(SourceFile(file=file.path, kind=file.kind, bytes=file.bytes, sha256=sha) for file, sha in read)
+
+
+def check_column_roles(roles: Sequence[tuple[str, str]]) -> None:
+    """ConfigError for a column that has two roles."""
+    for at, (role, name) in enumerate(roles):
+        for earlier, other in roles[:at]:
+            if name == other:
+                raise ConfigError("one column has two roles", where=f"{earlier} and {role}", value=name, fix="name another column for one")
 
 
 def _check_column(file: LogFile, what: str, role: str, name: str) -> None:

@@ -46,11 +46,11 @@ from headtail.stages.ingest.logfile import ColumnSelection, LogSplit
 from headtail.stages.ingest.merges import rule_coverage
 from headtail.stages.ingest.notes import CURES, aside_notes, redaction_notes, rule_notes
 from headtail.stages.ingest.result import FileSetAside, LogTotals, Result, RuleCoverage
-from headtail.stages.ingest.sources import Files
+from headtail.stages.ingest.sources import Files, check_column_roles
 from headtail.stages.ingest.tally import HoldoutCut, keep_shard, merge_runs, total
 
 STAGE = "ingest"
-VERSION = 7
+VERSION = 8
 SHARD_ROWS = 1 << 20  # rows of the log per shard of keys
 MAX_SHARDS = 128
 SPREAD_ROWS = 20_000_000  # rows from which Ray tasks win back what they cost, where there are more cores than this process can use
@@ -115,6 +115,7 @@ def find_log(config: Config, task: Task) -> Files:
     names = config.columns.model_dump(exclude={"separator"})
     check_side_inputs(task.side_inputs, task.name)
     named = {f"columns.{role}": name for role, name in names.items() if name}
+    check_column_roles([*named.items(), *(("a side input of the task", name) for name in task.side_inputs)])
     return Files(config.log, "log", named, task.side_inputs, config.quotes)
 
 

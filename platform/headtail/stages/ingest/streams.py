@@ -38,6 +38,16 @@ _MAGIC = {
     b"ARROW1\x00": "an Arrow file",
 }
 _MARKS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_BOOKS = {
+    ".xlsx": "an Excel workbook",
+    ".xlsm": "an Excel workbook",
+    ".xlsb": "an Excel workbook",
+    ".ods": "a spreadsheet",
+    ".numbers": "a spreadsheet",
+}
+_EMPTY_ZIP = b"PK\x05\x06"  # the end of an archive, where files should begin
+_SAVE = "save it as CSV (UTF-8)"
+_TAR_AT, _TAR = 257, b"ustar"  # where the first header of a tar archive holds its mark
 _LOOKED_AT = 1 << 16
 _BUFFER = 1 << 20  # of packed bytes: each read of S3 is a call
 
@@ -77,12 +87,15 @@ def codec_of(system: pafs.FileSystem, path: str, unsure: bool) -> str:
     with open_file(system, path) as stream:
         start = stream.read(16)
     by_magic = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), "")
+    book = _BOOKS.get(Path(path.lower()).suffix, "") if by_magic == "zip" else ""
+    if book:
+        raise InputError(f"this file is {book}", where=path, fix=_SAVE)
     if by_magic and not (unsure and by_magic in CODECS.values()):
         ending = next((ending for ending, codec in CODECS.items() if codec == by_magic), "")
         fix = f"give it the ending {ending}, or unpack it" if ending else "export it as CSV (UTF-8), JSON Lines or Parquet"
         if by_magic == "zip":
             fix = "an Excel workbook (.xlsx) is one: export it as CSV (UTF-8); else give it the ending .zip"
-        raise InputError(f"this file is {by_magic}, not what its name says", where=path, fix=fix)
+        raise InputError(f"this file is {by_magic}" + ("" if unsure else ", not what its name says"), where=path, fix=fix)
     return by_magic
 
 
@@ -103,9 +116,16 @@ def open_plain(system: pafs.FileSystem, path: str, codec: str) -> Any:
 
 def _open_zip(source: Any, path: str) -> Any:
     """The one file in a zip archive."""
-    archive = zipfile.ZipFile(source)
-    members = [info for info in archive.infolist() if not info.is_dir() and not info.filename.startswith("__MACOSX/")]
+    empty = source.read(len(_EMPTY_ZIP)) == _EMPTY_ZIP  # Arrow's stream does not let zipfile look before its beginning
+    source.seek(0)
+    archive = None if empty else zipfile.ZipFile(source)
+    members = [info for info in archive.infolist() if not info.is_dir() and not info.filename.startswith("__MACOSX/")] if archive else []
+    if archive is None or not members:
+        raise UnusableFile("the archive is empty", where=path, fix="leave it out, or check the job that writes it")
     if len(members) != 1:
+        book = _book_of(archive)
+        if book:
+            raise InputError(f"this file is {book}", where=path, fix=_SAVE)
         shown = ", ".join(info.filename for info in members[:5])
         raise InputError(
             f"the archive holds {len(members)} files, one is read", where=path, value=shown, fix="unpack it and name the folder"
@@ -116,8 +136,18 @@ def _open_zip(source: Any, path: str) -> Any:
         raise InputError(f"the archive cannot be read: {error}", where=path, fix="unpack it and name the file") from None
 
 
+def _book_of(archive: zipfile.ZipFile) -> str:
+    """The kind of spreadsheet that an archive is; empty for another archive."""
+    names = archive.namelist()
+    if any(name.startswith("xl/") for name in names):
+        return _BOOKS[".xlsx"]
+    return _BOOKS[".ods"] if "content.xml" in names and "mimetype" in names else ""
+
+
 def check_text(head: bytes, path: str) -> None:
-    """InputError when the first bytes of what should be text are UTF-16, UTF-32 or no text at all."""
+    """InputError when the first bytes of what should be text are a tar archive, UTF-16, UTF-32 or no text at all."""
+    if head[_TAR_AT:].startswith(_TAR):
+        raise InputError("file is a tar archive", where=path, fix="unpack it (tar -xf) and name the folder")
     encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "")
     sample = head[:_LOOKED_AT]
     nuls = sample.count(0)
