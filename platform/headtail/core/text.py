@@ -40,9 +40,11 @@ _TYPED = {sign: key for key, signs in _KEYBOARD.items() for sign in signs}
 
 ZWNJ, ZWJ = "\u200c", "\u200d"
 _JOINERS = re.compile(f"[{ZWNJ}{ZWJ}]+")
-# Malayalam writes the pure consonants n, r, l, ... as letters of their own (since Unicode 5.1), or as consonant, virama, ZWJ.
-_CHILLU = dict(zip("\u0d23\u0d28\u0d30\u0d32\u0d33\u0d15", "\u0d7a\u0d7b\u0d7c\u0d7d\u0d7e\u0d7f", strict=True))
-_CHILLU_SEQUENCE = re.compile(f"([{''.join(_CHILLU)}])\u0d4d{ZWJ}")
+# Malayalam has two spellings of a consonant without its vowel: a letter of its own (since Unicode 5.1), or consonant, virama, ZWJ.
+_CHILLU = {
+    letter: f"{consonant}\u0d4d{ZWJ}"
+    for letter, consonant in zip("\u0d7a\u0d7b\u0d7c\u0d7d\u0d7e\u0d7f", "\u0d23\u0d28\u0d30\u0d32\u0d33\u0d15", strict=True)
+}
 _DOTTED = re.compile("i\u0307+")  # İ case-folds to i with a second dot
 _FLAG = re.compile("\U0001f3f4((?:{}))\U000e007f".format("|".join("".join(chr(0xE0000 + ord(c)) for c in name) for name in _FLAGS)))
 _SEAM = "\0"  # around what one character stands for, while its neighbours are looked at; U+0000 itself never gets that far
@@ -96,7 +98,7 @@ def _once(text: str) -> str:
     if _SEAM in text:
         text = _BETWEEN_DIGITS.sub(" ", text).replace(_SEAM, "")
     if ZWNJ in text or ZWJ in text:
-        text = _CHILLU_SEQUENCE.sub(lambda found: _CHILLU[found[1]], _JOINERS.sub(_joiner, text))
+        text = _JOINERS.sub(_joiner, text)
     text = unicodedata.normalize("NFC", text.casefold())
     return " ".join(_DOTTED.sub("i", text).split())
 
@@ -128,6 +130,8 @@ def _becomes(code: int) -> str | int | None:
         return code
     if is_unseen(code):
         return None
+    if character in _CHILLU:
+        return _CHILLU[character]
     plain = _expand(character)
     if plain == character:
         return code
