@@ -496,6 +496,37 @@ def give(config: review.Config, file: Path, *lines: object) -> review.ImportRepo
     return review.import_reviews(config, file)
 
 
+def twice(line: dict[str, Any], field: str, other: str) -> str:
+    """The line with another value of a field before that field: readers of JSON keep the last."""
+    text = json.dumps(line)
+    assert field in text
+    return text.replace(field, f"{other}, {field}", 1)
+
+
+def test_the_bare_label_is_a_correction_in_json_lines_too(config: review.Config, store: Storage, tmp_path: Path) -> None:
+    first, second, third, *_ = lines_of(config, tmp_path)
+    rows = [
+        {**first, "verdict": "correct", "answer": "price"},
+        {**second, "verdict": "correct", "answer": "Near_Me"},
+        {**third, "verdict": "correct", "answer": {"intent": "browse"}},
+    ]
+    made = give(config, tmp_path / "a.jsonl", *rows)
+    assert (made.recorded, made.problems) == (3, ())
+    assert [answer for _, answer, _ in decided(store).values()].count(intent("price")) == 1
+    assert decided(store)["pizza price"][:2] == ("correct", intent("price"))
+    assert give(config, tmp_path / "b.jsonl", *rows).known == 3
+
+
+def test_a_query_that_is_left_out_is_no_changed_text(config: review.Config, tmp_path: Path) -> None:
+    """A file may lack the column; a cell that was emptied is noted in each format."""
+    first, second, third, *_ = lines_of(config, tmp_path)
+    without = {name: value for name, value in first.items() if name != "query"}
+    rows = [without, {**second, "query": None}, {**third, "query": ""}]
+    made = give(config, tmp_path / "a.jsonl", *({**row, "verdict": "drop"} for row in rows))
+    assert (made.recorded, [number for number, _ in made.notes]) == (3, [2, 3])
+    assert "which is '=1+1 opening'" in made.notes[0][1]
+
+
 def test_wrong_rows_are_set_aside_with_a_reason_and_the_others_recorded(config: review.Config, store: Storage, tmp_path: Path) -> None:
     first, second, third, none, _ = lines_of(config, tmp_path)
     accept = {"verdict": "accept"}
@@ -518,6 +549,14 @@ def test_wrong_rows_are_set_aside_with_a_reason_and_the_others_recorded(config: 
         ({name: value for name, value in first.items() if name != "before"}, "before: missing"),
         ("{", "not JSON"),
         ("[1]", "not a JSON object"),
+        (twice({**first, "verdict": "drop"}, '"verdict": "drop"', '"verdict": "accept"'), "'verdict' occurs twice"),
+        (twice({**first, "verdict": "correct", "answer": {"intent": "price"}}, '"answer"', '"answer": null'), "'answer' occurs twice"),
+        (
+            twice({**first, "verdict": "correct", "answer": {"intent": "price"}}, '"intent": "price"', '"intent": "how_to"'),
+            "'intent' occurs",
+        ),
+        (twice({**first, **accept}, '"intent": "browse"', '"intent": "price"'), "'intent' occurs twice"),
+        ({**first, "verdict": "correct", "answer": '"dance"'}, "answer: "),
     ]
     file = tmp_path / "back.jsonl"
     made = give(config, file, *(line for line, _ in wrong), {**third, **accept, "why": "call +49 171 1234567"})
@@ -641,7 +680,7 @@ def test_what_a_spreadsheet_does_to_a_file(store: Storage, root: str, tmp_path: 
     )
     made = review.import_reviews(config, tmp_path / "back.csv")
     assert (made.recorded, made.problems) == (len(NUMBERS), ())
-    assert [number for number, _ in made.notes] == [1, 2, 4, 6, 7]
+    assert [number for number, _ in made.notes] == [1, 2, 3, 4, 6, 7]
     assert "'7' is not the one of this query_key, which is '007'" in made.notes[0][1]
     assert set(decided(store)) == set(NUMBERS)
 

@@ -220,16 +220,21 @@ def _decimal(text: str) -> float:
     return number
 
 
-def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class FieldTwice(ValueError):
+    """An object of a JSON text has a field twice: which value counts cannot be known."""
+
+
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these fields, as a decoder of JSON asks for it (`object_pairs_hook`). FieldTwice names the field."""
     made = dict(pairs)
     if len(made) < len(pairs):
         twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-        raise ValueError(f"the field {twice!r} occurs twice")
+        raise FieldTwice(f"the field {twice!r} occurs twice")
     return made
 
 
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-_DECODER = json.JSONDecoder(parse_constant=_no_number, parse_float=_decimal, object_pairs_hook=_fields)
+_DECODER = json.JSONDecoder(parse_constant=_no_number, parse_float=_decimal, object_pairs_hook=unique_fields)
 _CHARACTERS = 16  # that a token seldom has more than
 _TAKEN = ("query", "query_key", "count")  # columns of every query table
 

@@ -1,7 +1,7 @@
 """An answer as a person types it, into a file of labels or on the review page: both are read here, so that they are read in the same way.
 
 In: a task and a text. Out: the answer that is meant, valid under the task's schema, or what is wrong with the text. Taken as well
-as JSON: the bare label of a task that is scored by label, and a choice in other letters (`Near_Me` for `near_me`). Nothing else
+as JSON: the bare label of a task that is scored by label (with or without the quotes of JSON), and a choice in other letters (`Near_Me` for `near_me`). Nothing else
 is guessed. A model's answer is never read here: see `Task.parse`.
 """
 
@@ -23,10 +23,19 @@ def parse_typed_answer(task: Task, text: str) -> tuple[Any, str]:
     text = text.strip()
     answer, problem = _parse_choices(task, text)
     if problem and task.file.score.kind == "label" and not text.startswith("{"):
-        answer, problem = _parse_choices(task, json.dumps({task.file.score.field: text}))
+        answer, problem = _parse_choices(task, json.dumps({task.file.score.field: _bare(text)}))
     if problem.startswith("not JSON") and (mark := _QUOTES.search(text)):
         problem = f'not JSON: it has the quotation mark {mark.group()} where JSON has "; switch "smart quotes" off where it is typed'
     return answer, problem
+
+
+def _bare(text: str) -> str:
+    """The text that a JSON text stands for; anything else as it is."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, str) else text
 
 
 def _parse_choices(task: Task, text: str) -> tuple[Any, str]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from headtail.core.errors import InputError
+from headtail.core.task import FieldTwice, unique_fields
 from headtail.review.decision import Decision
 from headtail.review.queue import Item
 
@@ -35,7 +36,7 @@ class ReviewRow(NamedTuple):
     note: str = ""  # what was corrected in it
     query_key: str = ""
     answer_key: str = ""
-    query: str = ""
+    query: str | None = ""  # None: the file does not say it
     before: str = ""
     verdict: str = ""
     answer: str = ""
@@ -130,7 +131,7 @@ def read_csv(data: bytes, where: str) -> Iterator[ReviewRow]:
     """The rows of a review file; a cell that says null is empty."""
     for number, text, problem, fields in read_records(data, where, FIELDS, NEEDED, "headtail review export"):
         nulls = {name: "" for name in fields if fields[name].strip().lower() in _NULL and _is_null(name, fields)}
-        yield ReviewRow(number, text, problem, **(fields | nulls))
+        yield ReviewRow(number, text, problem, query=fields.pop("query", None), **(fields | nulls))
 
 
 def read_records(data: bytes, where: str, known: Sequence[str], needed: Sequence[str], maker: str) -> Iterator[CsvRecord]:
@@ -224,13 +225,21 @@ def read_lines(data: bytes, where: str) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r")
 
 
-def _jsonl_row(number: int, line: str) -> ReviewRow:
+def read_object(line: str) -> tuple[dict[str, Any], str]:
+    """(the object of a line, "") or ({}, what is wrong): also where a field of it, or of an object in it, occurs twice."""
     try:
-        found = json.loads(line)
+        found = json.loads(line, object_pairs_hook=unique_fields)
+    except FieldTwice as error:
+        return {}, str(error)
     except (ValueError, RecursionError) as error:
-        return ReviewRow(number, line, f"not JSON: {error}")
-    if not isinstance(found, dict):
-        return ReviewRow(number, line, "not a JSON object")
+        return {}, f"not JSON: {error}"
+    return (found, "") if isinstance(found, dict) else ({}, "not a JSON object")
+
+
+def _jsonl_row(number: int, line: str) -> ReviewRow:
+    found, problem = read_object(line)
+    if problem:
+        return ReviewRow(number, line, problem)
     missing = [name for name in ("query_key", "answer_key", "before", "verdict") if name not in found]
     if missing:
         return ReviewRow(number, line, f"{missing[0]}: missing")
@@ -243,7 +252,8 @@ def _jsonl_row(number: int, line: str) -> ReviewRow:
             return ReviewRow(number, line, f"{name}: not text")
         else:
             values[name] = value or ""
-    return ReviewRow(number, line, **values)
+    row = ReviewRow(number, line, **values)
+    return row if "query" in found else row._replace(query=None)
 
 
 def _decode(data: bytes, where: str) -> str:

@@ -161,7 +161,7 @@ def _annotated_rows(file: Path, task: Task) -> Iterator[DrawnQuery]:
     for row in labelstudio.read_annotations(file_bytes(file), str(file), task):
         item = json.loads(row.text)
         data = item.get("data") if isinstance(item, dict) else None
-        cells = {name: _cell(data.get(name)) for name in OUT} | {"query": row.query} if isinstance(data, dict) else {}
+        cells = {name: _cell(data.get(name)) for name in OUT} | {"query": row.query or ""} if isinstance(data, dict) else {}
         answered = row.verdict not in ("", DROP)
         yield DrawnQuery(
             row.number, cells, row.problem or _problem_of(cells), row.answer if answered else "", row.who, dropped=row.verdict == DROP

@@ -227,7 +227,7 @@ class DecisionReader:
             return None, f"answer_key: {row.answer_key[:40]!r} is not the one of this query in {queue.ref}"
         item = found[0]
         note = ""
-        if row.query and row.query != item.query:
+        if row.query is not None and row.query != item.query:
             note = f"query: {row.query[:80]!r} is not the one of this query_key, which is {item.query[:80]!r}"
             meant = query_key(normalise(row.query))
             other = meant in queue.places and meant.hex() != item.query_key and not _same_number(row.query, item.query)
