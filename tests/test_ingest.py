@@ -384,6 +384,21 @@ def labels_in(root: str, receipt: Receipt, name: str = "human_labels") -> dict[s
     return dict(zip(found["query"].to_pylist(), found["answer"].to_pylist(), strict=True))
 
 
+def test_a_label_with_a_field_twice_is_no_label(ingest: Ingest, root: str, tmp_path: Path) -> None:
+    lines = [
+        '{"query": "a", "answer": {"intent": "price", "intent": "booking"}}',
+        '{"query": "b", "answer": {"intent": "price"}}',
+        '{"query": "c", "answer": {"\\u0069ntent": "price", "intent": "price"}}',
+        '{"query": "d", "answer": "a: b", "answer": "price"}',
+    ]
+    (tmp_path / "labels.jsonl").write_text("\n".join(lines))
+    receipt = ingest(LABELS_LOG, labels=str(tmp_path / "labels.jsonl"), holdout_share=0.0)
+    assert list(labels_in(root, receipt)) == ["b"]
+    rows = table(root, receipt, "set_aside").sort_by("row").to_pylist()
+    assert [(row["row"], row["reason"]) for row in rows] == [(1, "label_invalid"), (3, "label_invalid"), (4, "label_name_twice")]
+    assert all("the field 'intent' occurs twice" in row["text"] for row in rows[:2])
+
+
 def test_labels_are_checked_settled_and_counted(ingest: Ingest, root: str, tmp_path: Path, intent: Task) -> None:
     (tmp_path / "labels.jsonl").write_text(
         "\n".join(

@@ -46,7 +46,7 @@ def test_a_label_that_is_none_is_told_as_one() -> None:
     assert typed_answer.parse_typed_answer(TASK, '{"intent": ')[1].startswith("not JSON: ")
 
 
-@pytest.mark.parametrize(("text", "is_label"), [('"price"', True), ('"Price"', True), ('"far"', False), ("3", False), ('["price"]', False)])
+@pytest.mark.parametrize("text, is_label", [('"price"', True), ('"Price"', True), ('"far"', False), ("3", False), ('["price"]', False)])
 def test_a_label_as_json_text_is_that_label(text: str, is_label: bool) -> None:
     answer, problem = typed_answer.parse_typed_answer(TASK, text)
     assert (answer, problem == "") == ({"intent": "price"} if is_label else None, is_label)

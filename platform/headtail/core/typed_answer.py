@@ -1,8 +1,8 @@
 """An answer as a person types it, into a file of labels or on the review page: both are read here, so that they are read in the same way.
 
 In: a task and a text. Out: the answer that is meant, valid under the task's schema, or what is wrong with the text. Taken as well
-as JSON: the bare label of a task that is scored by label (with or without the quotes of JSON), and a choice in other letters (`Near_Me` for `near_me`). Nothing else
-is guessed. A model's answer is never read here: see `Task.parse`.
+as JSON: the bare label of a task that is scored by label (with or without the quotes of JSON), and a choice in other letters
+(`Near_Me` for `near_me`). Nothing else is guessed. A model's answer is never read here: see `Task.parse`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """JSON Lines to cells: each line is an object, or set aside with a reason.
 
 In: blocks of whole lines as bytes. Out: Sheets, as from delimited text: text as bytes, lists as lists of text, other values as their
-JSON text. No line can end the job: neither one nested a hundred thousand deep nor one with a number of ten thousand digits.
+JSON text, in which a field that occurs twice still does: its reader refuses it. No line can end the job: neither one
+nested a hundred thousand deep nor one with a number of ten thousand digits.
 """
 
 from __future__ import annotations
@@ -67,11 +68,29 @@ def _parse(line: bytes, once: Sequence[str], needles: Sequence[bytes]) -> tuple[
         written_twice = b"\\" in line or any(line.count(needle) > 1 for needle in needles)  # a name may be written with escapes
         if line.count(b":") > len(value) and written_twice and _twice(line, once):
             return None, "name_twice"
+        if line.count(b"{") > 1 and any(isinstance(value.get(name), dict | list) for name in once):
+            value = json.loads(line, object_pairs_hook=_all_fields)
         return value, ""
     except UnicodeDecodeError:
         return None, "not_utf8"
     except (ValueError, RecursionError):
         return None, "bad_row" if line.strip() else "empty"
+
+
+class _FieldsTwice(dict[str, Any]):
+    """An object with a field twice. It is written with all its fields again: which value counts cannot be known."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self._pairs = pairs
+
+    def items(self) -> Any:
+        return self._pairs
+
+
+def _all_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    return made if len(made) == len(pairs) else _FieldsTwice(pairs)
 
 
 def _twice(line: bytes, once: Sequence[str]) -> bool:
