@@ -175,9 +175,9 @@ def test_a_name_twice_within_a_cell_stays_there_twice(tmp_path: Path) -> None:
     """The cell's reader says what is wrong with it; a text that looks like names is text."""
     lines = ['{"query": "a", "n": {"x": [{"y": 1, "y": 2, "z": {}}], "t": "a: b"}}', '{"query": "b", "n": {"x": 1, "t": "{\\"x\\": 1}"}}']
     (tmp_path / "x.jsonl").write_text("\n".join(lines))
-    rows = found(tmp_path / "x.jsonl")
-    assert json.loads(rows[0]["n"], object_pairs_hook=list) == [("x", [[("y", 1), ("y", 2), ("z", [])]]), ("t", "a: b")]
-    assert json.loads(rows[1]["n"]) == {"x": 1, "t": '{"x": 1}'}
+    cells = [str(row["n"], "utf-8") for row in found(tmp_path / "x.jsonl") if isinstance(row["n"], bytes)]
+    assert json.loads(cells[0], object_pairs_hook=list) == [("x", [[("y", 1), ("y", 2), ("z", [])]]), ("t", "a: b")]
+    assert json.loads(cells[1]) == {"x": 1, "t": '{"x": 1}'}
 
 
 def test_folders_and_globs(tmp_path: Path) -> None:
