@@ -59,6 +59,13 @@ def test_times_of_arrow_types() -> None:
     assert cells.times(pa.array([1.7066592e9, float("nan"), 1e300])).to_pylist() == [1706659200, None, None]
 
 
+def test_floats_as_text() -> None:
+    found = cells.text(pa.array([7.0, 1.1, 4006381333931.0, -0.0, 1e20, float("nan"), float("-inf"), None]))
+    assert found is not None
+    assert found.to_pylist() == [b"7", b"1.1", b"4006381333931", b"0", b"1e+20", None, None, None]
+    assert cells.lists(pa.array([[1.0, float("nan")], [2.5]]), "|").to_pylist() == [["1"], ["2.5"]]
+
+
 def test_lists() -> None:
     assert cells.lists(binary(b"a|b | |c", b"", None, b"x"), "|").to_pylist() == [["a", "b", "c"], None, None, ["x"]]
     made = pa.array([["a", " "], [], None, [None, "b"]])

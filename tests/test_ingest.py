@@ -318,7 +318,7 @@ def test_cleaning_in_bulk_is_normalise_and_redact(spellings: list[str], redactin
     rows = dict(zip(np.flatnonzero(first.reasons == 0).tolist(), range(len(clean.queries)), strict=True))
     for i, value in enumerate(raw.to_pylist()):
         text = normalise(value.decode()) if value.decode(errors="ignore").encode() == value else None
-        reason = "not_utf8" if text is None else "empty" if not text else "too_long" if len(text) > 25 else ""
+        reason = "nul" if b"\0" in value else "not_utf8" if text is None else "empty" if not text else "too_long" if len(text) > 25 else ""
         assert REASONS[first.reasons[i]] == reason
         if text and not reason:
             at, single = rows[i], " ".join(value.decode().split())

@@ -158,6 +158,46 @@ def test_json_lines_set_aside_what_is_none(tmp_path: Path) -> None:
         rows[6]["query"].decode("utf-8")  # type: ignore[attr-defined]
 
 
+WRITTEN = ["1.10", "1.1", "1e5", "100000000000000000000.5", "12345678901234567890123", "-5", "0.30", "9" * 5000]
+
+
+def test_numbers_in_json_lines_are_read_as_they_are_written(tmp_path: Path) -> None:
+    lines = [f'{{"query": {n}, "side": [{n}, {{"a": {n}}}], "n": 2e0}}' for n in WRITTEN]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    rows = found(tmp_path / "x.jsonl", lists=("side",))
+    assert [row["query"] for row in rows] == [n.encode() for n in WRITTEN]
+    assert [row["side"] for row in rows] == [[n.encode(), b'{"a": %s}' % n.encode()] for n in WRITTEN]
+    assert {row["n"] for row in rows} == {b"2.0"}
+
+
+@pytest.mark.parametrize(
+    "value, reason",
+    [("NaN", None), ("Infinity", None), ("-Infinity", None), ("null", None), *((v, "bad_row") for v in ("true", "false", "[]", "{}"))],
+)
+def test_json_values_that_are_no_query(tmp_path: Path, value: str, reason: str | None) -> None:
+    (tmp_path / "x.jsonl").write_text(f'{{"query": {value}, "n": 1}}\n{{"query": "ok"}}\n')
+    rows = found(tmp_path / "x.jsonl")
+    assert rows[0] == ({"row": 1, "reason": reason} if reason else {"row": 1, "query": None, "n": b"1"})
+    assert rows[1]["query"] == b"ok"
+
+
+@pytest.mark.parametrize(
+    "side, items",
+    [
+        ('{"a|b": [1, NaN, null, "é"]}', ['{"a|b": [1, NaN, null, "\\u00e9"]}']),
+        ("true", ["true"]),
+        ("7.50", ["7.50"]),
+        ('[true, NaN, {"a": 1}, ["x"], ""]', ["true", None, '{"a": 1}', '["x"]', ""]),
+        ("NaN", None),
+        ("null", None),
+    ],
+)
+def test_side_inputs_of_json_lines_are_their_json(tmp_path: Path, side: str, items: list[str | None] | None) -> None:
+    (tmp_path / "x.jsonl").write_text(f'{{"query": "a", "side": {side}}}\n')
+    wanted = items if items is None else [None if item is None else item.encode() for item in items]
+    assert found(tmp_path / "x.jsonl", lists=("side",))[0]["side"] == wanted
+
+
 NAMES = st.sampled_from(["query", "n", "side", "other"])
 
 
@@ -252,3 +292,9 @@ def test_a_megabyte_in_a_cell_and_blocks_smaller_than_a_line(tmp_path: Path, mon
     assert [row["row"] for row in rows] == [1, 2, 3, 4, 5]
     assert rows[2]["reason"] == "too_long"
     assert [len(row["query"]) for row in rows if "query" in row] == [1, 100_000, 5000, 1]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("count, read", [("2e0", b"2.0"), ("1e5", b"100000.0"), ("-5", b"-5"), ("3", b"3"), ("1.50", b"1.5")])
+def test_numbers_beside_queries_have_no_exponent(tmp_path: Path, count: str, read: bytes) -> None:
+    (tmp_path / "x.jsonl").write_text(f'{{"query": "a", "n": {count}}}\n')
+    assert found(tmp_path / "x.jsonl")[0]["n"] == read

@@ -341,6 +341,39 @@ def test_json_lines_made_to_harm_end_as_rows_set_aside(ingest: Ingest, root: str
     assert receipt.rows["set_aside.name_twice"] == 1
 
 
+def test_a_zero_byte_sets_the_row_aside_in_every_format(ingest: Ingest, root: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"query\ncsv\na\0b\n" + b"\n" * 100)
+    (tmp_path / "b.jsonl").write_bytes(b'{"query": "a\\u0000b"}\n{"query": "a\0b"}\n{"query": "json"}\n')
+    pq.write_table(pa.table({"query": ["a\0b", "parquet", "\0" * 100_000]}), tmp_path / "c.parquet")
+    receipt = ingest(tmp_path)
+    assert queries(root, receipt) == {"csv": 1, "json": 1, "parquet": 1}
+    assert receipt.rows["set_aside.nul"] == 5
+    assert receipt.rows["set_aside"] == 5 + 100, "and the empty lines that keep the file from looking binary"
+
+
+def test_json_queries_that_are_no_text(ingest: Ingest, root: str, tmp_path: Path) -> None:
+    values = ["NaN", "null", "Infinity", "true", "[1]", "1.10", "1.1", "1e5", '"nan"']
+    (tmp_path / "x.jsonl").write_text("".join(f'{{"query": {value}, "n": 1e2}}\n' for value in values))
+    receipt = ingest(tmp_path / "x.jsonl", columns=LogColumns(count="n"))
+    assert queries(root, receipt) == {"1.10": 100, "1.1": 100, "1e5": 100, "nan": 100}
+    assert (receipt.rows["set_aside.empty"], receipt.rows["set_aside.bad_row"]) == (3, 2)
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.float32()])
+def test_a_column_of_floats_as_queries(ingest: Ingest, root: str, tmp_path: Path, kind: pa.DataType) -> None:
+    values = [7.0, 7.5, float("nan"), None, float("inf"), 8388608.0, -3.0]
+    pq.write_table(pa.table({"query": pa.array(values, kind)}), tmp_path / "x.parquet")
+    receipt = ingest(tmp_path / "x.parquet")
+    assert queries(root, receipt) == dict.fromkeys(["7", "7.5", "8388608", "-3"], 1)
+    assert receipt.rows["set_aside.empty"] == 3
+
+
+def test_a_column_of_booleans_is_no_column_of_queries(ingest: Ingest, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"query": [True, None]}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="does not hold text"):
+        ingest(tmp_path / "x.parquet")
+
+
 def test_a_tiny_parquet_file_that_unpacks_to_gigabytes_takes_little_memory(ingest: Ingest, root: str, tmp_path: Path) -> None:
     text, rows = "x" * 500_000, 5000
     codes = pa.array([0] * rows, pa.int32())

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 MAX_COUNT = 10**12  # per row: ten million such rows still sum within 64 bits
 TIMES = "dates (2024-01-31, 20240131), ISO 8601 times, or seconds, milliseconds, microseconds or nanoseconds since 1970"
 
+_EXACT = 2.0**53  # whole numbers below it are exact as float
 _COUNT = r"^\s*\+?0*(?P<n>[0-9]{1,13})(?:\.0*)?\s*$"
 _ISO = (
     r"^\s*(?P<day>[0-9]{4}-[0-9]{2}-[0-9]{2})(?:[Tt ](?P<h>[01][0-9]|2[0-3]):?(?P<m>[0-5][0-9])"
@@ -51,7 +52,17 @@ def text(array: pa.Array) -> pa.Array | None:
         return array.cast(pa.binary())
     if pa.types.is_nested(kind):
         return None
+    if pa.types.is_floating(kind):
+        return _float_text(array).cast(pa.binary())
     return array.cast(pa.string()).cast(pa.binary())
+
+
+def _float_text(array: pa.Array) -> pa.Array:
+    """Numbers as text: whole ones that are exact without exponent or point, others with the fewest digits; null where not finite."""
+    number = array.cast(pa.float64())
+    whole = pc.and_(pc.equal(pc.floor(number), number), pc.less(pc.abs(number), _EXACT))
+    digits = pc.if_else(whole, number, None).cast(pa.int64()).cast(pa.string())
+    return pc.if_else(pc.is_finite(number), pc.coalesce(digits, array.cast(pa.string())), None)
 
 
 def dictionary_cells(column: pa.ChunkedArray) -> pa.DictionaryArray | None:
@@ -137,6 +148,7 @@ def lists(array: pa.Array, separator: str) -> pa.Array:
         if pa.types.is_fixed_size_list(kind) or pa.types.is_list_view(kind):
             array = array.cast(pa.list_(kind.value_type))
         items, parents = pc.list_flatten(array), pc.list_parent_indices(array)
+        items = _float_text(items) if pa.types.is_floating(items.type) else items
     else:
         cells = text(array)
         if cells is None:

@@ -39,8 +39,8 @@ from headtail.stages.ingest.tally import (
 )
 from headtail.stages.ingest.texts import CARD, EMAIL, EMPTY, NOT_UTF8, PHONE, Bits, RawTexts, clean_texts, query_keys, screen_texts
 
-REASONS = ("", "not_utf8", "empty", "too_long", "bad_count", "bad_time", "before_gap", "after_gap", "after_today")
-BAD_COUNT, BAD_TIME, BEFORE_GAP, AFTER_GAP, AFTER_TODAY = range(4, 9)
+REASONS = ("", "not_utf8", "empty", "too_long", "nul", "bad_count", "bad_time", "before_gap", "after_gap", "after_today")
+BAD_COUNT, BAD_TIME, BEFORE_GAP, AFTER_GAP, AFTER_TODAY = range(5, 10)
 _TIMES = (BAD_TIME, BEFORE_GAP, AFTER_GAP, AFTER_TODAY)
 Ints = npt.NDArray[np.int64]
 SHOWN_CHARS = 200
@@ -146,7 +146,7 @@ class Intake:
         aside = [(reject.row, reject.reason, cell_excerpt(reject.text, rules.redact)) for reject in sheet.rejects]
         if len(rows):
             coded = cells.dictionary_cells(table[rules.query])
-            if coded is None:
+            if coded is None or pa.types.is_boolean(table.schema.field(rules.query).type):
                 raise _not_text(table, rules.query, file)
             texts = screen_texts(coded.dictionary, rules.max_chars, rules.redact)
             places = np.asarray(pc.fill_null(coded.indices, -1))

@@ -20,7 +20,7 @@ from headtail.core.redact import redact
 from headtail.core.rows import KEY
 from headtail.stages.ingest.result import RuleName
 
-NOT_UTF8, EMPTY, TOO_LONG = 1, 2, 3  # reasons; 0: none
+NOT_UTF8, EMPTY, TOO_LONG, NUL = 1, 2, 3, 4  # reasons; 0: none
 EMAIL, PHONE, CARD = 1, 2, 4  # marks
 RULES: tuple[RuleName, ...] = get_args(RuleName)  # in the order in which they are applied; bit i of a text's rules is RULES[i]
 _BLANKS, _CASE, _CHARACTERS, _PERSONAL = (1 << bit for bit in range(len(RULES)))
@@ -122,6 +122,8 @@ def _redact(queries: pa.Array, maybe: Mask, rules: Bits, marks: Bits) -> pa.Arra
 
 def _cleaned(value: bytes, max_chars: int, redacting: bool) -> tuple[bytes, int, int, int]:
     """(query, 0, rules, marks) or (b"", reason, 0, 0)."""
+    if b"\0" in value:
+        return b"", NUL, 0, 0
     if len(value) > 64 * max_chars:  # a megabyte is not worth normalising
         return b"", EMPTY if not value.strip() else TOO_LONG, 0, 0
     try:
