@@ -29,9 +29,10 @@ from headtail.core.config import TrackingConfig
 from headtail.core.errors import InputError
 from headtail.core.keys import normalise, query_key
 from headtail.core.task import Task, load_task
+from headtail.releases.deletion import delete_query
 from headtail.review.desk import Desk
 from headtail.review.formats import guard
-from headtail.review.label_draw import COLUMNS, Config, draw_labels
+from headtail.review.label_draw import COLUMNS, Config, draw_labels, read_draws, record_draw
 from headtail.review.labelling import label_desk, read_labels, serve_labels
 from headtail.review.log import LABELLING, DecisionLog
 from headtail.stages import ingest, plan
@@ -49,11 +50,25 @@ def task() -> Task:
 
 @pytest.fixture
 def config(root: str) -> Config:
+    record_draw(open_storage(root), "query_intent", [drawn(query) for query in ("a", "b", "c", "d", "e", "f", "g", "-5 degrees")])
     return Config(root=root, tracking=OFF, task="query_intent", who="anna")
 
 
 def drawn(query: str, answer: Any = "", **cells: str) -> dict[str, Any]:
-    return {"query": query, "answer": answer, "design": "census", "inclusion": "1", "stratum": "head", "events": "7", **cells}
+    return {
+        "query": query,
+        "answer": answer,
+        "design": "census",
+        "inclusion": "1",
+        "stratum": "head",
+        "events": "7",
+        **key_of(query),
+        **cells,
+    }
+
+
+def key_of(query: str) -> dict[str, str]:
+    return {"query_key": query_key(normalise(query)).hex()}
 
 
 def written(file: Path, *rows: dict[str, Any]) -> Path:
@@ -125,12 +140,11 @@ def test_each_row_is_a_label_or_counted(
     strata = data.draw(st.lists(st.sampled_from(["head", "tail"]), min_size=len(queries), max_size=len(queries)))
     chance = {"head": ("census", "1"), "tail": ("by_traffic", "0.25")}
     rows = [drawn(q, stratum=s, design=chance[s][0], inclusion=chance[s][1]) for q, s in zip(queries, strata, strict=True)]
+    if not rows:
+        return
+    record_draw(open_storage(config.root), "query_intent", rows)
     file = written(folder / f"draw{ending}", *rows)
     desk = label_desk(config, file)
-    if not queries:
-        with pytest.raises(InputError, match="there is no query in this file"):
-            read_labels(config, file, folder / "labels.csv")
-        return
     said = data.draw(st.lists(st.sampled_from(["", "open", BROWSE, PRICE]), min_size=len(queries), max_size=len(queries)))
     for query, text in zip(queries, said, strict=True):
         if text != "open":
@@ -188,6 +202,76 @@ def test_what_is_wrong_is_named_and_the_others_are_written(config: Config, tmp_p
     assert 2 not in dict(read_labels(config, file, tmp_path / "out.csv").problems)
 
 
+SPOILT = {"007": "7", "1-2": "02. Jan", "1e5": "100000", "null": "", "true": "TRUE"}
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl"])
+def test_the_key_decides_what_a_spreadsheet_changed(config: Config, tmp_path: Path, ending: str) -> None:
+    """The drawn query gets the label, and how many texts were changed is said; without its key such a row is wrong."""
+    queries = [*SPOILT, *(f"word {i}" for i in range(15))]
+    record_draw(open_storage(config.root), "query_intent", [drawn(query) for query in queries])
+    rows = [drawn(query, "browse") | {"query": SPOILT.get(query, query)} for query in queries]
+    report = read_labels(config, written(tmp_path / f"draw{ending}", *rows), tmp_path / "out.csv")
+    assert (report.rows, report.labels, report.problems, report.shares) == (20, 20, (), {})
+    assert [number for number, _ in report.notes] == [1, 2, 3, 4]  # TRUE is true after normalisation
+    assert "'7' is not the one of this query_key, which is '007'" in report.notes[0][1]
+    assert labels_of(tmp_path / "out.csv").keys() == set(queries)
+    assert [item.query for item in label_desk(config, written(tmp_path / f"b{ending}", rows[0] | {"answer": ""})).queue.items([0])] == [
+        "007"
+    ]
+
+
+@pytest.mark.parametrize("key", ["", "1.2E+31", "00" * 16])
+def test_a_query_that_nobody_drew_is_wrong(config: Config, tmp_path: Path, key: str) -> None:
+    queries = ["007", *(f"word {i}" for i in range(19))]
+    record_draw(open_storage(config.root), "query_intent", [drawn(query) for query in queries])
+    rows = [drawn(query, "browse", query_key=key) | {"query": SPOILT.get(query, query)} for query in queries]
+    foreign = [drawn("of somebody", "price", query_key=key), drawn("of nobody", "price", design="", stratum="", query_key=key)]
+    for more in (0, 1, 2):
+        file = written(tmp_path / "draw.csv", *rows, *foreign[:more])
+        report = read_labels(config, file, tmp_path / "out.csv")
+        assert (report.rows, report.labels, report.notes) == (20 + more, 19, ())
+        assert report.shares == {("census", "head"): (19, 20)}
+        assert [number for number, _ in report.problems] == [1, 21, 22][: 1 + more]
+        assert all("was not drawn" in problem and (key[:40] or "no query_key") in problem for _, problem in report.problems)
+        assert labels_of(tmp_path / "out.csv").keys() == set(queries[1:])
+
+
+def test_a_file_of_which_one_column_was_sorted_is_noticed(config: Config, tmp_path: Path) -> None:
+    rows = [drawn("a", "price", **key_of("b")), drawn("b", "browse", **key_of("a")), drawn("c", "price")]
+    report = read_labels(config, written(tmp_path / "draw.csv", *rows), tmp_path / "out.csv")
+    assert ["sorted by one column" in problem for _, problem in report.problems] == [True, True]
+    assert report.shares == {("census", "head"): (1, 3)}
+
+
+def test_a_field_that_occurs_twice_is_wrong(config: Config, tmp_path: Path) -> None:
+    lines = [json.dumps(drawn("a", {"intent": "price"})), json.dumps(drawn("b", {"intent": "price"})), json.dumps(drawn("c", "price"))]
+    lines[0] = lines[0].replace('"intent"', '"intent": "browse", "intent"')
+    lines[1] = lines[1].replace('"answer"', '"answer": "browse", "answer"')
+    record_draw(open_storage(config.root), "query_intent", [drawn(query) for query in "abc"])
+    (tmp_path / "draw.jsonl").write_text("\n".join(lines))
+    report = read_labels(config, tmp_path / "draw.jsonl", tmp_path / "out.csv")
+    assert report.problems == ((1, "the field 'intent' occurs twice"), (2, "the field 'answer' occurs twice"))
+    assert report.shares == {("census", "head"): (1, 3)}
+
+
+def test_a_deleted_query_is_in_no_draw(config: Config, store: Storage, tmp_path: Path) -> None:
+    receipt = delete_query(store, "a", who="anna", why="asked for by its author")
+    assert receipt.rows == {"labelling": 1}
+    (draw,) = read_draws(store, "query_intent")
+    assert {entry.query for entry in draw.values()} == {"b", "c", "d", "e", "f", "g", "-5 degrees"}
+    ((_, problem),) = read_labels(config, written(tmp_path / "draw.csv", drawn("a", "price")), tmp_path / "out.csv").problems
+    assert "'a' was not drawn" in problem
+
+
+def test_a_store_without_a_draw_is_named(root: str, tmp_path: Path) -> None:
+    config = Config(root=root, tracking=OFF, task="query_intent", who="anna")
+    file = written(tmp_path / "draw.csv", drawn("a", "price"))
+    for call in (lambda: read_labels(config, file, tmp_path / "out.csv"), lambda: label_desk(config, file)):
+        with pytest.raises(InputError, match="no queries were drawn for this task in this store"):
+            call()
+
+
 def test_a_file_that_a_spreadsheet_saved_again_is_read(config: Config, tmp_path: Path) -> None:
     file = tmp_path / "draw.csv"
     file.write_text("\ufeffstratum;events;Query;answer;design\r\nhead;5;'-5 degrees;browse;census\r\ntail;;b;;\r\n", encoding="utf-8")
@@ -227,6 +311,14 @@ def test_label_studio_says_who_skipped_and_who_answered(config: Config, tmp_path
     assert report.shares == {("census", "head"): (1, 4)}
     (row,) = labels_of(tmp_path / "out.csv").values()
     assert (row["who"], row["design"], row["inclusion"]) == ("anna@example.org", "by_probability", "0.25")
+    changed = item("aa", chosen)  # its regions would point into another text
+    changed["data"] |= key_of("a")
+    file.write_text(json.dumps([changed, item("nobody drew this", chosen)]), encoding="utf-8")
+    report = read_labels(config, file, tmp_path / "out.csv")
+    assert [problem.split(";")[0] for _, problem in report.problems] == [
+        "query: 'aa' is not the one of this query_key, which is 'a'",
+        "query: 'nobody drew this' was not drawn, and the row has no query_key",
+    ]
 
 
 def test_files_that_cannot_be_are_refused(config: Config, tmp_path: Path) -> None:
@@ -260,7 +352,7 @@ def test_reviews_do_not_see_answers_to_drawn_queries(config: Config, store: Stor
     assert review.decisions(store, task.name).num_rows == 0
     assert review.decision_history(store, task.name).num_rows == 0
     assert not people_answers(store, task)
-    assert Counter(one.path.split("/")[0] for one in store.files("")) == {"labelling": 2}
+    assert Counter(one.path.split("/")[0] for one in store.files("")) == {"labelling": 3}, "two answers, and what was drawn"
 
 
 def test_nobody_sees_an_answer(config: Config, tmp_path: Path) -> None:
@@ -284,6 +376,7 @@ def page(file: Path, root: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 @pytest.mark.slow
 def test_a_kill_loses_no_answer(root: str, tmp_path: Path) -> None:
+    record_draw(open_storage(root), "query_intent", [drawn("a"), drawn("b")])
     file = written(tmp_path / "draw.csv", drawn("a"), drawn("b"))
     with page(file, root) as (running, url):
         row = loopback.get(url + "row?start=0&step=0&show=all").json()

@@ -14,9 +14,10 @@ from headtail.adapters.storage import open_storage
 from headtail.adapters.storage.receipts import output_table
 from headtail.core.config import TrackingConfig
 from headtail.core.errors import ConfigError, InputError
+from headtail.core.keys import query_key
 from headtail.core.label_design import draw_by_traffic
 from headtail.core.policy import TaskPolicy
-from headtail.review.label_draw import Config, draw_labels, traffic_level
+from headtail.review.label_draw import Config, draw_labels, read_draws, traffic_level
 from headtail.review.labelling import read_labels
 from headtail.stages import ingest, plan
 
@@ -61,6 +62,7 @@ def test_labels_are_drawn_filled_in_and_read(tmp_path: Path) -> None:
     config = Config(root=root, tracking=OFF, task="query_intent", census=20, rows=40)
     count = draw_labels(config, tmp_path / "draw.csv", "csv")
     lines = table_of(tmp_path / "draw.csv")
+    assert all(line["query_key"] == query_key(line["query"]).hex() for line in lines)
     assert len(lines) == count
     assert 45 <= count <= 62  # a stratum may have fewer queries than its part
     census = [line for line in lines if line["design"] == "census"]
@@ -79,6 +81,11 @@ def test_labels_are_drawn_filled_in_and_read(tmp_path: Path) -> None:
     draw_labels(config, tmp_path / "tasks.json", "labelstudio")
     tasks = json.loads((tmp_path / "tasks.json").read_text(encoding="utf-8"))
     assert (tmp_path / "tasks.xml").exists()
+    assert all(item["data"]["query_key"] == query_key(item["data"]["text"]).hex() for item in tasks)
+    (draw,) = read_draws(open_storage(root), "query_intent")  # the same queries were drawn twice
+    assert {key.hex(): tuple(entry) for key, entry in draw.items()} == {
+        line["query_key"]: (line["query"], line["design"], line["stratum"]) for line in lines
+    }
     for item in tasks[:-1]:
         item["annotations"] = [{"result": [{"from_name": "label", "value": {"choices": ["browse"]}}]}]
     (tmp_path / "export.json").write_text(json.dumps(tasks), encoding="utf-8")

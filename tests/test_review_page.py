@@ -13,9 +13,10 @@ import pytest
 from chromium import Page, browser, needs_chromium
 from headtail import review
 from headtail.adapters.storage import Storage, open_storage
+from headtail.core.keys import normalise, query_key
 from headtail.core.task import Task, load_task
 from headtail.review.desk import Desk
-from headtail.review.label_draw import Config
+from headtail.review.label_draw import Config, record_draw
 from headtail.review.labelling import label_desk
 from headtail.review.log import LABELLING, DecisionLog
 from headtail.review.queue import make_queue
@@ -284,6 +285,9 @@ def test_it_looks_right(url: str, tmp_path: Path, look: str) -> None:
 def labelling(root: str, task: str, folder: Path) -> Iterator[str]:
     """The page of three drawn queries."""
     file = folder / "draw.csv"
+    said = {"design": "census", "stratum": "head"}
+    queries = ("pizza near me", normalise(MARKUP), "how much")
+    record_draw(open_storage(root), load_task(task).name, [{"query": one, "query_key": query_key(one).hex(), **said} for one in queries])
     file.write_text(f"query,answer,stratum,events\npizza near me,,head,1234\n{MARKUP},,tail,2\nhow much,,unseen,1\n")
     with ReviewServer(label_desk(Config(root=root, task=task, who="anna"), file)) as server:
         yield server.url

@@ -3,15 +3,16 @@
     ingest + plan -> a census of the most frequent queries, the rest by traffic within strata -> CSV, JSON Lines, or Label Studio tasks
 
 In: a store. Out: a file with an empty answer per query, its design and its inclusion probability, for the page, a spreadsheet or Label
-Studio. The frame is the traffic held out (the log itself, where nothing was). Knows nothing of models: nobody sees an answer.
+Studio; in the store which queries were drawn (`labelling/<task>/draws/`): a spreadsheet may change the file's texts. The
+frame is the traffic held out (the log itself, where nothing was). Knows nothing of models: nobody sees an answer.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +21,12 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from headtail.adapters.progress import say
-from headtail.adapters.storage import Storage, open_storage
+from headtail.adapters.storage import Storage, open_storage, read_table, write_table
 from headtail.adapters.storage.frequency import head_mask, log_counts
 from headtail.adapters.storage.receipts import load_receipt, output_table
 from headtail.core.config import StageConfig, execution
 from headtail.core.errors import ConfigError, InputError
+from headtail.core.keys import KEY_BYTES, fingerprint
 from headtail.core.label_rows import DrawFrame, ExpectedQuality, rows_for_gate, rows_for_width, width_of
 from headtail.core.near_duplicates import duplicate_clusters
 from headtail.core.policy import TaskPolicy
@@ -35,9 +37,19 @@ from headtail.core.strata import stratum_places
 from headtail.core.task import Task, load_task
 from headtail.review import labelstudio
 from headtail.review.formats import csv_text, guard
+from headtail.review.log import LABELLING
 from headtail.review.transfer import Format, refuse_existing, write_whole
 
-COLUMNS = ("query", "answer", "design", "inclusion", "stratum", "events")
+COLUMNS = ("query", "answer", "design", "inclusion", "stratum", "events", "query_key")
+_DRAWN = pa.schema([("query_key", pa.binary(KEY_BYTES)), ("query", pa.string()), ("design", pa.string()), ("stratum", pa.string())])
+
+
+class DrawEntry(NamedTuple):
+    """A query of a draw: its text, its design, and its stratum."""
+
+    query: str
+    design: str
+    stratum: str
 
 
 class Config(StageConfig):
@@ -98,9 +110,11 @@ def draw_labels(config: Config, file: Path, kind: Format) -> int:
             "inclusion": f"{drawn.inclusion[i]:.9g}",
             "stratum": STRATA[stratum[drawn.places[i]]],
             "events": str(row["count"]),
+            "query_key": row["query_key"].hex(),
         }
         for row, i in zip(table, mixed.tolist(), strict=True)
     ]
+    record_draw(store, task.name, lines)
     write_whole(file, _pieces(lines, kind))
     if config_file is not None:
         write_whole(config_file, iter([labelstudio.labelling_config(task)]))
@@ -109,6 +123,28 @@ def draw_labels(config: Config, file: Path, kind: Format) -> int:
         f"labels       {len(lines):,} queries written to {file}: the {census:,} most frequent ({top:.1%} of the traffic), others by traffic"
     )
     return len(lines)
+
+
+def record_draw(store: Storage, task: str, lines: Sequence[Mapping[str, str]]) -> None:
+    """Keep which queries were drawn. The same queries are kept once."""
+    rows = sorted((bytes.fromhex(line["query_key"]), line["query"], line["design"], line["stratum"]) for line in lines)
+    name = fingerprint([[key.hex(), *said] for key, *said in rows])
+    table = pa.Table.from_pylist([dict(zip(_DRAWN.names, row, strict=True)) for row in rows], schema=_DRAWN)
+    write_table(store, f"{_draws_of(task)}/{name}.parquet", table)
+
+
+def read_draws(store: Storage, task: str) -> list[dict[bytes, DrawEntry]]:
+    """The queries of each draw by key. InputError when nothing was drawn for the task."""
+    paths = sorted(one.path for one in store.files(_draws_of(task)) if one.path.endswith(".parquet"))
+    if not paths:
+        fix = "give the --root and the task of `headtail labels draw`; a draw of an earlier version: draw once more with the same settings"
+        raise InputError("no queries were drawn for this task in this store", where=store.uri(_draws_of(task)), fix=fix)
+    tables = (read_table(store, path).to_pydict() for path in paths)
+    return [dict(zip(table.pop("query_key"), map(DrawEntry, *table.values()), strict=True)) for table in tables]
+
+
+def _draws_of(task: str) -> str:
+    return f"{LABELLING}/{task}/draws"
 
 
 def _frame(store: Storage, log: Receipt) -> pa.Table:

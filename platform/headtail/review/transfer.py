@@ -12,7 +12,7 @@ import json
 import os
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -228,9 +228,7 @@ class DecisionReader:
         item = found[0]
         note = ""
         if row.query is not None and row.query != item.query:
-            note = f"query: {row.query[:80]!r} is not the one of this query_key, which is {item.query[:80]!r}"
-            meant = query_key(normalise(row.query))
-            other = meant in queue.places and meant.hex() != item.query_key and not _same_number(row.query, item.query)
+            note, other = changed_text(row.query, item.query, queue.places)
             if self.texts_decide or other:
                 return None, f"{note}; were the rows sorted by one column alone?"
         if not self._same(row.before, item.answer):
@@ -255,6 +253,13 @@ class DecisionReader:
         with contextlib.suppress(HeadtailError):
             return load_queue(self.store, ref, self.task)
         return f"queue: {ref} cannot be read in this store, or belongs to another task"
+
+
+def changed_text(written: str, query: str, known: Container[bytes]) -> tuple[str, bool]:
+    """(what to note of a text that is not that of its row's key, whether it is another query of `known` and not the same number)."""
+    note = f"query: {written[:80]!r} is not the one of this query_key, which is {query[:80]!r}"
+    meant = query_key(normalise(written))
+    return note, meant in known and meant != query_key(query) and not _same_number(written, query)
 
 
 def _same_number(one: str, other: str) -> bool:
