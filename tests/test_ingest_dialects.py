@@ -194,6 +194,40 @@ def test_rows_are_read_as_they_were_written_or_set_aside(tool: Callable[[Rows], 
     assert len(found) + aside.total() <= lines
 
 
+PSQL = " query  \n-------\n pizza\n tacos\n(2 rows)\n\n"
+SQLCMD = (
+    "query               ,n          \r\n--------------------,-----------\r\npizza               ,          1\r\n\r\n(1 rows affected)\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "text, column, queries, drawn",
+    [
+        (PSQL, "query", ["pizza", "tacos"], 2),
+        (PSQL.replace("-", "\u2500"), "query", ["pizza", "tacos"], 2),
+        (PSQL.replace("-------\n", ""), "query", ["pizza", "tacos"], 1),
+        (PSQL * 2, "query", ["pizza", "tacos"] * 2, 4),
+        (" query | n \n-------+---\n pizza | 1\n(1 row)\n", "n", ["pizza"], 2),
+        ("query\n-----\npizza\n\n(1 row(s) affected)\n", "query", ["pizza"], 2),
+        (SQLCMD, "n", ["pizza"], 2),
+        (SQLCMD.replace(",", "\t"), "n", ["pizza"], 2),
+        (SQLCMD.replace(",", "|"), "n", ["pizza"], 2),
+    ],
+)
+def test_lines_that_psql_and_sqlcmd_draw_are_no_queries(text: str, column: str, queries: list[str], drawn: int) -> None:
+    found, aside = read(text, ".csv", column=column)
+    assert Counter(query.strip() for query, _ in found if query) == Counter(queries)  # an empty line is an empty cell, set aside later
+    assert aside["bad_row"] == drawn
+
+
+def test_a_query_that_only_looks_drawn_is_kept() -> None:
+    texts = ["-", "--", "-5", "--help", "(2 rows) of seats", "(2)", "\u2013", "--- a", "(two rows)", "\u2500\u2500"]
+    found, aside = read("query\n" + "\n".join(texts) + '\n"---"\n"(2 rows)"\n', ".csv", column="query")
+    assert (Counter(query for query, _ in found), aside) == (Counter([*texts, "---", "(2 rows)"]), Counter())
+    found, aside = read("query,n\n---,3\n(2 rows),1\n", ".csv")
+    assert (found, aside) == ([("---", "3"), ("(2 rows)", "1")], Counter())
+
+
 SECOND = ["query,x", "QUERY,X", "query, x", " Query ,\tX ", '"query","x"', '"QUERY", x', "\ufeffquery,x", "query,x,", "query          ,x"]
 
 

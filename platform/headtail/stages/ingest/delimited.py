@@ -16,12 +16,23 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from headtail.core.errors import InputError, LedgerError
-from headtail.stages.ingest.dialect import DOUBLED, NONE, Dialect, canonical_header, cut_doubled, is_second_header, is_sep_line, readings
+from headtail.stages.ingest.dialect import (
+    DOUBLED,
+    NONE,
+    Dialect,
+    canonical_header,
+    cut_doubled,
+    is_drawn_line,
+    is_second_header,
+    is_sep_line,
+    readings,
+)
 from headtail.stages.ingest.records import BOM, Ints, Lines, Mask, Record, lines_of, literal, long_records, per_line, record_text
 
 ROW = "\0row"  # the column of row numbers: no file names a column so
 _LONGEST_SEP = 11  # bytes: a mark, "sep=;" in quotes, a carriage return
 _NUL, _NEWLINE, _RETURN, _QUOTE = 0, 10, 13, 34
+_DRAWN_BEGIN = [ord("-"), ord("("), 0xE2]  # bytes with which a line begins that psql or sqlcmd draws
 
 
 class Reject(NamedTuple):
@@ -105,7 +116,8 @@ def _no_cells(names: Sequence[str]) -> pa.Table:
 
 
 def _unfit(lines: Lines, form: Dialect) -> Mask:
-    """Lines that are not cut in bulk: another number of cells, a lone carriage return (Arrow would cut there), a NUL, a header, `sep=`."""
+    """Lines that are not cut in bulk: another number of cells, a lone carriage return (Arrow would cut there), a NUL, a header, `sep=`,
+    a line of psql or sqlcmd."""
     data, raw, starts, ends, *_ = lines
     unfit: Mask = per_line(raw == ord(form.delimiter), starts) != form.cells - 1
     returns = np.flatnonzero(raw == _RETURN)
@@ -127,6 +139,8 @@ def _unfit(lines: Lines, form: Dialect) -> Mask:
         equals |= raw[np.minimum(starts + place, len(raw) - 1)] == ord("=")
     for line in np.flatnonzero(equals & (ends - starts <= _LONGEST_SEP)):
         unfit[line] |= is_sep_line(data[starts[line] : ends[line]], form.delimiter)
+    for line in np.flatnonzero(np.isin(raw[np.minimum(starts, len(raw) - 1)], _DRAWN_BEGIN) & ~unfit):
+        unfit[line] = is_drawn_line(data[starts[line] : ends[line]], form)
     return unfit
 
 
@@ -210,6 +224,8 @@ def _cells(record: bytes, form: Dialect) -> tuple[tuple[str, ...], str]:
         return (), "header"
     if "\0" in text:
         return (), "nul"
+    if is_drawn_line(record, form):
+        return (), "bad_row"
     if "\\" not in text and _doubles(form):  # most
         cells = cut_doubled(text, form.delimiter, sloppy=True)
         found = {cells} if cells is not None and len(cells) == form.cells else set()
@@ -226,6 +242,8 @@ def _cells(record: bytes, form: Dialect) -> tuple[tuple[str, ...], str]:
 
 def _row_problem(record: bytes, form: Dialect) -> str:
     """What keeps a record from being a row."""
+    if is_drawn_line(record, form):
+        return "no row, a line that psql or sqlcmd draws"
     text = record_text(record)
     cells = len(cut_doubled(text, form.delimiter, sloppy=True) or text.split(form.delimiter))
     return "quotes or backslashes that do not fit" if cells == form.cells else f"{cells} cells, the header has {len(form.names)}"

@@ -20,6 +20,9 @@ QUOTES_HELP = (
     "text); auto: found from the file, and rows that can be read in two ways are set aside"
 )
 SEP_LINE = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=([^"\r\n])"?\r?', re.I)  # Excel's: it names the delimiter
+_RULE = re.compile(rb"(?:-|\xe2\x94\x80)+")  # of hyphens, or of the box-drawing line that psql can use
+_RULE_CHARS = 3  # of the longest cell of a rule: psql draws two more than the name of a column has
+_FOOTER = re.compile(rb"\([0-9]+ row(?:s|\(s\))?(?: affected)?\)")
 _CONTROL = {"t": "\t", "n": "\n", "r": "\r"}
 
 
@@ -61,6 +64,16 @@ def is_sep_line(line: bytes, delimiter: str) -> bool:
     """Whether a line is Excel's `sep=;` with this delimiter, as stands before a header: also before one that `cat` glued in."""
     found = SEP_LINE.fullmatch(line)
     return found is not None and found[1].decode("latin-1") == delimiter
+
+
+def is_drawn_line(line: bytes, form: Dialect) -> bool:
+    """Whether a line is no row but drawn around a table by psql or sqlcmd: the rule under a header, or `(2 rows)` after the last row."""
+    cells = [cell.strip() for cell in line.split(form.delimiter.encode("latin-1"))]
+    if len(cells) != form.cells:
+        return False
+    if len(cells) == 1 and _FOOTER.fullmatch(cells[0]):
+        return True
+    return all(map(_RULE.fullmatch, cells)) and max(len(cell.decode("utf-8", "replace")) for cell in cells) >= _RULE_CHARS
 
 
 def is_second_header(line: bytes, form: Dialect) -> bool:

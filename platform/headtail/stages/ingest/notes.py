@@ -21,7 +21,8 @@ CURES = {
     "before_gap": "their dates are long before the log's other days, and they are few",
     "after_gap": "their dates are after a gap, and they are few",
     "after_today": "their dates are after today",
-    "bad_row": "they have not the header's number of cells, or are no JSON object, or their query is true, false, a list or an object: "
+    "bad_row": "they have not the header's number of cells, or are no JSON object, or their query is true, false, a list or an object, "
+    "or are lines that psql or sqlcmd draws: "
     "correct the program that writes them, or set `quotes`",
     "nul": "they hold a zero byte",
     "name_twice": "their JSON has a column twice",
