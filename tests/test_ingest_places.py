@@ -374,6 +374,14 @@ def test_a_column_of_booleans_is_no_column_of_queries(ingest: Ingest, tmp_path: 
         ingest(tmp_path / "x.parquet")
 
 
+@pytest.mark.parametrize("cell", [{"a": 1}, [{"a": 1}], [["a"]]])
+def test_a_parquet_column_of_objects_is_no_side_input(ingest: Ingest, tmp_path: Path, cell: object) -> None:
+    pq.write_table(pa.table({"query": ["a"], "businesses": [cell]}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="column businesses does not hold text") as error:
+        ingest(tmp_path / "x.parquet", task="query_segmentation")
+    assert "as JSON" in error.value.fix
+
+
 def test_a_tiny_parquet_file_that_unpacks_to_gigabytes_takes_little_memory(ingest: Ingest, root: str, tmp_path: Path) -> None:
     text, rows = "x" * 500_000, 5000
     codes = pa.array([0] * rows, pa.int32())

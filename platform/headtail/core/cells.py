@@ -138,6 +138,12 @@ def plain_texts(array: pa.Array) -> pa.Array | None:
     return array.cast(pa.string()) if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else None
 
 
+def item_type(kind: pa.DataType) -> pa.DataType:
+    """The type of a list's items; that of the cells themselves where they are no lists."""
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_list_view(kind)
+    return kind.value_type if listed else kind
+
+
 def lists(array: pa.Array, separator: str) -> pa.Array:
     """Lists of text: blanks around items and empty items gone, null for a list of nothing; text is cut at `separator`.
 

@@ -153,7 +153,7 @@ class Intake:
             reasons = np.append(texts.reasons, np.uint8(EMPTY))[places]  # no text: place -1
             count, reasons = self._counts(table, reasons)
             time, reasons = self._times(table, reasons)
-            sides, reasons = self._sides(table, reasons)
+            sides, reasons = self._sides(table, reasons, file)
             used = np.flatnonzero(reasons == 0)
             day = time // 86_400 if rules.time else np.full(len(rows), NO_DAY)
             self._count(texts, places[used], day[used], count[used])
@@ -188,12 +188,14 @@ class Intake:
         outside = np.select([day > span.today, day > span.last, day < span.first], [AFTER_TODAY, AFTER_GAP, BEFORE_GAP], 0)
         return seconds, np.where(reasons == 0, np.where(bad, BAD_TIME, outside), reasons).astype(np.int8)
 
-    def _sides(self, table: pa.Table, reasons: Bits) -> tuple[dict[str, pa.Array], Bits]:
+    def _sides(self, table: pa.Table, reasons: Bits, file: str) -> tuple[dict[str, pa.Array], Bits]:
         found: dict[str, pa.Array] = {}
         for name in self.rules.side_inputs:
             if name not in table.column_names or table[name].null_count == table.num_rows:
                 continue
             array = cells.flat(table[name])
+            if pa.types.is_nested(cells.item_type(array.type)):
+                raise _not_text(table, name, file, "write each item as text, for example as JSON")
             try:
                 found[name] = cells.lists(array, self.rules.separator)
             except pa.ArrowInvalid:
@@ -319,8 +321,8 @@ class Intake:
         self.aside.add(pa.table([pa.repeat(file, len(rows)), rows, reasons, texts], schema=SET_ASIDE))
 
 
-def _not_text(table: pa.Table, name: str, file: str) -> InputError:
-    return InputError(f"column {name} does not hold text", where=file, value=table[name].type, fix="name a column of text")
+def _not_text(table: pa.Table, name: str, file: str, fix: str = "name a column of text") -> InputError:
+    return InputError(f"column {name} does not hold text", where=file, value=table[name].type, fix=fix)
 
 
 def _is_utf8(value: object) -> bool:
