@@ -100,6 +100,10 @@ bench-serve: quickstart ## the server beside a bare ASGI function and stock Ray 
 bench-failures: quickstart ## the server under load while its parts are killed, with 10 million keys, needs redis-server: build/bench/serve_failures.json (10 minutes)
 	@$(BIN)/python -m tests.bench.serve_failures --root $(ROOT)
 
+.PHONY: bench-overload
+bench-overload: quickstart ## the server for a minute under three times the misses that a small BERT answers, in an open loop: build/bench/overload.json (3 minutes)
+	@$(BIN)/python -m tests.bench.overload --root $(ROOT) --larger
+
 .PHONY: bench-simulate
 bench-simulate: quickstart ## the simulator beside the server, the same requests at two loads: build/bench/simulate.json (3 minutes)
 	@$(BIN)/python -m tests.bench.simulator --root $(ROOT) $(SIMULATE_ARGS)
