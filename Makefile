@@ -102,7 +102,7 @@ bench-failures: quickstart ## the server under load while its parts are killed, 
 
 .PHONY: bench-overload
 bench-overload: quickstart ## the server for a minute under three times the misses that a small BERT answers, in an open loop: build/bench/overload.json (3 minutes)
-	@$(BIN)/python -m tests.bench.overload --root $(ROOT) --larger
+	@$(BIN)/python -m tests.bench.overload --root $(ROOT) --larger $(OVERLOAD_ARGS)
 
 .PHONY: bench-simulate
 bench-simulate: quickstart ## the simulator beside the server, the same requests at two loads: build/bench/simulate.json (3 minutes)

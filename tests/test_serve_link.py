@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -32,7 +33,7 @@ from headtail.stages.serve.frames import (
     Message,
     encode_frame,
 )
-from headtail.stages.serve.front.link import StudentLink
+from headtail.stages.serve.front.link import PER_TURN, StudentLink
 from headtail.stages.serve.student_link import AnswerQuery, FrontAddress, FrontLinks
 from headtail.stages.serve.student_tier import StudentTier
 from ports import free_port
@@ -156,6 +157,29 @@ def test_misses_that_come_together_go_in_one_frame_and_each_gets_its_own_answer(
             await until(lambda: not link.connections)
 
     asyncio.run(go())
+
+
+def test_a_front_does_other_things_between_the_answers_of_a_frame(store: Storage, tmp_path: Path, segmentation: Task) -> None:
+    published(store, tmp_path, segmentation)
+    seen: list[int] = []
+
+    async def go() -> None:
+        async with listening(store, tmp_path) as (front, link, address):
+            pupil = Pupil(segmentation)
+            pupil.gate.clear()
+            async with linked(pupil, [address]):
+                await until(lambda: link.connections)
+                asks = [asyncio.create_task(ask(front, f"rare {i}")) for i in range(40)]
+                await until(lambda: len(pupil.seen) == 40)
+                pupil.gate.set()
+                while not all(one.done() for one in asks):
+                    seen.append(sum(one.done() for one in asks))
+                    await asyncio.sleep(0)
+
+    asyncio.run(go())
+    steps = [later - before for before, later in itertools.pairwise([*seen, 40])]
+    assert max(steps) <= 2 * PER_TURN
+    assert sum(steps) == 40
 
 
 def test_without_a_student_a_miss_is_unavailable_at_once(store: Storage, tmp_path: Path, segmentation: Task) -> None:

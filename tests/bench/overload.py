@@ -1,12 +1,11 @@
 """A server for a minute under three times the misses that its student can answer, with hits beside them, in an open loop.
 
-    python -m tests.bench.overload --root build/quickstart      # make bench-overload: build/bench/overload.json
-    python -m tests.bench.overload --root build/quickstart --larger --out build/bench/overload_larger.json
+    python -m tests.bench.overload --root build/quickstart --larger      # make bench-overload: build/bench/overload.json
 
 Requests come at random times, whatever became of those before: hits at one rate from the beginning to the end; misses at a third of what
 the student answers, then at three times that, then at a third again. Each miss is a query that nobody asked before. Every second the
-memory of the fronts and of the student is read. Caller, fronts and student share the machine; with
---fronts-first the caller and the fronts get a core whenever they want one, as if they had cores of their own.
+memory of the fronts and of the student is read. Caller, fronts and student share the machine; with --fronts-first the caller and the
+fronts get a core whenever they want one, as if they had cores of their own.
 """
 
 from __future__ import annotations
