@@ -41,6 +41,7 @@ from ports import free_port
 from test_cache import answers, good, publish
 from test_serve import STUDENT, config, published, segments
 from test_serve_link import Pupil
+from test_serve_students import Labelled
 from test_serve_supervisor import FRONTS, School
 from timescale import eventually, limit
 
@@ -627,17 +628,8 @@ def test_names_of_students_do_not_collide(tmp_path: Path) -> None:
 # ---- on Ray
 
 
-class Either:
+class Either(Labelled):
     """A student of whichever task, in a Serve replica of its own."""
-
-    def __init__(self, model: Any, root: str, task: Task, stands_for: str, digest: str) -> None:
-        self.task, self.stands_for = task, stands_for
-
-    async def check(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
     async def answer(self, query: str, side_inputs: Mapping[str, Sequence[str]]) -> RealtimeReply:
         if query == "be dead":
